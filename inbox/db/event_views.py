@@ -20,25 +20,25 @@ def status_of(fact: str, dialect: str) -> str:
 def _dead_cause(dialect: str) -> str:
     died = (
         """LEFT JOIN LATERAL (
-    SELECT f.at, f.detail FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead'
+    SELECT f.at, f.detail FROM delivery_log f WHERE f.seq = gone.seq AND f.route = gone.route AND f.kind = 'dead'
     ORDER BY f.id DESC
     LIMIT 1) l ON true"""
         if dialect == POSTGRES
         else """LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')"""
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = gone.seq AND f.route = gone.route AND f.kind = 'dead')"""
     )
     return f"""
 CREATE VIEW dead_cause AS
 SELECT d.route, d.cause, d.error, d.last_status, count(*) AS deliveries, min(d.died_at) AS first_died_at,
        max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq
 FROM (
-    SELECT o.seq, o.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+    SELECT gone.seq, gone.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
            {status_of("l", dialect)} AS last_status
     FROM (
         SELECT seq, route FROM open_delivery WHERE state = 'dead'
         UNION ALL
         SELECT seq, route FROM open_delivery WHERE state = 'blocked'
-    ) o
+    ) gone
     {died}
 ) d
 GROUP BY d.route, d.cause, d.error, d.last_status

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from inbox.db.schema import metadata
 from inbox.db.stuck import SqlClock
 from inbox.db.throughput import DUPLICATE, REJECTED, STORED, SWEPT
+from inbox.events.states import GONE_SECONDS
 
 _HOUR, _DAY = 3600, 86_400
 LONG_TRANSACTION_SECONDS = 60
@@ -34,28 +35,51 @@ FROM throughput_minute t
 """
 
 
+def route_gate(clock: SqlClock) -> str:
+    """Make the view of gates by route. What no relay wrote into `relay_node.routes` is passed over."""
+    if clock.is_postgres:
+        pairs = """relay_node n
+CROSS JOIN LATERAL jsonb_each(n.routes) r
+CROSS JOIN LATERAL jsonb_array_elements(CASE jsonb_typeof(r.value) WHEN 'array' THEN r.value ELSE '[]' END) g"""
+        kind, name, route = "g.value ->> 0", "g.value ->> 1", "r.key"
+    else:
+        pairs = """relay_node n
+JOIN json_each(n.routes) r
+JOIN json_each(CASE r.type WHEN 'array' THEN r.value ELSE '[]' END) g ON g.type = 'array'"""
+        kind, name, route = "g.value ->> '$[0]'", "g.value ->> '$[1]'", "r.key"
+    return f"""
+CREATE VIEW route_gate AS
+SELECT DISTINCT {route} AS route, {kind} AS kind, {name} AS name
+FROM {pairs}
+WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= {clock.ago(GONE_SECONDS)}
+"""
+
+
 def _source_health(clock: SqlClock) -> str:
     sums = _sums(
-        clock, "'source'", "s.source", {"events": (STORED, SWEPT), "duplicates": (DUPLICATE,), "rejected": (REJECTED,)}
+        clock,
+        "'source'",
+        "known.source",
+        {"events": (STORED, SWEPT), "duplicates": (DUPLICATE,), "rejected": (REJECTED,)},
     )
     return f"""
 CREATE VIEW source_health AS
-SELECT s.source, {_newest("'source'", "s.source", (STORED, DUPLICATE))} AS last_arrival_at,
+SELECT known.source, {_newest("'source'", "known.source", (STORED, DUPLICATE))} AS last_arrival_at,
        {sums},
        coalesce((
-           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = s.source ORDER BY a.id DESC LIMIT 1
+           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = known.source ORDER BY a.id DESC LIMIT 1
        ), false) AS is_silent,
-       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = s.source) AS paused_at
+       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = known.source) AS paused_at
 FROM (
     SELECT name AS source FROM ({_names("throughput_minute", "name", "t.kind = 'source'")}) counted
     UNION
     SELECT name FROM ({_names("inbox", "source", "1 = 1")}) stored
-) s
+) known
 """
 
 
 def _destination_health(clock: SqlClock) -> str:
-    sums = _sums(clock, "d.kind", "d.name", {"delivered": SUCCEEDED, "failed": FAILED, "dead": ("dead",)})
+    sums = _sums(clock, "subject.kind", "subject.name", {"delivered": SUCCEEDED, "failed": FAILED, "dead": ("dead",)})
     known = "UNION".join(
         f"""
     SELECT '{kind}' AS kind, name FROM ({_names("throughput_minute", "name", f"t.kind = '{kind}'")}) counted_{kind}
@@ -74,17 +98,17 @@ SELECT h.kind, h.name,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
        h.held_until, h.hold_reason
 FROM (
-    SELECT d.kind, d.name,
+    SELECT subject.kind, subject.name,
            {sums},
-           {_newest("d.kind", "d.name", SUCCEEDED)} AS last_success_at,
-           {_newest("d.kind", "d.name", (*FAILED, "dead"))} AS last_failure_at,
+           {_newest("subject.kind", "subject.name", SUCCEEDED)} AS last_success_at,
+           {_newest("subject.kind", "subject.name", (*FAILED, "dead"))} AS last_failure_at,
            g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
            CASE WHEN g.held_until > {clock.ago(0)} THEN g.held_until END AS held_until,
            CASE WHEN g.held_until > {clock.ago(0)} THEN g.hold_reason END AS hold_reason
     FROM (
     SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
-    UNION{known}) d
-    LEFT JOIN gate g ON g.kind = d.kind AND g.name = d.name
+    UNION{known}) subject
+    LEFT JOIN gate g ON g.kind = subject.kind AND g.name = subject.name
 ) h
 """
 
@@ -175,8 +199,8 @@ def _sqlite_table_size(clock: SqlClock) -> str:
     )
     return f"""
 CREATE VIEW table_size AS
-SELECT r.table_name, r.rows_estimated, r.bytes, NULL AS index_bytes, r.free_bytes,
-       CAST(round({_rows_per_day(clock, "CASE r.table_name WHEN '(file)' THEN 'inbox' END")} * (r.bytes - r.free_bytes)
+SELECT sized.table_name, sized.rows_estimated, sized.bytes, NULL AS index_bytes, sized.free_bytes,
+       CAST(round({_rows_per_day(clock, "CASE sized.table_name WHEN '(file)' THEN 'inbox' END")} * (sized.bytes - sized.free_bytes)
            / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
        NULL AS dead_rows, NULL AS last_vacuum_at
 FROM (
@@ -184,7 +208,7 @@ FROM (
     UNION ALL
     SELECT '(file)', NULL, page_count * page_size, freelist_count * page_size
     FROM pragma_page_count, pragma_page_size, pragma_freelist_count
-) r
+) sized
 """
 
 

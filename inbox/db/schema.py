@@ -254,6 +254,9 @@ relay_node = Table(
     _required("heartbeat_at", UtcDateTime, "time of its last heartbeat; database clock"),
     _optional("stopped_at", UtcDateTime, "time of a graceful stop; empty while it runs or if it died"),
     _optional("failing", JsonValue, "steps that fail now, with the errors; empty: none"),
+    _optional(
+        "routes", JsonValue, "routes of its configuration, each with the kinds and names of the gates on its way"
+    ),
     comment="One row per run of a relay process.",
     postgresql_with=HOT,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from inbox.db.dialect import POSTGRES
+from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 
 Finding = Literal[
@@ -24,12 +24,22 @@ Finding = Literal[
     "no_head",  # a lane has no head
 ]
 
-COLUMNS = ("finding", "seq", "route", "lane", "state", "for_seconds", "why")
+Wait = Literal[
+    "paused",  # an operator paused a gate on the way
+    "breaker",  # a circuit breaker on the way is not closed
+    "held",  # an endpoint on the way asked for no further call
+    "rate",  # the rate limit of an endpoint on the way is used up
+]
+"""Information: deliveries wait for a reason that ends by itself, or that a person chose."""
+
+COLUMNS = ("finding", "seq", "route", "lane", "state", "for_seconds", "why", "waiting")
 AFTER_SECONDS = 60
 """A delivery or command that makes no progress for so long is stuck."""
 FAILED_FOR_SECONDS = 3600
 """A failed command is a finding for so long; the answer stays in its row."""
 _NEWEST_COMMANDS = 1000
+MOST_LISTED = 1000
+"""Deliveries that are listed of a route, and the largest count of those that wait."""
 _ENTITY = ("source", "entity_type", "entity_id")
 
 ONLY_IN_VIEW: frozenset[Finding] = frozenset({"ahead", "no_head"})
@@ -54,7 +64,25 @@ class SqlClock:
         """Return the time so many seconds before now, which an index can compare with a column."""
         if self.is_postgres:
             return f"{self.now} - interval '{seconds} seconds'"
-        return f"strftime('%Y-%m-%d %H:%M:%f', {self.now}, '-{seconds} seconds') || '000Z'"
+        return f"strftime('%Y-%m-%d %H:%M:%f', {self.now}, '{-seconds} seconds') || '000Z'"
+
+    def in_words(self, column: str) -> str:
+        """Return a time as text, to the second."""
+        if self.is_postgres:
+            return f"to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || 'Z'"
+        return f"substr({column}, 1, 19) || 'Z'"
+
+
+def view(dialect: str) -> str:
+    """Return the statement that makes the view."""
+    clock = SqlClock(dialect)
+    columns = ", ".join(f"b.{name}" for name in COLUMNS)
+    return f"""
+CREATE VIEW stuck AS
+SELECT {columns}, true AS is_finding FROM ({"UNION ALL".join(branches(clock).values())}) b
+UNION ALL
+SELECT {columns}, false FROM ({_waits(clock)}) b
+"""
 
 
 def branches(clock: SqlClock) -> Mapping[Finding, str]:
@@ -72,13 +100,14 @@ def _of_relays(clock: SqlClock) -> dict[Finding, str]:
     return {
         "no_relay": f"""
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
-       'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for {GONE_SECONDS} s' AS why
+       'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for {GONE_SECONDS} s' AS why,
+       CAST(NULL AS bigint) AS waiting
 WHERE NOT EXISTS (
     SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= {clock.ago(GONE_SECONDS)})
 """,
         "crash_loop": f"""
 SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
-       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why
+       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS waiting
 FROM relay_node n
 WHERE n.stopped_at IS NULL AND {silent} > {GONE_SECONDS} AND {clock.since("n.started_at")} < {CRASH_LOOP_SECONDS}
 GROUP BY n.host
@@ -86,67 +115,145 @@ HAVING count(*) >= {CRASH_LOOP_DEATHS}
 """,
         "failing": f"""
 SELECT 'failing' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
-       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why
+       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
 FROM relay_node n {steps}
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND {silent} <= {GONE_SECONDS}
 """,
     }
 
 
+def _is_closed(clock: SqlClock) -> str:
+    """Return the condition that the gate `g` holds something back."""
+    return (
+        f"(g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > {clock.ago(0)}"
+        f" OR g.rate_used_until > {clock.ago(0)})"
+    )
+
+
+def _counted(what: str) -> str:
+    """Count rows of `open_delivery w` up to MOST_LISTED."""
+    return f"(SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE {what} LIMIT {MOST_LISTED}) n)"
+
+
+def _waits(clock: SqlClock) -> str:
+    """One row for each closed gate on the way of a route on which something is due; for one of no known route, one row."""
+    on_route = f"w.route = c.route AND w.state = 'ready' AND w.due_at <= {clock.ago(0)}"
+    return f"""
+SELECT c.finding, CAST(NULL AS bigint) AS seq, c.route, CAST(NULL AS text) AS lane, c.state, c.for_seconds, c.why,
+       CASE WHEN c.route IS NOT NULL THEN {_counted(on_route)} END AS waiting
+FROM (
+    SELECT CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN 'breaker'
+                WHEN g.held_until > {clock.ago(0)} THEN 'held' ELSE 'rate' END AS finding,
+           coalesce(r.route, CASE WHEN g.kind = 'route' THEN g.name END) AS route,
+           CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN g.breaker ELSE 'held' END AS state,
+           {clock.since("g.paused_at")} AS for_seconds,
+           g.kind || ' ' || g.name || CASE
+               WHEN g.paused_at IS NOT NULL
+               THEN ': paused' || coalesce(' by ' || g.paused_by, '') || coalesce(': ' || g.pause_reason, '')
+               WHEN g.breaker <> 'closed'
+               THEN ': its circuit breaker is ' || g.breaker
+                   || coalesce(' until ' || {clock.in_words("g.breaker_until")}, '') || coalesce(': ' || g.breaker_cause, '')
+               WHEN g.held_until > {clock.ago(0)}
+               THEN ': no call until ' || {clock.in_words("g.held_until")} || coalesce(': ' || g.hold_reason, '')
+               ELSE ': its rate limit is used up until ' || {clock.in_words("g.rate_used_until")} END AS why
+    FROM gate g LEFT JOIN route_gate r ON r.kind = g.kind AND r.name = g.name
+    WHERE {_is_closed(clock)}) c
+WHERE CASE WHEN c.route IS NULL THEN c.finding IN ('paused', 'breaker')
+           ELSE EXISTS (SELECT 1 FROM open_delivery w WHERE {on_route}) END
+"""
+
+
+def _routes_with(state: str) -> str:
+    """Select each route with deliveries in this state, by one look into the state's index for each."""
+    first = f"SELECT min(t.route) FROM open_delivery t WHERE t.state = '{state}'"
+    return f"""(
+        WITH RECURSIVE found(route) AS (
+            {first}
+            UNION ALL
+            SELECT ({first} AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL)"""
+
+
+def _last_fact(sql: Sql, delivery: str, condition: str = "") -> str:
+    """Join the last fact of a delivery as `l`, by one entry of the index."""
+    facts = f"FROM delivery_log f WHERE f.seq = {delivery}.seq AND f.route = {delivery}.route {condition}"
+    if sql.is_postgres:
+        return f"LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind {facts} ORDER BY f.id DESC LIMIT 1) l ON true"
+    return f"LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) {facts})"
+
+
 def _of_deliveries(clock: SqlClock) -> dict[Finding, str]:
+    sql = Sql(POSTGRES if clock.is_postgres else SQLITE)
     due, leased, before = clock.since("o.due_at"), clock.since("o.lease_until"), clock.ago(AFTER_SECONDS)
     # Neither list depends on the row: each is read once.
-    nothing_moves = f"""o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > {before})
-  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > {clock.ago(0)})"""
+    nothing_moves = f"""r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > {before})
+  AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > {clock.ago(0)})"""
     # as `relay.delivery.gates.entity_key` writes it
     entity = " || '|' || ".join(rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in _ENTITY)
-    last_fact = "SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route"
+    overdue = sql.first_of(
+        f"{_routes_with('ready')} r",
+        "open_delivery o",
+        f"o.route = r.route AND o.state = 'ready' AND o.due_at < {before}",
+        "o.due_at, o.seq",
+        str(MOST_LISTED),
+    )
+    received = f"(SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT {MOST_LISTED}) o"
+    ahead = sql.looked_up(
+        f"{_routes_with('ready')} r",
+        "open_delivery o",
+        f"o.route = r.route AND o.state = 'ready' AND o.due_at > {clock.ago(-AFTER_SECONDS)}",
+    )
     return {
         "unordered": f"""
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("i.received_at")} AS for_seconds,
-       'no relay has ordered it, and nothing moves' AS why
-FROM open_delivery o JOIN inbox i ON i.seq = o.seq
-WHERE o.state = 'received' AND {clock.since("i.received_at")} > {AFTER_SECONDS}
-  AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > {before})
+       'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
+FROM {sql.looked_up(received, "inbox i", "i.seq = o.seq")}
+WHERE i.received_at < {before} AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > {before})
 """,
         "stuck": f"""
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {due} AS for_seconds,
-       'due, and nothing moves on its route: is it in inbox.toml, and does a gate of its destination or api hold it back?' AS why
-FROM open_delivery o JOIN inbox i ON i.seq = o.seq
-WHERE o.state = 'ready' AND {due} > {AFTER_SECONDS}
-  AND {nothing_moves}
+       CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
+            THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
+            ELSE 'due, and nothing moves on its route' END AS why,
+       NULL AS waiting
+FROM {sql.looked_up(overdue, "inbox i", "i.seq = o.seq")}
+WHERE {nothing_moves}
+  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+                  WHERE k.route = o.route AND {_is_closed(clock)})
   AND NOT EXISTS (
     SELECT 1 FROM gate g
     WHERE g.paused_at IS NOT NULL
       AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
         OR (g.kind = 'entity' AND g.name = {entity})))
 UNION ALL
-SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {leased}, 'its lease ran out, and no relay has rescued it'
-FROM open_delivery o
-WHERE o.state = 'in_flight' AND {leased} > {AFTER_SECONDS}
+SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, {clock.since("r.lease_until")},
+       'its lease ran out, and no relay has rescued it', NULL
+FROM open_delivery r
+WHERE r.state = 'in_flight' AND r.lease_until < {before}
   AND {nothing_moves}
 """,
         "blocked": f"""
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("l.at")} AS for_seconds,
-       'it is dead and blocks its lane: relay replay, unblock or cancel' AS why
-FROM open_delivery o LEFT JOIN delivery_log l ON l.id = ({last_fact} AND f.kind = 'dead')
+       'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
+       {_counted("w.route = o.route AND w.lane = o.lane AND w.state = 'waiting'")} AS waiting
+FROM open_delivery o {_last_fact(sql, "o", "AND f.kind = 'dead'")}
 WHERE o.state = 'blocked'
 """,
         "ahead": f"""
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why
-FROM open_delivery o LEFT JOIN delivery_log l ON l.id = ({last_fact})
-WHERE o.state = 'ready' AND {due} < -{AFTER_SECONDS}
-  AND (l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR {clock.since("l.at")} < -{AFTER_SECONDS})
+       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why,
+       NULL AS waiting
+FROM {ahead} {_last_fact(sql, "o")}
+WHERE l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR {clock.since("l.at")} < -{AFTER_SECONDS}
 UNION ALL
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
-       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it'
+       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it', NULL
 FROM open_delivery o
 WHERE o.state = 'in_flight' AND {leased} < -{AFTER_SECONDS}
 """,
         "no_head": """
 SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'its lane has no head: relay rebuild gives it one' AS why
+       'its lane has no head: relay rebuild gives it one' AS why, NULL AS waiting
 FROM open_delivery o
 WHERE o.state = 'waiting' AND NOT EXISTS (
     SELECT 1 FROM open_delivery h
@@ -161,14 +268,14 @@ def _of_commands(clock: SqlClock) -> dict[Finding, str]:
     return {
         "command": f"""
 SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, {asked} AS for_seconds,
-       {named} || 'asked a minute ago, and no relay has taken it up' AS why
+       {named} || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
 FROM relay_command c
 WHERE c.state = 'asked' AND {asked} > {AFTER_SECONDS}
 """,
         "command_failed": f"""
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, {asked} AS for_seconds,
        {named} || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
-                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
+                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
     ORDER BY id DESC

@@ -106,15 +106,27 @@ VIEWS = (
     ),
     View(
         "stuck",
-        "Deliveries, commands and relays that make no progress, and why, as relay status --check finds them. Empty in normal"
-        " operation. inbox.toml is not known here: neither which gates of destinations and apis are on the way of a route, nor"
-        " which routes are gone.",
+        "Deliveries, commands and relays that make no progress, and why: findings, as relay status --check reports them, and what"
+        " waits behind a closed gate, as information. Of each route, the 1,000 that are due for longest. Empty when all is well."
+        " What inbox.toml says is known here as far as running relays have stored it: see route_gate.",
         {
-            "finding": "no_relay, crash_loop, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head",
+            "finding": "no_relay, crash_loop, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head;"
+            " for information paused, breaker, held or rate",
             **_as_in_tables("seq", "route", "lane"),
-            "state": "state of the delivery or command; gone or failing for relays",
+            "state": "state of the delivery or command; gone or failing for relays; paused, held or the breaker's for gates",
             "for_seconds": "seconds since the problem began; empty: unknown",
-            "why": "the problem, in one sentence",
+            "why": "the problem, or the gate that holds deliveries back, in one sentence",
+            "waiting": "deliveries that wait behind it, counted to 1,000; empty: unknown, or none can",
+            "is_finding": "true: something is wrong; false: information, as it ends by itself or a person chose it",
+        },
+    ),
+    View(
+        "route_gate",
+        "Gates on the way of each route, as the configuration of the running relays has them. One without a row in gate is open.",
+        {
+            "route": "the route",
+            "kind": "source, route, destination or api: gate.kind",
+            "name": "its name in inbox.toml: gate.name",
         },
     ),
     View(

@@ -216,7 +216,8 @@ def statements(dialect: str) -> tuple[str, ...]:
             ),
         ),
         _RELAY_HEALTH.format(gone=GONE_SECONDS, silent=clock.since("n.heartbeat_at")),
-        "CREATE VIEW stuck AS" + "UNION ALL".join(stuck.branches(clock).values()),
+        health_views.route_gate(clock),
+        stuck.view(dialect),
         *event_views.statements(dialect),
         *health_views.statements(dialect),
     )

@@ -492,11 +492,13 @@ CREATE TABLE relay_node (
     heartbeat_at TIMESTAMP WITH TIME ZONE NOT NULL,
     stopped_at TIMESTAMP WITH TIME ZONE,
     failing JSONB,
+    routes JSONB,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
     CONSTRAINT ck_relay_node_started_at_is_readable CHECK (started_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (heartbeat_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (stopped_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_relay_node_failing_is_readable CHECK (jsonb_typeof(failing) = 'object')
+    CONSTRAINT ck_relay_node_failing_is_readable CHECK (jsonb_typeof(failing) = 'object'),
+    CONSTRAINT ck_relay_node_routes_is_readable CHECK (jsonb_typeof(routes) = 'object')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
@@ -517,6 +519,8 @@ COMMENT ON COLUMN relay_node.heartbeat_at IS 'time of its last heartbeat; databa
 COMMENT ON COLUMN relay_node.stopped_at IS 'time of a graceful stop; empty while it runs or if it died';
 
 COMMENT ON COLUMN relay_node.failing IS 'steps that fail now, with the errors; empty: none';
+
+COMMENT ON COLUMN relay_node.routes IS 'routes of its configuration, each with the kinds and names of the gates on its way';
 
 CREATE TABLE sweep_watermark (
     source TEXT NOT NULL,
@@ -694,99 +698,148 @@ FROM (
     FROM relay_node n
 ) r;
 
+CREATE VIEW route_gate AS
+SELECT DISTINCT r.key AS route, g.value ->> 0 AS kind, g.value ->> 1 AS name
+FROM relay_node n
+CROSS JOIN LATERAL jsonb_each(n.routes) r
+CROSS JOIN LATERAL jsonb_array_elements(CASE jsonb_typeof(r.value) WHEN 'array' THEN r.value ELSE '[]' END) g
+WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= statement_timestamp() - interval '15 seconds';
+
 CREATE VIEW stuck AS
+SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting, true AS is_finding FROM (
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
-       'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why
+       'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why,
+       CAST(NULL AS bigint) AS waiting
 WHERE NOT EXISTS (
     SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= statement_timestamp() - interval '15 seconds')
 UNION ALL
 SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
-       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why
+       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS waiting
 FROM relay_node n
 WHERE n.stopped_at IS NULL AND round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) > 15 AND round(extract(epoch FROM statement_timestamp() - n.started_at), 3) < 600
 GROUP BY n.host
 HAVING count(*) >= 3
 UNION ALL
 SELECT 'failing' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
-       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why
+       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
 FROM relay_node n CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) <= 15
 UNION ALL
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - i.received_at), 3) AS for_seconds,
-       'no relay has ordered it, and nothing moves' AS why
-FROM open_delivery o JOIN inbox i ON i.seq = o.seq
-WHERE o.state = 'received' AND round(extract(epoch FROM statement_timestamp() - i.received_at), 3) > 60
-  AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
+       'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
+FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1000) o CROSS JOIN LATERAL (SELECT * FROM inbox i WHERE i.seq = o.seq OFFSET 0) AS i
+WHERE i.received_at < statement_timestamp() - interval '60 seconds' AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
 UNION ALL
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - o.due_at), 3) AS for_seconds,
-       'due, and nothing moves on its route: is it in inbox.toml, and does a gate of its destination or api hold it back?' AS why
-FROM open_delivery o JOIN inbox i ON i.seq = o.seq
-WHERE o.state = 'ready' AND round(extract(epoch FROM statement_timestamp() - o.due_at), 3) > 60
-  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
-  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() - interval '0 seconds')
+       CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
+            THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
+            ELSE 'due, and nothing moves on its route' END AS why,
+       NULL AS waiting
+FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) r CROSS JOIN LATERAL (SELECT * FROM open_delivery o WHERE o.route = r.route AND o.state = 'ready' AND o.due_at < statement_timestamp() - interval '60 seconds' ORDER BY o.due_at, o.seq LIMIT 1000) AS o CROSS JOIN LATERAL (SELECT * FROM inbox i WHERE i.seq = o.seq OFFSET 0) AS i
+WHERE r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
+  AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() - interval '0 seconds')
+  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+                  WHERE k.route = o.route AND (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > statement_timestamp() - interval '0 seconds' OR g.rate_used_until > statement_timestamp() - interval '0 seconds'))
   AND NOT EXISTS (
     SELECT 1 FROM gate g
     WHERE g.paused_at IS NOT NULL
       AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
         OR (g.kind = 'entity' AND g.name = replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'))))
 UNION ALL
-SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - o.lease_until), 3), 'its lease ran out, and no relay has rescued it'
-FROM open_delivery o
-WHERE o.state = 'in_flight' AND round(extract(epoch FROM statement_timestamp() - o.lease_until), 3) > 60
-  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
-  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() - interval '0 seconds')
+SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, round(extract(epoch FROM statement_timestamp() - r.lease_until), 3),
+       'its lease ran out, and no relay has rescued it', NULL
+FROM open_delivery r
+WHERE r.state = 'in_flight' AND r.lease_until < statement_timestamp() - interval '60 seconds'
+  AND r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
+  AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() - interval '0 seconds')
 UNION ALL
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - l.at), 3) AS for_seconds,
-       'it is dead and blocks its lane: relay replay, unblock or cancel' AS why
-FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+       'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
+       (SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT 1000) n) AS waiting
+FROM open_delivery o LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead' ORDER BY f.id DESC LIMIT 1) l ON true
 WHERE o.state = 'blocked'
 UNION ALL
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why
-FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route)
-WHERE o.state = 'ready' AND round(extract(epoch FROM statement_timestamp() - o.due_at), 3) < -60
-  AND (l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round(extract(epoch FROM statement_timestamp() - l.at), 3) < -60)
+       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why,
+       NULL AS waiting
+FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) r CROSS JOIN LATERAL (SELECT * FROM open_delivery o WHERE o.route = r.route AND o.state = 'ready' AND o.due_at > statement_timestamp() - interval '-60 seconds' OFFSET 0) AS o LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route  ORDER BY f.id DESC LIMIT 1) l ON true
+WHERE l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round(extract(epoch FROM statement_timestamp() - l.at), 3) < -60
 UNION ALL
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
-       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it'
+       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it', NULL
 FROM open_delivery o
 WHERE o.state = 'in_flight' AND round(extract(epoch FROM statement_timestamp() - o.lease_until), 3) < -60
 UNION ALL
 SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'its lane has no head: relay rebuild gives it one' AS why
+       'its lane has no head: relay rebuild gives it one' AS why, NULL AS waiting
 FROM open_delivery o
 WHERE o.state = 'waiting' AND NOT EXISTS (
     SELECT 1 FROM open_delivery h
     WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
 UNION ALL
 SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS for_seconds,
-       'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why
+       'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
 FROM relay_command c
 WHERE c.state = 'asked' AND round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) > 60
 UNION ALL
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
-                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
+                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
     ORDER BY id DESC
     LIMIT 1000) c
 WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
-  AND (c.finished_at IS NULL OR round(extract(epoch FROM statement_timestamp() - c.finished_at), 3) < 3600);
+  AND (c.finished_at IS NULL OR round(extract(epoch FROM statement_timestamp() - c.finished_at), 3) < 3600)
+) b
+UNION ALL
+SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting, false FROM (
+SELECT c.finding, CAST(NULL AS bigint) AS seq, c.route, CAST(NULL AS text) AS lane, c.state, c.for_seconds, c.why,
+       CASE WHEN c.route IS NOT NULL THEN (SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE w.route = c.route AND w.state = 'ready' AND w.due_at <= statement_timestamp() - interval '0 seconds' LIMIT 1000) n) END AS waiting
+FROM (
+    SELECT CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN 'breaker'
+                WHEN g.held_until > statement_timestamp() - interval '0 seconds' THEN 'held' ELSE 'rate' END AS finding,
+           coalesce(r.route, CASE WHEN g.kind = 'route' THEN g.name END) AS route,
+           CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN g.breaker ELSE 'held' END AS state,
+           round(extract(epoch FROM statement_timestamp() - g.paused_at), 3) AS for_seconds,
+           g.kind || ' ' || g.name || CASE
+               WHEN g.paused_at IS NOT NULL
+               THEN ': paused' || coalesce(' by ' || g.paused_by, '') || coalesce(': ' || g.pause_reason, '')
+               WHEN g.breaker <> 'closed'
+               THEN ': its circuit breaker is ' || g.breaker
+                   || coalesce(' until ' || to_char(g.breaker_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || 'Z', '') || coalesce(': ' || g.breaker_cause, '')
+               WHEN g.held_until > statement_timestamp() - interval '0 seconds'
+               THEN ': no call until ' || to_char(g.held_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || 'Z' || coalesce(': ' || g.hold_reason, '')
+               ELSE ': its rate limit is used up until ' || to_char(g.rate_used_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || 'Z' END AS why
+    FROM gate g LEFT JOIN route_gate r ON r.kind = g.kind AND r.name = g.name
+    WHERE (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > statement_timestamp() - interval '0 seconds' OR g.rate_used_until > statement_timestamp() - interval '0 seconds')) c
+WHERE CASE WHEN c.route IS NULL THEN c.finding IN ('paused', 'breaker')
+           ELSE EXISTS (SELECT 1 FROM open_delivery w WHERE w.route = c.route AND w.state = 'ready' AND w.due_at <= statement_timestamp() - interval '0 seconds') END
+) b;
 
 CREATE VIEW dead_cause AS
 SELECT d.route, d.cause, d.error, d.last_status, count(*) AS deliveries, min(d.died_at) AS first_died_at,
        max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq
 FROM (
-    SELECT o.seq, o.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+    SELECT gone.seq, gone.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
            CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) AS last_status
     FROM (
         SELECT seq, route FROM open_delivery WHERE state = 'dead'
         UNION ALL
         SELECT seq, route FROM open_delivery WHERE state = 'blocked'
-    ) o
+    ) gone
     LEFT JOIN LATERAL (
-    SELECT f.at, f.detail FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead'
+    SELECT f.at, f.detail FROM delivery_log f WHERE f.seq = gone.seq AND f.route = gone.route AND f.kind = 'dead'
     ORDER BY f.id DESC
     LIMIT 1) l ON true
 ) d
@@ -824,17 +877,17 @@ SELECT t.minute, t.kind, t.name, t.outcome, t.count, t.bytes, round(t.count / 60
 FROM throughput_minute t;
 
 CREATE VIEW source_health AS
-SELECT s.source, (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate')) n) AS last_arrival_at,
-       (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() - interval '3600 seconds') AS events_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() - interval '86400 seconds') AS events_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() - interval '3600 seconds') AS duplicates_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() - interval '86400 seconds') AS duplicates_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('rejected') AND t.minute > statement_timestamp() - interval '3600 seconds') AS rejected_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('rejected') AND t.minute > statement_timestamp() - interval '86400 seconds') AS rejected_day,
+SELECT known.source, (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate')) n) AS last_arrival_at,
+       (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() - interval '3600 seconds') AS events_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() - interval '86400 seconds') AS events_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() - interval '3600 seconds') AS duplicates_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() - interval '86400 seconds') AS duplicates_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > statement_timestamp() - interval '3600 seconds') AS rejected_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > statement_timestamp() - interval '86400 seconds') AS rejected_day,
        coalesce((
-           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = s.source ORDER BY a.id DESC LIMIT 1
+           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = known.source ORDER BY a.id DESC LIMIT 1
        ), false) AS is_silent,
-       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = s.source) AS paused_at
+       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = known.source) AS paused_at
 FROM (
     SELECT name AS source FROM (
         WITH RECURSIVE found(name) AS (
@@ -849,7 +902,7 @@ FROM (
             UNION ALL
             SELECT (SELECT min(t.source) FROM inbox t WHERE 1 = 1 AND t.source > found.name) FROM found WHERE found.name IS NOT NULL)
         SELECT name FROM found WHERE name IS NOT NULL) stored
-) s;
+) known;
 
 CREATE VIEW destination_health AS
 SELECT h.kind, h.name,
@@ -862,15 +915,15 @@ SELECT h.kind, h.name,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
        h.held_until, h.hold_reason
 FROM (
-    SELECT d.kind, d.name,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > statement_timestamp() - interval '3600 seconds') AS delivered_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > statement_timestamp() - interval '86400 seconds') AS delivered_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() - interval '3600 seconds') AS failed_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() - interval '86400 seconds') AS failed_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() - interval '3600 seconds') AS dead_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() - interval '86400 seconds') AS dead_day,
-           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('unchanged')) n) AS last_success_at,
-           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('abandoned') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead')) n) AS last_failure_at,
+    SELECT subject.kind, subject.name,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > statement_timestamp() - interval '3600 seconds') AS delivered_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > statement_timestamp() - interval '86400 seconds') AS delivered_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() - interval '3600 seconds') AS failed_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() - interval '86400 seconds') AS failed_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() - interval '3600 seconds') AS dead_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() - interval '86400 seconds') AS dead_day,
+           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('unchanged')) n) AS last_success_at,
+           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('abandoned') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead')) n) AS last_failure_at,
            g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
            CASE WHEN g.held_until > statement_timestamp() - interval '0 seconds' THEN g.held_until END AS held_until,
            CASE WHEN g.held_until > statement_timestamp() - interval '0 seconds' THEN g.hold_reason END AS hold_reason
@@ -890,8 +943,8 @@ FROM (
             UNION ALL
             SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
         SELECT name FROM found WHERE name IS NOT NULL) counted_destination
-    ) d
-    LEFT JOIN gate g ON g.kind = d.kind AND g.name = d.name
+    ) subject
+    LEFT JOIN gate g ON g.kind = subject.kind AND g.name = subject.name
 ) h;
 
 CREATE VIEW table_size AS
@@ -1061,9 +1114,9 @@ COMMENT ON COLUMN relay_health.stopped_at IS 'time of a graceful stop; empty whi
 
 COMMENT ON COLUMN relay_health.failing IS 'steps that fail now, with the errors; empty: none';
 
-COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why, as relay status --check finds them. Empty in normal operation. inbox.toml is not known here: neither which gates of destinations and apis are on the way of a route, nor which routes are gone.';
+COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why: findings, as relay status --check reports them, and what waits behind a closed gate, as information. Of each route, the 1,000 that are due for longest. Empty when all is well. What inbox.toml says is known here as far as running relays have stored it: see route_gate.';
 
-COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head';
+COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head; for information paused, breaker, held or rate';
 
 COMMENT ON COLUMN stuck.seq IS 'number of the event in arrival order; gaps mean nothing';
 
@@ -1071,11 +1124,23 @@ COMMENT ON COLUMN stuck.route IS 'the route it takes: a name of [routes] in inbo
 
 COMMENT ON COLUMN stuck.lane IS 'the unit of order on the route: TYPE|ID of the entity, * or the event itself';
 
-COMMENT ON COLUMN stuck.state IS 'state of the delivery or command; gone or failing for relays';
+COMMENT ON COLUMN stuck.state IS 'state of the delivery or command; gone or failing for relays; paused, held or the breaker''s for gates';
 
 COMMENT ON COLUMN stuck.for_seconds IS 'seconds since the problem began; empty: unknown';
 
-COMMENT ON COLUMN stuck.why IS 'the problem, in one sentence';
+COMMENT ON COLUMN stuck.why IS 'the problem, or the gate that holds deliveries back, in one sentence';
+
+COMMENT ON COLUMN stuck.waiting IS 'deliveries that wait behind it, counted to 1,000; empty: unknown, or none can';
+
+COMMENT ON COLUMN stuck.is_finding IS 'true: something is wrong; false: information, as it ends by itself or a person chose it';
+
+COMMENT ON VIEW route_gate IS 'Gates on the way of each route, as the configuration of the running relays has them. One without a row in gate is open.';
+
+COMMENT ON COLUMN route_gate.route IS 'the route';
+
+COMMENT ON COLUMN route_gate.kind IS 'source, route, destination or api: gate.kind';
+
+COMMENT ON COLUMN route_gate.name IS 'its name in inbox.toml: gate.name';
 
 COMMENT ON VIEW dead_cause IS 'Deliveries that were given up, grouped by route, cause, error and status. relay replay takes the same conditions.';
 

@@ -358,11 +358,14 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     stopped_at TEXT,
     -- steps that fail now, with the errors; empty: none
     failing JSON,
+    -- routes of its configuration, each with the kinds and names of the gates on its way
+    routes JSON,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
     CONSTRAINT ck_relay_node_started_at_is_readable CHECK (date(substr(started_at, 1, 10)) IS substr(started_at, 1, 10) AND started_at >= '0001-01-01 00:00:00.000000Z' AND (length(started_at) = 10 OR substr(started_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (date(substr(heartbeat_at, 1, 10)) IS substr(heartbeat_at, 1, 10) AND heartbeat_at >= '0001-01-01 00:00:00.000000Z' AND (length(heartbeat_at) = 10 OR substr(heartbeat_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (date(substr(stopped_at, 1, 10)) IS substr(stopped_at, 1, 10) AND stopped_at >= '0001-01-01 00:00:00.000000Z' AND (length(stopped_at) = 10 OR substr(stopped_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
+    CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END),
+    CONSTRAINT ck_relay_node_routes_is_readable CHECK (routes IS NULL OR CASE WHEN json_valid(routes) THEN json_type(routes) = 'object' ELSE 0 END)
 );
 
 CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.
@@ -515,99 +518,148 @@ FROM (
     FROM relay_node n
 ) r;
 
+CREATE VIEW route_gate AS
+SELECT DISTINCT r.key AS route, g.value ->> '$[0]' AS kind, g.value ->> '$[1]' AS name
+FROM relay_node n
+JOIN json_each(n.routes) r
+JOIN json_each(CASE r.type WHEN 'array' THEN r.value ELSE '[]' END) g ON g.type = 'array'
+WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-15 seconds') || '000Z';
+
 CREATE VIEW stuck AS
+SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting, true AS is_finding FROM (
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
-       'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why
+       'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why,
+       CAST(NULL AS bigint) AS waiting
 WHERE NOT EXISTS (
     SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-15 seconds') || '000Z')
 UNION ALL
 SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
-       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why
+       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS waiting
 FROM relay_node n
 WHERE n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) > 15 AND round((julianday('now') - julianday(n.started_at)) * 86400, 3) < 600
 GROUP BY n.host
 HAVING count(*) >= 3
 UNION ALL
 SELECT 'failing' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
-       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why
+       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
 FROM relay_node n JOIN json_each(n.failing) AS step
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
 UNION ALL
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(i.received_at)) * 86400, 3) AS for_seconds,
-       'no relay has ordered it, and nothing moves' AS why
-FROM open_delivery o JOIN inbox i ON i.seq = o.seq
-WHERE o.state = 'received' AND round((julianday('now') - julianday(i.received_at)) * 86400, 3) > 60
-  AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
+       'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
+FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1000) o JOIN inbox i ON i.seq = o.seq
+WHERE i.received_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z' AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
 UNION ALL
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.due_at)) * 86400, 3) AS for_seconds,
-       'due, and nothing moves on its route: is it in inbox.toml, and does a gate of its destination or api hold it back?' AS why
-FROM open_delivery o JOIN inbox i ON i.seq = o.seq
-WHERE o.state = 'ready' AND round((julianday('now') - julianday(o.due_at)) * 86400, 3) > 60
-  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
-  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '-0 seconds') || '000Z')
+       CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
+            THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
+            ELSE 'due, and nothing moves on its route' END AS why,
+       NULL AS waiting
+FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) r CROSS JOIN open_delivery o ON o.rowid IN (SELECT o.rowid FROM open_delivery o WHERE o.route = r.route AND o.state = 'ready' AND o.due_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z' ORDER BY o.due_at, o.seq LIMIT 1000) JOIN inbox i ON i.seq = o.seq
+WHERE r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
+  AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z')
+  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+                  WHERE k.route = o.route AND (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' OR g.rate_used_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z'))
   AND NOT EXISTS (
     SELECT 1 FROM gate g
     WHERE g.paused_at IS NOT NULL
       AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
         OR (g.kind = 'entity' AND g.name = replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'))))
 UNION ALL
-SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.lease_until)) * 86400, 3), 'its lease ran out, and no relay has rescued it'
-FROM open_delivery o
-WHERE o.state = 'in_flight' AND round((julianday('now') - julianday(o.lease_until)) * 86400, 3) > 60
-  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
-  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '-0 seconds') || '000Z')
+SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, round((julianday('now') - julianday(r.lease_until)) * 86400, 3),
+       'its lease ran out, and no relay has rescued it', NULL
+FROM open_delivery r
+WHERE r.state = 'in_flight' AND r.lease_until < strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z'
+  AND r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
+  AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z')
 UNION ALL
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(l.at)) * 86400, 3) AS for_seconds,
-       'it is dead and blocks its lane: relay replay, unblock or cancel' AS why
+       'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
+       (SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT 1000) n) AS waiting
 FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
 WHERE o.state = 'blocked'
 UNION ALL
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why
-FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route)
-WHERE o.state = 'ready' AND round((julianday('now') - julianday(o.due_at)) * 86400, 3) < -60
-  AND (l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round((julianday('now') - julianday(l.at)) * 86400, 3) < -60)
+       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why,
+       NULL AS waiting
+FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) r JOIN open_delivery o ON o.route = r.route AND o.state = 'ready' AND o.due_at > strftime('%Y-%m-%d %H:%M:%f', 'now', '60 seconds') || '000Z' LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route )
+WHERE l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round((julianday('now') - julianday(l.at)) * 86400, 3) < -60
 UNION ALL
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
-       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it'
+       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it', NULL
 FROM open_delivery o
 WHERE o.state = 'in_flight' AND round((julianday('now') - julianday(o.lease_until)) * 86400, 3) < -60
 UNION ALL
 SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'its lane has no head: relay rebuild gives it one' AS why
+       'its lane has no head: relay rebuild gives it one' AS why, NULL AS waiting
 FROM open_delivery o
 WHERE o.state = 'waiting' AND NOT EXISTS (
     SELECT 1 FROM open_delivery h
     WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
 UNION ALL
 SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
-       'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why
+       'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
 FROM relay_command c
 WHERE c.state = 'asked' AND round((julianday('now') - julianday(c.asked_at)) * 86400, 3) > 60
 UNION ALL
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
-                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
+                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
     ORDER BY id DESC
     LIMIT 1000) c
 WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
-  AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600);
+  AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600)
+) b
+UNION ALL
+SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting, false FROM (
+SELECT c.finding, CAST(NULL AS bigint) AS seq, c.route, CAST(NULL AS text) AS lane, c.state, c.for_seconds, c.why,
+       CASE WHEN c.route IS NOT NULL THEN (SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE w.route = c.route AND w.state = 'ready' AND w.due_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' LIMIT 1000) n) END AS waiting
+FROM (
+    SELECT CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN 'breaker'
+                WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' THEN 'held' ELSE 'rate' END AS finding,
+           coalesce(r.route, CASE WHEN g.kind = 'route' THEN g.name END) AS route,
+           CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN g.breaker ELSE 'held' END AS state,
+           round((julianday('now') - julianday(g.paused_at)) * 86400, 3) AS for_seconds,
+           g.kind || ' ' || g.name || CASE
+               WHEN g.paused_at IS NOT NULL
+               THEN ': paused' || coalesce(' by ' || g.paused_by, '') || coalesce(': ' || g.pause_reason, '')
+               WHEN g.breaker <> 'closed'
+               THEN ': its circuit breaker is ' || g.breaker
+                   || coalesce(' until ' || substr(g.breaker_until, 1, 19) || 'Z', '') || coalesce(': ' || g.breaker_cause, '')
+               WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z'
+               THEN ': no call until ' || substr(g.held_until, 1, 19) || 'Z' || coalesce(': ' || g.hold_reason, '')
+               ELSE ': its rate limit is used up until ' || substr(g.rate_used_until, 1, 19) || 'Z' END AS why
+    FROM gate g LEFT JOIN route_gate r ON r.kind = g.kind AND r.name = g.name
+    WHERE (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' OR g.rate_used_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z')) c
+WHERE CASE WHEN c.route IS NULL THEN c.finding IN ('paused', 'breaker')
+           ELSE EXISTS (SELECT 1 FROM open_delivery w WHERE w.route = c.route AND w.state = 'ready' AND w.due_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z') END
+) b;
 
 CREATE VIEW dead_cause AS
 SELECT d.route, d.cause, d.error, d.last_status, count(*) AS deliveries, min(d.died_at) AS first_died_at,
        max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq
 FROM (
-    SELECT o.seq, o.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+    SELECT gone.seq, gone.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
            l.detail ->> '$.calls[#-1].status' AS last_status
     FROM (
         SELECT seq, route FROM open_delivery WHERE state = 'dead'
         UNION ALL
         SELECT seq, route FROM open_delivery WHERE state = 'blocked'
-    ) o
+    ) gone
     LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = gone.seq AND f.route = gone.route AND f.kind = 'dead')
 ) d
 GROUP BY d.route, d.cause, d.error, d.last_status;
 
@@ -644,17 +696,17 @@ SELECT t.minute, t.kind, t.name, t.outcome, t.count, t.bytes, round(t.count / 60
 FROM throughput_minute t;
 
 CREATE VIEW source_health AS
-SELECT s.source, (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate')) n) AS last_arrival_at,
-       (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS events_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS events_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS duplicates_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS duplicates_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('rejected') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS rejected_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('rejected') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS rejected_day,
+SELECT known.source, (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate')) n) AS last_arrival_at,
+       (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS events_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS events_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS duplicates_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS duplicates_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS rejected_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS rejected_day,
        coalesce((
-           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = s.source ORDER BY a.id DESC LIMIT 1
+           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = known.source ORDER BY a.id DESC LIMIT 1
        ), false) AS is_silent,
-       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = s.source) AS paused_at
+       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = known.source) AS paused_at
 FROM (
     SELECT name AS source FROM (
         WITH RECURSIVE found(name) AS (
@@ -669,7 +721,7 @@ FROM (
             UNION ALL
             SELECT (SELECT min(t.source) FROM inbox t WHERE 1 = 1 AND t.source > found.name) FROM found WHERE found.name IS NOT NULL)
         SELECT name FROM found WHERE name IS NOT NULL) stored
-) s;
+) known;
 
 CREATE VIEW destination_health AS
 SELECT h.kind, h.name,
@@ -682,18 +734,18 @@ SELECT h.kind, h.name,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
        h.held_until, h.hold_reason
 FROM (
-    SELECT d.kind, d.name,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS delivered_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS delivered_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS failed_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS failed_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS dead_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS dead_day,
-           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('unchanged')) n) AS last_success_at,
-           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('abandoned') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead')) n) AS last_failure_at,
+    SELECT subject.kind, subject.name,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS delivered_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS delivered_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS failed_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS failed_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS dead_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS dead_day,
+           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('unchanged')) n) AS last_success_at,
+           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('abandoned') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead')) n) AS last_failure_at,
            g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
-           CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '-0 seconds') || '000Z' THEN g.held_until END AS held_until,
-           CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '-0 seconds') || '000Z' THEN g.hold_reason END AS hold_reason
+           CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' THEN g.held_until END AS held_until,
+           CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' THEN g.hold_reason END AS hold_reason
     FROM (
     SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
     UNION
@@ -710,18 +762,18 @@ FROM (
             UNION ALL
             SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
         SELECT name FROM found WHERE name IS NOT NULL) counted_destination
-    ) d
-    LEFT JOIN gate g ON g.kind = d.kind AND g.name = d.name
+    ) subject
+    LEFT JOIN gate g ON g.kind = subject.kind AND g.name = subject.name
 ) h;
 
 CREATE VIEW table_size AS
-SELECT r.table_name, r.rows_estimated, r.bytes, NULL AS index_bytes, r.free_bytes,
-       CAST(round(CASE CASE r.table_name WHEN '(file)' THEN 'inbox' END
+SELECT sized.table_name, sized.rows_estimated, sized.bytes, NULL AS index_bytes, sized.free_bytes,
+       CAST(round(CASE CASE sized.table_name WHEN '(file)' THEN 'inbox' END
             WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
             WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
             WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('duplicate'))
             WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('rejected'))
-            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'route') END * (r.bytes - r.free_bytes)
+            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'route') END * (sized.bytes - sized.free_bytes)
            / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
        NULL AS dead_rows, NULL AS last_vacuum_at
 FROM (
@@ -742,7 +794,7 @@ FROM (
     UNION ALL
     SELECT '(file)', NULL, page_count * page_size, freelist_count * page_size
     FROM pragma_page_count, pragma_page_size, pragma_freelist_count
-) r;
+) sized;
 
 CREATE VIEW long_transaction AS
 SELECT NULL AS pid, NULL AS role, NULL AS application, NULL AS state, NULL AS for_seconds, NULL AS began_at,

@@ -25,7 +25,7 @@ from relay.daemon.lease_renewal import LeaseRenewer, Leases, claim_of
 from relay.daemon.maintenance import Maintenance
 from relay.daemon.pool import FinishedAttempt
 from relay.delivery.outcome import Failed
-from relay.delivery.policy import can_be_given_back
+from relay.delivery.policy import Policies, can_be_given_back
 from relay.delivery.rate_holds import asks_for_hold
 from relay.observe import Observer
 from relay.steps import Steps
@@ -64,6 +64,8 @@ class Relay:
         self._cut = threading.Event()
         self._ended = threading.Event()
         self._events: queue.SimpleQueue[LoopEvent] = queue.SimpleQueue()
+        self._described: Policies | None = None
+        """The policies whose routes `relay_node` has."""
         self._unrecorded: dict[leases.Claimed, FinishedAttempt] = {}
         self._unrecordable: list[tuple[float, FinishedAttempt]] = []
         """Outcomes that could neither be recorded nor become dead, and when to try again (monotonic seconds)."""
@@ -133,6 +135,7 @@ class Relay:
 
     def _start(self) -> None:
         nodes.start_node(self._database, self.node, socket.gethostname(), os.getpid(), version("inbox-relay"))
+        self._heartbeat()
 
     def _work(self, *, drain: bool) -> None:
         while not self._stop.is_set():
@@ -285,6 +288,10 @@ class Relay:
 
     def _heartbeat(self) -> None:
         nodes.heartbeat(self._database, self.node, self._steps.failing)
+        policies = self._generations.active.policies
+        if policies is not self._described:
+            nodes.describe_routes(self._database, self.node, policies)
+            self._described = policies
 
     def _alert(self, step: str, error: str) -> None:
         """Alert that a step fails, if the database takes that."""

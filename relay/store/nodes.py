@@ -12,6 +12,7 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql, as_json, rows_param, storable
 from inbox.events.states import GONE_SECONDS
 from relay.delivery.gates import Entity
+from relay.delivery.policy import Policies
 from relay.store.database import Database, Transaction
 from relay.store.paused_entities import not_paused, paused_param
 
@@ -22,6 +23,13 @@ def start_node(database: Database, node: str, host: str, pid: int, version: str)
     """Insert a relay process that starts. Idempotent: the answer to its commit may have been lost."""
     with database.write() as transaction:
         transaction.execute(_start(database.sql), node=node, host=host, pid=pid, version=version)
+
+
+def describe_routes(database: Database, node: str, policies: Policies) -> None:
+    """Store its routes, each with the gates on its way: the database knows no configuration."""
+    routes = json.dumps({route: policy.gates for route, policy in policies.items()})
+    with database.write() as transaction:
+        transaction.execute(_describe(database.sql), node=node, routes=routes)
 
 
 def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHING_FAILS) -> None:
@@ -65,6 +73,12 @@ ON CONFLICT (id) DO NOTHING
 def _heartbeat(sql: Sql) -> TextClause:
     failing = "CAST(:failing AS jsonb)" if sql.is_postgres else ":failing"
     return text(f"UPDATE relay_node SET heartbeat_at = {sql.now}, failing = {failing} WHERE id = :node")
+
+
+@cache
+def _describe(sql: Sql) -> TextClause:
+    routes = "CAST(:routes AS jsonb)" if sql.is_postgres else ":routes"
+    return text(f"UPDATE relay_node SET routes = {routes} WHERE id = :node")
 
 
 @cache

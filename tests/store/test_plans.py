@@ -48,7 +48,7 @@ from tests.helpers.storing import START
 pytestmark = pytest.mark.long
 
 EVENTS = 50_000
-BIG = {"inbox", "open_delivery", "delivery_log", "duplicate_request"}
+BIG = {"inbox", "open_delivery", "delivery_log", "duplicate_request", "throughput_minute"}
 NOW = time_text(START)
 
 STATE = """CASE WHEN n % 400 = 0 THEN 'in_flight' WHEN n % 10 = 0 THEN 'ready' WHEN n % 4000 = 11 THEN 'dead'
@@ -80,6 +80,12 @@ FROM {numbers}
 INSERT INTO duplicate_request (seq, received_at, body_sha256, handled_at)
 SELECT n / 3, {now}, {body}, CASE WHEN n % 50 = 0 THEN NULL ELSE {now} END FROM {numbers}
 """,
+    """
+INSERT INTO throughput_minute (kind, name, outcome, minute, count)
+SELECT CASE WHEN n % 2 = 0 THEN 'source' ELSE 'route' END, 'name ' || n % 5, CASE WHEN n % 2 = 0 THEN 'stored' ELSE 'delivered' END,
+       {minute}, 1
+FROM {numbers}
+""",
     "ANALYZE",
 )
 FRAGMENTS = {
@@ -88,12 +94,14 @@ FRAGMENTS = {
         "numbers": f"generate_series(1, {EVENTS}) AS n",
         "routes": "ARRAY['crm']",
         "body": "decode('00', 'hex')",
+        "minute": "timestamptz '2020-01-01 00:00:00Z' + make_interval(mins => n)",
     },
     "sqlite": {
         "now": f"'{NOW}'",
         "numbers": f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {EVENTS}) SELECT n FROM c)",
         "routes": "'[\"crm\"]'",
         "body": "x'00'",
+        "minute": "strftime('%Y-%m-%d %H:%M:00.000000Z', '2020-01-01', n || ' minutes')",
     },
 }
 
@@ -185,6 +193,21 @@ BY_ENTITY = text(
 )
 OF_AN_EVENT = text("SELECT * FROM delivery_log WHERE seq = :seq ORDER BY id")
 DEAD_ON_A_ROUTE = text("SELECT * FROM dead_letter WHERE route = :route")
+VIEWS = {
+    "timeline of an entity": "SELECT * FROM entity_timeline"
+    " WHERE source = :source AND entity_type = :entity_type AND entity_id = :entity_id",
+    "timeline of an event": "SELECT * FROM entity_timeline WHERE seq = :seq",
+    "dead by cause": "SELECT * FROM dead_cause",
+    "dead by cause of a route": "SELECT * FROM dead_cause WHERE route = :route",
+    "figures of the last minutes": "SELECT * FROM throughput WHERE minute > :now",
+    "figures of a route": "SELECT * FROM throughput WHERE kind = 'route' AND name = :route",
+    "sources": "SELECT * FROM source_health",
+    "one source": "SELECT * FROM source_health WHERE source = :source",
+    "destinations": "SELECT * FROM destination_health",
+    "one destination": "SELECT * FROM destination_health WHERE kind = 'route' AND name = :route",
+    "sizes": "SELECT * FROM table_size",
+}
+"""The questions that the views are made for."""
 
 
 def _constant(statement: TextClause, _: Sql) -> TextClause:
@@ -269,6 +292,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "delivery by entity": lambda _: BY_ENTITY,
     "facts by seq": lambda _: OF_AN_EVENT,
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
+    **{name: partial(_constant, text(query)) for name, query in VIEWS.items()},
 }
 
 
@@ -370,8 +394,35 @@ def _scans_a_table(step: str) -> bool:
     return step.startswith("SCAN ") and not others and step.removeprefix("SCAN ") not in RESULTS
 
 
-RESULTS = ("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known")
-"""Of common table expressions, subqueries and of the view, by name."""
+RESULTS = ("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known",
+           "entity_timeline", "dead_cause", "gone", "subject", "sized")  # fmt: skip
+"""Of common table expressions, subqueries and of the views, by name."""
+
+
+STUCK = text("SELECT * FROM stuck")
+EVENTS_AND_FACTS = {"inbox", "delivery_log"}
+
+
+@pytest.mark.parametrize("planned", PLANS)
+def test_on_postgres_stuck_reads_what_is_open_and_neither_all_events_nor_all_facts(
+    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]]
+) -> None:
+    with big_postgres.connect() as connection:
+        found = planned(connection, STUCK)
+    assert not EVENTS_AND_FACTS & set(whole_tables(found)), described(found)
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_on_sqlite_stuck_reads_what_is_open_and_neither_all_events_nor_all_facts(
+    big_sqlite: Engine, sqlite_database_url: str, filled: bool
+) -> None:
+    engine = big_sqlite if filled else engines.connect(sqlite_database_url, application="tests")
+    with engine.connect() as connection:
+        plan = [str(row.detail) for row in connection.execute(text(f"EXPLAIN QUERY PLAN {STUCK.text}"))]
+    if not filled:
+        engine.dispose()
+    whole = [step for step in plan if step.startswith(("SCAN i", "SCAN l", "SCAN f ")) and not step.endswith(PARTIAL)]
+    assert whole == [], plan
 
 
 def _reads_facts_by_delivery_alone(found: list[Node]) -> bool:

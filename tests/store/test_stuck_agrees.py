@@ -37,6 +37,7 @@ def now(steps: Steps) -> None:
 def alive(steps: Steps) -> None:
     now(steps)
     nodes.start_node(steps.database, "alive", "h1", 7, "1")
+    nodes.describe_routes(steps.database, "alive", POLICIES)
 
 
 def due(steps: Steps) -> None:
@@ -141,7 +142,7 @@ def of_check(database: Database) -> set[tuple[str, str | None]]:
 
 def of_view(steps: Steps) -> set[tuple[str, str | None]]:
     """The findings of the view; the check names no route for those that are of all."""
-    rows = steps.rows("SELECT DISTINCT finding, route FROM stuck")
+    rows = steps.rows("SELECT DISTINCT finding, route FROM stuck WHERE is_finding")
     return {
         (row["finding"], row["route"] if row["finding"] in {"stuck", "blocked"} else None)
         for row in rows
@@ -196,8 +197,93 @@ def test_every_finding_has_its_branch_and_its_scene() -> None:
     assert set(branches(SqlClock("sqlite"))) == set(get_args(Finding)) == shown | ONLY_IN_VIEW | {"no_relay"}
 
 
-def test_a_gate_of_a_destination_is_known_to_the_check_alone(long_ago: Steps) -> None:
-    paused(("destination", "audit"))(long_ago)
+# --- information
+
+
+def waits(steps: Steps) -> list[tuple[object, ...]]:
+    """The rows of the view that are no findings."""
+    rows = steps.rows(
+        "SELECT finding, route, state, waiting, why FROM stuck WHERE NOT is_finding ORDER BY finding, route"
+    )
+    return [tuple(row.values()) for row in rows]
+
+
+CLOSED = "INSERT INTO gate (kind, name, {}) VALUES ('destination', 'audit', {})"
+SOON = "'2999-01-01 00:00:00.000000Z'"
+GATES: dict[str, tuple[str, str, str]] = {
+    "breaker": (
+        CLOSED.format("breaker, breaker_until, breaker_cause", f"'open', {SOON}, '503'"),
+        "open",
+        "destination audit: its circuit breaker is open until 2999-01-01 00:00:00Z: 503",
+    ),
+    "held": (
+        CLOSED.format("held_until, hold_reason", f"{SOON}, 'Retry-After'"),
+        "held",
+        "destination audit: no call until 2999-01-01 00:00:00Z: Retry-After",
+    ),
+    "rate": (
+        CLOSED.format("rate_used_until", SOON),
+        "held",
+        "destination audit: its rate limit is used up until 2999-01-01 00:00:00Z",
+    ),
+    "paused": (
+        CLOSED.format("paused_at, paused_by, pause_reason", "'2026-01-01 00:00:00.000000Z', 'kim', 'odd'"),
+        "paused",
+        "destination audit: paused by kim: odd",
+    ),
+}
+
+
+@pytest.mark.parametrize("finding", GATES)
+def test_what_waits_behind_a_gate_of_its_destination_is_information_once_a_relay_has_told_its_routes(
+    long_ago: Steps, finding: str
+) -> None:
+    statement, state, why = GATES[finding]
+    due(long_ago)
+    long_ago.do(statement)
     alive(long_ago)
-    assert of_check(long_ago.database) == set()
-    assert of_view(long_ago) == {("stuck", "strict")}
+    assert waits(long_ago) == [(finding, "latest", state, 1, why), (finding, "strict", state, 1, why)]
+    assert of_view(long_ago) == set()
+    nodes.stop_node(long_ago.database, "alive")
+    assert ("stuck", "strict") in of_view(long_ago), "no relay knows what is on its way"
+
+
+def test_a_closed_gate_behind_which_nothing_is_due_is_not_listed(long_ago: Steps) -> None:
+    for statement, _, _ in list(GATES.values())[:1]:
+        long_ago.do(statement)
+    alive(long_ago)
+    assert long_ago.rows("SELECT * FROM stuck") == []
+
+
+def test_a_gate_of_no_known_route_is_listed_by_itself(long_ago: Steps) -> None:
+    paused(PAUSES[2])(long_ago)
+    alive(long_ago)
+    name = PAUSES[2][1]
+    assert waits(long_ago) == [("paused", None, "paused", None, f"entity {name}: paused by kim: maintenance")]
+
+
+def test_a_route_that_no_running_relay_knows_is_told_as_such(long_ago: Steps) -> None:
+    due(long_ago)
+    now(long_ago)
+    nodes.start_node(long_ago.database, "alive", "h1", 7, "1")
+    nodes.describe_routes(long_ago.database, "alive", {"strict": POLICIES["strict"]})
+    why = {row["route"]: row["why"] for row in long_ago.rows("SELECT route, why FROM stuck")}
+    assert why == {
+        "strict": "due, and nothing moves on its route",
+        "latest": "due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries",
+    }
+
+
+def test_a_blocked_lane_tells_how_many_wait_behind_it(long_ago: Steps) -> None:
+    long_ago.arrive(*(an_event(n, routes=["blocking"]) for n in range(1, 5)))
+    long_ago.attempt(HOPELESS, "blocking")
+    (row,) = long_ago.rows("SELECT waiting, is_finding FROM stuck WHERE finding = 'blocked'")
+    assert (row["waiting"], bool(row["is_finding"])) == (3, True)
+
+
+@pytest.mark.parametrize("routes", ['{"strict": 7, "latest": [3, ["route"]]}', "{}"])
+def test_routes_that_no_relay_wrote_break_no_view(long_ago: Steps, routes: str) -> None:
+    due(long_ago)
+    alive(long_ago)
+    long_ago.do(f"UPDATE relay_node SET routes = '{routes}'")
+    assert {("stuck", "strict")} <= of_view(long_ago)
