@@ -26,7 +26,7 @@ _KINDS = {"r": "TABLE", "p": "TABLE", "v": "VIEW"}
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """What the statements depend on in a database."""
+    """State of a database that the statements depend on."""
 
     database: str
     schema: str
@@ -119,7 +119,7 @@ def _written(engine: Engine, prefix: str | None) -> list[list[str]]:
 
 
 def look(connection: Connection, called: Mapping[Role, str]) -> Surroundings:
-    """Read what the statements depend on."""
+    """Read the state that the statements depend on."""
     about = connection.execute(_ABOUT, {"roles": list(called.values())}).one()
     owners = connection.execute(_OWNERS, {"names": [*TABLES, *VIEWS]}).all()
     return Surroundings(

@@ -28,7 +28,7 @@ class Setting(msgspec.Struct, frozen=True):
     """First major version of Postgres that has it."""
 
 
-_FORGOTTEN = Setting("60s", "a transaction that somebody forgot keeps dead rows, which every look for work reads")
+_FORGOTTEN = Setting("1min", "a transaction that somebody forgot keeps dead rows, which every look for work reads")
 _NO_QUEUE = Setting("2s", "every statement that comes later waits behind one that waits for a lock")
 _READER = {
     "default_transaction_read_only": Setting("on", "a reader has no reason to write"),
@@ -79,6 +79,7 @@ TABLES: Mapping[str, Grants] = {
     "alembic_version": {**_VIEW, "receiver": "SELECT"},
     "inbox": {
         **_WORK,
+        "reader_without_payloads": _without_payloads("inbox"),
         # the keys of deduplication, the hash that tells another body, and the number for the check of the sequence
         "receiver": "INSERT, SELECT (seq, source, dedup_key, body_sha256)",
     },

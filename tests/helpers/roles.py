@@ -20,7 +20,7 @@ class Granted:
     def __init__(self, url: str, prefix: str, schema: str = "public") -> None:
         self.prefix, self.schema = prefix, schema
         self.admin_url = make_url(url).update_query_dict({"schema": schema}).render_as_string(hide_password=False)
-        self._plain = make_url(url)
+        self.server_url = url
 
     def name(self, role: Role) -> str:
         """The group role."""
@@ -46,7 +46,7 @@ class Granted:
     @contextlib.contextmanager
     def connected(self, role: Role) -> Iterator[psycopg.Connection]:
         """As psql connects: with the settings of the login role, and in autocommit."""
-        url = self._plain.set(username=self.login(role)).render_as_string(hide_password=False)
+        url = make_url(self.server_url).set(username=self.login(role)).render_as_string(hide_password=False)
         with contextlib.closing(connect_postgres(url)) as connection:
             yield connection
 
