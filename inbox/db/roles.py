@@ -126,9 +126,17 @@ TABLES: Mapping[str, Grants] = {
 VIEWS: Mapping[str, Grants] = {
     "backlog": _VIEW,
     "dead_letter": {**_VIEW, "receiver": "SELECT (seq, route, error)"},  # the answer to `Prefer: wait`
+    "dead_cause": _VIEW,
     "delivery": _VIEW,
+    "destination_health": _VIEW,
+    "entity_timeline": _VIEW,
+    "long_transaction": _VIEW,
     "relay_health": _VIEW,
+    "route_gate": _VIEW,
+    "source_health": _VIEW,
     "stuck": _VIEW,
+    "table_size": _VIEW,
+    "throughput": _VIEW,
 }
 
 _BY_RECEIVER: Grants = {"receiver": "USAGE, SELECT", "relay": "USAGE, SELECT"}
