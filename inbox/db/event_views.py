@@ -57,7 +57,7 @@ _SENTENCES = {
     "dead": "{cause} || ': ' || {error}",
     "rearmed": "'after duplicate request ' || {duplicate}",
 }
-"""What each kind of fact says, by the fields of its detail. The others say who did it, and why."""
+"""Summary of each kind of fact, by the fields of its detail. Of the others, it is the person and the reason."""
 
 
 def _sentence() -> str:
