@@ -26,13 +26,15 @@ _FLOOR = f"clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'"
 
 POSTGRES = (
     f"""
-CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     {_raise(_INBOX)};
 END $$
 """,
     f"""
-CREATE FUNCTION inbox_deletes_old_rows_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION inbox_deletes_old_rows_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF EXISTS (SELECT FROM gone g WHERE g.received_at >= {_FLOOR})
        OR EXISTS (SELECT {_looked_up("open_delivery o", "o.seq = g.seq")}) THEN
@@ -43,7 +45,8 @@ BEGIN
 END $$
 """,
     f"""
-CREATE FUNCTION inbox_payload_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION inbox_payload_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
@@ -54,13 +57,15 @@ BEGIN
 END $$
 """,
     f"""
-CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     {_raise(_LOG)};
 END $$
 """,
     f"""
-CREATE FUNCTION delivery_log_deletes_old_attempts_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION delivery_log_deletes_old_attempts_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF EXISTS (
         SELECT FROM (
