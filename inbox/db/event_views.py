@@ -1,13 +1,30 @@
-"""Views of events: of dead letters by cause, and of all that happened to an entity."""
+"""Views of events: with their payloads, of dead letters by cause, and of all that happened to an entity."""
 
 from __future__ import annotations
 
 from inbox.db.dialect import POSTGRES
+from inbox.db.schema import inbox
 
 
 def statements(dialect: str) -> tuple[str, ...]:
     """List the views of this module."""
-    return (_dead_cause(dialect), _entity_timeline(dialect))
+    return (_event(dialect), _dead_cause(dialect), _entity_timeline(dialect))
+
+
+def _event(dialect: str) -> str:
+    """A body that is no text shows in hex, as Postgres writes bytes: one of them must not break a listing."""
+    columns = ", ".join(f"i.{column.name}" for column in inbox.columns)
+    if dialect == POSTGRES:
+        body, in_hex = "convert_from(p.body, 'UTF8')", "encode(p.body, 'hex')"
+    else:
+        body, in_hex = "CAST(p.body AS text)", "lower(hex(p.body))"
+    return f"""
+CREATE VIEW event AS
+SELECT {columns}, p.headers,
+       CASE WHEN p.seq IS NULL THEN NULL WHEN i.body_is_text THEN {body} ELSE '\\x' || {in_hex} END AS body,
+       p.seq IS NULL AS is_pruned, coalesce(p.seq IS NULL AND i.entity_id LIKE 'erased:%', false) AS is_erased
+FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq
+"""
 
 
 def status_of(fact: str, dialect: str) -> str:

@@ -42,6 +42,17 @@ _EVENT = _as_in_tables("source", "entity_type", "entity_id", "event_type", "acti
 
 VIEWS = (
     View(
+        "event",
+        "Every event as inbox has it, with its headers and its body as text. Query it by seq, entity or source and dedup_key.",
+        {
+            **_as_in_tables(*(column.name for column in inbox.columns)),
+            "headers": "allow-listed request headers; empty when the payload is gone",
+            "body": "body as text, or \\x and hex digits if it is no UTF-8 or has a NUL; empty when the payload is gone",
+            "is_pruned": "true: retention or an erasure has deleted its headers and body",
+            "is_erased": "true: a person was erased from it",
+        },
+    ),
+    View(
         "delivery",
         "State of each event on each route. Query it by seq or entity; for counts use backlog.",
         {
@@ -66,7 +77,8 @@ VIEWS = (
             **_EVENT,
             "attempts": "attempts used in its last run",
             "died_at": "time at which it was given up",
-            "cause": "exhausted, crash_loop, unrecordable, unprocessable, or an error class; docs/reference/delivery.md lists them",
+            "cause": "exhausted, crash_loop, unrecordable, unprocessable, payload_gone, or an error class, as in"
+            " docs/reference/delivery.md",
             "error": "the last error, in one sentence",
             "last_status": "HTTP status of the last call",
         },
