@@ -846,7 +846,7 @@ WHERE CASE WHEN c.route IS NULL THEN c.finding IN ('paused', 'breaker')
 CREATE VIEW event AS
 SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, p.headers,
        CASE WHEN p.seq IS NULL THEN NULL WHEN i.body_is_text THEN convert_from(p.body, 'UTF8') ELSE '\x' || encode(p.body, 'hex') END AS body,
-       p.seq IS NULL AS is_pruned, coalesce(p.seq IS NULL AND i.entity_id LIKE 'erased:%', false) AS is_erased
+       p.seq IS NULL AS is_pruned, coalesce(p.seq IS NULL AND substr(i.entity_id, 1, 7) = 'erased:', false) AS is_erased
 FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq;
 
 CREATE VIEW dead_cause AS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import msgspec
 import pytest
 
 from relay.delivery.outcome import Call, Failed
@@ -16,6 +17,42 @@ ANOTHER = Failed((BAD_REQUEST,), "mapping", "name: no value")
 
 def minute(number: int) -> datetime:
     return START + timedelta(minutes=number)
+
+
+# --- event
+
+
+BODIES = [
+    (b'{"name": "M\xc3\xa4kel\xc3\xa4"}', '{"name": "Mäkelä"}'),
+    (b"", ""),
+    ("\N{PILE OF POO}".encode(), "\N{PILE OF POO}"),
+    (b"caf\xe9", "\\x636166e9"),
+    (b"a\x00b", "\\x610062"),
+    (b"\xed\xa0\x80", "\\xeda080"),
+    (b"\x80", "\\x80"),
+]
+
+
+def test_an_event_has_its_body_as_text_and_in_hex_where_it_is_none(steps: Steps) -> None:
+    events = [an_event(n, f"u{n}") for n in range(1, len(BODIES) + 1)]
+    steps.receive(*(msgspec.structs.replace(event, body=body) for event, (body, _) in zip(events, BODIES, strict=True)))
+    rows = steps.rows("SELECT seq, headers, body, is_pruned, is_erased FROM event ORDER BY seq")
+    assert [row["body"] for row in rows] == [shown for _, shown in BODIES]
+    assert all(row["headers"] == {"content-type": "application/json"} for row in rows)
+    assert not any(row["is_pruned"] or row["is_erased"] for row in rows)
+
+
+def test_an_event_is_all_that_the_inbox_has_of_it(steps: Steps) -> None:
+    steps.receive(an_event(1))
+    (event,), (stored,) = steps.rows("SELECT * FROM event"), steps.rows("SELECT * FROM inbox")
+    assert {name: event[name] for name in stored} == stored
+
+
+def test_an_event_whose_payload_is_gone_is_pruned_and_keeps_its_size(steps: Steps) -> None:
+    steps.receive(an_event(1, routes=[]))
+    steps.do("DELETE FROM inbox_payload")
+    (row,) = steps.rows("SELECT * FROM event")
+    assert (row["headers"], row["body"], bool(row["is_pruned"]), row["body_bytes"]) == (None, None, True, 8)
 
 
 # --- dead_cause
@@ -93,7 +130,7 @@ FACTS = [
     ("skipped", {"why": "the entity is gone"}, "the entity is gone"),
     ("cancelled", {"who": "kim", "why": "a test"}, "kim: a test"),
     ("abandoned", {"relay_node": "r1"}, "its lease expired: the relay that held it died or was cut off"),
-    ("took_over", {"of": 3, "attempt": 1, "due_at": "2026-01-01T00:00:00Z"}, "it goes on with the attempts of event 3"),
+    ("took_over", {"of": 3, "due_at": "2026-01-01T00:00:00Z"}, "it goes on with the attempts of event 3"),
     ("rescheduled", {"due_at": "2026-01-01T00:00:00Z"}, "due at 2026-01-01T00:00:00Z"),
     ("replayed", {"who": "kim", "why": "mended"}, "kim: mended"),
     ("rearmed", {"duplicate": 4}, "after duplicate request 4"),

@@ -75,6 +75,7 @@ def test_an_event_is_stored_as_it_is(intake: Intake, engine: Engine) -> None:
         "seq": 1,
         "routes": ["strict"],
         "body_bytes": len(event.body),
+        "body_is_text": True,
         "body_sha256": event.body_sha256.hex(),
     }
 

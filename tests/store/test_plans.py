@@ -195,6 +195,9 @@ BY_ENTITY = text(
 OF_AN_EVENT = text("SELECT * FROM delivery_log WHERE seq = :seq ORDER BY id")
 DEAD_ON_A_ROUTE = text("SELECT * FROM dead_letter WHERE route = :route")
 VIEWS = {
+    "event with its body": "SELECT * FROM event WHERE seq = :seq",
+    "events of an entity with their bodies": "SELECT * FROM event"
+    " WHERE source = :source AND entity_type = :entity_type AND entity_id = :entity_id",
     "timeline of an entity": "SELECT * FROM entity_timeline"
     " WHERE source = :source AND entity_type = :entity_type AND entity_id = :entity_id",
     "timeline of an event": "SELECT * FROM entity_timeline WHERE seq = :seq",
