@@ -327,8 +327,8 @@ alert = Table(
     _required(
         "kind",
         Text,
-        "delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or"
-        " intake_stopped",
+        "delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed,"
+        " intake_stopped or retention_behind",
     ),
     _required("subject", Text, "subject, such as a destination's name"),
     _required("firing", Boolean, "true: it began; false: it recovered"),

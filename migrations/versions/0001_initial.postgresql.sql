@@ -30,7 +30,7 @@ COMMENT ON COLUMN alert.id IS 'number of the alert';
 
 COMMENT ON COLUMN alert.at IS 'time of the change';
 
-COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or intake_stopped';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind';
 
 COMMENT ON COLUMN alert.subject IS 'subject, such as a destination''s name';
 

@@ -3,7 +3,7 @@ CREATE TABLE alert ( -- One row when a problem begins and one when it ends, neve
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- time of the change
     at TEXT NOT NULL,
-    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or intake_stopped
+    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind
     kind TEXT NOT NULL,
     -- subject, such as a destination's name
     subject TEXT NOT NULL,

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from inbox.config.retention import Retention, RetentionKind
 from inbox.config.types import Age
 from inbox.db.retention.kinds import STEPS
-from inbox.db.retention.rounds import Event, Pruner, expiry_of
+from inbox.db.retention.rounds import Event, LeasedPruner, expiry_of
 from inbox.events.timestamps import time_text
 
 DAY = 86400
@@ -30,7 +30,7 @@ AFTER_A_MONTH = Retention(
 """Every kind expires after a month; tests' events are older."""
 
 
-def a_pruner(engine: Engine, holder: str = "r1", now: Callable[[], datetime] | None = None) -> Pruner:
+def a_pruner(engine: Engine, holder: str = "r1", now: Callable[[], datetime] | None = None) -> LeasedPruner:
     """A pruner that doesn't rest."""
 
     @contextmanager
@@ -39,7 +39,7 @@ def a_pruner(engine: Engine, holder: str = "r1", now: Callable[[], datetime] | N
             yield connection
 
     clock = (lambda: None) if now is None else (lambda: time_text(now()))
-    return Pruner(begin, holder, now=clock, rest=lambda _: None)
+    return LeasedPruner(begin, holder, now=clock, rest=lambda _: None)
 
 
 def prune(

@@ -11,12 +11,13 @@ from sqlalchemy import Engine, insert, text
 from inbox.clock import SystemClock
 from inbox.config.retention import Retention, RetentionKind
 from inbox.config.types import Age
+from inbox.db.dialect import Sql
 from inbox.db.intake import Rejected
 from inbox.db.retention import state
 from inbox.db.retention.kinds import STEPS
 from inbox.db.retention.pruned import Pruned
 from inbox.db.retention.rounds import Event, LeaseLost, PassedOver, expiry_of
-from inbox.db.schema import alert, relay_command, relay_node
+from inbox.db.schema import alert, relay_command, relay_node, throughput_minute
 from inbox.events.timestamps import time_text
 from relay.store.database import Database
 from tests.helpers.kinds import ON_POSTGRES
@@ -258,13 +259,24 @@ def test_ended_commands_and_ended_relays_go(engine: Engine) -> None:
         assert list(connection.scalars(text("SELECT id FROM relay_node"))) == ["still runs"]
 
 
+def test_figures_of_old_minutes_go(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for minute in (START, START + timedelta(minutes=1), NOW.replace(second=0, microsecond=0)):
+            connection.execute(
+                insert(throughput_minute).values(kind="source", name="s", outcome="stored", minute=minute, count=1)
+            )
+    prune(engine, "throughput")
+    assert count(engine, "throughput_minute") == 1
+
+
 def test_one_prunes_at_a_time_and_another_takes_over_from_one_that_died(engine: Engine) -> None:
     at = [NOW]
     first, second = (a_pruner(engine, name, lambda: at[0]) for name in ("r1", "r2"))
     assert first.take() is not None
     assert second.take() is None
     with engine.begin() as connection:
-        assert not state.is_due(connection, time_text(NOW))
+        statement = state.is_due(Sql(engine.dialect.name))
+        assert not connection.execute(statement, state.seconds(time_text(NOW))).scalar()
         found = state.holder(connection)
     assert found is not None
     assert found.name == "r1"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cache, partial
 
+import msgspec
 from sqlalchemy import Connection, TextClause, text
 
 from inbox.config.retention import RetentionKind
@@ -65,32 +66,50 @@ def _walked(each: Walk, connection: Connection, expiry: Expiry, position: int, m
     return walk.step(connection, each, expiry, position, most)
 
 
-def _relay_nodes(connection: Connection, expiry: Expiry, position: int, most: int) -> Pruned:  # noqa: ARG001  # as every step
-    """Delete runs of relays that have ended, those that started first. A relay that still runs is passed over."""
+class _Aged(msgspec.Struct, frozen=True):
+    """Rows that are few, and go in the order of an indexed time."""
+
+    table: str
+    key: str
+    """Columns of the primary key."""
+    time: str
+    goes: str
+    """Condition that the index's row has expired; `{before}` stands for the time."""
+    row_bytes: int
+    """Size of a row, about."""
+
+
+def _aged(each: _Aged, connection: Connection, expiry: Expiry, position: int, most: int) -> Pruned:  # noqa: ARG001  # as every step
     if expiry.before is None:
         return Pruned()
     parameters = {"before": time_text(expiry.before), "most": most}
-    gone = connection.execute(_old_nodes(Sql(connection.dialect.name)), parameters).rowcount
-    return Pruned(gone, gone * _NODE_BYTES, is_done=gone < most)
-
-
-_NODE_BYTES = 200
-"""Size of a row of `relay_node`, about."""
+    gone = connection.execute(_remove_oldest(Sql(connection.dialect.name), each), parameters).rowcount
+    return Pruned(gone, gone * each.row_bytes, is_done=gone < most)
 
 
 @cache
-def _old_nodes(sql: Sql) -> TextClause:
-    before = sql.time(":before")
+def _remove_oldest(sql: Sql, each: _Aged) -> TextClause:
+    goes = each.goes.replace("{before}", sql.time(":before"))
     return text(f"""
-DELETE FROM relay_node WHERE id IN (
-    SELECT n.id FROM relay_node n WHERE n.started_at < {before} AND n.heartbeat_at < {before}
-    ORDER BY n.started_at LIMIT :most {sql.skip_locked})
+DELETE FROM {each.table} WHERE ({each.key}) IN (
+    SELECT {each.key} FROM {each.table} t WHERE {goes} ORDER BY t.{each.time} LIMIT :most {sql.skip_locked})
 """)
+
+
+_AGED: Mapping[RetentionKind, _Aged] = {
+    # A relay that still runs is passed over; few have run for so long.
+    "relay_nodes": _Aged(
+        "relay_node", "id", "started_at", "t.started_at < {before} AND t.heartbeat_at < {before}", row_bytes=200
+    ),
+    "throughput": _Aged(
+        "throughput_minute", "kind, name, outcome, minute", "minute", "t.minute < {before}", row_bytes=80
+    ),
+}
 
 
 STEPS: Mapping[RetentionKind, Step] = {
     **{kind: partial(_walked, each) for kind, each in WALKS.items()},
-    "relay_nodes": _relay_nodes,
+    **{kind: partial(_aged, each) for kind, each in _AGED.items()},
 }
 """The step of each kind, in the order of a round."""
 

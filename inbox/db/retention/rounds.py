@@ -51,7 +51,7 @@ def expires(retention: Retention, kind: RetentionKind) -> bool:
     return not retention.age_of(kind).is_forever or retention.most_of(kind) is not None
 
 
-class Pruner:
+class LeasedPruner:
     """Prunes in short transactions under a lease, which each of them renews."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Pruner:
         *,
         seconds: float = KIND_SECONDS,
         is_stopped: Callable[[], bool] = lambda: False,
-    ) -> Generator[Event]:
+    ) -> Generator[Event, None, None]:
         """Prune a kind, batch by batch, until nothing is left or the time is over.
 
         Raises:

@@ -120,14 +120,9 @@ class Holder(msgspec.Struct, frozen=True):
     until: datetime
 
 
-def is_due(connection: Connection, now: str | None = None) -> bool:
-    """Return whether a round is due and nobody prunes, as far as a look without a lock can tell."""
-    return bool(connection.execute(_is_due_now(Sql(connection.dialect.name)), _seconds(now)).scalar())
-
-
 def take(connection: Connection, holder: str, now: str | None = None) -> Turn | None:
     """Take the lease, unless somebody else has it."""
-    row = connection.execute(_take(Sql(connection.dialect.name)), {"holder": holder, **_seconds(now)}).first()
+    row = connection.execute(_take(Sql(connection.dialect.name)), {"holder": holder, **seconds(now)}).first()
     if row is None:
         return None
     return Turn(as_time(row.now), None if row.clock is None else as_time(row.clock))
@@ -141,7 +136,7 @@ def holder(connection: Connection) -> Holder | None:
 
 def renew(connection: Connection, holder: str, now: str | None = None) -> datetime | None:
     """Renew the lease; returns the database's time, or None when the lease is lost. It locks others out until the commit."""
-    row = connection.execute(_renew(Sql(connection.dialect.name)), {"holder": holder, **_seconds(now)}).first()
+    row = connection.execute(_renew(Sql(connection.dialect.name)), {"holder": holder, **seconds(now)}).first()
     return None if row is None else as_time(row.now)
 
 
@@ -166,7 +161,8 @@ def write(connection: Connection, state: KindState) -> None:
     connection.execute(insert(pruning).values(values).on_conflict_do_update(index_elements=["kind"], set_=changed))
 
 
-def _seconds(now: str | None) -> dict[str, object]:
+def seconds(now: str | None = None) -> dict[str, object]:
+    """Return the parameters of a lease's statements."""
     return {"now": now, "lease": LEASE_SECONDS, "longest": 2 * LEASE_SECONDS, "every": -ROUND_EVERY_SECONDS}
 
 
@@ -177,10 +173,12 @@ def _is_free(sql: Sql) -> str:
 
 
 @cache
-def _is_due_now(sql: Sql) -> TextClause:
+def is_due(sql: Sql) -> TextClause:
+    """Return the statement that reads whether a round is due and nobody prunes; its parameters are `seconds`."""
     last = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:every AS float8)")
     return text(f"""
-SELECT {_is_free(sql)} AND (p.ran_at IS NULL OR p.ran_at <= {last} OR p.ran_at > (SELECT {sql.now})) FROM pruner p
+SELECT {_is_free(sql)} AND (p.ran_at IS NULL OR p.ran_at <= {last} OR p.ran_at > (SELECT {sql.now})) AS is_due
+FROM pruner p
 """)
 
 
