@@ -20,10 +20,11 @@ from inbox.db.retention.rounds import Event, LeaseLost, PassedOver, expiry_of
 from inbox.db.schema import alert, relay_command, relay_node, throughput_minute
 from inbox.events.timestamps import time_text
 from relay.store.database import Database
+from relay.store.duplicates import judge_duplicates
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.pruning import AFTER_A_MONTH, DAY, a_pruner, prune
 from tests.helpers.reading import count
-from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
 from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences, mend
 
@@ -112,6 +113,19 @@ def test_a_clearing_of_attempts_in_parts_leaves_nothing_to_verify(steps: Steps, 
         expiry = expiry_of(AFTER_A_MONTH, "attempts", NOW)
         assert STEPS["attempts"](connection, expiry, 0, 1).rows == 1
     assert differences(Database(engine)) == []
+
+
+def test_a_delivery_that_is_rearmed_after_its_attempts_went_agrees_with_its_facts(steps: Steps, engine: Engine) -> None:
+    steps.arrive(an_event(1, routes=["latest"]))
+    for outcome in (UNWELL, UNWELL, DONE):
+        steps.attempt(outcome, "latest")
+        steps.advance(3600)
+    prune(engine, "attempts")
+    assert [kind for _, kind in steps.kinds()] == ["delivered"]
+    steps.intake.repeat(an_event(1, routes=["latest"]))
+    database = Database(engine)
+    assert judge_duplicates(database, CONFIG, POLICIES, "r1").rearmed == 1
+    assert differences(database) == []
 
 
 def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) -> None:
