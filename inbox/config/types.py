@@ -78,6 +78,13 @@ class Age(float):
         """Return whether nothing ever reaches this age."""
         return self == float("inf")
 
+    @property
+    def shown(self) -> str:
+        """Return it as the file has it: in days where that is a whole number, or else in hours."""
+        if self.is_forever:
+            return FOREVER
+        return f"{self / 86400:g}d" if self % 86400 == 0 else f"{self / 3600:g}h"
+
 
 _RATE = re.compile(r"([0-9]{1,9})/(s|m|h|d)")
 

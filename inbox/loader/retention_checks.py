@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from inbox.config.mistakes import Mistake
 from inbox.config.retention import Retention, RetentionKind
-from inbox.config.types import Age
 from inbox.events.states import RETENTION_FLOOR_DAYS
 
 _DAY = 86400
@@ -36,9 +35,5 @@ def retention_mistakes(retention: Retention) -> Iterator[Mistake]:
         if retention.age_of(kind) > retention.events:
             yield Mistake(
                 ("retention", kind),
-                f"is longer than events, {_shown(retention.events)}, with which they go; give at most that age",
+                f"is longer than events, {retention.events.shown}, with which they go; give at most that age",
             )
-
-
-def _shown(age: Age) -> str:
-    return "forever" if age.is_forever else f"{age / _DAY:g}d"

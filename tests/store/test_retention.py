@@ -38,7 +38,7 @@ def seqs(engine: Engine) -> list[int]:
 
 
 def rows_gone(happened: dict[RetentionKind, list[Event]]) -> dict[RetentionKind, int]:
-    """How many rows of each kind went."""
+    """Count the rows of each kind that went."""
     found = {kind: sum(each.rows for each in events if isinstance(each, Pruned)) for kind, events in happened.items()}
     return {kind: number for kind, number in found.items() if number}
 

@@ -76,7 +76,7 @@ class LeasedPruner:
         self._rest = rest
         self._paces: dict[RetentionKind, Pace] = {}
 
-    def take(self) -> state.Turn | None:
+    def take(self) -> state.PruningTurn | None:
         """Take the lease, unless somebody else has it."""
         with self._begin(1) as connection:
             return state.take(connection, self.holder, self._now())

@@ -104,7 +104,7 @@ def _is_over(began: datetime | None, now: datetime) -> bool:
     return began is None or not began <= now < began + DAY
 
 
-class Turn(msgspec.Struct, frozen=True):
+class PruningTurn(msgspec.Struct, frozen=True):
     """The lease of somebody who prunes."""
 
     now: datetime
@@ -113,25 +113,25 @@ class Turn(msgspec.Struct, frozen=True):
     """The time that the ages of the last round counted from."""
 
 
-class Holder(msgspec.Struct, frozen=True):
+class LeaseHolder(msgspec.Struct, frozen=True):
     """Somebody who holds the lease."""
 
     name: str
     until: datetime
 
 
-def take(connection: Connection, holder: str, now: str | None = None) -> Turn | None:
+def take(connection: Connection, holder: str, now: str | None = None) -> PruningTurn | None:
     """Take the lease, unless somebody else has it."""
     row = connection.execute(_take(Sql(connection.dialect.name)), {"holder": holder, **seconds(now)}).first()
     if row is None:
         return None
-    return Turn(as_time(row.now), None if row.clock is None else as_time(row.clock))
+    return PruningTurn(as_time(row.now), None if row.clock is None else as_time(row.clock))
 
 
-def holder(connection: Connection) -> Holder | None:
+def holder(connection: Connection) -> LeaseHolder | None:
     """Return who prunes now, as far as the lease tells."""
     row = connection.execute(select(pruner.c.held_by, pruner.c.lease_until)).first()
-    return None if row is None or row.held_by is None else Holder(row.held_by, row.lease_until)
+    return None if row is None or row.held_by is None else LeaseHolder(row.held_by, row.lease_until)
 
 
 def renew(connection: Connection, holder: str, now: str | None = None) -> datetime | None:
