@@ -66,7 +66,7 @@ def _walked(each: Walk, connection: Connection, expiry: Expiry, position: int, m
     return walk.step(connection, each, expiry, position, most)
 
 
-class _Aged(msgspec.Struct, frozen=True):
+class Aged(msgspec.Struct, frozen=True):
     """Rows that are few, and go in the order of an indexed time."""
 
     table: str
@@ -79,7 +79,7 @@ class _Aged(msgspec.Struct, frozen=True):
     """Size of a row, about."""
 
 
-def _aged(each: _Aged, connection: Connection, expiry: Expiry, position: int, most: int) -> Pruned:  # noqa: ARG001  # as every step
+def _aged(each: Aged, connection: Connection, expiry: Expiry, position: int, most: int) -> Pruned:  # noqa: ARG001  # as every step
     if expiry.before is None:
         return Pruned()
     parameters = {"before": time_text(expiry.before), "most": most}
@@ -87,21 +87,25 @@ def _aged(each: _Aged, connection: Connection, expiry: Expiry, position: int, mo
     return Pruned(gone, gone * each.row_bytes, is_done=gone < most)
 
 
+def expired(sql: Sql, each: Aged) -> str:
+    """Return the condition on a row of `t` that has expired; it binds `:before`."""
+    return each.goes.replace("{before}", sql.time(":before"))
+
+
 @cache
-def _remove_oldest(sql: Sql, each: _Aged) -> TextClause:
-    goes = each.goes.replace("{before}", sql.time(":before"))
+def _remove_oldest(sql: Sql, each: Aged) -> TextClause:
     return text(f"""
 DELETE FROM {each.table} WHERE ({each.key}) IN (
-    SELECT {each.key} FROM {each.table} t WHERE {goes} ORDER BY t.{each.time} LIMIT :most {sql.skip_locked})
+    SELECT {each.key} FROM {each.table} t WHERE {expired(sql, each)} ORDER BY t.{each.time} LIMIT :most {sql.skip_locked})
 """)
 
 
-_AGED: Mapping[RetentionKind, _Aged] = {
+AGED: Mapping[RetentionKind, Aged] = {
     # A relay that still runs is passed over; few have run for so long.
-    "relay_nodes": _Aged(
+    "relay_nodes": Aged(
         "relay_node", "id", "started_at", "t.started_at < {before} AND t.heartbeat_at < {before}", row_bytes=200
     ),
-    "throughput": _Aged(
+    "throughput": Aged(
         "throughput_minute", "kind, name, outcome, minute", "minute", "t.minute < {before}", row_bytes=80
     ),
 }
@@ -109,7 +113,7 @@ _AGED: Mapping[RetentionKind, _Aged] = {
 
 STEPS: Mapping[RetentionKind, Step] = {
     **{kind: partial(_walked, each) for kind, each in WALKS.items()},
-    **{kind: partial(_aged, each) for kind, each in _AGED.items()},
+    **{kind: partial(_aged, each) for kind, each in AGED.items()},
 }
 """The step of each kind, in the order of a round."""
 

@@ -29,3 +29,13 @@ class Pruned(msgspec.Struct, frozen=True):
     """True when nothing is left to do until more expires."""
     passed_over: int = 0
     """Expired rows that were locked, and are left to a later lap."""
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """About how many rows have expired."""
+
+    rows: int = 0
+    is_estimate: bool = False
+    """False when they were counted one by one."""
+    bytes: int = 0
+    oldest: datetime | None = None

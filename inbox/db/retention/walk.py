@@ -15,13 +15,16 @@ import msgspec
 from sqlalchemy import Connection, TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from inbox.db.retention.pruned import Expiry, Pruned
+from inbox.db.retention.pruned import Estimate, Expiry, Pruned
 from inbox.db.schema import metadata
 from inbox.events.timestamps import as_time, time_text
 
 FIRST_LEAP = 1_000
 """Keys ahead of a page at which the first row is looked at; each further look is twice as far ahead."""
 _LONGEST_LEAPS = 40
+MOST_COUNTED = 10_000
+"""More rows than these are estimated by the numbers that they took."""
+_SAMPLE = 100
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -67,6 +70,36 @@ def step(connection: Connection, walk: Walk, expiry: Expiry, position: int, most
         return Pruned(position=position)
     rows, size = _delete(connection, sql, walk, limits, page.going) if page.going else (0, 0)
     return Pruned(rows, size, page.last_expired, is_done=False, passed_over=len(page.going) - rows)
+
+
+def estimate(connection: Connection, walk: Walk, expiry: Expiry) -> Estimate:
+    """Estimate the rows that go: counts a few thousand, and halves the distance to the first that stays for the rest."""
+    sql = Sql(connection.dialect.name)
+    limits = _limits(connection, walk, expiry)
+    page = _page(connection, walk, limits, 0, MOST_COUNTED)
+    if not page.going:
+        return Estimate()
+    sample = {"wanted": rows_param({"key": key} for key in page.going[:_SAMPLE]), "before": limits.before}
+    sizes = [int(row.size) for row in connection.execute(_measure(sql, walk), sample).all()]
+    first = connection.execute(_first(walk), {"position": page.going[0] - 1}).first()
+    oldest = None if first is None or first.at is None else as_time(first.at)
+    rows, is_whole = len(page.going), len(page.keys) < MOST_COUNTED or page.last_expired != page.keys[-1]
+    if not is_whole:
+        last = max(_last_expired(connection, sql, walk, limits, page.keys[-1]), *limits.caps)
+        density = MOST_COUNTED / max(page.keys[-1] - page.keys[0] + 1, 1)
+        rows += round((last - page.keys[-1]) * density * len(page.going) / MOST_COUNTED)
+    average = sum(sizes) / len(sizes) if sizes else 0
+    return Estimate(rows, not is_whole, round(rows * average), oldest)
+
+
+def _last_expired(connection: Connection, sql: Sql, walk: Walk, limits: _Limits, low: int) -> int:
+    """Return about the last key that has expired, between `low` and the newest, by halving."""
+    high = newest_key(connection, walk)
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = connection.execute(_probe(sql, walk), {"position": middle, "before": limits.before}).scalar()
+        low, high = (middle, high) if found else (low, middle)
+    return low
 
 
 def oldest_expired(connection: Connection, walk: Walk, expiry: Expiry, position: int) -> datetime | None:
@@ -223,17 +256,25 @@ SELECT t.{walk.key} FROM {walk.table} t WHERE {walk.capped[number]} ORDER BY t.{
 
 
 @cache
+def _measure(sql: Sql, walk: Walk) -> TextClause:
+    return text(_rows_that_go(sql, walk))
+
+
+@cache
 def _lock(sql: Sql, walk: Walk) -> TextClause:
     """Lock rows that still may go, and measure them. One that somebody has locked is passed over."""
+    return text(f"{_rows_that_go(sql, walk)} {sql.skip_locked and 'FOR UPDATE OF t SKIP LOCKED'}")
+
+
+def _rows_that_go(sql: Sql, walk: Walk) -> str:
     size = "pg_column_size" if sql.is_postgres else "length"
     sizes = " + ".join(f"coalesce({size}(t.{column}), 0)" for column in walk.columns)
-    return text(f"""
+    return f"""
 SELECT t.{walk.key} AS key, {sizes} AS size
 FROM {walk.table} t
 WHERE t.{walk.key} IN (SELECT wanted.key FROM {sql.rows("wanted", key="bigint")}) AND {_goes(sql, walk)}
 ORDER BY t.{walk.key}
-{sql.skip_locked and "FOR UPDATE OF t SKIP LOCKED"}
-""")
+"""
 
 
 @cache
