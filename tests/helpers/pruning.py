@@ -47,13 +47,15 @@ def prune(
     *kinds: RetentionKind,
     retention: Retention = AFTER_A_MONTH,
     now: Callable[[], datetime] | None = None,
+    seconds: float = 60.0,
 ) -> dict[RetentionKind, list[Event]]:
     """Prune these kinds, or all, until nothing is left; returns what happened."""
     pruner = a_pruner(engine, now=now)
     turn = pruner.take()
     assert turn is not None
     happened = {
-        kind: list(pruner.batches(kind, expiry_of(retention, kind, turn.now))) for kind in (kinds or tuple(STEPS))
+        kind: list(pruner.batches(kind, expiry_of(retention, kind, turn.now), seconds=seconds))
+        for kind in (kinds or tuple(STEPS))
     }
     pruner.give_back(turn.now)
     return happened

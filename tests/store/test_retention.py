@@ -13,6 +13,7 @@ from inbox.config.retention import Retention, RetentionKind
 from inbox.config.types import Age
 from inbox.db.dialect import Sql
 from inbox.db.intake import Rejected
+from inbox.db.leaves import OPENING_LOCK
 from inbox.db.retention import state
 from inbox.db.retention.kinds import STEPS
 from inbox.db.retention.pruned import Pruned
@@ -73,6 +74,27 @@ def test_an_event_goes_with_its_facts_and_duplicates_and_open_ones_and_the_newes
     assert count(engine, f"delivery_log WHERE seq NOT IN {gone}") == 0
     assert count(engine, f"duplicate_request WHERE seq NOT IN {gone}") == 0
     assert count(engine, "delivery_log WHERE seq = 3") > 0
+
+
+@pytest.mark.usefixtures("lived_in")
+def test_payloads_go_while_their_events_stay_and_open_ones_keep_theirs(engine: Engine) -> None:
+    before = seqs(engine)
+    prune(engine, "payloads")
+    assert seqs(engine) == before
+    with engine.connect() as connection:
+        kept = list(connection.scalars(text("SELECT seq FROM inbox_payload ORDER BY seq")))
+    assert kept == [3, 5, 6, 7, 8, 9, 10], "dead, ready, waiting, in flight and blocked"
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("lived_in")
+def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
+    """A replay shares the lock, then opens the delivery: what it found has to be there when it commits."""
+    with engine.connect() as replaying, replaying.begin():
+        replaying.execute(text(f"SELECT pg_advisory_xact_lock_shared({OPENING_LOCK})"))
+        happened = prune(engine, "payloads", seconds=0.1)
+    assert not rows_gone(happened)
+    assert rows_gone(prune(engine, "payloads"))
 
 
 def test_what_was_passed_over_goes_in_a_later_lap(lived_in: Steps, engine: Engine) -> None:

@@ -27,12 +27,20 @@ _UNJUDGED = "EXISTS (SELECT 1 FROM duplicate_request d WHERE d.seq = t.seq AND d
 _OPEN = "EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = t.seq{of_route})"
 
 WALKS: Mapping[RetentionKind, Walk] = {
+    "payloads": Walk(
+        "inbox_payload",
+        "seq",
+        "(SELECT i.received_at FROM inbox i WHERE i.seq = t.seq)",
+        goes=f"NOT {_OPEN.format(of_route='')}",
+        needs_closed=True,
+    ),
     "events": Walk(
         "inbox",
         "seq",
         "t.received_at",
         # The newest event stays: `relay verify` takes a number above it for one that never was.
         goes=f"NOT {_OPEN.format(of_route='')} AND NOT {_UNJUDGED} AND t.seq < (SELECT max(n.seq) FROM inbox n)",
+        needs_closed=True,
         companions=(("delivery_log", "seq"), ("duplicate_request", "seq")),
     ),
     "attempts": Walk(

@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import Connection, TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
+from inbox.db.leaves import OPENING_LOCK
 from inbox.db.retention.pruned import Estimate, Expiry, Pruned
 from inbox.db.schema import metadata
 from inbox.events.timestamps import as_time, time_text
@@ -25,6 +26,7 @@ _LONGEST_LEAPS = 40
 MOST_COUNTED = 10_000
 """More rows than these are estimated by the numbers that they took."""
 _SAMPLE = 100
+_LOCK_OPENING = text(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})")
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -40,6 +42,8 @@ class Walk(msgspec.Struct, frozen=True):
     """Condition of the partial index that the walk reads."""
     capped: tuple[str, ...] = ("1 = 1",)
     """Classes of rows, as conditions. The cap counts each by itself, so that a flood of one leaves the others."""
+    needs_closed: bool = False
+    """True when a delivery that is opened meanwhile would need the row."""
     companions: tuple[tuple[str, str], ...] = ()
     """Tables whose rows go with it, and their column that has its key."""
 
@@ -185,6 +189,8 @@ def _any_further(connection: Connection, sql: Sql, walk: Walk, limits: _Limits, 
 def _delete(connection: Connection, sql: Sql, walk: Walk, limits: _Limits, keys: Sequence[int]) -> tuple[int, int]:
     """Delete these rows, unless they are locked or must stay meanwhile; returns their number and bytes."""
     parameters = {"wanted": rows_param({"key": key} for key in keys), "before": limits.before}
+    if walk.needs_closed and sql.is_postgres:  # in a statement before the one that looks for open deliveries
+        connection.execute(_LOCK_OPENING)
     measured = connection.execute(_lock(sql, walk), parameters).all()
     if not measured:
         return 0, 0
