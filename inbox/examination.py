@@ -5,7 +5,7 @@ An examination only reads. Each kind of finding is declared once, with its reaso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -68,7 +68,6 @@ class Installation(msgspec.Struct, frozen=True):
     now: datetime
     """The host's clock."""
     host: str
-    environment: Mapping[str, str]
     engine: Engine | None = None
     """Opened by `inbox.db.read_only`; None while the URL can't be used."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -129,7 +128,7 @@ def _installation() -> Installation:
         engine = read_only.connect(file.sound.database.url, application="inbox-doctor")
     except ConfigError:  # the examinations of the database say so
         engine = None
-    return Installation(path, file, SystemClock().now(), socket.gethostname(), os.environ, engine)
+    return Installation(path, file, SystemClock().now(), socket.gethostname(), engine)
 
 
 def _document(installation: Installation, results: Sequence[Examined]) -> dict[str, Any]:

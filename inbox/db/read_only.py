@@ -33,9 +33,7 @@ def connect(url: str, *, application: str, seconds: float = LONGEST_SECONDS) -> 
 
     @event.listens_for(made, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(
-            f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {round(seconds * 1000)}; SET LOCAL lock_timeout = 1000"
-        )
+        connection.exec_driver_sql(f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {round(seconds * 1000)}")
 
     return made
 

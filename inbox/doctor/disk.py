@@ -12,8 +12,8 @@ import msgspec
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import SQLITE
-from inbox.events.timestamps import as_time
+from inbox.db.dialect import SQLITE, Sql
+from inbox.events.timestamps import as_time, time_text
 from inbox.examination import DoctorFinding, Examination, FindingKind, Installation
 
 FILLING = FindingKind(
@@ -38,8 +38,9 @@ _LEAST_PART = 0.05
 _LEAST_DAYS = 14
 _ROW_BYTES = 1100
 """Disk of an event beside its body, with its index entries and facts."""
-_SAMPLE = 2000
-_LEAST_SAMPLE, _LEAST_SPAN = 100, timedelta(minutes=10)
+_LEAST_EVENTS = 100
+_LEAST_DAYS_SEEN = 1 / 24
+"""Figures of less than an hour are taken for those of one: a burst is no day."""
 _NETWORK_TYPES = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "fuse.glusterfs"}
 )
@@ -119,14 +120,15 @@ def _data_directory(connection: Connection) -> Path | None:
 
 
 def bytes_per_day(connection: Connection, now: datetime) -> float | None:
-    """Estimate the bytes that arrive in a day, from the newest events."""
-    row = connection.execute(_NEWEST, {"most": _SAMPLE}).one()
-    if row.events < _LEAST_SAMPLE:
+    """Estimate the bytes that arrive in a day, from the figures of the last one."""
+    since = time_text(now - timedelta(days=1))
+    row = connection.execute(
+        text(f"{_STORED} >= {Sql(connection.dialect.name).time(':since')}"), {"since": since}
+    ).one()
+    if row.first is None or row.events < _LEAST_EVENTS:
         return None
-    span = now - as_time(row.first)
-    if span < _LEAST_SPAN:
-        return None
-    return float((row.bytes + row.events * _ROW_BYTES) / span.total_seconds() * timedelta(days=1).total_seconds())
+    days = max((now - as_time(row.first)) / timedelta(days=1), _LEAST_DAYS_SEEN)
+    return float((row.bytes + row.events * _ROW_BYTES) / days)
 
 
 def network_type(folder: Path, mounts: Path = _MOUNTS) -> str | None:
@@ -144,10 +146,10 @@ def network_type(folder: Path, mounts: Path = _MOUNTS) -> str | None:
     return found[1] if found[1] in _NETWORK_TYPES else None
 
 
-_NEWEST = text("""
-SELECT count(*) AS events, min(received_at) AS first, coalesce(sum(bytes), 0) AS bytes
-FROM (SELECT received_at, length(body) AS bytes FROM inbox ORDER BY seq DESC LIMIT :most) newest
-""")
+_STORED = """
+SELECT min(minute) AS first, coalesce(sum(count), 0) AS events, coalesce(sum(bytes), 0) AS bytes
+FROM throughput_minute
+WHERE kind = 'source' AND outcome IN ('stored', 'swept') AND minute"""
 
 EXAMINATIONS = (
     Examination(

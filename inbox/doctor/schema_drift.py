@@ -81,7 +81,7 @@ def _of_sqlite(connection: Connection) -> Iterator[DoctorFinding]:
         found = present.get((kind, name))
         if found is None:
             yield MISSING.found(name, f"the {kind} {name} is missing", mend=f"{_one_line(definition)};")
-        elif _stripped(found) != _stripped(definition):
+        elif _one_line(found) != _one_line(definition):
             mend = None if kind == "table" else f"DROP {kind.upper()} {name}; {_one_line(definition)};"
             yield CHANGED.found(name, f"the {kind} {name} has another definition", mend=mend)
 
@@ -102,10 +102,6 @@ def _expected_of_sqlite() -> Mapping[tuple[str, str], str]:
             return {(row.type, row.name): row.sql for row in connection.execute(statement)}
     finally:
         made.dispose()
-
-
-def _stripped(sql: str) -> str:
-    return "\n".join(line for line in (line.strip() for line in sql.splitlines()) if line)
 
 
 def _one_line(sql: str) -> str:
