@@ -111,10 +111,18 @@ def _is_found_and_mended(
     assert found(installation(folder, url), "schema") == [expected]
     (finding,) = examined(installation(folder, url), "schema").findings
     if is_mended:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            for statement in _statements_of(finding.mend, engine):
-                connection.exec_driver_sql(statement)
+        for statement in _statements_of(finding.mend, engine):
+            _run_alone(engine, statement)
         assert found(installation(folder, url), "schema") == []
+
+
+def _run_alone(engine: Engine, statement: str) -> None:
+    """Run a statement that may be one of those that no transaction can hold."""
+    if engine.dialect.name == "sqlite":
+        run_sql(engine, statement.replace(":", "\\:"))
+        return
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(statement)
 
 
 def _statements_of(mend: str, engine: Engine) -> list[str]:
