@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, text
 
 from inbox.db.dialect import SQLITE
-from inbox.db.engine import PINNED
+from inbox.db.engine import PINNED, schema_of, search_path
 from inbox.db.schema import metadata
 from inbox.errors import UnfitDatabase
 
@@ -32,6 +32,8 @@ _DROPPED = (
     " [database] url, or connect to the server itself"
 )
 
+_ELSEWHERE = "statements could reach tables of the same names in another schema"
+
 REQUIRED: Mapping[str, _Wanted] = {
     "transaction_isolation": _Wanted(("read committed",), "lanes could stay without a head"),
     # remote_apply waits for more than `on`; local, remote_write and off for less, where there is a synchronous standby
@@ -42,7 +44,7 @@ REQUIRED: Mapping[str, _Wanted] = {
     ),
     "TimeZone": _Wanted((PINNED["timezone"],), "times could be read wrongly"),
 }
-"""Pinned settings with Postgres's names and values. Any other value is rejected."""
+"""Pinned settings with Postgres's names and values. Any other value is rejected, and so is any other `search_path`."""
 
 RECOMMENDED: Mapping[str, _Wanted] = {
     "fsync": _Wanted(("on",), "what was acknowledged is lost when the server's machine goes down"),
@@ -123,7 +125,9 @@ def differences(connection: Connection, columns: Collection[str] = COUNTER_COLUM
 
     `columns` limits the check of sequences: a table that the caller doesn't use may be locked or broken.
     """
-    return [str(each) for each in (*lost_settings(connection), *sequences_behind(connection, columns))]
+    # under another search_path, the sequences would be those of another schema
+    found = lost_settings(connection) or [*sequences_behind(connection, columns)]
+    return [str(each) for each in found]
 
 
 def doubtful_settings(connection: Connection) -> list[Difference]:
@@ -135,7 +139,8 @@ def lost_settings(connection: Connection) -> list[Difference]:
     """List the settings that both sides set on each connection, and that this one has otherwise."""
     if connection.dialect.name == SQLITE:
         return list(_pragmas(connection))
-    return list(_settings(connection, REQUIRED, _DROPPED))
+    required = {**REQUIRED, "search_path": _Wanted((search_path(schema_of(connection)),), _ELSEWHERE)}
+    return list(_settings(connection, required, _DROPPED))
 
 
 def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[Difference]:
@@ -198,5 +203,5 @@ FROM (
            split_part(c, '.', 1) AS of_table, split_part(c, '.', 2) AS of_column
     FROM unnest(CAST(:columns AS text[])) AS c
 ) AS found
-WHERE has_sequence_privilege(name, 'SELECT') AND has_table_privilege(of_table, 'SELECT')
+WHERE has_sequence_privilege(name, 'SELECT') AND has_column_privilege(of_table, of_column, 'SELECT')
 """)

@@ -300,35 +300,43 @@ CREATE TABLE rejected_request ( -- A rejected request. Each receiver process sto
 CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; the daemon executes and answers it.
     -- number of the command
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- replay, cancel, unblock, retry, pause or resume
+    -- replay, retry, cancel, unblock, pause, resume, sweep, erase or prune
     kind TEXT NOT NULL,
-    -- deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until; force, everything
-    selection JSON NOT NULL,
+    -- what it is about, as a JSON object: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until, kinds, force, backfill, everything
+    selection JSON DEFAULT '{}' NOT NULL,
     -- reason given by the operator
     reason TEXT NOT NULL,
-    -- operator
-    asked_by TEXT NOT NULL,
-    -- time of the request
-    asked_at TEXT NOT NULL,
-    -- asked, running, done, failed or cancelled
+    -- operator; by default the database role
+    asked_by TEXT DEFAULT 'sqlite' NOT NULL,
+    -- time of the request; database clock
+    asked_at TEXT DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z') NOT NULL,
+    -- true: only answer what it would change
+    dry_run BOOLEAN DEFAULT false NOT NULL,
+    -- asked, running, done, failed, refused or cancelled
     state TEXT DEFAULT 'asked' NOT NULL,
     -- progress: everything up to this seq is done
     progress_seq BIGINT,
-    -- deliveries changed so far
+    -- deliveries changed so far; rows, for a command of another kind
     affected BIGINT DEFAULT 0 NOT NULL,
     -- time of its end
     finished_at TEXT,
     -- answer of the daemon
     answer TEXT,
+    -- of a dry run: number of deliveries or rows that it would change
+    matched BIGINT,
+    -- of a dry run: groups, the first deliveries, what is left out, and consequences
+    sample JSON,
     -- deliveries that could not be changed
     failed BIGINT DEFAULT 0 NOT NULL,
     -- last delivery that could not be changed, with its error
     error TEXT,
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'retry', 'pause', 'resume')),
-    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune')),
+    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_relay_command_sample_is_readable CHECK (sample IS NULL OR CASE WHEN json_valid(sample) THEN json_type(sample) = 'object' ELSE 0 END)
 );
 
 CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
@@ -578,13 +586,14 @@ FROM relay_command c
 WHERE c.state = 'asked' AND round((julianday('now') - julianday(c.asked_at)) * 86400, 3) > 60
 UNION ALL
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
-       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state = 'failed' THEN 'failed: ' || coalesce(c.answer, '')
+       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
     ORDER BY id DESC
     LIMIT 1000) c
-WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600);
+WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
+  AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600);
 
 CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
 WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.entity_id IS OLD.entity_id AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.event_id IS OLD.event_id AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_sha256 IS OLD.body_sha256 AND NEW.traceparent IS OLD.traceparent
