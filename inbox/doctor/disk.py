@@ -128,7 +128,7 @@ def bytes_per_day(connection: Connection, now: datetime) -> float | None:
     if row.first is None or row.events < _LEAST_EVENTS:
         return None
     days = max((now - as_time(row.first)) / timedelta(days=1), _LEAST_DAYS_SEEN)
-    return float((row.bytes + row.events * _ROW_BYTES) / days)
+    return (float(row.bytes) + float(row.events) * _ROW_BYTES) / days
 
 
 def network_type(folder: Path, mounts: Path = _MOUNTS) -> str | None:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db import read_only
+from inbox.db import migrate, read_only
 from inbox.doctor import run as runs
 from inbox.doctor.registry import examinations
 from inbox.examination import DoctorFinding, Examination, Installation
@@ -91,6 +91,7 @@ def test_a_database_that_does_not_answer_is_one_finding_and_the_others_need_it(t
     place = installation(tmp_path, f"postgresql+psycopg://relay:hidden@127.0.0.1:{closed_port()}/inbox")
     ended = invoke("inbox", "doctor", "--json", **environment_of(place))
     document = json.loads(ended.stdout)
+    assert [each["name"] for each in document["examinations"][0]["findings"]] == ["database_unreachable"]
     states = {each["name"]: each["state"] for each in document["examinations"]}
     needing = {each.name for each in examinations() if each.needs_database and "postgresql" in each.on}
     assert ended.status == 1
@@ -123,6 +124,16 @@ def test_a_database_of_a_newer_version_is_a_finding(tmp_path: Path, database_url
     place = installation(tmp_path, database_url)
     assert [each.name for each in examined(place, "migrations").findings] == ["database_newer"]
     assert "needs the schema of exactly this version" in (examined(place, "schema").needs or "")
+
+
+def test_a_migration_that_waits_for_older_programs_is_information(
+    tmp_path: Path, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [*migrate.steps(), migrate.MigrationStep("1000", "Remove what 0xxx used.")]
+    monkeypatch.setattr(migrate, "steps", lambda: steps)
+    (finding,) = examined(installation(tmp_path, sqlite_database_url), "migrations").findings
+    assert (finding.name, finding.severity) == ("migrations_to_contract", "information")
+    assert finding.mend == "inbox migrate --contract"
 
 
 # --- apart from each other

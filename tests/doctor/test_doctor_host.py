@@ -263,5 +263,7 @@ def test_files_that_others_may_read_or_write_are_found_with_the_command(
 
 
 def test_a_source_that_accepts_unsigned_webhooks_is_found(tmp_path: Path, sqlite_database_url: str) -> None:
-    place = installation(tmp_path, sqlite_database_url, '[sources.open]\npreset = "github"\nunsigned = true\n')
+    place = installation(
+        tmp_path, sqlite_database_url, '[sources.open]\npreset = "github"\nunsigned = true\nauth = { kind = "none" }\n'
+    )
     assert found(place, "files") == [("exposed", "[sources.open]")]

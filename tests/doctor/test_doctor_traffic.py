@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from inbox.clock import SystemClock
 from inbox.doctor import traffic
 from inbox.events.timestamps import time_text
+from relay import doctor
 from tests.doctor.examining import (
     HOST,
     environment_of,
@@ -41,9 +43,10 @@ def an_event(engine: Engine, source: str, received_at: str) -> None:
     digest = "CAST('x' AS bytea)" if engine.dialect.name == "postgresql" else "x'00'"
     run_sql(
         engine,
-        "INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type, body_bytes,"
-        f" body_sha256) VALUES (:source, :at, 'push', 'other', :at, :at, {routes}, 'application/json', 1, {digest})",
+        "INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type,"
+        f" body_sha256) VALUES (:source, :key, 'push', 'other', :at, :at, {routes}, 'application/json', {digest})",
         source=source,
+        key=received_at,
         at=received_at,
     )
 
