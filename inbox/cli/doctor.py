@@ -18,7 +18,7 @@ from inbox.clock import SystemClock
 from inbox.logs.visible import visible_line
 
 if TYPE_CHECKING:
-    from inbox.doctor.run import Examined
+    from inbox.doctor.run import ExaminationResult
     from inbox.examination import DoctorFinding, Examination, Installation
 
 _STYLES = {"critical": "bold red", "warning": "yellow", "information": "cyan"}
@@ -131,7 +131,7 @@ def _installation() -> Installation:
     return Installation(path, file, SystemClock().now(), socket.gethostname(), engine)
 
 
-def _document(installation: Installation, results: Sequence[Examined]) -> dict[str, Any]:
+def _document(installation: Installation, results: Sequence[ExaminationResult]) -> dict[str, Any]:
     import msgspec
 
     from inbox.doctor.run import SEVERITIES
@@ -146,7 +146,7 @@ def _document(installation: Installation, results: Sequence[Examined]) -> dict[s
     }
 
 
-def lines_of(results: Sequence[Examined], *, width: int | None) -> Iterator[Text]:
+def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iterator[Text]:
     """Yield the report's lines. Without a width lines have any length."""
     yield _headline(results)
     for section in dict.fromkeys(result.section for result in results):
@@ -173,7 +173,7 @@ def lines_of(results: Sequence[Examined], *, width: int | None) -> Iterator[Text
         yield from _wrapped(f"Nothing found by: {', '.join(clean)}", width, indent="  ")
 
 
-def _headline(results: Sequence[Examined]) -> Text:
+def _headline(results: Sequence[ExaminationResult]) -> Text:
     from inbox.doctor.run import findings
 
     found = [*findings(results)]

@@ -101,7 +101,7 @@ def require(engine: Engine) -> None:
         raise UnfitDatabase("\n".join(found))
 
 
-class Difference(NamedTuple):
+class Shortfall(NamedTuple):
     """A setting or sequence on which a guarantee can't rest."""
 
     subject: str
@@ -130,12 +130,12 @@ def differences(connection: Connection, columns: Collection[str] = COUNTER_COLUM
     return [str(each) for each in found]
 
 
-def doubtful_settings(connection: Connection) -> list[Difference]:
+def doubtful_settings(connection: Connection) -> list[Shortfall]:
     """List the settings of the server's owner that put stored webhooks at risk."""
     return [] if connection.dialect.name == SQLITE else list(_settings(connection, RECOMMENDED, ""))
 
 
-def lost_settings(connection: Connection) -> list[Difference]:
+def lost_settings(connection: Connection) -> list[Shortfall]:
     """List the settings that both sides set on each connection, and that this one has otherwise."""
     if connection.dialect.name == SQLITE:
         return list(_pragmas(connection))
@@ -143,16 +143,16 @@ def lost_settings(connection: Connection) -> list[Difference]:
     return list(_settings(connection, required, _DROPPED))
 
 
-def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[Difference]:
+def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[Shortfall]:
     for row in connection.execute(_SETTINGS, {"names": list(wanted)}):
         values, why = wanted[row.name]
         if row.value not in values:
             set_by = _SET_BY.get(row.source, row.source)
             what = f"the database has {row.name} = {row.value} ({set_by}), not {values[0]}"
-            yield Difference(row.name, what, why, remedy)
+            yield Shortfall(row.name, what, why, remedy)
 
 
-def sequences_behind(connection: Connection, columns: Collection[str] = COUNTER_COLUMNS) -> Iterator[Difference]:
+def sequences_behind(connection: Connection, columns: Collection[str] = COUNTER_COLUMNS) -> Iterator[Shortfall]:
     """Yield sequences whose next number is in use. A sequence that this role may not read is not used by it."""
     if connection.dialect.name == SQLITE:  # it continues from the highest number of the table
         return
@@ -167,7 +167,7 @@ def sequences_behind(connection: Connection, columns: Collection[str] = COUNTER_
     for row in connection.execute(text(each)):
         if row.highest is not None and row.next <= row.highest:
             name, table, column = sequences[row.n]
-            yield Difference(
+            yield Shortfall(
                 name,
                 f"the sequence {name} is behind its table, as after a restore or the promotion of a logical replica: it gives"
                 f" {row.next} next, and {table}.{column} has {row.highest} already",
@@ -175,7 +175,7 @@ def sequences_behind(connection: Connection, columns: Collection[str] = COUNTER_
             )
 
 
-def _pragmas(connection: Connection) -> Iterator[Difference]:
+def _pragmas(connection: Connection) -> Iterator[Shortfall]:
     cursor = connection.connection.cursor()  # the driver's cursor, as SQLAlchemy's would take the write lock
     try:
         for name, (values, why) in SQLITE_PRAGMAS.items():
@@ -183,7 +183,7 @@ def _pragmas(connection: Connection) -> Iterator[Difference]:
             found: Any = cursor.fetchone()
             if str(found[0]) not in values:
                 what = f"the SQLite file has {name} = {found[0]}, not {values[0]}"
-                yield Difference(name, what, why, "Put it on a local disk")
+                yield Shortfall(name, what, why, "Put it on a local disk")
     finally:
         cursor.close()
 

@@ -27,14 +27,14 @@ State = Literal["examined", "partly examined", "not examined", "does not apply"]
 SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "information")
 
 
-class Examined(msgspec.Struct, frozen=True):
+class ExaminationResult(msgspec.Struct, frozen=True):
     """The result of one examination."""
 
     name: str
     section: str
     state: State
     needs: str | None
-    """If it was not examined, or only in part: what it needs."""
+    """Its requirement, if it was not examined, or only in part."""
     seconds: float
     findings: tuple[DoctorFinding, ...]
 
@@ -46,20 +46,20 @@ class Examined(msgspec.Struct, frozen=True):
 
 def run(
     installation: Installation, examinations: Sequence[Examination], done: Callable[[str], None] = lambda _: None
-) -> list[Examined]:
+) -> list[ExaminationResult]:
     """Run all examinations, in their order. One that fails is reported, and stops no other.
 
     A database that stops answering is a finding of the examination `database`, which so comes first.
     """
     dialect = _dialect_of(installation)
-    results: list[Examined] = []
+    results: list[ExaminationResult] = []
     gone: str | None = None
     ordered = [DATABASE, *(each for each in examinations if each is not DATABASE)]
     for examination in ordered:
         if dialect is not None and dialect not in examination.on:
-            result = Examined(examination.name, examination.section, "does not apply", None, 0.0, ())
+            result = ExaminationResult(examination.name, examination.section, "does not apply", None, 0.0, ())
         elif examination.needs_database and gone is not None:
-            result = Examined(examination.name, examination.section, "not examined", gone, 0.0, ())
+            result = ExaminationResult(examination.name, examination.section, "not examined", gone, 0.0, ())
         else:
             result, is_gone = _examined(installation, examination)
             if is_gone or (examination is DATABASE and result.findings):
@@ -77,7 +77,7 @@ def _dialect_of(installation: Installation) -> str | None:
         return None
 
 
-def _examined(installation: Installation, examination: Examination) -> tuple[Examined, bool]:
+def _examined(installation: Installation, examination: Examination) -> tuple[ExaminationResult, bool]:
     """Run one examination in a thread of its own. Returns its result, and whether the database stopped answering."""
     found: list[DoctorFinding] = []
     failed: list[Exception] = []
@@ -97,7 +97,7 @@ def _examined(installation: Installation, examination: Examination) -> tuple[Exa
     needs = f"needs more than {seconds:.0f} s" if thread.is_alive() else _needs(failed[0]) if failed else None
     state: State = "examined" if needs is None else "partly examined" if found else "not examined"
     is_gone = bool(failed) and isinstance(failed[0], DBAPIError) and _is_gone(failed[0])
-    return Examined(examination.name, examination.section, state, needs, seconds, tuple(found)), is_gone
+    return ExaminationResult(examination.name, examination.section, state, needs, seconds, tuple(found)), is_gone
 
 
 _SQLITE_INTERRUPT = 9
@@ -135,7 +135,7 @@ def _is_gone(error: DBAPIError) -> bool:
     return failure_of(error) == "unreachable"
 
 
-def findings(results: Sequence[Examined]) -> Iterator[DoctorFinding]:
+def findings(results: Sequence[ExaminationResult]) -> Iterator[DoctorFinding]:
     """Yield the findings, and no information."""
     for result in results:
         for each in result.findings:

@@ -15,7 +15,7 @@ from inbox.db import engine as engines
 from inbox.db import read_only
 from inbox.db.dialect import Sql
 from inbox.doctor.registry import examinations
-from inbox.doctor.run import Examined, run
+from inbox.doctor.run import ExaminationResult, run
 from inbox.examination import DoctorFinding, Examination, Installation
 from inbox.loader.load import load_text
 
@@ -51,7 +51,7 @@ def installation(
     return Installation(path, file, SystemClock().now(), HOST, engine)
 
 
-def examined(place: Installation, name: str) -> Examined:
+def examined(place: Installation, name: str) -> ExaminationResult:
     """The result of one examination."""
     (result,) = [each for each in run(place, [named(name)]) if each.name == name]
     return result

@@ -1,4 +1,4 @@
-"""What is found in the configuration, in files, on the disk and in versions: most of it without a database."""
+"""Findings in the configuration, in files, on the disk and in versions: most of them without a database."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 
 from inbox.cli.doctor import lines_of
 from inbox.doctor.registry import examinations
-from inbox.doctor.run import Examined
+from inbox.doctor.run import ExaminationResult
 from inbox.examination import DoctorFinding
 
 HOSTILE = "\x1b]0;owned\x07\n  ! forged: [red] \u202e"
@@ -19,13 +19,13 @@ def a_finding(severity: str = "warning", what: str = "something is wrong", mend:
     return DoctorFinding("route_stuck", "route", severity, what, "it matters " * 20, mend)  # type: ignore[arg-type]
 
 
-def report(*results: Examined, width: int | None = 80) -> str:
+def report(*results: ExaminationResult, width: int | None = 80) -> str:
     return "\n".join(line.plain for line in lines_of(results, width=width))
 
 
-def an_examination(*findings: DoctorFinding, name: str = "deliveries", needs: str | None = None) -> Examined:
+def an_examination(*findings: DoctorFinding, name: str = "deliveries", needs: str | None = None) -> ExaminationResult:
     state = "examined" if needs is None else "partly examined" if findings else "not examined"
-    return Examined(name, "Deliveries", state, needs, 0.1, findings)  # type: ignore[arg-type]
+    return ExaminationResult(name, "Deliveries", state, needs, 0.1, findings)  # type: ignore[arg-type]
 
 
 def test_prose_is_wrapped_and_a_command_stays_whole_to_be_copied() -> None:

@@ -1,4 +1,4 @@
-"""What a Postgres server of its own is found to do: it may be configured and restarted, and others can't be held up."""
+"""Findings on a Postgres server of these tests' own, which may be configured and restarted, and holds nobody up."""
 
 from __future__ import annotations
 

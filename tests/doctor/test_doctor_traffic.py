@@ -1,4 +1,4 @@
-"""What is found in arriving webhooks, relays, gates and deliveries, by rows that a test stores."""
+"""Findings in arriving webhooks, relays, gates and deliveries, by rows that a test stores."""
 
 from __future__ import annotations
 
