@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +21,10 @@ HOSTILE = "\x1b]0;owned\x07[red]'; DROP"
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillablePostgres]:
+def postgres() -> Iterator[KillablePostgres]:
     """A server that may prepare transactions."""
-    folder = tmp_path_factory.mktemp("server")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
+    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-doctor-", dir="/tmp"))
+    folder.chmod(0o755)  # its user is another
     made = KillablePostgres(folder)
     try:
         made.start()
@@ -38,6 +38,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillablePostg
         yield made
     finally:
         made.clean_up()
+        folder.rmdir()
 
 
 @pytest.fixture
