@@ -44,7 +44,7 @@ def an_event(engine: Engine, source: str, received_at: str) -> None:
     run_sql(
         engine,
         "INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type,"
-        f" body_sha256) VALUES (:source, :key, 'push', 'other', :at, :at, {routes}, 'application/json', {digest})",
+        f" body_bytes, body_sha256) VALUES (:source, :key, 'push', 'other', :at, :at, {routes}, 'application/json', 1, {digest})",
         source=source,
         key=received_at,
         at=received_at,
