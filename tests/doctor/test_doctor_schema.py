@@ -55,13 +55,13 @@ POSTGRES_CHANGES = {
         True,
     ),
     "a disabled trigger": (
-        ("ALTER TABLE delivery_log DISABLE TRIGGER delivery_log_is_not_truncated",),
-        ("trigger_disabled", "delivery_log_is_not_truncated"),
+        ("ALTER TABLE delivery_log DISABLE TRIGGER delivery_log_deletes_old_attempts_only",),
+        ("trigger_disabled", "delivery_log_deletes_old_attempts_only"),
         True,
     ),
     "a missing trigger": (
-        ("DROP TRIGGER delivery_log_is_not_truncated ON delivery_log",),
-        ("object_missing", "delivery_log_is_not_truncated"),
+        ("DROP TRIGGER delivery_log_deletes_old_attempts_only ON delivery_log",),
+        ("object_missing", "delivery_log_deletes_old_attempts_only"),
         True,
     ),
     "a missing view": (("DROP VIEW backlog",), ("object_missing", "backlog"), True),
@@ -154,7 +154,7 @@ def test_a_function_with_another_body_is_found_and_mended(
     with changing_engine.begin() as connection:
         name, whole = connection.exec_driver_sql(
             "SELECT p.proname, pg_get_functiondef(p.oid) FROM pg_proc p JOIN pg_trigger t ON t.tgfoid = p.oid"
-            " WHERE t.tgname = 'delivery_log_is_not_truncated'"
+            " WHERE t.tgname = 'delivery_log_deletes_old_attempts_only'"
         ).one()
         connection.exec_driver_sql(whole.replace("BEGIN", "BEGIN\n    RETURN NULL;", 1))
     place = installation(tmp_path, postgres_database_url)
