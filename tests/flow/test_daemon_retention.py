@@ -49,7 +49,7 @@ def test_it_prunes_soon_after_its_start_and_by_other_ages_after_a_reload(
         assert count(engine, "inbox") == 200
         relay.reload(prepare(configured(downstream.url, more=MONTH)))
         until(lambda: count(engine, "inbox") == 1, "by the new age they have expired", within=20)
-        until(lambda: relay._observer.counts["pruned"] == 199, "it is logged", within=10)
+        until(lambda: relay._observer.counts["pruned"] >= 199, "it is logged", within=10)
     assert count(engine, "pruner WHERE held_by IS NULL") == 1
 
 

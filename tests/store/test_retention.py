@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from sqlalchemy import Engine, insert, text
+from sqlalchemy.exc import OperationalError
 
 from inbox.clock import SystemClock
 from inbox.config.retention import Retention, RetentionKind
@@ -95,6 +96,17 @@ def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
         happened = prune(engine, "payloads", seconds=0.1)
     assert not rows_gone(happened)
     assert rows_gone(prune(engine, "payloads"))
+
+
+@ON_POSTGRES
+def test_rebuild_mends_nothing_while_events_are_deleted(lived_in: Steps, engine: Engine) -> None:
+    """It would take an event whose facts go at this moment for one that was never delivered."""
+    lived_in.do("DELETE FROM open_delivery WHERE seq = 6")
+    with engine.connect() as pruning, pruning.begin():
+        pruning.execute(text(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})"))
+        with pytest.raises(OperationalError):
+            mend(Database(engine))
+    assert [each.finding for each in mend(Database(engine))] == ["missing"]
 
 
 def test_what_was_passed_over_goes_in_a_later_lap(lived_in: Steps, engine: Engine) -> None:
