@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, event, text
 
-from inbox.db import stuck
+from inbox.db import command_rules, stuck
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import inbox, metadata
 from inbox.db.view_comments import VIEWS
@@ -227,7 +227,7 @@ def statements(dialect: str) -> tuple[str, ...]:
         "INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')",
     )
     if dialect == SQLITE:
-        return (*views, *_SQLITE_TRIGGERS, *rows)
+        return (*views, *_SQLITE_TRIGGERS, *command_rules.statements(dialect), *rows)
     comments = (
         statement
         for view in VIEWS
@@ -239,7 +239,7 @@ def statements(dialect: str) -> tuple[str, ...]:
             ),
         )
     )
-    return (*views, *comments, *_POSTGRES_TRIGGERS, *rows)
+    return (*views, *comments, *_POSTGRES_TRIGGERS, *command_rules.statements(dialect), *rows)
 
 
 def _quoted(comment: str) -> str:

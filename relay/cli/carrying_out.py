@@ -168,7 +168,8 @@ def command_text(act: Act, chosen: Selection) -> str:
         "until": None if chosen.until is None else rfc3339(chosen.until),
     }
     options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
-    return " ".join(["relay", act, *options, *(["--all"] if chosen.everything else []), "--reason '…'"])
+    options += [flag for flag, is_set in (("--backfill", chosen.backfill), ("--all", chosen.everything)) if is_set]
+    return " ".join(["relay", act, *options, "--reason '…'"])
 
 
 def _planned(database: Database, choice: Choice, most: int) -> Plan:
@@ -244,9 +245,8 @@ def _other(choice: Choice, act: Act) -> str:
 
 def _for(choice: Choice, act: Act) -> Choice:
     """Return the same conditions for another act."""
-    plain = msgspec.structs.replace(choice.selection, force=False, everything=False)
-    everything = act == "retry" and plain.is_empty
-    return msgspec.structs.replace(choice, act=act, selection=msgspec.structs.replace(plain, everything=everything))
+    plain = msgspec.structs.replace(choice.selection, force=False, backfill=False, everything=choice.selection.is_empty)
+    return msgspec.structs.replace(choice, act=act, selection=plain)
 
 
 def _number_of(database: Database, choice: Choice, which: Which) -> int:
