@@ -65,12 +65,6 @@ _MOST_LISTED = 10_000
 """Deliveries that the JSON of a plan lists; its count is exact."""
 _LOOK_AGAIN_SECONDS = 0.5
 
-LEFT_OUT = {
-    "overtaken": "older than the last delivered state of their lane; --force replays them too",
-    "route_removed": "ended on a route that is not configured any more; configure it again to replay them",
-    "unreadable": "have a fact that can't be read; `relay verify` names it",
-}
-
 
 class Texts(msgspec.Struct, frozen=True):
     """The texts of a command: its plan, its end, its progress, and that there is nothing to do."""
@@ -190,6 +184,8 @@ def _show(texts: Texts, plan: Plan, hints: list[str]) -> None:
         now = SystemClock().now()
         rows = [{**row, "state": shown_state(row, now)} for row in plan.deliveries]
         show(rows, COLUMNS, _FORM, empty="")
+    from relay.store.operator.plan import LEFT_OUT
+
     for why, number in plan.left_out.items():
         say(f"{number} left out: {LEFT_OUT[why]}")
     for hint in hints:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from relay.store.operator.execution import MOST_OPEN
+from relay.store.operator.room import MOST_OPEN
 from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fail_once, give_up

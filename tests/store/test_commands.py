@@ -18,7 +18,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
 from relay.store import gates
 from relay.store.database import Transaction
-from relay.store.operator import commands, execution
+from relay.store.operator import commands, execution, room
 from relay.store.operator.plan import preview
 from relay.store.operator.selection import Act, Choice, Selection
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
@@ -383,7 +383,7 @@ def test_pause_and_resume_by_sql(steps: Steps) -> None:
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of what a batch has, and of what a replay may have open."""
     monkeypatch.setattr(execution, "BATCH", 20)
-    monkeypatch.setattr(execution, "MOST_OPEN", 100)
+    monkeypatch.setattr(room, "MOST_OPEN", 100)
 
 
 @pytest.mark.usefixtures("smaller")
