@@ -394,7 +394,7 @@ def test_a_replay_of_a_mountain_keeps_a_part_of_it_open(steps: Steps) -> None:
         pass
     states = [state for _, _, state in steps.states()]
     assert (states.count("ready"), states.count("dead")) == (100, 30)
-    assert the(steps, number)[2] == "waits: 100 replayed deliveries are open"
+    assert the(steps, number)[2] == "waits: 100 replayed deliveries are open on route strict"
     steps.record_all(steps.claim_due(40))
     while work(steps):
         pass
