@@ -155,6 +155,7 @@ FUNCTIONS: Mapping[str, Grants] = {
     "inbox_deletes_old_rows_only": {},
     "inbox_payload_is_append_only": {},
     "delivery_log_is_append_only": {},
+    "relay_command_is_valid": {},
     "delivery_log_deletes_old_attempts_only": {},
 }
 """A trigger runs its function for everybody who may change the table, so nobody needs EXECUTE for that."""
