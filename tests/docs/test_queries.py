@@ -19,9 +19,10 @@ from inbox.events.event import Enrolment, Event
 from relay.delivery.gates import Gate
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.delivery.policy import RoutePolicy, Schedule
+from relay.store import throughput
 from relay.store.claim import claim
 from relay.store.database import Database
-from relay.store.nodes import heartbeat, start_node
+from relay.store.nodes import describe_routes, heartbeat, start_node
 from relay.store.operator.commands import ask
 from relay.store.operator.execution import work_on
 from relay.store.record import record
@@ -29,7 +30,9 @@ from relay.store.sequence import sequence
 from tests.docs.pages import PAGES, blocks
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-POLICIES = {"crm": RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(Retry()))}
+SCHEDULE = Schedule(Retry())
+GATES = (("route", "crm"),)
+POLICIES = {"crm": RoutePolicy("strict", blocks_on_death=False, schedule=SCHEDULE, gates=GATES)}
 QUERIES = [b for b in blocks(PAGES["docs/reference/schema.md"]) if b.info == "sql"]
 
 
@@ -68,11 +71,11 @@ async def take_in(url: str) -> None:
     await engine.dispose()
 
 
-async def take_in_one_more(url: str) -> None:
-    """An event that arrived long ago, and that no relay has ordered."""
+async def take_in_one_more(url: str, number: int, entity: str) -> None:
+    """An event that arrived long ago."""
     engine = engines.connect_async(url, application="tests")
     async with engine.connect() as connection:
-        await STORES[engine.dialect.name]().append(connection, [event(10, "stuck")])
+        await STORES[engine.dialect.name]().append(connection, [event(number, entity)])
     await engine.dispose()
 
 
@@ -89,15 +92,19 @@ def filled(engine: Engine, database_url: str) -> Engine:
     asyncio.run(take_in(database_url))
     database = Database(engine)
     start_node(database, "node-1", "host", 1, "0")
+    describe_routes(database, "node-1", POLICIES)
     sequence(database, POLICIES, "node-1")
     claimed: list[Delivery] = claim(database, "node-1", [(["crm"], 10)])
     done = [(delivery, OUTCOMES[delivery.entity_id]) for delivery in claimed if delivery.entity_id in OUTCOMES]
     record(database, POLICIES, "node-1", done)
-    asyncio.run(take_in_one_more(database_url))
+    asyncio.run(take_in_one_more(database_url, 8, "due"))
+    sequence(database, POLICIES, "node-1")
+    asyncio.run(take_in_one_more(database_url, 10, "unordered"))
     heartbeat(database, "node-1", {"claim": "ValueError: x"})
     number = ask(database, "pause", Gate(route="crm"), who="kim", why="odd")
     config = Config(routes={"crm": Route(name="crm", source="trivore", destination="crm")})
     work_on(database, config, POLICIES, number)
+    throughput.flush(database, config.routes)
     return engine
 
 

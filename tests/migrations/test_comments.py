@@ -23,10 +23,12 @@ def test_on_postgres_every_table_column_and_view_carries_its_comment(engine: Eng
         without = connection.scalars(
             text("""
 SELECT relname FROM pg_class
-WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') AND NOT relispartition AND obj_description(oid, 'pg_class') IS NULL
+WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')
+  AND NOT relispartition AND obj_description(oid, 'pg_class') IS NULL
 UNION ALL
 SELECT c.relname || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v') AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v')
+  AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped
   AND col_description(c.oid, a.attnum) IS NULL
 """)
         ).all()
