@@ -32,6 +32,7 @@ class ThroughputFlusher:
         self._tally = tally
         self._every = every
         self._is_failing = False
+        self._closing = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="throughput")
 
     async def flush(self, within: float = LONGEST_FLUSH_SECONDS) -> None:
@@ -47,14 +48,19 @@ class ThroughputFlusher:
 
     async def close(self) -> None:
         """Write the last figures, if the database takes them soon."""
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        await self.flush(LAST_FLUSH_SECONDS)
+        self._closing.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_FLUSH_SECONDS):
+                await self._task
 
     async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(self._every)
+        """Flush again and again. A flush that runs at the stop ends before the last: cut off, it might count twice."""
+        is_last = False
+        while not is_last:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._every):
+                    await self._closing.wait()
+            is_last = self._closing.is_set()
             await self.flush()
 
     async def _write(self) -> None:

@@ -231,7 +231,7 @@ def test_a_command_that_no_relay_takes_up_is_stuck_after_a_minute(steps: Steps) 
         for number, at in enumerate((SystemClock().now(), START), 1):
             connection.execute(
                 insert(relay_command).values(
-                    id=number, kind="replay", selection={}, reason="x", asked_by="dba", asked_at=at
+                    id=number, kind="replay", selection={"seq": 1}, reason="x", asked_by="dba", asked_at=at
                 )
             )
     assert stuck(steps) == [(None, "asked", "command 2 (replay): asked a minute ago, and no relay has taken it up")]
