@@ -152,6 +152,9 @@ FUNCTIONS: Mapping[str, Grants] = {
     "inbox_is_append_only": {},
     "inbox_deletes_old_rows_only": {},
     "inbox_payload_is_append_only": {},
+    "inbox_payload_add_leaf": {"relay": "EXECUTE"},
+    "inbox_payload_expire_leaf": {"relay": "EXECUTE"},
+    "inbox_payload_retire_leaf": {"relay": "EXECUTE"},
     "delivery_log_is_append_only": {},
     "delivery_log_deletes_old_attempts_only": {},
 }
