@@ -124,6 +124,8 @@ TABLES: Mapping[str, Grants] = {
     "gate": _WORK,
     "lane": _WORK,
     "order_lock": _LOCKED,
+    "pruner": _LOCKED,
+    "pruning": _WORK,
     "relay_node": _WORK,
     "sweep_watermark": _WORK,
 }
@@ -156,6 +158,7 @@ FUNCTIONS: Mapping[str, Grants] = {
     "inbox_payload_expire_leaf": {"relay": "EXECUTE"},
     "inbox_payload_retire_leaf": {"relay": "EXECUTE"},
     "delivery_log_is_append_only": {},
+    "relay_command_is_valid": {},
     "delivery_log_deletes_old_attempts_only": {},
 }
 """A trigger runs its function for everybody who may change the table, so nobody needs EXECUTE for that."""
