@@ -13,6 +13,7 @@ import typer
 
 from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
+from inbox.cli.copy import copy_command
 from inbox.cli.events import list_command, show_command
 from inbox.cli.init import init_command
 from inbox.cli.rejected import readmit_command, rejected
@@ -118,3 +119,4 @@ app.command("show")(show_command)
 app.command("tail")(tail)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
+app.command("copy")(copy_command)

@@ -38,7 +38,7 @@ def rows_param(rows: Iterable[Mapping[str, object]]) -> str:
     """
     built = [dict(row) for row in rows]
     written = _dumps(built)
-    return written if _is_clean(written) else _dumps(_all_storable(built))
+    return written if is_clean_json(written) else _dumps(all_storable(built))
 
 
 def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:
@@ -48,7 +48,7 @@ def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:
         ValueError: a text is not storable.
     """
     written = _dumps([dict(row) for row in rows])
-    if not _is_clean(written):
+    if not is_clean_json(written):
         raise ValueError("a text has a NUL or a lone surrogate")
     return written
 
@@ -77,7 +77,7 @@ class Blobs:
         return b"".join(self._parts)
 
 
-def _is_clean(written: str) -> bool:
+def is_clean_json(written: str) -> bool:
     """Return whether every text in this JSON is storable. It searches only where it may find something."""
     return is_storable(written) and not ("\\u0000" in written and _NUL_IN_JSON.search(written))
 
@@ -109,13 +109,14 @@ def is_storable(value: str) -> bool:
         return False
 
 
-def _all_storable(value: Any) -> Any:  # noqa: ANN401  # any JSON value, with times and bytes
+def all_storable(value: Any) -> Any:  # noqa: ANN401  # any JSON value, with times and bytes
+    """Make every text of a value storable, keys too."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, Mapping):
-        return {storable(str(key)): _all_storable(item) for key, item in value.items()}
+        return {storable(str(key)): all_storable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_all_storable(item) for item in value]
+        return [all_storable(item) for item in value]
     return value
 
 

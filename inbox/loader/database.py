@@ -27,9 +27,9 @@ def resolved_database(settings: DatabaseSettings, environment: Mapping[str, str]
         ConfigError: a variable or file is missing or empty, or there are two passwords. The text has a line for each.
     """
     if given := environment.get(VARIABLE):
-        url = _revealed(given, VARIABLE, environment)
+        url = revealed_url(given, VARIABLE, environment)
         return DatabaseSettings(url=url)
-    url = _revealed(settings.url, _IN_THE_FILE, environment)
+    url = revealed_url(settings.url, _IN_THE_FILE, environment)
     if settings.password is None:
         return msgspec.structs.replace(settings, url=url)
     if _SQLITE.match(url):
@@ -41,8 +41,8 @@ def resolved_database(settings: DatabaseSettings, environment: Mapping[str, str]
     return msgspec.structs.replace(settings, url=DatabaseUrl(whole, url.origin, is_literal=url.is_literal))
 
 
-def _revealed(text: str, origin: str, environment: Mapping[str, str]) -> DatabaseUrl:
-    """Read a URL from the place that it names, if it names one."""
+def revealed_url(text: str, origin: str, environment: Mapping[str, str]) -> DatabaseUrl:
+    """Read a URL from the place that it names, if it names one; errors call it `origin`."""
     try:
         secret = Secret.parse(text)
     except ValueError as error:
