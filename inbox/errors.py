@@ -144,7 +144,7 @@ class UnusableAnswer(InboxRelayError):
 
 
 class UnusableCommand(InboxRelayError):
-    """A row of `relay_command` is invalid or contradictory: it ends `failed`. The message becomes its answer."""
+    """A row of `relay_command` is invalid or contradictory: it ends `refused`. The message becomes its answer."""
 
 
 class UnreadableLog(InboxRelayError):

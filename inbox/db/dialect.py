@@ -32,13 +32,17 @@ def as_list(value: list[str] | str) -> list[str]:
 
 
 def rows_param(rows: Iterable[Mapping[str, object]]) -> str:
-    """Encode rows as the one bound parameter that `Sql.rows` unfolds. Times are written by `time_text`, bytes in hex.
+    """Encode rows as the one bound parameter that `Sql.rows` unfolds; `json_param` says how."""
+    return json_param([dict(row) for row in rows])
+
+
+def json_param(value: object) -> str:
+    """Encode a value as JSON for a bound parameter. Times are written by `time_text`, bytes in hex.
 
     Every text, keys too, becomes `storable`. One check covers the whole; only a bad text is taken apart.
     """
-    built = [dict(row) for row in rows]
-    written = _dumps(built)
-    return written if is_clean_json(written) else _dumps(all_storable(built))
+    written = _dumps(value)
+    return written if is_clean_json(written) else _dumps(all_storable(value))
 
 
 def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:
@@ -248,6 +252,12 @@ class Sql:
         if self.is_postgres:
             return f"CAST(extract(epoch FROM {later} - {earlier}) AS float8)"
         return f"round((julianday({later}) - julianday({earlier})) * 86400, 3)"
+
+    def minute(self, time: str, age: str) -> str:
+        """Return the beginning of the minute so many seconds before `time`."""
+        if self.is_postgres:
+            return f"date_trunc('minute', {time} - make_interval(secs => {age}))"
+        return f"strftime('%Y-%m-%d %H:%M:00.000000Z', {time}, printf('-%.3f seconds', {age}))"
 
     def plus_seconds(self, time: str, seconds: str) -> str:
         """Return `time` plus so many seconds."""

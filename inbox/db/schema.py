@@ -24,10 +24,12 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.sql import ColumnElement
 from sqlalchemy.types import TypeEngine
 
-from inbox.db.columns import BigId, JsonValue, TextList, UtcDateTime, readable
-from inbox.events.states import COMMAND_KINDS, HEADS, OPEN_STATES, SUSPECT_CRASHES
+from inbox.db.columns import BigId, DatabaseRole, DatabaseTime, JsonValue, TextList, UtcDateTime, readable
+from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, KEYS, OPEN_COMMANDS
+from inbox.events.states import HEADS, OPEN_STATES, SUSPECT_CRASHES, THROUGHPUT_KINDS
 
 _Type = type[TypeEngine[Any]] | TypeEngine[Any]
 
@@ -49,9 +51,9 @@ def _number(name: str, comment: str) -> Column[int]:
     return Column(name, BigId, primary_key=True, autoincrement=True, comment=comment)
 
 
-def _required(name: str, kind: _Type, comment: str, *, default: str | None = None) -> Column[Any]:
+def _required(name: str, kind: _Type, comment: str, *, default: str | ColumnElement[Any] | None = None) -> Column[Any]:
     """Make a column that is never empty; `default` is an SQL expression."""
-    given = None if default is None else text(default)
+    given = text(default) if isinstance(default, str) else default
     return Column(name, kind, nullable=False, server_default=given, comment=comment)
 
 
@@ -290,26 +292,25 @@ relay_command = Table(
     "relay_command",
     metadata,
     _number("id", "number of the command"),
-    _required("kind", Text, "replay, cancel, unblock, retry, pause or resume"),
-    _required(
-        "selection",
-        JsonValue,
-        "deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type,"
-        " since, until; force, everything",
-    ),
+    _required("kind", Text, ", ".join(COMMAND_KINDS[:-1]) + f" or {COMMAND_KINDS[-1]}"),
+    _required("selection", JsonValue, f"what it is about, as a JSON object: {', '.join(KEYS)}", default="'{}'"),
     _required("reason", Text, "reason given by the operator"),
-    _required("asked_by", Text, "operator"),
-    _required("asked_at", UtcDateTime, "time of the request"),
-    _required("state", Text, "asked, running, done, failed or cancelled", default="'asked'"),
+    _required("asked_by", Text, "operator; by default the database role", default=DatabaseRole()),
+    _required("asked_at", UtcDateTime, "time of the request; database clock", default=DatabaseTime()),
+    _required("dry_run", Boolean, "true: only answer what it would change", default="false"),
+    _required("state", Text, "asked, running, done, failed, refused or cancelled", default="'asked'"),
     _optional("progress_seq", BigInteger, "progress: everything up to this seq is done"),
-    _count("affected", BigInteger, "deliveries changed so far"),
+    _count("affected", BigInteger, "deliveries changed so far; rows, for a command of another kind"),
     _optional("finished_at", UtcDateTime, "time of its end"),
     _optional("answer", Text, "answer of the daemon"),
+    _optional("matched", BigInteger, "of a dry run: number of deliveries or rows that it would change"),
+    _optional("sample", JsonValue, "of a dry run: groups, the first deliveries, what is left out, and consequences"),
     _count("failed", BigInteger, "deliveries that could not be changed"),
     _optional("error", Text, "last delivery that could not be changed, with its error"),
     CheckConstraint(f"kind IN ({_one_of(COMMAND_KINDS)})", name="kind"),
-    CheckConstraint("state IN ('asked', 'running', 'done', 'failed', 'cancelled')", name="state"),
-    _partial_index("ix_relay_command_open", "id", where="state IN ('asked', 'running')"),
+    CheckConstraint(f"state IN ({_one_of(COMMAND_STATES)})", name="state"),
+    CheckConstraint("trim(reason) <> ''", name="reason"),
+    _partial_index("ix_relay_command_open", "id", where=f"state IN ({_one_of(OPEN_COMMANDS)})"),
     comment="Command of an operator, by SQL or command line; the daemon executes and answers it.",
     sqlite_autoincrement=True,
 )
@@ -379,6 +380,29 @@ write_probe = Table(
     _required("probed_at", UtcDateTime, "time of the last health check"),
     CheckConstraint("id = 1", name="one_row"),
     comment="One row, written by health checks: a database that can be read but not written is not ready.",
+)
+
+throughput_minute = Table(
+    "throughput_minute",
+    metadata,
+    _required("kind", Text, "source, route or destination"),
+    _required("name", Text, "its name in inbox.toml; (unknown) for all unknown sources together"),
+    _required(
+        "outcome",
+        Text,
+        "of a source: stored, duplicate, swept (added by a sweep), rejected or unavailable (answered with 503); of a route or"
+        " destination: a kind of fact, as in delivery_log",
+    ),
+    _required("minute", UtcDateTime, "beginning of the minute; database clock"),
+    _count("count", BigInteger, "events, requests or facts in this minute"),
+    _count("bytes", BigInteger, "bytes of the bodies that were stored; 0 for routes and destinations"),
+    # The look of a view is one range: of one outcome, or of all in some minutes.
+    PrimaryKeyConstraint("kind", "name", "outcome", "minute"),
+    Index("ix_throughput_minute_minute", "minute"),
+    CheckConstraint(f"kind IN ({_one_of(THROUGHPUT_KINDS)})", name="kind"),
+    comment="Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process"
+    " that is killed takes its last ones with it.",
+    postgresql_with=HOT,
 )
 
 

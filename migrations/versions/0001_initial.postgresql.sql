@@ -423,23 +423,28 @@ COMMENT ON COLUMN rejected_request.readmit_reason IS 'reason for readmitting it'
 CREATE TABLE relay_command (
     id BIGSERIAL NOT NULL,
     kind TEXT NOT NULL,
-    selection JSONB NOT NULL,
+    selection JSONB DEFAULT '{}' NOT NULL,
     reason TEXT NOT NULL,
-    asked_by TEXT NOT NULL,
-    asked_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    asked_by TEXT DEFAULT SESSION_USER NOT NULL,
+    asked_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
+    dry_run BOOLEAN DEFAULT false NOT NULL,
     state TEXT DEFAULT 'asked' NOT NULL,
     progress_seq BIGINT,
     affected BIGINT DEFAULT 0 NOT NULL,
     finished_at TIMESTAMP WITH TIME ZONE,
     answer TEXT,
+    matched BIGINT,
+    sample JSONB,
     failed BIGINT DEFAULT 0 NOT NULL,
     error TEXT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'retry', 'pause', 'resume')),
-    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune')),
+    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (finished_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (finished_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_relay_command_sample_is_readable CHECK (jsonb_typeof(sample) = 'object')
 );
 
 CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
@@ -448,25 +453,31 @@ COMMENT ON TABLE relay_command IS 'Command of an operator, by SQL or command lin
 
 COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
-COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, retry, pause or resume';
+COMMENT ON COLUMN relay_command.kind IS 'replay, retry, cancel, unblock, pause, resume, sweep, erase or prune';
 
-COMMENT ON COLUMN relay_command.selection IS 'deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until; force, everything';
+COMMENT ON COLUMN relay_command.selection IS 'what it is about, as a JSON object: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until, kinds, force, backfill, everything';
 
 COMMENT ON COLUMN relay_command.reason IS 'reason given by the operator';
 
-COMMENT ON COLUMN relay_command.asked_by IS 'operator';
+COMMENT ON COLUMN relay_command.asked_by IS 'operator; by default the database role';
 
-COMMENT ON COLUMN relay_command.asked_at IS 'time of the request';
+COMMENT ON COLUMN relay_command.asked_at IS 'time of the request; database clock';
 
-COMMENT ON COLUMN relay_command.state IS 'asked, running, done, failed or cancelled';
+COMMENT ON COLUMN relay_command.dry_run IS 'true: only answer what it would change';
+
+COMMENT ON COLUMN relay_command.state IS 'asked, running, done, failed, refused or cancelled';
 
 COMMENT ON COLUMN relay_command.progress_seq IS 'progress: everything up to this seq is done';
 
-COMMENT ON COLUMN relay_command.affected IS 'deliveries changed so far';
+COMMENT ON COLUMN relay_command.affected IS 'deliveries changed so far; rows, for a command of another kind';
 
 COMMENT ON COLUMN relay_command.finished_at IS 'time of its end';
 
 COMMENT ON COLUMN relay_command.answer IS 'answer of the daemon';
+
+COMMENT ON COLUMN relay_command.matched IS 'of a dry run: number of deliveries or rows that it would change';
+
+COMMENT ON COLUMN relay_command.sample IS 'of a dry run: groups, the first deliveries, what is left out, and consequences';
 
 COMMENT ON COLUMN relay_command.failed IS 'deliveries that could not be changed';
 
@@ -548,6 +559,35 @@ COMMENT ON COLUMN sweep_watermark.error IS 'error of the last sweep; empty: it f
 COMMENT ON COLUMN sweep_watermark.lease_until IS 'while a relay sweeps: end of its lease; database clock';
 
 COMMENT ON COLUMN sweep_watermark.relay_node IS 'while a relay sweeps: relay_node.id of the process';
+
+CREATE TABLE throughput_minute (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    minute TIMESTAMP WITH TIME ZONE NOT NULL,
+    count BIGINT DEFAULT 0 NOT NULL,
+    bytes BIGINT DEFAULT 0 NOT NULL,
+    CONSTRAINT pk_throughput_minute PRIMARY KEY (kind, name, outcome, minute),
+    CONSTRAINT ck_throughput_minute_kind CHECK (kind IN ('source', 'route', 'destination')),
+    CONSTRAINT ck_throughput_minute_minute_is_readable CHECK (minute BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX ix_throughput_minute_minute ON throughput_minute (minute);
+
+COMMENT ON TABLE throughput_minute IS 'Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process that is killed takes its last ones with it.';
+
+COMMENT ON COLUMN throughput_minute.kind IS 'source, route or destination';
+
+COMMENT ON COLUMN throughput_minute.name IS 'its name in inbox.toml; (unknown) for all unknown sources together';
+
+COMMENT ON COLUMN throughput_minute.outcome IS 'of a source: stored, duplicate, swept (added by a sweep), rejected or unavailable (answered with 503); of a route or destination: a kind of fact, as in delivery_log';
+
+COMMENT ON COLUMN throughput_minute.minute IS 'beginning of the minute; database clock';
+
+COMMENT ON COLUMN throughput_minute.count IS 'events, requests or facts in this minute';
+
+COMMENT ON COLUMN throughput_minute.bytes IS 'bytes of the bodies that were stored; 0 for routes and destinations';
 
 CREATE TABLE write_probe (
     id INTEGER NOT NULL,
@@ -725,13 +765,14 @@ FROM relay_command c
 WHERE c.state = 'asked' AND round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) > 60
 UNION ALL
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) AS for_seconds,
-       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state = 'failed' THEN 'failed: ' || coalesce(c.answer, '')
+       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
     ORDER BY id DESC
     LIMIT 1000) c
-WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR round(extract(epoch FROM clock_timestamp() - c.finished_at), 3) < 3600);
+WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
+  AND (c.finished_at IS NULL OR round(extract(epoch FROM clock_timestamp() - c.finished_at), 3) < 3600);
 
 COMMENT ON VIEW delivery IS 'State of each event on each route. Query it by seq or entity; for counts use backlog.';
 
@@ -869,7 +910,8 @@ COMMENT ON COLUMN stuck.for_seconds IS 'seconds since the problem began; empty: 
 
 COMMENT ON COLUMN stuck.why IS 'the problem, in one sentence';
 
-CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         IF to_jsonb(NEW) - 'body' - 'headers' = to_jsonb(OLD) - 'body' - 'headers'
@@ -886,7 +928,8 @@ BEGIN
         USING ERRCODE = 'restrict_violation';
 END $$;
 
-CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq)

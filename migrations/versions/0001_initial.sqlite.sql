@@ -300,35 +300,43 @@ CREATE TABLE rejected_request ( -- A rejected request. Each receiver process sto
 CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; the daemon executes and answers it.
     -- number of the command
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- replay, cancel, unblock, retry, pause or resume
+    -- replay, retry, cancel, unblock, pause, resume, sweep, erase or prune
     kind TEXT NOT NULL,
-    -- deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until; force, everything
-    selection JSON NOT NULL,
+    -- what it is about, as a JSON object: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until, kinds, force, backfill, everything
+    selection JSON DEFAULT '{}' NOT NULL,
     -- reason given by the operator
     reason TEXT NOT NULL,
-    -- operator
-    asked_by TEXT NOT NULL,
-    -- time of the request
-    asked_at TEXT NOT NULL,
-    -- asked, running, done, failed or cancelled
+    -- operator; by default the database role
+    asked_by TEXT DEFAULT 'sqlite' NOT NULL,
+    -- time of the request; database clock
+    asked_at TEXT DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z') NOT NULL,
+    -- true: only answer what it would change
+    dry_run BOOLEAN DEFAULT false NOT NULL,
+    -- asked, running, done, failed, refused or cancelled
     state TEXT DEFAULT 'asked' NOT NULL,
     -- progress: everything up to this seq is done
     progress_seq BIGINT,
-    -- deliveries changed so far
+    -- deliveries changed so far; rows, for a command of another kind
     affected BIGINT DEFAULT 0 NOT NULL,
     -- time of its end
     finished_at TEXT,
     -- answer of the daemon
     answer TEXT,
+    -- of a dry run: number of deliveries or rows that it would change
+    matched BIGINT,
+    -- of a dry run: groups, the first deliveries, what is left out, and consequences
+    sample JSON,
     -- deliveries that could not be changed
     failed BIGINT DEFAULT 0 NOT NULL,
     -- last delivery that could not be changed, with its error
     error TEXT,
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'retry', 'pause', 'resume')),
-    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune')),
+    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_relay_command_sample_is_readable CHECK (sample IS NULL OR CASE WHEN json_valid(sample) THEN json_type(sample) = 'object' ELSE 0 END)
 );
 
 CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
@@ -385,6 +393,26 @@ CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the 
     CONSTRAINT ck_sweep_watermark_swept_at_is_readable CHECK (date(substr(swept_at, 1, 10)) IS substr(swept_at, 1, 10) AND swept_at >= '0001-01-01 00:00:00.000000Z' AND (length(swept_at) = 10 OR substr(swept_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_sweep_watermark_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
+
+CREATE TABLE throughput_minute ( -- Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process that is killed takes its last ones with it.
+    -- source, route or destination
+    kind TEXT NOT NULL,
+    -- its name in inbox.toml; (unknown) for all unknown sources together
+    name TEXT NOT NULL,
+    -- of a source: stored, duplicate, swept (added by a sweep), rejected or unavailable (answered with 503); of a route or destination: a kind of fact, as in delivery_log
+    outcome TEXT NOT NULL,
+    -- beginning of the minute; database clock
+    minute TEXT NOT NULL,
+    -- events, requests or facts in this minute
+    count BIGINT DEFAULT 0 NOT NULL,
+    -- bytes of the bodies that were stored; 0 for routes and destinations
+    bytes BIGINT DEFAULT 0 NOT NULL,
+    CONSTRAINT pk_throughput_minute PRIMARY KEY (kind, name, outcome, minute),
+    CONSTRAINT ck_throughput_minute_kind CHECK (kind IN ('source', 'route', 'destination')),
+    CONSTRAINT ck_throughput_minute_minute_is_readable CHECK (date(substr(minute, 1, 10)) IS substr(minute, 1, 10) AND minute >= '0001-01-01 00:00:00.000000Z' AND (length(minute) = 10 OR substr(minute, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE INDEX ix_throughput_minute_minute ON throughput_minute (minute);
 
 CREATE TABLE write_probe ( -- One row, written by health checks: a database that can be read but not written is not ready.
     -- always 1
@@ -558,13 +586,14 @@ FROM relay_command c
 WHERE c.state = 'asked' AND round((julianday('now') - julianday(c.asked_at)) * 86400, 3) > 60
 UNION ALL
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
-       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state = 'failed' THEN 'failed: ' || coalesce(c.answer, '')
+       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
     ORDER BY id DESC
     LIMIT 1000) c
-WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600);
+WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
+  AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600);
 
 CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
 WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.entity_id IS OLD.entity_id AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.event_id IS OLD.event_id AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_sha256 IS OLD.body_sha256 AND NEW.traceparent IS OLD.traceparent

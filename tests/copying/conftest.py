@@ -61,8 +61,10 @@ class Databases:
 
 
 @pytest.fixture(scope="session")
-def templates(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The URL of a source of each kind that is used, made when a test first asks for it."""
+def templates(
+    postgres_url: str, postgres_template: str, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """URLs: of a source of each kind, made when a test first asks for it, and of an empty, migrated database of each."""
 
     class Made(dict[str, str]):
         def __missing__(self, kind: str) -> str:
@@ -75,7 +77,8 @@ def templates(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> It
             return url
 
     made = Databases(postgres_url, tmp_path_factory.mktemp("templates"))
-    yield Made()
+    empty = {"empty sqlite": f"sqlite:///{sqlite_template}", "empty postgres": f"postgresql:///{postgres_template}"}
+    yield Made(empty)
     made.close()
 
 

@@ -74,6 +74,14 @@ OTHERS: dict[str, dict[str, Any]] = {
         "progress_seq": 3,
     },
     "alert": {"at": AT, "kind": "delivery_dead", "subject": "x", "firing": True, "detail": json.loads(NUMBERS)},
+    "throughput_minute": {
+        "kind": "route",
+        "name": "strict",
+        "outcome": "delivered",
+        "minute": AT.replace(second=0, microsecond=0),
+        "count": 3,
+        "bytes": 2**40,
+    },
     "sweep_watermark": {
         "source": "trivore",
         "entity_type": "USER",

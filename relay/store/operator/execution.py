@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache, partial
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import TextClause, text
@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.config.model import Config
 from inbox.db.dialect import Sql, as_json, blames_items, error_text, failure_of, is_wait_timeout
 from inbox.errors import UnusableCommand
+from inbox.events.commands import OF_DELIVERIES, OF_GATES
 from relay.delivery import facts
 from relay.delivery.gates import Gate
 from relay.delivery.policy import Policies
@@ -25,10 +26,11 @@ from relay.store import gates
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, FailedAlone, Key, Transaction, key_text
 from relay.store.operator import commands, selected
-from relay.store.operator.commands import BatchResult, GateAct, Standing
+from relay.store.operator.commands import BatchResult, Standing
 from relay.store.operator.replay import GIVEN_UP, end_or_unblock, replay
 from relay.store.operator.retry import retry
 from relay.store.operator.selection import Choice, Selection, keys_of
+from relay.store.operator.tasks import TASKS
 
 BATCH = 200
 """Deliveries in one transaction."""
@@ -70,9 +72,9 @@ class OpenCommands:
 def work_on(database: Database, config: Config, policies: Policies, number: int) -> int:
     """Do the next batch of this command, if it has not ended.
 
-    A command that can't be understood, or whose deliveries can't be found, is `failed`. A delivery that can't be changed is
-    passed over: `relay_command.failed` counts it, `relay_command.error` has the last one. A locked one is not: the command
-    waits for it.
+    A command that can't be understood, or can't be meant, is `refused`. One whose deliveries can't be found is `failed`. A
+    delivery that can't be changed is passed over: `relay_command.failed` counts it, `relay_command.error` has the last
+    one. A locked one is not: the command waits for it.
 
     Returns:
         How many deliveries it has changed; of a replay or retry also none when too many are open already.
@@ -81,6 +83,8 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
         batch = _look(database, config, policies, number)
         if batch is None:
             return 0
+        if batch.command.kind in TASKS:
+            return _do_task(database, config, batch.command)
         if batch.choice is None:
             return _do(database, config, policies, batch)
         try:
@@ -121,7 +125,7 @@ def _look(database: Database, config: Config, policies: Policies, number: int) -
     """
     with database.read() as transaction:
         command = commands.read_open(transaction, number)
-        if command is None or command.kind in get_args(GateAct):
+        if command is None or command.kind not in OF_DELIVERIES:
             return command and _Batch(command)
         choice = _choice(command, config)
         room = _room(transaction, choice.selection) if choice.act == "replay" else BATCH
@@ -149,6 +153,14 @@ def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -
             else _next(transaction, batch, batch.choice, policies, now)
         )
         commands.advance(transaction, number, step, now)
+    return step.changed
+
+
+def _do_task(database: Database, config: Config, command: Any) -> int:  # noqa: ANN401  # a result row
+    """Do the next step of a command about no delivery, and note it: one that is stopped meanwhile stays stopped."""
+    step = TASKS[command.kind](database, config, commands.request_of(command))
+    with database.write() as transaction:
+        commands.advance(transaction, command.id, step, transaction.now())
     return step.changed
 
 
@@ -267,13 +279,16 @@ def _change(
 
 def _fail(database: Database, number: int, error: Exception) -> None:
     """End a command that can't be done, with the reason as its answer."""
-    answer = str(error) if isinstance(error, UnusableCommand) else error_text(error)
+    is_refused = isinstance(error, UnusableCommand)
+    answer = str(error) if is_refused else error_text(error)
     with database.write() as transaction:
-        commands.end_as_failed(transaction, number, answer)
+        commands.end_undone(transaction, number, "refused" if is_refused else "failed", answer)
     database.failed_alone(FailedAlone("commands", f"command={number}", answer))
 
 
 def _turn_gate(transaction: Transaction, config: Config, command: Any, now: datetime) -> BatchResult:  # noqa: ANN401  # a result row
+    if command.kind not in OF_GATES:
+        raise UnusableCommand(f"no relay of this version can {command.kind}: run `inbox {command.kind}`")
     gate = _understood(as_json(command.selection), Gate)
     if mistake := gate.mistake(config):
         raise UnusableCommand(mistake)
