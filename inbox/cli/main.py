@@ -15,6 +15,7 @@ from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
 from inbox.cli.copy import copy_command
 from inbox.cli.events import list_command, show_command
+from inbox.cli.export import export_command
 from inbox.cli.init import init_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
@@ -119,4 +120,5 @@ app.command("show")(show_command)
 app.command("tail")(tail)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
+app.command("export")(export_command)
 app.command("copy")(copy_command)
