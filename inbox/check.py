@@ -74,6 +74,15 @@ class Probe(msgspec.Struct, frozen=True):
     ask: Callable[[], Reply]
 
 
+class Verdict(msgspec.Struct, frozen=True):
+    """The result of comparing stored state with the log, as `relay verify` does."""
+
+    events: int
+    deliveries: int
+    facts: int
+    differences: int
+
+
 class Side(msgspec.Struct, frozen=True):
     """The part of one program in a check."""
 
@@ -83,6 +92,8 @@ class Side(msgspec.Struct, frozen=True):
     unused: Callable[[Config], object] = lambda _: None
     """Makes what the program would not make at its start, as nothing uses it yet. Raises ConfigError."""
     probes: Callable[[Config], Sequence[Probe]] = lambda _: ()
+    verify: Callable[[Config, Callable[[int], object]], Verdict] | None = None
+    """Verifies the configuration's database, and reports each `seq` up to which it has done so."""
 
 
 def _start_receiver(config: Config) -> None:

@@ -18,6 +18,8 @@ from inbox.cli.terminal import FINDING, Doing, Rate, answer, as_document, bar, e
 from inbox.cli.wording import counted, lasting
 
 if TYPE_CHECKING:
+    from inbox.check import Verdict
+    from inbox.config.model import Config
     from inbox.db.copying.rows import Oddity
     from inbox.db.copying.run import CopyPlan, CopyResult, Report
 
@@ -34,6 +36,8 @@ class _Ends(msgspec.Struct, frozen=True):
     target: Any
     source_name: str
     target_name: str
+    config: Config
+    """The configuration, with the target as its database."""
 
 
 def copy_command(
@@ -83,13 +87,14 @@ def copy_command(
         began = time.monotonic()
         try:
             result = _copy(ends, planned)
+            verdict = _verified(ends, planned)
         except CopyFailed as error:
             say(f"stopped: {error}")
             raise typer.Exit(FINDING) from None
         except KeyboardInterrupt:
             say("interrupted; the same command goes on where it was")
             raise typer.Exit(FINDING) from None
-        _show_result(ends, result, time.monotonic() - began, as_json=as_json)
+        _show_result(ends, result, verdict, time.monotonic() - began, as_json=as_json)
 
 
 @contextmanager
@@ -99,14 +104,16 @@ def _opened(to: str) -> Iterator[_Ends]:
     from inbox.loader.database import revealed_url
     from inbox.loader.load import read_config
 
-    url, other = read_config().database.url, revealed_url(to, "--to", os.environ)
+    config = read_config()
+    url, other = config.database.url, revealed_url(to, "--to", os.environ)
     names = [engine.shown(engine.parse_url(each)) for each in (url, other)]
     if names[0] == names[1]:
         fail("--to names the database of the configuration itself: name another one")
     source, target = (engine.connect(each, application="inbox-copy") for each in (url, other))
     try:
         migrate.require_current(source)
-        yield _Ends(source, target, *names)
+        moved = msgspec.structs.replace(config, database=msgspec.structs.replace(config.database, url=other))
+        yield _Ends(source, target, names[0], names[1], moved)
     finally:
         source.dispose()
         target.dispose()
@@ -123,6 +130,17 @@ def _copy(ends: _Ends, planned: CopyPlan) -> CopyResult:
 
     with _reporting(planned) as report:
         return run.copy(ends.source, ends.target, ends.source_name, report)
+
+
+def _verified(ends: _Ends, planned: CopyPlan) -> Verdict | None:
+    """Compare the state in the target with its log, as `relay verify` does; None: the relay is not installed."""
+    from inbox.check import sides
+
+    with _reporting(planned) as report:
+        for side in sides():
+            if side.verify is not None:
+                return side.verify(ends.config, lambda seq: report("verifying", "seq", seq))
+    return None
 
 
 def _check(ends: _Ends, planned: CopyPlan, *, as_json: bool) -> None:
@@ -183,11 +201,12 @@ def _show_plan(ends: _Ends, planned: CopyPlan, running: Sequence[str], *, as_jso
     say(f"{counted(sum(planned.rows.values()), 'row')}; --yes copies them")
 
 
-def _show_result(ends: _Ends, result: CopyResult, seconds: float, *, as_json: bool) -> None:
+def _show_result(ends: _Ends, result: CopyResult, verdict: Verdict | None, seconds: float, *, as_json: bool) -> None:
     rows = sum(table.rows for table in result.tables)
     if as_json:
         whole = {"source": ends.source_name, "target": ends.target_name, "seconds": round(seconds, 3), "rows": rows}
-        put_json(as_document({**whole, **msgspec.to_builtins(result)}))
+        verified = None if verdict is None else msgspec.to_builtins(verdict)
+        put_json(as_document({**whole, **msgspec.to_builtins(result), "verify": verified}))
         return
     show([msgspec.to_builtins(table) for table in result.tables], _COPIED, _TABLE, empty="")
     for value in result.escaped_values[:_MOST_SHOWN]:
@@ -195,9 +214,16 @@ def _show_result(ends: _Ends, result: CopyResult, seconds: float, *, as_json: bo
     if result.escaped > _MOST_SHOWN:
         say(f"{_MOST_SHOWN} of {counted(result.escaped, 'escaped value')} shown")
     answer(f"copied and compared {counted(rows, 'row')} in {lasting(seconds)}: both ends are equal")
+    if verdict is None:
+        say("run `relay verify` on it before relays start")
+    elif verdict.differences:
+        found = counted(verdict.differences, "difference")
+        say(f"state and log have {found}, as in the source: `relay verify` shows them, `relay rebuild` repairs them")
+    else:
+        answer(f"state and log of it agree: {counted(verdict.events, 'event')}, {counted(verdict.facts, 'fact')}")
     say(
-        "next: put the new url into [database] url (or INBOX_DATABASE_URL), run `relay verify`, then start receivers and"
-        " relays. Start nothing on the source again: its events would not be in the copy"
+        "next: put its url into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
+        " source again: what it takes would not be in the copy"
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.cli import export as command
+from inbox.cli import terminal
 from inbox.db import export
 from tests.copying.conftest import Databases, url_of
 from tests.helpers.processes import Ended, Site, site
@@ -123,7 +124,7 @@ def test_a_file_is_whole_and_for_its_owner(place: Site, tmp_path: Path) -> None:
 
 
 def test_an_export_that_fails_leaves_no_file(place: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = command.as_line
+    written = terminal.as_line
     left = [3]
 
     def full(record: object) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Engine
@@ -27,8 +27,8 @@ from inbox.errors import CopyFailed
 MOST_LISTED = 100
 """Escaped values that a result lists; all are counted."""
 
-Report = Callable[[Literal["copying", "comparing"], str, int], None]
-"""Told about each chunk: the table, and the rows done so far."""
+Report = Callable[[str, str, int], None]
+"""Told about each chunk: the step (`copying` or `comparing`), the table, and the rows done so far."""
 
 
 class CopyPlan(NamedTuple):
