@@ -29,8 +29,7 @@ _FACTS = 1000
 _BYTES = 4 * 1024 * 1024
 """Bodies read together; a single one may be larger."""
 
-_PAYLOAD = ("headers", "body")
-_COLUMNS = ", ".join(f"i.{column.name}" for column in inbox.columns if column.name not in _PAYLOAD)
+_COLUMNS = ", ".join(f"i.{column.name}" for column in inbox.columns)
 _FACT_COLUMNS = ", ".join(f"f.{column.name}" for column in delivery_log.columns)
 
 
@@ -92,7 +91,7 @@ def _lines(event: Row, facts: Iterable[Row]) -> Iterator[Row]:
 
 def _shown(payload: Row | None) -> Row:
     """Return the fields of a payload: the body as text, or else in base64. One that is gone has neither."""
-    if payload is None or payload["body"] is None:
+    if payload is None:
         return {"headers": None, "body": None}
     body: bytes = payload["body"]
     try:
@@ -169,28 +168,24 @@ ORDER BY f.seq, f.id LIMIT {_FACTS}
 
     def payloads(self, events: Sequence[Row]) -> Iterator[Row]:
         """Yield the payloads that these events still have, in order of seq."""
-        payload = self._sql.looked_up(self._sql.rows("wanted", seq="bigint"), "inbox p", "p.seq = wanted.seq")
+        payload = self._sql.looked_up(self._sql.rows("wanted", seq="bigint"), "inbox_payload p", "p.seq = wanted.seq")
         statement = text(f"SELECT p.seq, p.headers, p.body FROM {payload} ORDER BY p.seq")
-        for some in self._in_sizes(events):
+        for some in _in_sizes(events):
             with reading(self._connection).begin():
                 given = {"wanted": rows_param({"seq": seq} for seq in some)}
                 rows = [plain(row) for row in self._connection.execute(statement, given).mappings()]
             yield from rows
 
-    def _in_sizes(self, events: Sequence[Row]) -> Iterator[list[int]]:
-        """Part the events by the size of their bodies."""
-        payload = self._sql.looked_up(self._sql.rows("wanted", seq="bigint"), "inbox p", "p.seq = wanted.seq")
-        given = {"wanted": rows_param({"seq": event["seq"]} for event in events)}
-        with reading(self._connection).begin():
-            statement = text(f"SELECT p.seq, coalesce(length(p.body), 0) AS size FROM {payload} ORDER BY p.seq")
-            sizes = self._connection.execute(statement, given).all()
-        some: list[int] = []
-        together = 0
-        for seq, size in sizes:
-            if some and together + size > _BYTES:
-                yield some
-                some, together = [], 0
-            some.append(seq)
-            together += size
-        if some:
+
+def _in_sizes(events: Sequence[Row]) -> Iterator[list[int]]:
+    """Part the numbers of events by the size of their bodies on arrival."""
+    some: list[int] = []
+    together = 0
+    for event in events:
+        if some and together + event["body_bytes"] > _BYTES:
             yield some
+            some, together = [], 0
+        some.append(event["seq"])
+        together += event["body_bytes"]
+    if some:
+        yield some

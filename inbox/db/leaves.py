@@ -9,9 +9,15 @@ FIRST_LEAF = 100_000
 OPENING_LOCK = 0x1B0C_0DE6
 """Advisory lock. Transactions that open deliveries of stored events share it; one that deletes payloads has it alone."""
 
+
+def leaf_statement(first: int, end: int) -> str:
+    """Return the statement that makes the leaf of a range; `end` is the first seq behind it."""
+    return f"CREATE TABLE inbox_payload_{first} PARTITION OF inbox_payload FOR VALUES FROM ({first}) TO ({end})"
+
+
 STATEMENTS = (
     f"CREATE TABLE {DEFAULT} PARTITION OF inbox_payload DEFAULT",
-    f"CREATE TABLE inbox_payload_1 PARTITION OF inbox_payload FOR VALUES FROM (1) TO ({1 + FIRST_LEAF})",
+    leaf_statement(1, 1 + FIRST_LEAF),
 )
 
 

@@ -104,7 +104,7 @@ def copy(source: Engine, target: Engine, name: str, report: Report) -> CopyResul
     tables = copied_tables()
     with sources.explaining_locks(), sources.held(source, tables) as held:
         if not targets.is_unfinished(target, name, tables):
-            targets.begin(target, name, tables)
+            targets.begin(target, name, tables, targets.counters(held, tables).get("inbox", 0))
         with target.connect() as connection:
             work = _Copy(Rows(held), connection, report)
             for table in tables:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, inspect, text
 
-from inbox.db import migrate, views
+from inbox.db import leaves, migrate, views
 from inbox.db.copying.tables import CopiedTable, Key
 from inbox.db.dialect import SQLITE
 from inbox.db.engine import reading
@@ -22,6 +22,7 @@ PROGRESS = "copy_progress"
 """Table of the copy's state, only while it is unfinished."""
 
 _AFTER = "after "
+_MOST_LEAVES = 50
 _SEED = re.compile(r"INSERT INTO (\w+)")
 
 
@@ -61,12 +62,17 @@ def is_unfinished(engine: Engine, source: str, tables: Sequence[CopiedTable]) ->
     return False
 
 
-def begin(engine: Engine, source: str, tables: Sequence[CopiedTable]) -> None:
-    """Make an empty database the unfinished copy of a source: migrated, without triggers and without the first rows."""
+def begin(engine: Engine, source: str, tables: Sequence[CopiedTable], last_seq: int = 0) -> None:
+    """Make an empty database the unfinished copy of a source: migrated, without triggers and without the first rows.
+
+    Payloads up to `last_seq` get leaves, so that retention can give back their space as it does of others.
+    """
     migrate.upgrade(engine)
     with engine.begin() as connection:
         revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
         connection.execute(text(f"CREATE TABLE {PROGRESS} (name text PRIMARY KEY, value text NOT NULL)"))
+        for statement in [] if engine.dialect.name == SQLITE else _leaves(last_seq):
+            connection.execute(text(statement))
         _put(connection, "triggers", json.dumps(_suspend_triggers(connection, tables)))
         for name in seeded_tables(engine.dialect.name):
             connection.execute(text(f"DELETE FROM {name}"))
@@ -128,6 +134,13 @@ def counters(connection: Connection, tables: Sequence[CopiedTable]) -> dict[str,
         if is_called:
             found[table.name] = int(last)
     return found
+
+
+def _leaves(last_seq: int) -> list[str]:
+    """Return the statements that make the leaves between the first one and a number."""
+    size = max(leaves.FIRST_LEAF, last_seq // _MOST_LEAVES)
+    starts = range(1 + leaves.FIRST_LEAF, last_seq + 1, size)
+    return [leaves.leaf_statement(first, first + size) for first in starts]
 
 
 def _set_counter(connection: Connection, table: str, column: str, last: int) -> None:
