@@ -16,6 +16,7 @@ from relay.daemon.alert_sender import alert_client
 from relay.daemon.generation import prepare
 from relay.destinations import KINDS
 from relay.destinations.base import Caller, Clients, without_lease
+from relay.doctor import EXAMINATIONS
 from relay.http.client import Request
 from relay.store.audit.verify import verify
 from relay.store.database import Database
@@ -93,9 +94,10 @@ def _ask(key: str, caller: Caller) -> Reply:
         caller.close()
     reached = call.status is not None and call.error is None
     text = call.error or f"answered {call.status}"
-    if reached and call.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+    is_denied = reached and call.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+    if is_denied:
         text += ", which may mean wrong credentials"
-    return Reply(key, call.url, reached, text, call.milliseconds)
+    return Reply(key, call.url, reached, text, call.milliseconds, is_denied)
 
 
 def _verify(config: Config, report: Callable[[int], object]) -> Verdict:
@@ -112,4 +114,4 @@ def _verify(config: Config, report: Callable[[int], object]) -> Verdict:
         made.dispose()
 
 
-RELAY = Side("relay", prepare, _make_unused, _probes, _verify)
+RELAY = Side("relay", prepare, _make_unused, _probes, _verify, EXAMINATIONS)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from inbox.cli.options import AsJson
 from inbox.cli.tables import Column, Format, show
-from inbox.cli.terminal import FINDING, Doing, Rate, answer, as_document, bar, exit_on_error, fail, put_json, say
+from inbox.cli.terminal import FINDING, Doing, Speed, answer, as_document, bar, exit_on_error, fail, put_json, say
 from inbox.cli.wording import counted, lasting
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _check(ends: _Ends, planned: CopyPlan, *, as_json: bool) -> None:
 @contextmanager
 def _reporting(planned: CopyPlan) -> Iterator[Report]:
     """Show a bar for the table in work."""
-    with bar(Doing(), BarColumn(), MofNCompleteColumn(), Rate("rows"), TimeRemainingColumn()) as progress:
+    with bar(Doing(), BarColumn(), MofNCompleteColumn(), Speed("rows"), TimeRemainingColumn()) as progress:
         task, shown = progress.add_task("", total=None), ""
 
         def report(step: str, table: str, done: int) -> None:

@@ -14,6 +14,7 @@ import typer
 from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
 from inbox.cli.copy import copy_command
+from inbox.cli.doctor import doctor_command
 from inbox.cli.events import list_command, show_command
 from inbox.cli.export import export_command
 from inbox.cli.init import init_command
@@ -68,6 +69,7 @@ def serve(
 app.command("migrate")(migrate_command)
 app.command("init")(init_command)
 app.command("check")(check_command)
+app.command("doctor")(doctor_command)
 app.command("send")(send_command)
 app.command("list")(list_command)
 app.command("show")(show_command)

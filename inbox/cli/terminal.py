@@ -69,7 +69,7 @@ class Doing(ProgressColumn):
         return Text(f"{self._before}{visible(task.description)}")
 
 
-class Rate(ProgressColumn):
+class Speed(ProgressColumn):
     """The items that a bar's task does in a second."""
 
     def __init__(self, word: str) -> None:

@@ -67,7 +67,7 @@ def parts(
 ) -> Iterator[ExportPart]:
     """Yield the events that match between two numbers. The lines of a part must be used before the next one."""
     with engine.connect() as connection:
-        reader = _Reader(connection, wanted)
+        reader = _EventReader(connection, wanted)
         for after in range(first - 1, last, _NUMBERS):
             upto = min(after + _NUMBERS, last)
             events = reader.events(after, upto)
@@ -116,7 +116,7 @@ class _ByEvent:
             self._next = next(self._groups, None)
 
 
-class _Reader:
+class _EventReader:
     """The statements of an export."""
 
     def __init__(self, connection: Connection, wanted: ExportFilter) -> None:

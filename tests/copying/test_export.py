@@ -144,7 +144,7 @@ def test_two_bodies_of_25_mib_are_never_read_together(engine: Engine, database_u
     for n in (1, 2, 3):
         Intake(database_url).append(msgspec.structs.replace(an_event(n), body=b"x" * (25 * 1024 * 1024)))
     with engine.connect() as connection:
-        events = export._Reader(connection, export.ExportFilter()).events(0, 3)
+        events = export._EventReader(connection, export.ExportFilter()).events(0, 3)
     assert list(export._in_sizes(events)) == [[1], [2], [3]]
 
 

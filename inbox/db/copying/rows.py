@@ -11,7 +11,7 @@ import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.copying.tables import CopiedTable, Field, Key, Row, Value
+from inbox.db.copying.tables import CopiedColumn, CopiedTable, Key, Row, Value
 from inbox.db.copying.values import READERS, for_postgres, for_sqlite, selected
 from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import time_text
@@ -134,13 +134,13 @@ class Rows:
             last = tuple(time_text(value) if isinstance(value, datetime) else value for value in key)
         return last
 
-    def _size_of(self, field: Field) -> str:
+    def _size_of(self, field: CopiedColumn) -> str:
         """Return the size of a value, without reading it."""
         stored = self._sql.is_postgres and field.kind == "json"
         return f"pg_column_size({field.name})" if stored else f"length({field.name})"
 
 
-def _is_large(field: Field) -> bool:
+def _is_large(field: CopiedColumn) -> bool:
     return field.kind in {"bytes", "json"}
 
 

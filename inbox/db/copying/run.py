@@ -132,7 +132,7 @@ class _Copy:
 
     def copy(self, table: CopiedTable) -> None:
         """Copy the rows of a table behind those that are copied."""
-        done, after = self._positions.get(table.name, targets.Position(0, None))
+        done, after = self._positions.get(table.name, targets.CopyPosition(0, None))
         for chunk in self._source.chunks(table, after):
             if chunk.unreadable:
                 raise CopyFailed(f"{chunk.unreadable[0]}. {_REMEDY}")

@@ -20,7 +20,7 @@ Row = tuple[Value, ...]
 Key = tuple[int | str, ...]
 
 
-class Field(NamedTuple):
+class CopiedColumn(NamedTuple):
     """A column."""
 
     name: str
@@ -31,7 +31,7 @@ class CopiedTable(NamedTuple):
     """A table with its columns in their order, and its primary key."""
 
     name: str
-    fields: tuple[Field, ...]
+    fields: tuple[CopiedColumn, ...]
     key: tuple[str, ...]
     counter: str | None
     """Column that counts up by itself."""
@@ -60,7 +60,7 @@ def copied_tables() -> tuple[CopiedTable, ...]:
     return tuple(
         CopiedTable(
             str(table.name),  # SQLAlchemy's names are of a type of their own
-            tuple(Field(str(column.name), _kind(column)) for column in table.columns),
+            tuple(CopiedColumn(str(column.name), _kind(column)) for column in table.columns),
             tuple(str(column.name) for column in table.primary_key),
             str(table.primary_key.columns[0].name) if table.dialect_options["sqlite"]["autoincrement"] else None,
         )

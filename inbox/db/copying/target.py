@@ -81,7 +81,7 @@ def begin(engine: Engine, source: str, tables: Sequence[CopiedTable], last_seq: 
         connection.execute(text("UPDATE alembic_version SET version_num = :n"), {"n": migrate.UNFINISHED_COPY})
 
 
-class Position(NamedTuple):
+class CopyPosition(NamedTuple):
     """The place of a copy in a table."""
 
     rows: int
@@ -89,13 +89,13 @@ class Position(NamedTuple):
     """Key of the last copied row."""
 
 
-def positions(connection: Connection) -> dict[str, Position]:
+def positions(connection: Connection) -> dict[str, CopyPosition]:
     """Return the place of the copy in each table that it has begun."""
     found = {}
     for name, value in _values(connection).items():
         if name.startswith(_AFTER):
             rows, after = json.loads(value)
-            found[name.removeprefix(_AFTER)] = Position(rows, tuple(after))
+            found[name.removeprefix(_AFTER)] = CopyPosition(rows, tuple(after))
     return found
 
 
