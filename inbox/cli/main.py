@@ -19,6 +19,7 @@ from inbox.cli.events import list_command, show_command
 from inbox.cli.export import export_command
 from inbox.cli.init import init_command
 from inbox.cli.migrate import migrate_command
+from inbox.cli.prune import prune_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
 from inbox.cli.tail import tail
@@ -78,3 +79,4 @@ app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
 app.command("export")(export_command)
 app.command("copy")(copy_command)
+app.command("prune")(prune_command)

@@ -74,6 +74,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "progress_seq": 3,
     },
     "alert": {"at": AT, "kind": "delivery_dead", "subject": "x", "firing": True, "detail": json.loads(NUMBERS)},
+    "pruning": {"kind": "attempts", "position": 5, "pruned_until": AT, "rows": 2**40, "ran_at": AT},
     "throughput_minute": {
         "kind": "route",
         "name": "strict",
