@@ -71,8 +71,8 @@ def begin(engine: Engine, source: str, tables: Sequence[CopiedTable], last_seq: 
     with engine.begin() as connection:
         revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
         connection.execute(text(f"CREATE TABLE {PROGRESS} (name text PRIMARY KEY, value text NOT NULL)"))
-        for statement in [] if engine.dialect.name == SQLITE else _leaves(last_seq):
-            connection.execute(text(statement))
+        for lo, hi in [] if engine.dialect.name == SQLITE else _leaves(last_seq):
+            connection.execute(text("SELECT inbox_payload_add_leaf(:lo, :hi)"), {"lo": lo, "hi": hi})
         _put(connection, "triggers", json.dumps(_suspend_triggers(connection, tables)))
         for name in seeded_tables(engine.dialect.name):
             connection.execute(text(f"DELETE FROM {name}"))
@@ -136,11 +136,10 @@ def counters(connection: Connection, tables: Sequence[CopiedTable]) -> dict[str,
     return found
 
 
-def _leaves(last_seq: int) -> list[str]:
-    """Return the statements that make the leaves between the first one and a number."""
-    size = max(leaves.FIRST_LEAF, last_seq // _MOST_LEAVES)
-    starts = range(1 + leaves.FIRST_LEAF, last_seq + 1, size)
-    return [leaves.leaf_statement(first, first + size) for first in starts]
+def _leaves(last_seq: int) -> list[tuple[int, int]]:
+    """Return the ranges of the leaves between the first one and a number; each ends before its second number."""
+    size = min(max(leaves.FIRST_LEAF, last_seq // _MOST_LEAVES), leaves.MOST_EVENTS)
+    return [(first, first + size) for first in range(1 + leaves.FIRST_LEAF, last_seq + 1, size)]
 
 
 def _set_counter(connection: Connection, table: str, column: str, last: int) -> None:
