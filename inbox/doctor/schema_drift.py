@@ -210,16 +210,23 @@ def _triggers(connection: Connection) -> Iterator[DoctorFinding]:
 
 
 def _functions(connection: Connection) -> Iterator[DoctorFinding]:
-    present = {row.name: row.source for row in connection.execute(_FUNCTIONS)}
+    present = {row.name: row for row in connection.execute(_FUNCTIONS)}
     for statement in views.statements(POSTGRES):
         if (made := _FUNCTION.match(statement)) is None:
             continue
         name, _, body = made.groups()
         if name not in present:
             yield MISSING.found(name, f"the function {name} is missing", mend=f"{statement.strip()};")
-        elif present[name].strip() != body.strip():
-            again = statement.strip().replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1)
+            continue
+        found, again = present[name], statement.strip().replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1)
+        if found.source.strip() != body.strip():
             yield CHANGED.found(name, f"the function {name} has another body", mend=f"{again};")
+        elif found.is_definer != ("SECURITY DEFINER" in statement) or found.is_pinned != (
+            "SET search_path" in statement
+        ):
+            yield CHANGED.found(
+                name, f"the function {name} has other rights or no search_path of its own", mend=f"{again};"
+            )
 
 
 @cache
@@ -269,7 +276,11 @@ SELECT t.tgname AS name, t.tgenabled IN ('O', 'A') AS enabled, pg_get_triggerdef
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
 WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND c.relnamespace = {_NAMESPACE}
 """)
-_FUNCTIONS = text(f"SELECT proname AS name, prosrc AS source FROM pg_proc WHERE pronamespace = {_NAMESPACE}")
+_FUNCTIONS = text(f"""
+SELECT proname AS name, prosrc AS source, prosecdef AS is_definer,
+       coalesce(array_to_string(proconfig, ' ') LIKE '%search_path=%', false) AS is_pinned
+FROM pg_proc WHERE pronamespace = {_NAMESPACE}
+""")
 _HAS_VIEW = text(f"""
 SELECT EXISTS (SELECT FROM pg_class WHERE relnamespace = {_NAMESPACE} AND relkind = 'v' AND relname = :name)
 """)

@@ -222,3 +222,9 @@ def test_stored_times_in_the_future_are_found(tmp_path: Path, url: str, engine: 
     insert = "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
     run_sql(engine, f"{insert} VALUES (now() + interval '1 hour', 1, 'r', 'delivered', 1, '{{}}')")
     assert found(installation(tmp_path, url), "clock") == [("clock_went_back", "delivery_log.at")]
+
+
+def test_payloads_in_the_default_leaf_are_found(tmp_path: Path, url: str, engine: Engine) -> None:
+    assert found(installation(tmp_path, url), "leaves") == []
+    run_sql(engine, "INSERT INTO inbox_payload (seq, headers, body) VALUES (90000000, '{}', '')")
+    assert found(installation(tmp_path, url), "leaves") == [("payloads_in_default", "inbox_payload_default")]
