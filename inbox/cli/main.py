@@ -17,6 +17,7 @@ from inbox.cli.doctor import doctor_command
 from inbox.cli.events import list_command, show_command
 from inbox.cli.init import init_command
 from inbox.cli.migrate import migrate_command
+from inbox.cli.prune import prune_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
 from inbox.cli.tail import tail
@@ -74,3 +75,4 @@ app.command("show")(show_command)
 app.command("tail")(tail)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
+app.command("prune")(prune_command)
