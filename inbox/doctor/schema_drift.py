@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
-from inbox.db import migrate, views
+from inbox.db import grants, migrate, views
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import metadata
 from inbox.errors import NotExamined
@@ -285,6 +285,22 @@ _HAS_VIEW = text(f"""
 SELECT EXISTS (SELECT FROM pg_class WHERE relnamespace = {_NAMESPACE} AND relkind = 'v' AND relname = :name)
 """)
 
+RIGHTS = FindingKind(
+    "rights_lacking",
+    "warning",
+    "The roles of this installation have no rights on a table or view.",
+    "programs and people that log in as one of them fail where they need it, as after a migration",
+    "inbox migrate --grant",
+)
+
+
+def _rights(installation: Installation) -> Iterator[DoctorFinding]:
+    if installation.engine is None:
+        raise NotExamined("needs a database url that can be used")
+    for name in grants.lacking(installation.engine):
+        yield RIGHTS.found(name, f"the roles of `inbox migrate --grant` have no rights on {name}")
+
+
 EXAMINATIONS = (
     Examination(
         "schema",
@@ -292,5 +308,13 @@ EXAMINATIONS = (
         "Tables, columns, constraints, indexes, views, functions and triggers, against those of this version.",
         _schema,
         (MISSING, CHANGED, INVALID, DISABLED),
+    ),
+    Examination(
+        "rights",
+        "Database",
+        "Rights of the roles that `inbox migrate --grant` made.",
+        _rights,
+        (RIGHTS,),
+        on=(POSTGRES,),
     ),
 )
