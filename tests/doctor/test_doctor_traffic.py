@@ -211,10 +211,14 @@ def test_what_stands_still_and_what_has_no_route_any_more_is_found(
 def test_commands_sweeps_and_alerts_that_need_somebody_are_found(
     tmp_path: Path, database_url: str, engine: Engine
 ) -> None:
+    selection = json.dumps({"route": "all"}).replace(":", "\\:")
     ask = "INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at, state, finished_at, answer) VALUES"
-    run_sql(engine, f"{ask} ('retry', '{{}}', 'why', 'kim', :at, 'asked', NULL, NULL)", at=ago(minutes=3))
+    run_sql(engine, f"{ask} ('retry', '{selection}', 'why', 'kim', :at, 'asked', NULL, NULL)", at=ago(minutes=3))
     run_sql(
-        engine, f"{ask} ('retry', '{{}}', 'why', 'kim', :at, 'failed', :at, :answer)", at=ago(minutes=3), answer=HOSTILE
+        engine,
+        f"{ask} ('retry', '{selection}', 'why', 'kim', :at, 'failed', :at, :answer)",
+        at=ago(minutes=3),
+        answer=HOSTILE,
     )
     sweep = "INSERT INTO sweep_watermark (source, entity_type, swept_at, error) VALUES (:source, 'USER', :at, 'answered 403')"
     run_sql(engine, sweep, source="github", at=ago(minutes=3))
