@@ -13,6 +13,7 @@ import typer
 
 from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
+from inbox.cli.commands import commands
 from inbox.cli.events import list_command, show_command
 from inbox.cli.init import init_command
 from inbox.cli.migrate import migrate_command
@@ -70,5 +71,6 @@ app.command("send")(send_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("tail")(tail)
+app.command("commands")(commands)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
