@@ -124,6 +124,8 @@ TABLES: Mapping[str, Grants] = {
     "gate": _WORK,
     "lane": _WORK,
     "order_lock": _LOCKED,
+    "pruner": _LOCKED,
+    "pruning": _WORK,
     "relay_node": _WORK,
     "sweep_watermark": _WORK,
 }

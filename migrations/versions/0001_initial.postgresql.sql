@@ -30,7 +30,7 @@ COMMENT ON COLUMN alert.id IS 'number of the alert';
 
 COMMENT ON COLUMN alert.at IS 'time of the change';
 
-COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or intake_stopped';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind';
 
 COMMENT ON COLUMN alert.subject IS 'subject, such as a destination''s name';
 
@@ -64,6 +64,8 @@ CREATE TABLE delivery_log (
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at);
+
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -379,6 +381,92 @@ COMMENT ON TABLE order_lock IS 'One row, locked by every transaction that ends o
 
 COMMENT ON COLUMN order_lock.id IS 'always 1';
 
+CREATE TABLE pruner (
+    id INTEGER NOT NULL,
+    lease_until TIMESTAMP WITH TIME ZONE,
+    held_by TEXT,
+    ran_at TIMESTAMP WITH TIME ZONE,
+    clock TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_pruner PRIMARY KEY (id),
+    CONSTRAINT ck_pruner_one_row CHECK (id = 1),
+    CONSTRAINT ck_pruner_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruner_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruner_clock_is_readable CHECK (clock BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE pruner IS 'One row: the relay or person that prunes, and the time that ages count from.';
+
+COMMENT ON COLUMN pruner.id IS 'always 1';
+
+COMMENT ON COLUMN pruner.lease_until IS 'while somebody prunes: end of the lease; database clock';
+
+COMMENT ON COLUMN pruner.held_by IS 'while somebody prunes: relay_node.id of the relay, or the person, host and process';
+
+COMMENT ON COLUMN pruner.ran_at IS 'time at which the last round ended; database clock';
+
+COMMENT ON COLUMN pruner.clock IS 'time that ages count from: the database clock, but after a step forward only a day for each hour';
+
+CREATE TABLE pruning (
+    kind TEXT NOT NULL,
+    position BIGINT DEFAULT 0 NOT NULL,
+    lap_began_at TIMESTAMP WITH TIME ZONE,
+    pruned_until TIMESTAMP WITH TIME ZONE,
+    rows BIGINT DEFAULT 0 NOT NULL,
+    bytes BIGINT DEFAULT 0 NOT NULL,
+    day_began_at TIMESTAMP WITH TIME ZONE,
+    rows_today BIGINT DEFAULT 0 NOT NULL,
+    rows_yesterday BIGINT DEFAULT 0 NOT NULL,
+    newest_at_begin BIGINT DEFAULT 0 NOT NULL,
+    arrived_yesterday BIGINT DEFAULT 0 NOT NULL,
+    behind_seconds BIGINT DEFAULT 0 NOT NULL,
+    behind_since TIMESTAMP WITH TIME ZONE,
+    ran_at TIMESTAMP WITH TIME ZONE,
+    passed_over BIGINT DEFAULT 0 NOT NULL,
+    error TEXT,
+    CONSTRAINT pk_pruning PRIMARY KEY (kind),
+    CONSTRAINT ck_pruning_lap_began_at_is_readable CHECK (lap_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruning_pruned_until_is_readable CHECK (pruned_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruning_day_began_at_is_readable CHECK (day_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruning_behind_since_is_readable CHECK (behind_since BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruning_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE pruning IS 'Progress of retention: one row for each kind of rows that expires.';
+
+COMMENT ON COLUMN pruning.kind IS 'kind of rows: a key of [retention] in inbox.toml';
+
+COMMENT ON COLUMN pruning.position IS 'number up to which expired rows are gone; what is left below has to stay';
+
+COMMENT ON COLUMN pruning.lap_began_at IS 'time at which the walk last began at the first row; once a day';
+
+COMMENT ON COLUMN pruning.pruned_until IS 'rows older than this have expired';
+
+COMMENT ON COLUMN pruning.rows IS 'rows pruned in all';
+
+COMMENT ON COLUMN pruning.bytes IS 'bytes in these rows, about; without indexes';
+
+COMMENT ON COLUMN pruning.day_began_at IS 'beginning of the present day of the next four figures';
+
+COMMENT ON COLUMN pruning.rows_today IS 'rows pruned since then';
+
+COMMENT ON COLUMN pruning.rows_yesterday IS 'rows pruned on the day before';
+
+COMMENT ON COLUMN pruning.newest_at_begin IS 'highest number at the beginning of the day';
+
+COMMENT ON COLUMN pruning.arrived_yesterday IS 'numbers taken on the day before: about the rows that arrived';
+
+COMMENT ON COLUMN pruning.behind_seconds IS 'seconds for which the oldest expired row has been expired; 0: none is left';
+
+COMMENT ON COLUMN pruning.behind_since IS 'time since which that is more than a day';
+
+COMMENT ON COLUMN pruning.ran_at IS 'time of the last batch; database clock';
+
+COMMENT ON COLUMN pruning.passed_over IS 'rows that could not be deleted and were passed over, in the present lap';
+
+COMMENT ON COLUMN pruning.error IS 'error of the last batch that failed; empty: the last one went well';
+
 CREATE TABLE rejected_request (
     id BIGSERIAL NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -400,6 +488,10 @@ CREATE TABLE rejected_request (
     CONSTRAINT ck_rejected_request_headers_is_readable CHECK (jsonb_typeof(headers) = 'object'),
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (readmitted_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
+
+CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
+
+CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
 
 COMMENT ON TABLE rejected_request IS 'A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.';
 
@@ -512,6 +604,8 @@ CREATE TABLE relay_node (
     CONSTRAINT ck_relay_node_failing_is_readable CHECK (jsonb_typeof(failing) = 'object')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX ix_relay_node_started_at ON relay_node (started_at);
 
 COMMENT ON TABLE relay_node IS 'One row per run of a relay process.';
 
@@ -1161,5 +1255,7 @@ CREATE TABLE inbox_payload_default PARTITION OF inbox_payload DEFAULT;
 CREATE TABLE inbox_payload_1 PARTITION OF inbox_payload FOR VALUES FROM (1) TO (100001);
 
 INSERT INTO order_lock (id) VALUES (1);
+
+INSERT INTO pruner (id) VALUES (1);
 
 INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')

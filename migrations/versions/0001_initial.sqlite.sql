@@ -3,7 +3,7 @@ CREATE TABLE alert ( -- One row when a problem begins and one when it ends, neve
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- time of the change
     at TEXT NOT NULL,
-    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or intake_stopped
+    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind
     kind TEXT NOT NULL,
     -- subject, such as a destination's name
     subject TEXT NOT NULL,
@@ -57,6 +57,8 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
+
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -269,6 +271,65 @@ CREATE TABLE order_lock ( -- One row, locked by every transaction that ends or m
     CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
 );
 
+CREATE TABLE pruner ( -- One row: the relay or person that prunes, and the time that ages count from.
+    -- always 1
+    id INTEGER NOT NULL,
+    -- while somebody prunes: end of the lease; database clock
+    lease_until TEXT,
+    -- while somebody prunes: relay_node.id of the relay, or the person, host and process
+    held_by TEXT,
+    -- time at which the last round ended; database clock
+    ran_at TEXT,
+    -- time that ages count from: the database clock, but after a step forward only a day for each hour
+    clock TEXT,
+    CONSTRAINT pk_pruner PRIMARY KEY (id),
+    CONSTRAINT ck_pruner_one_row CHECK (id = 1),
+    CONSTRAINT ck_pruner_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruner_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruner_clock_is_readable CHECK (date(substr(clock, 1, 10)) IS substr(clock, 1, 10) AND clock >= '0001-01-01 00:00:00.000000Z' AND (length(clock) = 10 OR substr(clock, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows that expires.
+    -- kind of rows: a key of [retention] in inbox.toml
+    kind TEXT NOT NULL,
+    -- number up to which expired rows are gone; what is left below has to stay
+    position BIGINT DEFAULT 0 NOT NULL,
+    -- time at which the walk last began at the first row; once a day
+    lap_began_at TEXT,
+    -- rows older than this have expired
+    pruned_until TEXT,
+    -- rows pruned in all
+    rows BIGINT DEFAULT 0 NOT NULL,
+    -- bytes in these rows, about; without indexes
+    bytes BIGINT DEFAULT 0 NOT NULL,
+    -- beginning of the present day of the next four figures
+    day_began_at TEXT,
+    -- rows pruned since then
+    rows_today BIGINT DEFAULT 0 NOT NULL,
+    -- rows pruned on the day before
+    rows_yesterday BIGINT DEFAULT 0 NOT NULL,
+    -- highest number at the beginning of the day
+    newest_at_begin BIGINT DEFAULT 0 NOT NULL,
+    -- numbers taken on the day before: about the rows that arrived
+    arrived_yesterday BIGINT DEFAULT 0 NOT NULL,
+    -- seconds for which the oldest expired row has been expired; 0: none is left
+    behind_seconds BIGINT DEFAULT 0 NOT NULL,
+    -- time since which that is more than a day
+    behind_since TEXT,
+    -- time of the last batch; database clock
+    ran_at TEXT,
+    -- rows that could not be deleted and were passed over, in the present lap
+    passed_over BIGINT DEFAULT 0 NOT NULL,
+    -- error of the last batch that failed; empty: the last one went well
+    error TEXT,
+    CONSTRAINT pk_pruning PRIMARY KEY (kind),
+    CONSTRAINT ck_pruning_lap_began_at_is_readable CHECK (date(substr(lap_began_at, 1, 10)) IS substr(lap_began_at, 1, 10) AND lap_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(lap_began_at) = 10 OR substr(lap_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruning_pruned_until_is_readable CHECK (date(substr(pruned_until, 1, 10)) IS substr(pruned_until, 1, 10) AND pruned_until >= '0001-01-01 00:00:00.000000Z' AND (length(pruned_until) = 10 OR substr(pruned_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruning_day_began_at_is_readable CHECK (date(substr(day_began_at, 1, 10)) IS substr(day_began_at, 1, 10) AND day_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(day_began_at) = 10 OR substr(day_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruning_behind_since_is_readable CHECK (date(substr(behind_since, 1, 10)) IS substr(behind_since, 1, 10) AND behind_since >= '0001-01-01 00:00:00.000000Z' AND (length(behind_since) = 10 OR substr(behind_since, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruning_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
 CREATE TABLE rejected_request ( -- A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.
     -- number of the rejected request
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -304,6 +365,10 @@ CREATE TABLE rejected_request ( -- A rejected request. Each receiver process sto
     CONSTRAINT ck_rejected_request_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END),
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (date(substr(readmitted_at, 1, 10)) IS substr(readmitted_at, 1, 10) AND readmitted_at >= '0001-01-01 00:00:00.000000Z' AND (length(readmitted_at) = 10 OR substr(readmitted_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
+
+CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
+
+CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
 
 CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; the daemon executes and answers it.
     -- number of the command
@@ -372,6 +437,8 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (date(substr(stopped_at, 1, 10)) IS substr(stopped_at, 1, 10) AND stopped_at >= '0001-01-01 00:00:00.000000Z' AND (length(stopped_at) = 10 OR substr(stopped_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
 );
+
+CREATE INDEX ix_relay_node_started_at ON relay_node (started_at);
 
 CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.
     -- the source that was swept
@@ -715,5 +782,7 @@ BEGIN
 END;
 
 INSERT INTO order_lock (id) VALUES (1);
+
+INSERT INTO pruner (id) VALUES (1);
 
 INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')

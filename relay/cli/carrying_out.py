@@ -253,8 +253,8 @@ def _number_of(database: Database, choice: Choice, which: Which) -> int:
 
 
 def _gates_in_front(database: Database, choice: Choice, plan: Plan) -> Iterator[str]:
-    from relay.cli.next_steps import resume_command
     from relay.cli.pause import described
+    from relay.delivery.gates import resume_command
     from relay.delivery.policy import policies
     from relay.store import gates
 
