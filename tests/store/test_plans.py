@@ -127,6 +127,7 @@ PARAMETERS: dict[str, Any] = {
     "now": NOW,
     "route": "crm",
     "most": 8,
+    "sampled": 40,
     "begin": NOW,
     "begin_seq": 0,
     "page": 500,
