@@ -139,6 +139,13 @@ class BodyErased(InboxRelayError):
         super().__init__("the event's body was erased")
 
 
+class PayloadGone(InboxRelayError):
+    """Retention or erasure has deleted the headers and body of an event, so that it can't be delivered any more."""
+
+    def __init__(self) -> None:
+        super().__init__("its headers and body were deleted, by retention or erasure: cancel it")
+
+
 class UnusableAnswer(InboxRelayError):
     """An answer of an api or destination lacks reliable information about matches or further pages."""
 

@@ -79,9 +79,14 @@ TABLES: Mapping[str, Grants] = {
     "alembic_version": {**_VIEW, "receiver": "SELECT"},
     "inbox": {
         **_WORK,
-        "reader_without_payloads": _without_payloads("inbox"),
         # the keys of deduplication, the hash that tells another body, and the number for the check of the sequence
         "receiver": "INSERT, SELECT (seq, source, dedup_key, body_sha256)",
+    },
+    "inbox_payload": {
+        "operator": "SELECT",
+        "reader": "SELECT",
+        "relay": "SELECT, INSERT, DELETE",
+        "receiver": "INSERT",
     },
     "open_delivery": {
         **_WORK,
@@ -145,6 +150,9 @@ SEQUENCES: Mapping[str, Grants] = {
 
 FUNCTIONS: Mapping[str, Grants] = {
     "inbox_is_append_only": {},
+    "inbox_deletes_old_rows_only": {},
+    "inbox_payload_is_append_only": {},
     "delivery_log_is_append_only": {},
+    "delivery_log_deletes_old_attempts_only": {},
 }
 """A trigger runs its function for everybody who may change the table, so nobody needs EXECUTE for that."""

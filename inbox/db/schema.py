@@ -87,16 +87,26 @@ inbox = Table(
     _required("occurred_at", UtcDateTime, "the event's own time, to the microsecond"),
     _required("received_at", UtcDateTime, "time at which the receiver had read the request"),
     _required("routes", TextList, "names of the routes that matched when it arrived; empty: unrouted"),
-    _optional("headers", JsonValue, "allow-listed request headers; empty after erasure or retention"),
     _required("content_type", Text, "Content-Type of the body"),
-    _optional("body", LargeBinary, "body of the request, byte for byte; empty after erasure or retention"),
-    _required("body_sha256", LargeBinary, "SHA-256 of the body; stays after erasure"),
+    _required("body_bytes", Integer, "size of the body in bytes; stays after its payload is gone"),
+    _required("body_sha256", LargeBinary, "SHA-256 of the body; stays after its payload is gone"),
     _optional("traceparent", Text, "W3C trace context of the request"),
     UniqueConstraint("source", "dedup_key"),
     Index("ix_inbox_entity", "source", "entity_type", "entity_id", "seq"),
     CheckConstraint("action IN ('create', 'update', 'delete', 'other')", name="action"),
     comment="One row per accepted webhook, immutable. Written by the receiver before it answers 200.",
     sqlite_autoincrement=True,  # a number is never used again, even when the newest row is pruned
+)
+
+inbox_payload = Table(
+    "inbox_payload",
+    metadata,
+    Column("seq", BigId, primary_key=True, autoincrement=False, comment="the event: inbox.seq"),
+    _required("headers", JsonValue, "allow-listed request headers"),
+    _required("body", LargeBinary, "body of the request, byte for byte"),
+    comment="Headers and body of each event, until retention or erasure deletes them. The views and commands join it by seq.",
+    # ranges of seq, as retention gives the space of a whole range back at once: see inbox.db.leaves
+    postgresql_partition_by="RANGE (seq)",
 )
 
 duplicate_request = Table(

@@ -196,9 +196,8 @@ CREATE TABLE inbox (
     occurred_at TIMESTAMP WITH TIME ZONE NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
     routes TEXT[] NOT NULL,
-    headers JSONB,
     content_type TEXT NOT NULL,
-    body BYTEA,
+    body_bytes INTEGER NOT NULL,
     body_sha256 BYTEA NOT NULL,
     traceparent TEXT,
     CONSTRAINT pk_inbox PRIMARY KEY (seq),
@@ -206,8 +205,7 @@ CREATE TABLE inbox (
     CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other')),
     CONSTRAINT ck_inbox_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_inbox_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_inbox_routes_is_readable CHECK (array_position(routes, NULL) IS NULL),
-    CONSTRAINT ck_inbox_headers_is_readable CHECK (jsonb_typeof(headers) = 'object')
+    CONSTRAINT ck_inbox_routes_is_readable CHECK (array_position(routes, NULL) IS NULL)
 );
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
@@ -236,15 +234,30 @@ COMMENT ON COLUMN inbox.received_at IS 'time at which the receiver had read the 
 
 COMMENT ON COLUMN inbox.routes IS 'names of the routes that matched when it arrived; empty: unrouted';
 
-COMMENT ON COLUMN inbox.headers IS 'allow-listed request headers; empty after erasure or retention';
-
 COMMENT ON COLUMN inbox.content_type IS 'Content-Type of the body';
 
-COMMENT ON COLUMN inbox.body IS 'body of the request, byte for byte; empty after erasure or retention';
+COMMENT ON COLUMN inbox.body_bytes IS 'size of the body in bytes; stays after its payload is gone';
 
-COMMENT ON COLUMN inbox.body_sha256 IS 'SHA-256 of the body; stays after erasure';
+COMMENT ON COLUMN inbox.body_sha256 IS 'SHA-256 of the body; stays after its payload is gone';
 
 COMMENT ON COLUMN inbox.traceparent IS 'W3C trace context of the request';
+
+CREATE TABLE inbox_payload (
+    seq BIGINT NOT NULL,
+    headers JSONB NOT NULL,
+    body BYTEA NOT NULL,
+    CONSTRAINT pk_inbox_payload PRIMARY KEY (seq),
+    CONSTRAINT ck_inbox_payload_headers_is_readable CHECK (jsonb_typeof(headers) = 'object')
+)
+ PARTITION BY RANGE (seq);
+
+COMMENT ON TABLE inbox_payload IS 'Headers and body of each event, until retention or erasure deletes them. The views and commands join it by seq.';
+
+COMMENT ON COLUMN inbox_payload.seq IS 'the event: inbox.seq';
+
+COMMENT ON COLUMN inbox_payload.headers IS 'allow-listed request headers';
+
+COMMENT ON COLUMN inbox_payload.body IS 'body of the request, byte for byte';
 
 CREATE TABLE lane (
     route TEXT NOT NULL,
@@ -842,7 +855,7 @@ COMMENT ON COLUMN dead_letter.attempts IS 'attempts used in its last run';
 
 COMMENT ON COLUMN dead_letter.died_at IS 'time at which it was given up';
 
-COMMENT ON COLUMN dead_letter.cause IS 'exhausted, crash_loop, unrecordable, unprocessable, or an error class; docs/reference/delivery.md lists them';
+COMMENT ON COLUMN dead_letter.cause IS 'exhausted, crash_loop, unrecordable, unprocessable, payload_gone, or an error class, as in docs/reference/delivery.md';
 
 COMMENT ON COLUMN dead_letter.error IS 'the last error, in one sentence';
 
@@ -913,47 +926,73 @@ COMMENT ON COLUMN stuck.why IS 'the problem, in one sentence';
 CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
-    IF TG_OP = 'UPDATE' THEN
-        IF to_jsonb(NEW) - 'body' - 'headers' = to_jsonb(OLD) - 'body' - 'headers'
-           AND (NEW.body IS NULL OR NEW.body = OLD.body) AND (NEW.headers IS NULL OR NEW.headers = OLD.headers) THEN
-            RETURN NEW;
-        END IF;
-    ELSIF TG_OP = 'DELETE' THEN
-        IF OLD.received_at < clock_timestamp() - interval '7 days'
-           AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
+    RAISE EXCEPTION 'inbox is append-only: only events older than 7 days with nothing open can be deleted' USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE FUNCTION inbox_deletes_old_rows_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    IF EXISTS (SELECT FROM gone g WHERE g.received_at >= clock_timestamp() - interval '7 days')
+       OR EXISTS (SELECT FROM gone g CROSS JOIN LATERAL (SELECT FROM open_delivery o WHERE o.seq = g.seq LIMIT 1) AS found) THEN
+        RAISE EXCEPTION 'inbox is append-only: only events older than 7 days with nothing open can be deleted' USING ERRCODE = 'restrict_violation';
+    END IF;
+    DELETE FROM inbox_payload WHERE seq = ANY (ARRAY(SELECT g.seq FROM gone g));
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION inbox_payload_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
             RETURN OLD;
         END IF;
     END IF;
-    RAISE EXCEPTION 'inbox is append-only: only body and headers can be cleared, and only old rows with nothing open deleted'
-        USING ERRCODE = 'restrict_violation';
+    RAISE EXCEPTION 'inbox_payload is append-only: only payloads of events with nothing open can be deleted' USING ERRCODE = 'restrict_violation';
 END $$;
 
 CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
-    IF TG_OP = 'DELETE' THEN
-        IF NOT EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq)
-           OR (OLD.kind IN ('attempt_failed', 'abandoned')
-               AND OLD.at < clock_timestamp() - interval '7 days'
-               AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)) THEN
-            RETURN OLD;
-        END IF;
-    END IF;
-    RAISE EXCEPTION 'delivery_log is append-only: only old attempts of ended deliveries can be deleted'
-        USING ERRCODE = 'restrict_violation';
+    RAISE EXCEPTION 'delivery_log is append-only: only old attempts of ended deliveries can be deleted' USING ERRCODE = 'restrict_violation';
 END $$;
 
-CREATE TRIGGER inbox_is_append_only BEFORE UPDATE OR DELETE ON inbox
-    FOR EACH ROW EXECUTE FUNCTION inbox_is_append_only();
+CREATE FUNCTION delivery_log_deletes_old_attempts_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM (
+            SELECT g.seq, g.route, g.kind IN ('attempt_failed', 'abandoned') AND g.at < clock_timestamp() - interval '7 days' AS is_old FROM gone g
+        ) g
+        CROSS JOIN LATERAL (SELECT FROM inbox i WHERE i.seq = g.seq LIMIT 1) AS event
+        WHERE NOT g.is_old OR EXISTS (SELECT FROM open_delivery o WHERE o.seq = g.seq AND o.route = g.route)
+    ) THEN
+        RAISE EXCEPTION 'delivery_log is append-only: only old attempts of ended deliveries can be deleted' USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NULL;
+END $$;
 
-CREATE TRIGGER inbox_is_not_truncated BEFORE TRUNCATE ON inbox
+CREATE TRIGGER inbox_is_append_only BEFORE UPDATE OR TRUNCATE ON inbox
     FOR EACH STATEMENT EXECUTE FUNCTION inbox_is_append_only();
 
-CREATE TRIGGER delivery_log_is_append_only BEFORE UPDATE OR DELETE ON delivery_log
-    FOR EACH ROW EXECUTE FUNCTION delivery_log_is_append_only();
-
-CREATE TRIGGER delivery_log_is_not_truncated BEFORE TRUNCATE ON delivery_log
+CREATE TRIGGER delivery_log_is_append_only BEFORE UPDATE OR TRUNCATE ON delivery_log
     FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_is_append_only();
+
+CREATE TRIGGER inbox_deletes_old_rows_only AFTER DELETE ON inbox REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION inbox_deletes_old_rows_only();
+
+CREATE TRIGGER delivery_log_deletes_old_attempts_only AFTER DELETE ON delivery_log REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_deletes_old_attempts_only();
+
+CREATE TRIGGER inbox_payload_is_append_only BEFORE UPDATE OR DELETE ON inbox_payload
+    FOR EACH ROW EXECUTE FUNCTION inbox_payload_is_append_only();
+
+CREATE TRIGGER inbox_payload_is_not_truncated BEFORE TRUNCATE ON inbox_payload
+    FOR EACH STATEMENT EXECUTE FUNCTION inbox_payload_is_append_only();
+
+CREATE TABLE inbox_payload_default PARTITION OF inbox_payload DEFAULT;
+
+CREATE TABLE inbox_payload_1 PARTITION OF inbox_payload FOR VALUES FROM (1) TO (100001);
 
 INSERT INTO order_lock (id) VALUES (1);
 

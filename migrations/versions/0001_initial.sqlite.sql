@@ -152,13 +152,11 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     received_at TEXT NOT NULL,
     -- names of the routes that matched when it arrived; empty: unrouted
     routes JSON NOT NULL,
-    -- allow-listed request headers; empty after erasure or retention
-    headers JSON,
     -- Content-Type of the body
     content_type TEXT NOT NULL,
-    -- body of the request, byte for byte; empty after erasure or retention
-    body BLOB,
-    -- SHA-256 of the body; stays after erasure
+    -- size of the body in bytes; stays after its payload is gone
+    body_bytes INTEGER NOT NULL,
+    -- SHA-256 of the body; stays after its payload is gone
     body_sha256 BLOB NOT NULL,
     -- W3C trace context of the request
     traceparent TEXT,
@@ -166,11 +164,21 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other')),
     CONSTRAINT ck_inbox_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_inbox_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_inbox_routes_is_readable CHECK (CASE WHEN json_valid(routes) THEN json_type(routes) = 'array' ELSE 0 END),
-    CONSTRAINT ck_inbox_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END)
+    CONSTRAINT ck_inbox_routes_is_readable CHECK (CASE WHEN json_valid(routes) THEN json_type(routes) = 'array' ELSE 0 END)
 );
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
+
+CREATE TABLE inbox_payload ( -- Headers and body of each event, until retention or erasure deletes them. The views and commands join it by seq.
+    -- the event: inbox.seq
+    seq INTEGER NOT NULL,
+    -- allow-listed request headers
+    headers JSON NOT NULL,
+    -- body of the request, byte for byte
+    body BLOB NOT NULL,
+    CONSTRAINT pk_inbox_payload PRIMARY KEY (seq),
+    CONSTRAINT ck_inbox_payload_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END)
+);
 
 CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
     -- the route
@@ -596,22 +604,35 @@ WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
   AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600);
 
 CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
-WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.entity_id IS OLD.entity_id AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.event_id IS OLD.event_id AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_sha256 IS OLD.body_sha256 AND NEW.traceparent IS OLD.traceparent
-    AND (NEW.body IS NULL OR NEW.body IS OLD.body) AND (NEW.headers IS NULL OR NEW.headers IS OLD.headers))
 BEGIN
-    SELECT RAISE(ABORT, 'inbox is append-only: only body and headers can be cleared');
+    SELECT RAISE(ABORT, 'inbox is append-only: only events older than 7 days with nothing open can be deleted');
 END;
 
 CREATE TRIGGER inbox_refuses_delete BEFORE DELETE ON inbox
-WHEN OLD.received_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-7 days')
-    OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)
+WHEN OLD.received_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-7 days') OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)
 BEGIN
-    SELECT RAISE(ABORT, 'inbox is append-only: only old rows with nothing open can be deleted');
+    SELECT RAISE(ABORT, 'inbox is append-only: only events older than 7 days with nothing open can be deleted');
+END;
+
+CREATE TRIGGER inbox_deletes_payload AFTER DELETE ON inbox
+BEGIN
+    DELETE FROM inbox_payload WHERE seq = OLD.seq;
+END;
+
+CREATE TRIGGER inbox_payload_refuses_update BEFORE UPDATE ON inbox_payload
+BEGIN
+    SELECT RAISE(ABORT, 'inbox_payload is append-only: only payloads of events with nothing open can be deleted');
+END;
+
+CREATE TRIGGER inbox_payload_refuses_delete BEFORE DELETE ON inbox_payload
+WHEN EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)
+BEGIN
+    SELECT RAISE(ABORT, 'inbox_payload is append-only: only payloads of events with nothing open can be deleted');
 END;
 
 CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log
 BEGIN
-    SELECT RAISE(ABORT, 'delivery_log is append-only');
+    SELECT RAISE(ABORT, 'delivery_log is append-only: only old attempts of ended deliveries can be deleted');
 END;
 
 CREATE TRIGGER delivery_log_refuses_delete BEFORE DELETE ON delivery_log

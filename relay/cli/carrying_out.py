@@ -68,6 +68,7 @@ _LOOK_AGAIN_SECONDS = 0.5
 LEFT_OUT = {
     "overtaken": "older than the last delivered state of their lane; --force replays them too",
     "route_removed": "ended on a route that is not configured any more; configure it again to replay them",
+    "payload_gone": "have no headers and body any more: retention or erasure deleted them; `relay cancel` ends dead ones",
     "unreadable": "have a fact that can't be read; `relay verify` names it",
 }
 

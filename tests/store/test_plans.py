@@ -58,11 +58,12 @@ STATE = """CASE WHEN n % 400 = 0 THEN 'in_flight' WHEN n % 10 = 0 THEN 'ready' W
 FILL = (
     """
 INSERT INTO inbox (source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
-                   content_type, body, body_sha256)
+                   content_type, body_bytes, body_sha256)
 SELECT 'trivore', 'key ' || n, 'USER', 'u' || (n / 10), 'UPDATE', 'update', {now}, {now}, {routes}, 'application/json',
-       {body}, {body}
+       1, {body}
 FROM {numbers}
 """,
+    "INSERT INTO inbox_payload (seq, headers, body) SELECT n, '{{}}', {body} FROM {numbers}",
     f"""
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at, lease_until, lease_token, relay_node)
 SELECT n, 'crm', 'USER|u' || (n / 10), {{now}}, state, CASE WHEN state = 'ready' THEN {{now}} END,

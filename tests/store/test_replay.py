@@ -425,3 +425,14 @@ def test_a_status_and_a_text_of_the_error_pick_among_the_dead(steps: Steps) -> N
     assert meant(steps, Selection(error="answered")) == [(1, "strict")]
     assert meant(steps, Selection(error="no such customer")) == [(2, "strict")]
     assert meant(steps, Selection(until=START)) == []
+
+
+def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    steps.attempt(DONE)
+    steps.attempt(DONE)
+    steps.do("DELETE FROM inbox_payload WHERE seq = 1")
+    assert plan(steps, Selection(seq=1)).left_out == {"payload_gone": 1}
+    assert planned_and_done(steps, Selection(seq=1)) == (0, 0)
+    assert planned_and_done(steps, Selection(seq=2)) == (1, 1)
+    assert steps.states() == [(2, "strict", "ready")]
