@@ -51,7 +51,10 @@ def test_the_statements_of_the_page_make_login_roles_that_may_what_their_group_m
             for holding in ("LOGIN", "REVOKE"):
                 admin.execute(ours(the_block(PAGE, "sql", holding)).encode())
             assert [line for line in roles.grant() if f'"{prefix}_anna"' in line and "statement_timeout" in line]
-            may = "SELECT has_table_privilege(%s, 'inbox', 'SELECT'), has_database_privilege('public', current_database(), 'CONNECT')"
+            may = (
+                "SELECT has_table_privilege(%s, 'inbox', 'SELECT'),"
+                " has_database_privilege('public', current_database(), 'CONNECT')"
+            )
             assert admin.execute(may.encode(), (f"{prefix}_anna",)).fetchone() == (True, False)
         finally:
             for name in people:
