@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tests.helpers.evidence import facts, open_states, stored
 from tests.helpers.outage import connect_postgres
 from tests.helpers.postgres_programs import run_program
 from tests.helpers.processes import Site, site
+from tests.helpers.roles import granted
 from tests.helpers.sender import Sender, endless
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -98,6 +101,43 @@ def test_a_dump_is_one_moment_and_delays_nobody(under_load: Load, module_databas
     run_program("pg_dump", url, f"--file={tmp_path}/inbox.sql")
     under_load.goes_on()
     assert "COPY public.delivery_log" in (tmp_path / "inbox.sql").read_text(encoding="utf-8")
+
+
+def test_a_report_that_runs_into_its_reader_s_timeout_is_ended_and_harms_nobody(
+    under_load: Load, module_database_url: str
+) -> None:
+    """The timeout is the role's, only shorter."""
+    with granted(module_database_url, f"d{os.getpid()}") as roles:
+        with contextlib.closing(connect_postgres(module_database_url)) as admin:
+            admin.execute(f"ALTER ROLE {roles.login('reader')} SET statement_timeout = '5min'".encode())
+            admin.execute(
+                f"ALTER ROLE {roles.login('reader')} IN DATABASE {make_url(module_database_url).database}"
+                " SET statement_timeout = '3s'".encode()
+            )
+        ended: list[type[BaseException]] = []
+
+        def report() -> None:
+            with roles.connected("reader") as reader:
+                try:
+                    reader.execute("SELECT count(*) FROM inbox a, inbox b, inbox c, pg_sleep(60)")
+                except psycopg.Error as error:
+                    ended.append(type(error))
+
+        thread = threading.Thread(target=report)
+        thread.start()
+        under_load.goes_on()
+        thread.join(PATIENCE)
+        assert ended == [psycopg.errors.QueryCanceled]
+    under_load.goes_on()
+
+
+def test_beside_a_transaction_that_was_left_open_both_sides_go_on(under_load: Load, module_database_url: str) -> None:
+    with contextlib.closing(connect_postgres(module_database_url)) as dba:
+        dba.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ")
+        dba.execute(b"SELECT count(*) FROM open_delivery")
+        for _ in range(3):
+            under_load.goes_on()
+            dba.execute(b"SELECT count(*) FROM open_delivery")
 
 
 def test_a_table_that_he_has_locked_is_answered_503_until_he_lets_go(
