@@ -30,6 +30,10 @@ class UnfitDatabase(ConfigError):
     """
 
 
+class NotExamined(InboxRelayError):
+    """An examination of `inbox doctor` can't be made; the message says what it needs."""
+
+
 class RequestError(InboxRelayError):
     """An answer other than 200 to a webhook request."""
 

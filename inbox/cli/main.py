@@ -13,9 +13,11 @@ import typer
 
 from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
+from inbox.cli.doctor import doctor_command
 from inbox.cli.events import list_command, show_command
 from inbox.cli.init import init_command
 from inbox.cli.migrate import migrate_command
+from inbox.cli.prune import prune_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
 from inbox.cli.tail import tail
@@ -66,9 +68,11 @@ def serve(
 app.command("migrate")(migrate_command)
 app.command("init")(init_command)
 app.command("check")(check_command)
+app.command("doctor")(doctor_command)
 app.command("send")(send_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("tail")(tail)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
+app.command("prune")(prune_command)

@@ -124,6 +124,8 @@ TABLES: Mapping[str, Grants] = {
     "gate": _WORK,
     "lane": _WORK,
     "order_lock": _LOCKED,
+    "pruner": _LOCKED,
+    "pruning": _WORK,
     "relay_node": _WORK,
     "sweep_watermark": _WORK,
 }
@@ -153,6 +155,7 @@ FUNCTIONS: Mapping[str, Grants] = {
     "inbox_deletes_old_rows_only": {},
     "inbox_payload_is_append_only": {},
     "delivery_log_is_append_only": {},
+    "relay_command_is_valid": {},
     "delivery_log_deletes_old_attempts_only": {},
 }
 """A trigger runs its function for everybody who may change the table, so nobody needs EXECUTE for that."""

@@ -154,6 +154,9 @@ rejected_request = Table(
     ),
     _optional("readmitted_by", Text, "operator who readmitted it"),
     _optional("readmit_reason", Text, "reason for readmitting it"),
+    # They count the newest rows of each class for the caps of [retention].
+    _partial_index("ix_rejected_request_whole", "id", where="body IS NOT NULL"),
+    _partial_index("ix_rejected_request_bare", "id", where="body IS NULL"),
     comment="A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.",
     sqlite_autoincrement=True,
 )
@@ -248,6 +251,7 @@ delivery_log = Table(
     ),
     Index("ix_delivery_log_delivery", "seq", "route", "id"),
     Index("ix_delivery_log_at", "at", postgresql_using="brin"),
+    _partial_index("ix_delivery_log_attempt", "id", where="kind IN ('attempt_failed', 'abandoned')"),
     comment="Facts about deliveries, append-only. The state of every delivery is the fold of its facts.",
     sqlite_autoincrement=True,
 )
@@ -263,6 +267,7 @@ relay_node = Table(
     _required("heartbeat_at", UtcDateTime, "time of its last heartbeat; database clock"),
     _optional("stopped_at", UtcDateTime, "time of a graceful stop; empty while it runs or if it died"),
     _optional("failing", JsonValue, "steps that fail now, with the errors; empty: none"),
+    Index("ix_relay_node_started_at", "started_at"),
     comment="One row per run of a relay process.",
     postgresql_with=HOT,
 )
@@ -333,8 +338,8 @@ alert = Table(
     _required(
         "kind",
         Text,
-        "delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or"
-        " intake_stopped",
+        "delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed,"
+        " intake_stopped or retention_behind",
     ),
     _required("subject", Text, "subject, such as a destination's name"),
     _required("firing", Boolean, "true: it began; false: it recovered"),
@@ -381,6 +386,46 @@ sweep_watermark = Table(
     _optional("relay_node", Text, "while a relay sweeps: relay_node.id of the process"),
     PrimaryKeyConstraint("source", "entity_type"),
     comment="Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.",
+)
+
+pruner = Table(
+    "pruner",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    _optional("lease_until", UtcDateTime, "while somebody prunes: end of the lease; database clock"),
+    _optional("held_by", Text, "while somebody prunes: relay_node.id of the relay, or the person, host and process"),
+    _optional("ran_at", UtcDateTime, "time at which the last round ended; database clock"),
+    _optional(
+        "clock",
+        UtcDateTime,
+        "time that ages count from: the database clock, but after a step forward only a day for each hour",
+    ),
+    CheckConstraint("id = 1", name="one_row"),
+    comment="One row: the relay or person that prunes, and the time that ages count from.",
+    postgresql_with=HOT,
+)
+
+pruning = Table(
+    "pruning",
+    metadata,
+    Column("kind", Text, primary_key=True, comment="kind of rows: a key of [retention] in inbox.toml"),
+    _count("position", BigInteger, "number up to which expired rows are gone; what is left below has to stay"),
+    _optional("lap_began_at", UtcDateTime, "time at which the walk last began at the first row; once a day"),
+    _optional("pruned_until", UtcDateTime, "rows older than this have expired"),
+    _count("rows", BigInteger, "rows pruned in all"),
+    _count("bytes", BigInteger, "bytes in these rows, about; without indexes"),
+    _optional("day_began_at", UtcDateTime, "beginning of the present day of the next four figures"),
+    _count("rows_today", BigInteger, "rows pruned since then"),
+    _count("rows_yesterday", BigInteger, "rows pruned on the day before"),
+    _count("newest_at_begin", BigInteger, "highest number at the beginning of the day"),
+    _count("arrived_yesterday", BigInteger, "numbers taken on the day before: about the rows that arrived"),
+    _count("behind_seconds", BigInteger, "seconds for which the oldest expired row has been expired; 0: none is left"),
+    _optional("behind_since", UtcDateTime, "time since which that is more than a day"),
+    _optional("ran_at", UtcDateTime, "time of the last batch; database clock"),
+    _count("passed_over", BigInteger, "rows that could not be deleted and were passed over, in the present lap"),
+    _optional("error", Text, "error of the last batch that failed; empty: the last one went well"),
+    comment="Progress of retention: one row for each kind of rows that expires.",
+    postgresql_with=HOT,
 )
 
 write_probe = Table(

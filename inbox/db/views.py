@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, event, text
 
-from inbox.db import leaves, stuck, triggers
+from inbox.db import command_rules, leaves, stuck, triggers
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import metadata
 from inbox.db.view_comments import VIEWS
@@ -130,10 +130,11 @@ def statements(dialect: str) -> tuple[str, ...]:
     )
     rows = (
         "INSERT INTO order_lock (id) VALUES (1)",
+        "INSERT INTO pruner (id) VALUES (1)",
         "INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')",
     )
     if dialect == SQLITE:
-        return (*views, *triggers.SQLITE, *rows)
+        return (*views, *triggers.SQLITE, *command_rules.statements(dialect), *rows)
     comments = (
         statement
         for view in VIEWS
@@ -145,7 +146,7 @@ def statements(dialect: str) -> tuple[str, ...]:
             ),
         )
     )
-    return (*views, *comments, *triggers.POSTGRES, *leaves.STATEMENTS, *rows)
+    return (*views, *comments, *triggers.POSTGRES, *command_rules.statements(dialect), *leaves.STATEMENTS, *rows)
 
 
 def _quoted(comment: str) -> str:

@@ -67,9 +67,11 @@ OF_DELIVERIES = ("replay", "retry", "cancel", "unblock")
 OF_GATES = ("pause", "resume")
 """Kinds that name one gate."""
 
+NO_DRY_RUN = ("pause", "resume", "sweep")
+
 OPEN_COMMANDS = ("asked", "running")
 COMMAND_STATES = (*OPEN_COMMANDS, "done", "failed", "refused", "cancelled")
 """Every value of `relay_command.state`."""
 
 ERASED = "erased"
-"""The only reason, and the only key of the only selection, that may replace those of an ended command."""
+"""Stands for a text that names an erased entity in an ended command; in its selection, the begin of a pseudonym."""

@@ -40,7 +40,7 @@ from relay.store import (
     sweeps,
 )
 from relay.store.audit import examine, rebuild, verify
-from relay.store.operator import execution, replay, retry
+from relay.store.operator import replay, retry, room
 from relay.store.reads import OUTCOMES
 from tests.helpers.explaining import Node, explained, nodes
 from tests.helpers.storing import START
@@ -228,7 +228,8 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "wanted that are open": reopen._present,
     "wanted that are due later": retry._due_later,
     "wanted that nobody has begun": lambda sql: replay._untouched(sql, locked=True),
-    "due on a route": execution._due,
+    "due on a route": room._due,
+    "replayed on a route": lambda sql: room._replayed_open(sql, has_paused=False),
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
     "newest repeat": lambda _: duplicates._NEWEST,

@@ -159,7 +159,7 @@ def cancelling(steps: Steps) -> Work:
 
     def work() -> None:
         working.work(CONFIG, POLICIES)
-        for _, error in working.busy:
+        for _, error in working.troubled:
             raise error
 
     return work
@@ -214,7 +214,7 @@ def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lo
     working = execution.OpenCommands(steps.database)
     with locked(steps, "SELECT 1 FROM relay_command FOR UPDATE"):
         assert working.work(CONFIG, POLICIES) == 0
-    ((which, error),) = working.busy
+    ((which, error),) = working.troubled
     assert (which, "could not obtain lock" in str(error)) == (number, True)
     assert working.work(CONFIG, POLICIES) == 10
 

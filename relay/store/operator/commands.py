@@ -80,11 +80,15 @@ def request_of(command: Any) -> AskedTask:  # noqa: ANN401  # a result row
     )
 
 
-def ask(database: Database, kind: Act | GateAct, chosen: msgspec.Struct, *, who: str, why: str) -> int:
+def ask(
+    database: Database, kind: Act | GateAct, chosen: msgspec.Struct, *, who: str, why: str, dry_run: bool = False
+) -> int:
     """Store a command. Returns its id."""
     with database.write() as transaction:
         asked = msgspec.json.encode(chosen).decode()
-        row = transaction.execute(_ask(database.sql), kind=kind, selection=asked, reason=why, who=who)[0]
+        row = transaction.execute(_ask(database.sql), kind=kind, selection=asked, reason=why, who=who, dry_run=dry_run)[
+            0
+        ]
         return int(row.id)
 
 
@@ -160,6 +164,12 @@ def advance_part(
     return standing_of(transaction.execute(_advance_part(transaction.sql), **values)[0])
 
 
+def say(database: Database, number: int, answer: str) -> None:
+    """Say in the row of an open command what it waits for, unless it says so."""
+    with database.write() as transaction:
+        transaction.execute(_SAY, id=number, answer=answer)
+
+
 def end_undone(transaction: Transaction, number: int, state: Literal["failed", "refused"], answer: str) -> None:
     """End a command that can't be done, with the reason as its answer."""
     transaction.execute(_ended(transaction.sql), id=number, state=state, answer=answer)
@@ -171,6 +181,9 @@ _ANY_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} 
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
 _UNKNOWN = text(f"SELECT id, kind FROM relay_command WHERE {_IS_OPEN} AND NOT {_IS_KNOWN} ORDER BY id LIMIT 10")
 _PROGRESS = text("SELECT state, affected, answer, failed, error FROM relay_command WHERE id = :id")
+_SAY = text(
+    f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"
+)
 _GO_ON = text("""
 UPDATE relay_command SET state = 'running', finished_at = NULL, answer = NULL
 WHERE id = :id AND state = 'cancelled'
@@ -182,8 +195,8 @@ RETURNING id
 def _ask(sql: Sql) -> TextClause:
     selected = "CAST(:selection AS jsonb)" if sql.is_postgres else ":selection"
     return text(f"""
-INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at)
-VALUES (:kind, {selected}, :reason, :who, {sql.now})
+INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at, dry_run)
+VALUES (:kind, {selected}, :reason, :who, {sql.now}, :dry_run)
 RETURNING id
 """)
 
@@ -191,7 +204,7 @@ RETURNING id
 @cache
 def _command(sql: Sql, *, locked: bool) -> TextClause:
     return text(f"""
-SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq, affected, failed FROM relay_command
+SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq, affected, failed, matched, sample FROM relay_command
 WHERE id = :id {sql.for_update_now if locked else ""}
 """)
 
