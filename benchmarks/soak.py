@@ -33,6 +33,7 @@ ALLOWED_GROWTH = 1.10
 """The tables at the end, as a multiple of their size after a third of the time."""
 SETTLED_AFTER = 1 / 3
 _ENTITIES = 1_000
+_CONNECTIONS = 16
 
 
 class Minute(msgspec.Struct):
@@ -80,28 +81,30 @@ def main(
     raise typer.Exit(_report(found, database, rate, age, as_json=as_json))
 
 
-class Load(Thread):
-    """Sends events at a steady rate, late ones at once, with some duplicates and rejected requests."""
+class Load:
+    """Sends events at a steady rate over some connections, late ones at once, with some duplicates and rejected requests."""
 
     def __init__(self, receiver: str, rate: int) -> None:
-        super().__init__(daemon=True)
         self.sent = self.failed = 0
         self._url = f"{receiver}/webhooks/trivore"
-        self._rate = rate
         self._ended = Event()
-        self.start()
+        self._threads = [Thread(target=self._run, args=(n, rate), daemon=True) for n in range(_CONNECTIONS)]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._ended.set()
-        self.join()
+        for thread in self._threads:
+            thread.join()
 
-    def run(self) -> None:
-        began, number = time.monotonic(), 0
+    def _run(self, first: int, rate: int) -> None:
+        """Send every so many-th event, when it is due."""
+        began, number = time.monotonic(), first
         with httpx.Client(trust_env=False, timeout=10) as client:
             while not self._ended.is_set():
-                due = int((time.monotonic() - began) * self._rate)
+                due = (time.monotonic() - began) * rate
                 while number < due and not self._ended.is_set():
-                    number += 1
+                    number += _CONNECTIONS
                     self._send(client, number)
                 self._ended.wait(0.005)
 
@@ -110,7 +113,7 @@ class Load(Thread):
         token = "wrong" if number % 100 == 0 else TOKEN
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(1_700_000_000 + known // 1000)) + f".{known % 1000:03d}Z"
         event = {
-            "id": f"u{known % _ENTITIES}", "timestamp": at, "entityType": "USER", "type": "UPDATE", "padding": "x" * 100,
+            "id": f"u{known % _ENTITIES}", "timestamp": at, "entityType": "USER", "eventType": "UPDATE", "padding": "x" * 100,
         }  # fmt: skip
         try:
             answer = client.post(self._url, json=event, headers={"X-Webhook-Token": token})
