@@ -28,6 +28,7 @@ Step = Literal[
     "look_at_conditions",
     "log_alerts",
     "send_alerts",
+    "flush_throughput",
     "commands",
     "renew",
     "heartbeat",

@@ -11,12 +11,13 @@ from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
 from inbox.config.endpoint import Endpoint
 from inbox.config.model import Config, Route
 from inbox.config.source import Source
-from inbox.config.types import Address, DatabaseUrl, Duration, Network, Rate, Secret
+from inbox.config.types import Address, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret
 from relay.sync.query_escaping import FORMS
 
 _CUSTOM = {
     Address: "a host and a port",
     DatabaseUrl: "text",
+    SchemaName: "text",
     Duration: "[duration](#durations)",
     Network: "address or network",
     Rate: "[rate](#rates)",

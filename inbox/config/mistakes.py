@@ -17,7 +17,7 @@ from msgspec import inspect
 from inbox.config.endpoint import Endpoint
 from inbox.config.model import Config, Route
 from inbox.config.source import Source
-from inbox.config.types import Address, DatabaseUrl, Duration, Network, Rate, Secret
+from inbox.config.types import Address, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret
 
 Path = tuple[str, ...]
 """Keys from the top of the file down; an item of a list is `[0]`."""
@@ -40,7 +40,7 @@ class Mistake(msgspec.Struct, frozen=True):
 
 
 class _Parsed(Protocol):
-    """A type that TOML lacks and that parses a TOML value (`Address`, `Duration`, `Network`, `Rate`, `Secret`)."""
+    """A type that TOML lacks and that parses a TOML value (`Address`, `Duration`, `Rate` and so on)."""
 
     @classmethod
     def parse(cls, given: object) -> object: ...
@@ -67,7 +67,7 @@ def parse_value(kind: type, given: object) -> object:
         ValueError: `given` is not one.
         TypeError: `kind` is no type of the configuration.
     """
-    if kind not in {Address, DatabaseUrl, Duration, Network, Rate, Secret}:
+    if kind not in {Address, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret}:
         raise TypeError(f"{kind.__name__} has no place in the configuration")
     return cast("type[_Parsed]", kind).parse(given)
 

@@ -14,7 +14,7 @@ from inbox.config.endpoint import Api, Destination, SyncDestination
 from inbox.config.retry import Retry
 from inbox.config.source import Source
 from inbox.config.sync import SyncRoute
-from inbox.config.types import Address, DatabaseUrl, Duration, Network, Networks, Secret, Table
+from inbox.config.types import Address, DatabaseUrl, Duration, Network, Networks, SchemaName, Secret, Table
 from inbox.events.event import Action
 
 
@@ -37,6 +37,8 @@ class DatabaseSettings(Table, frozen=True):
     variable `INBOX_DATABASE_URL` overrides it, and the password."""
     password: Secret | None = None
     """Password for a Postgres `url` without one."""
+    schema: SchemaName | None = None
+    """Postgres schema of all tables, `public` unless given; `inbox migrate` creates it. `?schema=` of a url goes before it."""
 
 
 class Receiver(Table, frozen=True):

@@ -240,6 +240,28 @@ class Secret:
         return "Secret(…)"
 
 
+_SCHEMA_NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
+
+
+class SchemaName(str):
+    """The name of a Postgres schema that needs no quotes in SQL, and is not the system's."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, given: object) -> SchemaName:
+        """Parse the key of the file.
+
+        Raises:
+            ValueError: no such name.
+        """
+        if not isinstance(given, str) or not _SCHEMA_NAME.fullmatch(given):
+            raise ValueError(
+                "a schema has small letters, digits and _, at most 63; the first is no digit, and pg_ is the system's"
+            )
+        return cls(given)
+
+
 class DatabaseUrl(str):
     """The database's URL, which may hold a password: `repr` never shows it."""
 

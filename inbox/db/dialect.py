@@ -248,6 +248,12 @@ class Sql:
             return f"CAST(extract(epoch FROM {later} - {earlier}) AS float8)"
         return f"round((julianday({later}) - julianday({earlier})) * 86400, 3)"
 
+    def minute(self, time: str, age: str) -> str:
+        """Return the beginning of the minute so many seconds before `time`."""
+        if self.is_postgres:
+            return f"date_trunc('minute', {time} - make_interval(secs => {age}))"
+        return f"strftime('%Y-%m-%d %H:%M:00.000000Z', {time}, printf('-%.3f seconds', {age}))"
+
     def plus_seconds(self, time: str, seconds: str) -> str:
         """Return `time` plus so many seconds."""
         if self.is_postgres:

@@ -16,7 +16,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
-from inbox.config.types import DatabaseUrl
+from inbox.config.types import DatabaseUrl, SchemaName
 from inbox.db.dialect import POSTGRES, SQLITE, sqlite_functions
 from inbox.errors import ConfigError
 
@@ -36,8 +36,9 @@ PINNED: Mapping[str, str] = {
 }
 """Settings of every transaction on Postgres, whatever the server's are. `inbox.db.guarantees` reads them back."""
 
+DEFAULT_SCHEMA = "public"
 _ISOLATION = "default_transaction_isolation"
-_OURS = {*PINNED, "transaction_isolation"}
+_OURS = {*PINNED, "transaction_isolation", "search_path"}
 _OPTION = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w-]*)\s*=")
 """`-c name=value`, `-cname=value` and `--name=value`, as Postgres reads options."""
 
@@ -83,6 +84,16 @@ def _origin(url: str) -> str:
     return url.origin if isinstance(url, DatabaseUrl) else DatabaseUrl(url).origin
 
 
+def search_path(schema: str) -> str:
+    """Return the path that finds the names of statements in `schema` alone: neither in another one, nor in a temporary table."""
+    return f"{schema}, pg_temp"
+
+
+def schema_of(connection: Connection) -> str:
+    """Return the schema of a connection on Postgres."""
+    return str(connection.get_execution_options()[_IN_SCHEMA])
+
+
 def connect(url: str, *, application: str) -> Engine:
     """Make an engine for threads.
 
@@ -97,8 +108,9 @@ def connect(url: str, *, application: str) -> Engine:
         return engine
     way = _way_to_postgres(parsed, application)
     made = create_engine(way.url, connect_args=way.arguments, pool_timeout=LOCK_TIMEOUT_SECONDS)
+    made.update_execution_options(**{_IN_SCHEMA: way.schema})
     if way.pooled:
-        _pin_transactions(made)
+        _pin_transactions(made, way.schema)
     else:
         _explain_refusal(made, _origin(url))
     return made
@@ -127,8 +139,9 @@ def connect_async(url: str, *, application: str) -> AsyncEngine:
     way = _way_to_postgres(parsed, application)
     level = {} if way.pooled else {"isolation_level": "AUTOCOMMIT"}
     made = create_async_engine(way.url, connect_args=way.arguments, poolclass=NullPool, **level)
+    made.sync_engine.update_execution_options(**{_IN_SCHEMA: way.schema})
     if way.pooled:
-        _pin_transactions(made.sync_engine)
+        _pin_transactions(made.sync_engine, way.schema)
     return made
 
 
@@ -157,6 +170,7 @@ def snapshot(connection: Connection) -> Connection:
 
 
 _POOLED = "pooled"
+_IN_SCHEMA = "in_schema"
 _SNAPSHOT = "REPEATABLE READ READ ONLY"
 
 
@@ -165,6 +179,7 @@ class _Way(NamedTuple):
     arguments: dict[str, Any]
     """Arguments of the driver's `connect`."""
     pooled: bool
+    schema: str
 
 
 def _way_to_postgres(url: URL, application: str) -> _Way:
@@ -174,6 +189,7 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
     options, a SET would stay for another client, and a prepared statement is missing the next time.
     """
     pooled = "pooler" in url.query
+    schema = _text_of(url, "schema") or DEFAULT_SCHEMA
     arguments: dict[str, Any] = {
         "connect_timeout": 2,
         "application_name": application,
@@ -186,10 +202,11 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
     if pooled:
         arguments |= {"autocommit": True, "prepare_threshold": None}  # we begin transactions ourselves
     else:  # the last of two options of the same name counts
-        options += [f"-c {name}=" + value.replace(" ", r"\ ") for name, value in PINNED.items()]
+        pins = {**PINNED, "search_path": search_path(schema)}
+        options += [f"-c {name}=" + value.replace(" ", r"\ ") for name, value in pins.items()]
     if together := " ".join(options).strip():
         arguments["options"] = together
-    return _Way(url.difference_update_query(["pooler", "options"]), arguments, pooled)
+    return _Way(url.difference_update_query(["pooler", "schema", "options"]), arguments, pooled, schema)
 
 
 _BEHIND_THE_USER = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?P<place>[^?]*)\??(?P<query>.*)", re.DOTALL)
@@ -211,8 +228,10 @@ def _with_password_in_place(url: URL) -> URL:
 
 
 def _check_query(url: URL, origin: str) -> None:
-    """Reject options that would change a pinned setting, and an unknown value of `pooler`."""
+    """Reject options that would change a pinned setting, and an unknown value of `pooler` or `schema`."""
     for name in _OPTION.findall(_text_of(url, "options")):
+        if name.lower().replace("-", "_") == "search_path":
+            raise ConfigError(f"{origin}: options sets search_path; name the schema with [database] schema instead")
         if name.lower().replace("-", "_") in _OURS:
             raise ConfigError(
                 f"{origin}: options sets {name}, which both sides set themselves, for their guarantees rest on it;"
@@ -220,6 +239,11 @@ def _check_query(url: URL, origin: str) -> None:
             )
     if "pooler" in url.query and url.query["pooler"] != "transaction":
         raise ConfigError(f'{origin}: pooler can only be "transaction"; leave it out where there is no pooler')
+    if "schema" in url.query:
+        try:
+            SchemaName.parse(url.query["schema"])
+        except ValueError as error:
+            raise ConfigError(f"{origin}: {error}") from None
 
 
 def _text_of(url: URL, name: str) -> str:
@@ -227,13 +251,15 @@ def _text_of(url: URL, name: str) -> str:
     return value if isinstance(value, str) else " ".join(value)
 
 
-def _pin_transactions(engine: Engine) -> None:
+def _pin_transactions(engine: Engine, schema: str) -> None:
     """Set the pinned settings when a transaction begins.
 
     They go to the server in one message with BEGIN, so that no transaction needs another round trip.
     """
     engine.update_execution_options(**{_POOLED: True})
-    pins = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in PINNED.items() if name != _ISOLATION)
+    settings = [f"{name} = '{value}'" for name, value in PINNED.items() if name != _ISOLATION]
+    settings.append(f"search_path = {search_path(schema)}")  # a list: in quotes it would be one name
+    pins = "; ".join(f"SET LOCAL {setting}" for setting in settings)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, text
 
 from inbox.db.dialect import SQLITE
-from inbox.db.engine import PINNED
+from inbox.db.engine import PINNED, schema_of, search_path
 from inbox.db.schema import metadata
 from inbox.errors import UnfitDatabase
 
@@ -32,6 +32,8 @@ _DROPPED = (
     " [database] url, or connect to the server itself"
 )
 
+_ELSEWHERE = "statements could reach tables of the same names in another schema"
+
 REQUIRED: Mapping[str, _Wanted] = {
     "transaction_isolation": _Wanted(("read committed",), "lanes could stay without a head"),
     # remote_apply waits for more than `on`; local, remote_write and off for less, where there is a synchronous standby
@@ -42,7 +44,7 @@ REQUIRED: Mapping[str, _Wanted] = {
     ),
     "TimeZone": _Wanted((PINNED["timezone"],), "times could be read wrongly"),
 }
-"""Pinned settings with Postgres's names and values. Any other value is rejected."""
+"""Pinned settings with Postgres's names and values. Any other value is rejected, and so is any other `search_path`."""
 
 RECOMMENDED: Mapping[str, _Wanted] = {
     "fsync": _Wanted(("on",), "what was acknowledged is lost when the server's machine goes down"),
@@ -111,7 +113,9 @@ def differences(connection: Connection, columns: Collection[str] = COUNTER_COLUM
     """
     if connection.dialect.name == SQLITE:
         return list(_pragmas(connection))
-    return [*_settings(connection, REQUIRED, _DROPPED), *_sequences(connection, columns)]
+    required = {**REQUIRED, "search_path": _Wanted((search_path(schema_of(connection)),), _ELSEWHERE)}
+    # under another search_path, the sequences would be those of another schema
+    return [*_settings(connection, required, _DROPPED)] or [*_sequences(connection, columns)]
 
 
 def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[str]:
@@ -168,5 +172,5 @@ FROM (
            split_part(c, '.', 1) AS of_table, split_part(c, '.', 2) AS of_column
     FROM unnest(CAST(:columns AS text[])) AS c
 ) AS found
-WHERE has_sequence_privilege(name, 'SELECT') AND has_table_privilege(of_table, 'SELECT')
+WHERE has_sequence_privilege(name, 'SELECT') AND has_column_privilege(of_table, of_column, 'SELECT')
 """)

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import POSTGRES, is_lock_wait
-from inbox.db.engine import reading
+from inbox.db.engine import reading, schema_of
 from inbox.db.lock_waits import HARMLESS_SECONDS, LockWatch, describe, only_migrator, watching_lock_waits
 from inbox.errors import ConfigError
 
@@ -79,12 +79,29 @@ def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool =
     """
     # on SQLite each migration checks again under the write lock (`_apply_under_the_write_lock`)
     with only_migrator(engine, report) if engine.dialect.name == POSTGRES else nullcontext():
+        if engine.dialect.name == POSTGRES:
+            _make_schema(engine)
         before = _revision_of(engine)
         lacking = pending(before)
         ready = lacking if contract or before is None else lacking[: _additive(lacking)]
         ran = [step for step in ready if _run(engine, step, report)]
         after = _revision_of(engine)
         return MigrationResult(before if ran else after, after, tuple(lacking[len(ready) :]))
+
+
+def _make_schema(engine: Engine) -> None:
+    """Make the schema of the configuration, if it is missing."""
+    with engine.begin() as connection:
+        schema = schema_of(connection)
+        if connection.scalar(text("SELECT to_regnamespace(:schema)"), {"schema": schema}) is not None:
+            return
+        if not connection.scalar(text("SELECT has_database_privilege(current_database(), 'CREATE')")):
+            role = connection.scalar(text("SELECT current_user"))
+            raise ConfigError(
+                f"there is no schema {schema}, and the role {role} may not make it. Run as an owner of the database:"
+                f' CREATE SCHEMA {schema} AUTHORIZATION "{role}"'
+            )
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
 
 
 def plan(engine: Engine) -> list[MigrationStep]:
@@ -110,6 +127,11 @@ def pending(revision: str | None) -> list[MigrationStep]:
         return known[names.index(revision) + 1 :]
     if revision.isdecimal() and _generation(revision) == _generation(head()) and revision > head():
         return []
+    if not revision.isdecimal():
+        raise ConfigError(
+            f"the table alembic_version has revision {revision}, so it is another application's: give Inbox Relay a schema"
+            " of its own with [database] schema"
+        )
     raise ConfigError(
         f"the database has revision {revision}, which this version (up to {head()}) can't work with: start the version"
         " that made it, or a newer one"

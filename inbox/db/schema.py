@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from inbox.db.columns import BigId, JsonValue, TextList, UtcDateTime, readable
-from inbox.events.states import COMMAND_KINDS, HEADS, OPEN_STATES, SUSPECT_CRASHES
+from inbox.events.states import COMMAND_KINDS, HEADS, OPEN_STATES, SUSPECT_CRASHES, THROUGHPUT_KINDS
 
 _Type = type[TypeEngine[Any]] | TypeEngine[Any]
 
@@ -379,6 +379,29 @@ write_probe = Table(
     _required("probed_at", UtcDateTime, "time of the last health check"),
     CheckConstraint("id = 1", name="one_row"),
     comment="One row, written by health checks: a database that can be read but not written is not ready.",
+)
+
+throughput_minute = Table(
+    "throughput_minute",
+    metadata,
+    _required("kind", Text, "source, route or destination"),
+    _required("name", Text, "its name in inbox.toml; (unknown) for all unknown sources together"),
+    _required(
+        "outcome",
+        Text,
+        "of a source: stored, duplicate, swept (added by a sweep), rejected or unavailable (answered with 503); of a route or"
+        " destination: a kind of fact, as in delivery_log",
+    ),
+    _required("minute", UtcDateTime, "beginning of the minute; database clock"),
+    _count("count", BigInteger, "events, requests or facts in this minute"),
+    _count("bytes", BigInteger, "bytes of the bodies that were stored; 0 for routes and destinations"),
+    # The look of a view is one range: of one outcome, or of all in some minutes.
+    PrimaryKeyConstraint("kind", "name", "outcome", "minute"),
+    Index("ix_throughput_minute_minute", "minute"),
+    CheckConstraint(f"kind IN ({_one_of(THROUGHPUT_KINDS)})", name="kind"),
+    comment="Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process"
+    " that is killed takes its last ones with it.",
+    postgresql_with=HOT,
 )
 
 

@@ -114,7 +114,8 @@ def _status_of(fact: str, dialect: str) -> str:
 
 _POSTGRES_TRIGGERS = (
     f"""
-CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         IF to_jsonb(NEW) - 'body' - 'headers' = to_jsonb(OLD) - 'body' - 'headers'
@@ -132,7 +133,8 @@ BEGIN
 END $$
 """,
     f"""
-CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq)

@@ -54,6 +54,9 @@ LISTED_STATES = (*(state.value for state in OPEN_STATES), *ENDINGS, UNROUTED)
 COMMAND_KINDS = ("replay", "cancel", "unblock", "retry", "pause", "resume")
 """Every value of `relay_command.kind` that this version knows."""
 
+THROUGHPUT_KINDS = ("source", "route", "destination")
+"""Every value of `throughput_minute.kind`."""
+
 
 def is_retrying(state: str, attempts: int, due_at: datetime | None, now: datetime) -> bool:
     """Return whether a delivery waits for its next attempt, after a failure."""

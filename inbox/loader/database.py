@@ -1,4 +1,4 @@
-"""Resolves the database's URL: from the environment, a variable, a file or the configuration, with its password."""
+"""Resolves the database's URL: from the environment, a variable, a file or the configuration, with password and schema."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ _SQLITE = re.compile(r"sqlite\b", re.IGNORECASE)
 
 
 def resolved_database(settings: DatabaseSettings, environment: Mapping[str, str]) -> DatabaseSettings:
-    """Return the settings with the URL itself, password included, instead of its place.
+    """Return the settings with the URL itself, password and schema included, instead of its place.
 
-    `INBOX_DATABASE_URL` replaces the url, and no password of the file goes to its host.
+    `INBOX_DATABASE_URL` replaces the url, and no password of the file goes to its host. The schema of the file stays: the
+    tables of another one are another installation.
 
     Raises:
-        ConfigError: a variable or file is missing or empty, or there are two passwords. The text has a line for each.
+        ConfigError: a variable or file is missing or empty, or there are two passwords, or a SQLite file has a password or
+            a schema. The text has a line for each.
     """
     if given := environment.get(VARIABLE):
-        url = _revealed(given, VARIABLE, environment)
-        return DatabaseSettings(url=url)
-    url = _revealed(settings.url, _IN_THE_FILE, environment)
+        return DatabaseSettings(url=_in_schema(_revealed(given, VARIABLE, environment), settings.schema))
+    url = _in_schema(_revealed(settings.url, _IN_THE_FILE, environment), settings.schema)
     if settings.password is None:
         return msgspec.structs.replace(settings, url=url)
     if _SQLITE.match(url):
@@ -37,8 +38,22 @@ def resolved_database(settings: DatabaseSettings, environment: Mapping[str, str]
     if _has_password(url):
         raise ConfigError("[database] password: the url has one already; remove one of both")
     password = settings.password.reveal(environment, at="[database] password")
-    whole = f"{url}{'&' if '?' in url else '?'}password={quote(password, safe='')}"
-    return msgspec.structs.replace(settings, url=DatabaseUrl(whole, url.origin, is_literal=url.is_literal))
+    return msgspec.structs.replace(settings, url=_with(url, "password", password))
+
+
+def _in_schema(url: DatabaseUrl, schema: str | None) -> DatabaseUrl:
+    if schema is None:
+        return url
+    if _SQLITE.match(url):
+        raise ConfigError(
+            "[database] schema: a SQLite file has no schemas, its tables share it with nobody; remove the key"
+        )
+    return url if _names_schema(url) else _with(url, "schema", schema)
+
+
+def _with(url: DatabaseUrl, key: str, value: str) -> DatabaseUrl:
+    whole = f"{url}{'&' if '?' in url else '?'}{key}={quote(value, safe='')}"
+    return DatabaseUrl(whole, url.origin, is_literal=url.is_literal)
 
 
 def _revealed(text: str, origin: str, environment: Mapping[str, str]) -> DatabaseUrl:
@@ -51,6 +66,13 @@ def _revealed(text: str, origin: str, environment: Mapping[str, str]) -> Databas
         return DatabaseUrl(text, origin, is_literal=origin == _IN_THE_FILE)
     value = secret.reveal(environment, at=origin).strip()
     return DatabaseUrl(value, f"{origin}: {secret.reference}", is_literal=False)
+
+
+def _names_schema(url: str) -> bool:
+    try:
+        return "schema" in parse_qs(urlsplit(url).query)
+    except ValueError:  # as below
+        return True
 
 
 def _has_password(url: str) -> bool:

@@ -19,12 +19,14 @@ from inbox.config.routing import routes_of
 from inbox.config.source import Source
 from inbox.db import engine
 from inbox.db.dialect import SQLITE
+from inbox.db.throughput import FLUSH_EVERY_SECONDS, Tally
 from inbox.errors import CAUSES, RequestError, Unavailable, collect_config_errors
 from inbox.http.limits import Bucket, Capacity, MemoryBudget
 from inbox.http.problems import PROBLEM_TYPE, answer_bug, answer_problem, problem
 from inbox.http.scope import CAPACITY, METERS
 from inbox.receiver.outcome_waiter import OutcomeWaiter
 from inbox.receiver.resource import Services, SourceEndpoint, Webhooks
+from inbox.receiver.throughput import ThroughputFlusher
 from inbox.receiver.writer import GroupCommit, WriterPair
 from inbox.sources import preset_of
 from inbox.sources.credentials import pad_work, verifier_of
@@ -48,11 +50,12 @@ def app_of(config: Config) -> Receiver:
     def open_services() -> Services:
         meters = OFF if config.metrics.receiver is None else _at_zero(make_recorder(RECEIVER), config)
         connections = engine.connect_async(config.database.url, application="inbox-receiver")
-        small = GroupCommit(connections, clock, meters=meters)
+        tally = Tally()
+        small = GroupCommit(connections, clock, meters=meters, tally=tally)
         is_sqlite = connections.dialect.name == SQLITE
-        writer = small if is_sqlite else WriterPair(small, GroupCommit(connections, clock, meters=meters))
+        writer = small if is_sqlite else WriterPair(small, GroupCommit(connections, clock, meters=meters, tally=tally))
         waiter = OutcomeWaiter(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
-        return Services(writer, meters, waiter)
+        return Services(writer, meters, waiter, tally, ThroughputFlusher(connections, tally, FLUSH_EVERY_SECONDS))
 
     return create_app(config, open_services, clock)
 
@@ -183,6 +186,8 @@ class Lifespan:
         if services.outcomes is not None:
             await services.outcomes.close()
         await services.writer.close()
+        if services.flusher is not None:
+            await services.flusher.close()
         services.meters.close()
 
 

@@ -19,11 +19,13 @@ from inbox.clock import Clock
 from inbox.config.model import Route
 from inbox.config.source import Source
 from inbox.db.intake import Rejected
+from inbox.db.throughput import REJECTED, SOURCE, UNAVAILABLE, Tally
 from inbox.errors import NotAuthenticated, NotDelivered, RequestError, StillOpen, TooMany, Unavailable
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.http.body import read
 from inbox.http.limits import Bucket, MemoryBudget, Reservation
 from inbox.receiver.outcome_waiter import OutcomeWaiter
+from inbox.receiver.throughput import ThroughputFlusher
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
 from inbox.sources.credentials import Verifier
@@ -80,6 +82,9 @@ class Services(msgspec.Struct, frozen=True):
     writer: Writer
     meters: Meters = OFF
     outcomes: OutcomeWaiter | None = None
+    tally: Tally = msgspec.field(default_factory=Tally)
+    """Figures of the worker, for `throughput_minute`."""
+    flusher: ThroughputFlusher | None = None
 
 
 class SourceEndpoint(msgspec.Struct, frozen=True):
@@ -162,7 +167,10 @@ class Webhooks:
                 enforce_rate_limit(proven)
                 await self._accept(services, proven, raw, resp)
             except RequestError as error:
-                services.meters.count(metrics.REJECTED, metrics.UNKNOWN if endpoint is None else source, error.cause)
+                name = metrics.UNKNOWN if endpoint is None else source
+                services.meters.count(metrics.REJECTED, name, error.cause)
+                if (outcome := _outcome(error)) is not None:
+                    services.tally.add(SOURCE, name, outcome)
                 if not isinstance(error, Unavailable | NotDelivered):
                     services.writer.reject(await offload_if_large(body, _rejected, proven, raw, error))
                 # Raised here, not there: a frame that holds the error whose traceback holds it is a cycle, and keeps the body.
@@ -214,6 +222,13 @@ class Webhooks:
         if not preset.answers_empty:
             resp.content_type = falcon.MEDIA_JSON
             resp.data = receipt_json(statuses, receipts)
+
+
+def _outcome(error: RequestError) -> str | None:
+    """Return the outcome of a request in `throughput_minute`; None when its events are counted as stored already."""
+    if isinstance(error, StillOpen | NotDelivered):
+        return None
+    return UNAVAILABLE if isinstance(error, Unavailable) else REJECTED
 
 
 def sender_of(req: Request) -> str | None:

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from inbox.clock import Clock
 from inbox.db.dialect import constraint_of, is_data_error, is_deadlock, is_unique_violation
 from inbox.db.intake import STORES, IntakeStore, Rejected
+from inbox.db.throughput import DUPLICATE, SOURCE, STORED, Tally
 from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
 from inbox.logs.traces import without_message
@@ -81,7 +82,12 @@ class GroupCommit:
     """
 
     def __init__(
-        self, engine: AsyncEngine, clock: Clock, store: IntakeStore | None = None, meters: Meters = OFF
+        self,
+        engine: AsyncEngine,
+        clock: Clock,
+        store: IntakeStore | None = None,
+        meters: Meters = OFF,
+        tally: Tally | None = None,
     ) -> None:
         self._engine = engine
         self._largest = 0
@@ -91,6 +97,7 @@ class GroupCommit:
         self._connection: AsyncConnection | None = None
         self._pending: deque[Pending] = deque()
         self._meters = meters
+        self._tally = Tally() if tally is None else tally
         self._alert = IntakeAlert()
         self.rejections = RejectionQueue(meters)
         self._probes: list[asyncio.Future[None]] = []
@@ -244,7 +251,7 @@ class GroupCommit:
             seqs = await self._store.append(await self._connected(), events)
         self._meters.observe(metrics.COMMIT_SECONDS, time.perf_counter() - began)
         self._meters.observe(metrics.BATCH_EVENTS, len(events))
-        self._count(metrics.RECEIVED, events, seqs)
+        self._count(metrics.RECEIVED, STORED, events, seqs)
         self._outage.ended()
         await self._alert.stored(await self._connected(), self._clock.now())
         return seqs
@@ -254,7 +261,7 @@ class GroupCommit:
             event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
         ]
         seqs = await self._store.note_duplicates(await self._connected(), duplicates)
-        self._count(metrics.DUPLICATES, duplicates, seqs)
+        self._count(metrics.DUPLICATES, DUPLICATE, duplicates, seqs)
         found = iter(seqs)
         for pending, own in batch:
             numbers = [(next(found) if seq is None else seq, seq is None) for seq in own]
@@ -264,10 +271,12 @@ class GroupCommit:
             else:
                 pending.answer(Unavailable("its first event was deleted at this moment"))
 
-    def _count(self, metric: Metric, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
+    def _count(self, metric: Metric, outcome: str, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
         """Count those that are stored, by source."""
-        stored = (event.source for event, seq in zip(events, seqs, strict=True) if seq is not None)
-        self._meters.count_each(metric, stored)
+        stored = [event for event, seq in zip(events, seqs, strict=True) if seq is not None]
+        self._meters.count_each(metric, (event.source for event in stored))
+        for event in stored:
+            self._tally.add(SOURCE, event.source, outcome, size=len(event.body))
 
     async def _fail(self, batch: Sequence[Pending], error: Exception) -> None:
         """Answer 503 to all, as nothing is known to be stored, and use a new connection for the next batch."""

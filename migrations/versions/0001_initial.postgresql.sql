@@ -549,6 +549,35 @@ COMMENT ON COLUMN sweep_watermark.lease_until IS 'while a relay sweeps: end of i
 
 COMMENT ON COLUMN sweep_watermark.relay_node IS 'while a relay sweeps: relay_node.id of the process';
 
+CREATE TABLE throughput_minute (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    minute TIMESTAMP WITH TIME ZONE NOT NULL,
+    count BIGINT DEFAULT 0 NOT NULL,
+    bytes BIGINT DEFAULT 0 NOT NULL,
+    CONSTRAINT pk_throughput_minute PRIMARY KEY (kind, name, outcome, minute),
+    CONSTRAINT ck_throughput_minute_kind CHECK (kind IN ('source', 'route', 'destination')),
+    CONSTRAINT ck_throughput_minute_minute_is_readable CHECK (minute BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX ix_throughput_minute_minute ON throughput_minute (minute);
+
+COMMENT ON TABLE throughput_minute IS 'Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process that is killed takes its last ones with it.';
+
+COMMENT ON COLUMN throughput_minute.kind IS 'source, route or destination';
+
+COMMENT ON COLUMN throughput_minute.name IS 'its name in inbox.toml; (unknown) for all unknown sources together';
+
+COMMENT ON COLUMN throughput_minute.outcome IS 'of a source: stored, duplicate, swept (added by a sweep), rejected or unavailable (answered with 503); of a route or destination: a kind of fact, as in delivery_log';
+
+COMMENT ON COLUMN throughput_minute.minute IS 'beginning of the minute; database clock';
+
+COMMENT ON COLUMN throughput_minute.count IS 'events, requests or facts in this minute';
+
+COMMENT ON COLUMN throughput_minute.bytes IS 'bytes of the bodies that were stored; 0 for routes and destinations';
+
 CREATE TABLE write_probe (
     id INTEGER NOT NULL,
     probed_at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -869,7 +898,8 @@ COMMENT ON COLUMN stuck.for_seconds IS 'seconds since the problem began; empty: 
 
 COMMENT ON COLUMN stuck.why IS 'the problem, in one sentence';
 
-CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         IF to_jsonb(NEW) - 'body' - 'headers' = to_jsonb(OLD) - 'body' - 'headers'
@@ -886,7 +916,8 @@ BEGIN
         USING ERRCODE = 'restrict_violation';
 END $$;
 
-CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq)

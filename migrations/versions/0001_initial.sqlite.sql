@@ -386,6 +386,26 @@ CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the 
     CONSTRAINT ck_sweep_watermark_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
+CREATE TABLE throughput_minute ( -- Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process that is killed takes its last ones with it.
+    -- source, route or destination
+    kind TEXT NOT NULL,
+    -- its name in inbox.toml; (unknown) for all unknown sources together
+    name TEXT NOT NULL,
+    -- of a source: stored, duplicate, swept (added by a sweep), rejected or unavailable (answered with 503); of a route or destination: a kind of fact, as in delivery_log
+    outcome TEXT NOT NULL,
+    -- beginning of the minute; database clock
+    minute TEXT NOT NULL,
+    -- events, requests or facts in this minute
+    count BIGINT DEFAULT 0 NOT NULL,
+    -- bytes of the bodies that were stored; 0 for routes and destinations
+    bytes BIGINT DEFAULT 0 NOT NULL,
+    CONSTRAINT pk_throughput_minute PRIMARY KEY (kind, name, outcome, minute),
+    CONSTRAINT ck_throughput_minute_kind CHECK (kind IN ('source', 'route', 'destination')),
+    CONSTRAINT ck_throughput_minute_minute_is_readable CHECK (date(substr(minute, 1, 10)) IS substr(minute, 1, 10) AND minute >= '0001-01-01 00:00:00.000000Z' AND (length(minute) = 10 OR substr(minute, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE INDEX ix_throughput_minute_minute ON throughput_minute (minute);
+
 CREATE TABLE write_probe ( -- One row, written by health checks: a database that can be read but not written is not ready.
     -- always 1
     id INTEGER NOT NULL,

@@ -270,6 +270,7 @@ class Relay:
             self._leases.revoke()
             self._observer.cut(self.node, self._generations.in_hand)
         self._finish_within(CUT_SECONDS)
+        self._steps.attempt("writing figures", self._maintenance.flush_throughput)
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
 

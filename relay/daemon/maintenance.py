@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 
 from inbox.db.dialect import failure_of
+from inbox.db.throughput import FLUSH_EVERY_SECONDS
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import Generation, Generations
 from relay.daemon.lease_renewal import Leases
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store import alerts, duplicates, reap
+from relay.store import alerts, duplicates, reap, throughput
 from relay.store.alert_conditions import Watch
 from relay.store.clock import DatabaseClock
 from relay.store.database import Database
@@ -51,6 +52,7 @@ class Maintenance:
         self._results: list[PostResult] = []
         """Results of posts that are not recorded yet."""
         self._next_at = self._watch_at = 0.0
+        self._flush_at = time.monotonic() + FLUSH_EVERY_SECONDS
         self._any_command = self._is_to_look = False
         """True when a command is open; true when it is time to look for one."""
         self._duplicates: duplicates.Rest | None = None
@@ -70,6 +72,8 @@ class Maintenance:
             run("look_at_conditions", self._look_at_conditions, None)
             run("log_alerts", self._log_alerts, None)
             run("send_alerts", self._send_alerts, None)
+            if time.monotonic() >= self._flush_at:
+                run("flush_throughput", self.flush_throughput, None)
             self._any_left = self._is_to_look = True
         else:
             if self._duplicates is not None:
@@ -136,6 +140,11 @@ class Maintenance:
             self._observer.not_posted(result.posted, result.error)
         result.sender.release()
         self._results.remove(result)
+
+    def flush_throughput(self) -> None:
+        """Write the figures that were counted since the last time."""
+        throughput.flush(self._database, self._active.config.routes)
+        self._flush_at = time.monotonic() + FLUSH_EVERY_SECONDS
 
     def _look_for_commands(self) -> bool:
         for number, kind in commands.of_newer_version(self._database):

@@ -19,6 +19,7 @@ from inbox.db.checkpoint import Checkpoints, checkpoint
 from inbox.db.dialect import Sql, failure_of, is_storable, is_wait_timeout, rows_param, storable
 from inbox.db.engine import LOCK_TIMEOUT_SECONDS, reading, snapshot
 from inbox.db.reads import Row, plain
+from inbox.db.throughput import ROUTE, Tally
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State
@@ -61,6 +62,8 @@ class Database:
         self.sql = Sql(engine.dialect.name)
         self.arrivals: Floor[int] = Floor()
         """The place where looks for arrived deliveries begin."""
+        self.tally = Tally()
+        """The figures of its transactions, which a relay writes."""
         self._clock = clock
         self._thread = threading.local()
         self._checkpoints = Checkpoints() if self.sql.needs_checkpoints else None
@@ -82,6 +85,8 @@ class Database:
             raise
         if self.on_facts is not None and transaction.appended:
             self.on_facts(transaction.appended)
+        for (route, kind), count in transaction.appended.items():
+            self.tally.add(ROUTE, route, kind, count=count)
         for item in transaction.left_out:
             self.failed_alone(item)
         if self.sql.pause_after_write:
@@ -171,7 +176,12 @@ class Transaction:
 
     def hurry(self, milliseconds: int = HASTY_WAIT_ALONE_MS) -> None:
         """Wait for locked rows no longer than this from now on, if this thread has waited for one in vain lately."""
-        if self._is_hasty and self.sql.is_postgres:
+        if self._is_hasty:
+            self.limit_waits(milliseconds)
+
+    def limit_waits(self, milliseconds: int) -> None:
+        """Wait for locks no longer than this from now on. SQLite's only lock is taken already."""
+        if self.sql.is_postgres:
             self.connection.execute(text(f"SET LOCAL lock_timeout = '{milliseconds}ms'"))
 
     def now(self) -> datetime:

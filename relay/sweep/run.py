@@ -16,6 +16,7 @@ from inbox.config.model import Config
 from inbox.config.routing import matches, routes_of
 from inbox.db import intake
 from inbox.db.dialect import error_text, storable
+from inbox.db.throughput import SOURCE, SWEPT
 from inbox.errors import SweepFailed
 from inbox.events.event import Event, Identity, RawRequest, swept_parts
 from inbox.events.timestamps import to_nanoseconds
@@ -227,4 +228,8 @@ def _append(database: Database, batch: Sequence[Event]) -> int:
     with database.write() as transaction:
         transaction.rows = len(batch)
         transaction.hurry()  # another receiver's or sweep's transaction may hold a key
-        return sum(seq is not None for seq in intake.append(transaction.connection, batch))
+        seqs = intake.append(transaction.connection, batch)
+    added = [event for event, seq in zip(batch, seqs, strict=True) if seq is not None]
+    for event in added:
+        database.tally.add(SOURCE, event.source, SWEPT, size=len(event.body))
+    return len(added)

@@ -236,8 +236,13 @@ def _holds_a_lease(_engine: Engine, relay: Relay) -> None:
     relay._leases.granted([(1, ROUTE, 1)], relay._leases.began_asking())
 
 
+def _has_counted(_engine: Engine, relay: Relay) -> None:
+    relay._database.tally.add("route", ROUTE, "delivered")
+
+
 PROVOKE: dict[Step, Callable[[Engine, Relay], None]] = {
     "give_back": _has_something_unused,
+    "flush_throughput": _has_counted,
     "commands": _asks,
     "renew": _holds_a_lease,
 }

@@ -32,6 +32,7 @@ ONE_AT_A_TIME: dict[Step, str] = {
     "heartbeat": "one row, the relay's own",
     "claim_suspect": "one delivery at a time, loaded as a claim's",
     "look_at_gates": "tests/store/test_gates_shared.py plants an unreadable gate",
+    "flush_throughput": "sums of its own; tests/core/test_tally.py has those that the database rejects",
     "sweep": "tests/flow/test_daemon_sweeps.py plants an entity that can't be taken in",
 }
 """Steps that have no batch of items here, and why."""
@@ -90,6 +91,7 @@ def test_a_step_that_fails_all_the_time_stops_no_delivery_and_can_be_seen(  # no
     step: Step,
 ) -> None:
     monkeypatch.setattr("relay.daemon.lease_renewal.RENEW_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("relay.daemon.maintenance.FLUSH_EVERY_SECONDS", 0.1)
     caplog.set_level(logging.ERROR)
     plant = Plant(step, "ValueError")
     with planted(monkeypatch, plant), running(engine, downstream, more=WITH.get(step, "")) as relay:

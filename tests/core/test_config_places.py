@@ -173,6 +173,14 @@ def test_its_password_may_stand_elsewhere(tmp_path: Path) -> None:
     assert whole == f"{URL}?sslmode=require&password=x"
 
 
+def test_its_schema_stays_whichever_url_counts_unless_that_names_one() -> None:
+    text = f'url = "{URL}"\nschema = "apart"\npassword = "env:PW"'
+    assert database_of(text, {"PW": "x"}) == f"{URL}?schema=apart&password=x"
+    for given in ("postgresql://other/x", "postgresql://other/x?schema=apart"):
+        assert database_of(text, {"INBOX_DATABASE_URL": given}) == "postgresql://other/x?schema=apart"
+    assert database_of(text, {"INBOX_DATABASE_URL": f"{URL}?schema=mine"}) == f"{URL}?schema=mine"
+
+
 def test_the_environments_url_wins_and_gets_no_password_of_the_file() -> None:
     whole = database_of(f'url = "{URL}"\npassword = "env:PW"', {"INBOX_DATABASE_URL": "postgresql://other/x"})
     assert whole == "postgresql://other/x"
@@ -190,6 +198,14 @@ def test_the_environments_url_wins_and_gets_no_password_of_the_file() -> None:
         ("", {"INBOX_DATABASE_URL": "file:/not/there"}, "INBOX_DATABASE_URL: can't read the secret in /not/there"),
         ("", {"INBOX_DATABASE_URL": "${DB}"}, "INBOX_DATABASE_URL: is not expanded"),
         ('password = "x"', {}, "inbox.toml:2: [database] password: a SQLite file has none; remove it"),
+        ('schema = "inbox"', {}, "inbox.toml:2: [database] schema: a SQLite file has no schemas"),
+        (
+            f'schema = "inbox"\nurl = "{URL}"',
+            {"INBOX_DATABASE_URL": "sqlite:///x.db"},
+            "inbox.toml:2: [database] schema: a SQLite file has no schemas",
+        ),
+        ('schema = "Inbox"', {}, "inbox.toml:2: [database] schema: "),
+        ('schema = "pg_inbox"', {}, "inbox.toml:2: [database] schema: "),
         (
             'url = "postgresql://me:secret@db/x"\npassword = "x"',
             {},

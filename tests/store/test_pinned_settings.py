@@ -93,6 +93,19 @@ def test_options_in_the_url_that_undo_a_guarantee_are_refused(options: str) -> N
         engines.connect(url.render_as_string(), application="tests")
 
 
+def test_a_path_in_the_options_is_refused_with_the_key_that_names_the_schema() -> None:
+    url = make_url("postgresql+psycopg://localhost/inbox").update_query_dict({"options": "-c search_path=x"})
+    with pytest.raises(ConfigError, match=r"name the schema with \[database\] schema"):
+        engines.connect(url.render_as_string(), application="tests")
+
+
+@pytest.mark.parametrize("schema", ["Inbox", "pg_inbox", "a-b", 'x"; DROP', "9a", "a" * 64])
+def test_a_schema_that_needs_quotes_is_refused(schema: str) -> None:
+    url = make_url("postgresql+psycopg://localhost/inbox").update_query_dict({"schema": schema})
+    with pytest.raises(ConfigError, match="a schema has small letters"):
+        engines.connect(url.render_as_string(), application="tests")
+
+
 def test_a_pooler_of_another_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match='pooler can only be "transaction"'):
         engines.connect("postgresql+psycopg://localhost/inbox?pooler=session", application="tests")

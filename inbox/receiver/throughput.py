@@ -1,0 +1,64 @@
+"""Writes the receiver's figures into `throughput_minute`, over connections that no request waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from inbox.db.dialect import Sql
+from inbox.db.engine import one_transaction
+from inbox.db.throughput import Tally, add_up, figures_param
+from inbox.db.trouble import trouble_text
+
+LONGEST_FLUSH_SECONDS = 5.0
+LAST_FLUSH_SECONDS = 2.0
+"""Longest wait for the last figures when a worker stops."""
+
+_log = logging.getLogger(__name__)
+
+
+class ThroughputFlusher:
+    """Writes a tally `every` so many seconds. Make it inside the running event loop, and `close` it there.
+
+    A flush that fails is logged once, until one succeeds, and its figures are kept.
+    """
+
+    def __init__(self, engine: AsyncEngine, tally: Tally, every: float) -> None:
+        self._engine = engine
+        self._statement = add_up(Sql(engine.dialect.name))
+        self._tally = tally
+        self._every = every
+        self._is_failing = False
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="throughput")
+
+    async def flush(self, within: float = LONGEST_FLUSH_SECONDS) -> None:
+        """Write the figures counted so far."""
+        try:
+            async with asyncio.timeout(within):
+                await self._write()
+            self._is_failing = False
+        except Exception as error:  # noqa: BLE001  # not even a bug may end the task
+            if not self._is_failing:
+                _log.warning("figures for throughput_minute are not written yet: %s", trouble_text(error))
+            self._is_failing = True
+
+    async def close(self) -> None:
+        """Write the last figures, if the database takes them soon."""
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        await self.flush(LAST_FLUSH_SECONDS)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._every)
+            await self.flush()
+
+    async def _write(self) -> None:
+        with self._tally.taken() as figures:
+            if figures:
+                async with self._engine.connect() as connection, one_transaction(connection):
+                    await connection.execute(self._statement, {"figures": figures_param(figures), "now": None})

@@ -1,0 +1,179 @@
+"""All tables live in the schema of the configuration, beside another application's tables of the same names in `public`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, make_url, text
+from sqlalchemy.exc import DBAPIError
+
+from inbox.db import engine as engines
+from inbox.db import guarantees, migrate
+from inbox.db.schema import metadata
+from inbox.errors import ConfigError
+from tests.conftest import _administer, _create_database
+from tests.helpers import checkers
+from tests.helpers.downstream import serving
+from tests.helpers.evidence import open_states, stored
+from tests.helpers.outage import connect_postgres
+from tests.helpers.pooler import pooled
+from tests.helpers.processes import site
+from tests.helpers.reading import rows
+from tests.helpers.sender import Sender, events
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import config_text
+
+EVENTS = 60
+NAMES = [*metadata.tables, "alembic_version", "delivery", "dead_letter", "backlog", "stuck", "relay_health"]
+
+
+@pytest.fixture
+def crowded_url(postgres_url: str) -> Iterator[str]:
+    """The URL of a database in which another application has tables of all these names, in another shape."""
+    name = f"inbox_relay_crowded_{os.getpid()}"
+    url = _create_database(postgres_url, name)
+    with contextlib.closing(connect_postgres(url)) as owner:
+        for table in NAMES:
+            owner.execute(f"CREATE TABLE public.{table} (theirs text)".encode())
+            owner.execute(f"INSERT INTO public.{table} VALUES ('untouched')".encode())
+        owner.execute(b"CREATE FUNCTION public.inbox_is_append_only() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        owner.execute(b"CREATE SEQUENCE public.inbox_seq_seq START 7000")
+    yield url
+    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def in_schema(config: str, schema: str = "inbox") -> str:
+    return config.replace("[database]\n", f'[database]\nschema = "{schema}"\n')
+
+
+def untouched(url: str) -> bool:
+    with contextlib.closing(connect_postgres(url)) as theirs:
+        return all(
+            theirs.execute(f"SELECT * FROM public.{name}".encode()).fetchall() == [("untouched",)] for name in NAMES
+        )
+
+
+def engine_of(url: str, schema: str = "inbox") -> Engine:
+    return engines.connect(with_query(url, schema=schema), application="tests")
+
+
+def with_query(url: str, **query: str) -> str:
+    return make_url(url).update_query_dict(query).render_as_string(hide_password=False)
+
+
+def test_both_sides_and_their_commands_work_in_it_and_leave_the_neighbours_alone(
+    crowded_url: str, tmp_path: Path
+) -> None:
+    engine = engine_of(crowded_url)
+    with (
+        serving(tmp_path / "arrivals.jsonl") as downstream,
+        site(tmp_path, in_schema(config_text("sqlite:///other.db", downstream.url))) as place,
+    ):
+        place.environment["INBOX_DATABASE_URL"] = crowded_url  # the variable replaces the url; the schema stays
+        assert (place.run("inbox", "migrate").status, place.run("inbox", "migrate").status) == (0, 0)
+        _, port = place.receiver(workers=2)
+        relay = place.relay("--processes", "2")
+        sender = Sender(tmp_path / "sends.jsonl", port, [*events(EVENTS), *events(3)], connections=4)
+        try:
+            until(lambda: sender.is_done, "all is acknowledged", within=90)
+        finally:
+            sender.stop()
+        until(lambda: len(downstream.arrivals) >= EVENTS and not open_states(engine), "all is delivered", within=90)
+        for side, *arguments in (
+            ("relay", "verify"),
+            ("relay", "status"),
+            ("relay", "pause", "--route", "everything", "--reason", "a test"),
+            ("relay", "resume", "--route", "everything"),
+            ("relay", "rebuild"),
+            ("inbox", "list"),
+            ("inbox", "rejected"),
+        ):
+            ended = place.run(side, *arguments)
+            assert ended.status == 0, (arguments, ended.stdout + ended.stderr)
+        assert relay.runs
+        logs = place.logs()
+    assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR")) == []
+    assert len(stored(engine)) == EVENTS
+    assert [row["n"] for row in rows(engine, "SELECT count(*) AS n FROM duplicate_request")] == [3]
+    engine.dispose()
+    assert untouched(crowded_url)
+
+
+@pytest.mark.long
+def test_it_works_through_a_pooler_in_transaction_mode(crowded_url: str) -> None:
+    with pooled(crowded_url) as url:
+        engine = engine_of(with_query(url, pooler="transaction"))
+        assert migrate.upgrade(engine).after == migrate.head()
+        guarantees.require(engine)
+        with engine.begin() as connection:
+            assert connection.execute(text("SELECT count(*) FROM inbox")).scalar_one() == 0
+        engine.dispose()
+    assert untouched(crowded_url)
+
+
+def test_two_installations_share_a_database(crowded_url: str) -> None:
+    first, second = engine_of(crowded_url, "first"), engine_of(crowded_url, "second")
+    for engine in (first, second):
+        migrate.upgrade(engine)
+    with first.begin() as connection:
+        connection.execute(text("INSERT INTO gate (kind, name) VALUES ('route', 'r')"))
+    assert [len(rows(engine, "SELECT * FROM gate")) for engine in (first, second)] == [1, 0]
+    with pytest.raises(DBAPIError, match="append-only"), second.begin() as connection:
+        connection.execute(text("TRUNCATE inbox"))
+    for engine in (first, second):
+        engine.dispose()
+
+
+def test_a_function_finds_our_tables_whatever_path_its_caller_has(crowded_url: str) -> None:
+    engine = engine_of(crowded_url)
+    migrate.upgrade(engine)
+    paths = rows(
+        engine,
+        "SELECT proname, proconfig::text AS settings FROM pg_proc WHERE pronamespace = 'inbox'::regnamespace",
+    )
+    engine.dispose()
+    assert paths
+    for row in paths:
+        assert "search_path=inbox, pg_temp" in row["settings"], row["proname"]
+
+
+def test_a_table_of_another_name_space_is_never_reached_instead(crowded_url: str) -> None:
+    engine = engine_of(crowded_url)
+    migrate.upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TEMP TABLE gate (theirs text)"))
+        connection.execute(text("INSERT INTO gate (kind, name) VALUES ('route', 'r')"))
+        connection.execute(text("SET LOCAL search_path = public"))
+        (line,) = guarantees.differences(connection)
+    engine.dispose()
+    assert line.startswith("the database has search_path = public (set in the session), not inbox, pg_temp: ")
+
+
+def test_in_public_it_says_that_another_application_is_there_and_what_to_set(crowded_url: str) -> None:
+    engine = engine_of(crowded_url, "public")
+    with contextlib.closing(connect_postgres(crowded_url)) as owner:
+        owner.execute(b"DROP TABLE alembic_version")
+        owner.execute(b"CREATE TABLE alembic_version (version_num text)")
+        owner.execute(b"INSERT INTO alembic_version VALUES ('3fa9c0')")
+    with pytest.raises(ConfigError, match=r"revision 3fa9c0, so it is another application's: .* \[database\] schema"):
+        migrate.upgrade(engine)
+    engine.dispose()
+
+
+def test_without_the_right_to_make_it_the_statement_for_the_owner_is_said(postgres_database_url: str) -> None:
+    with contextlib.closing(connect_postgres(postgres_database_url)) as owner:
+        owner.execute(b"DROP ROLE IF EXISTS plain_migrator")
+        owner.execute(b"CREATE ROLE plain_migrator LOGIN")
+        url = make_url(postgres_database_url).set(username="plain_migrator").render_as_string(hide_password=False)
+        engine = engine_of(url)
+        with pytest.raises(ConfigError, match="CREATE SCHEMA inbox AUTHORIZATION") as refused:
+            migrate.upgrade(engine)
+        owner.execute(str(refused.value).partition("of the database: ")[2].encode())
+        assert migrate.upgrade(engine).after == migrate.head()
+        engine.dispose()
+        owner.execute(b"DROP OWNED BY plain_migrator")
+        owner.execute(b"DROP ROLE plain_migrator")

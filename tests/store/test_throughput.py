@@ -1,0 +1,121 @@
+"""A relay's figures in `throughput_minute`: what its transactions did, in the minute of the database's clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from threading import Thread
+
+import pytest
+from sqlalchemy import Engine, text
+
+from inbox.db.throughput import DESTINATION, ROUTE, Figure, Tally, add_up, figures_param
+from relay.delivery.outcome import Skipped
+from relay.store import throughput
+from relay.store.database import Database
+from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps
+from tests.helpers.storing import START, an_event
+
+
+@pytest.fixture
+def flush(steps: Steps) -> Callable[[], None]:
+    return lambda: throughput.flush(steps.database, CONFIG.routes)
+
+
+def counted(steps: Steps) -> list[tuple[str, str, str, int]]:
+    rows = steps.rows('SELECT kind, name, outcome, "count" FROM throughput_minute ORDER BY kind, name, outcome, minute')
+    return [(row["kind"], row["name"], row["outcome"], row["count"]) for row in rows]
+
+
+def test_every_fact_counts_for_its_route_and_for_the_destination_of_that(
+    steps: Steps, flush: Callable[[], None]
+) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 5)), an_event(5, routes=["latest"]))
+    for outcome in (DONE, DONE, UNWELL, HOPELESS):
+        steps.attempt(outcome)
+    steps.attempt(Skipped((), "gone"), "latest")
+    flush()
+    assert counted(steps) == [
+        (DESTINATION, "audit", "attempt_failed", 1),
+        (DESTINATION, "audit", "dead", 1),
+        (DESTINATION, "audit", "delivered", 2),
+        (DESTINATION, "audit", "skipped", 1),
+        (ROUTE, "latest", "skipped", 1),
+        (ROUTE, "strict", "attempt_failed", 1),
+        (ROUTE, "strict", "dead", 1),
+        (ROUTE, "strict", "delivered", 2),
+    ]
+
+
+def test_a_route_that_the_configuration_has_lost_counts_alone(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(DONE)
+    throughput.flush(steps.database, {})
+    assert counted(steps) == [(ROUTE, "strict", "delivered", 1)]
+
+
+def test_a_transaction_that_is_not_committed_counts_nothing(steps: Steps, flush: Callable[[], None]) -> None:
+    steps.arrive(an_event(1))
+    delivery = steps.claim()
+    steps.do("UPDATE open_delivery SET lease_token = lease_token + 1")
+    steps.record([(delivery, DONE)])
+    flush()
+    assert counted(steps) == []
+
+
+def test_figures_of_one_minute_add_up_and_another_has_a_row_of_its_own(steps: Steps, flush: Callable[[], None]) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 4)))
+    for seconds in (15, 50, 75):
+        steps.clock.moment = START + timedelta(seconds=seconds)
+        steps.attempt(DONE)
+        flush()
+    rows = steps.rows("SELECT minute AS at, \"count\" FROM throughput_minute WHERE kind = 'route' ORDER BY minute")
+    assert [(row["at"], row["count"]) for row in rows] == [(START, 2), (START + timedelta(minutes=1), 1)]
+
+
+def test_a_figure_that_waited_is_put_into_the_minute_in_which_it_was_counted(steps: Steps) -> None:
+    monotonic = Monotonic()
+    steps.database.tally = Tally(monotonic)
+    steps.database.tally.add(ROUTE, "strict", "delivered")
+    monotonic.seconds += 300
+    throughput.flush(steps.database, {})
+    (row,) = steps.rows("SELECT minute AS at FROM throughput_minute")
+    assert row["at"] == START - timedelta(seconds=300)
+
+
+def test_nothing_counted_is_nothing_written(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Database, "write")
+    throughput.flush(steps.database, CONFIG.routes)
+
+
+@ON_POSTGRES
+def test_a_row_that_a_person_has_locked_costs_a_moment_and_no_count(engine: Engine, steps: Steps) -> None:
+    steps.database.tally.add(ROUTE, "strict", "delivered")
+    began = time.monotonic()
+    with engine.begin() as person:
+        person.execute(text("LOCK TABLE throughput_minute IN EXCLUSIVE MODE"))
+        with pytest.raises(Exception, match="lock timeout"):
+            throughput.flush(steps.database, {})
+        assert time.monotonic() - began < 1.5
+    throughput.flush(steps.database, {})
+    assert counted(steps) == [(ROUTE, "strict", "delivered", 1)]
+
+
+@ON_POSTGRES
+def test_many_writers_add_to_the_same_rows_and_none_loses_a_count(engine: Engine, steps: Steps) -> None:
+    names = [f"r{n}" for n in range(20)]
+
+    def write(order: list[str]) -> None:
+        for _ in range(20):
+            figures = figures_param(Figure(ROUTE, name, "delivered", 0.0, 1, 0) for name in order)
+            with engine.begin() as connection:
+                connection.execute(add_up(steps.database.sql), {"figures": figures, "now": START})
+
+    threads = [Thread(target=write, args=(order,)) for order in (names, names[::-1]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counted(steps) == sorted((ROUTE, name, "delivered", 80) for name in names)
