@@ -77,10 +77,14 @@ class Inbox:
                 connection,
                 f"""
 INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
-                   content_type, body, body_sha256)
+                   content_type, body_bytes, body_sha256)
 SELECT n, 'trivore', 'key ' || n, 'USER', {entity}, 'UPDATE', 'update', {when}'{_MOMENT}', {when}'{_MOMENT}', {routes},
-       'application/json', CAST({body} AS {blob}), CAST('00' AS {blob})
+       'application/json', length({body}), CAST('00' AS {blob})
 FROM {numbers}""",
+            )
+            _run(
+                connection,
+                f"INSERT INTO inbox_payload (seq, headers, body) SELECT n, '{{}}', CAST({body} AS {blob}) FROM {numbers}",
             )
             _run(
                 connection,
@@ -103,11 +107,12 @@ SELECT n, 'everything', 'USER|' || {entity}, {when}'{_MOMENT}', '{state}', {due}
         """Begin again."""
         with self.engine.begin() as connection:
             if self.is_postgres:
-                connection.execute(text("ALTER TABLE inbox DISABLE TRIGGER ALL"))
-                connection.execute(text("ALTER TABLE delivery_log DISABLE TRIGGER ALL"))
-                connection.execute(text("TRUNCATE inbox, open_delivery, delivery_log, lane, alert, gate"))
-                connection.execute(text("ALTER TABLE inbox ENABLE TRIGGER ALL"))
-                connection.execute(text("ALTER TABLE delivery_log ENABLE TRIGGER ALL"))
+                kept = ("inbox", "inbox_payload", "delivery_log")
+                for table in kept:
+                    connection.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER ALL"))
+                connection.execute(text(f"TRUNCATE {', '.join(kept)}, open_delivery, lane, alert, gate"))
+                for table in kept:
+                    connection.execute(text(f"ALTER TABLE {table} ENABLE TRIGGER ALL"))
             else:
                 connection.execute(text("DELETE FROM open_delivery"))
                 connection.execute(text("DELETE FROM lane"))

@@ -108,13 +108,13 @@ class World:
 
     def empty(self) -> None:
         """Begin again."""
-        tables = ("open_delivery", "lane", "delivery_log", "inbox", "relay_command", "alert", "gate")
+        tables = ("open_delivery", "lane", "delivery_log", "inbox", "inbox_payload", "relay_command", "alert", "gate")
         with self.engine.begin() as connection:
             if self.is_postgres:
-                for table in ("inbox", "delivery_log"):
+                for table in ("inbox", "inbox_payload", "delivery_log"):
                     connection.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER ALL"))
                 connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
-                for table in ("inbox", "delivery_log"):
+                for table in ("inbox", "inbox_payload", "delivery_log"):
                     connection.execute(text(f"ALTER TABLE {table} ENABLE TRIGGER ALL"))
             else:
                 kept = {"inbox", "delivery_log"}  # append-only there, and their seqs go on
@@ -137,10 +137,11 @@ class World:
         statements = [
             f"""
 INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
-                   content_type, body, body_sha256)
+                   content_type, body_bytes, body_sha256)
 SELECT n, 'trivore', 'key ' || n, 'USER', {entity}, 'UPDATE', 'update', {when}, {when}, {routes}, 'application/json',
-       CAST('0' AS {blob}), CAST('00' AS {blob})
+       1, CAST('00' AS {blob})
 FROM {numbers}""",
+            f"INSERT INTO inbox_payload (seq, headers, body) SELECT n, '{{}}', CAST('0' AS {blob}) FROM {numbers}",
             f"""
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at, attempt)
 SELECT n, '{ROUTE}', 'USER|' || {entity}, {when}, '{state}', {due}, {int(state == "dead")} FROM {numbers}""",

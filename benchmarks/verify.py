@@ -37,11 +37,12 @@ _FAILED = '{{"error_class": "server_error", "error": "forward answered 503", "du
 FILL = (
     f"""
 INSERT INTO inbox (source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
-                   content_type, body, body_sha256)
+                   content_type, body_bytes, body_sha256)
 SELECT 'trivore', 'key ' || n, 'USER', 'u' || n, 'UPDATE', 'update', '{_MOMENT}', '{_MOMENT}', {{routes}},
-       'application/json', CAST('{_BODY}' AS {{bytes}}), CAST('00' AS {{bytes}})
+       'application/json', length('{_BODY}'), CAST('00' AS {{bytes}})
 FROM {{numbers}}
 """,
+    f"INSERT INTO inbox_payload (seq, headers, body) SELECT n, '{{{{}}}}', CAST('{_BODY}' AS {{bytes}}) FROM {{numbers}}",
     f"""
 INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
 SELECT '{_MOMENT}', n, 'everything', 'attempt_failed', 1, '{_FAILED}' FROM {{numbers}} WHERE n % 10 = 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout is described, whatever is installed
 
-from docs.blocks import commands, configuration, delivery, house, metrics, presets, schema, states
+from docs.blocks import commands, configuration, delivery, doctor, house, metrics, presets, schema, states
 from docs.blocks.common import ROOT
 
 PAGES = (*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
@@ -33,6 +33,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "retry-schedule": delivery.retry_schedule,
     "breaker-states": delivery.breaker_states,
     "alert-kinds": delivery.alert_kinds,
+    "examinations": doctor.every_examination,
+    "doctor-findings": doctor.every_finding,
     "inbox-commands": commands.inbox_commands,
     "relay-commands": commands.relay_commands,
     "receiver-metrics": metrics.receiver_metrics,

@@ -22,6 +22,7 @@ from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError, collect_config_errors
+from inbox.examination import Examination
 from inbox.exposure import exposure_warnings, literal_secrets, values_in
 from inbox.loader.load import ConfigFile
 from inbox.loader.places import LocatedMistake
@@ -65,6 +66,8 @@ class Reply(msgspec.Struct, frozen=True):
     reached: bool
     text: str
     milliseconds: float
+    is_denied: bool = False
+    """It answered 401 or 403."""
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -83,6 +86,8 @@ class Side(msgspec.Struct, frozen=True):
     unused: Callable[[Config], object] = lambda _: None
     """Makes what the program would not make at its start, as nothing uses it yet. Raises ConfigError."""
     probes: Callable[[Config], Sequence[Probe]] = lambda _: ()
+    examinations: Sequence[Examination] = ()
+    """The program's part in `inbox doctor`."""
 
 
 def _start_receiver(config: Config) -> None:
@@ -105,10 +110,7 @@ def findings(
     file: ConfigFile, path: Path, sides: Sequence[Side], environment: Mapping[str, str] = os.environ
 ) -> list[Finding]:
     """List the mistakes of the file and of each side's start, then the warnings; each once."""
-    mistakes = [*file.mistakes]
-    for side in sides:
-        mistakes += file.further_mistakes(side.start)
-    found = [Finding.of("mistake", each) for each in mistakes]
+    found = mistakes(file, sides)
     places = {each.place for each in found}
     warnings = [each for side in sides for each in file.further_mistakes(side.unused)]
     warnings += [file.source.locate_line(line) for line in _warnings(file, path, environment)]
@@ -117,6 +119,14 @@ def findings(
         text = "the relay's part is not checked, as the package is not installed whole: install it again"
         found.append(Finding("warning", None, None, None, text))
     return [*dict.fromkeys(found)]
+
+
+def mistakes(file: ConfigFile, sides: Sequence[Side]) -> list[Finding]:
+    """List the mistakes of the file and of each side's start."""
+    found = [*file.mistakes]
+    for side in sides:
+        found += file.further_mistakes(side.start)
+    return [Finding.of("mistake", each) for each in dict.fromkeys(found)]
 
 
 def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> Iterator[str]:

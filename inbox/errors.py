@@ -30,6 +30,10 @@ class UnfitDatabase(ConfigError):
     """
 
 
+class NotExamined(InboxRelayError):
+    """An examination of `inbox doctor` can't be made; the message says what it needs."""
+
+
 class RequestError(InboxRelayError):
     """An answer other than 200 to a webhook request."""
 
@@ -139,12 +143,19 @@ class BodyErased(InboxRelayError):
         super().__init__("the event's body was erased")
 
 
+class PayloadGone(InboxRelayError):
+    """Retention or erasure has deleted the headers and body of an event, so that it can't be delivered any more."""
+
+    def __init__(self) -> None:
+        super().__init__("its headers and body were deleted, by retention or erasure: cancel it")
+
+
 class UnusableAnswer(InboxRelayError):
     """An answer of an api or destination lacks reliable information about matches or further pages."""
 
 
 class UnusableCommand(InboxRelayError):
-    """A row of `relay_command` is invalid or contradictory: it ends `failed`. The message becomes its answer."""
+    """A row of `relay_command` is invalid or contradictory: it ends `refused`. The message becomes its answer."""
 
 
 class UnreadableLog(InboxRelayError):

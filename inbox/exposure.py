@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,35 +23,63 @@ _NAMES = frozenset({"user", "client_id"})
 _LIKE_A_TOKEN = re.compile(r"[\w-]{20,}")
 
 
+class Exposure(msgspec.Struct, frozen=True):
+    """An open door: a source without signatures, or a file that others may read."""
+
+    subject: str
+    what: str
+    remedy: str
+    command: str = ""
+    """The command alone, where one mends it."""
+
+    def __str__(self) -> str:
+        return f"{self.what}{self.remedy}"
+
+
 def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
-    """Yield warnings of sources that accept unsigned requests, and of files in `path` and the database that others may read.
+    """Yield the exposures of `exposures` as sentences.
+
+    Raises:
+        ConfigError: the database's URL can't be read.
+    """
+    yield from map(str, exposures(path, config))
+
+
+def exposures(path: Path, config: Config) -> Iterator[Exposure]:
+    """Yield sources that accept unsigned requests, and files in `path` and the database that others may read.
 
     Raises:
         ConfigError: the database's URL can't be read.
     """
     for name, source in config.sources.items():
         if source.unsigned:
-            yield (
+            yield Exposure(
+                f"[sources.{name}]",
                 f"[sources.{name}] unsigned = true: {PRESETS[source.preset].docs.title} signs its webhooks, and this source"
-                ' accepts unsigned ones; write secrets = ["env:NAME"] instead'
+                " accepts unsigned ones",
+                '; write secrets = ["env:NAME"] instead',
             )
     held = [*literal_secrets(config)]
     if config.database.url.is_literal and parse_url(config.database.url).password and config.database.password is None:
         held.append("database.url")
     if held and _is_open_to_others(path):
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
-        yield (
-            f"{path} holds secrets ({held[0]}{more}), and every user of this machine may read it: take that away with"
-            f' `chmod o= {path}`, or write "env:NAME" or "file:/path"'
+        yield Exposure(
+            str(path),
+            f"{path} holds secrets ({held[0]}{more}), and every user of this machine may read it",
+            f': take that away with `chmod o= {path}`, or write "env:NAME" or "file:/path"',
+            shlex.join(["chmod", "o=", str(path)]),
         )
     url = parse_url(config.database.url)
     if url.get_backend_name() == SQLITE:
         database = Path(url.database or "")
         if _is_open_to_others(database):
-            beside = " ".join(str(database) + suffix for suffix in ("", "-wal", "-shm"))
-            yield (
-                f"{database} holds what webhooks say, and every user of this machine may read it: stop both sides, then"
-                f" `chmod o= {beside}`"
+            files = [str(database) + suffix for suffix in ("", "-wal", "-shm")]
+            yield Exposure(
+                str(database),
+                f"{database} holds what webhooks say, and every user of this machine may read it",
+                f": stop both sides, then `chmod o= {' '.join(files)}`",
+                shlex.join(["chmod", "o=", *files]),
             )
 
 
@@ -99,11 +128,15 @@ def holds_a_token(url: str) -> bool:
 
 
 def _is_open_to_others(path: Path) -> bool:
-    """Return whether users other than its owner and group can reach the file, and read or write it."""
+    return reaches_others(path, stat.S_IROTH | stat.S_IWOTH)
+
+
+def reaches_others(path: Path, bits: int) -> bool:
+    """Return whether users other than its owner and group can reach the file, and have one of these rights."""
     try:
         whole = path.resolve(strict=True)
         mode = whole.stat().st_mode
         reach = all(folder.stat().st_mode & stat.S_IXOTH for folder in whole.parents)
     except (OSError, ValueError, RuntimeError):  # a NUL in the name; a loop of links, before Python 3.13
         return False
-    return reach and bool(mode & (stat.S_IROTH | stat.S_IWOTH))
+    return reach and bool(mode & bits)

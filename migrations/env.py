@@ -9,6 +9,7 @@ from alembic import context
 from sqlalchemy import Connection
 
 from inbox.db import engine
+from inbox.db.leaves import is_leaf
 from inbox.db.schema import metadata
 from inbox.loader.load import read_config
 
@@ -21,6 +22,7 @@ def run(connection: Connection) -> None:
         transactional_ddl=True,
         transaction_per_migration=True,
         compare_server_default=True,
+        include_name=lambda name, kind, _: kind != "table" or not is_leaf(name or ""),
     )
     with context.begin_transaction():
         context.run_migrations()

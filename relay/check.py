@@ -15,6 +15,7 @@ from relay.daemon.alert_sender import alert_client
 from relay.daemon.generation import prepare
 from relay.destinations import KINDS
 from relay.destinations.base import Caller, Clients, without_lease
+from relay.doctor import EXAMINATIONS
 from relay.http.client import Request
 from relay.sweep.pages import Pages
 from relay.sweep.run import CompiledSweep
@@ -90,9 +91,10 @@ def _ask(key: str, caller: Caller) -> Reply:
         caller.close()
     reached = call.status is not None and call.error is None
     text = call.error or f"answered {call.status}"
-    if reached and call.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+    is_denied = reached and call.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+    if is_denied:
         text += ", which may mean wrong credentials"
-    return Reply(key, call.url, reached, text, call.milliseconds)
+    return Reply(key, call.url, reached, text, call.milliseconds, is_denied)
 
 
-RELAY = Side("relay", prepare, _make_unused, _probes)
+RELAY = Side("relay", prepare, _make_unused, _probes, EXAMINATIONS)

@@ -160,6 +160,14 @@ class Observer:
         self.counts["sweep_failed"] += 1
         _log.warning("sweep_failed %s error=%a", subject, error)
 
+    def pruned(self, kind: str, rows: int, size: int, behind_seconds: float) -> None:
+        """Log and count expired rows that were deleted in a round."""
+        self.counts["pruned"] += rows
+        self.meters.count(metrics.PRUNED, kind, by=rows)
+        self.meters.put(metrics.RETENTION_BEHIND, behind_seconds, kind)
+        if rows:
+            _log.info("pruned %s rows=%d bytes=%d behind=%ds", kind, rows, size, behind_seconds)
+
     def gauges_broke(self, bug: Exception) -> None:
         """Log a bug that kept the gauges from being read; they are read again later."""
         _log.error("a bug kept the backlog from being read", exc_info=without_message(bug))

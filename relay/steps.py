@@ -33,6 +33,7 @@ Step = Literal[
     "renew",
     "heartbeat",
     "sweep",
+    "prune",
 ]
 """Every step that a relay repeats; `tests/bulkheads` plants failures into each."""
 

@@ -11,11 +11,12 @@ from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
 from inbox.config.endpoint import Endpoint
 from inbox.config.model import Config, Route
 from inbox.config.source import Source
-from inbox.config.types import Address, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret
+from inbox.config.types import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret
 from relay.sync.query_escaping import FORMS
 
 _CUSTOM = {
     Address: "a host and a port",
+    Age: "[age](#ages)",
     DatabaseUrl: "text",
     SchemaName: "text",
     Duration: "[duration](#durations)",
@@ -133,6 +134,8 @@ def _default_text(field: inspect.Field) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, tuple):
         return " ".join(f"`{_duration(item)}`" for item in value)
+    if isinstance(value, Age):
+        return f"`{value.shown}`"
     return f"`{_duration(value) if isinstance(value, Duration) else value}`"
 
 

@@ -13,12 +13,15 @@ import typer
 
 from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
+from inbox.cli.doctor import doctor_command
 from inbox.cli.events import list_command, show_command
 from inbox.cli.init import init_command
+from inbox.cli.migrate import migrate_command
+from inbox.cli.prune import prune_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
 from inbox.cli.tail import tail
-from inbox.cli.terminal import answer, exit_on_error, say
+from inbox.cli.terminal import exit_on_error
 
 app = typer.Typer(
     cls=Commands,
@@ -62,59 +65,14 @@ def serve(
     os.execv(sys.executable, arguments)  # noqa: S606  # gunicorn takes this process over, and its signals
 
 
-@app.command("migrate")
-def migrate_command(
-    *,
-    contract: Annotated[
-        bool,
-        typer.Option(
-            help="Also take away what only older versions use. Stop every receiver and relay of theirs first."
-        ),
-    ] = False,
-    dry_run: Annotated[bool, typer.Option(help="Show what would be run, and change nothing.")] = False,
-) -> None:
-    """Bring the database to this version's schema; do nothing when it is current. Receivers and relays may run meanwhile.
-
-    Examples:
-      inbox migrate --dry-run
-      inbox migrate
-      INBOX_DATABASE_URL=postgresql+psycopg://localhost/inbox inbox migrate
-    """
-    from inbox.db import engine, migrate
-    from inbox.exposure import exposure_warnings
-    from inbox.loader.load import config_path, read_config
-
-    with exit_on_error():
-        config = read_config()
-        made = engine.connect(config.database.url, application="inbox-migrate")
-        if dry_run:
-            steps = migrate.plan(made)
-            for step in steps:
-                answer(f"{step}{'  (with --contract)' if step.contracts else ''}")
-            if not steps:
-                answer("the database is up to date")
-            made.dispose()
-            return
-        done = migrate.upgrade(made, say, contract=contract)
-        made.dispose()
-        for exposure in exposure_warnings(config_path(), config):
-            say(f"warning: {exposure}")
-    came = (
-        "is up to date" if done.before == done.after else f"was brought from {done.before or 'empty'} to {done.after}"
-    )
-    answer(f"the database {came}")
-    if done.remaining:
-        answer(
-            f"{', '.join(step.revision for step in done.remaining)} to follow with `inbox migrate --contract`, when every receiver"
-            " and relay of an older version has ended"
-        )
-
-
+app.command("migrate")(migrate_command)
 app.command("init")(init_command)
 app.command("check")(check_command)
+app.command("doctor")(doctor_command)
 app.command("send")(send_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("tail")(tail)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
+app.command("prune")(prune_command)

@@ -64,8 +64,8 @@ def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
     yield _Line("happened", _both(event["occurred_at"], now))
     if event["event_id"] is not None:
         yield _Line("sender's id", visible(event["event_id"]))
-    body = "erased" if event["body"] is None else byte_count(len(event["body"]))
-    yield _Line("body", f"{body}, {visible(event['content_type'])}")
+    pruned = "; payload pruned" if event["body"] is None else ""
+    yield _Line("body", f"{byte_count(event['body_bytes'])}, {visible(event['content_type'])}{pruned}")
     times = sum(duplicate["times"] for duplicate in event["duplicates"])
     if times:
         last = max(each["last_received_at"] or each["received_at"] for each in event["duplicates"])

@@ -32,7 +32,7 @@ _USUAL = {"text": 16, "number": 6, "time": 9, "duration": 8, "state": 14, "entit
 """Room for a column whose values are not known yet."""
 
 _STYLES: dict[str, str] = {
-    **dict.fromkeys(("dead", "blocked", "failed", "rejected", "retired", "gone", "firing", "stuck"), "red"),
+    **dict.fromkeys(("dead", "blocked", "failed", "refused", "rejected", "retired", "gone", "firing", "stuck"), "red"),
     **dict.fromkeys(
         ("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused", "held back", "held", "limited"),
         "yellow",

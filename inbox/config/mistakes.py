@@ -17,7 +17,7 @@ from msgspec import inspect
 from inbox.config.endpoint import Endpoint
 from inbox.config.model import Config, Route
 from inbox.config.source import Source
-from inbox.config.types import Address, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret
+from inbox.config.types import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret
 
 Path = tuple[str, ...]
 """Keys from the top of the file down; an item of a list is `[0]`."""
@@ -61,13 +61,13 @@ def build(tree: dict[str, Any]) -> Config:
 
 
 def parse_value(kind: type, given: object) -> object:
-    """Parse an `Address`, a `Duration`, a `Network`, a `Rate` or a `Secret`: the decoding hook of msgspec.
+    """Parse an `Address`, an `Age`, a `Duration`, a `Network`, a `Rate` or a `Secret`: the decoding hook of msgspec.
 
     Raises:
         ValueError: `given` is not one.
         TypeError: `kind` is no type of the configuration.
     """
-    if kind not in {Address, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret}:
+    if kind not in {Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret}:
         raise TypeError(f"{kind.__name__} has no place in the configuration")
     return cast("type[_Parsed]", kind).parse(given)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from inbox.config.endpoint import Api, Destination, SyncDestination
+from inbox.config.retention import Retention
 from inbox.config.retry import Retry
 from inbox.config.source import Source
 from inbox.config.sync import SyncRoute
@@ -111,6 +112,7 @@ class Config(Table, frozen=True):
     outbound: Outbound = Outbound()
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()
+    retention: Retention = Retention()
     sources: dict[Name, Source] = {}
     apis: dict[Name, Api] = {}
     destinations: dict[Name, Destination] = {}

@@ -47,6 +47,45 @@ class Duration(float):
         return cls(seconds)
 
 
+_LONGEST_AGE_SECONDS = 100 * 366 * 86400
+FOREVER = "forever"
+
+
+class Age(float):
+    """Seconds after which rows are deleted, written as a duration such as `"30d"`; infinite for `"forever"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Age:
+        """Parse an age.
+
+        Raises:
+            ValueError: neither a duration nor `forever`, or longer than a hundred years.
+        """
+        if text == FOREVER:
+            return cls("inf")
+        match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f'expected an age such as "30d" or "12h", or "{FOREVER}", got {text!r}')
+        seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
+        if seconds > _LONGEST_AGE_SECONDS:
+            raise ValueError(f'expected an age of at most a hundred years, or "{FOREVER}", got {text!r}')
+        return cls(seconds)
+
+    @property
+    def is_forever(self) -> bool:
+        """Return whether nothing ever reaches this age."""
+        return self == float("inf")
+
+    @property
+    def shown(self) -> str:
+        """Return it as the file has it: in days where that is a whole number, or else in hours."""
+        if self.is_forever:
+            return FOREVER
+        return f"{self / 86400:g}d" if self % 86400 == 0 else f"{self / 3600:g}h"
+
+
 _RATE = re.compile(r"([0-9]{1,9})/(s|m|h|d)")
 
 

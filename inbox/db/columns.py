@@ -10,7 +10,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable
-from sqlalchemy.sql.compiler import DDLCompiler
+from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from inbox.db.dialect import POSTGRES, SQLITE
@@ -43,6 +44,38 @@ BigId = BigInteger().with_variant(Integer(), SQLITE)
 
 JsonValue = JSONB(none_as_null=True).with_variant(JSON(none_as_null=True), SQLITE)
 TextList = ARRAY(Text).with_variant(JSON(), SQLITE)
+
+
+class DatabaseRole(ColumnElement[str]):
+    """Default of a column: the role of the connection. SQLite has no roles."""
+
+    inherit_cache = True
+
+
+class DatabaseTime(ColumnElement[datetime]):
+    """Default of a column of the type `UtcDateTime`: the time of the database's clock."""
+
+    inherit_cache = True
+
+
+@compiles(DatabaseRole)
+def _role(element: DatabaseRole, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN401, ARG001  # SQLAlchemy's own keywords
+    return "SESSION_USER"
+
+
+@compiles(DatabaseRole, SQLITE)
+def _role_of_sqlite(element: DatabaseRole, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN401, ARG001  # as above
+    return "'sqlite'"
+
+
+@compiles(DatabaseTime)
+def _time(element: DatabaseTime, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN401, ARG001  # as above
+    return "clock_timestamp()"
+
+
+@compiles(DatabaseTime, SQLITE)
+def _time_of_sqlite(element: DatabaseTime, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN401, ARG001  # as above
+    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z')"
 
 
 def readable(column: Column[Any]) -> dict[str, str]:

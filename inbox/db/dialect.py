@@ -32,13 +32,17 @@ def as_list(value: list[str] | str) -> list[str]:
 
 
 def rows_param(rows: Iterable[Mapping[str, object]]) -> str:
-    """Encode rows as the one bound parameter that `Sql.rows` unfolds. Times are written by `time_text`, bytes in hex.
+    """Encode rows as the one bound parameter that `Sql.rows` unfolds; `json_param` says how."""
+    return json_param([dict(row) for row in rows])
+
+
+def json_param(value: object) -> str:
+    """Encode a value as JSON for a bound parameter. Times are written by `time_text`, bytes in hex.
 
     Every text, keys too, becomes `storable`. One check covers the whole; only a bad text is taken apart.
     """
-    built = [dict(row) for row in rows]
-    written = _dumps(built)
-    return written if _is_clean(written) else _dumps(_all_storable(built))
+    written = _dumps(value)
+    return written if _is_clean(written) else _dumps(_all_storable(value))
 
 
 def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:

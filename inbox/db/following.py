@@ -46,7 +46,7 @@ ARRIVALS = Feed(
     "seq",
     "received_at",
     "SELECT t.seq, t.received_at, t.source, t.entity_type, t.entity_id, t.event_type, t.action, t.occurred_at, t.event_id,"
-    " t.routes, t.content_type, length(t.body) AS body_bytes FROM inbox t",
+    " t.routes, t.content_type, t.body_bytes FROM inbox t",
 )
 REJECTIONS = Feed(
     "rejected",

@@ -133,8 +133,8 @@ def _rows(result: CursorResult[Any]) -> Sequence[Any]:
 
 
 _EVENT_COLUMNS = (
-    "seq, source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes, headers,"
-    " content_type, body, body_sha256, traceparent"
+    "seq, source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes,"
+    " content_type, body_bytes, body_sha256, traceparent"
 )
 
 _TAKEN_OVER = (
@@ -152,8 +152,8 @@ _PG = Sql(POSTGRES)
 _POSTGRES_APPEND = text(f"""
 WITH arrived AS MATERIALIZED (
     -- the numbers are taken in arrival order ...
-    SELECT nextval('inbox_seq_seq') AS seq, a.*, {_PG.blob("bodies.bodies", "a.body_at", "a.body_size")} AS body
-    FROM {_PG.blobs("bodies")} CROSS JOIN unnest(
+    SELECT nextval('inbox_seq_seq') AS seq, a.*
+    FROM unnest(
         CAST(:n AS int[]), CAST(:source AS text[]), CAST(:dedup_key AS text[]), CAST(:entity_type AS text[]),
         CAST(:entity_id AS text[]), CAST(:event_type AS text[]), CAST(:action AS text[]), CAST(:event_id AS text[]),
         CAST(:occurred_at AS timestamptz[]), CAST(:received_at AS timestamptz[]), CAST(:routes AS text[]),
@@ -165,11 +165,15 @@ WITH arrived AS MATERIALIZED (
     -- ... and the rows are inserted in the order of their keys: in arrival order, receivers with overlapping keys deadlock
     INSERT INTO inbox ({_EVENT_COLUMNS})
     SELECT seq, source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at,
-           CAST(routes AS text[]), CAST(headers AS jsonb), content_type, body, body_sha256, traceparent
+           CAST(routes AS text[]), content_type, body_size, body_sha256, traceparent
     FROM arrived
     ORDER BY source, dedup_key, seq
     ON CONFLICT (source, dedup_key) DO NOTHING
     RETURNING seq
+), kept AS (
+    INSERT INTO inbox_payload (seq, headers, body)
+    SELECT a.seq, CAST(a.headers AS jsonb), {_PG.blob("bodies.bodies", "a.body_at", "a.body_size")}
+    FROM {_PG.blobs("bodies")} CROSS JOIN arrived a JOIN stored s ON s.seq = a.seq
 ), opened AS (
     INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
     SELECT a.seq, d.route, d.lane, a.occurred_at, 'received'
@@ -211,20 +215,26 @@ class PostgresIntake(IntakeStore):
 _SQL = Sql(SQLITE)
 _EVENT_ROWS = _SQL.rows(  # SQLite's have no types
     "events",
-    **dict.fromkeys(_EVENT_COLUMNS.replace("seq, ", "").replace(" body,", " body_at, body_size,").split(", "), "any"),
+    **dict.fromkeys(_EVENT_COLUMNS.removeprefix("seq, ").split(", "), "any"),
 )
 
 _SQLITE_APPEND = text(f"""
 INSERT INTO inbox ({_EVENT_COLUMNS.removeprefix("seq, ")})
-SELECT source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes, headers,
-       content_type, {_SQL.blob("bodies.bodies", "body_at", "body_size")}, from_hex(body_sha256), traceparent
-FROM {_SQL.blobs("bodies")} CROSS JOIN {_EVENT_ROWS}
+SELECT source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes,
+       content_type, body_bytes, from_hex(body_sha256), traceparent
+FROM {_EVENT_ROWS}
 WHERE true  -- or the parser takes ON CONFLICT for a join's ON
 ON CONFLICT (source, dedup_key) DO NOTHING
 """)
 # RETURNING would have SQLite put all rows in a temporary table first, which takes five times their memory.
 _SQLITE_LAST = text("SELECT coalesce(max(seq), 0) FROM inbox")
 _SQLITE_STORED = text("SELECT source, dedup_key, seq FROM inbox WHERE seq > :last")
+
+_SQLITE_KEEP = text(f"""
+INSERT INTO inbox_payload (seq, headers, body)
+SELECT seq, headers, {_SQL.blob("bodies.bodies", "body_at", "body_size")}
+FROM {_SQL.blobs("bodies")} CROSS JOIN {_SQL.rows("payloads", seq="bigint", headers="json", body_at="int", body_size="int")}
+""")
 
 _SQLITE_OPEN = text(f"""
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
@@ -234,7 +244,7 @@ FROM {_SQL.rows("deliveries", seq="bigint", route="text", lane="text", occurred_
 
 
 class SqliteIntake(IntakeStore):
-    """Runs one BEGIN IMMEDIATE for each call; a batch is two parameters: its rows and its bodies."""
+    """Runs one BEGIN IMMEDIATE for each call. A batch is a few parameters: its rows, its payloads and its bodies."""
 
     def __init__(self, kept_duplicates: int = KEPT_DUPLICATES) -> None:
         super().__init__(kept_duplicates)
@@ -254,13 +264,15 @@ class SqliteIntake(IntakeStore):
             first.setdefault((event.source, event.dedup_key), n)
         seqs: list[int | None] = [None] * len(events)
         ((last,),) = yield _SQLITE_LAST, {}
-        yield _SQLITE_APPEND, _sqlite_rows(events)
+        yield _SQLITE_APPEND, {"events": verbatim_param(map(_sqlite_row, events))}
         for source, key, seq in (yield _SQLITE_STORED, {"last": last}):
             seqs[first[source, key]] = seq
+        stored = [(seq, event) for seq, event in zip(seqs, events, strict=True) if seq is not None]
+        if stored:
+            yield _SQLITE_KEEP, _sqlite_payloads(stored)
         deliveries = [
             {"seq": seq, "route": enrolment.route, "lane": enrolment.lane, "occurred_at": event.occurred_at}
-            for seq, event in zip(seqs, events, strict=True)
-            if seq is not None
+            for seq, event in stored
             for enrolment in event.enrolments
         ]
         if deliveries:
@@ -311,19 +323,15 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, Any]:
     }
 
 
-def _sqlite_rows(events: Sequence[Event]) -> dict[str, str | bytes]:
-    bodies = Blobs()
-    rows = verbatim_param(_sqlite_row(event, *bodies.place(event.body)) for event in events)
-    return {"events": rows, "bodies": bodies.joined()}
-
-
-def _sqlite_row(event: Event, body_at: int | None, body_size: int | None) -> dict[str, object]:
+def _sqlite_row(event: Event) -> dict[str, object]:
     row = msgspec.structs.asdict(event)
-    del row["enrolments"], row["body"]
-    return {
-        **row,
-        "routes": [enrolment.route for enrolment in event.enrolments],
-        "headers": dict(event.headers),
-        "body_at": body_at,
-        "body_size": body_size,
-    }
+    del row["enrolments"], row["headers"], row["body"]
+    return {**row, "routes": [enrolment.route for enrolment in event.enrolments], "body_bytes": len(event.body)}
+
+
+def _sqlite_payloads(stored: Sequence[tuple[int, Event]]) -> dict[str, str | bytes]:
+    bodies, payloads = Blobs(), []
+    for seq, event in stored:
+        at, size = bodies.place(event.body)
+        payloads.append({"seq": seq, "headers": dict(event.headers), "body_at": at, "body_size": size})
+    return {"payloads": verbatim_param(payloads), "bodies": bodies.joined()}

@@ -99,7 +99,7 @@ class LockWatch:
         """Look once. A wait that exceeds a transaction's limit is reported, once for each set of holders."""
         if self._waits.pid is None:
             return
-        found = tuple(map(_holder, connection.execute(_HOLDERS, {"pid": self._waits.pid})))
+        found = tuple(map(activity_of, connection.execute(_HOLDERS, {"pid": self._waits.pid})))
         if {holder.pid for holder in found} != {holder.pid for holder in self.holders} or not found:
             self._since = time.monotonic()
         self.holders = found or self.holders
@@ -152,7 +152,7 @@ def only_migrator(engine: Engine, report: Callable[[str], None]) -> Iterator[Non
             if guard.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({_ADVISORY_LOCK})").scalar():
                 yield
                 return
-            others = describe([_holder(row) for row in guard.execute(_MIGRATORS, {"key": _ADVISORY_LOCK})])
+            others = describe([activity_of(row) for row in guard.execute(_MIGRATORS, {"key": _ADVISORY_LOCK})])
         if time.monotonic() > deadline:
             raise ConfigError(f"another process migrates this database, and has not ended within 10 minutes: {others}")
         if not reported:
@@ -161,7 +161,8 @@ def only_migrator(engine: Engine, report: Callable[[str], None]) -> Iterator[Non
         time.sleep(_POLL_SECONDS)
 
 
-def _holder(row: Any) -> Holder:  # noqa: ANN401  # a row of _HOLDERS or _MIGRATORS
+def activity_of(row: Any) -> Holder:  # noqa: ANN401  # a row with columns of pg_stat_activity, and `seconds`
+    """Describe a session without any value of its statement."""
     query = " ".join((row.query or "").split())
     start = _VALUE.split(query, maxsplit=1)[0][:_QUERY_CHARACTERS]
     return Holder(

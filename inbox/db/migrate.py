@@ -153,6 +153,11 @@ def require_current(engine: Engine) -> None:
         raise ConfigError(f"the database has {has}, this version needs {lacking[-1].revision}: run `inbox migrate`")
 
 
+def is_exactly_head(engine: Engine) -> bool:
+    """Return whether the database has exactly this version's schema, without migrations before or after it."""
+    return _revision_of(engine) == head()
+
+
 def head() -> str:
     """Return the newest revision that this version knows."""
     return steps()[-1].revision

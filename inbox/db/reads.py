@@ -18,7 +18,7 @@ Row = dict[str, Any]
 def event(engine: Engine, seq: int) -> Row | None:
     """Read one event with its deliveries, facts, duplicates, and what its deliveries wait for; None when it doesn't exist."""
     with engine.connect() as connection, reading(connection).begin():
-        found = connection.execute(text("SELECT * FROM inbox WHERE seq = :seq"), {"seq": seq}).mappings().first()
+        found = connection.execute(_EVENT, {"seq": seq}).mappings().first()
         if found is None:
             return None
         row = plain(found)
@@ -28,6 +28,10 @@ def event(engine: Engine, seq: int) -> Row | None:
     return row
 
 
+_EVENT = text(
+    "SELECT i.*, p.headers, p.body FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq WHERE i.seq = :seq"
+)
+"""Headers and body are null when the payload was pruned or erased."""
 _HEADS = ", ".join(f"'{state}'" for state in HEADS)
 ENTITY = ("source", "entity_type", "entity_id")
 """The columns that name an entity; escaped and joined, they are the name of its gate."""

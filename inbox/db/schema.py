@@ -24,10 +24,12 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.sql import ColumnElement
 from sqlalchemy.types import TypeEngine
 
-from inbox.db.columns import BigId, JsonValue, TextList, UtcDateTime, readable
-from inbox.events.states import COMMAND_KINDS, HEADS, OPEN_STATES, SUSPECT_CRASHES, THROUGHPUT_KINDS
+from inbox.db.columns import BigId, DatabaseRole, DatabaseTime, JsonValue, TextList, UtcDateTime, readable
+from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, KEYS, OPEN_COMMANDS
+from inbox.events.states import HEADS, OPEN_STATES, SUSPECT_CRASHES, THROUGHPUT_KINDS
 
 _Type = type[TypeEngine[Any]] | TypeEngine[Any]
 
@@ -49,9 +51,9 @@ def _number(name: str, comment: str) -> Column[int]:
     return Column(name, BigId, primary_key=True, autoincrement=True, comment=comment)
 
 
-def _required(name: str, kind: _Type, comment: str, *, default: str | None = None) -> Column[Any]:
+def _required(name: str, kind: _Type, comment: str, *, default: str | ColumnElement[Any] | None = None) -> Column[Any]:
     """Make a column that is never empty; `default` is an SQL expression."""
-    given = None if default is None else text(default)
+    given = text(default) if isinstance(default, str) else default
     return Column(name, kind, nullable=False, server_default=given, comment=comment)
 
 
@@ -85,16 +87,26 @@ inbox = Table(
     _required("occurred_at", UtcDateTime, "the event's own time, to the microsecond"),
     _required("received_at", UtcDateTime, "time at which the receiver had read the request"),
     _required("routes", TextList, "names of the routes that matched when it arrived; empty: unrouted"),
-    _optional("headers", JsonValue, "allow-listed request headers; empty after erasure or retention"),
     _required("content_type", Text, "Content-Type of the body"),
-    _optional("body", LargeBinary, "body of the request, byte for byte; empty after erasure or retention"),
-    _required("body_sha256", LargeBinary, "SHA-256 of the body; stays after erasure"),
+    _required("body_bytes", Integer, "size of the body in bytes; stays after its payload is gone"),
+    _required("body_sha256", LargeBinary, "SHA-256 of the body; stays after its payload is gone"),
     _optional("traceparent", Text, "W3C trace context of the request"),
     UniqueConstraint("source", "dedup_key"),
     Index("ix_inbox_entity", "source", "entity_type", "entity_id", "seq"),
     CheckConstraint("action IN ('create', 'update', 'delete', 'other')", name="action"),
     comment="One row per accepted webhook, immutable. Written by the receiver before it answers 200.",
     sqlite_autoincrement=True,  # a number is never used again, even when the newest row is pruned
+)
+
+inbox_payload = Table(
+    "inbox_payload",
+    metadata,
+    Column("seq", BigId, primary_key=True, autoincrement=False, comment="the event: inbox.seq"),
+    _required("headers", JsonValue, "allow-listed request headers"),
+    _required("body", LargeBinary, "body of the request, byte for byte"),
+    comment="Headers and body of each event, until retention or erasure deletes them. The views and commands join it by seq.",
+    # ranges of seq, as retention gives the space of a whole range back at once: see inbox.db.leaves
+    postgresql_partition_by="RANGE (seq)",
 )
 
 duplicate_request = Table(
@@ -142,6 +154,9 @@ rejected_request = Table(
     ),
     _optional("readmitted_by", Text, "operator who readmitted it"),
     _optional("readmit_reason", Text, "reason for readmitting it"),
+    # They count the newest rows of each class for the caps of [retention].
+    _partial_index("ix_rejected_request_whole", "id", where="body IS NOT NULL"),
+    _partial_index("ix_rejected_request_bare", "id", where="body IS NULL"),
     comment="A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.",
     sqlite_autoincrement=True,
 )
@@ -236,6 +251,7 @@ delivery_log = Table(
     ),
     Index("ix_delivery_log_delivery", "seq", "route", "id"),
     Index("ix_delivery_log_at", "at", postgresql_using="brin"),
+    _partial_index("ix_delivery_log_attempt", "id", where="kind IN ('attempt_failed', 'abandoned')"),
     comment="Facts about deliveries, append-only. The state of every delivery is the fold of its facts.",
     sqlite_autoincrement=True,
 )
@@ -251,6 +267,7 @@ relay_node = Table(
     _required("heartbeat_at", UtcDateTime, "time of its last heartbeat; database clock"),
     _optional("stopped_at", UtcDateTime, "time of a graceful stop; empty while it runs or if it died"),
     _optional("failing", JsonValue, "steps that fail now, with the errors; empty: none"),
+    Index("ix_relay_node_started_at", "started_at"),
     comment="One row per run of a relay process.",
     postgresql_with=HOT,
 )
@@ -290,26 +307,25 @@ relay_command = Table(
     "relay_command",
     metadata,
     _number("id", "number of the command"),
-    _required("kind", Text, "replay, cancel, unblock, retry, pause or resume"),
-    _required(
-        "selection",
-        JsonValue,
-        "deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type,"
-        " since, until; force, everything",
-    ),
+    _required("kind", Text, ", ".join(COMMAND_KINDS[:-1]) + f" or {COMMAND_KINDS[-1]}"),
+    _required("selection", JsonValue, f"what it is about, as a JSON object: {', '.join(KEYS)}", default="'{}'"),
     _required("reason", Text, "reason given by the operator"),
-    _required("asked_by", Text, "operator"),
-    _required("asked_at", UtcDateTime, "time of the request"),
-    _required("state", Text, "asked, running, done, failed or cancelled", default="'asked'"),
+    _required("asked_by", Text, "operator; by default the database role", default=DatabaseRole()),
+    _required("asked_at", UtcDateTime, "time of the request; database clock", default=DatabaseTime()),
+    _required("dry_run", Boolean, "true: only answer what it would change", default="false"),
+    _required("state", Text, "asked, running, done, failed, refused or cancelled", default="'asked'"),
     _optional("progress_seq", BigInteger, "progress: everything up to this seq is done"),
-    _count("affected", BigInteger, "deliveries changed so far"),
+    _count("affected", BigInteger, "deliveries changed so far; rows, for a command of another kind"),
     _optional("finished_at", UtcDateTime, "time of its end"),
     _optional("answer", Text, "answer of the daemon"),
+    _optional("matched", BigInteger, "of a dry run: number of deliveries or rows that it would change"),
+    _optional("sample", JsonValue, "of a dry run: groups, the first deliveries, what is left out, and consequences"),
     _count("failed", BigInteger, "deliveries that could not be changed"),
     _optional("error", Text, "last delivery that could not be changed, with its error"),
     CheckConstraint(f"kind IN ({_one_of(COMMAND_KINDS)})", name="kind"),
-    CheckConstraint("state IN ('asked', 'running', 'done', 'failed', 'cancelled')", name="state"),
-    _partial_index("ix_relay_command_open", "id", where="state IN ('asked', 'running')"),
+    CheckConstraint(f"state IN ({_one_of(COMMAND_STATES)})", name="state"),
+    CheckConstraint("trim(reason) <> ''", name="reason"),
+    _partial_index("ix_relay_command_open", "id", where=f"state IN ({_one_of(OPEN_COMMANDS)})"),
     comment="Command of an operator, by SQL or command line; the daemon executes and answers it.",
     sqlite_autoincrement=True,
 )
@@ -322,8 +338,8 @@ alert = Table(
     _required(
         "kind",
         Text,
-        "delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or"
-        " intake_stopped",
+        "delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed,"
+        " intake_stopped or retention_behind",
     ),
     _required("subject", Text, "subject, such as a destination's name"),
     _required("firing", Boolean, "true: it began; false: it recovered"),
@@ -370,6 +386,46 @@ sweep_watermark = Table(
     _optional("relay_node", Text, "while a relay sweeps: relay_node.id of the process"),
     PrimaryKeyConstraint("source", "entity_type"),
     comment="Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.",
+)
+
+pruner = Table(
+    "pruner",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    _optional("lease_until", UtcDateTime, "while somebody prunes: end of the lease; database clock"),
+    _optional("held_by", Text, "while somebody prunes: relay_node.id of the relay, or the person, host and process"),
+    _optional("ran_at", UtcDateTime, "time at which the last round ended; database clock"),
+    _optional(
+        "clock",
+        UtcDateTime,
+        "time that ages count from: the database clock, but after a step forward only a day for each hour",
+    ),
+    CheckConstraint("id = 1", name="one_row"),
+    comment="One row: the relay or person that prunes, and the time that ages count from.",
+    postgresql_with=HOT,
+)
+
+pruning = Table(
+    "pruning",
+    metadata,
+    Column("kind", Text, primary_key=True, comment="kind of rows: a key of [retention] in inbox.toml"),
+    _count("position", BigInteger, "number up to which expired rows are gone; what is left below has to stay"),
+    _optional("lap_began_at", UtcDateTime, "time at which the walk last began at the first row; once a day"),
+    _optional("pruned_until", UtcDateTime, "rows older than this have expired"),
+    _count("rows", BigInteger, "rows pruned in all"),
+    _count("bytes", BigInteger, "bytes in these rows, about; without indexes"),
+    _optional("day_began_at", UtcDateTime, "beginning of the present day of the next four figures"),
+    _count("rows_today", BigInteger, "rows pruned since then"),
+    _count("rows_yesterday", BigInteger, "rows pruned on the day before"),
+    _count("newest_at_begin", BigInteger, "highest number at the beginning of the day"),
+    _count("arrived_yesterday", BigInteger, "numbers taken on the day before: about the rows that arrived"),
+    _count("behind_seconds", BigInteger, "seconds for which the oldest expired row has been expired; 0: none is left"),
+    _optional("behind_since", UtcDateTime, "time since which that is more than a day"),
+    _optional("ran_at", UtcDateTime, "time of the last batch; database clock"),
+    _count("passed_over", BigInteger, "rows that could not be deleted and were passed over, in the present lap"),
+    _optional("error", Text, "error of the last batch that failed; empty: the last one went well"),
+    comment="Progress of retention: one row for each kind of rows that expires.",
+    postgresql_with=HOT,
 )
 
 write_probe = Table(

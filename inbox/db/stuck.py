@@ -166,12 +166,13 @@ WHERE c.state = 'asked' AND {asked} > {AFTER_SECONDS}
 """,
         "command_failed": f"""
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, {asked} AS for_seconds,
-       {named} || CASE WHEN c.state = 'failed' THEN 'failed: ' || coalesce(c.answer, '')
+       {named} || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
     ORDER BY id DESC
     LIMIT {_NEWEST_COMMANDS}) c
-WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR {clock.since("c.finished_at")} < {FAILED_FOR_SECONDS})
+WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
+  AND (c.finished_at IS NULL OR {clock.since("c.finished_at")} < {FAILED_FOR_SECONDS})
 """,
     }

@@ -54,7 +54,8 @@ VIEWS = (
             **_EVENT,
             "attempts": "attempts used in its last run",
             "died_at": "time at which it was given up",
-            "cause": "exhausted, crash_loop, unrecordable, unprocessable, or an error class; docs/reference/delivery.md lists them",
+            "cause": "exhausted, crash_loop, unrecordable, unprocessable, payload_gone, or an error class, as in"
+            " docs/reference/delivery.md",
             "error": "the last error, in one sentence",
             "last_status": "HTTP status of the last call",
         },

@@ -1,7 +1,7 @@
-"""Views for DBAs and listings, and triggers that keep the append-only tables append-only.
+"""Views for DBAs and listings. Their names and columns are public, as the tables' are.
 
-Their names and columns are public, as the tables' are. `metadata.create_all` makes them too, so that a test can compare
-a database built by migrations with one built from here.
+`statements` adds the triggers and functions, and the rows that always exist. `metadata.create_all` makes them too, so that
+a test can compare a database built by migrations with one built from here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 from sqlalchemy import Connection, event, text
 
-from inbox.db import stuck
+from inbox.db import command_rules, leaves, stuck, triggers
 from inbox.db.dialect import POSTGRES, SQLITE
-from inbox.db.schema import inbox, metadata
+from inbox.db.schema import metadata
 from inbox.db.view_comments import VIEWS
-from inbox.events.states import GONE_SECONDS, OPEN_STATES, RETENTION_FLOOR_DAYS
+from inbox.events.states import GONE_SECONDS, OPEN_STATES
 
 _DELIVERY = """
 SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
@@ -112,100 +112,6 @@ def _status_of(fact: str, dialect: str) -> str:
     return f"{fact}.detail ->> '$.calls[#-1].status'"
 
 
-_POSTGRES_TRIGGERS = (
-    f"""
-CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
-    IF TG_OP = 'UPDATE' THEN
-        IF to_jsonb(NEW) - 'body' - 'headers' = to_jsonb(OLD) - 'body' - 'headers'
-           AND (NEW.body IS NULL OR NEW.body = OLD.body) AND (NEW.headers IS NULL OR NEW.headers = OLD.headers) THEN
-            RETURN NEW;
-        END IF;
-    ELSIF TG_OP = 'DELETE' THEN
-        IF OLD.received_at < clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'
-           AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
-            RETURN OLD;
-        END IF;
-    END IF;
-    RAISE EXCEPTION 'inbox is append-only: only body and headers can be cleared, and only old rows with nothing open deleted'
-        USING ERRCODE = 'restrict_violation';
-END $$
-""",
-    f"""
-CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
-    IF TG_OP = 'DELETE' THEN
-        IF NOT EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq)
-           OR (OLD.kind IN ('attempt_failed', 'abandoned')
-               AND OLD.at < clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'
-               AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)) THEN
-            RETURN OLD;
-        END IF;
-    END IF;
-    RAISE EXCEPTION 'delivery_log is append-only: only old attempts of ended deliveries can be deleted'
-        USING ERRCODE = 'restrict_violation';
-END $$
-""",
-    """
-CREATE TRIGGER inbox_is_append_only BEFORE UPDATE OR DELETE ON inbox
-    FOR EACH ROW EXECUTE FUNCTION inbox_is_append_only()
-""",
-    """
-CREATE TRIGGER inbox_is_not_truncated BEFORE TRUNCATE ON inbox
-    FOR EACH STATEMENT EXECUTE FUNCTION inbox_is_append_only()
-""",
-    """
-CREATE TRIGGER delivery_log_is_append_only BEFORE UPDATE OR DELETE ON delivery_log
-    FOR EACH ROW EXECUTE FUNCTION delivery_log_is_append_only()
-""",
-    """
-CREATE TRIGGER delivery_log_is_not_truncated BEFORE TRUNCATE ON delivery_log
-    FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_is_append_only()
-""",
-)
-
-_UNCHANGED = " AND ".join(
-    f"NEW.{column.name} IS OLD.{column.name}" for column in inbox.c if column.name not in {"body", "headers"}
-)
-
-_SQLITE_TRIGGERS = (
-    f"""
-CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
-WHEN NOT ({_UNCHANGED}
-    AND (NEW.body IS NULL OR NEW.body IS OLD.body) AND (NEW.headers IS NULL OR NEW.headers IS OLD.headers))
-BEGIN
-    SELECT RAISE(ABORT, 'inbox is append-only: only body and headers can be cleared');
-END
-""",
-    f"""
-CREATE TRIGGER inbox_refuses_delete BEFORE DELETE ON inbox
-WHEN OLD.received_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-{RETENTION_FLOOR_DAYS} days')
-    OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)
-BEGIN
-    SELECT RAISE(ABORT, 'inbox is append-only: only old rows with nothing open can be deleted');
-END
-""",
-    """
-CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log
-BEGIN
-    SELECT RAISE(ABORT, 'delivery_log is append-only');
-END
-""",
-    f"""
-CREATE TRIGGER delivery_log_refuses_delete BEFORE DELETE ON delivery_log
-WHEN EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq)
-    AND (OLD.kind NOT IN ('attempt_failed', 'abandoned')
-         OR OLD.at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-{RETENTION_FLOOR_DAYS} days')
-         OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route))
-BEGIN
-    SELECT RAISE(ABORT, 'delivery_log is append-only: only old attempts of ended deliveries can be deleted');
-END
-""",
-)
-
-
 def statements(dialect: str) -> tuple[str, ...]:
     """List the statements for everything besides tables and indexes, in their order, and for the rows that always exist."""
     clock = stuck.SqlClock(dialect)
@@ -224,10 +130,11 @@ def statements(dialect: str) -> tuple[str, ...]:
     )
     rows = (
         "INSERT INTO order_lock (id) VALUES (1)",
+        "INSERT INTO pruner (id) VALUES (1)",
         "INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')",
     )
     if dialect == SQLITE:
-        return (*views, *_SQLITE_TRIGGERS, *rows)
+        return (*views, *triggers.SQLITE, *command_rules.statements(dialect), *rows)
     comments = (
         statement
         for view in VIEWS
@@ -239,7 +146,7 @@ def statements(dialect: str) -> tuple[str, ...]:
             ),
         )
     )
-    return (*views, *comments, *_POSTGRES_TRIGGERS, *rows)
+    return (*views, *comments, *triggers.POSTGRES, *command_rules.statements(dialect), *leaves.STATEMENTS, *rows)
 
 
 def _quoted(comment: str) -> str:

@@ -51,9 +51,6 @@ RETRYING = "retrying"
 LISTED_STATES = (*(state.value for state in OPEN_STATES), *ENDINGS, UNROUTED)
 """Every value of `delivery.state`: an open state, the last fact of an ended delivery, or that an event takes no route."""
 
-COMMAND_KINDS = ("replay", "cancel", "unblock", "retry", "pause", "resume")
-"""Every value of `relay_command.kind` that this version knows."""
-
 THROUGHPUT_KINDS = ("source", "route", "destination")
 """Every value of `throughput_minute.kind`."""
 

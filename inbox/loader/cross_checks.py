@@ -21,6 +21,7 @@ from inbox.http.limits import memory_for
 from inbox.loader.paging_checks import paging_mistakes
 from inbox.loader.passed_headers import passed_header_mistakes
 from inbox.loader.presets import preset_mistakes
+from inbox.loader.retention_checks import retention_mistakes
 from inbox.sources import PRESETS
 
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
@@ -59,6 +60,7 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
                 yield from _function((section, name), endpoint)
     yield from passed_header_mistakes(config)
     yield from _one_address(config.metrics)
+    yield from retention_mistakes(config.retention)
     for name, source in config.sources.items():
         yield from preset_mistakes(("sources", name), source)
         yield from _no_room(name, source, config.receiver.memory)

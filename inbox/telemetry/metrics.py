@@ -121,6 +121,13 @@ SWEEP_COMPARED = Metric(
 SWEEP_MISSED = Metric(
     "relay_sweep_missed_total", "counter", "Changes that no webhook reported.", ("source", "entity_type")
 )
+PRUNED = Metric("relay_pruned_rows_total", "counter", "Expired rows that were deleted.", ("kind",))
+RETENTION_BEHIND = Metric(
+    "relay_retention_behind_seconds",
+    "gauge",
+    "Seconds for which the oldest row of a kind has been expired and is still there; 0 when there is none.",
+    ("kind",),
+)
 
 RELAY = (
     ATTEMPTS,
@@ -137,6 +144,8 @@ RELAY = (
     BREAKER,
     SWEEP_COMPARED,
     SWEEP_MISSED,
+    PRUNED,
+    RETENTION_BEHIND,
 )
 
 

@@ -30,7 +30,7 @@ COMMENT ON COLUMN alert.id IS 'number of the alert';
 
 COMMENT ON COLUMN alert.at IS 'time of the change';
 
-COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or intake_stopped';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind';
 
 COMMENT ON COLUMN alert.subject IS 'subject, such as a destination''s name';
 
@@ -64,6 +64,8 @@ CREATE TABLE delivery_log (
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at);
+
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -196,9 +198,8 @@ CREATE TABLE inbox (
     occurred_at TIMESTAMP WITH TIME ZONE NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
     routes TEXT[] NOT NULL,
-    headers JSONB,
     content_type TEXT NOT NULL,
-    body BYTEA,
+    body_bytes INTEGER NOT NULL,
     body_sha256 BYTEA NOT NULL,
     traceparent TEXT,
     CONSTRAINT pk_inbox PRIMARY KEY (seq),
@@ -206,8 +207,7 @@ CREATE TABLE inbox (
     CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other')),
     CONSTRAINT ck_inbox_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_inbox_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_inbox_routes_is_readable CHECK (array_position(routes, NULL) IS NULL),
-    CONSTRAINT ck_inbox_headers_is_readable CHECK (jsonb_typeof(headers) = 'object')
+    CONSTRAINT ck_inbox_routes_is_readable CHECK (array_position(routes, NULL) IS NULL)
 );
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
@@ -236,15 +236,30 @@ COMMENT ON COLUMN inbox.received_at IS 'time at which the receiver had read the 
 
 COMMENT ON COLUMN inbox.routes IS 'names of the routes that matched when it arrived; empty: unrouted';
 
-COMMENT ON COLUMN inbox.headers IS 'allow-listed request headers; empty after erasure or retention';
-
 COMMENT ON COLUMN inbox.content_type IS 'Content-Type of the body';
 
-COMMENT ON COLUMN inbox.body IS 'body of the request, byte for byte; empty after erasure or retention';
+COMMENT ON COLUMN inbox.body_bytes IS 'size of the body in bytes; stays after its payload is gone';
 
-COMMENT ON COLUMN inbox.body_sha256 IS 'SHA-256 of the body; stays after erasure';
+COMMENT ON COLUMN inbox.body_sha256 IS 'SHA-256 of the body; stays after its payload is gone';
 
 COMMENT ON COLUMN inbox.traceparent IS 'W3C trace context of the request';
+
+CREATE TABLE inbox_payload (
+    seq BIGINT NOT NULL,
+    headers JSONB NOT NULL,
+    body BYTEA NOT NULL,
+    CONSTRAINT pk_inbox_payload PRIMARY KEY (seq),
+    CONSTRAINT ck_inbox_payload_headers_is_readable CHECK (jsonb_typeof(headers) = 'object')
+)
+ PARTITION BY RANGE (seq);
+
+COMMENT ON TABLE inbox_payload IS 'Headers and body of each event, until retention or erasure deletes them. The views and commands join it by seq.';
+
+COMMENT ON COLUMN inbox_payload.seq IS 'the event: inbox.seq';
+
+COMMENT ON COLUMN inbox_payload.headers IS 'allow-listed request headers';
+
+COMMENT ON COLUMN inbox_payload.body IS 'body of the request, byte for byte';
 
 CREATE TABLE lane (
     route TEXT NOT NULL,
@@ -366,6 +381,92 @@ COMMENT ON TABLE order_lock IS 'One row, locked by every transaction that ends o
 
 COMMENT ON COLUMN order_lock.id IS 'always 1';
 
+CREATE TABLE pruner (
+    id INTEGER NOT NULL,
+    lease_until TIMESTAMP WITH TIME ZONE,
+    held_by TEXT,
+    ran_at TIMESTAMP WITH TIME ZONE,
+    clock TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_pruner PRIMARY KEY (id),
+    CONSTRAINT ck_pruner_one_row CHECK (id = 1),
+    CONSTRAINT ck_pruner_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruner_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruner_clock_is_readable CHECK (clock BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE pruner IS 'One row: the relay or person that prunes, and the time that ages count from.';
+
+COMMENT ON COLUMN pruner.id IS 'always 1';
+
+COMMENT ON COLUMN pruner.lease_until IS 'while somebody prunes: end of the lease; database clock';
+
+COMMENT ON COLUMN pruner.held_by IS 'while somebody prunes: relay_node.id of the relay, or the person, host and process';
+
+COMMENT ON COLUMN pruner.ran_at IS 'time at which the last round ended; database clock';
+
+COMMENT ON COLUMN pruner.clock IS 'time that ages count from: the database clock, but after a step forward only a day for each hour';
+
+CREATE TABLE pruning (
+    kind TEXT NOT NULL,
+    position BIGINT DEFAULT 0 NOT NULL,
+    lap_began_at TIMESTAMP WITH TIME ZONE,
+    pruned_until TIMESTAMP WITH TIME ZONE,
+    rows BIGINT DEFAULT 0 NOT NULL,
+    bytes BIGINT DEFAULT 0 NOT NULL,
+    day_began_at TIMESTAMP WITH TIME ZONE,
+    rows_today BIGINT DEFAULT 0 NOT NULL,
+    rows_yesterday BIGINT DEFAULT 0 NOT NULL,
+    newest_at_begin BIGINT DEFAULT 0 NOT NULL,
+    arrived_yesterday BIGINT DEFAULT 0 NOT NULL,
+    behind_seconds BIGINT DEFAULT 0 NOT NULL,
+    behind_since TIMESTAMP WITH TIME ZONE,
+    ran_at TIMESTAMP WITH TIME ZONE,
+    passed_over BIGINT DEFAULT 0 NOT NULL,
+    error TEXT,
+    CONSTRAINT pk_pruning PRIMARY KEY (kind),
+    CONSTRAINT ck_pruning_lap_began_at_is_readable CHECK (lap_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruning_pruned_until_is_readable CHECK (pruned_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruning_day_began_at_is_readable CHECK (day_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruning_behind_since_is_readable CHECK (behind_since BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_pruning_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE pruning IS 'Progress of retention: one row for each kind of rows that expires.';
+
+COMMENT ON COLUMN pruning.kind IS 'kind of rows: a key of [retention] in inbox.toml';
+
+COMMENT ON COLUMN pruning.position IS 'number up to which expired rows are gone; what is left below has to stay';
+
+COMMENT ON COLUMN pruning.lap_began_at IS 'time at which the walk last began at the first row; once a day';
+
+COMMENT ON COLUMN pruning.pruned_until IS 'rows older than this have expired';
+
+COMMENT ON COLUMN pruning.rows IS 'rows pruned in all';
+
+COMMENT ON COLUMN pruning.bytes IS 'bytes in these rows, about; without indexes';
+
+COMMENT ON COLUMN pruning.day_began_at IS 'beginning of the present day of the next four figures';
+
+COMMENT ON COLUMN pruning.rows_today IS 'rows pruned since then';
+
+COMMENT ON COLUMN pruning.rows_yesterday IS 'rows pruned on the day before';
+
+COMMENT ON COLUMN pruning.newest_at_begin IS 'highest number at the beginning of the day';
+
+COMMENT ON COLUMN pruning.arrived_yesterday IS 'numbers taken on the day before: about the rows that arrived';
+
+COMMENT ON COLUMN pruning.behind_seconds IS 'seconds for which the oldest expired row has been expired; 0: none is left';
+
+COMMENT ON COLUMN pruning.behind_since IS 'time since which that is more than a day';
+
+COMMENT ON COLUMN pruning.ran_at IS 'time of the last batch; database clock';
+
+COMMENT ON COLUMN pruning.passed_over IS 'rows that could not be deleted and were passed over, in the present lap';
+
+COMMENT ON COLUMN pruning.error IS 'error of the last batch that failed; empty: the last one went well';
+
 CREATE TABLE rejected_request (
     id BIGSERIAL NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -387,6 +488,10 @@ CREATE TABLE rejected_request (
     CONSTRAINT ck_rejected_request_headers_is_readable CHECK (jsonb_typeof(headers) = 'object'),
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (readmitted_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
+
+CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
+
+CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
 
 COMMENT ON TABLE rejected_request IS 'A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.';
 
@@ -423,23 +528,28 @@ COMMENT ON COLUMN rejected_request.readmit_reason IS 'reason for readmitting it'
 CREATE TABLE relay_command (
     id BIGSERIAL NOT NULL,
     kind TEXT NOT NULL,
-    selection JSONB NOT NULL,
+    selection JSONB DEFAULT '{}' NOT NULL,
     reason TEXT NOT NULL,
-    asked_by TEXT NOT NULL,
-    asked_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    asked_by TEXT DEFAULT SESSION_USER NOT NULL,
+    asked_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
+    dry_run BOOLEAN DEFAULT false NOT NULL,
     state TEXT DEFAULT 'asked' NOT NULL,
     progress_seq BIGINT,
     affected BIGINT DEFAULT 0 NOT NULL,
     finished_at TIMESTAMP WITH TIME ZONE,
     answer TEXT,
+    matched BIGINT,
+    sample JSONB,
     failed BIGINT DEFAULT 0 NOT NULL,
     error TEXT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'retry', 'pause', 'resume')),
-    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune')),
+    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (finished_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (finished_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_relay_command_sample_is_readable CHECK (jsonb_typeof(sample) = 'object')
 );
 
 CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
@@ -448,25 +558,31 @@ COMMENT ON TABLE relay_command IS 'Command of an operator, by SQL or command lin
 
 COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
-COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, retry, pause or resume';
+COMMENT ON COLUMN relay_command.kind IS 'replay, retry, cancel, unblock, pause, resume, sweep, erase or prune';
 
-COMMENT ON COLUMN relay_command.selection IS 'deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until; force, everything';
+COMMENT ON COLUMN relay_command.selection IS 'what it is about, as a JSON object: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until, kinds, force, backfill, everything';
 
 COMMENT ON COLUMN relay_command.reason IS 'reason given by the operator';
 
-COMMENT ON COLUMN relay_command.asked_by IS 'operator';
+COMMENT ON COLUMN relay_command.asked_by IS 'operator; by default the database role';
 
-COMMENT ON COLUMN relay_command.asked_at IS 'time of the request';
+COMMENT ON COLUMN relay_command.asked_at IS 'time of the request; database clock';
 
-COMMENT ON COLUMN relay_command.state IS 'asked, running, done, failed or cancelled';
+COMMENT ON COLUMN relay_command.dry_run IS 'true: only answer what it would change';
+
+COMMENT ON COLUMN relay_command.state IS 'asked, running, done, failed, refused or cancelled';
 
 COMMENT ON COLUMN relay_command.progress_seq IS 'progress: everything up to this seq is done';
 
-COMMENT ON COLUMN relay_command.affected IS 'deliveries changed so far';
+COMMENT ON COLUMN relay_command.affected IS 'deliveries changed so far; rows, for a command of another kind';
 
 COMMENT ON COLUMN relay_command.finished_at IS 'time of its end';
 
 COMMENT ON COLUMN relay_command.answer IS 'answer of the daemon';
+
+COMMENT ON COLUMN relay_command.matched IS 'of a dry run: number of deliveries or rows that it would change';
+
+COMMENT ON COLUMN relay_command.sample IS 'of a dry run: groups, the first deliveries, what is left out, and consequences';
 
 COMMENT ON COLUMN relay_command.failed IS 'deliveries that could not be changed';
 
@@ -488,6 +604,8 @@ CREATE TABLE relay_node (
     CONSTRAINT ck_relay_node_failing_is_readable CHECK (jsonb_typeof(failing) = 'object')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX ix_relay_node_started_at ON relay_node (started_at);
 
 COMMENT ON TABLE relay_node IS 'One row per run of a relay process.';
 
@@ -754,13 +872,14 @@ FROM relay_command c
 WHERE c.state = 'asked' AND round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) > 60
 UNION ALL
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) AS for_seconds,
-       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state = 'failed' THEN 'failed: ' || coalesce(c.answer, '')
+       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
     ORDER BY id DESC
     LIMIT 1000) c
-WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR round(extract(epoch FROM clock_timestamp() - c.finished_at), 3) < 3600);
+WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
+  AND (c.finished_at IS NULL OR round(extract(epoch FROM clock_timestamp() - c.finished_at), 3) < 3600);
 
 COMMENT ON VIEW delivery IS 'State of each event on each route. Query it by seq or entity; for counts use backlog.';
 
@@ -830,7 +949,7 @@ COMMENT ON COLUMN dead_letter.attempts IS 'attempts used in its last run';
 
 COMMENT ON COLUMN dead_letter.died_at IS 'time at which it was given up';
 
-COMMENT ON COLUMN dead_letter.cause IS 'exhausted, crash_loop, unrecordable, unprocessable, or an error class; docs/reference/delivery.md lists them';
+COMMENT ON COLUMN dead_letter.cause IS 'exhausted, crash_loop, unrecordable, unprocessable, payload_gone, or an error class, as in docs/reference/delivery.md';
 
 COMMENT ON COLUMN dead_letter.error IS 'the last error, in one sentence';
 
@@ -901,48 +1020,239 @@ COMMENT ON COLUMN stuck.why IS 'the problem, in one sentence';
 CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
-    IF TG_OP = 'UPDATE' THEN
-        IF to_jsonb(NEW) - 'body' - 'headers' = to_jsonb(OLD) - 'body' - 'headers'
-           AND (NEW.body IS NULL OR NEW.body = OLD.body) AND (NEW.headers IS NULL OR NEW.headers = OLD.headers) THEN
-            RETURN NEW;
-        END IF;
-    ELSIF TG_OP = 'DELETE' THEN
-        IF OLD.received_at < clock_timestamp() - interval '7 days'
-           AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
+    RAISE EXCEPTION 'inbox is append-only: only events older than 7 days with nothing open can be deleted' USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE FUNCTION inbox_deletes_old_rows_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    IF EXISTS (SELECT FROM gone g WHERE g.received_at >= clock_timestamp() - interval '7 days')
+       OR EXISTS (SELECT FROM gone g CROSS JOIN LATERAL (SELECT FROM open_delivery o WHERE o.seq = g.seq LIMIT 1) AS found) THEN
+        RAISE EXCEPTION 'inbox is append-only: only events older than 7 days with nothing open can be deleted' USING ERRCODE = 'restrict_violation';
+    END IF;
+    DELETE FROM inbox_payload WHERE seq = ANY (ARRAY(SELECT g.seq FROM gone g));
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION inbox_payload_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
             RETURN OLD;
         END IF;
     END IF;
-    RAISE EXCEPTION 'inbox is append-only: only body and headers can be cleared, and only old rows with nothing open deleted'
-        USING ERRCODE = 'restrict_violation';
+    RAISE EXCEPTION 'inbox_payload is append-only: only payloads of events with nothing open can be deleted' USING ERRCODE = 'restrict_violation';
 END $$;
 
 CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
-    IF TG_OP = 'DELETE' THEN
-        IF NOT EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq)
-           OR (OLD.kind IN ('attempt_failed', 'abandoned')
-               AND OLD.at < clock_timestamp() - interval '7 days'
-               AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)) THEN
-            RETURN OLD;
-        END IF;
-    END IF;
-    RAISE EXCEPTION 'delivery_log is append-only: only old attempts of ended deliveries can be deleted'
-        USING ERRCODE = 'restrict_violation';
+    RAISE EXCEPTION 'delivery_log is append-only: only old attempts of ended deliveries can be deleted' USING ERRCODE = 'restrict_violation';
 END $$;
 
-CREATE TRIGGER inbox_is_append_only BEFORE UPDATE OR DELETE ON inbox
-    FOR EACH ROW EXECUTE FUNCTION inbox_is_append_only();
+CREATE FUNCTION delivery_log_deletes_old_attempts_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM (
+            SELECT g.seq, g.route, g.kind IN ('attempt_failed', 'abandoned') AND g.at < clock_timestamp() - interval '7 days' AS is_old FROM gone g
+        ) g
+        CROSS JOIN LATERAL (SELECT FROM inbox i WHERE i.seq = g.seq LIMIT 1) AS event
+        WHERE NOT g.is_old OR EXISTS (SELECT FROM open_delivery o WHERE o.seq = g.seq AND o.route = g.route)
+    ) THEN
+        RAISE EXCEPTION 'delivery_log is append-only: only old attempts of ended deliveries can be deleted' USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NULL;
+END $$;
 
-CREATE TRIGGER inbox_is_not_truncated BEFORE TRUNCATE ON inbox
+CREATE TRIGGER inbox_is_append_only BEFORE UPDATE OR TRUNCATE ON inbox
     FOR EACH STATEMENT EXECUTE FUNCTION inbox_is_append_only();
 
-CREATE TRIGGER delivery_log_is_append_only BEFORE UPDATE OR DELETE ON delivery_log
-    FOR EACH ROW EXECUTE FUNCTION delivery_log_is_append_only();
-
-CREATE TRIGGER delivery_log_is_not_truncated BEFORE TRUNCATE ON delivery_log
+CREATE TRIGGER delivery_log_is_append_only BEFORE UPDATE OR TRUNCATE ON delivery_log
     FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_is_append_only();
 
+CREATE TRIGGER inbox_deletes_old_rows_only AFTER DELETE ON inbox REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION inbox_deletes_old_rows_only();
+
+CREATE TRIGGER delivery_log_deletes_old_attempts_only AFTER DELETE ON delivery_log REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_deletes_old_attempts_only();
+
+CREATE TRIGGER inbox_payload_is_append_only BEFORE UPDATE OR DELETE ON inbox_payload
+    FOR EACH ROW EXECUTE FUNCTION inbox_payload_is_append_only();
+
+CREATE TRIGGER inbox_payload_is_not_truncated BEFORE TRUNCATE ON inbox_payload
+    FOR EACH STATEMENT EXECUTE FUNCTION inbox_payload_is_append_only();
+
+CREATE FUNCTION relay_command_is_valid() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF OLD.state IN ('asked', 'running') THEN
+            RAISE EXCEPTION USING MESSAGE = 'an open command can''t be deleted: cancel it first with UPDATE relay_command SET state = ''cancelled''', ERRCODE = 'restrict_violation';
+        END IF;
+        RETURN OLD;
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        IF (NEW.id IS DISTINCT FROM OLD.id OR NEW.kind IS DISTINCT FROM OLD.kind OR NEW.asked_by IS DISTINCT FROM OLD.asked_by OR NEW.asked_at IS DISTINCT FROM OLD.asked_at OR NEW.dry_run IS DISTINCT FROM OLD.dry_run OR (NEW.state IN ('asked', 'running') AND (NEW.selection IS DISTINCT FROM OLD.selection OR NEW.reason IS DISTINCT FROM OLD.reason))) THEN
+            RAISE EXCEPTION USING MESSAGE = 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one', ERRCODE = 'check_violation';
+        END IF;
+        IF (NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS DISTINCT FROM OLD.selection AND (EXISTS (SELECT 1 FROM jsonb_each_text(NEW.selection) AS n (key, value) WHERE n.value IS DISTINCT FROM OLD.selection ->> n.key AND NOT substr(n.value, 1, 6) = 'erased') OR (SELECT array_agg(k.key) FROM jsonb_object_keys(NEW.selection) AS k (key)) IS DISTINCT FROM (SELECT array_agg(k.key) FROM jsonb_object_keys(OLD.selection) AS k (key)))) THEN
+            RAISE EXCEPTION USING MESSAGE = 'only erasure may change a command that has ended: its reason becomes erased, and texts of its selection begin so', ERRCODE = 'check_violation';
+        END IF;
+        IF (OLD.state NOT IN ('asked', 'running') AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running')) THEN
+            RAISE EXCEPTION USING MESSAGE = 'a command that has ended stays as it is: insert another one', ERRCODE = 'check_violation';
+        END IF;
+        IF (OLD.state = 'running' AND NEW.state = 'asked') THEN
+            RAISE EXCEPTION USING MESSAGE = 'a command that runs is not asked again', ERRCODE = 'check_violation';
+        END IF;
+        IF OLD.state IN ('asked', 'running') AND NEW.state = 'cancelled' AND NEW.finished_at IS NULL THEN
+            NEW.finished_at := clock_timestamp();
+            NEW.answer := coalesce(NEW.answer, 'cancelled by hand');
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF NOT (NEW.state IN ('asked', 'running')) THEN
+        RETURN NEW;
+    END IF;
+    IF (NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase and prune', DETAIL = 'given: ' || coalesce(left(NEW.kind, 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (trim(NEW.reason) = '') THEN
+        RAISE EXCEPTION USING MESSAGE = 'say why in reason: it is kept with the command', ERRCODE = 'check_violation';
+    END IF;
+    IF (jsonb_typeof(NEW.selection) <> 'object') THEN
+        RAISE EXCEPTION USING MESSAGE = 'selection is a JSON object, such as {"route": "crm"}', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'replay' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'force', 'backfill', 'everything'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a replay has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until, force, backfill and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'force', 'backfill', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'retry' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'everything'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a retry has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'cancel' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'everything'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a cancel has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'unblock' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'everything'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'an unblock has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'pause' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a pause has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'resume' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a resume has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'sweep' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('source', 'entity_type'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a sweep has no such key in its selection; its keys are source and entity_type', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('source', 'entity_type') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'erase' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('source', 'entity_type', 'entity_id'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'an erase has no such key in its selection; its keys are source, entity_type and entity_id', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('source', 'entity_type', 'entity_id') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'prune' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('kinds'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a prune has no such key in its selection; its keys are kinds', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('kinds') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'route' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'route') <> 'string' OR NEW.selection ->> 'route' = '')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'route is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'route', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'seq' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'seq') <> 'number' THEN true ELSE CAST(NEW.selection ->> 'seq' AS numeric) <> trunc(CAST(NEW.selection ->> 'seq' AS numeric)) OR CAST(NEW.selection ->> 'seq' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'seq is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'seq', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'source' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'source') <> 'string' OR NEW.selection ->> 'source' = '')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'source is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'source', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'entity_type' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'entity_type') <> 'string' OR NEW.selection ->> 'entity_type' = '')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'entity_type is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'entity_type', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'entity_id' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'entity_id') <> 'string' OR NEW.selection ->> 'entity_id' = '')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'entity_id is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'entity_id', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'destination' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'destination') <> 'string' OR NEW.selection ->> 'destination' = '')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'destination is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'destination', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'api' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'api') <> 'string' OR NEW.selection ->> 'api' = '')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'api is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'api', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'cause' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'cause') <> 'string' OR NEW.selection ->> 'cause' = '')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'cause is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'cause', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'status' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'status') <> 'number' THEN true ELSE CAST(NEW.selection ->> 'status' AS numeric) <> trunc(CAST(NEW.selection ->> 'status' AS numeric)) OR CAST(NEW.selection ->> 'status' AS numeric) NOT BETWEEN 100 AND 599 END)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'status is a whole number from 100 to 599', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'status', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'error' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'error') <> 'string' OR NEW.selection ->> 'error' = '')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'error is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'error', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'event_type' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'event_type') <> 'string' OR NEW.selection ->> 'event_type' = '')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'event_type is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'event_type', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'since' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'since') <> 'string' OR NEW.selection ->> 'since' !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'since is a time with an offset from UTC, such as 2026-01-31T10:00:00Z', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'since', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'until' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'until') <> 'string' OR NEW.selection ->> 'until' !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'until is a time with an offset from UTC, such as 2026-01-31T10:00:00Z', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'until', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'kinds' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'kinds') <> 'array' THEN true ELSE EXISTS (SELECT 1 FROM jsonb_array_elements(NEW.selection -> 'kinds') AS e (item) WHERE jsonb_typeof(e.item) <> 'string') END)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'kinds is a list of texts', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'kinds', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'force' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'force') <> 'boolean')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'force is true or false', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'force', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'backfill' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'backfill') <> 'boolean')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'backfill is true or false', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'backfill', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'everything' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'everything') <> 'boolean')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'everything is true or false', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'everything', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    BEGIN
+        PERFORM CAST(NEW.selection ->> 'since' AS timestamptz), CAST(NEW.selection ->> 'until' AS timestamptz);
+    EXCEPTION WHEN data_exception THEN
+        RAISE EXCEPTION USING MESSAGE = 'since and until are a time with an offset from UTC, such as 2026-01-31T10:00:00Z', ERRCODE = 'check_violation';
+    END;
+    IF (CAST(NEW.selection ->> 'since' AS timestamptz) >= CAST(NEW.selection ->> 'until' AS timestamptz)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'since is before until: exchange the two', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'replay' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a replay without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'retry' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a retry without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'cancel' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a cancel without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'unblock' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'an unblock without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind IN ('pause', 'resume') AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END <> 1) THEN
+        RAISE EXCEPTION USING MESSAGE = 'name one gate: route, destination, api or source; an entity by its source, entity_type and entity_id', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind IN ('pause', 'resume') AND CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END > 0 AND CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END <> 3) THEN
+        RAISE EXCEPTION USING MESSAGE = 'an entity is named by its source, entity_type and entity_id', ERRCODE = 'check_violation';
+    END IF;
+    IF (coalesce(NEW.selection -> 'backfill' = 'true', false) AND NOT (NEW.selection -> 'route' IS NOT NULL)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'backfill is about one route, with everything that it ever took: name the route', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'sweep' AND NOT (NEW.selection -> 'source' IS NOT NULL)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'name the source that is to be swept', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'erase' AND CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END <> 3) THEN
+        RAISE EXCEPTION USING MESSAGE = 'name the entity that is to be erased: source, entity_type and entity_id', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind IN ('pause', 'resume', 'sweep') AND NEW.dry_run) THEN
+        RAISE EXCEPTION USING MESSAGE = 'pause, resume and sweep have no dry run', ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+
+REVOKE ALL ON FUNCTION relay_command_is_valid() FROM PUBLIC;
+
+CREATE TRIGGER relay_command_is_valid BEFORE INSERT OR UPDATE OR DELETE ON relay_command
+    FOR EACH ROW EXECUTE FUNCTION relay_command_is_valid();
+
+CREATE TABLE inbox_payload_default PARTITION OF inbox_payload DEFAULT;
+
+CREATE TABLE inbox_payload_1 PARTITION OF inbox_payload FOR VALUES FROM (1) TO (100001);
+
 INSERT INTO order_lock (id) VALUES (1);
+
+INSERT INTO pruner (id) VALUES (1);
 
 INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')

@@ -3,7 +3,7 @@ CREATE TABLE alert ( -- One row when a problem begins and one when it ends, neve
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- time of the change
     at TEXT NOT NULL,
-    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or intake_stopped
+    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind
     kind TEXT NOT NULL,
     -- subject, such as a destination's name
     subject TEXT NOT NULL,
@@ -57,6 +57,8 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
+
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -152,13 +154,11 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     received_at TEXT NOT NULL,
     -- names of the routes that matched when it arrived; empty: unrouted
     routes JSON NOT NULL,
-    -- allow-listed request headers; empty after erasure or retention
-    headers JSON,
     -- Content-Type of the body
     content_type TEXT NOT NULL,
-    -- body of the request, byte for byte; empty after erasure or retention
-    body BLOB,
-    -- SHA-256 of the body; stays after erasure
+    -- size of the body in bytes; stays after its payload is gone
+    body_bytes INTEGER NOT NULL,
+    -- SHA-256 of the body; stays after its payload is gone
     body_sha256 BLOB NOT NULL,
     -- W3C trace context of the request
     traceparent TEXT,
@@ -166,11 +166,21 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other')),
     CONSTRAINT ck_inbox_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_inbox_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_inbox_routes_is_readable CHECK (CASE WHEN json_valid(routes) THEN json_type(routes) = 'array' ELSE 0 END),
-    CONSTRAINT ck_inbox_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END)
+    CONSTRAINT ck_inbox_routes_is_readable CHECK (CASE WHEN json_valid(routes) THEN json_type(routes) = 'array' ELSE 0 END)
 );
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
+
+CREATE TABLE inbox_payload ( -- Headers and body of each event, until retention or erasure deletes them. The views and commands join it by seq.
+    -- the event: inbox.seq
+    seq INTEGER NOT NULL,
+    -- allow-listed request headers
+    headers JSON NOT NULL,
+    -- body of the request, byte for byte
+    body BLOB NOT NULL,
+    CONSTRAINT pk_inbox_payload PRIMARY KEY (seq),
+    CONSTRAINT ck_inbox_payload_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END)
+);
 
 CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
     -- the route
@@ -261,6 +271,65 @@ CREATE TABLE order_lock ( -- One row, locked by every transaction that ends or m
     CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
 );
 
+CREATE TABLE pruner ( -- One row: the relay or person that prunes, and the time that ages count from.
+    -- always 1
+    id INTEGER NOT NULL,
+    -- while somebody prunes: end of the lease; database clock
+    lease_until TEXT,
+    -- while somebody prunes: relay_node.id of the relay, or the person, host and process
+    held_by TEXT,
+    -- time at which the last round ended; database clock
+    ran_at TEXT,
+    -- time that ages count from: the database clock, but after a step forward only a day for each hour
+    clock TEXT,
+    CONSTRAINT pk_pruner PRIMARY KEY (id),
+    CONSTRAINT ck_pruner_one_row CHECK (id = 1),
+    CONSTRAINT ck_pruner_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruner_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruner_clock_is_readable CHECK (date(substr(clock, 1, 10)) IS substr(clock, 1, 10) AND clock >= '0001-01-01 00:00:00.000000Z' AND (length(clock) = 10 OR substr(clock, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows that expires.
+    -- kind of rows: a key of [retention] in inbox.toml
+    kind TEXT NOT NULL,
+    -- number up to which expired rows are gone; what is left below has to stay
+    position BIGINT DEFAULT 0 NOT NULL,
+    -- time at which the walk last began at the first row; once a day
+    lap_began_at TEXT,
+    -- rows older than this have expired
+    pruned_until TEXT,
+    -- rows pruned in all
+    rows BIGINT DEFAULT 0 NOT NULL,
+    -- bytes in these rows, about; without indexes
+    bytes BIGINT DEFAULT 0 NOT NULL,
+    -- beginning of the present day of the next four figures
+    day_began_at TEXT,
+    -- rows pruned since then
+    rows_today BIGINT DEFAULT 0 NOT NULL,
+    -- rows pruned on the day before
+    rows_yesterday BIGINT DEFAULT 0 NOT NULL,
+    -- highest number at the beginning of the day
+    newest_at_begin BIGINT DEFAULT 0 NOT NULL,
+    -- numbers taken on the day before: about the rows that arrived
+    arrived_yesterday BIGINT DEFAULT 0 NOT NULL,
+    -- seconds for which the oldest expired row has been expired; 0: none is left
+    behind_seconds BIGINT DEFAULT 0 NOT NULL,
+    -- time since which that is more than a day
+    behind_since TEXT,
+    -- time of the last batch; database clock
+    ran_at TEXT,
+    -- rows that could not be deleted and were passed over, in the present lap
+    passed_over BIGINT DEFAULT 0 NOT NULL,
+    -- error of the last batch that failed; empty: the last one went well
+    error TEXT,
+    CONSTRAINT pk_pruning PRIMARY KEY (kind),
+    CONSTRAINT ck_pruning_lap_began_at_is_readable CHECK (date(substr(lap_began_at, 1, 10)) IS substr(lap_began_at, 1, 10) AND lap_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(lap_began_at) = 10 OR substr(lap_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruning_pruned_until_is_readable CHECK (date(substr(pruned_until, 1, 10)) IS substr(pruned_until, 1, 10) AND pruned_until >= '0001-01-01 00:00:00.000000Z' AND (length(pruned_until) = 10 OR substr(pruned_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruning_day_began_at_is_readable CHECK (date(substr(day_began_at, 1, 10)) IS substr(day_began_at, 1, 10) AND day_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(day_began_at) = 10 OR substr(day_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruning_behind_since_is_readable CHECK (date(substr(behind_since, 1, 10)) IS substr(behind_since, 1, 10) AND behind_since >= '0001-01-01 00:00:00.000000Z' AND (length(behind_since) = 10 OR substr(behind_since, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_pruning_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
 CREATE TABLE rejected_request ( -- A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.
     -- number of the rejected request
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -297,38 +366,50 @@ CREATE TABLE rejected_request ( -- A rejected request. Each receiver process sto
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (date(substr(readmitted_at, 1, 10)) IS substr(readmitted_at, 1, 10) AND readmitted_at >= '0001-01-01 00:00:00.000000Z' AND (length(readmitted_at) = 10 OR substr(readmitted_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
+CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
+
+CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
+
 CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; the daemon executes and answers it.
     -- number of the command
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- replay, cancel, unblock, retry, pause or resume
+    -- replay, retry, cancel, unblock, pause, resume, sweep, erase or prune
     kind TEXT NOT NULL,
-    -- deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until; force, everything
-    selection JSON NOT NULL,
+    -- what it is about, as a JSON object: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until, kinds, force, backfill, everything
+    selection JSON DEFAULT '{}' NOT NULL,
     -- reason given by the operator
     reason TEXT NOT NULL,
-    -- operator
-    asked_by TEXT NOT NULL,
-    -- time of the request
-    asked_at TEXT NOT NULL,
-    -- asked, running, done, failed or cancelled
+    -- operator; by default the database role
+    asked_by TEXT DEFAULT 'sqlite' NOT NULL,
+    -- time of the request; database clock
+    asked_at TEXT DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z') NOT NULL,
+    -- true: only answer what it would change
+    dry_run BOOLEAN DEFAULT false NOT NULL,
+    -- asked, running, done, failed, refused or cancelled
     state TEXT DEFAULT 'asked' NOT NULL,
     -- progress: everything up to this seq is done
     progress_seq BIGINT,
-    -- deliveries changed so far
+    -- deliveries changed so far; rows, for a command of another kind
     affected BIGINT DEFAULT 0 NOT NULL,
     -- time of its end
     finished_at TEXT,
     -- answer of the daemon
     answer TEXT,
+    -- of a dry run: number of deliveries or rows that it would change
+    matched BIGINT,
+    -- of a dry run: groups, the first deliveries, what is left out, and consequences
+    sample JSON,
     -- deliveries that could not be changed
     failed BIGINT DEFAULT 0 NOT NULL,
     -- last delivery that could not be changed, with its error
     error TEXT,
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'retry', 'pause', 'resume')),
-    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune')),
+    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_relay_command_sample_is_readable CHECK (sample IS NULL OR CASE WHEN json_valid(sample) THEN json_type(sample) = 'object' ELSE 0 END)
 );
 
 CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
@@ -356,6 +437,8 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (date(substr(stopped_at, 1, 10)) IS substr(stopped_at, 1, 10) AND stopped_at >= '0001-01-01 00:00:00.000000Z' AND (length(stopped_at) = 10 OR substr(stopped_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
 );
+
+CREATE INDEX ix_relay_node_started_at ON relay_node (started_at);
 
 CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.
     -- the source that was swept
@@ -578,31 +661,45 @@ FROM relay_command c
 WHERE c.state = 'asked' AND round((julianday('now') - julianday(c.asked_at)) * 86400, 3) > 60
 UNION ALL
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
-       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state = 'failed' THEN 'failed: ' || coalesce(c.answer, '')
+       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
     ORDER BY id DESC
     LIMIT 1000) c
-WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600);
+WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
+  AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600);
 
 CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
-WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.entity_id IS OLD.entity_id AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.event_id IS OLD.event_id AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_sha256 IS OLD.body_sha256 AND NEW.traceparent IS OLD.traceparent
-    AND (NEW.body IS NULL OR NEW.body IS OLD.body) AND (NEW.headers IS NULL OR NEW.headers IS OLD.headers))
 BEGIN
-    SELECT RAISE(ABORT, 'inbox is append-only: only body and headers can be cleared');
+    SELECT RAISE(ABORT, 'inbox is append-only: only events older than 7 days with nothing open can be deleted');
 END;
 
 CREATE TRIGGER inbox_refuses_delete BEFORE DELETE ON inbox
-WHEN OLD.received_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-7 days')
-    OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)
+WHEN OLD.received_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-7 days') OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)
 BEGIN
-    SELECT RAISE(ABORT, 'inbox is append-only: only old rows with nothing open can be deleted');
+    SELECT RAISE(ABORT, 'inbox is append-only: only events older than 7 days with nothing open can be deleted');
+END;
+
+CREATE TRIGGER inbox_deletes_payload AFTER DELETE ON inbox
+BEGIN
+    DELETE FROM inbox_payload WHERE seq = OLD.seq;
+END;
+
+CREATE TRIGGER inbox_payload_refuses_update BEFORE UPDATE ON inbox_payload
+BEGIN
+    SELECT RAISE(ABORT, 'inbox_payload is append-only: only payloads of events with nothing open can be deleted');
+END;
+
+CREATE TRIGGER inbox_payload_refuses_delete BEFORE DELETE ON inbox_payload
+WHEN EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)
+BEGIN
+    SELECT RAISE(ABORT, 'inbox_payload is append-only: only payloads of events with nothing open can be deleted');
 END;
 
 CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log
 BEGIN
-    SELECT RAISE(ABORT, 'delivery_log is append-only');
+    SELECT RAISE(ABORT, 'delivery_log is append-only: only old attempts of ended deliveries can be deleted');
 END;
 
 CREATE TRIGGER delivery_log_refuses_delete BEFORE DELETE ON delivery_log
@@ -614,6 +711,76 @@ BEGIN
     SELECT RAISE(ABORT, 'delivery_log is append-only: only old attempts of ended deliveries can be deleted');
 END;
 
+CREATE TRIGGER relay_command_refuses_insert BEFORE INSERT ON relay_command
+WHEN NEW.state IN ('asked', 'running')
+BEGIN
+    SELECT RAISE(ABORT, 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase and prune') WHERE NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune');
+    SELECT RAISE(ABORT, 'say why in reason: it is kept with the command') WHERE trim(NEW.reason) = '';
+    SELECT RAISE(ABORT, 'dry_run is true or false') WHERE NEW.dry_run NOT IN (0, 1);
+    SELECT RAISE(ABORT, 'selection is a JSON object, such as {"route": "crm"}') WHERE CASE WHEN json_valid(NEW.selection) THEN json_type(NEW.selection) <> 'object' ELSE 1 END;
+    SELECT RAISE(ABORT, 'a replay has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until, force, backfill and everything') WHERE NEW.kind = 'replay' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'force', 'backfill', 'everything'));
+    SELECT RAISE(ABORT, 'a retry has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until and everything') WHERE NEW.kind = 'retry' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'everything'));
+    SELECT RAISE(ABORT, 'a cancel has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until and everything') WHERE NEW.kind = 'cancel' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'everything'));
+    SELECT RAISE(ABORT, 'an unblock has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until and everything') WHERE NEW.kind = 'unblock' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'everything'));
+    SELECT RAISE(ABORT, 'a pause has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id') WHERE NEW.kind = 'pause' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'));
+    SELECT RAISE(ABORT, 'a resume has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id') WHERE NEW.kind = 'resume' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'));
+    SELECT RAISE(ABORT, 'a sweep has no such key in its selection; its keys are source and entity_type') WHERE NEW.kind = 'sweep' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('source', 'entity_type'));
+    SELECT RAISE(ABORT, 'an erase has no such key in its selection; its keys are source, entity_type and entity_id') WHERE NEW.kind = 'erase' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('source', 'entity_type', 'entity_id'));
+    SELECT RAISE(ABORT, 'a prune has no such key in its selection; its keys are kinds') WHERE NEW.kind = 'prune' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('kinds'));
+    SELECT RAISE(ABORT, 'route is a text that is not empty') WHERE json_type(NEW.selection, '$.route') IS NOT NULL AND (json_type(NEW.selection, '$.route') <> 'text' OR NEW.selection ->> '$.route' = '');
+    SELECT RAISE(ABORT, 'seq is a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.seq') IS NOT NULL AND (json_type(NEW.selection, '$.seq') <> 'integer' OR NEW.selection ->> '$.seq' NOT BETWEEN 0 AND 9223372036854775807);
+    SELECT RAISE(ABORT, 'source is a text that is not empty') WHERE json_type(NEW.selection, '$.source') IS NOT NULL AND (json_type(NEW.selection, '$.source') <> 'text' OR NEW.selection ->> '$.source' = '');
+    SELECT RAISE(ABORT, 'entity_type is a text that is not empty') WHERE json_type(NEW.selection, '$.entity_type') IS NOT NULL AND (json_type(NEW.selection, '$.entity_type') <> 'text' OR NEW.selection ->> '$.entity_type' = '');
+    SELECT RAISE(ABORT, 'entity_id is a text that is not empty') WHERE json_type(NEW.selection, '$.entity_id') IS NOT NULL AND (json_type(NEW.selection, '$.entity_id') <> 'text' OR NEW.selection ->> '$.entity_id' = '');
+    SELECT RAISE(ABORT, 'destination is a text that is not empty') WHERE json_type(NEW.selection, '$.destination') IS NOT NULL AND (json_type(NEW.selection, '$.destination') <> 'text' OR NEW.selection ->> '$.destination' = '');
+    SELECT RAISE(ABORT, 'api is a text that is not empty') WHERE json_type(NEW.selection, '$.api') IS NOT NULL AND (json_type(NEW.selection, '$.api') <> 'text' OR NEW.selection ->> '$.api' = '');
+    SELECT RAISE(ABORT, 'cause is a text that is not empty') WHERE json_type(NEW.selection, '$.cause') IS NOT NULL AND (json_type(NEW.selection, '$.cause') <> 'text' OR NEW.selection ->> '$.cause' = '');
+    SELECT RAISE(ABORT, 'status is a whole number from 100 to 599') WHERE json_type(NEW.selection, '$.status') IS NOT NULL AND (json_type(NEW.selection, '$.status') <> 'integer' OR NEW.selection ->> '$.status' NOT BETWEEN 100 AND 599);
+    SELECT RAISE(ABORT, 'error is a text that is not empty') WHERE json_type(NEW.selection, '$.error') IS NOT NULL AND (json_type(NEW.selection, '$.error') <> 'text' OR NEW.selection ->> '$.error' = '');
+    SELECT RAISE(ABORT, 'event_type is a text that is not empty') WHERE json_type(NEW.selection, '$.event_type') IS NOT NULL AND (json_type(NEW.selection, '$.event_type') <> 'text' OR NEW.selection ->> '$.event_type' = '');
+    SELECT RAISE(ABORT, 'since is a time with an offset from UTC, such as 2026-01-31T10:00:00Z') WHERE json_type(NEW.selection, '$.since') IS NOT NULL AND (json_type(NEW.selection, '$.since') <> 'text' OR NOT (NEW.selection ->> '$.since' GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9]*' AND (NEW.selection ->> '$.since' GLOB '*[Zz]' OR NEW.selection ->> '$.since' GLOB '*[+-][0-2][0-9]:[0-5][0-9]') AND date(substr(NEW.selection ->> '$.since', 1, 10)) IS substr(NEW.selection ->> '$.since', 1, 10) AND julianday(upper(NEW.selection ->> '$.since')) IS NOT NULL));
+    SELECT RAISE(ABORT, 'until is a time with an offset from UTC, such as 2026-01-31T10:00:00Z') WHERE json_type(NEW.selection, '$.until') IS NOT NULL AND (json_type(NEW.selection, '$.until') <> 'text' OR NOT (NEW.selection ->> '$.until' GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9]*' AND (NEW.selection ->> '$.until' GLOB '*[Zz]' OR NEW.selection ->> '$.until' GLOB '*[+-][0-2][0-9]:[0-5][0-9]') AND date(substr(NEW.selection ->> '$.until', 1, 10)) IS substr(NEW.selection ->> '$.until', 1, 10) AND julianday(upper(NEW.selection ->> '$.until')) IS NOT NULL));
+    SELECT RAISE(ABORT, 'kinds is a list of texts') WHERE json_type(NEW.selection, '$.kinds') IS NOT NULL AND (json_type(NEW.selection, '$.kinds') <> 'array' OR EXISTS (SELECT 1 FROM json_each(NEW.selection, '$.kinds') e WHERE e.type <> 'text'));
+    SELECT RAISE(ABORT, 'force is true or false') WHERE json_type(NEW.selection, '$.force') IS NOT NULL AND (json_type(NEW.selection, '$.force') NOT IN ('true', 'false'));
+    SELECT RAISE(ABORT, 'backfill is true or false') WHERE json_type(NEW.selection, '$.backfill') IS NOT NULL AND (json_type(NEW.selection, '$.backfill') NOT IN ('true', 'false'));
+    SELECT RAISE(ABORT, 'everything is true or false') WHERE json_type(NEW.selection, '$.everything') IS NOT NULL AND (json_type(NEW.selection, '$.everything') NOT IN ('true', 'false'));
+    SELECT RAISE(ABORT, 'since is before until: exchange the two') WHERE julianday(upper(NEW.selection ->> '$.since')) >= julianday(upper(NEW.selection ->> '$.until'));
+    SELECT RAISE(ABORT, 'a replay without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'replay' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
+    SELECT RAISE(ABORT, 'a retry without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'retry' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
+    SELECT RAISE(ABORT, 'a cancel without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'cancel' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
+    SELECT RAISE(ABORT, 'an unblock without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'unblock' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
+    SELECT RAISE(ABORT, 'name one gate: route, destination, api or source; an entity by its source, entity_type and entity_id') WHERE NEW.kind IN ('pause', 'resume') AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END <> 1;
+    SELECT RAISE(ABORT, 'an entity is named by its source, entity_type and entity_id') WHERE NEW.kind IN ('pause', 'resume') AND CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END > 0 AND CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END <> 3;
+    SELECT RAISE(ABORT, 'backfill is about one route, with everything that it ever took: name the route') WHERE coalesce(json_type(NEW.selection, '$.backfill') = 'true', 0) AND NOT (json_type(NEW.selection, '$.route') IS NOT NULL);
+    SELECT RAISE(ABORT, 'name the source that is to be swept') WHERE NEW.kind = 'sweep' AND NOT (json_type(NEW.selection, '$.source') IS NOT NULL);
+    SELECT RAISE(ABORT, 'name the entity that is to be erased: source, entity_type and entity_id') WHERE NEW.kind = 'erase' AND CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END <> 3;
+    SELECT RAISE(ABORT, 'pause, resume and sweep have no dry run') WHERE NEW.kind IN ('pause', 'resume', 'sweep') AND NEW.dry_run;
+END;
+
+CREATE TRIGGER relay_command_refuses_update BEFORE UPDATE ON relay_command
+BEGIN
+    SELECT RAISE(ABORT, 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one') WHERE NEW.id IS NOT OLD.id OR NEW.kind IS NOT OLD.kind OR NEW.asked_by IS NOT OLD.asked_by OR NEW.asked_at IS NOT OLD.asked_at OR NEW.dry_run IS NOT OLD.dry_run OR (NEW.state IN ('asked', 'running') AND (NEW.selection IS NOT OLD.selection OR NEW.reason IS NOT OLD.reason));
+    SELECT RAISE(ABORT, 'only erasure may change a command that has ended: its reason becomes erased, and texts of its selection begin so') WHERE NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS NOT OLD.selection AND (EXISTS (SELECT 1 FROM json_each(NEW.selection) n WHERE n.value IS NOT json_extract(OLD.selection, n.fullkey) AND NOT substr(n.value, 1, 6) = 'erased') OR (SELECT json_group_array(k.key) FROM (SELECT key FROM json_each(NEW.selection) ORDER BY key) k) IS NOT (SELECT json_group_array(k.key) FROM (SELECT key FROM json_each(OLD.selection) ORDER BY key) k));
+    SELECT RAISE(ABORT, 'a command that has ended stays as it is: insert another one') WHERE OLD.state NOT IN ('asked', 'running') AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running');
+    SELECT RAISE(ABORT, 'a command that runs is not asked again') WHERE OLD.state = 'running' AND NEW.state = 'asked';
+END;
+
+CREATE TRIGGER relay_command_is_cancelled AFTER UPDATE OF state ON relay_command
+WHEN OLD.state IN ('asked', 'running') AND NEW.state = 'cancelled' AND NEW.finished_at IS NULL
+BEGIN
+    UPDATE relay_command SET finished_at = strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z',
+        answer = coalesce(answer, 'cancelled by hand')
+    WHERE id = NEW.id;
+END;
+
+CREATE TRIGGER relay_command_refuses_delete BEFORE DELETE ON relay_command
+WHEN OLD.state IN ('asked', 'running')
+BEGIN
+    SELECT RAISE(ABORT, 'an open command can''t be deleted: cancel it first with UPDATE relay_command SET state = ''cancelled''');
+END;
+
 INSERT INTO order_lock (id) VALUES (1);
+
+INSERT INTO pruner (id) VALUES (1);
 
 INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')

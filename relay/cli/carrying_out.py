@@ -65,12 +65,6 @@ _MOST_LISTED = 10_000
 """Deliveries that the JSON of a plan lists; its count is exact."""
 _LOOK_AGAIN_SECONDS = 0.5
 
-LEFT_OUT = {
-    "overtaken": "older than the last delivered state of their lane; --force replays them too",
-    "route_removed": "ended on a route that is not configured any more; configure it again to replay them",
-    "unreadable": "have a fact that can't be read; `relay verify` names it",
-}
-
 
 class Texts(msgspec.Struct, frozen=True):
     """The texts of a command: its plan, its end, its progress, and that there is nothing to do."""
@@ -168,7 +162,8 @@ def command_text(act: Act, chosen: Selection) -> str:
         "until": None if chosen.until is None else rfc3339(chosen.until),
     }
     options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
-    return " ".join(["relay", act, *options, *(["--all"] if chosen.everything else []), "--reason '…'"])
+    options += [flag for flag, is_set in (("--backfill", chosen.backfill), ("--all", chosen.everything)) if is_set]
+    return " ".join(["relay", act, *options, "--reason '…'"])
 
 
 def _planned(database: Database, choice: Choice, most: int) -> Plan:
@@ -189,6 +184,8 @@ def _show(texts: Texts, plan: Plan, hints: list[str]) -> None:
         now = SystemClock().now()
         rows = [{**row, "state": shown_state(row, now)} for row in plan.deliveries]
         show(rows, COLUMNS, _FORM, empty="")
+    from relay.store.operator.plan import LEFT_OUT
+
     for why, number in plan.left_out.items():
         say(f"{number} left out: {LEFT_OUT[why]}")
     for hint in hints:
@@ -244,9 +241,8 @@ def _other(choice: Choice, act: Act) -> str:
 
 def _for(choice: Choice, act: Act) -> Choice:
     """Return the same conditions for another act."""
-    plain = msgspec.structs.replace(choice.selection, force=False, everything=False)
-    everything = act == "retry" and plain.is_empty
-    return msgspec.structs.replace(choice, act=act, selection=msgspec.structs.replace(plain, everything=everything))
+    plain = msgspec.structs.replace(choice.selection, force=False, backfill=False, everything=choice.selection.is_empty)
+    return msgspec.structs.replace(choice, act=act, selection=plain)
 
 
 def _number_of(database: Database, choice: Choice, which: Which) -> int:
@@ -257,8 +253,8 @@ def _number_of(database: Database, choice: Choice, which: Which) -> int:
 
 
 def _gates_in_front(database: Database, choice: Choice, plan: Plan) -> Iterator[str]:
-    from relay.cli.next_steps import resume_command
     from relay.cli.pause import described
+    from relay.delivery.gates import resume_command
     from relay.delivery.policy import policies
     from relay.store import gates
 

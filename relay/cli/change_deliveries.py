@@ -38,6 +38,7 @@ OfFailure = Annotated[
     str | None,
     typer.Option("--cause", help="Only where the last attempt failed with this error class, such as server_error."),
 ]
+All = Annotated[bool, typer.Option("--all", help="All of them; needed without any filter.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")]
 
 
@@ -59,23 +60,26 @@ def replay(
     force: Annotated[
         bool, typer.Option("--force", help="Even where a later event was delivered, and this would undo it.")
     ] = False,
-    everything: Annotated[
+    backfill: Annotated[
         bool,
-        typer.Option("--all", help="Of --route: also what was delivered, and what it would take now and never took."),
+        typer.Option(
+            "--backfill", help="Of --route: also what was delivered, and what it would take now and never took."
+        ),
     ] = False,
+    everything: All = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Replay dead or ended deliveries. Shows the plan; --yes does it.
 
-    Without --seq, --entity or --all, only dead letters are replayed. Exits with 1 when there is nothing to replay.
+    Without --seq, --entity or --backfill, only dead letters are replayed. Exits with 1 when there is nothing to replay.
     Attempts that wait are not dead: `relay retry` makes them due at once.
 
     Examples:
       relay replay --cause exhausted --reason "CRM is back"
       relay replay --destination crm --status 503 --since 2d --reason "CRM is back"
       relay replay --seq 42 --reason "mapping fixed" --yes
-      relay replay --route crm --all --since 2026-01-01 --reason "CRM was restored from a backup"
+      relay replay --route crm --backfill --since 2026-01-01 --reason "CRM was restored from a backup"
     """
     chosen = _selection(
         route=route,
@@ -91,6 +95,7 @@ def replay(
         since=since,
         until=until,
         force=force,
+        backfill=backfill,
         everything=everything,
     )
     texts = Texts("would be replayed", "replayed", "replaying", "nothing to replay")
@@ -112,14 +117,14 @@ def retry(
     error: OfError = None,
     since: Since = None,
     until: Until = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that wait, without any filter.")] = False,
+    everything: All = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Make waiting attempts due at once, such as after a repair. Shows the plan; --yes does it.
 
     Each delivery keeps its attempts and its place in its lane. Pauses, circuit breakers and rate limits hold as always.
-    Exits with 1 when nothing waits for a later attempt. Without any filter it needs --all.
+    Exits with 1 when nothing waits for a later attempt.
 
     Examples:
       relay retry --destination crm --reason "CRM is back"
@@ -161,6 +166,7 @@ def cancel(
     error: OfError = None,
     since: Since = None,
     until: Until = None,
+    everything: All = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -185,6 +191,7 @@ def cancel(
         error=error,
         since=since,
         until=until,
+        everything=everything,
     )
     texts = Texts("would be cancelled", "cancelled", "cancelling", "nothing to cancel")
     carry_out("cancel", texts, chosen, reason, yes=yes, as_json=as_json)
@@ -205,6 +212,7 @@ def unblock(
     error: OfError = None,
     since: Since = None,
     until: Until = None,
+    everything: All = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -229,6 +237,7 @@ def unblock(
         error=error,
         since=since,
         until=until,
+        everything=everything,
     )
     texts = Texts("would be unblocked", "unblocked", "unblocking", "nothing is blocked")
     carry_out("unblock", texts, chosen, reason, yes=yes, as_json=as_json)
@@ -249,6 +258,7 @@ def _selection(
     since: datetime | None,
     until: datetime | None,
     force: bool = False,
+    backfill: bool = False,
     everything: bool = False,
 ) -> Selection:
     from relay.store.operator.selection import Selection
@@ -269,5 +279,6 @@ def _selection(
         since=since,
         until=until,
         force=force,
+        backfill=backfill,
         everything=everything,
     )

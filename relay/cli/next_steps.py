@@ -9,7 +9,7 @@ from datetime import timedelta
 import msgspec
 
 from inbox.cli.wording import counted, relative
-from relay.delivery.gates import entity_of
+from relay.delivery.gates import resume_command
 from relay.store.overview import HeldGate, Overview
 from relay.store.route_states import RouteState
 from relay.store.stuck_check import Trouble
@@ -64,17 +64,6 @@ def _about_gate(gate: HeldGate) -> NextStep:
     else:
         text = f"{name} is not called for now: call it at once, when it is well again"
     return NextStep(text, resume_command(gate.kind, gate.name))
-
-
-def resume_command(kind: str, name: str) -> str:
-    """Return the command that opens a gate."""
-    entity = entity_of(name) if kind == "entity" else None
-    options = (
-        _words(f"--{kind}", name)
-        if entity is None
-        else _words("--source", entity[0], "--entity", f"{entity[1]}/{entity[2]}")
-    )
-    return f"relay resume {options}"
 
 
 class _Problem(msgspec.Struct, frozen=True):

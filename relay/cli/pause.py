@@ -122,7 +122,7 @@ def resume(
         return
     if gate is None:
         fail("name what to resume: --route, --destination, --api, --source, --entity or --command")
-    _request("resume", gate, reason)
+    _request("resume", gate, reason or "resumed by command line")
     _retry_behind(gate, reason, at_once=retry)
 
 

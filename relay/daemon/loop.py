@@ -1,4 +1,4 @@
-"""The relay's loop, which owns all work; threads beside it make the calls, renew leases, post alerts and sweep.
+"""The relay's loop, which owns all work; threads beside it make the calls, renew leases, post alerts, sweep and prune.
 
 The loop records finished attempts, rescues expired leases, sequences new events and claims due deliveries. Every step is
 a few short transactions; none is open during a call. Other threads hand their results to the loop through one queue.
@@ -24,6 +24,7 @@ from relay.daemon.generation import Generations, LoopEvent, PreparedConfig
 from relay.daemon.lease_renewal import LeaseRenewer, Leases, claim_of
 from relay.daemon.maintenance import Maintenance
 from relay.daemon.pool import FinishedAttempt
+from relay.daemon.pruner import Pruner
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import can_be_given_back
 from relay.delivery.rate_holds import asks_for_hold
@@ -93,6 +94,7 @@ class Relay:
         self._sweeper = Sweeper(
             database, self.node, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps
         )
+        self._pruner = Pruner(database, self.node, prepared.config.retention, stop=stop, observer=observer, steps=steps)
 
     def stop(self) -> None:
         """Stop gracefully: claim nothing more, finish running calls, release the rest. Call it from any other thread."""
@@ -126,6 +128,7 @@ class Relay:
             self._observer.started(self.node, self._generations.active.routes)
             if not drain:
                 self._sweeper.start()
+                self._pruner.start()
             self._work(drain=drain)
         renewing.result()
         self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
@@ -179,6 +182,7 @@ class Relay:
             case PreparedConfig() if not self._stop.is_set():
                 self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
+                self._pruner.replace_ages(event.config.retention)
                 self._observer.reloaded(self.node, self._generations.active.routes)
             case _:
                 pass  # a stop: the loop sees it by itself
@@ -273,6 +277,7 @@ class Relay:
         self._steps.attempt("writing figures", self._maintenance.flush_throughput)
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
+        self._pruner.join(CUT_SECONDS)
 
     def _finish_within(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:
         """Record and release until nothing is in hand. Waits for no outcome long: the database may have recovered."""

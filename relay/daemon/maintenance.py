@@ -160,7 +160,7 @@ class Maintenance:
             return 0
         self._any_command = False
         changed = self._commands.work(self._active.config, self._active.policies)
-        for number, error in self._commands.busy:
+        for number, error in self._commands.troubled:
             self._observer.database_trouble(f"working on command {number}", error)
         self._any_command = changed > 0
         self._claimer.read_gates()  # the command may have been a pause

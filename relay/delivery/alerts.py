@@ -23,6 +23,7 @@ AlertKind = Literal[
     "sweep_failed",
     "step_failed",
     "intake_stopped",
+    "retention_behind",
 ]
 
 SENTENCES: dict[AlertKind, tuple[str, str]] = {
@@ -47,6 +48,10 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
     "sweep_failed": ("source {subject} can't be swept: {error}", "source {subject} is swept again"),
     "step_failed": ("the relay's step {subject} fails: {error}", "the relay's step {subject} works again"),
     "intake_stopped": ("the {subject} can store nothing: {error}", "the {subject} stores webhooks again"),
+    "retention_behind": (
+        "retention of {subject} is behind by {behind_seconds} s: {pruned_per_day} rows pruned a day, {arrived_per_day} arrived",
+        "retention of {subject} has caught up",
+    ),
 }
 """The sentences of each kind: when it begins, and when it has recovered."""
 
@@ -56,7 +61,7 @@ class Alert(msgspec.Struct, frozen=True):
 
     kind: AlertKind
     subject: str
-    """A route, a source, a source and a type of entity, a step, or `destination NAME` and `api NAME`."""
+    """A route, a source, a source and a type of entity, a step, a kind of [retention], or `destination NAME` and `api NAME`."""
     firing: bool
     detail: Mapping[str, Any] = {}
     """The values of its sentence, and more."""

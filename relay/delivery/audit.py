@@ -107,6 +107,8 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
                 is_put_right, is_newer, unseen = True, False, 0
             case facts.Replayed():
                 is_asked_for, unseen = True, 0
+            case facts.Rearmed():
+                unseen = 0  # a new run, too
             case facts.DeliveredFact():
                 delivered = last.fact
             case _:

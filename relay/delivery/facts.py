@@ -111,6 +111,7 @@ GiveUpCause = Literal[
     "crash_loop",  # the relays that worked on it all died
     "unrecordable",  # the outcome of its call could not be stored
     "unprocessable",  # it could not be ordered, claimed or rescued
+    "payload_gone",  # retention or erasure had deleted the event's headers and body
 ]
 
 CAUSES: tuple[str, ...] = (*get_args(GiveUpCause), *get_args(ErrorClass))
@@ -121,7 +122,7 @@ class Dead(Fact, frozen=True, tag="dead"):
     """A dead letter: the relay gave it up, and it waits for an operator."""
 
     cause: str
-    """`exhausted`, `crash_loop`, `unrecordable`, `unprocessable`, or the error class that no retry fixes."""
+    """`exhausted`, `crash_loop`, `unrecordable`, `unprocessable`, `payload_gone`, or the error class that no retry fixes."""
     error: str
     calls: tuple[Call, ...] = ()
     blocks_lane: bool = False

@@ -16,6 +16,7 @@ The circuit breaker of a destination or api:
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -281,6 +282,15 @@ def entity_of(name: str) -> Entity | None:
     """Return the entity whose gate has this name; None when it is no entity's."""
     parts = split(name)
     return (parts[0], parts[1], parts[2]) if len(parts) == _ENTITY_PARTS else None
+
+
+def resume_command(kind: str, name: str) -> str:
+    """Return the command that opens a gate."""
+    entity = entity_of(name) if kind == "entity" else None
+    if entity is None:
+        return shlex.join(["relay", "resume", f"--{kind}", name])
+    source, entity_type, entity_id = entity
+    return shlex.join(["relay", "resume", "--source", source, "--entity", f"{entity_type}/{entity_id}"])
 
 
 _ENTITY_PARTS = 3

@@ -13,6 +13,8 @@ from sqlalchemy import text
 
 from inbox.config.model import Config
 from inbox.config.source import Source
+from inbox.db.retention import state
+from inbox.db.retention.kinds import STEPS
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
 from relay.store.alerts import note
@@ -26,6 +28,9 @@ STEP = "look_at_conditions"
 Firing = frozenset[tuple[str, str]]
 """Kind and subject of each alert that has not recovered."""
 
+
+CATCH_UP_WITHIN = timedelta(hours=1)
+"""A pruner that is behind for longer loses to intake, or has begun with a large database."""
 
 WHOLE_EVERY_SECONDS = 60.0
 """Between two looks at everything that is open, at least."""
@@ -73,6 +78,7 @@ class Watch:
                 for name, source in config.sources.items()
                 if source.silent_after is not None
             },
+            "retention": partial(_retention, now),
         }
 
         def part(some: Sequence[str]) -> list[Alert]:
@@ -134,6 +140,19 @@ def _recovered_steps(firing: Firing, transaction: Transaction) -> Iterator[Alert
     if fired:
         for step in sorted(fired - {failing.step for failing in failing_steps(transaction)}):
             yield Alert("step_failed", step, firing=False)
+
+
+def _retention(now: datetime, transaction: Transaction) -> Iterator[Alert]:
+    """Kinds of rows that are deleted more slowly than they arrive: a pruner has had an hour to catch up."""
+    for kind in STEPS:
+        progress = state.read(transaction.connection, kind)
+        is_behind = progress.behind_since is not None and progress.behind_since <= now - CATCH_UP_WITHIN
+        detail = {
+            "behind_seconds": progress.behind_seconds,
+            "pruned_per_day": progress.rows_per_day(now),
+            "arrived_per_day": progress.arrived_yesterday,
+        }
+        yield Alert("retention_behind", kind, is_behind, detail if is_behind else {})
 
 
 _FIRING = text("""

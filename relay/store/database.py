@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db.checkpoint import Checkpoints, checkpoint
 from inbox.db.dialect import Sql, failure_of, is_storable, is_wait_timeout, rows_param, storable
 from inbox.db.engine import LOCK_TIMEOUT_SECONDS, reading, snapshot
+from inbox.db.leaves import OPENING_LOCK
 from inbox.db.reads import Row, plain
 from inbox.db.throughput import ROUTE, Tally
 from inbox.events.timestamps import as_time, time_text
@@ -174,6 +175,11 @@ class Transaction:
         self.hurry(HASTY_WAIT_MS)
         return self.now()
 
+    def lock_payloads(self) -> None:
+        """Keep retention from deleting payloads until this transaction ends; call it before looking for one."""
+        if self.sql.is_postgres:
+            self.connection.execute(_LOCK_PAYLOADS)
+
     def hurry(self, milliseconds: int = HASTY_WAIT_ALONE_MS) -> None:
         """Wait for locked rows no longer than this from now on, if this thread has waited for one in vain lately."""
         if self._is_hasty:
@@ -250,6 +256,7 @@ def key_text(key: Key) -> str:
     return f"route={key[1]} seq={key[0]}"
 
 
+_LOCK_PAYLOADS = text(f"SELECT pg_advisory_xact_lock_shared({OPENING_LOCK})")
 _LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
 
 ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"

@@ -18,7 +18,7 @@ from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts
 from relay.store.coverage import last_delivered
 from relay.store.database import Database, Key, Transaction
-from relay.store.reopen import find, take_up
+from relay.store.reopen import find, keep_payloads, take_up
 
 EVENTS_OF_A_ROUND = 200
 ROWS_OF_A_ROUND = 1_000
@@ -110,11 +110,9 @@ def judge(database: Database, config: Config, policies: Policies, relay_node: st
             if (last := lasts.get((row.route, row.lane))) is None or not covers(last, row.key, policies[row.route].skew)
         ]
         undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT}
-        again = [
-            append(row, facts.Rearmed(duplicate=newest[row.seq]), now)
-            for row in uncovered
-            if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided
-        ]
+        ended = [row for row in uncovered if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided]
+        kept = keep_payloads(transaction, (row.seq for row in ended))
+        again = [append(row, facts.Rearmed(duplicate=newest[row.seq]), now) for row in ended if row.seq in kept]
         take_up(transaction, found, again, policies, relay_node)
         decided = [{"id": row.id, "times": row.times} for row in repeats if row.seq not in undecided]
         handled = transaction.execute(_handle(database.sql), decided=rows_param(decided), at=time_text(now))

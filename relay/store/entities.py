@@ -114,6 +114,7 @@ FROM (
     ORDER BY entity_type, entity_id
     LIMIT :most) newest
 JOIN inbox i ON i.seq = newest.seq
+LEFT JOIN inbox_payload p ON p.seq = i.seq
 ORDER BY i.entity_type, i.entity_id
 """)
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_json, rows_param
+from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Delivery
@@ -17,7 +18,11 @@ from relay.store.database import Transaction
 
 
 def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
-    """Add their events to the rows of a claim, in the order of seq."""
+    """Add their events to the rows of a claim, in the order of seq.
+
+    Raises:
+        PayloadGone: an event has no headers and body any more.
+    """
     if not claimed:
         return []
     keys = rows_param({"seq": row.seq, "route": row.route, "lane": row.lane} for row in claimed)
@@ -26,6 +31,8 @@ def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delive
 
 
 def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
+    if event.body is None:
+        raise PayloadGone
     late = event.last_occurred_at is not None and (as_time(event.occurred_at), row.seq) < (
         as_time(event.last_occurred_at),
         event.last_seq,
@@ -50,15 +57,16 @@ def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
 
 _FIELDS = (
     "source", "entity_type", "entity_id", "event_type", "action", "event_id", "dedup_key", "occurred_at", "received_at",
-    "content_type", "headers", "body", "traceparent",
+    "content_type", "traceparent",
 )  # fmt: skip
-EVENT = ", ".join(f"i.{name}" for name in _FIELDS)
-"""The columns of the inbox that `of_event` reads."""
+_PAYLOAD = ("headers", "body")
+EVENT = ", ".join((*(f"i.{name}" for name in _FIELDS), *(f"p.{name}" for name in _PAYLOAD)))
+"""The columns of an event `i` and its payload `p` that `of_event` reads."""
 
 
 def of_event(event: Any) -> dict[str, Any]:  # noqa: ANN401  # a result row
-    """The fields of a `Delivery` that come from its event."""
-    return {name: getattr(event, name) for name in _FIELDS} | {
+    """The fields of a `Delivery` that come from its event; no headers, and None as its body, without a payload."""
+    return {name: getattr(event, name) for name in (*_FIELDS, *_PAYLOAD)} | {
         "occurred_at": as_time(event.occurred_at),
         "received_at": as_time(event.received_at),
         "headers": as_json(event.headers) or {},
@@ -80,5 +88,6 @@ SELECT i.seq, claimed.route, {EVENT},
                 WHERE n.seq = i.seq AND n.route = claimed.route AND n.id > f.id AND n.kind IN ({_NEW_RUN}))) AS stale_before
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
 JOIN inbox i ON i.seq = claimed.seq
+LEFT JOIN inbox_payload p ON p.seq = i.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
 """)

@@ -225,7 +225,7 @@ SELECT {columns} FROM (
     UNION ALL
     SELECT * FROM (
         SELECT {columns} FROM (SELECT {columns} FROM relay_command ORDER BY id DESC LIMIT 1000) newest
-        WHERE (state = 'failed' OR failed > 0) AND finished_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
+        WHERE (state IN ('failed', 'refused') OR failed > 0) AND finished_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
         ORDER BY id DESC LIMIT :most) failures
 ) found
 ORDER BY id DESC

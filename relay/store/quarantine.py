@@ -18,8 +18,8 @@ from relay.store.applied import forget_applied
 from relay.store.database import Database, Key, Transaction
 from relay.store.lanes import settle_lanes
 
-Cause = Literal["unrecordable", "unprocessable"]
-"""Its attempt's outcome can't be recorded; it can't be ordered, rescued or loaded."""
+Cause = Literal["unrecordable", "unprocessable", "payload_gone"]
+"""Its attempt's outcome can't be recorded; it can't be ordered, rescued or loaded; its event has no payload any more."""
 
 
 def quarantine(

@@ -48,6 +48,14 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locke
     ]
 
 
+def keep_payloads(transaction: Transaction, seqs: Iterable[int], *, locked: bool = True) -> set[int]:
+    """Return which of these events still have their payload; with `locked`, none goes before the transaction ends."""
+    if locked:
+        transaction.lock_payloads()
+    wanted = rows_param({"seq": seq} for seq in sorted(set(seqs)))
+    return {row.seq for row in transaction.execute(_payloads(transaction.sql), wanted=wanted)}
+
+
 def take_up(
     transaction: Transaction,
     found: Iterable[OpenDelivery],
@@ -130,6 +138,11 @@ SELECT i.seq, wanted.route, i.entity_type, i.entity_id, i.dedup_key, i.occurred_
 FROM {_wanted(sql)} JOIN inbox i ON i.seq = wanted.seq
 ORDER BY i.seq, wanted.route
 """)
+
+
+@cache
+def _payloads(sql: Sql) -> TextClause:
+    return text(f"SELECT p.seq FROM {sql.rows('wanted', seq='bigint')} JOIN inbox_payload p ON p.seq = wanted.seq")
 
 
 _NEW = {"seq": "bigint", "route": "text", "lane": "text", "occurred_at": "time", "run": "int"}

@@ -65,7 +65,7 @@ def findings(database: Database, policies: Policies, *, host: str | None = None)
 
     With a `host`, its relay must be alive, and findings that only a person can fix are left out: a restart helps none.
     """
-    found = _relays_alive(database, host) + relays_in_trouble(database)
+    found = relays_alive(database, host) + relays_in_trouble(database)
     first = unordered(database)
     if first is not None:
         found.append(Trouble("unordered", None, f"event {first} has waited a minute for its place in its lane"))
@@ -76,7 +76,8 @@ def findings(database: Database, policies: Policies, *, host: str | None = None)
     return found if host is not None else found + waits_for_a_person(database)
 
 
-def _relays_alive(database: Database, host: str | None) -> list[Trouble]:
+def relays_alive(database: Database, host: str | None = None) -> list[Trouble]:
+    """A finding when no relay is alive, on any host or on this one."""
     if host is None:
         return _of_view(database, "no_relay")
     with database.read() as transaction:
@@ -99,9 +100,13 @@ def waits_for_a_person(database: Database) -> list[Trouble]:
             Trouble("blocked", row.route, f"route {row.route}: {_so_many(row.lanes)} blocked: `relay dead` lists why")
             for row in blocked
         ),
-        *_of_view(database, "command"),
-        *_of_view(database, "command_failed"),
+        *commands_in_trouble(database),
     ]
+
+
+def commands_in_trouble(database: Database) -> list[Trouble]:
+    """Commands that no relay takes up, and commands that failed lately."""
+    return _of_view(database, "command") + _of_view(database, "command_failed")
 
 
 def _of_view(database: Database, finding: Finding) -> list[Trouble]:

@@ -8,12 +8,13 @@ from functools import cache
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, blames_items
+from inbox.errors import PayloadGone
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Key, key_text, keys_param
 from relay.store.events import with_events
-from relay.store.quarantine import quarantine
+from relay.store.quarantine import Cause, quarantine
 
 MOST_ROUNDS = 20
 """The most rounds; each sets aside as many as a claim asks for."""
@@ -49,7 +50,8 @@ def _set_aside(database: Database, candidates: Sequence[Key], policies: Policies
         return 0
 
     def alone(key: Key, error: Exception) -> int:
-        dead = quarantine(database, policies, relay_node, key, cause="unprocessable", error=error)
+        cause: Cause = "payload_gone" if isinstance(error, PayloadGone) else "unprocessable"
+        dead = quarantine(database, policies, relay_node, key, cause=cause, error=error)
         return int(dead is not None)
 
     return sum(in_parts(database, "claim", candidates, part=load, alone=alone, name=key_text))

@@ -69,7 +69,8 @@ def an_event(state: str = "ready", attempts: int = 0, **more: Any) -> dict[str, 
     return {
         "seq": 7, "source": "shop", "entity_type": "ORDER", "entity_id": "o1", "event_type": "order.paid",
         "event_id": None, "received_at": NOW - timedelta(minutes=3), "occurred_at": NOW - timedelta(minutes=4),
-        "content_type": "application/json", "body": b"x" * 1234, "deliveries": [delivery], "facts": [], "duplicates": [],
+        "content_type": "application/json", "body": b"x" * 1234, "body_bytes": 1234,
+        "deliveries": [delivery], "facts": [], "duplicates": [],
         "heads": [], "gates": [], "relays": [], **more,
     }  # fmt: skip
 
@@ -232,11 +233,11 @@ def test_of_a_thousand_facts_the_newest_are_told() -> None:
     assert sum("was cut off" in line for line in said) == 40
 
 
-def test_an_event_without_a_route_and_with_an_erased_body_says_so() -> None:
+def test_an_event_without_a_route_and_without_its_payload_says_so() -> None:
     duplicate = {"times": 3, "received_at": NOW, "last_received_at": None, "body": b"other"}
     said = told(an_event(deliveries=[], body=None, duplicates=[duplicate]))
     assert said[3:] == [
-        "  body                  erased, application/json",
+        "  body                  1.2 kB, application/json; payload pruned",
         "  duplicates            3 requests with the same key, the last now; 1 of them with another body",
         "",
         "no route matched it when it arrived: it is stored, and delivered nowhere",

@@ -13,7 +13,7 @@ from tests.helpers.reading import Row, rows
 
 def stored(engine: Engine) -> list[Row]:
     """The inbox: entity, occurred_at as it was sent, seq, routes."""
-    found = rows(engine, "SELECT seq, routes, body FROM inbox ORDER BY seq")
+    found = rows(engine, "SELECT seq, routes, body FROM inbox JOIN inbox_payload USING (seq) ORDER BY seq")
     events = [(row, json.loads(row.pop("body"))) for row in found]
     return [{**row, "entity": event["id"], "occurred_at": event["timestamp"]} for row, event in events]
 

@@ -25,6 +25,7 @@ NOT_FILLED = {"order_lock", "write_probe"}
 
 WORDS: Mapping[str, Mapping[str, object]] = {
     "inbox": {"seq": 1000, "action": "update"},
+    "inbox_payload": {"seq": 1000},
     "duplicate_request": {"seq": 1000},
     "open_delivery": {"seq": 1000, "state": "dead", "due_at": None, "lease_until": None, "lease_token": None},
     "delivery_log": {"seq": 1000, "kind": "dead"},

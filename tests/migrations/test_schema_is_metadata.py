@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from inbox.db import migrate, views
 from inbox.db.dialect import POSTGRES
 from inbox.db.schema import metadata
-from tests.migrations.ddl import Schema, differences, schema
+from tests.migrations.ddl import COMPARED, Schema, differences, schema
 
 
 def schema_of(engine: Engine) -> Schema:
@@ -22,7 +22,7 @@ def schema_of(engine: Engine) -> Schema:
 
 
 def alembic_differences(connection: Connection) -> list[object]:
-    context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+    context = MigrationContext.configure(connection, opts=COMPARED)
     return list(compare_metadata(context, metadata))
 
 

@@ -39,7 +39,7 @@ def deployed(
 
 def stored(engine: Engine, answer: Answer) -> bytes:
     """The body of an event that was acknowledged."""
-    (row,) = rows(engine, "SELECT body FROM inbox WHERE seq = :seq", seq=answer.seq)
+    (row,) = rows(engine, "SELECT body FROM inbox_payload WHERE seq = :seq", seq=answer.seq)
     return bytes(row["body"])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from relay.store.operator.execution import MOST_OPEN
+from relay.store.operator.room import MOST_OPEN
 from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fail_once, give_up
@@ -34,7 +34,7 @@ def test_a_replay_shows_its_plan_and_does_it_when_it_is_told_to(place: Site, dat
     assert [line.split() for line in groups.splitlines()][1] == ["7", "everything", "dead", "mapping"]
     assert len(sample.splitlines()) == 1 + 5
     assert open_states(engine) == {"dead": 7}
-    document = json.loads(relay(place, "replay", "--reason", "mended", "--json").stdout)
+    document = json.loads(relay(place, "replay", "--all", "--reason", "mended", "--json").stdout)
     assert (document["count"], len(document["deliveries"]), document["left_out"]) == (7, 7, [])
     assert document["groups"][0]["cause"] == "mapping"
 
@@ -50,15 +50,15 @@ def test_a_replay_shows_its_plan_and_does_it_when_it_is_told_to(place: Site, dat
 def test_a_command_about_nothing_says_so_and_exits_with_1_with_or_without_yes(place: Site) -> None:
     because = ("--reason", "a test")
     for ended, said in (
-        (relay(place, "replay", *because), "nothing to replay\n"),
-        (relay(place, "replay", *because, "--yes"), "nothing to replay\n"),
+        (relay(place, "replay", "--all", *because), "nothing to replay\n"),
+        (relay(place, "replay", "--all", *because, "--yes"), "nothing to replay\n"),
         (relay(place, "cancel", "--seq", "1", *because), "nothing to cancel\n"),
-        (relay(place, "unblock", *because), "nothing is blocked\n"),
+        (relay(place, "unblock", "--all", *because), "nothing is blocked\n"),
         (relay(place, "retry", "--seq", "999", *because), "no attempt waits for later\nthere is no event 999\n"),
         (relay(place, "retry", "--all", *because, "--yes"), "no attempt waits for later\na delivery that is due"),
     ):
         assert (ended.status, ended.stdout, ended.stderr.startswith(said)) == (1, "", True), ended.stderr
-    empty = relay(place, "replay", *because, "--json")
+    empty = relay(place, "replay", "--all", *because, "--json")
     assert (empty.status, json.loads(empty.stdout)["count"]) == (1, 0)
     paused = relay(place, "pause")
     assert (paused.status, paused.stderr) == (0, "nothing is held back\n")
@@ -78,12 +78,14 @@ def test_a_plan_needs_no_reason_but_its_execution_does(place: Site, act: str) ->
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("cancel", "--reason", "x"), "name what is to be cancelled"),
-        (("cancel", "--reason", "x", "--yes"), "name what is to be cancelled"),
-        (("replay", "--reason", "x", "--all"), "everything of which route? Configured are: everything"),
+        (("cancel", "--reason", "x"), "name what the cancel is about: a route, seq,"),
+        (("cancel", "--reason", "x", "--yes"), "name what the cancel is about: a route, seq,"),
+        (("replay", "--reason", "x"), "or everything (--all)"),
+        (("unblock", "--reason", "x", "--yes"), "or everything (--all)"),
+        (("replay", "--reason", "x", "--backfill", "--all"), "a backfill of which route? Configured are: everything"),
         (("replay", "--reason", "x", "--entity", "USER"), "--entity must be TYPE/ID"),
         (("pause", "--route", "nobody", "--reason", "x"), "there is no route 'nobody'; valid here: everything"),
-        (("retry", "--reason", "x"), "name what is to be retried"),
+        (("retry", "--reason", "x"), "name what the retry is about: a route, seq,"),
         (
             ("retry", "--route", "everythin", "--reason", "x"),
             "there is no route 'everythin'; did you mean 'everything'?",
@@ -130,7 +132,7 @@ def test_a_repair_is_followed_by_a_retry(place: Site, database_url: str, engine:
     """The other commands and the end of a pause name it; it makes the attempts that wait due."""
     fail_once(engine, database_url, [(f"u{n}", moment(n)) for n in range(7)])
     because = ("--reason", "the service is back")
-    meant = relay(place, "replay", *because)
+    meant = relay(place, "replay", "--all", *because)
     assert (meant.status, meant.stderr.splitlines()) == (
         1,
         [
@@ -169,7 +171,7 @@ def test_a_large_replay_can_be_interrupted_and_goes_on_later(
     place: Site, database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
     give_up(engine, database_url, [(f"u{n}", moment(n)) for n in range(MOST_OPEN + 100)])
-    replay = place.start("replay", *RELAY, "replay", "--reason", "mended", "--yes")
+    replay = place.start("replay", *RELAY, "replay", "--all", "--reason", "mended", "--yes")
     until(lambda: open_states(engine).get("ready") == MOST_OPEN, "as many as may be are open", within=30)
     until(lambda: rows(engine, "SELECT 1 FROM relay_command WHERE answer LIKE 'waits%'"), "it waits")
     replay.send(signal.SIGINT)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from inbox.cli import tail
 from inbox.cli.command_line import run as run_app
 from inbox.db import engine as engines
+from inbox.db.schema import relay_command
 from relay.cli import status
 from tests.helpers.filling import give_up
 from tests.helpers.hostile import HOSTILE, MARK, harm_of, plant, text_columns
@@ -77,8 +78,8 @@ CASES: Mapping[str, tuple[str, ...]] = {
         "--source HOSTILE",
     ),
     "relay verify": ("", "--json"),
-    "relay unblock": ("--seq 1 --reason x", "--reason x", "--reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
-    "relay replay": ("--reason x", "--reason x --json", "--seq 1 --reason HOSTILE --yes", "--entity HOSTILE --reason x"),
+    "relay unblock": ("--all --reason x", "--all --reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
+    "relay replay": ("--all --reason x", "--all --json", "--seq 1 --reason HOSTILE --yes", "--entity HOSTILE --reason x"),
     "relay cancel": ("--seq 1 --reason x", "--route HOSTILE --reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
     "relay retry": ("--all --reason x", "--all --reason x --json", "--seq 1 --reason HOSTILE --yes", "--error HOSTILE --reason x"),
     "relay rebuild": ("", "--json"),
@@ -213,7 +214,8 @@ def test_no_line_of_a_relays_log_can_be_broken_coloured_or_forged(
     engine = engines.connect(copied, application="tests")
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alert SET told_at = NULL")
-        connection.exec_driver_sql("UPDATE relay_command SET state = 'asked'")
+        asked = {"kind": "pause", "selection": {"route": HOSTILE}, "reason": HOSTILE}
+        connection.execute(insert(relay_command).values(asked))
     assert run("relay replay", "--cause mapping --reason x --yes").status == 0
     with site(tmp_path, config_text(copied, f"{server.url}/{{") + CONFIG.format(url=server.url)) as place:
         relay = place.relay("--drain", "--verbose")

@@ -101,7 +101,7 @@ def test_a_worker_grows_by_four_times_the_largest_body_at_most_whatever_is_in_it
                 until(lambda: len(rows(engine, "SELECT id FROM rejected_request")) > refused, kind)  # noqa: B023
             grown[kind] = (memory_of(worker)["VmHWM"] - before) / LARGEST
         assert max(grown.values()) <= 4, grown
-        stored = rows(engine, "SELECT length(body) AS size FROM inbox ORDER BY seq")
+        stored = rows(engine, "SELECT length(body) AS size FROM inbox_payload ORDER BY seq")
         assert [row["size"] for row in stored[1:]] == [
             len(make(LARGEST)) for make, status in KINDS.values() if status == 200
         ]

@@ -245,7 +245,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("relay", "pause", "strict"),
     ("relay", "pause --json", REASON),
     ("relay", f"replay --cause exhausted --reason {REASON}", ENTITY),
-    ("relay", f"replay --route to-fine --all --reason {REASON} --json", ENTITY),
+    ("relay", f"replay --route to-fine --backfill --reason {REASON} --json", ENTITY),
     ("relay", f"cancel --seq 1 --reason {REASON}", ENTITY),
     ("relay", "verify", "agree"),
 )

@@ -38,7 +38,7 @@ SEEN = {200, 400, 401, 404, 405, 413, 414, 415, 417, 422, 431}
 
 
 def stored_in(engine: Engine) -> Callable[[int], bytes | None]:
-    bodies = {row["seq"]: bytes(row["body"]) for row in rows(engine, "SELECT seq, body FROM inbox")}
+    bodies = {row["seq"]: bytes(row["body"]) for row in rows(engine, "SELECT seq, body FROM inbox_payload")}
     return bodies.get
 
 
@@ -56,7 +56,7 @@ def unusable(engine: Engine) -> list[str]:
     query = Template("externalId eq {event.entity_id:scim}", "find", ("event",))
     path = Path("/user/{event.entity_id}", "fetch", ("event",))
     wrong = []
-    for row in rows(engine, "SELECT seq, body, entity_id FROM inbox"):
+    for row in rows(engine, "SELECT seq, body, entity_id FROM inbox JOIN inbox_payload USING (seq)"):
         scope = {"event": {"entity_id": row["entity_id"]}}
         try:
             encode(decode(bytes(row["body"])))

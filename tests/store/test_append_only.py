@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Delete, Engine, Executable, Update, delete, insert, null, select, text, update
+from sqlalchemy import Delete, Engine, Executable, Update, delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
 from inbox.db.dialect import POSTGRES
-from inbox.db.schema import delivery_log, inbox, open_delivery
+from inbox.db.schema import delivery_log, inbox, inbox_payload, open_delivery
 from inbox.events.states import OPEN_STATES, RETENTION_FLOOR_DAYS
 from relay.delivery.lifecycle import SCHEDULING, Step
 from tests.helpers.kinds import ON_POSTGRES
@@ -34,6 +34,7 @@ OTHER: dict[str, Any] = {
     "routes": ["other"],
     "headers": {"other": "value"},
     "content_type": "text/plain",
+    "body_bytes": 99,
     "body": b"other",
     "body_sha256": b"\x00" * 32,
     "traceparent": "other",
@@ -55,6 +56,7 @@ SCHEDULED: dict[str, dict[str, Any]] = {
 
 
 ATTEMPTS = ("attempt_failed", "abandoned")
+TABLES = (inbox, inbox_payload, delivery_log)
 
 
 def run(engine: Engine, *statements: Executable) -> None:
@@ -73,7 +75,7 @@ def refused(engine: Engine, statement: Update | Delete | Executable) -> None:
 
 def contents(engine: Engine) -> list[Any]:
     with engine.connect() as connection:
-        return [connection.execute(select(table).order_by(*table.primary_key)).all() for table in (inbox, delivery_log)]
+        return [connection.execute(select(table).order_by(*table.primary_key)).all() for table in TABLES]
 
 
 def a_fact(engine: Engine, kind: str, at: datetime = START) -> None:
@@ -114,22 +116,18 @@ def test_no_column_of_an_event_can_be_changed(old: Engine) -> None:
         refused(old, update(inbox).values({column: OTHER[column.name]}))
 
 
-def test_clearing_the_body_lets_no_other_change_through(old: Engine) -> None:
-    for column in inbox.c:
-        if column is not inbox.c.body:
-            refused(old, update(inbox).values({column: OTHER[column.name], inbox.c.body: None}))
+def test_no_column_of_a_payload_can_be_changed(old: Engine) -> None:
+    for column in inbox_payload.c:
+        refused(old, update(inbox_payload).values({column: OTHER[column.name]}))
 
 
-def test_headers_and_body_can_be_cleared_one_after_the_other_and_never_come_back(old: Engine) -> None:
-    run(old, update(inbox).values(headers=null()))
-    with old.connect() as connection:
-        assert connection.scalar(select(inbox.c.body)) == an_event(1).body
-    for _ in range(2):
-        run(old, update(inbox).values(body=None, headers=null()))
-        with old.connect() as connection:
-            assert connection.execute(select(inbox.c.body, inbox.c.headers)).one() == (None, None)
-        refused(old, update(inbox).values(body=b"other"))
-        refused(old, update(inbox).values(headers={}))
+def test_a_payload_can_be_deleted_once_nothing_of_its_event_is_open(old: Engine) -> None:
+    for _ in in_each_state(old):
+        refused(old, delete(inbox_payload))
+    end(old)
+    run(old, delete(inbox_payload))
+    events, payloads, _ = contents(old)
+    assert (len(events), payloads) == (1, [])
 
 
 def test_an_event_can_not_be_deleted_before_the_retention_floor(engine: Engine, steps: Steps) -> None:
@@ -143,7 +141,7 @@ def test_an_old_event_with_nothing_open_can_be_deleted_and_then_its_facts(old: E
         a_fact(old, kind)
     end(old)
     run(old, delete(inbox).where(inbox.c.seq == 1), delete(delivery_log).where(delivery_log.c.seq == 1))
-    assert contents(old) == [[], []]
+    assert contents(old) == [[], [], []], "its payload goes with it"
 
 
 def test_an_old_event_can_not_be_deleted_while_something_of_it_is_open(old: Engine) -> None:
@@ -183,7 +181,7 @@ def test_attempts_of_an_ended_delivery_can_be_pruned(old: Engine) -> None:
     end(old)
     for kind in ATTEMPTS:
         run(old, delete(delivery_log).where(delivery_log.c.kind == kind))
-    assert len(contents(old)[1]) == 1
+    assert len(contents(old)[2]) == 1
 
 
 def test_attempts_can_not_be_pruned_before_the_retention_floor(old: Engine) -> None:
@@ -203,7 +201,7 @@ def test_attempts_of_an_open_delivery_can_not_be_pruned(old: Engine) -> None:
 
 @ON_POSTGRES
 def test_on_postgres_they_can_not_be_truncated(engine: Engine) -> None:
-    for tables in ("inbox", "delivery_log", "inbox, delivery_log", "inbox CASCADE"):
+    for tables in ("inbox", "inbox_payload", "delivery_log", "inbox, delivery_log", "inbox CASCADE"):
         refused(engine, text(f"TRUNCATE {tables}"))
 
 

@@ -70,7 +70,7 @@ def test_a_blocked_lane_goes_on_past_its_head_which_stays_dead(steps: Steps) -> 
     assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
     assert unblock_all(steps, Selection(route="blocking")) == 1
     assert steps.states() == [(1, "blocking", "dead"), (2, "blocking", "ready")]
-    assert unblock_all(steps, Selection()) == 0
+    assert unblock_all(steps, Selection(everything=True)) == 0
     assert differences(steps.database) == []
 
 

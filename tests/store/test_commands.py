@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any, get_args
 
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
+from inbox.clock import SystemClock
+from inbox.db.dialect import as_json
 from inbox.errors import UnreadableLog
-from inbox.events.states import COMMAND_KINDS
+from inbox.events.commands import COMMAND_STATES, COMMANDS, KEYS, OF_DELIVERIES, OF_GATES
+from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
 from relay.store import gates
 from relay.store.database import Transaction
-from relay.store.operator import commands, execution
+from relay.store.operator import commands, execution, room
 from relay.store.operator.plan import preview
 from relay.store.operator.selection import Act, Choice, Selection
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
@@ -63,24 +67,88 @@ def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> 
     assert row["finished_at"] is not None
 
 
-NOT_UNDERSTOOD: list[tuple[str, dict[str, object], str]] = [
-    ("replay", {"rout": "strict"}, "not understood"),
-    ("replay", {"seq": "seven"}, "not understood"),
-    ("replay", {"seq": 10**20}, "not understood"),
-    ("replay", {"seq": 2**63}, "not understood"),
-    ("replay", {"seq": -1}, "not understood"),
-    ("replay", {"route": 7}, "not understood"),
-    ("replay", {"since": "2026-01-01T00:00:00"}, "not understood"),
+REFUSED_AT_ONCE: list[tuple[str, object, str]] = [
+    (
+        "replya",
+        {},
+        "there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase",
+    ),
+    ("replay", {"rout": "strict"}, "a replay has no such key in its selection; its keys are route, seq, source"),
+    ("resume", {"rout": "strict"}, "a resume has no such key in its selection; its keys are route, destination, api"),
+    ("pause", {"route": "strict", "cause": "mapping"}, "a pause has no such key"),
+    ("cancel", {"route": "strict", "force": True}, "a cancel has no such key"),
+    ("unblock", {"route": "strict", "backfill": True}, "an unblock has no such key"),
+    ("replay", {"seq": "seven"}, "seq is a whole number from 0 to 9223372036854775807"),
+    ("replay", {"seq": "7"}, "seq is a whole number"),
+    ("replay", {"seq": 7.5}, "seq is a whole number"),
+    ("replay", {"seq": 10**20}, "seq is a whole number"),
+    ("replay", {"seq": 2**63}, "seq is a whole number"),
+    ("replay", {"seq": -1}, "seq is a whole number"),
+    ("replay", {"seq": None}, "seq is a whole number"),
+    ("replay", {"status": 7}, "status is a whole number from 100 to 599"),
+    ("replay", {"route": 7}, "route is a text that is not empty"),
+    ("replay", {"route": ""}, "route is a text that is not empty"),
+    ("replay", {"route": None}, "route is a text that is not empty"),
+    ("replay", {"route": ["strict"]}, "route is a text that is not empty"),
+    ("replay", {"everything": 1}, "everything is true or false"),
+    ("replay", {"everything": "true"}, "everything is true or false"),
+    ("prune", {"kinds": "payloads"}, "kinds is a list of texts"),
+    ("prune", {"kinds": ["payloads", 7]}, "kinds is a list of texts"),
+    (
+        "replay",
+        {"since": "2026-01-01T00:00:00"},
+        "since is a time with an offset from UTC, such as 2026-01-31T10:00:00Z",
+    ),
+    ("replay", {"since": "yesterday"}, "since is a time"),
+    ("replay", {"since": "2026-01-01"}, "since is a time"),
+    ("replay", {"since": 7}, "since is a time"),
+    ("replay", {"until": "2026-02-30T10:00:00Z"}, "a time with an offset"),
+    ("replay", {"until": "2026-13-01T10:00:00Z"}, "a time with an offset"),
+    ("replay", {"since": "2026-01-02T00:00:00Z", "until": "2026-01-02T01:00:00+02:00"}, "since is before until"),
+    ("replay", {}, "a replay without a condition is about everything that it could change: name one of route, seq"),
+    ("replay", {"everything": False}, "a replay without a condition"),
+    ("replay", {"force": True}, "a replay without a condition"),
+    ("retry", {}, "a retry without a condition"),
+    ("cancel", {}, "a cancel without a condition"),
+    ("unblock", {}, "an unblock without a condition"),
+    ("replay", {"backfill": True}, "name one of route"),
+    ("replay", {"backfill": True, "source": "trivore"}, "backfill is about one route"),
+    ("pause", {}, "name one gate: route, destination, api or source"),
+    ("pause", {"route": "strict", "source": "trivore"}, "name one gate"),
+    ("pause", {"entity_type": "USER", "entity_id": "u1"}, "name one gate"),
+    ("pause", {"source": "trivore", "entity_id": "u1"}, "an entity is named by its source, entity_type and entity_id"),
+    ("pause", {"route": "strict", "entity_type": "USER", "entity_id": "u1"}, "an entity is named by its source"),
+    ("sweep", {}, "name the source that is to be swept"),
+    ("sweep", {"entity_type": "USER"}, "name the source that is to be swept"),
+    ("erase", {"source": "trivore", "entity_id": "u1"}, "name the entity that is to be erased"),
+    ("replay", [], "selection is a JSON object"),
+    ("replay", "a text", "selection is a JSON object"),
+    ("replay", 7, "selection is a JSON object"),
+    ("replay", None, "selection is a JSON object"),
+]
+
+VALID: list[tuple[str, dict[str, object]]] = [
+    ("replay", {"seq": 2**63 - 1, "route": "strict", "force": True}),
+    ("replay", {"everything": True}),
+    ("replay", {"route": "strict", "backfill": True}),
+    ("replay", {"since": "2026-01-31T10:00:00Z", "until": "2026-01-31t10:00:00.123456789-05:30"}),
+    ("retry", {"status": 503, "error": "no route \u2028 \" ' % : to host"}),
+    ("cancel", {"event_type": "UPDATE", "entity_type": "USER"}),
+    ("unblock", {"destination": "crm", "api": "directory", "cause": "mapping"}),
+    ("pause", {"route": "strict"}),
+    ("resume", {"source": "trivore", "entity_type": "USER", "entity_id": "u1"}),
+    ("sweep", {"source": "trivore", "entity_type": "USER"}),
+    ("erase", {"source": "trivore", "entity_type": "USER", "entity_id": "u1"}),
+    ("prune", {}),
+    ("prune", {"kinds": ["payloads", "attempts"]}),
+]
+
+REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object], str]] = [
     ("replay", {"since": "0001-01-01T00:00:00+14:00"}, "since the year 1?"),
-    ("replay", {"since": "9999-12-31T23:59:59-14:00"}, "since the year 9999?"),
-    ("cancel", {}, "name what is to be cancelled"),
-    ("cancel", {"force": True}, "name what is to be cancelled"),
-    ("unblock", {"everything": True}, "only a replay"),
-    ("replay", {"everything": True}, "everything of which route?"),
-    ("replay", {"everything": True, "route": "strict", "cause": "mapping"}, "leave those out"),
+    ("replay", {"since": "9999-12-31T23:59:59Z"}, "since the year 9999?"),
+    ("replay", {"backfill": True, "route": "strikt"}, "a backfill of which route?"),
+    ("replay", {"backfill": True, "route": "strict", "cause": "mapping"}, "leave those out"),
     ("pause", {"destination": "crm"}, "there is no destination 'crm'"),
-    ("pause", {}, "name one of"),
-    ("resume", {"rout": "strict"}, "not understood"),
 ]
 
 
@@ -92,26 +160,134 @@ def work_all(steps: Steps) -> int:
     return changed
 
 
-def test_what_is_not_understood_fails_with_the_reason_and_changes_nothing(steps: Steps) -> None:
+def test_the_database_refuses_nonsense_at_once_and_says_what_would_be_right(steps: Steps) -> None:
+    for kind, selection, sentence in REFUSED_AT_ONCE:
+        said = refusal(steps, kind, selection)
+        assert sentence in said, (kind, selection, said)
+    assert steps.rows("SELECT 1 FROM relay_command") == []
+
+
+def refusal(steps: Steps, kind: str, selection: object) -> str:
+    try:
+        by_sql(steps, kind, selection)
+    except IntegrityError as error:
+        return str(error.orig)
+    return "nothing: it was taken"
+
+
+def test_the_database_takes_what_is_right(steps: Steps) -> None:
+    for kind, selection in VALID:
+        by_sql(steps, kind, selection)
+    assert len(steps.rows("SELECT 1 FROM relay_command WHERE state = 'asked'")) == len(VALID)
+
+
+def test_three_columns_are_enough(steps: Steps) -> None:
+    steps.do("INSERT INTO relay_command (kind, reason) VALUES ('prune', 'the disk is full')")
+    (row,) = steps.rows("SELECT selection, asked_by, asked_at, dry_run, state FROM relay_command")
+    role = steps.rows("SELECT session_user AS role")[0]["role"] if steps.database.sql.is_postgres else "sqlite"
+    assert (as_json(row["selection"]), row["asked_by"], bool(row["dry_run"]), row["state"]) == (
+        {},
+        role,
+        False,
+        "asked",
+    )
+    assert abs(as_time(row["asked_at"]) - SystemClock().now()) < timedelta(minutes=5)
+
+
+def test_a_command_without_a_reason_is_refused(steps: Steps) -> None:
+    for reason in ("", "   "):
+        with pytest.raises(IntegrityError, match="say why in reason"):
+            steps.do(f"INSERT INTO relay_command (kind, reason) VALUES ('prune', '{reason}')")
+
+
+def test_a_pause_and_a_sweep_have_no_dry_run(steps: Steps) -> None:
+    for kind, selection in (("pause", '{"route": "strict"}'), ("sweep", '{"source": "trivore"}')):
+        with pytest.raises(IntegrityError, match="pause, resume and sweep have no dry run"):
+            steps.do(
+                "INSERT INTO relay_command (kind, selection, reason, dry_run)"
+                f" VALUES ('{kind}', '{selection}', 'x', true)"
+            )
+
+
+CHANGES = {
+    "kind = 'cancel'": "a command stays as it was asked",
+    "selection = '{\"everything\": true}'": "a command stays as it was asked",
+    "reason = 'another one'": "a command stays as it was asked",
+    "asked_by = 'somebody else'": "a command stays as it was asked",
+    "asked_at = '2020-01-01 00:00:00Z'": "a command stays as it was asked",
+    "dry_run = true": "a command stays as it was asked",
+    "state = 'done', selection = '{\"route\": \"latest\"}'": "only erasure may change",
+    "state = 'done', selection = '{}'": "only erasure may change",
+    "state = 'done', reason = 'another one'": "only erasure may change",
+}
+
+
+def test_a_command_that_was_asked_keeps_its_meaning(steps: Steps) -> None:
+    by_sql(steps, "replay", {"route": "strict"})
+    for change, sentence in CHANGES.items():
+        with pytest.raises(IntegrityError, match=sentence):
+            steps.do(f"UPDATE relay_command SET {change}")
+
+
+def test_an_ended_command_stays_as_it_is_but_erasure_may_take_names_out(steps: Steps) -> None:
+    by_sql(steps, "replay", {"route": "strict", "source": "trivore", "entity_type": "USER", "entity_id": "u1"})
+    steps.do("UPDATE relay_command SET state = 'done', answer = 'done'")
+    for state in ("asked", "running", "failed", "cancelled"):
+        with pytest.raises(IntegrityError, match="a command that has ended stays as it is"):
+            steps.do(f"UPDATE relay_command SET state = '{state}'")
+    erased = '{"route": "strict", "source": "trivore", "entity_type": "USER", "entity_id": "erased:1f"}'
+    steps.do(f"UPDATE relay_command SET selection = '{erased}', reason = 'erased', answer = NULL")
+    (row,) = steps.rows("SELECT selection, reason FROM relay_command")
+    assert (as_json(row["selection"])["entity_id"], row["reason"]) == ("erased:1f", "erased")
+
+
+def test_a_person_cancels_an_open_command_by_sql(steps: Steps) -> None:
     fill_with_dead(steps, 1)
-    numbers = [by_sql(steps, kind, selection) for kind, selection, _ in NOT_UNDERSTOOD]
+    number = by_sql(steps, "replay", {"everything": True})
+    with pytest.raises(IntegrityError, match="cancel it first"):
+        steps.do("DELETE FROM relay_command")
+    steps.do("UPDATE relay_command SET state = 'cancelled'")
+    assert work(steps) == 0
+    assert the(steps, number) == ("cancelled", 0, "cancelled by hand")
+    assert steps.rows("SELECT 1 FROM relay_command WHERE finished_at IS NOT NULL")
+    steps.do("DELETE FROM relay_command")
+
+
+def test_a_command_that_has_ended_elsewhere_is_taken_as_it_is(steps: Steps) -> None:
+    """As a copy of the table does."""
+    steps.do("INSERT INTO relay_command (kind, reason, state) VALUES ('replay', 'of a year ago', 'done')")
+    assert not commands.any_open(steps.database)
+
+
+def test_names_that_only_the_configuration_knows_are_refused_by_a_relay(steps: Steps) -> None:
+    fill_with_dead(steps, 1)
+    numbers = [by_sql(steps, kind, selection) for kind, selection, _ in REFUSED_BY_A_RELAY]
     assert work_all(steps) == 0
-    for number, (kind, selection, answer) in zip(numbers, NOT_UNDERSTOOD, strict=True):
+    for number, (kind, selection, answer) in zip(numbers, REFUSED_BY_A_RELAY, strict=True):
         state, affected, told = the(steps, number)
-        assert (state, affected) == ("failed", 0), (kind, selection)
+        assert (state, affected) == ("refused", 0), (kind, selection)
         assert answer in str(told), (kind, selection)
     assert [state for _, _, state in steps.states()] == ["dead"]
 
 
-def test_a_selection_that_is_no_json_object_is_refused_by_the_database(steps: Steps) -> None:
-    for selection in ("[]", '"a text"', "7", "{cause: mapping}", "{"):
-        with pytest.raises((IntegrityError, DataError)):
-            insert(steps, "replay", selection)
+def test_the_keys_of_a_selection_are_those_that_a_relay_understands() -> None:
+    for kind in OF_DELIVERIES:
+        left_out = {"replay": set()}.get(kind, {"force", "backfill"})
+        assert {*COMMANDS[kind]} == {*Selection.__struct_fields__} - left_out
+    for kind in OF_GATES:
+        assert {*COMMANDS[kind]} == {*Gate.__struct_fields__}
+    assert {key for keys in COMMANDS.values() for key in keys} == KEYS.keys()
 
 
 def without_constraint(steps: Steps) -> None:
-    """As a database is that has no such constraint yet."""
+    """As a database is that has other constraints, and no such trigger."""
     drop_checks(steps.database.engine, "relay_command", "selection_is_readable", "kind")
+    is_postgres = steps.database.sql.is_postgres
+    steps.do(
+        "DROP TRIGGER relay_command_is_valid ON relay_command"
+        if is_postgres
+        else "DROP TRIGGER relay_command_refuses_insert"
+    )
 
 
 def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: Steps) -> None:
@@ -122,25 +298,27 @@ def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: St
     worse = [by_sql(steps, "replay", selection) for selection in selections]
     good = by_sql(steps, "replay", {"cause": "mapping"})
     assert work_all(steps) == 1
-    assert {the(steps, number)[0] for number in bad} == {"failed"}
-    assert {the(steps, number)[0] for number in worse} <= {"failed", "done"}
+    assert {the(steps, number)[0] for number in bad} <= {"failed", "refused"}
+    assert {the(steps, number)[0] for number in worse} <= {"failed", "refused", "done"}
     assert the(steps, good) == ("done", 1, "done")
 
 
 def test_a_selection_with_a_nul_is_refused_by_postgres_and_ends_alone_on_sqlite(steps: Steps) -> None:
     fill_with_dead(steps, 1)
-    for selection in ({"route": "\x00"}, {"route": "x", "cause": "mapping\x00"}):
+    for selection in ({"route": "\x00"}, {"source": "trivore\x00"}):
         if steps.database.sql.is_postgres:
             with pytest.raises(DataError):
                 by_sql(steps, "pause", selection)
         else:
             bad = by_sql(steps, "pause", selection)
             assert work(steps) == 0
-            assert the(steps, bad)[0] == "failed"
+            assert the(steps, bad)[0] == "refused"
 
 
 def test_the_database_admits_the_kinds_that_a_relay_understands() -> None:
-    assert set(COMMAND_KINDS) == {*get_args(Act), *get_args(commands.GateAct)}
+    assert set(OF_DELIVERIES) == set(get_args(Act))
+    assert set(OF_GATES) == set(get_args(commands.GateAct))
+    assert set(COMMAND_STATES) == set(get_args(commands.CommandState))
 
 
 def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
@@ -205,7 +383,7 @@ def test_pause_and_resume_by_sql(steps: Steps) -> None:
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of what a batch has, and of what a replay may have open."""
     monkeypatch.setattr(execution, "BATCH", 20)
-    monkeypatch.setattr(execution, "MOST_OPEN", 100)
+    monkeypatch.setattr(room, "MOST_OPEN", 100)
 
 
 @pytest.mark.usefixtures("smaller")
@@ -216,7 +394,7 @@ def test_a_replay_of_a_mountain_keeps_a_part_of_it_open(steps: Steps) -> None:
         pass
     states = [state for _, _, state in steps.states()]
     assert (states.count("ready"), states.count("dead")) == (100, 30)
-    assert the(steps, number)[2] == "waits: 100 replayed deliveries are open"
+    assert the(steps, number)[2] == "waits: 100 replayed deliveries are open on route strict"
     steps.record_all(steps.claim_due(40))
     while work(steps):
         pass
@@ -227,7 +405,7 @@ def test_a_replay_of_a_mountain_keeps_a_part_of_it_open(steps: Steps) -> None:
 @pytest.mark.usefixtures("smaller")
 def test_a_replay_looks_at_no_delivery_twice_though_it_dies_again(steps: Steps) -> None:
     fill_with_dead(steps, 25)
-    number = commands.ask(steps.database, "replay", Selection(), who="kim", why="mended")
+    number = commands.ask(steps.database, "replay", Selection(everything=True), who="kim", why="mended")
     assert work(steps) == 20
     steps.record_all(steps.claim_due(20), HOPELESS)
     assert [work(steps), work(steps)] == [5, 0]
@@ -262,7 +440,7 @@ def test_what_a_plan_shows_is_a_sample_a_count_and_what_is_left_out(steps: Steps
     for _ in range(7):
         steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    planned = preview(steps.database, Choice("replay", Selection(), CONFIG), 5)
+    planned = preview(steps.database, Choice("replay", Selection(everything=True), CONFIG), 5)
     assert (planned.count, len(planned.deliveries), planned.left_out) == (0, 0, {"overtaken": 7})
     forced = preview(steps.database, Choice("replay", Selection(force=True), CONFIG), 5)
     assert (forced.count, len(forced.deliveries), forced.left_out) == (7, 5, {})
@@ -282,7 +460,7 @@ def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process
     for _ in range(8):
         steps.attempt(DONE)
     steps.do(a_fact("dead", 4))
-    number = commands.ask(steps.database, "replay", Selection(route="strict", everything=True), who="kim", why="lost")
+    number = commands.ask(steps.database, "replay", Selection(route="strict", backfill=True), who="kim", why="lost")
     with monkeypatch.context() as patch:
         dying = Dying(at=6)  # the batch, it as a part, a half, 1 and 2, 3 and 4; now 3
         patch.setattr(execution, "_change", dying)
@@ -305,7 +483,7 @@ def test_a_row_that_is_locked_while_a_batch_is_taken_apart_is_done_later(
     if not steps.database.sql.is_postgres:
         return
     fill_with_dead(steps, 6)
-    number = commands.ask(steps.database, "replay", Selection(), who="kim", why="mended")
+    number = commands.ask(steps.database, "replay", Selection(everything=True), who="kim", why="mended")
     with steps.database.engine.connect() as person, monkeypatch.context() as patch:
         locking = Locking(person, seq=3, bad=5)
         patch.setattr(execution, "_change", locking)

@@ -28,8 +28,9 @@ STILL_OPEN = 400
 
 FILL = (
     """
-INSERT INTO inbox (seq, source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type, body_sha256)
-SELECT n, 'trivore', 'key ' || n, 'UPDATE', 'update', now(), now(), ARRAY['strict'], 'text/plain', '\\x00'
+INSERT INTO inbox (seq, source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type,
+                   body_bytes, body_sha256)
+SELECT n, 'trivore', 'key ' || n, 'UPDATE', 'update', now(), now(), ARRAY['strict'], 'text/plain', 0, '\\x00'
 FROM generate_series(:ended + 1, :ended + :still) AS n
 """,
     """
@@ -114,8 +115,8 @@ def test_a_claim_that_finds_too_little_begins_with_what_has_just_become_due(repo
 PAUSED_HEADS = (
     """
 INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
-                   content_type, body_sha256)
-SELECT n, 'trivore', 'key ' || n, 'USER', 'u1', 'UPDATE', 'update', now(), now(), ARRAY['strict'], 'text/plain', '\\x00'
+                   content_type, body_bytes, body_sha256)
+SELECT n, 'trivore', 'key ' || n, 'USER', 'u1', 'UPDATE', 'update', now(), now(), ARRAY['strict'], 'text/plain', 0, '\\x00'
 FROM generate_series(1000001, 1020000) AS n
 """,
     """

@@ -40,7 +40,7 @@ from relay.store import (
     sweeps,
 )
 from relay.store.audit import examine, rebuild, verify
-from relay.store.operator import execution, replay, retry
+from relay.store.operator import replay, retry, room
 from relay.store.reads import OUTCOMES
 from tests.helpers.explaining import Node, explained, nodes
 from tests.helpers.storing import START
@@ -58,11 +58,12 @@ STATE = """CASE WHEN n % 400 = 0 THEN 'in_flight' WHEN n % 10 = 0 THEN 'ready' W
 FILL = (
     """
 INSERT INTO inbox (source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
-                   content_type, body, body_sha256)
+                   content_type, body_bytes, body_sha256)
 SELECT 'trivore', 'key ' || n, 'USER', 'u' || (n / 10), 'UPDATE', 'update', {now}, {now}, {routes}, 'application/json',
-       {body}, {body}
+       1, {body}
 FROM {numbers}
 """,
+    "INSERT INTO inbox_payload (seq, headers, body) SELECT n, '{{}}', {body} FROM {numbers}",
     f"""
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at, lease_until, lease_token, relay_node)
 SELECT n, 'crm', 'USER|u' || (n / 10), {{now}}, state, CASE WHEN state = 'ready' THEN {{now}} END,
@@ -227,7 +228,8 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "wanted that are open": reopen._present,
     "wanted that are due later": retry._due_later,
     "wanted that nobody has begun": lambda sql: replay._untouched(sql, locked=True),
-    "due on a route": execution._due,
+    "due on a route": room._due,
+    "replayed on a route": lambda sql: room._replayed_open(sql, has_paused=False),
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
     "newest repeat": lambda _: duplicates._NEWEST,

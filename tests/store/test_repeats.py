@@ -144,6 +144,15 @@ def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps)
     assert fact["detail"] == {"duplicate": newest["id"]}
 
 
+def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
+    pruned, kept = some_events([1, 2])
+    delivered(steps, pruned, kept)
+    steps.do("DELETE FROM inbox_payload WHERE seq = 1")
+    repeat(steps, pruned, kept)
+    assert judge(steps) == Judged(handled=2, rearmed=1)
+    assert rearmed(steps) == [2]
+
+
 # --- those that can't be judged yet
 
 

@@ -49,7 +49,7 @@ def test_a_plan_shows_what_would_be_done_and_does_nothing(steps: Steps) -> None:
     steps.attempt(HOPELESS)
     before = (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds())
 
-    planned = plan(steps, Selection())
+    planned = plan(steps, Selection(everything=True))
     assert [(row["seq"], row["cause"], row["error"]) for row in planned.deliveries] == [
         (1, "mapping", "email: no value")
     ]
@@ -60,7 +60,12 @@ def test_without_one_event_or_entity_only_what_is_dead_is_meant(steps: Steps) ->
     steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
     steps.attempt(DONE)
     steps.attempt(HOPELESS)
-    for selection in (Selection(), Selection(route="strict"), Selection(source="trivore"), Selection(since=START)):
+    for selection in (
+        Selection(everything=True),
+        Selection(route="strict"),
+        Selection(source="trivore"),
+        Selection(since=START),
+    ):
         assert meant(steps, selection) == [(2, "strict")]
     assert meant(steps, Selection(route="latest")) == []
     assert meant(steps, Selection(source="github")) == []
@@ -135,7 +140,7 @@ def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: 
 def test_a_delivered_event_is_delivered_again(steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.attempt(DONE)
-    assert meant(steps, Selection()) == []
+    assert meant(steps, Selection(everything=True)) == []
 
     assert replay_all(steps, Selection(seq=1)) == 1
     row = row_of(steps, 1)
@@ -208,7 +213,7 @@ def test_a_blocked_event_becomes_the_head_and_then_its_lane_goes_on(steps: Steps
     steps.attempt(HOPELESS, "blocking")
     assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
 
-    assert replay_all(steps, Selection()) == 1
+    assert replay_all(steps, Selection(everything=True)) == 1
     assert steps.states() == [(1, "blocking", "ready"), (2, "blocking", "waiting")]
     steps.facts_agree()
     assert [steps.attempt(DONE, "blocking").seq for _ in range(2)] == [1, 2]
@@ -261,7 +266,7 @@ def test_what_is_open_is_left_as_it_is(steps: Steps) -> None:
 def test_asking_twice_replays_once(steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.attempt(HOPELESS)
-    assert [replay_all(steps, Selection()) for _ in range(2)] == [1, 0]
+    assert [replay_all(steps, Selection(everything=True)) for _ in range(2)] == [1, 0]
     assert row_of(steps, 1)["run"] == 1
     steps.facts_agree()
 
@@ -279,7 +284,7 @@ def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(s
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]), an_event(3, "u3"), an_event(4, "u4"))
     steps.attempt(DONE)
     steps.attempt(HOPELESS)
-    everything = Selection(route="strict", everything=True)
+    everything = Selection(route="strict", backfill=True)
     assert [(row["seq"], row["state"]) for row in plan(steps, everything).deliveries] == [
         (1, "delivered"),
         (2, "unrouted"),
@@ -307,8 +312,8 @@ def test_what_the_route_would_not_take_is_not_meant_by_everything(steps: Steps) 
     ):
         picky = msgspec.structs.replace(CONFIG.routes["strict"], when=when)
         config = msgspec.structs.replace(CONFIG, routes={"strict": picky})
-        assert plan(steps, Selection(route="strict", everything=True), config).count == number
-    since = Selection(route="strict", everything=True, since=START + timedelta(seconds=1))
+        assert plan(steps, Selection(route="strict", backfill=True), config).count == number
+    since = Selection(route="strict", backfill=True, since=START + timedelta(seconds=1))
     assert plan(steps, since).count == 0
 
 
@@ -335,13 +340,13 @@ def test_a_plan_counts_what_the_replay_takes_up_and_says_what_is_left_out(steps:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
     for outcome in (HOPELESS, DONE, HOPELESS):
         steps.attempt(outcome)
-    planned = plan(steps, Selection())
+    planned = plan(steps, Selection(everything=True))
     assert (planned.count, planned.left_out) == (1, {"overtaken": 1})
     assert [row["seq"] for row in planned.deliveries] == [3]
     assert [(group.route, group.state, group.cause, group.count) for group in planned.groups] == [
         ("strict", "dead", "mapping", 1)
     ]
-    assert replay_all(steps, Selection()) == 1
+    assert replay_all(steps, Selection(everything=True)) == 1
 
 
 def test_a_plan_leaves_out_what_has_ended_on_a_route_that_was_removed(steps: Steps) -> None:
@@ -373,7 +378,7 @@ def test_a_plan_is_what_is_done_when_the_last_delivered_is_replayed_in_an_earlie
     for n in (1, 2, 3):
         steps.arrive(an_event(n))
         steps.attempt(HOPELESS)
-    selection = Selection(route="strict", everything=True)
+    selection = Selection(route="strict", backfill=True)
     assert planned_and_done(steps, selection) == (4, 4)
     assert [steps.attempt(DONE).seq for _ in range(4)] == [2, 3, 4, 1]
     steps.facts_agree()
@@ -388,7 +393,7 @@ def test_what_an_earlier_batch_had_delivered_again_is_overtaken_by_nothing_older
         steps.arrive(an_event(n))
         steps.attempt(DONE)
     number = commands.ask(
-        steps.database, "replay", Selection(route="strict", everything=True), who="kim", why="lost over there"
+        steps.database, "replay", Selection(route="strict", backfill=True), who="kim", why="lost over there"
     )
     while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
         execution.work_on(steps.database, CONFIG, POLICIES, number)
@@ -401,9 +406,9 @@ def test_what_nobody_has_begun_yet_is_delivered_after_an_older_one_that_is_repla
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    assert planned_and_done(steps, Selection()) == (0, 0)
+    assert planned_and_done(steps, Selection(everything=True)) == (0, 0)
     replay_all(steps, Selection(seq=2))
-    assert planned_and_done(steps, Selection()) == (1, 1)
+    assert planned_and_done(steps, Selection(everything=True)) == (1, 1)
     assert [steps.attempt(DONE).seq for _ in range(2)] == [1, 2]
 
 
@@ -413,7 +418,7 @@ def test_what_a_relay_has_begun_again_is_overtaken_by_nothing_older(steps: Steps
     steps.attempt(DONE)
     replay_all(steps, Selection(seq=2))
     steps.claim()
-    assert planned_and_done(steps, Selection()) == (0, 0)
+    assert planned_and_done(steps, Selection(everything=True)) == (0, 0)
 
 
 def test_a_status_and_a_text_of_the_error_pick_among_the_dead(steps: Steps) -> None:
@@ -425,3 +430,14 @@ def test_a_status_and_a_text_of_the_error_pick_among_the_dead(steps: Steps) -> N
     assert meant(steps, Selection(error="answered")) == [(1, "strict")]
     assert meant(steps, Selection(error="no such customer")) == [(2, "strict")]
     assert meant(steps, Selection(until=START)) == []
+
+
+def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    steps.attempt(DONE)
+    steps.attempt(DONE)
+    steps.do("DELETE FROM inbox_payload WHERE seq = 1")
+    assert plan(steps, Selection(seq=1)).left_out == {"payload_gone": 1}
+    assert planned_and_done(steps, Selection(seq=1)) == (0, 0)
+    assert planned_and_done(steps, Selection(seq=2)) == (1, 1)
+    assert steps.states() == [(2, "strict", "ready")]

@@ -9,7 +9,7 @@ import pytest
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
-from relay.store.operator import commands, execution, selected
+from relay.store.operator import commands, execution, room, selected
 from relay.store.operator.plan import Plan, preview
 from relay.store.operator.retry import retry
 from relay.store.operator.selection import Choice, Selection, keys_of
@@ -154,7 +154,7 @@ def test_a_full_route_that_a_gate_holds_back_keeps_no_retry_of_other_routes_wait
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "BATCH", 3)
-    monkeypatch.setattr(execution, "MOST_OPEN", 3)
+    monkeypatch.setattr(room, "MOST_OPEN", 3)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 9)))
     steps.arrive(*(an_event(n, f"u{n}", routes=["latest"]) for n in range(9, 12)))
     steps.record_all(steps.claim_due(), UNWELL)
@@ -172,7 +172,7 @@ def test_a_full_route_that_a_gate_holds_back_keeps_no_retry_of_other_routes_wait
 
 def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "BATCH", 10)
-    monkeypatch.setattr(execution, "MOST_OPEN", 20)
+    monkeypatch.setattr(room, "MOST_OPEN", 20)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 41)))
     steps.record_all(steps.claim_due(), UNWELL)
     number = commands.ask(steps.database, "retry", ALL, who="ann", why="back")
@@ -195,7 +195,7 @@ def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monke
 
 
 def test_a_few_are_due_at_once_however_many_are_due_already(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "MOST_OPEN", 5)
+    monkeypatch.setattr(room, "MOST_OPEN", 5)
     steps.arrive(an_event(1, "u1"))
     steps.attempt(UNWELL)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(2, 20)))

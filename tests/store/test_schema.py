@@ -106,6 +106,7 @@ AN_EVENT = {
     "occurred_at": START,
     "received_at": START,
     "routes": [],
+    "body_bytes": 0,
     "body_sha256": b"",
 }
 
@@ -177,19 +178,20 @@ def test_every_time_and_every_json_is_checked(engine: Engine) -> None:
 NODE = """INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, failing)
 VALUES ('n', 'h', 1, '1', '2026-01-01 00:00:00.000000Z', '2026-01-01 00:00:00.000000Z', '{}')"""
 EVENT = """
-INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, headers, content_type, body_sha256)
-VALUES ('s', 'k', 'e', 'other', '2026-01-01 00:00:00.000000Z', '2026-01-01 00:00:00.000000Z', '{}', '{}', 'x', '')"""
+INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type, body_bytes, body_sha256)
+VALUES ('s', 'k', 'e', 'other', '2026-01-01 00:00:00.000000Z', '2026-01-01 00:00:00.000000Z', '{}', 'x', 0, '')"""
+PAYLOAD = "INSERT INTO inbox_payload (seq, headers, body) VALUES (1, '{}', '')"
 
 
 def test_json_that_can_not_be_read_is_not_written(engine: Engine) -> None:
     none = "{}" if engine.dialect.name == POSTGRES else "[]"  # on Postgres an array
     statements = [NODE.format(failing) for failing in ("5", "null", "[1]", '"claim"', "nonsense")]
-    for routes, headers in ((none, "{"), (none, "[]"), ("{NULL}", "{}"), ("audit", "{}"), ("5", "{}")):
-        statements.append(EVENT.format(routes, headers))
+    statements += [EVENT.format(routes) for routes in ("{NULL}", "audit", "5")]
+    statements += [PAYLOAD.format(headers) for headers in ("{", "[]")]
     for statement in statements:
         with pytest.raises(DBAPIError), engine.begin() as connection:  # noqa: PT012  # so that a failure names the statement
             connection.exec_driver_sql(statement)
             pytest.fail(f"let in: {statement}")
     with engine.begin() as connection:
-        for statement in (NODE.format("{}"), EVENT.format(none, "{}")):
+        for statement in (NODE.format("{}"), EVENT.format(none), PAYLOAD.format("{}")):
             connection.exec_driver_sql(statement)

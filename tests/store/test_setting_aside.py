@@ -31,6 +31,7 @@ from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
 from tests.helpers.storing import an_event
+from tests.store.verifying import Planter
 
 TEN = [an_event(number, f"u{number}") for number in range(1, 11)]
 
@@ -158,7 +159,7 @@ def cancelling(steps: Steps) -> Work:
 
     def work() -> None:
         working.work(CONFIG, POLICIES)
-        for _, error in working.busy:
+        for _, error in working.troubled:
             raise error
 
     return work
@@ -213,7 +214,7 @@ def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lo
     working = execution.OpenCommands(steps.database)
     with locked(steps, "SELECT 1 FROM relay_command FOR UPDATE"):
         assert working.work(CONFIG, POLICIES) == 0
-    ((which, error),) = working.busy
+    ((which, error),) = working.troubled
     assert (which, "could not obtain lock" in str(error)) == (number, True)
     assert working.work(CONFIG, POLICIES) == 10
 
@@ -264,6 +265,13 @@ def test_an_alert_that_is_refused_keeps_nothing_from_being_recorded(steps: Steps
     assert (2, "strict", "ready") in steps.states()
     assert [(item.step, item.item) for item in alone] == [("log_alerts", "alert delivery_dead of strict")]
     assert "not this one" in alone[0].error
+
+
+def test_a_delivery_without_its_payload_ends_dead_and_is_never_attempted(steps: Steps, plant: Planter) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    plant("DELETE FROM inbox_payload WHERE seq = 1")
+    assert [delivery.seq for delivery in steps.claim_due()] == [2]
+    assert steps.rows("SELECT seq, cause FROM dead_letter") == [{"seq": 1, "cause": "payload_gone"}]
 
 
 def test_a_lane_goes_on_behind_one_that_was_set_aside_though_its_alert_is_refused(steps: Steps) -> None:

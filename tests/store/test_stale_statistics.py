@@ -118,8 +118,9 @@ INSERT INTO duplicate_request (seq, received_at, body_sha256, handled_at)
 SELECT 1, now(), decode('00', 'hex'), now() FROM generate_series(1, :rows) AS n
 """
 EVENTS = """
-INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type, body_sha256)
-SELECT 'trivore', 'key ' || n, 'UPDATE', 'update', now(), now(), ARRAY['crm'], 'text/plain', decode('00', 'hex')
+INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type,
+                   body_bytes, body_sha256)
+SELECT 'trivore', 'key ' || n, 'UPDATE', 'update', now(), now(), ARRAY['crm'], 'text/plain', 1, decode('00', 'hex')
 FROM generate_series(1, :rows) AS n
 """
 BECAME_MANY = "UPDATE duplicate_request SET seq = id, handled_at = CASE WHEN id % 2 = 0 THEN now() END"

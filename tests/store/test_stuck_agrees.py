@@ -175,7 +175,7 @@ def test_where_they_share_a_branch_they_share_the_words(long_ago: Steps) -> None
     now(long_ago)
     said = {trouble.why for trouble in stuck_check.findings(long_ago.database, POLICIES)}
     assert {row["why"] for row in long_ago.rows("SELECT why FROM stuck")} == said
-    assert any(why.startswith("command 1 (pause): failed: ") and "gone" in why for why in said)
+    assert any(why.startswith("command 1 (pause): refused: ") and "gone" in why for why in said)
     assert "relay h1 pid 8: step claim fails: ValueError: x" in said
 
 
@@ -188,7 +188,7 @@ def test_an_answer_of_several_lines_is_one_line_of_the_check(long_ago: Steps) ->
     )
     alive(long_ago)
     (found,) = stuck_check.findings(long_ago.database, POLICIES)
-    assert found.why == "command 1 (pause): failed: one; two"
+    assert found.why == "command 1 (pause): refused: one; two"
 
 
 def test_every_finding_has_its_branch_and_its_scene() -> None:

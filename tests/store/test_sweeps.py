@@ -291,7 +291,8 @@ def test_what_is_found_again_by_a_sweep_that_begins_again_is_not_added_twice(
 
 
 def bodies(engine: Engine) -> dict[str, Any]:
-    return {row["entity_id"]: json.loads(row["body"]) for row in rows(engine, "SELECT entity_id, body FROM inbox")}
+    found = rows(engine, "SELECT entity_id, body FROM inbox JOIN inbox_payload USING (seq)")
+    return {row["entity_id"]: json.loads(row["body"]) for row in found}
 
 
 def swept(entity: str, second: int, **more: object) -> dict[str, object]:

@@ -37,7 +37,7 @@ def test_there_is_one_row_for_each_event_and_route(steps: Steps) -> None:
 
 def test_a_row_tells_the_event_as_the_inbox_has_it(steps: Steps) -> None:
     steps.arrive(an_event(7))
-    (event,) = steps.rows("SELECT * FROM inbox")
+    (event,) = steps.rows("SELECT * FROM inbox JOIN inbox_payload USING (seq)")
     row = delivery(steps, 1)
     shared = (
         "source",

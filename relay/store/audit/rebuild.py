@@ -109,6 +109,7 @@ def _mend(database: Database, config: Config, known: Policies, seqs: Sequence[in
     """
     with database.write() as transaction:
         now = transaction.lock_order()
+        transaction.lock_payloads()  # retention deletes no event whose facts are read here
         wrong = [one for one in examine(transaction, seqs, config, locked=True).wrong if _is_mended(one)]
         of_rows = [_plan(one, one.event, config, who) for one in wrong if one.event and _has(one, *_OF_THE_ROW)]
         late = [one for one in wrong if one.event and _has(one, "last_delivered")]

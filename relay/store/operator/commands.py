@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Literal
@@ -10,14 +10,14 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql
-from inbox.events.states import COMMAND_KINDS
+from inbox.db.dialect import Sql, as_json, json_param
+from inbox.events.commands import COMMAND_KINDS
 from inbox.events.timestamps import time_text
 from relay.store.database import Database, Transaction
 from relay.store.operator.selection import Act
 
 GateAct = Literal["pause", "resume"]
-CommandState = Literal["asked", "running", "done", "failed", "cancelled"]
+CommandState = Literal["asked", "running", "done", "failed", "refused", "cancelled"]
 Standing = tuple[int | None, int, int]
 """The place of a command, by which two processes can tell whether one of them has gone on with it."""
 
@@ -40,19 +40,55 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class BatchResult(msgspec.Struct, frozen=True):
-    """The result of one batch."""
+    """The result of one batch or step of a command."""
 
     state: CommandState
     changed: int = 0
     progress: int | None = None
     answer: str | None = None
+    matched: int | None = None
+    """Of a dry run: the number of deliveries or rows that it would change."""
+    sample: dict[str, Any] | None = None
+    """Of a dry run: an object for `relay_command.sample`, that JSON can have."""
 
 
-def ask(database: Database, kind: Act | GateAct, chosen: msgspec.Struct, *, who: str, why: str) -> int:
+class AskedTask(msgspec.Struct, frozen=True):
+    """A command about no delivery, as the function of its kind gets it: see `relay.store.operator.tasks`."""
+
+    number: int
+    selection: Mapping[str, Any]
+    """The decoded JSON; a trigger has checked its keys and their types."""
+    reason: str
+    asked_by: str
+    dry_run: bool
+    progress: int | None
+    """The `BatchResult.progress` of its last step; None at its begin."""
+    affected: int
+    """The sum of `BatchResult.changed` so far."""
+
+
+def request_of(command: Any) -> AskedTask:  # noqa: ANN401  # a result row
+    """A command as the function of its kind gets it."""
+    return AskedTask(
+        number=command.id,
+        selection=as_json(command.selection),
+        reason=command.reason,
+        asked_by=command.asked_by,
+        dry_run=bool(command.dry_run),
+        progress=command.progress_seq,
+        affected=command.affected,
+    )
+
+
+def ask(
+    database: Database, kind: Act | GateAct, chosen: msgspec.Struct, *, who: str, why: str, dry_run: bool = False
+) -> int:
     """Store a command. Returns its id."""
     with database.write() as transaction:
         asked = msgspec.json.encode(chosen).decode()
-        row = transaction.execute(_ask(database.sql), kind=kind, selection=asked, reason=why, who=who)[0]
+        row = transaction.execute(_ask(database.sql), kind=kind, selection=asked, reason=why, who=who, dry_run=dry_run)[
+            0
+        ]
         return int(row.id)
 
 
@@ -115,7 +151,8 @@ def is_as_it_was(transaction: Transaction, number: int, standing: Standing) -> b
 def advance(transaction: Transaction, number: int, step: BatchResult, now: datetime) -> None:
     """Note the result of a batch."""
     finished_at = None if step.state == "running" else time_text(now)
-    values = {"id": number, "finished_at": finished_at, **msgspec.structs.asdict(step)}
+    sample = None if step.sample is None else json_param(step.sample)
+    values = {"id": number, "finished_at": finished_at, **msgspec.structs.asdict(step), "sample": sample}
     transaction.execute(_advance(transaction.sql), **values)
 
 
@@ -127,9 +164,15 @@ def advance_part(
     return standing_of(transaction.execute(_advance_part(transaction.sql), **values)[0])
 
 
-def end_as_failed(transaction: Transaction, number: int, answer: str) -> None:
+def say(database: Database, number: int, answer: str) -> None:
+    """Say in the row of an open command what it waits for, unless it says so."""
+    with database.write() as transaction:
+        transaction.execute(_SAY, id=number, answer=answer)
+
+
+def end_undone(transaction: Transaction, number: int, state: Literal["failed", "refused"], answer: str) -> None:
     """End a command that can't be done, with the reason as its answer."""
-    transaction.execute(_failed(transaction.sql), id=number, answer=answer)
+    transaction.execute(_ended(transaction.sql), id=number, state=state, answer=answer)
 
 
 _IS_OPEN = "state IN ('asked', 'running')"
@@ -138,6 +181,9 @@ _ANY_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} 
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
 _UNKNOWN = text(f"SELECT id, kind FROM relay_command WHERE {_IS_OPEN} AND NOT {_IS_KNOWN} ORDER BY id LIMIT 10")
 _PROGRESS = text("SELECT state, affected, answer, failed, error FROM relay_command WHERE id = :id")
+_SAY = text(
+    f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"
+)
 _GO_ON = text("""
 UPDATE relay_command SET state = 'running', finished_at = NULL, answer = NULL
 WHERE id = :id AND state = 'cancelled'
@@ -149,8 +195,8 @@ RETURNING id
 def _ask(sql: Sql) -> TextClause:
     selected = "CAST(:selection AS jsonb)" if sql.is_postgres else ":selection"
     return text(f"""
-INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at)
-VALUES (:kind, {selected}, :reason, :who, {sql.now})
+INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at, dry_run)
+VALUES (:kind, {selected}, :reason, :who, {sql.now}, :dry_run)
 RETURNING id
 """)
 
@@ -158,7 +204,7 @@ RETURNING id
 @cache
 def _command(sql: Sql, *, locked: bool) -> TextClause:
     return text(f"""
-SELECT id, kind, selection, reason, asked_by, state, progress_seq, affected, failed FROM relay_command
+SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq, affected, failed, matched, sample FROM relay_command
 WHERE id = :id {sql.for_update_now if locked else ""}
 """)
 
@@ -177,18 +223,21 @@ RETURNING progress_seq, affected, failed
 
 @cache
 def _advance(sql: Sql) -> TextClause:
+    matched, sample = (
+        ("CAST(:matched AS bigint)", "CAST(:sample AS jsonb)") if sql.is_postgres else (":matched", ":sample")
+    )
     return text(f"""
 UPDATE relay_command
 SET state = :state, affected = affected + :changed, progress_seq = :progress, answer = :answer,
-    finished_at = {sql.time(":finished_at")}
-WHERE id = :id
+    finished_at = {sql.time(":finished_at")}, matched = coalesce({matched}, matched), sample = coalesce({sample}, sample)
+WHERE id = :id AND {_IS_OPEN}
 """)
 
 
 @cache
-def _failed(sql: Sql) -> TextClause:
+def _ended(sql: Sql) -> TextClause:
     return text(f"""
-UPDATE relay_command SET state = 'failed', answer = :answer, finished_at = {sql.now}
+UPDATE relay_command SET state = :state, answer = :answer, finished_at = {sql.now}
 WHERE id = :id AND {_IS_OPEN}
 """)
 

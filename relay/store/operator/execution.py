@@ -6,90 +6,98 @@ several processes may work on one command, and any of them may die.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
-from functools import cache, partial
-from typing import Any, TypeVar, get_args
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
-from inbox.db.dialect import Sql, as_json, blames_items, error_text, failure_of, is_wait_timeout
+from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
 from inbox.errors import UnusableCommand
+from inbox.events.commands import OF_DELIVERIES, OF_GATES
 from relay.delivery import facts
 from relay.delivery.gates import Gate
 from relay.delivery.policy import Policies
 from relay.store import gates
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, FailedAlone, Key, Transaction, key_text
-from relay.store.operator import commands, selected
-from relay.store.operator.commands import BatchResult, GateAct, Standing
+from relay.store.operator import commands, dry_run, room, selected
+from relay.store.operator.commands import BatchResult, Standing
 from relay.store.operator.replay import GIVEN_UP, end_or_unblock, replay
 from relay.store.operator.retry import retry
 from relay.store.operator.selection import Choice, Selection, keys_of
+from relay.store.operator.tasks import TASKS
 
 BATCH = 200
 """Deliveries in one transaction."""
 MOST_AT_ONCE = 10
 """Commands that get one batch each in one step of a relay."""
-MOST_OPEN = 1000
-"""The most open replayed deliveries of a route: new events must not wait behind a large backlog of them. Likewise a retry
-goes beyond its first so many only where fewer are due on the route.
-"""
-
+FAULTY_SECONDS = 60.0
+"""The wait after a command failed for a reason that is no item's, such as a missing privilege."""
 _Form = TypeVar("_Form")
 
 
 class OpenCommands:
-    """Open commands, a few at a time and in turn, so that none delays another."""
+    """Open commands, a few at a time and in turn. Each is a compartment of its own: none delays another."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._database = database
+        self._monotonic = monotonic
         self._after = 0
-        self.busy: list[tuple[int, DBAPIError]] = []
-        """Commands that failed last time because a row they need was locked."""
+        self._faulty: dict[int, float] = {}
+        """Commands that failed for a reason that is no item's, and when each is tried again."""
+        self.troubled: list[tuple[int, Exception]] = []
+        """Commands that failed last time: a row they need was locked, or a statement can't run at all."""
 
     def work(self, config: Config, policies: Policies) -> int:
         """Do a batch of each of the next few commands. Returns the number of changed deliveries."""
         numbers = commands.next_open(self._database, after=self._after, most=MOST_AT_ONCE)
         self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
-        self.busy = []
+        now = self._monotonic()
+        self._faulty = {number: again_at for number, again_at in self._faulty.items() if again_at > now}
+        self.troubled = []
         changed = 0
         for number in numbers:
+            if number in self._faulty:
+                continue
             try:
                 changed += work_on(self._database, config, policies, number)
-            except DBAPIError as error:
-                if failure_of(error) != "busy":
+            except Exception as error:
+                if failure_of(error) == "unreachable":
                     raise
-                self.busy.append((number, error))
+                self._trouble(number, error, now)
         return changed
+
+    def _trouble(self, number: int, error: Exception, now: float) -> None:
+        """Keep the failure, and say in the row what the command waits for."""
+        self.troubled.append((number, error))
+        if failure_of(error) == "fault":
+            self._faulty[number] = now + FAULTY_SECONDS
+        if isinstance(error, DBAPIError) and "relay_command" in (error.statement or ""):
+            return  # somebody has locked the row itself
+        with suppress(DBAPIError):
+            commands.say(self._database, number, f"waits: {error_text(error)}")
 
 
 def work_on(database: Database, config: Config, policies: Policies, number: int) -> int:
     """Do the next batch of this command, if it has not ended.
 
-    A command that can't be understood, or whose deliveries can't be found, is `failed`. A delivery that can't be changed is
-    passed over: `relay_command.failed` counts it, `relay_command.error` has the last one. A locked one is not: the command
-    waits for it.
+    A command that can't be understood, or can't be meant, is `refused`. One whose deliveries can't be found is `failed`. A
+    delivery that can't be changed is passed over: `relay_command.failed` counts it, `relay_command.error` has the last
+    one. A locked one is not: the command waits for it.
 
     Returns:
-        How many deliveries it has changed; of a replay or retry also none when too many are open already.
+        How many deliveries it has changed; of a replay or retry also none when too many are open already. Of a dry run: 1
+        when there is more to look at.
     """
     try:
         batch = _look(database, config, policies, number)
-        if batch is None:
-            return 0
-        if batch.choice is None:
-            return _do(database, config, policies, batch)
-        try:
-            if batch.waits or not batch.unreadable:
-                return _do(database, config, policies, batch)
-        except Exception as error:
-            if not blames_items(error) or not batch.keys:
-                raise
-        return _do_apart(database, policies, batch, batch.choice)
+        return 0 if batch is None else _work(database, config, policies, batch)
     except Exception as error:
         if not blames_items(error):
             raise
@@ -121,19 +129,37 @@ def _look(database: Database, config: Config, policies: Policies, number: int) -
     """
     with database.read() as transaction:
         command = commands.read_open(transaction, number)
-        if command is None or command.kind in get_args(GateAct):
+        if command is None or command.kind not in OF_DELIVERIES:
             return command and _Batch(command)
         choice = _choice(command, config)
-        room = _room(transaction, choice.selection) if choice.act == "replay" else BATCH
-        if room <= 0:
-            return _Batch(command, choice, waits=f"waits: {MOST_OPEN} replayed deliveries are open")
-    page = selected.page(database, choice, after=command.progress_seq or 0, most=min(BATCH, room))
-    keys = keys_of(page.rows)
+    if command.dry_run:
+        return _Batch(command, choice)
+    page = selected.page(database, choice, after=command.progress_seq or 0, most=BATCH)
+    keys: Sequence[Key] = keys_of(page.rows)
     waits = None
-    if choice.act == "retry" and command.affected >= MOST_OPEN:
-        full = _full_route(database, policies, keys)
-        waits = None if full is None else f"waits: {MOST_OPEN} deliveries are due on route {full}"
+    if choice.act == "replay":
+        keys, full = room.that_fit(database, policies, keys)
+        waits = None if full is None else f"waits: {room.MOST_OPEN} replayed deliveries are open on route {full}"
+    elif choice.act == "retry" and command.affected >= room.MOST_OPEN:
+        full = room.full_route(database, policies, keys)
+        waits = None if full is None else f"waits: {room.MOST_OPEN} deliveries are due on route {full}"
     return _Batch(command, choice, keys, waits, page.unreadable, page.upto)
+
+
+def _work(database: Database, config: Config, policies: Policies, batch: _Batch) -> int:
+    if batch.command.kind in TASKS:
+        return _do_task(database, config, batch.command)
+    if batch.choice is None:
+        return _do(database, config, policies, batch)
+    if batch.command.dry_run:
+        return _look_on(database, batch.choice, batch.command)
+    try:
+        if batch.waits or not batch.unreadable:
+            return _do(database, config, policies, batch)
+    except Exception as error:  # a smaller part may succeed where a statement took too long, or a row is locked
+        if not (blames_items(error) or is_wait_timeout(error)) or not batch.keys:
+            raise
+    return _do_apart(database, policies, batch, batch.choice)
 
 
 def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -> int:
@@ -150,6 +176,23 @@ def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -
         )
         commands.advance(transaction, number, step, now)
     return step.changed
+
+
+def _do_task(database: Database, config: Config, command: Any) -> int:  # noqa: ANN401  # a result row
+    """Do the next step of a command about no delivery, and note it: one that is stopped meanwhile stays stopped."""
+    step = TASKS[command.kind](database, config, commands.request_of(command))
+    with database.write() as transaction:
+        commands.advance(transaction, command.id, step, transaction.now())
+    return step.changed
+
+
+def _look_on(database: Database, choice: Choice, command: Any) -> int:  # noqa: ANN401  # a result row
+    """Examine the next deliveries of a dry run, and note the plan so far. Returns how many there are so far."""
+    step = dry_run.step(database, choice, command)
+    with database.write() as transaction:
+        if commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
+            commands.advance(transaction, command.id, step, transaction.now())
+    return 0 if step.state == "done" else 1
 
 
 def _do_apart(database: Database, policies: Policies, batch: _Batch, choice: Choice) -> int:
@@ -267,13 +310,16 @@ def _change(
 
 def _fail(database: Database, number: int, error: Exception) -> None:
     """End a command that can't be done, with the reason as its answer."""
-    answer = str(error) if isinstance(error, UnusableCommand) else error_text(error)
+    is_refused = isinstance(error, UnusableCommand)
+    answer = str(error) if is_refused else error_text(error)
     with database.write() as transaction:
-        commands.end_as_failed(transaction, number, answer)
+        commands.end_undone(transaction, number, "refused" if is_refused else "failed", answer)
     database.failed_alone(FailedAlone("commands", f"command={number}", answer))
 
 
 def _turn_gate(transaction: Transaction, config: Config, command: Any, now: datetime) -> BatchResult:  # noqa: ANN401  # a result row
+    if command.kind not in OF_GATES:
+        raise UnusableCommand(f"no relay of this version can {command.kind}: run `inbox {command.kind}`")
     gate = _understood(as_json(command.selection), Gate)
     if mistake := gate.mistake(config):
         raise UnusableCommand(mistake)
@@ -282,43 +328,3 @@ def _turn_gate(transaction: Transaction, config: Config, command: Any, now: date
         return BatchResult("done", answer="paused" if changed else "was paused already")
     changed = gates.resume(transaction, gate.key, now)
     return BatchResult("done", answer="resumed" if changed else "nothing was held back")
-
-
-def _room(transaction: Transaction, chosen: Selection) -> int:
-    statement = _replayed_open(transaction.sql)
-    return MOST_OPEN - int(transaction.execute(statement, route=chosen.route, most=MOST_OPEN)[0].count)
-
-
-@cache
-def _replayed_open(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT count(*) AS count FROM (
-    SELECT 1 FROM open_delivery o
-    WHERE o.run > 0 AND o.state IN ('received', 'waiting', 'ready', 'in_flight')
-      AND {sql.optional("o.route", "text", parameter="route")}
-    LIMIT :most) replayed
-""")
-
-
-def _full_route(database: Database, policies: Policies, keys: Sequence[Key]) -> str | None:
-    """The first route of these deliveries on which as many are due as may be.
-
-    Not one that a gate holds back: nothing moves there, so that the command would wait for good, and other routes with it.
-    """
-    closed = gates.read_gates(database)
-    for route in sorted({route for _, route in keys}):
-        if route in policies and closed.admit(policies[route].gates) == "all":
-            with database.read() as transaction:
-                (due,) = transaction.execute(_due(transaction.sql), route=route, most=MOST_OPEN)
-            if due.count >= MOST_OPEN:
-                return route
-    return None
-
-
-@cache
-def _due(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT count(*) AS count FROM (
-    SELECT 1 FROM open_delivery o WHERE o.state = 'ready' AND o.route = :route AND o.due_at <= (SELECT {sql.now})
-    LIMIT :most) due
-""")

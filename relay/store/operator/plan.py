@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
 import msgspec
 
+from inbox.db.dialect import blames_items
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Key, key_text
-from relay.store.operator import execution, selected
+from relay.store.operator import selected
 from relay.store.operator.replay import GIVEN_UP, LeftOut, replayable
 from relay.store.operator.selection import Choice, keys_of
+
+_PAGE = 200
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -42,6 +45,15 @@ class Plan(msgspec.Struct, frozen=True):
     """Selected deliveries that the command leaves as they are, by the reason."""
 
 
+LEFT_OUT: Mapping[LeftOut, str] = {
+    "overtaken": "older than the last delivered state of their lane; --force replays them too",
+    "route_removed": "ended on a route that is not configured any more; configure it again to replay them",
+    "payload_gone": "have no headers and body any more: retention or erasure deleted them; `relay cancel` ends dead ones",
+    "unreadable": "have a fact that can't be read; `relay verify` names it",
+}
+"""The sentence about deliveries that a command leaves as they are."""
+
+
 def preview(database: Database, choice: Choice, most: int, *, seen: Callable[[int], None] = lambda _: None) -> Plan:
     """Make the plan of a command, with at most so many of its deliveries.
 
@@ -51,8 +63,22 @@ def preview(database: Database, choice: Choice, most: int, *, seen: Callable[[in
         most: the number of deliveries to list.
         seen: hears how many deliveries have been examined, where that takes long.
     """
-    if choice.act == "replay":
-        return _plan_of_replay(database, choice, most, seen)
+    if choice.act != "replay":
+        try:
+            return _counted(database, choice, most)
+        except Exception as error:  # one row can't be read: the others are counted without it
+            if not blames_items(error):
+                raise
+    planned, examined = Plan(0), 0
+    for page in _pages(database, choice, _PAGE):
+        planned = merged(planned, examine(database, choice, page), most)
+        examined += len(page.rows)
+        seen(examined)
+    return planned
+
+
+def _counted(database: Database, choice: Choice, most: int) -> Plan:
+    """Have the database count the deliveries. Each that is selected is changed."""
     rows = next((page.rows for page in _pages(database, choice, most) if page.rows), ())
     with database.read() as transaction:
         groups = [
@@ -62,24 +88,36 @@ def preview(database: Database, choice: Choice, most: int, *, seen: Callable[[in
     return Plan(sum(group.count for group in groups), tuple(groups), tuple(rows[:most]))
 
 
-def _plan_of_replay(database: Database, choice: Choice, most: int, seen: Callable[[int], None]) -> Plan:
-    """Examine each selected delivery as the replay itself will."""
-    counts: Counter[tuple[str, str, str | None]] = Counter()
-    left_out: Counter[LeftOut] = Counter()
-    listed: list[Row] = []
-    examined = 0
-    for page in _pages(database, choice, execution.BATCH):
-        rows = page.rows
-        unreadable: dict[Key, LeftOut] = dict.fromkeys(page.unreadable, "unreadable")
-        left = unreadable | _left_out(database, choice, [key for key in keys_of(rows) if key not in unreadable])
-        taken = [row for row in rows if (row["seq"], row["route"]) not in left]
-        counts.update((row["route"], row["state"], row["cause"]) for row in taken)
-        left_out.update(left.values())
-        listed += taken[: most - len(listed)]
-        examined += len(rows)
-        seen(examined)
-    groups = sorted((Group(*key, number) for key, number in counts.items()), key=_largest_first)
-    return Plan(counts.total(), tuple(groups), tuple(listed), dict(left_out))
+def examine(database: Database, choice: Choice, page: selected.SelectedPage) -> Plan:
+    """Make the plan of a page. Each delivery is examined as the command itself will."""
+    left: dict[Key, LeftOut] = dict.fromkeys(page.unreadable, "unreadable")
+    if choice.act == "replay":
+        left |= _left_out(database, choice, [key for key in keys_of(page.rows) if key not in left])
+    taken = [row for row in page.rows if (row["seq"], row["route"]) not in left]
+    groups = (Group(row["route"], row["state"], row["cause"], 1, *[_time(row.get("due_at"))] * 2) for row in taken)
+    return merged(Plan(0, (), tuple(taken), dict(Counter(left.values()))), Plan(len(taken), tuple(groups)), len(taken))
+
+
+def merged(plan: Plan, more: Plan, most: int) -> Plan:
+    """Add one plan to another, with at most so many deliveries."""
+    groups: dict[tuple[str, str, str | None], Group] = {}
+    for group in (*plan.groups, *more.groups):
+        key = (group.route, group.state, group.cause)
+        groups[key] = _together(groups[key], group) if key in groups else group
+    return Plan(
+        plan.count + more.count,
+        tuple(sorted(groups.values(), key=_largest_first)),
+        (*plan.deliveries, *more.deliveries)[:most],
+        dict(Counter(plan.left_out) + Counter(more.left_out)),
+    )
+
+
+def _together(one: Group, other: Group) -> Group:
+    first = [group.first_due_at for group in (one, other) if group.first_due_at is not None]
+    last = [group.last_due_at for group in (one, other) if group.last_due_at is not None]
+    return msgspec.structs.replace(
+        one, count=one.count + other.count, first_due_at=min(first, default=None), last_due_at=max(last, default=None)
+    )
 
 
 def _pages(database: Database, choice: Choice, most: int) -> Iterator[selected.SelectedPage]:

@@ -18,7 +18,7 @@ from relay.delivery.policy import Policies
 from relay.store.coverage import last_delivered
 from relay.store.database import Key, Transaction, keys_param
 from relay.store.lanes import settle_lanes
-from relay.store.reopen import find, take_up
+from relay.store.reopen import find, keep_payloads, take_up
 
 GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
 _REPLAYABLE = GIVEN_UP | {State.ENDED}
@@ -86,9 +86,10 @@ def end_or_unblock(
     return len(changed)
 
 
-LeftOut = Literal["overtaken", "route_removed", "unreadable"]
+LeftOut = Literal["overtaken", "route_removed", "payload_gone", "unreadable"]
 """The reason why a replay leaves a selected delivery out. `overtaken`: it would overwrite the last delivered state with an
-older one. `route_removed`: it has ended on a route that is not configured any more. `unreadable`: a fact can't be read."""
+older one. `route_removed`: it has ended on a route that is not configured any more. `payload_gone`: retention or erasure has
+deleted the event's headers and body. `unreadable`: a fact can't be read."""
 
 
 class Replayable(msgspec.Struct, frozen=True):
@@ -119,7 +120,9 @@ def replayable(
     known = {(row.seq, row.route) for row in found}
     left_out: dict[Key, LeftOut] = {key: "route_removed" for key in keys if key not in known}
     left_out |= dict.fromkeys(old, "overtaken")
-    return Replayable([row for row in possible if (row.seq, row.route) not in old], left_out)
+    kept = keep_payloads(transaction, (row.seq for row in possible), locked=locked)
+    left_out |= {(row.seq, row.route): "payload_gone" for row in possible if row.seq not in kept}
+    return Replayable([row for row in possible if (row.seq, row.route) not in left_out], left_out)
 
 
 def _overtaken(transaction: Transaction, rows: Sequence[OpenDelivery], too: Too, *, locked: bool) -> set[Key]:

@@ -155,8 +155,8 @@ def _meant(sql: Sql, which: Which) -> str:
         return f"""SELECT *, CAST(NULL AS text) AS cause FROM delivery
 WHERE {_given(sql, "received_at", dict(zip(_COLUMNS, _COLUMNS, strict=True)))} AND {_of_routes(sql, "route")}
   AND route IS NOT NULL AND state NOT IN ('received', 'waiting', 'ready', 'in_flight')"""
-    if which == "everything":
-        return _everything(sql)
+    if which == "backfill":
+        return _backfill(sql)
     return _open(sql, which, f"(SELECT {_FIELDS} FROM open_delivery o WHERE {_in_state(sql, which)}) o")
 
 
@@ -173,7 +173,7 @@ def _in_state(sql: Sql, which: Which) -> str:
     return f"{_STATES[which]} AND o.due_at > (SELECT {sql.now})" if which == "due later" else _STATES[which]
 
 
-def _everything(sql: Sql) -> str:
+def _backfill(sql: Sql) -> str:
     """Deliveries that the route has ended, and events that it would take now."""
     route = "CAST(:route AS text)" if sql.is_postgres else ":route"
     columns = {name: f"i.{name}" for name in ("seq", "entity_type", "entity_id", "event_type")}

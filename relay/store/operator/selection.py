@@ -12,13 +12,16 @@ from inbox.config.mistakes import nearest
 from inbox.config.model import Config, Route
 from inbox.db.dialect import rows_param
 from inbox.db.reads import Row
+from inbox.events.commands import FLAGS
 from inbox.events.timestamps import time_text
 from relay.delivery.facts import CAUSES
 from relay.store.database import Key
 
 Act = Literal["replay", "cancel", "unblock", "retry"]
-Which = Literal["dead", "ended or dead", "everything", "not begun", "blocked", "due later"]
+Which = Literal["dead", "ended or dead", "backfill", "not begun", "blocked", "due later"]
 """The kind of deliveries that a command is about."""
+
+_CONDITIONS = "a route, seq, source, entity, destination, cause or time"
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -49,14 +52,15 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     force: bool = False
     """Replay even where that overwrites the last delivered state with an older one."""
 
+    backfill: bool = False
+    """For a replay of one route: also ended deliveries, and events that match the route now and have never taken it."""
     everything: bool = False
-    """For a replay of one route: also ended deliveries, and events that match the route now and have never taken it. A retry
-    without any condition needs it."""
+    """Without any condition: every delivery that the command could change."""
 
     @property
     def is_empty(self) -> bool:
         """True when no condition is given."""
-        return msgspec.structs.replace(self, force=False, everything=False) == Selection()
+        return msgspec.structs.replace(self, **dict.fromkeys(FLAGS, False)) == Selection()
 
     @property
     def is_about_failures(self) -> bool:
@@ -90,7 +94,7 @@ class Choice(msgspec.Struct, frozen=True):
                 return f"{name} the year {moment.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
         if chosen.since is not None and chosen.until is not None and chosen.since >= chosen.until:
             return "nothing is since a time and until an earlier one: exchange the two"
-        return self._unknown_name or self._missing or self._everything_of_what
+        return self._unknown_name or self._missing or self._backfill_of_what
 
     @property
     def _unknown_name(self) -> str | None:
@@ -108,25 +112,23 @@ class Choice(msgspec.Struct, frozen=True):
     @property
     def _missing(self) -> str | None:
         chosen = self.selection
-        if self.act == "cancel" and chosen.is_empty:
-            return "name what is to be cancelled: a route, seq, source, entity, destination, cause or time"
-        if self.act == "retry" and chosen.is_empty and not chosen.everything:
-            return "name what is to be retried: a route, seq, source, entity, destination, cause or time, or everything (--all)"
+        if chosen.is_empty and not chosen.everything:
+            return f"name what the {self.act} is about: {_CONDITIONS}, or everything (--all)"
         if self.act != "replay" and chosen.force:
             return "only a replay can be forced"
         return None
 
     @property
-    def _everything_of_what(self) -> str | None:
+    def _backfill_of_what(self) -> str | None:
         chosen, routes = self.selection, self.config.routes
-        if not chosen.everything or self.act == "retry":
+        if not chosen.backfill:
             return None
         if self.act != "replay":
-            return "only a replay or a retry can be of everything"
+            return "only a replay can be a backfill"
         if chosen.route not in routes:
-            return f"everything of which route? Configured are: {', '.join(sorted(routes)) or 'none'}"
+            return f"a backfill of which route? Configured are: {', '.join(sorted(routes)) or 'none'}"
         if chosen.is_about_failures or (chosen.source, chosen.destination, chosen.api) != (None, None, None):
-            return "everything of a route is of one source, of one destination and of every cause; leave those out"
+            return "a backfill of a route is of one source, of one destination and of every cause; leave those out"
         return None
 
     @property
@@ -138,8 +140,8 @@ class Choice(msgspec.Struct, frozen=True):
             return "not begun"
         if self.act == "unblock":
             return "blocked"
-        if self.selection.everything:
-            return "everything"
+        if self.selection.backfill:
+            return "backfill"
         return "dead" if self.selection.dead_only else "ended or dead"
 
     @property
@@ -159,7 +161,7 @@ class Choice(msgspec.Struct, frozen=True):
             "since": None if chosen.since is None else time_text(chosen.since),
             "until": None if chosen.until is None else time_text(chosen.until),
         }
-        if which == "everything":
+        if which == "backfill":
             route = self.config.routes[str(chosen.route)]
             wanted: dict[str, Sequence[str]] = {
                 "entity_types": route.when.entity_type,

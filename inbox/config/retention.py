@@ -1,0 +1,57 @@
+"""`[retention]`: ages at which relays delete what has ended, and caps of what strangers and senders can add."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from inbox.config.types import Age, Table
+
+RetentionKind = Literal[
+    "payloads", "events", "attempts", "rejected", "duplicates", "relay_nodes", "alerts", "commands", "throughput"
+]
+"""Each kind of rows that expires; `inbox.db.retention.kinds` has the step of each."""
+
+_DAY = 86400
+Rows = Annotated[int, msgspec.Meta(ge=1_000, le=100_000_000)]
+
+
+class Retention(Table, frozen=True):
+    """Ages after which relays delete what has ended: a duration such as `"30d"`, or `"forever"`.
+
+    They never delete anything that is open, blocked, dead or not judged yet. A dead delivery keeps its event and its
+    payload until it is delivered or cancelled.
+    """
+
+    payloads: Age = Age(30 * _DAY)
+    """Headers and bodies of events. The events stay, without them; such an event can't be replayed."""
+    events: Age = Age(400 * _DAY)
+    """Events with their keys, facts and duplicates. A request that comes again later counts as a new event."""
+    attempts: Age = Age(30 * _DAY)
+    """Failed and abandoned attempts of deliveries that have ended. The fact that ended a delivery stays with its event."""
+    rejected: Age = Age(14 * _DAY)
+    """Rejected requests."""
+    rejected_most: Rows = 200_000
+    """The most rejected requests with a body that are kept, and the most without one: strangers add only such."""
+    duplicates: Age = Age(14 * _DAY)
+    """Duplicate requests that a relay has judged."""
+    duplicates_most: Rows = 200_000
+    """The most duplicate requests that are kept."""
+    relay_nodes: Age = Age(90 * _DAY)
+    """Runs of relay processes that have ended."""
+    alerts: Age = Age(90 * _DAY)
+    """Alerts. The last one of each kind and subject stays."""
+    commands: Age = Age(90 * _DAY)
+    """Commands of operators that have ended."""
+    throughput: Age = Age(30 * _DAY)
+    """Figures of each minute in `throughput_minute`."""
+
+    def age_of(self, kind: RetentionKind) -> Age:
+        """Return the age of a kind."""
+        age: Age = getattr(self, kind)
+        return age
+
+    def most_of(self, kind: RetentionKind) -> int | None:
+        """Return the cap of a kind that has one."""
+        return {"rejected": self.rejected_most, "duplicates": self.duplicates_most}.get(kind)

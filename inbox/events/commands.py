@@ -1,0 +1,77 @@
+"""Commands of operators: the kinds, and the keys of each kind's selection. The schema, its triggers and the relay share them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+
+class KeyType(msgspec.Struct, frozen=True):
+    """The type of a key of `relay_command.selection`."""
+
+    type: Literal["text", "texts", "number", "time", "flag"]
+    least: int = 0
+    most: int = 2**63 - 1
+
+
+KEYS: Mapping[str, KeyType] = {
+    "route": KeyType("text"),
+    "seq": KeyType("number"),
+    "source": KeyType("text"),
+    "entity_type": KeyType("text"),
+    "entity_id": KeyType("text"),
+    "destination": KeyType("text"),
+    "api": KeyType("text"),
+    "cause": KeyType("text"),
+    "status": KeyType("number", 100, 599),
+    "error": KeyType("text"),
+    "event_type": KeyType("text"),
+    "since": KeyType("time"),
+    "until": KeyType("time"),
+    "kinds": KeyType("texts"),
+    "force": KeyType("flag"),
+    "backfill": KeyType("flag"),
+    "everything": KeyType("flag"),
+}
+"""Every key, and its type: one key has one type in all kinds of commands."""
+
+FLAGS = ("force", "backfill", "everything")
+"""Keys that are no condition: they narrow no selection."""
+
+_DELIVERIES = (
+    "route", "seq", "source", "entity_type", "entity_id", "destination", "api", "cause", "status", "error", "event_type",
+    "since", "until",
+)  # fmt: skip
+_GATE = ("route", "destination", "api", "source", "entity_type", "entity_id")
+
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "replay": (*_DELIVERIES, "force", "backfill", "everything"),
+    "retry": (*_DELIVERIES, "everything"),
+    "cancel": (*_DELIVERIES, "everything"),
+    "unblock": (*_DELIVERIES, "everything"),
+    "pause": _GATE,
+    "resume": _GATE,
+    "sweep": ("source", "entity_type"),
+    "erase": ("source", "entity_type", "entity_id"),
+    "prune": ("kinds",),
+}
+"""The keys of the selection of each kind of command."""
+
+COMMAND_KINDS = tuple(COMMANDS)
+"""Every value of `relay_command.kind` that this version knows."""
+
+OF_DELIVERIES = ("replay", "retry", "cancel", "unblock")
+"""Kinds that select deliveries. A selection without any condition needs `everything`."""
+OF_GATES = ("pause", "resume")
+"""Kinds that name one gate."""
+
+NO_DRY_RUN = ("pause", "resume", "sweep")
+
+OPEN_COMMANDS = ("asked", "running")
+COMMAND_STATES = (*OPEN_COMMANDS, "done", "failed", "refused", "cancelled")
+"""Every value of `relay_command.state`."""
+
+ERASED = "erased"
+"""Stands for a text that names an erased entity in an ended command; in its selection, the begin of a pseudonym."""

@@ -1,0 +1,22 @@
+"""Commands about no delivery, each with the function that does its next step: erasures, prunes and sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from inbox.config.model import Config
+from relay.store.database import Database
+from relay.store.operator.commands import AskedTask, BatchResult
+
+Task = Callable[[Database, Config, AskedTask], BatchResult]
+"""Does one short step, in its own transactions, and returns what it has done so far: `running` until it has ended.
+
+Several relays may do steps of one command, and any of them may die after a step and before it is noted: a step that is done
+twice must change nothing the second time. With `dry_run` it changes nothing, and returns `done` with `matched` and `sample`.
+
+Raises:
+    UnusableCommand: it can't be done as it is asked; the command ends `refused` with this message.
+"""
+
+TASKS: Mapping[str, Task] = {}
+"""The function of each kind."""

@@ -1,0 +1,219 @@
+"""A healthy installation has no finding; an installation that can't be looked at is said to need something."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, make_url, text
+from sqlalchemy.exc import DBAPIError
+
+from inbox.db import migrate, read_only
+from inbox.doctor import run as runs
+from inbox.doctor.registry import examinations
+from inbox.examination import DoctorFinding, Examination, Installation
+from tests.doctor.examining import (
+    OPENED,
+    changing,
+    environment_of,
+    examined,
+    installation,
+    named,
+    run_sql,
+    start_a_relay,
+)
+from tests.helpers.processes import invoke
+from tests.helpers.scripted import closed_port
+
+OF_THE_TESTS_SERVER = {"fsync", "full_page_writes"}
+"""Settings of the tests' own Postgres, which writes nothing through to its disk."""
+
+
+def test_a_healthy_installation_has_no_finding(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    start_a_relay(engine)
+    place = installation(tmp_path, database_url)
+    results = runs.run(place, [each for each in examinations() if not each.is_online])
+    wrong = [each for each in runs.findings(results) if each.subject not in OF_THE_TESTS_SERVER]
+    assert wrong == []
+    assert [(each.name, each.needs) for each in results if not each.is_whole] == []
+    assert {each.name for each in results} == {each.name for each in examinations() if not each.is_online}
+
+
+def test_the_command_exits_with_0_and_says_well(
+    tmp_path: Path, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = installation(tmp_path, sqlite_database_url)
+    with changing(sqlite_database_url) as engine:
+        start_a_relay(engine)
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = invoke("inbox", "doctor", **environment_of(place))
+    assert (ended.status, ended.stderr) == (0, ""), ended.stdout
+    assert ended.stdout.startswith("well: no finding; ")
+    document = json.loads(invoke("inbox", "doctor", "--json", **environment_of(place)).stdout)
+    assert (document["critical"], document["warning"]) == (0, 0)
+    assert document["at"].endswith("Z")
+    assert {each["state"] for each in document["examinations"]} == {"examined", "does not apply"}
+
+
+def test_only_the_wanted_examination_is_made_and_a_wrong_name_gets_the_nearest(
+    tmp_path: Path, sqlite_database_url: str
+) -> None:
+    place = installation(tmp_path, sqlite_database_url)
+    ended = invoke("inbox", "doctor", "--only", "disk", "--json", **environment_of(place))
+    assert [each["name"] for each in json.loads(ended.stdout)["examinations"]] == ["disk"]
+    wrong = invoke("inbox", "doctor", "--only", "dsk", **environment_of(place))
+    assert (wrong.status, wrong.stdout) == (2, "")
+    assert "there is no examination 'dsk'; did you mean 'disk'?" in " ".join(wrong.stderr.split())
+    asking = invoke("inbox", "doctor", "--only", "systems", **environment_of(place))
+    assert (asking.status, "add --online" in asking.stderr) == (2, True)
+    listed = json.loads(invoke("inbox", "doctor", "--list", "--json").stdout)
+    assert [each["name"] for each in listed] == [each.name for each in examinations()]
+
+
+def test_every_kind_of_finding_has_one_name_a_reason_and_a_command(database_url: str) -> None:
+    del database_url
+    kinds = [kind for each in examinations() for kind in each.kinds]
+    assert len({kind.name for kind in kinds}) == len(kinds)
+    for kind in kinds:
+        if kind.severity != "information":
+            assert kind.why, kind.name
+            assert kind.mend, kind.name
+
+
+# --- a database that can't be looked at
+
+
+def test_a_database_that_does_not_answer_is_one_finding_and_the_others_need_it(tmp_path: Path) -> None:
+    place = installation(tmp_path, f"postgresql+psycopg://relay:hidden@127.0.0.1:{closed_port()}/inbox")
+    ended = invoke("inbox", "doctor", "--json", **environment_of(place))
+    document = json.loads(ended.stdout)
+    assert [each["name"] for each in document["examinations"][0]["findings"]] == ["database_unreachable"]
+    states = {each["name"]: each["state"] for each in document["examinations"]}
+    needing = {each.name for each in examinations() if each.needs_database and "postgresql" in each.on}
+    assert ended.status == 1
+    assert document["critical"] == 1
+    assert {states[name] for name in needing} == {"not examined"}
+    assert (states["database"], states["secrets"]) == ("examined", "examined")
+    assert "hidden" not in ended.stdout
+
+
+def test_a_missing_sqlite_file_is_a_finding_and_is_not_made(tmp_path: Path) -> None:
+    place = installation(tmp_path, f"sqlite:///{tmp_path}/none.db")
+    (result,) = runs.run(place, [named("database")])
+    assert [each.name for each in result.findings] == ["database_missing"]
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_an_empty_database_lacks_migrations_and_other_examinations_need_them(tmp_path: Path, postgres_url: str) -> None:
+    for url in (postgres_url, f"sqlite:///{tmp_path}/empty.db"):
+        if url.startswith("sqlite"):
+            (tmp_path / "empty.db").touch(0o600)
+        place = installation(tmp_path, url)
+        assert [each.name for each in examined(place, "migrations").findings] == ["migrations_pending"]
+        result = examined(place, "gates")
+        assert result.state == "not examined"
+        assert "run `inbox migrate`" in (result.needs or "")
+
+
+def test_a_database_of_a_newer_version_is_a_finding(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    run_sql(engine, "UPDATE alembic_version SET version_num = '1000'")
+    place = installation(tmp_path, database_url)
+    assert [each.name for each in examined(place, "migrations").findings] == ["database_newer"]
+    assert "needs the schema of exactly this version" in (examined(place, "schema").needs or "")
+
+
+def test_a_migration_that_waits_for_older_programs_is_information(
+    tmp_path: Path, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [*migrate.steps(), migrate.MigrationStep("1000", "Remove what 0xxx used.")]
+    monkeypatch.setattr(migrate, "steps", lambda: steps)
+    (finding,) = examined(installation(tmp_path, sqlite_database_url), "migrations").findings
+    assert (finding.name, finding.severity) == ("migrations_to_contract", "information")
+    assert finding.mend == "inbox migrate --contract"
+
+
+# --- apart from each other
+
+
+def test_an_examination_that_fails_or_hangs_is_reported_and_stops_no_other(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = threading.Event()
+    slow = "SELECT pg_sleep(60)" if database_url.startswith("postgres") else _ENDLESS
+
+    def fails(_place: Installation) -> Iterator[DoctorFinding]:
+        yield DoctorFinding("seen", "before", "warning", "", "", "")
+        raise RuntimeError("a secret \x1b[31m")
+
+    def hangs(_place: Installation) -> Iterator[DoctorFinding]:
+        never.wait()
+        yield from ()
+
+    def is_slow(place: Installation) -> Iterator[DoctorFinding]:
+        with place.reading() as connection:
+            connection.execute(text(slow)).all()
+        yield from ()
+
+    monkeypatch.setattr(runs, "LONGEST_SECONDS", 3.0)
+    place = installation(tmp_path, database_url, seconds=0.2)
+    made = [Examination(each.__name__, "Server", "", each, ()) for each in (fails, hangs, is_slow)]
+    results = {each.name: each for each in runs.run(place, [*made, named("versions")])}
+    never.set()
+    assert (results["fails"].state, len(results["fails"].findings)) == ("partly examined", 1)
+    assert results["fails"].needs == "needs a repair of its own: RuntimeError"
+    assert results["hangs"].needs == "needs more than 3 s"
+    assert results["is_slow"].needs == "needs more than 5 s for a statement"
+    assert results["versions"].state == "examined"
+
+
+_ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+
+def test_a_locked_table_is_not_waited_for(tmp_path: Path, postgres_database_url: str) -> None:
+    with changing(postgres_database_url) as engine, engine.begin() as other:
+        other.execute(text("LOCK TABLE throughput_minute IN ACCESS EXCLUSIVE MODE"))
+        result = examined(installation(tmp_path, postgres_database_url), "disk")
+    assert result.needs == "needs a lock that another session holds"
+    assert result.seconds < 5
+
+
+def test_it_changes_nothing(database_url: str) -> None:
+    made = read_only.connect(database_url, application="inbox-doctor")
+    for statement in ("DELETE FROM gate", "CREATE TABLE mine (id int)"):
+        with pytest.raises(DBAPIError), made.begin() as connection:
+            connection.execute(text(statement))
+    made.dispose()
+
+
+def test_a_sqlite_file_stays_byte_for_byte(tmp_path: Path, sqlite_database_url: str) -> None:
+    file = Path(make_url(sqlite_database_url).database or "")
+    place = installation(tmp_path, sqlite_database_url)
+    before = hashlib.sha256(file.read_bytes()).digest()
+    runs.run(place, [each for each in examinations() if not each.is_online])
+    assert hashlib.sha256(file.read_bytes()).digest() == before
+
+
+# --- rights
+
+
+def test_a_role_without_rights_sees_what_each_examination_needs(tmp_path: Path, postgres_database_url: str) -> None:
+    role = "doctor_without_rights"
+    with changing(postgres_database_url) as engine:
+        run_sql(engine, f"CREATE ROLE {role} LOGIN")
+        try:
+            url = make_url(postgres_database_url).set(username=role).render_as_string(hide_password=False)
+            place = installation(tmp_path, url)
+            results = {each.name: each for each in runs.run(place, [e for e in examinations() if not e.is_online])}
+            OPENED.pop().dispose()
+        finally:
+            run_sql(engine, f"DROP ROLE {role}")
+    without = {name for name, each in results.items() if not each.is_whole}
+    assert without >= {"clock", "disk", "sources", "rejected", "relays", "gates", "deliveries", "transactions"}
+    assert results["transactions"].needs == f"needs a role with more rights: GRANT pg_read_all_stats TO {role}"
+    for name in without - {"transactions"}:
+        assert "needs more rights in the database: permission denied" in (results[name].needs or ""), results[name]
+    assert results["slots"].state == results["xids"].state == results["connections"].state == "examined"

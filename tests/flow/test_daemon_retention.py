@@ -1,0 +1,110 @@
+"""A relay prunes by itself, by the ages of its configuration, and says when it is behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, update
+
+from inbox.clock import SystemClock
+from inbox.db.retention import state
+from inbox.db.retention.rounds import expiry_of
+from inbox.db.schema import pruner, pruning
+from relay.daemon.generation import prepare
+from relay.daemon.pruner import Pruner
+from relay.store.alert_conditions import Watch
+from relay.store.database import Database
+from tests.helpers.daemon import configured, running
+from tests.helpers.downstream import Downstream, serving
+from tests.helpers.pruning import AFTER_A_MONTH, a_pruner, prune
+from tests.helpers.reading import count
+from tests.helpers.relaying import CONFIG, Steps
+from tests.helpers.storing import START, an_event
+from tests.helpers.waiting import until
+
+MONTH = '[retention]\npayloads = "30d"\nattempts = "30d"\nevents = "30d"\n'
+
+
+@pytest.fixture
+def steps(engine: Engine) -> Steps:
+    return Steps(engine)
+
+
+@pytest.fixture
+def downstream(tmp_path: Path) -> Iterator[Downstream]:
+    with serving(tmp_path / "arrivals.jsonl") as made:
+        yield made
+
+
+def test_it_prunes_soon_after_its_start_and_by_other_ages_after_a_reload(
+    steps: Steps, engine: Engine, downstream: Downstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inbox.db.retention.state.ROUND_EVERY_SECONDS", 1.0)
+    steps.receive(*(an_event(n, routes=[]) for n in range(1, 201)))
+    with running(engine, downstream, more='[retention]\nevents = "forever"\n') as relay:
+        until(lambda: count(engine, "pruner WHERE ran_at IS NOT NULL"), "a round has ended", within=20)
+        assert count(engine, "inbox") == 200
+        relay.reload(prepare(configured(downstream.url, more=MONTH)))
+        until(lambda: count(engine, "inbox") == 1, "by the new age they have expired", within=20)
+        until(lambda: relay._observer.counts["pruned"] >= 199, "it is logged", within=10)
+    assert count(engine, "pruner WHERE held_by IS NULL") == 1
+
+
+def test_it_leaves_pruning_to_another_until_that_is_gone(
+    steps: Steps, engine: Engine, downstream: Downstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.receive(*(an_event(n, routes=[]) for n in range(1, 201)))
+    assert a_pruner(engine, "another").take() is not None
+    looks: list[bool] = []
+    look = Pruner._take_turn
+
+    def looking(pruner: Pruner) -> None:
+        looks.append(True)
+        look(pruner)
+
+    monkeypatch.setattr(Pruner, "_take_turn", looking)
+    with running(engine, downstream, more=MONTH):
+        until(lambda: len(looks) > 2, "it has looked twice", within=20)
+        assert count(engine, "inbox") == 200
+        with engine.begin() as connection:
+            connection.execute(update(pruner).values(lease_until=START))
+        until(lambda: count(engine, "inbox") == 1, "it takes over", within=20)
+
+
+def test_a_kind_that_is_behind_for_an_hour_is_alerted_once_and_recovers(engine: Engine) -> None:
+    database, watch = Database(engine), Watch()
+    prune(engine, "events")
+    now = SystemClock().now()
+    for since, fired in (
+        (now - timedelta(minutes=30), 0),
+        (now - timedelta(hours=2), 1),
+        (now - timedelta(hours=3), 1),
+    ):
+        with engine.begin() as connection:
+            connection.execute(update(pruning).values(behind_since=since, behind_seconds=90_000))
+        watch.look(database, CONFIG)
+        assert count(engine, "alert WHERE kind = 'retention_behind' AND subject = 'events' AND firing") == fired
+    with engine.begin() as connection:
+        connection.execute(update(pruning).values(behind_since=None, behind_seconds=0))
+    watch.look(database, CONFIG)
+    assert count(engine, "alert WHERE kind = 'retention_behind' AND NOT firing") == 1
+
+
+def test_rows_that_a_round_leaves_make_it_behind(steps: Steps, engine: Engine) -> None:
+    """The pruner has no time for more than one batch."""
+    steps.receive(*(an_event(n, routes=[]) for n in range(1, 2001)))
+    one = a_pruner(engine)
+    turn = one.take()
+    assert turn is not None
+    list(one.batches("events", expiry_of(AFTER_A_MONTH, "events", turn.now), seconds=0))
+    with engine.begin() as connection:
+        found = state.read(connection, "events")
+    assert found.behind_seconds > 86400
+    assert found.behind_since is not None
+    list(one.batches("events", expiry_of(AFTER_A_MONTH, "events", turn.now)))
+    with engine.begin() as connection:
+        found = state.read(connection, "events")
+    assert (found.behind_seconds, found.behind_since) == (0, None)

@@ -1,0 +1,172 @@
+"""A real receiver and a real relay, each as its role, in a schema of their own: they lack nothing that they need."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, make_url
+
+from inbox.db import engine as engines
+from inbox.db import migrate
+from inbox.db.roles import ROLES, Role
+from tests.conftest import _administer, _create_database
+from tests.helpers import checkers
+from tests.helpers.downstream import serving
+from tests.helpers.evidence import open_states, stored
+from tests.helpers.outage import connect_postgres
+from tests.helpers.processes import GUNICORN, RELAY, free_port, is_ready, site
+from tests.helpers.reading import rows
+from tests.helpers.roles import Granted, granted
+from tests.helpers.sender import Sender, events
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import HEADERS, PATH, body, config_text
+
+EVENTS = 40
+PATIENCE = 90
+COMMANDS: tuple[tuple[Role, str], ...] = (
+    ("relay", "relay verify"),
+    ("relay", "relay rebuild"),
+    ("relay", "relay pause --route everything --reason maintenance"),
+    ("relay", "relay resume --route everything"),
+    ("relay", "inbox rejected"),
+    ("operator", "relay status"),
+    ("operator", "relay dead"),
+    ("reader", "inbox list"),
+    ("reader", "inbox show 1"),
+    ("reader", "relay pause"),
+    ("reader_without_payloads", "inbox list"),
+)
+"""Commands, and the role that each needs at the most."""
+
+
+@pytest.fixture(scope="module")
+def apart(postgres_url: str) -> Iterator[Granted]:
+    """An installation in the schema `apart`, with all roles and a login for each."""
+    name = f"inbox_relay_roles_{os.getpid()}"
+    url = _create_database(postgres_url, name)
+    engine = engines.connect(
+        make_url(url).update_query_dict({"schema": "apart"}).render_as_string(hide_password=False), application="t"
+    )
+    migrate.upgrade(engine)
+    engine.dispose()
+    with granted(url, f"w{os.getpid()}", "apart") as made:
+        yield made
+    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def admin(apart: Granted) -> Iterator[Engine]:
+    made = engines.connect(apart.admin_url, application="tests")
+    yield made
+    made.dispose()
+
+
+def post(port: int, payload: bytes, **headers: str) -> int:
+    """Send one webhook; the status of its answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("POST", PATH, payload, {**HEADERS, **headers})
+        return connection.getresponse().status
+
+
+def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Engine, tmp_path: Path) -> None:
+    with (
+        serving(tmp_path / "arrivals.jsonl") as downstream,
+        site(tmp_path, config_text(apart.url("reader"), downstream.url)) as place,
+    ):
+        port = free_port()
+        receiver = place.start(
+            "receiver",
+            *GUNICORN,
+            "--bind",
+            f"127.0.0.1:{port}",
+            "--workers",
+            "1",
+            INBOX_DATABASE_URL=apart.url("receiver"),
+        )
+        until(lambda: not receiver.runs or is_ready(port), "the receiver can write", within=PATIENCE)
+        assert receiver.runs, receiver.output
+        relay = place.start("relay", *RELAY, "run", INBOX_DATABASE_URL=apart.url("relay"))
+        sender = Sender(tmp_path / "sends.jsonl", port, [*events(EVENTS), *events(5)], connections=4)
+        try:
+            until(lambda: sender.is_done, "all is acknowledged", within=PATIENCE)
+        finally:
+            sender.stop()
+        assert post(port, b"{") == 400
+        assert post(port, body(), Prefer="wait=20") == 200
+        until(
+            lambda: not open_states(admin) and rows(admin, "SELECT 1 FROM throughput_minute WHERE kind = 'source'"),
+            "all is delivered, and the figures are written",
+            within=PATIENCE,
+        )
+        until(lambda: rows(admin, "SELECT 1 FROM rejected_request"), "the rejected request is kept", within=PATIENCE)
+        for role, command in COMMANDS:
+            side, *arguments = command.split()
+            ended = place.run(side, *arguments, INBOX_DATABASE_URL=apart.url(role))
+            assert "permission denied" not in ended.stdout + ended.stderr, (role, command, ended)
+            assert ended.status == 0, (role, command, ended)
+        assert relay.stop() == 0
+        assert receiver.stop() == 0
+        logs = place.logs()
+    assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR", "permission denied", "not written")) == []
+    assert len(stored(admin)) == EVENTS + 1
+
+
+def test_a_receiver_with_another_role_answers_503_and_says_why(apart: Granted, tmp_path: Path) -> None:
+    with site(tmp_path, config_text(apart.url("operator"))) as place:
+        port = free_port()
+        program = place.start("receiver", *GUNICORN, "--bind", f"127.0.0.1:{port}", "--workers", "1")
+        until(
+            lambda: not program.runs or is_ready(port) or "permission denied" in program.output,
+            "it says that it may not write",
+            within=PATIENCE,
+        )
+        assert post(port, body()) == 503
+        assert not is_ready(port)
+
+
+def test_the_printed_statements_are_those_that_are_run(apart: Granted, tmp_path: Path) -> None:
+    with site(tmp_path, config_text(apart.admin_url)) as place:
+        prefix = f"printed{os.getpid()}"
+        printed = place.run("inbox", "migrate", "--grant", "--sql", "--prefix", prefix)
+        assert printed.status == 0, printed.stderr
+        with contextlib.closing(connect_postgres(apart.server_url)) as psql:
+            try:
+                psql.execute(printed.stdout.encode())
+                (can,) = psql.execute(
+                    "SELECT has_column_privilege(%s, 'apart.inbox', 'seq', 'SELECT')", (f"{prefix}_receiver",)
+                ).fetchone() or (None,)
+                assert can is True
+                again = place.run("inbox", "migrate", "--grant", "--sql", "--prefix", prefix).stdout
+                assert "CREATE ROLE" not in again
+                assert "OWNER TO" not in again
+            finally:
+                apart.grant()
+                for role in ROLES:
+                    psql.execute(f"DROP OWNED BY {prefix}_{role} CASCADE".encode())
+                    psql.execute(f"DROP ROLE {prefix}_{role}".encode())
+
+
+def test_a_migrator_that_is_no_superuser_grants_too(apart: Granted, tmp_path: Path) -> None:
+    """As on a managed server: a role that may make roles, and owns its database."""
+    prefix, name = f"managed{os.getpid()}", f"inbox_relay_managed_{os.getpid()}"
+    with contextlib.closing(connect_postgres(apart.server_url)) as root:
+        root.execute(f"CREATE ROLE {prefix} LOGIN CREATEROLE".encode())
+        root.execute(f"CREATE DATABASE {name} OWNER {prefix}".encode())
+        try:
+            url = make_url(apart.server_url).set(username=prefix, database=name).render_as_string(hide_password=False)
+            with site(tmp_path, config_text(url).replace("[database]", '[database]\nschema = "apart"')) as place:
+                for _ in range(2):
+                    ended = place.run("inbox", "migrate", "--grant", "--prefix", prefix)
+                    assert ended.status == 0, ended.stderr
+                    assert "each role has its rights" in ended.stdout
+        finally:
+            root.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+            for role in ROLES:
+                root.execute(f"DROP ROLE IF EXISTS {prefix}_{role}".encode())
+            root.execute(f"DROP ROLE {prefix}".encode())

@@ -1,0 +1,178 @@
+"""Commands keep each other, and themselves, from no work that can be done. Dry runs say what would be done."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from inbox.db.dialect import as_json
+from inbox.db.reads import Row
+from relay.delivery.gates import Gate
+from relay.store import gates
+from relay.store.operator import commands, dry_run, execution, room
+from relay.store.operator.plan import preview
+from relay.store.operator.selection import Choice, Selection
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Monotonic, Steps
+from tests.helpers.storing import a_fact, an_event
+
+
+def fill_with_dead(steps: Steps, number: int, route: str = "strict", first: int = 1) -> None:
+    steps.arrive(*(an_event(n, f"u{n}", routes=[route]) for n in range(first, first + number)))
+    steps.record_all(steps.claim_due(number, route), HOPELESS)
+
+
+def work(steps: Steps) -> None:
+    working = execution.OpenCommands(steps.database)
+    while working.work(CONFIG, POLICIES):
+        pass
+
+
+def command(steps: Steps, number: int) -> Row:
+    (row,) = steps.rows("SELECT * FROM relay_command WHERE id = :id", id=number)
+    return row
+
+
+def ask(steps: Steps, kind: Any, selection: Any, *, dry_run: bool = False) -> int:  # noqa: ANN401  # as `commands.ask` takes them
+    return commands.ask(steps.database, kind, selection, who="kim", why="mended", dry_run=dry_run)
+
+
+ONE = Selection(source="trivore", entity_type="USER", entity_id="u20")
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "MOST_OPEN", 3)
+
+
+@pytest.mark.usefixtures("few")
+def test_replayed_deliveries_behind_a_blocked_head_keep_no_replay_waiting(steps: Steps) -> None:
+    steps.arrive(*(an_event(n, "u1", routes=["blocking"]) for n in range(1, 7)))
+    for _ in range(5):
+        steps.attempt(DONE, "blocking")
+    steps.attempt(HOPELESS, "blocking")
+    fill_with_dead(steps, 1, first=20)
+    numbers = [ask(steps, "replay", Selection(seq=seq, force=True)) for seq in range(1, 6)]
+    numbers.append(ask(steps, "replay", ONE))
+    work(steps)
+    assert [command(steps, number)["state"] for number in numbers] == ["done"] * 6
+    assert sorted(state for _, _, state in steps.states()) == ["blocked", "ready"] + ["waiting"] * 5
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("gate", [("route", "latest"), ("entity", "trivore|USER|u1")])
+def test_replayed_deliveries_behind_a_closed_gate_keep_no_replay_waiting(steps: Steps, gate: tuple[str, str]) -> None:
+    steps.arrive(*(an_event(n, "u1", routes=["strict"]) for n in range(1, 6)))
+    for _ in range(5):
+        steps.attempt(HOPELESS)
+    fill_with_dead(steps, 1, first=20)
+    kind, name = gate
+    with steps.database.write() as transaction:
+        gates.pause(transaction, (kind, name.replace("latest", "strict")), who="kim", why="maintenance")
+    number = ask(steps, "replay", Selection(everything=True))
+    work(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 6)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_full_route_that_moves_is_waited_for_and_named(steps: Steps) -> None:
+    fill_with_dead(steps, 5)
+    number = ask(steps, "replay", Selection(everything=True))
+    work(steps)
+    waiting = command(steps, number)
+    assert (waiting["state"], waiting["affected"]) == ("running", 3)
+    assert waiting["answer"] == "waits: 3 replayed deliveries are open on route strict"
+    steps.record_all(steps.claim_due())
+    work(steps)
+    assert command(steps, number)["state"] == "done"
+
+
+def test_a_command_that_meets_a_fault_keeps_none_behind_it_waiting_and_is_tried_again(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    paused = ask(steps, "pause", Gate(route="strict"))
+    cancelled = ask(steps, "cancel", Selection(seq=1))
+    clock = Monotonic()
+    working = execution.OpenCommands(steps.database, clock)
+    steps.do("ALTER TABLE gate RENAME TO away")
+    for _ in range(3):
+        working.work(CONFIG, POLICIES)
+    assert command(steps, cancelled)["state"] == "done"
+    assert command(steps, paused)["state"] == "asked"
+    assert command(steps, paused)["answer"].startswith("waits: ")
+    steps.do("ALTER TABLE away RENAME TO gate")
+    working.work(CONFIG, POLICIES)
+    assert command(steps, paused)["state"] == "asked"
+    clock.seconds += execution.FAULTY_SECONDS
+    working.work(CONFIG, POLICIES)
+    assert command(steps, paused)["state"] == "done"
+
+
+def test_a_batch_that_waits_for_a_locked_row_is_split_so_that_all_before_it_is_done(steps: Steps) -> None:
+    """On SQLite nobody can lock a row."""
+    if not steps.database.sql.is_postgres:
+        return
+    fill_with_dead(steps, 6)
+    number = ask(steps, "replay", Selection(route="strict"))
+    with steps.database.engine.connect() as person:
+        person.execute(text("SELECT 1 FROM open_delivery WHERE seq = 4 FOR UPDATE"))
+        working = execution.OpenCommands(steps.database)
+        working.work(CONFIG, POLICIES)
+        assert [which for which, _ in working.troubled] == [number]
+        assert [state for _, _, state in steps.states()] == ["ready"] * 3 + ["dead"] * 3
+        assert command(steps, number)["answer"].startswith("waits: ")
+        person.rollback()
+    work(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 6)
+
+
+def test_the_plan_of_a_retry_counts_all_but_a_delivery_that_cannot_be_read(steps: Steps) -> None:
+    """SQLite reads any text as a number."""
+    if not steps.database.sql.is_postgres:
+        return
+    steps.arrive(*(an_event(n, f"u{n}") for n in (1, 3, 4)))
+    steps.record_all(steps.claim_due(), UNWELL)
+    steps.arrive(an_event(2, "u2"))
+    steps.do(
+        "UPDATE open_delivery SET due_at = (SELECT max(due_at) FROM open_delivery)",
+        a_fact("took_over", 4, of="no number"),
+    )
+    planned = preview(steps.database, Choice("retry", Selection(route="strict"), CONFIG), 10)
+    assert (planned.count, planned.left_out) == (3, {"unreadable": 1})
+    assert [row["seq"] for row in planned.deliveries] == [1, 2, 3]
+    (group,) = planned.groups
+    assert (group.count, group.first_due_at == group.last_due_at, group.first_due_at is None) == (3, True, False)
+
+
+@pytest.mark.parametrize("act", ["replay", "cancel"])
+def test_a_dry_run_answers_what_the_plan_shows_and_changes_nothing(
+    steps: Steps,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Any,  # noqa: ANN401  # a kind of command
+) -> None:
+    monkeypatch.setattr(dry_run, "PAGE", 4)
+    fill_with_dead(steps, 13)
+    steps.arrive(an_event(14, "u1"))
+    steps.attempt(DONE)
+    before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
+    chosen = Selection(route="strict")
+    number = ask(steps, act, chosen, dry_run=True)
+    work(steps)
+    planned = preview(steps.database, Choice(act, chosen, CONFIG), dry_run.SAMPLE)
+    row = command(steps, number)
+    sample = as_json(row["sample"])
+    assert (row["state"], row["affected"], row["matched"]) == ("done", 0, planned.count)
+    assert row["answer"].startswith(f"dry run: {planned.count} deliveries would be {act}")
+    assert [each["seq"] for each in sample["deliveries"]] == [each["seq"] for each in planned.deliveries]
+    assert sample["left_out"] == planned.left_out
+    assert [group["count"] for group in sample["groups"]] == [group.count for group in planned.groups]
+    assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
+    assert "replayed" not in json.dumps(steps.kinds())
+
+
+def test_a_dry_run_of_what_cannot_be_meant_is_refused(steps: Steps) -> None:
+    number = ask(steps, "replay", Selection(cause="maping"), dry_run=True)
+    work(steps)
+    row = command(steps, number)
+    assert (row["state"], row["answer"]) == ("refused", "there is no cause 'maping'; did you mean 'mapping'?")

@@ -1,0 +1,364 @@
+"""Retention deletes what has expired, keeps what is needed, and leaves a database in which `verify` finds nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, insert, text
+from sqlalchemy.exc import OperationalError
+
+from inbox.clock import SystemClock
+from inbox.config.retention import Retention, RetentionKind
+from inbox.config.types import Age
+from inbox.db.dialect import Sql
+from inbox.db.intake import Rejected
+from inbox.db.leaves import OPENING_LOCK
+from inbox.db.retention import state
+from inbox.db.retention.kinds import STEPS
+from inbox.db.retention.pruned import Pruned
+from inbox.db.retention.rounds import Event, LeaseLost, PassedOver, expiry_of
+from inbox.db.schema import alert, relay_command, relay_node, throughput_minute
+from inbox.events.timestamps import time_text
+from relay.store.database import Database
+from relay.store.duplicates import judge_duplicates
+from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.pruning import AFTER_A_MONTH, DAY, a_pruner, prune
+from tests.helpers.reading import count
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
+from tests.helpers.storing import START, an_event
+from tests.store.verifying import differences, mend
+
+NOW = SystemClock().now()
+FOREVER = Age("inf")
+
+
+def seqs(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        return list(connection.scalars(text("SELECT seq FROM inbox ORDER BY seq")))
+
+
+def rows_gone(happened: dict[RetentionKind, list[Event]]) -> dict[RetentionKind, int]:
+    """Count the rows of each kind that went."""
+    found = {kind: sum(each.rows for each in events if isinstance(each, Pruned)) for kind, events in happened.items()}
+    return {kind: number for kind, number in found.items() if number}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_after_each_kind_verify_and_rebuild_find_nothing(
+    lived_in: Steps, database: Database, kind: RetentionKind
+) -> None:
+    before = lived_in.states()
+    prune(database.engine, kind)
+    assert differences(Database(database.engine)) == []
+    assert mend(Database(database.engine)) == []
+    assert lived_in.states() == before
+
+
+def test_after_all_kinds_verify_and_rebuild_find_nothing(lived_in: Steps, database: Database) -> None:
+    before = lived_in.states()
+    prune(database.engine)
+    assert differences(Database(database.engine)) == []
+    assert mend(Database(database.engine)) == []
+    assert lived_in.states() == before
+
+
+def test_an_event_goes_with_its_facts_and_duplicates_and_open_ones_and_the_newest_stay(
+    lived_in: Steps, engine: Engine
+) -> None:
+    lived_in.intake.repeat(an_event(1), an_event(2))
+    lived_in.do("UPDATE duplicate_request SET handled_at = '2026-01-02 00:00:00.000000Z' WHERE seq = 1")
+    prune(engine, "events")
+    assert seqs(engine) == [2, 3, 5, 6, 7, 8, 9, 10, 13], "2 has a duplicate that nobody judged, 13 is the newest"
+    gone = "(SELECT seq FROM inbox)"
+    assert count(engine, f"delivery_log WHERE seq NOT IN {gone}") == 0
+    assert count(engine, f"duplicate_request WHERE seq NOT IN {gone}") == 0
+    assert count(engine, "delivery_log WHERE seq = 3") > 0
+
+
+@pytest.mark.usefixtures("lived_in")
+def test_payloads_go_while_their_events_stay_and_open_ones_keep_theirs(engine: Engine) -> None:
+    before = seqs(engine)
+    prune(engine, "payloads")
+    assert seqs(engine) == before
+    with engine.connect() as connection:
+        kept = list(connection.scalars(text("SELECT seq FROM inbox_payload ORDER BY seq")))
+    assert kept == [3, 5, 6, 7, 8, 9, 10], "dead, ready, waiting, in flight and blocked"
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("lived_in")
+def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
+    """A replay shares the lock, then opens the delivery: what it found has to be there when it commits."""
+    with engine.connect() as replaying, replaying.begin():
+        replaying.execute(text(f"SELECT pg_advisory_xact_lock_shared({OPENING_LOCK})"))
+        happened = prune(engine, "payloads", seconds=0.1)
+    assert not rows_gone(happened)
+    assert rows_gone(prune(engine, "payloads"))
+
+
+@ON_POSTGRES
+def test_rebuild_mends_nothing_while_events_are_deleted(lived_in: Steps, engine: Engine) -> None:
+    """It would take an event whose facts go at this moment for one that was never delivered."""
+    lived_in.do("DELETE FROM open_delivery WHERE seq = 6")
+    with engine.connect() as pruning, pruning.begin():
+        pruning.execute(text(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})"))
+        with pytest.raises(OperationalError):
+            mend(Database(engine))
+    assert [each.finding for each in mend(Database(engine))] == ["missing"]
+
+
+def test_what_was_passed_over_goes_in_a_later_lap(lived_in: Steps, engine: Engine) -> None:
+    prune(engine, "events")
+    lived_in.do("DELETE FROM open_delivery WHERE seq = 3")
+    prune(engine, "events")
+    assert 3 in seqs(engine), "the walk goes on at its position"
+    lived_in.do("UPDATE pruning SET lap_began_at = '2026-01-02 00:00:00.000000Z'")
+    prune(engine, "events")
+    assert 3 not in seqs(engine)
+
+
+def test_attempts_go_when_their_delivery_has_ended_before_the_age(steps: Steps, engine: Engine) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
+    for outcome in (UNWELL, UNWELL, UNWELL):
+        steps.attempt(outcome)
+    steps.advance(3600)
+    steps.attempt(DONE)  # u1 has ended
+    steps.advance(40 * DAY)
+    steps.attempt(DONE)  # u2 ended later; u3 is open
+    now = steps.clock.now() + timedelta(days=20)
+    prune(engine, "attempts", now=lambda: now)
+    assert [seq for seq, kind in steps.kinds() if kind == "attempt_failed"] == [2, 3]
+    assert differences(Database(engine)) == []
+
+
+def test_a_clearing_of_attempts_in_parts_leaves_nothing_to_verify(steps: Steps, engine: Engine) -> None:
+    steps.arrive(an_event(1))
+    for outcome in (UNWELL, UNWELL, UNWELL, HOPELESS):
+        steps.attempt(outcome)
+        steps.advance(3600)
+    steps.do("DELETE FROM open_delivery")
+    steps.do(
+        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
+        " VALUES ('2026-01-02 00:00:00.000000Z', 1, 'strict', 'cancelled', 4, '{\"who\": \"kim\", \"why\": \"old\"}')"
+    )
+    with engine.begin() as connection:
+        expiry = expiry_of(AFTER_A_MONTH, "attempts", NOW)
+        assert STEPS["attempts"](connection, expiry, 0, 1).rows == 1
+    assert differences(Database(engine)) == []
+
+
+def test_a_delivery_that_is_rearmed_after_its_attempts_went_agrees_with_its_facts(steps: Steps, engine: Engine) -> None:
+    steps.arrive(an_event(1, routes=["latest"]))
+    for outcome in (UNWELL, UNWELL, DONE):
+        steps.attempt(outcome, "latest")
+        steps.advance(3600)
+    prune(engine, "attempts")
+    assert [kind for _, kind in steps.kinds()] == ["delivered"]
+    steps.intake.repeat(an_event(1, routes=["latest"]))
+    database = Database(engine)
+    assert judge_duplicates(database, CONFIG, POLICIES, "r1").rearmed == 1
+    assert differences(database) == []
+
+
+def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) -> None:
+    steps.receive(*(an_event(n, routes=[]) for n in range(1, 2001)))
+    pruner = a_pruner(engine)
+    turn = pruner.take()
+    assert turn is not None
+    batches = pruner.batches("events", expiry_of(AFTER_A_MONTH, "events", turn.now))
+    first = next(batches)
+    assert isinstance(first, Pruned)
+    assert 0 < first.rows < 2000
+    batches.close()  # it dies here
+    assert first.position == first.rows, "each batch is committed, with its position"
+    with engine.begin() as connection:
+        assert state.read(connection, "events").position == first.position
+    pruner.give_back(None)
+    happened = prune(engine, "events")
+    assert rows_gone(happened) == {"events": 1999 - first.rows}
+    assert seqs(engine) == [2000]
+
+
+def test_an_old_event_behind_younger_ones_goes_too(steps: Steps, engine: Engine) -> None:
+    """As after a receiver's clock was wrong for an hour: its events look young, and must not shield those behind them."""
+    young = datetime(2199, 1, 1, tzinfo=UTC)
+    events = [an_event(n, routes=[]) for n in range(1, 6001)]
+    block = [msgspec.structs.replace(e, received_at=young) if 101 <= n <= 2100 else e for n, e in enumerate(events, 1)]
+    for at in range(0, 6000, 500):
+        steps.receive(*block[at : at + 500])
+    prune(engine, "events")
+    assert seqs(engine) == [*range(101, 2101), 6000]
+
+
+def test_nothing_young_goes_whatever_the_position(steps: Steps, engine: Engine) -> None:
+    steps.receive(*(msgspec.structs.replace(an_event(n, routes=[]), received_at=NOW) for n in range(1, 10)))
+    prune(engine)
+    assert len(seqs(engine)) == 9
+
+
+def test_forever_keeps_everything(lived_in: Steps, engine: Engine) -> None:
+    before = seqs(engine)
+    prune(engine, "events", "attempts", retention=Retention(events=FOREVER, attempts=FOREVER))
+    assert seqs(engine) == before
+    assert ("attempt_failed") in {kind for _, kind in lived_in.kinds()}
+
+
+def test_a_row_that_can_not_be_deleted_is_passed_over_and_named(steps: Steps, engine: Engine) -> None:
+    """Another application refers to it, say."""
+    steps.receive(*(an_event(n, routes=[]) for n in range(1, 301)))
+    steps.do(
+        "CREATE TABLE theirs (seq BIGINT REFERENCES inbox (seq))",
+        "INSERT INTO theirs VALUES (77)",
+    )
+    if engine.dialect.name == "sqlite":  # where nobody checks references unless asked to
+        steps.do(
+            "CREATE TRIGGER theirs_stay BEFORE DELETE ON inbox WHEN OLD.seq = 77"
+            " BEGIN SELECT RAISE(ABORT, 'theirs'); END"
+        )
+    happened = prune(engine, "events")
+    assert seqs(engine) == [77, 300]
+    assert [each.key for each in happened["events"] if isinstance(each, PassedOver)] == [77]
+    with engine.begin() as connection:
+        found = state.read(connection, "events")
+    assert found.passed_over == 1
+    assert found.error is not None
+    assert found.error.startswith("seq=77: ")
+
+
+@ON_POSTGRES
+def test_a_row_that_a_person_has_locked_is_passed_over_at_once(steps: Steps, engine: Engine) -> None:
+    steps.receive(*(an_event(n, routes=[]) for n in range(1, 301)))
+    with engine.connect() as person, person.begin():
+        person.execute(text("SELECT 1 FROM inbox WHERE seq = 77 FOR UPDATE"))
+        happened = prune(engine, "events")
+        assert seqs(engine) == [77, 300]
+    assert sum(each.passed_over for each in happened["events"] if isinstance(each, Pruned)) == 1
+
+
+def a_rejection(n: int, body: bytes | None) -> Rejected:
+    return Rejected(
+        received_at=NOW, source="s", status=401, cause="unauthenticated", reason=f"{n}", field=None,
+        remote_address=None, body_sha256=b"", headers=None, body=body,
+    )  # fmt: skip
+
+
+def test_the_cap_keeps_the_newest_of_strangers_and_theirs_leave_those_of_senders(steps: Steps, engine: Engine) -> None:
+    steps.intake.reject(*(a_rejection(n, b"{}") for n in range(10)))
+    steps.intake.reject(*(a_rejection(n, None) for n in range(3000)))
+    steps.intake.reject(*(a_rejection(n, b"{}") for n in range(10)))
+    prune(engine, "rejected", retention=Retention(rejected_most=1000))
+    assert count(engine, "rejected_request WHERE body IS NULL") == 1000
+    assert count(engine, "rejected_request WHERE body IS NULL AND id > 2010") == 1000, "the newest ones"
+    assert count(engine, "rejected_request WHERE body IS NOT NULL") == 20
+    steps.intake.reject(*(a_rejection(n, b"{}") for n in range(1500)))
+    prune(engine, "rejected", retention=Retention(rejected_most=1000, rejected=FOREVER))
+    assert count(engine, "rejected_request WHERE body IS NOT NULL") == 1000, "they have a cap, too"
+
+
+def test_duplicates_go_by_age_and_cap_once_they_are_judged(steps: Steps, engine: Engine) -> None:
+    steps.receive(an_event(1), an_event(2))
+    steps.do(
+        *(
+            "INSERT INTO duplicate_request (seq, received_at, body_sha256, handled_at)"
+            f" VALUES ({seq}, '{at}', '', {handled})"
+            for seq, at, handled in (
+                (1, "2026-01-01 00:00:00.000000Z", "NULL"),
+                (1, "2026-01-01 00:00:00.000000Z", "'2026-01-02 00:00:00.000000Z'"),
+                (2, "2199-01-01 00:00:00.000000Z", "'2026-01-02 00:00:00.000000Z'"),
+            )
+        )
+    )
+    prune(engine, "duplicates")
+    assert count(engine, "duplicate_request") == 2
+    assert count(engine, "duplicate_request WHERE seq = 1 AND handled_at IS NULL") == 1
+
+
+def test_alerts_go_except_the_last_of_each_subject_and_those_that_nobody_logged(engine: Engine) -> None:
+    rows = [("a", True), ("a", False), ("b", True), ("b", False), ("b", True)]
+    with engine.begin() as connection:
+        for subject, firing in rows:
+            connection.execute(
+                insert(alert).values(at=START, kind="retired", subject=subject, firing=firing, detail={}, told_at=START)
+            )
+        connection.execute(text("UPDATE alert SET told_at = NULL WHERE id = 3"))
+    prune(engine, "alerts")
+    with engine.connect() as connection:
+        assert list(connection.scalars(text("SELECT id FROM alert ORDER BY id"))) == [2, 3, 5]
+
+
+def test_ended_commands_and_ended_relays_go(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for number, (name, finished) in enumerate((("done", START), ("asked", None), ("running", None), ("done", NOW))):
+            connection.execute(
+                insert(relay_command).values(
+                    kind="replay", selection={"seq": number + 1}, reason="r", asked_by="kim", asked_at=START, state=name,
+                    finished_at=finished,
+                )
+            )  # fmt: skip
+        for name, beat in (("old", START), ("still runs", NOW)):
+            connection.execute(
+                insert(relay_node).values(id=name, host="h", pid=1, version="1", started_at=START, heartbeat_at=beat)
+            )
+    prune(engine, "commands", "relay_nodes")
+    with engine.connect() as connection:
+        assert list(connection.scalars(text("SELECT id FROM relay_command ORDER BY id"))) == [2, 3, 4]
+        assert list(connection.scalars(text("SELECT id FROM relay_node"))) == ["still runs"]
+
+
+def test_figures_of_old_minutes_go(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for minute in (START, START + timedelta(minutes=1), NOW.replace(second=0, microsecond=0)):
+            connection.execute(
+                insert(throughput_minute).values(kind="source", name="s", outcome="stored", minute=minute, count=1)
+            )
+    prune(engine, "throughput")
+    assert count(engine, "throughput_minute") == 1
+
+
+def test_one_prunes_at_a_time_and_another_takes_over_from_one_that_died(engine: Engine) -> None:
+    at = [NOW]
+    first, second = (a_pruner(engine, name, lambda: at[0]) for name in ("r1", "r2"))
+    assert first.take() is not None
+    assert second.take() is None
+    with engine.begin() as connection:
+        statement = state.is_due(Sql(engine.dialect.name))
+        assert not connection.execute(statement, state.seconds(time_text(NOW))).scalar()
+        found = state.holder(connection)
+    assert found is not None
+    assert found.name == "r1"
+    at[0] += timedelta(seconds=state.LEASE_SECONDS + 1)
+    assert second.take() is not None
+    with pytest.raises(LeaseLost):
+        list(first.batches("events", expiry_of(AFTER_A_MONTH, "events", NOW)))
+
+
+def test_a_lease_and_a_round_of_a_clock_that_was_ahead_hold_nobody_up(engine: Engine) -> None:
+    ahead = a_pruner(engine, "r1", lambda: NOW + timedelta(days=365))
+    assert ahead.take() is not None
+    ahead.give_back(NOW)
+    assert ahead.take() is not None
+    assert a_pruner(engine, "r2", lambda: NOW).take() is not None
+
+
+def test_a_clock_that_jumps_a_year_ahead_deletes_a_day_for_each_hour() -> None:
+    clock = state.trusted_clock(NOW, None)
+    assert clock == NOW
+    rounds = int(3600 / state.ROUND_EVERY_SECONDS)
+    for _ in range(rounds):
+        clock = state.trusted_clock(NOW + timedelta(days=365), clock)
+    assert clock - NOW == timedelta(days=1)
+    assert state.trusted_clock(NOW, clock) == NOW, "one that is set right again counts at once"
+
+
+def test_the_figures_of_a_day_slide() -> None:
+    counted = state.KindState("events").begun(NOW, newest=100)
+    counted = counted.after(Pruned(240, 1, 7), NOW, NOW)
+    assert counted.rows_per_day(NOW + timedelta(hours=1)) == 240
+    tomorrow = NOW + timedelta(days=1)
+    counted = counted.begun(tomorrow, newest=150)
+    assert (counted.rows_today, counted.rows_yesterday, counted.arrived_yesterday, counted.position) == (0, 240, 50, 0)
+    assert counted.rows_per_day(tomorrow + timedelta(hours=6)) == 180
+    counted = counted.begun(tomorrow + timedelta(days=3), newest=150)
+    assert counted.rows_yesterday == 0
