@@ -1,4 +1,11 @@
-"""Leaves of `inbox_payload` on Postgres: each holds the payloads of a range of seq."""
+"""Leaves of `inbox_payload` on Postgres: each holds the payloads of a range of seq, and expires as a whole.
+
+TRUNCATE of a leaf gives its space back to the operating system at once, where DELETE gives back nothing. It locks the leaf
+alone, so neither a report nor a dump holds up intake: docs/decisions/0023-payloads-in-leaves.md has the figures.
+
+A relay is not the owner of the tables. So functions of the owner make, truncate and retire leaves, and check for themselves
+that it is right.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +13,157 @@ DEFAULT = "inbox_payload_default"
 """The leaf of every seq that no other leaf is for."""
 FIRST_LEAF = 100_000
 """Events in the leaf that the migration makes; a relay makes the following ones, for about a day each."""
+LEAST_EVENTS, MOST_EVENTS = 10_000, 5_000_000
+"""Limits for the range of a leaf."""
+MOST_SURVIVORS = 2000
+"""A leaf in which more events have an open delivery is emptied row by row: writing them again would keep its lock too long."""
+MOST_SURVIVING_BYTES = 16 * 1024 * 1024
+_RETIRED_ROWS = 100
+"""The most payloads that move to the default leaf when their leaf is retired."""
+
 OPENING_LOCK = 0x1B0C_0DE6
 """Advisory lock. Transactions that open deliveries of stored events share it; one that deletes payloads has it alone."""
+
+
+def _bound(which: str) -> str:
+    return f"""CAST((regexp_match(pg_get_expr(c.relpartbound, c.oid), '{which} \\(''([0-9]+)''\\)'))[1] AS bigint)"""
+
+
+LEAVES = f"""
+SELECT c.relname AS name, {_bound("FROM")} AS first, {_bound("TO")} AS beyond
+FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
+WHERE h.inhparent = CAST('inbox_payload' AS regclass)"""
+"""Every leaf with its range; the default leaf has none."""
+
+_ADD = f"""
+CREATE FUNCTION inbox_payload_add_leaf(lo bigint, hi bigint) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
+SET search_path FROM CURRENT SET lock_timeout = '100ms' AS $$
+DECLARE
+    leaf text := 'inbox_payload_' || lo;
+BEGIN
+    IF lo < 1 OR hi - lo NOT BETWEEN {LEAST_EVENTS} AND {MOST_EVENTS} OR to_regclass(leaf) IS NOT NULL
+       OR EXISTS (SELECT FROM {DEFAULT} d WHERE d.seq >= lo AND d.seq < hi) THEN
+        RETURN false;
+    END IF;
+    -- CREATE TABLE ... PARTITION OF would lock the table, and wait for every reader
+    EXECUTE 'CREATE TABLE ' || leaf || ' (LIKE inbox_payload INCLUDING ALL)';
+    EXECUTE 'ALTER TABLE inbox_payload ATTACH PARTITION ' || leaf || ' FOR VALUES FROM (' || lo || ') TO (' || hi || ')';
+    RETURN true;
+EXCEPTION WHEN lock_not_available OR check_violation OR duplicate_table OR invalid_object_definition THEN
+    RETURN false;
+END $$
+"""
+
+_EXPIRE = f"""
+CREATE FUNCTION inbox_payload_expire_leaf(leaf text, cut timestamptz, OUT result text, OUT rows bigint, OUT bytes bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '100ms' AS $$
+DECLARE
+    lo bigint;
+    hi bigint;
+    began timestamptz;
+    ended timestamptz;
+    latest timestamptz;
+    kept bigint;
+    kept_bytes bigint;
+    size bigint;
+    survivors inbox_payload[];
+BEGIN
+    rows := 0;
+    bytes := 0;
+    SELECT l.first, l.beyond INTO lo, hi FROM ({LEAVES} AND c.relname = leaf) AS l;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING MESSAGE = 'inbox_payload has no leaf ' || leaf, ERRCODE = 'undefined_table';
+    END IF;
+    IF lo IS NULL THEN
+        SELECT min(d.seq), max(d.seq) + 1 INTO lo, hi FROM {DEFAULT} d;
+    END IF;
+    IF lo IS NULL THEN
+        result := 'small';
+        RETURN;
+    END IF;
+    SELECT i.received_at INTO began FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq LIMIT 1;
+    SELECT i.received_at INTO ended FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 1;
+    SELECT i.received_at INTO latest FROM inbox i ORDER BY i.seq DESC LIMIT 1;
+    -- numbers follow the order of arrival to within 10,000
+    IF hi > (SELECT s.last_value FROM inbox_seq_seq s) AND leaf <> '{DEFAULT}' OR ended >= cut OR EXISTS (
+        SELECT FROM (SELECT i.received_at FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 10000) AS n
+        WHERE n.received_at >= cut
+    ) THEN
+        -- soon: all of it expires together, not much later than its first event, so no row of it is deleted before
+        result := CASE WHEN hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND ended - began <= (latest - cut) / 5
+                       THEN 'soon' ELSE 'young' END;
+        RETURN;
+    END IF;
+    size := pg_total_relation_size(CAST(leaf AS regclass));
+    SELECT count(*), coalesce(sum(i.body_bytes), 0) INTO kept, kept_bytes
+    FROM (SELECT DISTINCT o.seq FROM open_delivery o WHERE o.seq >= lo AND o.seq < hi LIMIT {MOST_SURVIVORS + 1}) AS o
+    JOIN inbox i ON i.seq = o.seq;
+    IF kept > {MOST_SURVIVORS} OR kept_bytes > {MOST_SURVIVING_BYTES} THEN
+        result := 'many';
+        RETURN;
+    END IF;
+    IF size < 262144 + 4 * (kept_bytes + 500 * kept) THEN
+        result := 'small';
+        RETURN;
+    END IF;
+    SELECT c.reltuples INTO rows FROM pg_class c WHERE c.oid = CAST(leaf AS regclass);
+    IF rows < 0 OR size < 67108864 THEN
+        EXECUTE 'SELECT count(*) FROM ONLY ' || quote_ident(leaf) INTO rows;
+    END IF;
+    BEGIN
+        EXECUTE 'LOCK TABLE ONLY ' || quote_ident(leaf) || ' IN ACCESS EXCLUSIVE MODE';
+        IF NOT pg_try_advisory_xact_lock({OPENING_LOCK}) THEN
+            RAISE lock_not_available;
+        END IF;
+        EXECUTE 'SELECT array_agg(CAST(p AS inbox_payload)) FROM ONLY ' || quote_ident(leaf)
+            || ' p WHERE p.seq IN (SELECT o.seq FROM open_delivery o WHERE o.seq >= $1 AND o.seq < $2)'
+            INTO survivors USING lo, hi;
+        EXECUTE 'TRUNCATE ONLY ' || quote_ident(leaf);
+        INSERT INTO inbox_payload SELECT s.* FROM unnest(survivors) s;
+    EXCEPTION WHEN lock_not_available THEN
+        rows := 0;
+        result := 'locked';
+        RETURN;
+    END;
+    rows := greatest(rows - coalesce(cardinality(survivors), 0), 0);
+    bytes := size - pg_total_relation_size(CAST(leaf AS regclass));
+    result := 'expired';
+END $$
+"""
+
+_RETIRE = f"""
+CREATE FUNCTION inbox_payload_retire_leaf(leaf text) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
+SET search_path FROM CURRENT SET lock_timeout = '50ms' AS $$
+DECLARE
+    lo bigint;
+    hi bigint;
+    found_rows bigint;
+BEGIN
+    SELECT l.first, l.beyond INTO lo, hi FROM ({LEAVES} AND c.relname = leaf) AS l;
+    IF hi IS NULL OR hi > (SELECT s.last_value FROM inbox_seq_seq s) THEN
+        RETURN false;
+    END IF;
+    EXECUTE 'SELECT count(*) FROM (SELECT FROM ' || quote_ident(leaf) || ' LIMIT {_RETIRED_ROWS + 1}) AS n' INTO found_rows;
+    IF found_rows > {_RETIRED_ROWS} THEN
+        RETURN false;
+    END IF;
+    -- its last payloads, of dead deliveries, move to the default leaf
+    EXECUTE 'ALTER TABLE inbox_payload DETACH PARTITION ' || quote_ident(leaf);
+    EXECUTE 'INSERT INTO inbox_payload SELECT * FROM ' || quote_ident(leaf);
+    EXECUTE 'DROP TABLE ' || quote_ident(leaf);
+    RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN false;
+END $$
+"""
 
 STATEMENTS = (
     f"CREATE TABLE {DEFAULT} PARTITION OF inbox_payload DEFAULT",
     f"CREATE TABLE inbox_payload_1 PARTITION OF inbox_payload FOR VALUES FROM (1) TO ({1 + FIRST_LEAF})",
+    *(function.strip() for function in (_ADD, _EXPIRE, _RETIRE)),
+    "REVOKE ALL ON FUNCTION inbox_payload_add_leaf(bigint, bigint) FROM PUBLIC",
+    "REVOKE ALL ON FUNCTION inbox_payload_expire_leaf(text, timestamptz) FROM PUBLIC",
+    "REVOKE ALL ON FUNCTION inbox_payload_retire_leaf(text) FROM PUBLIC",
 )
 
 

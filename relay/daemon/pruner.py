@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from sqlalchemy import Connection
@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import steady
 from inbox.config.retention import Retention, RetentionKind
-from inbox.db.retention import state
+from inbox.db.retention import payloads, state
 from inbox.db.retention.kinds import STEPS
 from inbox.db.retention.pruned import Pruned
 from inbox.db.retention.rounds import LeasedPruner, LeaseLost, PassedOver, expires, expiry_of
@@ -90,6 +90,7 @@ class Pruner:
         self._has_lease = True
         clock = state.trusted_clock(turn.now, turn.clock)
         try:
+            self._steps.run("prune", partial(self._prepare, clock), None, subject="leaves")
             self._round(clock)
         finally:
             if self._has_lease:
@@ -101,6 +102,12 @@ class Pruner:
         rest: list[RetentionKind] = [kind for kind in STEPS if expires(self._retention, kind)]
         while rest and self._has_lease and not self._stop.is_set() and steady() < until:
             rest = [kind for kind in rest if self._is_unfinished(kind, clock)]
+
+    def _prepare(self, clock: datetime) -> None:
+        """Make the leaves that the next payloads go into."""
+        age = self._retention.payloads
+        with self._begin(1) as connection:
+            payloads.prepare(connection, clock, None if age.is_forever else timedelta(seconds=float(age)))
 
     def _is_unfinished(self, kind: RetentionKind, clock: datetime) -> bool:
         """Prune a kind for a while. Returns whether more is to be done at once."""

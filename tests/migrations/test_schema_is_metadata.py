@@ -57,7 +57,7 @@ def test_the_text_covers_everything_that_was_made(from_metadata: Schema, engine:
     others = set(re.findall(r"CREATE (?:VIEW|TRIGGER|FUNCTION) (\w+)", "".join(views.statements(engine.dialect.name))))
 
     assert {"delivery", "dead_letter", "backlog"} < others
-    assert indexes | others <= {name.removesuffix("()") for name in named}
+    assert indexes | others <= {name.partition("(")[0] for name in named}
     if engine.dialect.name == POSTGRES:
         assert kinds == {
             *("column", "index", "constraint", "view", "trigger", "function", "comment", "storage", "sequence"),

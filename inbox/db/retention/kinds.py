@@ -15,7 +15,7 @@ from sqlalchemy import Connection, TextClause, text
 
 from inbox.config.retention import RetentionKind
 from inbox.db.dialect import Sql
-from inbox.db.retention import walk
+from inbox.db.retention import payloads, walk
 from inbox.db.retention.pruned import Expiry, Pruned
 from inbox.db.retention.walk import Walk
 from inbox.events.timestamps import time_text
@@ -122,6 +122,7 @@ AGED: Mapping[RetentionKind, Aged] = {
 STEPS: Mapping[RetentionKind, Step] = {
     **{kind: partial(_walked, each) for kind, each in WALKS.items()},
     **{kind: partial(_aged, each) for kind, each in AGED.items()},
+    "payloads": partial(payloads.step, WALKS["payloads"]),
 }
 """The step of each kind, in the order of a round."""
 

@@ -1,0 +1,221 @@
+"""Payloads expire: whole leaves at once on Postgres, row by row elsewhere; what is open keeps its payload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import msgspec
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from inbox.db.leaves import DEFAULT, LEAST_EVENTS, MOST_EVENTS, OPENING_LOCK
+from inbox.db.retention import payloads
+from inbox.db.retention.kinds import STEPS
+from inbox.db.retention.payloads import leaf_size
+from inbox.db.retention.pruned import Expiry, Pruned
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.reading import rows
+from tests.helpers.relaying import DONE, HOPELESS, Steps
+from tests.helpers.storing import START, an_event
+
+AGE = timedelta(days=10)
+NOW = START + AGE
+CUT = Expiry(START + timedelta(hours=1))
+DAY = timedelta(days=1)
+
+FILL = """
+WITH made AS (
+    INSERT INTO inbox (seq, source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type, body_bytes,
+                       body_sha256)
+    SELECT n, 's', 'key ' || n, 'e', 'other', :at, :at, '{strict}', 'text/plain', 1000, ''
+    FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
+)
+INSERT INTO inbox_payload (seq, headers, body)
+SELECT n, '{}', convert_to(repeat(md5(CAST(n AS text)), 31), 'UTF8')
+FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
+"""
+
+
+def fill(engine: Engine, first: int, last: int, *, days_old: float) -> None:
+    """Events of this age, which all have ended, and their payloads of about 1 kB."""
+    with engine.begin() as connection:
+        connection.execute(text(FILL), {"first": first, "last": last, "at": NOW - timedelta(days=days_old)})
+        connection.execute(
+            text("SELECT setval('inbox_seq_seq', greatest(:last, last_value)) FROM inbox_seq_seq"), {"last": last}
+        )
+
+
+def step(engine: Engine, expiry: Expiry = CUT, position: int = 0, most: int = 500) -> Pruned:
+    with engine.begin() as connection:
+        return STEPS["payloads"](connection, expiry, position, most)
+
+
+def walk(engine: Engine, expiry: Expiry = CUT, most: int = 500) -> list[Pruned]:
+    """A whole walk, step by step."""
+    done: list[Pruned] = []
+    position = 0
+    while not done or not done[-1].is_done:
+        done.append(step(engine, expiry, position, most))
+        position = done[-1].position
+        assert len(done) < 1000, "it ends"
+    return done
+
+
+def kept(engine: Engine) -> list[int]:
+    return [row["seq"] for row in rows(engine, "SELECT seq FROM inbox_payload ORDER BY seq")]
+
+
+def leaves(engine: Engine) -> list[tuple[int, int]]:
+    with engine.connect() as connection:
+        return [(leaf.first, leaf.beyond) for leaf in payloads.leaves(connection)]
+
+
+def prepare(engine: Engine, age: timedelta | None = AGE) -> int:
+    with engine.begin() as connection:
+        return payloads.prepare(connection, NOW, age)
+
+
+@contextmanager
+def transaction(engine: Engine, *statements: str) -> Iterator[Connection]:
+    """Somebody's transaction that stays open for the block."""
+    with engine.connect() as connection, connection.begin():
+        for statement in statements:
+            connection.execute(text(statement))
+        yield connection
+
+
+# --- on both databases
+
+
+def test_payloads_of_old_events_go_and_the_events_stay(engine: Engine, steps: Steps) -> None:
+    young = msgspec.structs.replace(an_event(3, "u3"), received_at=NOW)
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"), young)
+    steps.record_all(steps.claim_due())
+    assert sum(pruned.rows for pruned in walk(engine)) == 2
+    assert kept(engine) == [3]
+    assert [row["seq"] for row in rows(engine, "SELECT seq FROM inbox ORDER BY seq")] == [1, 2, 3]
+
+
+def test_what_is_open_or_dead_keeps_its_payload(engine: Engine, steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"), an_event(3, "u3"))
+    steps.attempt(HOPELESS)
+    steps.attempt(DONE)
+    walk(engine)
+    assert kept(engine) == [1, 3]
+
+
+def test_without_an_age_nothing_goes(engine: Engine, steps: Steps) -> None:
+    steps.receive(an_event(1, routes=[]))
+    assert step(engine, Expiry(None)) == Pruned()
+    assert kept(engine) == [1]
+
+
+@ON_SQLITE
+def test_a_sqlite_file_shrinks_as_its_payloads_go(engine: Engine, steps: Steps) -> None:
+    for number in range(40):
+        steps.receive(msgspec.structs.replace(an_event(number, routes=[]), body=b"x" * 500_000))
+    pages = "PRAGMA page_count"
+    (before,) = rows(engine, pages)
+    walk(engine)
+    (after,) = rows(engine, pages)
+    assert after["page_count"] < 0.2 * before["page_count"]
+    assert rows(engine, "PRAGMA freelist_count") == [{"freelist_count": 0}]
+
+
+# --- leaves
+
+
+def test_a_leaf_holds_a_day_and_at_most_a_tenth_of_the_age() -> None:
+    assert leaf_size(1_000_000, None) == leaf_size(1_000_000, timedelta(days=30)) == 1_000_000
+    assert leaf_size(1_000_000, timedelta(days=1)) == 100_000
+    assert leaf_size(10, None) == LEAST_EVENTS
+    assert leaf_size(1e12, None) == MOST_EVENTS
+
+
+@ON_POSTGRES
+def test_leaves_are_ready_for_coming_events_and_grow_with_their_rate(engine: Engine) -> None:
+    assert prepare(engine) == 0, "the first one is large enough"
+    for hour in range(24):
+        fill(engine, 1 + hour * 4000, (hour + 1) * 4000, days_old=1 - hour / 24)
+    assert prepare(engine) == 4
+    first, *others = leaves(engine)
+    assert first == (1, 100_001)
+    assert [beyond for _, beyond in leaves(engine)][:-1] == [begin for begin, _ in others], "without gaps"
+    assert all(80_000 < beyond - begin < 110_000 for begin, beyond in others), "about a day each"
+    assert prepare(engine) == 0
+
+
+@ON_POSTGRES
+def test_where_events_arrive_in_the_default_leaf_already_the_next_ones_get_a_leaf(engine: Engine) -> None:
+    fill(engine, 1, 120_000, days_old=1)
+    assert rows(engine, f"SELECT count(*) AS n FROM {DEFAULT}") == [{"n": 20_000}]
+    assert prepare(engine) > 0
+    assert leaves(engine)[1][0] == 120_000 + LEAST_EVENTS
+    fill(engine, 140_000, 140_010, days_old=0)
+    assert rows(engine, f"SELECT count(*) AS n FROM {DEFAULT}") == [{"n": 20_000}]
+    assert sum(pruned.rows for pruned in walk(engine, Expiry(NOW - 0.5 * DAY))) == 120_000
+
+
+@ON_POSTGRES
+def test_a_leaf_expires_at_once_and_keeps_what_is_open(engine: Engine) -> None:
+    fill(engine, 1, 101_000, days_old=9)
+    with engine.begin() as connection:
+        for seq in (7, 99_999):
+            connection.execute(
+                text(
+                    "INSERT INTO open_delivery (seq, route, lane, occurred_at, state) VALUES (:seq, 'r', :lane, now(), 'dead')"
+                ),
+                {"seq": seq, "lane": str(seq)},
+            )
+    done = [pruned for pruned in walk(engine, Expiry(NOW - 8 * DAY)) if pruned.rows]
+    assert (done[0].rows, done[0].position) == (99_998, 100_000)
+    assert sum(pruned.rows for pruned in done) == 100_998
+    assert done[0].bytes > 90_000_000
+    assert kept(engine) == [7, 99_999]
+    (size,) = rows(engine, "SELECT pg_total_relation_size('inbox_payload_1') AS bytes")
+    assert size["bytes"] < 200_000
+
+
+@ON_POSTGRES
+def test_a_leaf_that_somebody_reads_is_passed_over_and_comes_the_next_time(engine: Engine) -> None:
+    fill(engine, 1, 100_500, days_old=9)
+    cut = Expiry(NOW - 8 * DAY)
+    with transaction(engine, "SELECT count(*) FROM inbox_payload_1"):
+        done = walk(engine, cut)
+        assert (sum(pruned.passed_over for pruned in done), sum(pruned.rows for pruned in done)) == (1, 500)
+    assert sum(pruned.rows for pruned in walk(engine, cut)) == 100_000
+
+
+@ON_POSTGRES
+def test_a_leaf_does_not_go_while_somebody_opens_deliveries(engine: Engine) -> None:
+    fill(engine, 1, 100_500, days_old=9)
+    cut = Expiry(NOW - 8 * DAY)
+    with transaction(engine, f"SELECT pg_advisory_xact_lock_shared({OPENING_LOCK})"):
+        assert step(engine, cut) == Pruned(position=100_000, is_done=False, passed_over=1)
+    assert step(engine, cut).rows == 100_000
+
+
+@ON_POSTGRES
+def test_a_leaf_with_a_young_event_at_its_end_stays(engine: Engine) -> None:
+    fill(engine, 1, 99_990, days_old=9)
+    fill(engine, 99_991, 100_000, days_old=1)
+    fill(engine, 100_001, 100_002, days_old=0)
+    assert step(engine, Expiry(NOW - 8 * DAY), most=10).rows == 10, "row by row"
+    assert step(engine, Expiry(NOW - 0.5 * DAY)).rows == 99_990
+
+
+@ON_POSTGRES
+def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payloads, "MOST_LEAVES", 2)
+    fill(engine, 1, 100_500, days_old=9)
+    with engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO open_delivery (seq, route, lane, occurred_at, state) VALUES (7, 'r', 'l', now(), 'dead')")
+        )
+    prepare(engine)
+    walk(engine, Expiry(NOW - 8 * DAY))
+    prepare(engine)
+    assert leaves(engine)[0][0] > 1
+    assert rows(engine, f"SELECT seq FROM {DEFAULT}") == [{"seq": 7}], "its last payload moved"
