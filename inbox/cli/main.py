@@ -15,6 +15,7 @@ from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
 from inbox.cli.copy import copy_command
 from inbox.cli.doctor import doctor_command
+from inbox.cli.erase import erase_command
 from inbox.cli.events import list_command, show_command
 from inbox.cli.export import export_command
 from inbox.cli.init import init_command
@@ -77,6 +78,7 @@ app.command("show")(show_command)
 app.command("tail")(tail)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
+app.command("erase")(erase_command)
 app.command("export")(export_command)
 app.command("copy")(copy_command)
 app.command("prune")(prune_command)
