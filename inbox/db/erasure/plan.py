@@ -14,7 +14,7 @@ from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.erasure.work import OF_ENTITY, OpenFound, named, open_deliveries
 
 MOST_SHOWN = 5
-"""OpenFound deliveries that a plan names."""
+"""Open deliveries that a plan names."""
 
 
 class ErasurePlan(msgspec.Struct, frozen=True):
