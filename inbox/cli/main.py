@@ -13,6 +13,7 @@ import typer
 
 from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
+from inbox.cli.commands import commands
 from inbox.cli.copy import copy_command
 from inbox.cli.doctor import doctor_command
 from inbox.cli.erase import erase_command
@@ -76,6 +77,7 @@ app.command("send")(send_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("tail")(tail)
+app.command("commands")(commands)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
 app.command("erase")(erase_command)
