@@ -8,6 +8,7 @@ from inbox.config.model import Config
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
 from relay.store.operator.erase import erase
+from relay.store.operator.prune import prune
 from relay.store.operator.sweeping import sweep
 
 Task = Callable[[Database, Config, AskedTask], BatchResult]
@@ -22,6 +23,7 @@ Raises:
 
 TASKS: Mapping[str, Task] = {
     "erase": erase,
+    "prune": prune,
     "sweep": sweep,
 }
 """The function of each kind."""
