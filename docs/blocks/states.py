@@ -61,9 +61,17 @@ def fact_kinds() -> str:
     return table(("kind", "meaning", "ends it", "`detail` holds", "made in"), rows)
 
 
+MADE_BY_SQL = {"Erased": "inbox/db/erasure/work.py"}
+"""Facts that no call of the relay makes."""
+
+
 def _made_in(fact: str) -> str:
     """The files that make a fact."""
-    return ", ".join(f"`{file}`" for file, made in _calls().items() if f"facts.{fact}" in made) or "nowhere yet"
+    files = [str(file) for file, made in _calls().items() if f"facts.{fact}" in made]
+    return (
+        ", ".join(f"`{file}`" for file in (*files, *([MADE_BY_SQL[fact]] if fact in MADE_BY_SQL else ())))
+        or "nowhere yet"
+    )
 
 
 @cache

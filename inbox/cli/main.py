@@ -16,6 +16,7 @@ from inbox.cli.command_line import Commands, options, run
 from inbox.cli.commands import commands
 from inbox.cli.copy import copy_command
 from inbox.cli.doctor import doctor_command
+from inbox.cli.erase import erase_command
 from inbox.cli.events import list_command, show_command
 from inbox.cli.export import export_command
 from inbox.cli.init import init_command
@@ -79,6 +80,7 @@ app.command("tail")(tail)
 app.command("commands")(commands)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
+app.command("erase")(erase_command)
 app.command("export")(export_command)
 app.command("copy")(copy_command)
 app.command("prune")(prune_command)

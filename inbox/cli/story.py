@@ -64,7 +64,10 @@ def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
     yield _Line("happened", _both(event["occurred_at"], now))
     if event["event_id"] is not None:
         yield _Line("sender's id", visible(event["event_id"]))
-    pruned = "; payload pruned" if event["body"] is None else ""
+    is_erased = event["erased_at"] is not None
+    if is_erased:
+        yield _Line("entity erased", _both(event["erased_at"], now))
+    pruned = f"; payload {'erased' if is_erased else 'pruned'}" if event["body"] is None else ""
     yield _Line("body", f"{byte_count(event['body_bytes'])}, {visible(event['content_type'])}{pruned}")
     times = sum(duplicate["times"] for duplicate in event["duplicates"])
     if times:
@@ -89,7 +92,8 @@ def _route(event: Row, delivery: Row, state: str, config: Config, now: datetime)
     head = next((head for head in event["heads"] if head["route"] == route), None)
     yield _Line("next", _next(event, delivery, state, head, now, is_held=bool(held)))
     commands = [command for _, command in held if command]
-    commands += _commands(event["seq"], delivery, state, head, is_held=bool(held))
+    if event["erased_at"] is None:  # else there is nothing that could be delivered
+        commands += _commands(event["seq"], delivery, state, head, is_held=bool(held))
     for number, command in enumerate(commands):
         yield _Line("commands" if number == 0 else "", command, "cyan", fit="whole")
 
@@ -122,6 +126,7 @@ _FACTS = {
     "rescheduled": ("rescheduled{person}: due {due_at}", ""),
     "rearmed": ("to be delivered again: a duplicate request may stand for a change that is not delivered yet", ""),
     "corrected": ("corrected to {state}{person}", ""),
+    "erased": ("the entity was erased{person}", _QUIET),
 }
 """The sentence for each kind of fact, and its colour."""
 

@@ -44,7 +44,7 @@ def lane_of(route: Route, *, entity_type: str | None, entity_id: str | None, key
     if route.lane == "route":
         return ROUTE_LANE
     if route.lane == "entity" and entity_type is not None and entity_id is not None:
-        return _of_entity(entity_type, entity_id)
+        return entity_lane(entity_type, entity_id)
     return f"{OWN_LANE}{key}"
 
 
@@ -52,7 +52,7 @@ def possible_lanes(*, entity_type: str | None, entity_id: str | None, key: str) 
     """Return every lane that the event can have, for any `lane` setting of its routes."""
     lanes = {ROUTE_LANE, f"{OWN_LANE}{key}"}
     if entity_type is not None and entity_id is not None:
-        lanes.add(_of_entity(entity_type, entity_id))
+        lanes.add(entity_lane(entity_type, entity_id))
     return frozenset(lanes)
 
 
@@ -63,5 +63,6 @@ def kind_of_lane(lane: str) -> Literal["entity", "route", "event"]:
     return "event" if lane.startswith(OWN_LANE) else "entity"
 
 
-def _of_entity(entity_type: str, entity_id: str) -> str:
+def entity_lane(entity_type: str, entity_id: str) -> str:
+    """Return the lane of an entity."""
     return f"{escape(entity_type)}|{escape(entity_id)}"

@@ -156,6 +156,8 @@ class Sql:
         """Keys can be joined with a view row by row; otherwise it takes a statement for each."""
         self.needs_checkpoints = not self.is_postgres
         """Writers must copy the write-ahead log back themselves: see `inbox.db.checkpoint`."""
+        self.overwrites_on_request = not self.is_postgres
+        """`PRAGMA secure_delete` overwrites with zeros what a transaction deletes."""
         self.pause_after_write = 0.0 if self.is_postgres else 0.002
         """Seconds that every writer but the receiver sleeps after a transaction, as it would starve the receiver on SQLite."""
 

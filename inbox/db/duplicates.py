@@ -24,7 +24,8 @@ _PG = Sql(POSTGRES)
 POSTGRES_NOTE = text(f"""
 WITH known AS MATERIALIZED (
     SELECT a.n, i.seq, a.received_at, a.body_sha256,
-           CASE WHEN i.body_sha256 <> a.body_sha256 THEN {_PG.blob("bodies.bodies", "a.body_at", "a.body_size")} END AS body
+           CASE WHEN i.body_sha256 <> a.body_sha256 AND i.erased_at IS NULL
+                THEN {_PG.blob("bodies.bodies", "a.body_at", "a.body_size")} END AS body
     FROM {_PG.blobs("bodies")}
     CROSS JOIN unnest(
         CAST(:n AS int[]), CAST(:source AS text[]), CAST(:dedup_key AS text[]), CAST(:received_at AS timestamptz[]),
@@ -91,7 +92,7 @@ def postgres_columns(events: Sequence[Event]) -> dict[str, Any]:
 _SQL = Sql(SQLITE)
 
 SQLITE_KNOWN = text(f"""
-SELECT asked.n, i.seq, i.body_sha256,
+SELECT asked.n, i.seq, CASE WHEN i.erased_at IS NULL THEN i.body_sha256 END AS body_sha256,
        (SELECT count(*) FROM (SELECT 1 FROM duplicate_request r WHERE r.seq = i.seq LIMIT :kept)) AS number
 FROM {_SQL.rows("asked", n="int", source="text", dedup_key="text")}
 JOIN inbox i ON i.source = asked.source AND i.dedup_key = asked.dedup_key
@@ -155,7 +156,8 @@ def noted_and_counted(
         event = events[n]
         there[seq] = there.get(seq, number) + 1
         if there[seq] <= kept:
-            body = None if event.body_sha256 == body_sha256 else event.body
+            is_erased = body_sha256 is None  # then nothing of it is stored again
+            body = None if is_erased or event.body_sha256 == body_sha256 else event.body
             last[seq] = {
                 "seq": seq,
                 "received_at": event.received_at,

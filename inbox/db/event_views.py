@@ -22,7 +22,7 @@ def _event(dialect: str) -> str:
 CREATE VIEW event AS
 SELECT {columns}, p.headers,
        CASE WHEN p.seq IS NULL THEN NULL WHEN i.body_is_text THEN {body} ELSE '\\x' || {in_hex} END AS body,
-       p.seq IS NULL AS is_pruned, coalesce(p.seq IS NULL AND substr(i.entity_id, 1, 7) = 'erased:', false) AS is_erased
+       p.seq IS NULL AS is_pruned, i.erased_at IS NOT NULL AS is_erased
 FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq
 """
 

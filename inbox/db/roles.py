@@ -80,7 +80,7 @@ TABLES: Mapping[str, Grants] = {
     "inbox": {
         **_WORK,
         # the keys of deduplication, the hash that tells another body, and the number for the check of the sequence
-        "receiver": "INSERT, SELECT (seq, source, dedup_key, body_sha256)",
+        "receiver": "INSERT, SELECT (seq, source, dedup_key, body_sha256, erased_at)",
     },
     "inbox_payload": {
         "operator": "SELECT",
@@ -161,6 +161,8 @@ SEQUENCES: Mapping[str, Grants] = {
 
 FUNCTIONS: Mapping[str, Grants] = {
     "inbox_is_append_only": {},
+    "inbox_changes_by_erasure_only": {},
+    "delivery_log_changes_by_erasure_only": {},
     "inbox_deletes_old_rows_only": {},
     "inbox_payload_is_append_only": {},
     "inbox_payload_add_leaf": {"relay": "EXECUTE"},

@@ -78,9 +78,13 @@ inbox = Table(
     metadata,
     _number("seq", "number of the event in arrival order; gaps mean nothing"),
     _required("source", Text, "sender: a name of [sources] in inbox.toml"),
-    _required("dedup_key", Text, "key of the event: a request of the source with the same key is a duplicate"),
+    _required(
+        "dedup_key",
+        Text,
+        "key of the event: a request of the source with the same key is a duplicate; it has a digest in place of an entity's id",
+    ),
     _optional("entity_type", Text, "type of the entity that changed, such as USER; empty when the event has no entity"),
-    _optional("entity_id", Text, "id of the entity that changed, as the source gives it"),
+    _optional("entity_id", Text, "id of the entity that changed, as the source gives it; a pseudonym after erasure"),
     _required("event_type", Text, "event type, verbatim from the sender"),
     _required("action", Text, "effect on the entity: create, update, delete or other"),
     _optional("event_id", Text, "the sender's own id of the event, if any"),
@@ -93,7 +97,12 @@ inbox = Table(
         "body_is_text", Boolean, "true: the body is UTF-8 without NUL; the view event has it as text", default="false"
     ),
     _required("body_sha256", LargeBinary, "SHA-256 of the body; stays after its payload is gone"),
-    _optional("traceparent", Text, "W3C trace context of the request"),
+    _optional("traceparent", Text, "W3C trace context of the request; empty after erasure"),
+    _optional(
+        "erased_at",
+        UtcDateTime,
+        "time at which the entity was erased: entity_id is a pseudonym, and nothing else names it",
+    ),
     UniqueConstraint("source", "dedup_key"),
     Index("ix_inbox_entity", "source", "entity_type", "entity_id", "seq"),
     CheckConstraint("action IN ('create', 'update', 'delete', 'other')", name="action"),
@@ -249,7 +258,7 @@ delivery_log = Table(
     _required("detail", JsonValue, "calls, statuses, durations, error, next due time, operator and reason"),
     CheckConstraint(
         "kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over',"
-        " 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')",
+        " 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')",
         name="kind",
     ),
     Index("ix_delivery_log_delivery", "seq", "route", "id"),

@@ -6,10 +6,20 @@ at once: row by row they made it 14 times slower. Those of `inbox_payload` look 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from sqlalchemy import Table
+
+from inbox.db import dialect
+from inbox.db.erasure.detail import emptied
+from inbox.db.erasure.subject import PSEUDONYM
+from inbox.db.schema import delivery_log, inbox
 from inbox.events.states import RETENTION_FLOOR_DAYS
 
 _INBOX = "inbox is append-only: only events older than {days} days with nothing open can be deleted"
 _PAYLOAD = "inbox_payload is append-only: only payloads of events with nothing open can be deleted"
+_ERASED = "inbox is append-only: only an erasure changes an event, and only to a pseudonym without texts of the person"
+_EMPTIED = "delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it"
 _LOG = "delivery_log is append-only: only old attempts of ended deliveries can be deleted"
 
 
@@ -21,6 +31,10 @@ def _looked_up(table: str, condition: str) -> str:
     """Return a FROM of the rows of `gone` that another table has a row for, each by that table's index (see `Sql.looked_up`)."""
     return f"FROM gone g CROSS JOIN LATERAL (SELECT FROM {table} WHERE {condition} LIMIT 1) AS found"
 
+
+_ERASABLE = ("entity_id", "event_id", "traceparent", "erased_at")
+"""Columns that an erasure changes."""
+_ERASABLE_KEYS = f"CAST('{{{', '.join(_ERASABLE)}}}' AS text[])"
 
 _FLOOR = f"clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'"
 
@@ -79,12 +93,45 @@ BEGIN
     RETURN NULL;
 END $$
 """,
+    f"""
+CREATE FUNCTION inbox_changes_by_erasure_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    IF to_jsonb(NEW) - {_ERASABLE_KEYS} = to_jsonb(OLD) - {_ERASABLE_KEYS}
+       AND OLD.erased_at IS NULL AND NEW.erased_at IS NOT NULL AND NEW.traceparent IS NULL
+       AND (NEW.event_id IS NULL OR NEW.event_id = OLD.event_id)
+       AND OLD.entity_id IS NOT NULL AND NEW.entity_id ~ '^{PSEUDONYM}[0-9a-f]{{64}}$'
+       AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
+        RETURN NEW;
+    END IF;
+    {_raise(_ERASED)};
+END $$
+""",
+    f"""
+CREATE FUNCTION delivery_log_changes_by_erasure_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail'
+       AND EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
+       AND NEW.detail = {emptied(dialect.POSTGRES, "OLD.detail")} THEN
+        RETURN NEW;
+    END IF;
+    {_raise(_EMPTIED)};
+END $$
+""",
     *(
-        f"""
-CREATE TRIGGER {table}_is_append_only BEFORE UPDATE OR TRUNCATE ON {table}
-    FOR EACH STATEMENT EXECUTE FUNCTION {table}_is_append_only()
-"""
+        statement
         for table in ("inbox", "delivery_log")
+        for statement in (
+            f"""
+CREATE TRIGGER {table}_changes_by_erasure_only BEFORE UPDATE ON {table}
+    FOR EACH ROW EXECUTE FUNCTION {table}_changes_by_erasure_only()
+""",
+            f"""
+CREATE TRIGGER {table}_is_append_only BEFORE TRUNCATE ON {table}
+    FOR EACH STATEMENT EXECUTE FUNCTION {table}_is_append_only()
+""",
+        )
     ),
     """
 CREATE TRIGGER inbox_deletes_old_rows_only AFTER DELETE ON inbox REFERENCING OLD TABLE AS gone
@@ -115,11 +162,23 @@ END
 """
 
 
+def _unchanged(table: Table, changing: Collection[str]) -> str:
+    return " AND ".join(f"NEW.{column.name} IS OLD.{column.name}" for column in table.c if column.name not in changing)
+
+
 _SQLITE_FLOOR = f"strftime('%Y-%m-%d %H:%M:%f', 'now', '-{RETENTION_FLOOR_DAYS} days')"
 _IS_OPEN = "EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)"
+_IS_ERASURE = f"""{_unchanged(inbox, _ERASABLE)}
+    AND OLD.erased_at IS NULL AND NEW.erased_at IS NOT NULL AND NEW.traceparent IS NULL
+    AND (NEW.event_id IS NULL OR NEW.event_id IS OLD.event_id)
+    AND OLD.entity_id IS NOT NULL AND coalesce(NEW.entity_id, '') GLOB '{PSEUDONYM}' || '{"[0-9a-f]" * 64}'
+    AND NOT {_IS_OPEN}"""
+_IS_EMPTIED = f"""{_unchanged(delivery_log, ("detail",))}
+    AND EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
+    AND NEW.detail IS {emptied(dialect.SQLITE, "OLD.detail")}"""
 
 SQLITE = (
-    _refuses("inbox", "UPDATE", _INBOX),
+    _refuses("inbox", "UPDATE", _ERASED, f"NOT ({_IS_ERASURE})"),
     _refuses("inbox", "DELETE", _INBOX, f"OLD.received_at >= {_SQLITE_FLOOR} OR {_IS_OPEN}"),
     """
 CREATE TRIGGER inbox_deletes_payload AFTER DELETE ON inbox
@@ -129,7 +188,7 @@ END
 """,
     _refuses("inbox_payload", "UPDATE", _PAYLOAD),
     _refuses("inbox_payload", "DELETE", _PAYLOAD, _IS_OPEN),
-    _refuses("delivery_log", "UPDATE", _LOG),
+    _refuses("delivery_log", "UPDATE", _EMPTIED, f"NOT ({_IS_EMPTIED})"),
     _refuses(
         "delivery_log",
         "DELETE",

@@ -61,7 +61,7 @@ VIEWS = (
             "state": "as in open_delivery, or the kind of the last fact when it has ended; unrouted: the event matched no route",
             "attempts": "attempts used in its present or last run",
             **_as_in_tables("due_at", "lane", "relay_node"),
-            "last_fact": "kind of its newest row in delivery_log",
+            "last_fact": "kind of its newest row in delivery_log; an erasure is not counted",
             "last_fact_at": "time of that row",
             "last_error": "while it is open: error of its newest failed attempt",
             "last_status": "HTTP status of the last call: of the newest failed attempt while it is open, else of the last fact",

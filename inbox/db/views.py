@@ -27,7 +27,7 @@ SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_ty
 FROM {routed}
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = {route}
 LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = {route})
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = {route} AND f.kind <> 'erased')
 LEFT JOIN delivery_log e ON e.id = (
     SELECT max(f.id) FROM delivery_log f
     WHERE f.seq = i.seq AND f.route = {route} AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))

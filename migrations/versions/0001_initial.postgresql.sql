@@ -58,7 +58,7 @@ CREATE TABLE delivery_log (
     relay_node TEXT,
     detail JSONB NOT NULL,
     CONSTRAINT pk_delivery_log PRIMARY KEY (id),
-    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')),
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')),
     CONSTRAINT ck_delivery_log_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (jsonb_typeof(detail) = 'object')
 );
@@ -203,12 +203,14 @@ CREATE TABLE inbox (
     body_is_text BOOLEAN DEFAULT false NOT NULL,
     body_sha256 BYTEA NOT NULL,
     traceparent TEXT,
+    erased_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_inbox PRIMARY KEY (seq),
     CONSTRAINT uq_inbox_source_dedup_key UNIQUE (source, dedup_key),
     CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other')),
     CONSTRAINT ck_inbox_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_inbox_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_inbox_routes_is_readable CHECK (array_position(routes, NULL) IS NULL)
+    CONSTRAINT ck_inbox_routes_is_readable CHECK (array_position(routes, NULL) IS NULL),
+    CONSTRAINT ck_inbox_erased_at_is_readable CHECK (erased_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
@@ -219,11 +221,11 @@ COMMENT ON COLUMN inbox.seq IS 'number of the event in arrival order; gaps mean 
 
 COMMENT ON COLUMN inbox.source IS 'sender: a name of [sources] in inbox.toml';
 
-COMMENT ON COLUMN inbox.dedup_key IS 'key of the event: a request of the source with the same key is a duplicate';
+COMMENT ON COLUMN inbox.dedup_key IS 'key of the event: a request of the source with the same key is a duplicate; it has a digest in place of an entity''s id';
 
 COMMENT ON COLUMN inbox.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
 
-COMMENT ON COLUMN inbox.entity_id IS 'id of the entity that changed, as the source gives it';
+COMMENT ON COLUMN inbox.entity_id IS 'id of the entity that changed, as the source gives it; a pseudonym after erasure';
 
 COMMENT ON COLUMN inbox.event_type IS 'event type, verbatim from the sender';
 
@@ -245,7 +247,9 @@ COMMENT ON COLUMN inbox.body_is_text IS 'true: the body is UTF-8 without NUL; th
 
 COMMENT ON COLUMN inbox.body_sha256 IS 'SHA-256 of the body; stays after its payload is gone';
 
-COMMENT ON COLUMN inbox.traceparent IS 'W3C trace context of the request';
+COMMENT ON COLUMN inbox.traceparent IS 'W3C trace context of the request; empty after erasure';
+
+COMMENT ON COLUMN inbox.erased_at IS 'time at which the entity was erased: entity_id is a pseudonym, and nothing else names it';
 
 CREATE TABLE inbox_payload (
     seq BIGINT NOT NULL,
@@ -731,7 +735,7 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
 FROM inbox i CROSS JOIN LATERAL unnest(i.routes) AS r(route)
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
 LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.route)
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.route AND f.kind <> 'erased')
 LEFT JOIN delivery_log e ON e.id = (
     SELECT max(f.id) FROM delivery_log f
     WHERE f.seq = i.seq AND f.route = r.route AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
@@ -747,7 +751,7 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
 FROM inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
 LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.route)
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.route AND f.kind <> 'erased')
 LEFT JOIN delivery_log e ON e.id = (
     SELECT max(f.id) FROM delivery_log f
     WHERE f.seq = i.seq AND f.route = r.route AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
@@ -763,7 +767,7 @@ SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id,
 FROM inbox i
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = CAST(NULL AS text)
 LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = CAST(NULL AS text))
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = CAST(NULL AS text) AND f.kind <> 'erased')
 LEFT JOIN delivery_log e ON e.id = (
     SELECT max(f.id) FROM delivery_log f
     WHERE f.seq = i.seq AND f.route = CAST(NULL AS text) AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
@@ -941,9 +945,9 @@ WHERE CASE WHEN c.route IS NULL THEN c.finding IN ('paused', 'breaker')
 ) b;
 
 CREATE VIEW event AS
-SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, p.headers,
+SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, i.erased_at, p.headers,
        CASE WHEN p.seq IS NULL THEN NULL WHEN i.body_is_text THEN convert_from(p.body, 'UTF8') ELSE '\x' || encode(p.body, 'hex') END AS body,
-       p.seq IS NULL AS is_pruned, coalesce(p.seq IS NULL AND substr(i.entity_id, 1, 7) = 'erased:', false) AS is_erased
+       p.seq IS NULL AS is_pruned, i.erased_at IS NOT NULL AS is_erased
 FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq;
 
 CREATE VIEW dead_cause AS
@@ -1119,11 +1123,11 @@ COMMENT ON COLUMN event.seq IS 'number of the event in arrival order; gaps mean 
 
 COMMENT ON COLUMN event.source IS 'sender: a name of [sources] in inbox.toml';
 
-COMMENT ON COLUMN event.dedup_key IS 'key of the event: a request of the source with the same key is a duplicate';
+COMMENT ON COLUMN event.dedup_key IS 'key of the event: a request of the source with the same key is a duplicate; it has a digest in place of an entity''s id';
 
 COMMENT ON COLUMN event.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
 
-COMMENT ON COLUMN event.entity_id IS 'id of the entity that changed, as the source gives it';
+COMMENT ON COLUMN event.entity_id IS 'id of the entity that changed, as the source gives it; a pseudonym after erasure';
 
 COMMENT ON COLUMN event.event_type IS 'event type, verbatim from the sender';
 
@@ -1145,7 +1149,9 @@ COMMENT ON COLUMN event.body_is_text IS 'true: the body is UTF-8 without NUL; th
 
 COMMENT ON COLUMN event.body_sha256 IS 'SHA-256 of the body; stays after its payload is gone';
 
-COMMENT ON COLUMN event.traceparent IS 'W3C trace context of the request';
+COMMENT ON COLUMN event.traceparent IS 'W3C trace context of the request; empty after erasure';
+
+COMMENT ON COLUMN event.erased_at IS 'time at which the entity was erased: entity_id is a pseudonym, and nothing else names it';
 
 COMMENT ON COLUMN event.headers IS 'allow-listed request headers; empty when the payload is gone';
 
@@ -1165,7 +1171,7 @@ COMMENT ON COLUMN delivery.source IS 'sender: a name of [sources] in inbox.toml'
 
 COMMENT ON COLUMN delivery.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
 
-COMMENT ON COLUMN delivery.entity_id IS 'id of the entity that changed, as the source gives it';
+COMMENT ON COLUMN delivery.entity_id IS 'id of the entity that changed, as the source gives it; a pseudonym after erasure';
 
 COMMENT ON COLUMN delivery.event_type IS 'event type, verbatim from the sender';
 
@@ -1185,7 +1191,7 @@ COMMENT ON COLUMN delivery.lane IS 'the unit of order on the route: TYPE|ID of t
 
 COMMENT ON COLUMN delivery.relay_node IS 'if in_flight: relay_node.id of the process that delivers it';
 
-COMMENT ON COLUMN delivery.last_fact IS 'kind of its newest row in delivery_log';
+COMMENT ON COLUMN delivery.last_fact IS 'kind of its newest row in delivery_log; an erasure is not counted';
 
 COMMENT ON COLUMN delivery.last_fact_at IS 'time of that row';
 
@@ -1209,7 +1215,7 @@ COMMENT ON COLUMN dead_letter.source IS 'sender: a name of [sources] in inbox.to
 
 COMMENT ON COLUMN dead_letter.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
 
-COMMENT ON COLUMN dead_letter.entity_id IS 'id of the entity that changed, as the source gives it';
+COMMENT ON COLUMN dead_letter.entity_id IS 'id of the entity that changed, as the source gives it; a pseudonym after erasure';
 
 COMMENT ON COLUMN dead_letter.event_type IS 'event type, verbatim from the sender';
 
@@ -1327,7 +1333,7 @@ COMMENT ON COLUMN entity_timeline.source IS 'sender: a name of [sources] in inbo
 
 COMMENT ON COLUMN entity_timeline.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
 
-COMMENT ON COLUMN entity_timeline.entity_id IS 'id of the entity that changed, as the source gives it';
+COMMENT ON COLUMN entity_timeline.entity_id IS 'id of the entity that changed, as the source gives it; a pseudonym after erasure';
 
 COMMENT ON COLUMN entity_timeline.at IS 'time of the arrival, or of the recording';
 
@@ -1502,10 +1508,40 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER inbox_is_append_only BEFORE UPDATE OR TRUNCATE ON inbox
+CREATE FUNCTION inbox_changes_by_erasure_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    IF to_jsonb(NEW) - CAST('{entity_id, event_id, traceparent, erased_at}' AS text[]) = to_jsonb(OLD) - CAST('{entity_id, event_id, traceparent, erased_at}' AS text[])
+       AND OLD.erased_at IS NULL AND NEW.erased_at IS NOT NULL AND NEW.traceparent IS NULL
+       AND (NEW.event_id IS NULL OR NEW.event_id = OLD.event_id)
+       AND OLD.entity_id IS NOT NULL AND NEW.entity_id ~ '^erased:[0-9a-f]{64}$'
+       AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
+        RETURN NEW;
+    END IF;
+    RAISE EXCEPTION 'inbox is append-only: only an erasure changes an event, and only to a pseudonym without texts of the person' USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE FUNCTION delivery_log_changes_by_erasure_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail'
+       AND EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
+       AND NEW.detail = coalesce((SELECT jsonb_object_agg(d.key, CASE WHEN d.key IN ('error', 'why') THEN to_jsonb(CAST('erased' AS text)) ELSE d.value END) FROM jsonb_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'run', 'stale_suspected', 'state', 'was_due_at', 'who', 'error', 'why')), '{}') THEN
+        RETURN NEW;
+    END IF;
+    RAISE EXCEPTION 'delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it' USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TRIGGER inbox_changes_by_erasure_only BEFORE UPDATE ON inbox
+    FOR EACH ROW EXECUTE FUNCTION inbox_changes_by_erasure_only();
+
+CREATE TRIGGER inbox_is_append_only BEFORE TRUNCATE ON inbox
     FOR EACH STATEMENT EXECUTE FUNCTION inbox_is_append_only();
 
-CREATE TRIGGER delivery_log_is_append_only BEFORE UPDATE OR TRUNCATE ON delivery_log
+CREATE TRIGGER delivery_log_changes_by_erasure_only BEFORE UPDATE ON delivery_log
+    FOR EACH ROW EXECUTE FUNCTION delivery_log_changes_by_erasure_only();
+
+CREATE TRIGGER delivery_log_is_append_only BEFORE TRUNCATE ON delivery_log
     FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_is_append_only();
 
 CREATE TRIGGER inbox_deletes_old_rows_only AFTER DELETE ON inbox REFERENCING OLD TABLE AS gone

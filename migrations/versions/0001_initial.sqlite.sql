@@ -51,7 +51,7 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
     relay_node TEXT,
     -- calls, statuses, durations, error, next due time, operator and reason
     detail JSON NOT NULL,
-    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')),
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')),
     CONSTRAINT ck_delivery_log_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
 );
@@ -136,11 +136,11 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- sender: a name of [sources] in inbox.toml
     source TEXT NOT NULL,
-    -- key of the event: a request of the source with the same key is a duplicate
+    -- key of the event: a request of the source with the same key is a duplicate; it has a digest in place of an entity's id
     dedup_key TEXT NOT NULL,
     -- type of the entity that changed, such as USER; empty when the event has no entity
     entity_type TEXT,
-    -- id of the entity that changed, as the source gives it
+    -- id of the entity that changed, as the source gives it; a pseudonym after erasure
     entity_id TEXT,
     -- event type, verbatim from the sender
     event_type TEXT NOT NULL,
@@ -162,13 +162,16 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     body_is_text BOOLEAN DEFAULT false NOT NULL,
     -- SHA-256 of the body; stays after its payload is gone
     body_sha256 BLOB NOT NULL,
-    -- W3C trace context of the request
+    -- W3C trace context of the request; empty after erasure
     traceparent TEXT,
+    -- time at which the entity was erased: entity_id is a pseudonym, and nothing else names it
+    erased_at TEXT,
     CONSTRAINT uq_inbox_source_dedup_key UNIQUE (source, dedup_key),
     CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other')),
     CONSTRAINT ck_inbox_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_inbox_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_inbox_routes_is_readable CHECK (CASE WHEN json_valid(routes) THEN json_type(routes) = 'array' ELSE 0 END)
+    CONSTRAINT ck_inbox_routes_is_readable CHECK (CASE WHEN json_valid(routes) THEN json_type(routes) = 'array' ELSE 0 END),
+    CONSTRAINT ck_inbox_erased_at_is_readable CHECK (date(substr(erased_at, 1, 10)) IS substr(erased_at, 1, 10) AND erased_at >= '0001-01-01 00:00:00.000000Z' AND (length(erased_at) = 10 OR substr(erased_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
@@ -517,7 +520,7 @@ SELECT i.seq, r.value AS route, i.source, i.entity_type, i.entity_id, i.event_ty
 FROM inbox i JOIN json_each(i.routes) r
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.value
 LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.value)
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.value AND f.kind <> 'erased')
 LEFT JOIN delivery_log e ON e.id = (
     SELECT max(f.id) FROM delivery_log f
     WHERE f.seq = i.seq AND f.route = r.value AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
@@ -533,7 +536,7 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
 FROM inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
 LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.route)
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.route AND f.kind <> 'erased')
 LEFT JOIN delivery_log e ON e.id = (
     SELECT max(f.id) FROM delivery_log f
     WHERE f.seq = i.seq AND f.route = r.route AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
@@ -549,7 +552,7 @@ SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id,
 FROM inbox i
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = CAST(NULL AS text)
 LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = CAST(NULL AS text))
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = CAST(NULL AS text) AND f.kind <> 'erased')
 LEFT JOIN delivery_log e ON e.id = (
     SELECT max(f.id) FROM delivery_log f
     WHERE f.seq = i.seq AND f.route = CAST(NULL AS text) AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
@@ -727,9 +730,9 @@ WHERE CASE WHEN c.route IS NULL THEN c.finding IN ('paused', 'breaker')
 ) b;
 
 CREATE VIEW event AS
-SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, p.headers,
+SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, i.erased_at, p.headers,
        CASE WHEN p.seq IS NULL THEN NULL WHEN i.body_is_text THEN CAST(p.body AS text) ELSE '\x' || lower(hex(p.body)) END AS body,
-       p.seq IS NULL AS is_pruned, coalesce(p.seq IS NULL AND substr(i.entity_id, 1, 7) = 'erased:', false) AS is_erased
+       p.seq IS NULL AS is_pruned, i.erased_at IS NOT NULL AS is_erased
 FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq;
 
 CREATE VIEW dead_cause AS
@@ -890,8 +893,13 @@ SELECT NULL AS pid, NULL AS role, NULL AS application, NULL AS state, NULL AS fo
 WHERE false;
 
 CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
+WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_bytes IS OLD.body_bytes AND NEW.body_is_text IS OLD.body_is_text AND NEW.body_sha256 IS OLD.body_sha256
+    AND OLD.erased_at IS NULL AND NEW.erased_at IS NOT NULL AND NEW.traceparent IS NULL
+    AND (NEW.event_id IS NULL OR NEW.event_id IS OLD.event_id)
+    AND OLD.entity_id IS NOT NULL AND coalesce(NEW.entity_id, '') GLOB 'erased:' || '[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]'
+    AND NOT EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq))
 BEGIN
-    SELECT RAISE(ABORT, 'inbox is append-only: only events older than 7 days with nothing open can be deleted');
+    SELECT RAISE(ABORT, 'inbox is append-only: only an erasure changes an event, and only to a pseudonym without texts of the person');
 END;
 
 CREATE TRIGGER inbox_refuses_delete BEFORE DELETE ON inbox
@@ -917,8 +925,11 @@ BEGIN
 END;
 
 CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log
+WHEN NOT (NEW.id IS OLD.id AND NEW.at IS OLD.at AND NEW.seq IS OLD.seq AND NEW.route IS OLD.route AND NEW.kind IS OLD.kind AND NEW.attempt IS OLD.attempt AND NEW.relay_node IS OLD.relay_node
+    AND EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
+    AND NEW.detail IS (SELECT json_group_object(d.key, CASE WHEN d.key IN ('error', 'why') THEN 'erased' ELSE json(OLD.detail -> d.fullkey) END) FROM json_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'run', 'stale_suspected', 'state', 'was_due_at', 'who', 'error', 'why')))
 BEGIN
-    SELECT RAISE(ABORT, 'delivery_log is append-only: only old attempts of ended deliveries can be deleted');
+    SELECT RAISE(ABORT, 'delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it');
 END;
 
 CREATE TRIGGER delivery_log_refuses_delete BEFORE DELETE ON delivery_log

@@ -68,6 +68,7 @@ class Account(msgspec.Struct, frozen=True):
     folded: FoldedState = NO_FACTS
     contradictions: tuple[str, ...] = ()
     last: Logged | None = None
+    """The last fact that is no erasure."""
     delivered: facts.DeliveredFact | None = None
     """The last delivered fact."""
     superseded_by: int | None = None
@@ -91,17 +92,18 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
     is_asked_for = is_put_right = is_newer = False
     contradictions: list[str] = []
     unseen = 0
-    for last in history:
-        if last.fact is None:
-            is_newer |= last.kind not in facts.KINDS
-            contradictions.append(f"fact {last.id}: no fact of this version is a {last.kind} like this")
+    for logged in history:
+        last = last if isinstance(logged.fact, facts.Erased) else logged
+        if logged.fact is None:
+            is_newer |= logged.kind not in facts.KINDS
+            contradictions.append(f"fact {logged.id}: no fact of this version is a {logged.kind} like this")
             continue
         try:
-            folded = advance(folded, last.fact)
+            folded = advance(folded, logged.fact)
         except IllegalTransition as error:
-            contradictions.append(f"fact {last.id}: {error}")
+            contradictions.append(f"fact {logged.id}: {error}")
             continue
-        match last.fact:
+        match logged.fact:
             case facts.Corrected():
                 contradictions.clear()
                 is_put_right, is_newer, unseen = True, False, 0
@@ -110,13 +112,13 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
             case facts.Rearmed():
                 unseen = 0  # a new run, too
             case facts.DeliveredFact():
-                delivered = last.fact
+                delivered = logged.fact
             case _:
                 pass
-        gap = last.attempt - folded.attempt
-        if gap != unseen and not (gap > unseen and last.at() < pruned_before):
+        gap = logged.attempt - folded.attempt
+        if gap != unseen and not (gap > unseen and logged.at() < pruned_before):
             contradictions.append(
-                f"fact {last.id} ({last.kind}) counts {last.attempt} attempts, the facts up to it {folded.attempt}"
+                f"fact {logged.id} ({logged.kind}) counts {logged.attempt} attempts, the facts up to it {folded.attempt}"
             )
         unseen = gap
     ended_by = last.fact if last is not None and isinstance(last.fact, facts.Superseded) else None

@@ -166,6 +166,13 @@ class Corrected(Fact, frozen=True, tag="corrected"):
     """The contradictions in the facts before."""
 
 
+class Erased(Fact, frozen=True, tag="erased"):
+    """The event's entity was erased: the facts before this one lost their texts and calls, and kept what states follow from."""
+
+    who: str
+    why: str
+
+
 AnyFact = (
     DeliveredFact
     | UnchangedFact
@@ -181,6 +188,7 @@ AnyFact = (
     | Rearmed
     | Unblocked
     | Corrected
+    | Erased
 )
 
 _DECODERS: dict[str, msgspec.json.Decoder[AnyFact]] = {

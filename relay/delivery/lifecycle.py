@@ -54,6 +54,7 @@ class Step(StrEnum):
     REARMED = "rearmed"
     UNBLOCKED = "unblocked"
     CORRECTED = "corrected"
+    ERASED = "erased"
 
 
 SCHEDULING = frozenset({Step.QUEUED, Step.PROMOTED, Step.DEMOTED, Step.CLAIMED, Step.GIVEN_BACK})
@@ -107,6 +108,7 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
     State.ENDED: {
         Step.REPLAYED: State.RECEIVED,
         Step.REARMED: State.RECEIVED,
+        Step.ERASED: State.ENDED,
     },
 }
 
@@ -276,7 +278,7 @@ def _apply(fact: AnyFact, before: FoldedState, possible: Collection[State]) -> F
             attempt, run, crashes = 0, run + 1, 0
         case facts.Corrected():
             attempt, run, crashes = fact.attempt, fact.run, 0
-        case facts.Superseded() | facts.Cancelled() | facts.Unblocked() | facts.Dead(counted=False):
+        case facts.Superseded() | facts.Cancelled() | facts.Unblocked() | facts.Dead(counted=False) | facts.Erased():
             pass  # no attempt was made
         case _:
             attempt += 1

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from inbox.events import timestamps
-from inbox.events.event import Identity, RawRequest, Receipt, dedup_key, escape
+from inbox.events.event import Identity, RawRequest, Receipt, dedup_key, escape, swept_key, swept_parts
 
 PARTS = st.lists(st.text(alphabet='ab|\\:"é😀', max_size=6), min_size=1, max_size=4).map(tuple)
 INSTANTS = st.integers(
@@ -60,6 +61,22 @@ def test_a_long_key_still_fits_an_index_and_still_tells_parts_apart(text: str, k
     }
     assert len(keys) == 4
     assert all(len(key.encode()) <= 1000 for key in keys)
+
+
+@given(st.text(alphabet="u1|\\é", min_size=1, max_size=4), PARTS, st.booleans())
+def test_no_key_holds_the_id_of_its_entity(entity_id: str, parts: tuple[str, ...], key_has_time: bool) -> None:
+    holding = Identity("USER", entity_id, "U", "update", 0, (*parts, f"user-{entity_id}"), key_has_time)
+    after_time = dedup_key(holding).removeprefix(f"{timestamps.fixed_width(0)}|")
+    assert re.fullmatch(r"\\sha256:[A-Za-z0-9_-]{32}", after_time)
+
+
+def test_a_key_that_does_not_name_the_entity_stays_readable() -> None:
+    assert dedup_key(identity(("evt_1",), key_has_time=False)) == "evt_1"
+
+
+def test_the_key_of_a_sweeps_event_is_found_again_by_entity_and_time() -> None:
+    swept = identity(swept_parts("USER", "u1"), 7)
+    assert dedup_key(swept) == swept_key("USER", "u1", 7)
 
 
 @given(st.text(alphabet="ab|\\"), st.text(alphabet="ab|\\"))

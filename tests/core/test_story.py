@@ -70,7 +70,7 @@ def an_event(state: str = "ready", attempts: int = 0, **more: Any) -> dict[str, 
         "seq": 7, "source": "shop", "entity_type": "ORDER", "entity_id": "o1", "event_type": "order.paid",
         "event_id": None, "received_at": NOW - timedelta(minutes=3), "occurred_at": NOW - timedelta(minutes=4),
         "content_type": "application/json", "body": b"x" * 1234, "body_bytes": 1234,
-        "deliveries": [delivery], "facts": [], "duplicates": [],
+        "erased_at": None, "deliveries": [delivery], "facts": [], "duplicates": [],
         "heads": [], "gates": [], "relays": [], **more,
     }  # fmt: skip
 
@@ -242,6 +242,17 @@ def test_an_event_without_a_route_and_without_its_payload_says_so() -> None:
         "",
         "no route matched it when it arrived: it is stored, and delivered nowhere",
     ]
+
+
+def test_an_erased_event_says_when_by_whom_and_why_and_offers_no_replay() -> None:
+    erased = an_event("delivered", body=None, erased_at=NOW, facts=[a_fact("erased", who="kim", why="request 2026-17")])
+    said = told(erased)
+    assert said[3:5] == [
+        "  entity erased         now (2026-11-26T12:00:00Z)",
+        "  body                  1.2 kB, application/json; payload erased",
+    ]
+    assert any(line.endswith("the entity was erased by kim: request 2026-17") for line in said)
+    assert commands(erased) == []
 
 
 @given(st.text(min_size=1), st.text(), st.integers(40, 200))

@@ -111,7 +111,7 @@ def test_it_is_stored_as_one_that_was_never_refused(place: Place) -> None:
     readmitted, other = rows(place.engine, "SELECT * FROM inbox JOIN inbox_payload USING (seq) ORDER BY seq")
     of_the_entity = {"seq", "dedup_key", "entity_id", "received_at", "body", "body_sha256"}
     assert {name for name in other if readmitted[name] != other[name]} == of_the_entity
-    assert readmitted["dedup_key"] == other["dedup_key"].replace("u2", "u1")
+    assert readmitted["dedup_key"][:31] == other["dedup_key"][:31]  # the time, and then a digest with the entity in it
     assert TOKEN not in str(readmitted)
 
 

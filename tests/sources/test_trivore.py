@@ -49,7 +49,8 @@ def test_the_typed_form_is_read_and_its_code_stays_as_it_is() -> None:
     identity = read(TYPED)
     assert (identity.entity_type, identity.event_type, identity.action) == ("USER", "USER_EDIT", "update")
     assert identity.occurred_ns == 1_546_300_800_708_000_000
-    assert dedup_key(identity) == "2019-01-01T00:00:00.708000000Z|5ba48fdb2f4a4b0b2c3d4e5f|USER|USER_EDIT"
+    assert identity.key_parts == ("5ba48fdb2f4a4b0b2c3d4e5f", "USER", "USER_EDIT")
+    assert dedup_key(identity).startswith("2019-01-01T00:00:00.708000000Z|")
 
 
 @pytest.mark.parametrize(
@@ -160,12 +161,13 @@ def test_spellings_of_one_instant_are_one_event_and_another_type_is_another() ->
 
 @pytest.mark.parametrize("dedup", [["timestamp", "id"], ["id", "timestamp"], ["id", "time"]])
 def test_a_source_can_choose_the_fields_and_the_time_still_comes_first(dedup: list[str]) -> None:
-    assert dedup_key(read(CLASSIC, dedup)) == "2019-01-01T00:00:00.000000000Z|IDNUMBER1234"
-    assert dedup_key(read(TYPED, dedup)).startswith("2019-01-01T00:00:00.708000000Z|5ba48f")
+    assert read(CLASSIC, dedup).key_parts == ("IDNUMBER1234",)
+    assert dedup_key(read(CLASSIC, dedup)).startswith("2019-01-01T00:00:00.000000000Z|")
+    assert dedup_key(read(TYPED, dedup)).startswith("2019-01-01T00:00:00.708000000Z|")
 
 
 def test_a_key_without_the_time_is_the_fields_alone() -> None:
-    assert dedup_key(read(CLASSIC | {"version": 7, "part": "a|b"}, ["id", "version", "part"])) == r"IDNUMBER1234|7|a\|b"
+    assert dedup_key(read(CLASSIC | {"version": 7, "part": "a|b"}, ["version", "part"])) == r"7|a\|b"
 
 
 @pytest.mark.parametrize("value", [None, True, 1.5, [], {}, "", "\x00"])

@@ -38,6 +38,7 @@ OTHER: dict[str, Any] = {
     "body": b"other",
     "body_sha256": b"\x00" * 32,
     "traceparent": "other",
+    "erased_at": START,
     "id": 99,
     "at": START + timedelta(days=1),
     "route": "other",

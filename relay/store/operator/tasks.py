@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from inbox.config.model import Config
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
+from relay.store.operator.erase import erase
 from relay.store.operator.prune import prune
 from relay.store.operator.sweeping import sweep
 
@@ -21,6 +22,7 @@ Raises:
 """
 
 TASKS: Mapping[str, Task] = {
+    "erase": erase,
     "prune": prune,
     "sweep": sweep,
 }

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from inbox.events.event import Event
+from inbox.events.event import Event, swept_key
+from inbox.events.timestamps import to_nanoseconds
 from relay.daemon.lease_renewal import TRUSTED_SECONDS, claim_of
 from relay.delivery.audit import Difference
 from relay.delivery.facts import AnyFact
@@ -25,7 +26,9 @@ TRUSTED = timedelta(seconds=TRUSTED_SECONDS)
 
 def is_swept(event: Event) -> bool:
     """Return whether a sweep added it."""
-    return "|sweep|" in event.dedup_key
+    if event.entity_type is None or event.entity_id is None:
+        return False
+    return event.dedup_key == swept_key(event.entity_type, event.entity_id, to_nanoseconds(event.occurred_at))
 
 
 class Call(NamedTuple):

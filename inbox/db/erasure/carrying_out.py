@@ -1,0 +1,138 @@
+"""Carries an erasure out in this process. A row of `relay_command` is its record: a relay goes on with it if we die."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import msgspec
+from sqlalchemy import Connection, Engine, TextClause, text
+
+from inbox.db.dialect import Sql
+from inbox.db.engine import reading
+from inbox.db.erasure.subject import ErasureSubject
+from inbox.db.erasure.work import ErasureOrder, OpenFound, StepDone, act, look
+
+
+class ErasureResult(msgspec.Struct, frozen=True):
+    """The end of an erasure."""
+
+    command: int
+    """relay_command.id."""
+    erased: int
+    """Events."""
+    emptied: int
+    """Rows of other tables that named the entity."""
+    open: tuple[OpenFound, ...] = ()
+    """Deliveries of events that arrived meanwhile, which have to end first."""
+    is_done: bool = True
+
+
+def ask(engine: Engine, order: ErasureOrder) -> int:
+    """Store the command. Returns its id."""
+    sql = Sql(engine.dialect.name)
+    subject = order.subject
+    selection = {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}
+    given = {"selection": msgspec.json.encode(selection).decode(), "reason": order.why, "who": order.who, "now": None}
+    with engine.begin() as connection:
+        return int(connection.execute(_ask(sql), given).scalar_one())
+
+
+def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[[StepDone], None]) -> ErasureResult:
+    """Erase, step by step, until nothing is left or something open stops it. `heard` hears of each step."""
+    sql = Sql(engine.dialect.name)
+    position: int | None = None
+    erased = emptied = 0
+    while True:
+        with engine.connect() as connection, reading(connection).begin():
+            step = look(connection, order.subject, position, own_command=number)
+        with engine.begin() as connection:
+            if sql.is_postgres:
+                connection.execute(_LOCK)
+            if not _is_open(connection, number):  # somebody has stopped it, or a relay was faster
+                return ErasureResult(number, erased, emptied, is_done=_has_ended_well(connection, number))
+            done = act(connection, order, step)
+            position = done.position if done.position is not None else position
+            connection.execute(_PROGRESS, {"id": number, "changed": done.erased, "progress": position})
+            if done.is_last or done.open:
+                end(connection, order.subject, number, done)
+        time.sleep(sql.pause_after_write)
+        erased, emptied = erased + done.erased, emptied + done.emptied
+        heard(done)
+        if done.is_last or done.open:
+            return ErasureResult(number, erased, emptied, done.open, is_done=done.is_last)
+
+
+def stop(engine: Engine, number: int) -> None:
+    """Stop the command; what it has erased stays erased."""
+    with engine.begin() as connection:
+        connection.execute(_stop(Sql(engine.dialect.name)), {"id": number, "now": None})
+
+
+def answer_of(found: Sequence[OpenFound]) -> str:
+    """Return the answer to a command that has come to its end, or was stopped by open deliveries."""
+    if not found:
+        return "done"
+    first = found[0]
+    return (
+        f"an event that arrived meanwhile is {first.state} (seq {first.seq} on route {first.route}); end its deliveries,"
+        " then ask again"
+    )
+
+
+def end(connection: Connection, subject: ErasureSubject, number: int, done: StepDone) -> None:
+    """End the command, in the transaction of its last step; one that is done has the pseudonym in place of the entity."""
+    sql = Sql(connection.dialect.name)
+    state = "done" if done.is_last else "refused"
+    connection.execute(_end(sql), {"id": number, "state": state, "answer": answer_of(done.open), "now": None})
+    if done.is_last:
+        connection.execute(_forget(sql), {"id": number, "pseudonym": subject.pseudonym})
+
+
+def _is_open(connection: Connection, number: int) -> bool:
+    return connection.execute(_STATE, {"id": number}).scalar_one() in {"asked", "running"}
+
+
+def _has_ended_well(connection: Connection, number: int) -> bool:
+    return bool(connection.execute(_STATE, {"id": number}).scalar_one() == "done")
+
+
+_LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
+_STATE = text("SELECT state FROM relay_command WHERE id = :id")
+_PROGRESS = text("""
+UPDATE relay_command SET state = 'running', affected = affected + :changed, progress_seq = :progress WHERE id = :id
+""")
+
+
+@cache
+def _ask(sql: Sql) -> TextClause:
+    selected = "CAST(:selection AS jsonb)" if sql.is_postgres else ":selection"
+    return text(f"""
+INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at)
+VALUES ('erase', {selected}, :reason, :who, {sql.now})
+RETURNING id
+""")
+
+
+@cache
+def _end(sql: Sql) -> TextClause:
+    return text(f"UPDATE relay_command SET state = :state, answer = :answer, finished_at = {sql.now} WHERE id = :id")
+
+
+@cache
+def _stop(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE relay_command SET state = 'cancelled', answer = 'stopped by who had asked for it', finished_at = {sql.now}
+WHERE id = :id AND state IN ('asked', 'running')
+""")
+
+
+@cache
+def _forget(sql: Sql) -> TextClause:
+    changed = (
+        "jsonb_set(selection, '{entity_id}', to_jsonb(CAST(:pseudonym AS text)))"
+        if sql.is_postgres
+        else "json_set(selection, '$.entity_id', :pseudonym)"
+    )
+    return text(f"UPDATE relay_command SET selection = {changed} WHERE id = :id")

@@ -1,0 +1,112 @@
+"""The plan of an erasure: what the database holds of an entity, and what stops it. Reads only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+from sqlalchemy import Engine, text
+
+from inbox.db.engine import reading
+from inbox.db.erasure.searching import open_commands, search
+from inbox.db.erasure.subject import ErasureSubject
+from inbox.db.erasure.work import OF_ENTITY, OpenFound, named, open_deliveries
+
+MOST_SHOWN = 5
+"""Open deliveries that a plan names."""
+
+
+class ErasurePlan(msgspec.Struct, frozen=True):
+    """The rows that an erasure would find."""
+
+    subject: ErasureSubject
+    events: int
+    """Events that are not erased yet."""
+    erased_before: int
+    """Events that were erased before."""
+    payloads: int
+    payload_bytes: int
+    duplicates: int
+    """Rows of duplicate requests."""
+    facts: int
+    lanes: int
+    pauses: int
+    """1 if the entity is paused, else 0; its pause goes."""
+    naming: dict[str, int]
+    """Rows of other tables that name the entity, by table."""
+    open: tuple[OpenFound, ...] = ()
+    """The first deliveries that have not ended."""
+    open_commands: tuple[int, ...] = ()
+    """Commands that name the entity and have not ended."""
+
+    @property
+    def is_empty(self) -> bool:
+        """True when the database holds nothing of the entity."""
+        return not (self.events or self.pauses or self.naming)
+
+    @property
+    def is_held_up(self) -> bool:
+        """True when something open has to end first."""
+        return bool(self.open or self.open_commands)
+
+
+def plan(engine: Engine, subject: ErasureSubject, *, searching: Callable[[int], None] = lambda _: None) -> ErasurePlan:
+    """Count what the database holds of an entity. `searching` hears up to which rejected request it has searched."""
+    with engine.connect() as connection, reading(connection).begin():
+        counted = connection.execute(_COUNTS, named(subject)).one()
+        bodies = connection.execute(_PAYLOADS, named(subject)).one()
+        lanes = connection.execute(_LANES, {**named(subject), "lane": subject.lane}).scalar_one()
+        before = connection.execute(_ERASED_BEFORE, {**named(subject), "entity_id": subject.pseudonym}).scalar_one()
+        pauses = connection.execute(_PAUSES, {"name": subject.gate}).scalar_one()
+        found = tuple(open_deliveries(connection, subject, MOST_SHOWN))
+        commands = tuple(open_commands(connection, subject))
+    return ErasurePlan(
+        subject,
+        counted.events,
+        before,
+        bodies.payloads,
+        int(bodies.payload_bytes),
+        int(counted.duplicates),
+        int(counted.facts),
+        lanes,
+        pauses,
+        _naming(engine, subject, searching),
+        found,
+        commands,
+    )
+
+
+def _naming(engine: Engine, subject: ErasureSubject, searching: Callable[[int], None]) -> dict[str, int]:
+    """Count rows that name the entity, by table; each part in a transaction of its own."""
+    found: Counter[str] = Counter()
+    position: int | None = None
+    while True:
+        with engine.connect() as connection, reading(connection).begin():
+            naming = search(connection, subject, position)
+        if naming is None:
+            return dict(found)
+        found.update(row.table for row in naming.rows)
+        if naming.position == position:
+            return dict(found)
+        position = naming.position
+        searching(position or 0)
+
+
+_COUNTS = text(f"""
+SELECT count(*) AS events,
+       coalesce(sum((SELECT count(*) FROM duplicate_request d WHERE d.seq = i.seq)), 0) AS duplicates,
+       coalesce(sum((SELECT count(*) FROM delivery_log l WHERE l.seq = i.seq)), 0) AS facts
+FROM inbox i WHERE {OF_ENTITY} AND i.erased_at IS NULL
+""")
+_PAYLOADS = text(f"""
+SELECT count(*) AS payloads, coalesce(sum(length(p.body)), 0) AS payload_bytes
+FROM inbox i JOIN inbox_payload p ON p.seq = i.seq WHERE {OF_ENTITY} AND i.erased_at IS NULL
+""")
+_ERASED_BEFORE = text(f"SELECT count(*) FROM inbox i WHERE {OF_ENTITY} AND i.erased_at IS NOT NULL")
+_PAUSES = text("SELECT count(*) FROM gate WHERE kind = 'entity' AND name = :name")
+_LANES = text(f"""
+SELECT count(*) FROM lane
+WHERE lane.lane = :lane AND lane.route IN (
+    SELECT l.route FROM inbox i JOIN delivery_log l ON l.seq = i.seq WHERE {OF_ENTITY} AND i.erased_at IS NULL)
+""")

@@ -1,0 +1,97 @@
+"""The entity to erase, and texts that name it. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+from urllib.parse import unquote_plus
+
+import msgspec
+
+from inbox.config.routing import entity_lane
+from inbox.events.event import escape
+
+ERASED = "erased"
+"""Stands where a text was that has to be there."""
+PSEUDONYM = f"{ERASED}:"
+"""Every pseudonym begins with it; 64 hex digits follow."""
+
+_IS_PSEUDONYM = re.compile(rf"{PSEUDONYM}[0-9a-f]{{64}}")
+_ENCODED = re.compile(r"[A-Za-z0-9_+/-]{16,}")
+"""Text that may be base64, such as a part of a signed token."""
+
+
+class ErasureSubject(msgspec.Struct, frozen=True, dict=True):
+    """The entity to erase."""
+
+    source: str
+    entity_type: str
+    entity_id: str
+
+    @property
+    def pseudonym(self) -> str:
+        """Stands for the entity's id in its erased events: the same for all of them, another one at another source.
+
+        It is a digest without a key. Who knows the exact id can find it again, so it doesn't hide ids that can be guessed.
+        """
+        return f"{PSEUDONYM}{hashlib.sha256(self.gate.encode()).hexdigest()}"
+
+    @property
+    def lane(self) -> str:
+        """The entity's lane, on routes with a lane for each entity."""
+        return entity_lane(self.entity_type, self.entity_id)
+
+    @property
+    def lane_of_pseudonym(self) -> str:
+        """The lane of its erased events."""
+        return entity_lane(self.entity_type, self.pseudonym)
+
+    @property
+    def gate(self) -> str:
+        """`gate.name` of the entity."""
+        return "|".join(map(escape, (self.source, self.entity_type, self.entity_id)))
+
+    def is_named_in(self, text: str) -> bool:
+        """Return whether a text has the id: alone, not as a part of a longer word or number.
+
+        It is found as it is, as JSON writes it, percent-encoded, and in base64.
+        """
+        return any(self._pattern.search(reading) for reading in _readings(text))
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        forms = {self.entity_id, *(json.dumps(self.entity_id, ensure_ascii=plain)[1:-1] for plain in (True, False))}
+        either = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
+        return re.compile(rf"(?<![^\W_])(?:{either})(?![^\W_])")
+
+    def without(self, value: Any) -> Any:  # noqa: ANN401  # a value of any column
+        """Return a value of a column without the texts that name the entity; the value itself when there are none."""
+        if isinstance(value, str):
+            is_named = self.is_named_in(value) and not _IS_PSEUDONYM.fullmatch(value)
+            return ERASED if is_named else value
+        if isinstance(value, bytes):
+            return None if self.is_named_in(value.decode("utf-8", "backslashreplace")) else value
+        if isinstance(value, dict):
+            return {self.without(key): self.without(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.without(item) for item in value]
+        return value
+
+
+def _readings(text: str) -> Iterator[str]:
+    """Yield a text as it is and as what it may be encoded from."""
+    yield text
+    if "%" in text:
+        yield unquote_plus(text)
+    for found in _ENCODED.finditer(text):
+        part = found[0].replace("+", "-").replace("/", "_")
+        try:
+            yield base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)).decode("utf-8", "backslashreplace")
+        except binascii.Error:
+            continue  # its length can't be base64

@@ -1,0 +1,81 @@
+"""Erases an entity for a row of `relay_command`, step by step."""
+
+from __future__ import annotations
+
+import msgspec
+
+from inbox.config.mistakes import nearest
+from inbox.config.model import Config
+from inbox.db.erasure.carrying_out import answer_of, end
+from inbox.db.erasure.plan import ErasurePlan, plan
+from inbox.db.erasure.subject import ErasureSubject
+from inbox.db.erasure.work import ErasureOrder, act, look
+from inbox.db.known_names import has_source
+from inbox.errors import UnusableCommand
+from inbox.events.timestamps import time_text
+from relay.store.database import Database
+from relay.store.operator.commands import AskedTask, BatchResult
+
+
+def erase(database: Database, config: Config, task: AskedTask) -> BatchResult:
+    """Do the next step; see `relay.store.operator.tasks`."""
+    order = _order(task)
+    if task.dry_run or (task.progress is None and not task.affected):
+        planned = _planned(database, config, order.subject)
+        if task.dry_run:
+            return _answer(planned)
+    with database.read() as transaction:
+        step = look(transaction.connection, order.subject, task.progress, own_command=task.number)
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        done = act(transaction.connection, order, step, now=time_text(now))
+        if done.is_last:
+            end(transaction.connection, order.subject, task.number, done)
+    if done.open:
+        raise UnusableCommand(answer_of(done.open))
+    position = task.progress if done.position is None else done.position
+    return BatchResult(
+        "done" if done.is_last else "running", done.erased, position, answer_of(()) if done.is_last else None
+    )
+
+
+def _order(task: AskedTask) -> ErasureOrder:
+    """The order that a command gives.
+
+    Raises:
+        UnusableCommand: it names no entity, or its reason names the person.
+    """
+    try:
+        subject = msgspec.convert(dict(task.selection), ErasureSubject)
+    except msgspec.ValidationError as error:
+        raise UnusableCommand(f"not understood: {error}; give source, entity_type and entity_id") from error
+    if subject.is_named_in(task.reason):
+        raise UnusableCommand("the reason names the entity, and it is kept for good: say why without the id")
+    return ErasureOrder(subject, task.asked_by, task.reason)
+
+
+def _planned(database: Database, config: Config, subject: ErasureSubject) -> ErasurePlan:
+    """The plan.
+
+    Raises:
+        UnusableCommand: there is nothing to erase, or something open has to end first.
+    """
+    if subject.source not in config.sources and not has_source(database.engine, subject.source):
+        raise UnusableCommand(f"there is no source {subject.source!r}; {nearest(subject.source, config.sources)}")
+    planned = plan(database.engine, subject)
+    if planned.open:
+        raise UnusableCommand(answer_of(planned.open))
+    if planned.open_commands:
+        numbers = ", ".join(map(str, planned.open_commands))
+        raise UnusableCommand(
+            f"commands that name the entity are still at work ({numbers}); ask again when they have ended"
+        )
+    if planned.is_empty and not planned.erased_before:
+        raise UnusableCommand("nothing to erase: type and id are compared letter by letter")
+    return planned
+
+
+def _answer(planned: ErasurePlan) -> BatchResult:
+    """The answer to a dry run: what would go, without the entity itself."""
+    sample = {name: value for name, value in msgspec.to_builtins(planned).items() if name != "subject"}
+    return BatchResult("done", matched=planned.events, sample=sample, answer=f"would erase {planned.events} events")

@@ -1,0 +1,84 @@
+"""Texts that name the entity to erase: found however they are written, and never as a part of something else."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.db.erasure.subject import ERASED, ErasureSubject
+
+IDS = st.text(min_size=1, max_size=12).filter(lambda text: text.strip() and text != ERASED)
+
+
+def of(entity_id: str) -> ErasureSubject:
+    return ErasureSubject("trivore", "USER", entity_id)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "IDNUMBER1234",
+        '{"id": "IDNUMBER1234"}',
+        "GET https://id.example.com/user/IDNUMBER1234?x=1 answered 404",
+        "user_IDNUMBER1234",
+        "USER|IDNUMBER1234",
+        base64.b64encode(b'{"sub": "IDNUMBER1234"}').decode(),
+        "eyJhbGciOiJIUzI1NiJ9." + base64.urlsafe_b64encode(b'{"sub":"IDNUMBER1234"}').decode().rstrip("=") + ".c2ln",
+    ],
+)
+def test_an_id_is_found_wherever_it_stands_alone(text: str) -> None:
+    assert of("IDNUMBER1234").is_named_in(text)
+    assert of("IDNUMBER1234").without(text) == ERASED
+    assert of("IDNUMBER1234").without(text.encode()) is None
+
+
+@pytest.mark.parametrize("text", ["", "IDNUMBER12345", "AIDNUMBER1234", "idnumber1234", "IDNUMBER 1234", ERASED])
+def test_another_id_is_left_alone(text: str) -> None:
+    assert not of("IDNUMBER1234").is_named_in(text)
+    assert of("IDNUMBER1234").without(text) == text
+
+
+@given(IDS)
+def test_an_id_is_found_as_it_is_in_json_and_in_a_url(entity_id: str) -> None:
+    subject = of(entity_id)
+    for written in (entity_id, json.dumps(entity_id), json.dumps(entity_id, ensure_ascii=False)):
+        assert subject.is_named_in(f'{{"id": {written}}}' if written is not entity_id else f" {written} ")
+    if entity_id.isprintable():
+        assert subject.is_named_in(f"/user/{quote(entity_id, safe='')}/x")
+
+
+def texts_of(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from texts_of(inner)
+
+
+LEAVES = st.one_of(IDS, st.integers(), st.none(), st.booleans())
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(IDS, inner, max_size=3))
+
+
+@given(IDS, JSON)
+def test_no_text_names_the_entity_after_it_was_taken_out(entity_id: str, value: object) -> None:
+    subject = of(entity_id)
+    emptied = subject.without({"around": [f" {entity_id} ", value], entity_id: value})
+    assert not any(subject.is_named_in(text) for text in texts_of(emptied) if text != ERASED)
+    assert subject.without(emptied) == emptied
+
+
+def test_bytes_that_are_no_text_are_searched_too() -> None:
+    assert of("u1").without(b"\xff\x00 u1 \xfe") is None
+    assert of("u1").without(b"\xff\x00 u2 \xfe") == b"\xff\x00 u2 \xfe"
+
+
+def test_a_pseudonym_is_the_same_for_an_entity_and_another_at_another_source() -> None:
+    assert of("u1").pseudonym == of("u1").pseudonym
+    entities = (("trivore", "u1"), ("trivore", "u2"), ("other", "u1"), ("a|USER", "b"), ("a", "USER|b"))
+    assert len({ErasureSubject(source, "USER", entity_id).pseudonym for source, entity_id in entities}) == len(entities)
+    assert len(of("u1").pseudonym) == len("erased:") + 64

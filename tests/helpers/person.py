@@ -1,0 +1,142 @@
+"""A person whose data is in every table that can hold it, beside another one who stays."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+import msgspec
+from sqlalchemy import Engine, Table, insert, select
+
+from inbox.db.erasure.subject import ErasureSubject
+from inbox.db.intake import Rejected
+from inbox.db.schema import alert, gate, metadata, relay_command, relay_node, sweep_watermark
+from inbox.events.event import Event
+from relay.delivery.outcome import Call, Delivered, Failed, Outcome, Skipped, Unchanged
+from tests.helpers.relaying import DONE, Steps
+from tests.helpers.storing import START, an_event
+
+ID = "IDNUMBER4711"
+PERSON = ErasureSubject("trivore", "USER", ID)
+TRACES = (
+    ID,
+    "maria.meier@example.com",
+    "Maria Meier",
+    "maria-header",
+    "198.51.100.77",
+    "0af7651916cd43dd8448eb211c80319c",
+)
+"""Texts of the person. None may be left anywhere."""
+BODY = json.dumps({"id": ID, "email": "maria.meier@example.com", "name": "Maria Meier"}).encode()
+OTHER = "IDNUMBER4712"
+
+
+def of_person(number: int, *routes: str, body: bytes = BODY) -> Event:
+    """An event of the person."""
+    return msgspec.structs.replace(
+        an_event(number, ID, routes=routes or ("strict", "latest")),
+        dedup_key=f"{number:08d}",  # as inbox.events.event.dedup_key makes it: without the id
+        event_id=f"evt-{ID}-{number}",
+        headers={"content-type": "application/json", "x-note": "maria-header"},
+        body=body,
+        body_sha256=hashlib.sha256(body).digest(),
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    )
+
+
+def _call(status: int, *, excerpt: str | None = None) -> Call:
+    url = f"https://crm.example.com/contacts/{ID}"
+    return Call("update", "PATCH", url, "answered", 12.5, status, excerpt=excerpt)
+
+
+DELIVERED = Delivered((_call(200),), "updated", START, START, b"\x01" * 32, etag=f'"{ID}-7"')
+FAILED = Failed((_call(503, excerpt="no maria.meier@example.com"),), "server_error", f"{ID}: answered 503")
+UNCHANGED = Unchanged((_call(200),))
+SKIPPED = Skipped((_call(404),), f"{ID} is missing")
+
+
+def live(steps: Steps) -> None:
+    """Fill the tables. Every delivery of the person has ended; one of the other still waits.
+
+    Seqs: 1 to 4 and 7 are the person's, and 7 takes no route; 5, 6 and 8 are the other's, and 8 is open.
+    """
+    steps.arrive(
+        *(of_person(number) for number in range(1, 5)), an_event(5, OTHER), an_event(6, OTHER, routes=["latest"])
+    )
+    steps.receive(msgspec.structs.replace(of_person(7), enrolments=()))
+    for outcome in (DELIVERED, FAILED, SKIPPED, UNCHANGED, DELIVERED):
+        _attempt(steps, outcome, "strict")
+    for outcome in (FAILED, DELIVERED):
+        _attempt(steps, outcome, "latest")
+    changed = BODY.replace(b"Maria", b"Marie Maria")
+    again = msgspec.structs.replace(of_person(1), body=changed, body_sha256=hashlib.sha256(changed).digest())
+    steps.intake.repeat(again, of_person(2))
+    steps.intake.reject(*_rejected())
+    _plant(steps.database.engine)
+    steps.arrive(an_event(8, OTHER))
+
+
+def _attempt(steps: Steps, outcome: Outcome, route: str) -> None:
+    """Make an attempt of each lane: of the person's with this outcome, of the other's with success."""
+    steps.record([(one, outcome if one.entity_id == ID else DONE) for one in steps.claim_due(100, route)])
+    steps.advance(3600)
+
+
+def _rejected() -> list[Rejected]:
+    plain = Rejected(
+        received_at=START, source="trivore", status=422, cause="invalid_event", reason=f"no action is {ID}", field=None,
+        remote_address="198.51.100.77", body_sha256=b"\x02" * 32, headers={"x-note": "maria-header"}, body=BODY,
+    )  # fmt: skip
+    token = b"eyJhbGciOiJIUzI1NiJ9." + base64.urlsafe_b64encode(BODY).rstrip(b"=") + b".c2ln"
+    of_other = BODY.replace(ID.encode(), OTHER.encode()).replace(b"aria", b"ax").replace(b"eier", b"ustermann")
+    return [
+        plain,
+        msgspec.structs.replace(plain, body=token, reason="unreadable"),
+        msgspec.structs.replace(
+            plain, body=of_other, reason="other", remote_address="192.0.2.1", headers={"x-note": "max"}
+        ),
+    ]
+
+
+def _plant(engine: Engine) -> None:
+    """Add what only hands and other parts of the product write."""
+    paused = {"paused_at": START, "paused_by": "kim", "breaker": "closed"}
+    selection = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
+    ended = {"asked_by": "kim", "asked_at": START, "state": "done", "finished_at": START}
+    node = {"id": "r9", "host": "h", "pid": 1, "version": "1", "started_at": START, "heartbeat_at": START}
+    rows: list[tuple[Table, dict[str, Any]]] = [
+        (gate, {"kind": "entity", "name": PERSON.gate, "pause_reason": "Maria Meier called", **paused}),
+        (gate, {"kind": "destination", "name": "crm", "pause_reason": f"because of {ID}", **paused}),
+        (relay_command, {"kind": "replay", "selection": selection, "reason": f"{ID} asked", "answer": ID, "error": ID, **ended}),
+        (alert, {"at": START, "kind": "delivery_dead", "subject": ID, "firing": True, "detail": {"error": f"{ID} failed"}}),
+        (relay_node, {**node, "failing": {"claim": f"{ID} failed"}}),
+        (sweep_watermark, {"source": "trivore", "entity_type": "USER", "error": f"{ID}: 500"}),
+    ]  # fmt: skip
+    with engine.begin() as connection:
+        for table, values in rows:
+            connection.execute(insert(table).values(values))
+
+
+def contents(engine: Engine) -> dict[str, list[str]]:
+    """All rows of all tables, as text."""
+    with engine.connect() as connection:
+        return {
+            table.name: [_text(row) for row in connection.execute(select(table).order_by(*table.primary_key))]
+            for table in metadata.sorted_tables
+        }
+
+
+def _text(row: Any) -> str:  # noqa: ANN401  # a result row
+    return repr([value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in row])
+
+
+def traces_in(engine: Engine) -> list[tuple[str, str]]:
+    """Return table and row of every trace of the person."""
+    return [
+        (table, row)
+        for table, rows in contents(engine).items()
+        for row in rows
+        if any(trace in row for trace in TRACES)
+    ]

@@ -1,0 +1,120 @@
+"""`inbox erase`: the plan first, then the erasure, and every way in which it is refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.db.erasure import carrying_out, work
+from inbox.db.erasure.work import StepDone
+from tests.helpers.filling import give_up
+from tests.helpers.person import ID, live, traces_in
+from tests.helpers.processes import Ended, Site
+from tests.helpers.reading import count, rows
+from tests.helpers.relaying import Steps
+from tests.helpers.webhooks import moment
+
+KIM = {"LOGNAME": "kim"}
+NAMED = ("--source", "trivore", "--entity", f"USER/{ID}")
+
+
+def erase(place: Site, *arguments: str) -> Ended:
+    return place.invoke("inbox", "erase", *arguments, **KIM)
+
+
+def test_it_shows_its_plan_and_erases_when_it_is_told_to(place: Site, engine: Engine) -> None:
+    live(Steps(engine))
+    plan = erase(place, *NAMED)
+    assert plan.status == 0, plan.stderr
+    assert plan.stdout.splitlines()[0] == f"USER/{ID} of trivore: 5 events"
+    assert plan.stderr == "--reason … --yes erases it; nothing brings it back\n"
+    document = json.loads(erase(place, *NAMED, "--yes", "--dry-run", "--json").stdout)
+    assert (document["events"], document["naming"]["rejected_request"]) == (5, 2)
+    assert traces_in(engine)
+
+    done = erase(place, *NAMED, "--reason", "request 2026-17", "--yes")
+    assert done.status == 0, done.stderr
+    assert done.stdout.startswith("erased 5 events, and ")
+    assert traces_in(engine) == []
+    (command,) = rows(engine, "SELECT asked_by, state, affected FROM relay_command WHERE kind = 'erase'")
+    assert command == {"asked_by": "kim", "state": "done", "affected": 5}
+    again = erase(place, *NAMED, "--reason", "request 2026-17", "--yes")
+    assert again.status == 1
+    assert "nothing to erase" in again.stderr
+    assert "5 events of it erased before" in again.stdout
+
+
+def test_open_deliveries_are_refused_with_the_command_that_ends_them(
+    place: Site, database_url: str, engine: Engine
+) -> None:
+    give_up(engine, database_url, [("u1", moment(1))])
+    of_u1 = ("--source", "trivore", "--entity", "USER/u1", "--reason", "asked", "--yes")
+    refused = erase(place, *of_u1)
+    assert refused.status == 1
+    assert (
+        "not erased: its deliveries have to end first, such as seq 1 on route everything, which is dead"
+        in refused.stderr
+    )
+    command = shlex.split(refused.stderr[refused.stderr.index("relay cancel") :])
+    assert command == ["relay", "cancel", "--source", "trivore", "--entity", "USER/u1", "--reason", "…", "--yes"]
+    assert count(engine, "relay_command") == 0
+    assert place.invoke("relay", *command[1:], **KIM).status == 0
+    assert erase(place, *of_u1).status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--source", "trivor", "--entity", f"USER/{ID}"), 2, "there is no source 'trivor'; did you mean 'trivore'?"),
+        (("--source", "trivore", "--entity", "USER"), 2, "--entity must be TYPE/ID"),
+        (
+            ("--source", "trivore", "--entity", "USER/nobody"),
+            1,
+            "nothing to erase. Type and id are compared letter by letter",
+        ),
+        ((*NAMED, "--yes"), 2, "say why with --reason"),
+        ((*NAMED, "--reason", f"{ID} asked", "--yes"), 2, "the reason names the entity"),
+    ],
+)
+def test_wrong_use_is_refused_and_says_what_would_be_right(
+    sqlite_place: Site, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    ended = erase(sqlite_place, *arguments)
+    assert (ended.status, said in ended.stderr) == (status, True), ended.stderr
+
+
+def test_after_an_interrupt_it_exits_with_1_and_the_same_command_goes_on(
+    sqlite_place: Site, sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live(Steps(sqlite_engine))
+    monkeypatch.setattr(work, "EVENTS_OF_A_STEP", 2)
+    act = work.act
+    acts = 0
+
+    def interrupted(*arguments: object, **named: object) -> StepDone:
+        nonlocal acts
+        acts += 1
+        if acts == 2:
+            raise KeyboardInterrupt
+        return act(*arguments, **named)  # type: ignore[arg-type]  # passed on
+
+    with monkeypatch.context() as patch:
+        patch.setattr(carrying_out, "act", interrupted)
+        stopped = erase(sqlite_place, *NAMED, "--reason", "asked", "--yes")
+    assert (stopped.status, stopped.stderr) == (
+        1,
+        "stopped after 2 of 5 events; the same command goes on with the rest\n",
+    )
+    assert rows(sqlite_engine, "SELECT state FROM relay_command WHERE kind = 'erase'") == [{"state": "cancelled"}]
+    assert erase(sqlite_place, *NAMED, "--reason", "asked", "--yes").status == 0
+    assert traces_in(sqlite_engine) == []
+
+
+def test_a_hostile_id_is_shown_harmlessly(sqlite_place: Site) -> None:
+    ended = erase(sqlite_place, "--source", "trivore", "--entity", "USER/\x1b[31m[bold]u1", "--dry-run")
+    assert ended.status == 1
+    assert "\x1b" not in ended.stdout + ended.stderr
+    assert "[bold]" in ended.stdout
