@@ -37,6 +37,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "doctor-findings": doctor.every_finding,
     "inbox-commands": commands.inbox_commands,
     "relay-commands": commands.relay_commands,
+    "sql-commands": commands.sql_commands,
     "receiver-metrics": metrics.receiver_metrics,
     "relay-metrics": metrics.relay_metrics,
     "config-keys": configuration.config_keys,

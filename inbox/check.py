@@ -77,6 +77,15 @@ class Probe(msgspec.Struct, frozen=True):
     ask: Callable[[], Reply]
 
 
+class Verdict(msgspec.Struct, frozen=True):
+    """The result of comparing stored state with the log, as `relay verify` does."""
+
+    events: int
+    deliveries: int
+    facts: int
+    differences: int
+
+
 class Side(msgspec.Struct, frozen=True):
     """The part of one program in a check."""
 
@@ -86,6 +95,8 @@ class Side(msgspec.Struct, frozen=True):
     unused: Callable[[Config], object] = lambda _: None
     """Makes what the program would not make at its start, as nothing uses it yet. Raises ConfigError."""
     probes: Callable[[Config], Sequence[Probe]] = lambda _: ()
+    verify: Callable[[Config, Callable[[int], object]], Verdict] | None = None
+    """Verifies the configuration's database, and reports each `seq` up to which it has done so."""
     examinations: Sequence[Examination] = ()
     """The program's part in `inbox doctor`."""
 

@@ -172,6 +172,10 @@ class SweepFailed(InboxRelayError):
         self.retry_after = retry_after
 
 
+class CopyFailed(InboxRelayError):
+    """A row can't be copied, or differs in the copy. The message names it; what was copied so far stays copied."""
+
+
 class OutboundRefused(InboxRelayError):
     """The outbound guard rejects this call: its address, scheme or a header is not allowed."""
 

@@ -7,9 +7,10 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from inbox.check import Probe, Reply, Side
+from inbox.check import Probe, Reply, Side, Verdict
 from inbox.config.endpoint import Destination, SyncDestination
 from inbox.config.model import Config, Route
+from inbox.db import engine
 from inbox.errors import ConfigError, collect_config_errors
 from relay.daemon.alert_sender import alert_client
 from relay.daemon.generation import prepare
@@ -17,6 +18,8 @@ from relay.destinations import KINDS
 from relay.destinations.base import Caller, Clients, without_lease
 from relay.doctor import EXAMINATIONS
 from relay.http.client import Request
+from relay.store.audit.verify import verify
+from relay.store.database import Database
 from relay.sweep.pages import Pages
 from relay.sweep.run import CompiledSweep
 
@@ -97,4 +100,18 @@ def _ask(key: str, caller: Caller) -> Reply:
     return Reply(key, call.url, reached, text, call.milliseconds, is_denied)
 
 
-RELAY = Side("relay", prepare, _make_unused, _probes, EXAMINATIONS)
+def _verify(config: Config, report: Callable[[int], object]) -> Verdict:
+    """Compare the stored state of the configuration's database with its log."""
+    made = engine.connect(config.database.url, application="inbox-relay-cli")
+    try:
+        events = deliveries = facts = differences = 0
+        for chunk in verify(Database(made), config):
+            events, deliveries, facts = events + chunk.events, deliveries + chunk.deliveries, facts + chunk.facts
+            differences += len(chunk.differences)
+            report(chunk.upto)
+        return Verdict(events, deliveries, facts, differences)
+    finally:
+        made.dispose()
+
+
+RELAY = Side("relay", prepare, _make_unused, _probes, _verify, EXAMINATIONS)

@@ -9,6 +9,7 @@ import typer
 
 from docs.blocks.common import table
 from inbox.cli.main import app as inbox_app
+from inbox.events.commands import COMMANDS, NO_DRY_RUN
 from relay.cli.main import app as relay_app
 
 
@@ -20,6 +21,19 @@ def inbox_commands() -> str:
 def relay_commands() -> str:
     """Every command of `relay`."""
     return "\n".join(_commands("relay", typer.main.get_command(relay_app)))
+
+
+def sql_commands() -> str:
+    """Kinds of commands in SQL, with the keys of their selections."""
+    rows = ((f"`{kind}`", _keys_of(kind), DRY.get(kind, "yes")) for kind in COMMANDS)
+    return table(("kind", "keys of the selection", "dry run"), rows)
+
+
+DRY = dict.fromkeys(NO_DRY_RUN, "no")
+
+
+def _keys_of(kind: str) -> str:
+    return ", ".join(f"`{key}`" for key in COMMANDS[kind])
 
 
 def _commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN401  # typer's own, which have no public names

@@ -13,8 +13,11 @@ import typer
 
 from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
+from inbox.cli.commands import commands
+from inbox.cli.copy import copy_command
 from inbox.cli.doctor import doctor_command
 from inbox.cli.events import list_command, show_command
+from inbox.cli.export import export_command
 from inbox.cli.init import init_command
 from inbox.cli.migrate import migrate_command
 from inbox.cli.prune import prune_command
@@ -73,6 +76,9 @@ app.command("send")(send_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("tail")(tail)
+app.command("commands")(commands)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
+app.command("export")(export_command)
+app.command("copy")(copy_command)
 app.command("prune")(prune_command)

@@ -69,6 +69,19 @@ class Doing(ProgressColumn):
         return Text(f"{self._before}{visible(task.description)}")
 
 
+class Speed(ProgressColumn):
+    """The items that a bar's task does in a second."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self._word = word
+
+    def render(self, task: Task) -> Text:
+        """Return the rate of the last seconds."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {self._word}/s")
+
+
 def say(message: str, *, on: Console | None = None, style: str = "") -> None:
     """Print a message about the work, to standard error unless `on` says otherwise."""
     (on or console(stderr=True)).print(Text(visible_text(message), style))

@@ -42,7 +42,7 @@ def json_param(value: object) -> str:
     Every text, keys too, becomes `storable`. One check covers the whole; only a bad text is taken apart.
     """
     written = _dumps(value)
-    return written if _is_clean(written) else _dumps(_all_storable(value))
+    return written if is_clean_json(written) else _dumps(all_storable(value))
 
 
 def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:
@@ -52,7 +52,7 @@ def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:
         ValueError: a text is not storable.
     """
     written = _dumps([dict(row) for row in rows])
-    if not _is_clean(written):
+    if not is_clean_json(written):
         raise ValueError("a text has a NUL or a lone surrogate")
     return written
 
@@ -81,7 +81,7 @@ class Blobs:
         return b"".join(self._parts)
 
 
-def _is_clean(written: str) -> bool:
+def is_clean_json(written: str) -> bool:
     """Return whether every text in this JSON is storable. It searches only where it may find something."""
     return is_storable(written) and not ("\\u0000" in written and _NUL_IN_JSON.search(written))
 
@@ -113,13 +113,14 @@ def is_storable(value: str) -> bool:
         return False
 
 
-def _all_storable(value: Any) -> Any:  # noqa: ANN401  # any JSON value, with times and bytes
+def all_storable(value: Any) -> Any:  # noqa: ANN401  # any JSON value, with times and bytes
+    """Make every text of a value storable, keys too."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, Mapping):
-        return {storable(str(key)): _all_storable(item) for key, item in value.items()}
+        return {storable(str(key)): all_storable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_all_storable(item) for item in value]
+        return [all_storable(item) for item in value]
     return value
 
 

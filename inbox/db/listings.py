@@ -1,4 +1,4 @@
-"""Listings of events and of rejected requests, the newest first, for any filter.
+"""Listings of events, rejected requests and commands, the newest first, for any filter.
 
 The state of a delivery is in a view that no index answers. So events are chosen first, page by page: of an open state from
 `open_delivery`, otherwise from `inbox`. The view then shows the deliveries of a page of events.
@@ -205,6 +205,31 @@ def rejected_requests(engine: Engine, wanted: RejectionFilter, limit: int) -> li
         return _plain(connection.execute(statement, {**values, "limit": limit}))
 
 
+class CommandFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on operators' commands; None: any."""
+
+    kind: str | None = None
+    state: str | None = None
+    since: datetime | None = None
+    """Asked at or after."""
+    until: datetime | None = None
+    """Asked before."""
+    before: int | None = None
+    """Only below this id."""
+
+
+def commands(engine: Engine, wanted: CommandFilter, limit: int) -> list[Row]:
+    """List rows of `relay_command`, the newest first."""
+    conditions, values = _given(Sql(engine.dialect.name), wanted, "asked_at", names=("kind", "state"))
+    if wanted.before is not None:
+        conditions.append("id < :before")
+        values["before"] = wanted.before
+    where = " AND ".join(conditions or ["1 = 1"])
+    with engine.connect() as connection, reading(connection).begin():
+        statement = text(f"SELECT * FROM relay_command WHERE {where} ORDER BY id DESC LIMIT :limit")
+        return _plain(connection.execute(statement, {**values, "limit": limit}))
+
+
 def contains(part: str) -> str:
     """Return the pattern of LIKE, with `!` as its escape character, for a text in lower case that contains this part."""
     escaped = part.lower().replace("!", "!!").replace("%", "!%").replace("_", "!_")
@@ -212,7 +237,12 @@ def contains(part: str) -> str:
 
 
 def _given(
-    sql: Sql, wanted: EventFilter | RejectionFilter, received_at: str, *, names: Sequence[str], of: str = ""
+    sql: Sql,
+    wanted: EventFilter | RejectionFilter | CommandFilter,
+    received_at: str,
+    *,
+    names: Sequence[str],
+    of: str = "",
 ) -> tuple[list[str], dict[str, object]]:
     """Return the conditions of the filter on columns, and the values of their parameters."""
     values: dict[str, object] = {name: getattr(wanted, name) for name in names if getattr(wanted, name) is not None}

@@ -28,6 +28,9 @@ from inbox.errors import ConfigError
 if TYPE_CHECKING:
     from alembic.config import Config as AlembicConfig
 
+UNFINISHED_COPY = "copying"
+"""Revision of a database into which `inbox copy` has not finished: no program works with it."""
+
 TRIES = 20
 """Tries of a migration; with the pauses between them about four minutes."""
 _PAUSE = tenacity.wait_exponential_jitter(initial=1, max=15, jitter=1)
@@ -81,11 +84,11 @@ def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool =
     with only_migrator(engine, report) if engine.dialect.name == POSTGRES else nullcontext():
         if engine.dialect.name == POSTGRES:
             _make_schema(engine)
-        before = _revision_of(engine)
+        before = revision_of(engine)
         lacking = pending(before)
         ready = lacking if contract or before is None else lacking[: _additive(lacking)]
         ran = [step for step in ready if _run(engine, step, report)]
-        after = _revision_of(engine)
+        after = revision_of(engine)
         return MigrationResult(before if ran else after, after, tuple(lacking[len(ready) :]))
 
 
@@ -110,15 +113,19 @@ def plan(engine: Engine) -> list[MigrationStep]:
     Raises:
         ConfigError: the database belongs to a newer version.
     """
-    return pending(_revision_of(engine))
+    return pending(revision_of(engine))
 
 
 def pending(revision: str | None) -> list[MigrationStep]:
     """List the migrations that a database at this revision lacks; none where a newer version has only added something.
 
     Raises:
-        ConfigError: a newer version has contracted it, so that this one can't work with it.
+        ConfigError: a newer version has contracted it, so that this one can't work with it, or it holds an unfinished copy.
     """
+    if revision == UNFINISHED_COPY:
+        raise ConfigError(
+            "the database holds an unfinished copy: finish it with the same `inbox copy`, or drop the database and begin again"
+        )
     known = steps()
     if revision is None:
         return known
@@ -146,7 +153,7 @@ def require_current(engine: Engine) -> None:
     Raises:
         ConfigError: it has not; the message names the command to run.
     """
-    revision = _revision_of(engine)
+    revision = revision_of(engine)
     lacking = pending(revision)
     if any(not step.contracts for step in lacking):
         has = f"revision {revision}" if revision else "no tables yet"
@@ -155,7 +162,7 @@ def require_current(engine: Engine) -> None:
 
 def is_exactly_head(engine: Engine) -> bool:
     """Return whether the database has exactly this version's schema, without migrations before or after it."""
-    return _revision_of(engine) == head()
+    return revision_of(engine) == head()
 
 
 def head() -> str:
@@ -245,7 +252,8 @@ def _apply_under_the_write_lock(connection: Connection, step: MigrationStep) -> 
         return True
 
 
-def _revision_of(engine: Engine) -> str | None:
+def revision_of(engine: Engine) -> str | None:
+    """Return the revision of a database; None: it has no tables yet."""
     with engine.connect() as connection:
         return _read_revision(reading(connection))
 

@@ -73,14 +73,25 @@ def rejected_request(engine: Engine, number: int) -> Row | None:
         return None if found is None else plain(found)
 
 
+def command(engine: Engine, number: int) -> Row | None:
+    """Read one command of an operator; None when it doesn't exist."""
+    with engine.connect() as connection, reading(connection).begin():
+        found = (
+            connection.execute(text("SELECT * FROM relay_command WHERE id = :id"), {"id": number}).mappings().first()
+        )
+        return None if found is None else plain(found)
+
+
 def plain(mapping: Any) -> Row:  # noqa: ANN401  # a result row's mapping
     """Convert a row of a public table or view to Python values: aware times, decoded JSON."""
     row = dict(mapping)
     for name, value in row.items():
         if value is not None and (name == "at" or name.endswith(("_at", "_until"))):
             row[name] = as_time(value)
-        elif name in {"headers", "detail"}:
+        elif name in {"headers", "detail", "selection", "sample"}:
             row[name] = as_json(value)
+        elif name == "dry_run":  # SQLite has numbers
+            row[name] = bool(value)
         elif name == "routes":
             row[name] = as_list(value)
         elif name == "body_sha256":

@@ -384,6 +384,9 @@ sweep_watermark = Table(
     _optional("error", Text, "error of the last sweep; empty: it finished"),
     _optional("lease_until", UtcDateTime, "while a relay sweeps: end of its lease; database clock"),
     _optional("relay_node", Text, "while a relay sweeps: relay_node.id of the process"),
+    _optional(
+        "command_id", BigInteger, "command that asked for a sweep now: relay_command.id; empty once it has ended"
+    ),
     PrimaryKeyConstraint("source", "entity_type"),
     comment="Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.",
 )

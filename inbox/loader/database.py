@@ -29,8 +29,8 @@ def resolved_database(settings: DatabaseSettings, environment: Mapping[str, str]
             a schema. The text has a line for each.
     """
     if given := environment.get(VARIABLE):
-        return DatabaseSettings(url=_in_schema(_revealed(given, VARIABLE, environment), settings.schema))
-    url = _in_schema(_revealed(settings.url, _IN_THE_FILE, environment), settings.schema)
+        return DatabaseSettings(url=_in_schema(revealed_url(given, VARIABLE, environment), settings.schema))
+    url = _in_schema(revealed_url(settings.url, _IN_THE_FILE, environment), settings.schema)
     if settings.password is None:
         return msgspec.structs.replace(settings, url=url)
     if _SQLITE.match(url):
@@ -56,8 +56,8 @@ def _with(url: DatabaseUrl, key: str, value: str) -> DatabaseUrl:
     return DatabaseUrl(whole, url.origin, is_literal=url.is_literal)
 
 
-def _revealed(text: str, origin: str, environment: Mapping[str, str]) -> DatabaseUrl:
-    """Read a URL from the place that it names, if it names one."""
+def revealed_url(text: str, origin: str, environment: Mapping[str, str]) -> DatabaseUrl:
+    """Read a URL from the place that it names, if it names one; errors call it `origin`."""
     try:
         secret = Secret.parse(text)
     except ValueError as error:

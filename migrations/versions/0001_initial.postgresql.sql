@@ -637,6 +637,7 @@ CREATE TABLE sweep_watermark (
     error TEXT,
     lease_until TIMESTAMP WITH TIME ZONE,
     relay_node TEXT,
+    command_id BIGINT,
     CONSTRAINT pk_sweep_watermark PRIMARY KEY (source, entity_type),
     CONSTRAINT ck_sweep_watermark_compared_until_is_readable CHECK (compared_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_sweep_watermark_swept_at_is_readable CHECK (swept_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -666,6 +667,8 @@ COMMENT ON COLUMN sweep_watermark.error IS 'error of the last sweep; empty: it f
 COMMENT ON COLUMN sweep_watermark.lease_until IS 'while a relay sweeps: end of its lease; database clock';
 
 COMMENT ON COLUMN sweep_watermark.relay_node IS 'while a relay sweeps: relay_node.id of the process';
+
+COMMENT ON COLUMN sweep_watermark.command_id IS 'command that asked for a sweep now: relay_command.id; empty once it has ended';
 
 CREATE TABLE throughput_minute (
     kind TEXT NOT NULL,

@@ -463,6 +463,8 @@ CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the 
     lease_until TEXT,
     -- while a relay sweeps: relay_node.id of the process
     relay_node TEXT,
+    -- command that asked for a sweep now: relay_command.id; empty once it has ended
+    command_id BIGINT,
     CONSTRAINT pk_sweep_watermark PRIMARY KEY (source, entity_type),
     CONSTRAINT ck_sweep_watermark_compared_until_is_readable CHECK (date(substr(compared_until, 1, 10)) IS substr(compared_until, 1, 10) AND compared_until >= '0001-01-01 00:00:00.000000Z' AND (length(compared_until) = 10 OR substr(compared_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_sweep_watermark_swept_at_is_readable CHECK (date(substr(swept_at, 1, 10)) IS substr(swept_at, 1, 10) AND swept_at >= '0001-01-01 00:00:00.000000Z' AND (length(swept_at) = 10 OR substr(swept_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),

@@ -26,8 +26,8 @@ class Turn(msgspec.Struct, frozen=True):
     source: str
     entity_type: str
     node: str
-    every: float
-    """The pause after a complete sweep."""
+    every: float | None
+    """The pause after a complete sweep; None: it runs only when a command asks for it."""
     again: float
     """The pause after an incomplete sweep."""
     lease: float
@@ -46,7 +46,8 @@ def lease_seconds(api: Api) -> float:
 def is_due(database: Database, turn: Turn) -> bool:
     """True when it is due and nobody has the turn, as far as a look without a lock can tell."""
     with database.read() as transaction:
-        return not transaction.execute(_not_due(database.sql), **_named(turn, "every", "again"))
+        found = transaction.execute(_due(database.sql), **_named(turn, "every", "again"))
+    return bool(found[0].is_due) if found else turn.every is not None
 
 
 def take(database: Database, turn: Turn) -> bool:
@@ -89,6 +90,29 @@ def _add_missed(transaction: Transaction, source: str, entity_type: str, missed:
     """Apply also when another relay has the turn by now."""
     if missed:
         transaction.execute(_ADD_MISSED, source=source, entity_type=entity_type, missed=missed)
+
+
+class SweepResult(msgspec.Struct, frozen=True):
+    """The result of the last sweep of a type of entity."""
+
+    entity_type: str
+    command: int | None
+    """The command that waits for the next sweep."""
+    compared: int | None
+    missed: int | None
+    added: int | None
+    error: str | None
+
+
+def ask(transaction: Transaction, source: str, entity_type: str, command: int) -> bool:
+    """Make a sweep due for a command. False while one runs, or another command waits for one."""
+    return bool(transaction.execute(_ask(transaction.sql), source=source, entity_type=entity_type, command=command))
+
+
+def results(database: Database, source: str) -> list[SweepResult]:
+    """The results of the last sweeps of a source."""
+    with database.read() as transaction:
+        return [SweepResult(*row) for row in transaction.execute(_RESULTS, source=source)]
 
 
 def _named(turn: Turn, *names: str) -> dict[str, object]:
@@ -159,6 +183,13 @@ def finish(database: Database, swept: SweepFindings, node: str | None = None, al
 _WATERMARK = text("SELECT compared_until FROM sweep_watermark WHERE source = :source AND entity_type = :entity_type")
 
 
+_RESULTS = text("""
+SELECT entity_type, command_id, last_compared, last_missed, last_added, error FROM sweep_watermark
+WHERE source = :source
+ORDER BY entity_type
+""")
+
+
 @cache
 def _missing(sql: Sql) -> TextClause:
     """Read the newest event first, which nearly always answers; the entity's others are read only after it.
@@ -184,15 +215,29 @@ WHERE CASE
 
 def _is_due(sql: Sql) -> str:
     wait = "CASE WHEN w.error IS NULL THEN CAST(:every AS float8) ELSE CAST(:again AS float8) END"
-    return f"""(w.lease_until IS NULL OR w.lease_until <= (SELECT {sql.now}))
-    AND (w.swept_at IS NULL OR {sql.plus_seconds("w.swept_at", wait)} <= (SELECT {sql.now}))"""
+    again = f"w.swept_at IS NULL OR {sql.plus_seconds('w.swept_at', wait)} <= (SELECT {sql.now})"
+    return f"""({_is_free(sql)})
+    AND (w.command_id IS NOT NULL OR (CAST(:every AS float8) IS NOT NULL AND ({again})))"""
+
+
+def _is_free(sql: Sql) -> str:
+    return f"w.lease_until IS NULL OR w.lease_until <= (SELECT {sql.now})"
 
 
 @cache
-def _not_due(sql: Sql) -> TextClause:
+def _due(sql: Sql) -> TextClause:
     return text(f"""
-SELECT 1 FROM sweep_watermark w
-WHERE w.source = :source AND w.entity_type = :entity_type AND NOT ({_is_due(sql)})
+SELECT ({_is_due(sql)}) AS is_due FROM sweep_watermark w WHERE w.source = :source AND w.entity_type = :entity_type
+""")
+
+
+@cache
+def _ask(sql: Sql) -> TextClause:
+    return text(f"""
+INSERT INTO sweep_watermark AS w (source, entity_type, command_id) VALUES (:source, :entity_type, :command)
+ON CONFLICT (source, entity_type) DO UPDATE SET command_id = excluded.command_id
+WHERE (w.command_id IS NULL OR w.command_id = excluded.command_id) AND ({_is_free(sql)})
+RETURNING source
 """)
 
 
@@ -229,7 +274,9 @@ ON CONFLICT (source, entity_type) DO UPDATE SET missed = w.missed + excluded.mis
 @cache
 def _fail(sql: Sql) -> TextClause:
     return text(f"""
-UPDATE sweep_watermark SET swept_at = {sql.now}, error = :error, lease_until = NULL, relay_node = NULL WHERE {_MINE}
+UPDATE sweep_watermark SET swept_at = {sql.now}, error = :error, lease_until = NULL, relay_node = NULL,
+    command_id = NULL
+WHERE {_MINE}
 """)
 
 
@@ -247,5 +294,6 @@ ON CONFLICT (source, entity_type) DO UPDATE SET compared_until = {later}, swept_
     missed = w.missed + excluded.missed, last_compared = excluded.last_compared, last_missed = excluded.last_missed,
     last_added = excluded.last_added, error = NULL,
     lease_until = CASE WHEN w.relay_node = {node} THEN NULL ELSE w.lease_until END,
-    relay_node = CASE WHEN w.relay_node = {node} THEN NULL ELSE w.relay_node END
+    relay_node = CASE WHEN w.relay_node = {node} THEN NULL ELSE w.relay_node END,
+    command_id = CASE WHEN w.relay_node = {node} THEN NULL ELSE w.command_id END
 """)

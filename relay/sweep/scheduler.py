@@ -34,7 +34,7 @@ RENEW_EVERY_SECONDS = 5.0
 
 
 def scheduled(config: Config) -> tuple[CompiledSweep, ...]:
-    """Compile the sweeps that relays schedule themselves.
+    """Compile all sweeps. Relays run those with `every` by themselves, and the others when a command asks for one.
 
     Raises:
         ConfigError: one of them can't be run as configured.
@@ -42,8 +42,7 @@ def scheduled(config: Config) -> tuple[CompiledSweep, ...]:
     parts = {
         f"{name} {number}": partial(CompiledSweep, config, name, number)
         for name, source in config.sources.items()
-        for number, table in enumerate(source.sweeps)
-        if table.every is not None
+        for number in range(len(source.sweeps))
     }
     return tuple(collect_config_errors(parts).values())
 
@@ -192,8 +191,8 @@ class Sweeper:
 
     def _turn(self, sweeping: CompiledSweep) -> sweeps.Turn:
         table = sweeping.table
-        every = float(table.every or 0)
-        again = min(every, AGAIN_SECONDS)
+        every = None if table.every is None else float(table.every)
+        again = AGAIN_SECONDS if every is None else min(every, AGAIN_SECONDS)
         return sweeps.Turn(
             sweeping.source.name, table.entity_type, self._node, every, again, sweeps.lease_seconds(sweeping.api)
         )

@@ -11,13 +11,17 @@ from inbox.loader.load import parse_config
 from tests.docs.pages import PAGES, blocks, expected_after, shell, shows
 
 KINDS = {"sh", "toml", "text", "sql", "mermaid", "python", "diff", "json", "nginx", "caddyfile", "ini", "http"}
-"""`sql` is run by test_queries and test_sqlite_shell, `python` and `diff` by test_contributing, `python` and `json` by
+"""`sql` is run by test_queries, test_commands_in_sql and test_sqlite_shell, `python` and `diff` by test_contributing,
+`python` and `json` by
 test_mapping_page, `python` of docs/how-to/write-a-handler.md by test_handlers, `nginx` and `caddyfile` by
 tests/process/test_behind_a_proxy.py, `ini` by tests/process/test_behind_a_pooler.py. All of docs/recipes/ is followed by
 tests/recipes."""
 
 RECIPES = "docs/recipes/"
 """Their pages need services that tests/recipes has."""
+
+MOVE = "docs/how-to/move-to-postgres.md"
+"""It needs a Postgres, which tests/copying/test_move_page.py has."""
 
 FIRST = "docs/tutorial/quickstart.md"
 """The page whose commands are run each time; those of the others when there is time."""
@@ -34,7 +38,7 @@ def test_every_block_is_of_a_kind_that_a_test_looks_at(page: str) -> None:
     [
         pytest.param(name, marks=[] if name == FIRST else pytest.mark.long)
         for name, text in sorted(PAGES.items())
-        if "```sh\n" in text and not name.startswith(RECIPES)
+        if "```sh\n" in text and not name.startswith(RECIPES) and name != MOVE
     ],
 )
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Path) -> None:

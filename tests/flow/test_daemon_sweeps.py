@@ -67,6 +67,15 @@ def alerted(engine: Engine) -> list[tuple[str, str, bool]]:
     ]
 
 
+def ask_for_sweeps(engine: Engine, *selections: str) -> None:
+    with engine.begin() as connection:
+        for selection in selections:
+            asked = (
+                f"INSERT INTO relay_command (kind, selection, reason) VALUES ('sweep', '{selection}', 'some were lost')"
+            )
+            connection.exec_driver_sql(asked)
+
+
 def watermark(engine: Engine) -> dict[str, Any]:
     found = rows(engine, "SELECT * FROM sweep_watermark")
     return found[0] if found else {}
@@ -194,6 +203,31 @@ def test_an_api_that_is_held_keeps_no_other_waiting(
             swept = "SELECT * FROM inbox JOIN inbox_payload USING (seq) WHERE entity_id = 'g2'"
             until(lambda: rows(engine, swept), "the other is swept meanwhile")
             assert directory.pages == 1
+
+
+def test_a_command_runs_a_sweep_that_no_relay_runs_by_itself_and_answers_with_its_result(
+    engine: Engine, directory: Directory, table: str
+) -> None:
+    with scripted(answer(204)) as audit, running(engine, audit, more=table):
+        right, *wrong = (
+            f'{{"source": "{source}", "entity_type": "{kind}"}}'
+            for source, kind in (("trivore", "USER"), ("trivor", "USER"), ("trivore", "USR"))
+        )
+        ask_for_sweeps(engine, right, *wrong)
+        until(lambda: not rows(engine, "SELECT 1 FROM relay_command WHERE finished_at IS NULL"), "all have ended")
+        compared = len(directory.users)
+        first, *slips = rows(engine, "SELECT state, answer, affected FROM relay_command ORDER BY id")
+        assert first["state"] == "done"
+        assert first["answer"] == f"USER: {compared} compared, {first['affected']} missed, {first['affected']} added"
+        assert [slip["state"] for slip in slips] == ["refused", "refused"]
+        assert slips[0]["answer"] == "there is no source 'trivor'; did you mean 'trivore'?"
+        assert slips[1]["answer"] == "source trivore has no sweep of 'USR'; did you mean 'USER'?"
+        directory.statuses = [404] * 20
+        ask_for_sweeps(engine, '{"source": "trivore"}')
+        until(lambda: rows(engine, "SELECT 1 FROM relay_command WHERE state = 'failed'"), "its failure is answered")
+        (failed,) = rows(engine, "SELECT answer FROM relay_command WHERE state = 'failed'")
+        assert failed["answer"].startswith("USER: ")
+        assert "404" in failed["answer"]
 
 
 def test_another_configuration_says_how_often(engine: Engine, directory: Directory, table: str) -> None:

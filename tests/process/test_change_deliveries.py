@@ -166,6 +166,32 @@ def test_a_repair_is_followed_by_a_retry(place: Site, database_url: str, engine:
     ]
 
 
+def test_commands_are_listed_with_who_asked_why_and_the_answer(place: Site, engine: Engine) -> None:
+    relay(place, "pause", "--destination", "audit", "--reason", "maintenance")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO relay_command (kind, selection, reason, dry_run)"
+            """ VALUES ('replay', '{"route": "everything"}', 'only a look', true)"""
+        )
+    listed = json.loads(place.run("inbox", "commands", "--json").stdout)
+    assert [(row["id"], row["kind"], row["state"], row["dry_run"]) for row in listed] == [
+        (2, "replay", "asked", True),
+        (1, "pause", "done", False),
+    ]
+    assert (listed[1]["asked_by"], listed[1]["reason"], listed[1]["answer"]) == ("kim", "maintenance", "paused")
+    assert listed[0]["selection"] == {"route": "everything"}
+    table = place.run("inbox", "commands", "--state", "asked").stdout
+    assert "replay (dry run)" in table
+    assert "route=everything" in table
+    assert "maintenance" not in table
+    one = json.loads(place.run("inbox", "commands", "1", "--json").stdout)
+    assert (one["id"], one["kind"]) == (1, "pause")
+    absent = place.run("inbox", "commands", "9")
+    assert (absent.status, absent.stderr) == (1, "there is no command 9\n")
+    wrong = place.run("inbox", "commands", "--state", "refuse")
+    assert (wrong.status, "did you mean 'refused'?" in wrong.stderr) == (2, True)
+
+
 @pytest.mark.long
 def test_a_large_replay_can_be_interrupted_and_goes_on_later(
     place: Site, database_url: str, engine: Engine, tmp_path: Path

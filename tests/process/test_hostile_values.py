@@ -63,6 +63,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "inbox list": ("", "--json", "--state dead", "--wide", "--columns HOSTILE", "--ndjson", "--error HOSTILE"),
     "inbox show": ("1", "1 --json", "1000", "1000 --json"),
     "inbox tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--source HOSTILE"),
+    "inbox commands": ("", "--json", "--wide", "1", "1 --json", "--kind HOSTILE"),
     "inbox rejected": ("", "--json", "--id 1", "--id 1 --json", "--cause HOSTILE"),
     "inbox readmit": ("--reason x", "--reason x --json", "--id 1 --reason x", "--reason x --yes"),
     "relay dead": ("", "--json", "--wide", "--route HOSTILE"),

@@ -127,6 +127,7 @@ PARAMETERS: dict[str, Any] = {
     "now": NOW,
     "route": "crm",
     "most": 8,
+    "sampled": 40,
     "begin": NOW,
     "begin_seq": 0,
     "page": 500,
@@ -372,7 +373,10 @@ def _scans_a_table(step: str) -> bool:
     return step.startswith("SCAN ") and not others and step.removeprefix("SCAN ") not in RESULTS
 
 
-RESULTS = ("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known")
+RESULTS = (
+    *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
+    *("replayed", "moving"),
+)
 """Of common table expressions, subqueries and of the view, by name."""
 
 

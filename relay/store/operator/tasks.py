@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from inbox.config.model import Config
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
+from relay.store.operator.sweeping import sweep
 
 Task = Callable[[Database, Config, AskedTask], BatchResult]
 """Does one short step, in its own transactions, and returns what it has done so far: `running` until it has ended.
@@ -18,5 +19,7 @@ Raises:
     UnusableCommand: it can't be done as it is asked; the command ends `refused` with this message.
 """
 
-TASKS: Mapping[str, Task] = {}
+TASKS: Mapping[str, Task] = {
+    "sweep": sweep,
+}
 """The function of each kind."""

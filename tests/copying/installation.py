@@ -1,0 +1,113 @@
+"""An installation with rows in every table, and every row of a database in a form that both databases share."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Engine, select
+
+from inbox.db.columns import TextList
+from inbox.db.engine import reading
+from inbox.db.intake import Rejected
+from inbox.db.schema import metadata
+from relay.store import claim, sequence
+from relay.store.database import Database
+from tests.helpers import filling
+from tests.helpers.relaying import POLICIES
+from tests.helpers.sender import events
+from tests.helpers.storing import START, Intake, an_event
+
+AT = datetime(2026, 3, 4, 5, 6, 7, 891234, tzinfo=UTC)
+NUMBERS = (
+    '{"whole": 12345678901234567890123, "exact": 0.1, "power": 1e22, "small": 1.0, "text": "ä\\u2028\\"", "none": null}'
+)
+
+
+def install(engine: Engine, url: str) -> None:
+    """Store events through the product, leave deliveries of every state open, and add a row to each other table."""
+    filling.give_up(engine, url, events(3))
+    filling.fail_once(engine, url, [("x1", "2026-01-02T00:00:00Z"), ("x1", "2026-01-02T00:00:01Z")])
+    intake = Intake(url)
+    intake.append(*(an_event(n, f"u{n % 2}", routes=("strict", "blocking")) for n in range(1, 9)))
+    intake.append(an_event(50, "nobody", routes=()))
+    intake.repeat(an_event(1, "u1"), an_event(1, "u1"))
+    intake.reject(
+        Rejected(START, "trivore", 422, "invalid_event", "no id", "id", "192.0.2.1", b"h" * 32, {"a": "b"}, b"\x00\xff")
+    )
+    database = Database(engine)
+    sequence.sequence(database, POLICIES, "r1")
+    claim.claim(database, "r1", [(["strict"], 1)])
+    with engine.begin() as connection:
+        for name, row in OTHERS.items():
+            connection.execute(metadata.tables[name].insert(), row)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "lane": {
+        "route": "everything",
+        "lane": "USER|ä|*",
+        "occurred_at": AT,
+        "seq": 1,
+        "fetch_began_at": AT,
+        "applied_hash": b"\x00" * 32,
+        "healing_seq": 2,
+    },
+    "relay_node": {
+        "id": "r1",
+        "host": "h",
+        "pid": 7,
+        "version": "0",
+        "started_at": START,
+        "heartbeat_at": START,
+        "failing": {"claim": "no"},
+    },
+    "gate": {"kind": "route", "name": "strict", "breaker": "open", "breaker_until": AT, "held_until": AT},
+    "relay_command": {
+        "kind": "replay",
+        "selection": {"route": "everything", "everything": True},
+        "reason": "ä",
+        "asked_by": "kim",
+        "asked_at": AT,
+        "state": "running",
+        "progress_seq": 3,
+    },
+    "alert": {"at": AT, "kind": "delivery_dead", "subject": "x", "firing": True, "detail": json.loads(NUMBERS)},
+    "pruning": {"kind": "attempts", "position": 5, "pruned_until": AT, "rows": 2**40, "ran_at": AT},
+    "throughput_minute": {
+        "kind": "route",
+        "name": "strict",
+        "outcome": "delivered",
+        "minute": AT.replace(second=0, microsecond=0),
+        "count": 3,
+        "bytes": 2**40,
+    },
+    "sweep_watermark": {
+        "source": "trivore",
+        "entity_type": "USER",
+        "compared_until": AT,
+        "swept_at": AT + timedelta(seconds=1),
+        "relay_node": "r1",
+    },
+}
+
+
+def everything(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
+    """Every column of every row of every table, sorted."""
+    found = {}
+    with engine.connect() as connection, reading(connection).begin():
+        for table in metadata.tables.values():
+            rows = [
+                tuple(_plain(column.type, value) for column, value in zip(table.columns, row, strict=True))
+                for row in connection.execute(select(table))
+            ]
+            keys = [list(table.columns).index(column) for column in table.primary_key]
+            found[table.name] = sorted(rows, key=lambda row: repr([row[at] for at in keys]))
+    return found
+
+
+def _plain(kind: object, value: Any) -> Any:  # noqa: ANN401  # any value of a row
+    if kind is TextList:
+        return tuple(value)
+    return bytes(value) if isinstance(value, memoryview) else value
