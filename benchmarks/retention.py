@@ -105,7 +105,10 @@ def prune(
         added = first.accepted + during.accepted + last.accepted
         rows, took = sum(step.rows for step, _ in steps), sum(seconds for _, seconds in steps)
         grown = added * before / events  # what intake has added meanwhile takes about as much for each event
-        back = (before + grown - _size(engine)) / (before * pruned / events)
+        if engine.dialect.name != POSTGRES:
+            checkpoint(engine)
+        theirs = before * pruned / events if engine.dialect.name == POSTGRES else pruned * body_bytes
+        back = (before + grown - _size(engine)) / theirs
         notes: dict[str, object] = {
             "payloads deleted": f"{rows:,} of {events:,} in {took:.2f} s of {len(steps)} steps",
             "bytes given back": f"{back:.1%} of theirs (bar {BYTES_BAR:.0%})",
