@@ -42,6 +42,13 @@ FAILING = FindingKind(
     "the relay's other steps go on, and this one is retried",
     "relay status --check",
 )
+GONE = FindingKind(
+    "relay_gone",
+    "warning",
+    "A relay died within the last minutes.",
+    "its attempts in flight were repeated by another; its log, or the system's, says why it ended",
+    "relay status # shows which one; read its log",
+)
 VERSION = FindingKind(
     "version_differs",
     "warning",
@@ -66,9 +73,12 @@ def _relays(installation: Installation) -> Iterator[DoctorFinding]:
     here = version_of("inbox-relay")
     changed = _changed_at(installation)
     for relay in _overview(installation).relays:
-        if relay.health != "running":
-            continue
         name = f"{relay.host} pid {relay.pid}"
+        if relay.health != "running":
+            yield GONE.found(
+                name, f"relay {name} has been silent for {relay.silent_seconds:.0f} s, and did not stop by itself"
+            )
+            continue
         if relay.version != here:
             yield VERSION.found(name, f"relay {name} has version {relay.version}; {here} is installed here")
         started = as_time(relay.started_at)
@@ -315,7 +325,7 @@ EXAMINATIONS = (
         "Relays",
         "Heartbeats, crash loops, failing steps and versions of relays.",
         _relays,
-        (NO_RELAY, CRASH_LOOP, FAILING, VERSION, RELOAD),
+        (NO_RELAY, CRASH_LOOP, FAILING, GONE, VERSION, RELOAD),
     ),
     Examination("alerts", "Relays", "Alerts that have not recovered.", _alerts, (ALERT,)),
     Examination("commands", "Relays", "Commands that wait or failed.", _commands, (WAITING, COMMAND_FAILED)),

@@ -146,6 +146,9 @@ def _summarise(path: str, file: ConfigFile | None, database: DatabaseState | Non
         tree = file.source.tree
         counts = [counted(len(tree.get(section, {})), word) for section, word in _SECTIONS]
         put(Text(visible(f"{path}: {', '.join(counts)}")))
+        retention = file.sound.retention
+        ages = [f"{kind} {retention.age_of(kind).shown}" for kind in ("payloads", "events", "attempts", "rejected")]
+        put(Text(f"retention: {', '.join(ages)}"))
     if database is not None and database.url:
         state = "not asked; --online does" if database.state == "not asked" else database.state
         put(Text(visible(f"{database.origin}: {database.url} ({state})")))

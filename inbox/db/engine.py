@@ -318,9 +318,10 @@ def _prepare_sqlite(engine: Engine) -> None:
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
         connection.isolation_level = None  # we begin transactions ourselves
         cursor = connection.cursor()
-        cursor.execute(
-            "PRAGMA auto_vacuum=INCREMENTAL"
-        )  # before a new file's first page, so that pruning can shrink it
+        # Before a new file's first page, so that pruning can shrink it. On any other file it would write, and wait for the lock.
+        cursor.execute("PRAGMA page_count")
+        if cursor.fetchone()[0] == 0:
+            cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA wal_autocheckpoint=0")  # inbox.db.checkpoint does it instead

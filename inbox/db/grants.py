@@ -83,8 +83,8 @@ def grant(engine: Engine, prefix: str | None = None) -> list[str]:
         except DBAPIError as error:
             if is_lock_wait(error):
                 raise ConfigError(
-                    f"`{part[0]}` waits for a lock that somebody holds. Wait until that transaction has ended (the view"
-                    " long_transaction lists it), then run `inbox migrate --grant` again: what was done stays"
+                    f"`{part[0]}` waits for a lock that somebody holds. Wait until that transaction has ended"
+                    " (pg_stat_activity has it), then run `inbox migrate --grant` again: what was done stays"
                 ) from None
             if getattr(error.orig, "sqlstate", None) == _NOT_ALLOWED:
                 raise ConfigError(

@@ -12,7 +12,9 @@ import msgspec
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from inbox.config.retention import RetentionKind
 from inbox.db.dialect import SQLITE, Sql
+from inbox.db.retention.rounds import states
 from inbox.events.timestamps import as_time, time_text
 from inbox.examination import DoctorFinding, Examination, FindingKind, Installation
 
@@ -38,6 +40,7 @@ _LEAST_PART = 0.05
 _LEAST_DAYS = 14
 _ROW_BYTES = 1100
 """Disk of an event beside its body, with its index entries and facts."""
+_GROWING: tuple[RetentionKind, ...] = ("payloads", "events")
 _LEAST_EVENTS = 100
 _LEAST_DAYS_SEEN = 1 / 24
 """Figures of less than an hour are taken for those of one: a burst is no day."""
@@ -67,17 +70,17 @@ def judge(folder: str, size: int, space: Space | None, per_day: float | None) ->
         folder: the place of the database.
         size: the database's bytes.
         space: bytes of its disk; None where nobody here can tell.
-        per_day: bytes that arrive in a day; None where too little arrived to say.
+        per_day: bytes that are added in a day; None where too little arrived to say.
     """
     parts = [f"the database has {size / _MB:,.0f} MB"]
-    parts += [] if per_day is None else [f"about {per_day / _MB:,.0f} MB arrive in a day"]
+    parts += [] if per_day is None else [f"about {per_day / _MB:,.0f} MB are added in a day"]
     if space is None:
         parts.append("only the server's host knows its free disk")
         yield SPACE.found(folder, ", ".join(parts))
         return
     days = None if not per_day else space.free / per_day
     free = f"{space.free / _GB:,.1f} of {space.whole / _GB:,.1f} GB are free"
-    lasts = "" if days is None else f", which lasts {days:,.0f} days without retention"
+    lasts = "" if days is None else f", which lasts {days:,.0f} days"
     yield SPACE.found(folder, f"{', '.join(parts)}, {free}{lasts}")
     if space.free < min(_LEAST_BYTES, _LEAST_PART * space.whole) or (days is not None and days < _LEAST_DAYS):
         yield FILLING.found(folder, f"{folder}: {free}{lasts}", folder=shlex.quote(folder))
@@ -120,7 +123,7 @@ def _data_directory(connection: Connection) -> Path | None:
 
 
 def bytes_per_day(connection: Connection, now: datetime) -> float | None:
-    """Estimate the bytes that arrive in a day, from the figures of the last one."""
+    """Estimate the bytes by which the database grows in a day: what arrived in the last one, without what retention took."""
     since = time_text(now - timedelta(days=1))
     row = connection.execute(
         text(f"{_STORED} >= {Sql(connection.dialect.name).time(':since')}"), {"since": since}
@@ -128,7 +131,11 @@ def bytes_per_day(connection: Connection, now: datetime) -> float | None:
     if row.first is None or row.events < _LEAST_EVENTS:
         return None
     days = max((now - as_time(row.first)) / timedelta(days=1), _LEAST_DAYS_SEEN)
-    return (float(row.bytes) + float(row.events) * _ROW_BYTES) / days
+    every = states(connection)
+    stays = {
+        kind: 1 - min(every[kind].rows_yesterday / max(every[kind].arrived_yesterday, 1), 1.0) for kind in _GROWING
+    }
+    return (float(row.bytes) * stays["payloads"] + float(row.events) * _ROW_BYTES * stays["events"]) / days
 
 
 def network_type(folder: Path, mounts: Path = _MOUNTS) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inbox import check
-from inbox.doctor import configuration, database, disk, online, schema_drift, server, traffic
+from inbox.doctor import configuration, database, disk, online, retention, schema_drift, server, traffic
 from inbox.examination import Examination
 
 OWN: tuple[Examination, ...] = (
@@ -11,6 +11,7 @@ OWN: tuple[Examination, ...] = (
     *schema_drift.EXAMINATIONS,
     *server.EXAMINATIONS,
     *disk.EXAMINATIONS,
+    *retention.EXAMINATIONS,
     *configuration.EXAMINATIONS,
     *traffic.EXAMINATIONS,
 )

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
-from inbox.db import migrate, views
+from inbox.db import grants, migrate, views
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import metadata
 from inbox.errors import NotExamined
@@ -210,16 +210,23 @@ def _triggers(connection: Connection) -> Iterator[DoctorFinding]:
 
 
 def _functions(connection: Connection) -> Iterator[DoctorFinding]:
-    present = {row.name: row.source for row in connection.execute(_FUNCTIONS)}
+    present = {row.name: row for row in connection.execute(_FUNCTIONS)}
     for statement in views.statements(POSTGRES):
         if (made := _FUNCTION.match(statement)) is None:
             continue
         name, _, body = made.groups()
         if name not in present:
             yield MISSING.found(name, f"the function {name} is missing", mend=f"{statement.strip()};")
-        elif present[name].strip() != body.strip():
-            again = statement.strip().replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1)
+            continue
+        found, again = present[name], statement.strip().replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1)
+        if found.source.strip() != body.strip():
             yield CHANGED.found(name, f"the function {name} has another body", mend=f"{again};")
+        elif found.is_definer != ("SECURITY DEFINER" in statement) or found.is_pinned != (
+            "SET search_path" in statement
+        ):
+            yield CHANGED.found(
+                name, f"the function {name} has other rights or no search_path of its own", mend=f"{again};"
+            )
 
 
 @cache
@@ -269,10 +276,30 @@ SELECT t.tgname AS name, t.tgenabled IN ('O', 'A') AS enabled, pg_get_triggerdef
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
 WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND c.relnamespace = {_NAMESPACE}
 """)
-_FUNCTIONS = text(f"SELECT proname AS name, prosrc AS source FROM pg_proc WHERE pronamespace = {_NAMESPACE}")
+_FUNCTIONS = text(f"""
+SELECT proname AS name, prosrc AS source, prosecdef AS is_definer,
+       coalesce(array_to_string(proconfig, ' ') LIKE '%search_path=%', false) AS is_pinned
+FROM pg_proc WHERE pronamespace = {_NAMESPACE}
+""")
 _HAS_VIEW = text(f"""
 SELECT EXISTS (SELECT FROM pg_class WHERE relnamespace = {_NAMESPACE} AND relkind = 'v' AND relname = :name)
 """)
+
+RIGHTS = FindingKind(
+    "rights_lacking",
+    "warning",
+    "The roles of this installation have no rights on a table or view.",
+    "programs and people that log in as one of them fail where they need it, as after a migration",
+    "inbox migrate --grant",
+)
+
+
+def _rights(installation: Installation) -> Iterator[DoctorFinding]:
+    if installation.engine is None:
+        raise NotExamined("needs a database url that can be used")
+    for name in grants.lacking(installation.engine):
+        yield RIGHTS.found(name, f"the roles of `inbox migrate --grant` have no rights on {name}")
+
 
 EXAMINATIONS = (
     Examination(
@@ -281,5 +308,13 @@ EXAMINATIONS = (
         "Tables, columns, constraints, indexes, views, functions and triggers, against those of this version.",
         _schema,
         (MISSING, CHANGED, INVALID, DISABLED),
+    ),
+    Examination(
+        "rights",
+        "Database",
+        "Rights of the roles that `inbox migrate --grant` made.",
+        _rights,
+        (RIGHTS,),
+        on=(POSTGRES,),
     ),
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from sqlalchemy import text
 
 from inbox.db.dialect import POSTGRES, SQLITE
+from inbox.db.leaves import DEFAULT
 from inbox.db.lock_waits import activity_of, describe
 from inbox.db.schema import metadata
 from inbox.examination import (
@@ -172,6 +173,23 @@ ORDER BY c.relname
 """)
 
 
+# --- leaves of payloads
+
+IN_DEFAULT = FindingKind(
+    "payloads_in_default",
+    "warning",
+    "Payloads lie in the default leaf of inbox_payload.",
+    "no relay has made leaves ahead of the events: these payloads expire row by row, and the disk does not get their space back",
+    "relay run # a running relay makes leaves; these payloads expire by and by",
+)
+
+
+def _leaves(installation: Installation) -> Iterator[DoctorFinding]:
+    with installation.reading() as connection:
+        if connection.execute(text(f"SELECT 1 FROM {DEFAULT} LIMIT 1")).first():
+            yield IN_DEFAULT.found(DEFAULT, f"{DEFAULT} has payloads, which belong into leaves of their own")
+
+
 # --- slots, transaction ids, connections
 
 SLOT = FindingKind(
@@ -276,6 +294,7 @@ EXAMINATIONS = (
         _bloat,
         (AUTOVACUUM_OFF, DEAD_ROWS, OVERSIZED, FREE_PAGES, LARGE_LOG),
     ),
+    Examination("leaves", "Server", "The default leaf of payloads.", _leaves, (IN_DEFAULT,), on=(POSTGRES,)),
     Examination("slots", "Server", "Replication slots that keep WAL.", _slots, (SLOT,), on=(POSTGRES,)),
     Examination("xids", "Server", "Age of the oldest transaction id.", _xids, (XID_AGE,), on=(POSTGRES,)),
     Examination(

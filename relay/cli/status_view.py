@@ -10,7 +10,7 @@ from rich.text import Text
 
 from inbox.cli.tables import TABLE, Column, layout
 from inbox.cli.terminal import Row
-from inbox.cli.wording import counted, relative
+from inbox.cli.wording import counted, lasting, relative
 from inbox.logs.visible import visible_line
 from relay.cli.next_steps import NextStep
 from relay.store.overview import FiringAlert, Overview
@@ -119,11 +119,26 @@ def lines_of(
     yield from _table("Commands", list(seen.commands), COMMANDS, seen, width)
     sweeps = [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps]
     yield from _table("Sweeps", sweeps, SWEEPS, seen, width)
+    yield from _prose("Retention", [_retention(seen)] if seen.retention else [], width)
     if steps:
         yield from _title("Next")
         for step in steps:
             yield from _wrapped(_escaped(step.text), width)
             yield Text(f"    {_escaped(step.command)}", "cyan")
+
+
+def _retention(seen: Overview) -> str:
+    """Return which kinds are behind or have errors, or the ages that are in force."""
+    behind = [f"{row['kind']} by {lasting(row['behind_seconds'])}" for row in seen.retention if row["behind_since"]]
+    failed = [f"{row['kind']}: {row['error']}" for row in seen.retention if row["error"]]
+    ages = [
+        f"{row['kind']} until {row['pruned_until']:%Y-%m-%d}"
+        for row in seen.retention
+        if row["pruned_until"] is not None
+    ]
+    if behind or failed:
+        return "; ".join(_escaped(each) for each in [*(f"behind with {each}" for each in behind), *failed])
+    return f"pruned: {', '.join(ages)}"
 
 
 def _headline(seen: Overview, findings: Sequence[Trouble]) -> Text:

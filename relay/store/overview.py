@@ -85,6 +85,8 @@ class Overview(msgspec.Struct, frozen=True):
     commands: tuple[Row, ...]
     """Open ones, and those that failed lately; the newest first."""
     sweeps: tuple[Row, ...]
+    retention: tuple[Row, ...] = ()
+    """Progress of each kind of rows that was pruned."""
 
 
 def read_overview(database: Database, policies: Policies) -> Overview:
@@ -107,6 +109,7 @@ def read_overview(database: Database, policies: Policies) -> Overview:
             tuple(alerts),
             tuple(_commands(transaction)),
             tuple(transaction.rows_of(reads.SWEEPS)),
+            tuple(transaction.rows_of(reads.RETENTION)),
         )
 
 

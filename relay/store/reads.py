@@ -46,6 +46,10 @@ def sweeps(database: Database) -> list[Row]:
         return transaction.rows_of(SWEEPS)
 
 
+RETENTION = text("""
+SELECT kind, pruned_until, rows, bytes, rows_today, behind_seconds, behind_since, ran_at, passed_over, error
+FROM pruning ORDER BY kind
+""")
 SWEEPS = text("SELECT * FROM sweep_watermark ORDER BY source, entity_type")
 
 

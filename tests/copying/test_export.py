@@ -20,7 +20,7 @@ from inbox.db import export
 from tests.copying.conftest import Databases, url_of
 from tests.helpers.processes import Ended, Site, site
 from tests.helpers.reading import rows
-from tests.helpers.storing import START, Intake, an_event
+from tests.helpers.storing import START, Intake, a_fact, an_event
 from tests.helpers.webhooks import config_text
 
 
@@ -52,6 +52,9 @@ def lines(exported: Ended) -> list[dict[str, Any]]:
 def test_every_event_is_followed_by_its_facts(place: Site, source: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     for limit, size in (("_NUMBERS", 4), ("_EVENTS", 3), ("_FACTS", 1)):
         monkeypatch.setattr(export, limit, size)
+    with source.begin() as connection:  # an event with several facts in a row
+        for attempt in (1, 2, 3):
+            connection.exec_driver_sql(a_fact("attempt_failed", 5, attempt=attempt))
     found = lines(place.invoke("inbox", "export"))
 
     events = [record for record in found if record["type"] == "event"]

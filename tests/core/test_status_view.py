@@ -192,3 +192,10 @@ def test_a_step_says_what_is_wrong_with_its_number() -> None:
     )
     (step,) = next_steps(seen(routes=(crm(dead=10_000, at_least=("dead",)),)), ())
     assert step.text == "route crm: 10,000 or more deliveries are dead"
+
+
+def test_retention_is_one_line_and_names_what_is_behind() -> None:
+    row = {"kind": "events", "pruned_until": START, "behind_since": None, "behind_seconds": 0, "error": None}
+    assert "  pruned: events until 2026-01-01" in shown(seen(retention=(row,)))
+    behind = {**row, "behind_since": START, "behind_seconds": 3 * 86400, "error": "seq=7: theirs"}
+    assert "  behind with events by 3 d; events: seq=7: theirs" in shown(seen(retention=(behind,)))

@@ -97,6 +97,8 @@ def test_a_database_that_does_not_answer_is_one_finding_and_the_others_need_it(t
     assert ended.status == 1
     assert document["critical"] == 1
     assert {states[name] for name in needing} == {"not examined"}
+    needs = {each["needs"] for each in document["examinations"] if each["name"] in needing}
+    assert needs == {"needs the database"}  # it was not asked again and again
     assert (states["database"], states["secrets"]) == ("examined", "examined")
     assert "hidden" not in ended.stdout
 

@@ -19,6 +19,7 @@ from inbox.clock import SystemClock
 from inbox.db.dialect import Sql
 from inbox.doctor import database, disk, server
 from inbox.doctor.disk import Space
+from inbox.events.timestamps import time_text
 from tests.doctor.examining import changing, examined, found, installation, run_sql, told
 
 NOW = SystemClock().now()
@@ -121,18 +122,51 @@ def test_a_disk_that_fills_up_is_found_by_its_space_and_by_the_days_left() -> No
     (space,) = disk.judge("the server", 10**9, None, 1e6)
     assert (
         space.what
-        == "the database has 1,000 MB, about 1 MB arrive in a day, only the server's host knows its free disk"
+        == "the database has 1,000 MB, about 1 MB are added in a day, only the server's host knows its free disk"
     )
 
 
-def test_growth_follows_the_figures_of_the_last_day(tmp_path: Path, database_url: str, engine: Engine) -> None:
+def a_million_events_in_an_hour(engine: Engine) -> None:
     sql = Sql(engine.dialect.name)
     on_sqlite = "strftime('%Y-%m-%d %H\\:%M\\:00', 'now', '-1 minutes') || '.000000Z'"
     minute = "date_trunc('minute', now()) - interval '1 minute'" if sql.is_postgres else on_sqlite
     insert = "INSERT INTO throughput_minute (kind, name, outcome, minute, count, bytes)"
     run_sql(engine, f"{insert} VALUES ('source', 'github', 'stored', {minute}, 1000000, 1000000000)")
+
+
+def test_growth_follows_the_figures_of_the_last_day(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    a_million_events_in_an_hour(engine)
     place = installation(tmp_path, database_url)
-    assert "about 50,400 MB arrive in a day" in told(place, "disk")["disk_space"].what  # 2,100 bytes, in an hour
+    assert "about 50,400 MB are added in a day" in told(place, "disk")["disk_space"].what  # 2,100 bytes, in an hour
+
+
+def test_growth_is_without_what_retention_takes(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    a_million_events_in_an_hour(engine)
+    pruned = "INSERT INTO pruning (kind, rows_yesterday, arrived_yesterday) VALUES (:kind, :pruned, 100)"
+    run_sql(engine, pruned, kind="payloads", pruned=100)
+    run_sql(engine, pruned, kind="events", pruned=50)
+    place = installation(tmp_path, database_url)
+    assert "about 13,200 MB are added in a day" in told(place, "disk")["disk_space"].what  # half of the rows
+
+
+def test_a_pruner_that_is_behind_fails_or_stands_still_is_found(
+    tmp_path: Path, database_url: str, engine: Engine
+) -> None:
+    insert = "INSERT INTO pruning (kind, behind_seconds, behind_since, error, ran_at) VALUES (:kind, :late, :since, :error, :since)"
+    late = time_text(SystemClock().now() - timedelta(days=2))
+    run_sql(engine, insert, kind="payloads", late=172_800, since=late, error=None)
+    run_sql(engine, insert, kind="rejected", late=0, since=None, error="it is \x1b[31mlocked")
+    run_sql(engine, insert, kind="alerts", late=172_800, since=late, error="forever")
+    run_sql(engine, "UPDATE pruner SET ran_at = :since", since=late)
+    place = installation(tmp_path, database_url, '[retention]\nalerts = "forever"\n')
+    assert found(place, "retention") == [
+        ("retention_idle", "pruner"),
+        ("retention_behind", "payloads"),
+        ("retention_failed", "rejected"),
+    ]
+    findings = told(place, "retention")
+    assert "payloads: the oldest expired row is 2.0 d late" in findings["retention_behind"].what
+    assert findings["retention_failed"].mend == "inbox prune --kind rejected"
 
 
 def test_a_network_file_system_is_recognised(tmp_path: Path) -> None:

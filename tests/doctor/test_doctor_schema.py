@@ -165,6 +165,16 @@ def test_a_function_with_another_body_is_found_and_mended(
     assert found(installation(tmp_path, postgres_database_url), "schema") == []
 
 
+def test_a_function_without_its_search_path_is_found(
+    tmp_path: Path, postgres_database_url: str, changing_engine: Engine
+) -> None:
+    run_sql(changing_engine, "ALTER FUNCTION inbox_is_append_only() RESET search_path")
+    place = installation(tmp_path, postgres_database_url)
+    assert found(place, "schema") == [("object_changed", "inbox_is_append_only")]
+    run_sql(changing_engine, "ALTER FUNCTION inbox_is_append_only() SECURITY DEFINER SET search_path = public")
+    assert found(place, "schema") == [("object_changed", "inbox_is_append_only")]
+
+
 def test_an_index_that_could_not_be_made_is_found(
     tmp_path: Path, postgres_database_url: str, changing_engine: Engine
 ) -> None:

@@ -222,3 +222,20 @@ def test_stored_times_in_the_future_are_found(tmp_path: Path, url: str, engine: 
     insert = "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
     run_sql(engine, f"{insert} VALUES (now() + interval '1 hour', 1, 'r', 'delivered', 1, '{{}}')")
     assert found(installation(tmp_path, url), "clock") == [("clock_went_back", "delivery_log.at")]
+
+
+def test_payloads_in_the_default_leaf_are_found(tmp_path: Path, url: str, engine: Engine) -> None:
+    assert found(installation(tmp_path, url), "leaves") == []
+    run_sql(engine, "INSERT INTO inbox_payload (seq, headers, body) VALUES (90000000, '{}', '')")
+    assert found(installation(tmp_path, url), "leaves") == [("payloads_in_default", "inbox_payload_default")]
+
+
+def test_a_table_without_rights_for_the_roles_is_found_and_mended(tmp_path: Path, url: str, engine: Engine) -> None:
+    assert found(installation(tmp_path, url), "rights") == []  # where there are no roles
+    place = installation(tmp_path, url)
+    assert invoke("inbox", "migrate", "--grant", **environment_of(place)).status == 0
+    assert found(place, "rights") == []
+    run_sql(engine, "ALTER VIEW backlog OWNER TO postgres")  # as one that a migration of the superuser has made
+    assert found(place, "rights") == [("rights_lacking", "backlog")]
+    assert invoke(*told(place, "rights")["rights_lacking"].mend.split(), **environment_of(place)).status == 0
+    assert found(place, "rights") == []

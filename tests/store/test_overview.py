@@ -211,6 +211,6 @@ def test_open_commands_and_those_that_failed_lately_are_listed(
     found = look(steps).commands
     assert [(each["id"], each["kind"], each["state"]) for each in found] == [
         (asked, "replay", "asked"),
-        (failed, "pause", "failed"),
+        (failed, "pause", "refused"),
     ]
     assert found[0]["selection"] == {"seq": 1}

@@ -17,6 +17,8 @@ from inbox.db import listings
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.db.following import ARRIVALS, Follower, Position
 from inbox.db.listings import EventFilter
+from inbox.doctor import database as doctor_database
+from inbox.doctor import traffic
 from inbox.events.timestamps import time_text
 from relay.store import (
     alert_conditions,
@@ -272,7 +274,14 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "delivery by entity": lambda _: BY_ENTITY,
     "facts by seq": lambda _: OF_AN_EVENT,
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
+    "any event of a source": lambda _: traffic._ANY_OF_SOURCE,
 }
+NEWEST = {
+    "events by source": traffic._NEWEST_OF_SOURCES,
+    "rejected requests": traffic._NEWEST_REJECTED,
+    **{what: text(query) for what, query in doctor_database._NEWEST_TIMES.items()},
+}
+"""Statements that read a few rows from the end of a table."""
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +374,20 @@ def test_on_sqlite_it_reads_no_big_table_from_end_to_end(
     if not filled:
         engine.dispose()
     assert [step for step in plan if _scans_a_table(step)] == [], plan
+
+
+@pytest.mark.parametrize("name", NEWEST)
+def test_the_newest_rows_are_read_from_the_end_of_the_table_and_not_sorted(
+    big_postgres: Engine, big_sqlite: Engine, name: str
+) -> None:
+    with big_postgres.connect() as connection:
+        found = [node for planned in PLANS for node in planned(connection, NEWEST[name])]
+    assert whole_tables(found) == [], described(found)
+    assert "Sort" not in {node["Node Type"] for node in found if "Sort Key" in node and "seq" in str(node["Sort Key"])}
+    with big_sqlite.connect() as connection:
+        statement = NEWEST[name]
+        plan = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement)).all()
+    assert [row.detail for row in plan if row.detail == "USE TEMP B-TREE FOR ORDER BY"] == []
 
 
 def _scans_a_table(step: str) -> bool:

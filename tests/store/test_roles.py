@@ -131,6 +131,23 @@ def test_a_stolen_relay_can_not_undo_what_the_guarantees_rest_on(roles: Granted,
     assert not roles.allows("relay", statement.format(owner=roles.name("owner")))
 
 
+def test_a_relay_makes_and_expires_leaves_that_belong_to_the_owner(roles: Granted, module_engine: Engine) -> None:
+    with roles.connected("relay") as connection:
+        assert connection.execute("SELECT inbox_payload_add_leaf(100001, 200001)").fetchone() == (True,)
+    owners = rows(
+        module_engine, "SELECT DISTINCT tableowner AS name FROM pg_tables WHERE tablename LIKE 'inbox_payload%'"
+    )
+    assert [row["name"] for row in owners] == [roles.name("owner")]
+    with roles.connected("relay") as connection:
+        assert connection.execute("SELECT result FROM inbox_payload_expire_leaf('inbox_payload_1', now())").fetchone()
+    for role in ("receiver", "operator", "reader"):
+        assert not roles.allows(role, "SELECT inbox_payload_expire_leaf('inbox_payload_1', now())")
+        assert not roles.allows(role, "SELECT inbox_payload_add_leaf(900000001, 900100001)")
+    assert not roles.allows("relay", "TRUNCATE inbox_payload_1")
+    assert not roles.allows("relay", "SELECT * FROM inbox_payload_1")
+    assert not roles.allows("reader_without_payloads", "SELECT * FROM inbox_payload_1")
+
+
 def test_an_operator_asks_for_commands_and_changes_nothing_himself(roles: Granted) -> None:
     ask = "INSERT INTO relay_command (kind, selection, reason{0}) VALUES ('pause', '{{\"route\": \"r\"}}', 'a test'{1})"
     for forged in (("asked_by", "'somebody'"), ("state", "'done'"), ("answer", "'all is well'"), ("asked_at", "now()")):

@@ -47,6 +47,16 @@ def test_every_commit_is_synced_to_a_log_that_readers_do_not_wait_for(engine: En
     assert setting(engine, "busy_timeout") == 5000
 
 
+def test_a_reader_connects_while_somebody_holds_the_write_lock(sqlite_database_url: str, engine: Engine) -> None:
+    """A connection that wrote anything at its start would wait, and fail after the busy timeout."""
+    with engine.begin():  # IMMEDIATE: it has the lock
+        other = engines.connect(sqlite_database_url, application="tests")
+        with engines.reading(other.connect()) as connection:
+            assert connection.execute(text("SELECT count(*) FROM gate")).scalar_one() == 0
+            assert connection.connection.cursor().execute("PRAGMA auto_vacuum").fetchone() == (2,)
+        other.dispose()
+
+
 def test_a_transaction_that_reads_first_and_writes_later_does_not_lose_to_another(two: tuple[Engine, Engine]) -> None:
     """One that began deferred would fail at once: it can't write upon what it has seen."""
     one, other = two

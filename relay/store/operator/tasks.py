@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from inbox.config.model import Config
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
+from relay.store.operator.prune import prune
 from relay.store.operator.sweeping import sweep
 
 Task = Callable[[Database, Config, AskedTask], BatchResult]
@@ -20,6 +21,7 @@ Raises:
 """
 
 TASKS: Mapping[str, Task] = {
+    "prune": prune,
     "sweep": sweep,
 }
 """The function of each kind."""

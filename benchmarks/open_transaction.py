@@ -1,0 +1,150 @@
+"""Pick-up beside a transaction that a DBA has left open: the time from an event's arrival to the record of its delivery.
+
+Both sides work at a steady rate. First nobody disturbs them, then a transaction with a snapshot stays open, and Postgres keeps
+every row and index entry that ends meanwhile. The p99 of its last minute, when most is kept, must stay below twice the p99
+without it. Exits with 1 when it does not. All of it runs on 127.0.0.1; the downstream answers at once.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+from sqlalchemy import Engine, text
+
+from benchmarks.support import TOKEN, Kind, Side, configured, databases, free_port, machine, report, running
+from inbox.clock import SystemClock
+from inbox.db import engine as engines
+
+BAR = 2.0
+CONNECTIONS = 4
+ENTITIES = 500
+LAST_SECONDS = 60.0
+_LATE_SECONDS = 120.0
+"""Longest wait for the deliveries of a window to be recorded."""
+
+_PICK_UP = text("""
+SELECT count(*) AS events, count(*) - count(seconds) AS missing, 1000 * percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS p50,
+       1000 * percentile_cont(0.99) WITHIN GROUP (ORDER BY seconds) AS p99
+FROM (
+    SELECT CAST(extract(epoch FROM l.at - i.received_at) AS float8) AS seconds
+    FROM inbox i LEFT JOIN delivery_log l ON l.seq = i.seq AND l.kind = 'delivered'
+    WHERE i.received_at >= :since AND i.received_at < :until
+) AS picked_up
+""")
+
+
+def main(
+    *,
+    minutes: Annotated[float, typer.Option(min=0.1, max=120, help="How long the transaction stays open.")] = 5.0,
+    base: Annotated[float, typer.Option(min=0.1, max=60, help="Minutes without it.")] = 1.0,
+    rate: Annotated[int, typer.Option(min=1, max=2000, help="Webhooks per second.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Measure pick-up on Postgres without and beside an open transaction, in one run."""
+    beside, alone = Side("beside an open transaction"), Side("without", bar=BAR)
+    with ExitStack() as stack:
+        (url,) = stack.enter_context(databases(Kind.POSTGRES))
+        downstream, receiver = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+        stack.enter_context(running("benchmarks.downstream", downstream.rpartition(":")[2], ready=downstream))
+        environment = stack.enter_context(configured(url, f"{downstream}/hook"))
+        gunicorn = ("-c", "python:inbox.gunicorn_settings", "--bind", receiver.removeprefix("http://"))
+        stack.enter_context(running("gunicorn", *gunicorn, ready=f"{receiver}/health/ready", environment=environment))
+        stack.enter_context(relay(environment))
+        engine = engines.connect(url, application="benchmarks")
+        stack.callback(engine.dispose)
+        stack.enter_context(sending(int(receiver.rpartition(":")[2]), rate))
+        time.sleep(min(base * 60, 10))  # the first events find cold caches
+        without = window(engine, base * 60, base * 60)
+        with open_transaction(engine):
+            with_it = window(engine, minutes * 60, min(LAST_SECONDS, minutes * 30))
+    alone.rates.append(without["p99"])
+    beside.rates.append(with_it["p99"])
+    notes = {"rate": rate, "minutes": minutes, "without": without, "in_its_last_minute": with_it, **machine()}
+    report("Pick-up on Postgres, p99", [beside, alone], notes, as_json=as_json, unit="ms")
+    if with_it["p99"] >= BAR * without["p99"]:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def relay(environment: Mapping[str, str]) -> Iterator[None]:
+    """A relay as long as the block runs."""
+    with subprocess.Popen([sys.executable, "-m", "relay", "run"], env=environment) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def open_transaction(engine: Engine) -> Iterator[None]:
+    """A transaction that has read, and does nothing more."""
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as forgotten:
+        forgotten.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        forgotten.execute(text("SELECT count(*) FROM open_delivery"))
+        yield
+
+
+def window(engine: Engine, seconds: float, last: float) -> dict[str, float]:
+    """Wait for so long; the pick-up of the events of the `last` seconds of it."""
+    time.sleep(seconds)
+    until = SystemClock().now()
+    bounds = {"since": until - timedelta(seconds=last), "until": until}
+    deadline = time.monotonic() + _LATE_SECONDS
+    while True:
+        with engine.connect() as connection:
+            found = connection.execute(_PICK_UP, bounds).one()
+        if found.events and not found.missing:
+            return {"events": found.events, "p50": round(found.p50, 1), "p99": round(found.p99, 1)}
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{found.missing} of {found.events} events are not delivered after {_LATE_SECONDS:g} s")
+        time.sleep(1)
+
+
+@contextmanager
+def sending(port: int, rate: int) -> Iterator[None]:
+    """Send webhooks at a steady rate over a few connections as long as the block runs."""
+    ended = threading.Event()
+    threads = [threading.Thread(target=_send, args=(port, rate, n, ended)) for n in range(CONNECTIONS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def _send(port: int, rate: int, number: int, ended: threading.Event) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    headers = {"Content-Type": "application/json", "X-Webhook-Token": TOKEN}
+    due, sent = time.monotonic(), 0
+    while not ended.wait(max(0.0, due - time.monotonic())):
+        due += CONNECTIONS / rate
+        sent += 1
+        event = {
+            "id": f"{number}-{sent % ENTITIES}",
+            "entityType": "USER",
+            "eventType": "UPDATE",
+            "timestamp": SystemClock().now().isoformat(),
+        }
+        connection.request("POST", "/webhooks/trivore", json.dumps(event), headers)
+        if connection.getresponse().read() and sent % 900 == 0:
+            connection.close()  # the receiver ends a connection after a thousand requests
+    connection.close()
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

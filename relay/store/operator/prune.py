@@ -1,0 +1,61 @@
+"""The command `prune`: lets a relay run a round of retention now, and answers what it has deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import text
+
+from inbox.config.mistakes import nearest
+from inbox.config.model import Config
+from inbox.config.retention import RetentionKind
+from inbox.db.retention import plan, state
+from inbox.db.retention.kinds import STEPS
+from inbox.errors import UnusableCommand
+from relay.store.database import Database
+from relay.store.operator.commands import AskedTask, BatchResult
+
+_MAKE_DUE = text("UPDATE pruner SET ran_at = NULL WHERE id = 1")
+_IS_OVER = text("SELECT ran_at IS NOT NULL AS is_over FROM pruner")
+
+
+def prune(database: Database, config: Config, task: AskedTask) -> BatchResult:
+    """Make a round due, and wait for its end. Rounds delete every kind; the answer counts those of the selection.
+
+    Raises:
+        UnusableCommand: the selection names an unknown kind.
+    """
+    kinds = _kinds(task.selection.get("kinds"))
+    if task.dry_run:
+        return _dry_run(database, config, kinds)
+    if task.progress is None:
+        before = _pruned(database, kinds)
+        with database.write() as transaction:
+            transaction.execute(_MAKE_DUE)
+        return BatchResult("running", progress=before, answer="a relay prunes")
+    with database.read() as transaction:
+        if not transaction.execute(_IS_OVER)[0].is_over:
+            return BatchResult("running", progress=task.progress, answer="a relay prunes")
+    rows = max(_pruned(database, kinds) - task.progress, 0)
+    return BatchResult("done", changed=rows, progress=task.progress, answer=f"{rows} rows pruned")
+
+
+def _kinds(given: Sequence[str] | None) -> list[RetentionKind]:
+    for name in given or ():
+        if name not in STEPS:
+            raise UnusableCommand(f"there is no kind of [retention] {name!r}; {nearest(name, STEPS)}")
+    return [kind for kind in STEPS if not given or kind in given]
+
+
+def _dry_run(database: Database, config: Config, kinds: Sequence[RetentionKind]) -> BatchResult:
+    with database.read() as transaction:
+        plans = plan.plan(transaction.connection, config.retention, transaction.now())
+    expired: dict[str, int] = {each.kind: each.rows for each in plans if each.kind in kinds and each.rows}
+    rows = sum(expired.values())
+    return BatchResult("done", matched=rows, sample={**expired}, answer=f"would delete about {rows} rows")
+
+
+def _pruned(database: Database, kinds: Sequence[RetentionKind]) -> int:
+    """Return the rows that were ever pruned of these kinds."""
+    with database.read() as transaction:
+        return sum(state.read(transaction.connection, kind).rows for kind in kinds)

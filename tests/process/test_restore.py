@@ -1,0 +1,148 @@
+"""A database that was restored from a dump, or to a moment in the past, is one that both sides go on with."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy.pool import NullPool
+
+from inbox.db import engine as engines
+from inbox.db import migrate
+from tests.conftest import _administer, _create_database
+from tests.docs.pages import the_block
+from tests.helpers.downstream import Downstream, serving
+from tests.helpers.evidence import facts, open_states, stored
+from tests.helpers.killable_postgres import killable
+from tests.helpers.postgres_programs import run_program
+from tests.helpers.processes import Site, site
+from tests.helpers.roles import granted
+from tests.helpers.sender import Sender, events
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import config_text
+
+pytestmark = pytest.mark.long
+
+PAGE = "docs/how-to/back-up-and-restore.md"
+PATIENCE = 90
+EARLIER, LATER = events(30), events(60)[30:]
+
+
+def engine_of(url: str) -> Engine:
+    return create_engine(url, poolclass=NullPool)
+
+
+@contextlib.contextmanager
+def working(folder: Path, url: str, downstream: Downstream) -> Iterator[tuple[Site, int]]:
+    """Both sides on a database; gives the port of the receiver."""
+    folder.mkdir()
+    with site(folder, config_text(url, downstream.url, schedule=("200ms", "1s"))) as place:
+        _, port = place.receiver(workers=1)
+        place.relay()
+        yield place, port
+
+
+def send(folder: Path, port: int, sent: list[tuple[str, str]], url: str) -> None:
+    """Send events, and wait until they are acknowledged and delivered."""
+    sender = Sender(folder / f"sends-{port}-{sent[0][1][-8:-1]}.jsonl", port, sent)
+    try:
+        until(lambda: sender.is_done, "all is acknowledged", within=PATIENCE)
+    finally:
+        sender.stop()
+    until(lambda: not open_states(engine_of(url)), "all is delivered", within=PATIENCE)
+
+
+def in_the_inbox(url: str) -> set[tuple[str, str]]:
+    return {(event["entity"], event["occurred_at"]) for event in stored(engine_of(url))}
+
+
+def test_a_dump_restored_as_the_page_says_is_the_same_inbox_with_roles(
+    postgres_database_url: str, postgres_url: str, tmp_path: Path
+) -> None:
+    name = f"{make_url(postgres_database_url).database}_restored"
+    dumping, restoring = (
+        next(line.split() for line in the_block(PAGE, "sh", program).splitlines() if line.startswith(program))
+        for program in ("pg_dump", "pg_restore")
+    )
+    with serving(tmp_path / "arrivals.jsonl") as downstream:
+        with working(tmp_path / "before", postgres_database_url, downstream) as (_, port):
+            send(tmp_path, port, EARLIER, postgres_database_url)
+            dump = tmp_path / "inbox.dump"
+            run_program("pg_dump", make_url(postgres_database_url), "--format=custom", f"--file={dump}")
+            assert dumping[:2] == ["pg_dump", "--format=custom"]
+        restored = _create_database(postgres_url, name)
+        try:
+            options = [option for option in restoring[1:] if option.startswith("--no-") or option == "--exit-on-error"]
+            assert len(options) == 3
+            run_program("pg_restore", make_url(restored), *options, f"--dbname={name}", str(dump))
+            with granted(restored, f"r{make_url(postgres_database_url).database}"[-30:]) as roles:
+                assert roles.allows("receiver", "SELECT seq FROM inbox")
+                assert not roles.allows("receiver", "SELECT * FROM inbox")
+            assert in_the_inbox(restored) == set(EARLIER)
+            assert facts(engine_of(restored)) == facts(engine_of(postgres_database_url))
+            with working(tmp_path / "after", restored, downstream) as (place, port):
+                verified = place.run("relay", "verify")
+                assert verified.status == 0, verified.stdout + verified.stderr
+                send(tmp_path, port, [*EARLIER[:5], *LATER], restored)
+                assert place.run("relay", "verify").status == 0
+            assert in_the_inbox(restored) == {*EARLIER, *LATER}
+        finally:
+            _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_path: Path) -> None:
+    """The page's own settings, with the folders of this test."""
+    with contextlib.ExitStack() as stack:
+        data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-pitr-", dir="/tmp")))
+        for folder in ("", "first", "second", "backup", "backup/wal"):
+            (data / folder).mkdir(exist_ok=True)
+            (data / folder).chmod(0o777)
+        archiving, going_back = (
+            settings(the_block(PAGE, "text", key), str(data / "backup"))
+            for key in ("archive_command", "restore_command")
+        )
+        first = stack.enter_context(killable(data / "first", more=archiving))
+        first.create_database("inbox")
+        url = first.url("inbox")
+        engine = engines.connect(url, application="tests")
+        migrate.upgrade(engine)
+        engine.dispose()
+        downstream = stack.enter_context(serving(tmp_path / "arrivals.jsonl"))
+        with working(tmp_path / "before", url, downstream) as (_, port):
+            first.base_backup(data / "backup" / "base")
+            send(tmp_path, port, EARLIER, url)
+            ((moment,),) = first.run("SELECT clock_timestamp()::text")
+            send(tmp_path, port, LATER, url)
+            ((segment,),) = first.run("SELECT pg_walfile_name(pg_switch_wal())")
+            last = f"SELECT 1 FROM pg_stat_archiver WHERE last_archived_wal >= '{segment}'"
+            until(lambda: first.run(last), "the log is archived", within=PATIENCE)
+        first.stop()
+
+        second = stack.enter_context(
+            killable(
+                data / "second",
+                base=data / "backup" / "base",
+                more={**going_back, "recovery_target_time": str(moment), "archive_mode": "off"},
+            )
+        )
+        url = second.url("inbox")
+        until(lambda: second.run("SELECT 1 WHERE NOT pg_is_in_recovery()"), "it is promoted", within=PATIENCE)
+        assert in_the_inbox(url) == set(EARLIER)
+        with working(tmp_path / "after", url, downstream) as (place, port):
+            assert place.run("relay", "verify").status == 0
+            send(tmp_path, port, LATER, url)
+            verified = place.run("relay", "verify")
+            assert verified.status == 0, verified.stdout + verified.stderr
+        arrived = Counter((line["entity"], line["occurred_at"]) for line in downstream.arrivals.lines())
+    assert {event: arrived[event] for event in LATER} == dict.fromkeys(LATER, 2)
+    assert all(arrived[event] >= 1 for event in EARLIER)
+
+
+def settings(block: str, backup: str) -> dict[str, str]:
+    lines = [line.partition(" = ") for line in block.strip().splitlines()]
+    return {name: value.strip("'").replace("/backup", backup) for name, _, value in lines}
