@@ -33,6 +33,7 @@ class Answers(msgspec.Struct):
     seconds: float
     p50_ms: float
     p99_ms: float
+    worst_ms: float = 0.0
 
     @property
     def accepted(self) -> int:
@@ -44,10 +45,13 @@ class Answers(msgspec.Struct):
         return self.accepted / self.seconds
 
 
-def send(url: str, seconds: float, connections: int) -> Answers:
-    """Send for so long, from another process; every webhook is unique."""
+def send(url: str, seconds: float, connections: int, padding: int | None = None) -> Answers:
+    """Send for so long, from another process; every webhook is unique.
+
+    With `padding`, so many bytes longer, and by the generator that measures the worst request too.
+    """
     run = uuid.uuid4().hex[:12]
-    if GENERATOR == "wrk":
+    if GENERATOR == "wrk" and padding is None:
         threads = min(os.cpu_count() or 1, 2, connections)
         command = [
             "wrk",
@@ -61,15 +65,16 @@ def send(url: str, seconds: float, connections: int) -> Answers:
         ]
         command += [run, TOKEN]
     else:
-        command = [sys.executable, "-m", "benchmarks.load", url, str(seconds), str(connections), run]
+        command = [sys.executable, "-m", "benchmarks.load", url, str(seconds), str(connections), run, str(padding or 0)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return msgspec.json.decode(output.rpartition("RESULT ")[2], type=Answers)
 
 
 class _Load:
-    def __init__(self, url: str, run: str) -> None:
+    def __init__(self, url: str, run: str, padding: int) -> None:
         self._parts = urlsplit(url)
         self._run = run
+        self._padding = "x" * padding
         self._sent = 0
         self._head = (
             f"POST {self._parts.path} HTTP/1.1\r\nHost: {self._parts.netloc}\r\nContent-Type: application/json\r\n"
@@ -106,18 +111,20 @@ class _Load:
         self._sent += 1
         timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         event = {"id": f"{self._run}-{self._sent}", "entityType": "USER", "eventType": "UPDATE", "timestamp": timestamp}
+        if self._padding:
+            event["more"] = self._padding
         body = json.dumps(event, separators=(",", ":"))
         return f"{self._head}{len(body)}\r\n\r\n{body}".encode()
 
 
-async def _run(url: str, seconds: float, connections: int, run: str) -> Answers:
-    load = _Load(url, run)
+async def _run(url: str, seconds: float, connections: int, run: str, padding: int) -> Answers:
+    load = _Load(url, run, padding)
     began = time.monotonic()
     await asyncio.gather(*(load.connection(began + seconds) for _ in range(connections)))
     took = time.monotonic() - began
     percentiles = statistics.quantiles(load.times, n=100)
     p50, p99 = (round(percentiles[n - 1] * 1000, 3) for n in (50, 99))
-    return Answers(len(load.times), load.refused, load.lost, took, p50, p99)
+    return Answers(len(load.times), load.refused, load.lost, took, p50, p99, round(max(load.times) * 1000, 3))
 
 
 def main() -> None:
@@ -126,8 +133,9 @@ def main() -> None:
     parser.add_argument("seconds", type=float)
     parser.add_argument("connections", type=int)
     parser.add_argument("run", help="a word that no other run uses")
+    parser.add_argument("padding", type=int, help="bytes that each body has more")
     given = parser.parse_args()
-    answers = uvloop.run(_run(given.url, given.seconds, given.connections, given.run))
+    answers = uvloop.run(_run(given.url, given.seconds, given.connections, given.run, given.padding))
     print("RESULT", msgspec.json.encode(answers).decode())
 
 

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 
@@ -69,6 +69,24 @@ def databases(kind: Kind, count: int = 1) -> Iterator[list[str]]:
         finally:
             for name in names:
                 _administer(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@contextmanager
+def before_url(kind: Kind, checkout: Path) -> Iterator[str]:
+    """The URL of an empty database that another version has migrated."""
+    with ExitStack() as stack:
+        if kind is Kind.SQLITE:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-", dir=REAL_DISK))
+            url = f"sqlite:///{folder}/before.db"
+        else:
+            server, name = stack.enter_context(_postgres()), f"inbox_relay_benchmark_{os.getpid()}_before"
+            _administer(server, f"CREATE DATABASE {name}")
+            stack.callback(_administer, server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            url = make_url(server).set(database=name).render_as_string(hide_password=False)
+        with configured(url) as environment:
+            command = [sys.executable, "-c", "from inbox.cli.main import main; main()", "migrate"]
+            subprocess.run(command, check=True, env=environment, cwd=checkout, stdout=subprocess.DEVNULL)
+        yield url
 
 
 @contextmanager
@@ -155,9 +173,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(module: str, *arguments: str, ready: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
-    """`python -m module` in a process of its own, from when `ready` (a URL) answers 200 until the block ends."""
-    with subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment) as process:
+def running(
+    module: str,
+    *arguments: str,
+    ready: str,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Iterator[None]:
+    """`python -m module` in a process of its own, from when `ready` (a URL) answers 200 until the block ends.
+
+    In `folder`, which may be a checkout of another version.
+    """
+    with subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment, cwd=folder) as process:
         try:
             _await(ready, process)
             yield

@@ -1,7 +1,7 @@
 """Leaves of `inbox_payload` on Postgres: each holds the payloads of a range of seq, and expires as a whole.
 
 TRUNCATE of a leaf gives its space back to the operating system at once, where DELETE gives back nothing. It locks the leaf
-alone, so neither a report nor a dump holds up intake: docs/decisions/0023-payloads-in-leaves.md has the figures.
+alone, so neither a report nor a dump holds up intake: docs/decisions/README.md has the figures.
 
 A relay is not the owner of the tables. So functions of the owner make, truncate and retire leaves, and check for themselves
 that it is right.

@@ -15,7 +15,7 @@ from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Delivery
 from relay.store.database import Database
-from relay.store.events import EVENT, of_event
+from relay.store.events import EVENT, of_event, payload_rows
 
 Place = tuple[str, str]
 """Type and id: pages go by them."""
@@ -43,7 +43,8 @@ def page(database: Database, chosen: Chosen, after: Place, most: int) -> list[De
     with database.read() as transaction:
         statement = _newest(database.sql, of_types=bool(chosen.types))
         rows = transaction.execute(statement, after_type=after[0], after_id=after[1], most=most, **_parameters(chosen))
-    return [_delivery(row, chosen.route) for row in rows]
+        payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
+    return [_delivery(row, payloads.get(row.seq), chosen.route) for row in rows]
 
 
 def count(database: Database, chosen: Chosen) -> int:
@@ -76,7 +77,7 @@ def ids_of(database: Database, source: str, entity_type: str, most: int) -> Iter
         after = rows[-1].entity_id
 
 
-def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result row
+def _delivery(event: Any, payload: Any | None, route: str) -> Delivery:  # noqa: ANN401  # result rows
     return Delivery(
         seq=event.seq,
         route=route,
@@ -84,7 +85,7 @@ def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result r
         attempt=1,
         run=0,
         lease_token=0,
-        **of_event(event),
+        **of_event(event, payload),
     )
 
 
@@ -114,7 +115,6 @@ FROM (
     ORDER BY entity_type, entity_id
     LIMIT :most) newest
 JOIN inbox i ON i.seq = newest.seq
-LEFT JOIN inbox_payload p ON p.seq = i.seq
 ORDER BY i.entity_type, i.entity_id
 """)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -27,11 +27,28 @@ def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delive
         return []
     keys = rows_param({"seq": row.seq, "route": row.route, "lane": row.lane} for row in claimed)
     events = {(row.seq, row.route): row for row in transaction.execute(_events(transaction.sql), claimed=keys)}
-    return [_delivery(row, events[row.seq, row.route]) for row in sorted(claimed, key=lambda row: row.seq)]
+    payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in claimed))}
+    return [
+        _delivery(row, events[row.seq, row.route], payloads.get(row.seq))
+        for row in sorted(claimed, key=lambda row: row.seq)
+    ]
 
 
-def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
-    if event.body is None:
+def payload_rows(transaction: Transaction, seqs: Iterable[int], columns: str = "seq, headers, body") -> Sequence[Any]:
+    """Read these payloads, as far as they are still there.
+
+    The numbers are written into the statement: so Postgres opens only the leaves that have them. With parameters it opens
+    every leaf each time, which takes 90 ms for 400 leaves.
+    """
+    numbers = ", ".join(str(int(seq)) for seq in sorted(set(seqs)))
+    if not numbers:
+        return ()
+    statement = f"SELECT {columns} FROM inbox_payload WHERE seq IN ({numbers})"
+    return transaction.connection.exec_driver_sql(statement).all()
+
+
+def _delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN401  # result rows
+    if payload is None:
         raise PayloadGone
     late = event.last_occurred_at is not None and (as_time(event.occurred_at), row.seq) < (
         as_time(event.last_occurred_at),
@@ -45,7 +62,7 @@ def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
         run=row.run,
         lease_token=row.lease_token,
         is_suspect=row.crashes >= SUSPECT_CRASHES,
-        **of_event(event),
+        **of_event(event, payload),
         late=late,
         applied_hash=event.applied_hash,
         applied_etag=event.etag,
@@ -59,17 +76,17 @@ _FIELDS = (
     "source", "entity_type", "entity_id", "event_type", "action", "event_id", "dedup_key", "occurred_at", "received_at",
     "content_type", "traceparent",
 )  # fmt: skip
-_PAYLOAD = ("headers", "body")
-EVENT = ", ".join((*(f"i.{name}" for name in _FIELDS), *(f"p.{name}" for name in _PAYLOAD)))
-"""The columns of an event `i` and its payload `p` that `of_event` reads."""
+EVENT = ", ".join(f"i.{name}" for name in _FIELDS)
+"""The columns of the inbox that `of_event` reads."""
 
 
-def of_event(event: Any) -> dict[str, Any]:  # noqa: ANN401  # a result row
-    """The fields of a `Delivery` that come from its event; no headers, and None as its body, without a payload."""
-    return {name: getattr(event, name) for name in (*_FIELDS, *_PAYLOAD)} | {
+def of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN401  # result rows
+    """The fields of a `Delivery` that come from its event; without a payload no headers, and None as its body."""
+    return {name: getattr(event, name) for name in _FIELDS} | {
         "occurred_at": as_time(event.occurred_at),
         "received_at": as_time(event.received_at),
-        "headers": as_json(event.headers) or {},
+        "headers": {} if payload is None else as_json(payload.headers),
+        "body": None if payload is None else payload.body,
     }
 
 
@@ -88,6 +105,5 @@ SELECT i.seq, claimed.route, {EVENT},
                 WHERE n.seq = i.seq AND n.route = claimed.route AND n.id > f.id AND n.kind IN ({_NEW_RUN}))) AS stale_before
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
 JOIN inbox i ON i.seq = claimed.seq
-LEFT JOIN inbox_payload p ON p.seq = i.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
 """)

@@ -19,6 +19,7 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, State, fold
 from relay.delivery.policy import Policies
 from relay.store.database import ROW, Key, Transaction, as_open_delivery, fields_param, keys_param
+from relay.store.events import payload_rows
 from relay.store.lanes import settle_lanes
 
 
@@ -52,8 +53,7 @@ def keep_payloads(transaction: Transaction, seqs: Iterable[int], *, locked: bool
     """Return which of these events still have their payload; with `locked`, none goes before the transaction ends."""
     if locked:
         transaction.lock_payloads()
-    wanted = rows_param({"seq": seq} for seq in sorted(set(seqs)))
-    return {row.seq for row in transaction.execute(_payloads(transaction.sql), wanted=wanted)}
+    return {row.seq for row in payload_rows(transaction, seqs, "seq")}
 
 
 def take_up(
@@ -138,11 +138,6 @@ SELECT i.seq, wanted.route, i.entity_type, i.entity_id, i.dedup_key, i.occurred_
 FROM {_wanted(sql)} JOIN inbox i ON i.seq = wanted.seq
 ORDER BY i.seq, wanted.route
 """)
-
-
-@cache
-def _payloads(sql: Sql) -> TextClause:
-    return text(f"SELECT p.seq FROM {sql.rows('wanted', seq='bigint')} JOIN inbox_payload p ON p.seq = wanted.seq")
 
 
 _NEW = {"seq": "bigint", "route": "text", "lane": "text", "occurred_at": "time", "run": "int"}

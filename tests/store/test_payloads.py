@@ -207,6 +207,15 @@ def test_a_leaf_with_a_young_event_at_its_end_stays(engine: Engine) -> None:
 
 
 @ON_POSTGRES
+def test_a_leaf_whose_last_event_was_readmitted_waits_for_the_others(engine: Engine) -> None:
+    """A readmitted event keeps its old time."""
+    fill(engine, 1, 99_990, days_old=9)
+    fill(engine, 99_991, 99_999, days_old=1)
+    fill(engine, 100_000, 100_001, days_old=9)
+    assert step(engine, Expiry(NOW - 8 * DAY), most=10).rows == 10, "row by row"
+
+
+@ON_POSTGRES
 def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payloads, "MOST_LEAVES", 2)
     fill(engine, 1, 100_500, days_old=9)

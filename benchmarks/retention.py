@@ -1,0 +1,238 @@
+"""Payloads in a table of their own: intake against bodies inline in `inbox`, and pruning beside intake.
+
+    python -m benchmarks.retention intake --before /path/of/a/checkout
+    python -m benchmarks.retention prune --database postgres --events 5000000 --pruned 1000000
+
+`--before` names a checkout of the version that is compared, such as `git worktree add ../before 8627015`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sqlalchemy import Connection, Engine, make_url, text
+
+from benchmarks.load import Answers, send
+from benchmarks.support import Kind, Side, before_url, configured, databases, free_port, machine, report, running
+from inbox.clock import SystemClock
+from inbox.db import engine as engines
+from inbox.db.checkpoint import checkpoint
+from inbox.db.dialect import POSTGRES
+from inbox.db.leaves import FIRST_LEAF
+from inbox.db.retention.pruned import Expiry, Pruned
+from inbox.db.retention.rounds import LeasedPruner
+
+INTAKE_BAR, PRUNING_BAR, BYTES_BAR = 0.92, 0.90, 0.80
+_OVERHEAD = 100
+"""Bytes of a body without padding."""
+_LEAF = 1_000_000
+_PAUSE = 2.0
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+Database = Annotated[Kind, typer.Option(help="Which database.")]
+Seconds = Annotated[float, typer.Option(min=1, max=300, help="How long each side is measured in a round.")]
+Connections = Annotated[int, typer.Option(min=1, max=1024, help="Of the sender.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.command()
+def intake(
+    *,
+    before: Annotated[Path, typer.Option(help="A checkout of the other version.", exists=True, file_okay=False)],
+    database: Database = Kind.POSTGRES,
+    sizes: Annotated[str, typer.Option(help="Sizes of a body in bytes.")] = "100,1024,16384",
+    seconds: Seconds = 8,
+    connections: Connections = 64,
+    rounds: Annotated[int, typer.Option(min=1, max=50, help="How often each side is measured.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Compare intake with that of the other version, in the same rounds, through gunicorn."""
+    for size in map(int, sizes.split(",")):
+        now, then = Side("now"), Side("before", bar=INTAKE_BAR)
+        with ExitStack() as stack:
+            (url,) = stack.enter_context(databases(database))
+            other = stack.enter_context(before_url(database, before.absolute()))
+            sides = [
+                (now, stack.enter_context(_receiver(url, None))),
+                (then, stack.enter_context(_receiver(other, before.absolute()))),
+            ]
+            for _, target in sides:
+                _accepted(target, 1, connections, size)
+            for number in range(rounds):
+                for side, target in sides if number % 2 else sides[::-1]:
+                    side.rates.append(_accepted(target, seconds, connections, size).rate)
+        title = f"Intake of bodies of {size:,} bytes, {database.value}"
+        report(title, [now, then], machine(), as_json=as_json)
+
+
+@app.command()
+def prune(
+    *,
+    database: Database = Kind.POSTGRES,
+    events: Annotated[int | None, typer.Option(min=1000, help="Stored events; 5 M, and 1 M on SQLite.")] = None,
+    pruned: Annotated[int | None, typer.Option(min=100, help="Events whose payloads expire; a fifth.")] = None,
+    body_bytes: Annotated[int, typer.Option(min=1, help="Size of a body.")] = 1024,
+    seconds: Seconds = 10,
+    connections: Connections = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Prune payloads beside intake: what it costs the receiver, and how much of the disk it gives back."""
+    events = events or (5_000_000 if database is Kind.POSTGRES else 1_000_000)
+    pruned = pruned or events // 5
+    with databases(database) as (url,):
+        engine = engines.connect(url, application="benchmarks")
+        now = SystemClock().now()
+        _fill(engine, events, pruned, body_bytes, now)
+        before = _size(engine)
+        with _receiver(url, None) as target:
+            _accepted(target, 1, connections, body_bytes)
+            alone, beside = Side("intake alone", bar=PRUNING_BAR), Side("intake beside pruning")
+            first = _accepted(target, seconds, connections, body_bytes)
+            with _pruning(engine, now) as steps:
+                during = _accepted(target, seconds, connections, body_bytes)
+            last = _accepted(target, seconds, connections, body_bytes)
+        alone.rates.append(statistics.mean((first.rate, last.rate)))
+        beside.rates.append(during.rate)
+        added = first.accepted + during.accepted + last.accepted
+        rows, took = sum(step.rows for step, _ in steps), sum(seconds for _, seconds in steps)
+        grown = added * before / events  # what intake has added meanwhile takes about as much for each event
+        if engine.dialect.name != POSTGRES:
+            checkpoint(engine)
+        theirs = before * pruned / events if engine.dialect.name == POSTGRES else pruned * body_bytes
+        back = (before + grown - _size(engine)) / theirs
+        notes: dict[str, object] = {
+            "payloads deleted": f"{rows:,} of {events:,} in {took:.2f} s of {len(steps)} steps",
+            "bytes given back": f"{back:.1%} of theirs (bar {BYTES_BAR:.0%})",
+            "worst request": f"{during.worst_ms:.0f} ms beside pruning, {first.worst_ms:.0f} and {last.worst_ms:.0f} ms without",
+        }
+        engine.dispose()
+    report(
+        f"Pruning beside intake, {database.value}, {body_bytes:,} bytes",
+        [beside, alone],
+        notes | machine(),
+        as_json=as_json,
+    )
+
+
+@contextmanager
+def _receiver(url: str, folder: Path | None) -> Iterator[str]:
+    server = f"http://127.0.0.1:{free_port()}"
+    bind = ("--bind", server.removeprefix("http://"), "--log-level", "warning")
+    arguments = ("-c", "python:inbox.gunicorn_settings", *bind, "inbox.gunicorn_settings:receiver")
+    with (
+        configured(url) as environment,
+        running("gunicorn", *arguments, ready=f"{server}/health/ready", environment=environment, folder=folder),
+    ):
+        yield f"{server}/webhooks/trivore"
+
+
+def _accepted(target: str, seconds: float, connections: int, body_bytes: int) -> Answers:
+    answers = send(target, seconds, connections, max(body_bytes - _OVERHEAD, 0))
+    if answers.refused or answers.lost:
+        raise SystemExit(f"of {answers.answers} answers {answers.refused} were refusals, {answers.lost} went missing")
+    return answers
+
+
+@contextmanager
+def _pruning(engine: Engine, now: datetime) -> Iterator[list[tuple[Pruned, float]]]:
+    """Prune in a thread as a relay does, until the block ends or nothing is left."""
+    steps: list[tuple[Pruned, float]] = []
+    stopped = threading.Event()
+
+    @contextmanager
+    def begin(_rows: int) -> Iterator[Connection]:
+        with engine.begin() as connection:
+            yield connection
+
+    def work() -> None:
+        pruner = LeasedPruner(begin, "benchmark", rest=stopped.wait)
+        pruner.take()
+        time.sleep(_PAUSE)
+        began = time.monotonic()
+        for event in pruner.batches(
+            "payloads", Expiry(now - timedelta(days=30)), seconds=3600, is_stopped=stopped.is_set
+        ):
+            if isinstance(event, Pruned):
+                steps.append((event, time.monotonic() - began))
+            began = time.monotonic()
+        if engine.dialect.name != POSTGRES:
+            checkpoint(engine)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield steps
+    finally:
+        thread.join()
+
+
+def _fill(engine: Engine, events: int, pruned: int, body_bytes: int, now: datetime) -> None:
+    """Store events that have all ended; the first of them expired a month ago."""
+    is_postgres = engine.dialect.name == POSTGRES
+    if is_postgres:
+        with engine.begin() as connection:
+            bounds = [1 + FIRST_LEAF, *range(_LEAF + 1, events + 2 * _LEAF, _LEAF)]
+            if FIRST_LEAF < pruned < _LEAF:
+                bounds.insert(1, pruned + 1)
+            for lo, hi in pairwise(bounds):
+                connection.execute(text(f"SELECT inbox_payload_add_leaf({lo}, {hi})"))
+    for first in range(1, events + 1, 50_000):
+        last = min(first + 49_999, events)
+        for low, high, age in ((first, min(last, pruned), 40), (max(first, pruned + 1), last, 1)):
+            if low <= high:
+                at = f"{now - timedelta(days=age):%Y-%m-%d %H:%M:%S.000000Z}"
+                _insert(engine, low, high, at, body_bytes)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE" if is_postgres else "ANALYZE"))
+    if not is_postgres:
+        checkpoint(engine)
+
+
+def _insert(engine: Engine, first: int, last: int, at: str, body_bytes: int) -> None:
+    is_postgres = engine.dialect.name == POSTGRES
+    numbers = (
+        f"generate_series({first}, {last}) AS n"
+        if is_postgres
+        else f"(WITH RECURSIVE c(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM c WHERE n < {last}) SELECT n FROM c)"
+    )
+    routes = "'{everything}'" if is_postgres else "'[\"everything\"]'"
+    blank = "CAST('00' AS bytea)" if is_postgres else "x'00'"
+    body = (
+        f"substr(convert_to(repeat(md5(CAST(n AS text)), {body_bytes // 32 + 1}), 'UTF8'), 1, {body_bytes})"
+        if is_postgres
+        else f"randomblob({body_bytes})"
+    )
+    event = f"""
+INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
+                   content_type, body_bytes, body_sha256)
+SELECT n, 'trivore', 'key ' || n, 'USER', 'u' || n, 'UPDATE', 'update', '{at}', '{at}', {routes}, 'application/json',
+       {body_bytes}, {blank} FROM {numbers}"""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(event)
+        connection.exec_driver_sql(
+            f"INSERT INTO inbox_payload (seq, headers, body) SELECT n, '{{}}', {body} FROM {numbers}"
+        )
+        if is_postgres:
+            connection.exec_driver_sql(f"SELECT setval('inbox_seq_seq', {last})")
+
+
+def _size(engine: Engine) -> float:
+    """Return the bytes of payloads on disk: of their relations on Postgres, of the whole file on SQLite."""
+    if engine.dialect.name != POSTGRES:
+        return Path(make_url(str(engine.url)).database or "").stat().st_size
+    with engine.connect() as connection:
+        query = "SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits WHERE inhparent = 'inbox_payload'\\:\\:regclass"
+        return float(connection.execute(text(query)).scalar_one())
+
+
+if __name__ == "__main__":
+    app()
