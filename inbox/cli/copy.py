@@ -47,7 +47,7 @@ def copy_command(
         typer.Option(
             "--to",
             metavar="URL",
-            help="The other database, as [database] url takes it: postgresql+psycopg://…, sqlite:///…, env:NAME or file:/path.",
+            help="The other database, as `url` of \\[database]: postgresql+psycopg://…, sqlite:///…, env:NAME or file:/path.",
         ),
     ],
     dry_run: Annotated[

@@ -56,7 +56,8 @@ class Done(msgspec.Struct):
 def prune_command(
     *,
     kinds: Annotated[
-        list[str] | None, typer.Option("--kind", help="Only this kind, a key of [retention]; may be given repeatedly.")
+        list[str] | None,
+        typer.Option("--kind", help="Only this kind, a key of \\[retention]; may be given repeatedly."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and delete nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,

@@ -117,7 +117,7 @@ async def test_a_sequence_of_the_relay_behind_its_table_keeps_nothing_from_being
     do(
         engine,
         """INSERT INTO relay_command (id, asked_at, asked_by, kind, selection, reason)
-VALUES (7, now(), 'kim', 'pause', '{}', 'r')""",
+VALUES (7, now(), 'kim', 'pause', '{"route": "r"}', 'r')""",
     )
     async with receiving(config) as receiver:
         assert await fill(receiver, 0, 1) == [200]

@@ -36,6 +36,7 @@ OTHER: dict[str, Any] = {
     "content_type": "text/plain",
     "body_bytes": 99,
     "body": b"other",
+    "body_is_text": False,
     "body_sha256": b"\x00" * 32,
     "traceparent": "other",
     "erased_at": START,

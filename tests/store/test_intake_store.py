@@ -76,6 +76,7 @@ def test_an_event_is_stored_as_it_is(intake: Intake, engine: Engine) -> None:
         "routes": ["strict"],
         "body_bytes": len(event.body),
         "body_is_text": True,
+        "erased_at": None,
         "body_sha256": event.body_sha256.hex(),
     }
 

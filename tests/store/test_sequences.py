@@ -19,7 +19,7 @@ ROWS = {
     "rejected_request.id": """INSERT INTO rejected_request (received_at, source, status, cause, reason, body_sha256)
         VALUES (now(), 's', 400, 'unreadable', 'r', '')""",
     "relay_command.id": """INSERT INTO relay_command (asked_at, asked_by, kind, selection, reason)
-        VALUES (now(), 'p', 'pause', '{}', 'r')""",
+        VALUES (now(), 'p', 'pause', '{"route": "r"}', 'r')""",
     "duplicate_request.id": "INSERT INTO duplicate_request (seq, received_at, body_sha256) VALUES (1, now(), '')",
 }
 """A statement for each column that counts up by itself."""
