@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 from sqlalchemy import Engine, text
 
+from inbox.clock import steady
 from inbox.db.engine import reading
 from inbox.db.erasure.searching import open_commands, search
 from inbox.db.erasure.subject import ErasureSubject
@@ -39,11 +40,13 @@ class ErasurePlan(msgspec.Struct, frozen=True):
     """The first deliveries that have not ended."""
     open_commands: tuple[int, ...] = ()
     """Commands that name the entity and have not ended."""
+    is_whole: bool = True
+    """False when the time was over before the other tables had been searched: `naming` counts a part."""
 
     @property
     def is_empty(self) -> bool:
-        """True when the database holds nothing of the entity."""
-        return not (self.events or self.pauses or self.naming)
+        """True when the database certainly holds nothing of the entity."""
+        return self.is_whole and not (self.events or self.pauses or self.naming)
 
     @property
     def is_held_up(self) -> bool:
@@ -51,8 +54,21 @@ class ErasurePlan(msgspec.Struct, frozen=True):
         return bool(self.open or self.open_commands)
 
 
-def plan(engine: Engine, subject: ErasureSubject, *, searching: Callable[[int], None] = lambda _: None) -> ErasurePlan:
-    """Count what the database holds of an entity. `searching` hears up to which rejected request it has searched."""
+def plan(
+    engine: Engine,
+    subject: ErasureSubject,
+    *,
+    searching: Callable[[int], None] = lambda _: None,
+    seconds: float | None = None,
+) -> ErasurePlan:
+    """Count what the database holds of an entity.
+
+    Args:
+        engine: the database.
+        subject: the entity.
+        searching: hears up to which rejected request it has searched.
+        seconds: the longest search of the tables that may name it; None: as long as it takes.
+    """
     with engine.connect() as connection, reading(connection).begin():
         counted = connection.execute(_COUNTS, named(subject)).one()
         bodies = connection.execute(_PAYLOADS, named(subject)).one()
@@ -61,6 +77,7 @@ def plan(engine: Engine, subject: ErasureSubject, *, searching: Callable[[int], 
         pauses = connection.execute(_PAUSES, {"name": subject.gate}).scalar_one()
         found = tuple(open_deliveries(connection, subject, MOST_SHOWN))
         commands = tuple(open_commands(connection, subject))
+    naming, is_whole = _naming(engine, subject, searching, seconds)
     return ErasurePlan(
         subject,
         counted.events,
@@ -71,26 +88,32 @@ def plan(engine: Engine, subject: ErasureSubject, *, searching: Callable[[int], 
         int(counted.facts),
         lanes,
         pauses,
-        _naming(engine, subject, searching),
+        naming,
         found,
         commands,
+        is_whole,
     )
 
 
-def _naming(engine: Engine, subject: ErasureSubject, searching: Callable[[int], None]) -> dict[str, int]:
-    """Count rows that name the entity, by table; each part in a transaction of its own."""
+def _naming(
+    engine: Engine, subject: ErasureSubject, searching: Callable[[int], None], seconds: float | None
+) -> tuple[dict[str, int], bool]:
+    """Count rows that name the entity, by table, each part in a transaction of its own. False: the time was over before the end."""
+    until = None if seconds is None else steady() + seconds
     found: Counter[str] = Counter()
     position: int | None = None
     while True:
         with engine.connect() as connection, reading(connection).begin():
             naming = search(connection, subject, position)
         if naming is None:
-            return dict(found)
+            return dict(found), True
         found.update(row.table for row in naming.rows)
         if naming.position == position:
-            return dict(found)
+            return dict(found), True
         position = naming.position
         searching(position or 0)
+        if until is not None and steady() >= until:
+            return dict(found), False
 
 
 _COUNTS = text(f"""
