@@ -49,6 +49,19 @@ def test_relays_do_it_step_by_step(steps: Steps, engine: Engine, monkeypatch: py
     assert [fact["detail"] for fact in said] == [{"who": row["asked_by"], "why": "request 2026-17"}]
 
 
+def test_events_with_many_facts_are_erased_fewer_at_a_time(
+    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deliveries wait for the lock of a step."""
+    live(steps)
+    most = max(row["n"] for row in steps.rows("SELECT count(*) AS n FROM delivery_log GROUP BY seq"))
+    monkeypatch.setattr(work, "FACTS_OF_A_STEP", most - 1)
+    number = ask(steps, OF_PERSON)
+    assert 1 <= execution.work_on(steps.database, CONFIG, POLICIES, number) < 5
+    assert answered(steps, number)["affected"] == 5
+    assert traces_in(engine) == []
+
+
 def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> None:
     live(steps)
     before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
@@ -106,7 +119,7 @@ def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
     """A relay plans and delivers in the same thread."""
     live(steps)
     monkeypatch.setattr(searching, "ROWS_OF_A_PART", 1)
-    monkeypatch.setattr(erase, "PLAN_SECONDS", 0.0)
+    monkeypatch.setattr(erase, "SEARCHED_PARTS", 1)
     row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
     assert row["answer"] == (
         "would erase 5 events; it searched a part of the rejected requests, `inbox erase --dry-run` searches all"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 
 import msgspec
 from sqlalchemy import Engine, text
 
-from inbox.clock import steady
 from inbox.db.engine import reading
 from inbox.db.erasure.searching import open_commands, search
 from inbox.db.erasure.subject import ErasureSubject
@@ -41,7 +41,7 @@ class ErasurePlan(msgspec.Struct, frozen=True):
     open_commands: tuple[int, ...] = ()
     """Commands that name the entity and have not ended."""
     is_whole: bool = True
-    """False when the time was over before the other tables had been searched: `naming` counts a part."""
+    """False when there are more rejected requests than were searched: `naming` counts a part."""
 
     @property
     def is_empty(self) -> bool:
@@ -59,7 +59,7 @@ def plan(
     subject: ErasureSubject,
     *,
     searching: Callable[[int], None] = lambda _: None,
-    seconds: float | None = None,
+    most_parts: int | None = None,
 ) -> ErasurePlan:
     """Count what the database holds of an entity.
 
@@ -67,7 +67,7 @@ def plan(
         engine: the database.
         subject: the entity.
         searching: hears up to which rejected request it has searched.
-        seconds: the longest search of the tables that may name it; None: as long as it takes.
+        most_parts: the most parts of the rejected requests that are searched; None: all.
     """
     with engine.connect() as connection, reading(connection).begin():
         counted = connection.execute(_COUNTS, named(subject)).one()
@@ -77,7 +77,7 @@ def plan(
         pauses = connection.execute(_PAUSES, {"name": subject.gate}).scalar_one()
         found = tuple(open_deliveries(connection, subject, MOST_SHOWN))
         commands = tuple(open_commands(connection, subject))
-    naming, is_whole = _naming(engine, subject, searching, seconds)
+    naming, is_whole = _naming(engine, subject, searching, most_parts)
     return ErasurePlan(
         subject,
         counted.events,
@@ -96,13 +96,12 @@ def plan(
 
 
 def _naming(
-    engine: Engine, subject: ErasureSubject, searching: Callable[[int], None], seconds: float | None
+    engine: Engine, subject: ErasureSubject, searching: Callable[[int], None], most_parts: int | None
 ) -> tuple[dict[str, int], bool]:
-    """Count rows that name the entity, by table, each part in a transaction of its own. False: the time was over before the end."""
-    until = None if seconds is None else steady() + seconds
+    """Count rows that name the entity, by table, each part in a transaction of its own. False: there are more."""
     found: Counter[str] = Counter()
     position: int | None = None
-    while True:
+    for number in count(1):
         with engine.connect() as connection, reading(connection).begin():
             naming = search(connection, subject, position)
         if naming is None:
@@ -112,8 +111,9 @@ def _naming(
             return dict(found), True
         position = naming.position
         searching(position or 0)
-        if until is not None and steady() >= until:
-            return dict(found), False
+        if number == most_parts:
+            break
+    return dict(found), False
 
 
 _COUNTS = text(f"""
