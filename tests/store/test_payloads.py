@@ -149,6 +149,14 @@ def test_leaves_are_ready_for_coming_events_and_grow_with_their_rate(engine: Eng
 
 
 @ON_POSTGRES
+def test_an_event_from_a_clock_that_was_ahead_makes_no_leaf_too_large(engine: Engine) -> None:
+    fill(engine, 1, 1, days_old=-3650)
+    fill(engine, 2, 1 + LEAST_EVENTS, days_old=0.5)
+    prepare(engine)
+    assert max(beyond - first for first, beyond in leaves(engine)) == 100_000
+
+
+@ON_POSTGRES
 def test_where_events_arrive_in_the_default_leaf_already_the_next_ones_get_a_leaf(engine: Engine) -> None:
     fill(engine, 1, 120_000, days_old=1)
     assert rows(engine, f"SELECT count(*) AS n FROM {DEFAULT}") == [{"n": 20_000}]

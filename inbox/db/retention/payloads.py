@@ -128,7 +128,8 @@ def _per_day(connection: Connection, last: int, now: datetime) -> float:
         earlier = connection.execute(_EARLIER, {"seq": last - looked}).first()
         if earlier is None:
             break
-        events, seconds = last - earlier.seq, (now - as_time(earlier.received_at)).total_seconds()
+        if (passed := (now - as_time(earlier.received_at)).total_seconds()) > 0:  # else its receiver's clock was ahead
+            events, seconds = last - earlier.seq, passed
         looked *= 2
     return events / max(seconds, 1.0) * _DAY.total_seconds()
 
