@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, insert, text
 from sqlalchemy.exc import OperationalError
 
-from inbox.clock import SystemClock
+from inbox.clock import SystemClock, steady
 from inbox.config.retention import Retention, RetentionKind
 from inbox.config.types import Age
 from inbox.db.dialect import Sql
@@ -96,6 +96,17 @@ def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
         happened = prune(engine, "payloads", seconds=0.1)
     assert not rows_gone(happened)
     assert rows_gone(prune(engine, "payloads"))
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("lived_in")
+def test_a_fact_that_somebody_has_locked_does_not_hold_up_those_who_open_deliveries(engine: Engine) -> None:
+    with engine.connect() as somebody, somebody.begin(), engine.connect() as pruning, pruning.begin():
+        somebody.execute(text("SELECT FROM delivery_log WHERE seq = 1 FOR UPDATE"))
+        began = steady()
+        with pytest.raises(OperationalError):
+            STEPS["events"](pruning, expiry_of(AFTER_A_MONTH, "events", NOW), 0, 100)
+        assert steady() - began < 1
 
 
 @ON_POSTGRES
