@@ -6,7 +6,7 @@ import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
-from inbox.db.erasure.carrying_out import answer_of, end
+from inbox.db.erasure.carrying_out import answer_of, end, held_up_by
 from inbox.db.erasure.plan import ErasurePlan, plan
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.erasure.work import ErasureOrder, act, look
@@ -64,7 +64,7 @@ def _planned(database: Database, config: Config, subject: ErasureSubject) -> Era
         raise UnusableCommand(f"there is no source {subject.source!r}; {nearest(subject.source, config.sources)}")
     planned = plan(database.engine, subject)
     if planned.open:
-        raise UnusableCommand(answer_of(planned.open))
+        raise UnusableCommand(held_up_by(planned.open))
     if planned.open_commands:
         numbers = ", ".join(map(str, planned.open_commands))
         raise UnusableCommand(
