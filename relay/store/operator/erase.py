@@ -16,7 +16,6 @@ from inbox.events.timestamps import time_text
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
 
-
 SEARCHED_PARTS = 2
 """Parts of the rejected requests that a plan searches, each of which takes some 0.2 s: deliveries wait for it."""
 
@@ -82,7 +81,11 @@ def _planned(database: Database, config: Config, subject: ErasureSubject) -> Era
 def _answer(planned: ErasurePlan) -> BatchResult:
     """The answer to a dry run: what would go, without the entity itself."""
     sample = {name: value for name, value in msgspec.to_builtins(planned).items() if name != "subject"}
-    rest = "" if planned.is_whole else "; it searched a part of the rejected requests, `inbox erase --dry-run` searches all"
+    rest = (
+        ""
+        if planned.is_whole
+        else "; it searched a part of the rejected requests, `inbox erase --dry-run` searches all"
+    )
     return BatchResult(
         "done", matched=planned.events, sample=sample, answer=f"would erase {planned.events} events{rest}"
     )
