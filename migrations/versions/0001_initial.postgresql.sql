@@ -1577,6 +1577,12 @@ BEGIN
         IF (OLD.state = 'running' AND NEW.state = 'asked') THEN
             RAISE EXCEPTION USING MESSAGE = 'a command that runs is not asked again', ERRCODE = 'check_violation';
         END IF;
+        IF (NEW.state IN ('done', 'failed', 'refused') AND NEW.state <> OLD.state AND NEW.finished_at IS NULL) THEN
+            RAISE EXCEPTION USING MESSAGE = 'only a relay ends a command, with finished_at: stop it with UPDATE relay_command SET state = ''cancelled''', ERRCODE = 'check_violation';
+        END IF;
+        IF (OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL) THEN
+            RAISE EXCEPTION USING MESSAGE = 'relay resume --command with its id makes a stopped command go on', ERRCODE = 'check_violation';
+        END IF;
         IF OLD.state IN ('asked', 'running') AND NEW.state = 'cancelled' AND NEW.finished_at IS NULL THEN
             NEW.finished_at := clock_timestamp();
             NEW.answer := coalesce(NEW.answer, 'cancelled by hand');
@@ -1589,8 +1595,11 @@ BEGIN
     IF (NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune')) THEN
         RAISE EXCEPTION USING MESSAGE = 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase and prune', DETAIL = 'given: ' || coalesce(left(NEW.kind, 100), 'null'), ERRCODE = 'check_violation';
     END IF;
-    IF (trim(NEW.reason) = '') THEN
+    IF (trim(BOTH E' \t\n\r' FROM NEW.reason) = '') THEN
         RAISE EXCEPTION USING MESSAGE = 'say why in reason: it is kept with the command', ERRCODE = 'check_violation';
+    END IF;
+    IF (length(NEW.reason) > 2000) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a reason has at most 2000 characters: every fact of the command repeats it', ERRCODE = 'check_violation';
     END IF;
     IF (jsonb_typeof(NEW.selection) <> 'object') THEN
         RAISE EXCEPTION USING MESSAGE = 'selection is a JSON object, such as {"route": "crm"}', ERRCODE = 'check_violation';

@@ -99,7 +99,9 @@ def test_open_deliveries_refuse_it_and_nothing_is_changed(steps: Steps, engine: 
     before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
     row = answered(steps, ask(steps, OF_PERSON))
     assert row["state"] == "refused"
-    assert "seq 1 on route latest" in row["answer"]
+    assert row["answer"].startswith(
+        "its deliveries have to end first, such as seq 1 on route latest, which is ready: cancel"
+    )
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
 
 

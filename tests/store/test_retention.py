@@ -77,6 +77,16 @@ def test_an_event_goes_with_its_facts_and_duplicates_and_open_ones_and_the_newes
     assert count(engine, "delivery_log WHERE seq = 3") > 0
 
 
+def test_an_old_event_with_a_young_fact_stays(lived_in: Steps, engine: Engine) -> None:
+    """Somebody has replayed it, or its receiver's clock was wrong."""
+    lived_in.do(
+        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
+        f" SELECT '{time_text(NOW)}', seq, route, 'cancelled', attempt, detail FROM delivery_log WHERE seq = 1"
+    )
+    prune(engine, "events")
+    assert 1 in seqs(engine)
+
+
 @pytest.mark.usefixtures("lived_in")
 def test_payloads_go_while_their_events_stay_and_open_ones_keep_theirs(engine: Engine) -> None:
     before = seqs(engine)
