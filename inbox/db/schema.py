@@ -279,10 +279,10 @@ relay_node = Table(
     _required("started_at", UtcDateTime, "time of its start; database clock"),
     _required("heartbeat_at", UtcDateTime, "time of its last heartbeat; database clock"),
     _optional("stopped_at", UtcDateTime, "time of a graceful stop; empty while it runs or if it died"),
-    _optional("failing", JsonValue, "steps that fail now, with the errors; empty: none"),
     _optional(
         "routes", JsonValue, "routes of its configuration, each with the kinds and names of the gates on its way"
     ),
+    _optional("failing", JsonValue, "steps that fail now, with the errors; empty: none"),
     Index("ix_relay_node_started_at", "started_at"),
     comment="One row per run of a relay process.",
     postgresql_with=HOT,

@@ -603,14 +603,14 @@ CREATE TABLE relay_node (
     started_at TIMESTAMP WITH TIME ZONE NOT NULL,
     heartbeat_at TIMESTAMP WITH TIME ZONE NOT NULL,
     stopped_at TIMESTAMP WITH TIME ZONE,
-    failing JSONB,
     routes JSONB,
+    failing JSONB,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
     CONSTRAINT ck_relay_node_started_at_is_readable CHECK (started_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (heartbeat_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (stopped_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_relay_node_failing_is_readable CHECK (jsonb_typeof(failing) = 'object'),
-    CONSTRAINT ck_relay_node_routes_is_readable CHECK (jsonb_typeof(routes) = 'object')
+    CONSTRAINT ck_relay_node_routes_is_readable CHECK (jsonb_typeof(routes) = 'object'),
+    CONSTRAINT ck_relay_node_failing_is_readable CHECK (jsonb_typeof(failing) = 'object')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
@@ -632,9 +632,9 @@ COMMENT ON COLUMN relay_node.heartbeat_at IS 'time of its last heartbeat; databa
 
 COMMENT ON COLUMN relay_node.stopped_at IS 'time of a graceful stop; empty while it runs or if it died';
 
-COMMENT ON COLUMN relay_node.failing IS 'steps that fail now, with the errors; empty: none';
-
 COMMENT ON COLUMN relay_node.routes IS 'routes of its configuration, each with the kinds and names of the gates on its way';
+
+COMMENT ON COLUMN relay_node.failing IS 'steps that fail now, with the errors; empty: none';
 
 CREATE TABLE sweep_watermark (
     source TEXT NOT NULL,

@@ -434,16 +434,16 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     heartbeat_at TEXT NOT NULL,
     -- time of a graceful stop; empty while it runs or if it died
     stopped_at TEXT,
-    -- steps that fail now, with the errors; empty: none
-    failing JSON,
     -- routes of its configuration, each with the kinds and names of the gates on its way
     routes JSON,
+    -- steps that fail now, with the errors; empty: none
+    failing JSON,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
     CONSTRAINT ck_relay_node_started_at_is_readable CHECK (date(substr(started_at, 1, 10)) IS substr(started_at, 1, 10) AND started_at >= '0001-01-01 00:00:00.000000Z' AND (length(started_at) = 10 OR substr(started_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (date(substr(heartbeat_at, 1, 10)) IS substr(heartbeat_at, 1, 10) AND heartbeat_at >= '0001-01-01 00:00:00.000000Z' AND (length(heartbeat_at) = 10 OR substr(heartbeat_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (date(substr(stopped_at, 1, 10)) IS substr(stopped_at, 1, 10) AND stopped_at >= '0001-01-01 00:00:00.000000Z' AND (length(stopped_at) = 10 OR substr(stopped_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END),
-    CONSTRAINT ck_relay_node_routes_is_readable CHECK (routes IS NULL OR CASE WHEN json_valid(routes) THEN json_type(routes) = 'object' ELSE 0 END)
+    CONSTRAINT ck_relay_node_routes_is_readable CHECK (routes IS NULL OR CASE WHEN json_valid(routes) THEN json_type(routes) = 'object' ELSE 0 END),
+    CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
 );
 
 CREATE INDEX ix_relay_node_started_at ON relay_node (started_at);

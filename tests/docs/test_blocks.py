@@ -20,8 +20,12 @@ tests/recipes."""
 RECIPES = "docs/recipes/"
 """Their pages need services that tests/recipes has."""
 
-MOVE = "docs/how-to/move-to-postgres.md"
-"""It needs a Postgres, which tests/copying/test_move_page.py has."""
+ON_POSTGRES = {
+    "docs/how-to/move-to-postgres.md": "tests/copying/test_move_page.py",
+    "docs/how-to/limit-what-roles-may-do.md": "tests/process/test_roles_at_work.py",
+    "docs/how-to/back-up-and-restore.md": "tests/process/test_restore.py",
+}
+"""Pages that need a Postgres, which the tests beside them have."""
 
 FIRST = "docs/tutorial/quickstart.md"
 """The page whose commands are run each time; those of the others when there is time."""
@@ -38,7 +42,7 @@ def test_every_block_is_of_a_kind_that_a_test_looks_at(page: str) -> None:
     [
         pytest.param(name, marks=[] if name == FIRST else pytest.mark.long)
         for name, text in sorted(PAGES.items())
-        if "```sh\n" in text and not name.startswith(RECIPES) and name != MOVE
+        if "```sh\n" in text and not name.startswith(RECIPES) and name not in ON_POSTGRES
     ],
 )
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Path) -> None:

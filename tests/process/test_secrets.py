@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 
 ENTITY = "a-visible-entity"
 REASON = "a-visible-reason"
-WITHOUT_TEXT = {"order_lock", "write_probe", "alembic_version"}
+WITHOUT_TEXT = {"order_lock", "write_probe", "alembic_version", "pruner", "pruning", "route_gate"}
 """Tables without any word of an event, a call or a person."""
 
 CONFIG = """
@@ -291,6 +291,16 @@ VISIBLE = {
     "backlog": "to-hook",
     "relay_health": socket.gethostname(),
     "stuck": "heartbeat",
+    "inbox_payload": ENTITY,
+    "inbox_payload_1": ENTITY,
+    "throughput_minute": "to-hook",
+    "event": ENTITY,
+    "entity_timeline": ENTITY,
+    "dead_cause": "to-hook",
+    "source_health": "by-header",
+    "destination_health": "to-hook",
+    "throughput": "to-hook",
+    "table_size": "delivery_log",
 }
 """Values that aren't secret, which the same search must find in each table and view."""
 
@@ -318,4 +328,4 @@ def test_no_secret_is_left_in_the_database_in_a_log_in_the_metrics_or_in_what_co
     assert secret.leaks(places) == []
     blind = [name for name, found in places.items() if name not in WITHOUT_TEXT and visible.get(name, "?") not in found]
     assert blind == []
-    assert VISIBLE.keys() <= tables.keys()
+    assert VISIBLE.keys() - ({"inbox_payload_1"} if engine.dialect.name == "sqlite" else set()) <= tables.keys()

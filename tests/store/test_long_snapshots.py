@@ -34,6 +34,10 @@ SELECT n, 'trivore', 'key ' || n, 'UPDATE', 'update', now(), now(), ARRAY['stric
 FROM generate_series(:ended + 1, :ended + :still) AS n
 """,
     """
+INSERT INTO inbox_payload (seq, headers, body)
+SELECT n, '{}', '' FROM generate_series(:ended + 1, :ended + :still) AS n
+""",
+    """
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at)
 SELECT n, 'strict', 'event|' || n, now(), CASE WHEN n % 2 = 0 THEN 'received' ELSE 'ready' END,
        CASE WHEN n % 2 = 1 THEN CAST('2026-01-01 00:00:00Z' AS timestamptz) + n * interval '1 ms' END

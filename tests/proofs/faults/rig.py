@@ -160,7 +160,9 @@ def _on_postgres(data: Path, disk: SmallDisk | None, cuts: Path) -> Iterator[Sto
     with killable(data) as server, proxied(server.sockets, cuts) as proxy:
         server.create_database(DATABASE)
         engine = create_engine(server.url(DATABASE), poolclass=NullPool)
-        migrate.upgrade(engine)
+        migrating = engines.connect(server.url(DATABASE), application="tests")
+        migrate.upgrade(migrating)
+        migrating.dispose()
         yield Store(server.url(DATABASE, proxy.folder), engine, disk, server, proxy)
 
 
