@@ -175,14 +175,15 @@ def _concurrently(statement: str, table: Table) -> str:
 
 
 _TOKEN = re.compile(r"'(?:[^']|'')*'|[\w.]+|[<>=!]+")
+_STORAGE_PARAMETER = re.compile(r"(?<=\w)='(\w+)'")
+"""As Postgres writes one of `WITH (…)`; it puts spaces around every comparison."""
 _WITHOUT_MEANING = frozenset({"any", "array", "in", "text", "btree", "using", "only", "public", "=", "on"})
 
 
 def _tokens(definition: str) -> Counter[str]:
     """Count the words, values and comparisons of a definition, but for those that Postgres adds or rewrites."""
-    found = (
-        token if token.startswith("'") else token.casefold().rpartition(".")[2] for token in _TOKEN.findall(definition)
-    )
+    plain = _STORAGE_PARAMETER.sub(r" = \1", definition)
+    found = (token if token.startswith("'") else token.casefold().rpartition(".")[2] for token in _TOKEN.findall(plain))
     return Counter(token for token in found if token not in _WITHOUT_MEANING)
 
 
