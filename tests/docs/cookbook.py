@@ -53,8 +53,9 @@ def questions(dialect: str) -> list[Question]:
 
 
 def _question(page: Sequence[Block], position: int) -> str:
-    """The paragraphs since the block before."""
-    return " ".join(page[position].after.split())
+    """The paragraph before the block that asks; none: an empty text."""
+    paragraphs = [" ".join(each.split()) for each in page[position].after.split("\n\n")]
+    return next((each for each in reversed(paragraphs) if "?" in each), "")
 
 
 def answer(connection: Connection, statement: str) -> str | None:
