@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli.options import AsJson, AsNdjson, Columns, Since, Until, Wide, open_database, require_known
+from inbox.cli.options import MOST_NUMBER, AsJson, AsNdjson, Columns, Since, Until, Wide, open_database, require_known
 from inbox.cli.tables import Column, Format, format_of, next_page, show
 from inbox.cli.terminal import FINDING, exit_on_error, say, show_fields
 
@@ -34,12 +34,16 @@ COLUMNS = (
 
 def commands(
     *,
-    number: Annotated[int | None, typer.Argument(metavar="[ID]", help="This one, with every field.")] = None,
+    number: Annotated[
+        int | None, typer.Argument(metavar="[ID]", min=0, max=MOST_NUMBER, help="This one, with every field.")
+    ] = None,
     state: Annotated[str | None, typer.Option(help="Only in this state, such as running or refused.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only of this kind, such as replay.")] = None,
     since: Since = None,
     until: Until = None,
-    before: Annotated[int | None, typer.Option(help="Only below this id: the next page.")] = None,
+    before: Annotated[
+        int | None, typer.Option(min=0, max=MOST_NUMBER, help="Only below this id: the next page.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
     wide: Wide = False,
     columns: Columns = None,

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRema
 from inbox.cli.completion import names_of
 from inbox.cli.options import AsJson, open_database, parse_entity, require_known
 from inbox.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
-from inbox.cli.wording import byte_count, counted
+from inbox.cli.wording import byte_count, counted, stays_open
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -141,6 +141,8 @@ CONSEQUENCES = {"rejected_request": "headers, body and address go, and it can't 
 
 def _do(database: Engine, order: ErasureOrder, planned: ErasurePlan) -> ErasureResult:
     """Erase with a bar. After an interrupt the same command goes on with the rest."""
+    from sqlalchemy.exc import DBAPIError
+
     from inbox.db.erasure.carrying_out import ask, carry_out, stop
 
     number = ask(database, order)
@@ -161,6 +163,9 @@ def _do(database: Engine, order: ErasureOrder, planned: ErasurePlan) -> ErasureR
         stop(database, number)
         say(f"stopped after {erased} of {counted(planned.events, 'event')}; the same command goes on with the rest")
         raise typer.Exit(FINDING) from None
+    except DBAPIError:
+        say(stays_open(number))
+        raise
 
 
 def _report(done: ErasureResult, planned: ErasurePlan, *, as_json: bool) -> None:

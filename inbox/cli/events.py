@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from inbox.cli.options import (
+    MOST_NUMBER,
     AsJson,
     AsNdjson,
     Columns,
@@ -72,7 +73,9 @@ def list_command(
     status: OfStatus = None,
     since: Since = None,
     until: Until = None,
-    before: Annotated[int | None, typer.Option(help="Only below this seq: the next page.")] = None,
+    before: Annotated[
+        int | None, typer.Option(min=0, max=MOST_NUMBER, help="Only below this seq: the next page.")
+    ] = None,
     limit: Annotated[
         int, typer.Option(min=1, max=10_000, help="The most events; each has a line for each of its routes.")
     ] = 50,
@@ -133,7 +136,9 @@ def _point_to_blocked(database: Engine, wanted: EventFilter) -> None:
         say("dead ones that block their lane are apart: `--state blocked`; `relay dead` lists both")
 
 
-def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")], *, as_json: AsJson = False) -> None:
+def show_command(
+    seq: Annotated[int, typer.Argument(min=0, max=MOST_NUMBER, help="The event's number.")], *, as_json: AsJson = False
+) -> None:
     """Show one event: its arrival, each attempt with its calls, what comes next on each route, and the commands for it.
 
     Exits 1 when there is none of that number.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 TIME_FORMS = (
     "a time as listings print it (2026-01-31T10:00:00.123Z), a date (2026-01-31), or a span back from now (15m, 1h, 2d)"
 )
+MOST_NUMBER = 2**63 - 1
+"""Largest number of a row. SQLite's driver has no answer to a larger one."""
 _BACK = re.compile(r"([0-9]{1,9})(s|m|h|d|w)")
 _UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _WRITTEN = re.compile(

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from inbox.cli.completion import names_of
 from inbox.cli.options import (
+    MOST_NUMBER,
     AsJson,
     AsNdjson,
     Columns,
@@ -85,14 +86,18 @@ _SAMPLE = 5
 
 def rejected(
     *,
-    number: Annotated[int | None, typer.Option("--id", help="This one, with everything that was kept of it.")] = None,
+    number: Annotated[
+        int | None, typer.Option("--id", min=0, max=MOST_NUMBER, help="This one, with everything that was kept of it.")
+    ] = None,
     source: OfSource = None,
     cause: OfCause = None,
     status: OfStatus = None,
     error: OfError = None,
     since: Since = None,
     until: Until = None,
-    before: Annotated[int | None, typer.Option(help="Only below this id: the next page.")] = None,
+    before: Annotated[
+        int | None, typer.Option(min=0, max=MOST_NUMBER, help="Only below this id: the next page.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
     wide: Wide = False,
     columns: Columns = None,
@@ -162,7 +167,7 @@ def readmit_command(
     reason: Annotated[
         str | None, typer.Option(help="Why; it is kept with the rejected request. Needed with --yes.")
     ] = None,
-    number: Annotated[int | None, typer.Option("--id", help="This one.")] = None,
+    number: Annotated[int | None, typer.Option("--id", min=0, max=MOST_NUMBER, help="This one.")] = None,
     source: OfSource = None,
     cause: OfCause = None,
     status: OfStatus = None,

@@ -156,9 +156,9 @@ def exit_on_error() -> Iterator[None]:
 
         if not isinstance(error, DBAPIError):
             raise
-        from inbox.db.trouble import trouble_text
+        from inbox.db.trouble import remedy, trouble_text
 
-        fail(f"the database: {trouble_text(error)}")
+        fail(f"the database: {trouble_text(error)}{remedy(error)}")
 
 
 def _decoded(value: bytes) -> str:

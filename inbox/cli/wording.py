@@ -72,3 +72,11 @@ def _rough(seconds: float) -> str:
     if seconds < 2 * _HOUR:
         return f"{seconds // _MINUTE:.0f} min"
     return f"{seconds // _HOUR:.0f} h" if seconds < 2 * _DAY else f"{seconds // _DAY:.0f} d"
+
+
+def stays_open(number: int) -> str:
+    """Say that a stored command is carried out although this process fails, and how to stop it."""
+    return (
+        f"command {number} stays open, and a relay carries it out: don't ask again. To stop it:"
+        f" UPDATE relay_command SET state = 'cancelled' WHERE id = {number}"
+    )

@@ -27,7 +27,7 @@ class Retention(Table, frozen=True):
     payloads: Age = Age(30 * _DAY)
     """Headers and bodies of events. The events stay, without them; such an event can't be replayed."""
     events: Age = Age(400 * _DAY)
-    """Events with their keys, facts and duplicates. A request that comes again later counts as a new event."""
+    """Events with their keys, facts and duplicates; one with a younger fact stays. A request that comes later counts as new."""
     attempts: Age = Age(30 * _DAY)
     """Failed and abandoned attempts of deliveries that have ended. The fact that ended a delivery stays with its event."""
     rejected: Age = Age(14 * _DAY)

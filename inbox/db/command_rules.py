@@ -16,6 +16,7 @@ from inbox.events.commands import (
     ERASED,
     FLAGS,
     KEYS,
+    MOST_REASON,
     NO_DRY_RUN,
     OF_DELIVERIES,
     OF_GATES,
@@ -24,6 +25,8 @@ from inbox.events.commands import (
 )
 
 _FROZEN = ("id", "kind", "asked_by", "asked_at", "dry_run")
+_ENDED_BY_RELAY = ("done", "failed", "refused")
+_CANCEL = "UPDATE relay_command SET state = ''cancelled''"
 _HAS_ENDED = "a command that has ended stays as it is: insert another one"
 
 
@@ -135,7 +138,14 @@ def _of_row(json: _Fragments) -> Iterator[CommandRule]:
     yield CommandRule(
         f"there is no such kind of command; there are {_listed(COMMANDS)}", f"NEW.kind NOT IN ({kinds})", "NEW.kind"
     )
-    yield CommandRule("say why in reason: it is kept with the command", "trim(NEW.reason) = ''")
+    reason = (
+        "trim(BOTH E' \\t\\n\\r' FROM NEW.reason)" if json.is_postgres else "trim(NEW.reason, ' ' || char(9, 10, 13))"
+    )
+    yield CommandRule("say why in reason: it is kept with the command", f"{reason} = ''")
+    yield CommandRule(
+        f"a reason has at most {MOST_REASON} characters: every fact of the command repeats it",
+        f"length(NEW.reason) > {MOST_REASON}",
+    )
     if not json.is_postgres:  # which has booleans
         yield CommandRule("dry_run is true or false", "NEW.dry_run NOT IN (0, 1)")
         not_an_object = "CASE WHEN json_valid(NEW.selection) THEN json_type(NEW.selection) <> 'object' ELSE 1 END"
@@ -191,7 +201,7 @@ def _of_change(json: _Fragments) -> Iterator[CommandRule]:
     is_open = f"NEW.state IN ({_texts(OPEN_COMMANDS)})"
     differs = "IS DISTINCT FROM" if json.is_postgres else "IS NOT"
     yield CommandRule(
-        "a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one",
+        f"a command stays as it was asked: cancel it with {_CANCEL}, and insert another one",
         " OR ".join(f"NEW.{column} {differs} OLD.{column}" for column in _FROZEN)
         + f" OR ({is_open} AND (NEW.selection {differs} OLD.selection OR NEW.reason {differs} OLD.reason))",
     )
@@ -205,6 +215,15 @@ def _of_change(json: _Fragments) -> Iterator[CommandRule]:
         " AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running')",
     )
     yield CommandRule("a command that runs is not asked again", "OLD.state = 'running' AND NEW.state = 'asked'")
+    # Operators may set the state alone, so nobody can make a command look done, or have another person's one go on.
+    yield CommandRule(
+        f"only a relay ends a command, with finished_at: stop it with {_CANCEL}",
+        f"NEW.state IN ({_texts(_ENDED_BY_RELAY)}) AND NEW.state <> OLD.state AND NEW.finished_at IS NULL",
+    )
+    yield CommandRule(
+        "relay resume --command with its id makes a stopped command go on",
+        f"OLD.state = 'cancelled' AND {is_open} AND NEW.finished_at IS NOT NULL",
+    )
 
 
 def _not_erased(json: _Fragments) -> str:
@@ -224,7 +243,7 @@ def _not_erased(json: _Fragments) -> str:
     )
 
 
-_STAYS = "an open command can''t be deleted: cancel it first with UPDATE relay_command SET state = ''cancelled''"
+_STAYS = f"an open command can''t be deleted: cancel it first with {_CANCEL}"
 _BY_HAND = "cancelled by hand"
 
 

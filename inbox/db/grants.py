@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.config.types import SchemaName
 from inbox.db.dialect import POSTGRES, is_lock_wait
 from inbox.db.engine import DEFAULT_SCHEMA, reading, schema_of, search_path
+from inbox.db.leaves import is_leaf
 from inbox.db.roles import FUNCTIONS, ROLES, SEQUENCES, SETTINGS, TABLES, VIEWS, Grants, Role
 from inbox.errors import ConfigError
 
@@ -159,7 +160,12 @@ def statements(found: Surroundings, called: Mapping[Role, str]) -> list[list[str
 
 def _rights(found: Surroundings, called: Mapping[Role, str], grantees: str) -> Iterator[str]:
     functions = {one: FUNCTIONS[one.partition("(")[0]] for one in found.functions}
-    for kind, things in (("TABLE", {**TABLES, **VIEWS}), ("SEQUENCE", SEQUENCES), ("FUNCTION", functions)):
+    # access through inbox_payload asks for no right on a leaf, but a GRANT ON ALL TABLES gave some
+    leaves: dict[str, Grants] = {
+        name: {} for name in (thing.partition(" ")[2] for thing in found.owners) if is_leaf(name)
+    }
+    tables = {**TABLES, **VIEWS, **leaves}
+    for kind, things in (("TABLE", tables), ("SEQUENCE", SEQUENCES), ("FUNCTION", functions)):
         for name, grants in things.items():
             # what PUBLIC or a role was given by hand or by an older version goes, in the same transaction
             yield f"REVOKE ALL ON {kind} {name} FROM PUBLIC, {grantees}"

@@ -61,7 +61,7 @@ DECLARE
     lo bigint;
     hi bigint;
     began timestamptz;
-    ended timestamptz;
+    newest timestamptz;
     latest timestamptz;
     kept bigint;
     kept_bytes bigint;
@@ -82,15 +82,13 @@ BEGIN
         RETURN;
     END IF;
     SELECT i.received_at INTO began FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq LIMIT 1;
-    SELECT i.received_at INTO ended FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 1;
     SELECT i.received_at INTO latest FROM inbox i ORDER BY i.seq DESC LIMIT 1;
     -- numbers follow the order of arrival to within 10,000
-    IF hi > (SELECT s.last_value FROM inbox_seq_seq s) AND leaf <> '{DEFAULT}' OR ended >= cut OR EXISTS (
-        SELECT FROM (SELECT i.received_at FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 10000) AS n
-        WHERE n.received_at >= cut
-    ) THEN
+    SELECT max(n.received_at) INTO newest
+    FROM (SELECT i.received_at FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 10000) AS n;
+    IF hi > (SELECT s.last_value FROM inbox_seq_seq s) AND leaf <> '{DEFAULT}' OR newest >= cut THEN
         -- soon: all of it expires together, not much later than its first event, so no row of it is deleted before
-        result := CASE WHEN hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND ended - began <= (latest - cut) / 5
+        result := CASE WHEN hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND newest - began <= (latest - cut) / 5
                        THEN 'soon' ELSE 'young' END;
         RETURN;
     END IF;
@@ -116,8 +114,8 @@ BEGIN
             RAISE lock_not_available;
         END IF;
         EXECUTE 'SELECT array_agg(CAST(p AS inbox_payload)) FROM ONLY ' || quote_ident(leaf)
-            || ' p WHERE p.seq IN (SELECT o.seq FROM open_delivery o WHERE o.seq >= $1 AND o.seq < $2)'
-            INTO survivors USING lo, hi;
+            || ' p WHERE p.seq IN (SELECT o.seq FROM open_delivery o WHERE o.seq >= $1 AND o.seq < $2) OR p.seq < $1 OR p.seq >= $2'
+            INTO survivors USING lo, hi;  -- what came into the default leaf since its range was read has not expired
         EXECUTE 'TRUNCATE ONLY ' || quote_ident(leaf);
         INSERT INTO inbox_payload SELECT s.* FROM unnest(survivors) s;
     EXCEPTION WHEN lock_not_available THEN
@@ -125,7 +123,7 @@ BEGIN
         result := 'locked';
         RETURN;
     END;
-    rows := greatest(rows - coalesce(cardinality(survivors), 0), 0);
+    rows := greatest(rows - (SELECT count(*) FROM unnest(survivors) s WHERE s.seq >= lo AND s.seq < hi), 0);
     bytes := size - pg_total_relation_size(CAST(leaf AS regclass));
     result := 'expired';
 END $$

@@ -7,8 +7,9 @@ import sqlite3
 
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import LONGEST_ERROR_TEXT, failure_of, storable
+from inbox.db.dialect import LONGEST_ERROR_TEXT, failure_of, is_lock_wait, storable
 
+_NO_RIGHT = "42501"
 _HINT = re.compile(r"\s*Is the server running [^?]*\?|\(Background on this error at: [^)]*\)")
 """A question of libpq, and addresses of SQLAlchemy's pages: neither tells a reason."""
 
@@ -30,3 +31,12 @@ def trouble_text(error: BaseException) -> str:
         words = words.partition("\n")[0]
     line = " ".join(_HINT.sub("", words).split())
     return storable(line[:LONGEST_ERROR_TEXT]) or type(cause).__name__
+
+
+def remedy(error: DBAPIError) -> str:
+    """Return the end of a sentence for a person at a terminal, with a semicolon: what to do now; empty where the text says it."""
+    if getattr(error.orig, "sqlstate", None) == _NO_RIGHT:
+        return "; this login lacks the right: use one whose role has it (docs/how-to/limit-what-roles-may-do.md)"
+    if is_lock_wait(error):
+        return "; another session holds a lock: try again, and if it lasts, look for it with `inbox doctor`"
+    return ""

@@ -28,6 +28,13 @@ UNREACHABLE = FindingKind(
     "every webhook gets 503, and nothing is delivered",
     "inbox check --online",
 )
+UNUSABLE = FindingKind(
+    "database_url_unusable",
+    "critical",
+    "The URL of the database can't be used.",
+    "neither program starts with it, and nothing of the database is examined",
+    "inbox check",
+)
 MISSING = FindingKind(
     "database_missing",
     "critical",
@@ -41,7 +48,8 @@ def _database(installation: Installation) -> Iterator[DoctorFinding]:
     try:
         url = engines.shown(engines.parse_url(installation.config.database.url))
     except ConfigError as error:
-        raise NotExamined(f"needs a database url that can be used: {error}") from None
+        yield UNUSABLE.found("url", str(error))
+        return
     path = installation.sqlite_path
     if path is not None and not path.exists():
         yield MISSING.found(str(path), f"there is no file {path}")
@@ -342,7 +350,12 @@ def _sequences(installation: Installation) -> Iterator[DoctorFinding]:
 
 
 DATABASE = Examination(
-    "database", "Database", "Does the database answer?", _database, (UNREACHABLE, MISSING), needs_database=False
+    "database",
+    "Database",
+    "Does the database answer?",
+    _database,
+    (UNREACHABLE, UNUSABLE, MISSING),
+    needs_database=False,
 )
 EXAMINATIONS = (
     DATABASE,

@@ -69,6 +69,9 @@ OF_GATES = ("pause", "resume")
 
 NO_DRY_RUN = ("pause", "resume", "sweep")
 
+MOST_REASON = 2000
+"""Characters of a reason. Each fact of a command repeats it, and there may be as many as there are deliveries."""
+
 OPEN_COMMANDS = ("asked", "running")
 COMMAND_STATES = (*OPEN_COMMANDS, "done", "failed", "refused", "cancelled")
 """Every value of `relay_command.state`."""

@@ -1581,6 +1581,12 @@ BEGIN
         IF (OLD.state = 'running' AND NEW.state = 'asked') THEN
             RAISE EXCEPTION USING MESSAGE = 'a command that runs is not asked again', ERRCODE = 'check_violation';
         END IF;
+        IF (NEW.state IN ('done', 'failed', 'refused') AND NEW.state <> OLD.state AND NEW.finished_at IS NULL) THEN
+            RAISE EXCEPTION USING MESSAGE = 'only a relay ends a command, with finished_at: stop it with UPDATE relay_command SET state = ''cancelled''', ERRCODE = 'check_violation';
+        END IF;
+        IF (OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL) THEN
+            RAISE EXCEPTION USING MESSAGE = 'relay resume --command with its id makes a stopped command go on', ERRCODE = 'check_violation';
+        END IF;
         IF OLD.state IN ('asked', 'running') AND NEW.state = 'cancelled' AND NEW.finished_at IS NULL THEN
             NEW.finished_at := clock_timestamp();
             NEW.answer := coalesce(NEW.answer, 'cancelled by hand');
@@ -1593,8 +1599,11 @@ BEGIN
     IF (NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune')) THEN
         RAISE EXCEPTION USING MESSAGE = 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase and prune', DETAIL = 'given: ' || coalesce(left(NEW.kind, 100), 'null'), ERRCODE = 'check_violation';
     END IF;
-    IF (trim(NEW.reason) = '') THEN
+    IF (trim(BOTH E' \t\n\r' FROM NEW.reason) = '') THEN
         RAISE EXCEPTION USING MESSAGE = 'say why in reason: it is kept with the command', ERRCODE = 'check_violation';
+    END IF;
+    IF (length(NEW.reason) > 2000) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a reason has at most 2000 characters: every fact of the command repeats it', ERRCODE = 'check_violation';
     END IF;
     IF (jsonb_typeof(NEW.selection) <> 'object') THEN
         RAISE EXCEPTION USING MESSAGE = 'selection is a JSON object, such as {"route": "crm"}', ERRCODE = 'check_violation';
@@ -1750,7 +1759,7 @@ DECLARE
     lo bigint;
     hi bigint;
     began timestamptz;
-    ended timestamptz;
+    newest timestamptz;
     latest timestamptz;
     kept bigint;
     kept_bytes bigint;
@@ -1774,15 +1783,13 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
         RETURN;
     END IF;
     SELECT i.received_at INTO began FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq LIMIT 1;
-    SELECT i.received_at INTO ended FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 1;
     SELECT i.received_at INTO latest FROM inbox i ORDER BY i.seq DESC LIMIT 1;
     -- numbers follow the order of arrival to within 10,000
-    IF hi > (SELECT s.last_value FROM inbox_seq_seq s) AND leaf <> 'inbox_payload_default' OR ended >= cut OR EXISTS (
-        SELECT FROM (SELECT i.received_at FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 10000) AS n
-        WHERE n.received_at >= cut
-    ) THEN
+    SELECT max(n.received_at) INTO newest
+    FROM (SELECT i.received_at FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 10000) AS n;
+    IF hi > (SELECT s.last_value FROM inbox_seq_seq s) AND leaf <> 'inbox_payload_default' OR newest >= cut THEN
         -- soon: all of it expires together, not much later than its first event, so no row of it is deleted before
-        result := CASE WHEN hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND ended - began <= (latest - cut) / 5
+        result := CASE WHEN hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND newest - began <= (latest - cut) / 5
                        THEN 'soon' ELSE 'young' END;
         RETURN;
     END IF;
@@ -1808,8 +1815,8 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
             RAISE lock_not_available;
         END IF;
         EXECUTE 'SELECT array_agg(CAST(p AS inbox_payload)) FROM ONLY ' || quote_ident(leaf)
-            || ' p WHERE p.seq IN (SELECT o.seq FROM open_delivery o WHERE o.seq >= $1 AND o.seq < $2)'
-            INTO survivors USING lo, hi;
+            || ' p WHERE p.seq IN (SELECT o.seq FROM open_delivery o WHERE o.seq >= $1 AND o.seq < $2) OR p.seq < $1 OR p.seq >= $2'
+            INTO survivors USING lo, hi;  -- what came into the default leaf since its range was read has not expired
         EXECUTE 'TRUNCATE ONLY ' || quote_ident(leaf);
         INSERT INTO inbox_payload SELECT s.* FROM unnest(survivors) s;
     EXCEPTION WHEN lock_not_available THEN
@@ -1817,7 +1824,7 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
         result := 'locked';
         RETURN;
     END;
-    rows := greatest(rows - coalesce(cardinality(survivors), 0), 0);
+    rows := greatest(rows - (SELECT count(*) FROM unnest(survivors) s WHERE s.seq >= lo AND s.seq < hi), 0);
     bytes := size - pg_total_relation_size(CAST(leaf AS regclass));
     result := 'expired';
 END $$;

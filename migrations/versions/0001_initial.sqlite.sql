@@ -945,7 +945,8 @@ CREATE TRIGGER relay_command_refuses_insert BEFORE INSERT ON relay_command
 WHEN NEW.state IN ('asked', 'running')
 BEGIN
     SELECT RAISE(ABORT, 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase and prune') WHERE NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune');
-    SELECT RAISE(ABORT, 'say why in reason: it is kept with the command') WHERE trim(NEW.reason) = '';
+    SELECT RAISE(ABORT, 'say why in reason: it is kept with the command') WHERE trim(NEW.reason, ' ' || char(9, 10, 13)) = '';
+    SELECT RAISE(ABORT, 'a reason has at most 2000 characters: every fact of the command repeats it') WHERE length(NEW.reason) > 2000;
     SELECT RAISE(ABORT, 'dry_run is true or false') WHERE NEW.dry_run NOT IN (0, 1);
     SELECT RAISE(ABORT, 'selection is a JSON object, such as {"route": "crm"}') WHERE CASE WHEN json_valid(NEW.selection) THEN json_type(NEW.selection) <> 'object' ELSE 1 END;
     SELECT RAISE(ABORT, 'a replay has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until, force, backfill and everything') WHERE NEW.kind = 'replay' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'event_type', 'since', 'until', 'force', 'backfill', 'everything'));
@@ -993,6 +994,8 @@ BEGIN
     SELECT RAISE(ABORT, 'only erasure may change a command that has ended: its reason becomes erased, and texts of its selection begin so') WHERE NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS NOT OLD.selection AND (EXISTS (SELECT 1 FROM json_each(NEW.selection) n WHERE n.value IS NOT json_extract(OLD.selection, n.fullkey) AND NOT substr(n.value, 1, 6) = 'erased') OR (SELECT json_group_array(k.key) FROM (SELECT key FROM json_each(NEW.selection) ORDER BY key) k) IS NOT (SELECT json_group_array(k.key) FROM (SELECT key FROM json_each(OLD.selection) ORDER BY key) k));
     SELECT RAISE(ABORT, 'a command that has ended stays as it is: insert another one') WHERE OLD.state NOT IN ('asked', 'running') AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running');
     SELECT RAISE(ABORT, 'a command that runs is not asked again') WHERE OLD.state = 'running' AND NEW.state = 'asked';
+    SELECT RAISE(ABORT, 'only a relay ends a command, with finished_at: stop it with UPDATE relay_command SET state = ''cancelled''') WHERE NEW.state IN ('done', 'failed', 'refused') AND NEW.state <> OLD.state AND NEW.finished_at IS NULL;
+    SELECT RAISE(ABORT, 'relay resume --command with its id makes a stopped command go on') WHERE OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL;
 END;
 
 CREATE TRIGGER relay_command_is_cancelled AFTER UPDATE OF state ON relay_command

@@ -27,7 +27,7 @@ from inbox.cli.terminal import (
     put_json,
     say,
 )
-from inbox.cli.wording import counted, shown_state
+from inbox.cli.wording import counted, shown_state, stays_open
 from inbox.clock import SystemClock
 from inbox.events.timestamps import rfc3339
 from inbox.logs.visible import visible_text
@@ -117,6 +117,8 @@ def carry_out(act: Act, texts: Texts, chosen: Selection, reason: str | None, *, 
 
 def follow(database: Database, config: Config, number: int, doing: str, total: int | None, *, done: str) -> Progress:
     """Work on a command until it has ended, with a progress bar. An interrupted one can be resumed."""
+    from sqlalchemy.exc import DBAPIError
+
     from relay.delivery.policy import policies
     from relay.store.operator import commands, execution
 
@@ -136,6 +138,9 @@ def follow(database: Database, config: Config, number: int, doing: str, total: i
         commands.stop(database, number)
         say(f"stopped after {_progress(database, number).affected}; `relay resume --command {number}` goes on")
         raise typer.Exit(FINDING) from None
+    except DBAPIError:
+        say(stays_open(number))
+        raise
     if now.state != "done":
         fail(f"command {number}: {now.answer}")
     say(f"{counted(now.affected, 'delivery')} {done}")

@@ -9,6 +9,7 @@ import typer
 
 from inbox.cli.completion import names_of
 from inbox.cli.options import (
+    MOST_NUMBER,
     AsJson,
     OfDestination,
     OfError,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from relay.store.operator.selection import Selection
 
 Reason = Annotated[str | None, typer.Option(help="Why; it is kept in the log. Needed with --yes.")]
-OfSeq = Annotated[int | None, typer.Option("--seq", min=0, help="This event.")]
+OfSeq = Annotated[int | None, typer.Option("--seq", min=0, max=MOST_NUMBER, help="This event.")]
 OfApi = Annotated[
     str | None, typer.Option("--api", help="Only of the routes that ask this api.", autocompletion=names_of("apis"))
 ]

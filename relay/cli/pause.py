@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inbox.cli.options import AsJson, AsNdjson, Columns, OfSource, Wide, parse_entity
+from inbox.cli.options import MOST_NUMBER, AsJson, AsNdjson, Columns, OfSource, Wide, parse_entity
 from inbox.cli.tables import Column, format_of, show
 from inbox.cli.terminal import exit_on_error, fail, say
 from inbox.cli.wording import counted
@@ -93,7 +93,8 @@ def resume(
     source: OfSource = None,
     entity: ThisEntity = None,
     command: Annotated[
-        int | None, typer.Option(help="A replay, retry, cancel or unblock that was interrupted.")
+        int | None,
+        typer.Option(min=0, max=MOST_NUMBER, help="A replay, retry, cancel or unblock that was interrupted."),
     ] = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Also make attempts behind it due at once, as `relay retry` does.")

@@ -90,7 +90,7 @@ class Pruner:
         self._has_lease = True
         clock = state.trusted_clock(turn.now, turn.clock)
         try:
-            self._steps.run("prune", partial(self._prepare, clock), None, subject="leaves")
+            self._steps.run("prune", partial(self._prepare, turn.now), None, subject="leaves")
             self._round(clock)
         finally:
             if self._has_lease:
@@ -103,11 +103,11 @@ class Pruner:
         while rest and self._has_lease and not self._stop.is_set() and steady() < until:
             rest = [kind for kind in rest if self._is_unfinished(kind, clock)]
 
-    def _prepare(self, clock: datetime) -> None:
-        """Make the leaves that the next payloads go into."""
+    def _prepare(self, now: datetime) -> None:
+        """Make the leaves that the next payloads go into; their size follows from the real time, not that of retention."""
         age = self._retention.payloads
         with self._begin(1) as connection:
-            payloads.prepare(connection, clock, None if age.is_forever else timedelta(seconds=float(age)))
+            payloads.prepare(connection, now, None if age.is_forever else timedelta(seconds=float(age)))
 
     def _is_unfinished(self, kind: RetentionKind, clock: datetime) -> bool:
         """Prune a kind for a while. Returns whether more is to be done at once."""

@@ -103,6 +103,16 @@ def test_a_database_that_does_not_answer_is_one_finding_and_the_others_need_it(t
     assert "hidden" not in ended.stdout
 
 
+def test_a_url_that_can_not_be_used_is_not_well(tmp_path: Path, sqlite_database_url: str) -> None:
+    place = installation(tmp_path, sqlite_database_url)
+    url = "postgresql+psycopg://relay:hid@den@127.0.0.1:port/inbox"
+    ended = invoke("inbox", "doctor", "--json", **{**environment_of(place), "INBOX_DATABASE_URL": url})
+    document = json.loads(ended.stdout)
+    assert [each["name"] for each in document["examinations"][0]["findings"]] == ["database_url_unusable"]
+    assert (ended.status, document["critical"]) == (1, 1)
+    assert "den@" not in ended.stdout
+
+
 def test_a_missing_sqlite_file_is_a_finding_and_is_not_made(tmp_path: Path) -> None:
     place = installation(tmp_path, f"sqlite:///{tmp_path}/none.db")
     (result,) = runs.run(place, [named("database")])

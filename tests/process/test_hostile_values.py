@@ -309,6 +309,27 @@ def test_wrong_use_is_told_without_harm(arguments: str, terminal: bool, monkeypa
     assert check("inbox", arguments, terminal=terminal).status == 2
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "inbox show NUMBER",
+        "inbox list --before NUMBER",
+        "inbox commands NUMBER",
+        "inbox commands --before NUMBER",
+        "inbox rejected --id NUMBER",
+        "inbox rejected --before NUMBER",
+        "inbox readmit --id NUMBER",
+        "relay cancel --seq NUMBER",
+        "relay resume --command NUMBER",
+    ],
+)
+def test_a_number_that_no_row_can_have_is_wrong_use(arguments: str) -> None:
+    command, *options = arguments.replace("NUMBER", str(2**63)).split()
+    ended = invoke(command, *options)
+    assert ended.status == 2
+    assert "Invalid value" in ended.stderr
+
+
 def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
     """Search the code for calls that could pass markup to rich, or bypass `inbox.logs.visible`."""
     paths = [path for side in ("inbox", "relay") for path in Path(side).rglob("*.py") if "demo" not in path.parts]

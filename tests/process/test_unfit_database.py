@@ -32,3 +32,26 @@ def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_st
 
         owner.execute(mends.encode())
         assert place.relay("--drain").ends() == 0
+
+
+def test_a_command_that_meets_a_lock_says_that_it_stays_open_and_what_to_do(
+    postgres_database_url: str, tmp_path: Path
+) -> None:
+    """Whoever reads of an error alone asks again, while a relay carries the first one out."""
+    fill(postgres_database_url, [("u1", moment(1))])
+    with (
+        contextlib.closing(connect_postgres(postgres_database_url)) as person,
+        site(tmp_path, config_text(postgres_database_url)) as place,
+    ):
+        person.execute("BEGIN")
+        person.execute("SELECT id FROM order_lock FOR UPDATE")
+        ended = place.run("relay", "cancel", "--seq", "1", "--reason", "x", "--yes")
+        person.execute("ROLLBACK")
+        assert ended.status == 2
+        said = " ".join(ended.stderr.split())
+        assert "command 1 stays open, and a relay carries it out" in said
+        assert "another session holds a lock: try again" in said
+        (stop,) = [line for line in ended.stderr.splitlines() if "UPDATE relay_command" in line]
+        person.execute(stop[stop.index("UPDATE") :].encode())
+        row = person.execute("SELECT state FROM relay_command").fetchone()
+        assert row == ("cancelled",)

@@ -149,6 +149,8 @@ REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object], str]] = [
     ("replay", {"backfill": True, "route": "strikt"}, "a backfill of which route?"),
     ("replay", {"backfill": True, "route": "strict", "cause": "mapping"}, "leave those out"),
     ("pause", {"destination": "crm"}, "there is no destination 'crm'"),
+    ("replay", {"route": "strikt"}, "there is no route 'strikt'; did you mean 'strict'?"),
+    ("cancel", {"source": "trivor"}, "there is no source 'trivor'; did you mean 'trivore'?"),
 ]
 
 
@@ -195,9 +197,45 @@ def test_three_columns_are_enough(steps: Steps) -> None:
 
 
 def test_a_command_without_a_reason_is_refused(steps: Steps) -> None:
-    for reason in ("", "   "):
+    for reason in ("", "   ", " \t\r\n "):
         with pytest.raises(IntegrityError, match="say why in reason"):
             steps.do(f"INSERT INTO relay_command (kind, reason) VALUES ('prune', '{reason}')")
+
+
+def test_a_reason_that_would_fill_the_log_is_refused(steps: Steps) -> None:
+    ask = "INSERT INTO relay_command (kind, reason) VALUES ('prune', '{}')"
+    with pytest.raises(IntegrityError, match="a reason has at most 2000 characters"):
+        steps.do(ask.format("x" * 2001))
+    steps.do(ask.format("x" * 2000))
+
+
+def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(steps: Steps) -> None:
+    """As an operator may, who has the right to set the state alone."""
+    fill_with_dead(steps, 1)
+    number = by_sql(steps, "replay", {"everything": True})
+    for state in ("done", "failed", "refused"):
+        with pytest.raises(IntegrityError, match="only a relay ends a command"):
+            steps.do(f"UPDATE relay_command SET state = '{state}'")
+    steps.do("UPDATE relay_command SET state = 'cancelled'")
+    with pytest.raises(IntegrityError, match="relay resume --command"):
+        steps.do("UPDATE relay_command SET state = 'running'")
+    assert commands.go_on(steps.database, number)
+    assert work(steps) == 1
+
+
+def test_a_command_that_matches_nothing_says_so(steps: Steps) -> None:
+    fill_with_dead(steps, 1)
+    number = by_sql(steps, "cancel", {"route": "latest"})
+    work_all(steps)
+    assert the(steps, number) == ("done", 0, "done: nothing was to change")
+
+
+def test_a_removed_route_can_still_be_named(steps: Steps) -> None:
+    fill_with_dead(steps, 1)
+    steps.do("UPDATE open_delivery SET route = 'removed'")
+    number = by_sql(steps, "cancel", {"route": "removed"})
+    work_all(steps)
+    assert the(steps, number)[0] == "done"
 
 
 def test_a_pause_and_a_sweep_have_no_dry_run(steps: Steps) -> None:
@@ -231,7 +269,7 @@ def test_a_command_that_was_asked_keeps_its_meaning(steps: Steps) -> None:
 
 def test_an_ended_command_stays_as_it_is_but_erasure_may_take_names_out(steps: Steps) -> None:
     by_sql(steps, "replay", {"route": "strict", "source": "trivore", "entity_type": "USER", "entity_id": "u1"})
-    steps.do("UPDATE relay_command SET state = 'done', answer = 'done'")
+    steps.do("UPDATE relay_command SET state = 'done', answer = 'done', finished_at = asked_at")
     for state in ("asked", "running", "failed", "cancelled"):
         with pytest.raises(IntegrityError, match="a command that has ended stays as it is"):
             steps.do(f"UPDATE relay_command SET state = '{state}'")

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from inbox.db.dialect import as_json
-from inbox.db.erasure import work
-from relay.store.operator import execution
+from inbox.db.erasure import searching, work
+from relay.store.operator import erase, execution
 from tests.helpers.person import ID, PERSON, contents, live, of_person, traces_in
 from tests.helpers.relaying import CONFIG, POLICIES, Steps
 
@@ -47,6 +47,19 @@ def test_relays_do_it_step_by_step(steps: Steps, engine: Engine, monkeypatch: py
     assert traces_in(engine) == []
     said = steps.rows("SELECT DISTINCT detail FROM delivery_log WHERE kind = 'erased'")
     assert [fact["detail"] for fact in said] == [{"who": row["asked_by"], "why": "request 2026-17"}]
+
+
+def test_events_with_many_facts_are_erased_fewer_at_a_time(
+    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deliveries wait for the lock of a step."""
+    live(steps)
+    most = max(row["n"] for row in steps.rows("SELECT count(*) AS n FROM delivery_log GROUP BY seq"))
+    monkeypatch.setattr(work, "FACTS_OF_A_STEP", most - 1)
+    number = ask(steps, OF_PERSON)
+    assert 1 <= execution.work_on(steps.database, CONFIG, POLICIES, number) < 5
+    assert answered(steps, number)["affected"] == 5
+    assert traces_in(engine) == []
 
 
 def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> None:
@@ -86,7 +99,9 @@ def test_open_deliveries_refuse_it_and_nothing_is_changed(steps: Steps, engine: 
     before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
     row = answered(steps, ask(steps, OF_PERSON))
     assert row["state"] == "refused"
-    assert "seq 1 on route latest" in row["answer"]
+    assert row["answer"].startswith(
+        "its deliveries have to end first, such as seq 1 on route latest, which is ready: cancel"
+    )
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
 
 
@@ -98,3 +113,22 @@ def test_a_later_erasure_takes_refused_ones_along(steps: Steps, engine: Engine) 
     assert answered(steps, ask(steps, OF_PERSON))["state"] == "done"
     assert traces_in(engine) == []
     assert PERSON.pseudonym in str(contents(engine)["inbox"])
+
+
+def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay plans and delivers in the same thread."""
+    live(steps)
+    monkeypatch.setattr(searching, "ROWS_OF_A_PART", 1)
+    monkeypatch.setattr(erase, "SEARCHED_PARTS", 1)
+    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
+    assert row["answer"] == (
+        "would erase 5 events; it searched a part of the rejected requests, `inbox erase --dry-run` searches all"
+    )
+    assert as_json(row["sample"])["is_whole"] is False
+    unknown = ask(steps, {**OF_PERSON, "entity_id": "nobody"})
+    execution.work_on(steps.database, CONFIG, POLICIES, unknown)
+    (row,) = steps.rows("SELECT state, progress_seq FROM relay_command WHERE id = :id", id=unknown)
+    assert (row["state"], row["progress_seq"]) == ("running", 1), "it searches on, step by step"
+    assert answered(steps, unknown)["state"] == "done"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -139,12 +140,20 @@ def test_leaves_are_ready_for_coming_events_and_grow_with_their_rate(engine: Eng
     assert prepare(engine) == 0, "the first one is large enough"
     for hour in range(24):
         fill(engine, 1 + hour * 4000, (hour + 1) * 4000, days_old=1 - hour / 24)
-    assert prepare(engine) == 4
+    assert prepare(engine) == payloads.AHEAD
     first, *others = leaves(engine)
     assert first == (1, 100_001)
     assert [beyond for _, beyond in leaves(engine)][:-1] == [begin for begin, _ in others], "without gaps"
     assert all(80_000 < beyond - begin < 110_000 for begin, beyond in others), "about a day each"
     assert prepare(engine) == 0
+
+
+@ON_POSTGRES
+def test_an_event_from_a_clock_that_was_ahead_makes_no_leaf_too_large(engine: Engine) -> None:
+    fill(engine, 1, 1, days_old=-3650)
+    fill(engine, 2, 1 + LEAST_EVENTS, days_old=0.5)
+    prepare(engine)
+    assert max(beyond - first for first, beyond in leaves(engine)) == 100_000
 
 
 @ON_POSTGRES
@@ -156,6 +165,54 @@ def test_where_events_arrive_in_the_default_leaf_already_the_next_ones_get_a_lea
     fill(engine, 140_000, 140_010, days_old=0)
     assert rows(engine, f"SELECT count(*) AS n FROM {DEFAULT}") == [{"n": 20_000}]
     assert sum(pruned.rows for pruned in walk(engine, Expiry(NOW - 0.5 * DAY))) == 120_000
+
+
+@ON_POSTGRES
+def test_beside_a_large_default_leaf_which_each_new_leaf_reads_whole_there_is_one_new_leaf(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payloads, "_LARGE_DEFAULT", 1_000_000)
+    fill(engine, 100_001, 103_000, days_old=1)
+    assert prepare(engine) == 1
+    assert leaves(engine)[1] == (103_000 + LEAST_EVENTS, 103_000 + LEAST_EVENTS + payloads.AHEAD * LEAST_EVENTS)
+    assert prepare(engine) == 0
+    fill(engine, 230_000, 230_001, days_old=0)
+    assert prepare(engine) == 1, "before the last one is full"
+
+
+ARRIVING = """
+WITH arrived AS (
+    INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type, body_bytes,
+                       body_sha256)
+    VALUES ('s', 'new', 'e', 'other', :at, :at, '{r}', 'text/plain', 4, '') RETURNING seq
+), opened AS (
+    INSERT INTO open_delivery (seq, route, lane, occurred_at, state) SELECT seq, 'r', 'l', :at, 'received' FROM arrived
+)
+INSERT INTO inbox_payload SELECT seq, '{}', 'body' FROM arrived
+"""
+
+
+@ON_POSTGRES
+def test_an_event_that_arrives_while_the_default_leaf_expires_keeps_its_payload(engine: Engine) -> None:
+    fill(engine, 100_001, 102_000, days_old=9)
+    with engine.connect() as receiver, ThreadPoolExecutor(1) as others, receiver.begin() as arriving:
+        receiver.execute(text(ARRIVING), {"at": NOW})
+        expired = others.submit(step, engine, Expiry(NOW - 8 * DAY))
+        while not expired.done() and not rows(engine, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+            pass
+        arriving.commit()
+        assert expired.result().rows == 2000
+    assert kept(engine) == [102_001]
+
+
+@ON_POSTGRES
+def test_an_event_from_a_clock_that_was_ahead_holds_up_nothing_behind_it(engine: Engine) -> None:
+    fill(engine, 1, 99_994, days_old=9)
+    fill(engine, 99_995, 99_995, days_old=-3650)
+    fill(engine, 99_996, 100_010, days_old=9)
+    fill(engine, 100_011, 100_011, days_old=0)
+    walk(engine, Expiry(NOW - 8 * DAY), most=20_000)
+    assert kept(engine) == [99_995, 100_011]
 
 
 @ON_POSTGRES
@@ -228,3 +285,17 @@ def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monke
     prepare(engine)
     assert leaves(engine)[0][0] > 1
     assert rows(engine, f"SELECT seq FROM {DEFAULT}") == [{"seq": 7}], "its last payload moved"
+
+
+@ON_POSTGRES
+def test_a_full_leaf_keeps_no_other_from_being_retired(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payloads, "MOST_LEAVES", 2)
+    fill(engine, 1, 5000, days_old=0.5)
+    fill(engine, 100_001, 100_001, days_old=0.5)
+    prepare(engine)
+    ranges = leaves(engine)
+    fill(engine, ranges[2][0], ranges[2][0], days_old=0)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM inbox_payload WHERE seq > 100000"))
+    prepare(engine)
+    assert [leaf for leaf in ranges if leaf not in leaves(engine)] == [ranges[1]]

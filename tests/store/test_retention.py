@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, insert, text
 from sqlalchemy.exc import OperationalError
 
-from inbox.clock import SystemClock
+from inbox.clock import SystemClock, steady
 from inbox.config.retention import Retention, RetentionKind
 from inbox.config.types import Age
 from inbox.db.dialect import Sql
@@ -77,6 +77,16 @@ def test_an_event_goes_with_its_facts_and_duplicates_and_open_ones_and_the_newes
     assert count(engine, "delivery_log WHERE seq = 3") > 0
 
 
+def test_an_old_event_with_a_young_fact_stays(lived_in: Steps, engine: Engine) -> None:
+    """Somebody has replayed it, or its receiver's clock was wrong."""
+    lived_in.do(
+        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
+        f" SELECT '{time_text(NOW)}', seq, route, 'cancelled', attempt, detail FROM delivery_log WHERE seq = 1"
+    )
+    prune(engine, "events")
+    assert 1 in seqs(engine)
+
+
 @pytest.mark.usefixtures("lived_in")
 def test_payloads_go_while_their_events_stay_and_open_ones_keep_theirs(engine: Engine) -> None:
     before = seqs(engine)
@@ -96,6 +106,17 @@ def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
         happened = prune(engine, "payloads", seconds=0.1)
     assert not rows_gone(happened)
     assert rows_gone(prune(engine, "payloads"))
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("lived_in")
+def test_a_fact_that_somebody_has_locked_does_not_hold_up_those_who_open_deliveries(engine: Engine) -> None:
+    with engine.connect() as somebody, somebody.begin(), engine.connect() as pruning, pruning.begin():
+        somebody.execute(text("SELECT FROM delivery_log WHERE seq = 1 FOR UPDATE"))
+        began = steady()
+        with pytest.raises(OperationalError):
+            STEPS["events"](pruning, expiry_of(AFTER_A_MONTH, "events", NOW), 0, 100)
+        assert steady() - began < 1
 
 
 @ON_POSTGRES

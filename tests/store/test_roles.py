@@ -221,7 +221,8 @@ def test_each_login_has_the_timeouts_of_its_group_and_finds_the_tables(roles: Gr
 
 def test_a_second_time_changes_no_owner_and_leaves_the_same_rights(roles: Granted, module_engine: Engine) -> None:
     rights = (
-        "SELECT relname, relacl::text, relowner FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+        "SELECT relname, coalesce(relacl, acldefault('r', relowner))::text AS rights, relowner"
+        " FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
     )
     before = rows(module_engine, rights)
     assert [line for line in roles.grant() if "OWNER TO" in line or line.startswith("CREATE")] == []
@@ -236,6 +237,18 @@ def test_a_right_that_somebody_gave_by_hand_goes(roles: Granted) -> None:
     roles.grant()
     assert not roles.allows("receiver", "SELECT event_type FROM inbox")
     assert not roles.allows("receiver", "DELETE FROM inbox")
+
+
+def test_rights_on_all_tables_leave_none_on_the_leaves_of_payloads(roles: Granted) -> None:
+    body = "SELECT body FROM inbox_payload_1"
+    with contextlib.closing(connect_postgres(roles.server_url)) as admin:
+        admin.execute(
+            f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {roles.name('reader_without_payloads')}, PUBLIC".encode()
+        )
+    assert roles.allows("reader_without_payloads", body)
+    roles.grant()
+    assert not roles.allows("reader_without_payloads", body)
+    assert not roles.allows("receiver", "SELECT body FROM inbox_payload_default")
 
 
 def test_a_locked_table_is_named_and_the_rest_comes_with_the_next_run(

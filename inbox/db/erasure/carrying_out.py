@@ -74,10 +74,15 @@ def answer_of(found: Sequence[OpenFound]) -> str:
     """Return the answer to a command that has come to its end, or was stopped by open deliveries."""
     if not found:
         return "done"
+    return f"an event arrived meanwhile; {held_up_by(found)}"
+
+
+def held_up_by(found: Sequence[OpenFound]) -> str:
+    """Return the sentence about deliveries that keep an entity from being erased."""
     first = found[0]
     return (
-        f"an event that arrived meanwhile is {first.state} (seq {first.seq} on route {first.route}); end its deliveries,"
-        " then ask again"
+        f"its deliveries have to end first, such as seq {first.seq} on route {first.route}, which is {first.state}:"
+        " cancel them, then ask again"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 
 import msgspec
 from sqlalchemy import Engine, text
@@ -39,11 +40,13 @@ class ErasurePlan(msgspec.Struct, frozen=True):
     """The first deliveries that have not ended."""
     open_commands: tuple[int, ...] = ()
     """Commands that name the entity and have not ended."""
+    is_whole: bool = True
+    """False when there are more rejected requests than were searched: `naming` counts a part."""
 
     @property
     def is_empty(self) -> bool:
-        """True when the database holds nothing of the entity."""
-        return not (self.events or self.pauses or self.naming)
+        """True when the database certainly holds nothing of the entity."""
+        return self.is_whole and not (self.events or self.pauses or self.naming)
 
     @property
     def is_held_up(self) -> bool:
@@ -51,8 +54,21 @@ class ErasurePlan(msgspec.Struct, frozen=True):
         return bool(self.open or self.open_commands)
 
 
-def plan(engine: Engine, subject: ErasureSubject, *, searching: Callable[[int], None] = lambda _: None) -> ErasurePlan:
-    """Count what the database holds of an entity. `searching` hears up to which rejected request it has searched."""
+def plan(
+    engine: Engine,
+    subject: ErasureSubject,
+    *,
+    searching: Callable[[int], None] = lambda _: None,
+    most_parts: int | None = None,
+) -> ErasurePlan:
+    """Count what the database holds of an entity.
+
+    Args:
+        engine: the database.
+        subject: the entity.
+        searching: hears up to which rejected request it has searched.
+        most_parts: the most parts of the rejected requests that are searched; None: all.
+    """
     with engine.connect() as connection, reading(connection).begin():
         counted = connection.execute(_COUNTS, named(subject)).one()
         bodies = connection.execute(_PAYLOADS, named(subject)).one()
@@ -61,6 +77,7 @@ def plan(engine: Engine, subject: ErasureSubject, *, searching: Callable[[int], 
         pauses = connection.execute(_PAUSES, {"name": subject.gate}).scalar_one()
         found = tuple(open_deliveries(connection, subject, MOST_SHOWN))
         commands = tuple(open_commands(connection, subject))
+    naming, is_whole = _naming(engine, subject, searching, most_parts)
     return ErasurePlan(
         subject,
         counted.events,
@@ -71,26 +88,32 @@ def plan(engine: Engine, subject: ErasureSubject, *, searching: Callable[[int], 
         int(counted.facts),
         lanes,
         pauses,
-        _naming(engine, subject, searching),
+        naming,
         found,
         commands,
+        is_whole,
     )
 
 
-def _naming(engine: Engine, subject: ErasureSubject, searching: Callable[[int], None]) -> dict[str, int]:
-    """Count rows that name the entity, by table; each part in a transaction of its own."""
+def _naming(
+    engine: Engine, subject: ErasureSubject, searching: Callable[[int], None], most_parts: int | None
+) -> tuple[dict[str, int], bool]:
+    """Count rows that name the entity, by table, each part in a transaction of its own. False: there are more."""
     found: Counter[str] = Counter()
     position: int | None = None
-    while True:
+    for number in count(1):
         with engine.connect() as connection, reading(connection).begin():
             naming = search(connection, subject, position)
         if naming is None:
-            return dict(found)
+            return dict(found), True
         found.update(row.table for row in naming.rows)
         if naming.position == position:
-            return dict(found)
+            return dict(found), True
         position = naming.position
         searching(position or 0)
+        if number == most_parts:
+            break
+    return dict(found), False
 
 
 _COUNTS = text(f"""

@@ -39,7 +39,9 @@ WALKS: Mapping[RetentionKind, Walk] = {
         "seq",
         "t.received_at",
         # The newest event stays: `relay verify` takes a number above it for one that never was.
-        goes=f"NOT {_OPEN.format(of_route='')} AND NOT {_UNJUDGED} AND t.seq < (SELECT max(n.seq) FROM inbox n)",
+        # One that was replayed lately keeps its facts, by the database's clock; so does one from a receiver whose clock was wrong.
+        goes=f"""NOT {_OPEN.format(of_route="")} AND NOT {_UNJUDGED} AND t.seq < (SELECT max(n.seq) FROM inbox n)
+            AND coalesce((SELECT max(l.at) FROM delivery_log l WHERE l.seq = t.seq) < {{before}}, true)""",
         needs_closed=True,
         companions=(("delivery_log", "seq"), ("duplicate_request", "seq")),
     ),

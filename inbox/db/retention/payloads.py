@@ -18,10 +18,12 @@ from inbox.db.retention.pruned import Expiry, Pruned
 from inbox.db.retention.walk import Walk
 from inbox.events.timestamps import as_time
 
-AHEAD = 4
-"""Leaves of the present size that are ready for coming events."""
+AHEAD = 10
+"""Leaves of the present size that are ready for coming events: ten days without a relay leave the default leaf empty."""
+_LARGE_DEFAULT = 64 * 1024 * 1024
+"""Bytes of the default leaf beyond which few leaves are made. Postgres reads all of it for each, and intake into it waits."""
 MOST_LEAVES = 64
-"""Beyond this number, the oldest leaves are retired: each takes part in the look for a payload."""
+"""Beyond this number, the oldest leaves are retired as they get empty: each takes part in the look for a payload."""
 _PART_OF_AGE = 10
 """A leaf holds at most this part of the age at which payloads expire, as it expires as a whole."""
 _DAY = timedelta(days=1)
@@ -40,7 +42,7 @@ class Leaf(NamedTuple):
 
 
 def prepare(connection: Connection, now: datetime, age: timedelta | None) -> int:
-    """Make leaves for coming events where few are left, and retire the oldest one beyond `MOST_LEAVES`.
+    """Make leaves for coming events where few are left, and retire the emptiest of the oldest, beyond `MOST_LEAVES`.
 
     Args:
         connection: in a transaction.
@@ -59,12 +61,20 @@ def prepare(connection: Connection, now: datetime, age: timedelta | None) -> int
     if top <= last:  # events arrive in the default leaf already, and go on doing so until this is committed
         top = last + LEAST_EVENTS
     made = 0
-    while top - last < AHEAD * size and connection.execute(_ADD, {"lo": top, "hi": top + size}).scalar_one():
-        top += size
-        made += 1
-    if len(ranges) > MOST_LEAVES:
-        connection.execute(_RETIRE, {"leaf": ranges[0].name})
+    if connection.execute(_DEFAULT_SIZE).scalar_one() > _LARGE_DEFAULT:
+        large = min(AHEAD * size, MOST_EVENTS)
+        made = int(top - last < max(size, 2 * LEAST_EVENTS) and _add(connection, top, top + large))
+    else:
+        while top - last < AHEAD * size and _add(connection, top, top + size):
+            top += size
+            made += 1
+    if old := [leaf.name for leaf in ranges[:-MOST_LEAVES] if leaf.beyond <= last]:
+        connection.execute(_RETIRE, {"leaf": connection.execute(_SMALLEST, {"leaves": old}).scalar_one()})
     return made
+
+
+def _add(connection: Connection, first: int, beyond: int) -> bool:
+    return bool(connection.execute(_ADD, {"lo": first, "hi": beyond}).scalar_one())
 
 
 def leaf_size(per_day: float, age: timedelta | None) -> int:
@@ -118,7 +128,8 @@ def _per_day(connection: Connection, last: int, now: datetime) -> float:
         earlier = connection.execute(_EARLIER, {"seq": last - looked}).first()
         if earlier is None:
             break
-        events, seconds = last - earlier.seq, (now - as_time(earlier.received_at)).total_seconds()
+        if (passed := (now - as_time(earlier.received_at)).total_seconds()) > 0:  # else its receiver's clock was ahead
+            events, seconds = last - earlier.seq, passed
         looked *= 2
     return events / max(seconds, 1.0) * _DAY.total_seconds()
 
@@ -126,6 +137,11 @@ def _per_day(connection: Connection, last: int, now: datetime) -> float:
 _LAST = text("SELECT last_value FROM inbox_seq_seq")
 _LEAVES = text(f"{LEAVES} ORDER BY 2")
 _ADD = text("SELECT inbox_payload_add_leaf(CAST(:lo AS bigint), CAST(:hi AS bigint))")
+_DEFAULT_SIZE = text(f"SELECT pg_total_relation_size(CAST('{DEFAULT}' AS regclass))")
 _EXPIRE = text("SELECT result, rows, bytes FROM inbox_payload_expire_leaf(:leaf, CAST(:cut AS timestamptz))")
 _RETIRE = text("SELECT inbox_payload_retire_leaf(:leaf)")
+_SMALLEST = text("""
+SELECT l.name FROM unnest(CAST(:leaves AS text[])) WITH ORDINALITY AS l(name, n)
+ORDER BY pg_relation_size(CAST(quote_ident(l.name) AS regclass)), l.n LIMIT 1
+""")
 _EARLIER = text("SELECT seq, received_at FROM inbox WHERE seq <= :seq ORDER BY seq DESC LIMIT 1")

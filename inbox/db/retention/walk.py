@@ -27,6 +27,8 @@ MOST_COUNTED = 10_000
 """More rows than these are estimated by the numbers that they took."""
 _SAMPLE = 100
 _LOCK_OPENING = text(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})")
+_HURRY = text("SET LOCAL lock_timeout = '100ms'")
+"""Relays that open deliveries wait for the lock, and others for them: nobody's lock on a fact may hold them up for long."""
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -191,6 +193,7 @@ def _delete(connection: Connection, sql: Sql, walk: Walk, limits: _Limits, keys:
     parameters = {"wanted": rows_param({"key": key} for key in keys), "before": limits.before}
     if walk.needs_closed and sql.is_postgres:  # in a statement before the one that looks for open deliveries
         connection.execute(_LOCK_OPENING)
+        connection.execute(_HURRY)
     measured = connection.execute(_lock(sql, walk), parameters).all()
     if not measured:
         return 0, 0

@@ -6,7 +6,7 @@ import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
-from inbox.db.erasure.carrying_out import answer_of, end
+from inbox.db.erasure.carrying_out import answer_of, end, held_up_by
 from inbox.db.erasure.plan import ErasurePlan, plan
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.erasure.work import ErasureOrder, act, look
@@ -15,6 +15,9 @@ from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
+
+SEARCHED_PARTS = 2
+"""Parts of the rejected requests that a plan searches, each of which takes some 0.2 s: deliveries wait for it."""
 
 
 def erase(database: Database, config: Config, task: AskedTask) -> BatchResult:
@@ -62,9 +65,9 @@ def _planned(database: Database, config: Config, subject: ErasureSubject) -> Era
     """
     if subject.source not in config.sources and not has_source(database.engine, subject.source):
         raise UnusableCommand(f"there is no source {subject.source!r}; {nearest(subject.source, config.sources)}")
-    planned = plan(database.engine, subject)
+    planned = plan(database.engine, subject, most_parts=SEARCHED_PARTS)
     if planned.open:
-        raise UnusableCommand(answer_of(planned.open))
+        raise UnusableCommand(held_up_by(planned.open))
     if planned.open_commands:
         numbers = ", ".join(map(str, planned.open_commands))
         raise UnusableCommand(
@@ -78,4 +81,11 @@ def _planned(database: Database, config: Config, subject: ErasureSubject) -> Era
 def _answer(planned: ErasurePlan) -> BatchResult:
     """The answer to a dry run: what would go, without the entity itself."""
     sample = {name: value for name, value in msgspec.to_builtins(planned).items() if name != "subject"}
-    return BatchResult("done", matched=planned.events, sample=sample, answer=f"would erase {planned.events} events")
+    rest = (
+        ""
+        if planned.is_whole
+        else "; it searched a part of the rejected requests, `inbox erase --dry-run` searches all"
+    )
+    return BatchResult(
+        "done", matched=planned.events, sample=sample, answer=f"would erase {planned.events} events{rest}"
+    )

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import msgspec
 from sqlalchemy.exc import DBAPIError
 
+from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
+from inbox.db.known_names import has_route, has_source
 from inbox.errors import UnusableCommand
 from inbox.events.commands import OF_DELIVERIES, OF_GATES
 from relay.delivery import facts
@@ -132,6 +134,8 @@ def _look(database: Database, config: Config, policies: Policies, number: int) -
         if command is None or command.kind not in OF_DELIVERIES:
             return command and _Batch(command)
         choice = _choice(command, config)
+    if command.progress_seq is None and (mistake := _unknown_name(database, choice)):
+        raise UnusableCommand(mistake)
     if command.dry_run:
         return _Batch(command, choice)
     page = selected.page(database, choice, after=command.progress_seq or 0, most=BATCH)
@@ -266,6 +270,18 @@ def _choice(command: Any, config: Config) -> Choice:  # noqa: ANN401  # a result
     return choice
 
 
+def _unknown_name(database: Database, choice: Choice) -> str | None:
+    """The mistake in a route or source that neither the configuration nor the database has; rows of a removed one stay."""
+    chosen, config = choice.selection, choice.config
+    for kind, given, names, is_stored in (
+        ("route", chosen.route, config.routes, has_route),
+        ("source", chosen.source, config.sources, has_source),
+    ):
+        if given is not None and given not in names and not is_stored(database.engine, given):
+            return f"there is no {kind} {given!r}; {nearest(given, names)}"
+    return None
+
+
 def _understood(value: object, form: type[_Form]) -> _Form:
     try:
         return msgspec.convert(value, form)
@@ -280,7 +296,9 @@ def _next(transaction: Transaction, batch: _Batch, choice: Choice, policies: Pol
     if not batch.keys and batch.upto is not None:
         return BatchResult("running", progress=batch.upto)
     if not batch.keys:
-        answer = f"done, but for {command.failed} that could not be changed: see error" if command.failed else "done"
+        answer = "done" if command.affected else "done: nothing was to change"
+        if command.failed:
+            answer = f"done, but for {command.failed} that could not be changed: see error"
         return BatchResult("done", progress=command.progress_seq, answer=answer)
     changed = _change(transaction, choice, command, batch.keys, now, policies=policies)
     return BatchResult("running", changed, batch.keys[-1][0])

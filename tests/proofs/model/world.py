@@ -104,6 +104,7 @@ _INBOX = "SELECT seq, dedup_key FROM inbox ORDER BY seq"
 _LANES = "SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, healing_seq FROM lane"
 _REPEATS = "SELECT id, seq, times, handled_at FROM duplicate_request ORDER BY id"
 _GATES = "SELECT kind, name, paused_at, breaker, breaker_until FROM gate"
+_END_COMMANDS = text("UPDATE relay_command SET state = 'cancelled' WHERE state IN ('asked', 'running')")
 _TABLES = (
     "gate",
     "alert",
@@ -201,6 +202,7 @@ class World:
         """Begin again, at the beginning of time."""
         self.clock.now = LONG_AGO
         with self.database.write() as transaction:
+            transaction.connection.execute(_END_COMMANDS)  # an open one can't be deleted
             for table in _TABLES:
                 transaction.connection.execute(text(f"DELETE FROM {table}"))
 
