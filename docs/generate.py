@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout is described, whatever is installed
 
-from docs.blocks import commands, configuration, delivery, doctor, house, metrics, presets, schema, states
+from docs.blocks import commands, configuration, delivery, doctor, entities, house, metrics, presets, schema, states
 from docs.blocks.common import ROOT
 
 PAGES = (*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
@@ -45,6 +45,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "preset-proofs": presets.preset_proofs,
     "preset-events": presets.preset_events,
     "preset-answers": presets.preset_answers,
+    "entity-diagram": entities.entity_diagram,
     "schema-tables": schema.schema_tables,
     "schema-views": schema.schema_views,
 }

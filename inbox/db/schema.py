@@ -45,6 +45,9 @@ metadata = MetaData(
 HOT = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_cost_delay": 0}
 """Storage of rows that change often: room on the page for the next version, and early vacuum."""
 
+PRUNED = {"autovacuum_vacuum_scale_factor": 0.02}
+"""Storage of rows that retention deletes: VACUUM frees them for new rows at 2 % of the table, not at 20 %."""
+
 
 def _number(name: str, comment: str) -> Column[int]:
     """Make a primary key that counts up by itself."""
@@ -107,6 +110,7 @@ inbox = Table(
     Index("ix_inbox_entity", "source", "entity_type", "entity_id", "seq"),
     CheckConstraint("action IN ('create', 'update', 'delete', 'other')", name="action"),
     comment="One row per accepted webhook, immutable. Written by the receiver before it answers 200.",
+    postgresql_with=PRUNED,
     sqlite_autoincrement=True,  # a number is never used again, even when the newest row is pruned
 )
 
@@ -141,6 +145,7 @@ duplicate_request = Table(
     Index("ix_duplicate_request_seq", "seq"),
     _partial_index("ix_duplicate_request_open", "seq", where="handled_at IS NULL"),
     comment="A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.",
+    postgresql_with=PRUNED,
     sqlite_autoincrement=True,
 )
 
@@ -170,6 +175,7 @@ rejected_request = Table(
     _partial_index("ix_rejected_request_whole", "id", where="body IS NOT NULL"),
     _partial_index("ix_rejected_request_bare", "id", where="body IS NULL"),
     comment="A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.",
+    postgresql_with=PRUNED,
     sqlite_autoincrement=True,
 )
 
@@ -226,7 +232,7 @@ lane = Table(
     _required("route", Text, "the route"),
     _required("lane", Text, "the lane, as in open_delivery"),
     _required("occurred_at", UtcDateTime, "time of the newest event delivered in this lane"),
-    _required("seq", BigInteger, "seq of the newest event delivered in this lane"),
+    _required("seq", BigInteger, "the newest event delivered in this lane: inbox.seq"),
     _optional("fetch_began_at", UtcDateTime, "time at which that delivery fetched the entity; sync routes only"),
     _optional("last_modified", UtcDateTime, "the source's own time of the applied state"),
     _optional("applied_hash", LargeBinary, "SHA-256 of the data sent downstream"),
@@ -237,7 +243,7 @@ lane = Table(
     _optional(
         "healing_seq",
         BigInteger,
-        "while older dead deliveries of the lane are ended in batches: seq of the success that replaces them",
+        "while older dead deliveries of the lane are ended in batches: inbox.seq of the success that replaces them",
     ),
     PrimaryKeyConstraint("route", "lane"),
     _partial_index("ix_lane_healing", "route", "lane", where="healing_seq IS NOT NULL"),
@@ -266,6 +272,7 @@ delivery_log = Table(
     Index("ix_delivery_log_at", "at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     _partial_index("ix_delivery_log_attempt", "id", where="kind IN ('attempt_failed', 'abandoned')"),
     comment="Facts about deliveries, append-only. The state of every delivery is the fold of its facts.",
+    postgresql_with=PRUNED,
     sqlite_autoincrement=True,
 )
 

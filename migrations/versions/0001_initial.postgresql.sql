@@ -61,7 +61,8 @@ CREATE TABLE delivery_log (
     CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')),
     CONSTRAINT ck_delivery_log_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (jsonb_typeof(detail) = 'object')
-);
+)
+ WITH (autovacuum_vacuum_scale_factor = 0.02);
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
 
@@ -101,7 +102,8 @@ CREATE TABLE duplicate_request (
     CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (handled_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (last_received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-);
+)
+ WITH (autovacuum_vacuum_scale_factor = 0.02);
 
 CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
 
@@ -211,7 +213,8 @@ CREATE TABLE inbox (
     CONSTRAINT ck_inbox_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_inbox_routes_is_readable CHECK (array_position(routes, NULL) IS NULL),
     CONSTRAINT ck_inbox_erased_at_is_readable CHECK (erased_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-);
+)
+ WITH (autovacuum_vacuum_scale_factor = 0.02);
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
 
@@ -296,7 +299,7 @@ COMMENT ON COLUMN lane.lane IS 'the lane, as in open_delivery';
 
 COMMENT ON COLUMN lane.occurred_at IS 'time of the newest event delivered in this lane';
 
-COMMENT ON COLUMN lane.seq IS 'seq of the newest event delivered in this lane';
+COMMENT ON COLUMN lane.seq IS 'the newest event delivered in this lane: inbox.seq';
 
 COMMENT ON COLUMN lane.fetch_began_at IS 'time at which that delivery fetched the entity; sync routes only';
 
@@ -308,7 +311,7 @@ COMMENT ON COLUMN lane.etag IS 'ETag of the entity in that state; only where the
 
 COMMENT ON COLUMN lane.etag_config IS 'SHA-256 of the route as it was configured then: another one fetches it whole';
 
-COMMENT ON COLUMN lane.healing_seq IS 'while older dead deliveries of the lane are ended in batches: seq of the success that replaces them';
+COMMENT ON COLUMN lane.healing_seq IS 'while older dead deliveries of the lane are ended in batches: inbox.seq of the success that replaces them';
 
 CREATE TABLE open_delivery (
     seq BIGINT NOT NULL,
@@ -494,7 +497,8 @@ CREATE TABLE rejected_request (
     CONSTRAINT ck_rejected_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_rejected_request_headers_is_readable CHECK (jsonb_typeof(headers) = 'object'),
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (readmitted_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-);
+)
+ WITH (autovacuum_vacuum_scale_factor = 0.02);
 
 CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
 

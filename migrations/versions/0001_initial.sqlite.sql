@@ -194,7 +194,7 @@ CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane th
     lane TEXT NOT NULL,
     -- time of the newest event delivered in this lane
     occurred_at TEXT NOT NULL,
-    -- seq of the newest event delivered in this lane
+    -- the newest event delivered in this lane: inbox.seq
     seq BIGINT NOT NULL,
     -- time at which that delivery fetched the entity; sync routes only
     fetch_began_at TEXT,
@@ -206,7 +206,7 @@ CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane th
     etag TEXT,
     -- SHA-256 of the route as it was configured then: another one fetches it whole
     etag_config BLOB,
-    -- while older dead deliveries of the lane are ended in batches: seq of the success that replaces them
+    -- while older dead deliveries of the lane are ended in batches: inbox.seq of the success that replaces them
     healing_seq BIGINT,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
     CONSTRAINT ck_lane_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),

@@ -10,8 +10,23 @@ import pytest
 from inbox.loader.load import parse_config
 from tests.docs.pages import PAGES, blocks, expected_after, shell, shows
 
-KINDS = {"sh", "toml", "text", "sql", "mermaid", "python", "diff", "json", "nginx", "caddyfile", "ini", "http"}
-"""`sql` is run by test_queries, test_commands_in_sql and test_sqlite_shell, `python` and `diff` by test_contributing,
+KINDS = {
+    "sh",
+    "toml",
+    "text",
+    "sql",
+    "sql postgres",
+    "sql sqlite",
+    "mermaid",
+    "python",
+    "diff",
+    "json",
+    "nginx",
+    "caddyfile",
+    "ini",
+    "http",
+}
+"""`sql` is run by test_dba_page, test_commands_in_sql and test_sqlite_shell, `python` and `diff` by test_contributing,
 `python` and `json` by
 test_mapping_page, `python` of docs/how-to/write-a-handler.md by test_handlers, `nginx` and `caddyfile` by
 tests/process/test_behind_a_proxy.py, `ini` by tests/process/test_behind_a_pooler.py. All of docs/recipes/ is followed by

@@ -1,0 +1,215 @@
+"""Bytes on disk and of WAL for each event, by the size of its body: the receiver's and the relay's own statements.
+
+    python -m benchmarks.sizes --database postgres --events 20000
+
+Each event takes one route and is delivered by the first attempt. Bodies are random, so the
+database can't compress them; five events share an entity. `open_delivery` counts apart: its space serves the next events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from itertools import islice
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Engine, text
+
+from benchmarks.support import Kind, databases, machine
+from inbox.clock import SystemClock
+from inbox.db import engine as engines
+from inbox.db.checkpoint import checkpoint
+from inbox.db.dialect import POSTGRES
+from inbox.db.intake import STORES
+from inbox.events.event import Enrolment, Event
+from inbox.loader.load import parse_config
+from relay.delivery.outcome import Delivered
+from relay.delivery.policy import policies
+from relay.store import claim, record, sequence
+from relay.store.database import Database
+
+_BATCH = 100
+_CONFIG = parse_config("""
+[sources.shop]
+preset = "trivore"
+auth = { kind = "none" }
+[destinations.crm]
+kind = "forward"
+url = "https://crm.example.com/hook"
+[routes.to-crm]
+source = "shop"
+destination = "crm"
+""")
+_POLICIES = policies(_CONFIG)
+_EVENTS_OF_ENTITY = 5
+_WHILE_OPEN = "open_delivery"
+_LEAST_BYTES = 8.0
+"""A part that grows by less for each event is a page that is there once."""
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """Bytes for each event, with bodies of one size."""
+
+    body_bytes: int
+    events: int
+    parts: Mapping[str, float]
+    """Of each table and index that grows."""
+    wal_received: float
+    wal_delivered: float
+
+    @property
+    def disk(self) -> float:
+        """Bytes that stay on disk once it is delivered."""
+        return sum(size for name, size in self.parts.items() if _WHILE_OPEN not in name)
+
+    @property
+    def while_open(self) -> float:
+        """Bytes besides, until it is delivered."""
+        return sum(size for name, size in self.parts.items() if _WHILE_OPEN in name)
+
+
+def an_event(number: int, size: int) -> Event:
+    """An event of a user, whose body has this size."""
+    body = json.dumps({"id": f"{number:08d}", "data": os.urandom(size // 2 + 1).hex()}).encode()[: size - 2] + b'"}'
+    at = SystemClock().now()
+    entity = f"IDNUMBER{number // _EVENTS_OF_ENTITY:08d}"
+    return Event(
+        source="shop",
+        dedup_key=f"{at.isoformat()}|UPDATE|{number:08d}",
+        entity_type="USER",
+        entity_id=entity,
+        event_type="UPDATE",
+        action="update",
+        event_id=f"{number:08d}",
+        occurred_at=at + timedelta(microseconds=number),
+        received_at=at,
+        enrolments=(Enrolment("to-crm", f"USER|{entity}"),),
+        headers={"content-type": "application/json", "user-agent": "shop/1.0"},
+        content_type="application/json",
+        body=body,
+        body_sha256=hashlib.sha256(body).digest(),
+    )
+
+
+async def _receive(url: str, events: Iterator[Event]) -> None:
+    engine = engines.connect_async(url, application="benchmarks")
+    store = STORES[engine.dialect.name]()
+    async with engine.connect() as connection:
+        while batch := list(islice(events, _BATCH)):
+            await store.append(connection, batch)
+    await engine.dispose()
+
+
+def _deliver(database: Database) -> None:
+    while sequence.sequence(database, _POLICIES, "r1"):
+        pass
+    while claimed := claim.claim(database, "r1", [(["to-crm"], _BATCH)]):
+        record.record(database, _POLICIES, "r1", [(one, Delivered((), "forwarded")) for one in claimed])
+
+
+def measure(url: str, events: int, size: int) -> Sizes:
+    """Receive and deliver events with bodies of this size."""
+    engine = engines.connect(url, application="benchmarks")
+    _settle(engine)
+    before, began = _parts(engine), _wal(engine)
+    asyncio.run(_receive(url, (an_event(number, size) for number in range(events))))
+    received = _wal(engine)
+    _deliver(Database(engine))
+    delivered = _wal(engine)
+    _settle(engine)
+    after = _parts(engine)
+    engine.dispose()
+    grown = {name: (bytes_after - before.get(name, 0)) / events for name, bytes_after in after.items()}
+    return Sizes(
+        size,
+        events,
+        {name: grown[name] for name in sorted(grown) if grown[name] >= _LEAST_BYTES},
+        (received - began) / events,
+        (delivered - received) / events,
+    )
+
+
+def _wal(engine: Engine) -> int:
+    """Bytes of WAL that were ever written; 0 on SQLite, which writes over its WAL again and again."""
+    if engine.dialect.name != POSTGRES:
+        return 0
+    with engine.connect() as connection:
+        return int(connection.execute(text("SELECT pg_current_wal_insert_lsn() - '0/0'")).scalar_one())
+
+
+def _settle(engine: Engine) -> None:
+    """Remove dead rows, as autovacuum does in time; on SQLite copy the WAL into the file."""
+    if engine.dialect.name != POSTGRES:
+        checkpoint(engine)
+        return
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM"))
+
+
+_POSTGRES_PARTS = """
+SELECT coalesce(p.relname, c.relname) AS name, sum(pg_table_size(c.oid)) AS bytes
+FROM pg_class c
+LEFT JOIN pg_inherits h ON h.inhrelid = c.oid
+LEFT JOIN pg_class p ON p.oid = h.inhparent
+WHERE c.relkind IN ('r', 'i') AND c.relnamespace = current_schema()::regnamespace
+GROUP BY 1
+"""
+_SQLITE_PARTS = "SELECT name, sum(pgsize) AS bytes FROM dbstat GROUP BY name"
+
+
+def _parts(engine: Engine) -> dict[str, int]:
+    """Bytes of each table without its indexes, and of each index."""
+    statement = _POSTGRES_PARTS if engine.dialect.name == POSTGRES else _SQLITE_PARTS
+    with engine.connect() as connection:
+        return {row.name: int(row.bytes) for row in connection.execute(text(statement.replace(":", "\\:")))}
+
+
+@app.command()
+def main(
+    *,
+    database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
+    events: Annotated[int, typer.Option(min=100, help="Events of each size.")] = 20_000,
+    sizes: Annotated[str, typer.Option(help="Sizes of a body in bytes.")] = "100,1024,16384",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Measure bytes on disk and of WAL for each event, by the size of its body."""
+    wanted = [int(size) for size in sizes.split(",")]
+    with databases(database, len(wanted)) as urls:
+        measured = [measure(url, events, size) for url, size in zip(urls, wanted, strict=True)]
+    if as_json:
+        typer.echo(msgspec.json.encode(measured).decode())
+        return
+    _show(database, measured)
+
+
+def _show(database: Kind, measured: list[Sizes]) -> None:
+    console = Console()
+    table = Table(title=f"Bytes for each event, {database.value}")
+    table.add_column("body")
+    for each in measured:
+        table.add_column(f"{each.body_bytes:,}", justify="right")
+    names = sorted({name for each in measured for name in each.parts}, key=lambda name: -measured[0].parts.get(name, 0))
+    for name in names:
+        table.add_row(name, *(f"{each.parts.get(name, 0):,.0f}" for each in measured))
+    table.add_section()
+    table.add_row("stays on disk", *(f"{each.disk:,.0f}" for each in measured))
+    table.add_row("while open", *(f"{each.while_open:,.0f}" for each in measured))
+    if database is Kind.POSTGRES:
+        table.add_row("WAL, received", *(f"{each.wal_received:,.0f}" for each in measured))
+        table.add_row("WAL, delivered", *(f"{each.wal_delivered:,.0f}" for each in measured))
+    console.print(table)
+    console.print(machine())
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,229 @@
+"""An installation after a bad night: everything that the questions of docs/reference/dba.md ask for has happened in it.
+
+Events have fixed times on 2026-01-01. Facts have the time of a quarter of an hour ago, so that "in the last hour" finds them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+
+import msgspec
+from sqlalchemy import Engine
+
+from inbox.clock import SystemClock
+from inbox.db.intake import Rejected
+from inbox.db.throughput import Tally, add_up, figures_param
+from inbox.events.event import Event
+from inbox.events.timestamps import time_text
+from inbox.loader.load import parse_config
+from relay.delivery.alerts import Alert
+from relay.delivery.gates import Breaker, BreakerState
+from relay.delivery.outcome import Call, Failed, Outcome
+from relay.delivery.policy import policies
+from relay.delivery.rate_holds import HoldRequest
+from relay.store import alerts, gates, nodes, sweeps, throughput
+from relay.store.database import Database
+from relay.store.operator.execution import OpenCommands
+from tests.helpers.pruning import prune
+from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
+from tests.helpers.storing import START, an_event
+
+CONFIG = parse_config("""
+[sources.trivore]
+preset = "trivore"
+auth = { kind = "none" }
+
+[sources.shop]
+preset = "trivore"
+auth = { kind = "none" }
+
+[destinations.crm]
+kind = "forward"
+url = "https://crm.example.com/hook"
+
+[destinations.erp]
+kind = "forward"
+url = "https://erp.example.com/hook"
+
+[routes.to-crm]
+source = "trivore"
+destination = "crm"
+ordering = "strict"
+on_dead = "continue"
+
+[routes.to-erp]
+source = "shop"
+destination = "erp"
+ordering = "strict"
+on_dead = "block"
+
+[destinations.search]
+kind = "forward"
+url = "https://search.example.com/hook"
+
+[routes.to-search]
+source = "trivore"
+destination = "search"
+ordering = "latest"
+""")
+POLICIES = policies(CONFIG)
+UNWELL = Failed(
+    (Call("forward", "POST", "https://crm.example.com/hook", "answered", 0.2, status=503),),
+    "server_error",
+    "forward answered 503",
+)
+
+
+def event(number: int, entity: str, *routes: str, source: str = "trivore", kind: str = "UPDATE") -> Event:
+    """The event of this number."""
+    made = an_event(number, entity, routes=routes)
+    return msgspec.structs.replace(made, source=source, event_type=kind, received_at=made.occurred_at)
+
+
+class Night(Steps):
+    """The relay's steps in that night, on a clock that is a quarter of an hour late."""
+
+    def __init__(self, engine: Engine) -> None:
+        began = SystemClock().now().replace(second=0, microsecond=0) - timedelta(minutes=15)
+        super().__init__(engine, POLICIES, FakeClock(began))
+        self.live = Database(engine)
+        """The database by its own clock."""
+        self.node = "relay-1"
+
+    def command(self, kind: str, selection: str, why: str, who: str = "kim") -> None:
+        """Give a command, and have a relay work on it."""
+        self.do(
+            "INSERT INTO relay_command (kind, selection, reason, asked_by)"
+            f" VALUES ('{kind}', '{selection}', '{why}', '{who}')"
+        )
+        self.operate()
+
+    def operate(self) -> None:
+        """Have a relay work on every open command."""
+        working = OpenCommands(self.database)
+        while working.work(CONFIG, POLICIES):
+            pass
+        working.work(CONFIG, POLICIES)
+
+    def beat(self) -> None:
+        """Send a heartbeat of the relay that runs, whose claims fail."""
+        nodes.heartbeat(self.live, self.node, {"claim": "OperationalError: out of memory"})
+
+    def attempts(self, **outcomes: Outcome) -> None:
+        """Claim all that is due, and record the outcomes of these entities; the others stay in flight."""
+        self.advance(1)
+        self.record([(one, outcomes[one.entity_id]) for one in self.claim_due() if one.entity_id in outcomes])
+
+
+def happen(engine: Engine) -> Night:
+    """Let everything happen."""
+    night = Night(engine)
+    _start_relays(night)
+    _deliver(night)
+    _give_up(night)
+    _operate(night)
+    _wait(night)
+    _turn_away(night)
+    _watch(night)
+    return night
+
+
+def _start_relays(night: Night) -> None:
+    an_hour_ago = FakeClock(night.clock.moment - timedelta(hours=1))
+    nodes.start_node(Database(night.database.engine, an_hour_ago), "relay-0", "host-a", 40, "1.0")
+    nodes.start_node(night.live, night.node, "host-b", 41, "1.0")
+    nodes.describe_routes(night.live, night.node, POLICIES)
+
+
+def _deliver(night: Night) -> None:
+    """Deliver two events of alice, the first after a failure, and the newer one of two of kate."""
+    night.arrive(event(1, "alice", "to-crm"), event(2, "alice", "to-crm"))
+    night.attempts(alice=UNWELL)
+    night.advance(120)
+    night.attempts(alice=DONE)
+    night.attempts(alice=DONE)
+    night.arrive(event(3, "kate", "to-search"), event(4, "kate", "to-search"))
+    night.attempts(kate=DONE)
+
+
+def _give_up(night: Night) -> None:
+    """Give up three events by a mistake in a mapping, and an order that blocks the next one."""
+    night.arrive(*(event(number, who, "to-crm") for number, who in enumerate(("bob", "carol", "dave"), 5)))
+    night.arrive(*(event(number, "order-1", "to-erp", source="shop") for number in (8, 9)))
+    night.attempts(bob=HOPELESS, carol=HOPELESS, dave=HOPELESS, **{"order-1": HOPELESS})
+
+
+def _operate(night: Night) -> None:
+    """Replay the event of bob, erase judy, and pause the ERP."""
+    night.command("replay", '{"seq": 5}', "the mapping is fixed")
+    night.sequence()
+    night.attempts(bob=DONE)
+    night.arrive(event(10, "judy", "to-crm"))
+    night.attempts(judy=DONE)
+    night.command("erase", '{"source": "trivore", "entity_type": "USER", "entity_id": "judy"}', "request 4711", "ann")
+    night.command("pause", '{"destination": "erp"}', "maintenance until 14:00")
+
+
+def _wait(night: Night) -> None:
+    """Leave deliveries open in every state; one may have crashed two relays."""
+    night.arrive(event(11, "gus", "to-crm"))
+    for _ in range(2):
+        night.advance(60)
+        night.attempts()
+        night.advance(20)
+        night.reap()
+    night.arrive(*(event(number, "erin", "to-crm") for number in (12, 13, 14)))
+    night.attempts(erin=msgspec.structs.replace(UNWELL, retry_after=7200))
+    night.arrive(event(15, "frank", "to-crm"))
+    night.attempts()
+    night.arrive(event(16, "heidi", "to-crm"), event(17, "order-2", "to-erp", source="shop"))
+    night.receive(event(18, "gina", kind="LOGIN"), event(19, "ivan", "to-crm"))
+
+
+def _turn_away(night: Night) -> None:
+    """Add duplicates, and rejected requests of a sender without credentials, and of one with an invalid body."""
+    again = event(2, "alice", "to-crm")
+    other = msgspec.structs.replace(event(12, "erin", "to-crm"), body=b"{}", body_sha256=hashlib.sha256(b"{}").digest())
+    night.intake.repeat(again, again, other)
+    stranger = Rejected(
+        START, "trivore", 401, "unauthenticated", "the secret is wrong", None, "192.0.2.7", b"h" * 32, None, None
+    )
+    invalid = Rejected(
+        START, "shop", 422, "invalid_event", "id is missing", "id", "192.0.2.1", b"h" * 32, {"a": "b"}, b"{}"
+    )
+    night.intake.reject(stranger, stranger, invalid)
+
+
+def _watch(night: Night) -> None:
+    """Write figures, alerts, the result of a sweep, an open breaker, and the progress of retention."""
+    throughput.flush(night.database, CONFIG.routes)
+    received = Tally()
+    for source, outcome, count in (
+        ("trivore", "stored", 16),
+        ("trivore", "duplicate", 2),
+        ("trivore", "rejected", 2),
+        ("shop", "stored", 3),
+        ("shop", "rejected", 1),
+    ):
+        received.add("source", source, outcome, count=count, size=8 * count if outcome == "stored" else 0)
+    later = night.clock.moment + timedelta(minutes=1)
+    with night.database.write() as transaction, received.taken() as figures:
+        transaction.execute(add_up(transaction.sql), figures=figures_param(figures), now=time_text(later))
+    with night.database.write() as transaction:
+        now = transaction.lock_order()
+        alerts.note(transaction, [Alert("source_silent", "shop", True, {"silent_seconds": 7200})], now)
+        gates.store(
+            transaction,
+            {
+                ("destination", "search"): Breaker(
+                    BreakerState.OPEN, now + timedelta(hours=1), "503 from the last 10 calls", 1
+                )
+            },
+        )
+    gates.hold(night.live, HoldRequest(("api", "trivore-id"), timedelta(hours=1), "Retry-After of an answer 429"))
+    sweeps.finish(night.database, sweeps.SweepFindings("trivore", "USER", START, START + timedelta(days=1), 120, 2, 2))
+    night.do("DELETE FROM inbox_payload WHERE seq = 1")
+    prune(night.database.engine, "attempts", "duplicates")
+    night.do("ANALYZE")
+    night.beat()
