@@ -118,6 +118,9 @@ class World:
                     connection.execute(text(f"ALTER TABLE {table} ENABLE TRIGGER ALL"))
             else:
                 kept = {"inbox", "delivery_log"}  # append-only there, and their seqs go on
+                connection.execute(
+                    text("UPDATE relay_command SET state = 'cancelled' WHERE state IN ('asked', 'running')")
+                )
                 for table in tables:
                     if table not in kept:
                         connection.execute(text(f"DELETE FROM {table}"))
