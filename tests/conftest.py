@@ -28,6 +28,8 @@ hypothesis.settings.load_profile("patient")
 KINDS = ("sqlite", "postgres")
 PROOFS = "tests/proofs/"
 """Folder of the tests that take longest."""
+LONGER = ("tests/copying/", "tests/demo/", "tests/docs/", "tests/process/", "tests/recipes/", "tests/troubleshooting/")
+"""Folders of tests that take seconds, as they start programs; the others take a fraction of one."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,9 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the kind of database that is not wanted, and begin with the proofs.
+    """Leave out the kind of database that is not wanted, and begin with what takes longest.
 
-    The proofs are shared out among the processes: else one of them would be alone with the last for minutes.
+    It is shared out among the processes: else one of them would be alone with the last for minutes.
     """
     if wanted := config.getoption("--database"):
         left_out = [item for item in items if _kinds_needed(item) - {wanted}]
@@ -46,9 +48,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not _kinds_needed(item) - {wanted}]
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     proofs = [item for item in items if item.nodeid.startswith(PROOFS)]
-    others = [item for item in items if not item.nodeid.startswith(PROOFS)]
-    shares = [others[len(others) * n // processes : len(others) * (n + 1) // processes] for n in range(processes)]
-    items[:] = [item for n, share in enumerate(shares) for item in (*proofs[n::processes], *share)]
+    longer = [item for item in items if item.nodeid.startswith(LONGER)]
+    others = [item for item in items if not item.nodeid.startswith((PROOFS, *LONGER))]
+    items[:] = [
+        item
+        for n in range(processes)
+        for item in (*proofs[n::processes], *_share(longer, n, processes), *_share(others, n, processes))
+    ]
+
+
+def _share(items: list[pytest.Item], number: int, shares: int) -> list[pytest.Item]:
+    """Tests that follow each other, as those of a module share what they have set up."""
+    return items[len(items) * number // shares : len(items) * (number + 1) // shares]
 
 
 def _kinds_needed(item: pytest.Item) -> set[str]:

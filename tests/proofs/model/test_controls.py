@@ -128,13 +128,14 @@ LATE_CONTROLS = {
         ("a repeat is judged wrongly", "re-armed without need", "it ended wrongly"),
         soon="2",
     ),
-    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",)),
+    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="8"),
     "dead ones that a success leaves and nobody notes": Control(
         (replaced(record, "go_on_healing", lambda *_: None),), STILL_DEAD
     ),
     "the newest before what is still to be folded": Control(
         (replaced(lanes, "settle", settle_and_forget_the_rest),),
         ("claimed before an earlier one", "called after a later one"),
+        soon="5",
     ),
 }
 """They take their time to show."""
