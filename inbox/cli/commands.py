@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli.options import MOST_NUMBER, AsJson, AsNdjson, Columns, Since, Until, Wide, open_database, require_known
+from inbox.cli.options import (
+    MOST_NUMBER,
+    AsJson,
+    AsNdjson,
+    Before,
+    Columns,
+    Limit,
+    Since,
+    Until,
+    Wide,
+    open_database,
+    require_known,
+)
 from inbox.cli.tables import Column, Format, format_of, next_page, show
 from inbox.cli.terminal import FINDING, exit_on_error, say, show_fields
 
@@ -41,10 +53,8 @@ def commands(
     kind: Annotated[str | None, typer.Option(help="Only of this kind, such as replay.")] = None,
     since: Since = None,
     until: Until = None,
-    before: Annotated[
-        int | None, typer.Option(min=0, max=MOST_NUMBER, help="Only below this id: the next page.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    before: Before = None,
+    limit: Limit = 50,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import shlex
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from inbox.db.erasure.carrying_out import ErasureResult
     from inbox.db.erasure.plan import ErasurePlan
+    from inbox.db.erasure.subject import ErasureSubject
     from inbox.db.erasure.work import ErasureOrder, StepDone
 
 
@@ -74,7 +75,7 @@ def erase_command(
     _report(done, planned, as_json=as_json)
 
 
-def _plan(database: Engine, subject: Any) -> ErasurePlan:  # noqa: ANN401  # ErasureSubject, which isn't imported for --help
+def _plan(database: Engine, subject: ErasureSubject) -> ErasurePlan:
     from inbox.db.erasure.plan import plan
 
     with bar(SpinnerColumn(), Doing()) as progress:

@@ -11,6 +11,7 @@ from inbox.cli.options import (
     MOST_NUMBER,
     AsJson,
     AsNdjson,
+    Before,
     Columns,
     OfDestination,
     OfEntity,
@@ -73,9 +74,7 @@ def list_command(
     status: OfStatus = None,
     since: Since = None,
     until: Until = None,
-    before: Annotated[
-        int | None, typer.Option(min=0, max=MOST_NUMBER, help="Only below this seq: the next page.")
-    ] = None,
+    before: Before = None,
     limit: Annotated[
         int, typer.Option(min=1, max=10_000, help="The most events; each has a line for each of its routes.")
     ] = 50,

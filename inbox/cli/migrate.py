@@ -12,6 +12,8 @@ from inbox.logs.visible import visible
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from inbox.db.migrate import MigrationResult
+
 
 def migrate_command(
     *,
@@ -67,14 +69,19 @@ def migrate_command(
         made.dispose()
         for exposure in exposure_warnings(config_path(), config):
             say(f"warning: {exposure}")
-    came = (
-        "is up to date" if done.before == done.after else f"was brought from {done.before or 'empty'} to {done.after}"
-    )
-    answer(f"the database {came}")
+    _tell(done)
     if grant:
         answer(f"each role has its rights and timeouts: {len(ran)} statements")
     if behind:
         say(f"the roles have no rights yet on {', '.join(behind)}: run `inbox migrate --grant`")
+
+
+def _tell(done: MigrationResult) -> None:
+    """Print what was migrated, and which migrations wait."""
+    came = (
+        "is up to date" if done.before == done.after else f"was brought from {done.before or 'empty'} to {done.after}"
+    )
+    answer(f"the database {came}")
     if done.remaining:
         answer(
             f"{', '.join(step.revision for step in done.remaining)} to follow with `inbox migrate --contract`, when every receiver"

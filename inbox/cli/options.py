@@ -74,6 +74,10 @@ Since = Annotated[
     time_option("--since", text="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it."),
 ]
 Until = Annotated[datetime | None, time_option("--until", text="Only before this time; forms as for --since.")]
+Before = Annotated[
+    int | None, typer.Option("--before", min=0, max=MOST_NUMBER, help="Only below this seq or id: the next page.")
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many rows.")]
 OfSource = Annotated[
     str | None, typer.Option("--source", help="Only of this source.", autocompletion=names_of("sources"))
 ]

@@ -18,7 +18,9 @@ from inbox.cli.options import (
     MOST_NUMBER,
     AsJson,
     AsNdjson,
+    Before,
     Columns,
+    Limit,
     Since,
     Until,
     Wide,
@@ -95,10 +97,8 @@ def rejected(
     error: OfError = None,
     since: Since = None,
     until: Until = None,
-    before: Annotated[
-        int | None, typer.Option(min=0, max=MOST_NUMBER, help="Only below this id: the next page.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    before: Before = None,
+    limit: Limit = 50,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,

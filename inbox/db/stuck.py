@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from inbox.db.dialect import POSTGRES, SQLITE, Sql
+from inbox.db.dialect import Sql
 from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 
 Finding = Literal[
@@ -50,7 +50,8 @@ class SqlClock:
     """The fragments of a dialect that compare columns with `now`, an SQL expression."""
 
     def __init__(self, dialect: str, now: str | None = None) -> None:
-        self.is_postgres = dialect == POSTGRES
+        self.sql = Sql(dialect)
+        self.is_postgres = self.sql.is_postgres
         # Not clock_timestamp(): Postgres compares no index with what may change from row to row.
         self.now = now or ("statement_timestamp()" if self.is_postgres else "'now'")
 
@@ -87,7 +88,7 @@ SELECT {columns}, false FROM ({_waits(clock)}) b
 
 def branches(clock: SqlClock) -> Mapping[Finding, str]:
     """Return the statement of each finding."""
-    return {**_of_relays(clock), **_of_deliveries(clock), **_of_commands(clock)}
+    return {**_of_relays(clock), **_that_do_not_move(clock), **_of_heads(clock), **_of_commands(clock)}
 
 
 def _of_relays(clock: SqlClock) -> dict[Finding, str]:
@@ -182,9 +183,8 @@ def _last_fact(sql: Sql, delivery: str, condition: str = "") -> str:
     return f"LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) {facts})"
 
 
-def _of_deliveries(clock: SqlClock) -> dict[Finding, str]:
-    sql = Sql(POSTGRES if clock.is_postgres else SQLITE)
-    due, leased, before = clock.since("o.due_at"), clock.since("o.lease_until"), clock.ago(AFTER_SECONDS)
+def _that_do_not_move(clock: SqlClock) -> dict[Finding, str]:
+    sql, before = clock.sql, clock.ago(AFTER_SECONDS)
     # Neither list depends on the row: each is read once.
     nothing_moves = f"""r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > {before})
   AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > {clock.ago(0)})"""
@@ -198,11 +198,6 @@ def _of_deliveries(clock: SqlClock) -> dict[Finding, str]:
         str(MOST_LISTED),
     )
     received = f"(SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT {MOST_LISTED}) o"
-    ahead = sql.looked_up(
-        f"{_routes_with('ready')} r",
-        "open_delivery o",
-        f"o.route = r.route AND o.state = 'ready' AND o.due_at > {clock.ago(-AFTER_SECONDS)}",
-    )
     return {
         "unordered": f"""
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("i.received_at")} AS for_seconds,
@@ -211,7 +206,7 @@ FROM {sql.looked_up(received, "inbox i", "i.seq = o.seq")}
 WHERE i.received_at < {before} AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > {before})
 """,
         "stuck": f"""
-SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {due} AS for_seconds,
+SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("o.due_at")} AS for_seconds,
        CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
             THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
             ELSE 'due, and nothing moves on its route' END AS why,
@@ -232,6 +227,17 @@ FROM open_delivery r
 WHERE r.state = 'in_flight' AND r.lease_until < {before}
   AND {nothing_moves}
 """,
+    }
+
+
+def _of_heads(clock: SqlClock) -> dict[Finding, str]:
+    sql = clock.sql
+    ahead = sql.looked_up(
+        f"{_routes_with('ready')} r",
+        "open_delivery o",
+        f"o.route = r.route AND o.state = 'ready' AND o.due_at > {clock.ago(-AFTER_SECONDS)}",
+    )
+    return {
         "blocked": f"""
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("l.at")} AS for_seconds,
        'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
@@ -249,7 +255,7 @@ UNION ALL
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
        'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it', NULL
 FROM open_delivery o
-WHERE o.state = 'in_flight' AND {leased} < -{AFTER_SECONDS}
+WHERE o.state = 'in_flight' AND {clock.since("o.lease_until")} < -{AFTER_SECONDS}
 """,
         "no_head": """
 SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,

@@ -9,6 +9,7 @@ from functools import cache
 import msgspec
 from sqlalchemy import Connection, Engine, TextClause, text
 
+from inbox.db import commands
 from inbox.db.dialect import Sql
 from inbox.db.engine import reading
 from inbox.db.erasure.subject import ErasureSubject
@@ -34,9 +35,14 @@ def ask(engine: Engine, order: ErasureOrder) -> int:
     sql = Sql(engine.dialect.name)
     subject = order.subject
     selection = {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}
-    given = {"selection": msgspec.json.encode(selection).decode(), "reason": order.why, "who": order.who, "now": None}
+    given = {
+        "kind": "erase",
+        "selection": msgspec.json.encode(selection).decode(),
+        "reason": order.why,
+        "who": order.who,
+    }
     with engine.begin() as connection:
-        return int(connection.execute(_ask(sql), given).scalar_one())
+        return int(connection.execute(commands.ask(sql), {**given, "dry_run": False, "now": None}).scalar_one())
 
 
 def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[[StepDone], None]) -> ErasureResult:
@@ -67,7 +73,7 @@ def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[
 def stop(engine: Engine, number: int) -> None:
     """Stop the command; what it has erased stays erased."""
     with engine.begin() as connection:
-        connection.execute(_stop(Sql(engine.dialect.name)), {"id": number, "now": None})
+        connection.execute(commands.stop(Sql(engine.dialect.name)), {"id": number, "now": None})
 
 
 def answer_of(found: Sequence[OpenFound]) -> str:
@@ -111,26 +117,8 @@ UPDATE relay_command SET state = 'running', affected = affected + :changed, prog
 
 
 @cache
-def _ask(sql: Sql) -> TextClause:
-    selected = "CAST(:selection AS jsonb)" if sql.is_postgres else ":selection"
-    return text(f"""
-INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at)
-VALUES ('erase', {selected}, :reason, :who, {sql.now})
-RETURNING id
-""")
-
-
-@cache
 def _end(sql: Sql) -> TextClause:
     return text(f"UPDATE relay_command SET state = :state, answer = :answer, finished_at = {sql.now} WHERE id = :id")
-
-
-@cache
-def _stop(sql: Sql) -> TextClause:
-    return text(f"""
-UPDATE relay_command SET state = 'cancelled', answer = 'stopped by who had asked for it', finished_at = {sql.now}
-WHERE id = :id AND state IN ('asked', 'running')
-""")
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
+from inbox.db import commands as statements
 from inbox.db.dialect import Sql, as_json, json_param
 from inbox.events.commands import COMMAND_KINDS
 from inbox.events.timestamps import time_text
@@ -86,10 +87,8 @@ def ask(
     """Store a command. Returns its id."""
     with database.write() as transaction:
         asked = msgspec.json.encode(chosen).decode()
-        row = transaction.execute(_ask(database.sql), kind=kind, selection=asked, reason=why, who=who, dry_run=dry_run)[
-            0
-        ]
-        return int(row.id)
+        given = {"kind": kind, "selection": asked, "reason": why, "who": who, "dry_run": dry_run}
+        return int(transaction.execute(statements.ask(database.sql), **given)[0].id)
 
 
 def any_open(database: Database) -> bool:
@@ -121,7 +120,7 @@ def stop(database: Database, number: int) -> None:
     """Stop a command: what it has done stays done, and `go_on` resumes the rest."""
     with database.write() as transaction:
         transaction.lock_order()
-        transaction.execute(_stop(database.sql), id=number)
+        transaction.execute(statements.stop(database.sql), id=number)
 
 
 def go_on(database: Database, number: int) -> bool:
@@ -192,16 +191,6 @@ RETURNING id
 
 
 @cache
-def _ask(sql: Sql) -> TextClause:
-    selected = "CAST(:selection AS jsonb)" if sql.is_postgres else ":selection"
-    return text(f"""
-INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at, dry_run)
-VALUES (:kind, {selected}, :reason, :who, {sql.now}, :dry_run)
-RETURNING id
-""")
-
-
-@cache
 def _command(sql: Sql, *, locked: bool) -> TextClause:
     return text(f"""
 SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq, affected, failed, matched, sample FROM relay_command
@@ -238,13 +227,5 @@ WHERE id = :id AND {_IS_OPEN}
 def _ended(sql: Sql) -> TextClause:
     return text(f"""
 UPDATE relay_command SET state = :state, answer = :answer, finished_at = {sql.now}
-WHERE id = :id AND {_IS_OPEN}
-""")
-
-
-@cache
-def _stop(sql: Sql) -> TextClause:
-    return text(f"""
-UPDATE relay_command SET state = 'cancelled', finished_at = {sql.now}, answer = 'stopped by who had asked for it'
 WHERE id = :id AND {_IS_OPEN}
 """)
