@@ -79,5 +79,5 @@ def test_without_its_read_transaction_the_log_is_restarted_under_it(
         lived_in.arrive(an_event(n, f"v{n}"))
         checkpoint(engine)
     lived_in.arrive(an_event(999, "v999"))
-    with pytest.raises(AssertionError, match="restarted the log"):
+    with closing(copier._connection), pytest.raises(AssertionError, match="restarted the log"):
         copier.sync()
