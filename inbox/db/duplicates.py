@@ -11,7 +11,8 @@ from typing import Any
 
 from sqlalchemy import text
 
-from inbox.db.dialect import POSTGRES, SQLITE, Blobs, Sql, rows_param, verbatim_param
+from inbox.db.dialect import POSTGRES, SQLITE, Sql
+from inbox.db.parameters import Blobs, array_param, rows_param, verbatim_param
 from inbox.events.event import Event
 
 KEPT_DUPLICATES = 20
@@ -73,18 +74,18 @@ SELECT n, seq FROM known
 """)
 
 
-def postgres_columns(events: Sequence[Event]) -> dict[str, Any]:
+def postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
     """Make the columns of events that both statements of intake have: the parameters of `POSTGRES_NOTE`, except `kept`."""
     bodies = Blobs()
     places = [bodies.place(event.body) for event in events]
     return {
-        "n": list(range(len(events))),
-        "source": [e.source for e in events],
-        "dedup_key": [e.dedup_key for e in events],
-        "received_at": [e.received_at for e in events],
-        "body_sha256": [e.body_sha256 for e in events],
-        "body_at": [at for at, _ in places],
-        "body_size": [size for _, size in places],
+        "n": array_param(range(len(events))),
+        "source": array_param([e.source for e in events]),
+        "dedup_key": array_param([e.dedup_key for e in events]),
+        "received_at": array_param([e.received_at for e in events]),
+        "body_sha256": array_param([e.body_sha256 for e in events]),
+        "body_at": array_param([at for at, _ in places]),
+        "body_size": array_param([size for _, size in places]),
         "bodies": bodies.joined(),
     }
 

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Engine, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql
 from inbox.db.engine import reading
+from inbox.db.parameters import rows_param
 from inbox.db.reads import Row, plain
 from inbox.db.schema import delivery_log, inbox
 from inbox.events.timestamps import time_text

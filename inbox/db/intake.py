@@ -20,7 +20,7 @@ from sqlalchemy import Connection, CursorResult, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from inbox.db.checkpoint import Checkpoints, checkpoint_async
-from inbox.db.dialect import POSTGRES, SQLITE, Blobs, Sql, rows_param, verbatim_param
+from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.duplicates import (
     KEPT_DUPLICATES,
     POSTGRES_NOTE,
@@ -33,6 +33,7 @@ from inbox.db.duplicates import (
     postgres_columns,
 )
 from inbox.db.engine import one_transaction
+from inbox.db.parameters import Blobs, array_param, rows_param, verbatim_param
 from inbox.events.event import Event
 from inbox.events.timestamps import time_text
 
@@ -309,10 +310,9 @@ def _by_position(length: int, rows: Sequence[Any]) -> list[int | None]:
     return seqs
 
 
-def _postgres_columns(events: Sequence[Event]) -> dict[str, Any]:
+def _postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
     enrolled = [(n, enrolment) for n, event in enumerate(events) for enrolment in event.enrolments]
-    return {
-        **postgres_columns(events),
+    columns: dict[str, list[Any]] = {
         **{name: [getattr(e, name) for e in events] for name in _TAKEN_OVER},
         # an array of arrays would be flattened; names of routes need no quoting: [A-Za-z0-9_-]
         "routes": ["{" + ",".join(enrolment.route for enrolment in e.enrolments) + "}" for e in events],
@@ -322,6 +322,7 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, Any]:
         "route": [enrolment.route for _, enrolment in enrolled],
         "lane": [enrolment.lane for _, enrolment in enrolled],
     }
+    return postgres_columns(events) | {name: array_param(values) for name, values in columns.items()}
 
 
 def _sqlite_row(event: Event) -> dict[str, object]:

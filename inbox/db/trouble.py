@@ -7,7 +7,8 @@ import sqlite3
 
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import LONGEST_ERROR_TEXT, failure_of, is_lock_wait, storable
+from inbox.db.dialect import LONGEST_ERROR_TEXT, failure_of, is_lock_wait
+from inbox.db.parameters import storable
 
 _NO_RIGHT = "42501"
 _HINT = re.compile(r"\s*Is the server running [^?]*\?|\(Background on this error at: [^)]*\)")

@@ -20,8 +20,9 @@ from inbox.config.forward_headers import passed_headers
 from inbox.config.model import Config
 from inbox.config.routing import routes_of
 from inbox.config.source import Source
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql
 from inbox.db.engine import reading
+from inbox.db.parameters import rows_param
 from inbox.db.reads import Row, plain
 from inbox.errors import RequestError, Unavailable
 from inbox.events.event import Event, RawRequest, Receipt

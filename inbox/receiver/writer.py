@@ -273,10 +273,13 @@ class GroupCommit:
 
     def _count(self, metric: Metric, outcome: str, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
         """Count those that are stored, by source."""
-        stored = [event for event, seq in zip(events, seqs, strict=True) if seq is not None]
-        self._meters.count_each(metric, (event.source for event in stored))
-        for event in stored:
-            self._tally.add(SOURCE, event.source, outcome, size=len(event.body))
+        sizes: dict[str, list[int]] = {}
+        for event, seq in zip(events, seqs, strict=True):
+            if seq is not None:
+                sizes.setdefault(event.source, []).append(len(event.body))
+        for source, those in sizes.items():
+            self._meters.count(metric, source, by=len(those))
+            self._tally.add(SOURCE, source, outcome, count=len(those), size=sum(those))
 
     async def _fail(self, batch: Sequence[Pending], error: Exception) -> None:
         """Answer 503 to all, as nothing is known to be stored, and use a new connection for the next batch."""

@@ -6,7 +6,6 @@ few values, and never one from a request: each new value makes a series that sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -157,9 +156,6 @@ class Meters:
 
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         """Add `by` to a counter."""
-
-    def count_each(self, metric: Metric, labels: Iterable[str]) -> None:
-        """Add one for each of these values of the counter's only label."""
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add a value to a histogram."""

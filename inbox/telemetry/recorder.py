@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -123,11 +122,6 @@ class Recorder(Meters):
         """Add to a counter."""
         with self._lock:
             self._of(metric, labels)[0] += by
-
-    def count_each(self, metric: Metric, labels: Iterable[str]) -> None:
-        """Add one to each of these counters."""
-        for label, number in Counter(labels).items():
-            self.count(metric, label, by=number)
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add a value to a histogram. A value equal to a limit belongs to the bucket below it (`le`)."""

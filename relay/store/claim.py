@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import Sql, is_wait_timeout, rows_param
+from inbox.db.dialect import Sql, is_wait_timeout
+from inbox.db.parameters import rows_param
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import NO_FILTER, BreakerState, ClaimFilter, Entity, GateKey, RateLimit, probe

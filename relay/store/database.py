@@ -16,9 +16,10 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db.checkpoint import Checkpoints, checkpoint
-from inbox.db.dialect import Sql, failure_of, is_storable, is_wait_timeout, rows_param, storable
+from inbox.db.dialect import Sql, failure_of, is_wait_timeout
 from inbox.db.engine import LOCK_TIMEOUT_SECONDS, reading, snapshot
 from inbox.db.leaves import OPENING_LOCK
+from inbox.db.parameters import is_storable, rows_param, storable
 from inbox.db.reads import Row, plain
 from inbox.db.throughput import ROUTE, Tally
 from inbox.events.timestamps import as_time, time_text

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql
+from inbox.db.parameters import rows_param
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.ordering import LanePosition, settle
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies

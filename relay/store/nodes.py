@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, as_json, rows_param, storable
+from inbox.db.dialect import Sql, as_json
+from inbox.db.parameters import rows_param, storable
 from inbox.events.states import GONE_SECONDS
 from relay.delivery.gates import Entity
 from relay.delivery.policy import Policies

@@ -7,7 +7,8 @@ from functools import cache
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql
+from inbox.db.parameters import rows_param
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import Entity

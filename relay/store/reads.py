@@ -9,9 +9,10 @@ from functools import cache
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql
 from inbox.db.following import Feed
 from inbox.db.listings import contains
+from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import time_text
 from relay.store.database import Database

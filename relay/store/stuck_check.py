@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql
+from inbox.db.parameters import rows_param
 from inbox.db.stuck import AFTER_SECONDS, Finding, SqlClock, branches
 from inbox.events.states import GONE_SECONDS
 from relay.delivery.policy import Policies

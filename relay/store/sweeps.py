@@ -11,7 +11,8 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.endpoint import Api
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql
+from inbox.db.parameters import rows_param
 from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, time_text, to_nanoseconds
 from relay.delivery.alerts import Alert

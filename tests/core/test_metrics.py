@@ -8,7 +8,7 @@ import pytest
 
 from inbox.config.types import Address
 from inbox.errors import CAUSES, RequestError
-from inbox.telemetry.metrics import OFF, RECEIVED, RECEIVER, RELAY, Metric
+from inbox.telemetry.metrics import RECEIVER, RELAY, Metric
 
 
 @pytest.mark.parametrize("metric", [*RECEIVER, *RELAY], ids=lambda metric: metric.name)
@@ -24,10 +24,6 @@ def test_a_metrics_name_tells_its_side_its_kind_and_its_unit(metric: Metric) -> 
 def test_no_two_have_one_name() -> None:
     names = [metric.name for metric in (*RECEIVER, *RELAY)]
     assert len(names) == len(set(names))
-
-
-def test_what_counts_nothing_does_not_even_look() -> None:
-    OFF.count_each(RECEIVED, (pytest.fail("looked") for _ in range(1)))
 
 
 def test_every_cause_of_a_refusal_is_known() -> None:

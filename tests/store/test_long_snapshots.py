@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from inbox.db.dialect import POSTGRES, Sql, rows_param
+from inbox.db.dialect import POSTGRES, Sql
+from inbox.db.parameters import rows_param
 from inbox.events.timestamps import time_text
 from relay.store import paused_entities
 from relay.store.claim import claim

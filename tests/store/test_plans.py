@@ -14,9 +14,10 @@ from sqlalchemy.dialects import postgresql
 
 from inbox.db import engine as engines
 from inbox.db import listings
-from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
+from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.following import ARRIVALS, Follower, Position
 from inbox.db.listings import EventFilter
+from inbox.db.parameters import rows_param
 from inbox.doctor import database as doctor_database
 from inbox.doctor import traffic
 from inbox.events.timestamps import time_text

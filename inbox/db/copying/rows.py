@@ -13,7 +13,8 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.copying.tables import CopiedColumn, CopiedTable, Key, Row, Value
 from inbox.db.copying.values import READERS, for_postgres, for_sqlite, selected
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql
+from inbox.db.parameters import rows_param
 from inbox.events.timestamps import time_text
 
 CHUNK_ROWS = 2000

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from inbox.db.copying.tables import Kind, Value, parsed_json
-from inbox.db.dialect import POSTGRES, all_storable, is_clean_json, is_storable, storable
+from inbox.db.dialect import POSTGRES
+from inbox.db.parameters import all_storable, is_clean_json, is_storable, storable
 from inbox.events.timestamps import as_time, time_text
 
 Convert = Callable[[Any], Value]

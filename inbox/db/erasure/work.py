@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, TextClause, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql
 from inbox.db.erasure.detail import emptied
 from inbox.db.erasure.searching import Naming, search
 from inbox.db.erasure.subject import ErasureSubject
+from inbox.db.parameters import rows_param
 
 EVENTS_OF_A_STEP = 100
 """Some 30 ms under the order lock, when each has been delivered on one route."""

@@ -14,8 +14,9 @@ from functools import cache
 import msgspec
 from sqlalchemy import Connection, TextClause, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql
 from inbox.db.leaves import OPENING_LOCK
+from inbox.db.parameters import rows_param
 from inbox.db.retention.pruned import Estimate, Expiry, Pruned
 from inbox.db.schema import metadata
 from inbox.events.timestamps import as_time, time_text

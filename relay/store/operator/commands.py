@@ -11,7 +11,8 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db import commands as statements
-from inbox.db.dialect import Sql, as_json, json_param
+from inbox.db.dialect import Sql, as_json
+from inbox.db.parameters import json_param
 from inbox.events.commands import COMMAND_KINDS
 from inbox.events.timestamps import time_text
 from relay.store.database import Database, Transaction

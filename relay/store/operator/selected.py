@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, blames_items, rows_param
+from inbox.db.dialect import Sql, blames_items
+from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.store.database import Database, Key, Transaction
