@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -82,6 +81,7 @@ def prune(
     pruned: Annotated[int | None, typer.Option(min=100, help="Events whose payloads expire; a fifth.")] = None,
     body_bytes: Annotated[int, typer.Option(min=1, help="Size of a body.")] = 1024,
     seconds: Seconds = 10,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="In each, a part of them expires.")] = 5,
     connections: Connections = 64,
     as_json: AsJson = False,
 ) -> None:
@@ -90,29 +90,34 @@ def prune(
     pruned = pruned or events // 5
     with databases(database) as (url,):
         engine = engines.connect(url, application="benchmarks")
-        now = SystemClock().now()
-        _fill(engine, events, pruned, body_bytes, now)
+        is_postgres = engine.dialect.name == POSTGRES
+        cuts = _fill(engine, events, pruned // rounds, rounds, body_bytes)
         before = _size(engine)
+        alone, beside = Side("intake alone", bar=PRUNING_BAR), Side("intake beside pruning")
+        steps: list[tuple[Pruned, float]] = []
+        worst: dict[str, float] = {"alone": 0, "beside": 0}
+        added = 0
         with _receiver(url, None) as target:
             _accepted(target, 1, connections, body_bytes)
-            alone, beside = Side("intake alone", bar=PRUNING_BAR), Side("intake beside pruning")
-            first = _accepted(target, seconds, connections, body_bytes)
-            with _pruning(engine, now) as steps:
-                during = _accepted(target, seconds, connections, body_bytes)
-            last = _accepted(target, seconds, connections, body_bytes)
-        alone.rates.append(statistics.mean((first.rate, last.rate)))
-        beside.rates.append(during.rate)
-        added = first.accepted + during.accepted + last.accepted
+            for number, cut in enumerate(cuts):
+                for is_beside in (False, True) if number % 2 else (True, False):
+                    with _pruning(engine, cut if is_beside else None) as made:
+                        answers = _accepted(target, seconds, connections, body_bytes)
+                    (beside if is_beside else alone).rates.append(answers.rate)
+                    key = "beside" if is_beside else "alone"
+                    worst[key] = max(worst[key], answers.worst_ms)
+                    added += answers.accepted
+                    steps += made
         rows, took = sum(step.rows for step, _ in steps), sum(seconds for _, seconds in steps)
         grown = added * before / events  # what intake has added meanwhile takes about as much for each event
-        if engine.dialect.name != POSTGRES:
+        if not is_postgres:
             checkpoint(engine)
-        theirs = before * pruned / events if engine.dialect.name == POSTGRES else pruned * body_bytes
+        theirs = before * pruned / events if is_postgres else pruned * body_bytes
         back = (before + grown - _size(engine)) / theirs
         notes: dict[str, object] = {
             "payloads deleted": f"{rows:,} of {events:,} in {took:.2f} s of {len(steps)} steps",
             "bytes given back": f"{back:.1%} of theirs (bar {BYTES_BAR:.0%})",
-            "worst request": f"{during.worst_ms:.0f} ms beside pruning, {first.worst_ms:.0f} and {last.worst_ms:.0f} ms without",
+            "worst request": f"{worst['beside']:.0f} ms beside pruning, {worst['alone']:.0f} ms without",
         }
         engine.dispose()
     report(
@@ -143,9 +148,12 @@ def _accepted(target: str, seconds: float, connections: int, body_bytes: int) ->
 
 
 @contextmanager
-def _pruning(engine: Engine, now: datetime) -> Iterator[list[tuple[Pruned, float]]]:
-    """Prune in a thread as a relay does, until the block ends or nothing is left."""
+def _pruning(engine: Engine, cut: datetime | None) -> Iterator[list[tuple[Pruned, float]]]:
+    """Prune in a thread as a relay does what is older than `cut`, until nothing is left; without a time, do nothing."""
     steps: list[tuple[Pruned, float]] = []
+    if cut is None:
+        yield steps
+        return
     stopped = threading.Event()
 
     @contextmanager
@@ -158,9 +166,7 @@ def _pruning(engine: Engine, now: datetime) -> Iterator[list[tuple[Pruned, float
         pruner.take()
         time.sleep(_PAUSE)
         began = time.monotonic()
-        for event in pruner.batches(
-            "payloads", Expiry(now - timedelta(days=30)), seconds=3600, is_stopped=stopped.is_set
-        ):
+        for event in pruner.batches("payloads", Expiry(cut), seconds=3600, is_stopped=stopped.is_set):
             if isinstance(event, Pruned):
                 steps.append((event, time.monotonic() - began))
             began = time.monotonic()
@@ -175,26 +181,28 @@ def _pruning(engine: Engine, now: datetime) -> Iterator[list[tuple[Pruned, float
         thread.join()
 
 
-def _fill(engine: Engine, events: int, pruned: int, body_bytes: int, now: datetime) -> None:
-    """Store events that have all ended; the first of them expired a month ago."""
+def _fill(engine: Engine, events: int, part: int, rounds: int, body_bytes: int) -> list[datetime]:
+    """Store events that have all ended. Of each round, a part is a day younger; returns the times that part them."""
+    now = SystemClock().now()
     is_postgres = engine.dialect.name == POSTGRES
+    ends = [part * (number + 1) for number in range(rounds)]
     if is_postgres:
         with engine.begin() as connection:
             bounds = [1 + FIRST_LEAF, *range(_LEAF + 1, events + 2 * _LEAF, _LEAF)]
-            if FIRST_LEAF < pruned < _LEAF:
-                bounds.insert(1, pruned + 1)
+            bounds = sorted({*bounds, *(end + 1 for end in ends if end > FIRST_LEAF)})
             for lo, hi in pairwise(bounds):
                 connection.execute(text(f"SELECT inbox_payload_add_leaf({lo}, {hi})"))
-    for first in range(1, events + 1, 50_000):
-        last = min(first + 49_999, events)
-        for low, high, age in ((first, min(last, pruned), 40), (max(first, pruned + 1), last, 1)):
-            if low <= high:
-                at = f"{now - timedelta(days=age):%Y-%m-%d %H:%M:%S.000000Z}"
-                _insert(engine, low, high, at, body_bytes)
+    days = [40 + rounds - number for number in range(rounds)]
+    ranges = [*zip([0, *ends[:-1]], ends, days, strict=True), (ends[-1], events, 1)]
+    for beyond, last_of_all, age in ranges:
+        for first in range(beyond + 1, last_of_all + 1, 50_000):
+            at = f"{now - timedelta(days=age):%Y-%m-%d %H:%M:%S.000000Z}"
+            _insert(engine, first, min(first + 49_999, last_of_all), at, body_bytes)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE" if is_postgres else "ANALYZE"))
     if not is_postgres:
         checkpoint(engine)
+    return [now - timedelta(days=age, hours=-1) for age in days]
 
 
 def _insert(engine: Engine, first: int, last: int, at: str, body_bytes: int) -> None:

@@ -124,6 +124,60 @@ CAUSES = frozenset(error.cause for error in (*RequestError.__subclasses__(), *Un
 """Every value of `rejected_request.cause` and of the metrics' label."""
 
 
+class PageError(InboxRelayError):
+    """An answer of the operator's page or its API that is no result; the message says what to do."""
+
+    status: ClassVar[int]
+    title: ClassVar[str]
+    cause: ClassVar[str]
+    """Last part of the URL that names the type of the problem."""
+    retry_after_seconds: int | None = None
+
+    def __init_subclass__(cls, *, status: int, cause: str, title: str) -> None:
+        cls.status, cls.cause, cls.title = status, cause, title
+
+    def __init__(self, detail: str, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+
+
+class BadFilter(PageError, status=400, cause="bad_filter", title="The filter makes no sense"):
+    """A parameter of the URL or a field of the form is unknown or has a wrong value; `field` names it."""
+
+
+class SignInNeeded(PageError, status=401, cause="sign_in_needed", title="Sign in first"):
+    """The request has no valid session, token or header of a trusted proxy."""
+
+
+class NotAllowed(PageError, status=403, cause="not_allowed", title="Not allowed"):
+    """The role does not allow this, or the request comes from another site."""
+
+
+class NothingThere(PageError, status=404, cause="nothing_there", title="There is no such thing"):
+    """No row has this number or name."""
+
+
+class PlanChanged(PageError, status=409, cause="plan_changed", title="The plan has changed"):
+    """The plan is no longer the one that was shown."""
+
+
+class TooManySignIns(PageError, status=429, cause="too_many_sign_ins", title="Too many attempts to sign in"):
+    """A name or address has failed to sign in too often."""
+
+
+class QueryTooSlow(PageError, status=503, cause="query_too_slow", title="The query took too long"):
+    """A statement was ended after its time limit: narrow the filter."""
+
+    retry_after_seconds = 10
+
+
+class DatabaseAway(PageError, status=503, cause="database_away", title="The database does not answer"):
+    """The database is gone, or locked."""
+
+    retry_after_seconds = 5
+
+
 class IllegalTransition(InboxRelayError):
     """The table of transitions has no row for a step or fact: a bug, never data. The delivery stays unchanged."""
 

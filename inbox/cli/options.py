@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,40 +12,15 @@ import typer
 from inbox.cli.completion import names_of
 from inbox.cli.terminal import fail
 from inbox.clock import SystemClock
-from inbox.events.timestamps import parse_rfc3339, to_datetime
+from inbox.events.timestamps import parse_time
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from inbox.config.model import Config
 
-TIME_FORMS = (
-    "a time as listings print it (2026-01-31T10:00:00.123Z), a date (2026-01-31), or a span back from now (15m, 1h, 2d)"
-)
 MOST_NUMBER = 2**63 - 1
 """Largest number of a row. SQLite's driver has no answer to a larger one."""
-_BACK = re.compile(r"([0-9]{1,9})(s|m|h|d|w)")
-_UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_WRITTEN = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(?::(\d\d(?:\.\d{1,9})?))?([Zz]|[+-]\d\d:\d\d)?)?", re.ASCII
-)
-
-
-def parse_time(given: str, now: datetime) -> datetime:
-    """Parse a time of an option: RFC 3339, a date, or a span back from `now`. Without an offset it is UTC.
-
-    Raises:
-        ValueError: it is none of these, or no calendar has it; the message says the forms.
-    """
-    try:
-        if back := _BACK.fullmatch(given):
-            return now - timedelta(**{_UNIT[back[2]]: int(back[1])})
-        if written := _WRITTEN.fullmatch(given):
-            date, minutes, seconds, offset = written.groups()
-            return to_datetime(parse_rfc3339(f"{date}T{minutes or '00:00'}:{seconds or '00'}{offset or 'Z'}"))
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{given!r} names no time: {error}. Give {TIME_FORMS}") from None
-    raise ValueError(f"{given!r} is no time. Give {TIME_FORMS}")
 
 
 def _time(given: str) -> datetime:

@@ -16,6 +16,7 @@ from inbox.config.retry import Retry
 from inbox.config.source import Source
 from inbox.config.sync import SyncRoute
 from inbox.config.types import Address, DatabaseUrl, Duration, Network, Networks, SchemaName, Secret, Table
+from inbox.config.web import Web
 from inbox.events.event import Action
 
 
@@ -113,6 +114,7 @@ class Config(Table, frozen=True):
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()
     retention: Retention = Retention()
+    web: Web = Web()
     sources: dict[Name, Source] = {}
     apis: dict[Name, Api] = {}
     destinations: dict[Name, Destination] = {}

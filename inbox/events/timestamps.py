@@ -12,6 +12,14 @@ from datetime import UTC, datetime, timedelta
 _RFC_3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
 )
+TIME_FORMS = (
+    "a time as listings print it (2026-01-31T10:00:00.123Z), a date (2026-01-31), or a span back from now (15m, 1h, 2d)"
+)
+_BACK = re.compile(r"([0-9]{1,9})(s|m|h|d|w)")
+_UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_WRITTEN = re.compile(
+    r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(?::(\d\d(?:\.\d{1,9})?))?([Zz]|[+-]\d\d:\d\d)?)?", re.ASCII
+)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000_000
 _MAX_OFFSET_HOURS, _MAX_OFFSET_MINUTES = 23, 59
@@ -41,6 +49,23 @@ def parse_rfc3339(text: str) -> int:
         offset = int(offset_hours) * 3600 + int(offset_minutes) * 60
         seconds += offset if sign == "-" else -offset
     return seconds * _SECOND + int((fraction or "0").ljust(9, "0"))
+
+
+def parse_time(given: str, now: datetime) -> datetime:
+    """Parse a time of an option: RFC 3339, a date, or a span back from `now`. Without an offset it is UTC.
+
+    Raises:
+        ValueError: it is none of these, or no calendar has it; the message says the forms.
+    """
+    try:
+        if back := _BACK.fullmatch(given):
+            return now - timedelta(**{_UNIT[back[2]]: int(back[1])})
+        if written := _WRITTEN.fullmatch(given):
+            date, minutes, seconds, offset = written.groups()
+            return to_datetime(parse_rfc3339(f"{date}T{minutes or '00:00'}:{seconds or '00'}{offset or 'Z'}"))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{given!r} names no time: {error}. Give {TIME_FORMS}") from None
+    raise ValueError(f"{given!r} is no time. Give {TIME_FORMS}")
 
 
 def to_datetime(nanoseconds: int) -> datetime:

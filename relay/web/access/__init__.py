@@ -1,0 +1,1 @@
+"""Who may use the page: users, tokens, sessions and proxies, and what a request from another site may not do."""

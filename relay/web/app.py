@@ -1,0 +1,163 @@
+"""The page as an ASGI application: routes of every screen, its JSON and its place in the API, and the form of every problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import falcon
+import falcon.asgi
+import msgspec
+from falcon.asgi import Request, Response
+
+from inbox.clock import Clock
+from inbox.errors import BadFilter, NothingThere, PageError
+from relay.web import render
+from relay.web.query import parse
+from relay.web.reading import Readers
+from relay.web.screen import Screen
+from relay.web.screens import SCREENS
+
+App = falcon.asgi.App[Request, Response]
+
+API = "/api/v1"
+PROBLEM_TYPE = "application/problem+json"
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self';"
+    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
+
+
+class ScreenResource:
+    """One screen, as HTML or JSON."""
+
+    def __init__(self, screen: Screen, readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
+        self._screen, self._readers, self._renderer, self._clock = screen, readers, renderer, clock
+
+    async def on_get(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
+        """Show it as HTML. A filter that makes no sense, or takes too long, stays in its form below the problem."""
+        now = self._clock.now()
+        query = self._of_path(path)
+        page, problem = None, None
+        try:
+            query = parse(self._screen.query, parameters(req, path), now)
+            page = await self._readers.read(req.context.actor, lambda reading: self._screen.read(reading, query))
+        except NothingThere:
+            raise
+        except PageError as error:
+            problem = error
+            set_status(resp, error)
+        resp.content_type = render.TYPE
+        resp.text = self._renderer.render(
+            self._screen.template,
+            now=now,
+            title=self._screen.title,
+            here=self._screen.path,
+            screen=self._screen,
+            query=query,
+            page=page,
+            problem=problem,
+            actor=req.context.actor,
+        )
+
+    async def on_get_json(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
+        """Answer with the same as JSON."""
+        self._of_path(path)
+        query = parse(self._screen.query, parameters(req, path), self._clock.now())
+        page = await self._readers.read(req.context.actor, lambda reading: self._screen.read(reading, query))
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = _encoder.encode(page)
+
+    def _of_path(self, path: Mapping[str, object]) -> msgspec.Struct:
+        """Return the query of the path alone. Raises NothingThere when it names nothing that can be."""
+        try:
+            return parse(self._screen.query, {name: str(value) for name, value in path.items()}, self._clock.now())
+        except BadFilter as error:
+            raise NothingThere(error.detail) from None
+
+
+def parameters(req: Request, path: Mapping[str, object]) -> dict[str, str]:
+    """Return the parameters of a request, with the parts of its path.
+
+    Raises:
+        BadFilter: one is given twice, or stands in the path.
+    """
+    given = {name: str(value) for name, value in path.items()}
+    for name, value in req.params.items():
+        if not isinstance(value, str) or name in path:
+            raise BadFilter(f"{name} is given twice", field=name)
+        given[name] = value
+    return given
+
+
+class SecurityHeaders:
+    """Falcon middleware: headers that keep other sites and injected text out."""
+
+    async def process_response(
+        self, _req: Request, resp: Response, _resource: object, _succeeded: bool
+    ) -> None:  # Falcon's
+        """Set them on every answer."""
+        for name, value in SECURITY_HEADERS.items():
+            if resp.get_header(name) is None:
+                resp.set_header(name, value)
+
+
+def set_status(resp: Response, error: PageError) -> None:
+    """Give an answer the status of a problem."""
+    resp.status = HTTPStatus(error.status)
+    if error.retry_after_seconds is not None:
+        resp.retry_after = error.retry_after_seconds
+
+
+def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN401  # Falcon middleware
+    """Make the application. `access` is middleware that sets `req.context.actor`, or raises PageError."""
+    app: App = falcon.asgi.App(middleware=[SecurityHeaders(), access])
+    app.req_options.strip_url_path_trailing_slash = True
+    app.req_options.keep_blank_qs_values = False
+    app.req_options.auto_parse_qs_csv = False
+    renderer = render.Renderer(tuple((screen.path, screen.title) for screen in SCREENS if screen.in_menu))
+    for screen in SCREENS:
+        resource = ScreenResource(screen, readers, renderer, clock)
+        app.add_route(screen.path, resource)
+        app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
+        app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
+
+    async def on_problem(req: Request, resp: Response, error: PageError, _params: object) -> None:
+        set_status(resp, error)
+        if wants_json(req):
+            resp.content_type = PROBLEM_TYPE
+            resp.data = _encoder.encode(
+                {
+                    "type": f"/problems/{error.cause}",
+                    "title": error.title,
+                    "status": error.status,
+                    "detail": error.detail,
+                }
+                | ({"field": error.field} if error.field else {})
+            )
+            return
+        resp.content_type = render.TYPE
+        resp.text = renderer.render(
+            "problem.html",
+            now=clock.now(),
+            title=error.title,
+            here=req.path,
+            problem=error,
+            actor=getattr(req.context, "actor", None),
+        )
+
+    app.add_error_handler(PageError, on_problem)
+    return app
+
+
+def wants_json(req: Request) -> bool:
+    """Tell whether a program asks: by the path, or by what it accepts."""
+    return req.path.startswith(API) or req.path.endswith(".json") or not req.client_accepts("text/html")

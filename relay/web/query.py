@@ -1,0 +1,95 @@
+"""Parameters of a URL or form as a frozen query. Pure: `now` is passed in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from inbox.config.mistakes import nearest
+from inbox.errors import BadFilter
+from inbox.events.timestamps import parse_time
+
+Query = TypeVar("Query", bound=msgspec.Struct)
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=200)]
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
+
+
+class When(str):
+    """A time as a person gives it: RFC 3339, a date, or a span back from now such as `2d`. The URL keeps it as given."""
+
+    __slots__ = ("moment",)
+    moment: datetime
+
+    @classmethod
+    def parse(cls, given: str, now: datetime) -> When:
+        """Parse it.
+
+        Raises:
+            ValueError: no time.
+        """
+        made = cls(given)
+        made.moment = parse_time(given, now)
+        return made
+
+
+_PLACE = re.compile(r" - at `\$\.?([A-Za-z_]*).*`$")
+
+
+def parse(kind: type[Query], given: Mapping[str, str], now: datetime) -> Query:
+    """Make a query from the parameters of a URL; empty ones count as absent, as forms send them.
+
+    Raises:
+        BadFilter: a parameter is unknown or has a wrong value.
+    """
+    filled = {name: value for name, value in given.items() if value != ""}
+    known = kind.__struct_fields__
+    for name in filled:
+        if name not in known:
+            raise BadFilter(f"there is no filter {name!r}; {nearest(name, known)}", field=name)
+
+    def hook(wanted: type[Any], value: Any) -> Any:  # noqa: ANN401  # as msgspec has it
+        if wanted is When and isinstance(value, str):
+            return When.parse(value, now)
+        raise NotImplementedError
+
+    try:
+        return msgspec.convert(filled, kind, strict=False, dec_hook=hook)
+    except msgspec.ValidationError as error:
+        found = _PLACE.search(str(error))
+        name = found[1] if found else ""
+        says = str(error)[: found.start()] if found else str(error)
+        value = f" {filled[name]!r}" if name in filled else ""
+        raise BadFilter(f"{name or 'the filter'}{value}: {says}", field=name or None) from None
+
+
+def url(path: str, query: msgspec.Struct, **changed: object) -> str:
+    """Write the URL of a query, with some parameters changed; those with their default are left out."""
+    values: dict[str, Any] = {
+        name: getattr(query, name)
+        for name, default in zip(query.__struct_fields__, _defaults(type(query)), strict=True)
+        if getattr(query, name) != default
+    }
+    values.update(changed)
+    for name in re.findall(r"{([a-z_]+)(?::[^}]*)?}", path):
+        path = re.sub(rf"{{{name}(:[^}}]*)?}}", _segment(values.pop(name, "")), path)
+    asked = {name: _text(value) for name, value in values.items() if value not in (None, "", False)}
+    return f"{path}?{urlencode(asked)}" if asked else path
+
+
+def _defaults(kind: type[msgspec.Struct]) -> list[object]:
+    return [field.default for field in msgspec.structs.fields(kind)]
+
+
+def _text(value: object) -> str:
+    return "true" if value is True else str(value)
+
+
+def _segment(value: object) -> str:
+    return quote(str(value), safe="")

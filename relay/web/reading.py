@@ -1,0 +1,101 @@
+"""Reads of the page: in threads, read-only, with a time limit, by the database role of the person who asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from inbox.clock import Clock
+from inbox.config.model import Config
+from inbox.db import engine as engines
+from inbox.db import read_only
+from inbox.db.trouble import trouble_text
+from inbox.errors import DatabaseAway, QueryTooSlow
+from relay.delivery.policy import policies
+from relay.store.database import Database
+from relay.web.access.actor import Actor
+from relay.web.screen import Reading
+
+LONGEST_SECONDS = 2.0
+"""Longest time of a statement on Postgres, and of a transaction on SQLite."""
+_THREADS = 4
+
+Made = TypeVar("Made")
+
+
+class Readers:
+    """The database as the page sees it: `read` for screens, `write` for acts. Safe to share between tasks."""
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self.config = config
+        self._policies = policies(config)
+        self._clock = clock
+        url = config.database.url
+        self._operators = Database(read_only.connect(url, application="relay-web", seconds=LONGEST_SECONDS))
+        viewer_url = config.web.viewer_url
+        self._viewers = (
+            self._operators
+            if viewer_url is None
+            else Database(read_only.connect(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS))
+        )
+        self._writer = Database(engines.connect(url, application="relay-web"))
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="web-read")
+
+    async def read(self, actor: Actor, make: Callable[[Reading], Made]) -> Made:
+        """Run `make` in a thread with everything that it may read.
+
+        Raises:
+            QueryTooSlow: a statement ran into its limit.
+            DatabaseAway: the database does not answer, or is locked.
+        """
+        database = self._operators if actor.may_act else self._viewers
+        reading = Reading(database, self.config, self._policies, actor, self._clock.now())
+        return await self._in_thread(lambda: make(reading))
+
+    async def write(self, make: Callable[[Database], Made]) -> Made:
+        """Run `make` in a thread with a connection that may write.
+
+        Raises:
+            DatabaseAway: as `read`.
+        """
+        return await self._in_thread(lambda: make(self._writer))
+
+    async def _in_thread(self, make: Callable[[], Made]) -> Made:
+        def work() -> Made:
+            with translated_errors():
+                return make()
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._threads.shutdown(cancel_futures=True)
+        for database in {id(each): each for each in (self._operators, self._viewers, self._writer)}.values():
+            database.engine.dispose()
+
+
+_INTERRUPTED = "interrupted"
+"""SQLite's error of a statement that a progress handler has ended."""
+_TIMED_OUT = "57014"
+"""Postgres' query_canceled: https://www.postgresql.org/docs/current/errcodes-appendix.html."""
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn the errors of a database that is slow or away into those of the page."""
+    try:
+        yield
+    except DBAPIError as error:
+        cause: Any = error.orig
+        if getattr(cause, "sqlstate", None) == _TIMED_OUT or _INTERRUPTED in str(cause):
+            raise QueryTooSlow(
+                f"a query took more than {LONGEST_SECONDS:g} s and was ended; narrow the filter, such as to a route or a time"
+            ) from error
+        if isinstance(error, OperationalError) or error.connection_invalidated:
+            raise DatabaseAway(f"{trouble_text(error)}; this page tries again by itself") from error
+        raise

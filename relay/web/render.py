@@ -1,0 +1,77 @@
+"""HTML of screens: Jinja2 with escaping, and the filters that put values into their form. No template reads anything."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from inbox.cli import wording
+from inbox.events.timestamps import as_time, rfc3339
+from inbox.logs.visible import visible
+from relay.web import query as queries
+from relay.web.screen import MOST_COUNTED
+
+TYPE = "text/html; charset=utf-8"
+
+
+class Renderer:
+    """Renders templates of `relay/web/templates`."""
+
+    def __init__(self, menu: tuple[tuple[str, str], ...]) -> None:
+        """Prepare it; `menu` has path and title of each entry."""
+        self._environment = Environment(
+            loader=PackageLoader("relay.web"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.globals.update(menu=menu, url=queries.url, MOST_COUNTED=MOST_COUNTED)
+        self._environment.filters.update(
+            visible=_visible,
+            time=_time,
+            number=_number,
+            counted=wording.counted,
+            count_up_to=_count_up_to,
+            pretty=_pretty,
+            lasting=wording.lasting,
+            byte_count=wording.byte_count,
+        )
+
+    def render(self, template: str, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
+        """Render a template. `now` is what times are relative to."""
+        return self._environment.get_template(template).render(now=now, **values)
+
+
+def _visible(value: object) -> str:
+    """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
+    return "" if value is None else visible(str(value))
+
+
+def _time(value: datetime | str | None, now: datetime) -> Markup:
+    """Write a time as people say it; the exact one is in the title."""
+    if value is None:
+        return Markup("")
+    moment = as_time(value)
+    return Markup('<time datetime="{exact}" title="{exact}">{said}</time>').format(
+        exact=rfc3339(moment), said=wording.relative(moment, now)
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _count_up_to(value: int, most: int = MOST_COUNTED) -> str:
+    """Write a count that ends at `most`."""
+    return f"{most:,}+" if value > most else f"{value:,}"
+
+
+def _pretty(value: object) -> str:
+    """Write a JSON value on several lines."""
+    return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False, default=str)

@@ -1,0 +1,60 @@
+"""A screen: what its URL takes, what it reads, and how it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from inbox.config.model import Config
+from inbox.db.reads import Row
+from relay.delivery.policy import Policies
+from relay.store.database import Database
+from relay.web.access.actor import Actor
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """Everything that a screen may read."""
+
+    database: Database
+    """Its transactions only read, and each statement ends after `relay.web.reading.LONGEST_SECONDS`."""
+    config: Config
+    policies: Policies
+    actor: Actor
+    now: datetime
+    """The host's clock, in UTC."""
+
+
+class Screen(msgspec.Struct, frozen=True):
+    """One screen, its JSON twin (`PATH.json`) and its place in the API (`/api/v1/NAME`)."""
+
+    name: str
+    path: str
+    """As Falcon has it; names in braces are fields of the query."""
+    title: str
+    query: type[msgspec.Struct]
+    """Fields are the parameters of the URL, each with a default unless it stands in the path."""
+    page: type[msgspec.Struct]
+    read: Callable[[Reading, Any], Any]
+    """Makes a `page` from a `query`. Raises PageError where there is nothing to show."""
+    template: str
+    """File in `templates/`. It gets `page`, `query`, `screen`, `actor` and `now`."""
+    in_menu: bool = True
+    is_list: bool = False
+    """True when its page has `rows`, which the API answers with a link to the next page."""
+
+
+class ListPage(msgspec.Struct, frozen=True):
+    """A page of a list, the newest first."""
+
+    rows: tuple[Row, ...]
+    before: int | None = None
+    """Value of the parameter `before` for the next page; None: there is no more."""
+    matching: int | None = None
+    """Number of all that match, counted up to `MOST_COUNTED`; None: not counted."""
+
+
+MOST_COUNTED = 500
+"""Counts end here: `500+`."""

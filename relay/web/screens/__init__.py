@@ -1,0 +1,9 @@
+"""Every screen of the page: one file each, and its line here."""
+
+from __future__ import annotations
+
+from relay.web.screen import Screen
+from relay.web.screens import rejected
+
+SCREENS: tuple[Screen, ...] = (rejected.SCREEN,)
+"""In the order of the menu."""

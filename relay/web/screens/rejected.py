@@ -1,0 +1,55 @@
+"""`/rejected`: requests that the receiver refused, and why."""
+
+from __future__ import annotations
+
+import msgspec
+
+from inbox.db import listings
+from relay.web.query import Limit, Number, Text, When
+from relay.web.screen import ListPage, Reading, Screen
+
+
+class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on rejected requests."""
+
+    source: Text | None = None
+    cause: Text | None = None
+    status: Number | None = None
+    since: When | None = None
+    until: When | None = None
+    error: Text | None = None
+    """A part of the reason, in any case."""
+    before: Number | None = None
+    limit: Limit = 50
+
+
+class RejectedPage(ListPage, frozen=True):
+    """Rows of `rejected_request`, the newest first."""
+
+
+def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
+    """Read a page of rejected requests."""
+    wanted = listings.RejectionFilter(
+        source=query.source,
+        cause=query.cause,
+        status=query.status,
+        since=query.since.moment if query.since else None,
+        until=query.until.moment if query.until else None,
+        error=query.error,
+        before=query.before,
+    )
+    rows = listings.rejected_requests(reading.database.engine, wanted, query.limit + 1)
+    shown = rows[: query.limit]
+    return RejectedPage(rows=tuple(shown), before=shown[-1]["id"] if len(rows) > query.limit else None)
+
+
+SCREEN = Screen(
+    name="rejected",
+    path="/rejected",
+    title="Rejected requests",
+    query=RejectedQuery,
+    page=RejectedPage,
+    read=read,
+    template="rejected.html",
+    is_list=True,
+)
