@@ -78,7 +78,7 @@ def url(path: str, query: msgspec.Struct, **changed: object) -> str:
     }
     values.update(changed)
     for name in re.findall(r"{([a-z_]+)(?::[^}]*)?}", path):
-        path = re.sub(rf"{{{name}(:[^}}]*)?}}", _segment(values.pop(name, "")), path)
+        path = re.sub(rf"{{{name}(:[^}}]*)?}}", segment(values.pop(name, "")), path)
     asked = {name: _text(value) for name, value in values.items() if value not in (None, "", False)}
     return f"{path}?{urlencode(asked)}" if asked else path
 
@@ -96,7 +96,7 @@ _DOT = re.compile(r"\.(?=json$)|^\.(?=\.?$)")
 _ESCAPED = re.compile(r"(?:~[0-9A-F]{2})+")
 
 
-def _segment(value: object) -> str:
+def segment(value: object) -> str:
     """Write a value as one segment of a path; `of_segment` reads it.
 
     Servers and browsers decode or normalise a path before anybody looks at it: `%2F` would divide it, and dots would leave it.
@@ -108,9 +108,9 @@ def _segment(value: object) -> str:
     return quote(_DOT.sub("~2E", _UNSAFE_IN_PATH.sub(lambda found: f"~{ord(found[0]):02X}", text)), safe="~")
 
 
-def of_segment(segment: str) -> str:
+def of_segment(written: str) -> str:
     """Return the value of a segment of a path, which the server has percent-decoded."""
-    return "" if segment == "~" else _ESCAPED.sub(_unescaped, segment)
+    return "" if written == "~" else _ESCAPED.sub(_unescaped, written)
 
 
 def _unescaped(found: re.Match[str]) -> str:
