@@ -36,7 +36,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     status: int
     """The HTTP status of this answer."""
     detail: str | None = None
-    """What was wrong with this request, and what to do."""
+    """The fault of this request, and what to do."""
     field: str | None = None
     """The parameter of the URL or field of the body that is wrong."""
 
@@ -86,7 +86,10 @@ class ProblemAnswers:
         if error.headers:
             resp.set_headers(dict(error.headers) if isinstance(error.headers, Mapping) else list(error.headers))
         title = HTTPStatus(error.status_code).phrase
-        self._write(req, resp, Problem(UNNAMED, title, error.status_code, error.description))
+        detail = error.description
+        if isinstance(error, falcon.HTTPMethodNotAllowed):
+            detail = f"{req.method} is no method of this address; the header Allow has them"
+        self._write(req, resp, Problem(UNNAMED, title, error.status_code, detail))
 
     async def answer_bug(self, req: Request, resp: Response, error: Exception, _params: object, **_: object) -> None:
         """Answer 500. The log has the place of the exception without its text, which may hold values of events."""
