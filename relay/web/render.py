@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -35,7 +34,7 @@ class Renderer:
         self._environment.globals.update(menu=menu, url=queries.url, MOST_COUNTED=MOST_COUNTED)
         self._environment.filters.update(
             visible=_visible,
-            segment=_segment,
+            segment=queries.segment,
             time=_time,
             number=_number,
             counted=wording.counted,
@@ -53,11 +52,6 @@ class Renderer:
 def _visible(value: object) -> str:
     """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
     return "" if value is None else visible(str(value))
-
-
-def _segment(value: object) -> str:
-    """Write a value as one segment of a URL's path."""
-    return quote(str(value), safe="")
 
 
 def _time(value: datetime | str | None, now: datetime) -> Markup:
