@@ -9,7 +9,9 @@ import pytest
 
 WEB = Path(__file__).parents[2] / "relay/web"
 STYLE = (WEB / "static/style.css").read_text()
-TEMPLATES = {path.name: re.sub(r"{#.*?#}", "", path.read_text(), flags=re.DOTALL) for path in WEB.glob("templates/*.html")}
+TEMPLATES = {
+    path.name: re.sub(r"{#.*?#}", "", path.read_text(), flags=re.DOTALL) for path in WEB.glob("templates/*.html")
+}
 
 TEXT_ON = {
     "text": ("ground", "surface", "sunken", "busy-ground"),
