@@ -24,7 +24,7 @@ from inbox.events.states import OPEN_STATES, UNROUTED
 from inbox.events.timestamps import as_time, time_text
 
 LONGEST_SECONDS = 0.15
-"""After so long a search begins no further statement."""
+"""Time of a search for somebody who waits: after it, no further statement begins."""
 MOST_OF_A_STATE = 5000
 """As many open deliveries of a state are read at once and put in order; of more, the newest events are looked through."""
 _CHUNK = 250
@@ -62,7 +62,7 @@ def search(
     *,
     limit: int,
     most: int,
-    seconds: float = LONGEST_SECONDS,
+    seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
     """Search rows of the view `delivery` for about `limit` that match, and count up to `most` + 1.
@@ -91,7 +91,7 @@ def search(
     return Found(
         rows=rows,
         before=rows[-1]["seq"] if is_full else place,
-        matching=matching if wanted.before is None else None,
+        matching=min(matching, most + 1) if wanted.before is None else None,
         is_complete=is_complete,
         looked_through=walk.looked_through,
     )
@@ -120,7 +120,7 @@ class _Walk:
             began = self._clock()
             lowest = max(self._lowest(below, size), floor)
             seqs = self._execute(*self._fitting(below, lowest))
-            self.looked_through += size if lowest > floor else 0
+            self.looked_through += size if lowest > floor else len(seqs)  # of the last window only what fits is known
             if self._clock() - began < _QUICK_SECONDS:
                 size = min(2 * size, _LARGEST_WINDOW)
             for at in range(0, len(seqs), _CHUNK):

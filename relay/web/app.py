@@ -63,7 +63,9 @@ class ScreenResource:
             query=query,
             page=page,
             problem=problem,
+            config=self._readers.config,
             actor=req.context.actor,
+            **self._screen.values,
         )
 
     async def on_get_json(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path

@@ -53,8 +53,8 @@ def keys(rows: list[dict[str, Any]]) -> list[tuple[int, str | None]]:
     return [(row["seq"], row["route"]) for row in rows]
 
 
-def searched(engine: Engine, wanted: EventFilter, limit: int = LONG, **more: Any) -> Found:
-    return search.search(engine, wanted, limit=limit, most=500, **{"seconds": 60.0, **more})
+def searched(engine: Engine, wanted: EventFilter, limit: int = LONG, seconds: float = 60.0) -> Found:
+    return search.search(engine, wanted, limit=limit, most=500, seconds=seconds)
 
 
 @pytest.mark.parametrize("few", [5000, 0], ids=["few of a state", "many of a state"])
@@ -74,7 +74,9 @@ def test_it_finds_what_the_listing_finds(
         assert found.matching == (None if "before" in conditions else len(found.rows)), conditions
 
 
-@pytest.mark.parametrize("conditions", [{}, {"state": "ready"}, {"status": 503}, {"entity_type": "USER", "entity_id": "u1"}])
+@pytest.mark.parametrize(
+    "conditions", [{}, {"state": "ready"}, {"status": 503}, {"entity_type": "USER", "entity_id": "u1"}]
+)
 def test_without_any_time_it_still_goes_on_to_the_end(
     engine: Engine, lived_in: Steps, conditions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
