@@ -18,7 +18,16 @@ from inbox.http.protocol import HardenedHttpProtocol
 from inbox.http.scope import ON_STOP
 from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
 
-__all__ = ["ON_STOP", "WORKER_TMP_DIR", "HardenedWorker", "LimitedApp", "LineLogger", "PageWorker", "allow_files", "escape_logs"]
+__all__ = [
+    "ON_STOP",
+    "WORKER_TMP_DIR",
+    "HardenedWorker",
+    "LimitedApp",
+    "LineLogger",
+    "PageWorker",
+    "allow_files",
+    "escape_logs",
+]
 
 WORKER_TMP_DIR = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # the heartbeat must not wait for a full disk
 
