@@ -14,7 +14,7 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import render
-from relay.web.query import parse
+from relay.web.query import of_segment, parse
 from relay.web.reading import Readers
 from relay.web.screen import Screen
 from relay.web.screens import SCREENS
@@ -79,7 +79,7 @@ class ScreenResource:
     def _of_path(self, path: Mapping[str, object]) -> msgspec.Struct:
         """Return the query of the path alone. Raises NothingThere when it names nothing that can be."""
         try:
-            return parse(self._screen.query, {name: str(value) for name, value in path.items()}, self._clock.now())
+            return parse(self._screen.query, _of_path(path), self._clock.now())
         except BadFilter as error:
             raise NothingThere(error.detail) from None
 
@@ -90,12 +90,16 @@ def parameters(req: Request, path: Mapping[str, object]) -> dict[str, str]:
     Raises:
         BadFilter: one is given twice, or stands in the path.
     """
-    given = {name: str(value) for name, value in path.items()}
+    given = _of_path(path)
     for name, value in req.params.items():
         if not isinstance(value, str) or name in path:
             raise BadFilter(f"{name} is given twice", field=name)
         given[name] = value
     return given
+
+
+def _of_path(path: Mapping[str, object]) -> dict[str, str]:
+    return {name: of_segment(str(value)) for name, value in path.items()}
 
 
 class SecurityHeaders:
