@@ -195,7 +195,10 @@ class QueryTooSlow(PageError, status=503, cause="query_too_slow", title="The que
 
 
 class TooManyWatchers(PageError, status=503, cause="too_many_watchers", title="Too many pages are open"):
-    """As many pages as the process refreshes are open; this one stays as it is."""
+    """As many pages as the process refreshes are open; this one stays as it is.
+
+    Reload the page to see what is new, or close others.
+    """
 
     retry_after_seconds = 60
 
