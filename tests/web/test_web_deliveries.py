@@ -19,6 +19,12 @@ from tests.helpers.storing import START, an_event
 HOSTILE = "<script>alert(1)</script>\u202e'\"&"
 
 
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not end a search."""
+    monkeypatch.setattr(search, "LONGEST_SECONDS", 60.0)
+
+
 def seqs(page: Page, query: str = "") -> list[int]:
     return [row["seq"] for row in page.json(f"/deliveries.json{query}")["rows"]]
 
@@ -168,8 +174,9 @@ def test_values_of_others_are_shown_harmless(page: Page, steps: Steps) -> None:
 
 @pytest.mark.usefixtures("some")
 def test_filters_that_no_row_can_have_find_nothing_and_break_nothing(page: Page) -> None:
-    for value in ("%00", "%ED%A0%80", "😀", "%25", "a%0Ab"):
-        for name in ("event_type", "error", "type"):
+    for name in ("event_type", "error", "type"):
+        assert page.get(f"/deliveries.json?{name}=%00").status_code == 400
+        for value in ("%ED%A0%80", "😀", "%25", "a%0Ab", "'", "!_"):
             assert page.get(f"/deliveries.json?{name}={value}").status_code == 200, (name, value)
 
 
