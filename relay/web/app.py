@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import falcon
@@ -12,7 +14,7 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
-from relay.web import render
+from relay.web import openapi, render
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
 from relay.web.reading import Readers
@@ -31,7 +33,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 
-_encoder = msgspec.json.Encoder(enc_hook=str)
+_encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
 
 
 class ScreenResource:
@@ -86,6 +88,26 @@ class ScreenResource:
             raise NothingThere(error.detail) from None
 
 
+class ApiDocument:
+    """`/api/v1/openapi.json`: the description of the API, made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._made: bytes | None = None
+
+    async def on_get(self, _req: Request, resp: Response) -> None:
+        """Answer with the document."""
+        if self._made is None:
+            self._made = await asyncio.to_thread(self._make)
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = self._made
+
+    on_head = on_get
+
+    @staticmethod
+    def _make() -> bytes:
+        return msgspec.json.encode(openapi.document(SCREENS, version("inbox-relay")))
+
+
 def parameters(req: Request, path: Mapping[str, object]) -> dict[str, str]:
     """Return the parameters of a request, with the parts of its path.
 
@@ -129,5 +151,6 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
+    app.add_route(f"{API}/openapi.json", ApiDocument())
     ProblemAnswers(renderer, clock).add_to(app)
     return app
