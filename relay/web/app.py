@@ -33,7 +33,8 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 
-_encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
+encode = msgspec.json.Encoder(enc_hook=str, decimal_format="number").encode
+"""Encode an answer; figures of the type numeric are numbers."""
 
 
 class ScreenResource:
@@ -74,7 +75,7 @@ class ScreenResource:
         query = parse(self._screen.query, parameters(req, path), self._clock.now())
         page = await self._readers.read(req.context.actor, lambda reading: self._screen.read(reading, query))
         resp.content_type = falcon.MEDIA_JSON
-        resp.data = _encoder.encode(page)
+        resp.data = encode(page)
         if isinstance(page, ListPage) and page.before is not None:
             resp.append_link(url(req.uri_template or req.path, query, before=page.before), "next")
 

@@ -18,7 +18,7 @@ def field_docstrings(cls: type) -> dict[str, str]:
     """Return the strings below the fields of a class, its bases' too. Without source code there are none."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if base.__module__.partition(".")[0] in {"inbox", "relay"}:
+        if base.__module__ in sys.modules:
             found.update(_of_module(sys.modules[base.__module__]).get(base.__qualname__, {}))
     return found
 
@@ -28,7 +28,7 @@ def _of_module(module: ModuleType) -> dict[str, dict[str, str]]:
     """Return the docstrings of each class at the top of a module."""
     try:
         tree = ast.parse(inspect.getsource(module))
-    except OSError:
+    except (OSError, TypeError):  # compiled, or without its source
         return {}
     return {node.name: _of_class(node) for node in tree.body if isinstance(node, ast.ClassDef)}
 

@@ -35,6 +35,7 @@ _EXPLAINED = {
     "route": "Name of a route in `inbox.toml`.",
     "destination": "Name of a destination in `inbox.toml`.",
     "status": "HTTP status.",
+    "cause": "Cause in one word, as lists show it.",
 }
 """Parameters that mean the same wherever a query has no docstring of its own for them."""
 _SECURITY: Json = {

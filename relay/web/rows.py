@@ -18,6 +18,7 @@ _TEXT: Schema = {"type": "string"}
 _YES_OR_NO: Schema = {"type": "boolean"}
 _TIME: Schema = {"type": "string", "format": "date-time"}
 _FRACTION: Schema = {"type": "number"}
+_NAMES: Schema = {"type": "array", "items": _TEXT}
 _HEX: Schema = {"type": "string", "pattern": "^[0-9a-f]*$"}
 
 _FORMS = {BigInteger: _WHOLE, Integer: _WHOLE, Text: _TEXT, Boolean: _YES_OR_NO, UtcDateTime: _TIME}
@@ -29,6 +30,7 @@ _OF_VIEWS: dict[str, Schema] = {
         _TEXT,
     ),
     **dict.fromkeys(("waits_for", "query", "holds_back"), _TEXT),
+    "routes": _NAMES,
 }
 """Columns that views compute. Those with a name of a table's column have its type, those that end in `_at` are times, and all
 others are whole numbers: a test compares them with a database."""
@@ -71,7 +73,7 @@ def _form(column: Column[Any]) -> Schema:
     if column.type is JsonValue:
         return {}
     if column.type is TextList:
-        return {"type": "array", "items": _TEXT}
+        return _NAMES
     return next((form for kind, form in _FORMS.items() if isinstance(column.type, kind)), _TEXT)
 
 
