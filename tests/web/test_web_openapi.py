@@ -17,7 +17,7 @@ from inbox.db.schema import metadata
 from inbox.db.view_comments import VIEWS
 from inbox.errors import PageError
 from relay.web import openapi
-from relay.web.app import encode
+from relay.web.api import encode
 from relay.web.docstrings import field_docstrings
 from relay.web.query import Number, Text, When
 from relay.web.rows import rows_of
