@@ -13,6 +13,8 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import render
+from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard
+from relay.web.access.sign_in import SignIn, SignOut
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
 from relay.web.reading import Readers
@@ -129,5 +131,8 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
+    if isinstance(access, Guard):
+        app.add_route(SIGN_IN, SignIn(access, renderer))
+        app.add_route(SIGN_OUT, SignOut(access))
     ProblemAnswers(renderer, clock).add_to(app)
     return app

@@ -49,7 +49,7 @@ class SignIn:
         if values_of(headers_of(req), "sec-fetch-site") in (["cross-site"], ["same-site"]):
             # The cookie is not sent when a link of another site leads here. This page asks again, as one of our own.
             resp.set_header("Refresh", "0")
-        self._show(req, resp, following=local_path(_one(req, "next")))
+        self._show(resp, following=local_path(_one(req, "next")))
 
     on_head = on_get
 
@@ -63,7 +63,7 @@ class SignIn:
         except PageError as error:
             resp.status = HTTPStatus(error.status)
             resp.retry_after = error.retry_after_seconds
-            self._show(req, resp, name=name, following=following, problem=error)
+            self._show(resp, name=name, following=following, problem=error)
             return
         self._begin(req, resp, entry)
         resp.status, resp.location = HTTPStatus.SEE_OTHER, following
@@ -115,9 +115,7 @@ class SignIn:
             same_site="Strict",
         )
 
-    def _show(
-        self, req: Request, resp: Response, *, following: str, name: str = "", problem: PageError | None = None
-    ) -> None:
+    def _show(self, resp: Response, *, following: str, name: str = "", problem: PageError | None = None) -> None:
         resp.content_type = render.TYPE
         resp.text = self._renderer.render(
             "sign-in.html",
