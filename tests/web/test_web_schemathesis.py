@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
-from inbox.config.model import Config
 from relay.web import openapi
 from relay.web.screens import SCREENS
-from tests.helpers.page import Page
+from tests.helpers.page import on_database
+from tests.helpers.page_rows import fill_page
+from tests.helpers.relaying import CONFIG, Steps
+from tests.helpers.signing_in import TOKEN, Entrance, entrance
 
 
 def closed(schema: Any) -> Any:  # noqa: ANN401  # any JSON
@@ -34,23 +35,71 @@ def closed(schema: Any) -> Any:  # noqa: ANN401  # any JSON
     return made
 
 
-DOCUMENT = closed(openapi.document(SCREENS, "1"))
-API = schemathesis.openapi.from_dict(DOCUMENT)
-OPERATIONS = [operation.ok() for operation in API.get_all_operations()]
+NAMES = {"source": list(CONFIG.sources), "route": list(CONFIG.routes), "destination": list(CONFIG.destinations)}
+"""A filter by a name that neither the configuration nor the database has is refused, and no description can tell."""
 
 
-def test_it_has_all_operations() -> None:
-    assert len(OPERATIONS) == sum(len(path) for path in DOCUMENT["paths"].values())
+def document() -> Any:  # noqa: ANN401  # any JSON
+    """The description of the page of `CONFIG`."""
+    made = closed(openapi.document(SCREENS, "1"))
+    for operations in made["paths"].values():
+        for parameter in (each for operation in operations.values() for each in operation["parameters"]):
+            if parameter["name"] in NAMES:
+                parameter["schema"]["enum"] = NAMES[parameter["name"]]
+    return made
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: each.label)
-def test_an_answer_is_as_described_whatever_is_asked(page: Page, operation: Any) -> None:
-    right = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
-    wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+DOCUMENT = document()
+EXAMPLES = 6
+"""Requests to each operation in the short run."""
 
-    @settings(max_examples=8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(case=st.one_of(right, wrong))
-    def ask(case: schemathesis.Case) -> None:
-        case.call_and_validate(base_url=page.url, session=page._session, headers={"X-Test-Actor": "operator olga"})
 
-    ask()
+@pytest.fixture
+def running(steps: Steps, database_url: str, tmp_path: Path) -> Iterator[Entrance]:
+    """The page with its real access, on a database that has rows of every kind."""
+    fill_page(steps)
+    with entrance(on_database(CONFIG, database_url), tmp_path) as made:
+        yield made
+
+
+def test_an_answer_is_as_described_whatever_is_asked(running: Entrance) -> None:
+    api = schemathesis.openapi.from_dict(DOCUMENT)
+    operations = [found.ok() for found in api.get_all_operations()]  # type: ignore[union-attr]  # the document is valid
+    assert len(operations) == sum(len(path) for path in DOCUMENT["paths"].values())
+    for operation in operations:
+        right = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+        wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+
+        @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=st.one_of(right, wrong))
+        def ask(case: schemathesis.Case[Any]) -> None:
+            case.call_and_validate(
+                base_url=running.url, session=running.browser, headers={"Authorization": f"Bearer {TOKEN}"}
+            )
+
+        ask()
+
+
+@pytest.mark.long
+def test_thousands_of_requests_find_no_answer_outside_the_description(running: Entrance, tmp_path: Path) -> None:
+    """Each operation at its limits, at random, and after others; 25 seconds of it."""
+    description = tmp_path / "openapi.json"
+    description.write_text(json.dumps(DOCUMENT))
+    command = [
+        Path(sys.executable).parent / "schemathesis",
+        "run",
+        description,
+        "--url",
+        running.url,
+        "--max-time",
+        "25",
+    ]
+    done = subprocess.run(
+        [*map(str, command), "--header", f"Authorization: Bearer {TOKEN}", "--no-color", "--workers", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
