@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import Engine
 
@@ -26,13 +26,10 @@ from relay.store.operator import commands, execution
 from relay.store.operator.selection import Selection
 from tests.helpers.relaying import FakeClock, Steps
 
-NIGHT = datetime(2026, 3, 14, 3, 12, 20, tzinfo=UTC)
-"""The moment at which an operator looks."""
 MINUTES = 75
-"""All begins so long before."""
+"""All begins so long before an operator looks."""
 _ERP_WAS_DOWN = range(22, 37)
 _CRM_REFUSES_FROM = 63
-_ROUNDS = 3
 _PAUSED_FROM = 58
 
 CONFIG = """
@@ -96,17 +93,19 @@ def night_config() -> Config:
     return parse_config(CONFIG)
 
 
-def the_night(engine: Engine, clock: FakeClock | None = None, minutes: int = MINUTES) -> Steps:
-    """Let it happen; the clock stands at NIGHT then. Fewer minutes leave out the beginning."""
-    clock = clock or FakeClock()
-    clock.moment = NIGHT - timedelta(minutes=minutes)
+def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps:
+    """Let it happen until `moment`, which has to be now: views compare with the database's clock.
+
+    Fewer minutes leave out the beginning. The relay's steps that are given back have a clock that stands at the moment.
+    """
+    clock = FakeClock(moment - timedelta(minutes=minutes))
     config = night_config()
     steps = Steps(engine, policies(config), clock)
     rng = random.Random(16)
     nodes.start_node(steps.database, "relay-1", "app-1.example.com", 4182, "1.0")
     nodes.describe_routes(steps.database, "relay-1", steps.policies)
     steps.node = "relay-1"
-    watch = Watch(lambda: (clock.moment - NIGHT).total_seconds())
+    watch = Watch(lambda: (clock.moment - moment).total_seconds())  # noqa: PLW0108  # the clock moves
     for minute in range(MINUTES - minutes, MINUTES):
         events = list(_events(minute, clock.moment, rng))
         steps.receive(*events)
@@ -128,20 +127,30 @@ def the_night(engine: Engine, clock: FakeClock | None = None, minutes: int = MIN
 def _events(minute: int, moment: datetime, rng: random.Random) -> Iterator[Event]:
     """Events of one minute: a wave of orders, some people, some payments."""
     wave = 4 + int(3 * (1 + (minute % 20) / 10))
-    for source, count in (("shop", rng.randint(wave - 2, wave)), ("people", rng.randint(0, 3)), ("payments", rng.randint(1, 4))):
-        entity_type, event_type, routes = _KINDS[source]
+    for source, count in (
+        ("shop", rng.randint(wave - 2, wave)),
+        ("people", rng.randint(1, 3)),
+        ("payments", rng.randint(1, 4)),
+    ):
+        entity_type = _KINDS[source][0]
         for number in range(count):
             entity_id = f"{entity_type[:2].lower()}-{rng.randint(10_400, 10_980)}"
             at = moment + timedelta(seconds=number, microseconds=rng.randint(0, 999_999))
-            yield an_arrival(source, entity_type, entity_id, event_type, at, routes)
+            yield an_arrival(source, entity_id, at)
 
 
-def an_arrival(
-    source: str, entity_type: str, entity_id: str, event_type: str, at: datetime, routes: tuple[str, ...]
-) -> Event:
-    """An event as the receiver stores it."""
-    said = {"id": entity_id, "type": event_type, "at": at.isoformat(), "customer": {"name": "Aino", "city": "Espoo"}, "total": "129.90"}
-    body = json.dumps(said).encode()
+def an_arrival(source: str, entity_id: str, at: datetime, **said: object) -> Event:
+    """An event as the receiver stores it; `said` is added to its body."""
+    entity_type, event_type, routes = _KINDS[source]
+    content = {
+        "id": entity_id,
+        "type": event_type,
+        "at": at.isoformat(),
+        "customer": {"name": "Aino", "city": "Espoo"},
+        "total": "129.90",
+        **said,
+    }
+    body = json.dumps(content).encode()
     return Event(
         source=source,
         dedup_key=f"{at:%Y%m%d%H%M%S%f}|{entity_id}|{event_type}",
@@ -163,9 +172,19 @@ def an_arrival(
 def _work(steps: Steps, minute: int, rng: random.Random) -> None:
     """Deliver what is due."""
     steps.sequence()
-    for _ in range(_ROUNDS):
-        claimed = steps.claim_due(100, *_open_routes(minute))
+    for most, routes in _turns(minute):
+        claimed = steps.claim_due(most, *routes)
         steps.record([(delivery, _outcome(delivery, minute, rng)) for delivery in claimed])
+
+
+def _turns(minute: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Numbers of deliveries to claim, and of which routes; a probe alone of an endpoint whose breaker is open."""
+    routes = _open_routes(minute)
+    if minute in _ERP_WAS_DOWN and minute > _ERP_WAS_DOWN.start:
+        routes = tuple(route for route in routes if route != "orders-to-erp")
+        yield 1, ("orders-to-erp",)
+    yield 100, routes
+    yield 100, routes
 
 
 def _open_routes(minute: int) -> tuple[str, ...]:
@@ -192,7 +211,9 @@ def _outcome(delivery: Delivery, minute: int, rng: random.Random) -> Outcome:
         return Failed(call(503, answer), "server_error", "forward answered 503")
     if delivery.route == "orders-to-erp" and int((delivery.entity_id or "0")[-2:]) % 23 == 0:
         answer = '{"error": "unknown_currency", "message": "currency FIM is not configured for this company"}'
-        return Failed(call(422, answer), "rejected", "forward answered 422: currency FIM is not configured for this company")
+        return Failed(
+            call(422, answer), "rejected", "forward answered 422: currency FIM is not configured for this company"
+        )
     if delivery.route == "people-to-crm" and minute >= _CRM_REFUSES_FROM:
         return Failed(call(401, '{"error": "token expired"}'), "auth", "forward answered 401: token expired")
     if delivery.route == "people-to-crm" and int((delivery.entity_id or "0")[-2:]) % 31 == 0:
@@ -204,8 +225,16 @@ def _operators(steps: Steps, config: Config, minute: int) -> None:
     if minute == _PAUSED_FROM:
         with steps.database.write() as transaction:
             transaction.lock_order()
-            gates.pause(transaction, ("route", "payments-to-ledger"), who="olga", why="the ledger moves to its new host until 04:00")
-    if minute == 40:
+            gates.pause(
+                transaction,
+                ("route", "payments-to-ledger"),
+                who="olga",
+                why="the ledger moves to its new host until 04:00",
+            )
+    if minute == _ERP_WAS_DOWN.stop:
+        with steps.database.write() as transaction:
+            gates.resume(transaction, ("destination", "erp"), transaction.lock_order())
+    if minute == _ERP_WAS_DOWN.stop + 3:
         number = commands.ask(
             steps.database,
             "replay",
@@ -219,7 +248,9 @@ def _operators(steps: Steps, config: Config, minute: int) -> None:
         since = steps.clock.moment - timedelta(minutes=15)
         sweeps.finish(
             steps.database,
-            sweeps.SweepFindings("people", "USER", since, steps.clock.moment, compared=31 + minute, missed=minute % 2, added=minute % 2),
+            sweeps.SweepFindings(
+                "people", "USER", since, steps.clock.moment, compared=31 + minute, missed=minute % 2, added=minute % 2
+            ),
         )
 
 
