@@ -255,7 +255,7 @@ def _operators(steps: Steps, config: Config, minute: int) -> None:
 
 
 def _rejections(steps: Steps, minute: int) -> None:
-    if minute % 9 == 4:
+    if minute % 4 == 1:
         steps.intake.reject(
             Rejected(
                 received_at=steps.clock.moment,
