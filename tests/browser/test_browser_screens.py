@@ -64,6 +64,6 @@ def _first_link(browser: Browser, start: str) -> str:
     """A link to a screen of one thing, found as a person does: on a list."""
     for path in PATHS:
         browser.open(f"{path}?live=0")
-        for link in browser.all(f'main a[href^="{start}"]'):
-            return str(link.get_attribute("href")).removeprefix(browser.site)
+        for link in browser.hrefs(f'main a[href^="{start}"]'):
+            return link
     pytest.fail(f"no list has a link to {start}")

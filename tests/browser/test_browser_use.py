@@ -59,7 +59,7 @@ def test_a_filter_without_sense_is_explained_above_its_form(browser: Browser, ni
     browser.site = night_page.url
     browser.open("/rejected?since=soon")
     assert browser.find("[role=alert]").text.startswith("The filter makes no sense.")
-    assert browser.find("input[name=since]")
+    assert browser.find("input[name=since]").is_displayed()
 
 
 def test_the_page_is_used_by_keys_alone(browser: Browser, night_page: Page) -> None:
@@ -73,7 +73,7 @@ def test_the_page_is_used_by_keys_alone(browser: Browser, night_page: Page) -> N
     rows = browser.all("tbody tr")
     assert [row.get_attribute("class") for row in rows[:3]] == ["", "here", ""]
     browser.press("k")
-    assert "here" in browser.all("tbody tr")[0].get_attribute("class")
+    assert browser.all("tbody tr")[0].get_attribute("class") == "here"
     browser.press("?")
     browser.wait(lambda: browser.all("dialog[open]"), "the help of keys")
     assert browser.grave_findings() == []

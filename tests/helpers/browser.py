@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import pytest
-from axe_core_python.base import AXE_SCRIPT
+from axe_core_python.base import AXE_SCRIPT  # type: ignore[import-untyped]
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -48,7 +48,7 @@ class Browser:
 
     def open(self, path: str) -> None:
         """Go to a path, and wait until it is loaded. What the console said before is forgotten."""
-        self.driver.get_log("browser")
+        self._console()
         self.driver.get(self.site + path)
 
     def at(self) -> str:
@@ -74,7 +74,12 @@ class Browser:
 
     def find(self, selector: str) -> WebElement:
         """The first element, when it is there."""
-        return self.wait(lambda: next(iter(self.all(selector)), None), f"no {selector} at {self.at()}")
+        found: WebElement = self.wait(lambda: next(iter(self.all(selector)), None), f"no {selector} at {self.at()}")
+        return found
+
+    def hrefs(self, selector: str) -> list[str]:
+        """Paths and queries that links go to."""
+        return [str(link.get_attribute("href")).removeprefix(self.site) for link in self.all(selector)]
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
@@ -82,9 +87,10 @@ class Browser:
     def link(self, text: str) -> WebElement:
         """The first link or button with this text in it."""
         path = f"//a[contains(normalize-space(.), '{text}')] | //button[contains(normalize-space(.), '{text}')]"
-        return self.wait(
+        found: WebElement = self.wait(
             lambda: next(iter(self.driver.find_elements(By.XPATH, path)), None), f"no link {text!r} at {self.at()}"
         )
+        return found
 
     def text(self) -> str:
         """The text that a person sees in `<main>`."""
@@ -112,7 +118,12 @@ class Browser:
 
     def errors(self) -> list[str]:
         """Messages of the console since `open` that are errors: scripts that failed, files that are missing, CSP."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        return [entry["message"] for entry in self._console() if entry["level"] == "SEVERE"]
+
+    def _console(self) -> list[dict[str, Any]]:
+        """Read and empty the console's log."""
+        read: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return read
 
     def grave_findings(self) -> list[Finding]:
         """Run axe-core. WebDriver's scripts are not bound by the page's CSP."""
