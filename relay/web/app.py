@@ -100,8 +100,10 @@ class ScreenResource:
             query=query,
             page=page,
             problem=problem,
+            config=self._readers.config,
             actor=actor,
             live=live_url(url(self._screen.path, query), version) if is_live else None,
+            **self._screen.values,
         )
         return Shown(html, version, problem)
 

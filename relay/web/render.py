@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -34,10 +35,17 @@ class Renderer:
             lstrip_blocks=True,
         )
         self._environment.globals.update(
-            menu=menu, keys=KEYS, url=queries.url, static=static_url, MOST_COUNTED=MOST_COUNTED
+            menu=menu,
+            keys=KEYS,
+            url=queries.url,
+            static=static_url,
+            with_given=_with_given,
+            MOST_COUNTED=MOST_COUNTED,
         )
         self._environment.filters.update(
             visible=_visible,
+            brief=_brief,
+            shown_state=wording.shown_state,
             segment=queries.segment,
             time=_time,
             number=_number,
@@ -56,6 +64,21 @@ class Renderer:
 def _visible(value: object) -> str:
     """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
     return "" if value is None else visible(str(value))
+
+
+_BRIEF = 300
+
+
+def _brief(value: object) -> str:
+    """Make the beginning of a value from outside harmless to the eye, for a cell of a table."""
+    text = "" if value is None else str(value)
+    return visible(text) if len(text) <= _BRIEF else f"{visible(text[:_BRIEF])}…"
+
+
+def _with_given(names: Iterable[str], given: str | None) -> list[str]:
+    """List names to choose from. The given one is among them, so that a form keeps it."""
+    known = list(names)
+    return known if given is None or given in known else [*known, given]
 
 
 def _time(value: datetime | str | None, now: datetime) -> Markup:

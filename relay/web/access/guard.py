@@ -26,7 +26,7 @@ from relay.web.access.requests import (
 from relay.web.access.session import EndedSessions, Session
 
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
-_PUBLIC = ("/static/", "/health/live")
+_PUBLIC = re.compile(r"/static/.*|/health/live")
 _OF_VIEWERS = re.compile(r"/sign-out|(/api/v1)?/events/[0-9]+/reveal")
 """Paths of unsafe methods that a viewer may use, too."""
 
@@ -50,7 +50,7 @@ class Guard:
         """
         req.context.actor = None
         is_safe = req.method in SAFE_METHODS
-        if is_safe and req.path.startswith(_PUBLIC):
+        if is_safe and _PUBLIC.fullmatch(req.path):
             return
         headers = headers_of(req)
         token = bearer_token(headers)
@@ -95,7 +95,8 @@ class Guard:
         session = await self.session_of(req)
         if session is not None:
             return Actor(session.name, session.role)
-        return None if self.web.proxy is None else named_by_proxy(headers, peer_of(req), self.web.proxy)
+        proxy = self.web.proxy
+        return None if proxy is None else named_by_proxy(headers, peer_of(req), proxy)
 
     def _sign_in(self, req: Request, *, is_safe: bool) -> SignInNeeded:
         if self.web.users is None:
@@ -117,7 +118,10 @@ def headers_of(req: Request) -> Headers:
 
 
 def peer_of(req: Request) -> str | None:
-    """Return the address of the connection's other end; None for a Unix socket."""
+    """Return the address of the connection's other end; None for a Unix socket.
+
+    It is that only where uvicorn's `proxy_headers` is off. Else who sends `X-Forwarded-For` claims to be any proxy.
+    """
     client = req.scope.get("client")
     return str(client[0]) if client else None
 
