@@ -15,6 +15,9 @@ from relay.web.screens import SCREENS
 encode = msgspec.json.Encoder(enc_hook=str, decimal_format="number").encode
 """Encode an answer. Figures that Postgres has as numeric are numbers."""
 
+OPERATIONS = tuple(openapi.operations_of(SCREENS))
+"""Everything that the API can do."""
+
 
 class ApiDocument:
     """`/api/v1/openapi.json`: the description of the API, made when it is first asked for."""
@@ -33,4 +36,4 @@ class ApiDocument:
 
     @staticmethod
     def _make() -> bytes:
-        return msgspec.json.encode(openapi.document(SCREENS, version("inbox-relay")))
+        return msgspec.json.encode(openapi.document(OPERATIONS, version("inbox-relay")))

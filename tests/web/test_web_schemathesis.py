@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
 from relay.web import openapi
-from relay.web.screens import SCREENS
+from relay.web.api import OPERATIONS
 from tests.helpers.page import on_database
 from tests.helpers.page_rows import fill_page
 from tests.helpers.relaying import CONFIG, Steps
@@ -41,7 +41,7 @@ NAMES = {"source": list(CONFIG.sources), "route": list(CONFIG.routes), "destinat
 
 def document() -> Any:  # noqa: ANN401  # any JSON
     """The description of the page of `CONFIG`."""
-    made = closed(openapi.document(SCREENS, "1"))
+    made = closed(openapi.document(OPERATIONS, "1"))
     for operations in made["paths"].values():
         for parameter in (each for operation in operations.values() for each in operation["parameters"]):
             if parameter["name"] in NAMES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -16,7 +16,7 @@ from inbox.db.reads import Row
 from inbox.errors import BadFilter
 from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, State
 from relay.web.query import Limit, Number, Text, When
-from relay.web.rows import rows_of
+from relay.web.rows import AnyMembers, rows_of
 from relay.web.screen import MOST_COUNTED, ListPage, Reading, Screen
 
 STATES = (*LISTED_STATES, RETRYING)
@@ -29,7 +29,7 @@ class DeliveriesQuery(msgspec.Struct, frozen=True, kw_only=True):
     route: Text | None = None
     destination: Text | None = None
     """Of all routes to it."""
-    state: Annotated[Text, msgspec.Meta(extra_json_schema={"enum": STATES})] | None = None
+    state: Annotated[Text, msgspec.Meta(extra_json_schema={"enum": list(STATES)})] | None = None
     """State of the delivery as listings show it, also `retrying`: ready, and waiting for its next attempt after a failure."""
     source: Text | None = None
     entity: Annotated[Text, msgspec.Meta(extra_json_schema={"pattern": "^[^/\\x00]+/[^\\x00]+$"})] | None = None
@@ -65,7 +65,7 @@ class Offer(msgspec.Struct, frozen=True):
     """An act on all deliveries that match: the path `/acts/KIND`, and the fields of its selection."""
 
     kind: str
-    selection: dict[str, Any]
+    selection: AnyMembers
 
 
 class DeliveriesPage(ListPage, frozen=True, kw_only=True):
