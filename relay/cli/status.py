@@ -171,7 +171,7 @@ class _Look:
 
 
 def _as_object(seen: Overview, found: list[Trouble], steps: tuple[NextStep, ...]) -> dict[str, Any]:
-    from relay.cli.status_view import state_of
+    from relay.store.next_steps import state_of
 
     seen_object: dict[str, Any] = msgspec.to_builtins(seen)
     for route, each in zip(seen.routes, seen_object["routes"], strict=True):

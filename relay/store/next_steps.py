@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -88,6 +88,22 @@ def gate_fields(gate: HeldGate) -> Mapping[str, str]:
     if entity is None:
         return {gate.kind: gate.name}
     return dict(zip(("source", "entity_type", "entity_id"), entity, strict=True))
+
+
+def state_of(route: RouteState, findings: Iterable[Trouble]) -> str:
+    """Return a route's state in a word: the worst that is true of it."""
+    if any(trouble.finding == "stuck" and trouble.route == route.route for trouble in findings):
+        return "stuck"
+    if route.held_back_by:
+        return "held back"
+    states = (
+        ("blocked", route.blocked),
+        ("busy", route.ready + route.in_flight + route.received),
+        ("retrying", route.retrying),
+        ("dead", route.dead),
+        ("waiting", route.waiting),
+    )
+    return next((name for name, number in states if number), "ok")
 
 
 class _Problem(msgspec.Struct, frozen=True):

@@ -113,6 +113,12 @@ def read_overview(database: Database, policies: Policies) -> Overview:
         )
 
 
+def read_held_gates(database: Database, policies: Policies) -> tuple[HeldGate, ...]:
+    """Read the gates that hold deliveries back, in one snapshot."""
+    with database.snapshot() as transaction:
+        return tuple(_held(transaction, policies, list(_alerts(transaction)), transaction.now()))
+
+
 def _held(transaction: Transaction, policies: Policies, alerts: list[FiringAlert], now: datetime) -> Iterator[HeldGate]:
     fired = {alert.subject: alert.since for alert in alerts if alert.kind in {"breaker_open", "retired"}}
     for row in gates.held_back_in(transaction):
@@ -171,14 +177,16 @@ def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[
 
 def _alerts(transaction: Transaction) -> Iterator[FiringAlert]:
     for row in transaction.execute(_FIRING):
-        yield FiringAlert(row.kind, row.subject, as_time(row.at), _alert_text(row))
+        text_of_it = alert_text(row.kind, row.subject, as_json(row.detail))
+        yield FiringAlert(row.kind, row.subject, as_time(row.at), text_of_it)
 
 
-def _alert_text(row: Any) -> str:  # noqa: ANN401  # a result row
-    detail = as_json(row.detail)
-    if row.kind not in SENTENCES or not isinstance(detail, dict):
-        return f"{row.kind} {row.subject}"  # of a newer version, or written by hand
-    return "; ".join(sentence(Alert(row.kind, row.subject, firing=True, detail=detail)).splitlines())
+def alert_text(kind: str, subject: str, detail: object, *, firing: bool = True) -> str:
+    """Word a row of `alert` in one line; kind and subject alone where this version has no sentence for it."""
+    known: Any = kind
+    if kind not in SENTENCES or not isinstance(detail, dict):
+        return f"{kind} {subject}"  # of a newer version, or written by hand
+    return "; ".join(sentence(Alert(known, subject, firing=firing, detail=detail)).splitlines())
 
 
 def _commands(transaction: Transaction) -> list[Row]:

@@ -25,7 +25,7 @@ class Series(msgspec.Struct, frozen=True):
 
     name: str
     kind: str
-    """Class of its colour, after `chart-`: in, out or failed."""
+    """Class of its colour: in, out or bad."""
     values: tuple[float, ...]
     """Figures of consecutive times. Those that are negative or no number count as 0."""
 
@@ -55,7 +55,7 @@ def line_chart(key: str, title: str, series: Sequence[Series], labels: Sequence[
     plot = _Plot(_LEFT, _TOP, _CHART.width - _LEFT - _RIGHT, _CHART.height - _TOP - _BOTTOM, top)
     inside = [_grid(plot, level) for level in _levels(top, step)]
     inside += [
-        Markup('<text class="chart-label" x="{}" y="{}" text-anchor="{}">{}</text>').format(
+        Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(
             _number(plot.x(place)), _CHART.height - 4, _anchor(place), visible_line(label)
         )
         for place, label in zip(_places(len(labels)), labels, strict=True)
@@ -136,8 +136,8 @@ def _svg(key: str, title: str, series: Sequence[Series], inside: Markup, frame: 
 def _grid(plot: _Plot, level: float) -> Markup:
     y = _number(plot.y(level))
     return Markup(
-        '<line class="chart-grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>'
-        '<text class="chart-label" x="{text}" y="{base}" text-anchor="end">{level}</text>'
+        '<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>'
+        '<text x="{text}" y="{base}" text-anchor="end">{level}</text>'
     ).format(
         left=_number(plot.left),
         right=_number(plot.x(1)),
@@ -158,7 +158,7 @@ def _line(plot: _Plot, series: Series) -> Markup:
         f"{_number(plot.x(place))},{_number(plot.y(value))}"
         for place, value in zip(_places(len(values)), values, strict=True)
     )
-    return Markup('<polyline class="chart-line chart-{}" points="{}"/>').format(series.kind, points)
+    return Markup('<polyline class="line {}" points="{}"/>').format(series.kind, points)
 
 
 def _places(number: int) -> list[float]:

@@ -15,7 +15,7 @@ from relay.web.charts import Series, line_chart, scale, sparkline, summary
 FIGURES = st.lists(st.floats() | st.integers(-10, 10**30).map(float), max_size=70)
 LINES = st.lists(
     st.builds(
-        Series, st.text(max_size=30), st.sampled_from(("in", "out", "failed")), FIGURES.map(tuple)
+        Series, st.text(max_size=30), st.sampled_from(("in", "out", "bad")), FIGURES.map(tuple)
     ),
     max_size=4,
 )  # fmt: skip
