@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from inbox.cli.wording import counted, relative
-from relay.delivery.gates import entity_of, resume_command
+from relay.delivery.gates import resume_command
 from relay.store.overview import HeldGate, Overview
 from relay.store.route_states import RouteState
 from relay.store.stuck_check import Trouble
@@ -79,15 +79,7 @@ def _about_gate(gate: HeldGate) -> NextStep:
     else:
         text = f"{name} is not called for now: call it at once, when it is well again"
     why = ": ".join(part for part in (gate.by, gate.why) if part) or None
-    return NextStep(text, resume_command(gate.kind, gate.name), "resume", gate_fields(gate), gate.since, why)
-
-
-def gate_fields(gate: HeldGate) -> Mapping[str, str]:
-    """Return the fields of a selection that name a gate."""
-    entity = entity_of(gate.name) if gate.kind == "entity" else None
-    if entity is None:
-        return {gate.kind: gate.name}
-    return dict(zip(("source", "entity_type", "entity_id"), entity, strict=True))
+    return NextStep(text, resume_command(gate.kind, gate.name), "resume", gate.fields, gate.since, why)
 
 
 def state_of(route: RouteState, findings: Iterable[Trouble]) -> str:

@@ -47,6 +47,14 @@ class HeldGate(msgspec.Struct, frozen=True):
         entity = entity_of(self.name) if self.kind == "entity" else None
         return f"{self.kind} {self.name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
 
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """Return the fields of a selection that name it."""
+        entity = entity_of(self.name) if self.kind == "entity" else None
+        if entity is None:
+            return {self.kind: self.name}
+        return dict(zip(("source", "entity_type", "entity_id"), entity, strict=True))
+
 
 class RelayState(msgspec.Struct, frozen=True):
     """A relay process that has not stopped gracefully."""

@@ -72,7 +72,7 @@ def _of_findings(findings: Iterable[Trouble], steps: list[NextStep], alerts: lis
 def _mends(step: NextStep, trouble: Trouble) -> bool:
     if trouble.finding in {"no_relay", "crash_loop"}:
         return step.verb == "run"
-    is_of_blocked = trouble.finding == "blocked" and "blocked" in step.text
+    is_of_blocked = trouble.finding == "blocked" and step.text.endswith("blocked")
     return is_of_blocked and step.verb == "dead" and step.fields.get("route") == trouble.route
 
 

@@ -25,9 +25,9 @@ class Kept:
         """
         now = self._monotonic()
         with self._lock:
-            made_at, value = self._values.get(key, (None, None))
-        if made_at is not None and now - made_at < seconds:
-            found: Made = value
+            known = self._values.get(key)
+        if known is not None and now - known[0] < seconds:
+            found: Made = known[1]
             return found
         made = make()
         with self._lock:

@@ -20,6 +20,8 @@ from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.delivery.policy import policies
 from relay.store.database import Database
 from relay.web.access.actor import Actor
+from relay.web.doctor_runner import DoctorRunner
+from relay.web.kept import Kept
 from relay.web.screen import Reading
 
 LONGEST_SECONDS = 2.0
@@ -45,6 +47,8 @@ class Readers:
             else Database(read_only.connect(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS))
         )
         self._writer = Database(engines.connect(url, application="relay-web"))
+        self.doctor = DoctorRunner(config, clock)
+        self._kept = Kept()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="web-read")
 
     async def read(self, actor: Actor, make: Callable[[Reading], Made]) -> Made:
@@ -55,7 +59,7 @@ class Readers:
             DatabaseAway: the database does not answer, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
-        reading = Reading(database, self.config, self._policies, actor, self._clock.now())
+        reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._kept, self.doctor)
         return await self._in_thread(lambda: _make_on_a_live_connection(make, reading))
 
     async def write(self, make: Callable[[Database], Made]) -> Made:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from inbox.cli import wording
 from inbox.events.timestamps import as_time, rfc3339
-from inbox.logs.visible import visible
+from inbox.logs.visible import visible, visible_line
+from relay.web import charts
 from relay.web import query as queries
 from relay.web.screen import MOST_COUNTED
 
@@ -31,9 +32,18 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.globals.update(menu=menu, url=queries.url, MOST_COUNTED=MOST_COUNTED)
+        self._environment.globals.update(
+            menu=menu,
+            url=queries.url,
+            MOST_COUNTED=MOST_COUNTED,
+            line_chart=charts.line_chart,
+            sparkline=charts.sparkline,
+            Series=charts.Series,
+            timedelta=timedelta,
+        )
         self._environment.filters.update(
             visible=_visible,
+            sentence=_sentence,
             segment=queries.segment,
             time=_time,
             number=_number,
@@ -52,6 +62,11 @@ class Renderer:
 def _visible(value: object) -> str:
     """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
     return "" if value is None else visible(str(value))
+
+
+def _sentence(value: object) -> str:
+    """Make a sentence of ours with values in it harmless, as `visible` does; backslashes stay single."""
+    return "" if value is None else visible_line(str(value))
 
 
 def _time(value: datetime | str | None, now: datetime) -> Markup:
