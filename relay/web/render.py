@@ -15,7 +15,9 @@ from inbox.events.timestamps import as_time, rfc3339
 from inbox.logs.visible import visible, visible_line
 from relay.web import charts
 from relay.web import query as queries
+from relay.web.keys import KEYS
 from relay.web.screen import MOST_COUNTED
+from relay.web.static_files import static_url
 
 TYPE = "text/html; charset=utf-8"
 
@@ -34,7 +36,9 @@ class Renderer:
         )
         self._environment.globals.update(
             menu=menu,
+            keys=KEYS,
             url=queries.url,
+            static=static_url,
             MOST_COUNTED=MOST_COUNTED,
             line_chart=charts.line_chart,
             sparkline=charts.sparkline,
