@@ -101,7 +101,7 @@ def read_overview(database: Database, policies: Policies) -> Overview:
     """Read everything, in one snapshot."""
     with database.snapshot() as transaction:
         now = transaction.now()
-        alerts = list(_alerts(transaction))
+        alerts = list(read_firing(transaction))
         held = tuple(_held(transaction, policies, alerts, now))
         held_back: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
         for gate in held:
@@ -124,7 +124,7 @@ def read_overview(database: Database, policies: Policies) -> Overview:
 def read_held_gates(database: Database, policies: Policies) -> tuple[HeldGate, ...]:
     """Read the gates that hold deliveries back, in one snapshot."""
     with database.snapshot() as transaction:
-        return tuple(_held(transaction, policies, list(_alerts(transaction)), transaction.now()))
+        return tuple(_held(transaction, policies, list(read_firing(transaction)), transaction.now()))
 
 
 def _held(transaction: Transaction, policies: Policies, alerts: list[FiringAlert], now: datetime) -> Iterator[HeldGate]:
@@ -183,7 +183,8 @@ def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[
         )
 
 
-def _alerts(transaction: Transaction) -> Iterator[FiringAlert]:
+def read_firing(transaction: Transaction) -> Iterator[FiringAlert]:
+    """Read the alerts that have not recovered, the oldest first."""
     for row in transaction.execute(_FIRING):
         text_of_it = alert_text(row.kind, row.subject, as_json(row.detail))
         yield FiringAlert(row.kind, row.subject, as_time(row.at), text_of_it)
