@@ -15,8 +15,9 @@ from falcon.routing import CompiledRouter
 
 from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
-from relay.web import render
+from relay.web import doctor_run, render
 from relay.web.access.actor import Actor
+from relay.web.doctor_run import DoctorRun
 from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
@@ -214,5 +215,8 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
     app.add_route("/live", LiveResource(Hub(screens.read, clock), access))
+    run = DoctorRun(readers.doctor)
+    app.add_route(doctor_run.PATH, run)
+    app.add_route(f"{API}{doctor_run.PATH}", run, suffix="json")
     ProblemAnswers(renderer, clock).add_to(app)
     return app

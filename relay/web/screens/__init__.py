@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from relay.web.screen import Screen
-from relay.web.screens import overview, problems, rejected
+from relay.web.screens import alerts, doctor, gates, overview, problems, rejected
 
-SCREENS: tuple[Screen, ...] = (overview.SCREEN, rejected.SCREEN, problems.SCREEN)
+SCREENS: tuple[Screen, ...] = (
+    overview.SCREEN,
+    gates.SCREEN,
+    rejected.SCREEN,
+    alerts.SCREEN,
+    doctor.SCREEN,
+    problems.SCREEN,
+)
 """In the order of the menu."""
