@@ -17,7 +17,11 @@ from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import doctor_run, render
 from relay.web.access.actor import Actor
+<<<<<<< HEAD
 from relay.web.doctor_run import DoctorRun
+=======
+from relay.web.api import ApiDocument, encode
+>>>>>>> main
 from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
@@ -37,8 +41,6 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-
-_encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -111,7 +113,7 @@ class ScreenResource:
         query = parse(self._screen.query, parameters(req.params, path), self._clock.now())
         page = await self._readers.read(req.context.actor, lambda reading: self._screen.read(reading, query))
         resp.content_type = falcon.MEDIA_JSON
-        resp.data = _encoder.encode(page)
+        resp.data = encode(page)
         if isinstance(page, ListPage) and page.before is not None:
             resp.append_link(url(req.uri_template or req.path, query, before=page.before), "next")
 
@@ -126,7 +128,7 @@ class ScreenResource:
 
 
 def _version(page: msgspec.Struct | None, problem: PageError | None) -> str:
-    said = _encoder.encode(page) if problem is None else f"{problem.title} {problem.detail}".encode()
+    said = encode(page) if problem is None else f"{problem.title} {problem.detail}".encode()
     return hashlib.sha256(said).hexdigest()[:16]
 
 
@@ -214,6 +216,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
+    app.add_route(f"{API}/openapi.json", ApiDocument())
     app.add_route("/live", LiveResource(Hub(screens.read, clock), access))
     run = DoctorRun(readers.doctor)
     app.add_route(doctor_run.PATH, run)

@@ -60,7 +60,7 @@ class ListPage(msgspec.Struct, frozen=True):
     before: int | None = None
     """Value of the parameter `before` for the next page; None: there is no more."""
     matching: int | None = None
-    """Number of all that match, counted up to `MOST_COUNTED`; None: not counted."""
+    """Number of all that match, where 501 stands for more than 500; None: not counted."""
 
 
 MOST_COUNTED = 500
