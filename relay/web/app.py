@@ -17,11 +17,8 @@ from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import doctor_run, render
 from relay.web.access.actor import Actor
-<<<<<<< HEAD
-from relay.web.doctor_run import DoctorRun
-=======
 from relay.web.api import ApiDocument, encode
->>>>>>> main
+from relay.web.doctor_run import DoctorRun
 from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
