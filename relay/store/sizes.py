@@ -8,11 +8,19 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import text
 
-from inbox.db.reads import Row
 from relay.store.database import Transaction
 
 _FILE = "(file)"
 _MOST_TABLES = 5
+
+
+class TableSize(msgspec.Struct, frozen=True):
+    """A table with its indexes."""
+
+    name: str
+    bytes: int
+    rows: int | None
+    """Estimated by the database's statistics."""
 
 
 class Disk(msgspec.Struct, frozen=True):
@@ -22,7 +30,7 @@ class Disk(msgspec.Struct, frozen=True):
     per_day: int | None
     """Growth by the figures of the last day."""
     free: int | None
-    largest: tuple[Row, ...] = ()
+    largest: tuple[TableSize, ...] = ()
     """The largest tables. SQLite knows the size of its file alone."""
 
     @property
@@ -36,11 +44,14 @@ def read_disk(transaction: Transaction, sqlite_file: Path | None) -> Disk:
     rows = transaction.rows_of(_SIZES)
     per_day = sum(row["bytes_per_day"] or 0 for row in rows) or None
     if transaction.sql.is_postgres:
-        size = sum((row["bytes"] or 0) + (row["index_bytes"] or 0) for row in rows)
+        tables = [
+            TableSize(row["table_name"], (row["bytes"] or 0) + (row["index_bytes"] or 0), row["rows_estimated"])
+            for row in rows
+        ]
+        largest = sorted(tables, key=lambda table: -table.bytes)[:_MOST_TABLES]
         found = transaction.execute(_FOLDER)
         folder = Path(found[0].folder) if found and found[0].folder else None
-        largest = sorted(rows, key=lambda row: -((row["bytes"] or 0) + (row["index_bytes"] or 0)))[:_MOST_TABLES]
-        return Disk(size, per_day, _free(folder), tuple(largest))
+        return Disk(sum(table.bytes for table in tables), per_day, _free(folder), tuple(largest))
     size = next((row["bytes"] for row in rows if row["table_name"] == _FILE), None)
     return Disk(size, per_day, _free(sqlite_file.parent if sqlite_file else None))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
@@ -12,6 +13,7 @@ from relay.delivery.alerts import AlertKind
 from relay.store import reads
 from relay.store.overview import FiringAlert, alert_text, read_firing
 from relay.web.query import Limit, Number, Text, When
+from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
 
 MOST_FIRING = 100
@@ -21,6 +23,7 @@ class AlertsQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Conditions on alerts."""
 
     kind: AlertKind | None = None
+    """Kind of alert."""
     subject: Text | None = None
     """Exactly as it is stored: a route, a source, or `destination NAME` and the like."""
     since: When | None = None
@@ -32,6 +35,7 @@ class AlertsQuery(msgspec.Struct, frozen=True, kw_only=True):
 class AlertsPage(ListPage, frozen=True, kw_only=True):
     """Rows of `alert` with their sentence in `text`, the newest first."""
 
+    rows: tuple[Annotated[Row, rows_of("alert", text={"type": "string"})], ...]
     firing: tuple[FiringAlert, ...]
     """Those that match and have not recovered, the oldest first; not on later pages."""
     more_firing: int

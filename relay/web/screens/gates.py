@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from sqlalchemy import text
@@ -17,6 +17,7 @@ from relay.delivery.policy import Policies
 from relay.store import reads
 from relay.store.overview import HeldGate, read_held_gates
 from relay.web.query import Text
+from relay.web.rows import rows_of
 from relay.web.screen import Reading, Screen
 
 MOST_SHOWN = 200
@@ -29,6 +30,7 @@ class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Conditions on the gates that hold something back."""
 
     kind: Kind | None = None
+    """Kind of gate."""
     name: Text | None = None
     """A part of its name, in any case; of an entity: of its source, type or id."""
 
@@ -54,7 +56,7 @@ class SweepLine(msgspec.Struct, frozen=True):
     every_seconds: float | None
     """Its interval; None: it runs only when somebody asks."""
     is_running: bool
-    watermark: Row | None
+    watermark: Annotated[Row, rows_of("sweep_watermark")] | None
     """Its row of `sweep_watermark`; None: it has never run."""
 
 
@@ -148,4 +150,5 @@ SCREEN = Screen(
     page=GatesPage,
     read=read,
     template="gates.html",
+    is_live=False,
 )

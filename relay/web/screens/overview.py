@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from sqlalchemy import TextClause, text
@@ -24,6 +24,7 @@ from relay.store.route_states import RouteState
 from relay.store.sizes import Disk, read_disk
 from relay.store.stuck_check import Trouble
 from relay.web.attention import Concern, concerns
+from relay.web.rows import rows_of
 from relay.web.screen import Reading, Screen
 
 MOST_ROUTES = 20
@@ -37,6 +38,9 @@ class OverviewQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     routes: Literal["busy", "all"] = "busy"
     """`all`: also list routes with nothing open, however many."""
+
+
+_NOT_SHOWN = ("position", "lap_began_at", "day_began_at", "rows_yesterday", "newest_at_begin", "arrived_yesterday")
 
 
 class RouteLine(msgspec.Struct, frozen=True):
@@ -57,7 +61,7 @@ class RouteLine(msgspec.Struct, frozen=True):
 class SourceLine(msgspec.Struct, frozen=True):
     """A source, as the view `source_health` has it."""
 
-    health: Row
+    health: Annotated[Row, rows_of("source_health")]
     arrived: Counts
 
 
@@ -94,11 +98,11 @@ class OverviewPage(msgspec.Struct, frozen=True):
     gates: tuple[HeldGate, ...]
     more_gates: int
     sources: tuple[SourceLine, ...]
-    destinations: tuple[Row, ...]
+    destinations: tuple[Annotated[Row, rows_of("destination_health")], ...]
     """Rows of the view `destination_health`."""
     relays: tuple[RelayState, ...]
     alerts: tuple[FiringAlert, ...]
-    retention: tuple[Row, ...]
+    retention: tuple[Annotated[Row, rows_of("pruning", *_NOT_SHOWN)], ...]
     """Progress of each kind of rows that expires."""
     disk: Disk
 
@@ -125,10 +129,13 @@ def read(reading: Reading, query: OverviewQuery) -> OverviewPage:
 
 def _rows(transaction: Transaction, statement: TextClause) -> list[Row]:
     """Read rows; sums are whole numbers, for which Postgres has a type of its own."""
-    return [
-        {name: int(value) if isinstance(value, Decimal) else value for name, value in row.items()}
-        for row in transaction.rows_of(statement)
-    ]
+    return [{name: _plain(name, value) for name, value in row.items()} for row in transaction.rows_of(statement)]
+
+
+def _plain(name: str, value: object) -> object:
+    if name == "is_silent":  # SQLite has numbers
+        return bool(value)
+    return int(value) if isinstance(value, Decimal) else value
 
 
 class _Slow(msgspec.Struct, frozen=True):
