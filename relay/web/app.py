@@ -17,6 +17,8 @@ from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import doctor_run, render
 from relay.web.access.actor import Actor
+from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard
+from relay.web.access.sign_in import SignIn, SignOut
 from relay.web.api import ApiDocument, encode
 from relay.web.doctor_run import DoctorRun
 from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
@@ -99,8 +101,10 @@ class ScreenResource:
             query=query,
             page=page,
             problem=problem,
+            config=self._readers.config,
             actor=actor,
             live=live_url(url(self._screen.path, query), version) if is_live else None,
+            **self._screen.values,
         )
         return Shown(html, version, problem)
 
@@ -213,6 +217,9 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
+    if isinstance(access, Guard):
+        app.add_route(SIGN_IN, SignIn(access, renderer))
+        app.add_route(SIGN_OUT, SignOut(access))
     app.add_route(f"{API}/openapi.json", ApiDocument())
     app.add_route("/live", LiveResource(Hub(screens.read, clock), access))
     run = DoctorRun(readers.doctor)

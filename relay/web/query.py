@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from inbox.config.mistakes import nearest
+from inbox.db.parameters import is_storable
 from inbox.errors import BadFilter
 from inbox.events.timestamps import parse_time
 
@@ -51,9 +52,11 @@ def parse(kind: type[Query], given: Mapping[str, str], now: datetime) -> Query:
     """
     filled = {name: value for name, value in given.items() if value != ""}
     known = kind.__struct_fields__
-    for name in filled:
+    for name, value in filled.items():
         if name not in known:
             raise BadFilter(f"there is no filter {name!r}; {nearest(name, known)}", field=name)
+        if not is_storable(value):
+            raise BadFilter(f"{name} {value!r}: no database stores such a character", field=name)
 
     def hook(wanted: type[Any], value: Any) -> Any:  # noqa: ANN401  # as msgspec has it
         if wanted is When and isinstance(value, str):

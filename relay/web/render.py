@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -39,6 +40,7 @@ class Renderer:
             keys=KEYS,
             url=queries.url,
             static=static_url,
+            with_given=_with_given,
             MOST_COUNTED=MOST_COUNTED,
             line_chart=charts.line_chart,
             sparkline=charts.sparkline,
@@ -48,6 +50,8 @@ class Renderer:
         self._environment.filters.update(
             visible=_visible,
             sentence=_sentence,
+            brief=_brief,
+            shown_state=wording.shown_state,
             segment=queries.segment,
             time=_time,
             number=_number,
@@ -71,6 +75,21 @@ def _visible(value: object) -> str:
 def _sentence(value: object) -> str:
     """Make a sentence of ours with values in it harmless, as `visible` does; backslashes stay single."""
     return "" if value is None else visible_line(str(value))
+
+
+_BRIEF = 300
+
+
+def _brief(value: object) -> str:
+    """Make the beginning of a value from outside harmless to the eye, for a cell of a table."""
+    text = "" if value is None else str(value)
+    return visible(text) if len(text) <= _BRIEF else f"{visible(text[:_BRIEF])}…"
+
+
+def _with_given(names: Iterable[str], given: str | None) -> list[str]:
+    """List names to choose from. The given one is among them, so that a form keeps it."""
+    known = list(names)
+    return known if given is None or given in known else [*known, given]
 
 
 def _time(value: datetime | str | None, now: datetime) -> Markup:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from relay.web.screen import Screen
-from relay.web.screens import alerts, doctor, gates, overview, problems, rejected
+from relay.web.screens import alerts, deliveries, doctor, gates, overview, problems, rejected
 
 SCREENS: tuple[Screen, ...] = (
     overview.SCREEN,
+    deliveries.SCREEN,
     gates.SCREEN,
     rejected.SCREEN,
     alerts.SCREEN,
