@@ -51,6 +51,7 @@ class Renderer:
             visible=_visible,
             sentence=_sentence,
             brief=_brief,
+            visible_lines=_visible_lines,
             shown_state=wording.shown_state,
             segment=queries.segment,
             time=_time,
@@ -58,6 +59,7 @@ class Renderer:
             counted=wording.counted,
             count_up_to=_count_up_to,
             pretty=_pretty,
+            one_line=_one_line,
             lasting=wording.lasting,
             byte_count=wording.byte_count,
         )
@@ -75,6 +77,11 @@ def _visible(value: object) -> str:
 def _sentence(value: object) -> str:
     """Make a sentence of ours with values in it harmless, as `visible` does; backslashes stay single."""
     return "" if value is None else visible_line(str(value))
+
+
+def _visible_lines(value: object) -> str:
+    """Make a text from outside harmless to the eye, and keep its lines."""
+    return "\n".join(visible_line(line) for line in str(value).split("\n"))
 
 
 _BRIEF = 300
@@ -114,3 +121,8 @@ def _count_up_to(value: int, most: int = MOST_COUNTED) -> str:
 def _pretty(value: object) -> str:
     """Write a JSON value on several lines."""
     return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False, default=str)
+
+
+def _one_line(value: object) -> str:
+    """Write a JSON value on one line; one that is absent is called so."""
+    return "nothing" if value is None else json.dumps(msgspec.to_builtins(value), ensure_ascii=False, default=str)

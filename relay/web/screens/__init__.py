@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from relay.web.screen import Screen
-from relay.web.screens import alerts, deliveries, doctor, gates, overview, problems, rejected
+from relay.web.screens import alerts, deliveries, doctor, entity, event, gates, overview, problems, rejected
 
 SCREENS: tuple[Screen, ...] = (
     overview.SCREEN,
     deliveries.SCREEN,
+    event.SCREEN,
+    entity.SCREEN,
     gates.SCREEN,
     rejected.SCREEN,
     alerts.SCREEN,
