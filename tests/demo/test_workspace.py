@@ -63,7 +63,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) 
 
 
 def test_a_folder_of_an_earlier_demo_will_do_and_another_is_refused(tmp_path: Path) -> None:
-    earlier = configuration(database_url="", token="", identity_url="", commercial_url="")
+    earlier = configuration(database_url="", users="", token="", identity_url="", commercial_url="")
     (tmp_path / "inbox.toml").write_text(earlier)
     assert prepare_folder(tmp_path) == tmp_path
     (tmp_path / "inbox.toml").write_text("[database]\n")
