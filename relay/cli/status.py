@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from inbox.config.model import Config
     from inbox.db.reads import Row
+    from relay.next_steps import NextStep
     from relay.store.database import Database
-    from relay.store.next_steps import NextStep
     from relay.store.overview import Overview
     from relay.store.stuck_check import Trouble
 
@@ -151,7 +151,7 @@ class _Look:
             DBAPIError: the database does not answer.
         """
         from relay.cli.status_view import lines_of
-        from relay.store.next_steps import next_steps
+        from relay.next_steps import next_steps
         from relay.store.overview import read_overview
         from relay.store.stuck_check import findings
 
@@ -171,7 +171,7 @@ class _Look:
 
 
 def _as_object(seen: Overview, found: list[Trouble], steps: tuple[NextStep, ...]) -> dict[str, Any]:
-    from relay.store.next_steps import state_of
+    from relay.next_steps import state_of
 
     seen_object: dict[str, Any] = msgspec.to_builtins(seen)
     for route, each in zip(seen.routes, seen_object["routes"], strict=True):

@@ -12,7 +12,7 @@ from inbox.cli.tables import TABLE, Column, layout
 from inbox.cli.terminal import Row
 from inbox.cli.wording import counted, lasting, relative
 from inbox.logs.visible import visible_line
-from relay.store.next_steps import NextStep, state_of
+from relay.next_steps import NextStep, state_of
 from relay.store.overview import FiringAlert, Overview
 from relay.store.route_states import RouteState
 from relay.store.stuck_check import Trouble

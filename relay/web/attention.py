@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from relay.store.next_steps import NextStep, Verb, next_steps
+from relay.next_steps import NextStep, Verb, next_steps
 from relay.store.overview import FiringAlert, Overview
 from relay.store.stuck_check import Trouble
 

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from relay.cli.main import app
 from relay.cli.status_view import lines_of
 from relay.delivery.gates import entity_key
-from relay.store.next_steps import NextStep, next_steps, state_of
+from relay.next_steps import NextStep, next_steps, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
 from relay.store.stuck_check import Trouble

@@ -15,10 +15,10 @@ from inbox.config.model import Config
 from inbox.db.dialect import SQLITE
 from inbox.db.engine import parse_url
 from inbox.db.reads import Row
+from relay.next_steps import state_of
 from relay.store import stuck_check
 from relay.store.database import Transaction
 from relay.store.last_hour import NOTHING, Counts, LastHour, read_last_hour, total
-from relay.store.next_steps import state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState, read_overview
 from relay.store.route_states import RouteState
 from relay.store.sizes import Disk, read_disk
