@@ -10,12 +10,31 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from relay.web import openapi
+from relay.web.problems import API
+from relay.web.query import Number
+from relay.web.reveal import RevealedPayload, RevealForm
 from relay.web.screens import SCREENS
 
-encode = msgspec.json.Encoder(enc_hook=str, decimal_format="number").encode
-"""Encode an answer. Figures that Postgres has as numeric are numbers."""
 
-OPERATIONS = tuple(openapi.operations_of(SCREENS))
+class EventNumber(msgspec.Struct, frozen=True):
+    """The event in a path."""
+
+    seq: Number
+
+
+OPERATIONS = (
+    *openapi.operations_of(SCREENS),
+    openapi.Operation(
+        name="reveal",
+        title="Reveal the headers and body of an event",
+        path=f"{API}/events/{{seq}}/reveal",
+        method="post",
+        query=EventNumber,
+        body=RevealForm,
+        answer=RevealedPayload,
+        problems=(*openapi.ALWAYS, 404, 413),
+    ),
+)
 """Everything that the API can do."""
 
 

@@ -35,6 +35,7 @@ _EXPLAINED = {
     "route": "Name of a route in `inbox.toml`.",
     "destination": "Name of a destination in `inbox.toml`.",
     "status": "HTTP status.",
+    "seq": "Number of the event.",
     "cause": "Cause in one word, as lists show it.",
 }
 """Parameters that mean the same wherever a query has no docstring of its own for them."""
@@ -49,6 +50,8 @@ _SECURITY: Json = {
 }
 ALWAYS = (400, 401, 403, 500, 503)
 """Statuses of problems that every path may answer."""
+_UNNAMED = {413: "The body is larger than any that makes sense.", 500: "A bug of the page; its log has the place."}
+"""Problems of the type `about:blank`."""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,14 +170,15 @@ def _problems() -> Json:
     kinds: dict[int, list[type[PageError]]] = defaultdict(list)
     for kind in PageError.__subclasses__():
         kinds[kind.status].append(kind)
-    kinds[500] = []
-    return {f"Problem{status}": _problem_answer(kinds[status]) for status in sorted(kinds)}
+    for status in _UNNAMED:
+        kinds[status] = []
+    return {f"Problem{status}": _problem_answer(status, kinds[status]) for status in sorted(kinds)}
 
 
-def _problem_answer(kinds: Iterable[type[PageError]]) -> Json:
+def _problem_answer(status: int, kinds: Sequence[type[PageError]]) -> Json:
     named = [f"`{kind.cause}`: {kind.title.lower()}." for kind in kinds]
     answer: Json = {
-        "description": " ".join(named) or "A bug of the page; its log has the place.",
+        "description": " ".join(named) or _UNNAMED[status],
         "content": {PROBLEM_TYPE: {"schema": {"$ref": _REF.format(name=Problem.__name__)}}},
     }
     if any(kind.retry_after_seconds is not None for kind in kinds):
@@ -200,7 +204,8 @@ def _given(schema: Json) -> Json:
     """Describe a parameter that is given: it is never null, and its default is that of an absent one."""
     kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     given = {name: value for name, value in schema.items() if name != "anyOf" and value is not None}
-    return {**kinds[0], **given} if len(kinds) == 1 else given | ({"anyOf": kinds} if kinds else {})
+    described = {**kinds[0], **given} if len(kinds) == 1 else given | ({"anyOf": kinds} if kinds else {})
+    return {"type": "string", **described} if "enum" in described else described
 
 
 def _answered(schema: Json, cls: type[msgspec.Struct]) -> Json:

@@ -17,8 +17,9 @@ from inbox.db.schema import metadata
 from inbox.db.view_comments import VIEWS
 from inbox.errors import PageError
 from relay.web import openapi
-from relay.web.api import OPERATIONS, encode
+from relay.web.api import OPERATIONS
 from relay.web.docstrings import field_docstrings
+from relay.web.encoding import encode
 from relay.web.query import Number, Text, When
 from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Screen
