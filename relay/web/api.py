@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from importlib.metadata import version
+from typing import Annotated
 
 import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
+from inbox.events.commands import MOST_REASON
 from relay.web import openapi
 from relay.web.problems import API
 from relay.web.query import Number
-from relay.web.reveal import RevealedPayload, RevealForm
+from relay.web.reveal import RevealedPayload
 from relay.web.screens import SCREENS
 
 
@@ -20,6 +22,13 @@ class EventNumber(msgspec.Struct, frozen=True):
     """The event in a path."""
 
     seq: Number
+
+
+class RevealOrder(msgspec.Struct, frozen=True):
+    """Asks for the headers and body of an event. Each such request is kept with the event."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=MOST_REASON, pattern=r"^[^\x00]*[^\s\x00-\x1f][^\x00]*$")]
+    """Reason for looking, which everybody sees on the event's page."""
 
 
 OPERATIONS = (
@@ -30,7 +39,7 @@ OPERATIONS = (
         path=f"{API}/events/{{seq}}/reveal",
         method="post",
         query=EventNumber,
-        body=RevealForm,
+        body=RevealOrder,
         answer=RevealedPayload,
         problems=(*openapi.ALWAYS, 404, 413),
     ),

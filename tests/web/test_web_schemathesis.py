@@ -46,6 +46,8 @@ def document() -> Any:  # noqa: ANN401  # any JSON
         for parameter in (each for operation in operations.values() for each in operation["parameters"]):
             if parameter["name"] in NAMES:
                 parameter["schema"]["enum"] = NAMES[parameter["name"]]
+            if parameter["in"] == "query" and "enum" in parameter["schema"]:  # an empty one counts as absent
+                parameter["schema"]["enum"] = [*parameter["schema"]["enum"], ""]
     return made
 
 
