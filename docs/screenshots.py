@@ -1,6 +1,8 @@
-"""Makes the pictures of the operator's page in `docs/web/`: `python -m docs.screenshots` fills a database with a night of
-trouble, serves the page, and looks at it with Chromium. No test runs this: the times on the pictures differ.
-"""
+"""Makes the pictures of the operator's page in `docs/web/`: `python -m docs.screenshots`.
+
+It fills a database with a night of trouble, serves the page, and looks at it with Chromium. No test runs this: the times on
+the pictures differ from run to run.
+"""  # noqa: INP001  # a script beside pages
 
 from __future__ import annotations
 
