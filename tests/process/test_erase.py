@@ -76,6 +76,7 @@ def test_open_deliveries_are_refused_with_the_command_that_ends_them(
             "nothing to erase. Type and id are compared letter by letter",
         ),
         ((*NAMED, "--yes"), 2, "say why with --reason"),
+        ((*NAMED, "--reason", "…", "--yes"), 2, "say why with --reason"),
         ((*NAMED, "--reason", f"{ID} asked", "--yes"), 2, "the reason names the entity"),
     ],
 )

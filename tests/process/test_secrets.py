@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 
 ENTITY = "a-visible-entity"
 REASON = "a-visible-reason"
-WITHOUT_TEXT = {"order_lock", "write_probe", "alembic_version", "pruner", "pruning", "route_gate"}
+WITHOUT_TEXT = {"order_lock", "payload_lock", "write_probe", "alembic_version", "pruner", "pruning", "route_gate"}
 """Tables without any word of an event, a call or a person."""
 
 CONFIG = """
