@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +15,9 @@ from inbox.cli import wording
 from inbox.events.timestamps import as_time, rfc3339
 from inbox.logs.visible import visible
 from relay.web import query as queries
+from relay.web.keys import KEYS
 from relay.web.screen import MOST_COUNTED
+from relay.web.static_files import static_url
 
 TYPE = "text/html; charset=utf-8"
 
@@ -31,9 +34,19 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.globals.update(menu=menu, url=queries.url, MOST_COUNTED=MOST_COUNTED)
+        self._environment.globals.update(
+            menu=menu,
+            keys=KEYS,
+            url=queries.url,
+            static=static_url,
+            with_given=_with_given,
+            MOST_COUNTED=MOST_COUNTED,
+        )
         self._environment.filters.update(
             visible=_visible,
+            brief=_brief,
+            shown_state=wording.shown_state,
+            segment=queries.segment,
             time=_time,
             number=_number,
             counted=wording.counted,
@@ -51,6 +64,21 @@ class Renderer:
 def _visible(value: object) -> str:
     """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
     return "" if value is None else visible(str(value))
+
+
+_BRIEF = 300
+
+
+def _brief(value: object) -> str:
+    """Make the beginning of a value from outside harmless to the eye, for a cell of a table."""
+    text = "" if value is None else str(value)
+    return visible(text) if len(text) <= _BRIEF else f"{visible(text[:_BRIEF])}…"
+
+
+def _with_given(names: Iterable[str], given: str | None) -> list[str]:
+    """List names to choose from. The given one is among them, so that a form keeps it."""
+    known = list(names)
+    return known if given is None or given in known else [*known, given]
 
 
 def _time(value: datetime | str | None, now: datetime) -> Markup:
