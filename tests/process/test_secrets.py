@@ -236,6 +236,8 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("inbox", "list", ENTITY),
     ("inbox", "show 1 --json", LAST),
     ("inbox", "show 1", LAST),
+    ("inbox", "export", ENTITY),
+    ("inbox", "export --with-payloads", ENTITY),
     ("inbox", "rejected --json", "not_authenticated"),
     ("inbox", "rejected", "invalid_event"),
     ("relay", "dead --json", ENTITY),
