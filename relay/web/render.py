@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from inbox.cli import wording
 from inbox.events.timestamps import as_time, rfc3339
-from inbox.logs.visible import visible
+from inbox.logs.visible import visible, visible_line
+from relay.web import charts
 from relay.web import query as queries
 from relay.web.keys import KEYS
 from relay.web.screen import MOST_COUNTED
@@ -41,10 +42,16 @@ class Renderer:
             static=static_url,
             with_given=_with_given,
             MOST_COUNTED=MOST_COUNTED,
+            line_chart=charts.line_chart,
+            sparkline=charts.sparkline,
+            Series=charts.Series,
+            timedelta=timedelta,
         )
         self._environment.filters.update(
             visible=_visible,
+            sentence=_sentence,
             brief=_brief,
+            visible_lines=_visible_lines,
             shown_state=wording.shown_state,
             segment=queries.segment,
             time=_time,
@@ -52,6 +59,7 @@ class Renderer:
             counted=wording.counted,
             count_up_to=_count_up_to,
             pretty=_pretty,
+            one_line=_one_line,
             lasting=wording.lasting,
             byte_count=wording.byte_count,
         )
@@ -64,6 +72,16 @@ class Renderer:
 def _visible(value: object) -> str:
     """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
     return "" if value is None else visible(str(value))
+
+
+def _sentence(value: object) -> str:
+    """Make a sentence of ours with values in it harmless, as `visible` does; backslashes stay single."""
+    return "" if value is None else visible_line(str(value))
+
+
+def _visible_lines(value: object) -> str:
+    """Make a text from outside harmless to the eye, and keep its lines."""
+    return "\n".join(visible_line(line) for line in str(value).split("\n"))
 
 
 _BRIEF = 300
@@ -103,3 +121,8 @@ def _count_up_to(value: int, most: int = MOST_COUNTED) -> str:
 def _pretty(value: object) -> str:
     """Write a JSON value on several lines."""
     return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False, default=str)
+
+
+def _one_line(value: object) -> str:
+    """Write a JSON value on one line; one that is absent is called so."""
+    return "nothing" if value is None else json.dumps(msgspec.to_builtins(value), ensure_ascii=False, default=str)
