@@ -42,7 +42,7 @@ class AccountFile(Generic[Hash]):
         """
         content = self._secret.reveal(at=self._key, as_file=True)
         if content != self._content:
-            where = self._secret.reference if self._secret.names_a_place else self._key
+            where = self._secret.reference if self._secret.names_a_place else "its text"
             self._entries, self._content = parse(content, where.removeprefix("file:"), self._hash_of), content
         return self._entries
 
