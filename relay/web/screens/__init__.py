@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relay.web.screen import Screen
-from relay.web.screens import deliveries, problems, rejected
+from relay.web.screens import deliveries, entity, event, problems, rejected
 
-SCREENS: tuple[Screen, ...] = (deliveries.SCREEN, rejected.SCREEN, problems.SCREEN)
+SCREENS: tuple[Screen, ...] = (deliveries.SCREEN, event.SCREEN, entity.SCREEN, rejected.SCREEN, problems.SCREEN)
 """In the order of the menu."""
