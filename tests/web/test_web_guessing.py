@@ -84,10 +84,10 @@ def test_a_request_of_another_site_costs_nothing(door: Entrance, hashed: list[Co
 def test_every_failure_is_in_the_log_in_one_line_without_the_password(
     door: Entrance, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "relay.web.access")
+    caplog.set_level("INFO", "gunicorn.error")
     door.sign_in("anna\n2026 forged \u202eline", "secret-guess")
     door.sign_in()
-    said = [each.getMessage() for each in caplog.records if each.name.startswith("relay.web.access")]
+    said = [each.getMessage() for each in caplog.records if each.name == "gunicorn.error"]
     assert said == [
         r"failed sign-in as anna\n2026 forged \u202eline from 127.0.0.1",
         "anna has signed in from 127.0.0.1 as operator",

@@ -18,7 +18,7 @@ from relay.web.access.entries import Entries, Hash, parse
 RECHECK_SECONDS = 2.0
 """A file is read again at most so often. So a person who was removed is out after this time."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
 
 
 class AccountFile(Generic[Hash]):

@@ -28,7 +28,7 @@ from relay.web.forms import read_form
 _LONGEST_NAME = 64
 _MOST_WAITING = 10
 _BUSY_SECONDS = 5
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
 
 
 class SignIn:
