@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def test_many_at_once_are_hashed_one_by_one_and_the_rest_has_to_wait(
 
 
 def _first(tries: list[Future[requests.Response]], number: int) -> list[requests.Response]:
-    return [each.result() for each, _ in zip(as_completed(tries, timeout=20), range(number), strict=False)]
+    return [each.result() for each in islice(as_completed(tries, timeout=20), number)]
 
 
 @pytest.mark.parametrize(
