@@ -76,7 +76,7 @@ def test_the_filter_is_for_both(page: Page, alerted: Steps, query: str, rows: in
 def test_a_row_of_another_version_is_shown_beside_the_others(page: Page, alerted: Steps) -> None:
     alerted.do(
         "INSERT INTO alert (at, kind, subject, firing, detail, is_unsendable)"
-        " VALUES ('2026-01-02 00:00:00.000000Z', 'odd <b>', 'x', true, '[1]', false)"
+        " VALUES ('2026-01-02 00:00:00.000000Z', 'odd <b>', 'x', true, '{}', false)"
     )
     assert page.json("/alerts.json")["rows"][0]["text"] == "odd <b> x"
     answer = page.get("/alerts")

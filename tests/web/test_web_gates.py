@@ -23,7 +23,7 @@ NOW = SystemClock().now()
 SWEPT = parse_config("""
 [apis.identity]
 base_url = "https://identity.example.com"
-rate = "0.5/s"
+rate = "30/m"
 
 [sources.trivore]
 preset = "trivore"

@@ -25,7 +25,6 @@ from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import START, an_event
 
 HOSTILE = "\u202e<script>alert(1)</script>"
-NOW = SystemClock().now()
 
 
 def seen(**parts: Any) -> Overview:  # noqa: ANN401  # fields of Overview
@@ -71,6 +70,15 @@ def test_an_entity_is_resumed_by_its_three_fields() -> None:
     assert found.remedy.fields == {"source": "trivore", "entity_type": "USER", "entity_id": "a|b"}
 
 
+def test_a_blocked_lane_and_the_death_that_blocks_it_are_one_concern() -> None:
+    blocked = msgspec.structs.replace(CRM, open=1, blocked=1)
+    alert = FiringAlert("delivery_dead", "crm", START, "route crm has dead deliveries: mapping")
+    finding = Trouble("blocked", "crm", "route crm: 1 lane is blocked")
+    (found,) = concerns(seen(routes=(blocked,), alerts=(alert,)), [finding])
+    assert (found.what, found.why, found.since) == (finding.why, alert.text, START)
+    assert found.remedy == Remedy("Dead letters", path="/dead?route=crm")
+
+
 def test_critical_ones_come_first_and_alerts_of_other_things_are_kept() -> None:
     alerts = (
         FiringAlert("backlog_old", "crm", START, "route crm is behind"),
@@ -98,7 +106,7 @@ def test_reasons_to_wait_tell_what_is_held_back_from_what_is_not_taken_up() -> N
 @pytest.fixture
 def lived_in(steps: Steps) -> Steps:
     """One dead, one delivered, one ready; a pause; an alert; a relay that fails; figures of the last hour."""
-    steps.clock.moment = NOW
+    steps.clock.moment = SystemClock().now()
     steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
     steps.attempt(HOPELESS)
     steps.attempt(DONE)
@@ -177,7 +185,7 @@ def test_it_costs_few_statements_however_many_routes_there_are(page: Page, lived
     finally:
         event.remove(Engine, "before_cursor_execute", note_it)
     read = [each for each in statements if each.lstrip().startswith(("SELECT", "WITH"))]
-    assert len(read) <= 22, read
+    assert len(read) <= 23, read
     assert lived_in.states()
 
 
