@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from inbox.config.mistakes import nearest
+from inbox.db.parameters import is_storable
 from inbox.errors import BadFilter
 from inbox.events.timestamps import parse_time
 
@@ -18,7 +19,8 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=200)]
-Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Text = Annotated[str, msgspec.Meta(max_length=1000, pattern="^[^\\x00]*$")]
+"""Text without NUL, which Postgres can't store or compare."""
 
 
 class When(str):
@@ -50,9 +52,11 @@ def parse(kind: type[Query], given: Mapping[str, str], now: datetime) -> Query:
     """
     filled = {name: value for name, value in given.items() if value != ""}
     known = kind.__struct_fields__
-    for name in filled:
+    for name, value in filled.items():
         if name not in known:
             raise BadFilter(f"there is no filter {name!r}; {nearest(name, known)}", field=name)
+        if not is_storable(value):
+            raise BadFilter(f"{name} {value!r}: no database stores such a character", field=name)
 
     def hook(wanted: type[Any], value: Any) -> Any:  # noqa: ANN401  # as msgspec has it
         if wanted is When and isinstance(value, str):
@@ -78,7 +82,7 @@ def url(path: str, query: msgspec.Struct, **changed: object) -> str:
     }
     values.update(changed)
     for name in re.findall(r"{([a-z_]+)(?::[^}]*)?}", path):
-        path = re.sub(rf"{{{name}(:[^}}]*)?}}", _segment(values.pop(name, "")), path)
+        path = re.sub(rf"{{{name}(:[^}}]*)?}}", segment(values.pop(name, "")), path)
     asked = {name: _text(value) for name, value in values.items() if value not in (None, "", False)}
     return f"{path}?{urlencode(asked)}" if asked else path
 
@@ -91,5 +95,27 @@ def _text(value: object) -> str:
     return "true" if value is True else str(value)
 
 
-def _segment(value: object) -> str:
-    return quote(str(value), safe="")
+_UNSAFE_IN_PATH = re.compile(r"[~/\\\x00-\x1f\x7f]")
+_DOT = re.compile(r"\.(?=json$)|^\.(?=\.?$)")
+_ESCAPED = re.compile(r"(?:~[0-9A-F]{2})+")
+
+
+def segment(value: object) -> str:
+    """Write a value as one segment of a path; `of_segment` reads it.
+
+    Servers and browsers decode or normalise a path before anybody looks at it: `%2F` would divide it, and dots would leave it.
+    So such characters are written `~2F`, and an empty value is a lone `~`. All others are percent-encoded as usual.
+    """
+    text = str(value)
+    if not text:
+        return "~"
+    return quote(_DOT.sub("~2E", _UNSAFE_IN_PATH.sub(lambda found: f"~{ord(found[0]):02X}", text)), safe="~")
+
+
+def of_segment(written: str) -> str:
+    """Return the value of a segment of a path, which the server has percent-decoded."""
+    return "" if written == "~" else _ESCAPED.sub(_unescaped, written)
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return bytes.fromhex(found[0].replace("~", "")).decode("latin-1")

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from inbox.clock import Clock
 from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.db import read_only
+from inbox.db.dialect import failure_of
 from inbox.db.trouble import trouble_text
 from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.delivery.policy import policies
 from relay.store.database import Database
 from relay.web.access.actor import Actor
+from relay.web.doctor_runner import DoctorRunner
+from relay.web.kept import Kept
 from relay.web.screen import Reading
 
 LONGEST_SECONDS = 2.0
@@ -26,6 +31,13 @@ LONGEST_SECONDS = 2.0
 _THREADS = 4
 
 Made = TypeVar("Made")
+
+
+class Spent:
+    """Statements that reads have sent to the database."""
+
+    def __init__(self) -> None:
+        self.statements = 0
 
 
 class Readers:
@@ -43,19 +55,34 @@ class Readers:
             if viewer_url is None
             else Database(read_only.connect(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS))
         )
+        self._counting = threading.local()
+        for engine in {self._operators.engine, self._viewers.engine}:
+            event.listen(engine, "before_cursor_execute", self._count)
         self._writer = Database(engines.connect(url, application="relay-web"))
+        self.doctor = DoctorRunner(config, clock)
+        self._kept = Kept()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="web-read")
 
-    async def read(self, actor: Actor, make: Callable[[Reading], Made]) -> Made:
-        """Run `make` in a thread with everything that it may read.
+    async def read(self, actor: Actor, make: Callable[[Reading], Made], spent: Spent | None = None) -> Made:
+        """Run `make` in a thread with everything that it may read. Its statements are added to `spent`.
 
         Raises:
             QueryTooSlow: a statement ran into its limit.
             DatabaseAway: the database does not answer, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
-        reading = Reading(database, self.config, self._policies, actor, self._clock.now())
-        return await self._in_thread(lambda: make(reading))
+        reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._kept, self.doctor)
+
+        def work() -> Made:
+            self._counting.spent = spent
+            return _make_on_a_live_connection(make, reading)
+
+        return await self._in_thread(work)
+
+    def _count(self, *_: object) -> None:
+        spent: Spent | None = getattr(self._counting, "spent", None)
+        if spent is not None:
+            spent.statements += 1
 
     async def write(self, make: Callable[[Database], Made]) -> Made:
         """Run `make` in a thread with a connection that may write.
@@ -79,6 +106,16 @@ class Readers:
             database.engine.dispose()
 
 
+def _make_on_a_live_connection(make: Callable[[Reading], Made], reading: Reading) -> Made:
+    """Read again, once, where the connection was broken since its last use, as by a restart of the server."""
+    try:
+        return make(reading)
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        return make(reading)
+
+
 _INTERRUPTED = "interrupted"
 """SQLite's error of a statement that a progress handler has ended."""
 _TIMED_OUT = "57014"
@@ -90,12 +127,12 @@ def translated_errors() -> Iterator[None]:
     """Turn the errors of a database that is slow or away into those of the page."""
     try:
         yield
-    except DBAPIError as error:
-        cause: Any = error.orig
+    except SQLAlchemyError as error:
+        cause: Any = error.orig if isinstance(error, DBAPIError) else None
         if getattr(cause, "sqlstate", None) == _TIMED_OUT or _INTERRUPTED in str(cause):
             raise QueryTooSlow(
                 f"a query took more than {LONGEST_SECONDS:g} s and was ended; narrow the filter, such as to a route or a time"
             ) from error
-        if isinstance(error, OperationalError) or error.connection_invalidated:
+        if failure_of(error) != "fault":
             raise DatabaseAway(f"{trouble_text(error)}; this page tries again by itself") from error
         raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -12,9 +13,12 @@ from markupsafe import Markup
 
 from inbox.cli import wording
 from inbox.events.timestamps import as_time, rfc3339
-from inbox.logs.visible import visible
+from inbox.logs.visible import visible, visible_line
+from relay.web import charts
 from relay.web import query as queries
+from relay.web.keys import KEYS
 from relay.web.screen import MOST_COUNTED
+from relay.web.static_files import static_url
 
 TYPE = "text/html; charset=utf-8"
 
@@ -31,14 +35,31 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.globals.update(menu=menu, url=queries.url, MOST_COUNTED=MOST_COUNTED)
+        self._environment.globals.update(
+            menu=menu,
+            keys=KEYS,
+            url=queries.url,
+            static=static_url,
+            with_given=_with_given,
+            MOST_COUNTED=MOST_COUNTED,
+            line_chart=charts.line_chart,
+            sparkline=charts.sparkline,
+            Series=charts.Series,
+            timedelta=timedelta,
+        )
         self._environment.filters.update(
             visible=_visible,
+            sentence=_sentence,
+            brief=_brief,
+            visible_lines=_visible_lines,
+            shown_state=wording.shown_state,
+            segment=queries.segment,
             time=_time,
             number=_number,
             counted=wording.counted,
             count_up_to=_count_up_to,
             pretty=_pretty,
+            one_line=_one_line,
             lasting=wording.lasting,
             byte_count=wording.byte_count,
         )
@@ -51,6 +72,31 @@ class Renderer:
 def _visible(value: object) -> str:
     """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
     return "" if value is None else visible(str(value))
+
+
+def _sentence(value: object) -> str:
+    """Make a sentence of ours with values in it harmless, as `visible` does; backslashes stay single."""
+    return "" if value is None else visible_line(str(value))
+
+
+def _visible_lines(value: object) -> str:
+    """Make a text from outside harmless to the eye, and keep its lines."""
+    return "\n".join(visible_line(line) for line in str(value).split("\n"))
+
+
+_BRIEF = 300
+
+
+def _brief(value: object) -> str:
+    """Make the beginning of a value from outside harmless to the eye, for a cell of a table."""
+    text = "" if value is None else str(value)
+    return visible(text) if len(text) <= _BRIEF else f"{visible(text[:_BRIEF])}…"
+
+
+def _with_given(names: Iterable[str], given: str | None) -> list[str]:
+    """List names to choose from. The given one is among them, so that a form keeps it."""
+    known = list(names)
+    return known if given is None or given in known else [*known, given]
 
 
 def _time(value: datetime | str | None, now: datetime) -> Markup:
@@ -75,3 +121,8 @@ def _count_up_to(value: int, most: int = MOST_COUNTED) -> str:
 def _pretty(value: object) -> str:
     """Write a JSON value on several lines."""
     return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False, default=str)
+
+
+def _one_line(value: object) -> str:
+    """Write a JSON value on one line; one that is absent is called so."""
+    return "nothing" if value is None else json.dumps(msgspec.to_builtins(value), ensure_ascii=False, default=str)

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from relay.web.screen import Screen
-from relay.web.screens import rejected
+from relay.web.screens import alerts, deliveries, doctor, entity, event, gates, overview, problems, rejected
 
-SCREENS: tuple[Screen, ...] = (rejected.SCREEN,)
+SCREENS: tuple[Screen, ...] = (
+    overview.SCREEN,
+    deliveries.SCREEN,
+    event.SCREEN,
+    entity.SCREEN,
+    gates.SCREEN,
+    rejected.SCREEN,
+    alerts.SCREEN,
+    doctor.SCREEN,
+    problems.SCREEN,
+)
 """In the order of the menu."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from inbox.db import listings
+from inbox.db.reads import Row
 from relay.web.query import Limit, Number, Text, When
+from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
 
 
@@ -25,6 +29,8 @@ class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 class RejectedPage(ListPage, frozen=True):
     """Rows of `rejected_request`, the newest first."""
+
+    rows: tuple[Annotated[Row, rows_of("rejected_request")], ...]
 
 
 def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
