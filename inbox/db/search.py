@@ -20,18 +20,18 @@ from inbox.db.event_views import status_of
 from inbox.db.listings import SOURCES, EventFilter, conditions_on, deliveries_of
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
-from inbox.events.states import OPEN_STATES, UNROUTED
+from inbox.events.states import OPEN_STATES, UNROUTED, State
 from inbox.events.timestamps import as_time, time_text
 
 LONGEST_SECONDS = 0.15
 """Time of a search for somebody who waits: after it, no further statement begins."""
-MOST_OF_A_STATE = 5000
+MOST_OF_A_STATE = 2000
 """As many open deliveries of a state are read at once and put in order; of more, the newest events are looked through."""
-_CHUNK = 250
-"""The most events whose deliveries one statement reads."""
+_FIRST_CHUNK, _CHUNK = 50, 250
+"""The fewest and the most events whose deliveries are read together: SQLite needs a statement for each, where they lie apart."""
 _FIRST_WINDOW, _LARGEST_WINDOW = 1000, 32_000
 _QUICK_SECONDS = 0.015
-"""After a window that took less, the next is twice as large."""
+"""After a window or chunk that took less, the next is twice as large."""
 _ABOVE_ALL = 2**63 - 1
 _CLOCKS_APART = timedelta(hours=1)
 """Clocks of receivers differ by less; seqs are in the order of their arrival, but for this."""
@@ -104,6 +104,7 @@ class _Walk:
         self._connection, self._wanted, self._clock = connection, wanted, clock
         self._sql = Sql(connection.dialect.name)
         self._is_open = wanted.state in OPEN_STATES or wanted.error is not None  # only an open delivery has an error
+        self._chunk = min(_FIRST_CHUNK, _CHUNK)
         self.looked_through = 0
 
     def chunks(self) -> Iterator[tuple[list[int], int]]:
@@ -123,8 +124,7 @@ class _Walk:
             self.looked_through += size if lowest > floor else len(seqs)  # of the last window only what fits is known
             if self._clock() - began < _QUICK_SECONDS:
                 size = min(2 * size, _LARGEST_WINDOW)
-            for at in range(0, len(seqs), _CHUNK):
-                chunk = seqs[at : at + _CHUNK]
+            for chunk in self._chunks_of(seqs):
                 yield chunk, chunk[-1]
             below = lowest
             if below > floor:
@@ -135,18 +135,38 @@ class _Walk:
         where = " AND ".join(conditions or ["1 = 1"])
         listed = self._sql.rows("wanted", seq="bigint")
         statement = f"SELECT i.seq FROM inbox i WHERE i.seq IN (SELECT wanted.seq FROM {listed}) AND {where} ORDER BY i.seq DESC"
-        for at in range(0, len(seqs), _CHUNK):
-            chunk = seqs[at : at + _CHUNK]
+        for chunk in self._chunks_of(seqs):
             yield self._execute(statement, {**values, "wanted": rows_param({"seq": seq} for seq in chunk)}), chunk[-1]
 
+    def _chunks_of(self, seqs: Sequence[int]) -> Iterator[list[int]]:
+        at = 0
+        while at < len(seqs):
+            chunk, began = list(seqs[at : at + self._chunk]), self._clock()
+            yield chunk
+            at += len(chunk)
+            if self._clock() - began < _QUICK_SECONDS:
+                self._chunk = min(2 * self._chunk, _CHUNK)
+
     def _few_of_state(self) -> list[int] | None:
-        """Read the seqs in the wanted state, the newest first, from its index; None: it has too many, or none is wanted."""
+        """Read the seqs in the wanted state, the newest first, from its index; None: it has too many, or none is wanted.
+
+        It reads at most so many rows, however few of them fit: where routes are no prefix of the index, they are looked at after.
+        """
         if self._wanted.state not in OPEN_STATES:
             return None
         conditions, values = self._of_open()
-        statement = f"SELECT o.seq FROM open_delivery o WHERE {' AND '.join(conditions)} LIMIT :most"
+        inner = [
+            each for each in conditions if each.startswith("o.state") or (each.startswith("o.route") and self._by_route)
+        ]
+        fits = " AND ".join(each for each in conditions if each not in inner) or "1 = 1"
+        few = f"SELECT * FROM open_delivery o WHERE {' AND '.join(inner)} LIMIT :most"
+        statement = f"SELECT CASE WHEN {fits} THEN o.seq ELSE -1 END FROM ({few}) o"
         found = self._execute(statement, {**values, "most": MOST_OF_A_STATE + 1})
-        return sorted(set(found), reverse=True) if len(found) <= MOST_OF_A_STATE else None
+        return sorted({seq for seq in found if seq >= 0}, reverse=True) if len(found) <= MOST_OF_A_STATE else None
+
+    @property
+    def _by_route(self) -> bool:
+        return self._wanted.state not in {State.RECEIVED, State.IN_FLIGHT}
 
     def _lowest(self, below: int, size: int) -> int:
         """Return the lowest seq of a window of that size; -1 when it reaches the end."""
@@ -207,7 +227,9 @@ class _Walk:
             conditions.append(f"o.attempt > 0 AND o.due_at > {self._sql.time(':retrying_at')}")
             values["retrying_at"] = time_text(wanted.retrying_at)
         if wanted.routes is not None:
-            conditions.append(f"o.route IN ({self._routes(values)})")
+            names = {f"route_{number}": name for number, name in enumerate(sorted(wanted.routes))}
+            values |= names
+            conditions.append(f"o.route IN ({', '.join(f':{name}' for name in names)})" if names else "1 = 0")
         return conditions, values
 
     def _of_log(self) -> tuple[list[str], dict[str, object]]:

@@ -14,12 +14,12 @@ from inbox.config.retention import Retention, RetentionKind
 from inbox.config.types import Age
 from inbox.db.dialect import Sql
 from inbox.db.intake import Rejected
-from inbox.db.leaves import OPENING_LOCK
+from inbox.db.leaves import LOCK_PAYLOADS, SHARE_PAYLOADS
 from inbox.db.retention import state
 from inbox.db.retention.kinds import STEPS
 from inbox.db.retention.pruned import Pruned
 from inbox.db.retention.rounds import Event, LeaseLost, PassedOver, expiry_of
-from inbox.db.schema import alert, relay_command, relay_node, throughput_minute
+from inbox.db.schema import alert, payload_reveal, relay_command, relay_node, throughput_minute
 from inbox.events.timestamps import time_text
 from relay.store.database import Database
 from relay.store.duplicates import judge_duplicates
@@ -119,7 +119,7 @@ def test_payloads_go_while_their_events_stay_and_open_ones_keep_theirs(engine: E
 def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
     """A replay shares the lock, then opens the delivery: what it found has to be there when it commits."""
     with engine.connect() as replaying, replaying.begin():
-        replaying.execute(text(f"SELECT pg_advisory_xact_lock_shared({OPENING_LOCK})"))
+        replaying.execute(text(SHARE_PAYLOADS))
         happened = prune(engine, "payloads", seconds=0.1)
     assert not rows_gone(happened)
     assert rows_gone(prune(engine, "payloads"))
@@ -141,7 +141,7 @@ def test_rebuild_mends_nothing_while_events_are_deleted(lived_in: Steps, engine:
     """It would take an event whose facts go at this moment for one that was never delivered."""
     lived_in.do("DELETE FROM open_delivery WHERE seq = 6")
     with engine.connect() as pruning, pruning.begin():
-        pruning.execute(text(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})"))
+        pruning.execute(text(LOCK_PAYLOADS))
         with pytest.raises(OperationalError):
             mend(Database(engine))
     assert [each.finding for each in mend(Database(engine))] == ["missing"]
@@ -343,6 +343,15 @@ def test_ended_commands_and_ended_relays_go(engine: Engine) -> None:
     with engine.connect() as connection:
         assert list(connection.scalars(text("SELECT id FROM relay_command ORDER BY id"))) == [2, 3, 4]
         assert list(connection.scalars(text("SELECT id FROM relay_node"))) == ["still runs"]
+
+
+def test_old_reveals_go(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for at in (START, START + timedelta(minutes=1), NOW):
+            connection.execute(insert(payload_reveal).values(at=at, seq=1, who="kim", reason="r"))
+    prune(engine, "reveals")
+    with engine.connect() as connection:
+        assert list(connection.scalars(text("SELECT id FROM payload_reveal"))) == [3]
 
 
 def test_figures_of_old_minutes_go(engine: Engine) -> None:
