@@ -143,37 +143,62 @@ class PageError(InboxRelayError):
 
 
 class BadFilter(PageError, status=400, cause="bad_filter", title="The filter makes no sense"):
-    """A parameter of the URL or a field of the form is unknown or has a wrong value; `field` names it."""
+    """A parameter of the URL or a field of the form is unknown or has a wrong value; `field` names it.
+
+    Mend the field that the answer names. `/api/v1/openapi.json` has every parameter with its type.
+    """
 
 
 class SignInNeeded(PageError, status=401, cause="sign_in_needed", title="Sign in first"):
-    """The request has no valid session, token or header of a trusted proxy."""
+    """The request has no valid session, token or header of a trusted proxy.
+
+    Sign in on the page, or send `Authorization: Bearer TOKEN` to the API. `relay web token` makes a token.
+    """
 
 
 class NotAllowed(PageError, status=403, cause="not_allowed", title="Not allowed"):
-    """The role does not allow this, or the request comes from another site."""
+    """The role does not allow this, or the request comes from another site.
+
+    Only operators change something: ask one, or use a token with the role operator. Behind a proxy that changes the
+    header `Host`, set `origin` in `[web]`.
+    """
 
 
 class NothingThere(PageError, status=404, cause="nothing_there", title="There is no such thing"):
-    """No row has this number or name."""
+    """No row has this number or name.
+
+    It may have been deleted by retention, or the address is wrong. Lists have the numbers of what exists.
+    """
 
 
 class PlanChanged(PageError, status=409, cause="plan_changed", title="The plan has changed"):
-    """The plan is no longer the one that was shown."""
+    """The plan is no longer the one that was shown.
+
+    Nothing was done. Look at the new plan, and confirm that one.
+    """
 
 
 class TooManySignIns(PageError, status=429, cause="too_many_sign_ins", title="Too many attempts to sign in"):
-    """A name or address has failed to sign in too often."""
+    """A name or address has failed to sign in too often.
+
+    Wait for as many seconds as the header `Retry-After` says.
+    """
 
 
 class QueryTooSlow(PageError, status=503, cause="query_too_slow", title="The query took too long"):
-    """A statement was ended after its time limit: narrow the filter."""
+    """A statement was ended after its time limit: narrow the filter.
+
+    Give a route, a source or a time since which to look. A list that was asked for little is answered by its index.
+    """
 
     retry_after_seconds = 10
 
 
 class DatabaseAway(PageError, status=503, cause="database_away", title="The database does not answer"):
-    """The database is gone, or locked."""
+    """The database is gone, or locked.
+
+    Ask again after the seconds of the header `Retry-After`; the page does so by itself. `inbox doctor` says more.
+    """
 
     retry_after_seconds = 5
 

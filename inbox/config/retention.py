@@ -9,7 +9,16 @@ import msgspec
 from inbox.config.types import Age, Table
 
 RetentionKind = Literal[
-    "payloads", "events", "attempts", "rejected", "duplicates", "relay_nodes", "alerts", "commands", "throughput"
+    "payloads",
+    "events",
+    "attempts",
+    "rejected",
+    "duplicates",
+    "relay_nodes",
+    "alerts",
+    "commands",
+    "reveals",
+    "throughput",
 ]
 """Each kind of rows that expires; `inbox.db.retention.kinds` has the step of each."""
 
@@ -44,6 +53,8 @@ class Retention(Table, frozen=True):
     """Alerts. The last one of each kind and subject stays."""
     commands: Age = Age(90 * _DAY)
     """Commands of operators that have ended."""
+    reveals: Age = Age(400 * _DAY)
+    """Rows of `payload_reveal`: who saw the headers and body of which event on the operator's page, and why."""
     throughput: Age = Age(30 * _DAY)
     """Figures of each minute in `throughput_minute`."""
 

@@ -121,6 +121,8 @@ TABLES: Mapping[str, Grants] = {
         "operator": "SELECT, INSERT (kind, selection, reason, dry_run), UPDATE (state)",
     },
     "delivery_log": _WORK,
+    # only an erasure changes a row, and only its reason
+    "payload_reveal": {**_READ, "relay": "SELECT, INSERT, UPDATE (reason), DELETE"},
     "gate": _WORK,
     "lane": _WORK,
     "order_lock": _LOCKED,
@@ -155,6 +157,7 @@ SEQUENCES: Mapping[str, Grants] = {
     "delivery_log_id_seq": _BY_RELAY,
     "duplicate_request_id_seq": _BY_RECEIVER,
     "inbox_seq_seq": _BY_RECEIVER,
+    "payload_reveal_id_seq": _BY_RELAY,
     "rejected_request_id_seq": _BY_RECEIVER,
     "relay_command_id_seq": {**_BY_RELAY, "operator": "USAGE"},
 }

@@ -487,6 +487,23 @@ throughput_minute = Table(
 )
 
 
+payload_reveal = Table(
+    "payload_reveal",
+    metadata,
+    _number("id", "number of the reveal"),
+    _required("at", UtcDateTime, "time of the reveal; database clock"),
+    _required("seq", BigInteger, "the event whose headers and body were shown: inbox.seq"),
+    _required("who", Text, "person or program that saw them, as the operator's page knows it"),
+    _required("reason", Text, "reason that it gave"),
+    CheckConstraint("trim(who) <> ''", name="who"),
+    CheckConstraint("trim(reason) <> ''", name="reason"),
+    Index("ix_payload_reveal_seq", "seq"),
+    comment="One row each time that the operator's page showed the headers and body of an event, written before it did.",
+    postgresql_with=PRUNED,
+    sqlite_autoincrement=True,
+)
+
+
 for _table in metadata.sorted_tables:
     for _column in list(_table.columns):
         for _dialect, _condition in readable(_column).items():

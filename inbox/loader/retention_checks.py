@@ -19,6 +19,7 @@ FLOORS: dict[RetentionKind, tuple[int, str]] = {
     "relay_nodes": (1, "a crash loop has to be seen before its traces are gone"),
     "alerts": (1, "an alert is posted for as long as a day"),
     "commands": (1, "an answer has to be seen before it is gone"),
+    "reveals": (30, "an audit asks weeks later who has seen a payload"),
     "throughput": (1, "the views of sources and destinations show the last day"),
 }
 """The least age of each kind in days, and the reason."""

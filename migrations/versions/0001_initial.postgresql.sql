@@ -391,6 +391,33 @@ COMMENT ON TABLE order_lock IS 'One row, locked by every transaction that ends o
 
 COMMENT ON COLUMN order_lock.id IS 'always 1';
 
+CREATE TABLE payload_reveal (
+    id BIGSERIAL NOT NULL,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    seq BIGINT NOT NULL,
+    who TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    CONSTRAINT pk_payload_reveal PRIMARY KEY (id),
+    CONSTRAINT ck_payload_reveal_who CHECK (trim(who) <> ''),
+    CONSTRAINT ck_payload_reveal_reason CHECK (trim(reason) <> ''),
+    CONSTRAINT ck_payload_reveal_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (autovacuum_vacuum_scale_factor = 0.02);
+
+CREATE INDEX ix_payload_reveal_seq ON payload_reveal (seq);
+
+COMMENT ON TABLE payload_reveal IS 'One row each time that the operator''s page showed the headers and body of an event, written before it did.';
+
+COMMENT ON COLUMN payload_reveal.id IS 'number of the reveal';
+
+COMMENT ON COLUMN payload_reveal.at IS 'time of the reveal; database clock';
+
+COMMENT ON COLUMN payload_reveal.seq IS 'the event whose headers and body were shown: inbox.seq';
+
+COMMENT ON COLUMN payload_reveal.who IS 'person or program that saw them, as the operator''s page knows it';
+
+COMMENT ON COLUMN payload_reveal.reason IS 'reason that it gave';
+
 CREATE TABLE pruner (
     id INTEGER NOT NULL,
     lease_until TIMESTAMP WITH TIME ZONE,

@@ -276,6 +276,24 @@ CREATE TABLE order_lock ( -- One row, locked by every transaction that ends or m
     CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
 );
 
+CREATE TABLE payload_reveal ( -- One row each time that the operator's page showed the headers and body of an event, written before it did.
+    -- number of the reveal
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- time of the reveal; database clock
+    at TEXT NOT NULL,
+    -- the event whose headers and body were shown: inbox.seq
+    seq BIGINT NOT NULL,
+    -- person or program that saw them, as the operator's page knows it
+    who TEXT NOT NULL,
+    -- reason that it gave
+    reason TEXT NOT NULL,
+    CONSTRAINT ck_payload_reveal_who CHECK (trim(who) <> ''),
+    CONSTRAINT ck_payload_reveal_reason CHECK (trim(reason) <> ''),
+    CONSTRAINT ck_payload_reveal_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE INDEX ix_payload_reveal_seq ON payload_reveal (seq);
+
 CREATE TABLE pruner ( -- One row: the relay or person that prunes, and the time that ages count from.
     -- always 1
     id INTEGER NOT NULL,
@@ -874,6 +892,7 @@ FROM (
     UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'payload_reveal' AS table_name, coalesce((SELECT max(rowid) FROM payload_reveal) - (SELECT min(rowid) FROM payload_reveal) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'pruner' AS table_name, coalesce((SELECT max(rowid) FROM pruner) - (SELECT min(rowid) FROM pruner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'pruning' AS table_name, coalesce((SELECT max(rowid) FROM pruning) - (SELECT min(rowid) FROM pruning) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'rejected_request' AS table_name, coalesce((SELECT max(rowid) FROM rejected_request) - (SELECT min(rowid) FROM rejected_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes

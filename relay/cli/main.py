@@ -20,6 +20,7 @@ from relay.cli.status import status
 from relay.cli.sweep import sweep
 from relay.cli.tail import tail
 from relay.cli.verify import rebuild, verify
+from relay.cli.web import app as web_app
 from relay.demo.cli import app as demo_app
 
 GRACE_SECONDS = 20.0
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.callback()(options)
 
 app.add_typer(demo_app, name="demo")
+app.add_typer(web_app, name="web")
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 import falcon
@@ -14,15 +13,14 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import render
-from relay.web.query import parse
+from relay.web.problems import API, ProblemAnswers, set_status
+from relay.web.query import of_segment, parse, url
 from relay.web.reading import Readers
-from relay.web.screen import Screen
+from relay.web.screen import ListPage, Screen
 from relay.web.screens import SCREENS
 
 App = falcon.asgi.App[Request, Response]
 
-API = "/api/v1"
-PROBLEM_TYPE = "application/problem+json"
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -75,11 +73,15 @@ class ScreenResource:
         page = await self._readers.read(req.context.actor, lambda reading: self._screen.read(reading, query))
         resp.content_type = falcon.MEDIA_JSON
         resp.data = _encoder.encode(page)
+        if isinstance(page, ListPage) and page.before is not None:
+            resp.append_link(url(req.uri_template or req.path, query, before=page.before), "next")
+
+    on_head, on_head_json = on_get, on_get_json
 
     def _of_path(self, path: Mapping[str, object]) -> msgspec.Struct:
         """Return the query of the path alone. Raises NothingThere when it names nothing that can be."""
         try:
-            return parse(self._screen.query, {name: str(value) for name, value in path.items()}, self._clock.now())
+            return parse(self._screen.query, _of_path(path), self._clock.now())
         except BadFilter as error:
             raise NothingThere(error.detail) from None
 
@@ -90,12 +92,16 @@ def parameters(req: Request, path: Mapping[str, object]) -> dict[str, str]:
     Raises:
         BadFilter: one is given twice, or stands in the path.
     """
-    given = {name: str(value) for name, value in path.items()}
+    given = _of_path(path)
     for name, value in req.params.items():
         if not isinstance(value, str) or name in path:
             raise BadFilter(f"{name} is given twice", field=name)
         given[name] = value
     return given
+
+
+def _of_path(path: Mapping[str, object]) -> dict[str, str]:
+    return {name: of_segment(str(value)) for name, value in path.items()}
 
 
 class SecurityHeaders:
@@ -108,13 +114,6 @@ class SecurityHeaders:
         for name, value in SECURITY_HEADERS.items():
             if resp.get_header(name) is None:
                 resp.set_header(name, value)
-
-
-def set_status(resp: Response, error: PageError) -> None:
-    """Give an answer the status of a problem."""
-    resp.status = HTTPStatus(error.status)
-    if error.retry_after_seconds is not None:
-        resp.retry_after = error.retry_after_seconds
 
 
 def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN401  # Falcon middleware
@@ -130,34 +129,5 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
-    async def on_problem(req: Request, resp: Response, error: PageError, _params: object) -> None:
-        set_status(resp, error)
-        if wants_json(req):
-            resp.content_type = PROBLEM_TYPE
-            resp.data = _encoder.encode(
-                {
-                    "type": f"/problems/{error.cause}",
-                    "title": error.title,
-                    "status": error.status,
-                    "detail": error.detail,
-                }
-                | ({"field": error.field} if error.field else {})
-            )
-            return
-        resp.content_type = render.TYPE
-        resp.text = renderer.render(
-            "problem.html",
-            now=clock.now(),
-            title=error.title,
-            here=req.path,
-            problem=error,
-            actor=getattr(req.context, "actor", None),
-        )
-
-    app.add_error_handler(PageError, on_problem)
+    ProblemAnswers(renderer, clock).add_to(app)
     return app
-
-
-def wants_json(req: Request) -> bool:
-    """Tell whether a program asks: by the path, or by what it accepts."""
-    return req.path.startswith(API) or req.path.endswith(".json") or not req.client_accepts("text/html")

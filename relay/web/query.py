@@ -78,7 +78,7 @@ def url(path: str, query: msgspec.Struct, **changed: object) -> str:
     }
     values.update(changed)
     for name in re.findall(r"{([a-z_]+)(?::[^}]*)?}", path):
-        path = re.sub(rf"{{{name}(:[^}}]*)?}}", _segment(values.pop(name, "")), path)
+        path = re.sub(rf"{{{name}(:[^}}]*)?}}", segment(values.pop(name, "")), path)
     asked = {name: _text(value) for name, value in values.items() if value not in (None, "", False)}
     return f"{path}?{urlencode(asked)}" if asked else path
 
@@ -91,5 +91,27 @@ def _text(value: object) -> str:
     return "true" if value is True else str(value)
 
 
-def _segment(value: object) -> str:
-    return quote(str(value), safe="")
+_UNSAFE_IN_PATH = re.compile(r"[~/\\\x00-\x1f\x7f]")
+_DOT = re.compile(r"\.(?=json$)|^\.(?=\.?$)")
+_ESCAPED = re.compile(r"(?:~[0-9A-F]{2})+")
+
+
+def segment(value: object) -> str:
+    """Write a value as one segment of a path; `of_segment` reads it.
+
+    Servers and browsers decode or normalise a path before anybody looks at it: `%2F` would divide it, and dots would leave it.
+    So such characters are written `~2F`, and an empty value is a lone `~`. All others are percent-encoded as usual.
+    """
+    text = str(value)
+    if not text:
+        return "~"
+    return quote(_DOT.sub("~2E", _UNSAFE_IN_PATH.sub(lambda found: f"~{ord(found[0]):02X}", text)), safe="~")
+
+
+def of_segment(written: str) -> str:
+    """Return the value of a segment of a path, which the server has percent-decoded."""
+    return "" if written == "~" else _ESCAPED.sub(_unescaped, written)
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return bytes.fromhex(found[0].replace("~", "")).decode("latin-1")

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from inbox.clock import Clock
 from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.db import read_only
+from inbox.db.dialect import failure_of
 from inbox.db.trouble import trouble_text
 from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.delivery.policy import policies
@@ -55,7 +56,7 @@ class Readers:
         """
         database = self._operators if actor.may_act else self._viewers
         reading = Reading(database, self.config, self._policies, actor, self._clock.now())
-        return await self._in_thread(lambda: make(reading))
+        return await self._in_thread(lambda: _make_on_a_live_connection(make, reading))
 
     async def write(self, make: Callable[[Database], Made]) -> Made:
         """Run `make` in a thread with a connection that may write.
@@ -79,6 +80,16 @@ class Readers:
             database.engine.dispose()
 
 
+def _make_on_a_live_connection(make: Callable[[Reading], Made], reading: Reading) -> Made:
+    """Read again, once, where the connection was broken since its last use, as by a restart of the server."""
+    try:
+        return make(reading)
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        return make(reading)
+
+
 _INTERRUPTED = "interrupted"
 """SQLite's error of a statement that a progress handler has ended."""
 _TIMED_OUT = "57014"
@@ -90,12 +101,12 @@ def translated_errors() -> Iterator[None]:
     """Turn the errors of a database that is slow or away into those of the page."""
     try:
         yield
-    except DBAPIError as error:
-        cause: Any = error.orig
+    except SQLAlchemyError as error:
+        cause: Any = error.orig if isinstance(error, DBAPIError) else None
         if getattr(cause, "sqlstate", None) == _TIMED_OUT or _INTERRUPTED in str(cause):
             raise QueryTooSlow(
                 f"a query took more than {LONGEST_SECONDS:g} s and was ended; narrow the filter, such as to a route or a time"
             ) from error
-        if isinstance(error, OperationalError) or error.connection_invalidated:
+        if failure_of(error) != "fault":
             raise DatabaseAway(f"{trouble_text(error)}; this page tries again by itself") from error
         raise

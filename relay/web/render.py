@@ -34,6 +34,7 @@ class Renderer:
         self._environment.globals.update(menu=menu, url=queries.url, MOST_COUNTED=MOST_COUNTED)
         self._environment.filters.update(
             visible=_visible,
+            segment=queries.segment,
             time=_time,
             number=_number,
             counted=wording.counted,

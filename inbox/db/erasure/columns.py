@@ -74,6 +74,7 @@ DECISIONS: Mapping[str, Mapping[str, Decision]] = {
     "alert": {"kind": "kept", "subject": "searched", "detail": "searched", "error": "searched"},
     "pruner": {"held_by": "kept"},  # a relay, or an operator
     "pruning": {"kind": "kept", "error": "searched"},
+    "payload_reveal": {"who": "kept", "reason": "searched"},  # an operator or viewer
     "throughput_minute": {"kind": "kept", "name": "kept", "outcome": "kept"},
     "sweep_watermark": {"source": "kept", "entity_type": "kept", "error": "searched", "relay_node": "kept"},
 }

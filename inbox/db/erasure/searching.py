@@ -14,7 +14,17 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, or_
 from inbox.db.dialect import as_json
 from inbox.db.erasure.columns import searched
 from inbox.db.erasure.subject import ERASED, ErasureSubject
-from inbox.db.schema import alert, gate, inbox, pruning, rejected_request, relay_command, relay_node, sweep_watermark
+from inbox.db.schema import (
+    alert,
+    gate,
+    inbox,
+    payload_reveal,
+    pruning,
+    rejected_request,
+    relay_command,
+    relay_node,
+    sweep_watermark,
+)
 
 ROWS_OF_A_PART = 500
 BYTES_OF_A_PART = 4 * 1024 * 1024
@@ -24,6 +34,7 @@ _HAS_ENDED = relay_command.c.state.not_in(("asked", "running"))
 _SEARCHED_WHOLE: Mapping[str, tuple[Table, ColumnElement[bool] | None]] = {
     "relay_command": (relay_command, _HAS_ENDED),  # an open one can't be done without its selection
     "alert": (alert, None),
+    "payload_reveal": (payload_reveal, None),
     "gate": (
         gate,
         or_(gate.c.pause_reason.is_not(None), gate.c.breaker_cause.is_not(None), gate.c.hold_reason.is_not(None)),

@@ -69,6 +69,7 @@ WALKS: Mapping[RetentionKind, Walk] = {
     "commands": Walk(
         "relay_command", "id", "coalesce(t.finished_at, t.asked_at)", goes="t.state NOT IN ('asked', 'running')"
     ),
+    "reveals": Walk("payload_reveal", "id", "t.at"),
 }
 
 

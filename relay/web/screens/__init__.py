@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relay.web.screen import Screen
-from relay.web.screens import rejected
+from relay.web.screens import problems, rejected
 
-SCREENS: tuple[Screen, ...] = (rejected.SCREEN,)
+SCREENS: tuple[Screen, ...] = (rejected.SCREEN, problems.SCREEN)
 """In the order of the menu."""

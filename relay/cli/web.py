@@ -1,0 +1,101 @@
+"""`relay web`: the operator's page, and the commands that say who may use it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inbox.cli.command_line import Commands
+from inbox.cli.terminal import answer, exit_on_error, fail, say
+
+app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True)
+
+_Role = Annotated[str, typer.Option(help="viewer, who sees, or operator, who may also act.")]
+_Into = Annotated[
+    Path | None,
+    typer.Option(help="File that gets the line, in place of the one with the same name; else it is printed."),
+]
+
+
+@app.callback()
+def web() -> None:
+    """The operator's page and its API."""
+
+
+@app.command()
+def passwd(
+    name: Annotated[str, typer.Argument(help="Name of the person.")],
+    *,
+    role: _Role,
+    into: _Into = None,
+) -> None:
+    """Hash a password, and print the line of the person for the file that `web.users` names.
+
+    Asks for the password twice without showing it. Where standard input is no terminal, its first line is the password.
+
+    Examples:
+      relay web passwd anna --role operator --into users
+      relay web passwd anna --role viewer < password
+    """
+    from relay.web.access.credentials import PasswordHash, hash_password
+    from relay.web.access.entries import write_entry
+
+    _check(name, role)
+    if sys.stdin.isatty():
+        password = str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    try:
+        line = f"{name}:{role}:{hash_password(password).text}"
+    except ValueError as error:
+        fail(str(error))
+    with exit_on_error():
+        if into is None:
+            answer(line)
+        else:
+            write_entry(into, name, line, PasswordHash.parse)
+            say(f"{into} has the password of {name}, {role}; a session with an older one has ended")
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Argument(help="Name of the program that will use the token.")],
+    *,
+    role: _Role,
+    into: _Into = None,
+) -> None:
+    """Make a token for the API, print it once, and print the line of the program for the file that `web.tokens` names.
+
+    Only the hash of the token is in the line. The program sends it as `Authorization: Bearer TOKEN`.
+
+    Examples:
+      relay web token grafana --role viewer --into tokens
+    """
+    from relay.web.access.credentials import check_token_hash, hash_token, new_token
+    from relay.web.access.entries import write_entry
+
+    _check(name, role)
+    made = new_token()
+    line = f"{name}:{role}:{hash_token(made)}"
+    with exit_on_error():
+        if into is not None:
+            write_entry(into, name, line, check_token_hash)
+            say(f"{into} has the hash of the token of {name}, {role}; the token itself is shown only this once:")
+            answer(made)
+            return
+    say("the token, shown only this once, and its line for the file that web.tokens names:")
+    answer(made)
+    answer(line)
+
+
+def _check(name: str, role: str) -> None:
+    from relay.web.access.actor import ROLES
+    from relay.web.access.entries import NAMES, is_name
+
+    if not is_name(name):
+        fail(f"a name has {NAMES}")
+    if role not in ROLES:
+        fail(f"--role must be {' or '.join(ROLES)}")

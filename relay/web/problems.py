@@ -1,0 +1,114 @@
+"""Answers that are no result: problem documents (RFC 9457) for programs, a page for people."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import falcon
+import msgspec
+from falcon.asgi import Request, Response
+
+from inbox.clock import Clock
+from inbox.errors import NothingThere, PageError
+from inbox.logs.traces import without_message
+from relay.web import render
+
+API = "/api/v1"
+"""Path below which the API is."""
+PROBLEM_TYPE = "application/problem+json"
+PROBLEMS = "/problems"
+"""Path below which each cause of a problem has a page."""
+UNNAMED = "about:blank"
+"""Type of a problem that its status says all about, as RFC 9457 has it."""
+
+_log = logging.getLogger(__name__)
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An answer that is no result, as RFC 9457 has it."""
+
+    type: str
+    """URL of a page about this kind of problem, or `about:blank`."""
+    title: str
+    """The kind of problem, in a few words."""
+    status: int
+    """The HTTP status of this answer."""
+    detail: str | None = None
+    """The fault of this request, and what to do."""
+    field: str | None = None
+    """The parameter of the URL or field of the body that is wrong."""
+
+
+def problem_of(error: PageError) -> Problem:
+    """Make the document of one of our own problems."""
+    return Problem(f"{PROBLEMS}/{error.cause}", error.title, error.status, error.detail or None, error.field)
+
+
+def set_status(resp: Response, error: PageError) -> None:
+    """Give an answer the status of a problem."""
+    resp.status = HTTPStatus(error.status)
+    if error.retry_after_seconds is not None:
+        resp.retry_after = error.retry_after_seconds
+
+
+def wants_json(req: Request) -> bool:
+    """Tell whether a program asks: by the path, or by what it accepts."""
+    return req.path.startswith(f"{API}/") or req.path.endswith(".json") or not req.client_accepts("text/html")
+
+
+class ProblemAnswers:
+    """Handlers of errors for Falcon, in the form that the client takes."""
+
+    def __init__(self, renderer: render.Renderer, clock: Clock) -> None:
+        self._renderer, self._clock = renderer, clock
+
+    def add_to(self, app: falcon.asgi.App[Request, Response]) -> None:
+        """Make the application answer every error with a problem."""
+        app.add_error_handler(PageError, self.answer)
+        app.add_error_handler(falcon.HTTPError, self.answer_http)
+        app.add_error_handler(Exception, self.answer_bug)
+
+    async def answer(self, req: Request, resp: Response, error: PageError, _params: object, **_: object) -> None:
+        """Answer with one of our own problems."""
+        set_status(resp, error)
+        self._write(req, resp, problem_of(error))
+
+    async def answer_http(
+        self, req: Request, resp: Response, error: falcon.HTTPError, params: object, **_: object
+    ) -> None:
+        """Answer with a problem that Falcon found, such as a method that a path does not have."""
+        if isinstance(error, falcon.HTTPRouteNotFound):
+            await self.answer(req, resp, NothingThere("no page has this address"), params)
+            return
+        resp.status = error.status
+        if error.headers:
+            resp.set_headers(dict(error.headers) if isinstance(error.headers, Mapping) else list(error.headers))
+        title = HTTPStatus(error.status_code).phrase
+        detail = error.description
+        if isinstance(error, falcon.HTTPMethodNotAllowed):
+            detail = f"{req.method} is no method of this address; the header Allow has them"
+        self._write(req, resp, Problem(UNNAMED, title, error.status_code, detail))
+
+    async def answer_bug(self, req: Request, resp: Response, error: Exception, _params: object, **_: object) -> None:
+        """Answer 500. The log has the place of the exception without its text, which may hold values of events."""
+        _log.error("bug in the page %s; the answer is 500", req.uri_template, exc_info=without_message(error))
+        resp.status = HTTPStatus.INTERNAL_SERVER_ERROR
+        detail = "this is a bug of the page; its log has the place"
+        self._write(req, resp, Problem(UNNAMED, HTTPStatus.INTERNAL_SERVER_ERROR.phrase, 500, detail))
+
+    def _write(self, req: Request, resp: Response, problem: Problem) -> None:
+        if wants_json(req):
+            resp.content_type = PROBLEM_TYPE
+            resp.data = msgspec.json.encode(problem)
+            return
+        resp.content_type = render.TYPE
+        resp.text = self._renderer.render(
+            "problem.html",
+            now=self._clock.now(),
+            title=problem.title,
+            here=req.path,
+            problem=problem,
+            actor=getattr(req.context, "actor", None),
+        )

@@ -1,0 +1,42 @@
+"""The page on a database of either kind, with the steps of a relay that fill it. All of them have one clock, which stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.config.model import Config
+from relay.store.database import Database
+from tests.helpers.page import Page, on_database, serving
+from tests.helpers.relaying import CONFIG, FakeClock, Steps
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def page_config(database_url: str) -> Config:
+    """Routes `strict`, `blocking` and `latest` from `trivore` to `audit`, as those of `steps`. A module may define another."""
+    return on_database(CONFIG, database_url)
+
+
+@pytest.fixture
+def page(page_config: Config, clock: FakeClock) -> Iterator[Page]:
+    """The page of `page_config`."""
+    with serving(page_config, clock) as made:
+        yield made
+
+
+@pytest.fixture
+def steps(engine: Engine, clock: FakeClock) -> Steps:
+    """A relay's steps, which fill the database of `page`."""
+    return Steps(engine, clock=clock)
+
+
+@pytest.fixture
+def database(steps: Steps) -> Database:
+    return steps.database

@@ -1,0 +1,131 @@
+"""Errors are problem documents for programs, and pages with the same words for people."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+import requests
+
+from inbox.config.model import Config
+from inbox.db import listings
+from inbox.db.intake import Rejected
+from inbox.errors import PageError
+from relay.web.problems import PROBLEM_TYPE, Problem
+from relay.web.screens.problems import KINDS
+from tests.helpers.page import VIEWER, Page, on_database
+from tests.helpers.relaying import CONFIG
+from tests.helpers.storing import START, Intake
+
+API = "/api/v1/rejected"
+SECRET = "emases"
+
+
+@pytest.fixture
+def page_config(sqlite_database_url: str) -> Config:
+    return on_database(CONFIG, sqlite_database_url)
+
+
+def asked(page: Page, method: str, path: str, accept: str = "application/json") -> requests.Response:
+    return page._send(method, path, VIEWER, {"Accept": accept}, {})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "type_"),
+    [
+        ("GET", "/api/v1/nothing", 404, "/problems/nothing_there"),
+        ("GET", "/api/v1/", 404, "/problems/nothing_there"),
+        ("GET", "/nothing.json", 404, "/problems/nothing_there"),
+        ("POST", API, 405, "about:blank"),
+        ("DELETE", "/rejected.json", 405, "about:blank"),
+        ("TRACE", API, 405, "about:blank"),
+        ("GET", f"{API}?limit=0", 400, "/problems/bad_filter"),
+        ("GET", f"{API}?sorce=x", 400, "/problems/bad_filter"),
+        ("GET", f"{API}?source=a&source=b", 400, "/problems/bad_filter"),
+        ("GET", f"{API}?before=9223372036854775808", 400, "/problems/bad_filter"),
+    ],
+)
+def test_a_program_gets_a_problem_document(page: Page, method: str, path: str, status: int, type_: str) -> None:
+    answer = asked(page, method, path)
+    assert answer.headers["Content-Type"] == PROBLEM_TYPE
+    assert (answer.status_code, answer.json()["status"], answer.json()["type"]) == (status, status, type_)
+    assert answer.json()["title"]
+    assert answer.json()["detail"]
+
+
+def test_a_problem_names_the_field_that_is_wrong(page: Page) -> None:
+    assert asked(page, "GET", f"{API}?status=many").json()["field"] == "status"
+
+
+def test_a_person_gets_a_page_with_the_same_words(page: Page) -> None:
+    answer = asked(page, "GET", "/nothing", "text/html")
+    assert answer.status_code == 404
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert "no page has this address" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/rejected", "/rejected.json", API])
+def test_an_address_knows_its_methods(page: Page, path: str) -> None:
+    refused = asked(page, "PUT", path)
+    assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+    assert "PUT is no method of this address" in refused.json()["detail"]
+    options = asked(page, "OPTIONS", path)
+    assert options.status_code == HTTPStatus.OK
+    assert set(options.headers["Allow"].split(", ")) == {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize("path", ["/rejected", "/rejected.json", API, "/rejected.json?limit=0"])
+def test_head_answers_as_get_without_its_body(page: Page, path: str) -> None:
+    head, get = asked(page, "HEAD", path), asked(page, "GET", path)
+    assert head.content == b""
+    for name in ("Content-Type", "Content-Length"):
+        assert head.headers[name] == get.headers[name]
+    assert head.status_code == get.status_code
+
+
+def test_a_bug_is_a_problem_and_the_log_has_its_place_without_its_text(
+    page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:  # noqa: ANN401
+        raise ZeroDivisionError(SECRET[::-1])
+
+    monkeypatch.setattr(listings, "rejected_requests", broken)
+    with caplog.at_level(logging.ERROR):
+        answer, shown = asked(page, "GET", API), asked(page, "GET", "/rejected", "text/html")
+    assert answer.headers["Content-Type"] == PROBLEM_TYPE
+    assert (answer.status_code, answer.json()["status"]) == (500, 500)
+    assert shown.status_code == 500
+    assert "Internal Server Error" in shown.text
+    for said in (answer.text, shown.text, caplog.text):
+        assert SECRET[::-1] not in said
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_every_kind_of_problem_has_a_page_with_a_remedy(page: Page) -> None:
+    assert {kind.cause for kind in PageError.__subclasses__()} == KINDS.keys()
+    for cause, kind in KINDS.items():
+        found = page.json(f"/api/v1/problems/{cause}", VIEWER)
+        assert (found["title"], found["status"]) == (kind.title, kind.status)
+        assert len(found["meaning"]) >= 2, f"{kind.__name__} needs a paragraph that says what to do"
+        assert kind.title in asked(page, "GET", f"/problems/{cause}", "text/html").text
+    assert asked(page, "GET", "/api/v1/problems/none").status_code == 404
+
+
+def test_the_type_of_a_problem_is_the_address_of_its_page(page: Page) -> None:
+    answer = asked(page, "GET", f"{API}?limit=0").json()
+    assert asked(page, "GET", answer["type"], "text/html").status_code == 200
+    assert Problem(**answer).title == answer["title"]
+
+
+def test_a_list_links_to_its_next_page_until_the_end(page: Page, sqlite_database_url: str) -> None:
+    made = Rejected(START, "a&b", 400, "not_json", "no JSON", None, None, b"x" * 32, None, None)
+    Intake(sqlite_database_url).reject(*[made] * 5)
+    path, seen = f"{API}?limit=2&source=a%26b", []
+    while path:
+        answer = asked(page, "GET", path)
+        seen += [row["id"] for row in answer.json()["rows"]]
+        assert (answer.json()["before"] is None) == ("next" not in answer.links)
+        path = answer.links.get("next", {}).get("url", "")
+    assert seen == [5, 4, 3, 2, 1]

@@ -1,0 +1,100 @@
+"""Parameters of a URL become a query and are written back as the same."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.errors import BadFilter
+from relay.web.query import Limit, Number, Text, When, parse, url
+
+NOW = datetime(2026, 1, 10, tzinfo=UTC)
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    source: Text
+    entity: Text
+    error: Text | None = None
+    status: Number | None = None
+    since: When | None = None
+    is_open: bool = False
+    limit: Limit = 50
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=50)
+TIMES = st.sampled_from(["2d", "90m", "2026-01-01", "2026-01-01T00:00:00Z", "2026-01-01T02:00:00+02:00"])
+QUERIES = st.builds(
+    Wanted,
+    source=TEXTS,
+    entity=TEXTS,
+    error=st.none() | TEXTS,
+    status=st.none() | st.integers(0, 2**63 - 1),
+    since=st.none() | TIMES.map(lambda text: When.parse(text, NOW)),
+    is_open=st.booleans(),
+    limit=st.integers(1, 200),
+)
+PATH = "/entities/{source}/{entity:path}"
+
+
+@given(QUERIES)
+def test_the_url_of_a_query_parses_to_the_same_query(query: Wanted) -> None:
+    written = urlsplit(url(PATH, query))
+    source, entity = written.path.removeprefix("/entities/").split("/")
+    parameters = dict(parse_qsl(written.query, strict_parsing=bool(written.query)))
+    again = parse(Wanted, {"source": unquote(source), "entity": unquote(entity), **parameters}, NOW)
+    assert again == query
+    assert getattr(again.since, "moment", None) == getattr(query.since, "moment", None)
+
+
+@given(QUERIES)
+def test_a_url_is_ascii_without_characters_that_markup_or_headers_know(query: Wanted) -> None:
+    written = url(PATH, query)
+    assert written.isascii()
+    assert not set(written) & set("<>\"' \r\n\t\\")
+
+
+@given(QUERIES, TEXTS)
+def test_a_changed_parameter_replaces_the_one_of_the_query(query: Wanted, error: str) -> None:
+    changed = dict(parse_qsl(urlsplit(url(PATH, query, error=error)).query))
+    assert changed["error"] == error
+    assert "error" not in dict(parse_qsl(urlsplit(url(PATH, query, error=None)).query))
+
+
+@given(st.dictionaries(st.sampled_from(["limit", "since", "status", "is_open", "colour"]) | TEXTS, TEXTS, min_size=1))
+def test_whatever_is_given_becomes_a_query_or_a_problem_that_names_a_field(parameters: dict[str, str]) -> None:
+    found: BadFilter | None = None
+    try:
+        parse(Wanted, {"source": "s", "entity": "e", **parameters}, NOW)
+    except BadFilter as problem:
+        found = problem
+    assert found is None or (found.field in parameters and found.detail)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field", "says"),
+    [
+        ({"limits": "3"}, "limits", "did you mean"),
+        ({"limit": "201"}, "limit", "<= 200"),
+        ({"limit": "0"}, "limit", ">= 1"),
+        ({"limit": "many"}, "limit", "'many'"),
+        ({"status": "-1"}, "status", ">= 0"),
+        ({"status": "9223372036854775808"}, "status", "9223372036854775807"),
+        ({"since": "yesterday"}, "since", "yesterday"),
+        ({"error": "x" * 1001}, "error", "1000"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_its_reason(parameters: dict[str, str], field: str, says: str) -> None:
+    with pytest.raises(BadFilter, match=says) as problem:
+        parse(Wanted, {"source": "s", "entity": "e", **parameters}, NOW)
+    assert problem.value.field == field
+
+
+def test_an_empty_parameter_counts_as_absent() -> None:
+    assert parse(Wanted, {"source": "s", "entity": "e", "since": "", "limit": ""}, NOW) == Wanted(
+        source="s", entity="e"
+    )

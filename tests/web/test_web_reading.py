@@ -1,0 +1,152 @@
+"""Reads of the page: they change nothing, end in time, and come back when the database does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from inbox.config.model import Config
+from inbox.config.types import DatabaseUrl
+from inbox.db import listings
+from inbox.db.intake import Rejected
+from inbox.errors import DatabaseAway
+from relay.web import reading as reading_module
+from relay.web.reading import Readers
+from relay.web.screen import Reading
+from tests.helpers import outage
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.page import OPERATOR, VIEWER, Page, serving
+from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.storing import START
+
+
+@pytest.fixture
+def readers(page_config: Config, clock: FakeClock) -> Iterator[Readers]:
+    with contextlib.closing(Readers(page_config, clock)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("actor", [OPERATOR, VIEWER])
+@pytest.mark.parametrize("statement", ["DELETE FROM inbox", "CREATE TABLE mine (id int)"])
+def test_a_read_can_change_nothing(readers: Readers, actor: object, statement: str) -> None:
+    def write(reading: Reading) -> None:
+        with reading.database.engine.begin() as connection:
+            connection.execute(text(statement))
+
+    with pytest.raises((DBAPIError, DatabaseAway), match=r"read-?only"):
+        asyncio.run(readers.read(actor, write))  # type: ignore[arg-type]
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+LIMIT = 0.2
+
+
+@pytest.fixture
+def slow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statement of `/rejected` never ends by itself."""
+
+    def endless(engine: Engine, *_: object) -> None:
+        with engine.connect() as connection:
+            connection.execute(text(ENDLESS))
+
+    monkeypatch.setattr(reading_module, "LONGEST_SECONDS", LIMIT)
+    monkeypatch.setattr(listings, "rejected_requests", endless)
+
+
+@pytest.mark.usefixtures("slow_screen")
+def test_a_slow_statement_is_ended_and_the_page_keeps_its_filters(page: Page) -> None:
+    answer = page.get("/rejected?source=trivore&error=%3Cb%3E&since=2d")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
+    assert "The query took too long" in answer.text
+    assert "narrow the filter" in answer.text
+    for kept in ('value="trivore"', 'value="&lt;b&gt;"', 'value="2d"'):
+        assert kept in answer.text
+
+
+@pytest.mark.usefixtures("slow_screen")
+def test_the_json_of_a_slow_statement_is_a_problem(page: Page) -> None:
+    answer = page.get("/api/v1/rejected", headers={"Accept": "application/json"})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (503, "application/problem+json")
+    assert answer.json()["type"] == "/problems/query_too_slow"
+
+
+@contextlib.contextmanager
+def gone(database_url: str) -> Iterator[None]:
+    """Nobody can read the database."""
+    if outage.is_postgres(database_url):
+        with outage.down(database_url):
+            yield
+        return
+    path = Path(database_url.removeprefix("sqlite:///"))
+    elsewhere = path.with_suffix(".away")
+    path.rename(elsewhere)
+    yield
+    elsewhere.rename(path)
+
+
+def test_a_database_that_is_gone_is_told_and_comes_back_by_itself(page: Page, database_url: str) -> None:
+    assert page.get("/rejected").status_code == 200
+    with gone(database_url):
+        away = page.get("/rejected?source=trivore")
+        assert (away.status_code, away.headers["Retry-After"]) == (503, "5")
+        assert "The database does not answer" in away.text
+        assert "this page tries again by itself" in away.text
+        assert 'value="trivore"' in away.text
+        assert page.get("/rejected.json").json()["type"] == "/problems/database_away"
+    assert page.get("/rejected").status_code == 200
+
+
+@ON_POSTGRES
+def test_connections_that_broke_since_the_last_request_cost_no_answer(page: Page, database_url: str) -> None:
+    assert page.get("/rejected").status_code == 200
+    outage.disconnect(database_url)
+    assert page.get("/rejected").status_code == 200
+
+
+@ON_SQLITE
+def test_a_file_that_another_program_has_for_itself_is_told(page: Page, database_url: str) -> None:
+    with contextlib.closing(sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+        locked = page.get("/rejected")
+        assert locked.status_code == 503
+        assert "locked" in locked.text
+    assert page.get("/rejected").status_code == 200
+
+
+def test_a_writer_does_not_hold_readers_up(page: Page, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM rejected_request"))
+        assert page.get("/rejected").status_code == 200
+
+
+def test_what_a_transaction_committed_shows_in_the_next_read(page: Page, steps: Steps) -> None:
+    assert page.json("/rejected.json")["rows"] == []
+    steps.intake.reject(
+        Rejected(START, "trivore", 400, "not_json", "no <b>JSON</b>", None, None, b"x" * 32, None, None)
+    )
+    (row,) = page.json("/rejected.json")["rows"]
+    assert row["reason"] == "no <b>JSON</b>"
+    assert "no &lt;b&gt;JSON&lt;/b&gt;" in page.get("/rejected").text
+
+
+def test_reads_of_a_viewer_use_the_connection_that_is_configured_for_them(
+    page_config: Config, clock: FakeClock
+) -> None:
+    web = msgspec.structs.replace(page_config.web, viewer_url=DatabaseUrl("sqlite:////nowhere/inbox.db"))
+    with serving(msgspec.structs.replace(page_config, web=web), clock) as page:
+        assert page.get("/rejected", actor=OPERATOR).status_code == 200
+        assert page.get("/rejected", actor=VIEWER).status_code == 503
+
+
+def test_nobody_sees_nothing(page: Page) -> None:
+    assert page.get("/rejected", actor=None).status_code == 401
