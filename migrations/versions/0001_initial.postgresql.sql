@@ -341,6 +341,8 @@ CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state
 
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 
 CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
@@ -618,7 +620,7 @@ COMMENT ON COLUMN relay_command.finished_at IS 'time of its end';
 
 COMMENT ON COLUMN relay_command.answer IS 'answer of the daemon';
 
-COMMENT ON COLUMN relay_command.matched IS 'of a dry run: number of deliveries or rows that it would change';
+COMMENT ON COLUMN relay_command.matched IS 'number of deliveries or rows that it would change, by a dry run or the plan before; empty: unknown';
 
 COMMENT ON COLUMN relay_command.sample IS 'of a dry run: groups, the first deliveries, what is left out, and consequences';
 

@@ -255,6 +255,8 @@ CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state
 
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 
 CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
@@ -418,7 +420,7 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     finished_at TEXT,
     -- answer of the daemon
     answer TEXT,
-    -- of a dry run: number of deliveries or rows that it would change
+    -- number of deliveries or rows that it would change, by a dry run or the plan before; empty: unknown
     matched BIGINT,
     -- of a dry run: groups, the first deliveries, what is left out, and consequences
     sample JSON,
