@@ -8,20 +8,13 @@ one serves the same configuration, whatever the file says by then.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
-import resource
-import signal
 import sys
 from collections.abc import Callable, Container, Sequence
-from pathlib import Path
 from typing import Any
 
-from gunicorn import glogging
 from sqlalchemy.exc import OperationalError
-from uvicorn_worker import UvicornWorker
 
 from inbox.config.model import Config
 from inbox.db import engine, guarantees, migrate
@@ -29,10 +22,10 @@ from inbox.db.dialect import SQLITE
 from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
-from inbox.http.protocol import HardenedHttpProtocol
+from inbox.gunicorn_worker import WORKER_TMP_DIR, HardenedWorker, allow_files, escape_logs
 from inbox.loader.load import ConfigFile, config_path, load_file, read_config
 from inbox.logs.access_log import AccessLogMask
-from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
+from inbox.logs.lines import write_stderr
 from inbox.logs.traces import without_message
 from inbox.receiver.app import Receiver, app_of
 from inbox.receiver.proxies import require_known_proxies
@@ -41,47 +34,12 @@ from inbox.telemetry.recorder import ExporterProcess, exporter_at
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
 
-class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no types
-    """uvicorn under gunicorn: its parser answers malformed requests with 400, where gunicorn's own ASGI worker drops them."""
-
-    CONFIG_KWARGS = {  # noqa: RUF012  # the base class declares it so
-        "loop": "uvloop",
-        "http": HardenedHttpProtocol,
-        "lifespan": "on",
-        "ws": "none",
-        "server_header": False,
-    }
+class Worker(HardenedWorker):
+    """The receiver's worker."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # gunicorn's own
         super().__init__(*arguments, **options)
-        # gunicorn wraps its listeners. uvloop lets go of a real socket before it closes the descriptor, but closes another
-        # object after that (`UVSocketHandle._close`): each stop logged "Error while closing socket [Errno 9]".
-        self.sockets: list[Any] = [listener.sock for listener in self.sockets]
         logging.getLogger("uvicorn.access").addFilter(AccessLogMask(lambda: receiver.sources))
-
-    def init_process(self) -> None:
-        """Run in the new process, before it serves."""
-        _return_large_blocks()
-        super().init_process()
-
-    def init_signals(self) -> None:
-        """Leave SIGHUP to the master: a worker that gets it too, as from `pkill -HUP gunicorn`, would die of it."""
-        super().init_signals()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-_M_MMAP_THRESHOLD = -3
-_LARGE_BLOCK = 1024 * 1024
-
-
-def _return_large_blocks() -> None:
-    """Return the memory of large bodies to the system once it is freed.
-
-    glibc does so by itself until the first is freed; then it keeps blocks of that size, in each thread (mallopt(3),
-    M_MMAP_THRESHOLD). Other systems have no such function, and no such habit.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 class ActiveApp:
@@ -158,45 +116,13 @@ wsgi_app = "inbox.gunicorn_settings:receiver"
 bind = "127.0.0.1:8000"
 workers = _workers()
 worker_class = "inbox.gunicorn_settings.Worker"
-logger_class = "inbox.gunicorn_settings.LineLogger"
+logger_class = "inbox.gunicorn_worker.LineLogger"
 keepalive = 30
 timeout = 30
 graceful_timeout = 15
 backlog = 2048
 control_socket_disable = True
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # the heartbeat must not wait for a full disk
-
-
-FILES_BESIDES = 100
-"""Files that a worker opens besides its connections."""
-
-
-def _allow_files(connections: int) -> None:
-    """Raise the limit of open files to the limit of connections; most systems allow that on request."""
-    least = connections + FILES_BESIDES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < least:
-        most = least if hard == resource.RLIM_INFINITY else min(hard, least)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < least:
-            told = f"inbox: a process may open {most} files here, too few for [receiver] connections = {connections}"
-            write_stderr(told)
-
-
-def _escape_logs(log: glogging.Logger) -> None:
-    """Let nothing from outside break or forge a line of the log, and give all lines one form of time."""
-    escape_lines([*log.error_log.handlers, *log.access_log.handlers], glogging.Logger.datefmt)
-    if logging.lastResort is not None:  # for our loggers, which gunicorn does not know
-        logging.lastResort.setFormatter(LineFormatter(glogging.Logger.error_fmt))
-
-
-class LineLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no types
-    """gunicorn's logger with lines like ours, from its first one on."""
-
-    def setup(self, cfg: Any) -> None:  # noqa: ANN401  # gunicorn's
-        """Make the handlers, at the start and at each reload."""
-        super().setup(cfg)
-        _escape_logs(self)
+worker_tmp_dir = WORKER_TMP_DIR
 
 
 def _warn_of_exposures(config: Config) -> None:
@@ -209,7 +135,7 @@ def _warn_of_exposures(config: Config) -> None:
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Exit if the configuration or the schema can't work; while the database is down, requests get 503."""
-    _escape_logs(server.log)  # an operator's own logger_class may have made them
+    escape_logs(server.log)  # an operator's own logger_class may have made them
     try:
         receiver.trusted_proxies = tuple(server.cfg.forwarded_allow_ips)
         config = receiver.activate(load_file())
@@ -222,7 +148,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         finally:
             checked.dispose()
         _warn_of_exposures(config)
-        _allow_files(config.receiver.connections)
+        allow_files(config.receiver.connections, "[receiver] connections")
         receiver.exporter = exporter_at(config.metrics.receiver, server.cfg.uid, server.cfg.gid)
     except ConfigError as error:
         for mistake in str(error).splitlines():
@@ -235,7 +161,7 @@ def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
     An exception here would end the master, and every worker with it.
     """
-    _escape_logs(server.log)
+    escape_logs(server.log)
     try:
         config = receiver.activate(load_file())
     except ConfigError as error:

@@ -43,6 +43,8 @@ class Connection(HttpToolsProtocol):
     peer_half_closed = False
     """True once the sender has closed its half."""
     meters: Meters = OFF
+    allows_slow_readers = False
+    """True where answers are large: a sender may take one for as long as it takes some of it in each period."""
     _deadline: asyncio.TimerHandle | None = None
     _abort: asyncio.TimerHandle | None = None
 
@@ -99,7 +101,13 @@ class Connection(HttpToolsProtocol):
 
     def _abort_after(self, seconds: float) -> None:
         self._cancel_abort()
-        self._abort = self.loop.call_later(seconds, self.transport.abort)
+        self._abort = self.loop.call_later(seconds, self._is_not_taken, seconds, self.transport.get_write_buffer_size())
+
+    def _is_not_taken(self, seconds: float, before: int) -> None:
+        if self.allows_slow_readers and self.transport.get_write_buffer_size() < before:
+            self._abort_after(seconds)
+        else:
+            self.transport.abort()
 
     def _cancel_abort(self) -> None:
         if self._abort is not None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
+from urllib.parse import unquote
 
 import falcon
 import falcon.asgi
 import msgspec
 from falcon.asgi import Request, Response
+from falcon.routing import CompiledRouter
 
 from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import render
+from relay.web.access.actor import Actor
+from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
-from relay.web.reading import Readers
+from relay.web.reading import Readers, Spent
 from relay.web.screen import ListPage, Screen
 from relay.web.screens import SCREENS
+from relay.web.static_files import PublicFiles
 
 App = falcon.asgi.App[Request, Response]
 
@@ -34,6 +40,15 @@ SECURITY_HEADERS = {
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
+class Shown(msgspec.Struct, frozen=True):
+    """A screen as HTML."""
+
+    html: str
+    version: str
+    """Changes with the data on it, and not with the time that has passed."""
+    problem: PageError | None = None
+
+
 class ScreenResource:
     """One screen, as HTML or JSON."""
 
@@ -41,20 +56,41 @@ class ScreenResource:
         self._screen, self._readers, self._renderer, self._clock = screen, readers, renderer, clock
 
     async def on_get(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
-        """Show it as HTML. A filter that makes no sense, or takes too long, stays in its form below the problem."""
+        """Show it as HTML."""
+        shown = await self.show(req.context.actor, path, req.params)
+        if shown.problem is not None:
+            set_status(resp, shown.problem)
+        resp.content_type = render.TYPE
+        resp.text = shown.html
+
+    async def show(
+        self, actor: Actor, path: Mapping[str, object], given: Mapping[str, object], spent: Spent | None = None
+    ) -> Shown:
+        """Read and render it. A filter that makes no sense, or takes too long, stays in its form below the problem.
+
+        Args:
+            actor: who asks.
+            path: the parts of the path.
+            given: the parameters of the URL; `live=0` makes a page that does not refresh itself.
+            spent: counts the statements.
+
+        Raises:
+            NothingThere: there is nothing to show.
+        """
         now = self._clock.now()
         query = self._of_path(path)
         page, problem = None, None
+        asked = {name: value for name, value in given.items() if name != LIVE_FIELD}
         try:
-            query = parse(self._screen.query, parameters(req, path), now)
-            page = await self._readers.read(req.context.actor, lambda reading: self._screen.read(reading, query))
+            query = parse(self._screen.query, parameters(asked, path), now)
+            page = await self._readers.read(actor, lambda reading: self._screen.read(reading, query), spent)
         except NothingThere:
             raise
         except PageError as error:
             problem = error
-            set_status(resp, error)
-        resp.content_type = render.TYPE
-        resp.text = self._renderer.render(
+        version = _version(page, problem)
+        is_live = self._screen.is_live and given.get(LIVE_FIELD) != "0" and not isinstance(problem, BadFilter)
+        html = self._renderer.render(
             self._screen.template,
             now=now,
             title=self._screen.title,
@@ -63,13 +99,15 @@ class ScreenResource:
             query=query,
             page=page,
             problem=problem,
-            actor=req.context.actor,
+            actor=actor,
+            live=live_url(url(self._screen.path, query), version) if is_live else None,
         )
+        return Shown(html, version, problem)
 
     async def on_get_json(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
         """Answer with the same as JSON."""
         self._of_path(path)
-        query = parse(self._screen.query, parameters(req, path), self._clock.now())
+        query = parse(self._screen.query, parameters(req.params, path), self._clock.now())
         page = await self._readers.read(req.context.actor, lambda reading: self._screen.read(reading, query))
         resp.content_type = falcon.MEDIA_JSON
         resp.data = _encoder.encode(page)
@@ -86,22 +124,65 @@ class ScreenResource:
             raise NothingThere(error.detail) from None
 
 
-def parameters(req: Request, path: Mapping[str, object]) -> dict[str, str]:
+def _version(page: msgspec.Struct | None, problem: PageError | None) -> str:
+    said = _encoder.encode(page) if problem is None else f"{problem.title} {problem.detail}".encode()
+    return hashlib.sha256(said).hexdigest()[:16]
+
+
+def parameters(given: Mapping[str, object], path: Mapping[str, object]) -> dict[str, str]:
     """Return the parameters of a request, with the parts of its path.
 
     Raises:
         BadFilter: one is given twice, or stands in the path.
     """
-    given = _of_path(path)
-    for name, value in req.params.items():
+    wanted = _of_path(path)
+    for name, value in given.items():
         if not isinstance(value, str) or name in path:
             raise BadFilter(f"{name} is given twice", field=name)
-        given[name] = value
-    return given
+        wanted[name] = value
+    return wanted
 
 
 def _of_path(path: Mapping[str, object]) -> dict[str, str]:
     return {name: of_segment(str(value)) for name, value in path.items()}
+
+
+class _Route:
+    """A screen, in a form that Falcon's router takes outside of an application."""
+
+    def __init__(self, screen: ScreenResource) -> None:
+        self.screen = screen
+
+    def on_get(self) -> None:
+        """Nobody calls it."""
+
+
+class Screens:
+    """The screens by their URLs, for the hub."""
+
+    def __init__(self) -> None:
+        self._router = CompiledRouter()
+
+    def add(self, path: str, resource: ScreenResource) -> None:
+        """Add a screen."""
+        self._router.add_route(path, _Route(resource))
+
+    async def read(self, actor: Actor, address: str) -> View:
+        """Read the screen at a URL.
+
+        Raises:
+            NothingThere: there is nothing at this URL.
+        """
+        path, _, given = address.partition("?")
+        found = self._router.find(unquote(path))
+        if found is None:
+            raise NothingThere("no page has this address")
+        route, _methods, parts, _template = found
+        spent = Spent()
+        shown = await cast("_Route", route).screen.show(
+            actor, parts, falcon.uri.parse_query_string(given, keep_blank=False, csv=False), spent
+        )
+        return View(inside_of_main(shown.html), shown.version, spent.statements)
 
 
 class SecurityHeaders:
@@ -118,16 +199,20 @@ class SecurityHeaders:
 
 def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN401  # Falcon middleware
     """Make the application. `access` is middleware that sets `req.context.actor`, or raises PageError."""
-    app: App = falcon.asgi.App(middleware=[SecurityHeaders(), access])
+    app: App = falcon.asgi.App(middleware=[SecurityHeaders(), PublicFiles(), access])
     app.req_options.strip_url_path_trailing_slash = True
     app.req_options.keep_blank_qs_values = False
     app.req_options.auto_parse_qs_csv = False
     renderer = render.Renderer(tuple((screen.path, screen.title) for screen in SCREENS if screen.in_menu))
+    screens = Screens()
     for screen in SCREENS:
         resource = ScreenResource(screen, readers, renderer, clock)
+        if screen.is_live:
+            screens.add(screen.path, resource)
         app.add_route(screen.path, resource)
         app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
+    app.add_route("/live", LiveResource(Hub(screens.read, clock), access))
     ProblemAnswers(renderer, clock).add_to(app)
     return app

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from inbox.clock import Clock
@@ -29,6 +31,13 @@ _THREADS = 4
 Made = TypeVar("Made")
 
 
+class Spent:
+    """Statements that reads have sent to the database."""
+
+    def __init__(self) -> None:
+        self.statements = 0
+
+
 class Readers:
     """The database as the page sees it: `read` for screens, `write` for acts. Safe to share between tasks."""
 
@@ -44,11 +53,14 @@ class Readers:
             if viewer_url is None
             else Database(read_only.connect(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS))
         )
+        self._counting = threading.local()
+        for engine in {self._operators.engine, self._viewers.engine}:
+            event.listen(engine, "before_cursor_execute", self._count)
         self._writer = Database(engines.connect(url, application="relay-web"))
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="web-read")
 
-    async def read(self, actor: Actor, make: Callable[[Reading], Made]) -> Made:
-        """Run `make` in a thread with everything that it may read.
+    async def read(self, actor: Actor, make: Callable[[Reading], Made], spent: Spent | None = None) -> Made:
+        """Run `make` in a thread with everything that it may read. Its statements are added to `spent`.
 
         Raises:
             QueryTooSlow: a statement ran into its limit.
@@ -56,7 +68,17 @@ class Readers:
         """
         database = self._operators if actor.may_act else self._viewers
         reading = Reading(database, self.config, self._policies, actor, self._clock.now())
-        return await self._in_thread(lambda: _make_on_a_live_connection(make, reading))
+
+        def work() -> Made:
+            self._counting.spent = spent
+            return _make_on_a_live_connection(make, reading)
+
+        return await self._in_thread(work)
+
+    def _count(self, *_: object) -> None:
+        spent: Spent | None = getattr(self._counting, "spent", None)
+        if spent is not None:
+            spent.statements += 1
 
     async def write(self, make: Callable[[Database], Made]) -> Made:
         """Run `make` in a thread with a connection that may write.

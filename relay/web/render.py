@@ -14,7 +14,9 @@ from inbox.cli import wording
 from inbox.events.timestamps import as_time, rfc3339
 from inbox.logs.visible import visible
 from relay.web import query as queries
+from relay.web.keys import KEYS
 from relay.web.screen import MOST_COUNTED
+from relay.web.static_files import static_url
 
 TYPE = "text/html; charset=utf-8"
 
@@ -31,7 +33,9 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.globals.update(menu=menu, url=queries.url, MOST_COUNTED=MOST_COUNTED)
+        self._environment.globals.update(
+            menu=menu, keys=KEYS, url=queries.url, static=static_url, MOST_COUNTED=MOST_COUNTED
+        )
         self._environment.filters.update(
             visible=_visible,
             segment=queries.segment,

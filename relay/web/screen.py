@@ -42,6 +42,8 @@ class Screen(msgspec.Struct, frozen=True):
     template: str
     """File in `templates/`. It gets `page`, `query`, `screen`, `actor` and `now`."""
     in_menu: bool = True
+    is_live: bool = True
+    """True when its page refreshes itself: its read is cheap, and nobody fills in a form on it."""
     is_list: bool = False
     """True when its page has `rows`, which the API answers with a link to the next page."""
 

@@ -11,8 +11,8 @@ import pytest
 SCRIPT = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))
-from inbox import gunicorn_settings
-gunicorn_settings._allow_files(1000)
+from inbox.gunicorn_worker import allow_files
+allow_files(1000, '[receiver] connections')
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 

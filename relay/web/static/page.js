@@ -1,0 +1,215 @@
+// Live refresh, keys and copying. The page works without this script.
+"use strict";
+
+(() => {
+  const main = document.getElementById("main");
+  const asOf = document.getElementById("as-of");
+  const button = document.getElementById("live");
+  const said = document.getElementById("said");
+  const keys = document.getElementById("keys");
+  const isField = (element) => element instanceof Element && element.matches("input, select, textarea");
+
+  // --- live refresh
+
+  const RETRY_MS = 60000;
+  let source = null;
+  let waiting = null; // the latest inside of <main>, while somebody works in the one that is shown
+  let version = null;
+  let isPaused = false;
+  let retry = 0;
+
+  function show(state, text) {
+    button.hidden = false;
+    button.dataset.state = state;
+    button.textContent = text;
+    button.setAttribute("aria-pressed", String(state === "on"));
+  }
+
+  function isChanged(field) {
+    if (field.type === "checkbox" || field.type === "radio") return field.checked !== field.defaultChecked;
+    if (field instanceof HTMLSelectElement) return [...field.options].some((one) => one.selected !== one.defaultSelected) && field.selectedIndex > 0;
+    return field.value !== field.defaultValue;
+  }
+
+  function isInUse() {
+    const focused = document.activeElement;
+    if (main.contains(focused) && isField(focused)) return true;
+    if ([...main.querySelectorAll("input, select, textarea")].some(isChanged)) return true;
+    const selection = document.getSelection();
+    return selection !== null && !selection.isCollapsed && main.contains(selection.anchorNode);
+  }
+
+  const sameAs = (one) => (other) =>
+    other.tagName === one.tagName && other.id === one.id && other.getAttribute("href") === one.getAttribute("href") &&
+    other.getAttribute("name") === one.getAttribute("name") && other.textContent === one.textContent;
+  const likes = (one) => [...main.querySelectorAll(one.tagName)].filter(sameAs(one));
+  const rowKey = (row) => row.querySelector("a[href]")?.getAttribute("href") ?? row.textContent;
+  const boxes = () => [...main.querySelectorAll(".scroll, pre")];
+  const folds = () => [...main.querySelectorAll("details")];
+
+  function replace(html) {
+    const focused = main.contains(document.activeElement) && document.activeElement !== main ? document.activeElement : null;
+    const place = focused ? likes(focused).indexOf(focused) : -1;
+    const here = main.querySelector("tr.here");
+    const scrolled = boxes().map((box) => [box.scrollTop, box.scrollLeft]);
+    const open = folds().map((fold) => fold.open);
+    main.innerHTML = html;
+    if (here) rows().find((row) => rowKey(row) === rowKey(here))?.classList.add("here");
+    if (open.length === folds().length) folds().forEach((fold, n) => { fold.open = open[n]; });
+    if (scrolled.length === boxes().length) boxes().forEach((box, n) => { [box.scrollTop, box.scrollLeft] = scrolled[n]; });
+    if (focused) (likes(focused)[place] ?? main).focus({ preventScroll: true });
+    reveal();
+  }
+
+  function refresh() {
+    if (waiting === null || isPaused || isInUse()) return;
+    const html = waiting;
+    waiting = null;
+    replace(html);
+  }
+
+  function connect() {
+    if (source !== null || isPaused || document.hidden) return;
+    clearTimeout(retry);
+    const url = new URL(main.dataset.live, location.href);
+    if (version !== null) url.searchParams.set("version", version);
+    source = new EventSource(url);
+    source.addEventListener("open", () => show("on", "Live"));
+    source.addEventListener("main", (event) => {
+      version = event.lastEventId;
+      waiting = event.data;
+      refresh();
+    });
+    source.addEventListener("at", (event) => {
+      if (waiting === null) asOf.textContent = event.data;
+      else refresh();
+    });
+    source.addEventListener("end", (event) => {
+      disconnect();
+      show("lost", event.data);
+      isPaused = true;
+    });
+    source.addEventListener("error", () => {
+      show("lost", "Reconnecting");
+      if (source.readyState !== EventSource.CLOSED) return; // it tries again by itself
+      disconnect();
+      show("lost", "Not live");
+      retry = setTimeout(connect, RETRY_MS);
+    });
+  }
+
+  function disconnect() {
+    source?.close();
+    source = null;
+    clearTimeout(retry);
+  }
+
+  if (main.dataset.live && button && "EventSource" in window) {
+    show("on", "Live");
+    connect();
+    button.addEventListener("click", () => {
+      isPaused = !isPaused;
+      if (isPaused) {
+        disconnect();
+        show("paused", "Paused");
+      } else {
+        show("on", "Live");
+        refresh();
+        connect();
+      }
+    });
+    // A browser opens few connections to a server: tabs that nobody sees must not use them up.
+    document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
+    window.addEventListener("pagehide", disconnect);
+    window.addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
+  }
+
+  // --- copying
+
+  function reveal() {
+    for (const copy of main.querySelectorAll("button[data-copy]")) copy.hidden = false;
+  }
+
+  async function copyText(text) {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const area = document.createElement("textarea"); // a page without TLS has no clipboard
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    if (!done) throw new Error("the browser does not copy");
+  }
+
+  document.addEventListener("click", async (event) => {
+    const copy = event.target instanceof Element ? event.target.closest("button[data-copy]") : null;
+    if (copy === null) return;
+    const label = copy.dataset.label ?? (copy.dataset.label = copy.textContent);
+    try {
+      await copyText(copy.dataset.copy);
+      copy.textContent = "Copied";
+    } catch {
+      copy.textContent = "Not copied";
+    }
+    said.textContent = copy.textContent;
+    setTimeout(() => { copy.textContent = label; said.textContent = ""; }, 1500);
+  });
+
+  // --- keys
+
+  const rows = () => [...main.querySelectorAll("tbody tr")];
+  let isGoing = false;
+
+  function move(by) {
+    const all = rows();
+    if (all.length === 0) return;
+    const here = all.findIndex((row) => row.classList.contains("here"));
+    const next = here < 0 ? (by > 0 ? 0 : all.length - 1) : Math.min(Math.max(here + by, 0), all.length - 1);
+    all[here]?.classList.remove("here");
+    all[next].classList.add("here");
+    all[next].scrollIntoView({ block: "nearest" });
+    const target = all[next].querySelector("a[href], input, button");
+    if (target !== null && !isField(target)) target.focus({ preventScroll: true });
+  }
+
+  const chosen = () => main.querySelector("tr.here");
+  const actions = {
+    "/": () => (main.querySelector("form.filters input, form.filters select") ?? main).focus(),
+    "?": () => keys.showModal(),
+    j: () => move(1),
+    k: () => move(-1),
+    x: () => chosen()?.querySelector("input[type=checkbox]")?.click(),
+    o: () => chosen()?.querySelector("a[href]")?.click(),
+    p: () => { if (main.dataset.live) button?.click(); },
+  };
+
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    if (event.key === "Escape" && isField(document.activeElement)) {
+      document.activeElement.blur();
+      return;
+    }
+    const focused = document.activeElement;
+    if ((isField(focused) && focused.type !== "checkbox") || document.querySelector("dialog[open]")) return;
+    if (isGoing) {
+      isGoing = false;
+      const link = [...document.querySelectorAll("nav a[data-key]")].find((one) => one.dataset.key === event.key);
+      if (link) {
+        event.preventDefault();
+        link.click();
+      }
+      return;
+    }
+    if (event.key === "g") {
+      isGoing = true;
+      setTimeout(() => { isGoing = false; }, 1500);
+      return;
+    }
+    const action = Object.hasOwn(actions, event.key) ? actions[event.key] : null;
+    if (action === null) return;
+    event.preventDefault();
+    action();
+  });
+
+  reveal();
+})();

@@ -1,0 +1,115 @@
+"""gunicorn for both servers, the receiver and the operator's page: the worker, the lines of the log, and limits of a process."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+from gunicorn import glogging
+from uvicorn_worker import UvicornWorker
+
+from inbox.http.limited_app import LimitedApp
+from inbox.http.protocol import HardenedHttpProtocol
+from inbox.http.scope import ON_STOP
+from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
+
+__all__ = [
+    "ON_STOP",
+    "WORKER_TMP_DIR",
+    "HardenedWorker",
+    "LimitedApp",
+    "LineLogger",
+    "PageWorker",
+    "allow_files",
+    "escape_logs",
+]
+
+WORKER_TMP_DIR = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # the heartbeat must not wait for a full disk
+
+
+class HardenedWorker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no types
+    """uvicorn under gunicorn: its parser answers malformed requests with 400, where gunicorn's own ASGI worker drops them."""
+
+    CONFIG_KWARGS = {  # noqa: RUF012  # the base class declares it so
+        "loop": "uvloop",
+        "http": HardenedHttpProtocol,
+        "lifespan": "on",
+        "ws": "none",
+        "server_header": False,
+    }
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # gunicorn's own
+        super().__init__(*arguments, **options)
+        # gunicorn wraps its listeners. uvloop lets go of a real socket before it closes the descriptor, but closes another
+        # object after that (`UVSocketHandle._close`): each stop logged "Error while closing socket [Errno 9]".
+        self.sockets: list[Any] = [listener.sock for listener in self.sockets]
+
+    def init_process(self) -> None:
+        """Run in the new process, before it serves."""
+        _return_large_blocks()
+        super().init_process()
+
+    def init_signals(self) -> None:
+        """Leave SIGHUP to the master: a worker that gets it too, as from `pkill -HUP gunicorn`, would die of it."""
+        super().init_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+class _PageProtocol(HardenedHttpProtocol):
+    allows_slow_readers = True
+
+
+class PageWorker(HardenedWorker):
+    """The worker of the operator's page, whose answers may be large."""
+
+    CONFIG_KWARGS = {**HardenedWorker.CONFIG_KWARGS, "http": _PageProtocol}  # noqa: RUF012  # likewise
+
+
+_M_MMAP_THRESHOLD = -3
+_LARGE_BLOCK = 1024 * 1024
+
+
+def _return_large_blocks() -> None:
+    """Return the memory of large bodies to the system once it is freed.
+
+    glibc does so by itself until the first is freed; then it keeps blocks of that size, in each thread (mallopt(3),
+    M_MMAP_THRESHOLD). Other systems have no such function, and no such habit.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+
+
+FILES_BESIDES = 100
+"""Files that a worker opens besides its connections."""
+
+
+def allow_files(connections: int, setting: str) -> None:
+    """Raise the limit of open files to the limit of connections, which `setting` names; most systems allow that on request."""
+    least = connections + FILES_BESIDES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < least:
+        most = least if hard == resource.RLIM_INFINITY else min(hard, least)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < least:
+            write_stderr(f"inbox: a process may open {most} files here, too few for {setting} = {connections}")
+
+
+def escape_logs(log: glogging.Logger) -> None:
+    """Let nothing from outside break or forge a line of the log, and give all lines one form of time."""
+    escape_lines([*log.error_log.handlers, *log.access_log.handlers], glogging.Logger.datefmt)
+    if logging.lastResort is not None:  # for our loggers, which gunicorn does not know
+        logging.lastResort.setFormatter(LineFormatter(glogging.Logger.error_fmt))
+
+
+class LineLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's logger with lines like ours, from its first one on."""
+
+    def setup(self, cfg: Any) -> None:  # noqa: ANN401  # gunicorn's
+        """Make the handlers, at the start and at each reload."""
+        super().setup(cfg)
+        escape_logs(self)
