@@ -107,6 +107,6 @@ SELECT d.route, d.cause, d.error_sha256, min(substr(d.error, 1, {MOST_SHOWN})) A
 FROM dead d
 WHERE {conditions}
 GROUP BY d.route, d.cause, d.error_sha256
-ORDER BY count(*) DESC, d.route, d.cause, d.error_sha256
+ORDER BY count(*) DESC, max(d.seq) DESC, d.route, d.cause
 LIMIT :limit
 """)

@@ -17,6 +17,7 @@ from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import render
 from relay.web.access.actor import Actor
+from relay.web.acts.resource import add_routes as add_acts
 from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
@@ -213,6 +214,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
+    add_acts(app, readers, renderer, clock)
     app.add_route("/live", LiveResource(Hub(screens.read, clock), access))
     ProblemAnswers(renderer, clock).add_to(app)
     return app

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -36,6 +38,7 @@ class Renderer:
         self._environment.globals.update(
             menu=menu, keys=KEYS, url=queries.url, static=static_url, MOST_COUNTED=MOST_COUNTED
         )
+        self._environment.globals.update(act_url=_act_url)
         self._environment.filters.update(
             visible=_visible,
             segment=queries.segment,
@@ -56,6 +59,15 @@ class Renderer:
 def _visible(value: object) -> str:
     """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
     return "" if value is None else visible(str(value))
+
+
+def _act_url(kind: str, fields: Mapping[str, object]) -> str:
+    """Write the URL of an act's plan; fields without a value are left out."""
+    given = {name: "true" if value is True else str(value) for name, value in fields.items() if value not in _NOTHING}
+    return f"/acts/{kind}?{urlencode(given)}" if given else f"/acts/{kind}"
+
+
+_NOTHING = (None, "", False)
 
 
 def _time(value: datetime | str | None, now: datetime) -> Markup:

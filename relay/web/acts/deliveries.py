@@ -29,8 +29,8 @@ LISTED = 10
 
 _CONSEQUENCES: Mapping[Act, tuple[str, ...]] = {
     "replay": (
-        "Each goes back to its place in its lane, by the time of its event; later events of the lane that are still open wait"
-        " for it. Where the order is `latest`, a newer event that waits stands for it.",
+        "Each goes back to its place in its lane, by the time of its event. Later events of the lane that are open wait for it.",
+        "Where the order is `latest`, a newer event that waits stands for it.",
         f"At most {MOST_OPEN:,} replayed deliveries of a route are open at a time, so new events need not wait behind them.",
     ),
     "retry": (
@@ -68,9 +68,7 @@ def plan(reading: Reading, kind: str, form: DeliveriesForm) -> ActPlan:
     if mistake is not None:
         raise BadFilter(mistake)
     end = time.monotonic() + LONGEST_SECONDS
-    found = bounded(
-        reading.database, choice, listed=LISTED, most=MOST_COUNTED, is_late=lambda: time.monotonic() > end
-    )
+    found = bounded(reading.database, choice, listed=LISTED, most=MOST_COUNTED, is_late=lambda: time.monotonic() > end)
     planned = found.plan
     made = ActPlan(
         kind=kind,

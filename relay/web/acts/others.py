@@ -182,7 +182,11 @@ def plan_erase(reading: Reading, kind: str, form: EraseForm) -> ActPlan:
         figures=tuple(each for each in figures if each.count),
         left_out={"events of it were erased before": planned.erased_before} if planned.erased_before else {},
         consequences=("Nothing brings it back. The reason must not name the entity, as it is kept for good.",)
-        + (() if planned.is_whole else ("Only a part of the rejected requests was searched; the erasure searches all.",)),
+        + (
+            ()
+            if planned.is_whole
+            else ("Only a part of the rejected requests was searched; the erasure searches all.",)
+        ),
         obstacle=_erasure_obstacle(planned),
     )
     return sealed(made, [[each.name, each.count] for each in figures], is_exact=True)

@@ -62,7 +62,7 @@ class Acts:
 
         if not sent.key:
             return await make()
-        content = msgspec.json.encode([kind.kind, msgspec.structs.replace(sent, key=None, plan=None), form])
+        content = _encoder.encode([kind.kind, msgspec.structs.replace(sent, key=None, plan=None), form])
         return await self._once.run(f"{actor.name}\n{sent.key}", content, make)
 
     async def _insert(self, actor: Actor, kind: ActKind, form: msgspec.Struct, sent: Submission) -> int:
@@ -100,7 +100,9 @@ def _check(kind: ActKind, form: msgspec.Struct, planned: ActPlan, sent: Submissi
         if subject.is_named_in(sent.reason):
             raise BadFilter("the reason names the entity, and it is kept for good", field="reason")
     if sent.plan is not None and not agrees(sent.plan, planned.plan):
-        raise PlanChanged("it is no longer the plan that was shown; nothing was done. Look at it again, then confirm it")
+        raise PlanChanged(
+            "it is no longer the plan that was shown; nothing was done. Look at it again, then confirm it"
+        )
     if planned.obstacle is not None:
         raise PlanChanged(planned.obstacle)
 
@@ -134,7 +136,7 @@ class ActPage:
         actor, act = _operator(req), _kind(kind)
         given = _one_each(req.params)
         given.pop("live", None)
-        await self._show(resp, actor, act, given, None)
+        await self._show(resp, actor, act, given)
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
         """Insert the command and show it; otherwise show the plan of now with what is in the way."""
@@ -146,7 +148,7 @@ class ActPage:
         except PageError as error:
             if isinstance(error, PlanChanged):
                 given.pop("as_of", None)  # what is new is shown, too
-            await self._show(resp, actor, act, given, error, sent.reason)
+            await self._show(resp, actor, act, given, problem=error, reason=sent.reason)
             return
         resp.status = HTTPStatus.SEE_OTHER
         resp.location = f"/commands/{number}"
@@ -157,7 +159,8 @@ class ActPage:
         actor: Actor,
         act: ActKind,
         given: dict[str, str],
-        problem: PageError | None,
+        *,
+        problem: PageError | None = None,
         reason: str = "",
     ) -> None:
         planned, form = None, None
@@ -331,7 +334,9 @@ def _one_each(params: Mapping[str, Any]) -> dict[str, str]:
     return dict(params)
 
 
-def add_routes(app: falcon.asgi.App[Request, Response], readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
+def add_routes(
+    app: falcon.asgi.App[Request, Response], readers: Readers, renderer: render.Renderer, clock: Clock
+) -> None:
     """Add the paths of all acts."""
     acts = Acts(readers, clock)
     page, stop = ActPage(acts, renderer), CommandStop(readers)

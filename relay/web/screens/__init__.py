@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from relay.web.screen import Screen
-from relay.web.screens import problems, rejected
+from relay.web.screens import commands, dead, problems, rejected
 
-SCREENS: tuple[Screen, ...] = (rejected.SCREEN, problems.SCREEN)
+SCREENS: tuple[Screen, ...] = (
+    dead.SCREEN,
+    rejected.SCREEN,
+    commands.SCREEN,
+    commands.COMMAND,
+    problems.SCREEN,
+)
 """In the order of the menu."""

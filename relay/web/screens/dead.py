@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import msgspec
 
 from relay.store.dead_groups import MOST_GROUPED, DeadGroup, dead_groups
@@ -32,8 +30,6 @@ class DeadPage(msgspec.Struct, frozen=True):
     """False: there are older dead letters, or smaller groups."""
     routes: tuple[str, ...]
     """Routes of the configuration."""
-    since: datetime | None = None
-    """The filter's time, for an act on all that match."""
     most_grouped: int = MOST_GROUPED
 
 
@@ -42,7 +38,7 @@ def read(reading: Reading, query: DeadQuery) -> DeadPage:
     since = query.since.moment if query.since else None
     with reading.database.read() as transaction:
         found = dead_groups(transaction, route=query.route, cause=query.cause, since=since, limit=query.limit)
-    return DeadPage(tuple(found.groups), found.grouped, found.is_whole, tuple(sorted(reading.config.routes)), since)
+    return DeadPage(tuple(found.groups), found.grouped, found.is_whole, tuple(sorted(reading.config.routes)))
 
 
 SCREEN = Screen(

@@ -1,4 +1,4 @@
-"""`/rejected`: requests that the receiver refused, and why."""
+"""`/rejected`: requests that the receiver refused, and why; operators readmit them after a fix."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ import msgspec
 from inbox.db import listings
 from relay.web.query import Limit, Number, Text, When
 from relay.web.screen import ListPage, Reading, Screen
+
+COLUMNS = (
+    "id",
+    "received_at",
+    "source",
+    "status",
+    "cause",
+    "reason",
+    "field",
+    "remote_address",
+    "readmitted_at",
+    "readmitted_seq",
+    "readmitted_by",
+    "readmit_reason",
+)
+"""Columns without the headers and body, which no list shows."""
+IS_KEPT = "body IS NOT NULL AS is_kept"
+"""Only a whole request can be readmitted. The database role of viewers may not even look whether there is a body."""
 
 
 class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +42,7 @@ class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RejectedPage(ListPage, frozen=True):
-    """Rows of `rejected_request`, the newest first."""
+    """Rows of `rejected_request`, the newest first, without headers and bodies."""
 
 
 def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
@@ -38,9 +56,13 @@ def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
         error=query.error,
         before=query.before,
     )
-    rows = listings.rejected_requests(reading.database.engine, wanted, query.limit + 1)
-    shown = rows[: query.limit]
-    return RejectedPage(rows=tuple(shown), before=shown[-1]["id"] if len(rows) > query.limit else None)
+    columns = (*COLUMNS, IS_KEPT) if reading.actor.may_act else COLUMNS
+    rows = listings.rejected_requests(reading.database.engine, wanted, query.limit + 1, columns)
+    shown = tuple(rows[: query.limit])
+    if reading.actor.may_act:
+        shown = tuple({**row, "is_kept": bool(row["is_kept"])} for row in shown)  # SQLite has numbers
+    before = shown[-1]["id"] if len(rows) > query.limit else None
+    return RejectedPage(rows=shown, before=before)
 
 
 SCREEN = Screen(
