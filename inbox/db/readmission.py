@@ -71,14 +71,17 @@ def _until(sizes: Sequence[tuple[int, int]], most_bytes: int) -> int:
     return last
 
 
-def note(connection: Connection, taken: Iterable[tuple[int, int]], *, by: str, reason: str) -> int:
-    """Note for each request, by its id, the seq that it became. One that somebody noted meanwhile stays.
+def note(
+    connection: Connection, taken: Iterable[tuple[int, int]], *, by: str, reason: str, now: datetime | None = None
+) -> int:
+    """Note for each request, by its id, the seq that it became. One that somebody noted meanwhile stays. `now` is the
+    database's time unless it is given.
 
     Returns:
         How many were noted.
     """
     rows = rows_param({"id": number, "seq": seq} for number, seq in taken)
-    values = {"taken": rows, "by": by, "reason": reason, "now": None}
+    values = {"taken": rows, "by": by, "reason": reason, "now": None if now is None else time_text(now)}
     return connection.execute(_note(Sql(connection.dialect.name)), values).rowcount
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
+from sqlalchemy import Connection
 
+from inbox.db import intake
 from inbox.db.intake import Rejected
+from inbox.events.event import Event
 from inbox.events.timestamps import as_time
 from relay.store.operator import commands, execution, readmit
 from relay.store.operator.commands import Progress
-from tests.helpers.relaying import CONFIG, POLICIES, START, Steps
+from tests.helpers.relaying import CONFIG, POLICIES, Steps
+from tests.helpers.storing import START
 from tests.helpers.webhooks import body
-
 
 _HEADERS = {"content-type": "application/json"}
 
@@ -58,7 +62,9 @@ def test_one_that_was_sent_again_meanwhile_is_a_duplicate(steps: Steps) -> None:
     steps.intake.reject(a_rejected(a_body(1)), a_rejected(a_body(1)), a_rejected(a_body(2)))
     end(steps, ask(steps, {"id": 1}))
     assert end(steps, ask(steps, {"everything": True})).affected == 2
-    assert seqs(steps) == [1, 1, 2]
+    first, again, other = seqs(steps)
+    assert first == again == 1
+    assert other not in {None, 1}
     assert [row["seq"] for row in steps.rows("SELECT seq FROM duplicate_request")] == [1]
 
 
@@ -75,14 +81,14 @@ def test_a_step_that_is_done_twice_changes_nothing_the_second_time(steps: Steps)
 
 def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.intake.reject(*(a_rejected(a_body(n)) for n in range(1, 4)))
-    append = readmit.intake.append
+    append = intake.append
 
-    def failing(connection: object, events: list[object]) -> list[int | None]:
-        if any(event.entity_id == "u2" for event in events):  # type: ignore[attr-defined]
+    def failing(connection: Connection, events: Sequence[Event]) -> list[int | None]:
+        if any(event.entity_id == "u2" for event in events):
             raise ValueError("u2 can't be stored")
-        return append(connection, events)  # type: ignore[arg-type]
+        return append(connection, events)
 
-    monkeypatch.setattr(readmit.intake, "append", failing)
+    monkeypatch.setattr(intake, "append", failing)
     assert end(steps, ask(steps, {"source": "trivore"})).answer == (
         "2 readmitted, 1 still rejected: their reasons are in a dry run"
     )

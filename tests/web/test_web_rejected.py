@@ -8,7 +8,8 @@ from inbox.config.model import Config
 from inbox.db.intake import Rejected
 from relay.web.screens.rejected import COLUMNS
 from tests.helpers.page import VIEWER, Page, on_database
-from tests.helpers.relaying import CONFIG, START, Steps
+from tests.helpers.relaying import CONFIG, Steps
+from tests.helpers.storing import START
 from tests.helpers.webhooks import body
 from tests.web.test_web_acts import form_of, number_of, work
 

@@ -144,7 +144,8 @@ def _store(database: Database, results: Sequence[ReadmitResult], task: AskedTask
             own = [next(became) for _ in each.events]
             if own[0] is not None:
                 taken.append((each.id, own[0]))
-        noted = readmission.note(connection, taken, by=task.asked_by, reason=task.reason) if taken else 0
+        said = {"by": task.asked_by, "reason": task.reason}
+        noted = readmission.note(connection, taken, **said, now=transaction.now()) if taken else 0
     _count(database, events, seqs)
     return noted
 
