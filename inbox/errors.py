@@ -155,6 +155,18 @@ class SignInNeeded(PageError, status=401, cause="sign_in_needed", title="Sign in
     Sign in on the page, or send `Authorization: Bearer TOKEN` to the API. `relay web token` makes a token.
     """
 
+    def __init__(self, detail: str, *, form: str | None = None) -> None:
+        super().__init__(detail)
+        self.form = form
+        """URL of the form that a person may go to instead."""
+
+
+class WrongPassword(PageError, status=401, cause="wrong_password", title="The name or the password is wrong"):
+    """There is nobody with this name and password.
+
+    `relay web passwd` gives a new password to somebody who has forgotten it.
+    """
+
 
 class NotAllowed(PageError, status=403, cause="not_allowed", title="Not allowed"):
     """The role does not allow this, or the request comes from another site.
@@ -183,6 +195,20 @@ class TooManySignIns(PageError, status=429, cause="too_many_sign_ins", title="To
 
     Wait for as many seconds as the header `Retry-After` says.
     """
+
+    def __init__(self, detail: str, *, retry_after_seconds: int) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class AccessBroken(PageError, status=503, cause="access_broken", title="Nobody can sign in now"):
+    """The file of those who may use the page can't be read, or has a wrong line.
+
+    The log of the page names the line. Until it is mended, nobody in the file is let in: who was removed from it can't be
+    told from the others.
+    """
+
+    retry_after_seconds = 5
 
 
 class QueryTooSlow(PageError, status=503, cause="query_too_slow", title="The query took too long"):

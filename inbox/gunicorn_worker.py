@@ -65,9 +65,12 @@ class _PageProtocol(HardenedHttpProtocol):
 
 
 class PageWorker(HardenedWorker):
-    """The worker of the operator's page, whose answers may be large."""
+    """The worker of the operator's page, whose answers may be large.
 
-    CONFIG_KWARGS = {**HardenedWorker.CONFIG_KWARGS, "http": _PageProtocol}  # noqa: RUF012  # likewise
+    An address stays the one that is connected, whatever `X-Forwarded-For` says: the page trusts the header of a proxy by it.
+    """
+
+    CONFIG_KWARGS = {**HardenedWorker.CONFIG_KWARGS, "http": _PageProtocol, "proxy_headers": False}  # noqa: RUF012  # likewise
 
 
 _M_MMAP_THRESHOLD = -3

@@ -28,7 +28,15 @@ hypothesis.settings.load_profile("patient")
 KINDS = ("sqlite", "postgres")
 PROOFS = "tests/proofs/"
 """Folder of the tests that take longest."""
-LONGER = ("tests/copying/", "tests/demo/", "tests/docs/", "tests/process/", "tests/recipes/", "tests/troubleshooting/")
+LONGER = (
+    "tests/browser/",
+    "tests/copying/",
+    "tests/demo/",
+    "tests/docs/",
+    "tests/process/",
+    "tests/recipes/",
+    "tests/troubleshooting/",
+)
 """Folders of tests that take seconds, as they start programs; the others take a fraction of one."""
 
 

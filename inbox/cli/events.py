@@ -23,7 +23,6 @@ from inbox.cli.options import (
     Since,
     Until,
     Wide,
-    chosen_routes,
     open_database,
     parse_entity,
     require_known_filters,
@@ -93,6 +92,7 @@ def list_command(
       inbox list --route user-to-crm --status 503 --columns seq,entity,due,error
       inbox list --source trivore --ndjson
     """
+    from inbox.config.routing import chosen_routes
     from inbox.db import listings
     from inbox.events.states import RETRYING, State
     from inbox.loader.load import read_config

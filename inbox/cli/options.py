@@ -115,14 +115,6 @@ def require_known_filters(
     require_known("state", state, (*LISTED_STATES, RETRYING))
 
 
-def chosen_routes(config: Config, route: str | None, destination: str | None) -> frozenset[str] | None:
-    """Return the routes that `--route` and `--destination` leave; None: all."""
-    if destination is None:
-        return None if route is None else frozenset({route})
-    there = frozenset(name for name, each in config.routes.items() if each.destination == destination)
-    return there if route is None else there & {route}
-
-
 def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[str | None, str | None]:
     """Return the type and the id that `--entity` names; the id is None for a type alone, where that is allowed."""
     if entity is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from inbox.config.model import Route, When
+from inbox.config.model import Config, Route, When
 from inbox.events.event import Action, Enrolment, Identity, escape
 
 ROUTE_LANE = "*"
@@ -46,6 +46,14 @@ def lane_of(route: Route, *, entity_type: str | None, entity_id: str | None, key
     if route.lane == "entity" and entity_type is not None and entity_id is not None:
         return entity_lane(entity_type, entity_id)
     return f"{OWN_LANE}{key}"
+
+
+def chosen_routes(config: Config, route: str | None, destination: str | None) -> frozenset[str] | None:
+    """Return the routes that filters by a route and by a destination leave; None: all."""
+    if destination is None:
+        return None if route is None else frozenset({route})
+    there = frozenset(name for name, each in config.routes.items() if each.destination == destination)
+    return there if route is None else there & {route}
 
 
 def possible_lanes(*, entity_type: str | None, entity_id: str | None, key: str) -> frozenset[str]:

@@ -245,8 +245,8 @@ class Secret:
         """Return whether the secret stands elsewhere, in a variable or a file."""
         return self.reference.startswith(("env:", "file:"))
 
-    def reveal(self, environment: Mapping[str, str] = os.environ, *, at: str = "") -> str:
-        """Read the secret.
+    def reveal(self, environment: Mapping[str, str] = os.environ, *, at: str = "", as_file: bool = False) -> str:
+        """Read the secret; `as_file` keeps the white space around what a file has, and so the numbers of its lines.
 
         Raises:
             ConfigError: the variable or file is missing or empty. The text begins with `at`, the key.
@@ -263,12 +263,12 @@ class Secret:
             return value
         if kind == "file":
             try:
-                value = Path(place).read_text(encoding="utf-8").strip()
+                value = Path(place).read_text(encoding="utf-8")
             except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
                 raise ConfigError(f"{before}can't read the secret in {place}: {error}") from None
-            if not value:
+            if not value.strip():
                 raise ConfigError(f"{before}the secret file {place} is empty")
-            return value
+            return value if as_file else value.strip()
         return self.reference
 
     def valid_at(self, now: datetime) -> bool:

@@ -82,7 +82,7 @@ def events(engine: Engine, wanted: EventFilter, limit: int) -> ListingPage:
     found: list[Row] = []
     with engine.connect() as connection:
         for page in _seqs(connection, wanted, _PAGE if wanted.is_on_deliveries else min(limit + 1, _PAGE)):
-            for rows in _deliveries(connection, page):
+            for rows in deliveries_of(connection, page):
                 shown = [row for row in rows if wanted.admits(row)]
                 if found and len(found) + len(shown) > limit:
                     return ListingPage(found, found[-1]["seq"])
@@ -106,9 +106,9 @@ def _seqs(connection: Connection, wanted: EventFilter, page: int) -> Iterator[li
 
 def _candidates(sql: Sql, wanted: EventFilter) -> tuple[Callable[[bool], str], dict[str, object]]:
     names = ("source", "entity_type", "entity_id", "event_type")
-    conditions, values = _given(sql, wanted, "i.received_at", names=names, of="i.")
+    conditions, values = conditions_on(sql, wanted, "i.received_at", names=names, of="i.")
     if wanted.entity_id is not None and wanted.source is None:  # the index of entities begins with the source
-        conditions.append(f"i.source IN ({_SOURCES})")
+        conditions.append(f"i.source IN ({SOURCES})")
     if wanted.state in OPEN_STATES or wanted.error is not None:  # only an open delivery has an error
         source = "SELECT DISTINCT o.seq FROM open_delivery o JOIN inbox i ON i.seq = o.seq"
         if wanted.state is not None:
@@ -136,7 +136,7 @@ def _candidates(sql: Sql, wanted: EventFilter) -> tuple[Callable[[bool], str], d
     return statement, values
 
 
-_SOURCES = """
+SOURCES = """
 WITH RECURSIVE known(name) AS (
     SELECT min(source) FROM inbox
     UNION ALL
@@ -145,7 +145,7 @@ SELECT name FROM known WHERE name IS NOT NULL"""
 """Every source, by one look into the unique index for each."""
 
 
-def _deliveries(connection: Connection, seqs: Sequence[int]) -> list[list[Row]]:
+def deliveries_of(connection: Connection, seqs: Sequence[int]) -> list[list[Row]]:
     """Return the rows of the view for each of these events."""
     with reading(connection).begin():
         if Sql(connection.dialect.name).has_lateral:
@@ -195,7 +195,7 @@ def rejected_requests(
 ) -> list[Row]:
     """List rows of `rejected_request`, the newest first. `columns` are expressions."""
     sql = Sql(engine.dialect.name)
-    conditions, values = _given(sql, wanted, "received_at", names=("source", "cause", "status"))
+    conditions, values = conditions_on(sql, wanted, "received_at", names=("source", "cause", "status"))
     if wanted.error is not None:
         conditions.append("lower(reason) LIKE :error ESCAPE '!'")
         values["error"] = contains(wanted.error)
@@ -225,7 +225,7 @@ class CommandFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 def commands(engine: Engine, wanted: CommandFilter, limit: int) -> list[Row]:
     """List rows of `relay_command`, the newest first."""
-    conditions, values = _given(Sql(engine.dialect.name), wanted, "asked_at", names=("kind", "state"))
+    conditions, values = conditions_on(Sql(engine.dialect.name), wanted, "asked_at", names=("kind", "state"))
     if wanted.before is not None:
         conditions.append("id < :before")
         values["before"] = wanted.before
@@ -241,7 +241,7 @@ def contains(part: str) -> str:
     return f"%{escaped}%"
 
 
-def _given(
+def conditions_on(
     sql: Sql,
     wanted: EventFilter | RejectionFilter | CommandFilter,
     received_at: str,

@@ -74,8 +74,9 @@ def _until(sizes: Sequence[tuple[int, int]], most_bytes: int) -> int:
 def note(
     connection: Connection, taken: Iterable[tuple[int, int]], *, by: str, reason: str, now: datetime | None = None
 ) -> int:
-    """Note for each request, by its id, the seq that it became. One that somebody noted meanwhile stays. `now` is the
-    database's time unless it is given.
+    """Note for each request, by its id, the seq that it became. One that somebody noted meanwhile stays.
+
+    `now` is the database's time unless it is given.
 
     Returns:
         How many were noted.

@@ -15,7 +15,8 @@ from inbox.http.scope import CAPACITY, CUT_SHORT, SEND_CONTINUE
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI application; frameworks differ in how they type it."""
 
 
 class LimitedApp:

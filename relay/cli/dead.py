@@ -21,7 +21,6 @@ from inbox.cli.options import (
     Since,
     Until,
     Wide,
-    chosen_routes,
     parse_entity,
 )
 from inbox.cli.tables import Column, format_of, show
@@ -74,6 +73,7 @@ def dead(
       relay dead --destination crm --status 422 --since 2d
       relay dead --error "no value" --ndjson
     """
+    from inbox.config.routing import chosen_routes
     from relay.store import reads
 
     form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)

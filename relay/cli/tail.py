@@ -19,7 +19,6 @@ from inbox.cli.options import (
     OfStatus,
     Since,
     Wide,
-    chosen_routes,
     parse_entity,
     require_known,
 )
@@ -103,6 +102,7 @@ def tail(
       relay tail --destination crm --since 15m
       relay tail --cause server_error --ndjson
     """
+    from inbox.config.routing import chosen_routes
     from relay.delivery.facts import KINDS
     from relay.store.reads import OUTCOMES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 from inbox.cli.command_line import Commands
 from inbox.cli.terminal import answer, exit_on_error, fail, say
 
-app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True)
+app = typer.Typer(cls=Commands, add_completion=False)
 
 _Role = Annotated[str, typer.Option(help="viewer, who sees, or operator, who may also act.")]
 _Into = Annotated[
@@ -20,9 +21,32 @@ _Into = Annotated[
 ]
 
 
-@app.callback()
-def web() -> None:
-    """The operator's page and its API."""
+@app.callback(invoke_without_command=True)
+def web(
+    context: typer.Context,
+    *,
+    bind: Annotated[
+        str, typer.Option(help="Address and port; behind a proxy with TLS if others are to reach it.")
+    ] = "127.0.0.1:8025",
+) -> None:
+    """Serve the operator's page and its API with gunicorn. SIGHUP reads the configuration again.
+
+    It is closed until `[web]` in the configuration says who may use it.
+
+    Examples:
+      relay web passwd anna --role operator --into users
+      relay web
+      relay web --bind 0.0.0.0:8025
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from inbox.loader.load import load_file
+    from relay.web.start import page_of
+
+    with exit_on_error():
+        load_file().make(page_of)  # gunicorn would say the same, below its own lines
+    arguments = ["--config", "python:relay.web.gunicorn_settings", "--bind", bind, "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments])  # noqa: S606  # it takes this process over
 
 
 @app.command()

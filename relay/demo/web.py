@@ -39,6 +39,7 @@ def served(app: App, port: int = 0) -> Iterator[str]:
             ws="none",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )

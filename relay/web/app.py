@@ -17,7 +17,10 @@ from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import render
 from relay.web.access.actor import Actor
+from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard
+from relay.web.access.sign_in import SignIn, SignOut
 from relay.web.acts.resource import add_routes as add_acts
+from relay.web.api import ApiDocument, encode
 from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
@@ -37,8 +40,6 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-
-_encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -100,8 +101,10 @@ class ScreenResource:
             query=query,
             page=page,
             problem=problem,
+            config=self._readers.config,
             actor=actor,
             live=live_url(url(self._screen.path, query), version) if is_live else None,
+            **self._screen.values,
         )
         return Shown(html, version, problem)
 
@@ -111,7 +114,7 @@ class ScreenResource:
         query = parse(self._screen.query, parameters(req.params, path), self._clock.now())
         page = await self._readers.read(req.context.actor, lambda reading: self._screen.read(reading, query))
         resp.content_type = falcon.MEDIA_JSON
-        resp.data = _encoder.encode(page)
+        resp.data = encode(page)
         if isinstance(page, ListPage) and page.before is not None:
             resp.append_link(url(req.uri_template or req.path, query, before=page.before), "next")
 
@@ -126,7 +129,7 @@ class ScreenResource:
 
 
 def _version(page: msgspec.Struct | None, problem: PageError | None) -> str:
-    said = _encoder.encode(page) if problem is None else f"{problem.title} {problem.detail}".encode()
+    said = encode(page) if problem is None else f"{problem.title} {problem.detail}".encode()
     return hashlib.sha256(said).hexdigest()[:16]
 
 
@@ -215,6 +218,10 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
     add_acts(app, readers, renderer, clock)
+    if isinstance(access, Guard):
+        app.add_route(SIGN_IN, SignIn(access, renderer))
+        app.add_route(SIGN_OUT, SignOut(access))
+    app.add_route(f"{API}/openapi.json", ApiDocument())
     app.add_route("/live", LiveResource(Hub(screens.read, clock), access))
     ProblemAnswers(renderer, clock).add_to(app)
     return app

@@ -11,7 +11,7 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
-from inbox.errors import NothingThere, PageError
+from inbox.errors import NothingThere, PageError, SignInNeeded
 from inbox.logs.traces import without_message
 from relay.web import render
 
@@ -71,7 +71,12 @@ class ProblemAnswers:
         app.add_error_handler(Exception, self.answer_bug)
 
     async def answer(self, req: Request, resp: Response, error: PageError, _params: object, **_: object) -> None:
-        """Answer with one of our own problems."""
+        """Answer with one of our own problems; who has to sign in gets the form, or the way to do so as a program."""
+        if isinstance(error, SignInNeeded):
+            if error.form is not None and not wants_json(req):
+                resp.status, resp.location = HTTPStatus.SEE_OTHER, error.form
+                return
+            resp.set_header("WWW-Authenticate", "Bearer")
         set_status(resp, error)
         self._write(req, resp, problem_of(error))
 

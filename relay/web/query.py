@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from inbox.config.mistakes import nearest
+from inbox.db.parameters import is_storable
 from inbox.errors import BadFilter
 from inbox.events.timestamps import parse_time
 
@@ -18,7 +19,8 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=200)]
-Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Text = Annotated[str, msgspec.Meta(max_length=1000, pattern="^[^\\x00]*$")]
+"""Text without NUL, which Postgres can't store or compare."""
 
 
 class When(str):
@@ -58,9 +60,11 @@ def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, s
         BadFilter: as `parse`.
     """
     known = kind.__struct_fields__
-    for name in filled:
+    for name, value in filled.items():
         if name not in known:
             raise BadFilter(f"there is no filter {name!r}; {nearest(name, known)}", field=name)
+        if not is_storable(value):
+            raise BadFilter(f"{name} {value!r}: no database stores such a character", field=name)
 
     def hook(wanted: type[Any], value: Any) -> Any:  # noqa: ANN401  # as msgspec has it
         if wanted is When and isinstance(value, str):

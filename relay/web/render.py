@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlencode
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -36,11 +35,17 @@ class Renderer:
             lstrip_blocks=True,
         )
         self._environment.globals.update(
-            menu=menu, keys=KEYS, url=queries.url, static=static_url, MOST_COUNTED=MOST_COUNTED
+            menu=menu,
+            keys=KEYS,
+            url=queries.url,
+            static=static_url,
+            with_given=_with_given,
+            MOST_COUNTED=MOST_COUNTED,
         )
-        self._environment.globals.update(act_url=_act_url)
         self._environment.filters.update(
             visible=_visible,
+            brief=_brief,
+            shown_state=wording.shown_state,
             segment=queries.segment,
             time=_time,
             number=_number,
@@ -61,13 +66,19 @@ def _visible(value: object) -> str:
     return "" if value is None else visible(str(value))
 
 
-def _act_url(kind: str, fields: Mapping[str, object]) -> str:
-    """Write the URL of an act's plan; fields without a value are left out."""
-    given = {name: "true" if value is True else str(value) for name, value in fields.items() if value not in _NOTHING}
-    return f"/acts/{kind}?{urlencode(given)}" if given else f"/acts/{kind}"
+_BRIEF = 300
 
 
-_NOTHING = (None, "", False)
+def _brief(value: object) -> str:
+    """Make the beginning of a value from outside harmless to the eye, for a cell of a table."""
+    text = "" if value is None else str(value)
+    return visible(text) if len(text) <= _BRIEF else f"{visible(text[:_BRIEF])}…"
+
+
+def _with_given(names: Iterable[str], given: str | None) -> list[str]:
+    """List names to choose from. The given one is among them, so that a form keeps it."""
+    known = list(names)
+    return known if given is None or given in known else [*known, given]
 
 
 def _time(value: datetime | str | None, now: datetime) -> Markup:

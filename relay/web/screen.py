@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -40,12 +40,14 @@ class Screen(msgspec.Struct, frozen=True):
     read: Callable[[Reading, Any], Any]
     """Makes a `page` from a `query`. Raises PageError where there is nothing to show."""
     template: str
-    """File in `templates/`. It gets `page`, `query`, `screen`, `actor` and `now`."""
+    """File in `templates/`. It gets `page`, `query`, `screen`, `config`, `actor`, `now` and `values`."""
     in_menu: bool = True
     is_live: bool = True
     """True when its page refreshes itself: its read is cheap, and nobody fills in a form on it."""
     is_list: bool = False
     """True when its page has `rows`, which the API answers with a link to the next page."""
+    values: Mapping[str, object] = {}
+    """Further names of the template: constants, and pure functions of the page's values."""
 
 
 class ListPage(msgspec.Struct, frozen=True):
@@ -55,7 +57,7 @@ class ListPage(msgspec.Struct, frozen=True):
     before: int | None = None
     """Value of the parameter `before` for the next page; None: there is no more."""
     matching: int | None = None
-    """Number of all that match, counted up to `MOST_COUNTED`; None: not counted."""
+    """Number of all that match, where 501 stands for more than 500; None: not counted."""
 
 
 MOST_COUNTED = 500

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 from sqlalchemy import make_url
@@ -40,6 +41,22 @@ def down(database_url: str) -> Iterator[None]:
             yield
         finally:
             server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+@contextlib.contextmanager
+def gone(database_url: str) -> Iterator[None]:
+    """Nobody can even read the database: Postgres takes no connections, a SQLite file is elsewhere."""
+    if is_postgres(database_url):
+        with down(database_url):
+            yield
+        return
+    path = Path(_name(database_url))
+    elsewhere = path.with_suffix(".away")
+    path.rename(elsewhere)
+    try:
+        yield
+    finally:
+        elsewhere.rename(path)
 
 
 @contextlib.contextmanager

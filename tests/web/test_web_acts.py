@@ -335,7 +335,7 @@ def test_a_wrong_body_is_a_problem_and_no_command(page: Page, steps: Steps, body
 
 
 def test_a_form_that_is_too_large_or_no_form_is_refused(page: Page) -> None:
-    assert page.post("/acts/replay", {"reason": "x" * 300_000}).status_code == 400
+    assert page.post("/acts/replay", {"reason": "x" * 300_000}).status_code == 413
     assert page.post("/acts/replay", json={"reason": "x"}).status_code == 400
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -78,23 +77,9 @@ def test_the_json_of_a_slow_statement_is_a_problem(page: Page) -> None:
     assert answer.json()["type"] == "/problems/query_too_slow"
 
 
-@contextlib.contextmanager
-def gone(database_url: str) -> Iterator[None]:
-    """Nobody can read the database."""
-    if outage.is_postgres(database_url):
-        with outage.down(database_url):
-            yield
-        return
-    path = Path(database_url.removeprefix("sqlite:///"))
-    elsewhere = path.with_suffix(".away")
-    path.rename(elsewhere)
-    yield
-    elsewhere.rename(path)
-
-
 def test_a_database_that_is_gone_is_told_and_comes_back_by_itself(page: Page, database_url: str) -> None:
     assert page.get("/rejected").status_code == 200
-    with gone(database_url):
+    with outage.gone(database_url):
         away = page.get("/rejected?source=trivore")
         assert (away.status_code, away.headers["Retry-After"]) == (503, "5")
         assert "The database does not answer" in away.text

@@ -27,13 +27,11 @@ from relay.web.acts.forms import Submission, checked_reason, require_storable
 from relay.web.acts.kinds import ACTS, ORDERS, ActAnswer, ActKind
 from relay.web.acts.once import OnceOnly
 from relay.web.acts.plan import ActPlan
+from relay.web.api import encode
+from relay.web.forms import MOST_BYTES, read_form
 from relay.web.problems import API, set_status
 from relay.web.query import convert, parse
 from relay.web.reading import Readers
-
-_encoder = msgspec.json.Encoder(enc_hook=str)
-MOST_BODY_BYTES = 256 * 1024
-"""Bytes of a form or JSON body: the longest id and reason, percent-encoded."""
 
 
 class Acts:
@@ -62,7 +60,7 @@ class Acts:
 
         if not sent.key:
             return await make()
-        content = _encoder.encode([kind.kind, msgspec.structs.replace(sent, key=None, plan=None), form])
+        content = encode([kind.kind, msgspec.structs.replace(sent, key=None, plan=None), form])
         return await self._once.run(f"{actor.name}\n{sent.key}", content, make)
 
     async def _insert(self, actor: Actor, kind: ActKind, form: msgspec.Struct, sent: Submission) -> int:
@@ -212,7 +210,7 @@ class ActApi:
         actor, act = _operator(req), _kind(kind)
         form = parse(act.form, _one_each(req.params), self._acts.clock.now())
         resp.content_type = falcon.MEDIA_JSON
-        resp.data = _encoder.encode(await self._acts.plan(actor, act, form))
+        resp.data = encode(await self._acts.plan(actor, act, form))
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
         """Insert the command, and answer 202 with its id."""
@@ -227,7 +225,7 @@ class ActApi:
         resp.status = HTTPStatus.ACCEPTED
         resp.location = f"{API}/commands/{number}"
         resp.content_type = falcon.MEDIA_JSON
-        resp.data = _encoder.encode(ActAnswer(number, act.kind, f"{API}/commands/{number}"))
+        resp.data = encode(ActAnswer(number, act.kind, f"{API}/commands/{number}"))
 
 
 class CommandStop:
@@ -287,44 +285,23 @@ class RejectedReadmit:
         resp.location = f"/acts/readmit?id={_number(id)}"
 
 
-async def read_form(req: Request) -> dict[str, str]:
-    """Read a form's fields.
-
-    Raises:
-        BadFilter: it is no form, too large, or has a field twice.
-    """
-    content = req.content_type or ""
-    if content.partition(";")[0].strip().lower() != falcon.MEDIA_URLENCODED:
-        raise BadFilter(f"send a form as {falcon.MEDIA_URLENCODED}")
-    body = await _body(req)
-    try:
-        return _one_each(falcon.uri.parse_query_string(body.decode("ascii"), keep_blank=True))
-    except UnicodeDecodeError:
-        raise BadFilter("the form is not percent-encoded") from None
-
-
 async def read_json(req: Request) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        BadFilter: it is none, or too large.
+        BadFilter: it is none.
+        HTTPContentTooLarge: it has more than `MOST_BYTES`.
     """
+    given = await req.stream.read(MOST_BYTES + 1)
+    if len(given) > MOST_BYTES:
+        raise falcon.HTTPContentTooLarge(description=f"a body has at most {MOST_BYTES} bytes")
     try:
-        body = msgspec.json.decode(await _body(req))
+        body = msgspec.json.decode(given)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadFilter(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadFilter("the body is a JSON object with the fields of the act and a reason")
     return body
-
-
-async def _body(req: Request) -> bytes:
-    read = b""
-    async for chunk in req.stream:
-        read += chunk
-        if len(read) > MOST_BODY_BYTES:
-            raise BadFilter(f"the body has more than {MOST_BODY_BYTES:,} bytes")
-    return read
 
 
 def _one_each(params: Mapping[str, Any]) -> dict[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from relay.web.screen import Screen
-from relay.web.screens import commands, dead, problems, rejected
+from relay.web.screens import commands, dead, deliveries, problems, rejected
 
 SCREENS: tuple[Screen, ...] = (
+    deliveries.SCREEN,
     dead.SCREEN,
     rejected.SCREEN,
     commands.SCREEN,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from inbox.db import listings, reads
+from inbox.db.reads import Row
 from inbox.errors import NothingThere
+from inbox.events.commands import KEYS
 from relay.web.query import Limit, Number, Text, When
+from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
 
 
@@ -28,6 +31,8 @@ class CommandsQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 class CommandsPage(ListPage, frozen=True):
     """Rows of `relay_command` without their samples, the newest first."""
+
+    rows: tuple[Annotated[Row, rows_of("relay_command", "sample")], ...]
 
 
 def read(reading: Reading, query: CommandsQuery) -> CommandsPage:
@@ -62,12 +67,21 @@ class CommandQuery(msgspec.Struct, frozen=True):
     id: Number
 
 
+_SELECTION = msgspec.Meta(
+    extra_json_schema={
+        "properties": {name: {} for name in KEYS},
+        "additionalProperties": False,
+    }
+)
+
+
 class CommandPage(msgspec.Struct, frozen=True):
     """One row of `relay_command`."""
 
     id: int
     kind: str
-    selection: dict[str, Any]
+    selection: Annotated[dict[str, Any], _SELECTION]
+    """Its conditions, as the kind of command has them."""
     reason: str
     asked_by: str
     asked_at: datetime

@@ -49,4 +49,5 @@ SCREEN = Screen(
     page=DeadPage,
     read=read,
     template="dead.html",
+    is_live=False,
 )

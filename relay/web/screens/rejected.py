@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from inbox.db import listings
+from inbox.db.reads import Row
 from relay.web.query import Limit, Number, Text, When
+from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
 
 COLUMNS = (
@@ -23,8 +27,13 @@ COLUMNS = (
     "readmit_reason",
 )
 """Columns without the headers and body, which no list shows."""
+LEFT_OUT = ("headers", "body", "body_sha256")
 IS_KEPT = "body IS NOT NULL AS is_kept"
 """Only a whole request can be readmitted. The database role of viewers may not even look whether there is a body."""
+_IS_KEPT_SCHEMA = {
+    "type": ["boolean", "null"],
+    "description": "true: it was kept whole, so that it can be readmitted; null: viewers are not told",
+}
 
 
 class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +53,8 @@ class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
 class RejectedPage(ListPage, frozen=True):
     """Rows of `rejected_request`, the newest first, without headers and bodies."""
 
+    rows: tuple[Annotated[Row, rows_of("rejected_request", *LEFT_OUT, is_kept=_IS_KEPT_SCHEMA)], ...]
+
 
 def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
     """Read a page of rejected requests."""
@@ -58,9 +69,10 @@ def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
     )
     columns = (*COLUMNS, IS_KEPT) if reading.actor.may_act else COLUMNS
     rows = listings.rejected_requests(reading.database.engine, wanted, query.limit + 1, columns)
-    shown = tuple(rows[: query.limit])
-    if reading.actor.may_act:
-        shown = tuple({**row, "is_kept": bool(row["is_kept"])} for row in shown)  # SQLite has numbers
+    shown = tuple(
+        {**row, "is_kept": bool(row["is_kept"]) if "is_kept" in row else None}  # SQLite has numbers
+        for row in rows[: query.limit]
+    )
     before = shown[-1]["id"] if len(rows) > query.limit else None
     return RejectedPage(rows=shown, before=before)
 

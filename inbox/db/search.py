@@ -1,0 +1,261 @@
+"""A search of deliveries that ends in time, however many events there are and however few of them match.
+
+It looks through events from the newest down, a window of seqs at a time, and stops when its time is over. Who asks goes on
+from there. `inbox.db.listings` has the same conditions, and looks until it has enough.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Engine, text
+
+from inbox.db.dialect import Sql
+from inbox.db.engine import reading
+from inbox.db.event_views import status_of
+from inbox.db.listings import SOURCES, EventFilter, conditions_on, deliveries_of
+from inbox.db.parameters import rows_param
+from inbox.db.reads import Row
+from inbox.events.states import OPEN_STATES, UNROUTED
+from inbox.events.timestamps import as_time, time_text
+
+LONGEST_SECONDS = 0.15
+"""Time of a search for somebody who waits: after it, no further statement begins."""
+MOST_OF_A_STATE = 5000
+"""As many open deliveries of a state are read at once and put in order; of more, the newest events are looked through."""
+_CHUNK = 250
+"""The most events whose deliveries one statement reads."""
+_FIRST_WINDOW, _LARGEST_WINDOW = 1000, 32_000
+_QUICK_SECONDS = 0.015
+"""After a window that took less, the next is twice as large."""
+_ABOVE_ALL = 2**63 - 1
+_CLOCKS_APART = timedelta(hours=1)
+"""Clocks of receivers differ by less; seqs are in the order of their arrival, but for this."""
+_SEQS_APART = 10_000
+"""A seq is taken before its event is committed, so an earlier event may have a later seq, by at most so much."""
+_NEAR = 1000
+"""Seqs to which the place of a time is narrowed down."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Deliveries that match, the newest event first."""
+
+    rows: list[Row]
+    """About as many as asked for, as an event is never split between pages."""
+    before: int | None
+    """The seq that the next page lies below, or from which to go on; None: there is no more."""
+    matching: int | None
+    """All that match, counted until more than `most`; None: not counted, as this is a later page."""
+    is_complete: bool
+    """False: the time was over before all had been looked through, and before `matching` was beyond `most`."""
+    looked_through: int
+    """Events, or of an open state deliveries, that were looked through."""
+
+
+def search(
+    engine: Engine,
+    wanted: EventFilter,
+    *,
+    limit: int,
+    most: int,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Found:
+    """Search rows of the view `delivery` for about `limit` that match, and count up to `most` + 1.
+
+    It takes little more than `seconds`. A row is missed only where the clocks of receivers differ by more than an hour.
+    """
+    end = clock() + seconds
+    rows: list[Row] = []
+    matching, is_full, is_complete, place = 0, False, True, wanted.before
+    with engine.connect() as connection:
+        walk = _Walk(connection, wanted, clock)
+        for seqs, place in walk.chunks():  # noqa: B007  # the last one counts
+            for found in deliveries_of(connection, seqs) if seqs else ():
+                shown = [row for row in found if wanted.admits(row)]
+                matching += len(shown)
+                is_full = is_full or bool(rows and shown and len(rows) + len(shown) > limit)
+                if not is_full:
+                    rows += shown
+            if matching > most or (is_full and wanted.before is not None):
+                break
+            if clock() > end:
+                is_complete = False
+                break
+        else:
+            place = None
+    return Found(
+        rows=rows,
+        before=rows[-1]["seq"] if is_full else place,
+        matching=min(matching, most + 1) if wanted.before is None else None,
+        is_complete=is_complete,
+        looked_through=walk.looked_through,
+    )
+
+
+class _Walk:
+    """Finds seqs of events that may match, downwards."""
+
+    def __init__(self, connection: Connection, wanted: EventFilter, clock: Callable[[], float]) -> None:
+        self._connection, self._wanted, self._clock = connection, wanted, clock
+        self._sql = Sql(connection.dialect.name)
+        self._is_open = wanted.state in OPEN_STATES or wanted.error is not None  # only an open delivery has an error
+        self.looked_through = 0
+
+    def chunks(self) -> Iterator[tuple[list[int], int]]:
+        """Yield some seqs at a time, and the seq below which the next ones lie."""
+        below = _ABOVE_ALL if self._wanted.before is None else self._wanted.before
+        few = self._few_of_state()
+        if few is not None:
+            self.looked_through = len(few)
+            yield from self._of_these([seq for seq in few if seq < below])
+            return
+        floor, ceiling = self._bounds()
+        below, size = min(below, ceiling), _FIRST_WINDOW
+        while below > floor:
+            began = self._clock()
+            lowest = max(self._lowest(below, size), floor)
+            seqs = self._execute(*self._fitting(below, lowest))
+            self.looked_through += size if lowest > floor else len(seqs)  # of the last window only what fits is known
+            if self._clock() - began < _QUICK_SECONDS:
+                size = min(2 * size, _LARGEST_WINDOW)
+            for at in range(0, len(seqs), _CHUNK):
+                chunk = seqs[at : at + _CHUNK]
+                yield chunk, chunk[-1]
+            below = lowest
+            if below > floor:
+                yield [], below
+
+    def _of_these(self, seqs: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+        conditions, values = self._of_event()
+        where = " AND ".join(conditions or ["1 = 1"])
+        listed = self._sql.rows("wanted", seq="bigint")
+        statement = f"SELECT i.seq FROM inbox i WHERE i.seq IN (SELECT wanted.seq FROM {listed}) AND {where} ORDER BY i.seq DESC"
+        for at in range(0, len(seqs), _CHUNK):
+            chunk = seqs[at : at + _CHUNK]
+            yield self._execute(statement, {**values, "wanted": rows_param({"seq": seq} for seq in chunk)}), chunk[-1]
+
+    def _few_of_state(self) -> list[int] | None:
+        """Read the seqs in the wanted state, the newest first, from its index; None: it has too many, or none is wanted."""
+        if self._wanted.state not in OPEN_STATES:
+            return None
+        conditions, values = self._of_open()
+        statement = f"SELECT o.seq FROM open_delivery o WHERE {' AND '.join(conditions)} LIMIT :most"
+        found = self._execute(statement, {**values, "most": MOST_OF_A_STATE + 1})
+        return sorted(set(found), reverse=True) if len(found) <= MOST_OF_A_STATE else None
+
+    def _lowest(self, below: int, size: int) -> int:
+        """Return the lowest seq of a window of that size; -1 when it reaches the end."""
+        table, key, conditions, values = self._base()
+        where = " AND ".join((*conditions, f"{key} < :below"))
+        statement = f"SELECT {key} FROM {table} WHERE {where} ORDER BY {key} DESC LIMIT 1 OFFSET :size"
+        found = self._execute(statement, {**values, "below": below, "size": size - 1})
+        return found[0] if found else -1
+
+    def _fitting(self, below: int, lowest: int) -> tuple[str, dict[str, object]]:
+        """Write the statement for the seqs of a window that may match."""
+        table, key, conditions, values = self._base()
+        more, given = self._of_event()
+        conditions += more
+        if table.startswith("open"):
+            of_open, its = self._of_open()
+            conditions += [
+                *of_open,
+                "i.seq < :below",
+                "i.seq >= :lowest",
+            ]  # Postgres infers no bounds of a joined column
+            values |= its
+            table = f"{table} JOIN inbox i ON i.seq = o.seq"
+        elif self._is_open:
+            of_open, its = self._of_open()
+            conditions.append(f"EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = i.seq AND {' AND '.join(of_open)})")
+            values |= its
+        else:
+            of_log, its = self._of_log()
+            conditions += of_log
+            values |= its
+        where = " AND ".join((*conditions, f"{key} < :below", f"{key} >= :lowest"))
+        statement = f"SELECT DISTINCT {key} FROM {table} WHERE {where} ORDER BY {key} DESC"
+        return statement, {**values, **given, "below": below, "lowest": lowest}
+
+    def _base(self) -> tuple[str, str, list[str], dict[str, object]]:
+        """Return the table whose rows are looked through in the order of an index: its key, and conditions of that index."""
+        wanted = self._wanted
+        if wanted.entity_type is not None and wanted.entity_id is not None:
+            values: dict[str, object] = {"entity_type": wanted.entity_type, "entity_id": wanted.entity_id}
+            source = f"i.source IN ({SOURCES})" if wanted.source is None else "i.source = :source"
+            values |= {} if wanted.source is None else {"source": wanted.source}
+            return "inbox i", "i.seq", [source, "i.entity_type = :entity_type", "i.entity_id = :entity_id"], values
+        if self._is_open:
+            return "open_delivery o", "o.seq", [], {}
+        return "inbox i", "i.seq", [], {}
+
+    def _of_event(self) -> tuple[list[str], dict[str, object]]:
+        names = ("source", "entity_type", "entity_id", "event_type")
+        return conditions_on(self._sql, self._wanted, "i.received_at", names=names, of="i.")
+
+    def _of_open(self) -> tuple[list[str], dict[str, object]]:
+        """Return the conditions on an open delivery. The state is written into it, so that its partial index is used."""
+        wanted = self._wanted
+        conditions = ["1 = 1"] if wanted.state is None else [f"o.state = '{wanted.state}'"]
+        values: dict[str, object] = {}
+        if wanted.retrying_at is not None:
+            conditions.append(f"o.attempt > 0 AND o.due_at > {self._sql.time(':retrying_at')}")
+            values["retrying_at"] = time_text(wanted.retrying_at)
+        if wanted.routes is not None:
+            conditions.append(f"o.route IN ({self._routes(values)})")
+        return conditions, values
+
+    def _of_log(self) -> tuple[list[str], dict[str, object]]:
+        """Return conditions that an event with such a delivery meets, by its facts."""
+        wanted, sql = self._wanted, self._sql
+        if wanted.state == UNROUTED:
+            return [f"NOT EXISTS (SELECT 1 FROM {table} t WHERE t.seq = i.seq)" for table in _OF_DELIVERIES], {}
+        values: dict[str, object] = {}
+        of_fact: list[str] = []
+        if wanted.state is not None:
+            of_fact.append("f.kind = :state")
+            values["state"] = wanted.state
+        if wanted.status is not None:
+            of_fact.append(f"CAST({status_of('f', sql.name)} AS int) = :status")
+            values["status"] = wanted.status
+        has_route = "" if wanted.routes is None else f" AND {{}}.route IN ({self._routes(values)})"
+        fact = "EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq{} AND {})"
+        if of_fact:
+            return [fact.format(has_route.format("f"), " AND ".join(of_fact))], values
+        if not has_route:
+            return [], values
+        opened = f"EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = i.seq{has_route.format('o')})"
+        return [f"({opened} OR {fact.format(has_route.format('f'), '1 = 1')})"], values
+
+    def _routes(self, values: dict[str, object]) -> str:
+        values["routes"] = rows_param({"name": name} for name in self._wanted.routes or ())
+        return f"SELECT name FROM {self._sql.rows('routes', name='text')}"
+
+    def _bounds(self) -> tuple[int, int]:
+        """Return the seqs between which the wanted times lie."""
+        since, until = self._wanted.since, self._wanted.until
+        floor = 0 if since is None else self._place(since - _CLOCKS_APART) - _SEQS_APART
+        ceiling = _ABOVE_ALL if until is None else self._place(until + _CLOCKS_APART) + _SEQS_APART
+        return max(floor, 0), ceiling
+
+    def _place(self, moment: datetime) -> int:
+        """Return about the lowest seq received at or after this time. Each look takes one row by the primary key."""
+        low, high = 0, 1 + max(self._execute("SELECT max(seq) FROM inbox", {})[0] or 0, 0)
+        while high - low > _NEAR:
+            middle = (low + high) // 2
+            found = self._execute(_RECEIVED, {"seq": middle})
+            low, high = (middle, high) if not found or as_time(found[0]) < moment else (low, middle)
+        return high
+
+    def _execute(self, statement: str, values: dict[str, object]) -> list[Any]:
+        with reading(self._connection).begin():
+            return list(self._connection.execute(text(statement), values).scalars())
+
+
+_OF_DELIVERIES = ("open_delivery", "delivery_log")
+_RECEIVED = "SELECT received_at FROM inbox WHERE seq <= :seq ORDER BY seq DESC LIMIT 1"

@@ -1,0 +1,112 @@
+"""gunicorn's settings for the operator's page; `relay web` takes them from here.
+
+There is one worker, as the refresh of open pages has one reader. The master reads the configuration and makes the
+application; the worker inherits it by fork. So a worker that replaces a dead one serves the same configuration.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+from inbox.config.model import Config
+from inbox.db import engine, migrate
+from inbox.db.trouble import trouble_text
+from inbox.errors import ConfigError
+from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, allow_files, escape_logs
+from inbox.loader.load import ConfigFile, load_file
+from inbox.logs.lines import write_stderr
+from inbox.logs.traces import without_message
+from relay.web.start import page_of
+
+CONNECTIONS = 250
+"""Most open connections. A browser has one for the page that is in sight, and a few while it loads one."""
+LARGEST_FORM = 64 * 1024
+"""Bytes."""
+
+_log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
+
+
+class ActivePage:
+    """The application of the last good configuration. The master changes it; a worker keeps what it was forked with."""
+
+    def __init__(self) -> None:
+        self._app: LimitedApp | None = None
+
+    def activate(self, file: ConfigFile) -> Config:
+        """Activate a configuration, for workers that are forked from now on.
+
+        Raises:
+            ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
+        """
+        app = file.make(page_of)
+        self._app = LimitedApp(app, connections=CONNECTIONS, largest_body=LARGEST_FORM)
+        return file.config
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
+        """The ASGI application."""
+        if self._app is None:
+            raise RuntimeError("gunicorn's settings have to run relay.web.gunicorn_settings.on_starting")
+        await self._app(scope, receive, send)
+
+
+page = ActivePage()
+
+wsgi_app = "relay.web.gunicorn_settings:page"
+bind = "127.0.0.1:8025"
+workers = 1
+worker_class = "inbox.gunicorn_worker.PageWorker"
+logger_class = "inbox.gunicorn_worker.LineLogger"
+keepalive = 30
+timeout = 30
+graceful_timeout = 10
+backlog = 256
+control_socket_disable = True
+worker_tmp_dir = WORKER_TMP_DIR
+
+
+def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
+    """Exit if the configuration or the schema can't work; while the database is down, the page says so."""
+    escape_logs(server.log)
+    try:
+        config = page.activate(load_file())
+        checked = engine.connect(config.database.url, application="relay-web")
+        try:
+            migrate.require_current(checked)
+        except OperationalError as error:
+            _log.warning("the database does not answer, the page says so until it does: %s", trouble_text(error))
+        finally:
+            checked.dispose()
+        allow_files(CONNECTIONS, "the page's connections")
+    except ConfigError as error:
+        for mistake in str(error).splitlines():
+            write_stderr(f"relay: {mistake}")
+        sys.exit(2)
+
+
+def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
+    """Read the configuration again on SIGHUP, before gunicorn replaces the worker; keep the old one if it can't be used.
+
+    An exception here would end the master, and the worker with it.
+    """
+    escape_logs(server.log)
+    try:
+        page.activate(load_file())
+    except ConfigError as error:
+        for mistake in str(error).splitlines():
+            _log.error("reload refused: %s", mistake)
+        _log.error("reload refused: the old configuration stays")
+    except Exception as bug:  # noqa: BLE001  # as above
+        _log.error("reload refused: a bug", exc_info=without_message(bug))
+        _log.error("reload refused: the old configuration stays")
+    else:
+        _log.info("reloaded")
+
+
+def when_ready(server: Any) -> None:  # noqa: ANN401  # gunicorn's
+    """Say where the page is."""
+    for listener in server.LISTENERS:
+        _log.info("the operator's page is at %s", listener)

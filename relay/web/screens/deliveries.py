@@ -1,0 +1,177 @@
+"""`/deliveries`: every delivery that meets the filters, the newest event first, and acts on all that match."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+import msgspec
+
+from inbox.config.mistakes import nearest
+from inbox.config.routing import chosen_routes
+from inbox.db import search
+from inbox.db.known_names import has_route, has_source
+from inbox.db.listings import EventFilter
+from inbox.errors import BadFilter
+from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, State
+from relay.web.query import Limit, Number, Text, When
+from relay.web.screen import MOST_COUNTED, ListPage, Reading, Screen
+
+STATES = (*LISTED_STATES, RETRYING)
+"""Every value of the filter `state`."""
+
+
+class DeliveriesQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on deliveries and their events."""
+
+    route: Text | None = None
+    destination: Text | None = None
+    """Of all routes to it."""
+    state: Text | None = None
+    """As listings show it, also `retrying`: ready, and waiting for its next attempt after a failure."""
+    source: Text | None = None
+    entity: Text | None = None
+    """TYPE/ID."""
+    type: Text | None = None
+    """Type of the entity."""
+    event_type: Text | None = None
+    error: Text | None = None
+    """A part of the last error, in any case."""
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
+    """HTTP status of the last call."""
+    since: When | None = None
+    """Received at or after."""
+    until: When | None = None
+    """Received before."""
+    before: Number | None = None
+    """Only below this seq."""
+    limit: Limit = 50
+
+    @property
+    def entity_of(self) -> tuple[str | None, str | None]:
+        """Type and id of the wanted entity. A type that has a slash itself is told by `type`."""
+        if self.entity is None:
+            return self.type, None
+        if self.type is not None and self.entity.startswith(f"{self.type}/"):
+            return self.type, self.entity.removeprefix(f"{self.type}/")
+        entity_type, _, entity_id = self.entity.partition("/")
+        return entity_type, entity_id
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """An act on all deliveries that match: the path `/acts/KIND`, and the fields of its selection."""
+
+    kind: str
+    selection: dict[str, Any]
+
+
+class DeliveriesPage(ListPage, frozen=True, kw_only=True):
+    """Rows of the view `delivery`, the newest event first."""
+
+    is_complete: bool
+    """False: the time was over before everything was looked through. `before` goes on, and `matching` is the least."""
+    looked_through: int
+    """Events that were looked through; of an open state, deliveries."""
+    offers: tuple[Offer, ...] = ()
+    """Acts on all that match. Their plans say what they change."""
+
+
+def read(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
+    """Read a page of deliveries."""
+    _require_known(reading, query)
+    entity_type, entity_id = query.entity_of
+    if query.entity is not None and not (entity_type and entity_id):
+        raise BadFilter(f"entity {query.entity!r}: write TYPE/ID, such as USER/IDNUMBER1234", field="entity")
+    is_retrying = query.state == RETRYING
+    wanted = EventFilter(
+        source=query.source,
+        entity_type=entity_type,
+        entity_id=entity_id,
+        event_type=query.event_type,
+        since=query.since.moment if query.since else None,
+        until=query.until.moment if query.until else None,
+        routes=chosen_routes(reading.config, query.route, query.destination),
+        state=State.READY.value if is_retrying else query.state,
+        retrying_at=reading.now if is_retrying else None,
+        error=query.error,
+        status=query.status,
+        before=query.before,
+    )
+    found = search.search(
+        reading.database.engine, wanted, limit=query.limit, most=MOST_COUNTED, seconds=search.LONGEST_SECONDS
+    )
+    return DeliveriesPage(
+        rows=tuple(found.rows),
+        before=found.before,
+        matching=found.matching,
+        is_complete=found.is_complete,
+        looked_through=found.looked_through,
+        offers=tuple(offers(query)) if reading.actor.may_act else (),
+    )
+
+
+_ACTS: dict[str, tuple[str, ...]] = {
+    "dead": ("replay", "cancel"),
+    "blocked": ("replay", "unblock", "cancel"),
+    "retrying": ("retry", "cancel"),
+    "ready": ("cancel",),
+    "received": ("cancel",),
+    "waiting": ("cancel",),
+    **dict.fromkeys((each for each in ENDINGS if each != "superseded"), ("replay",)),
+}
+
+
+def acts_of(state: str) -> tuple[str, ...]:
+    """Return the acts that change a delivery in this state, the most useful first."""
+    return _ACTS.get(state, ())
+
+
+_ON_ALL: dict[str, tuple[str, ...]] = {"dead": ("replay",), "blocked": ("replay", "unblock"), "retrying": ("retry",)}
+"""Acts whose selection is exactly the deliveries in a state: dead letters, with those that block their lane; and the others."""
+
+
+def offers(query: DeliveriesQuery) -> Iterable[Offer]:
+    """Yield the acts that mean all that match, once a filter says the state; none for filters that a selection can't have."""
+    entity_type, entity_id = query.entity_of
+    selection = {
+        "route": query.route,
+        "destination": query.destination,
+        "source": query.source,
+        "entity_type": entity_type,
+        "entity_id": entity_id,
+        "event_type": query.event_type,
+        "error": query.error,
+        "status": query.status,
+        "since": query.since,
+        "until": query.until,
+    }
+    given = {name: value for name, value in selection.items() if value is not None}
+    for kind in _ON_ALL.get(query.state or "", ()):
+        yield Offer(kind, given or {"everything": True})
+
+
+def _require_known(reading: Reading, query: DeliveriesQuery) -> None:
+    config, engine = reading.config, reading.database.engine
+    _require("source", query.source, config.sources, lambda name: has_source(engine, name))
+    _require("route", query.route, config.routes, lambda name: has_route(engine, name))
+    _require("destination", query.destination, config.destinations)
+    _require("state", query.state, STATES)
+
+
+def _require(kind: str, given: str | None, known: Iterable[str], stored: Callable[[str], bool] | None = None) -> None:
+    names = tuple(known)
+    if given is not None and given not in names and not (stored is not None and stored(given)):
+        raise BadFilter(f"there is no {kind} {given!r}; {nearest(given, names)}", field=kind)
+
+
+SCREEN = Screen(
+    name="deliveries",
+    path="/deliveries",
+    title="Deliveries",
+    query=DeliveriesQuery,
+    page=DeliveriesPage,
+    read=read,
+    template="deliveries.html",
+    is_list=True,
+    values={"states": STATES, "acts_of": acts_of},
+)

@@ -1,0 +1,64 @@
+"""One browser for the tests of a module, and the page on a database after a night with trouble, or on an empty one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.clock import SystemClock
+from inbox.db import engine as engines
+from tests.helpers.browser import MISSING, Browser, browsing, programs
+from tests.helpers.night import night_config, the_night
+from tests.helpers.page import OPERATOR, Page, on_database, serving
+
+_MINUTES = 14
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly that nothing was tested in a browser."""
+    if programs() is None:
+        terminalreporter.write_line(MISSING, red=True, bold=True)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Browser:
+    """The module's browser, as an operator at a desk has it."""
+    chromium.allow_scripts(True)
+    chromium.look()
+    chromium.act_as(OPERATOR)
+    return chromium
+
+
+@pytest.fixture(scope="module")
+def night_engine(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A database after a night with trouble, which tests of a module share."""
+    path = tmp_path_factory.mktemp("night") / "inbox.db"
+    shutil.copy(sqlite_template, path)
+    engine = engines.connect(f"sqlite:///{path}", application="tests")
+    the_night(engine, SystemClock().now(), _MINUTES)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def night_page(night_engine: Engine) -> Iterator[Page]:
+    with serving(on_database(night_config(), str(night_engine.url)), SystemClock()) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def empty_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    path = tmp_path_factory.mktemp("empty") / "inbox.db"
+    shutil.copy(sqlite_template, path)
+    with serving(on_database(night_config(), f"sqlite:///{path}"), SystemClock()) as page:
+        yield page

@@ -1,0 +1,151 @@
+"""The page as people use it: links, the back button, keys alone, without scripts, live, and while the database is away."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+from sqlalchemy import Engine
+
+from inbox.clock import SystemClock
+from inbox.db import engine as engines
+from inbox.db.intake import Rejected
+from tests.helpers.browser import Browser
+from tests.helpers.night import night_config
+from tests.helpers.page import Page, on_database, serving
+from tests.helpers.storing import Intake
+
+
+@pytest.fixture
+def own_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
+    """An empty database of this test's own."""
+    shutil.copy(sqlite_template, tmp_path / "inbox.db")
+    engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def own_page(own_engine: Engine) -> Iterator[Page]:
+    with serving(on_database(night_config(), str(own_engine.url)), SystemClock()) as page:
+        yield page
+
+
+def a_rejection(engine: Engine, reason: str) -> None:
+    Intake(str(engine.url)).reject(
+        Rejected(SystemClock().now(), "shop", 401, "signature", reason, None, "203.0.113.9", b"\0" * 32, None, None)
+    )
+
+
+def test_filters_are_in_the_url_and_the_back_button_undoes_them(browser: Browser, night_page: Page) -> None:
+    browser.site = night_page.url
+    browser.open("/rejected?source=shop")
+    assert browser.find("input[name=source]").get_attribute("value") == "shop"
+    field = browser.find("input[name=source]")
+    field.clear()
+    field.send_keys("people", Keys.ENTER)
+    browser.wait(lambda: "source=people" in browser.at(), "the filter is in the URL")
+    assert "No request was rejected" in browser.text()
+    browser.driver.back()
+    browser.wait(lambda: browser.at().endswith("source=shop"), "back")
+    assert browser.find("input[name=source]").get_attribute("value") == "shop"
+    assert "203.0.113." in browser.text()
+
+
+def test_a_filter_without_sense_is_explained_above_its_form(browser: Browser, night_page: Page) -> None:
+    browser.site = night_page.url
+    browser.open("/rejected?since=soon")
+    assert browser.find("[role=alert]").text.startswith("The filter makes no sense.")
+    assert browser.find("input[name=since]").is_displayed()
+
+
+def test_the_page_is_used_by_keys_alone(browser: Browser, night_page: Page) -> None:
+    browser.site = night_page.url
+    browser.open("/rejected?live=0")
+    browser.press(Keys.TAB)
+    assert browser.focused().text == "Skip to content"
+    browser.press(Keys.ENTER)
+    browser.wait(lambda: browser.focused().tag_name == "main", "the content has the focus")
+    browser.press("j", "j")
+    rows = browser.all("tbody tr")
+    assert [row.get_attribute("class") for row in rows[:3]] == ["", "here", ""]
+    browser.press("k")
+    assert browser.all("tbody tr")[0].get_attribute("class") == "here"
+    browser.press("?")
+    browser.wait(lambda: browser.all("dialog[open]"), "the help of keys")
+    assert browser.grave_findings() == []
+    browser.press(Keys.ESCAPE)
+    browser.wait(lambda: not browser.all("dialog[open]"), "the help is closed")
+    browser.press("/")
+    browser.wait(lambda: browser.focused().get_attribute("name") == "source", "the first filter has the focus")
+    browser.press("shop", Keys.ENTER)
+    browser.wait(lambda: "source=shop" in browser.at(), "the filter is in the URL")
+
+
+def test_whatever_has_the_focus_shows_it(browser: Browser, night_page: Page) -> None:
+    browser.site = night_page.url
+    browser.open("/rejected?live=0")
+    seen = 0
+    for _ in range(12):
+        browser.press(Keys.TAB)
+        outline = browser.run("return getComputedStyle(document.activeElement).outlineWidth")
+        assert outline != "0px", browser.focused().get_attribute("outerHTML")
+        seen += 1
+    assert seen == 12
+
+
+def test_the_page_works_without_scripts(browser: Browser, night_page: Page) -> None:
+    browser.site = night_page.url
+    browser.allow_scripts(allowed=False)
+    browser.open("/rejected")
+    browser.find("input[name=source]").send_keys("shop")
+    browser.find("form.filters button").click()
+    browser.wait(lambda: "source=shop" in browser.at(), "the filter is in the URL")
+    assert "203.0.113." in browser.text()
+    browser.allow_scripts(allowed=True)
+
+
+def test_news_appear_without_a_reload(browser: Browser, own_page: Page, own_engine: Engine) -> None:
+    browser.site = own_page.url
+    browser.open("/rejected")
+    browser.run("window.same = true")
+    browser.wait(lambda: browser.find("#live").text == "Live", "the page is live")
+    a_rejection(own_engine, "no signature fits")
+    browser.wait(lambda: "no signature fits" in browser.text(), "the rejection appears")
+    assert browser.run("return window.same") is True
+    browser.find("#live").click()
+    browser.wait(lambda: browser.find("#live").text == "Paused", "the page is paused")
+
+
+def test_a_page_that_is_not_live_opens_no_stream(browser: Browser, own_page: Page) -> None:
+    browser.site = own_page.url
+    browser.open("/rejected?live=0")
+    assert not [button for button in browser.all("#live") if button.is_displayed()]
+    assert (
+        browser.run("return performance.getEntriesByType('resource').filter(one => one.name.includes('/live')).length")
+        == 0
+    )
+
+
+def test_a_database_that_goes_away_and_comes_back(browser: Browser, own_page: Page, own_engine: Engine) -> None:
+    """The page says so, keeps the filters, and shows the list again by itself."""
+    browser.site = own_page.url
+    a_rejection(own_engine, "no signature fits")
+    file = Path(str(own_engine.url.database))
+    browser.open("/rejected?source=shop")
+    assert "no signature fits" in browser.text()
+    own_engine.dispose()
+    away = file.with_suffix(".away")
+    file.rename(away)
+    file.mkdir()  # SQLite would make a new file
+    try:
+        browser.open("/rejected?source=shop")
+        browser.find("[role=alert]")
+        assert browser.find("input[name=source]").get_attribute("value") == "shop"
+    finally:
+        file.rmdir()
+        away.rename(file)
+    browser.wait(lambda: "no signature fits" in browser.text(), "the list is back")

@@ -1,0 +1,178 @@
+"""A real Chromium without a screen, driven by WebDriver, and what an operator does with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+
+import pytest
+from axe_core_python.base import AXE_SCRIPT  # type: ignore[import-untyped]
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from relay.web.access.actor import Actor
+
+Theme = Literal["light", "dark"]
+PHONE, DESK = 360, 1280
+"""Widths in CSS pixels."""
+_HEIGHT = 800
+_PATIENCE_SECONDS = 20.0
+_GRAVE = ("serious", "critical")
+MISSING = "NO BROWSER: tests/browser is skipped; .ci/browser installs chromium and chromedriver"
+
+
+class Finding(NamedTuple):
+    """A serious or critical finding of axe-core."""
+
+    rule: str
+    help: str
+    places: tuple[str, ...]
+
+
+class Browser:
+    """One window. `site` is the page's URL; paths are relative to it."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+        self.site = ""
+
+    def open(self, path: str) -> None:
+        """Go to a path, and wait until it is loaded. What the console said before is forgotten."""
+        self._console()
+        self.driver.get(self.site + path)
+
+    def at(self) -> str:
+        """Path and query of the page that is shown."""
+        return self.driver.current_url.removeprefix(self.site)
+
+    def act_as(self, actor: Actor | None) -> None:
+        """Send each request as this person's, to a page whose access is for tests."""
+        headers = {} if actor is None else {"X-Test-Actor": f"{actor.role} {quote(actor.name)}"}
+        self.driver.execute_cdp_cmd("Network.enable", {})
+        self.driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": headers})
+
+    def look(self, *, width: int = DESK, theme: Theme = "light", height: int = _HEIGHT) -> None:
+        """Give the window a size, and the system a theme."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        feature = {"name": "prefers-color-scheme", "value": theme}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+    def allow_scripts(self, allowed: bool) -> None:
+        """Let pages run scripts, or not, from the next page on."""
+        self.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not allowed})
+
+    def find(self, selector: str) -> WebElement:
+        """The first element, when it is there."""
+        found: WebElement = self.wait(lambda: next(iter(self.all(selector)), None), f"no {selector} at {self.at()}")
+        return found
+
+    def hrefs(self, selector: str) -> list[str]:
+        """Paths and queries that links go to."""
+        return [str(link.get_attribute("href")).removeprefix(self.site) for link in self.all(selector)]
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def link(self, text: str) -> WebElement:
+        """The first link or button with this text in it."""
+        path = f"//a[contains(normalize-space(.), '{text}')] | //button[contains(normalize-space(.), '{text}')]"
+        found: WebElement = self.wait(
+            lambda: next(iter(self.driver.find_elements(By.XPATH, path)), None), f"no link {text!r} at {self.at()}"
+        )
+        return found
+
+    def text(self) -> str:
+        """The text that a person sees in `<main>`."""
+        return self.find("main").text
+
+    def press(self, *keys: str) -> None:
+        """Press keys, one after the other."""
+        for key in keys:
+            ActionChains(self.driver).send_keys(key).perform()
+
+    def focused(self) -> WebElement:
+        return self.driver.switch_to.active_element
+
+    def wait(self, condition: Any, message: str) -> Any:  # noqa: ANN401  # as WebDriver's
+        """Wait until `condition()` is true, and return its value."""
+        return WebDriverWait(self.driver, _PATIENCE_SECONDS, poll_frequency=0.05).until(lambda _: condition(), message)
+
+    def run(self, script: str, *arguments: object) -> Any:  # noqa: ANN401  # any JSON
+        return self.driver.execute_script(script, *arguments)
+
+    def overflow(self) -> int:
+        """CSS pixels by which the page is wider than its window."""
+        found: int = self.run("return document.documentElement.scrollWidth - window.innerWidth")
+        return found
+
+    def errors(self) -> list[str]:
+        """Messages of the console since `open` that are errors: scripts that failed, files that are missing, CSP."""
+        return [entry["message"] for entry in self._console() if entry["level"] == "SEVERE"]
+
+    def _console(self) -> list[dict[str, Any]]:
+        """Read and empty the console's log."""
+        read: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return read
+
+    def grave_findings(self) -> list[Finding]:
+        """Run axe-core. WebDriver's scripts are not bound by the page's CSP."""
+        self.run(AXE_SCRIPT)
+        done = self.driver.execute_async_script(
+            "const done = arguments[arguments.length - 1];"
+            "axe.run(document, {resultTypes: ['violations']}).then(done, error => done({error: String(error)}))"
+        )
+        assert "error" not in done, done["error"]
+        return [
+            Finding(each["id"], each["help"], tuple(node["html"][:200] for node in each["nodes"][:5]))
+            for each in done["violations"]
+            if each["impact"] in _GRAVE
+        ]
+
+    def picture(self, path: Path) -> None:
+        """Save what the window shows as a PNG."""
+        self.driver.save_screenshot(str(path))
+
+
+def programs() -> tuple[str, str] | None:
+    """Paths of Chromium and its driver; None: one is missing."""
+    found = shutil.which("chromium"), shutil.which("chromedriver")
+    return None if None in found else found  # type: ignore[return-value]  # both are there
+
+
+@contextmanager
+def browsing() -> Iterator[Browser]:
+    """A browser with a profile of its own. Where there is none, tests are skipped; with CI=true they fail."""
+    found = programs()
+    if found is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(MISSING)
+        pytest.skip(MISSING)
+    options = Options()
+    options.binary_location = found[0]
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in (
+        *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
+        *("--no-first-run", "--disable-background-networking", "--force-color-profile=srgb", "--lang=en"),
+        "--no-proxy-server",
+    ):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service(found[1]))
+    try:
+        driver.set_script_timeout(60)
+        driver.set_page_load_timeout(60)
+        browser = Browser(driver)
+        browser.look()
+        yield browser
+    finally:
+        driver.quit()

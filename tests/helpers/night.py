@@ -1,0 +1,281 @@
+"""A night with trouble, for people to look at: an ERP that was down, a CRM that refuses credentials, a bad map, a pause.
+
+All of it happens by the relay's own steps, on a clock that moves from minute to minute. The same every time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from sqlalchemy import Engine
+
+from inbox.config.model import Config
+from inbox.db.intake import Rejected
+from inbox.db.throughput import REJECTED, SOURCE, STORED
+from inbox.events.event import Enrolment, Event
+from inbox.loader.load import parse_config
+from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome
+from relay.delivery.policy import policies
+from relay.store import alerts, gates, nodes, sweeps, throughput
+from relay.store.alert_conditions import Watch
+from relay.store.operator import commands, execution
+from relay.store.operator.selection import Selection
+from tests.helpers.relaying import FakeClock, Steps
+
+MINUTES = 75
+"""All begins so long before an operator looks."""
+_ERP_WAS_DOWN = range(22, 37)
+_CRM_REFUSES_FROM = 63
+_PAUSED_FROM = 58
+
+CONFIG = """
+[sources.shop]
+preset = "trivore"
+auth = { kind = "none" }
+[sources.people]
+preset = "trivore"
+auth = { kind = "none" }
+silent_after = "2h"
+[[sources.people.sweeps]]
+api = "directory"
+path = "/user"
+params = { modifiedAfter = "{since}" }
+items = "resources"
+modified = "meta.lastModified"
+entity_type = "USER"
+event_type = "SWEPT"
+every = "15m"
+[sources.payments]
+preset = "trivore"
+auth = { kind = "none" }
+[apis.directory]
+base_url = "https://people.example.com"
+[destinations.erp]
+kind = "forward"
+url = "https://erp.example.com/hooks/orders"
+rate = "20/s"
+[destinations.crm]
+kind = "forward"
+url = "https://crm.example.com/api/contacts"
+[destinations.ledger]
+kind = "forward"
+url = "https://ledger.example.com/v2/entries"
+[destinations.warehouse]
+kind = "forward"
+url = "https://warehouse.example.com/events"
+[routes.orders-to-erp]
+source = "shop"
+destination = "erp"
+[routes.orders-to-warehouse]
+source = "shop"
+destination = "warehouse"
+[routes.people-to-crm]
+source = "people"
+destination = "crm"
+on_dead = "block"
+[routes.payments-to-ledger]
+source = "payments"
+destination = "ledger"
+"""
+
+_KINDS = {
+    "shop": ("order", "ORDER_UPDATED", ("orders-to-erp", "orders-to-warehouse")),
+    "people": ("USER", "USER_UPDATED", ("people-to-crm",)),
+    "payments": ("payment", "PAYMENT_SETTLED", ("payments-to-ledger",)),
+}
+
+
+def night_config() -> Config:
+    return parse_config(CONFIG)
+
+
+def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps:
+    """Let it happen until `moment`, which has to be now: views compare with the database's clock.
+
+    Fewer minutes leave out the beginning. The relay's steps that are given back have a clock that stands at the moment.
+    """
+    clock = FakeClock(moment - timedelta(minutes=minutes))
+    config = night_config()
+    steps = Steps(engine, policies(config), clock)
+    rng = random.Random(16)
+    nodes.start_node(steps.database, "relay-1", "app-1.example.com", 4182, "1.0")
+    nodes.describe_routes(steps.database, "relay-1", steps.policies)
+    steps.node = "relay-1"
+    watch = Watch(lambda: (clock.moment - moment).total_seconds())  # noqa: PLW0108  # the clock moves
+    for minute in range(MINUTES - minutes, MINUTES):
+        events = list(_events(minute, clock.moment, rng))
+        steps.receive(*events)
+        for event in events:
+            steps.database.tally.add(SOURCE, event.source, STORED, size=len(event.body or b""))
+        _operators(steps, config, minute)
+        _rejections(steps, minute)
+        _work(steps, minute, rng)
+        nodes.heartbeat(steps.database, "relay-1")
+        watch.look(steps.database, config)
+        throughput.flush(steps.database, config.routes)
+        clock.advance(60)
+    alerts.take_untold(steps.database)
+    nodes.heartbeat(steps.database, "relay-1")
+    _last_arrivals(steps, rng)
+    return steps
+
+
+def _events(minute: int, moment: datetime, rng: random.Random) -> Iterator[Event]:
+    """Events of one minute: a wave of orders, some people, some payments."""
+    wave = 4 + int(3 * (1 + (minute % 20) / 10))
+    for source, count in (
+        ("shop", rng.randint(wave - 2, wave)),
+        ("people", rng.randint(1, 3)),
+        ("payments", rng.randint(1, 4)),
+    ):
+        entity_type = _KINDS[source][0]
+        for number in range(count):
+            entity_id = f"{entity_type[:2].lower()}-{rng.randint(10_400, 10_980)}"
+            at = moment + timedelta(seconds=number, microseconds=rng.randint(0, 999_999))
+            yield an_arrival(source, entity_id, at)
+
+
+def an_arrival(source: str, entity_id: str, at: datetime, **said: object) -> Event:
+    """An event as the receiver stores it; `said` is added to its body."""
+    entity_type, event_type, routes = _KINDS[source]
+    content = {
+        "id": entity_id,
+        "type": event_type,
+        "at": at.isoformat(),
+        "customer": {"name": "Aino", "city": "Espoo"},
+        "total": "129.90",
+        **said,
+    }
+    body = json.dumps(content).encode()
+    return Event(
+        source=source,
+        dedup_key=f"{at:%Y%m%d%H%M%S%f}|{entity_id}|{event_type}",
+        entity_type=entity_type,
+        entity_id=entity_id,
+        event_type=event_type,
+        action="update",
+        event_id=None,
+        occurred_at=at,
+        received_at=at + timedelta(milliseconds=180),
+        enrolments=tuple(Enrolment(route, f"{entity_type}|{entity_id}") for route in routes),
+        headers={"content-type": "application/json", "user-agent": "shop-webhooks/3.1"},
+        content_type="application/json",
+        body=body,
+        body_sha256=hashlib.sha256(body).digest(),
+    )
+
+
+def _work(steps: Steps, minute: int, rng: random.Random) -> None:
+    """Deliver what is due."""
+    steps.sequence()
+    for most, routes in _turns(minute):
+        claimed = steps.claim_due(most, *routes)
+        steps.record([(delivery, _outcome(delivery, minute, rng)) for delivery in claimed])
+
+
+def _turns(minute: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Numbers of deliveries to claim, and of which routes; a probe alone of an endpoint whose breaker is open."""
+    routes = _open_routes(minute)
+    if minute in _ERP_WAS_DOWN and minute > _ERP_WAS_DOWN.start:
+        routes = tuple(route for route in routes if route != "orders-to-erp")
+        yield 1, ("orders-to-erp",)
+    yield 100, routes
+    yield 100, routes
+
+
+def _open_routes(minute: int) -> tuple[str, ...]:
+    """Routes that their gates let through."""
+    closed = {"payments-to-ledger"} if minute >= _PAUSED_FROM else set()
+    closed |= {"people-to-crm"} if minute > _CRM_REFUSES_FROM else set()
+    return tuple(name for _, _, routes in _KINDS.values() for name in routes if name not in closed)
+
+
+def _outcome(delivery: Delivery, minute: int, rng: random.Random) -> Outcome:
+    url = {
+        "orders-to-erp": "https://erp.example.com/hooks/orders",
+        "orders-to-warehouse": "https://warehouse.example.com/events",
+        "people-to-crm": "https://crm.example.com/api/contacts",
+        "payments-to-ledger": "https://ledger.example.com/v2/entries",
+    }[delivery.route]
+    milliseconds = round(rng.lognormvariate(4.4, 0.4), 1)
+
+    def call(status: int, excerpt: str | None = None) -> tuple[Call, ...]:
+        return (Call("forward", "POST", url, "answered", milliseconds, status=status, excerpt=excerpt),)
+
+    if delivery.route == "orders-to-erp" and minute in _ERP_WAS_DOWN:
+        answer = '{"error": "the service is restarting"}'
+        return Failed(call(503, answer), "server_error", "forward answered 503")
+    if delivery.route == "orders-to-erp" and int((delivery.entity_id or "0")[-2:]) % 23 == 0:
+        answer = '{"error": "unknown_currency", "message": "currency FIM is not configured for this company"}'
+        return Failed(
+            call(422, answer), "rejected", "forward answered 422: currency FIM is not configured for this company"
+        )
+    if delivery.route == "people-to-crm" and minute >= _CRM_REFUSES_FROM:
+        return Failed(call(401, '{"error": "token expired"}'), "auth", "forward answered 401: token expired")
+    if delivery.route == "people-to-crm" and int((delivery.entity_id or "0")[-2:]) % 31 == 0:
+        return Failed((), "mapping", "email: no value")
+    return Delivered(call(200), "forwarded")
+
+
+def _operators(steps: Steps, config: Config, minute: int) -> None:
+    if minute == _PAUSED_FROM:
+        with steps.database.write() as transaction:
+            transaction.lock_order()
+            gates.pause(
+                transaction,
+                ("route", "payments-to-ledger"),
+                who="olga",
+                why="the ledger moves to its new host until 04:00",
+            )
+    if minute == _ERP_WAS_DOWN.stop:
+        with steps.database.write() as transaction:
+            gates.resume(transaction, ("destination", "erp"), transaction.lock_order())
+    if minute == _ERP_WAS_DOWN.stop + 3:
+        number = commands.ask(
+            steps.database,
+            "replay",
+            Selection(route="orders-to-erp"),
+            who="olga",
+            why="the ERP is up again",
+        )
+        while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
+            execution.work_on(steps.database, config, steps.policies, number)
+    if minute % 15 == 10:
+        since = steps.clock.moment - timedelta(minutes=15)
+        sweeps.finish(
+            steps.database,
+            sweeps.SweepFindings(
+                "people", "USER", since, steps.clock.moment, compared=31 + minute, missed=minute % 2, added=minute % 2
+            ),
+        )
+
+
+def _rejections(steps: Steps, minute: int) -> None:
+    if minute % 4 == 1:
+        steps.intake.reject(
+            Rejected(
+                received_at=steps.clock.moment,
+                source="shop",
+                status=401,
+                cause="signature",
+                reason="no signature of the request fits any secret of the source",
+                field=None,
+                remote_address=f"203.0.113.{minute}",
+                body_sha256=hashlib.sha256(b"%d" % minute).digest(),
+                headers=None,
+                body=None,
+            )
+        )
+        steps.database.tally.add(SOURCE, "shop", REJECTED)
+
+
+def _last_arrivals(steps: Steps, rng: random.Random) -> None:
+    """Leave a few that have just arrived, one of them at work."""
+    steps.receive(*_events(MINUTES, steps.clock.moment - timedelta(seconds=20), rng))
+    steps.sequence()
+    steps.claim_due(1, "orders-to-warehouse")
+    steps.receive(*_events(MINUTES + 1, steps.clock.moment - timedelta(seconds=5), rng))

@@ -1,0 +1,137 @@
+"""A search of deliveries that ends in time: it finds what the listing without a limit finds, wherever it was cut."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from inbox.db import listings, search
+from inbox.db.listings import EventFilter
+from inbox.db.search import Found
+from inbox.events.states import LISTED_STATES
+from tests.helpers.relaying import Steps
+from tests.helpers.storing import START, an_event
+
+LONG = 1000
+CONDITIONS: tuple[dict[str, Any], ...] = (
+    {},
+    *({"state": state} for state in LISTED_STATES),
+    *({"state": state, "routes": {"strict"}} for state in ("dead", "ready", "delivered", "waiting")),
+    *({"state": state, "entity_type": "USER", "entity_id": "u2"} for state in ("dead", "ready", "delivered")),
+    {"state": "ready", "retrying_at": START},
+    {"state": "ready", "retrying_at": START + timedelta(days=9)},
+    {"source": "trivore", "entity_type": "USER", "entity_id": "u1"},
+    {"entity_type": "USER", "entity_id": "u1"},
+    {"entity_type": "USER"},
+    {"entity_id": "u1"},
+    {"entity_type": "GROUP"},
+    {"source": "nobody"},
+    {"event_type": "UPDATE"},
+    {"event_type": "no such"},
+    {"routes": {"latest"}},
+    {"routes": {"latest", "blocking"}},
+    {"routes": set()},
+    {"error": "EMAIL"},
+    {"error": "%"},
+    {"status": 503},
+    {"status": 200},
+    {"since": START},
+    {"since": START + timedelta(seconds=1)},
+    {"until": START},
+    {"until": START + timedelta(seconds=1), "since": START},
+    {"before": 8},
+    {"before": 8, "state": "dead"},
+    {"before": 0},
+)
+
+
+def keys(rows: list[dict[str, Any]]) -> list[tuple[int, str | None]]:
+    return [(row["seq"], row["route"]) for row in rows]
+
+
+def searched(engine: Engine, wanted: EventFilter, limit: int = LONG, seconds: float = 60.0) -> Found:
+    return search.search(engine, wanted, limit=limit, most=500, seconds=seconds)
+
+
+@pytest.mark.parametrize("few", [5000, 0], ids=["few of a state", "many of a state"])
+@pytest.mark.parametrize("window", [1, 3, 1000])
+def test_it_finds_what_the_listing_finds(
+    engine: Engine, lived_in: Steps, window: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "_FIRST_WINDOW", window)
+    monkeypatch.setattr(search, "_CHUNK", window)
+    monkeypatch.setattr(search, "MOST_OF_A_STATE", few)
+    lived_in.receive(an_event(20, routes=[]), an_event(21, routes=["strict", "latest"]))
+    for conditions in CONDITIONS:
+        wanted = EventFilter(**conditions)
+        found = searched(engine, wanted)
+        assert keys(found.rows) == keys(listings.events(engine, wanted, LONG).rows), conditions
+        assert (found.before, found.is_complete) == (None, True), conditions
+        assert found.matching == (None if "before" in conditions else len(found.rows)), conditions
+
+
+@pytest.mark.parametrize(
+    "conditions", [{}, {"state": "ready"}, {"status": 503}, {"entity_type": "USER", "entity_id": "u1"}]
+)
+def test_without_any_time_it_still_goes_on_to_the_end(
+    engine: Engine, lived_in: Steps, conditions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "_FIRST_WINDOW", 2)
+    monkeypatch.setattr(search, "_CHUNK", 2)
+    lived_in.receive(an_event(21, routes=["strict", "latest"]))
+    rows, before, looks = [], None, 0
+    while True:
+        found = searched(engine, EventFilter(**conditions, before=before), seconds=-1.0)
+        rows += found.rows
+        looks += 1
+        if found.before is None:
+            break
+        assert before is None or found.before < before
+        before = found.before
+    assert keys(rows) == keys(listings.events(engine, EventFilter(**conditions), LONG).rows)
+    assert looks > 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_its_pages_hold_every_row_once_and_its_count_is_of_all(engine: Engine, steps: Steps, limit: int) -> None:
+    steps.receive(*(an_event(n, routes=["strict", "latest"] if n % 2 else ["strict"]) for n in range(1, 8)))
+    pages, before, counts = [], None, []
+    while True:
+        found = searched(engine, EventFilter(before=before), limit)
+        pages.append([row["seq"] for row in found.rows])
+        counts.append(found.matching)
+        if found.before is None:
+            break
+        before = found.before
+    assert [seq for page in pages for seq in page] == [7, 7, 6, 5, 5, 4, 3, 3, 2, 1, 1]
+    assert all(len(page) <= max(limit, 2) for page in pages)
+    assert counts == [11, *[None] * (len(pages) - 1)]
+
+
+def test_a_count_ends_beyond_the_most(engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_CHUNK", 1)
+    steps.receive(*(an_event(n) for n in range(1, 9)))
+    found = search.search(engine, EventFilter(), limit=2, most=3, seconds=60.0)
+    assert (keys(found.rows), found.matching, found.before) == ([(8, "strict"), (7, "strict")], 4, 7)
+
+
+def test_times_are_found_among_many_events_without_a_look_at_all(
+    engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "_SEQS_APART", 0)
+    monkeypatch.setattr(search, "_NEAR", 1)
+    monkeypatch.setattr(search, "_FIRST_WINDOW", 4)
+    monkeypatch.setattr(search, "_LARGEST_WINDOW", 4)
+    steps.receive(*(_received(n, hours=10 * n) for n in range(1, 101)))
+    wanted = EventFilter(since=START + timedelta(hours=400), until=START + timedelta(hours=430))
+    found = searched(engine, wanted)
+    assert [seq for seq, _ in keys(found.rows)] == [42, 41, 40]
+    assert found.looked_through < 20
+
+
+def _received(number: int, *, hours: int) -> Any:  # noqa: ANN401  # an event
+    return msgspec.structs.replace(an_event(number), received_at=START + timedelta(hours=hours))

@@ -1,0 +1,320 @@
+"""Who is let in: by password, token or proxy; who is turned away, and how. Screens of the real page stand behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import requests
+
+from inbox.config.model import Config
+from tests.helpers.signing_in import (
+    OTHER_PASSWORD,
+    PASSWORD,
+    TOKEN,
+    VIEWER_TOKEN,
+    Entrance,
+    behind_proxy,
+    entrance,
+    user,
+)
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # access reads no database
+
+
+@pytest.fixture
+def door(page_config: Config, tmp_path: Path) -> Iterator[Entrance]:
+    with entrance(page_config, tmp_path) as made:
+        yield made
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def cookie_header(answer: requests.Response) -> str:
+    return answer.headers["set-cookie"]
+
+
+# --- people
+
+
+def test_who_has_not_signed_in_goes_to_the_form_and_from_there_to_where_he_wanted(door: Entrance) -> None:
+    turned_away = door.get("/rejected?source=a%26b&since=2d")
+    assert (turned_away.status_code, turned_away.text) == (303, "")
+    location = turned_away.headers["location"]
+    assert location == f"/sign-in?next={quote('/rejected?source=a%26b&since=2d', safe='')}"
+    form = door.get(location)
+    assert form.status_code == 200
+    assert 'value="/rejected?source=a%26b&amp;since=2d"' in form.text
+    signed_in = door.sign_in(following="/rejected?source=a%26b&since=2d")
+    assert (signed_in.status_code, signed_in.headers["location"]) == (303, "/rejected?source=a%26b&since=2d")
+    shown = door.get("/rejected?source=a%26b&since=2d")
+    assert shown.status_code == 200
+    assert "anna" in shown.text
+
+
+def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(door: Entrance) -> None:
+    parts = {part.strip().lower() for part in cookie_header(door.sign_in()).split(";")[1:]}
+    assert {"httponly", "samesite=strict", "path=/"} <= parts
+    assert not any(part.startswith("domain") for part in parts)
+    assert "secure" not in parts  # on plain http a browser would not keep it
+
+
+def test_behind_https_the_cookie_is_secure_and_of_this_host_alone(page_config: Config, tmp_path: Path) -> None:
+    with entrance(page_config, tmp_path, origin="https://relay.example.com") as door:
+        given = cookie_header(door.sign_in())
+    assert given.startswith("__Host-inbox-relay=")
+    assert "; secure" in given.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [("anna", "wrong password"), ("anna", ""), ("nobody", PASSWORD), ("", PASSWORD), ("veikko", PASSWORD)],
+)
+def test_a_wrong_name_and_a_wrong_password_get_the_same_answer(door: Entrance, name: str, password: str) -> None:
+    answer = door.sign_in(name, password)
+    assert answer.status_code == 401
+    assert "The name or the password is wrong" in answer.text
+    assert "set-cookie" not in answer.headers
+    assert password == "" or password not in answer.text
+    assert door.get("/rejected").status_code == 303
+
+
+def test_signing_out_ends_the_session_here_too_and_not_only_in_the_browser(door: Entrance) -> None:
+    door.sign_in()
+    kept = dict(door.browser.cookies)
+    answer = door.post("/sign-out")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
+    assert dict(door.browser.cookies) == {}
+    door.browser.cookies.update(kept)  # a thief has kept it
+    assert door.get("/rejected").status_code == 303
+
+
+def test_a_session_ends_after_its_time(door: Entrance) -> None:
+    door.sign_in()
+    door.browser.cookies.clear_expired_cookies = lambda: None  # type: ignore[method-assign]  # the browser's clock is another
+    door.later(12 * 3600 - 1)
+    assert door.get("/rejected").status_code == 200
+    door.later(1)
+    assert door.get("/rejected").status_code == 303
+
+
+def test_who_is_signed_in_passes_the_form(door: Entrance) -> None:
+    door.sign_in()
+    answer = door.get("/sign-in?next=/rejected")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/rejected")
+
+
+def test_a_link_on_another_site_asks_once_more_as_the_cookie_stays_behind(door: Entrance) -> None:
+    assert door.get("/sign-in?next=/", sec_fetch_site="cross-site").headers["refresh"] == "0"
+    assert "refresh" not in door.get("/sign-in?next=/", sec_fetch_site="same-origin").headers
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        "https://evil.example", "//evil.example", "/\\evil.example", "\\\\evil.example", "/\t/evil.example", "/\n/evil.example",
+        "evil.example", "javascript:alert(1)", "", "/sign-in", "/sign-out?x=1", "/" + "x" * 5000, " /rejected", "/\x00",
+    ],
+)  # fmt: skip
+def test_nobody_is_sent_to_another_host_after_signing_in(door: Entrance, following: str) -> None:
+    assert door.sign_in(following=following).headers["location"] == "/"
+    door.browser.cookies.clear()
+    assert 'name="next" value="/"' in door.get(f"/sign-in?next={quote(following)}").text
+
+
+# --- changes of the users file
+
+
+@pytest.mark.parametrize(
+    "content",
+    [user("veikko"), user("anna", password=OTHER_PASSWORD), user("anna", "viewer"), "# nobody\n"],
+    ids=["removed", "new password", "other role", "nobody left"],
+)
+def test_a_change_of_the_users_file_ends_the_session_within_seconds(door: Entrance, content: str) -> None:
+    door.sign_in()
+    assert door.get("/rejected").status_code == 200
+    door.users.write_text(content)
+    door.later(2)
+    assert door.get("/rejected").status_code == 303
+
+
+def test_the_line_of_somebody_else_may_change(door: Entrance) -> None:
+    door.sign_in()
+    anna = next(line for line in door.users.read_text().splitlines() if line.startswith("anna:"))
+    door.users.write_text(f"{anna}\n{user('new')}")
+    door.later(2)
+    assert door.get("/rejected").status_code == 200
+    assert door.sign_in("new").status_code == 303
+
+
+def test_a_sign_in_reads_the_file_at_once(door: Entrance) -> None:
+    door.sign_in()
+    door.users.write_text(user("late"))
+    assert door.sign_in("late").status_code == 303
+    assert door.sign_in("anna").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "content", ["anna", "anna:boss:x", None, "\xff", ""], ids=["line", "role", "gone", "latin", "empty"]
+)
+def test_a_users_file_that_cannot_be_used_lets_nobody_in_and_says_so_in_the_log_alone(
+    door: Entrance, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    door.sign_in()
+    before = door.users.read_bytes()
+    if content is None:
+        door.users.unlink()
+    else:
+        door.users.write_bytes(content.encode("latin-1"))
+    door.later(2)
+    for answer in (door.get("/rejected"), door.sign_in()):
+        assert answer.status_code == 503
+        assert str(door.users) not in answer.text
+    assert len([each for each in caplog.messages if str(door.users) in each]) == 1
+    assert door.get("/rejected", **bearer(TOKEN)).status_code == 200  # programs are in another file
+    door.users.write_bytes(before)
+    door.later(2)
+    assert door.get("/rejected").status_code == 200
+
+
+# --- programs
+
+
+def test_a_program_has_a_token(door: Entrance) -> None:
+    assert door.get("/rejected.json", **bearer(TOKEN)).status_code == 200
+    assert door.get("/api/v1/rejected", **bearer(VIEWER_TOKEN)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "Bearer irw_unknown", "Bearer", "Bearer ", f"Bearer {TOKEN} {TOKEN}", f"Bearer {TOKEN[:-1]}", f"Token {TOKEN}",
+        "Basic eDp5", None,
+    ],
+)  # fmt: skip
+def test_a_program_without_a_token_that_counts_gets_401_and_the_scheme(door: Entrance, given: str | None) -> None:
+    headers = {} if given is None else {"authorization": given}
+    answer = door.get("/api/v1/rejected", **headers)
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == "/problems/sign_in_needed"
+    assert given is None or TOKEN not in answer.text
+
+
+def test_a_wrong_token_is_not_made_good_by_a_session(door: Entrance) -> None:
+    door.sign_in()
+    assert door.get("/rejected", **bearer("irw_wrong")).status_code == 401
+
+
+def test_a_token_that_was_removed_ends_within_seconds(door: Entrance) -> None:
+    assert door.get("/rejected.json", **bearer(TOKEN)).status_code == 200
+    door.tokens.write_text("# none\n")
+    door.later(2)
+    assert door.get("/rejected.json", **bearer(TOKEN)).status_code == 401
+
+
+# --- proxies
+
+
+def test_a_listed_proxy_says_who_it_is(page_config: Config, tmp_path: Path) -> None:
+    proxy = behind_proxy("127.0.0.0/8")
+    with entrance(page_config, tmp_path, users=None, tokens=None, proxy=proxy) as door:
+        assert "anna <small>operator</small>" in door.get("/rejected", x_forwarded_user="anna").text
+        assert "ben <small>viewer</small>" in door.get("/rejected", x_forwarded_user="ben").text
+        assert "Sign out" not in door.get("/rejected", x_forwarded_user="ben").text
+        without = door.get("/rejected")
+        assert (without.status_code, "come by the proxy" in without.text) == (401, True)
+        assert door.get("/sign-in").status_code == 404
+
+
+def test_the_header_of_another_address_says_nothing(page_config: Config, tmp_path: Path) -> None:
+    with entrance(page_config, tmp_path, users=None, tokens=None, proxy=behind_proxy("192.0.2.1")) as door:
+        for claimed in (
+            {},
+            {"x_forwarded_for": "192.0.2.1"},
+            {"x_forwarded_for": "192.0.2.1:5"},
+            {"x_real_ip": "192.0.2.1"},
+            {"forwarded": "for=192.0.2.1"},
+        ):
+            assert door.get("/rejected", x_forwarded_user="anna", **claimed).status_code == 401
+
+
+# --- what a role and another site may not do
+
+
+UNSAFE = ["POST", "PUT", "PATCH", "DELETE", "TRACE"]
+
+
+@pytest.mark.parametrize("method", UNSAFE)
+@pytest.mark.parametrize(
+    "path",
+    ["/acts/replay", "/api/v1/acts/replay", "/rejected/1/readmit", "/commands/1/stop", "/events/1/reveal/x", "/nothing"],
+)  # fmt: skip
+def test_a_viewer_changes_nothing_by_any_method(door: Entrance, method: str, path: str) -> None:
+    door.sign_in("veikko", OTHER_PASSWORD)
+    assert door.send(method, path, {"Sec-Fetch-Site": "same-origin"}).status_code == 403
+    assert door.send(method, path, bearer(VIEWER_TOKEN)).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/events/1/reveal", "/api/v1/events/1/reveal", "/sign-out"])
+def test_a_viewer_may_reveal_and_sign_out(door: Entrance, path: str) -> None:
+    door.sign_in("veikko", OTHER_PASSWORD)
+    assert door.post(path).status_code != 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "may"),
+    [
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "none"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "{own}"}, False),
+        ({"Sec-Fetch-Site": "same-origin, same-origin"}, False),
+        ({"Origin": "{own}"}, True),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "{own}.evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": ""}, False),
+        ({"Referer": "{own}/"}, False),
+        ({}, False),
+    ],
+)
+def test_an_act_needs_a_page_of_ours(door: Entrance, headers: dict[str, str], may: bool) -> None:
+    door.sign_in()
+    sent = {name: value.replace("{own}", door.url) for name, value in headers.items()}
+    answer = door.send("POST", "/nothing", sent)
+    assert answer.status_code == (404 if may else 403)
+    form = {"name": "anna", "password": PASSWORD}
+    assert door.send("POST", "/sign-in", sent, data=form).status_code == (303 if may else 403)  # nor does a sign-in
+
+
+def test_the_configured_origin_counts_behind_a_proxy(page_config: Config, tmp_path: Path) -> None:
+    with entrance(page_config, tmp_path, origin="https://relay.example.com") as door:
+        same = door.send("POST", "/sign-in", {"Origin": "https://relay.example.com"}, data={"name": "x"})
+        assert same.status_code == 401
+        other = door.send("POST", "/sign-in", {"Origin": "https://evil.example.com"}, data={"name": "x"})
+        assert other.status_code == 403
+
+
+def test_a_token_needs_no_page_as_no_browser_sends_it_by_itself(door: Entrance) -> None:
+    assert door.send("POST", "/nothing", bearer(TOKEN)).status_code == 404
+
+
+def test_a_form_whose_session_has_ended_is_not_lost_by_a_redirect(door: Entrance) -> None:
+    answer = door.post("/acts/replay", {"reason": "r"})
+    assert (answer.status_code, "sign in in another tab" in answer.text) == (401, True)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/nothing", "/rejected", "/sign-out", "/static/../rejected", "//rejected", "/health/livex", "/RejecteD"],
+)
+def test_everything_is_closed_also_what_is_not_there(door: Entrance, path: str) -> None:
+    answer = door.get(path)
+    assert answer.status_code in {303, 401, 404, 405}
+    assert "<nav" not in answer.text

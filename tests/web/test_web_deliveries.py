@@ -1,0 +1,188 @@
+"""`/deliveries`: filters, pages, counts, acts on all that match, and values of others that harm nobody."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from inbox.db import search
+from inbox.events.states import LISTED_STATES
+from relay.delivery.outcome import Call, Failed
+from relay.web.screens import deliveries
+from tests.helpers.page import VIEWER, Page
+from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.storing import START, an_event
+
+HOSTILE = "<script>alert(1)</script>\u202e'\"&"
+
+
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not end a search."""
+    monkeypatch.setattr(search, "LONGEST_SECONDS", 60.0)
+
+
+def seqs(page: Page, query: str = "") -> list[int]:
+    return [row["seq"] for row in page.json(f"/deliveries.json{query}")["rows"]]
+
+
+@pytest.fixture
+def some(steps: Steps) -> Steps:
+    """Of u1 delivered (1) and waiting for a retry (3); u2 dead (2); an event of no route (4)."""
+    unavailable = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, 503)
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    steps.attempt(DONE)
+    steps.attempt(HOPELESS)
+    steps.arrive(an_event(3, "u1"))
+    steps.attempt(Failed((unavailable,), "server_error", "forward answered 503"))
+    steps.receive(msgspec.structs.replace(an_event(4, "g1", routes=[]), entity_type="GROUP", event_type="MADE"))
+    return steps
+
+
+@pytest.mark.usefixtures("some")
+def test_every_filter_narrows_the_list(page: Page) -> None:
+    assert seqs(page) == [4, 3, 2, 1]
+    assert seqs(page, "?state=dead") == [2]
+    assert seqs(page, "?state=retrying") == seqs(page, "?state=ready") == seqs(page, "?status=503") == [3]
+    assert seqs(page, "?state=unrouted") == seqs(page, "?type=GROUP") == seqs(page, "?event_type=MADE") == [4]
+    assert seqs(page, "?entity=USER/u1") == [3, 1]
+    assert seqs(page, "?entity=USER/u1&state=delivered") == [1]
+    assert (
+        seqs(page, "?route=strict")
+        == seqs(page, "?destination=audit")
+        == seqs(page, "?route=strict&limit=5")
+        == [3, 2, 1]
+    )
+    assert seqs(page, "?error=EMAIL") == [2]
+    assert seqs(page, "?source=trivore&before=3") == [2, 1]
+    assert seqs(page, "?since=2026-01-01T00:00:01Z") == []
+    assert seqs(page, "?until=2026-01-01T00:00:01Z&since=2026-01-01") == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("query", "says", "field"),
+    [
+        ("?state=daed", "there is no state 'daed'; did you mean 'dead'?", "state"),
+        ("?route=srict", "there is no route 'srict'; did you mean 'strict'?", "route"),
+        ("?destination=nowhere", "there is no destination 'nowhere'", "destination"),
+        ("?source=trivor", "there is no source 'trivor'; did you mean 'trivore'?", "source"),
+        ("?entity=USER", "entity 'USER': write TYPE/ID", "entity"),
+        ("?entity=/u1", "entity '/u1': write TYPE/ID", "entity"),
+        ("?status=42", "status '42'", "status"),
+        ("?since=yesterday", "since 'yesterday'", "since"),
+        ("?limit=0", "limit '0'", "limit"),
+        ("?rout=strict", "there is no filter 'rout'; did you mean 'route'?", "rout"),
+    ],
+)
+def test_a_filter_that_makes_no_sense_is_named_and_stays_in_its_form(
+    page: Page, query: str, says: str, field: str
+) -> None:
+    answer = page.get(f"/deliveries.json{query}")
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
+    assert says in answer.json()["detail"]
+    shown = page.get(f"/deliveries{query}&error=kept")
+    assert shown.status_code == 400
+    assert 'name="state"' in shown.text
+    assert 'role="alert"' in shown.text
+
+
+@pytest.mark.usefixtures("some")
+def test_pages_follow_each_other_and_only_the_first_counts(page: Page) -> None:
+    first = page.json("/deliveries.json?limit=2")
+    assert ([row["seq"] for row in first["rows"]], first["before"], first["matching"]) == ([4, 3], 3, 4)
+    second = page.json("/deliveries.json?limit=2&before=3")
+    assert ([row["seq"] for row in second["rows"]], second["before"], second["matching"]) == ([2, 1], None, None)
+    assert 'rel="next" href="/deliveries?limit=2&amp;before=3"' in page.get("/deliveries?limit=2").text
+    assert "4 deliveries match." in page.get("/deliveries?limit=2").text
+    assert seqs(page, "?before=0") == []
+    assert "No delivery matches." in page.get("/deliveries?before=1").text
+
+
+def test_an_empty_inbox_says_so(page: Page) -> None:
+    assert "No event has arrived yet." in page.get("/deliveries").text
+
+
+def test_a_count_ends_at_500(page: Page, steps: Steps) -> None:
+    steps.receive(*(an_event(n) for n in range(1, 503)))
+    shown = page.get("/deliveries")
+    assert "500+ deliveries match." in shown.text
+    assert page.json("/deliveries.json")["matching"] == 501
+    assert page.json("/deliveries.json?state=received")["matching"] == 501
+
+
+def test_a_search_whose_time_is_over_says_how_far_it_looked_and_goes_on(
+    page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "_FIRST_WINDOW", 2)
+    monkeypatch.setattr(search, "_LARGEST_WINDOW", 2)
+    monkeypatch.setattr(search, "LONGEST_SECONDS", -1.0)
+    steps.arrive(an_event(1, "u1"))
+    steps.attempt(DONE)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(2, 6)))
+    shown = page.get("/deliveries?state=delivered")
+    assert "2 events were looked through." in shown.text
+    assert "None of these events matches." in shown.text
+    assert "At least 0 deliveries match." in shown.text
+    assert 'href="/deliveries?state=delivered&amp;before=4">Go on below event 4</a>' in shown.text
+    found = page.json("/deliveries.json?state=delivered&before=2")
+    assert [row["seq"] for row in found["rows"]] == [1]
+    assert found["before"] is None or page.json("/deliveries.json?state=delivered&before=1")["before"] is None
+
+
+@pytest.mark.usefixtures("some")
+def test_operators_act_on_all_that_match_and_on_one_row(page: Page) -> None:
+    shown = page.get("/deliveries?state=dead&route=strict&error=email").text
+    assert 'href="/acts/replay?route=strict&amp;error=email">Replay all that match</a>' in shown
+    assert 'href="/acts/replay?seq=2&amp;route=strict">Replay</a>' in shown
+    assert 'href="/acts/cancel?seq=2&amp;route=strict">Cancel</a>' in shown
+    assert 'href="/acts/retry?entity_type=USER&amp;entity_id=u1">Retry all that match</a>' in page.get(
+        "/deliveries?state=retrying&entity=USER/u1"
+    ).text  # fmt: skip
+    assert "all that match" not in page.get("/deliveries?route=strict").text
+    assert page.json("/deliveries.json?state=dead")["offers"] == [{"kind": "replay", "selection": {"everything": True}}]
+
+
+@pytest.mark.usefixtures("some")
+def test_viewers_see_no_acts(page: Page) -> None:
+    assert "/acts/" not in page.get("/deliveries?state=dead", actor=VIEWER).text
+    assert page.json("/deliveries.json?state=dead", actor=VIEWER)["offers"] == []
+
+
+def test_every_state_has_its_acts_or_none() -> None:
+    without = {state for state in (*LISTED_STATES, "retrying") if not deliveries.acts_of(state)}
+    assert without == {"in_flight", "superseded", "unrouted"}
+
+
+def test_values_of_others_are_shown_harmless(page: Page, steps: Steps) -> None:
+    bad = msgspec.structs.replace(an_event(1, HOSTILE), entity_type=f"T/{HOSTILE}", event_type=HOSTILE)
+    steps.arrive(bad)
+    steps.attempt(Failed((), "mapping", f"{HOSTILE} {'x' * 10_000}"))
+    for path in ("/deliveries", "/deliveries?state=dead"):
+        shown = page.get(path).text
+        assert "<script>alert" not in shown
+        assert "\u202e" not in shown
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;\\u202e" in shown
+        assert len(shown) < 30_000
+    link = page.json("/deliveries.json")["rows"][0]
+    assert (link["entity_type"], link["entity_id"]) == (f"T/{HOSTILE}", HOSTILE)
+    query: Any = {"entity": f"T/{HOSTILE}/{HOSTILE}", "type": f"T/{HOSTILE}"}
+    assert len(page.get("/deliveries.json", params=query).json()["rows"]) == 1
+
+
+@pytest.mark.usefixtures("some")
+def test_filters_that_no_row_can_have_find_nothing_and_break_nothing(page: Page) -> None:
+    for name in ("event_type", "error", "type"):
+        assert page.get(f"/deliveries.json?{name}=%00").status_code == 400
+        for value in ("%ED%A0%80", "😀", "%25", "a%0Ab", "'", "!_"):
+            assert page.get(f"/deliveries.json?{name}={value}").status_code == 200, (name, value)
+
+
+def test_a_delivery_that_waits_for_its_retry_is_told_from_one_that_is_due(page: Page, steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(UNWELL)
+    assert "state-retrying" in page.get("/deliveries").text
+    steps.clock.moment = START + timedelta(hours=1)
+    assert "state-ready" in page.get("/deliveries").text

@@ -1,0 +1,198 @@
+"""The API's description is valid, complete, and made from what the page answers with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+import pytest
+from openapi_spec_validator import validate
+from sqlalchemy import Engine, text
+
+from inbox.db import engine as engines
+from inbox.db.schema import metadata
+from inbox.db.view_comments import VIEWS
+from inbox.errors import PageError
+from relay.web import openapi
+from relay.web.api import encode
+from relay.web.docstrings import field_docstrings
+from relay.web.query import Number, Text, When
+from relay.web.rows import rows_of
+from relay.web.screen import ListPage, Screen
+from relay.web.screens import SCREENS
+from tests.helpers.page import Page
+
+DOCUMENT = openapi.document(SCREENS, "1.2.3")
+
+
+class AQuery(msgspec.Struct, frozen=True, kw_only=True):
+    seq: Number
+    name: Text
+    """Its own words."""
+    since: When | None = None
+    before: Number | None = None
+    is_open: bool = False
+
+
+class APage(ListPage, frozen=True):
+    """Rows of nothing."""
+
+    share: float = 0.5
+    """Between 0 and 1; None: unknown."""
+
+
+A_SCREEN = Screen(
+    name="some-thing",
+    path="/things/{seq:int}",
+    title="Things",
+    query=AQuery,
+    page=APage,
+    read=lambda _reading, _query: APage(()),
+    template="",
+    is_list=True,
+)
+
+
+def members(schema: object, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema in a schema, with its place."""
+    if isinstance(schema, dict):
+        yield path, schema
+        for name, inner in schema.items():
+            yield from members(inner, f"{path}/{name}")
+    elif isinstance(schema, list):
+        for number, inner in enumerate(schema):
+            yield from members(inner, f"{path}/{number}")
+
+
+def test_the_document_is_valid() -> None:
+    validate(DOCUMENT)
+    validate(openapi.document((A_SCREEN,), "1"))
+
+
+def test_the_page_serves_it(page: Page) -> None:
+    assert page.json("/api/v1/openapi.json") == openapi.document(SCREENS, version("inbox-relay"))
+    assert page.get("/api/v1/openapi.json", None).status_code == 401
+
+
+def test_every_screen_is_in_it() -> None:
+    for screen in SCREENS:
+        assert openapi.api_path(screen) in DOCUMENT["paths"]
+    names = [operation["operationId"] for path in DOCUMENT["paths"].values() for operation in path.values()]
+    assert len(set(names)) == len(names)
+
+
+def test_every_parameter_is_explained_and_bounded() -> None:
+    for path, operations in DOCUMENT["paths"].items():
+        for parameter in (each for operation in operations.values() for each in operation["parameters"]):
+            where, schema = f"{path} {parameter['name']}", parameter["schema"]
+            assert parameter.get("description"), where
+            assert schema.get("type") in {"string", "integer", "boolean"}, where
+            if schema["type"] == "string":
+                assert schema.keys() & {"maxLength", "enum", "anyOf", "pattern"}, where
+            if schema["type"] == "integer":
+                assert schema.keys() >= {"minimum", "maximum"}, where
+
+
+def test_every_answer_is_described_to_its_last_member() -> None:
+    """A row without a description would let anything through: give its relation by `rows_of`, or make it a struct."""
+    bare = [
+        f"{place} {schema}"
+        for place, schema in members(DOCUMENT["components"]["schemas"], "schemas")
+        if schema.get("type") == "object" and not schema.keys() & {"properties", "additionalProperties"}
+    ]
+    assert not bare, "\n".join(bare)
+
+
+def test_a_query_becomes_parameters_and_a_page_an_answer() -> None:
+    made = openapi.document((A_SCREEN,), "1")
+    operation = made["paths"]["/api/v1/things/{seq}"]["get"]
+    given = {each["name"]: each for each in operation["parameters"]}
+    assert list(given) == ["seq", "name", "since", "before", "is_open"]
+    assert given["seq"] == {
+        "name": "seq",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+    }
+    assert (given["name"]["in"], given["name"]["required"]) == ("query", True)
+    assert given["name"]["description"] == "Its own words."
+    assert given["before"]["description"].startswith("Only rows below")
+    assert given["is_open"]["schema"] == {"type": "boolean", "default": False}
+    assert "anyOf" in given["since"]["schema"]
+    answer = made["components"]["schemas"]["APage"]
+    assert answer["required"] == ["rows", "before", "matching", "share"]
+    assert answer["properties"]["share"]["description"] == "Between 0 and 1; null: unknown."
+    assert set(operation["responses"]) == {"200", "400", "401", "403", "404", "500", "503"}
+    assert "Link" in operation["responses"]["200"]["headers"]
+
+
+def test_every_problem_is_an_answer_of_its_status() -> None:
+    for kind in PageError.__subclasses__():
+        answer = DOCUMENT["components"]["responses"][f"Problem{kind.status}"]
+        assert f"`{kind.cause}`" in answer["description"]
+        assert ("Retry-After" in answer.get("headers", {})) >= (kind.retry_after_seconds is not None)
+
+
+def test_the_docstrings_of_bases_count_too() -> None:
+    assert field_docstrings(APage).keys() == {"before", "matching", "share"}
+
+
+FORMS = {
+    "bigint": "integer",
+    "integer": "integer",
+    "numeric": "number",
+    "double precision": "number",
+    "text": "string",
+    "name": "string",
+    "bytea": "string",
+    "boolean": "boolean",
+    "timestamp with time zone": "string",
+    "ARRAY": "array",
+    "jsonb": None,
+}
+_WHOLE_NUMBERS = re.compile(r"_(hour|day)$")
+"""Sums of whole numbers, which Postgres has as numeric."""
+
+
+def test_rows_have_the_columns_and_types_of_the_database(postgres_database_url: str) -> None:
+    engine = engines.connect(postgres_database_url, application="tests")
+    columns: dict[str, dict[str, tuple[str, bool]]] = {}
+    with engine.connect() as connection:
+        query = (
+            "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns"
+            " WHERE table_schema = 'public'"
+        )
+        for table, column, kind, nullable in connection.execute(text(query)):
+            columns.setdefault(table, {})[column] = (kind, nullable == "YES")
+    engine.dispose()
+    for name in (*metadata.tables, *(view.name for view in VIEWS)):
+        schema = rows_of(name).extra_json_schema
+        assert schema is not None
+        assert schema["properties"].keys() == columns[name].keys(), name
+        for column, (kind, nullable) in columns[name].items():
+            wanted = "integer" if kind == "numeric" and _WHOLE_NUMBERS.search(column) else FORMS[kind]
+            said = schema["properties"][column].get("type")
+            assert said == ([wanted, "null"] if nullable and wanted else wanted), f"{name}.{column}"
+            is_time = kind == "timestamp with time zone"
+            assert is_time == (schema["properties"][column].get("format") == "date-time"), f"{name}.{column}"
+
+
+def test_a_row_may_leave_columns_out_and_have_more() -> None:
+    schema = rows_of("rejected_request", "body", more={"type": "integer"}).extra_json_schema
+    assert schema is not None
+    assert "body" not in schema["required"]
+    assert schema["properties"]["more"] == {"type": "integer"}
+    with pytest.raises(ValueError, match="no column bodi"):
+        rows_of("rejected_request", "bodi")
+
+
+def test_figures_have_one_form_on_both_databases(engine: Engine) -> None:
+    """Postgres has sums as numeric, which JSON must not get as text."""
+    with engine.connect() as connection:
+        row = (
+            connection.execute(text("SELECT sum(n) AS n FROM (SELECT 1 AS n UNION ALL SELECT 2) AS s")).mappings().one()
+        )
+    assert encode(dict(row)) == b'{"n":3}'

@@ -1,0 +1,288 @@
+"""`relay web` as a process: it starts, stops with pages open, reloads, and turns away what is too large or too slow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from sqlalchemy import Engine, text
+
+from inbox.http import limited_app
+from inbox.http.limited_app import LimitedApp, Message, Receive, Send
+from relay.web.access.credentials import Cost, hash_password, hash_token
+from relay.web.gunicorn_settings import CONNECTIONS, LARGEST_FORM, graceful_timeout
+from relay.web.static_files import FILES, static_url
+from tests.helpers import outage
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.page import Page
+from tests.helpers.processes import RELAY, Program, Site, free_port, site
+from tests.helpers.receiver import exchange
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import config_text
+
+PATIENCE = 90.0
+"""Seconds that a program has to start in, on a machine that has other work."""
+AT_ONCE = graceful_timeout - 1
+"""Seconds; a worker with open answers would take longer."""
+PASSWORD = "correct horse battery staple"
+TOKEN = "irw_of-a-test"
+WEB = '\n[web]\nusers = "file:{folder}/users"\ntokens = "file:{folder}/tokens"\n'
+
+
+def write_accounts(folder: Path, *, token: str = TOKEN) -> None:
+    hashed = hash_password(PASSWORD, Cost(log_n=4, r=1, p=1)).text
+    for name, line in {"users": f"olga:operator:{hashed}", "tokens": f"script:viewer:{hash_token(token)}"}.items():
+        path = folder / name
+        path.touch(mode=0o600)
+        path.write_text(line + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def place(database_url: str, tmp_path: Path) -> Iterator[Site]:
+    """A site whose page lets in `olga` with a password, and a token."""
+    write_accounts(tmp_path)
+    with site(tmp_path, config_text(database_url) + WEB.format(folder=tmp_path)) as made:
+        yield made
+
+
+def web(place: Site) -> tuple[Program, str]:
+    """Start the page and wait until it serves; gives its address, too."""
+    address = f"127.0.0.1:{free_port()}"
+    program = place.start("web", *RELAY, "web", "--bind", address)
+    program.writes(f"the operator's page is at http://{address}\n", within=PATIENCE)
+    until(lambda: not program.runs or is_live(address), "the page answers", within=PATIENCE)
+    return program, f"http://{address}"
+
+
+def is_live(address: str) -> bool:
+    try:
+        return requests.get(f"http://{address}/health/live", timeout=5).text == '{"status":"live"}'
+    except requests.ConnectionError:
+        return False
+
+
+def api(url: str, token: str = TOKEN) -> int:
+    answer = requests.get(f"{url}/api/v1/rejected", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+    return answer.status_code
+
+
+@contextlib.contextmanager
+def open_stream(url: str) -> Iterator[requests.Response]:
+    """A page that refreshes itself."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with requests.get(f"{url}/live?url=/rejected", headers=headers, stream=True, timeout=30) as answer:
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        next(answer.iter_lines(chunk_size=1))
+        yield answer
+
+
+def complaints(program: Program) -> list[str]:
+    return [line for line in program.output.splitlines() if re.search("error|traceback|warning", line, re.IGNORECASE)]
+
+
+def test_a_person_signs_in_and_sees_a_page(place: Site) -> None:
+    program, url = web(place)
+    with requests.Session() as browser:
+        first = browser.get(f"{url}/rejected?source=trivore", headers={"Accept": "text/html"}, timeout=10)
+        assert first.url.startswith(f"{url}/sign-in?next=")
+        form = {"name": "olga", "password": PASSWORD, "next": "/rejected?source=trivore"}
+        headers = {"Sec-Fetch-Site": "same-origin"}
+        shown = browser.post(f"{url}/sign-in", form, headers=headers, timeout=10)
+        assert (shown.status_code, shown.url) == (200, f"{url}/rejected?source=trivore")
+        assert "Rejected requests" in shown.text
+        assert "olga" in shown.text
+    assert len(program.children()) == 1
+    assert program.stop() == 0
+    assert complaints(program) == []
+
+
+def test_a_stop_ends_open_pages_at_once(place: Site) -> None:
+    program, url = web(place)
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(open_stream(url)) for _ in range(5)]
+        assert program.stop(within=AT_ONCE) == 0
+        for stream in streams:
+            for _ in stream.iter_content():  # raises if the answer is cut
+                pass
+    assert complaints(program) == []
+
+
+def test_a_reload_replaces_the_worker_and_what_cannot_be_used_changes_nothing(place: Site) -> None:
+    program, url = web(place)
+    before = program.children()
+    write_accounts(place.folder, token="irw_of-another")
+    with open_stream(url) if api(url) == 200 else contextlib.nullcontext() as stream:
+        program.send(signal.SIGHUP)
+        program.writes("reloaded", within=PATIENCE)
+        until(
+            lambda: program.children() and not set(before) & set(program.children()),
+            "another worker serves",
+            within=PATIENCE,
+        )
+        if stream is not None:
+            for _ in stream.iter_content():
+                pass
+    until(lambda: api(url, "irw_of-another") == 200, "the other token counts", within=PATIENCE)
+    good = (place.folder / "inbox.toml").read_text(encoding="utf-8")
+    place.configure(good.replace("[web]", "[web]\ncolour = 1"))
+    program.send(signal.SIGHUP)
+    program.writes("reload refused: the old configuration stays")
+    assert "colour" in program.output
+    until(lambda: api(url, "irw_of-another") == 200, "it serves as before")
+    assert program.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text.partition("\n[web]")[0], "relay web passwd"),
+        (lambda text: text.replace("/users", "/nobody"), "nobody"),
+        (lambda text: text.replace("[web]", "[web]\ncolour = 1"), "colour"),
+    ],
+    ids=["nobody may use it", "no users file", "an unknown key"],
+)
+@ON_SQLITE
+def test_a_configuration_that_lets_nobody_in_is_refused_with_a_remedy(
+    place: Site, change: Callable[[str], str], says: str
+) -> None:
+    place.configure(change((place.folder / "inbox.toml").read_text(encoding="utf-8")))
+    program = place.start("web", *RELAY, "web", "--bind", "127.0.0.1:0")
+    assert program.ends(PATIENCE) == 2
+    assert says in program.output
+    assert "Traceback" not in program.output
+
+
+def test_a_database_without_a_current_schema_is_refused(place: Site, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'older'"))
+    program = place.start("web", *RELAY, "web", "--bind", "127.0.0.1:0")
+    assert program.ends(PATIENCE) == 2
+    assert "schema" in program.output
+
+
+@ON_POSTGRES
+def test_a_database_that_is_down_at_the_start_stops_nobody(place: Site, database_url: str) -> None:
+    with outage.down(database_url):
+        program, url = web(place)
+        assert api(url) == 503
+    assert api(url) == 200
+    assert program.stop() == 0
+
+
+@ON_SQLITE
+def test_what_is_too_large_or_no_http_is_turned_away(place: Site) -> None:
+    program, url = web(place)
+    port = int(url.rpartition(":")[2])
+    headers = {"Sec-Fetch-Site": "same-origin"}
+    big = {"name": "x" * LARGEST_FORM, "password": ""}
+    assert requests.post(f"{url}/sign-in", big, headers=headers, timeout=10).status_code == 413
+    parts = iter([b"x" * 1000] * 100)
+    assert requests.post(f"{url}/sign-in", parts, headers=headers, timeout=10).status_code == 413
+    assert exchange(port, b"HELO page\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    long = b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n"
+    assert exchange(port, long).startswith(b"HTTP/1.1 431 ")
+    assert api(url) == 200
+    assert program.stop() == 0
+
+
+@ON_SQLITE
+def test_connections_are_bounded_and_those_that_close_make_room(place: Site) -> None:
+    program, url = web(place)
+    port = int(url.rpartition(":")[2])
+    with contextlib.ExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        until(lambda: exchange(port, b"").startswith(b"HTTP/1.1 503 "), "one more gets 503")
+    until(lambda: api(url) == 200, "there is room again")
+    assert program.stop() == 0
+
+
+# --- bodies
+
+
+class Echo:
+    """An ASGI app that keeps the bodies that it gets."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    async def __call__(self, _scope: object, receive: Receive, send: Send) -> None:
+        self.bodies.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+
+def sent(echo: Echo, *messages: dict[str, Any], headers: dict[str, str]) -> int | None:
+    """The status of a request whose body comes in these messages, and after them nothing more; None without one."""
+    statuses: list[int] = []
+    waiting = list(messages)
+
+    async def receive() -> Message:
+        if not waiting:
+            await asyncio.Event().wait()
+        return waiting.pop(0)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+    app = LimitedApp(echo, connections=10, largest_body=10)
+    asyncio.run(app(scope, receive, send))
+    return statuses[0] if statuses else None
+
+
+def part(body: bytes, *, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_a_body_in_parts_is_handed_over_whole() -> None:
+    echo = Echo()
+    assert sent(echo, part(b"a=1"), part(b"&b="), part(b"2", more=False), headers={"content-length": "7"}) == 204
+    assert echo.bodies == [b"a=1&b=2"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "headers", "status"),
+    [
+        ([], {"content-length": "11"}, 413),
+        ([part(b"x" * 6), part(b"x" * 6)], {"transfer-encoding": "chunked"}, 413),
+        ([part(b"x"), {"type": "http.disconnect"}], {"content-length": "9"}, None),
+        ([part(b"x")], {"content-length": "9"}, 408),
+    ],
+    ids=["announced", "in parts", "gone", "late"],
+)
+def test_a_body_that_is_too_large_or_late_never_reaches_the_page(
+    messages: list[dict[str, Any]], headers: dict[str, str], status: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limited_app, "READ_WITHIN_SECONDS", 0.05)
+    echo = Echo()
+    assert sent(echo, *messages, headers=headers) == status
+    assert echo.bodies == []
+
+
+# --- files for everybody
+
+
+def test_files_of_the_page_need_no_sign_in_and_stay_in_the_browser_until_they_change(page: Page) -> None:
+    for name in ("style.css", "page.js", "icon.svg"):
+        answer = page.get(static_url(name), actor=None)
+        assert answer.content == FILES[name].content
+        assert "immutable" in answer.headers["Cache-Control"]
+        assert page.get(f"/static/{name}?v=older", actor=None).headers["Cache-Control"] == "no-cache"
+        again = page.get(f"/static/{name}", actor=None, headers={"If-None-Match": answer.headers["ETag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert static_url(name) in page.get("/rejected").text
+
+
+@pytest.mark.parametrize("path", ["/static/", "/static/none.css", "/static/../app.py", "/static/..%2Fapp.py"])
+def test_no_other_file_is_served(page: Page, path: str) -> None:
+    assert page.get(path, actor=None).status_code in {401, 404}
