@@ -20,7 +20,9 @@ class CommandsQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Conditions on commands."""
 
     kind: Text | None = None
+    """Kind of command, such as `replay`."""
     state: Text | None = None
+    """State of the command: asked, running, done, failed, refused or cancelled."""
     since: When | None = None
     """Asked at or after this time."""
     until: When | None = None
