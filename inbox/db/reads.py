@@ -36,6 +36,15 @@ _HEADS = ", ".join(f"'{state}'" for state in HEADS)
 ENTITY = ("source", "entity_type", "entity_id")
 """The columns that name an entity; escaped and joined, they are the name of its gate."""
 
+EVENT_GATES = text("""
+SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause, rate_used_until,
+    held_until, hold_reason
+FROM gate
+WHERE kind <> 'entity' OR (kind = 'entity' AND name = :entity)
+ORDER BY kind, name
+""")
+"""Every gate that may hold a delivery of an event back, open or not."""
+
 _PARTS = {
     "deliveries": text("SELECT * FROM delivery WHERE seq = :seq AND route IS NOT NULL ORDER BY route"),
     "facts": text(
@@ -51,18 +60,12 @@ FROM open_delivery o JOIN open_delivery h ON h.route = o.route AND h.lane = o.la
 WHERE o.seq = :seq AND o.state = 'waiting'
 ORDER BY h.route
 """),
-    "gates": text("""
-SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause, rate_used_until,
-    held_until, hold_reason
-FROM gate
-WHERE kind <> 'entity' OR (kind = 'entity' AND name = :entity)
-ORDER BY kind, name
-"""),
+    "gates": EVENT_GATES,
     "relays": text(
         "SELECT id, host, pid FROM relay_node WHERE id IN (SELECT relay_node FROM open_delivery WHERE seq = :seq)"
     ),
 }
-"""`heads`: what a waiting delivery waits behind. `gates`: every gate that may hold one back, open or not."""
+"""`heads`: what a waiting delivery waits behind."""
 
 
 def rejected_request(engine: Engine, number: int) -> Row | None:

@@ -24,7 +24,7 @@ from relay.demo.compare import Mismatch, compare
 from relay.demo.events import DemoEvent, DemoEvents, Stopped
 from relay.demo.scenario import A_MOMENT_SECONDS, ChangeMade, Scenario
 from relay.demo.screen import Bars, Screen, panel, summary_of
-from relay.demo.stack import FAIL_SHARE, Stack
+from relay.demo.stack import FAIL_SHARE, PAGE_USER, Stack
 from relay.demo.webhooks import WebhookSent
 from relay.demo.workspace import Folder
 
@@ -76,7 +76,14 @@ class DemoRun:
 
     @contextmanager
     def start(
-        self, given: Path | None, database_url: str | None, *, users: int, groups: int, lost_share: float = 0.0
+        self,
+        given: Path | None,
+        database_url: str | None,
+        *,
+        users: int,
+        groups: int,
+        lost_share: float = 0.0,
+        with_page: bool = False,
     ) -> Iterator[None]:
         """Run the stack while it is open. Raises as `Stack`. A part that fails leaves the folder with its logs."""
         self.folder = Folder(given)
@@ -91,6 +98,7 @@ class DemoRun:
                 database_url,
                 seed=self.seed,
                 lost_share=lost_share,
+                with_page=with_page,
             )
             rng = random.Random(self.seed)  # noqa: S311  # reproducible, not secret
             self.scenario = Scenario(self.stack.identity, rng, users=users, groups=groups)
@@ -192,7 +200,7 @@ def run_live(console: Console, seed: int, folder: Path | None, database_url: str
     run = DemoRun(Screen(console), seed)
     with run.events.stopping():
         try:
-            with run.start(folder, database_url, users=LIVE_USERS, groups=LIVE_GROUPS):
+            with run.start(folder, database_url, users=LIVE_USERS, groups=LIVE_GROUPS, with_page=True):
                 _keep_changing(run, console)
         except Stopped as stopped:
             say(f"stopped in order after {stopped}; {run.folder.ending}", on=console)
@@ -213,7 +221,7 @@ def _keep_changing(run: DemoRun, console: Console) -> None:
                 if number % BURST == 0:
                     run.miss_and_find(run.stack.is_settled, _LIVE_PATIENCE_SECONDS)
     except Stopped:
-        console.print("\n[bold]stopping[/] the webhooks, the receiver, the relay, the services")
+        console.print("\n[bold]stopping[/] the page, the webhooks, the receiver, the relay, the services")
         raise
 
 
@@ -270,7 +278,9 @@ def _kill_relay(run: DemoRun) -> None:
 def _places(run: DemoRun) -> list[tuple[str, str]]:
     """List the address of each part, and commands to inspect it."""
     stack = run.stack
+    page = f"{stack.page_url}  (sign in as {PAGE_USER}, password {stack.page_password})"
     return [
+        *([("page", page)] if stack.page_url else []),
         ("identity", f"{stack.identity_url}/api/rest/v1/user  (Basic demo:demo)"),
         ("receiver", f"{stack.receiver_url}/webhooks/trivore  (pid {stack.receiver.pid})"),
         ("relay", f"pid {stack.relay.pid}, its log is {stack.relay.log.name} in the folder"),

@@ -22,14 +22,19 @@ from relay.demo.processes import Child, DemoError
 from relay.demo.web import served
 from relay.demo.webhooks import WebhookSender
 from relay.store.database import Database
+from relay.web.access.credentials import hash_password
 
 LATENCY_SECONDS = 0.015
 """Latency of the commercial service: that of a good one across a network."""
 FAIL_SHARE = 0.1
 SLOW_SHARE = 0.1
 """The share of updates that the identity service doesn't show to the first read."""
+PAGE_USER = "demo"
+PAGE_PORT = 8025
+"""The operator's page gets it where it is free."""
 _START_SECONDS = 30.0
 _RECEIVER_GRACE_SECONDS = 18.0  # gunicorn gives its workers 15
+_PAGE_GRACE_SECONDS = 12.0  # gunicorn gives its worker 10
 _RELAY_GRACE_SECONDS = 25.0  # the relay gives running calls 20
 _POLL_SECONDS = 0.05
 _LAST_WEBHOOKS_SECONDS = 2.0
@@ -48,10 +53,12 @@ class Stack:
         *,
         seed: int,
         lost_share: float = 0.0,
+        with_page: bool = False,
     ) -> None:
         """Start all parts; `exits` stops them in order, also after a failed start.
 
-        `starting` gets the name of each part; `seed` picks what fails; `lost_share` of the webhooks' answers gets lost.
+        `starting` gets the name of each part; `seed` picks what fails; `lost_share` of the webhooks' answers gets lost;
+        `with_page` also starts the operator's page.
 
         Raises:
             DemoError: a part does not start; the text says why and what to do.
@@ -62,6 +69,8 @@ class Stack:
         self.folder = folder
         self.configuration_path = self.folder / "inbox.toml"
         self._environment = workspace.child_environment(self.configuration_path)
+        self.page_url: str | None = None
+        self.page_password = secrets.token_urlsafe(12)
         self.commands = RelayCommands(self.folder, self._environment, events.handle)
         database_url = workspace.absolute_url(database_url, self.folder)
         engine = workspace.prepare_database(database_url)
@@ -77,6 +86,9 @@ class Stack:
         exits.callback(self.webhooks.close)
         self.webhooks.url = f"{self.receiver_url}/webhooks/trivore"
         exits.callback(self.webhooks.wait_until_sent, _LAST_WEBHOOKS_SECONDS)
+        if with_page:
+            starting("the operator's page")
+            self._start_page(exits)
 
     def _start_services(self, exits: ExitStack, database_url: str, seed: int, lost_share: float) -> None:
         token = secrets.token_urlsafe(16)
@@ -93,10 +105,14 @@ class Stack:
         )
         self.identity_url = exits.enter_context(served(self.identity.app))
         self.commercial_url = exits.enter_context(served(self.commercial.app))
+        users = self.folder / "users"
+        hashed = hash_password(self.page_password).text
+        workspace.write_private(users, f"{PAGE_USER}:operator:{hashed}\n")
         workspace.write_private(
             self.configuration_path,
             workspace.configuration(
                 database_url=database_url,
+                users=f"file:{users}",
                 token=token,
                 identity_url=self.identity_url,
                 commercial_url=self.commercial_url,
@@ -114,7 +130,21 @@ class Stack:
         exits.callback(self.receiver.stop, _RECEIVER_GRACE_SECONDS)
         with requests.Session() as session:
             session.trust_env = False  # no proxy between parts of one host
-            self._until_ready(self.receiver, lambda: _is_ready(session, self.receiver_url))
+            self._until_ready(self.receiver, lambda: _answers(session, f"{self.receiver_url}/health/ready"))
+
+    def _start_page(self, exits: ExitStack) -> None:
+        with _listener(PAGE_PORT) as listener:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            bind = ("--bind", f"fd://{listener.fileno()}")
+            self._start(
+                "page", ["-m", "gunicorn", "-c", "python:relay.web.gunicorn_settings", *bind], listener.fileno()
+            )
+        page = self._children["page"]
+        exits.callback(page.stop, _PAGE_GRACE_SECONDS)
+        with requests.Session() as session:
+            session.trust_env = False
+            self._until_ready(page, lambda: _answers(session, f"{url}/health/live"))
+        self.page_url = url
 
     def start_relay(self) -> None:
         """Start a relay and wait until it works; raise DemoError when it doesn't."""
@@ -140,7 +170,7 @@ class Stack:
         return self._children["receiver"]
 
     def check(self) -> None:
-        """Raise DemoError with the end of its log when the receiver or the relay has ended."""
+        """Raise DemoError with the end of its log when the receiver, the relay or the page has ended."""
         for child in self._children.values():
             child.check()
 
@@ -161,8 +191,16 @@ class Stack:
             self._events.wait(_POLL_SECONDS)
 
 
-def _is_ready(session: requests.Session, url: str) -> bool:
+def _listener(wanted: int) -> socket.socket:
+    """Listen on this port, or on any where another program has it."""
     try:
-        return session.get(f"{url}/health/ready", timeout=2).ok
+        return socket.create_server(("127.0.0.1", wanted))
+    except OSError:
+        return socket.create_server(("127.0.0.1", 0))
+
+
+def _answers(session: requests.Session, url: str) -> bool:
+    try:
+        return session.get(url, timeout=2).ok
     except requests.RequestException:
         return False

@@ -26,6 +26,9 @@ _CONFIGURATION = """\
 [database]
 url = {database_url}
 
+[web]
+users = {users}
+
 [sources.trivore]
 preset = "trivore"
 auth = {{ kind = "header", name = "X-Webhook-Token", secrets = [{token}] }}
@@ -179,7 +182,7 @@ def prepare_database(url: str) -> Engine:
 
 
 def configuration(**values: str) -> str:
-    """Make the text of `inbox.toml` from `database_url`, `token`, `identity_url` and `commercial_url`."""
+    """Make the text of `inbox.toml` from `database_url`, `users`, `token`, `identity_url` and `commercial_url`."""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
     return _CONFIGURATION.format(mark=_MARK, retry=_RETRY, **quoted)
 

@@ -48,6 +48,14 @@ def page(database: Database, chosen: Chosen, after: Place, most: int) -> list[De
     return [_delivery(row, payloads.get(row.seq), chosen.route) for row in rows]
 
 
+def newest(database: Database, source: str, route: str, place: Place) -> Delivery | None:
+    """A delivery of the newest event of one entity, as if it were delivered now; None: it has no event. It reads one row."""
+    with database.read() as transaction:
+        rows = transaction.execute(_NEWEST_OF_ONE, source=source, entity_type=place[0], entity_id=place[1])
+        payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
+    return _delivery(rows[0], payloads.get(rows[0].seq), route) if rows else None
+
+
 def count(database: Database, chosen: Chosen) -> int:
     """Count the entities; it reads the index of all events of the source."""
     with database.read() as transaction:
@@ -97,6 +105,11 @@ def _is_chosen(sql: Sql, *, of_types: bool) -> str:
       AND {sql.optional("received_at", "time", parameter="since", operator=">=")}"""
 
 
+_NEWEST_OF_ONE = text(f"""
+SELECT i.seq, {EVENT} FROM inbox i
+WHERE i.source = :source AND i.entity_type = :entity_type AND i.entity_id = :entity_id
+ORDER BY i.seq DESC LIMIT 1
+""")
 IDS = text("""
 SELECT DISTINCT entity_id FROM inbox
 WHERE source = :source AND entity_type = :entity_type AND entity_id > :after_id

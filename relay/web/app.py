@@ -21,12 +21,14 @@ from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard
 from relay.web.access.sign_in import SignIn, SignOut
 from relay.web.acts.resource import add_routes as add_acts
 from relay.web.api import ApiDocument, encode
+from relay.web.difference import DifferenceResource
 from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
 from relay.web.reading import Readers, Spent
+from relay.web.reveal import RevealResource
 from relay.web.screen import ListPage, Screen
-from relay.web.screens import SCREENS
+from relay.web.screens import SCREENS, entity
 from relay.web.static_files import PublicFiles
 
 App = falcon.asgi.App[Request, Response]
@@ -223,5 +225,13 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(SIGN_OUT, SignOut(access))
     app.add_route(f"{API}/openapi.json", ApiDocument())
     app.add_route("/live", LiveResource(Hub(screens.read, clock), access))
+    reveal = RevealResource(readers, renderer, clock)
+    app.add_route("/events/{seq}/reveal", reveal)
+    app.add_route(f"{API}/events/{{seq}}/reveal", reveal, suffix="json")
+    difference = DifferenceResource(readers, renderer, clock)
+    of_entity = f"{entity.SCREEN.path}/difference"
+    app.add_route(of_entity, difference)
+    app.add_route(f"{of_entity}.json", difference, suffix="json")
+    app.add_route(f"{API}{of_entity}", difference, suffix="json")
     ProblemAnswers(renderer, clock).add_to(app)
     return app

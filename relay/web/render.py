@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from inbox.cli import wording
 from inbox.events.timestamps import as_time, rfc3339
-from inbox.logs.visible import visible
+from inbox.logs.visible import visible, visible_line
 from relay.web import query as queries
 from relay.web.keys import KEYS
 from relay.web.screen import MOST_COUNTED
@@ -45,6 +45,7 @@ class Renderer:
         self._environment.filters.update(
             visible=_visible,
             brief=_brief,
+            visible_lines=_visible_lines,
             shown_state=wording.shown_state,
             segment=queries.segment,
             time=_time,
@@ -52,6 +53,7 @@ class Renderer:
             counted=wording.counted,
             count_up_to=_count_up_to,
             pretty=_pretty,
+            one_line=_one_line,
             lasting=wording.lasting,
             byte_count=wording.byte_count,
         )
@@ -64,6 +66,11 @@ class Renderer:
 def _visible(value: object) -> str:
     """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
     return "" if value is None else visible(str(value))
+
+
+def _visible_lines(value: object) -> str:
+    """Make a text from outside harmless to the eye, and keep its lines."""
+    return "\n".join(visible_line(line) for line in str(value).split("\n"))
 
 
 _BRIEF = 300
@@ -103,3 +110,8 @@ def _count_up_to(value: int, most: int = MOST_COUNTED) -> str:
 def _pretty(value: object) -> str:
     """Write a JSON value on several lines."""
     return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False, default=str)
+
+
+def _one_line(value: object) -> str:
+    """Write a JSON value on one line; one that is absent is called so."""
+    return "nothing" if value is None else json.dumps(msgspec.to_builtins(value), ensure_ascii=False, default=str)

@@ -93,7 +93,9 @@ def site(database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.
         source = IdentityService(stack.enter_context(closing(WebhookSender(headers=HEADERS))))
         target = CommercialService()
         at_source, at_target = (stack.enter_context(serving(service.app)) for service in (source, target))
-        text = configuration(database_url=database_url, token=TOKEN, identity_url=at_source, commercial_url=at_target)
+        text = configuration(
+            database_url=database_url, users="file:users", token=TOKEN, identity_url=at_source, commercial_url=at_target
+        )
         file = tmp_path / "inbox.toml"
         file.write_text(text, encoding="utf-8")
         config = parse_config(text)

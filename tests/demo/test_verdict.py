@@ -194,7 +194,9 @@ def test_a_user_without_phone_needs_a_contact_without_phone(pair: Pair) -> None:
 
 
 def test_every_field_that_the_demo_maps_and_the_service_has_is_compared(pair: Pair) -> None:
-    routes = tomllib.loads(configuration(database_url="", token="", identity_url="", commercial_url=""))["routes"]
+    routes = tomllib.loads(configuration(database_url="", users="", token="", identity_url="", commercial_url=""))[
+        "routes"
+    ]
     for route, record_type, entity_type, entity in (
         ("users-to-contacts", CONTACT, USER, pair.users[0]),
         ("groups-to-teams", TEAM, GROUP, pair.group),

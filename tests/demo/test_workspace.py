@@ -29,7 +29,7 @@ from tests.helpers.filling import fill
 def test_the_configuration_is_valid_and_its_routes_can_be_built(tmp_path: Path) -> None:
     path = tmp_path / "inbox.toml"
     at = {"identity_url": "http://127.0.0.1:1", "commercial_url": "http://127.0.0.1:2"}
-    write_private(path, configuration(database_url="sqlite:////a/b.db", token='a"b', **at))
+    write_private(path, configuration(database_url="sqlite:////a/b.db", users="file:users", token='a"b', **at))
     config = read_config(path, {})
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert set(build(config)) == {"users-to-contacts", "groups-to-teams"}
@@ -63,7 +63,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) 
 
 
 def test_a_folder_of_an_earlier_demo_will_do_and_another_is_refused(tmp_path: Path) -> None:
-    earlier = configuration(database_url="", token="", identity_url="", commercial_url="")
+    earlier = configuration(database_url="", users="", token="", identity_url="", commercial_url="")
     (tmp_path / "inbox.toml").write_text(earlier)
     assert prepare_folder(tmp_path) == tmp_path
     (tmp_path / "inbox.toml").write_text("[database]\n")

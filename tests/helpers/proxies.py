@@ -32,11 +32,12 @@ def replaced(text: str, changes: Mapping[str, str]) -> str:
 
 
 class Ports(NamedTuple):
-    """The ports of a proxy, and of the receiver behind it."""
+    """The ports of a proxy, and of the receiver and the operator's page behind it."""
 
     tls: int
     plain: int
     receiver: int
+    page: int = 9
 
 
 def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> list[str]:
@@ -51,6 +52,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
             "listen 80": f"listen 127.0.0.1:{ports.plain}",
             "hooks.example.com": "localhost",
             "127.0.0.1:8000": f"127.0.0.1:{ports.receiver}",
+            "127.0.0.1:8025": f"127.0.0.1:{ports.page}",
             "/etc/inbox-relay/tls.pem": str(CERTIFICATE),
             "/var/log/nginx/": f"{folder}/",
             "timeout 10s": f"timeout {PATIENCE}",
@@ -69,7 +71,9 @@ def _caddy_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
         {
             "{\n    log {": f"{{\n    {here}\n    log {{",
             "hooks.example.com {": f"localhost {{\n    tls {CERTIFICATE} {CERTIFICATE}",
+            "relay.example.com {": f"relay.example.com {{\n    tls {CERTIFICATE} {CERTIFICATE}",
             "127.0.0.1:8000": f"127.0.0.1:{ports.receiver}",
+            "127.0.0.1:8025": f"127.0.0.1:{ports.page}",
             **changes,
         },
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from relay.web.screen import Screen
-from relay.web.screens import commands, dead, deliveries, problems, rejected
+from relay.web.screens import commands, dead, deliveries, entity, event, problems, rejected
 
 SCREENS: tuple[Screen, ...] = (
     deliveries.SCREEN,
+    event.SCREEN,
+    entity.SCREEN,
     dead.SCREEN,
     rejected.SCREEN,
     commands.SCREEN,

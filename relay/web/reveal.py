@@ -1,0 +1,169 @@
+"""`POST /events/{seq}/reveal`: headers and body of an event, once a row of `payload_reveal` says who saw them and why."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import falcon
+import msgspec
+from falcon.asgi import Request, Response
+
+from inbox.clock import Clock
+from inbox.db.event_reads import payload
+from inbox.errors import BadFilter, NothingThere, PageError
+from inbox.events.commands import MOST_REASON
+from relay.store import reveals
+from relay.store.database import Database
+from relay.web import render
+from relay.web.access.actor import Actor
+from relay.web.api import encode
+from relay.web.body_views import BodyView, view_of
+from relay.web.forms import FORM_TYPE, read_form
+from relay.web.problems import set_status
+from relay.web.query import of_segment, parse
+from relay.web.reading import Readers
+from relay.web.screens.event import SCREEN, EventQuery, View
+
+DOWNLOAD = "download"
+_MOST_JSON = 64 * 1024
+
+
+class RevealForm(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of the form."""
+
+    reason: str = ""
+    view: View | None = None
+    """Form in which the body is shown."""
+    download: bool = False
+    """The body as a file, byte for byte."""
+
+
+class RevealedPayload(msgspec.Struct, frozen=True):
+    """Headers and body of an event."""
+
+    headers: dict[str, str]
+    body: str | None
+    """The body as text; None when it is no UTF-8."""
+    body_base64: str
+
+
+class RevealedPage(msgspec.Struct, frozen=True):
+    """The same for people."""
+
+    headers: dict[str, str]
+    body: BodyView
+    reason: str
+
+
+class RevealResource:
+    """Shows a payload to who says why. The row about it is committed before anything is answered."""
+
+    def __init__(self, readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
+        self._readers, self._renderer, self._clock = readers, renderer, clock
+
+    async def on_post(self, req: Request, resp: Response, seq: str) -> None:
+        """Answer with the event's page that has the payload in it, or with the body as a file."""
+        actor, query = req.context.actor, self._query(seq)
+        shown, problem = None, None
+        try:
+            form = parse(RevealForm, await read_form(req), self._clock.now())
+            headers, body = await self._reveal(actor, query.seq, form.reason)
+            if form.download:
+                _attach(resp, query.seq, body)
+                return
+            query = msgspec.structs.replace(query, view=form.view or query.view)
+            shown = RevealedPage(headers, view_of(body, query.view), form.reason.strip())
+        except NothingThere:
+            raise
+        except PageError as error:
+            problem = error
+            set_status(resp, error)
+        page = await self._readers.read(actor, lambda reading: SCREEN.read(reading, query))
+        resp.content_type = render.TYPE
+        resp.text = self._renderer.render(
+            SCREEN.template,
+            now=self._clock.now(),
+            title=SCREEN.title,
+            here=SCREEN.path,
+            screen=SCREEN,
+            query=query,
+            page=page,
+            problem=problem,
+            config=self._readers.config,
+            actor=actor,
+            live=None,
+            **{**SCREEN.values, "shown": shown},
+        )
+
+    async def on_post_json(self, req: Request, resp: Response, seq: str) -> None:
+        """Answer with the payload as JSON. The request is a form, or JSON with the same fields."""
+        query = self._query(seq)
+        form = await _form_of(req, self._clock)
+        headers, body = await self._reveal(req.context.actor, query.seq, form.reason)
+        if form.download:
+            _attach(resp, query.seq, body)
+            return
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            text = None
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = encode(RevealedPayload(headers, text, base64.b64encode(body).decode()))
+
+    def _query(self, seq: str) -> EventQuery:
+        try:
+            return parse(EventQuery, {"seq": of_segment(seq)}, self._clock.now())
+        except BadFilter as error:
+            raise NothingThere(error.detail) from None
+
+    async def _reveal(self, actor: Actor, seq: int, given: str) -> tuple[dict[str, str], bytes]:
+        reason = _checked(given)
+
+        def make(database: Database) -> tuple[dict[str, str], bytes]:
+            with database.read() as transaction:
+                found = payload(transaction.connection, seq)
+            if found is None:
+                raise NothingThere(
+                    f"there is no payload of event {seq}: retention or erasure has deleted it, or there is no such event"
+                )
+            reveals.record(database, seq, who=actor.name, reason=reason)
+            return found
+
+        return await self._readers.write(make)
+
+
+def _checked(given: str) -> str:
+    reason = given.strip()
+    if not reason:
+        raise BadFilter("say why the payload is looked at: it is kept with the event", field="reason")
+    if len(reason) > MOST_REASON:
+        raise BadFilter(f"a reason has at most {MOST_REASON} characters", field="reason")
+    return reason
+
+
+async def _form_of(req: Request, clock: Clock) -> RevealForm:
+    if (req.content_type or "").partition(";")[0].strip().lower() == FORM_TYPE:
+        return parse(RevealForm, await read_form(req), clock.now())
+    raw = await req.stream.read(_MOST_JSON + 1)
+    if len(raw) > _MOST_JSON:
+        raise falcon.HTTPContentTooLarge(description=f"a request has at most {_MOST_JSON} bytes")
+    try:
+        given = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        raise BadFilter("the request is neither a form nor JSON") from None
+    if not isinstance(given, Mapping):
+        raise BadFilter("the request is no JSON object")
+    return parse(RevealForm, {name: _as_field(value) for name, value in given.items()}, clock.now())
+
+
+def _as_field(value: Any) -> str:  # noqa: ANN401  # any JSON value
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _attach(resp: Response, seq: int, body: bytes) -> None:
+    """Answer with a file. No browser shows it, whatever it holds."""
+    resp.content_type = "application/octet-stream"
+    resp.downloadable_as = f"event-{seq}.bin"
+    resp.data = body

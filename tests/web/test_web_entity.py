@@ -1,0 +1,264 @@
+"""`/entities/{source}/{type}/{id}`: any id, its lanes and events, and the difference of both sides of a sync route."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import unquote
+
+import falcon.asgi
+import falcon.testing
+import msgspec
+import pytest
+import requests
+from falcon.asgi import Request, Response
+from hypothesis import example, given
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from inbox.config.model import Config
+from inbox.db import entity_reads
+from relay.store import gates
+from relay.web import difference
+from relay.web.query import of_segment, segment, url
+from relay.web.screens.entity import EntityQuery
+from tests.destinations.syncing import FETCHED, FOUND, World
+from tests.helpers import scripted
+from tests.helpers.page import VIEWER, Page, on_database, serving
+from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
+from tests.helpers.scripted import ScriptedServer, answer
+from tests.helpers.storing import Intake, an_event
+
+HOSTILE = "<script>alert(1)</script>\u202e'\"&"
+ANY_ID = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=40)
+ODD_IDS = (
+    ".", "..", "a.json", ".json", "a/b", "//", "/", "a/", "%2F", "~2F", "~", "a%", "?x=1", "#x", " a ", "a\\b", "x\n",
+    "\u202e\u2066", "a+b&c=d;e", "x" * 10_000, HOSTILE, "difference", "é😀",
+)  # fmt: skip
+
+
+class Echo:
+    """Says which form of a page was asked for, and about what."""
+
+    async def on_get(self, _req: Request, resp: Response, **path: str) -> None:
+        resp.media = ["html", [of_segment(value) for value in path.values()]]
+
+    async def on_get_json(self, _req: Request, resp: Response, **path: str) -> None:
+        resp.media = ["json", [of_segment(value) for value in path.values()]]
+
+
+def an_echo() -> falcon.testing.TestClient:
+    app: falcon.asgi.App[Request, Response] = falcon.asgi.App()
+    app.req_options.strip_url_path_trailing_slash = True
+    app.add_route("/entities/{source}/{type}/{id}", Echo())
+    app.add_route("/entities/{source}/{type}/{id}.json", Echo(), suffix="json")
+    return falcon.testing.TestClient(app)
+
+
+@given(ANY_ID | st.sampled_from(ODD_IDS), ANY_ID | st.sampled_from(ODD_IDS))
+@example("a.json", "..")
+def test_any_type_and_id_come_back_from_their_url(entity_type: str, entity_id: str) -> None:
+    client = an_echo()
+    for suffix, form in (("", "html"), (".json", "json")):
+        query = EntityQuery(source="shop", type=entity_type, id=entity_id)
+        path = url(f"/entities/{{source}}/{{type}}/{{id}}{suffix}", query)
+        assert client.simulate_get(path).json == [form, ["shop", entity_type, entity_id]], path
+
+
+@given(ANY_ID | st.sampled_from(ODD_IDS))
+def test_a_segment_is_none_that_a_server_or_browser_changes(value: str) -> None:
+    written = segment(value)
+    assert of_segment(unquote(written)) == value
+    assert written.isascii()
+    assert "/" not in unquote(written)
+    assert written not in {".", "..", ""}
+
+
+@pytest.mark.parametrize("entity_id", ODD_IDS[:-1])
+def test_odd_ids_are_linked_found_and_shown_harmless(page: Page, steps: Steps, entity_id: str) -> None:
+    if len(entity_id) > 2000 and steps.database.sql.is_postgres:
+        pytest.skip("Postgres rejects longer entries of an index")
+    steps.arrive(msgspec.structs.replace(an_event(1, entity_id, routes=[]), entity_type=f"T {entity_id[:50]}"))
+    (row,) = page.json("/deliveries.json")["rows"]
+    path = f"/entities/trivore/{segment(row['entity_type'])}/{segment(row['entity_id'])}"
+    assert f'href="{path.replace("&", "&amp;").replace(chr(39), "&#39;")}"' in page.get("/deliveries").text
+    shown = page.get(path)
+    assert shown.status_code == 200
+    assert "<script>alert" not in shown.text
+    assert "No configured route" in shown.text or "Lanes" in shown.text
+    assert [event["seq"] for event in page.json(f"{path}.json")["events"]] == [1]
+    assert [event["seq"] for event in page.json(f"/api/v1{path}")["events"]] == [1]
+
+
+def test_an_entity_shows_its_events_with_all_that_happened_and_its_lanes(page: Page, steps: Steps) -> None:
+    steps.arrive(*(an_event(n, "u1", routes=["blocking", "strict"]) for n in (1, 2)), an_event(3, "u2"))
+    steps.attempt(HOPELESS, "blocking")
+    steps.attempt(DONE)
+    found = page.json("/entities/trivore/USER/u1.json")
+    assert [event["seq"] for event in found["events"]] == [2, 1]
+    assert [(line["what"], line["route"]) for line in found["events"][1]["timeline"]] == [
+        ("arrived", None), ("dead", "blocking"), ("delivered", "strict"),
+    ]  # fmt: skip
+    lanes = {lane["route"]: lane for lane in found["lanes"]}
+    assert (lanes["blocking"]["head_seq"], lanes["blocking"]["head_state"], lanes["blocking"]["waiting"]) == (
+        1,
+        "blocked",
+        1,
+    )
+    assert (lanes["strict"]["head_seq"], lanes["strict"]["head_state"], lanes["strict"]["delivered_seq"]) == (
+        2,
+        "ready",
+        1,
+    )
+    assert (lanes["latest"]["head_seq"], lanes["latest"]["waiting"]) == (None, 0)
+    shown = page.get("/entities/trivore/USER/u1").text
+    assert "<h1>USER/u1</h1>" in shown
+    assert 'href="/acts/replay?source=trivore&amp;entity_type=USER&amp;entity_id=u1"' in shown
+    assert "/acts/" not in page.get("/entities/trivore/USER/u1", actor=VIEWER).text
+
+
+def test_pages_of_an_entity_hold_each_event_once(page: Page, steps: Steps) -> None:
+    steps.receive(*(an_event(n, "u1" if n % 2 else "u2") for n in range(1, 12)))
+    seen, before = [], ""
+    while True:
+        found = page.json(f"/entities/trivore/USER/u1.json?limit=2{before}")
+        seen += [event["seq"] for event in found["events"]]
+        if found["before"] is None:
+            break
+        before = f"&before={found['before']}"
+    assert seen == [11, 9, 7, 5, 3, 1]
+    assert 'rel="next" href="/entities/trivore/USER/u1?limit=2&amp;before=9"' in page.get(
+        "/entities/trivore/USER/u1?limit=2"
+    ).text  # fmt: skip
+    assert "No older event." in page.get("/entities/trivore/USER/u1?before=1").text
+
+
+@pytest.mark.parametrize(
+    "path", ["/entities/trivore/USER/nobody", "/entities/nobody/USER/u1", "/entities/trivore/USER/nobody.json"]
+)
+def test_an_entity_without_events_has_a_page_that_says_so(page: Page, path: str) -> None:
+    assert page.get(path).status_code == 404
+    assert "is about USER/" in page.get(path).text
+
+
+def test_an_event_of_thousands_of_facts_does_not_fill_the_page(
+    page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entity_reads, "MOST_LINES", 5)
+    steps.receive(*(an_event(n, "u1") for n in range(1, 9)))
+    found = page.json("/entities/trivore/USER/u1.json")
+    assert found["is_cut"]
+    assert [len(event["timeline"]) for event in found["events"]] == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert "have more lines than are shown" in page.get("/entities/trivore/USER/u1").text
+
+
+def test_a_paused_entity_says_who_holds_it_and_why(page: Page, steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"))
+    with steps.database.write() as transaction:
+        gates.pause(transaction, ("entity", "trivore|USER|u1"), who="ann", why=HOSTILE)
+    found = page.json("/entities/trivore/USER/u1.json")
+    assert found["is_paused"]
+    assert [hold["command"] for hold in found["holds"]] == ["relay resume --source trivore --entity USER/u1"]
+    shown = page.get("/entities/trivore/USER/u1").text
+    assert "entity USER/u1 was paused now by ann: &lt;script&gt;" in shown
+    assert "Resume this entity" in shown
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with scripted.serving() as made:
+        yield made
+
+
+@pytest.fixture
+def compared(server: ScriptedServer, database_url: str, clock: FakeClock) -> Iterator[Page]:
+    """The page of a sync route `user-to-crm`, with one event of USER/u1."""
+    config: Config = on_database(World(server).config(_SYNC), database_url)
+    Intake(database_url).append(an_event(1, "u1", routes=["user-to-crm"]))
+    with serving(config, clock) as page:
+        yield page
+
+
+_SYNC = """
+    fetch = { api = "identity", path = "/user/{event.entity_id}" }
+    find = { path = "/contacts", params = { externalId = "{event.entity_id}" }, pick = "items" }
+    create = { path = "/contacts" }
+    update = { path = "/contacts/{target.id}" }
+    gone = "skip"
+    map = { name = "entity.name", external_id = "event.entity_id" }
+"""
+DIFFERENCE = "/entities/trivore/USER/u1/difference?route=user-to-crm"
+FETCH, FIND = "GET /api/user/u1", "GET /contacts?externalId=u1"
+
+
+def test_both_sides_are_compared_field_by_field_and_nothing_is_written(
+    compared: Page, server: ScriptedServer, engine: Engine
+) -> None:
+    hostile = answer(200, {"items": [{"id": "c1", "external_id": "u1", "name": HOSTILE}]})
+    server.routes[FETCH] = [FETCHED, FETCHED]
+    server.routes[FIND] = [hostile, hostile]
+    shown = compared.get(DIFFERENCE).text
+    assert "would <strong>update</strong> the counterpart now" in shown
+    assert "<script>alert" not in shown
+    assert "Ada" in shown
+    found = compared.json(f"/api/v1{DIFFERENCE}")
+    assert (found["change"], found["fields"]) == ("update", [{"field": "name", "before": HOSTILE, "after": "Ada"}])
+    assert {request.method for request in server.seen} == {"GET"}
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM delivery_log").scalar() == 0
+        assert connection.exec_driver_sql("SELECT count(*) FROM relay_command").scalar() == 0
+
+
+def test_sides_that_agree_or_fail_say_so(compared: Page, server: ScriptedServer) -> None:
+    same = answer(200, {"items": [{"id": "c1", "external_id": "u1", "name": "Ada"}]})
+    server.routes[FETCH] = [FETCHED, answer(500)]
+    server.routes[FIND] = [same, FOUND]
+    assert "Both sides of route user-to-crm agree" in compared.get(DIFFERENCE).text
+    assert "They could not be compared: " in compared.get(DIFFERENCE).text
+
+
+def test_only_operators_compare_and_only_what_can_be(compared: Page, page: Page) -> None:
+    assert compared.get(DIFFERENCE, actor=VIEWER).status_code == 403
+    assert "Compare both sides" in compared.get("/entities/trivore/USER/u1").text
+    assert "Compare both sides" not in compared.get("/entities/trivore/USER/u1", actor=VIEWER).text
+    assert compared.get(DIFFERENCE.replace("u1", "nobody")).status_code == 404
+    for wrong in ("user-to-cmr", "", "x&id=u2", "x&rout=y"):
+        assert compared.get(f"/entities/trivore/USER/u1/difference?route={wrong}").status_code == 400, wrong
+    refused = page.get("/entities/trivore/USER/u1/difference?route=strict")
+    assert refused.status_code == 400
+    assert "no route of this entity can" in refused.text
+
+
+def test_systems_that_hang_block_no_other_page_and_no_third_comparison(
+    compared: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, begun = threading.Event(), threading.Semaphore(0)
+
+    def hang(*_: Any) -> Any:  # noqa: ANN401  # as the function that it stands for
+        begun.release()
+        assert hangs.wait(60)
+        raise AssertionError
+
+    monkeypatch.setattr(difference, "_preview", hang)
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(requests_get, compared.url + DIFFERENCE) for _ in range(2)]
+        for _ in running:
+            assert begun.acquire(timeout=60)
+        refused = compared.get(DIFFERENCE)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "10")
+        for _ in range(8):
+            assert compared.get("/entities/trivore/USER/u1").status_code == 200
+        hangs.set()
+        assert [each.result() for each in running] == [500, 500]
+    deadline = time.monotonic() + 60
+    while compared.get(f"{DIFFERENCE}").status_code == 503 and time.monotonic() < deadline:
+        pass
+    assert compared.get(DIFFERENCE).status_code == 500
+
+
+def requests_get(address: str) -> int:
+    headers = {"X-Test-Actor": "operator olga"}
+    return requests.get(address, headers=headers, timeout=120).status_code
