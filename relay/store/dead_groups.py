@@ -30,7 +30,7 @@ class DeadGroup(msgspec.Struct, frozen=True):
     """SHA-256 of the whole error: the condition of an act on this group alone."""
     count: int
     blocked: int
-    """Those that block their lane."""
+    """Number of those that block their lane."""
     first_died_at: datetime | None
     last_died_at: datetime | None
     sample_seq: int

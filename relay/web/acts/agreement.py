@@ -17,8 +17,8 @@ def written(kind: str, selection: Mapping[str, object], traits: object, count: i
 
     Args:
         kind: the act.
-        selection: what the command will be about.
-        traits: everything else that was shown and must be the same.
+        selection: the subject of the command.
+        traits: the rest of what was shown, which must be the same.
         count: number of deliveries; None where they are not counted, or all is among the traits.
         is_whole: False when there are more than `count`.
     """

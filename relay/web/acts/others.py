@@ -27,7 +27,7 @@ from relay.store.operator import readmit
 from relay.store.operator.erase import SEARCHED_PARTS
 from relay.store.operator.sweeping import types_of
 from relay.web.acts.forms import EraseForm, GateForm, PruneForm, ReadmitForm, SweepForm
-from relay.web.acts.plan import ActPlan, Figure, sealed
+from relay.web.acts.plan import ActPlan, PlanFigure, sealed
 from relay.web.screen import MOST_COUNTED, Reading
 
 _NEWEST_OF_ENTITY = 5000
@@ -61,7 +61,7 @@ def plan_gate(reading: Reading, kind: str, form: GateForm) -> ActPlan:
             "The pause ends, and its circuit breaker closes; deliveries go on in their order.",
             "Attempts that failed before wait until they are due; a retry makes them due at once.",
         )
-    figure = Figure("open deliveries behind it", behind, "counted up to 500" if behind > MOST_COUNTED else "")
+    figure = PlanFigure("open deliveries behind it", behind, "counted up to 500" if behind > MOST_COUNTED else "")
     made = ActPlan(
         kind=kind,
         selection=msgspec.to_builtins(gate),
@@ -140,7 +140,7 @@ def plan_prune(reading: Reading, kind: str, form: PruneForm) -> ActPlan:
     with reading.database.read() as transaction:
         plans = retention.plan(transaction.connection, reading.config.retention, transaction.now())
     figures = tuple(
-        Figure(each.kind, each.rows, f"{'about; ' if each.is_estimate else ''}older than {each.age}")
+        PlanFigure(each.kind, each.rows, f"{'about; ' if each.is_estimate else ''}older than {each.age}")
         for each in plans
         if not wanted or each.kind in wanted
     )
@@ -167,13 +167,13 @@ def plan_erase(reading: Reading, kind: str, form: EraseForm) -> ActPlan:
         raise BadFilter(f"there is no source {subject.source!r}; {nearest(subject.source, reading.config.sources)}")
     planned = erasures.plan(reading.database.engine, subject, most_parts=SEARCHED_PARTS)
     figures = [
-        Figure("events", planned.events),
-        Figure("payloads", planned.payloads, "no replay is possible any more"),
-        Figure("facts", planned.facts, "calls, errors and reasons go; states and times stay"),
-        Figure("duplicate requests", planned.duplicates, "bodies go, the count stays"),
-        Figure("lanes", planned.lanes, "the next event of the entity begins a new one"),
-        Figure("pauses", planned.pauses, "later events are delivered"),
-        *(Figure(f"rows of {table} that name it", number) for table, number in sorted(planned.naming.items())),
+        PlanFigure("events", planned.events),
+        PlanFigure("payloads", planned.payloads, "no replay is possible any more"),
+        PlanFigure("facts", planned.facts, "calls, errors and reasons go; states and times stay"),
+        PlanFigure("duplicate requests", planned.duplicates, "bodies go, the count stays"),
+        PlanFigure("lanes", planned.lanes, "the next event of the entity begins a new one"),
+        PlanFigure("pauses", planned.pauses, "later events are delivered"),
+        *(PlanFigure(f"rows of {table} that name it", number) for table, number in sorted(planned.naming.items())),
     ]
     made = ActPlan(
         kind=kind,
@@ -228,8 +228,8 @@ def plan_readmit(reading: Reading, kind: str, form: ReadmitForm) -> ActPlan:
         count=min(planned.matching, readmit.MOST_COUNTED),
         is_whole=is_whole,
         figures=(
-            Figure("requests read again for this plan", planned.examined),
-            Figure("of these would be readmitted", planned.readable),
+            PlanFigure("requests read again for this plan", planned.examined),
+            PlanFigure("of these would be readmitted", planned.readable),
         ),
         left_out={f"would stay rejected: {why}": number for why, number in planned.rejected.items()},
         consequences=(

@@ -11,7 +11,7 @@ from relay.store.operator.plan import Group
 from relay.web.acts.agreement import written
 
 
-class Figure(msgspec.Struct, frozen=True):
+class PlanFigure(msgspec.Struct, frozen=True):
     """A number of things that an act is about."""
 
     name: str
@@ -20,11 +20,11 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class ActPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What an act would change now. Nothing is changed, and nothing locked."""
+    """The changes that an act would make now. Making a plan changes nothing, and locks nothing."""
 
     kind: str
     selection: dict[str, Any]
-    """What the command will be about: the JSON of `relay_command.selection`."""
+    """The subject of the command: the JSON of `relay_command.selection`."""
     count: int | None = None
     """Number of deliveries or rows; None where an act has no such number."""
     is_whole: bool = True
@@ -35,10 +35,10 @@ class ActPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The first deliveries, in the order of arrival."""
     left_out: dict[str, int] = {}
     """Sentences about selected deliveries or rows that stay as they are, and how many each is about."""
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[PlanFigure, ...] = ()
     """Numbers of rows by kind, where an act is about no delivery."""
     consequences: tuple[str, ...] = ()
-    """What follows, in sentences."""
+    """Consequences, in sentences."""
     obstacle: str | None = None
     """Reason why it can't be done now."""
     needs_everything: bool = False
