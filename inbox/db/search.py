@@ -27,11 +27,11 @@ LONGEST_SECONDS = 0.15
 """Time of a search for somebody who waits: after it, no further statement begins."""
 MOST_OF_A_STATE = 5000
 """As many open deliveries of a state are read at once and put in order; of more, the newest events are looked through."""
-_CHUNK = 250
-"""The most events whose deliveries one statement reads."""
+_FIRST_CHUNK, _CHUNK = 50, 250
+"""The fewest and the most events whose deliveries are read together: SQLite needs a statement for each, where they lie apart."""
 _FIRST_WINDOW, _LARGEST_WINDOW = 1000, 32_000
 _QUICK_SECONDS = 0.015
-"""After a window that took less, the next is twice as large."""
+"""After a window or chunk that took less, the next is twice as large."""
 _ABOVE_ALL = 2**63 - 1
 _CLOCKS_APART = timedelta(hours=1)
 """Clocks of receivers differ by less; seqs are in the order of their arrival, but for this."""
@@ -104,6 +104,7 @@ class _Walk:
         self._connection, self._wanted, self._clock = connection, wanted, clock
         self._sql = Sql(connection.dialect.name)
         self._is_open = wanted.state in OPEN_STATES or wanted.error is not None  # only an open delivery has an error
+        self._chunk = min(_FIRST_CHUNK, _CHUNK)
         self.looked_through = 0
 
     def chunks(self) -> Iterator[tuple[list[int], int]]:
@@ -123,8 +124,7 @@ class _Walk:
             self.looked_through += size if lowest > floor else len(seqs)  # of the last window only what fits is known
             if self._clock() - began < _QUICK_SECONDS:
                 size = min(2 * size, _LARGEST_WINDOW)
-            for at in range(0, len(seqs), _CHUNK):
-                chunk = seqs[at : at + _CHUNK]
+            for chunk in self._chunks_of(seqs):
                 yield chunk, chunk[-1]
             below = lowest
             if below > floor:
@@ -135,9 +135,17 @@ class _Walk:
         where = " AND ".join(conditions or ["1 = 1"])
         listed = self._sql.rows("wanted", seq="bigint")
         statement = f"SELECT i.seq FROM inbox i WHERE i.seq IN (SELECT wanted.seq FROM {listed}) AND {where} ORDER BY i.seq DESC"
-        for at in range(0, len(seqs), _CHUNK):
-            chunk = seqs[at : at + _CHUNK]
+        for chunk in self._chunks_of(seqs):
             yield self._execute(statement, {**values, "wanted": rows_param({"seq": seq} for seq in chunk)}), chunk[-1]
+
+    def _chunks_of(self, seqs: Sequence[int]) -> Iterator[list[int]]:
+        at = 0
+        while at < len(seqs):
+            chunk, began = list(seqs[at : at + self._chunk]), self._clock()
+            yield chunk
+            at += len(chunk)
+            if self._clock() - began < _QUICK_SECONDS:
+                self._chunk = min(2 * self._chunk, _CHUNK)
 
     def _few_of_state(self) -> list[int] | None:
         """Read the seqs in the wanted state, the newest first, from its index; None: it has too many, or none is wanted."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from inbox.config.model import Config
     from inbox.db.reads import Row
-    from relay.cli.next_steps import NextStep
+    from relay.next_steps import NextStep
     from relay.store.database import Database
     from relay.store.overview import Overview
     from relay.store.stuck_check import Trouble
@@ -150,8 +150,8 @@ class _Look:
         Raises:
             DBAPIError: the database does not answer.
         """
-        from relay.cli.next_steps import next_steps
         from relay.cli.status_view import lines_of
+        from relay.next_steps import next_steps
         from relay.store.overview import read_overview
         from relay.store.stuck_check import findings
 
@@ -171,12 +171,13 @@ class _Look:
 
 
 def _as_object(seen: Overview, found: list[Trouble], steps: tuple[NextStep, ...]) -> dict[str, Any]:
-    from relay.cli.status_view import state_of
+    from relay.next_steps import state_of
 
     seen_object: dict[str, Any] = msgspec.to_builtins(seen)
     for route, each in zip(seen.routes, seen_object["routes"], strict=True):
         each["state"] = state_of(route, found)
-    return {**seen_object, "findings": msgspec.to_builtins(found), "next": msgspec.to_builtins(steps)}
+    following = [{"text": step.text, "command": step.command} for step in steps]
+    return {**seen_object, "findings": msgspec.to_builtins(found), "next": following}
 
 
 def _put(line: Text | str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -12,7 +12,7 @@ from inbox.cli.tables import TABLE, Column, layout
 from inbox.cli.terminal import Row
 from inbox.cli.wording import counted, lasting, relative
 from inbox.logs.visible import visible_line
-from relay.cli.next_steps import NextStep
+from relay.next_steps import NextStep, state_of
 from relay.store.overview import FiringAlert, Overview
 from relay.store.route_states import RouteState
 from relay.store.stuck_check import Trouble
@@ -80,22 +80,6 @@ SWEEPS = (
 _LEAST_WIDTH = 20
 _MOST_ROWS = 20
 """A terminal gets no more rows of a section."""
-
-
-def state_of(route: RouteState, findings: Iterable[Trouble]) -> str:
-    """Return a route's state in a word: the worst that is true of it."""
-    if any(trouble.finding == "stuck" and trouble.route == route.route for trouble in findings):
-        return "stuck"
-    if route.held_back_by:
-        return "held back"
-    states = (
-        ("blocked", route.blocked),
-        ("busy", route.ready + route.in_flight + route.received),
-        ("retrying", route.retrying),
-        ("dead", route.dead),
-        ("waiting", route.waiting),
-    )
-    return next((name for name, number in states if number), "ok")
 
 
 def lines_of(

@@ -47,6 +47,14 @@ class HeldGate(msgspec.Struct, frozen=True):
         entity = entity_of(self.name) if self.kind == "entity" else None
         return f"{self.kind} {self.name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
 
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """Return the fields of a selection that name it."""
+        entity = entity_of(self.name) if self.kind == "entity" else None
+        if entity is None:
+            return {self.kind: self.name}
+        return dict(zip(("source", "entity_type", "entity_id"), entity, strict=True))
+
 
 class RelayState(msgspec.Struct, frozen=True):
     """A relay process that has not stopped gracefully."""
@@ -93,7 +101,7 @@ def read_overview(database: Database, policies: Policies) -> Overview:
     """Read everything, in one snapshot."""
     with database.snapshot() as transaction:
         now = transaction.now()
-        alerts = list(_alerts(transaction))
+        alerts = list(read_firing(transaction))
         held = tuple(_held(transaction, policies, alerts, now))
         held_back: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
         for gate in held:
@@ -111,6 +119,12 @@ def read_overview(database: Database, policies: Policies) -> Overview:
             tuple(transaction.rows_of(reads.SWEEPS)),
             tuple(transaction.rows_of(reads.RETENTION)),
         )
+
+
+def read_held_gates(database: Database, policies: Policies) -> tuple[HeldGate, ...]:
+    """Read the gates that hold deliveries back, in one snapshot."""
+    with database.snapshot() as transaction:
+        return tuple(_held(transaction, policies, list(read_firing(transaction)), transaction.now()))
 
 
 def _held(transaction: Transaction, policies: Policies, alerts: list[FiringAlert], now: datetime) -> Iterator[HeldGate]:
@@ -169,16 +183,19 @@ def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[
         )
 
 
-def _alerts(transaction: Transaction) -> Iterator[FiringAlert]:
+def read_firing(transaction: Transaction) -> Iterator[FiringAlert]:
+    """Read the alerts that have not recovered, the oldest first."""
     for row in transaction.execute(_FIRING):
-        yield FiringAlert(row.kind, row.subject, as_time(row.at), _alert_text(row))
+        text_of_it = alert_text(row.kind, row.subject, as_json(row.detail))
+        yield FiringAlert(row.kind, row.subject, as_time(row.at), text_of_it)
 
 
-def _alert_text(row: Any) -> str:  # noqa: ANN401  # a result row
-    detail = as_json(row.detail)
-    if row.kind not in SENTENCES or not isinstance(detail, dict):
-        return f"{row.kind} {row.subject}"  # of a newer version, or written by hand
-    return "; ".join(sentence(Alert(row.kind, row.subject, firing=True, detail=detail)).splitlines())
+def alert_text(kind: str, subject: str, detail: object, *, firing: bool = True) -> str:
+    """Word a row of `alert` in one line; kind and subject alone where this version has no sentence for it."""
+    known: Any = kind
+    if kind not in SENTENCES or not isinstance(detail, dict):
+        return f"{kind} {subject}"  # of a newer version, or written by hand
+    return "; ".join(sentence(Alert(known, subject, firing=firing, detail=detail)).splitlines())
 
 
 def _commands(transaction: Transaction) -> list[Row]:

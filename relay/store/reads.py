@@ -15,7 +15,7 @@ from inbox.db.listings import contains
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import time_text
-from relay.store.database import Database
+from relay.store.database import Database, Transaction
 
 
 def backlog(database: Database) -> list[Row]:
@@ -113,3 +113,33 @@ def dead_letters(database: Database, wanted: DeadFilter, limit: int) -> list[Row
     statement = text(f"SELECT * FROM dead_letter WHERE {where} ORDER BY died_at DESC, seq DESC, route LIMIT :limit")
     with database.read() as transaction:
         return transaction.rows_of(statement, **values, limit=limit)
+
+
+class AlertFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on rows of `alert`; None: any."""
+
+    kind: str | None = None
+    subject: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    """Before this time."""
+    before: int | None = None
+    """Only below this id."""
+
+
+def alerts(transaction: Transaction, wanted: AlertFilter, limit: int) -> list[Row]:
+    """Rows of `alert`, the newest first."""
+    values: dict[str, object] = {
+        name: getattr(wanted, name) for name in ("kind", "subject") if getattr(wanted, name) is not None
+    }
+    conditions = [f"{name} = :{name}" for name in values]
+    for name, operator, moment in (("since", ">=", wanted.since), ("until", "<", wanted.until)):
+        if moment is not None:
+            conditions.append(f"at {operator} {transaction.sql.time(f':{name}')}")
+            values[name] = time_text(moment)
+    if wanted.before is not None:
+        conditions.append("id < :before")
+        values["before"] = wanted.before
+    where = " AND ".join(conditions or ["1 = 1"])
+    statement = text(f"SELECT * FROM alert WHERE {where} ORDER BY id DESC LIMIT :limit")
+    return transaction.rows_of(statement, **values, limit=limit)

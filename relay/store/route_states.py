@@ -6,7 +6,7 @@ A count ends at `MOST_COUNTED`, and rates look at so many of the newest rows.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Literal
@@ -28,8 +28,9 @@ RATE_WINDOW = timedelta(minutes=5)
 Counted = Literal["received", "waiting", "ready", "retrying", "in_flight", "blocked", "dead"]
 """A state of open deliveries. Of those that are `ready`, the ones that are due later are `retrying`."""
 _Rates = defaultdict[str, float]
-_ENDS = frozenset({"delivered", "unchanged", "superseded", "skipped", "cancelled"})
-_FAILURES = frozenset({"attempt_failed", "abandoned", "dead"})
+ENDS = frozenset({"delivered", "unchanged", "superseded", "skipped", "cancelled"})
+"""Facts that end a delivery."""
+FAILURES = frozenset({"attempt_failed", "abandoned", "dead"})
 
 
 class RouteState(msgspec.Struct, frozen=True):
@@ -86,11 +87,11 @@ def read_routes(
     known = set(configured)
     found: defaultdict[str, _Open] = defaultdict(_Open, {route: _Open() for route in known})
     in_flight = _count_moving(transaction, found)
-    for state in ("waiting", "ready", "blocked", "dead"):
-        for row in transaction.execute(_ROUTES_WITH[state]):
-            found[row.route] = found[row.route]
-    for route, opened in found.items():
-        _count_of_route(transaction, route, opened)
+    for row in transaction.execute(_KNOWN):
+        found[row.route] = found[row.route]
+    names = sorted(found)
+    for first in range(0, len(names), _ROUTES_AT_ONCE):
+        _count_of_routes(transaction, names[first : first + _ROUTES_AT_ONCE], found)
     oldest = _oldest(transaction, found)
     arriving, leaving, failing = _rates(transaction, now)
     routes = [
@@ -135,15 +136,17 @@ def _count_moving(transaction: Transaction, found: defaultdict[str, _Open]) -> d
     return in_flight
 
 
-def _count_of_route(transaction: Transaction, route: str, opened: _Open) -> None:
-    for row in transaction.execute(_counts(transaction.sql), route=route, most=MOST_COUNTED):
+def _count_of_routes(transaction: Transaction, routes: list[str], found: Mapping[str, _Open]) -> None:
+    named = {_parameter(number): route for number, route in enumerate(routes)}
+    for row in transaction.execute(_counts(transaction.sql, len(routes)), **named, most=MOST_COUNTED):
+        opened = found[row.route]
         opened.counts[row.state] = row.number
         if row.number >= MOST_COUNTED:
             opened.at_least.add(row.state)
         if row.oldest is not None and row.state != "dead":
             opened.oldest.append(row.oldest)
-    later = transaction.execute(_next_due(transaction.sql), route=route)
-    opened.next_due_at = as_time(later[0].due_at) if later else None
+        if row.due_at is not None:
+            opened.next_due_at = as_time(row.due_at)
 
 
 def _oldest(transaction: Transaction, found: Mapping[str, _Open]) -> dict[str, datetime]:
@@ -165,8 +168,8 @@ def _rates(transaction: Transaction, now: datetime) -> tuple[_Rates, _Rates, _Ra
     came = transaction.execute(_arrivals(transaction.sql), since=since, most=MOST_COUNTED)
     arriving = _per_minute(came, lambda row: as_list(row.routes), now)
     recorded = transaction.execute(_recorded(transaction.sql), since=since, most=MOST_COUNTED)
-    leaving = _per_minute(recorded, lambda row: [row.route] if row.kind in _ENDS else [], now)
-    failing = _per_minute(recorded, lambda row: [row.route] if row.kind in _FAILURES else [], now)
+    leaving = _per_minute(recorded, lambda row: [row.route] if row.kind in ENDS else [], now)
+    failing = _per_minute(recorded, lambda row: [row.route] if row.kind in FAILURES else [], now)
     return arriving, leaving, failing
 
 
@@ -183,21 +186,23 @@ def _per_minute(rows: list[Any], routes_of: Callable[[Any], list[str]], now: dat
     return rates
 
 
-def _routes_with(state: str) -> TextClause:
+def _routes_with(state: str) -> str:
     """The routes with a delivery of this state: one look into its index for each."""
-    return text(f"""
-WITH RECURSIVE found(route) AS (
-    SELECT CAST('' AS text)
-    UNION ALL
-    SELECT (
-        SELECT o.route FROM open_delivery o WHERE o.state = '{state}' AND o.route > found.route ORDER BY o.route LIMIT 1)
-    FROM found
-    WHERE found.route IS NOT NULL)
-SELECT route FROM found WHERE route <> ''
-""")
+    return f"""
+SELECT route FROM (
+    WITH RECURSIVE found(route) AS (
+        SELECT CAST('' AS text)
+        UNION ALL
+        SELECT (
+            SELECT o.route FROM open_delivery o WHERE o.state = '{state}' AND o.route > found.route ORDER BY o.route LIMIT 1)
+        FROM found
+        WHERE found.route IS NOT NULL)
+    SELECT route FROM found WHERE route <> '') of_{state}"""
 
 
-_ROUTES_WITH = {state: _routes_with(state) for state in ("waiting", "ready", "blocked", "dead")}
+_KNOWN = text("\nUNION\n".join(_routes_with(state) for state in ("waiting", "ready", "blocked", "dead")))
+_ROUTES_AT_ONCE = 50
+"""Routes that one statement counts: SQLite joins at most 500 SELECTs."""
 
 _RECEIVED = text("""
 SELECT found.route, count(*) AS number, min(found.seq) AS oldest
@@ -211,9 +216,20 @@ GROUP BY found.route, found.relay_node
 """)
 
 
+def _parameter(number: int) -> str:
+    """Return the name of the parameter of a route."""
+    return f"route{number or ''}"
+
+
 @cache
-def _counts(sql: Sql) -> TextClause:
-    """Of one route. Each part is read in the order of its index, so that no planner reads the table instead."""
+def _counts(sql: Sql, routes: int = 1) -> TextClause:
+    """Of some routes. Each part is read in the order of its index, so that no planner reads the table instead."""
+    return text(
+        "\nUNION ALL\n".join(part for number in range(routes) for part in _parts(sql, f":{_parameter(number)}"))
+    )
+
+
+def _parts(sql: Sql, route: str) -> Iterator[str]:
     now = f"(SELECT {sql.now})"
     parts: dict[Counted, str] = {
         "waiting": "state = 'waiting' ORDER BY lane, occurred_at, seq",
@@ -222,22 +238,13 @@ def _counts(sql: Sql) -> TextClause:
         "blocked": "state = 'blocked' ORDER BY lane",
         "dead": "state = 'dead' ORDER BY lane, occurred_at, seq",
     }
-    return text(
-        "\nUNION ALL\n".join(
-            f"""SELECT '{state}' AS state, count(*) AS number, min(found.seq) AS oldest
-FROM (SELECT seq FROM open_delivery WHERE route = :route AND {part} LIMIT :most) found"""
-            for state, part in parts.items()
+    for state, part in parts.items():
+        column, first = (
+            ("seq, due_at", "min(found.due_at)") if state == "retrying" else ("seq", "CAST(NULL AS timestamptz)")
         )
-    )
-
-
-@cache
-def _next_due(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT due_at FROM open_delivery WHERE route = :route AND state = 'ready' AND due_at > (SELECT {sql.now})
-ORDER BY due_at
-LIMIT 1
-""")
+        yield f"""SELECT CAST({route} AS text) AS route, '{state}' AS state, count(*) AS number, min(found.seq) AS oldest,
+    {first} AS due_at
+FROM (SELECT {column} FROM open_delivery WHERE route = {route} AND {part} LIMIT :most) found"""
 
 
 _WALK = text("""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Literal
 
@@ -12,8 +13,9 @@ from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param
 from inbox.db.stuck import AFTER_SECONDS, Finding, SqlClock, branches
 from inbox.events.states import GONE_SECONDS
+from relay.delivery.gates import Gates
 from relay.delivery.policy import Policies
-from relay.store.database import Database
+from relay.store.database import Database, Transaction
 from relay.store.gates import read_gates
 from relay.store.paused_entities import not_paused, paused_param
 from relay.store.scan_positions import PAGE
@@ -29,17 +31,21 @@ def stuck_routes(database: Database, policies: Policies) -> list[str]:
     """
     gates = read_gates(database)
     with database.read() as transaction:
-        limited = {(row.kind, row.name) for row in transaction.execute(_limited(database.sql))}
-        moving = [
-            {"route": route}
-            for route, policy in policies.items()
-            if gates.admit(policy.gates) == "all"
-            and not any(rate_limit.key in limited for rate_limit in policy.rate_limits)
-        ]
-        paused = paused_param(gates.paused_entities)
-        statement = _stuck(database.sql, passing_over=bool(paused))
-        page = {"page": PAGE} if paused else {}
-        found = transaction.execute(statement, routes=rows_param(moving), ago=-STUCK_AFTER_SECONDS, **page, **paused)
+        return _stuck_routes(transaction, policies, gates)
+
+
+def _stuck_routes(transaction: Transaction, policies: Policies, gates: Gates) -> list[str]:
+    limited = {(row.kind, row.name) for row in transaction.execute(_limited(transaction.sql))}
+    moving = [
+        {"route": route}
+        for route, policy in policies.items()
+        if gates.admit(policy.gates) == "all"
+        and not any(rate_limit.key in limited for rate_limit in policy.rate_limits)
+    ]
+    paused = paused_param(gates.paused_entities)
+    statement = _stuck(transaction.sql, passing_over=bool(paused))
+    page = {"page": PAGE} if paused else {}
+    found = transaction.execute(statement, routes=rows_param(moving), ago=-STUCK_AFTER_SECONDS, **page, **paused)
     return [row.route for row in found]
 
 
@@ -49,7 +55,11 @@ def unordered(database: Database) -> int | None:
     A relay that works off a mountain of arrivals may record nothing meanwhile; but then it is another event soon.
     """
     with database.read() as transaction:
-        found = transaction.execute(_unordered(database.sql), ago=-STUCK_AFTER_SECONDS)
+        return _first_unordered(transaction)
+
+
+def _first_unordered(transaction: Transaction) -> int | None:
+    found = transaction.execute(_unordered(transaction.sql), ago=-STUCK_AFTER_SECONDS)
     return found[0].seq if found else None
 
 
@@ -66,54 +76,77 @@ def findings(database: Database, policies: Policies, *, host: str | None = None)
 
     With a `host`, its relay must be alive, and findings that only a person can fix are left out: a restart helps none.
     """
-    found = relays_alive(database, host) + relays_in_trouble(database)
-    first = unordered(database)
-    if first is not None:
-        found.append(Trouble("unordered", None, f"event {first} has waited a minute for its place in its lane"))
-    found += [
-        Trouble("stuck", route, f"route {route}: due for a minute, and nothing moves")
-        for route in stuck_routes(database, policies)
-    ]
-    return found if host is not None else found + waits_for_a_person(database)
+    gates = read_gates(database)
+    with database.read() as transaction:
+        of_view = _of_view(transaction, *_OF_RELAYS, *(() if host is not None else _OF_COMMANDS))
+        found = _alive(transaction, host) if host is not None else of_view["no_relay"]
+        found += of_view["failing"] + of_view["crash_loop"]
+        first = _first_unordered(transaction)
+        if first is not None:
+            found.append(Trouble("unordered", None, f"event {first} has waited a minute for its place in its lane"))
+        found += [
+            Trouble("stuck", route, f"route {route}: due for a minute, and nothing moves")
+            for route in _stuck_routes(transaction, policies, gates)
+        ]
+        if host is None:
+            found += _blocked(transaction) + of_view["command"] + of_view["command_failed"]
+    return found
 
 
 def relays_alive(database: Database, host: str | None = None) -> list[Trouble]:
     """A finding when no relay is alive, on any host or on this one."""
-    if host is None:
-        return _of_view(database, "no_relay")
     with database.read() as transaction:
-        alive = transaction.execute(_alive_on(database.sql), host=host, ago=-float(GONE_SECONDS))
+        return _of_view(transaction, "no_relay")["no_relay"] if host is None else _alive(transaction, host)
+
+
+def _alive(transaction: Transaction, host: str) -> list[Trouble]:
+    alive = transaction.execute(_alive_on(transaction.sql), host=host, ago=-float(GONE_SECONDS))
     why = f"no relay on {host} has sent a heartbeat for {GONE_SECONDS} s"
     return [] if alive else [Trouble("no_relay", None, why)]
 
 
 def relays_in_trouble(database: Database) -> list[Trouble]:
     """Relays that run and whose steps fail, and hosts whose relays die soon after they start."""
-    return _of_view(database, "failing") + _of_view(database, "crash_loop")
+    with database.read() as transaction:
+        found = _of_view(transaction, "failing", "crash_loop")
+    return found["failing"] + found["crash_loop"]
 
 
 def waits_for_a_person(database: Database) -> list[Trouble]:
     """Lanes that are blocked, commands that no relay takes up, and commands that failed lately."""
     with database.read() as transaction:
-        blocked = transaction.execute(_BLOCKED, most=MOST_BLOCKED)
-    return [
-        *(
-            Trouble("blocked", row.route, f"route {row.route}: {_so_many(row.lanes)} blocked: `relay dead` lists why")
-            for row in blocked
-        ),
-        *commands_in_trouble(database),
-    ]
+        return _blocked(transaction) + _commands(transaction)
 
 
 def commands_in_trouble(database: Database) -> list[Trouble]:
     """Commands that no relay takes up, and commands that failed lately."""
-    return _of_view(database, "command") + _of_view(database, "command_failed")
-
-
-def _of_view(database: Database, finding: Finding) -> list[Trouble]:
     with database.read() as transaction:
-        rows = transaction.execute(_branch(database.sql, finding))
-    return [Trouble(finding, row.route, "; ".join(row.why.splitlines())) for row in rows]
+        return _commands(transaction)
+
+
+def _commands(transaction: Transaction) -> list[Trouble]:
+    found = _of_view(transaction, *_OF_COMMANDS)
+    return found["command"] + found["command_failed"]
+
+
+_OF_RELAYS: tuple[Finding, ...] = ("no_relay", "failing", "crash_loop")
+_OF_COMMANDS: tuple[Finding, ...] = ("command", "command_failed")
+
+
+def _blocked(transaction: Transaction) -> list[Trouble]:
+    return [
+        Trouble("blocked", row.route, f"route {row.route}: {_so_many(row.lanes)} blocked: `relay dead` lists why")
+        for row in transaction.execute(_BLOCKED, most=MOST_BLOCKED)
+    ]
+
+
+def _of_view(transaction: Transaction, *wanted: Finding) -> Mapping[Finding, list[Trouble]]:
+    """Read some branches of the view in one statement."""
+    found: dict[Finding, list[Trouble]] = {finding: [] for finding in wanted}
+    for row in transaction.execute(_branches(transaction.sql, wanted)):
+        finding: Finding = row.finding
+        found[finding].append(Trouble(finding, row.route, "; ".join(row.why.splitlines())))
+    return found
 
 
 def _so_many(lanes: int) -> str:
@@ -132,10 +165,15 @@ ORDER BY b.route
 
 
 @cache
-def _branch(sql: Sql, finding: Finding) -> TextClause:
-    """The first rows of a branch of the view, by the clock of this check."""
-    clock = SqlClock(sql.name, f"(SELECT {sql.now})")
-    return text(f"SELECT b.route, b.why FROM ({branches(clock)[finding]}) b ORDER BY b.why LIMIT 10")
+def _branches(sql: Sql, wanted: tuple[Finding, ...]) -> TextClause:
+    """The first rows of some branches of the view, by the clock of this check."""
+    every = branches(SqlClock(sql.name, f"(SELECT {sql.now})"))
+    return text(
+        "\nUNION ALL\n".join(
+            f"SELECT * FROM (SELECT b.finding, b.route, b.why FROM ({every[each]}) b ORDER BY b.why LIMIT 10) of_{each}"
+            for each in wanted
+        )
+    )
 
 
 @cache

@@ -15,13 +15,14 @@ from falcon.routing import CompiledRouter
 
 from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
-from relay.web import render
+from relay.web import doctor_run, render
 from relay.web.access.actor import Actor
 from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard
 from relay.web.access.sign_in import SignIn, SignOut
 from relay.web.acts.resource import add_routes as add_acts
 from relay.web.api import ApiDocument, encode
 from relay.web.difference import DifferenceResource
+from relay.web.doctor_run import DoctorRun
 from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
@@ -225,6 +226,9 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(SIGN_OUT, SignOut(access))
     app.add_route(f"{API}/openapi.json", ApiDocument())
     app.add_route("/live", LiveResource(Hub(screens.read, clock), access))
+    run = DoctorRun(readers.doctor)
+    app.add_route(doctor_run.PATH, run)
+    app.add_route(f"{API}{doctor_run.PATH}", run, suffix="json")
     reveal = RevealResource(readers, renderer, clock)
     app.add_route("/events/{seq}/reveal", reveal)
     app.add_route(f"{API}/events/{{seq}}/reveal", reveal, suffix="json")

@@ -171,7 +171,8 @@ def _given(schema: Json) -> Json:
     """Describe a parameter that is given: it is never null, and its default is that of an absent one."""
     kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     given = {name: value for name, value in schema.items() if name != "anyOf" and value is not None}
-    return {**kinds[0], **given} if len(kinds) == 1 else given | ({"anyOf": kinds} if kinds else {})
+    described = {**kinds[0], **given} if len(kinds) == 1 else given | ({"anyOf": kinds} if kinds else {})
+    return {"type": "string", **described} if "enum" in described else described
 
 
 def _answered(schema: Json, cls: type[msgspec.Struct]) -> Json:

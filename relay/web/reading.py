@@ -22,6 +22,8 @@ from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.delivery.policy import policies
 from relay.store.database import Database
 from relay.web.access.actor import Actor
+from relay.web.doctor_runner import DoctorRunner
+from relay.web.kept import Kept
 from relay.web.screen import Reading
 
 LONGEST_SECONDS = 2.0
@@ -57,6 +59,8 @@ class Readers:
         for engine in {self._operators.engine, self._viewers.engine}:
             event.listen(engine, "before_cursor_execute", self._count)
         self._writer = Database(engines.connect(url, application="relay-web"))
+        self.doctor = DoctorRunner(config, clock)
+        self._kept = Kept()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="web-read")
 
     async def read(self, actor: Actor, make: Callable[[Reading], Made], spent: Spent | None = None) -> Made:
@@ -67,7 +71,7 @@ class Readers:
             DatabaseAway: the database does not answer, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
-        reading = Reading(database, self.config, self._policies, actor, self._clock.now())
+        reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._kept, self.doctor)
 
         def work() -> Made:
             self._counting.spent = spent

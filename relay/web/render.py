@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from markupsafe import Markup
 from inbox.cli import wording
 from inbox.events.timestamps import as_time, rfc3339
 from inbox.logs.visible import visible, visible_line
+from relay.web import charts
 from relay.web import query as queries
 from relay.web.keys import KEYS
 from relay.web.screen import MOST_COUNTED
@@ -41,9 +42,14 @@ class Renderer:
             static=static_url,
             with_given=_with_given,
             MOST_COUNTED=MOST_COUNTED,
+            line_chart=charts.line_chart,
+            sparkline=charts.sparkline,
+            Series=charts.Series,
+            timedelta=timedelta,
         )
         self._environment.filters.update(
             visible=_visible,
+            sentence=_sentence,
             brief=_brief,
             visible_lines=_visible_lines,
             shown_state=wording.shown_state,
@@ -66,6 +72,11 @@ class Renderer:
 def _visible(value: object) -> str:
     """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
     return "" if value is None else visible(str(value))
+
+
+def _sentence(value: object) -> str:
+    """Make a sentence of ours with values in it harmless, as `visible` does; backslashes stay single."""
+    return "" if value is None else visible_line(str(value))
 
 
 def _visible_lines(value: object) -> str:

@@ -13,6 +13,8 @@ from inbox.db.reads import Row
 from relay.delivery.policy import Policies
 from relay.store.database import Database
 from relay.web.access.actor import Actor
+from relay.web.doctor_runner import DoctorRunner
+from relay.web.kept import Kept
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -25,6 +27,9 @@ class Reading(msgspec.Struct, frozen=True):
     actor: Actor
     now: datetime
     """The host's clock, in UTC."""
+    kept: Kept
+    """Values that are kept for some seconds; a key of the database's is for one role alone."""
+    doctor: DoctorRunner
 
 
 class Screen(msgspec.Struct, frozen=True):

@@ -12,9 +12,9 @@ import typer
 from rich.cells import cell_len
 
 from relay.cli.main import app
-from relay.cli.next_steps import NextStep, next_steps
-from relay.cli.status_view import lines_of, state_of
+from relay.cli.status_view import lines_of
 from relay.delivery.gates import entity_key
+from relay.next_steps import NextStep, next_steps, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
 from relay.store.stuck_check import Trouble
@@ -188,7 +188,9 @@ def understood(line: str) -> None:
 
 def test_a_step_says_what_is_wrong_with_its_number() -> None:
     assert next_steps(seen(routes=(crm(retrying=1, next_due_at=LATER),)), ()) == (
-        NextStep("route crm: 1 attempt waits, due in 2 h", "relay retry --route crm --reason '…'"),
+        NextStep(
+            "route crm: 1 attempt waits, due in 2 h", "relay retry --route crm --reason '…'", "retry", {"route": "crm"}
+        ),
     )
     (step,) = next_steps(seen(routes=(crm(dead=10_000, at_least=("dead",)),)), ())
     assert step.text == "route crm: 10,000 or more deliveries are dead"

@@ -285,11 +285,10 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "facts without an event": lambda sql: rebuild._remove(sql, "delivery_log"),
     "lanes to be forgotten": rebuild._forget,
     "lanes where some wait": lambda _: verify._WAITING_LANES,
-    **{f"routes with {state}": partial(_constant, statement) for state, statement in route_states._ROUTES_WITH.items()},
+    "routes with something open": lambda _: route_states._KNOWN,
     "received on routes": lambda _: route_states._RECEIVED,
     "in flight on routes": lambda _: route_states._IN_FLIGHT,
     "open of a route": route_states._counts,
-    "next retry of a route": route_states._next_due,
     "arrival of some": route_states._arrival,
     "next of a tail": lambda sql: Follower(sql, OUTCOMES, Position(0), None)._next,
     "missing of a tail": lambda sql: Follower(sql, ARRIVALS, Position(0), None)._missing,
@@ -511,7 +510,7 @@ OF_STATUS = (
     "received on routes",
     "in flight on routes",
     "open of a route",
-    *(n for n in STATEMENTS if "routes with" in n),
+    "routes with something open",
 )
 FEW_ROWS = 100
 STEPS_OF_A_ROW = 40

@@ -1,0 +1,126 @@
+"""Runs `inbox doctor` for the page: one run at a time, in a thread of its own, whose report everybody sees for a while."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+import msgspec
+
+from inbox.clock import Clock
+from inbox.config.model import Config
+from inbox.db import read_only
+from inbox.doctor.registry import examinations
+from inbox.doctor.run import ExaminationResult, run
+from inbox.errors import ConfigError
+from inbox.examination import Installation
+from inbox.loader.load import ConfigFile, config_path, load_file, load_text
+
+KEPT_SECONDS = 60.0
+"""A report that is younger is shown again: the examinations cost the database some seconds of work."""
+
+log = logging.getLogger(__name__)
+
+
+class DoctorReport(msgspec.Struct, frozen=True):
+    """The results of one run."""
+
+    began_at: datetime
+    seconds: float
+    online: bool
+    """True when the other systems were asked, too."""
+    results: tuple[ExaminationResult, ...]
+    error: str | None = None
+    """Reason why the run ended early; None: it did not."""
+
+
+class DoctorRunner:
+    """The last report, and the run that makes the next one. Safe to share between threads."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        examine: Callable[[Installation, bool], list[ExaminationResult]] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare it. `examine` makes the results of an installation, with or without those that ask other systems."""
+        self._config, self._clock, self._monotonic = config, clock, monotonic
+        self._examine = examine or _examined
+        self._lock = threading.Lock()
+        self._report: DoctorReport | None = None
+        self._ended = 0.0
+        self._running_since: datetime | None = None
+
+    @property
+    def report(self) -> DoctorReport | None:
+        """The last report; None: there was no run since the page started."""
+        return self._report
+
+    @property
+    def running_since(self) -> datetime | None:
+        """Start of the present run; None: none is under way."""
+        return self._running_since
+
+    def ask(self, *, online: bool) -> bool:
+        """Start a run, unless one is under way or the last report is young. Returns whether it started one.
+
+        A report without the other systems does not stand in for one with them.
+        """
+        with self._lock:
+            if self._running_since is not None or self._is_fresh(online=online):
+                return False
+            self._running_since = self._clock.now()
+        threading.Thread(target=self._run, args=(online,), name="web-doctor", daemon=True).start()
+        return True
+
+    def _is_fresh(self, *, online: bool) -> bool:
+        report = self._report
+        if report is None or report.error is not None or (online and not report.online):
+            return False
+        return self._monotonic() - self._ended < KEPT_SECONDS
+
+    def _run(self, online: bool) -> None:
+        began_at, began = self._clock.now(), self._monotonic()
+        results: list[ExaminationResult] = []
+        error = None
+        try:
+            results = self._with_database(began_at, online=online)
+        except Exception as failure:  # whatever it is, the page says so and can run it again
+            log.exception("the examinations could not be run")
+            error = f"{type(failure).__name__}: {failure}"
+        with self._lock:
+            self._ended = self._monotonic()
+            seconds = round(self._ended - began, 3)
+            self._report = DoctorReport(began_at, seconds, online, tuple(results), error)
+            self._running_since = None
+
+    def _with_database(self, now: datetime, *, online: bool) -> list[ExaminationResult]:
+        try:
+            engine = read_only.connect(self._config.database.url, application="relay-web-doctor")
+        except ConfigError:  # the examinations of the database say so
+            engine = None
+        try:
+            file = _file_of(self._config)
+            return self._examine(Installation(config_path(), file, now, socket.gethostname(), engine), online)
+        finally:
+            if engine is not None:
+                engine.dispose()
+
+
+def _examined(installation: Installation, online: bool) -> list[ExaminationResult]:
+    return run(installation, [each for each in examinations() if online or not each.is_online])
+
+
+def _file_of(config: Config) -> ConfigFile:
+    """Return the file as it is now, on the page's database; without a file, the page's own configuration."""
+    try:
+        found = load_file()
+    except ConfigError:
+        found = load_text("")
+        return msgspec.structs.replace(found, sound=config)
+    return msgspec.structs.replace(found, sound=msgspec.structs.replace(found.sound, database=config.database))

@@ -1,0 +1,96 @@
+"""`/alerts`: alerts that fire now, and their history."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+from inbox.db.reads import Row
+from inbox.events.timestamps import as_time
+from relay.delivery.alerts import AlertKind
+from relay.store import reads
+from relay.store.overview import FiringAlert, alert_text, read_firing
+from relay.web.query import Limit, Number, Text, When
+from relay.web.rows import rows_of
+from relay.web.screen import ListPage, Reading, Screen
+
+MOST_FIRING = 100
+
+
+class AlertsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on alerts."""
+
+    kind: AlertKind | None = None
+    """Kind of alert."""
+    subject: Text | None = None
+    """Exactly as it is stored: a route, a source, or `destination NAME` and the like."""
+    since: When | None = None
+    until: When | None = None
+    before: Number | None = None
+    limit: Limit = 50
+
+
+class AlertsPage(ListPage, frozen=True, kw_only=True):
+    """Rows of `alert` with their sentence in `text`, the newest first."""
+
+    rows: tuple[Annotated[Row, rows_of("alert", text={"type": "string"})], ...]
+    firing: tuple[FiringAlert, ...]
+    """Those that match and have not recovered, the oldest first; not on later pages."""
+    more_firing: int
+
+
+def read(reading: Reading, query: AlertsQuery) -> AlertsPage:
+    """Read a page of the history, and before it what fires now."""
+    wanted = reads.AlertFilter(
+        kind=query.kind,
+        subject=query.subject,
+        since=_moment(query.since),
+        until=_moment(query.until),
+        before=query.before,
+    )
+    with reading.database.snapshot() as transaction:
+        firing = (
+            [] if query.before is not None else [each for each in read_firing(transaction) if _matches(each, query)]
+        )
+        rows = reads.alerts(transaction, wanted, query.limit + 1)
+    shown = rows[: query.limit]
+    return AlertsPage(
+        rows=tuple(map(_worded, shown)),
+        before=shown[-1]["id"] if len(rows) > query.limit else None,
+        firing=tuple(firing[:MOST_FIRING]),
+        more_firing=max(len(firing) - MOST_FIRING, 0),
+    )
+
+
+def _moment(given: When | None) -> datetime | None:
+    return given.moment if given else None
+
+
+def _matches(alert: FiringAlert, query: AlertsQuery) -> bool:
+    since, until = _moment(query.since), _moment(query.until)
+    return (
+        query.kind in {None, alert.kind}
+        and query.subject in {None, alert.subject}
+        and (since is None or as_time(alert.since) >= since)
+        and (until is None or as_time(alert.since) < until)
+    )
+
+
+def _worded(row: Row) -> Row:
+    firing = bool(row["firing"])
+    text = alert_text(row["kind"], row["subject"], row["detail"], firing=firing)
+    return {**row, "firing": firing, "is_unsendable": bool(row["is_unsendable"]), "text": text}
+
+
+SCREEN = Screen(
+    name="alerts",
+    path="/alerts",
+    title="Alerts",
+    query=AlertsQuery,
+    page=AlertsPage,
+    read=read,
+    template="alerts.html",
+    is_list=True,
+)

@@ -1,0 +1,110 @@
+"""Charts: whatever the figures and names, valid XML with every point inside the view box, and words for those who don't see it."""
+
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.web.charts import Series, line_chart, scale, sparkline, summary
+
+FIGURES = st.lists(st.floats() | st.integers(-10, 10**30).map(float), max_size=70)
+LINES = st.lists(
+    st.builds(
+        Series, st.text(max_size=30), st.sampled_from(("in", "out", "bad")), FIGURES.map(tuple)
+    ),
+    max_size=4,
+)  # fmt: skip
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def parsed(drawn: str) -> ET.Element:
+    return ET.fromstring(drawn)  # noqa: S314  # ours
+
+
+def figures(*values: float) -> tuple[Series, ...]:
+    return (Series("in", "in", values),)
+
+
+def places(drawn: ET.Element) -> list[tuple[float, float]]:
+    """Every position that the drawing names."""
+    found = []
+    for each in drawn.iter():
+        if points := each.get("points"):
+            found += [(float(x), float(y)) for x, y in (pair.split(",") for pair in points.split())]
+        for x, y in (("x", "y"), ("x1", "y1"), ("x2", "y2")):
+            if each.get(x) is not None:
+                found.append((float(each.get(x) or ""), float(each.get(y) or "")))
+    return found
+
+
+@given(title=st.text(max_size=60), lines=LINES, labels=st.lists(st.text(max_size=9), max_size=5))
+def test_any_figures_are_valid_xml_inside_the_view_box(title: str, lines: list[Series], labels: list[str]) -> None:
+    for drawn in (line_chart("all", title, lines, labels), sparkline("one", title, lines)):
+        root = parsed(drawn)
+        _, _, width, height = map(float, (root.get("viewBox") or "").split())
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in places(root))
+        assert "style" not in {name for each in root.iter() for name in each.keys()}  # noqa: SIM118  # of an element
+        assert len([*root.iter(f"{SVG}polyline")]) == len(lines)
+
+
+@given(title=st.text())
+def test_it_is_named_and_described_by_its_own_ids(title: str) -> None:
+    root = parsed(sparkline("route-1", title, figures(1, 2)))
+    named = {each.get("id"): each.text for each in root if each.tag in {f"{SVG}title", f"{SVG}desc"}}
+    assert root.get("aria-labelledby") == "route-1-title route-1-about"
+    assert named["route-1-about"] == "in: 3 in all, at most 2 a minute, 2 in the last one"
+    assert set(named) == {"route-1-title", "route-1-about"}
+    assert root.get("role") == "img"
+
+
+def test_markup_in_a_name_stays_a_name() -> None:
+    drawn = line_chart("all", "</title><script>alert(1)</script>", (Series('"><b>', "in", (1,)),), ["<i>"])
+    assert "<script" not in drawn
+    assert "<b>" not in drawn
+    assert "<i>" not in drawn
+
+
+@given(largest=st.floats(0, 1e308))
+def test_the_scale_holds_the_largest_and_has_few_steps(largest: float) -> None:
+    top, step = scale(largest)
+    assert top >= largest
+    assert top >= 1
+    assert math.isfinite(top)
+    assert 1 <= round(top / step) <= 4
+
+
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [
+        (0, (1, 1)),
+        (1, (1, 1)),
+        (2.5, (3, 1)),
+        (7, (8, 2)),
+        (97, (100, 50)),
+        (1200, (1500, 500)),
+        (8001, (10_000, 5000)),
+    ],
+)
+def test_the_scale_is_in_numbers_that_people_read(largest: float, expected: tuple[float, float]) -> None:
+    assert scale(largest) == expected
+
+
+def test_a_higher_figure_is_drawn_higher_and_a_later_one_further_right() -> None:
+    (line,) = parsed(line_chart("all", "t", figures(0, 5, 10), ["10:00", "11:00"])).iter(f"{SVG}polyline")
+    (x0, y0), (x1, y1), (x2, y2) = (tuple(map(float, pair.split(","))) for pair in (line.get("points") or "").split())
+    assert x0 < x1 < x2
+    assert y0 > y1 > y2
+
+
+def test_its_labels_are_those_of_the_grid_and_of_the_times() -> None:
+    drawn = line_chart("all", "t", figures(12_000), ["10:00", "11:00"])
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", drawn) == ["0", "5k", "10k", "15k", "10:00", "11:00"]
+
+
+def test_nothing_at_all_is_said_in_words() -> None:
+    assert summary(()) == summary((Series("in", "in", ()),)) == "no figures"
