@@ -14,6 +14,7 @@ from inbox.cli.completion import names_of
 from inbox.cli.options import AsJson, open_database, parse_entity, require_known
 from inbox.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
 from inbox.cli.wording import byte_count, counted, stays_open
+from inbox.events.commands import says_why
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -57,7 +58,7 @@ def erase_command(
 
     entity_type, entity_id = parse_entity(entity)
     subject = ErasureSubject(source, entity_type or "", entity_id or "")
-    if yes and not dry_run and not reason:
+    if yes and not dry_run and not says_why(reason):
         fail("say why with --reason: it is kept in the log, so don't name the person in it")
     if reason and subject.is_named_in(reason):
         fail("the reason names the entity, and it is kept for good: say why without the id")
@@ -89,7 +90,7 @@ def _plan(database: Engine, subject: ErasureSubject) -> ErasurePlan:
 
 def _show_plan(planned: ErasurePlan, reason: str | None, *, as_json: bool, is_dry: bool) -> None:
     if as_json:
-        put_json(as_document(msgspec.to_builtins(planned)))
+        put_json(as_document({**msgspec.to_builtins(planned), "warning": planned.warning}))
     else:
         for line in _lines(planned):
             answer(line)
@@ -110,7 +111,7 @@ def _show_plan(planned: ErasurePlan, reason: str | None, *, as_json: bool, is_dr
             f" {shlex.join(('inbox', 'list', '--source', subject.source, '--entity', subject.entity_type))} lists some"
         )
     elif not is_dry:
-        say(f"{'' if reason else '--reason … '}--yes erases it; nothing brings it back")
+        say(f"{'' if says_why(reason) else '--reason … '}--yes erases it; nothing brings it back")
 
 
 def _lines(planned: ErasurePlan) -> list[str]:
@@ -134,6 +135,8 @@ def _lines(planned: ErasurePlan) -> list[str]:
     ]
     if planned.erased_before:
         lines.append(f"  {counted(planned.erased_before, 'event')} of it erased before")
+    if planned.warning:
+        lines.append(f"  {planned.warning}")
     return lines
 
 

@@ -31,6 +31,7 @@ from inbox.cli.tables import Column, Format, format_of, next_page, show
 from inbox.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, fail, say, show_fields
 from inbox.cli.wording import counted
 from inbox.errors import Unavailable
+from inbox.events.commands import says_why
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -195,7 +196,7 @@ def readmit_command(
     selected = readmission.RejectedFilter(
         id=number, source=source, cause=cause, status=status, error=error, since=since, until=until
     )
-    if yes and not reason:
+    if yes and not says_why(reason):
         fail("say why with --reason: it is kept with the rejected request")
     with exit_on_error():
         config = read_config()
@@ -208,7 +209,7 @@ def readmit_command(
     if as_json:
         show(lines, GROUPS, Format("json"), empty="")
     else:
-        _report(lines, yes=yes, has_reason=bool(reason))
+        _report(lines, yes=yes, has_reason=says_why(reason))
     if any(line["rejected"] for line in lines) or not lines:
         raise typer.Exit(FINDING)
 

@@ -20,6 +20,7 @@ from inbox.events.commands import (
     NO_DRY_RUN,
     OF_GATES,
     OPEN_COMMANDS,
+    SAYS_NOTHING,
     SELECTING,
     KeyType,
 )
@@ -74,7 +75,7 @@ class _Fragments:
             "text": (f"{is_a} <> 'string' OR {value} = ''", f"{is_a} <> 'text' OR {value} = ''"),
             "flag": (f"{is_a} <> 'boolean'", f"{is_a} NOT IN ('true', 'false')"),
             "number": (
-                f"CASE WHEN {is_a} <> 'number' THEN true ELSE {number} <> trunc({number}) OR {number} {beyond} END",
+                f"CASE WHEN {is_a} <> 'number' OR {value} ~ '[.]' THEN true ELSE {number} {beyond} END",
                 f"{is_a} <> 'integer' OR {value} {beyond}",
             ),
             "texts": (
@@ -138,10 +139,13 @@ def _of_row(json: _Fragments) -> Iterator[CommandRule]:
     yield CommandRule(
         f"there is no such kind of command; there are {_listed(COMMANDS)}", f"NEW.kind NOT IN ({kinds})", "NEW.kind"
     )
-    reason = (
-        "trim(BOTH E' \\t\\n\\r' FROM NEW.reason)" if json.is_postgres else "trim(NEW.reason, ' ' || char(9, 10, 13))"
+    # by their codes: blanks, and what the driver of Postgres would take for the beginning of a parameter
+    coded = r"E' \t\n\r' || chr(37)" if json.is_postgres else "' ' || char(9, 10, 13, 37)"
+    others = "".join(sorted(set(SAYS_NOTHING) - set(" \t\n\r%"))).replace("'", "''")
+    yield CommandRule(
+        "say why in reason, in letters or digits: it is kept with the command",
+        f"trim(NEW.reason, {coded} || '{others}') = ''",
     )
-    yield CommandRule("say why in reason: it is kept with the command", f"{reason} = ''")
     yield CommandRule(
         f"a reason has at most {MOST_REASON} characters: every fact of the command repeats it",
         f"length(NEW.reason) > {MOST_REASON}",

@@ -299,15 +299,19 @@ def blames_items(error: BaseException) -> bool:
 
 
 _HELD_UP = frozenset({"55P03", "57014"})
+_TAKEN_IN_TURN = re.compile(r"\border_lock\b|\bpayload_lock\b.*FOR SHARE")
+"""Statements that wait for a lock of a whole step: no smaller part of it would wait less."""
 
 
 def is_wait_timeout(error: BaseException) -> bool:
     """Return whether a statement took too long, for example because of a locked row, so that fewer items may succeed.
 
-    A wait for the order lock doesn't count, as all take it in turn.
+    A wait for the order lock doesn't count, as all take it in turn; nor does one for retention to end a batch.
     """
     return (
-        isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP and "order_lock" not in (error.statement or "")
+        isinstance(error, DBAPIError)
+        and _sqlstate(error) in _HELD_UP
+        and _TAKEN_IN_TURN.search(error.statement or "") is None
     )
 
 

@@ -21,8 +21,13 @@ MOST_SURVIVING_BYTES = 16 * 1024 * 1024
 _RETIRED_ROWS = 100
 """The most payloads that move to the default leaf when their leaf is retired."""
 
-OPENING_LOCK = 0x1B0C_0DE6
-"""Advisory lock. Transactions that open deliveries of stored events share it; one that deletes payloads has it alone."""
+SHARE_PAYLOADS = "SELECT id FROM payload_lock WHERE id = 1 FOR SHARE"
+"""Statement of a transaction that opens deliveries of stored events: no payload goes before it ends.
+
+A locked row, as an advisory lock could be held by any login of the database: this takes the right to change the table.
+"""
+LOCK_PAYLOADS = "SELECT id FROM payload_lock WHERE id = 1 FOR UPDATE"
+"""Statement of a transaction that deletes payloads or events, before it looks for open deliveries."""
 
 
 def _bound(which: str) -> str:
@@ -40,6 +45,7 @@ CREATE FUNCTION inbox_payload_add_leaf(lo bigint, hi bigint) RETURNS boolean LAN
 SET search_path FROM CURRENT SET lock_timeout = '100ms' AS $$
 DECLARE
     leaf text := 'inbox_payload_' || lo;
+    grantee oid;
 BEGIN
     IF lo < 1 OR hi - lo NOT BETWEEN {LEAST_EVENTS} AND {MOST_EVENTS} OR to_regclass(leaf) IS NOT NULL
        OR EXISTS (SELECT FROM {DEFAULT} d WHERE d.seq >= lo AND d.seq < hi) THEN
@@ -47,6 +53,12 @@ BEGIN
     END IF;
     -- CREATE TABLE ... PARTITION OF would lock the table, and wait for every reader
     EXECUTE 'CREATE TABLE ' || leaf || ' (LIKE inbox_payload INCLUDING ALL)';
+    -- access through inbox_payload asks for no right on a leaf, but ALTER DEFAULT PRIVILEGES may have given some
+    FOR grantee IN SELECT DISTINCT a.grantee FROM pg_class c CROSS JOIN aclexplode(c.relacl) a
+                   WHERE c.oid = to_regclass(leaf) AND a.grantee <> c.relowner LOOP
+        EXECUTE 'REVOKE ALL ON TABLE ' || leaf || ' FROM '
+            || CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END || ' CASCADE';
+    END LOOP;
     EXECUTE 'ALTER TABLE inbox_payload ATTACH PARTITION ' || leaf || ' FOR VALUES FROM (' || lo || ') TO (' || hi || ')';
     RETURN true;
 EXCEPTION WHEN lock_not_available OR check_violation OR duplicate_table OR invalid_object_definition THEN
@@ -109,10 +121,9 @@ BEGIN
         EXECUTE 'SELECT count(*) FROM ONLY ' || quote_ident(leaf) INTO rows;
     END IF;
     BEGIN
+        -- in the order of those who open deliveries: they have this lock before they read a leaf
+        PERFORM {LOCK_PAYLOADS.removeprefix("SELECT ")};
         EXECUTE 'LOCK TABLE ONLY ' || quote_ident(leaf) || ' IN ACCESS EXCLUSIVE MODE';
-        IF NOT pg_try_advisory_xact_lock({OPENING_LOCK}) THEN
-            RAISE lock_not_available;
-        END IF;
         EXECUTE 'SELECT array_agg(CAST(p AS inbox_payload)) FROM ONLY ' || quote_ident(leaf)
             || ' p WHERE p.seq IN (SELECT o.seq FROM open_delivery o WHERE o.seq >= $1 AND o.seq < $2) OR p.seq < $1 OR p.seq >= $2'
             INTO survivors USING lo, hi;  -- what came into the default leaf since its range was read has not expired

@@ -126,6 +126,7 @@ TABLES: Mapping[str, Grants] = {
     "gate": _WORK,
     "lane": _WORK,
     "order_lock": _LOCKED,
+    "payload_lock": _LOCKED,
     "pruner": _LOCKED,
     "pruning": _WORK,
     "relay_node": _WORK,
@@ -163,6 +164,8 @@ SEQUENCES: Mapping[str, Grants] = {
 }
 
 FUNCTIONS: Mapping[str, Grants] = {
+    # a view's reader runs its functions with rights of his own
+    "inbox_body_text": dict.fromkeys(_VIEW, "EXECUTE"),
     "inbox_is_append_only": {},
     "inbox_changes_by_erasure_only": {},
     "delivery_log_changes_by_erasure_only": {},

@@ -394,6 +394,14 @@ order_lock = Table(
     comment="One row, locked by every transaction that ends or makes the head of a lane.",
 )
 
+payload_lock = Table(
+    "payload_lock",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    CheckConstraint("id = 1", name="one_row"),
+    comment="One row. What opens deliveries of stored events shares its lock; what deletes payloads or events has it alone.",
+)
+
 sweep_watermark = Table(
     "sweep_watermark",
     metadata,

@@ -129,6 +129,7 @@ def statements(dialect: str) -> tuple[str, ...]:
     )
     rows = (
         "INSERT INTO order_lock (id) VALUES (1)",
+        "INSERT INTO payload_lock (id) VALUES (1)",
         "INSERT INTO pruner (id) VALUES (1)",
         "INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')",
     )

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
+
+SAYS_NOTHING = f" \t\n\r{string.punctuation}…"
+"""Characters that give no reason by themselves. `--reason '…'` stands in hints, and is pasted as it is."""
+
+
+def says_why(reason: str | None) -> bool:
+    """Return whether a reason has a letter or a digit of any script. Pure."""
+    return bool(reason and reason.strip(SAYS_NOTHING))
 
 
 class KeyType(msgspec.Struct, frozen=True):

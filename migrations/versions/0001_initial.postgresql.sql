@@ -393,6 +393,16 @@ COMMENT ON TABLE order_lock IS 'One row, locked by every transaction that ends o
 
 COMMENT ON COLUMN order_lock.id IS 'always 1';
 
+CREATE TABLE payload_lock (
+    id INTEGER NOT NULL,
+    CONSTRAINT pk_payload_lock PRIMARY KEY (id),
+    CONSTRAINT ck_payload_lock_one_row CHECK (id = 1)
+);
+
+COMMENT ON TABLE payload_lock IS 'One row. What opens deliveries of stored events shares its lock; what deletes payloads or events has it alone.';
+
+COMMENT ON COLUMN payload_lock.id IS 'always 1';
+
 CREATE TABLE payload_reveal (
     id BIGSERIAL NOT NULL,
     at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -977,9 +987,17 @@ WHERE CASE WHEN c.route IS NULL THEN c.finding IN ('paused', 'breaker')
            ELSE EXISTS (SELECT 1 FROM open_delivery w WHERE w.route = c.route AND w.state = 'ready' AND w.due_at <= statement_timestamp() - interval '0 seconds') END
 ) b;
 
+CREATE FUNCTION inbox_body_text(body bytea) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN convert_from(body, 'UTF8');
+EXCEPTION WHEN character_not_in_repertoire OR untranslatable_character THEN
+    RETURN '\x' || encode(body, 'hex');
+END $$;
+
 CREATE VIEW event AS
 SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, i.erased_at, p.headers,
-       CASE WHEN p.seq IS NULL THEN NULL WHEN i.body_is_text THEN convert_from(p.body, 'UTF8') ELSE '\x' || encode(p.body, 'hex') END AS body,
+       CASE WHEN p.seq IS NULL THEN NULL WHEN i.body_is_text THEN inbox_body_text(p.body) ELSE '\x' || encode(p.body, 'hex') END AS body,
        p.seq IS NULL AS is_pruned, i.erased_at IS NOT NULL AS is_erased
 FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq;
 
@@ -1628,8 +1646,8 @@ BEGIN
     IF (NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit')) THEN
         RAISE EXCEPTION USING MESSAGE = 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase, prune and readmit', DETAIL = 'given: ' || coalesce(left(NEW.kind, 100), 'null'), ERRCODE = 'check_violation';
     END IF;
-    IF (trim(BOTH E' \t\n\r' FROM NEW.reason) = '') THEN
-        RAISE EXCEPTION USING MESSAGE = 'say why in reason: it is kept with the command', ERRCODE = 'check_violation';
+    IF (trim(NEW.reason, E' \t\n\r' || chr(37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '') THEN
+        RAISE EXCEPTION USING MESSAGE = 'say why in reason, in letters or digits: it is kept with the command', ERRCODE = 'check_violation';
     END IF;
     IF (length(NEW.reason) > 2000) THEN
         RAISE EXCEPTION USING MESSAGE = 'a reason has at most 2000 characters: every fact of the command repeats it', ERRCODE = 'check_violation';
@@ -1670,10 +1688,10 @@ BEGIN
     IF (NEW.selection -> 'route' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'route') <> 'string' OR NEW.selection ->> 'route' = '')) THEN
         RAISE EXCEPTION USING MESSAGE = 'route is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'route', 100), 'null'), ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.selection -> 'seq' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'seq') <> 'number' THEN true ELSE CAST(NEW.selection ->> 'seq' AS numeric) <> trunc(CAST(NEW.selection ->> 'seq' AS numeric)) OR CAST(NEW.selection ->> 'seq' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
+    IF (NEW.selection -> 'seq' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'seq') <> 'number' OR NEW.selection ->> 'seq' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'seq' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
         RAISE EXCEPTION USING MESSAGE = 'seq is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'seq', 100), 'null'), ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.selection -> 'id' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'id') <> 'number' THEN true ELSE CAST(NEW.selection ->> 'id' AS numeric) <> trunc(CAST(NEW.selection ->> 'id' AS numeric)) OR CAST(NEW.selection ->> 'id' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
+    IF (NEW.selection -> 'id' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'id') <> 'number' OR NEW.selection ->> 'id' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'id' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
         RAISE EXCEPTION USING MESSAGE = 'id is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'id', 100), 'null'), ERRCODE = 'check_violation';
     END IF;
     IF (NEW.selection -> 'source' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'source') <> 'string' OR NEW.selection ->> 'source' = '')) THEN
@@ -1694,7 +1712,7 @@ BEGIN
     IF (NEW.selection -> 'cause' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'cause') <> 'string' OR NEW.selection ->> 'cause' = '')) THEN
         RAISE EXCEPTION USING MESSAGE = 'cause is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'cause', 100), 'null'), ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.selection -> 'status' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'status') <> 'number' THEN true ELSE CAST(NEW.selection ->> 'status' AS numeric) <> trunc(CAST(NEW.selection ->> 'status' AS numeric)) OR CAST(NEW.selection ->> 'status' AS numeric) NOT BETWEEN 100 AND 599 END)) THEN
+    IF (NEW.selection -> 'status' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'status') <> 'number' OR NEW.selection ->> 'status' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'status' AS numeric) NOT BETWEEN 100 AND 599 END)) THEN
         RAISE EXCEPTION USING MESSAGE = 'status is a whole number from 100 to 599', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'status', 100), 'null'), ERRCODE = 'check_violation';
     END IF;
     IF (NEW.selection -> 'error' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'error') <> 'string' OR NEW.selection ->> 'error' = '')) THEN
@@ -1781,6 +1799,7 @@ CREATE FUNCTION inbox_payload_add_leaf(lo bigint, hi bigint) RETURNS boolean LAN
 SET search_path FROM CURRENT SET lock_timeout = '100ms' AS $$
 DECLARE
     leaf text := 'inbox_payload_' || lo;
+    grantee oid;
 BEGIN
     IF lo < 1 OR hi - lo NOT BETWEEN 10000 AND 5000000 OR to_regclass(leaf) IS NOT NULL
        OR EXISTS (SELECT FROM inbox_payload_default d WHERE d.seq >= lo AND d.seq < hi) THEN
@@ -1788,6 +1807,12 @@ BEGIN
     END IF;
     -- CREATE TABLE ... PARTITION OF would lock the table, and wait for every reader
     EXECUTE 'CREATE TABLE ' || leaf || ' (LIKE inbox_payload INCLUDING ALL)';
+    -- access through inbox_payload asks for no right on a leaf, but ALTER DEFAULT PRIVILEGES may have given some
+    FOR grantee IN SELECT DISTINCT a.grantee FROM pg_class c CROSS JOIN aclexplode(c.relacl) a
+                   WHERE c.oid = to_regclass(leaf) AND a.grantee <> c.relowner LOOP
+        EXECUTE 'REVOKE ALL ON TABLE ' || leaf || ' FROM '
+            || CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END || ' CASCADE';
+    END LOOP;
     EXECUTE 'ALTER TABLE inbox_payload ATTACH PARTITION ' || leaf || ' FOR VALUES FROM (' || lo || ') TO (' || hi || ')';
     RETURN true;
 EXCEPTION WHEN lock_not_available OR check_violation OR duplicate_table OR invalid_object_definition THEN
@@ -1851,10 +1876,9 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
         EXECUTE 'SELECT count(*) FROM ONLY ' || quote_ident(leaf) INTO rows;
     END IF;
     BEGIN
+        -- in the order of those who open deliveries: they have this lock before they read a leaf
+        PERFORM id FROM payload_lock WHERE id = 1 FOR UPDATE;
         EXECUTE 'LOCK TABLE ONLY ' || quote_ident(leaf) || ' IN ACCESS EXCLUSIVE MODE';
-        IF NOT pg_try_advisory_xact_lock(453774822) THEN
-            RAISE lock_not_available;
-        END IF;
         EXECUTE 'SELECT array_agg(CAST(p AS inbox_payload)) FROM ONLY ' || quote_ident(leaf)
             || ' p WHERE p.seq IN (SELECT o.seq FROM open_delivery o WHERE o.seq >= $1 AND o.seq < $2) OR p.seq < $1 OR p.seq >= $2'
             INTO survivors USING lo, hi;  -- what came into the default leaf since its range was read has not expired
@@ -1904,6 +1928,8 @@ REVOKE ALL ON FUNCTION inbox_payload_expire_leaf(text, timestamptz) FROM PUBLIC;
 REVOKE ALL ON FUNCTION inbox_payload_retire_leaf(text) FROM PUBLIC;
 
 INSERT INTO order_lock (id) VALUES (1);
+
+INSERT INTO payload_lock (id) VALUES (1);
 
 INSERT INTO pruner (id) VALUES (1);
 

@@ -278,6 +278,13 @@ CREATE TABLE order_lock ( -- One row, locked by every transaction that ends or m
     CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
 );
 
+CREATE TABLE payload_lock ( -- One row. What opens deliveries of stored events shares its lock; what deletes payloads or events has it alone.
+    -- always 1
+    id INTEGER NOT NULL,
+    CONSTRAINT pk_payload_lock PRIMARY KEY (id),
+    CONSTRAINT ck_payload_lock_one_row CHECK (id = 1)
+);
+
 CREATE TABLE payload_reveal ( -- One row each time that the operator's page showed the headers and body of an event, written before it did.
     -- number of the reveal
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -894,6 +901,7 @@ FROM (
     UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'payload_lock' AS table_name, coalesce((SELECT max(rowid) FROM payload_lock) - (SELECT min(rowid) FROM payload_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'payload_reveal' AS table_name, coalesce((SELECT max(rowid) FROM payload_reveal) - (SELECT min(rowid) FROM payload_reveal) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'pruner' AS table_name, coalesce((SELECT max(rowid) FROM pruner) - (SELECT min(rowid) FROM pruner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'pruning' AS table_name, coalesce((SELECT max(rowid) FROM pruning) - (SELECT min(rowid) FROM pruning) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
@@ -966,7 +974,7 @@ CREATE TRIGGER relay_command_refuses_insert BEFORE INSERT ON relay_command
 WHEN NEW.state IN ('asked', 'running')
 BEGIN
     SELECT RAISE(ABORT, 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase, prune and readmit') WHERE NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit');
-    SELECT RAISE(ABORT, 'say why in reason: it is kept with the command') WHERE trim(NEW.reason, ' ' || char(9, 10, 13)) = '';
+    SELECT RAISE(ABORT, 'say why in reason, in letters or digits: it is kept with the command') WHERE trim(NEW.reason, ' ' || char(9, 10, 13, 37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '';
     SELECT RAISE(ABORT, 'a reason has at most 2000 characters: every fact of the command repeats it') WHERE length(NEW.reason) > 2000;
     SELECT RAISE(ABORT, 'dry_run is true or false') WHERE NEW.dry_run NOT IN (0, 1);
     SELECT RAISE(ABORT, 'selection is a JSON object, such as {"route": "crm"}') WHERE CASE WHEN json_valid(NEW.selection) THEN json_type(NEW.selection) <> 'object' ELSE 1 END;
@@ -1038,6 +1046,8 @@ BEGIN
 END;
 
 INSERT INTO order_lock (id) VALUES (1);
+
+INSERT INTO payload_lock (id) VALUES (1);
 
 INSERT INTO pruner (id) VALUES (1);
 

@@ -29,6 +29,7 @@ from inbox.cli.terminal import (
 )
 from inbox.cli.wording import counted, shown_state, stays_open
 from inbox.clock import SystemClock
+from inbox.events.commands import says_why
 from inbox.events.timestamps import rfc3339
 from inbox.logs.visible import visible_text
 from relay.cli.options import open_database, require_known_filters
@@ -80,7 +81,7 @@ def carry_out(act: Act, texts: Texts, chosen: Selection, reason: str | None, *, 
     from relay.store.operator import commands
     from relay.store.operator.selection import Choice
 
-    if yes and not reason:
+    if yes and not says_why(reason):
         fail("say why with --reason: it is kept in the log")
     with exit_on_error():
         config, database = open_database()
@@ -107,7 +108,7 @@ def carry_out(act: Act, texts: Texts, chosen: Selection, reason: str | None, *, 
             done = follow(database, config, number, texts.doing, plan.count, done=texts.done)
     elif plan.count and not as_json:
         more = f", {_SAMPLE} of them shown" if plan.count > len(plan.deliveries) else ""
-        needed = "" if reason else "--reason '…' "
+        needed = "" if says_why(reason) else "--reason '…' "
         say(f"{counted(plan.count, 'delivery')} {texts.planned}{more}; {needed}--yes does it")
     if as_json:
         put_json(as_document(_document(act, plan, number, done)))

@@ -12,6 +12,7 @@ from inbox.cli.options import MOST_NUMBER, AsJson, AsNdjson, Columns, OfSource, 
 from inbox.cli.tables import Column, format_of, show
 from inbox.cli.terminal import exit_on_error, fail, say
 from inbox.cli.wording import counted
+from inbox.events.commands import says_why
 from inbox.events.timestamps import rfc3339
 from relay.cli.carrying_out import command_text, follow
 from relay.cli.options import ThisEntity, open_database
@@ -79,7 +80,7 @@ def pause(
             rows = [{**row, **_held(row)} for row in held] if form.is_table else held
             show(rows, COLUMNS, form, empty="nothing is held back")
         return
-    if not reason:
+    if reason is None or not says_why(reason):
         fail("say why with --reason: it is listed beside the pause")
     _request("pause", gate, reason)
 
@@ -123,6 +124,8 @@ def resume(
         return
     if gate is None:
         fail("name what to resume: --route, --destination, --api, --source, --entity or --command")
+    if reason and not says_why(reason):
+        fail("say why with --reason, or leave it out: it is kept in the log")
     _request("resume", gate, reason or "resumed by command line")
     _retry_behind(gate, reason, at_once=retry)
 

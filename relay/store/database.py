@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db.checkpoint import Checkpoints, checkpoint
 from inbox.db.dialect import Sql, failure_of, is_wait_timeout
 from inbox.db.engine import LOCK_TIMEOUT_SECONDS, reading, snapshot
-from inbox.db.leaves import OPENING_LOCK
+from inbox.db.leaves import SHARE_PAYLOADS
 from inbox.db.parameters import is_storable, rows_param, storable
 from inbox.db.reads import Row, plain
 from inbox.db.throughput import ROUTE, Tally
@@ -129,6 +129,8 @@ class Transaction:
         """The parts that were skipped because the database has rejected them."""
         self.rows = _ROWS_OF_A_WRITE
         """About how many rows it writes, which makes the next checkpoint due."""
+        self.has_payloads = False
+        """True when retention deletes no payload before it ends."""
         self._now = now
         self._is_hasty = is_hasty
 
@@ -164,22 +166,23 @@ class Transaction:
         with self.connection.execute(statement, parameters, execution_options=options) as result:
             yield from result
 
-    def lock_order(self) -> datetime:
+    def lock_order(self, *, keeps_payloads: bool = False) -> datetime:
         """Take the order lock, then return the database's time.
+
+        With `keeps_payloads`, retention deletes no payload until this transaction ends. That lock comes first: who waits for
+        a batch of retention must not have the order lock, for which all others wait.
 
         Every transaction that ends or makes a head takes it first, as a statement of its own: what it reads afterwards
         is what the one before it left. Without it lanes get stuck for good. On SQLite the transaction holds the write
         lock already.
         """
         if self.sql.is_postgres:
+            if keeps_payloads:
+                self.connection.execute(_SHARE_PAYLOADS)
             self.connection.execute(_LOCK)
+        self.has_payloads = keeps_payloads
         self.hurry(HASTY_WAIT_MS)
         return self.now()
-
-    def lock_payloads(self) -> None:
-        """Keep retention from deleting payloads until this transaction ends; call it before looking for one."""
-        if self.sql.is_postgres:
-            self.connection.execute(_LOCK_PAYLOADS)
 
     def hurry(self, milliseconds: int = HASTY_WAIT_ALONE_MS) -> None:
         """Wait for locked rows no longer than this from now on, if this thread has waited for one in vain lately."""
@@ -257,7 +260,7 @@ def key_text(key: Key) -> str:
     return f"route={key[1]} seq={key[0]}"
 
 
-_LOCK_PAYLOADS = text(f"SELECT pg_advisory_xact_lock_shared({OPENING_LOCK})")
+_SHARE_PAYLOADS = text(SHARE_PAYLOADS)
 _LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
 
 ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"

@@ -97,7 +97,7 @@ def judge(database: Database, config: Config, policies: Policies, relay_node: st
     was read, by its number and how often it counts, and never by a range of numbers, which commit in any order.
     """
     with database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.lock_order(keeps_payloads=True)
         wanted = rows_param({"seq": seq} for seq in sorted(seqs))
         repeats = transaction.execute(_unhandled(database.sql), wanted=wanted, rows=ROWS_OF_A_ROUND)
         newest: dict[int, int] = {}

@@ -51,9 +51,13 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locke
 
 
 def keep_payloads(transaction: Transaction, seqs: Iterable[int], *, locked: bool = True) -> set[int]:
-    """Return which of these events still have their payload; with `locked`, none goes before the transaction ends."""
-    if locked:
-        transaction.lock_payloads()
+    """Return which of these events still have their payload; with `locked`, none goes before the transaction ends.
+
+    Raises:
+        RuntimeError: the transaction was to lock them, and did not do so when it took the order lock.
+    """
+    if locked and not transaction.has_payloads:
+        raise RuntimeError("take the order lock with keeps_payloads before deliveries are opened again")
     return {row.seq for row in payload_rows(transaction, seqs, "seq")}
 
 

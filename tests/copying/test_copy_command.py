@@ -84,6 +84,16 @@ def test_a_dry_run_lists_the_values_that_can_not_be_copied(place: Site, source: 
     assert "hold_reason is a bytes, not a text" in listed.stdout
 
 
+def test_neither_a_plan_nor_a_dry_run_makes_the_file_that_would_be_the_target(place: Site, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for options in ((), ("--json",), ("--dry-run",)):
+        assert copying(place, f"sqlite:///{folder}/there.db", *options).status == 0
+    assert list(folder.iterdir()) == []
+    missing = copying(place, f"sqlite:///{folder}/no/there.db", "--dry-run")
+    assert (missing.status, missing.stderr.startswith("error: ")) == (2, True), missing
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -20,7 +20,7 @@ HOSTILE = (
 )
 """Everything that both databases take: neither has NUL in a text, nor half of a character."""
 
-NOT_FILLED = {"order_lock", "write_probe"}
+NOT_FILLED = {"order_lock", "payload_lock", "write_probe"}
 """Tables without any text."""
 ONE_ROW = {"pruner"}
 """Tables whose only row always exists."""

@@ -118,6 +118,8 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
         watch.look(steps.database, config)
         throughput.flush(steps.database, config.routes)
         clock.advance(60)
+    _work(steps, MINUTES, rng)
+    throughput.flush(steps.database, config.routes)
     alerts.take_untold(steps.database)
     nodes.heartbeat(steps.database, "relay-1")
     _last_arrivals(steps, rng)

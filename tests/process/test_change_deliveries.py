@@ -71,8 +71,9 @@ def test_a_plan_needs_no_reason_but_its_execution_does(place: Site, act: str) ->
     assert "Missing option" not in plan.stderr
     if plan.status == 0:
         assert "; --reason '…' --yes does it" in plan.stderr
-    done = relay(place, act, "--route", "everything", "--yes")
-    assert (done.status, done.stderr) == (2, "error: say why with --reason: it is kept in the log\n")
+    for given in ((), ("--reason", ""), ("--reason", "…")):  # as the hint has it
+        done = relay(place, act, "--route", "everything", *given, "--yes")
+        assert (done.status, done.stderr) == (2, "error: say why with --reason: it is kept in the log\n")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,8 @@ def test_a_plan_needs_no_reason_but_its_execution_does(place: Site, act: str) ->
         (("replay", "--since", "1h", "--until", "2h", "--reason", "x"), "exchange the two"),
         (("resume", "--command", "1", "--retry"), "leave out the gate and --retry"),
         (("pause", "--route", "everything"), "say why with --reason"),
+        (("pause", "--route", "everything", "--reason", "…"), "say why with --reason"),
+        (("resume", "--route", "everything", "--reason", "…"), "say why with --reason, or leave it out"),
         (("pause", "--entity", "USER/u1", "--reason", "x"), "name one of route, destination, api and source"),
         (("resume",), "name what to resume"),
         (("resume", "--command", "9"), "no command 9 was interrupted"),

@@ -61,6 +61,8 @@ def test_open_deliveries_are_refused_with_the_command_that_ends_them(
     command = shlex.split(refused.stderr[refused.stderr.index("relay cancel") :])
     assert command == ["relay", "cancel", "--source", "trivore", "--entity", "USER/u1", "--reason", "…", "--yes"]
     assert count(engine, "relay_command") == 0
+    assert place.invoke("relay", *command[1:], **KIM).status == 2, "the reason is still to be written"
+    command[command.index("…")] = "asked"
     assert place.invoke("relay", *command[1:], **KIM).status == 0
     assert erase(place, *of_u1).status == 0
 
@@ -76,6 +78,7 @@ def test_open_deliveries_are_refused_with_the_command_that_ends_them(
             "nothing to erase. Type and id are compared letter by letter",
         ),
         ((*NAMED, "--yes"), 2, "say why with --reason"),
+        ((*NAMED, "--reason", "…", "--yes"), 2, "say why with --reason"),
         ((*NAMED, "--reason", f"{ID} asked", "--yes"), 2, "the reason names the entity"),
     ],
 )

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 
 ENTITY = "a-visible-entity"
 REASON = "a-visible-reason"
-WITHOUT_TEXT = {"order_lock", "write_probe", "alembic_version", "pruner", "pruning", "route_gate"}
+WITHOUT_TEXT = {"order_lock", "payload_lock", "write_probe", "alembic_version", "pruner", "pruning", "route_gate"}
 """Tables without any word of an event, a call or a person."""
 
 CONFIG = """
@@ -236,6 +236,8 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("inbox", "list", ENTITY),
     ("inbox", "show 1 --json", LAST),
     ("inbox", "show 1", LAST),
+    ("inbox", "export", ENTITY),
+    ("inbox", "export --with-payloads", ENTITY),
     ("inbox", "rejected --json", "not_authenticated"),
     ("inbox", "rejected", "invalid_event"),
     ("relay", "dead --json", ENTITY),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from types import ModuleType
 
 import pytest
@@ -13,6 +14,11 @@ from relay.store.audit import examine, rebuild
 from relay.store.database import Transaction
 
 Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def now_without_a_lock(transaction: Transaction, *, keeps_payloads: bool = False) -> datetime:  # noqa: ARG001
+    """Stands for `Transaction.lock_order`, and locks nothing."""
+    return transaction.now()
 
 
 def replaced(where: object, name: str, instead: object) -> Plant:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from inbox.clock import SystemClock
 from inbox.db.dialect import as_json
 from inbox.errors import UnreadableLog
-from inbox.events.commands import COMMAND_STATES, COMMANDS, KEYS, OF_DELIVERIES, OF_GATES
+from inbox.events.commands import COMMAND_STATES, COMMANDS, KEYS, OF_DELIVERIES, OF_GATES, says_why
 from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
 from relay.store import gates
@@ -81,6 +81,8 @@ REFUSED_AT_ONCE: list[tuple[str, object, str]] = [
     ("replay", {"seq": "seven"}, "seq is a whole number from 0 to 9223372036854775807"),
     ("replay", {"seq": "7"}, "seq is a whole number"),
     ("replay", {"seq": 7.5}, "seq is a whole number"),
+    ("replay", {"seq": 7.0}, "seq is a whole number"),
+    ("replay", {"status": 503.0}, "status is a whole number"),
     ("replay", {"seq": 10**20}, "seq is a whole number"),
     ("replay", {"seq": 2**63}, "seq is a whole number"),
     ("replay", {"seq": -1}, "seq is a whole number"),
@@ -197,9 +199,15 @@ def test_three_columns_are_enough(steps: Steps) -> None:
 
 
 def test_a_command_without_a_reason_is_refused(steps: Steps) -> None:
-    for reason in ("", "   ", " \t\r\n "):
+    for reason in ("", "   ", " \t\r\n ", "…", " -- ", "''…''", "\\ [%] $$ ;"):
         with pytest.raises(IntegrityError, match="say why in reason"):
             steps.do(f"INSERT INTO relay_command (kind, reason) VALUES ('prune', '{reason}')")
+
+
+@pytest.mark.parametrize("reason", ["ä", "…a", "3", "理由", "-x-", "\N{PILE OF POO}"])
+def test_a_letter_or_a_digit_of_any_script_is_a_reason(steps: Steps, reason: str) -> None:
+    assert says_why(reason)
+    steps.do(f"INSERT INTO relay_command (kind, reason) VALUES ('prune', '{reason}')")
 
 
 def test_a_reason_that_would_fill_the_log_is_refused(steps: Steps) -> None:

@@ -50,7 +50,7 @@ def of_others(engine: Engine) -> dict[str, list[str]]:
     """The rows of the other entity, and of tables that an erasure leaves alone."""
     found = contents(engine)
     return {table: [row for row in rows if OTHER in row] for table, rows in found.items()} | {
-        table: found[table] for table in ("open_delivery", "order_lock", "write_probe")
+        table: found[table] for table in ("open_delivery", "order_lock", "payload_lock", "write_probe")
     }
 
 

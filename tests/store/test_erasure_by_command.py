@@ -13,6 +13,7 @@ from inbox.db.erasure import searching, work
 from relay.store.operator import erase, execution
 from tests.helpers.person import ID, PERSON, contents, live, of_person, traces_in
 from tests.helpers.relaying import CONFIG, POLICIES, Steps
+from tests.helpers.storing import an_event
 
 OF_PERSON = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
 
@@ -71,6 +72,12 @@ def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> N
     assert (sample["payloads"], sample["naming"]["rejected_request"]) == (5, 2)
     assert ID not in json.dumps(sample)
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
+
+
+def test_the_answer_to_a_dry_run_warns_of_a_short_id(steps: Steps) -> None:
+    steps.receive(an_event(1, "1", routes=[]))
+    row = answered(steps, ask(steps, {**OF_PERSON, "entity_id": "1"}, dry_run=True))
+    assert row["answer"].startswith("would erase 1 events; careful: its id has 1 character. Rows of other tables")
 
 
 @pytest.mark.parametrize(

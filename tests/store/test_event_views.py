@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
 from relay.delivery.outcome import Call, Failed
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
@@ -40,6 +41,30 @@ def test_an_event_has_its_body_as_text_and_in_hex_where_it_is_none(steps: Steps)
     assert [row["body"] for row in rows] == [shown for _, shown in BODIES]
     assert all(row["headers"] == {"content-type": "application/json"} for row in rows)
     assert not any(row["is_pruned"] or row["is_erased"] for row in rows)
+
+
+def test_one_body_that_is_no_text_although_its_row_says_so_breaks_no_query(steps: Steps) -> None:
+    """A statement by hand, a restore into another encoding or a broken page: the other rows are shown all the same."""
+    bodies = (b"caf\xe9", b"a\x00b", b"\xed\xa0\x80", b"\xff" * 1_000_000)
+    steps.receive(*(an_event(n, f"u{n}") for n in range(1, len(bodies) + 2)))
+    is_postgres = steps.database.sql.is_postgres
+    for trigger in ("inbox_payload_is_append_only",) if is_postgres else ():
+        steps.do(f"ALTER TABLE inbox_payload DISABLE TRIGGER {trigger}")
+    if not is_postgres:
+        steps.do("DROP TRIGGER inbox_payload_refuses_update")
+    with steps.database.engine.begin() as connection:
+        for seq, body in enumerate(bodies, 1):
+            connection.execute(
+                text("UPDATE inbox_payload SET body = :body WHERE seq = :seq"), {"body": body, "seq": seq}
+            )
+    assert [row["is_text"] for row in steps.rows("SELECT body_is_text AS is_text FROM inbox")] == [True] * 5
+    if not is_postgres:  # which shows the bytes as they are; only a client that decodes them can fail
+        as_bytes = "SELECT CAST(body AS blob) AS body FROM event ORDER BY seq LIMIT 4"
+        assert [row["body"] for row in steps.rows(as_bytes)] == list(bodies)
+        return
+    shown = [row["body"] for row in steps.rows("SELECT * FROM event ORDER BY seq")]
+    assert shown[:4] == [f"\\x{body.hex()}" for body in bodies]
+    assert shown[4] == an_event(5).body.decode()
 
 
 def test_an_event_is_all_that_the_inbox_has_of_it(steps: Steps) -> None:

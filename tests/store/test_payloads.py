@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from inbox.db.leaves import DEFAULT, LEAST_EVENTS, MOST_EVENTS, OPENING_LOCK
+from inbox.db.leaves import DEFAULT, LEAST_EVENTS, MOST_EVENTS, SHARE_PAYLOADS
 from inbox.db.retention import payloads
 from inbox.db.retention.kinds import STEPS
 from inbox.db.retention.payloads import leaf_size
@@ -249,7 +249,7 @@ def test_a_leaf_that_somebody_reads_is_passed_over_and_comes_the_next_time(engin
 def test_a_leaf_does_not_go_while_somebody_opens_deliveries(engine: Engine) -> None:
     fill(engine, 1, 100_500, days_old=9)
     cut = Expiry(NOW - 8 * DAY)
-    with transaction(engine, f"SELECT pg_advisory_xact_lock_shared({OPENING_LOCK})"):
+    with transaction(engine, SHARE_PAYLOADS):
         assert step(engine, cut) == Pruned(position=100_000, is_done=False, passed_over=1)
     assert step(engine, cut).rows == 100_000
 

@@ -14,7 +14,7 @@ from inbox.config.retention import Retention, RetentionKind
 from inbox.config.types import Age
 from inbox.db.dialect import Sql
 from inbox.db.intake import Rejected
-from inbox.db.leaves import OPENING_LOCK
+from inbox.db.leaves import LOCK_PAYLOADS, SHARE_PAYLOADS
 from inbox.db.retention import state
 from inbox.db.retention.kinds import STEPS
 from inbox.db.retention.pruned import Pruned
@@ -102,7 +102,7 @@ def test_payloads_go_while_their_events_stay_and_open_ones_keep_theirs(engine: E
 def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
     """A replay shares the lock, then opens the delivery: what it found has to be there when it commits."""
     with engine.connect() as replaying, replaying.begin():
-        replaying.execute(text(f"SELECT pg_advisory_xact_lock_shared({OPENING_LOCK})"))
+        replaying.execute(text(SHARE_PAYLOADS))
         happened = prune(engine, "payloads", seconds=0.1)
     assert not rows_gone(happened)
     assert rows_gone(prune(engine, "payloads"))
@@ -124,7 +124,7 @@ def test_rebuild_mends_nothing_while_events_are_deleted(lived_in: Steps, engine:
     """It would take an event whose facts go at this moment for one that was never delivered."""
     lived_in.do("DELETE FROM open_delivery WHERE seq = 6")
     with engine.connect() as pruning, pruning.begin():
-        pruning.execute(text(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})"))
+        pruning.execute(text(LOCK_PAYLOADS))
         with pytest.raises(OperationalError):
             mend(Database(engine))
     assert [each.finding for each in mend(Database(engine))] == ["missing"]

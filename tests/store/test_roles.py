@@ -18,6 +18,7 @@ from inbox.errors import ConfigError
 from tests.helpers.outage import connect_postgres
 from tests.helpers.reading import rows
 from tests.helpers.roles import Granted, granted
+from tests.helpers.storing import Intake, an_event
 
 READERS: tuple[Role, ...] = ("operator", "reader", "reader_without_payloads")
 THINGS = """
@@ -146,6 +147,33 @@ def test_a_relay_makes_and_expires_leaves_that_belong_to_the_owner(roles: Grante
     assert not roles.allows("relay", "TRUNCATE inbox_payload_1")
     assert not roles.allows("relay", "SELECT * FROM inbox_payload_1")
     assert not roles.allows("reader_without_payloads", "SELECT * FROM inbox_payload_1")
+
+
+def test_a_new_leaf_gives_nobody_what_the_defaults_of_the_owner_would(roles: Granted, module_engine: Engine) -> None:
+    others = f"{roles.name('receiver')}, {roles.name('reader_without_payloads')}, PUBLIC"
+    of_owner = f"ALTER DEFAULT PRIVILEGES FOR ROLE {roles.name('owner')}"
+    with contextlib.closing(connect_postgres(roles.server_url)) as admin:
+        admin.execute(f"{of_owner} GRANT ALL ON TABLES TO {others}".encode())
+        with roles.connected("relay") as connection:
+            assert connection.execute("SELECT inbox_payload_add_leaf(200001, 300001)").fetchone() == (True,)
+        admin.execute(f"{of_owner} REVOKE ALL ON TABLES FROM {others}".encode())
+    assert not roles.allows("receiver", "SELECT body FROM inbox_payload_200001")
+    assert not roles.allows("reader_without_payloads", "SELECT body FROM inbox_payload_200001")
+    given = "SELECT DISTINCT a.grantee::regrole::text AS name FROM pg_class c, aclexplode(c.relacl) a WHERE c.relname = '{}'"
+    assert rows(module_engine, given.format("inbox_payload_200001")) == [{"name": roles.name("owner")}]
+    assert roles.allows("owner", "SELECT body FROM inbox_payload_200001")
+
+
+@pytest.mark.parametrize("role", ["operator", "reader", "relay"])
+def test_a_reader_of_events_may_run_what_shows_their_bodies(
+    roles: Granted, module_engine: Engine, module_database_url: str, role: Role
+) -> None:
+    if not rows(module_engine, "SELECT 1 FROM inbox"):
+        Intake(module_database_url).append(an_event(1))
+    with roles.connected(role) as connection:
+        assert connection.execute("SELECT body FROM event").fetchone() == (an_event(1).body.decode(),)
+    assert not roles.allows("reader_without_payloads", "SELECT body FROM event")
+    assert roles.allows("reader_without_payloads", "SELECT seq, is_pruned FROM event")
 
 
 def test_an_operator_asks_for_commands_and_changes_nothing_himself(roles: Granted) -> None:

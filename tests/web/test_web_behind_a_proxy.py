@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -18,15 +20,16 @@ pytestmark = pytest.mark.long
 HOST = "relay.example.com"
 
 
+@contextlib.contextmanager
 def asked(
     port: int, method: str, path: str, headers: dict[str, str], body: str | None = None
-) -> http.client.HTTPResponse:
+) -> Iterator[http.client.HTTPResponse]:
     """The answer to a browser that asks for this host over TLS."""
     connection = http.client.HTTPConnection(HOST)
-    secured = connected(port, name=HOST)
-    connection.sock = secured.__enter__()
-    connection.request(method, path, body, {"Host": HOST, **headers})
-    return connection.getresponse()
+    with connected(port, name=HOST) as connection.sock:
+        connection.request(method, path, body, {"Host": HOST, **headers})
+        with connection.getresponse() as answer:
+            yield answer
 
 
 @pytest.mark.parametrize("name", PROXIES)
@@ -34,22 +37,23 @@ def test_a_person_signs_in_through_the_proxy_and_gets_events_at_once(
     name: str, sqlite_database_url: str, tmp_path: Path
 ) -> None:
     write_accounts(tmp_path)
-    with site(tmp_path, config_text(sqlite_database_url) + WEB.format(folder=tmp_path)) as place:
+    access = WEB.format(folder=tmp_path) + f'origin = "https://{HOST}"\n'
+    with site(tmp_path, config_text(sqlite_database_url) + access) as place:
         program, url = web(place)
         ports = Ports(free_port(), free_port(), free_port(), int(url.rpartition(":")[2]))
         with proxy(name, tmp_path, ports):
             form = urlencode({"name": "olga", "password": PASSWORD, "next": "/rejected"})
             sent = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"https://{HOST}"}
-            signed_in = asked(ports.tls, "POST", "/sign-in", sent, form)
-            assert (signed_in.status, signed_in.headers["Location"]) == (303, "/rejected")
-            cookie = signed_in.headers["Set-Cookie"]
+            with asked(ports.tls, "POST", "/sign-in", sent, form) as signed_in:
+                assert (signed_in.status, signed_in.headers["Location"]) == (303, "/rejected")
+                cookie = signed_in.headers["Set-Cookie"]
             assert cookie.startswith("__Host-")
             assert "Secure" in cookie
-            shown = asked(ports.tls, "GET", "/rejected", {"Cookie": cookie.partition(";")[0]})
-            assert (shown.status, b"olga" in shown.read()) == (200, True)
-            stream = asked(ports.tls, "GET", "/live?url=/rejected", {"Authorization": f"Bearer {TOKEN}"})
-            assert stream.headers["Content-Type"] == "text/event-stream"
-            assert stream.readline() == b"retry: 3000\n"
-            while stream.readline() != b"event: main\n":
-                pass
+            with asked(ports.tls, "GET", "/rejected", {"Cookie": cookie.partition(";")[0]}) as shown:
+                assert (shown.status, b"olga" in shown.read()) == (200, True)
+            with asked(ports.tls, "GET", "/live?url=/rejected", {"Authorization": f"Bearer {TOKEN}"}) as stream:
+                assert stream.headers["Content-Type"] == "text/event-stream"
+                assert stream.readline() == b"retry: 3000\n"
+                while stream.readline() != b"event: main\n":
+                    pass
         assert program.stop() == 0

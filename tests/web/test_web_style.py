@@ -79,8 +79,9 @@ def test_nothing_is_fetched_from_elsewhere() -> None:
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_templates_need_no_inline_style_or_script_and_escape_everything(name: str) -> None:
     source = TEMPLATES[name]
-    assert not re.search(r"""\sstyle=|\son[a-z]+=["']|<script(?![^>]*\ssrc=)|<style|javascript:|\|\s*safe\b""", source)
-    assert "http://" not in source.replace("http://www.w3.org", "")
+    html = re.sub(r"{[{%].*?[%}]}", "", source, flags=re.DOTALL)
+    assert not re.search(r"""\sstyle=|\son[a-z]+=["']|<script(?![^>]*\ssrc=)|<style|javascript:|https?://""", html)
+    assert not re.search(r"\|\s*safe\b", source)
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, inspect, text
@@ -37,6 +38,8 @@ def is_unfinished(engine: Engine, source: str, tables: Sequence[CopiedTable]) ->
     Raises:
         ConfigError: it is neither, or of another version.
     """
+    if _is_absent(engine):
+        return False
     revision = migrate.revision_of(engine)
     if revision is None:
         return False
@@ -60,6 +63,14 @@ def is_unfinished(engine: Engine, source: str, tables: Sequence[CopiedTable]) ->
                     " Name an empty database; a copy never adds to another installation"
                 )
     return False
+
+
+def _is_absent(engine: Engine) -> bool:
+    """Return whether it is a SQLite file to be made: looking into it would make it."""
+    if engine.dialect.name != SQLITE or not engine.url.database:
+        return False
+    path = Path(engine.url.database)
+    return path.parent.is_dir() and not path.exists()
 
 
 def begin(engine: Engine, source: str, tables: Sequence[CopiedTable], last_seq: int = 0) -> None:

@@ -18,6 +18,12 @@ MOST_SHOWN = 5
 """Open deliveries that a plan names."""
 
 
+SHORT_ID = 4
+"""Characters from which on an id hardly stands in a text that means something else."""
+MANY_NAMING = 100
+"""Rows of other tables beyond which a plan warns."""
+
+
 class ErasurePlan(msgspec.Struct, frozen=True):
     """The rows that an erasure would find."""
 
@@ -47,6 +53,20 @@ class ErasurePlan(msgspec.Struct, frozen=True):
     def is_empty(self) -> bool:
         """True when the database certainly holds nothing of the entity."""
         return self.is_whole and not (self.events or self.pauses or self.naming)
+
+    @property
+    def warning(self) -> str | None:
+        """Say why rows of other tables may be about something else than the entity; None: it is unlikely."""
+        rows, length = sum(self.naming.values()), len(self.subject.entity_id)
+        if length < SHORT_ID:
+            characters = "1 character" if length == 1 else f"{length} characters"
+            return (
+                f"careful: its id has {characters}. Rows of other tables with it may mean something else, and they are"
+                " cleared too: look at them first"
+            )
+        if rows > MANY_NAMING:
+            return f"careful: {rows} rows of other tables name it, and some may mean something else: look at them first"
+        return None
 
     @property
     def is_held_up(self) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Connection, TextClause, text
 
 from inbox.db.dialect import Sql
-from inbox.db.leaves import OPENING_LOCK
+from inbox.db.leaves import LOCK_PAYLOADS
 from inbox.db.parameters import rows_param
 from inbox.db.retention.pruned import Estimate, Expiry, Pruned
 from inbox.db.schema import metadata
@@ -27,7 +27,7 @@ _LONGEST_LEAPS = 40
 MOST_COUNTED = 10_000
 """More rows than these are estimated by the numbers that they took."""
 _SAMPLE = 100
-_LOCK_OPENING = text(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})")
+_LOCK_PAYLOADS = text(LOCK_PAYLOADS)
 _HURRY = text("SET LOCAL lock_timeout = '100ms'")
 """Relays that open deliveries wait for the lock, and others for them: nobody's lock on a fact may hold them up for long."""
 
@@ -193,7 +193,7 @@ def _delete(connection: Connection, sql: Sql, walk: Walk, limits: _Limits, keys:
     """Delete these rows, unless they are locked or must stay meanwhile; returns their number and bytes."""
     parameters = {"wanted": rows_param({"key": key} for key in keys), "before": limits.before}
     if walk.needs_closed and sql.is_postgres:  # in a statement before the one that looks for open deliveries
-        connection.execute(_LOCK_OPENING)
+        connection.execute(_LOCK_PAYLOADS)
         connection.execute(_HURRY)
     measured = connection.execute(_lock(sql, walk), parameters).all()
     if not measured:

@@ -109,8 +109,7 @@ def _mend(database: Database, config: Config, known: Policies, seqs: Sequence[in
     Receivers don't take that lock. What they have added since the first look is none of these seqs, and is left alone.
     """
     with database.write() as transaction:
-        now = transaction.lock_order()
-        transaction.lock_payloads()  # retention deletes no event whose facts are read here
+        now = transaction.lock_order(keeps_payloads=True)  # retention deletes no event whose facts are read here
         wrong = [one for one in examine(transaction, seqs, config, locked=True).wrong if _is_mended(one)]
         of_rows = [_plan(one, one.event, config, who) for one in wrong if one.event and _has(one, *_OF_THE_ROW)]
         late = [one for one in wrong if one.event and _has(one, "last_delivered")]

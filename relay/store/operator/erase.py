@@ -86,6 +86,6 @@ def _answer(planned: ErasurePlan) -> BatchResult:
         if planned.is_whole
         else "; it searched a part of the rejected requests, `inbox erase --dry-run` searches all"
     )
-    return BatchResult(
-        "done", matched=planned.events, sample=sample, answer=f"would erase {planned.events} events{rest}"
-    )
+    careful = f"; {planned.warning}" if planned.warning else ""
+    answer = f"would erase {planned.events} events{rest}{careful}"
+    return BatchResult("done", matched=planned.events, sample=sample, answer=answer)

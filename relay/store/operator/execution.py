@@ -122,6 +122,11 @@ class _Batch(msgspec.Struct, frozen=True):
     upto: int | None = None
     """Without any `keys`: the seq up to which none is selected; None at the end."""
 
+    @property
+    def opens(self) -> bool:
+        """Return whether it opens deliveries that have ended, whose payloads have to be there."""
+        return self.choice is not None and self.choice.act == "replay"
+
 
 def _look(database: Database, config: Config, policies: Policies, number: int) -> _Batch | None:
     """Read the next batch without a lock, since finding the deliveries may take long.
@@ -170,7 +175,7 @@ def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -
     """Do a batch in one transaction, unless another process has done it meanwhile."""
     number = batch.command.id
     with database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.lock_order(keeps_payloads=batch.opens)
         if not commands.is_as_it_was(transaction, number, commands.standing_of(batch.command)):
             return 0
         step = (
@@ -251,7 +256,7 @@ def _part(
         if key in batch.unreadable:
             raise batch.unreadable[key]
     with database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.lock_order(keeps_payloads=batch.opens)
         if not commands.is_as_it_was(transaction, number, standing):
             return 0, standing
         changed = _change(transaction, choice, batch.command, some, now, policies=policies)

@@ -9,7 +9,7 @@ import msgspec
 
 from inbox.db.parameters import is_storable
 from inbox.errors import BadFilter
-from inbox.events.commands import MOST_REASON
+from inbox.events.commands import MOST_REASON, says_why
 from relay.web.query import Number, When
 
 Name = Annotated[str, msgspec.Meta(max_length=20_000)]
@@ -127,11 +127,11 @@ def checked_reason(reason: str) -> str:
     """Return a reason without space around it.
 
     Raises:
-        BadFilter: it is empty or too long.
+        BadFilter: it says nothing, or is too long.
     """
     stripped = reason.strip()
-    if not stripped:
-        raise BadFilter("say why: the reason is kept with the command", field="reason")
+    if not says_why(stripped):
+        raise BadFilter("say why, in letters or digits: the reason is kept with the command", field="reason")
     if len(stripped) > MOST_REASON:
         raise BadFilter(f"a reason has at most {MOST_REASON:,} characters", field="reason")
     return stripped

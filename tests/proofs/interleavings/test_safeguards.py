@@ -18,9 +18,16 @@ from tests.helpers.kinds import ON_POSTGRES
 from tests.proofs.interleavings import scenes
 from tests.proofs.interleavings.invariants import kept
 from tests.proofs.interleavings.stage import Stage
-from tests.proofs.planting import WITHOUT_A_LOOK, Plant, changed, look_again_by_the_events_of_before, replaced
+from tests.proofs.planting import (
+    WITHOUT_A_LOOK,
+    Plant,
+    changed,
+    look_again_by_the_events_of_before,
+    now_without_a_lock,
+    replaced,
+)
 
-without_the_order_lock = replaced(Transaction, "lock_order", Transaction.now)
+without_the_order_lock = replaced(Transaction, "lock_order", now_without_a_lock)
 without_locked_heads = changed(lanes, "_heads", ("FOR UPDATE OF o", ""))
 without_skipping = ("FOR UPDATE SKIP LOCKED", "")
 

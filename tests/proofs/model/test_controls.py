@@ -30,7 +30,14 @@ from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.proofs.model.running import SEED, run
 from tests.proofs.model.snapshot import Violation
 from tests.proofs.model.world import World
-from tests.proofs.planting import WITHOUT_A_LOOK, Plant, changed, look_again_by_the_events_of_before, replaced
+from tests.proofs.planting import (
+    WITHOUT_A_LOOK,
+    Plant,
+    changed,
+    look_again_by_the_events_of_before,
+    now_without_a_lock,
+    replaced,
+)
 
 SOON = "1"
 """A seed whose runs show each of these faults early; with another one some take minutes."""
@@ -152,7 +159,7 @@ def test_the_model_finds(world: World, monkeypatch: pytest.MonkeyPatch, name: st
 
 @ON_POSTGRES
 def test_without_the_order_lock_lanes_get_stuck(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Transaction, "lock_order", Transaction.now)
+    monkeypatch.setattr(Transaction, "lock_order", now_without_a_lock)
     finds(world, "a lane without its one head", "an operation failed", "the facts say something else")
 
 
