@@ -144,8 +144,11 @@ def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> I
     values = dict(values_in(file.sound))
     for key in literal_secrets(file.sound):
         yield f"{key}: the secret stands in the file, for all who read it; {_place_for(values[key], environment)}"
-    if file.sound.database.url.is_literal and "@" in file.sound.database.url and _has_password(file.sound):
+    database, viewers = file.sound.database, file.sound.web.viewer_url
+    if database.url.is_literal and database.password is None and _has_password(database.url):
         yield 'database.url: the password stands in the file; write password = "env:NAME" or "file:/path"'
+    if viewers is not None and viewers.is_literal and _has_password(viewers):
+        yield 'web.viewer_url: the password stands in the file; write "env:NAME" or "file:/path"'
     yield from _expired(file.sound)
     for key, value in values.items():
         if isinstance(value, Secret) and value.reference.startswith("env:"):
@@ -182,9 +185,9 @@ def _odd_value(key: str, name: str, environment: Mapping[str, str]) -> Iterator[
         yield f"{key}: the value of {name} looks like the name of a place, and nothing looks there"
 
 
-def _has_password(config: Config) -> bool:
+def _has_password(url: str) -> bool:
     try:
-        return config.database.password is None and bool(engine.parse_url(config.database.url).password)
+        return "@" in url and bool(engine.parse_url(url).password)
     except ConfigError:
         return False
 

@@ -62,6 +62,9 @@ def exposures(path: Path, config: Config) -> Iterator[Exposure]:
     held = [*literal_secrets(config)]
     if config.database.url.is_literal and parse_url(config.database.url).password and config.database.password is None:
         held.append("database.url")
+    viewers = config.web.viewer_url
+    if viewers is not None and viewers.is_literal and parse_url(viewers).password:
+        held.append("web.viewer_url")
     if held and _is_open_to_others(path):
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
         yield Exposure(
@@ -70,6 +73,15 @@ def exposures(path: Path, config: Config) -> Iterator[Exposure]:
             f': take that away with `chmod o= {path}`, or write "env:NAME" or "file:/path"',
             shlex.join(["chmod", "o=", str(path)]),
         )
+    for secret in filter(None, (config.web.users, config.web.tokens)):
+        kind, _, place = secret.reference.partition(":")
+        if kind == "file" and _is_open_to_others(Path(place)):
+            yield Exposure(
+                place,
+                f"{place} says who may use the operator's page, and every user of this machine may read it",
+                f": take that away with `chmod o= {place}`",
+                shlex.join(["chmod", "o=", place]),
+            )
     url = parse_url(config.database.url)
     if url.get_backend_name() == SQLITE:
         database = Path(url.database or "")

@@ -22,9 +22,23 @@ from relay.store.audit.verify import verify
 from relay.store.database import Database
 from relay.sweep.pages import Pages
 from relay.sweep.run import CompiledSweep
+from relay.web.access.accounts import check_files
 
 _QUESTION = Request("fetch", "OPTIONS", {"Accept": "*/*"})
 """A safe method (RFC 9110 §9.2.1). A GET makes some services that take webhooks act, and any answer will do."""
+
+
+def _start(config: Config) -> None:
+    """Make what the relay and the page make at their start.
+
+    Raises:
+        ConfigError: one of them would not start. The text has a line for each mistake.
+    """
+    parts: dict[str, Callable[[], object]] = {
+        "relay": partial(prepare, config),
+        "page": partial(check_files, config.web),
+    }
+    collect_config_errors(parts)
 
 
 def _make_unused(config: Config) -> None:
@@ -114,4 +128,4 @@ def _verify(config: Config, report: Callable[[int], object]) -> Verdict:
         made.dispose()
 
 
-RELAY = Side("relay", prepare, _make_unused, _probes, _verify, EXAMINATIONS)
+RELAY = Side("relay", _start, _make_unused, _probes, _verify, EXAMINATIONS)

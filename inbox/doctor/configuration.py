@@ -73,6 +73,9 @@ def _secrets(installation: Installation) -> Iterator[DoctorFinding]:
         yield IN_FILE.found(key, f"{key}: the secret stands in {installation.path}")
     if config.database.url.is_literal and config.database.password is None and _has_password(config.database.url):
         yield IN_FILE.found("database.url", f"database.url: the password stands in {installation.path}")
+    viewers = config.web.viewer_url
+    if viewers is not None and viewers.is_literal and _has_password(viewers):
+        yield IN_FILE.found("web.viewer_url", f"web.viewer_url: the password stands in {installation.path}")
     together: defaultdict[str, list[Secret]] = defaultdict(list)
     for key, value in values_in(config):
         if isinstance(value, Secret):
@@ -174,15 +177,15 @@ def of_file(key: str, path: Path, now: datetime) -> Iterator[DoctorFinding]:
 EXPOSED = FindingKind(
     "exposed",
     "warning",
-    "A file with secrets or webhooks is readable for every user, or a source accepts unsigned webhooks.",
-    "others can read webhooks, or forge them",
+    "A file with secrets, webhooks or users is readable for every user, or a source accepts unsigned webhooks.",
+    "others can read webhooks, forge them, or use the page",
     "chmod o= {path}",
 )
 WRITABLE = FindingKind(
     "writable_by_others",
     "critical",
-    "Every user of this machine may write to inbox.toml or the SQLite file.",
-    "anybody can send webhooks elsewhere, or change what is stored",
+    "Every user of this machine may write to inbox.toml, the SQLite file, or the users or tokens of the page.",
+    "anybody can send webhooks elsewhere, change what is stored, or use the page",
     "chmod o= {path}",
 )
 
@@ -195,7 +198,9 @@ def _files(installation: Installation) -> Iterator[DoctorFinding]:
             yield EXPOSED.found(each.subject, each.what, mend=mend)
     except ConfigError as error:
         raise NotExamined(f"needs a database url that can be used: {error}") from None
-    for path in filter(None, (installation.path, database)):
+    web = installation.config.web
+    of_page = [Path(each.reference[5:]) for each in (web.users, web.tokens) if each and each.reference[:5] == "file:"]
+    for path in filter(None, (installation.path, database, *of_page)):
         if reaches_others(path, stat.S_IWOTH):
             yield WRITABLE.found(
                 str(path), f"every user of this machine may write to {path}", path=shlex.quote(str(path))
@@ -230,7 +235,7 @@ EXAMINATIONS = (
     Examination(
         "files",
         "Configuration",
-        "Modes of inbox.toml and of the SQLite file, and sources without signatures.",
+        "Modes of inbox.toml, of the SQLite file and of the page's users and tokens, and sources without signatures.",
         _files,
         (EXPOSED, WRITABLE),
         needs_database=False,

@@ -22,6 +22,7 @@ from inbox.loader.paging_checks import paging_mistakes
 from inbox.loader.passed_headers import passed_header_mistakes
 from inbox.loader.presets import preset_mistakes
 from inbox.loader.retention_checks import retention_mistakes
+from inbox.loader.web_checks import web_mistakes
 from inbox.sources import PRESETS
 
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
@@ -61,6 +62,7 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
     yield from passed_header_mistakes(config)
     yield from _one_address(config.metrics)
     yield from retention_mistakes(config.retention)
+    yield from web_mistakes(config.web)
     for name, source in config.sources.items():
         yield from preset_mistakes(("sources", name), source)
         yield from _no_room(name, source, config.receiver.memory)

@@ -10,11 +10,12 @@ import msgspec
 
 from inbox.config.model import DatabaseSettings
 from inbox.config.types import DatabaseUrl, Secret
+from inbox.config.web import Web
 from inbox.errors import ConfigError
 
 VARIABLE = "INBOX_DATABASE_URL"
 """Environment variable that overrides `[database]`."""
-_IN_THE_FILE = "[database] url"
+_IN_THE_FILE, _OF_VIEWERS = "[database] url", "[web] viewer_url"
 _SQLITE = re.compile(r"sqlite\b", re.IGNORECASE)
 
 
@@ -41,6 +42,34 @@ def resolved_database(settings: DatabaseSettings, environment: Mapping[str, str]
     return msgspec.structs.replace(settings, url=_with(url, "password", password))
 
 
+def resolved_web(web: Web, database: DatabaseSettings, environment: Mapping[str, str]) -> Web:
+    """Return `[web]` with the URL of viewers itself instead of its place. `database` has its own URL already.
+
+    Raises:
+        ConfigError: its variable or file is missing or empty, or it gives viewers no other rights or another database.
+    """
+    if web.viewer_url is None:
+        return web
+    url = revealed_url(web.viewer_url, _OF_VIEWERS, environment)
+    if _SQLITE.match(url) or _SQLITE.match(database.url):
+        raise ConfigError(f"{_OF_VIEWERS}: a SQLite file has no roles, and viewers have no URL of their own; remove it")
+    url = _in_schema(url, database.schema)
+    if url == database.url:
+        raise ConfigError(f"{_OF_VIEWERS}: is the database's own url; give that of a role that can only read")
+    if _name(url) != _name(database.url):
+        raise ConfigError(
+            f"{_OF_VIEWERS}: leads to the database {_name(url)!r}, and the url to {_name(database.url)!r}"
+        )
+    return msgspec.structs.replace(web, viewer_url=url)
+
+
+def _name(url: str) -> str | None:
+    try:
+        return urlsplit(url).path.strip("/")
+    except ValueError:  # the engine says what is wrong with it
+        return None
+
+
 def _in_schema(url: DatabaseUrl, schema: str | None) -> DatabaseUrl:
     if schema is None:
         return url
@@ -63,7 +92,7 @@ def revealed_url(text: str, origin: str, environment: Mapping[str, str]) -> Data
     except ValueError as error:
         raise ConfigError(f"{origin}: {error}") from None
     if not secret.names_a_place:
-        return DatabaseUrl(text, origin, is_literal=origin == _IN_THE_FILE)
+        return DatabaseUrl(text, origin, is_literal=origin in {_IN_THE_FILE, _OF_VIEWERS})
     value = secret.reveal(environment, at=origin).strip()
     return DatabaseUrl(value, f"{origin}: {secret.reference}", is_literal=False)
 

@@ -14,7 +14,7 @@ from inbox.config.mistakes import Mistake, build, mistakes
 from inbox.config.model import Config
 from inbox.errors import ConfigError
 from inbox.loader.cross_checks import Names, broken_links
-from inbox.loader.database import resolved_database
+from inbox.loader.database import resolved_database, resolved_web
 from inbox.loader.places import LocatedMistake, TomlText
 
 DEFAULT_FILE = "inbox.toml"
@@ -139,6 +139,7 @@ def load_text(text: str, where: str = DEFAULT_FILE, environment: Mapping[str, st
     if environment is not None:
         try:
             readable = msgspec.structs.replace(readable, database=resolved_database(readable.database, environment))
+            readable = msgspec.structs.replace(readable, web=resolved_web(readable.web, readable.database, environment))
         except ConfigError as error:
             found += [source.locate_line(line) for line in str(error).splitlines()]
     sound = _sound_part(readable, broken)

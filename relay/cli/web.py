@@ -61,8 +61,8 @@ def passwd(
     Asks for the password twice without showing it. Where standard input is no terminal, its first line is the password.
 
     Examples:
-      relay web passwd anna --role operator --into users
-      relay web passwd anna --role viewer < password
+      relay web passwd anna --role operator
+      relay web passwd ben --role viewer --into users
     """
     from relay.web.access.credentials import PasswordHash, hash_password
     from relay.web.access.entries import write_entry

@@ -75,6 +75,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "alert": {"at": AT, "kind": "delivery_dead", "subject": "x", "firing": True, "detail": json.loads(NUMBERS)},
     "pruning": {"kind": "attempts", "position": 5, "pruned_until": AT, "rows": 2**40, "ran_at": AT},
+    "payload_reveal": {"at": AT, "seq": 2**40, "who": "kim", "reason": "ä"},
     "throughput_minute": {
         "kind": "route",
         "name": "strict",

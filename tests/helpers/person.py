@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Table, insert, select
 
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.intake import Rejected
-from inbox.db.schema import alert, gate, metadata, relay_command, relay_node, sweep_watermark
+from inbox.db.schema import alert, gate, metadata, payload_reveal, relay_command, relay_node, sweep_watermark
 from inbox.events.event import Event
 from relay.delivery.outcome import Call, Delivered, Failed, Outcome, Skipped, Unchanged
 from tests.helpers.relaying import DONE, Steps
@@ -111,6 +111,7 @@ def _plant(engine: Engine) -> None:
         (gate, {"kind": "destination", "name": "crm", "pause_reason": f"because of {ID}", **paused}),
         (relay_command, {"kind": "replay", "selection": selection, "reason": f"{ID} asked", "answer": ID, "error": ID, **ended}),
         (alert, {"at": START, "kind": "delivery_dead", "subject": ID, "firing": True, "detail": {"error": f"{ID} failed"}}),
+        (payload_reveal, {"at": START, "seq": 1, "who": "kim", "reason": f"{ID} called"}),
         (relay_node, {**node, "failing": {"claim": f"{ID} failed"}}),
         (sweep_watermark, {"source": "trivore", "entity_type": "USER", "error": f"{ID}: 500"}),
     ]  # fmt: skip

@@ -25,6 +25,7 @@ AFTER_A_MONTH = Retention(
     relay_nodes=MONTH,
     alerts=MONTH,
     commands=MONTH,
+    reveals=MONTH,
     throughput=MONTH,
 )
 """Every kind expires after a month; tests' events are older."""

@@ -19,7 +19,7 @@ from inbox.db.retention import state
 from inbox.db.retention.kinds import STEPS
 from inbox.db.retention.pruned import Pruned
 from inbox.db.retention.rounds import Event, LeaseLost, PassedOver, expiry_of
-from inbox.db.schema import alert, relay_command, relay_node, throughput_minute
+from inbox.db.schema import alert, payload_reveal, relay_command, relay_node, throughput_minute
 from inbox.events.timestamps import time_text
 from relay.store.database import Database
 from relay.store.duplicates import judge_duplicates
@@ -326,6 +326,15 @@ def test_ended_commands_and_ended_relays_go(engine: Engine) -> None:
     with engine.connect() as connection:
         assert list(connection.scalars(text("SELECT id FROM relay_command ORDER BY id"))) == [2, 3, 4]
         assert list(connection.scalars(text("SELECT id FROM relay_node"))) == ["still runs"]
+
+
+def test_old_reveals_go(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for at in (START, START + timedelta(minutes=1), NOW):
+            connection.execute(insert(payload_reveal).values(at=at, seq=1, who="kim", reason="r"))
+    prune(engine, "reveals")
+    with engine.connect() as connection:
+        assert list(connection.scalars(text("SELECT id FROM payload_reveal"))) == [3]
 
 
 def test_figures_of_old_minutes_go(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from relay.web.access.entries import Entries, Hash, parse
 RECHECK_SECONDS = 2.0
 """A file is read again at most so often. So a person who was removed is out after this time."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
 
 
 class AccountFile(Generic[Hash]):
@@ -42,7 +42,7 @@ class AccountFile(Generic[Hash]):
         """
         content = self._secret.reveal(at=self._key, as_file=True)
         if content != self._content:
-            where = self._secret.reference if self._secret.names_a_place else self._key
+            where = self._secret.reference if self._secret.names_a_place else "its text"
             self._entries, self._content = parse(content, where.removeprefix("file:"), self._hash_of), content
         return self._entries
 

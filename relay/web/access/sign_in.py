@@ -28,7 +28,7 @@ from relay.web.forms import read_form
 _LONGEST_NAME = 64
 _MOST_WAITING = 10
 _BUSY_SECONDS = 5
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
 
 
 class SignIn:
@@ -81,17 +81,9 @@ class SignIn:
             _log.warning("too many attempts to sign in, the last as %s from %s", visible(name), visible(address))
             seconds = math.ceil(wait) or _BUSY_SECONDS
             raise TooManySignIns(f"wait {seconds} s, and try again", retry_after_seconds=seconds)
-        people = await self._guard.accounts.people(fresh=True)
-        entry = people.get(name)
-        known = next(iter(people.values()), None)
-        hashed = (
-            entry.hash
-            if entry is not None
-            else credentials.decoy(known.hash.cost if known else credentials.DEFAULT_COST)
-        )
         self._waiting += 1
         try:
-            is_right = await asyncio.get_running_loop().run_in_executor(self._hashing, hashed.matches, password)
+            entry, is_right = await self._compare(name, password)
         finally:
             self._waiting -= 1
         if entry is None or not is_right:
@@ -100,6 +92,15 @@ class SignIn:
         self._limits.succeeded(name, address, self._guard.monotonic())
         _log.info("%s has signed in from %s as %s", visible(name), visible(address), entry.role)
         return entry
+
+    async def _compare(self, name: str, password: str) -> tuple[Entry[PasswordHash] | None, bool]:
+        """Return the person with this name, and whether the password is right. A name of nobody takes the same work."""
+        people = await self._guard.accounts.people(fresh=True)
+        entry = people.get(name)
+        known = entry or next(iter(people.values()), None)
+        cost = credentials.DEFAULT_COST if known is None else known.hash.cost
+        hashed = credentials.decoy(cost) if entry is None else entry.hash
+        return entry, await asyncio.get_running_loop().run_in_executor(self._hashing, hashed.matches, password)
 
     def _begin(self, req: Request, resp: Response, entry: Entry[PasswordHash]) -> None:
         lasting = int(self._guard.web.session)

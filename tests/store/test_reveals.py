@@ -1,0 +1,35 @@
+"""Reveals of payloads: one row each, which only an erasure changes."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from relay.store import reveals
+from relay.store.database import Database
+from tests.helpers.relaying import START, FakeClock
+
+
+def test_a_reveal_has_who_saw_it_when_and_why(database: Database, clock: FakeClock) -> None:
+    first = reveals.record(database, 7, who="anna", reason="the customer called")
+    clock.advance(60)
+    second = reveals.record(database, 7, who="b\x00ot", reason="r\ud800")
+    reveals.record(database, 8, who="anna", reason="another event")
+    assert second == first + 1
+    newest, oldest = reveals.of_event(database, 7)
+    assert (oldest["id"], oldest["who"], oldest["reason"]) == (first, "anna", "the customer called")
+    assert oldest["at"] == START
+    assert newest["at"] > oldest["at"]
+    assert "\x00" not in newest["who"]
+
+
+def test_the_newest_are_shown(database: Database) -> None:
+    numbers = [reveals.record(database, 1, who="anna", reason=str(n)) for n in range(reveals.MOST_SHOWN + 2)]
+    assert [row["id"] for row in reveals.of_event(database, 1)] == numbers[:1:-1]
+
+
+@pytest.mark.parametrize(("who", "reason"), [("", "r"), ("  ", "r"), ("anna", ""), ("anna", "  ")])
+def test_nobody_and_no_reason_are_no_reveal(database: Database, who: str, reason: str) -> None:
+    with pytest.raises(IntegrityError):
+        reveals.record(database, 1, who=who, reason=reason)
+    assert reveals.of_event(database, 1) == []

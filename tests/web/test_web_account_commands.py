@@ -1,0 +1,157 @@
+"""`relay web passwd`, `relay web token`, and the checks of `[web]` in a configuration."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from inbox.config.model import Config
+from inbox.config.web import Web
+from inbox.errors import ConfigError
+from inbox.exposure import exposures
+from inbox.loader.load import parse_config
+from relay.check import RELAY
+from relay.cli.web import app
+from relay.web.access.accounts import check_accounts
+from relay.web.access.credentials import PasswordHash, check_token_hash, hash_token
+from relay.web.access.entries import parse
+from tests.helpers.signing_in import PASSWORD, behind_proxy, token, user
+
+Run = CliRunner()
+
+
+def test_a_password_from_a_pipe_becomes_a_line(tmp_path: Path) -> None:
+    done = Run.invoke(app, ["passwd", "anna", "--role", "operator"], input=f"{PASSWORD}\nsecond line\n")
+    assert done.exit_code == 0
+    assert PASSWORD not in done.output
+    entry = parse(done.stdout, "out", PasswordHash.parse)["anna"]
+    assert entry.role == "operator"
+    assert entry.hash.matches(PASSWORD)
+    file = tmp_path / "users"
+    for role in ("operator", "viewer"):
+        done = Run.invoke(app, ["passwd", "anna", "--role", role, "--into", str(file)], input=PASSWORD)
+        assert (done.exit_code, done.stdout) == (0, "")
+    assert {entry.role for entry in parse(file.read_text(), "users", PasswordHash.parse).values()} == {"viewer"}
+
+
+def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    done = Run.invoke(app, ["token", "grafana", "--role", "viewer", "--into", str(file)])
+    made = done.stdout.strip()
+    assert made.startswith("irw_")
+    assert made not in file.read_text()
+    assert parse(file.read_text(), "tokens", check_token_hash)["grafana"].hash == hash_token(made)
+    shown = Run.invoke(app, ["token", "grafana", "--role", "viewer"]).stdout.split()
+    assert shown[1] == f"grafana:viewer:{hash_token(shown[0])}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "said"),
+    [
+        (["passwd", "anna", "--role", "boss"], PASSWORD, "--role must be viewer or operator"),
+        (["passwd", "an:na", "--role", "viewer"], PASSWORD, "a name has letters"),
+        (["passwd", "", "--role", "viewer"], PASSWORD, "a name has letters"),
+        (["passwd", "anna", "--role", "viewer"], "short\n", "12 to 1000 characters"),
+        (["passwd", "anna", "--role", "viewer"], "", "12 to 1000 characters"),
+        (["token", "a\nb", "--role", "viewer"], "", "a name has letters"),
+        (["passwd", "anna", "--role", "viewer", "--into", "/no/such/folder/users"], PASSWORD, "can't write"),
+        (["token", "anna", "--role", "viewer", "--into", "/"], "", "can't write"),
+    ],
+)
+def test_wrong_use_is_said_and_writes_nothing(arguments: list[str], given: str, said: str) -> None:
+    done = Run.invoke(app, arguments, input=given)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+# --- the configuration
+
+
+def of(text: str, environment: dict[str, str] | None = None) -> Config:
+    return parse_config(text, environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('origin = "https://relay.example.com/page"', "must be a scheme and a host alone"),
+        ('origin = "relay.example.com"', "must be a scheme and a host alone"),
+        ('session = "10s"', "must be from 1m to 31d"),
+        ('session = "32d"', "must be from 1m to 31d"),
+        ('users = { value = "file:/u", not_after = 2027-01-31T00:00:00Z }', "has no times"),
+        ('proxy = { networks = ["::/0"] }', "everybody could say to be anybody"),
+        ("proxy = { networks = [] }", "networks"),
+        ('proxy = { networks = ["127.0.0.1"], header = "Host" }', "a header of the proxy's own"),
+        ('proxy = { networks = ["127.0.0.1"], header = "X Y" }', "a header of the proxy's own"),
+        ('proxy = { networks = ["127.0.0.1"], operators = [""] }', "has an empty name"),
+        ('user = "file:/u"', "users"),
+    ],
+)
+def test_a_mistake_in_the_table_is_named(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=r"inbox.toml:\d+: \[web") as raised:
+        of(f"[web]\n{text}\n")
+    assert said in str(raised.value)
+
+
+_POSTGRES = '[database]\nurl = "postgresql+psycopg://relay@db/inbox"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[web]\nviewer_url = "sqlite:///other.db"\n', "a SQLite file has no roles"),
+        (f'{_POSTGRES}[web]\nviewer_url = "postgresql+psycopg://relay@db/inbox"\n', "is the database's own url"),
+        (f'{_POSTGRES}[web]\nviewer_url = "postgresql+psycopg://v@db/other"\n', "leads to the database 'other'"),
+        (f'{_POSTGRES}[web]\nviewer_url = "env:NOT_THERE"\n', "the environment variable NOT_THERE is not set"),
+    ],
+)
+def test_viewers_get_a_url_of_their_own_or_none(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=r"\[web\] viewer_url") as raised:
+        of(text, {})
+    assert said in str(raised.value)
+
+
+def test_the_url_of_viewers_may_stand_elsewhere_and_is_never_printed() -> None:
+    given = "postgresql+psycopg://v:secret@replica/inbox"
+    config = of(f'{_POSTGRES}schema = "s"\n[web]\nviewer_url = "env:VIEWERS"\n', {"VIEWERS": given})
+    assert config.web.viewer_url == f"{given}?schema=s"
+    assert "secret" not in repr(config)
+
+
+def test_nobody_may_use_the_page_unless_somebody_is_named() -> None:
+    with pytest.raises(ConfigError, match="lets nobody use the page: write a users file with `relay web passwd"):
+        check_accounts(Web())
+    check_accounts(Web(proxy=behind_proxy("127.0.0.1")))
+
+
+def test_a_check_reads_both_files_and_names_their_lines(tmp_path: Path) -> None:
+    users, tokens = tmp_path / "users", tmp_path / "tokens"
+    users.write_text(f"\n\n{user('anna')}ben\n")
+    tokens.write_text("# nobody yet\n")
+    config = of(f'[web]\nusers = "file:{users}"\ntokens = "file:{tokens}"\n')
+    for check in (RELAY.start, lambda config: check_accounts(config.web)):
+        with pytest.raises(ConfigError) as raised:
+            check(config)
+        assert str(raised.value).splitlines() == [
+            f"[web] users: {users}, line 4: expected NAME:ROLE:HASH",
+            "[web] tokens: has no line; add one with `relay web token NAME --role operator`",
+        ]
+    users.unlink()
+    tokens.write_text(token("t", "irw_x", "viewer"))
+    with pytest.raises(ConfigError, match=r"\[web\] users: can't read the secret in .*users: "):
+        check_accounts(config.web)
+
+
+def test_a_users_file_that_others_may_read_is_an_open_door() -> None:
+    with tempfile.TemporaryDirectory(prefix="users-") as folder:  # pytest's own folders are closed to others
+        Path(folder).chmod(0o755)
+        users = Path(folder) / "users"
+        users.write_text(user("anna"))
+        config = of(f'[web]\nusers = "file:{users}"\n')
+        users.chmod(0o644)
+        assert [each.command for each in exposures(Path(folder) / "inbox.toml", config)] == [f"chmod o= {users}"]
+        users.chmod(0o640)
+        assert not [*exposures(Path(folder) / "inbox.toml", config)]

@@ -1,0 +1,147 @@
+"""Guessing at passwords: slow, the same for every name, in the log, and no burden for the page."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import requests
+
+from inbox.config.model import Config
+from relay.web.access import credentials
+from relay.web.access.credentials import Cost
+from tests.helpers.signing_in import FAST, OTHER_PASSWORD, PASSWORD, TOKEN, Entrance, entrance
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # access reads no database
+
+
+@pytest.fixture
+def door(page_config: Config, tmp_path: Path) -> Iterator[Entrance]:
+    with entrance(page_config, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Cost]:
+    """The cost of each hash that was made."""
+    costs: list[Cost] = []
+    real = credentials.scrypt
+
+    def counted(password: str, salt: bytes, cost: Cost) -> bytes:
+        costs.append(cost)
+        return real(password, salt, cost)
+
+    monkeypatch.setattr(credentials, "scrypt", counted)
+    return costs
+
+
+def test_after_ten_wrong_passwords_there_is_a_pause_also_for_the_right_one(door: Entrance) -> None:
+    assert [door.sign_in("anna", "wrong").status_code for _ in range(11)] == [401] * 10 + [429]
+    denied = door.sign_in()
+    assert (denied.status_code, denied.headers["retry-after"]) == (429, "30")
+    assert "Too many attempts to sign in" in denied.text
+    assert "set-cookie" not in denied.headers
+    assert door.sign_in("veikko", OTHER_PASSWORD).status_code == 303, "others are not held up"
+    door.later(30)
+    assert door.sign_in().status_code == 303
+
+
+def test_a_session_and_a_token_go_on_while_somebody_guesses(door: Entrance) -> None:
+    door.sign_in()
+    for _ in range(12):
+        door.sign_in("anna", "wrong")
+    assert door.get("/rejected").status_code == 200
+    assert door.get("/rejected.json", authorization=f"Bearer {TOKEN}").status_code == 200
+
+
+def test_one_address_can_not_try_one_password_with_many_names(door: Entrance) -> None:
+    answers = [door.sign_in(f"name{number}", PASSWORD).status_code for number in range(32)]
+    assert answers == [401] * 30 + [429] * 2
+
+
+@pytest.mark.parametrize("name", ["nobody", "", "x" * 5000, "anna\x00", "\U0001f600", "anna:operator"])
+def test_an_unknown_name_costs_as_much_as_a_known_one(door: Entrance, hashed: list[Cost], name: str) -> None:
+    known = door.sign_in("anna", "wrong")
+    unknown = door.sign_in(name, "wrong")
+    assert hashed == [FAST, FAST]
+    assert (known.status_code, unknown.status_code) == (401, 401)
+
+
+def test_an_attempt_that_is_limited_costs_nothing(door: Entrance, hashed: list[Cost]) -> None:
+    for _ in range(20):
+        door.sign_in("anna", "wrong")
+    assert len(hashed) == 10
+
+
+def test_a_request_of_another_site_costs_nothing(door: Entrance, hashed: list[Cost]) -> None:
+    door.post("/sign-in", {"name": "anna", "password": PASSWORD}, sec_fetch_site="cross-site")
+    assert hashed == []
+
+
+def test_every_failure_is_in_the_log_in_one_line_without_the_password(
+    door: Entrance, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "gunicorn.error")
+    door.sign_in("anna\n2026 forged \u202eline", "secret-guess")
+    door.sign_in()
+    said = [each.getMessage() for each in caplog.records if each.name == "gunicorn.error"]
+    assert said == [
+        r"failed sign-in as anna\n2026 forged \u202eline from 127.0.0.1",
+        "anna has signed in from 127.0.0.1 as operator",
+    ]
+    assert "secret-guess" not in caplog.text
+    assert PASSWORD not in caplog.text
+
+
+def test_many_at_once_are_hashed_one_by_one_and_the_rest_has_to_wait(
+    door: Entrance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going, most, at_once = threading.Event(), [0], [0]
+    lock = threading.Lock()
+
+    def slow(_password: str, _salt: bytes, _cost: Cost) -> bytes:
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        going.wait(20)
+        with lock:
+            at_once[0] -= 1
+        return b""
+
+    monkeypatch.setattr(credentials, "scrypt", slow)
+    with ThreadPoolExecutor(14) as pool:
+        tries = [pool.submit(door.sign_in, f"n{number}", "x" * 12) for number in range(14)]
+        denied = [each for each in _first(tries, 4) if each.status_code == 429]
+        assert door.get("/rejected.json", authorization=f"Bearer {TOKEN}").status_code == 200, "the page goes on"
+        going.set()
+    assert most == [1]
+    assert len(denied) == 4
+    assert all(each.headers["retry-after"] == "5" for each in denied)
+
+
+def _first(tries: list[Future[requests.Response]], number: int) -> list[requests.Response]:
+    return [each.result() for each in islice(as_completed(tries, timeout=20), number)]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"name=anna&name=ben&password=x", "application/x-www-form-urlencoded"),
+        (b"name=%ff&password=x", "application/x-www-form-urlencoded"),
+        (b"\xff\xfe", "application/x-www-form-urlencoded"),
+        (b'{"name": "anna"}', "application/json"),
+        (b"&".join(b"a%d=1" % n for n in range(600)), "application/x-www-form-urlencoded"),
+        (b"name=" + b"x" * 70_000, "application/x-www-form-urlencoded"),
+        (b"", ""),
+    ],
+)
+def test_what_is_no_form_is_refused_and_costs_nothing(
+    door: Entrance, hashed: list[Cost], body: bytes, content_type: str
+) -> None:
+    sent = {"Sec-Fetch-Site": "same-origin", "Content-Type": content_type}
+    assert door.send("POST", "/sign-in", sent, data=body).status_code in {400, 413}
+    assert hashed == []
