@@ -27,7 +27,7 @@ from relay.web.acts.forms import Submission, checked_reason, require_storable
 from relay.web.acts.kinds import ACTS, ORDERS, ActAnswer, ActKind
 from relay.web.acts.once import OnceOnly
 from relay.web.acts.plan import ActPlan
-from relay.web.api import encode
+from relay.web.encoding import encode
 from relay.web.forms import MOST_BYTES, read_form
 from relay.web.problems import API, set_status
 from relay.web.query import convert, parse
