@@ -13,7 +13,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout is described, whatever is installed
 
-from docs.blocks import commands, configuration, delivery, doctor, entities, house, metrics, presets, schema, states
+from docs.blocks import (
+    commands,
+    configuration,
+    delivery,
+    doctor,
+    entities,
+    house,
+    metrics,
+    presets,
+    schema,
+    states,
+    web,
+)
 from docs.blocks.common import ROOT
 
 PAGES = (*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
@@ -48,6 +60,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "entity-diagram": entities.entity_diagram,
     "schema-tables": schema.schema_tables,
     "schema-views": schema.schema_views,
+    "api-endpoints": web.api_endpoints,
+    "api-problems": web.api_problems,
 }
 
 

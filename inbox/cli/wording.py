@@ -53,10 +53,12 @@ def lasting(seconds: float) -> str:
 
 
 def byte_count(size: int) -> str:
-    """Return a size: `0 bytes`, `1 byte`, `1.2 kB`, `3.4 MB`."""
+    """Return a size: `0 bytes`, `1 byte`, `1.2 kB`, `3.4 MB`, `5.6 GB`."""
     if size < _KILO:
         return counted(size, "byte")
-    return f"{size / _KILO:.1f} kB" if size < _KILO**2 else f"{size / _KILO**2:.1f} MB"
+    if size < _KILO**2:
+        return f"{size / _KILO:.1f} kB"
+    return f"{size / _KILO**2:.1f} MB" if size < _KILO**3 else f"{size / _KILO**3:,.1f} GB"
 
 
 def shown_state(delivery: Mapping[str, Any], now: datetime) -> str:

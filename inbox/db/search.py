@@ -20,12 +20,12 @@ from inbox.db.event_views import status_of
 from inbox.db.listings import SOURCES, EventFilter, conditions_on, deliveries_of
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
-from inbox.events.states import OPEN_STATES, UNROUTED
+from inbox.events.states import OPEN_STATES, UNROUTED, State
 from inbox.events.timestamps import as_time, time_text
 
 LONGEST_SECONDS = 0.15
 """Time of a search for somebody who waits: after it, no further statement begins."""
-MOST_OF_A_STATE = 5000
+MOST_OF_A_STATE = 2000
 """As many open deliveries of a state are read at once and put in order; of more, the newest events are looked through."""
 _FIRST_CHUNK, _CHUNK = 50, 250
 """The fewest and the most events whose deliveries are read together: SQLite needs a statement for each, where they lie apart."""
@@ -148,13 +148,25 @@ class _Walk:
                 self._chunk = min(2 * self._chunk, _CHUNK)
 
     def _few_of_state(self) -> list[int] | None:
-        """Read the seqs in the wanted state, the newest first, from its index; None: it has too many, or none is wanted."""
+        """Read the seqs in the wanted state, the newest first, from its index; None: it has too many, or none is wanted.
+
+        It reads at most so many rows, however few of them fit: where routes are no prefix of the index, they are looked at after.
+        """
         if self._wanted.state not in OPEN_STATES:
             return None
         conditions, values = self._of_open()
-        statement = f"SELECT o.seq FROM open_delivery o WHERE {' AND '.join(conditions)} LIMIT :most"
+        inner = [
+            each for each in conditions if each.startswith("o.state") or (each.startswith("o.route") and self._by_route)
+        ]
+        fits = " AND ".join(each for each in conditions if each not in inner) or "1 = 1"
+        few = f"SELECT * FROM open_delivery o WHERE {' AND '.join(inner)} LIMIT :most"
+        statement = f"SELECT CASE WHEN {fits} THEN o.seq ELSE -1 END FROM ({few}) o"
         found = self._execute(statement, {**values, "most": MOST_OF_A_STATE + 1})
-        return sorted(set(found), reverse=True) if len(found) <= MOST_OF_A_STATE else None
+        return sorted({seq for seq in found if seq >= 0}, reverse=True) if len(found) <= MOST_OF_A_STATE else None
+
+    @property
+    def _by_route(self) -> bool:
+        return self._wanted.state not in {State.RECEIVED, State.IN_FLIGHT}
 
     def _lowest(self, below: int, size: int) -> int:
         """Return the lowest seq of a window of that size; -1 when it reaches the end."""
@@ -215,7 +227,9 @@ class _Walk:
             conditions.append(f"o.attempt > 0 AND o.due_at > {self._sql.time(':retrying_at')}")
             values["retrying_at"] = time_text(wanted.retrying_at)
         if wanted.routes is not None:
-            conditions.append(f"o.route IN ({self._routes(values)})")
+            names = {f"route_{number}": name for number, name in enumerate(sorted(wanted.routes))}
+            values |= names
+            conditions.append(f"o.route IN ({', '.join(f':{name}' for name in names)})" if names else "1 = 0")
         return conditions, values
 
     def _of_log(self) -> tuple[list[str], dict[str, object]]:

@@ -21,7 +21,7 @@ from relay.delivery.gates import GateKey, entity_of
 from relay.delivery.policy import Policies, RoutePolicy
 from relay.store import gates, reads
 from relay.store.database import Database, Transaction
-from relay.store.route_states import RouteState, read_routes
+from relay.store.route_states import Bounds, RouteState, read_routes
 
 MOST_LISTED = 20
 """Open commands, failed ones, and relays that died."""
@@ -97,8 +97,8 @@ class Overview(msgspec.Struct, frozen=True):
     """Progress of each kind of rows that was pruned."""
 
 
-def read_overview(database: Database, policies: Policies) -> Overview:
-    """Read everything, in one snapshot."""
+def read_overview(database: Database, policies: Policies, bounds: Bounds | None = None) -> Overview:
+    """Read everything, in one snapshot; `bounds` are those of a look at the routes that costs less."""
     with database.snapshot() as transaction:
         now = transaction.now()
         alerts = list(read_firing(transaction))
@@ -108,7 +108,7 @@ def read_overview(database: Database, policies: Policies) -> Overview:
             # An entity's pause holds back a few deliveries, and a rate that is used up lets others through soon.
             for route in gate.routes if gate.kind != "entity" and gate.state != "limited" else ():
                 held_back[route] += (f"{gate.kind} {gate.name}",)
-        routes, in_flight = read_routes(transaction, policies, held_back, now)
+        routes, in_flight = read_routes(transaction, policies, held_back, now, bounds)
         return Overview(
             now,
             tuple(routes),

@@ -33,6 +33,15 @@ ENDS = frozenset({"delivered", "unchanged", "superseded", "skipped", "cancelled"
 FAILURES = frozenset({"attempt_failed", "abandoned", "dead"})
 
 
+class Bounds(msgspec.Struct, frozen=True):
+    """Rows that a look reads at most."""
+
+    counted: int
+    """As `MOST_COUNTED`."""
+    walked: int
+    """As `MOST_WALKED`."""
+
+
 class RouteState(msgspec.Struct, frozen=True):
     """The open deliveries of a route, and how they come and go."""
 
@@ -71,7 +80,11 @@ class _Open(msgspec.Struct):
 
 
 def read_routes(
-    transaction: Transaction, configured: Iterable[str], held_back: Mapping[str, tuple[str, ...]], now: datetime
+    transaction: Transaction,
+    configured: Iterable[str],
+    held_back: Mapping[str, tuple[str, ...]],
+    now: datetime,
+    bounds: Bounds | None = None,
 ) -> tuple[list[RouteState], dict[str, int]]:
     """Read the state of every route that is configured or has open deliveries.
 
@@ -80,20 +93,22 @@ def read_routes(
         configured: names of the configuration's routes.
         held_back: the gates on the way of each route that let nothing through.
         now: the time of the snapshot.
+        bounds: lower bounds, for a look that costs less.
 
     Returns:
         The routes by name, and how many deliveries are in flight on each relay.
     """
+    bounds = bounds or Bounds(MOST_COUNTED, MOST_WALKED)
     known = set(configured)
     found: defaultdict[str, _Open] = defaultdict(_Open, {route: _Open() for route in known})
-    in_flight = _count_moving(transaction, found)
+    in_flight = _count_moving(transaction, found, bounds.counted)
     for row in transaction.execute(_KNOWN):
         found[row.route] = found[row.route]
     names = sorted(found)
     for first in range(0, len(names), _ROUTES_AT_ONCE):
-        _count_of_routes(transaction, names[first : first + _ROUTES_AT_ONCE], found)
-    oldest = _oldest(transaction, found)
-    arriving, leaving, failing = _rates(transaction, now)
+        _count_of_routes(transaction, names[first : first + _ROUTES_AT_ONCE], found, bounds.counted)
+    oldest = _oldest(transaction, found, bounds.walked)
+    arriving, leaving, failing = _rates(transaction, now, bounds.counted)
     routes = [
         RouteState(
             route,
@@ -118,30 +133,30 @@ def _seconds(since: datetime | None, now: datetime) -> float | None:
     return None if since is None else max((now - since).total_seconds(), 0.0)
 
 
-def _count_moving(transaction: Transaction, found: defaultdict[str, _Open]) -> dict[str, int]:
+def _count_moving(transaction: Transaction, found: defaultdict[str, _Open], most: int) -> dict[str, int]:
     """Count what was received and what is in flight; return the latter by relay."""
     in_flight: Counter[str] = Counter()
     states: tuple[tuple[Counted, TextClause], ...] = (("received", _RECEIVED), ("in_flight", _IN_FLIGHT))
     for state, statement in states:
-        rows = transaction.execute(statement, most=MOST_COUNTED)
+        rows = transaction.execute(statement, most=most)
         for row in rows:
             opened = found[row.route]
             opened.counts[state] += row.number
             opened.oldest.append(row.oldest)
             if state == "in_flight":
                 in_flight[row.relay_node] += row.number
-        if sum(row.number for row in rows) >= MOST_COUNTED:
+        if sum(row.number for row in rows) >= most:
             for opened in found.values():
                 opened.at_least.add(state)
     return in_flight
 
 
-def _count_of_routes(transaction: Transaction, routes: list[str], found: Mapping[str, _Open]) -> None:
+def _count_of_routes(transaction: Transaction, routes: list[str], found: Mapping[str, _Open], most: int) -> None:
     named = {_parameter(number): route for number, route in enumerate(routes)}
-    for row in transaction.execute(_counts(transaction.sql, len(routes)), **named, most=MOST_COUNTED):
+    for row in transaction.execute(_counts(transaction.sql, len(routes)), **named, most=most):
         opened = found[row.route]
         opened.counts[row.state] = row.number
-        if row.number >= MOST_COUNTED:
+        if row.number >= most:
             opened.at_least.add(row.state)
         if row.oldest is not None and row.state != "dead":
             opened.oldest.append(row.oldest)
@@ -149,11 +164,11 @@ def _count_of_routes(transaction: Transaction, routes: list[str], found: Mapping
             opened.next_due_at = as_time(row.due_at)
 
 
-def _oldest(transaction: Transaction, found: Mapping[str, _Open]) -> dict[str, datetime]:
+def _oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -> dict[str, datetime]:
     """Arrival of the oldest of each route that is not dead. Behind `MOST_WALKED` older ones, it is the oldest counted."""
     seqs = {route: min(opened.oldest) for route, opened in found.items() if opened.oldest}
     if any(opened.at_least - {"dead"} for opened in found.values()):
-        for row in transaction.execute(_WALK, most=MOST_WALKED):
+        for row in transaction.execute(_WALK, most=walked):
             seqs[row.route] = min(row.oldest, seqs.get(row.route, row.oldest))
     asked = rows_param({"seq": seq} for seq in set(seqs.values()))
     arrived = {
@@ -162,21 +177,21 @@ def _oldest(transaction: Transaction, found: Mapping[str, _Open]) -> dict[str, d
     return {route: arrived[seq] for route, seq in seqs.items() if seq in arrived}
 
 
-def _rates(transaction: Transaction, now: datetime) -> tuple[_Rates, _Rates, _Rates]:
+def _rates(transaction: Transaction, now: datetime, most: int) -> tuple[_Rates, _Rates, _Rates]:
     """Deliveries a minute on each route: those that arrive, those that end, and attempts that fail."""
     since = time_text(now - RATE_WINDOW)
-    came = transaction.execute(_arrivals(transaction.sql), since=since, most=MOST_COUNTED)
-    arriving = _per_minute(came, lambda row: as_list(row.routes), now)
-    recorded = transaction.execute(_recorded(transaction.sql), since=since, most=MOST_COUNTED)
-    leaving = _per_minute(recorded, lambda row: [row.route] if row.kind in ENDS else [], now)
-    failing = _per_minute(recorded, lambda row: [row.route] if row.kind in FAILURES else [], now)
+    came = transaction.execute(_arrivals(transaction.sql), since=since, most=most)
+    arriving = _per_minute(came, lambda row: as_list(row.routes), now, most)
+    recorded = transaction.execute(_recorded(transaction.sql), since=since, most=most)
+    leaving = _per_minute(recorded, lambda row: [row.route] if row.kind in ENDS else [], now, most)
+    failing = _per_minute(recorded, lambda row: [row.route] if row.kind in FAILURES else [], now, most)
     return arriving, leaving, failing
 
 
-def _per_minute(rows: list[Any], routes_of: Callable[[Any], list[str]], now: datetime) -> _Rates:
+def _per_minute(rows: list[Any], routes_of: Callable[[Any], list[str]], now: datetime, most: int) -> _Rates:
     """Divide counts by the time that they span: less than the window where the newest rows are all younger."""
     minutes = RATE_WINDOW.total_seconds() / 60
-    if rows and sum(row.number for row in rows) >= MOST_COUNTED:
+    if rows and sum(row.number for row in rows) >= most:
         span = (now - min(as_time(row.first) for row in rows)).total_seconds() / 60
         minutes = min(minutes, max(span, 1 / 60))
     rates: _Rates = defaultdict(float)

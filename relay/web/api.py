@@ -4,16 +4,47 @@ from __future__ import annotations
 
 import asyncio
 from importlib.metadata import version
+from typing import Annotated
 
 import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
+from inbox.events.commands import MOST_REASON
 from relay.web import openapi
+from relay.web.problems import API
+from relay.web.query import Number
+from relay.web.reveal import RevealedPayload
 from relay.web.screens import SCREENS
 
-encode = msgspec.json.Encoder(enc_hook=str, decimal_format="number").encode
-"""Encode an answer. Figures that Postgres has as numeric are numbers."""
+
+class EventNumber(msgspec.Struct, frozen=True):
+    """The event in a path."""
+
+    seq: Number
+
+
+class RevealOrder(msgspec.Struct, frozen=True):
+    """Asks for the headers and body of an event. Each such request is kept with the event."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=MOST_REASON, pattern=r"^[^\x00]*[^\s\x00-\x1f][^\x00]*$")]
+    """Reason for looking, which everybody sees on the event's page."""
+
+
+OPERATIONS = (
+    *openapi.operations_of(SCREENS),
+    openapi.Operation(
+        name="reveal",
+        title="Reveal the headers and body of an event",
+        path=f"{API}/events/{{seq}}/reveal",
+        method="post",
+        query=EventNumber,
+        body=RevealOrder,
+        answer=RevealedPayload,
+        problems=(*openapi.ALWAYS, 404, 413),
+    ),
+)
+"""Everything that the API can do."""
 
 
 class ApiDocument:
@@ -33,4 +64,4 @@ class ApiDocument:
 
     @staticmethod
     def _make() -> bytes:
-        return msgspec.json.encode(openapi.document(SCREENS, version("inbox-relay")))
+        return msgspec.json.encode(openapi.document(OPERATIONS, version("inbox-relay")))

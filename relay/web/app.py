@@ -19,9 +19,10 @@ from relay.web import doctor_run, render
 from relay.web.access.actor import Actor
 from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard
 from relay.web.access.sign_in import SignIn, SignOut
-from relay.web.api import ApiDocument, encode
+from relay.web.api import ApiDocument
 from relay.web.difference import DifferenceResource
 from relay.web.doctor_run import DoctorRun
+from relay.web.encoding import encode
 from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url

@@ -16,7 +16,7 @@ from relay.store.stuck_check import Trouble
 Level = Literal["critical", "warning"]
 """Webhooks are lost or late now; or something waits for a person."""
 
-MOST_NAMED = 10
+MOST_NAMED = 5
 """Routes or gates of one problem that have a line of their own."""
 
 
@@ -62,11 +62,15 @@ def _of_findings(findings: Iterable[Trouble], steps: list[NextStep], alerts: lis
         step = next((each for each in steps if _mends(each, trouble)), None)
         if step is not None:
             steps.remove(step)
+        alert = None
         if trouble.finding == "failing":
             _take(alerts, "step_failed", None)
+        elif trouble.finding == "blocked":
+            alert = _take(alerts, "delivery_dead", trouble.route)
         level: Level = "critical" if trouble.finding in _CRITICAL else "warning"
         remedy = _remedy_of(step) if step is not None else _screen_of(trouble)
-        yield Concern(level, trouble.why, None, None, remedy, step.command if step else None)
+        why, since = (alert.text, alert.since) if alert else (None, None)
+        yield Concern(level, trouble.why, why, since, remedy, step.command if step else None)
 
 
 def _mends(step: NextStep, trouble: Trouble) -> bool:

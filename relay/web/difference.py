@@ -27,7 +27,7 @@ from relay.destinations.preview import Preview, preview
 from relay.store import entities
 from relay.web import render
 from relay.web.access.actor import Actor
-from relay.web.api import encode
+from relay.web.encoding import encode
 from relay.web.problems import set_status
 from relay.web.query import Text, of_segment, parse
 from relay.web.reading import Readers

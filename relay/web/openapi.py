@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -35,6 +35,7 @@ _EXPLAINED = {
     "route": "Name of a route in `inbox.toml`.",
     "destination": "Name of a destination in `inbox.toml`.",
     "status": "HTTP status.",
+    "seq": "Number of the event.",
     "cause": "Cause in one word, as lists show it.",
 }
 """Parameters that mean the same wherever a query has no docstring of its own for them."""
@@ -47,21 +48,62 @@ _SECURITY: Json = {
         "description": "The session of a person who signed in on the page; behind HTTPS it is `__Host-inbox-relay`.",
     },
 }
-_ALWAYS = (400, 401, 403, 500, 503)
+ALWAYS = (400, 401, 403, 500, 503)
 """Statuses of problems that every path may answer."""
+_UNNAMED = {413: "The body is larger than any that makes sense.", 500: "A bug of the page; its log has the place."}
+"""Problems of the type `about:blank`."""
 
 
-def document(screens: Sequence[Screen], version: str) -> Json:
-    """Write the document of these screens.
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One method of one path."""
 
-    Args:
-        screens: In the order of the document.
-        version: Version of Inbox Relay.
-    """
-    pages = [screen.page for screen in screens]
-    references, schemas = msgspec.json.schema_components([*pages, Problem], schema_hook=_custom, ref_template=_REF)
-    answers = dict(zip(pages, references, strict=False))
-    classes = {cls.__name__: cls for cls in _structs(inspect.multi_type_info([*pages, Problem]), set())}
+    name: str
+    """Unique among all."""
+    title: str
+    path: str
+    """As Falcon has it."""
+    method: str = "get"
+    query: type[msgspec.Struct]
+    """Its parameters, in the path and after it."""
+    body: type[msgspec.Struct] | None = None
+    """JSON that it takes."""
+    body_texts: type[msgspec.Struct] | None = None
+    """Class with the docstrings of the body's members; None: the body itself."""
+    answer: type[msgspec.Struct] | None = None
+    """JSON of a success; None: it has none."""
+    status: int = 200
+    """Status of a success."""
+    problems: tuple[int, ...] = ALWAYS
+    """Statuses of its problems."""
+    headers: Mapping[str, str] = {}
+    """Headers of a success, with their meanings."""
+
+
+def operations_of(screens: Iterable[Screen]) -> Iterator[Operation]:
+    """Yield the operation of each screen."""
+    for screen in screens:
+        yield Operation(
+            name=screen.name.replace("-", "_"),
+            title=screen.title,
+            path=API + (screen.path if screen.path != "/" else "/overview"),
+            query=screen.query,
+            answer=screen.page,
+            problems=(*ALWAYS, 404) if _PLACE.search(screen.path) else ALWAYS,
+            headers={"Link": 'With rel="next", the next page; absent on the last.'} if screen.is_list else {},
+        )
+
+
+def document(operations: Sequence[Operation], version: str) -> Json:
+    """Write the document of these operations, in their order; `version` is that of Inbox Relay."""
+    answers = [each.answer for each in operations if each.answer is not None]
+    bodies = {each.body: each.body_texts or each.body for each in operations if each.body is not None}
+    _, schemas = msgspec.json.schema_components([*answers, *bodies, Problem], schema_hook=_custom, ref_template=_REF)
+    answered = _structs(inspect.multi_type_info([*answers, Problem]), set())
+    schemas.update({cls.__name__: _answered(schemas[cls.__name__], cls) for cls in answered})
+    schemas.update({cls.__name__: _explained(schemas[cls.__name__], texts) for cls, texts in bodies.items()})
+    paths: dict[str, Json] = defaultdict(dict)
+    for each in operations:
+        paths[_PLACE.sub(r"{\1}", each.path)][each.method] = _operation(each)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -72,21 +114,9 @@ def document(screens: Sequence[Screen], version: str) -> Json:
         },
         "servers": [{"url": "/"}],
         "security": [{name: []} for name in _SECURITY],
-        "paths": {api_path(screen): {"get": _operation(screen, answers[screen.page])} for screen in screens},
-        "components": {
-            "schemas": {
-                name: _answered(schema, classes[name]) if name in classes else schema
-                for name, schema in schemas.items()
-            },
-            "responses": _problems(),
-            "securitySchemes": _SECURITY,
-        },
+        "paths": dict(paths),
+        "components": {"schemas": schemas, "responses": _problems(), "securitySchemes": _SECURITY},
     }
-
-
-def api_path(screen: Screen) -> str:
-    """Return the path of a screen in the API, with its parts in braces."""
-    return API + _PLACE.sub(r"{\1}", screen.path if screen.path != "/" else "/overview")
 
 
 def parameters(kind: type[msgspec.Struct], path: str) -> list[Json]:
@@ -108,25 +138,27 @@ def parameters(kind: type[msgspec.Struct], path: str) -> list[Json]:
     ]
 
 
-def _operation(screen: Screen, answer: Json) -> Json:
-    statuses = [*_ALWAYS, *([404] if _PLACE.search(screen.path) else [])]
-    ok: Json = {
-        "description": first_line(screen.page.__doc__),
-        "content": {_JSON: {"schema": answer}},
-    }
-    if screen.is_list:
+def _operation(operation: Operation) -> Json:
+    ok: Json = {"description": first_line(operation.answer.__doc__) if operation.answer else "Done."}
+    if operation.answer is not None:
+        ok["content"] = _content(operation.answer)
+    if operation.headers:
         ok["headers"] = {
-            "Link": {
-                "description": 'With rel="next", the next page; absent on the last.',
-                "schema": {"type": "string"},
-            }
+            name: {"description": text, "schema": {"type": "string"}} for name, text in operation.headers.items()
         }
+    answers = {str(operation.status): ok, **{str(status): _problem(status) for status in sorted(operation.problems)}}
+    body = {} if operation.body is None else {"requestBody": {"required": True, "content": _content(operation.body)}}
     return {
-        "operationId": screen.name.replace("-", "_"),
-        "summary": screen.title,
-        "parameters": parameters(screen.query, screen.path),
-        "responses": {"200": ok, **{str(status): _problem(status) for status in sorted(statuses)}},
+        "operationId": operation.name,
+        "summary": operation.title,
+        "parameters": parameters(operation.query, operation.path),
+        **body,
+        "responses": answers,
     }
+
+
+def _content(kind: type[msgspec.Struct]) -> Json:
+    return {_JSON: {"schema": {"$ref": _REF.format(name=kind.__name__)}}}
 
 
 def _problem(status: int) -> Json:
@@ -138,14 +170,15 @@ def _problems() -> Json:
     kinds: dict[int, list[type[PageError]]] = defaultdict(list)
     for kind in PageError.__subclasses__():
         kinds[kind.status].append(kind)
-    kinds[500] = []
-    return {f"Problem{status}": _problem_answer(kinds[status]) for status in sorted(kinds)}
+    for status in _UNNAMED:
+        kinds[status] = []
+    return {f"Problem{status}": _problem_answer(status, kinds[status]) for status in sorted(kinds)}
 
 
-def _problem_answer(kinds: Iterable[type[PageError]]) -> Json:
+def _problem_answer(status: int, kinds: Sequence[type[PageError]]) -> Json:
     named = [f"`{kind.cause}`: {kind.title.lower()}." for kind in kinds]
     answer: Json = {
-        "description": " ".join(named) or "A bug of the page; its log has the place.",
+        "description": " ".join(named) or _UNNAMED[status],
         "content": {PROBLEM_TYPE: {"schema": {"$ref": _REF.format(name=Problem.__name__)}}},
     }
     if any(kind.retry_after_seconds is not None for kind in kinds):
@@ -176,14 +209,22 @@ def _given(schema: Json) -> Json:
 
 
 def _answered(schema: Json, cls: type[msgspec.Struct]) -> Json:
-    """Describe a class of answers: each member with its docstring, and all are there unless it leaves defaults out."""
-    texts = field_docstrings(cls)
+    """Describe a class of answers: all members are there, without defaults, unless it leaves those out."""
+    explained = _explained(schema, cls)
+    if cls.__struct_config__.omit_defaults:
+        return explained
     members = {
-        name: {**{key: value for key, value in member.items() if key != "default"}, **_description(texts.get(name))}
-        for name, member in schema["properties"].items()
+        name: {key: value for key, value in member.items() if key != "default"}
+        for name, member in explained["properties"].items()
     }
-    required = schema["required"] if cls.__struct_config__.omit_defaults else list(members)
-    return {**schema, "properties": members, "required": required}
+    return {**explained, "properties": members, "required": list(members)}
+
+
+def _explained(schema: Json, cls: type[msgspec.Struct]) -> Json:
+    """Give each member its docstring."""
+    texts = field_docstrings(cls)
+    members = {name: {**member, **_description(texts.get(name))} for name, member in schema["properties"].items()}
+    return {**schema, "properties": members}
 
 
 def _description(text: str | None) -> Json:

@@ -19,8 +19,8 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=200)]
-Text = Annotated[str, msgspec.Meta(max_length=1000, pattern="^[^\\x00]*$")]
-"""Text without NUL, which Postgres can't store or compare."""
+Text = Annotated[str, msgspec.Meta(max_length=1000, extra_json_schema={"pattern": "^[^\\x00]*$"})]
+"""Text without NUL, which `parse` refuses in any value: no database stores it."""
 
 
 class When(str):

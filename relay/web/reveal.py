@@ -18,8 +18,8 @@ from relay.store import reveals
 from relay.store.database import Database
 from relay.web import render
 from relay.web.access.actor import Actor
-from relay.web.api import encode
 from relay.web.body_views import BodyView, view_of
+from relay.web.encoding import encode
 from relay.web.forms import FORM_TYPE, read_form
 from relay.web.problems import set_status
 from relay.web.query import of_segment, parse

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from sqlalchemy import BigInteger, Boolean, Column, Integer, Text
@@ -12,6 +12,9 @@ from inbox.db.schema import metadata
 from inbox.db.view_comments import VIEWS
 
 Schema = dict[str, Any]
+
+AnyMembers = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema={"additionalProperties": True})]
+"""An object with any members, such as the selection of a command."""
 
 _WHOLE: Schema = {"type": "integer"}
 _TEXT: Schema = {"type": "string"}

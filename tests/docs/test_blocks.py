@@ -42,6 +42,9 @@ ON_POSTGRES = {
 }
 """Pages that need a Postgres, which the tests beside them have."""
 
+WITH_THE_PAGE = {"docs/reference/web-api.md": "tests/docs/test_web_api_page.py"}
+"""Pages that need the operator's page, which the test beside them starts."""
+
 FIRST = "docs/tutorial/quickstart.md"
 """The page whose commands are run each time; those of the others when there is time."""
 
@@ -57,7 +60,7 @@ def test_every_block_is_of_a_kind_that_a_test_looks_at(page: str) -> None:
     [
         pytest.param(name, marks=[] if name == FIRST else pytest.mark.long)
         for name, text in sorted(PAGES.items())
-        if "```sh\n" in text and not name.startswith(RECIPES) and name not in ON_POSTGRES
+        if "```sh\n" in text and not name.startswith(RECIPES) and name not in {**ON_POSTGRES, **WITH_THE_PAGE}
     ],
 )
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Path) -> None:

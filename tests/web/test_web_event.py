@@ -9,14 +9,19 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import make_url
 
+from inbox.config.types import DatabaseUrl
+from inbox.config.web import Web
+from inbox.db import engine as engines
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from relay.web import body_views
 from relay.web.access.actor import Actor
 from relay.web.body_views import view_of
-from tests.helpers.page import OPERATOR, VIEWER, Page
-from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, FakeClock, Steps
+from tests.helpers.roles import granted
 from tests.helpers.storing import a_fact, an_event
 
 HOSTILE = "<script>alert(1)</script>\u202e'\"&"
@@ -272,3 +277,22 @@ def test_json_keeps_its_digits_its_double_names_and_its_size() -> None:
     assert view_of(b"[" * 59 + b"1," * 90_000 + b"1" + b"]" * 59, "pretty").form == "raw"
     assert view_of(b"[1] x", "pretty").form == "raw"
     assert view_of(b'["\xff"]', "pretty").form == "hex"
+
+
+def test_a_viewer_whose_database_role_sees_no_payloads_has_all_pages(postgres_database_url: str) -> None:
+    """The role may not read `inbox_payload`, so none of these pages may ask for it."""
+    clock = FakeClock()
+    engine = engines.connect(postgres_database_url, application="tests")
+    steps = Steps(engine, clock=clock)
+    steps.arrive(an_event(1))
+    steps.intake.repeat(with_body(1, b"another"))
+    steps.attempt(HOPELESS)
+    with granted(postgres_database_url, f"v{make_url(postgres_database_url).database}"[-30:]) as roles:
+        web = Web(viewer_url=DatabaseUrl(roles.url("reader_without_payloads")))
+        config = msgspec.structs.replace(on_database(CONFIG, postgres_database_url), web=web)
+        with serving(config, clock) as page:
+            for path in ("/deliveries", "/deliveries?state=dead", "/events/1", "/entities/trivore/USER/u1"):
+                assert page.get(path, actor=VIEWER).status_code == 200, path
+            shown = page.post("/events/1/reveal", {"reason": "a test"}, actor=VIEWER)
+            assert (shown.status_code, reveals(steps)) == (200, [(1, "veikko", "a test")])
+    engine.dispose()

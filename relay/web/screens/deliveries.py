@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -12,9 +12,11 @@ from inbox.config.routing import chosen_routes
 from inbox.db import search
 from inbox.db.known_names import has_route, has_source
 from inbox.db.listings import EventFilter
+from inbox.db.reads import Row
 from inbox.errors import BadFilter
 from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, State
 from relay.web.query import Limit, Number, Text, When
+from relay.web.rows import AnyMembers, rows_of
 from relay.web.screen import MOST_COUNTED, ListPage, Reading, Screen
 
 STATES = (*LISTED_STATES, RETRYING)
@@ -27,14 +29,15 @@ class DeliveriesQuery(msgspec.Struct, frozen=True, kw_only=True):
     route: Text | None = None
     destination: Text | None = None
     """Of all routes to it."""
-    state: Text | None = None
-    """As listings show it, also `retrying`: ready, and waiting for its next attempt after a failure."""
+    state: Annotated[Text, msgspec.Meta(extra_json_schema={"enum": list(STATES)})] | None = None
+    """State of the delivery as listings show it, also `retrying`: ready, and waiting for its next attempt after a failure."""
     source: Text | None = None
-    entity: Text | None = None
+    entity: Annotated[Text, msgspec.Meta(extra_json_schema={"pattern": "^[^/\\x00]+/[^\\x00]+$"})] | None = None
     """TYPE/ID."""
     type: Text | None = None
     """Type of the entity."""
     event_type: Text | None = None
+    """Event type, verbatim from the sender."""
     error: Text | None = None
     """A part of the last error, in any case."""
     status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
@@ -62,12 +65,13 @@ class Offer(msgspec.Struct, frozen=True):
     """An act on all deliveries that match: the path `/acts/KIND`, and the fields of its selection."""
 
     kind: str
-    selection: dict[str, Any]
+    selection: AnyMembers
 
 
 class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     """Rows of the view `delivery`, the newest event first."""
 
+    rows: tuple[Annotated[Row, rows_of("delivery")], ...]
     is_complete: bool
     """False: the time was over before everything was looked through. `before` goes on, and `matching` is the least."""
     looked_through: int

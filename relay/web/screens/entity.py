@@ -26,7 +26,9 @@ class EntityQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     source: Identifier
     type: Identifier
+    """Type of the entity, such as USER."""
     id: Identifier
+    """Its id, as the source gives it."""
     before: Number | None = None
     """Only events below this seq."""
     limit: Limit = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -29,6 +29,7 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     """The event."""
 
     seq: Number
+    """Its number."""
     view: View = "pretty"
     """Form in which its body is shown once it is revealed."""
 
@@ -107,13 +108,15 @@ class EventPage(msgspec.Struct, frozen=True):
     routes: tuple[RouteProgress, ...]
     has_earlier_facts: bool
     """Facts are read up to a bound: there are older ones."""
-    duplicates: tuple[dict[str, Any], ...]
+    duplicates: tuple[
+        Annotated[Row, rows_of("duplicate_request", "seq", "body_sha256", "body", is_other={"type": "boolean"})], ...
+    ]
     times: int
     """Requests in these duplicates."""
     previous_seq: int | None
     """The event of the same entity before this one."""
     next_seq: int | None
-    reveals: tuple[Row, ...]
+    reveals: tuple[Annotated[Row, rows_of("payload_reveal", "seq")], ...]
     """Last reveals of its payload, the newest first: `at`, `who` and `reason`."""
     cli: str
     sql: str

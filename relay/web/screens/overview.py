@@ -20,7 +20,7 @@ from relay.store import stuck_check
 from relay.store.database import Transaction
 from relay.store.last_hour import NOTHING, Counts, LastHour, read_last_hour, total
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState, read_overview
-from relay.store.route_states import RouteState
+from relay.store.route_states import Bounds, RouteState
 from relay.store.sizes import Disk, read_disk
 from relay.store.stuck_check import Trouble
 from relay.web.attention import Concern, concerns
@@ -29,6 +29,8 @@ from relay.web.screen import Reading, Screen
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
+_BOUNDS = Bounds(counted=1000, walked=5000)
+"""Less than `relay status` reads: this look is repeated for as long as somebody has the page open."""
 _HEALTH_SECONDS, _DISK_SECONDS = 15.0, 60.0
 """Time for which sums of a day, and sizes, are kept: they cost more than all else, and change slowly."""
 
@@ -110,7 +112,7 @@ class OverviewPage(msgspec.Struct, frozen=True):
 def read(reading: Reading, query: OverviewQuery) -> OverviewPage:
     """Read everything."""
     database = reading.database
-    seen = read_overview(database, reading.policies)
+    seen = read_overview(database, reading.policies, _BOUNDS)
     found = stuck_check.findings(database, reading.policies)
     with database.read() as transaction:
         hour = read_last_hour(transaction, seen.at)

@@ -8,6 +8,7 @@ import msgspec
 
 from inbox.db import listings
 from inbox.db.reads import Row
+from inbox.db.roles import PAYLOAD_COLUMNS
 from relay.web.query import Limit, Number, Text, When
 from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
@@ -28,9 +29,9 @@ class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RejectedPage(ListPage, frozen=True):
-    """Rows of `rejected_request`, the newest first."""
+    """Rows of `rejected_request` without headers and bodies, the newest first."""
 
-    rows: tuple[Annotated[Row, rows_of("rejected_request")], ...]
+    rows: tuple[Annotated[Row, rows_of("rejected_request", *PAYLOAD_COLUMNS)], ...]
 
 
 def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
@@ -45,7 +46,7 @@ def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
         before=query.before,
     )
     rows = listings.rejected_requests(reading.database.engine, wanted, query.limit + 1)
-    shown = rows[: query.limit]
+    shown = [{name: value for name, value in row.items() if name not in PAYLOAD_COLUMNS} for row in rows[: query.limit]]
     return RejectedPage(rows=tuple(shown), before=shown[-1]["id"] if len(rows) > query.limit else None)
 
 

@@ -1,0 +1,63 @@
+"""The examples of the HTTP API's page work as they stand there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.db import engine as engines
+from tests.docs.pages import PAGES, blocks
+from tests.helpers.page import on_database
+from tests.helpers.page_rows import fill_page
+from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.signing_in import TOKEN, Entrance, entrance
+
+PAGE = PAGES["docs/reference/web-api.md"]
+ADDRESS = "http://127.0.0.1:8025"
+
+
+@pytest.fixture
+def engine(sqlite_database_url: str) -> Iterator[Engine]:
+    made = engines.connect(sqlite_database_url, application="tests")
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def running(engine: Engine, sqlite_database_url: str, tmp_path: Path) -> Iterator[Entrance]:
+    fill_page(Steps(engine, clock=FakeClock()))
+    with entrance(on_database(CONFIG, sqlite_database_url), tmp_path) as made:
+        yield made
+
+
+def test_the_examples_work_one_after_the_other(running: Entrance, tmp_path: Path) -> None:
+    printed = [printed_by(block.text, running, tmp_path) for block in blocks(PAGE) if block.info == "sh"]
+    assert printed[0].startswith('{"openapi":"3.1')
+    assert len(json.loads(printed[1])["rows"]) == 2
+    pages = [json.loads(line) for line in printed[2].replace("}{", "}\n{").splitlines()]
+    assert [row["id"] for page in pages for row in page["rows"]] == [2, 1]
+    (problem,) = (json.loads(block.text) for block in blocks(PAGE) if block.info == "json" and "problems" in block.text)
+    assert problem in [json.loads(text) for text in printed if text.startswith('{"type"')]
+
+
+def printed_by(command: str, running: Entrance, folder: Path) -> str:
+    done = subprocess.run(
+        [
+            "bash",
+            "-euc",
+            command.replace(ADDRESS, running.url).replace(ADDRESS.replace("/", r"\/"), running.url.replace("/", r"\/")),
+        ],
+        env={"PATH": "/usr/bin:/bin", "TOKEN": TOKEN},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -1,0 +1,198 @@
+"""The overview: what needs a person comes first, with why, since when and the button; it costs few statements."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, event, insert
+
+from inbox.clock import SystemClock
+from inbox.db.schema import throughput_minute
+from relay.delivery.alerts import Alert
+from relay.delivery.gates import entity_key
+from relay.store import gates, nodes
+from relay.store.alerts import note
+from relay.store.overview import FiringAlert, HeldGate, Overview
+from relay.store.route_states import RouteState
+from relay.store.stuck_check import Trouble
+from relay.web.attention import Concern, Remedy, concerns
+from relay.web.screens.overview import waits
+from tests.helpers.page import VIEWER, Page
+from tests.helpers.relaying import DONE, HOPELESS, Steps
+from tests.helpers.storing import START, an_event
+
+HOSTILE = "\u202e<script>alert(1)</script>"
+
+
+def seen(**parts: Any) -> Overview:  # noqa: ANN401  # fields of Overview
+    empty: dict[str, Any] = dict.fromkeys(("routes", "gates", "relays", "alerts", "commands", "sweeps"), ())
+    return Overview(START, **{**empty, **parts})
+
+
+CRM = RouteState("crm", is_configured=True)
+PAUSED = HeldGate("destination", "crm", "open", "503", None, START, None, ("crm",))
+
+
+# --- concerns
+
+
+def test_where_nothing_is_wrong_there_is_nothing_to_do() -> None:
+    assert concerns(seen(routes=(CRM,)), ()) == ()
+
+
+def test_a_finding_and_its_step_are_one_concern() -> None:
+    (found,) = concerns(seen(), [Trouble("no_relay", None, "no relay has sent a heartbeat")])
+    assert found == Concern("critical", "no relay has sent a heartbeat", command="relay run")
+
+
+def test_an_alert_says_since_when_and_why_about_the_problem_that_has_the_button() -> None:
+    dead = msgspec.structs.replace(CRM, open=2, dead=2)
+    alert = FiringAlert("delivery_dead", "crm", START, "route crm has dead deliveries: mapping")
+    (found,) = concerns(seen(routes=(dead,), alerts=(alert,)), ())
+    assert (found.what, found.why, found.since) == ("route crm: 2 deliveries are dead", alert.text, START)
+    assert found.remedy == Remedy("Dead letters", path="/dead?route=crm")
+
+
+def test_an_open_breaker_and_its_alert_are_one_concern_with_a_button() -> None:
+    alert = FiringAlert("breaker_open", "destination crm", START, "destination crm is not called for now: 503")
+    (found,) = concerns(seen(gates=(PAUSED,), alerts=(alert,)), ())
+    assert found.remedy == Remedy("Resume", "resume", {"destination": "crm"})
+    assert (found.why, found.since) == ("503", START)
+
+
+def test_an_entity_is_resumed_by_its_three_fields() -> None:
+    gate = msgspec.structs.replace(PAUSED, kind="entity", name=entity_key("trivore", "USER", "a|b")[1], state="paused")
+    (found,) = concerns(seen(gates=(gate,)), ())
+    assert found.remedy is not None
+    assert found.remedy.fields == {"source": "trivore", "entity_type": "USER", "entity_id": "a|b"}
+
+
+def test_a_blocked_lane_and_the_death_that_blocks_it_are_one_concern() -> None:
+    blocked = msgspec.structs.replace(CRM, open=1, blocked=1)
+    alert = FiringAlert("delivery_dead", "crm", START, "route crm has dead deliveries: mapping")
+    finding = Trouble("blocked", "crm", "route crm: 1 lane is blocked")
+    (found,) = concerns(seen(routes=(blocked,), alerts=(alert,)), [finding])
+    assert (found.what, found.why, found.since) == (finding.why, alert.text, START)
+    assert found.remedy == Remedy("Dead letters", path="/dead?route=crm")
+
+
+def test_critical_ones_come_first_and_alerts_of_other_things_are_kept() -> None:
+    alerts = (
+        FiringAlert("backlog_old", "crm", START, "route crm is behind"),
+        FiringAlert("breaker_open", "destination other", START, "destination other is not called"),
+    )
+    found = concerns(seen(gates=(PAUSED,), alerts=alerts), [Trouble("stuck", "crm", "route crm: nothing moves")])
+    assert [each.level for each in found] == ["critical", "warning", "warning", "warning"]
+    assert [each.what for each in found[2:]] == [alert.text for alert in alerts]
+    assert found[0].remedy == Remedy("Deliveries", path="/deliveries?route=crm&state=ready")
+
+
+def test_reasons_to_wait_tell_what_is_held_back_from_what_is_not_taken_up() -> None:
+    held = msgspec.structs.replace(CRM, ready=5, at_least=("ready",), held_back_by=("destination crm",))
+    free = RouteState("audit", is_configured=True, ready=2, dead=1)
+    assert [(wait.number, wait.more, wait.state) for wait in waits([held, free])] == [
+        (5, True, "ready"),
+        (2, False, "ready"),
+        (1, False, "dead"),
+    ]
+
+
+# --- the page
+
+
+@pytest.fixture
+def lived_in(steps: Steps) -> Steps:
+    """One dead, one delivered, one ready; a pause; an alert; a relay that fails; figures of the last hour."""
+    steps.clock.moment = SystemClock().now()
+    steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
+    steps.attempt(HOPELESS)
+    steps.attempt(DONE)
+    nodes.start_node(steps.database, "r1", "relay-1", 812, "1.0")
+    nodes.heartbeat(steps.database, "r1", {"claim": HOSTILE})
+    with steps.database.write() as transaction:
+        gates.pause(transaction, ("destination", "audit"), who="kim", why=HOSTILE)
+        alert = Alert("source_silent", "trivore", firing=True, detail={"silent_seconds": 900})
+        note(transaction, [alert], transaction.lock_order())
+    with steps.database.engine.begin() as connection:
+        for kind, name, outcome, ago, count in (
+            ("source", "trivore", "stored", 5, 7),
+            ("source", "trivore", "swept", 5, 1),
+            ("source", "trivore", "duplicate", 5, 100),
+            ("source", "trivore", "stored", 70, 1000),
+            ("route", "strict", "delivered", 3, 6),
+            ("route", "strict", "dead", 3, 1),
+            ("destination", "audit", "delivered", 3, 6),
+        ):
+            minute = (SystemClock().now() - timedelta(minutes=ago)).replace(second=0, microsecond=0)
+            row = {"kind": kind, "name": name, "outcome": outcome, "minute": minute, "count": count, "bytes": 0}
+            connection.execute(insert(throughput_minute).values(**row))
+    return steps
+
+
+def test_a_fresh_database_shows_that_no_relay_runs(page: Page) -> None:
+    found = page.json("/overview.json")
+    assert [concern["what"] for concern in found["concerns"]] == ["no relay has sent a heartbeat for 15 s"]
+    assert (sum(found["arrived"]), len(found["arrived"])) == (0, 60)
+    assert page.get("/").status_code == 200
+
+
+def test_everything_is_there_in_html_and_json(page: Page, lived_in: Steps) -> None:
+    found = page.json("/overview.json")
+    assert not found["is_well"]
+    assert sum(found["arrived"]) == 8, "neither duplicates nor what is older than an hour"
+    assert (sum(found["ended"]), sum(found["failed"])) == (6, 1)
+    strict = next(line for line in found["routes"] if line["state"]["route"] == "strict")
+    assert (strict["word"], strict["state"]["dead"], strict["state"]["ready"]) == ("held back", 1, 1)
+    assert sum(strict["ended"]) == 6
+    assert [line["health"]["events_hour"] for line in found["sources"]] == [8]
+    assert [row["name"] for row in found["destinations"]] == ["audit"]
+    assert found["disk"]["size"] > 0
+    assert lived_in.states()
+    text = page.get("/").text
+    for part in ("destination audit is paused", "source trivore is silent", "1 delivery is dead", "step claim fails"):
+        assert part in text
+    assert "/acts/resume?destination=audit" in text
+
+
+def test_a_viewer_sees_the_same_without_a_button(page: Page, lived_in: Steps) -> None:
+    text = page.get("/", VIEWER).text
+    assert "destination audit is paused" in text
+    assert "/acts/" not in text
+    assert lived_in.states()
+
+
+def test_hostile_values_are_shown_harmless(page: Page, lived_in: Steps) -> None:
+    assert lived_in.states()
+    for path in ("/", "/gates", "/alerts"):
+        text = page.get(path).text
+        assert "<script>alert" not in text
+        assert "\u202e" not in text
+
+
+def test_it_costs_few_statements_however_many_routes_there_are(page: Page, lived_in: Steps) -> None:
+    page.json("/overview.json")
+    statements: list[str] = []
+
+    def note_it(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note_it)
+    try:
+        page.json("/overview.json")
+    finally:
+        event.remove(Engine, "before_cursor_execute", note_it)
+    read = [each for each in statements if each.lstrip().startswith(("SELECT", "WITH"))]
+    assert len(read) <= 23, read
+    assert lived_in.states()
+
+
+def test_of_many_routes_the_quiet_ones_are_left_out_until_asked_for(page: Page, steps: Steps) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 26)))
+    steps.do(*(f"UPDATE open_delivery SET route = 'r{n}' WHERE seq = {n}" for n in range(1, 26)))
+    found = page.json("/overview.json")
+    assert (len(found["routes"]), found["quiet_routes"]) == (25, 3)
+    assert len(page.json("/overview.json?routes=all")["routes"]) == 28
+    assert "3 routes with nothing open" in page.get("/").text

@@ -1,0 +1,107 @@
+"""Requests of every kind against the running API: no bug, no answer outside its description, and wrong input is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+
+from relay.web import openapi
+from relay.web.api import OPERATIONS
+from tests.helpers.page import on_database
+from tests.helpers.page_rows import fill_page
+from tests.helpers.relaying import CONFIG, Steps
+from tests.helpers.signing_in import TOKEN, Entrance, entrance
+
+
+def closed(schema: Any) -> Any:  # noqa: ANN401  # any JSON
+    """The same description, where an object has no members but those that are described."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: closed(inner) for name, inner in schema.items()}
+    if "properties" in made and made.get("type") == "object":
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+NAMES = {"source": list(CONFIG.sources), "route": list(CONFIG.routes), "destination": list(CONFIG.destinations)}
+"""A filter by a name that neither the configuration nor the database has is refused, and no description can tell."""
+
+
+def document() -> Any:  # noqa: ANN401  # any JSON
+    """The description of the page of `CONFIG`."""
+    made = closed(openapi.document(OPERATIONS, "1"))
+    for operations in made["paths"].values():
+        for parameter in (each for operation in operations.values() for each in operation["parameters"]):
+            if parameter["name"] in NAMES:
+                parameter["schema"]["enum"] = NAMES[parameter["name"]]
+            if parameter["in"] == "query" and "enum" in parameter["schema"]:  # an empty one counts as absent
+                parameter["schema"]["enum"] = [*parameter["schema"]["enum"], ""]
+    return made
+
+
+DOCUMENT = document()
+EXAMPLES = 6
+"""Requests to each operation in the short run."""
+
+
+@pytest.fixture
+def running(steps: Steps, database_url: str, tmp_path: Path) -> Iterator[Entrance]:
+    """The page with its real access, on a database that has rows of every kind."""
+    fill_page(steps)
+    with entrance(on_database(CONFIG, database_url), tmp_path) as made:
+        yield made
+
+
+def test_an_answer_is_as_described_whatever_is_asked(running: Entrance) -> None:
+    api = schemathesis.openapi.from_dict(DOCUMENT)
+    operations = [found.ok() for found in api.get_all_operations()]  # type: ignore[union-attr]  # the document is valid
+    assert len(operations) == sum(len(path) for path in DOCUMENT["paths"].values())
+    for operation in operations:
+        right = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+        wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+
+        @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=st.one_of(right, wrong))
+        def ask(case: schemathesis.Case[Any]) -> None:
+            case.call_and_validate(
+                base_url=running.url, session=running.browser, headers={"Authorization": f"Bearer {TOKEN}"}
+            )
+
+        ask()
+
+
+@pytest.mark.long
+def test_thousands_of_requests_find_no_answer_outside_the_description(running: Entrance, tmp_path: Path) -> None:
+    """Each operation at its limits, at random, and after others; 25 seconds of it."""
+    description = tmp_path / "openapi.json"
+    description.write_text(json.dumps(DOCUMENT))
+    command = [
+        Path(sys.executable).parent / "schemathesis",
+        "run",
+        description,
+        "--url",
+        running.url,
+        "--max-time",
+        "25",
+    ]
+    done = subprocess.run(
+        [*map(str, command), "--header", f"Authorization: Bearer {TOKEN}", "--no-color", "--workers", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
