@@ -31,12 +31,13 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def browser(chromium: Browser) -> Browser:
+def browser(chromium: Browser) -> Iterator[Browser]:
     """The browser, as an operator at a desk has it."""
     chromium.allow_scripts(True)
     chromium.look()
     chromium.act_as(OPERATOR)
-    return chromium
+    yield chromium
+    chromium.driver.get("about:blank")  # it ends the stream of a live page
 
 
 @pytest.fixture(scope="session")
