@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from inbox.config.model import Config
     from inbox.db.reads import Row
-    from inbox.receiver.readmit import ReadmitResult
+    from inbox.sources.readmission import ReadmitResult
 
 OfSource = Annotated[
     str | None,
@@ -188,20 +188,22 @@ def readmit_command(
       inbox readmit --cause invalid_event --since 2026-01-01 --reason "the preset is fixed" --yes
       inbox readmit --id 7 --reason "tried by hand" --yes --json
     """
+    from inbox.db import readmission
     from inbox.loader.load import read_config
     from inbox.receiver import readmit
+    from inbox.sources.readmission import readers_of
 
-    selected = readmit.RejectedFilter(
+    selected = readmission.RejectedFilter(
         id=number, source=source, cause=cause, status=status, error=error, since=since, until=until
     )
     if yes and not says_why(reason):
         fail("say why with --reason: it is kept with the rejected request")
     with exit_on_error():
         config = read_config()
-        readers = readmit.readers_of(config)
+        readers = readers_of(config)
         with open_database(config) as database:
             _require_known(config, database, source=source, cause=cause)
-            total = readmit.count(database, selected)
+            total = readmission.count(database, selected)
             pages = readmit.read_again(database, readers, selected)
             lines = _do(config, database, pages, total, reason) if yes and reason and total else _look(pages, total)
     if as_json:

@@ -18,10 +18,10 @@ from inbox.events.commands import (
     KEYS,
     MOST_REASON,
     NO_DRY_RUN,
-    OF_DELIVERIES,
     OF_GATES,
     OPEN_COMMANDS,
     SAYS_NOTHING,
+    SELECTING,
     KeyType,
 )
 
@@ -170,7 +170,7 @@ def _of_row(json: _Fragments) -> Iterator[CommandRule]:
 def _of_meaning(json: _Fragments) -> Iterator[CommandRule]:
     """Yield the rules about keys that need each other."""
     yield CommandRule("since is before until: exchange the two", json.is_not_before("since", "until"))
-    for kind in OF_DELIVERIES:
+    for kind in SELECTING:
         conditions = [key for key in COMMANDS[kind] if key not in FLAGS]
         yield CommandRule(
             f"{_a(kind)} without a condition is about everything that it could change: name one of {_listed(conditions, 'or')};"

@@ -6,6 +6,7 @@ Statements of both sides have one text for both databases. The parts that must d
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sqlite3
@@ -136,6 +137,12 @@ class Sql:
             return f"({value} IS NULL OR position(lower({value}) IN lower({column})) > 0)"
         return f"(:{parameter} IS NULL OR instr(lower({column}), lower(:{parameter})) > 0)"
 
+    def sha256(self, expression: str) -> str:
+        """Return the SHA-256 of a text as UTF-8, in hex."""
+        if self.is_postgres:
+            return f"encode(sha256(convert_to({expression}, 'UTF8')), 'hex')"
+        return f"sha256_hex({expression})"
+
     def last_status(self, detail: str) -> str:
         """Return the status of the last call that a fact's detail has, as text; null where it had no answer."""
         if self.is_postgres:
@@ -166,12 +173,17 @@ class Sql:
 
 
 def sqlite_functions(connection: Any) -> None:  # noqa: ANN401  # sqlite3's connection, or the adapter of aiosqlite's
-    """Add functions that statements use and older SQLite versions lack (`unhex` came with 3.41)."""
+    """Add functions that statements use, and that SQLite or its older versions lack (`unhex` came with 3.41)."""
     connection.create_function("from_hex", 1, _from_hex, deterministic=True)
+    connection.create_function("sha256_hex", 1, _sha256_hex, deterministic=True)
 
 
 def _from_hex(text: str | None) -> bytes | None:
     return None if text is None else bytes.fromhex(text)
+
+
+def _sha256_hex(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 _DATA_ERROR_CLASSES = ("22", "23", "54")

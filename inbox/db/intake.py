@@ -81,7 +81,7 @@ class IntakeStore(ABC):
         Returns:
             For each the `seq` of its first arrival; None where there is none after all.
         """
-        return await _run(connection, self._noting(events))
+        return await _run(connection, self.noting(events))
 
     async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:
         """Store rejected requests."""
@@ -96,7 +96,8 @@ class IntakeStore(ABC):
         """Give the statements of `append`."""
 
     @abstractmethod
-    def _noting(self, events: Sequence[Event]) -> Statements[list[int | None]]: ...
+    def noting(self, events: Sequence[Event]) -> Statements[list[int | None]]:
+        """Give the statements of `note_duplicates`."""
 
     @abstractmethod
     def _rejecting(self, rows: Sequence[Rejected]) -> Statements[None]: ...
@@ -107,14 +108,22 @@ class IntakeStore(ABC):
 
 def append(connection: Connection, events: Sequence[Event]) -> list[int | None]:
     """Store events as `IntakeStore.append` does, in the transaction of a synchronous connection."""
-    statements = STORES[connection.dialect.name]().appending(events)
+    return _run_sync(connection, STORES[connection.dialect.name]().appending(events))
+
+
+def note_duplicates(connection: Connection, events: Sequence[Event]) -> list[int | None]:
+    """Note duplicates as `IntakeStore.note_duplicates` does, in the transaction of a synchronous connection."""
+    return _run_sync(connection, STORES[connection.dialect.name]().noting(events))
+
+
+def _run_sync(connection: Connection, statements: Statements[Made]) -> Made:
     try:
         statement, parameters = next(statements)
         while True:
             statement, parameters = statements.send(_rows(connection.execute(statement, parameters)))
     except StopIteration as end:
-        seqs: list[int | None] = end.value
-        return seqs
+        made: Made = end.value
+        return made
 
 
 async def _run(connection: AsyncConnection, statements: Statements[Made]) -> Made:
@@ -202,7 +211,8 @@ class PostgresIntake(IntakeStore):
         """See IntakeStore."""
         return _by_position(len(events), (yield _POSTGRES_APPEND, _postgres_columns(events)))
 
-    def _noting(self, events: Sequence[Event]) -> Statements[list[int | None]]:
+    def noting(self, events: Sequence[Event]) -> Statements[list[int | None]]:
+        """See IntakeStore."""
         return _by_position(len(events), (yield POSTGRES_NOTE, {**postgres_columns(events), "kept": self._kept}))
 
     def _rejecting(self, rows: Sequence[Rejected]) -> Statements[None]:
@@ -280,7 +290,8 @@ class SqliteIntake(IntakeStore):
             yield _SQLITE_OPEN, {"deliveries": verbatim_param(deliveries)}
         return seqs
 
-    def _noting(self, events: Sequence[Event]) -> Statements[list[int | None]]:
+    def noting(self, events: Sequence[Event]) -> Statements[list[int | None]]:
+        """See IntakeStore."""
         known = yield SQLITE_KNOWN, {"asked": known_param(events), "kept": self._kept}
         noted, counted = noted_and_counted(events, known, self._kept)
         if noted:

@@ -190,8 +190,10 @@ class RejectionFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Only below this id."""
 
 
-def rejected_requests(engine: Engine, wanted: RejectionFilter, limit: int) -> list[Row]:
-    """List rows of `rejected_request`, the newest first."""
+def rejected_requests(
+    engine: Engine, wanted: RejectionFilter, limit: int, columns: Sequence[str] = ("*",)
+) -> list[Row]:
+    """List rows of `rejected_request`, the newest first. `columns` are expressions."""
     sql = Sql(engine.dialect.name)
     conditions, values = conditions_on(sql, wanted, "received_at", names=("source", "cause", "status"))
     if wanted.error is not None:
@@ -202,7 +204,9 @@ def rejected_requests(engine: Engine, wanted: RejectionFilter, limit: int) -> li
         values["before"] = wanted.before
     where = " AND ".join(conditions or ["1 = 1"])
     with engine.connect() as connection, reading(connection).begin():
-        statement = text(f"SELECT * FROM rejected_request WHERE {where} ORDER BY id DESC LIMIT :limit")
+        statement = text(
+            f"SELECT {', '.join(columns)} FROM rejected_request WHERE {where} ORDER BY id DESC LIMIT :limit"
+        )
         return _plain(connection.execute(statement, {**values, "limit": limit}))
 
 

@@ -220,6 +220,7 @@ open_delivery = Table(
     _partial_index(
         "ix_open_delivery_replayed", "route", where="run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight')"
     ),
+    _partial_index("ix_open_delivery_given_up", "seq", "route", where="state IN ('dead', 'blocked')"),
     _partial_index("ix_open_delivery_blocked", "route", "lane", where="state = 'blocked'"),
     comment="Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.",
     postgresql_with=HOT,
@@ -341,7 +342,11 @@ relay_command = Table(
     _count("affected", BigInteger, "deliveries changed so far; rows, for a command of another kind"),
     _optional("finished_at", UtcDateTime, "time of its end"),
     _optional("answer", Text, "answer of the daemon"),
-    _optional("matched", BigInteger, "of a dry run: number of deliveries or rows that it would change"),
+    _optional(
+        "matched",
+        BigInteger,
+        "number of deliveries or rows that it would change, by a dry run or the plan before; empty: unknown",
+    ),
     _optional("sample", JsonValue, "of a dry run: groups, the first deliveries, what is left out, and consequences"),
     _count("failed", BigInteger, "deliveries that could not be changed"),
     _optional("error", Text, "last delivery that could not be changed, with its error"),

@@ -28,6 +28,7 @@ class KeyType(msgspec.Struct, frozen=True):
 KEYS: Mapping[str, KeyType] = {
     "route": KeyType("text"),
     "seq": KeyType("number"),
+    "id": KeyType("number"),
     "source": KeyType("text"),
     "entity_type": KeyType("text"),
     "entity_id": KeyType("text"),
@@ -36,6 +37,7 @@ KEYS: Mapping[str, KeyType] = {
     "cause": KeyType("text"),
     "status": KeyType("number", 100, 599),
     "error": KeyType("text"),
+    "error_sha256": KeyType("text"),
     "event_type": KeyType("text"),
     "since": KeyType("time"),
     "until": KeyType("time"),
@@ -50,8 +52,8 @@ FLAGS = ("force", "backfill", "everything")
 """Keys that are no condition: they narrow no selection."""
 
 _DELIVERIES = (
-    "route", "seq", "source", "entity_type", "entity_id", "destination", "api", "cause", "status", "error", "event_type",
-    "since", "until",
+    "route", "seq", "source", "entity_type", "entity_id", "destination", "api", "cause", "status", "error",
+    "error_sha256", "event_type", "since", "until",
 )  # fmt: skip
 _GATE = ("route", "destination", "api", "source", "entity_type", "entity_id")
 
@@ -65,6 +67,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "sweep": ("source", "entity_type"),
     "erase": ("source", "entity_type", "entity_id"),
     "prune": ("kinds",),
+    "readmit": ("id", "source", "cause", "status", "error", "since", "until", "everything"),
 }
 """The keys of the selection of each kind of command."""
 
@@ -72,7 +75,9 @@ COMMAND_KINDS = tuple(COMMANDS)
 """Every value of `relay_command.kind` that this version knows."""
 
 OF_DELIVERIES = ("replay", "retry", "cancel", "unblock")
-"""Kinds that select deliveries. A selection without any condition needs `everything`."""
+"""Kinds that select deliveries."""
+SELECTING = (*OF_DELIVERIES, "readmit")
+"""Kinds whose selection without any condition needs `everything`."""
 OF_GATES = ("pause", "resume")
 """Kinds that name one gate."""
 

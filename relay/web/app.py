@@ -19,6 +19,7 @@ from relay.web import doctor_run, render
 from relay.web.access.actor import Actor
 from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard
 from relay.web.access.sign_in import SignIn, SignOut
+from relay.web.acts.resource import add_routes as add_acts
 from relay.web.api import ApiDocument
 from relay.web.difference import DifferenceResource
 from relay.web.doctor_run import DoctorRun
@@ -220,6 +221,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
+    add_acts(app, readers, renderer, clock)
     if isinstance(access, Guard):
         app.add_route(SIGN_IN, SignIn(access, renderer))
         app.add_route(SIGN_OUT, SignOut(access))

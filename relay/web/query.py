@@ -50,21 +50,29 @@ def parse(kind: type[Query], given: Mapping[str, str], now: datetime) -> Query:
     Raises:
         BadFilter: a parameter is unknown or has a wrong value.
     """
-    filled = {name: value for name, value in given.items() if value != ""}
+    return convert(kind, {name: value for name, value in given.items() if value != ""}, now)
+
+
+def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, strict: bool = False) -> Query:
+    """Make a query from named values; texts stand for other types unless `strict`.
+
+    Raises:
+        BadFilter: as `parse`.
+    """
     known = kind.__struct_fields__
     for name, value in filled.items():
         if name not in known:
             raise BadFilter(f"there is no filter {name!r}; {nearest(name, known)}", field=name)
-        if not is_storable(value):
+        if isinstance(value, str) and not is_storable(value):
             raise BadFilter(f"{name} {value!r}: no database stores such a character", field=name)
 
     def hook(wanted: type[Any], value: Any) -> Any:  # noqa: ANN401  # as msgspec has it
         if wanted is When and isinstance(value, str):
             return When.parse(value, now)
-        raise NotImplementedError
+        raise ValueError("a time is a text")
 
     try:
-        return msgspec.convert(filled, kind, strict=False, dec_hook=hook)
+        return msgspec.convert(filled, kind, strict=strict, dec_hook=hook)
     except msgspec.ValidationError as error:
         found = _PLACE.search(str(error))
         name = found[1] if found else ""

@@ -87,6 +87,23 @@ def test_an_old_event_with_a_young_fact_stays(lived_in: Steps, engine: Engine) -
     assert 1 in seqs(engine)
 
 
+def test_an_event_that_was_delivered_a_little_later_than_it_arrived_is_not_left_to_the_next_lap(
+    steps: Steps, engine: Engine
+) -> None:
+    """A soak of an hour left a hundred events a minute behind."""
+    arrivals = {n: START + timedelta(seconds=20 * n) for n in range(1, 7)}
+    steps.receive(*(msgspec.structs.replace(an_event(n, routes=[]), received_at=at) for n, at in arrivals.items()))
+    for n, at in arrivals.items():
+        steps.do(
+            "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
+            f" VALUES ('{time_text(at + timedelta(seconds=10))}', {n}, 'strict', 'delivered', 1, '{{}}')"
+        )
+    month = START + timedelta(days=30)
+    prune(engine, "events", now=lambda: month + timedelta(seconds=85))  # the fourth has expired, and its fact has not
+    prune(engine, "events", now=lambda: month + timedelta(seconds=150))
+    assert seqs(engine) == [5, 6]
+
+
 @pytest.mark.usefixtures("lived_in")
 def test_payloads_go_while_their_events_stay_and_open_ones_keep_theirs(engine: Engine) -> None:
     before = seqs(engine)

@@ -1,4 +1,4 @@
-"""Who is let in: by password, token or proxy; who is turned away, and how. Screens of the real page stand behind it."""
+"""Access to the real page: by password, token or proxy; and each way in which somebody is turned away."""
 
 from __future__ import annotations
 

@@ -42,7 +42,11 @@ def ask(engine: Engine, order: ErasureOrder) -> int:
         "who": order.who,
     }
     with engine.begin() as connection:
-        return int(connection.execute(commands.ask(sql), {**given, "dry_run": False, "now": None}).scalar_one())
+        return int(
+            connection.execute(
+                commands.ask(sql), {**given, "dry_run": False, "planned": None, "now": None}
+            ).scalar_one()
+        )
 
 
 def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[[StepDone], None]) -> ErasureResult:
@@ -73,7 +77,7 @@ def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[
 def stop(engine: Engine, number: int) -> None:
     """Stop the command; what it has erased stays erased."""
     with engine.begin() as connection:
-        connection.execute(commands.stop(Sql(engine.dialect.name)), {"id": number, "now": None})
+        connection.execute(commands.stop(Sql(engine.dialect.name)), {"id": number, "answer": None, "now": None})
 
 
 def answer_of(found: Sequence[OpenFound]) -> str:

@@ -42,6 +42,7 @@ WALKS: Mapping[RetentionKind, Walk] = {
         # One that was replayed lately keeps its facts, by the database's clock; so does one from a receiver whose clock was wrong.
         goes=f"""NOT {_OPEN.format(of_route="")} AND NOT {_UNJUDGED} AND t.seq < (SELECT max(n.seq) FROM inbox n)
             AND coalesce((SELECT max(l.at) FROM delivery_log l WHERE l.seq = t.seq) < {{before}}, true)""",
+        lag_seconds=60,  # most are delivered within it; an event that a walk has left waits for the lap of the next day
         needs_closed=True,
         companions=(("delivery_log", "seq"), ("duplicate_request", "seq")),
     ),

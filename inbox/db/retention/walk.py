@@ -8,7 +8,7 @@ expired row ends the walk only when rows far ahead of it have not expired either
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 
 import msgspec
@@ -45,6 +45,8 @@ class Walk(msgspec.Struct, frozen=True):
     """Condition of the partial index that the walk reads."""
     capped: tuple[str, ...] = ("1 = 1",)
     """Classes of rows, as conditions. The cap counts each by itself, so that a flood of one leaves the others."""
+    lag_seconds: int = 0
+    """Rows expire so much later than their age says: a condition on younger rows of another table then rarely keeps them."""
     needs_closed: bool = False
     """True when a delivery that is opened meanwhile would need the row."""
     companions: tuple[tuple[str, str], ...] = ()
@@ -115,7 +117,7 @@ def oldest_expired(connection: Connection, walk: Walk, expiry: Expiry, position:
     if row is None or row.at is None or expiry.before is None:
         return None
     at = as_time(row.at)
-    return at if at < expiry.before else None
+    return at if at < expiry.before - timedelta(seconds=walk.lag_seconds) else None
 
 
 def first_excess(connection: Connection, walk: Walk, expiry: Expiry) -> int | None:
@@ -211,7 +213,9 @@ def _goes(sql: Sql, walk: Walk) -> str:
 
 def _expired(sql: Sql, walk: Walk) -> str:
     """Return the condition that a row is too old; a NULL parameter means that no age counts."""
-    return f"coalesce({walk.time} < {sql.time(':before')}, false)"
+    before = sql.time(":before")
+    cut = sql.plus_seconds(before, str(-walk.lag_seconds)) if walk.lag_seconds else before
+    return f"coalesce({walk.time} < {cut}, false)"
 
 
 @cache

@@ -16,7 +16,6 @@ from inbox.db.parameters import json_param
 from inbox.events.commands import COMMAND_KINDS
 from inbox.events.timestamps import time_text
 from relay.store.database import Database, Transaction
-from relay.store.operator.selection import Act
 
 GateAct = Literal["pause", "resume"]
 CommandState = Literal["asked", "running", "done", "failed", "refused", "cancelled"]
@@ -83,12 +82,19 @@ def request_of(command: Any) -> AskedTask:  # noqa: ANN401  # a result row
 
 
 def ask(
-    database: Database, kind: Act | GateAct, chosen: msgspec.Struct, *, who: str, why: str, dry_run: bool = False
+    database: Database,
+    kind: str,
+    chosen: msgspec.Struct | Mapping[str, object],
+    *,
+    who: str,
+    why: str,
+    dry_run: bool = False,
+    planned: int | None = None,
 ) -> int:
-    """Store a command. Returns its id."""
+    """Store a command about `planned` deliveries or rows, if that is known. Returns its id."""
     with database.write() as transaction:
         asked = msgspec.json.encode(chosen).decode()
-        given = {"kind": kind, "selection": asked, "reason": why, "who": who, "dry_run": dry_run}
+        given = {"kind": kind, "selection": asked, "reason": why, "who": who, "dry_run": dry_run, "planned": planned}
         return int(transaction.execute(statements.ask(database.sql), **given)[0].id)
 
 
@@ -117,11 +123,11 @@ def progress(database: Database, number: int) -> Progress | None:
     return Progress(*found[0]) if found else None
 
 
-def stop(database: Database, number: int) -> None:
-    """Stop a command: what it has done stays done, and `go_on` resumes the rest."""
+def stop(database: Database, number: int, answer: str | None = None) -> None:
+    """Stop a command: what it has done stays done, and `go_on` resumes the rest. `answer` says who stopped it."""
     with database.write() as transaction:
         transaction.lock_order()
-        transaction.execute(statements.stop(database.sql), id=number)
+        transaction.execute(statements.stop(database.sql), id=number, answer=answer)
 
 
 def go_on(database: Database, number: int) -> bool:

@@ -139,7 +139,7 @@ def _look(database: Database, config: Config, policies: Policies, number: int) -
         if command is None or command.kind not in OF_DELIVERIES:
             return command and _Batch(command)
         choice = _choice(command, config)
-    if command.progress_seq is None and (mistake := _unknown_name(database, choice)):
+    if command.progress_seq is None and (mistake := unknown_name(database, choice)):
         raise UnusableCommand(mistake)
     if command.dry_run:
         return _Batch(command, choice)
@@ -275,7 +275,7 @@ def _choice(command: Any, config: Config) -> Choice:  # noqa: ANN401  # a result
     return choice
 
 
-def _unknown_name(database: Database, choice: Choice) -> str | None:
+def unknown_name(database: Database, choice: Choice) -> str | None:
     """The mistake in a route or source that neither the configuration nor the database has; rows of a removed one stay."""
     chosen, config = choice.selection, choice.config
     for kind, given, names, is_stored in (

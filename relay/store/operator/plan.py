@@ -19,6 +19,7 @@ from relay.store.operator.replay import GIVEN_UP, LeftOut, replayable
 from relay.store.operator.selection import Choice, keys_of
 
 _PAGE = 200
+_LARGE_PAGE = 500
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -75,6 +76,33 @@ def preview(database: Database, choice: Choice, most: int, *, seen: Callable[[in
         examined += len(page.rows)
         seen(examined)
     return planned
+
+
+class BoundedPlan(msgspec.Struct, frozen=True):
+    """A plan that was made of the first selected deliveries."""
+
+    plan: Plan
+    is_whole: bool
+    """False: there are more than were examined."""
+
+
+def bounded(database: Database, choice: Choice, *, listed: int, most: int, is_late: Callable[[], bool]) -> BoundedPlan:
+    """Make the plan of a command of its first deliveries, however many are selected.
+
+    Args:
+        database: the database.
+        choice: the act, and what it is about.
+        listed: the number of deliveries to list.
+        most: the number of deliveries after which it ends.
+        is_late: true when it shall end with the present page.
+    """
+    planned, examined = Plan(0), 0
+    for page in _pages(database, choice, _LARGE_PAGE):
+        planned = merged(planned, examine(database, choice, page), listed)
+        examined += len(page.rows)
+        if page.upto is not None and (examined >= most or is_late()):
+            return BoundedPlan(planned, is_whole=False)
+    return BoundedPlan(planned, is_whole=True)
 
 
 def _counted(database: Database, choice: Choice, most: int) -> Plan:

@@ -219,6 +219,7 @@ def _open(sql: Sql, which: Which, found: str) -> str:
             sql.optional(cause, "text", parameter="cause"),
             sql.optional(status, "text", parameter="status"),
             sql.contains(error, "error"),
+            sql.optional(sql.sha256(error), "text", parameter="error_sha256"),
         )
     )
     return f"""SELECT o.seq, o.route, o.lane, o.state, o.attempt AS attempts, o.due_at, i.source, i.entity_type, i.entity_id,

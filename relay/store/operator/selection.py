@@ -44,6 +44,8 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     """HTTP status of the last call's answer."""
     error: str | None = None
     """A part of the last error, in any case."""
+    error_sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the whole last error, letter by letter, as UTF-8 in hex."""
     event_type: str | None = None
     since: Moment | None = None
     """Died, or failed last, at or after this time; where others are selected: arrived at or after."""
@@ -65,7 +67,7 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     @property
     def is_about_failures(self) -> bool:
         """True when a condition is about a failed attempt."""
-        return (self.cause, self.status, self.error) != (None, None, None)
+        return (self.cause, self.status, self.error, self.error_sha256) != (None, None, None, None)
 
     @property
     def dead_only(self) -> bool:
@@ -174,7 +176,12 @@ class Choice(msgspec.Struct, frozen=True):
         if which == "ended or dead":
             return given
         status = None if chosen.status is None else str(chosen.status)
-        return given | {"cause": chosen.cause, "status": status, "error": chosen.error}
+        return given | {
+            "cause": chosen.cause,
+            "status": status,
+            "error": chosen.error,
+            "error_sha256": chosen.error_sha256,
+        }
 
     @property
     def _routes(self) -> str | None:

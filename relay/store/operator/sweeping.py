@@ -23,7 +23,7 @@ def sweep(database: Database, config: Config, task: AskedTask) -> BatchResult:
         UnusableCommand: the source has no such sweep.
     """
     source = str(task.selection["source"])
-    types = _types(config, source, task.selection.get("entity_type"))
+    types = types_of(config, source, task.selection.get("entity_type"))
     if task.progress != _ASKED:
         with database.write() as transaction:
             asked = [sweeps.ask(transaction, source, entity_type, task.number) for entity_type in types]
@@ -36,7 +36,12 @@ def sweep(database: Database, config: Config, task: AskedTask) -> BatchResult:
     return _ended([last[entity_type] for entity_type in types if entity_type in last])
 
 
-def _types(config: Config, source: str, entity_type: str | None) -> Sequence[str]:
+def types_of(config: Config, source: str, entity_type: str | None) -> Sequence[str]:
+    """List the types of entities that a sweep of this source would ask for.
+
+    Raises:
+        UnusableCommand: the source has no such sweep.
+    """
     known: Mapping[str, object] = config.sources
     if source not in known:
         raise UnusableCommand(f"there is no source {source!r}; {nearest(source, known)}")

@@ -1,4 +1,4 @@
-"""Commands about no delivery, each with the function that does its next step: erasures, prunes and sweeps."""
+"""Commands about no delivery, each with the function that does its next step: erasures, prunes, readmissions and sweeps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
 from relay.store.operator.erase import erase
 from relay.store.operator.prune import prune
+from relay.store.operator.readmit import readmit
 from relay.store.operator.sweeping import sweep
 
 Task = Callable[[Database, Config, AskedTask], BatchResult]
@@ -24,6 +25,7 @@ Raises:
 TASKS: Mapping[str, Task] = {
     "erase": erase,
     "prune": prune,
+    "readmit": readmit,
     "sweep": sweep,
 }
 """The function of each kind."""

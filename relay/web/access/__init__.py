@@ -1,1 +1,1 @@
-"""Who may use the page: users, tokens, sessions and proxies, and what a request from another site may not do."""
+"""Access to the page: users, tokens, sessions and proxies, and the limits of requests from another site."""

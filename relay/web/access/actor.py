@@ -11,7 +11,7 @@ ROLES: tuple[Role, ...] = ("viewer", "operator")
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """Who asks."""
+    """The person or program that asks."""
 
     name: str
     role: Role

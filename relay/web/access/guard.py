@@ -32,7 +32,7 @@ _OF_VIEWERS = re.compile(r"/sign-out|(/api/v1)?/events/[0-9]+/reveal")
 
 
 class Guard:
-    """Who may use the page, by `[web]`. It belongs to one event loop."""
+    """Admits people and programs by `[web]`. It belongs to one event loop."""
 
     def __init__(self, web: Web, clock: Clock, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         """Prepare it; it reads no file yet: see `check_accounts`."""

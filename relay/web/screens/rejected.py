@@ -1,4 +1,4 @@
-"""`/rejected`: requests that the receiver refused, and why."""
+"""`/rejected`: requests that the receiver refused, and why; operators readmit them after a fix."""
 
 from __future__ import annotations
 
@@ -8,10 +8,32 @@ import msgspec
 
 from inbox.db import listings
 from inbox.db.reads import Row
-from inbox.db.roles import PAYLOAD_COLUMNS
 from relay.web.query import Limit, Number, Text, When
 from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
+
+COLUMNS = (
+    "id",
+    "received_at",
+    "source",
+    "status",
+    "cause",
+    "reason",
+    "field",
+    "remote_address",
+    "readmitted_at",
+    "readmitted_seq",
+    "readmitted_by",
+    "readmit_reason",
+)
+"""Columns without the headers and body, which no list shows."""
+LEFT_OUT = ("headers", "body", "body_sha256")
+IS_KEPT = "body IS NOT NULL AS is_kept"
+"""Only a whole request can be readmitted. The database role of viewers may not even look whether there is a body."""
+_IS_KEPT_SCHEMA = {
+    "type": ["boolean", "null"],
+    "description": "true: it was kept whole, so that it can be readmitted; null: viewers are not told",
+}
 
 
 class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,9 +51,9 @@ class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RejectedPage(ListPage, frozen=True):
-    """Rows of `rejected_request` without headers and bodies, the newest first."""
+    """Rows of `rejected_request`, the newest first, without headers and bodies."""
 
-    rows: tuple[Annotated[Row, rows_of("rejected_request", *PAYLOAD_COLUMNS)], ...]
+    rows: tuple[Annotated[Row, rows_of("rejected_request", *LEFT_OUT, is_kept=_IS_KEPT_SCHEMA)], ...]
 
 
 def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
@@ -45,9 +67,14 @@ def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
         error=query.error,
         before=query.before,
     )
-    rows = listings.rejected_requests(reading.database.engine, wanted, query.limit + 1)
-    shown = [{name: value for name, value in row.items() if name not in PAYLOAD_COLUMNS} for row in rows[: query.limit]]
-    return RejectedPage(rows=tuple(shown), before=shown[-1]["id"] if len(rows) > query.limit else None)
+    columns = (*COLUMNS, IS_KEPT) if reading.actor.may_act else COLUMNS
+    rows = listings.rejected_requests(reading.database.engine, wanted, query.limit + 1, columns)
+    shown = tuple(
+        {**row, "is_kept": bool(row["is_kept"]) if "is_kept" in row else None}  # SQLite has numbers
+        for row in rows[: query.limit]
+    )
+    before = shown[-1]["id"] if len(rows) > query.limit else None
+    return RejectedPage(rows=shown, before=before)
 
 
 SCREEN = Screen(

@@ -1,0 +1,144 @@
+"""Rejected requests that can be readmitted: their number, their pages, and the note of their readmission."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import cache
+
+import msgspec
+from sqlalchemy import Connection, Engine, TextClause, text
+
+from inbox.db.dialect import Sql
+from inbox.db.engine import reading
+from inbox.db.parameters import rows_param
+from inbox.db.reads import Row, plain
+from inbox.events.timestamps import time_text
+
+AT_A_TIME = 100
+"""Requests in memory at once."""
+BYTES_AT_A_TIME = 8 * 1024 * 1024
+"""Bytes of their bodies; a single one may be larger."""
+
+
+class RejectedFilter(msgspec.Struct, frozen=True):
+    """Selects the rejected requests that can be readmitted and meet every condition that is given."""
+
+    id: int | None = None
+    source: str | None = None
+    cause: str | None = None
+    status: int | None = None
+    error: str | None = None
+    """A part of the reason, in any case."""
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def count(engine: Engine, selected: RejectedFilter, most: int | None = None) -> int:
+    """Count the selected requests, up to `most`."""
+    with engine.connect() as connection, reading(connection).begin():
+        given = {**_bound(selected), "most": _ALL if most is None else most}
+        counted = connection.execute(_count(Sql(engine.dialect.name)), given).scalar_one()
+    return int(counted)
+
+
+def page(
+    connection: Connection,
+    selected: RejectedFilter,
+    *,
+    after: int,
+    most: int = AT_A_TIME,
+    most_bytes: int = BYTES_AT_A_TIME,
+) -> list[Row]:
+    """Read the first selected requests beyond the id `after`, with their bodies; at least one, if there is any."""
+    sql = Sql(connection.dialect.name)
+    sizes = connection.execute(_sizes(sql), {**_bound(selected), "after": after, "limit": most}).all()
+    if not sizes:
+        return []
+    until = _until([(row.id, row.size) for row in sizes], most_bytes)
+    found = connection.execute(_page(sql), {**_bound(selected), "after": after, "until": until})
+    return [plain(row) for row in found.mappings()]
+
+
+def _until(sizes: Sequence[tuple[int, int]], most_bytes: int) -> int:
+    """Return the last id that fits into a page; the first always does."""
+    total, last = 0, sizes[0][0]
+    for number, size in sizes:
+        total += size
+        if number != last and total > most_bytes:
+            break
+        last = number
+    return last
+
+
+def note(
+    connection: Connection, taken: Iterable[tuple[int, int]], *, by: str, reason: str, now: datetime | None = None
+) -> int:
+    """Note for each request, by its id, the seq that it became. One that somebody noted meanwhile stays.
+
+    `now` is the database's time unless it is given.
+
+    Returns:
+        How many were noted.
+    """
+    rows = rows_param({"id": number, "seq": seq} for number, seq in taken)
+    values = {"taken": rows, "by": by, "reason": reason, "now": None if now is None else time_text(now)}
+    return connection.execute(_note(Sql(connection.dialect.name)), values).rowcount
+
+
+_ALL = 2**63 - 1
+
+
+def _bound(selected: RejectedFilter) -> dict[str, object]:
+    return {
+        "id": selected.id,
+        "source": selected.source,
+        "cause": selected.cause,
+        "status": selected.status,
+        "error": selected.error,
+        "received_before": None if selected.until is None else time_text(selected.until),
+        "since": None if selected.since is None else time_text(selected.since),
+    }
+
+
+def _conditions(sql: Sql) -> str:
+    return f"""body IS NOT NULL AND readmitted_at IS NULL
+  AND {sql.optional("id", "bigint")} AND {sql.optional("source", "text")} AND {sql.optional("cause", "text")}
+  AND {sql.optional("status", "int")} AND {sql.contains("reason", "error")}
+  AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
+  AND {sql.optional("received_at", "time", parameter="received_before", operator="<")}"""
+
+
+@cache
+def _count(sql: Sql) -> TextClause:
+    return text(f"SELECT count(*) FROM (SELECT 1 FROM rejected_request WHERE {_conditions(sql)} LIMIT :most) found")
+
+
+@cache
+def _sizes(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT id, length(body) AS size FROM rejected_request
+WHERE id > :after AND {_conditions(sql)}
+ORDER BY id
+LIMIT :limit
+""")
+
+
+@cache
+def _page(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT id, received_at, source, cause, headers, body, body_sha256
+FROM rejected_request
+WHERE id > :after AND id <= :until AND {_conditions(sql)}
+ORDER BY id
+""")
+
+
+@cache
+def _note(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE rejected_request AS r
+SET readmitted_at = {sql.now}, readmitted_seq = taken.seq, readmitted_by = :by, readmit_reason = :reason
+FROM {sql.rows("taken", id="bigint", seq="bigint")}
+WHERE r.id = taken.id AND r.readmitted_at IS NULL
+""")

@@ -1,0 +1,174 @@
+"""Readmits rejected requests for a row of `relay_command`, some in each step.
+
+They are read by the present configuration, and stored as the receiver stores a request: one that is in the inbox by now is
+a duplicate. A step notes what each request became in the transaction that stores it, so a step that is done twice finds
+nothing left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from inbox.config.mistakes import nearest
+from inbox.config.model import Config
+from inbox.db import intake, readmission
+from inbox.db.dialect import blames_items
+from inbox.db.known_names import has_rejected_source
+from inbox.db.readmission import RejectedFilter
+from inbox.db.reads import Row
+from inbox.db.throughput import DUPLICATE, SOURCE, STORED
+from inbox.errors import CAUSES, UnusableCommand
+from inbox.events.event import Event
+from inbox.sources.readmission import Read, ReadmitResult, read_one, readers_of
+from relay.store.bulkhead import in_parts
+from relay.store.database import Database
+from relay.store.operator.commands import AskedTask, BatchResult
+
+AT_A_TIME = 20
+"""Requests of a step."""
+BYTES_AT_A_TIME = 2 * 1024 * 1024
+"""Bytes of their bodies; a single one may be larger."""
+EXAMINED = 200
+"""Requests that a dry run or plan reads."""
+MOST_COUNTED = 10_000
+
+
+class ReadmitPlan(msgspec.Struct, frozen=True):
+    """The requests that a readmission would take, as the present configuration reads them."""
+
+    matching: int
+    """All that are selected, counted up to `MOST_COUNTED`."""
+    examined: int
+    readable: int
+    """Of the examined ones, those that would be stored, or are duplicates."""
+    rejected: dict[str, int]
+    """Reasons why others stay rejected, and how many each has."""
+    first: tuple[int, ...]
+    """Ids of the first ones that would be readmitted."""
+
+
+def plan(database: Database, config: Config, selected: RejectedFilter, *, most: int = EXAMINED) -> ReadmitPlan:
+    """Read some of the selected requests again, and change nothing."""
+    matching = readmission.count(database.engine, selected, MOST_COUNTED + 1)
+    readers, after, results = readers_of(config), 0, list[ReadmitResult]()
+    while len(results) < most:
+        page = _read(database, readers, selected, after)
+        if not page:
+            break
+        results += (msgspec.structs.replace(each, events=each.events and (each.events[0],)) for each in page)
+        after = page[-1].id
+    rejected: dict[str, int] = {}
+    for each in results:
+        if each.rejected is not None:
+            rejected[each.rejected] = rejected.get(each.rejected, 0) + 1
+    readable = [each.id for each in results if each.rejected is None]
+    return ReadmitPlan(matching, len(results), len(readable), rejected, tuple(readable[:5]))
+
+
+def readmit(database: Database, config: Config, task: AskedTask) -> BatchResult:
+    """Do the next step; see `relay.store.operator.tasks`."""
+    selected = filter_of(task.selection)
+    if task.progress is None:
+        _check_names(database, config, selected)
+    if task.dry_run:
+        return _dry_run(plan(database, config, selected))
+    page = _read(database, readers_of(config), selected, task.progress or 0)
+    if not page:
+        return BatchResult("done", progress=task.progress, answer=_answer(database, selected, task.affected))
+    readable = [each for each in page if each.rejected is None]
+    stored = in_parts(
+        database,
+        "commands",
+        readable,
+        part=lambda some: _store(database, some, task),
+        alone=_pass_over,
+        name=lambda each: f"rejected={each.id}",
+    )
+    return BatchResult("running", changed=sum(stored), progress=page[-1].id)
+
+
+def filter_of(selection: Mapping[str, object]) -> RejectedFilter:
+    """Return the conditions of a selection.
+
+    Raises:
+        UnusableCommand: it can't be understood.
+    """
+    given = {name: value for name, value in selection.items() if name != "everything"}
+    try:
+        return msgspec.convert(given, RejectedFilter)
+    except msgspec.ValidationError as error:
+        raise UnusableCommand(f"not understood: {error}") from error
+
+
+def _check_names(database: Database, config: Config, selected: RejectedFilter) -> None:
+    source, cause = selected.source, selected.cause
+    if source is not None and source not in config.sources and not has_rejected_source(database.engine, source):
+        raise UnusableCommand(f"there is no source {source!r}; {nearest(source, config.sources)}")
+    if cause is not None and cause not in CAUSES:
+        raise UnusableCommand(f"there is no cause {cause!r}; {nearest(cause, CAUSES)}")
+
+
+def _read(database: Database, readers: Mapping[str, Read], selected: RejectedFilter, after: int) -> list[ReadmitResult]:
+    with database.read() as transaction:
+        rows = readmission.page(
+            transaction.connection, selected, after=after, most=AT_A_TIME, most_bytes=BYTES_AT_A_TIME
+        )
+    return [_read_one(readers, row) for row in rows]
+
+
+def _read_one(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
+    try:
+        return read_one(readers, row)
+    except Exception as error:  # a preset of the installation's own may raise anything
+        if not blames_items(error):
+            raise
+        failed = f"its preset failed: {type(error).__name__}"
+        return ReadmitResult(row["id"], row["received_at"], row["source"], row["cause"], rejected=failed)
+
+
+def _store(database: Database, results: Sequence[ReadmitResult], task: AskedTask) -> int:
+    """Store these in one transaction. Returns how many were readmitted."""
+    events = [event for each in results for event in each.events]
+    with database.write() as transaction:
+        transaction.rows = len(events)
+        transaction.hurry()  # a receiver's transaction may hold a key
+        connection = transaction.connection
+        seqs = intake.append(connection, events)
+        known = [event for event, seq in zip(events, seqs, strict=True) if seq is None]
+        firsts = iter(intake.note_duplicates(connection, known) if known else [])
+        became = iter([next(firsts) if seq is None else seq for seq in seqs])
+        taken = []
+        for each in results:
+            own = [next(became) for _ in each.events]
+            if own[0] is not None:
+                taken.append((each.id, own[0]))
+        said = {"by": task.asked_by, "reason": task.reason}
+        noted = readmission.note(connection, taken, **said, now=transaction.now()) if taken else 0
+    _count(database, events, seqs)
+    return noted
+
+
+def _count(database: Database, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
+    for event, seq in zip(events, seqs, strict=True):
+        database.tally.add(SOURCE, event.source, DUPLICATE if seq is None else STORED, size=len(event.body))
+
+
+def _pass_over(_result: ReadmitResult, _error: Exception) -> int:
+    """Leave one rejected that the database does not store; `in_parts` has reported it."""
+    return 0
+
+
+def _answer(database: Database, selected: RejectedFilter, readmitted: int) -> str:
+    left = readmission.count(database.engine, selected, MOST_COUNTED + 1)
+    said = f"{readmitted} readmitted"
+    if left:
+        number = f"more than {MOST_COUNTED}" if left > MOST_COUNTED else str(left)
+        said += f", {number} still rejected: their reasons are in a dry run"
+    return said
+
+
+def _dry_run(planned: ReadmitPlan) -> BatchResult:
+    said = f"dry run: {planned.readable} of the first {planned.examined} would be readmitted"
+    return BatchResult("done", matched=planned.matching, sample=msgspec.to_builtins(planned), answer=said)

@@ -1,0 +1,325 @@
+"""Acts over HTTP: a plan with a form, and its confirmation, which inserts one row of `relay_command`."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import falcon
+import falcon.asgi
+import msgspec
+from falcon.asgi import Request, Response
+from sqlalchemy.exc import DBAPIError
+
+from inbox.clock import Clock
+from inbox.db.dialect import is_data_error
+from inbox.db.erasure.subject import ErasureSubject
+from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, PlanChanged
+from relay.store.database import Database
+from relay.store.operator import commands
+from relay.web import render
+from relay.web.access.actor import Actor
+from relay.web.acts.agreement import agrees
+from relay.web.acts.forms import Submission, checked_reason, require_storable
+from relay.web.acts.kinds import ACTS, ORDERS, ActAnswer, ActKind
+from relay.web.acts.once import OnceOnly
+from relay.web.acts.plan import ActPlan
+from relay.web.encoding import encode
+from relay.web.forms import MOST_BYTES, read_form
+from relay.web.problems import API, set_status
+from relay.web.query import convert, parse
+from relay.web.reading import Readers
+
+
+class Acts:
+    """Plans acts and inserts their commands; the page and the API share it."""
+
+    def __init__(self, readers: Readers, clock: Clock) -> None:
+        self._readers, self.clock = readers, clock
+        self._once = OnceOnly()
+
+    async def plan(self, actor: Actor, kind: ActKind, form: msgspec.Struct) -> ActPlan:
+        """Make the plan of now."""
+        return await self._readers.read(actor, lambda reading: kind.plan(reading, kind.kind, form))
+
+    async def ask(self, actor: Actor, kind: ActKind, form: msgspec.Struct, sent: Submission) -> int:
+        """Insert the command as it was agreed to. Returns its id; sent twice with one key, it is the same command.
+
+        Raises:
+            BadFilter: the reason or another field is missing or wrong.
+            PlanChanged: the plan is no longer the one that was shown, or there is nothing to do.
+        """
+        reason = checked_reason(sent.reason)
+        require_storable({**msgspec.structs.asdict(form), "reason": reason})
+
+        async def make() -> int:
+            return await self._insert(actor, kind, form, msgspec.structs.replace(sent, reason=reason))
+
+        if not sent.key:
+            return await make()
+        content = encode([kind.kind, msgspec.structs.replace(sent, key=None, plan=None), form])
+        return await self._once.run(f"{actor.name}\n{sent.key}", content, make)
+
+    async def _insert(self, actor: Actor, kind: ActKind, form: msgspec.Struct, sent: Submission) -> int:
+        planned = await self.plan(actor, kind, form)
+        _check(kind, form, planned, sent)
+
+        def insert(database: Database) -> int:
+            return commands.ask(
+                database,
+                kind.kind,
+                planned.selection,
+                who=actor.name,
+                why=sent.reason,
+                dry_run=sent.dry_run,
+                planned=planned.count if planned.is_whole and not sent.dry_run else None,
+            )
+
+        try:
+            return await self._readers.write(insert)
+        except DBAPIError as error:
+            if not is_data_error(error):
+                raise
+            raise BadFilter(f"the database rejects the command: {_first_line(error)}") from error
+
+
+def _check(kind: ActKind, form: msgspec.Struct, planned: ActPlan, sent: Submission) -> None:
+    if sent.dry_run and not kind.has_dry_run:
+        raise BadFilter(f"{kind.kind} has no dry run", field="dry_run")
+    if planned.needs_everything and not getattr(form, "everything", False):
+        raise BadFilter("no condition narrows this: confirm that everything is meant", field="everything")
+    if kind.kind == "erase":
+        subject = ErasureSubject(**planned.selection)
+        if getattr(form, "again", None) != subject.entity_id and not sent.dry_run:
+            raise BadFilter("type the entity's id again: nothing brings an erased entity back", field="again")
+        if subject.is_named_in(sent.reason):
+            raise BadFilter("the reason names the entity, and it is kept for good", field="reason")
+    if sent.plan is not None and not agrees(sent.plan, planned.plan):
+        raise PlanChanged(
+            "it is no longer the plan that was shown; nothing was done. Look at it again, then confirm it"
+        )
+    if planned.obstacle is not None:
+        raise PlanChanged(planned.obstacle)
+
+
+def _first_line(error: DBAPIError) -> str:
+    lines = str(error.orig).splitlines()
+    return lines[0] if lines else "it gives no reason"
+
+
+def _kind(name: str) -> ActKind:
+    if name not in ACTS:
+        raise NothingThere(f"there is no act {name!r}; there are {', '.join(ACTS)}")
+    return ACTS[name]
+
+
+def _operator(req: Request) -> Actor:
+    actor: Actor = req.context.actor
+    if not actor.may_act:
+        raise NotAllowed("only operators act; a viewer looks")
+    return actor
+
+
+class ActPage:
+    """`/acts/KIND`: the plan, and the form that confirms it."""
+
+    def __init__(self, acts: Acts, renderer: render.Renderer) -> None:
+        self._acts, self._renderer = acts, renderer
+
+    async def on_get(self, req: Request, resp: Response, kind: str) -> None:
+        """Show the plan of a selection. One that makes no sense is shown with what is wrong."""
+        actor, act = _operator(req), _kind(kind)
+        given = _one_each(req.params)
+        given.pop("live", None)
+        await self._show(resp, actor, act, given)
+
+    async def on_post(self, req: Request, resp: Response, kind: str) -> None:
+        """Insert the command and show it; otherwise show the plan of now with what is in the way."""
+        actor, act = _operator(req), _kind(kind)
+        given = await read_form(req)
+        sent = Submission(given.pop("reason", ""), given.pop("plan", "-"), given.pop("key", None))
+        try:
+            number = await self._acts.ask(actor, act, parse(act.form, given, self._acts.clock.now()), sent)
+        except PageError as error:
+            if isinstance(error, PlanChanged):
+                given.pop("as_of", None)  # what is new is shown, too
+            await self._show(resp, actor, act, given, problem=error, reason=sent.reason)
+            return
+        resp.status = HTTPStatus.SEE_OTHER
+        resp.location = f"/commands/{number}"
+
+    async def _show(
+        self,
+        resp: Response,
+        actor: Actor,
+        act: ActKind,
+        given: dict[str, str],
+        *,
+        problem: PageError | None = None,
+        reason: str = "",
+    ) -> None:
+        planned, form = None, None
+        now = self._acts.clock.now()
+        try:
+            form = parse(act.form, given, now)
+            planned = await self._acts.plan(actor, act, form)
+        except PageError as error:
+            problem = problem or error
+        if problem is not None:
+            set_status(resp, problem)
+        resp.content_type = render.TYPE
+        hidden = {} if planned is None else _hidden(given, planned)
+        resp.text = self._renderer.render(
+            "act.html",
+            now=now,
+            title=act.title,
+            here=f"/acts/{act.kind}",
+            act=act,
+            form=form,
+            hidden=hidden,
+            page=planned,
+            given=given,
+            reason=reason,
+            key=secrets.token_hex(16),
+            problem=problem,
+            actor=actor,
+        )
+
+
+def _hidden(given: Mapping[str, str], planned: ActPlan) -> dict[str, str]:
+    """Return the fields that the form sends back: the selection with absolute times, so that it means the same then."""
+    shown = {name: value for name, value in given.items() if name not in {"everything", "again", "as_of"} and value}
+    for name in {"since", "until"} & shown.keys():
+        shown[name] = str(planned.selection.get(name, shown[name]))
+    if planned.as_of is not None:
+        shown["as_of"] = planned.as_of
+    return shown
+
+
+class ActApi:
+    """`/api/v1/acts/KIND`: the plan as JSON, and the command by a JSON body."""
+
+    def __init__(self, acts: Acts) -> None:
+        self._acts = acts
+
+    async def on_get(self, req: Request, resp: Response, kind: str) -> None:
+        """Answer with the plan of the selection that the parameters give."""
+        actor, act = _operator(req), _kind(kind)
+        form = parse(act.form, _one_each(req.params), self._acts.clock.now())
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = encode(await self._acts.plan(actor, act, form))
+
+    async def on_post(self, req: Request, resp: Response, kind: str) -> None:
+        """Insert the command, and answer 202 with its id."""
+        actor, act = _operator(req), _kind(kind)
+        body = await read_json(req)
+        order = convert(ORDERS[act.kind], body, self._acts.clock.now(), strict=True)
+        fields = msgspec.structs.asdict(order)
+        sent = Submission(
+            fields.pop("reason"), fields.pop("plan"), req.get_header("Idempotency-Key"), fields.pop("dry_run")
+        )
+        number = await self._acts.ask(actor, act, act.form(**fields), sent)
+        resp.status = HTTPStatus.ACCEPTED
+        resp.location = f"{API}/commands/{number}"
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = encode(ActAnswer(number, act.kind, f"{API}/commands/{number}"))
+
+
+class CommandStop:
+    """`/commands/ID/stop` and `/commands/ID/resume`: a command stops where it is, and goes on."""
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+
+    async def on_post(self, req: Request, resp: Response, id: str) -> None:  # noqa: A002  # a part of the path
+        """Stop it; what it has done stays done."""
+        actor, number = _operator(req), _number(id)
+        answer = f"stopped by {actor.name}"
+        await self._readers.write(lambda database: commands.stop(database, number, answer))
+        _to_command(req, resp, number)
+
+    async def on_post_resume(self, req: Request, resp: Response, id: str) -> None:  # noqa: A002  # a part of the path
+        """Let a stopped command go on.
+
+        Raises:
+            PlanChanged: there is no stopped command of this id.
+        """
+        _operator(req)
+        number = _number(id)
+        if not await self._readers.write(lambda database: commands.go_on(database, number)):
+            raise PlanChanged(f"command {number} is not one that was stopped")
+        _to_command(req, resp, number)
+
+
+def _to_command(req: Request, resp: Response, number: int) -> None:
+    if req.path.startswith(API):
+        resp.status = HTTPStatus.ACCEPTED
+        resp.location = f"{API}/commands/{number}"
+        return
+    resp.status = HTTPStatus.SEE_OTHER
+    resp.location = f"/commands/{number}"
+
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+def _number(given: str) -> int:
+    if not _NUMBER.fullmatch(given):
+        raise NothingThere(f"there is no number {given!r}")
+    return int(given)
+
+
+class RejectedReadmit:
+    """`/rejected/ID/readmit`: the plan to readmit one request, with the reason that the form gave."""
+
+    def __init__(self, page: ActPage) -> None:
+        self._page = page
+
+    async def on_post(self, req: Request, resp: Response, id: str) -> None:  # noqa: A002  # a part of the path
+        """Go to the plan of the readmission of this one."""
+        _operator(req)
+        resp.status = HTTPStatus.SEE_OTHER
+        resp.location = f"/acts/readmit?id={_number(id)}"
+
+
+async def read_json(req: Request) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        BadFilter: it is none.
+        HTTPContentTooLarge: it has more than `MOST_BYTES`.
+    """
+    given = await req.stream.read(MOST_BYTES + 1)
+    if len(given) > MOST_BYTES:
+        raise falcon.HTTPContentTooLarge(description=f"a body has at most {MOST_BYTES} bytes")
+    try:
+        body = msgspec.json.decode(given)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadFilter(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadFilter("the body is a JSON object with the fields of the act and a reason")
+    return body
+
+
+def _one_each(params: Mapping[str, Any]) -> dict[str, str]:
+    for name, value in params.items():
+        if not isinstance(value, str):
+            raise BadFilter(f"{name} is given twice", field=name)
+    return dict(params)
+
+
+def add_routes(
+    app: falcon.asgi.App[Request, Response], readers: Readers, renderer: render.Renderer, clock: Clock
+) -> None:
+    """Add the paths of all acts."""
+    acts = Acts(readers, clock)
+    page, stop = ActPage(acts, renderer), CommandStop(readers)
+    app.add_route("/acts/{kind}", page)
+    app.add_route(f"{API}/acts/{{kind}}", ActApi(acts))
+    for base in ("", API):
+        app.add_route(f"{base}/commands/{{id}}/stop", stop)
+        app.add_route(f"{base}/commands/{{id}}/resume", stop, suffix="resume")
+    app.add_route("/rejected/{id}/readmit", RejectedReadmit(page))

@@ -1,0 +1,115 @@
+"""Readmission by a command: step by step, by any relay, and one bad request stops no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import Connection
+
+from inbox.db import intake
+from inbox.db.intake import Rejected
+from inbox.events.event import Event
+from inbox.events.timestamps import as_time
+from relay.store.operator import commands, execution, readmit
+from relay.store.operator.commands import Progress
+from tests.helpers.relaying import CONFIG, POLICIES, Steps
+from tests.helpers.storing import START
+from tests.helpers.webhooks import body
+
+_HEADERS = {"content-type": "application/json"}
+
+
+def a_rejected(content: bytes | None = None, source: str = "trivore") -> Rejected:
+    return Rejected(START, source, 422, "invalid_event", "no version", None, None, b"\0" * 32, _HEADERS, content)
+
+
+def a_body(number: int) -> bytes:
+    return body(f"u{number}", f"2026-01-01T00:00:{number:02d}Z")
+
+
+def ask(steps: Steps, selection: dict[str, object], *, dry_run: bool = False) -> int:
+    return commands.ask(steps.database, "readmit", selection, who="kim", why="the preset is fixed", dry_run=dry_run)
+
+
+def end(steps: Steps, number: int) -> Progress:
+    while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
+        execution.work_on(steps.database, CONFIG, POLICIES, number)
+    assert progress is not None
+    return progress
+
+
+def seqs(steps: Steps) -> list[int | None]:
+    return [row["readmitted_seq"] for row in steps.rows("SELECT readmitted_seq FROM rejected_request ORDER BY id")]
+
+
+def test_more_requests_than_a_step_takes_are_all_readmitted(steps: Steps) -> None:
+    steps.intake.reject(*(a_rejected(a_body(n)) for n in range(45)))
+    assert end(steps, ask(steps, {"cause": "invalid_event"})).answer == "45 readmitted"
+    assert None not in seqs(steps)
+    steps.sequence()
+    assert len(steps.states()) > 0
+    (row,) = steps.rows("SELECT readmitted_at, readmitted_by, readmit_reason FROM rejected_request WHERE id = 7")
+    assert (as_time(row["readmitted_at"]), row["readmitted_by"], row["readmit_reason"]) == (
+        START,
+        "kim",
+        "the preset is fixed",
+    )
+
+
+def test_one_that_was_sent_again_meanwhile_is_a_duplicate(steps: Steps) -> None:
+    steps.intake.reject(a_rejected(a_body(1)), a_rejected(a_body(1)), a_rejected(a_body(2)))
+    end(steps, ask(steps, {"id": 1}))
+    assert end(steps, ask(steps, {"everything": True})).affected == 2
+    first, again, other = seqs(steps)
+    assert first == again == 1
+    assert other not in {None, 1}
+    assert [row["seq"] for row in steps.rows("SELECT seq FROM duplicate_request")] == [1]
+
+
+def test_a_step_that_is_done_twice_changes_nothing_the_second_time(steps: Steps) -> None:
+    steps.intake.reject(a_rejected(a_body(1)))
+    number = ask(steps, {"id": 1})
+    with steps.database.read() as transaction:
+        task = commands.request_of(commands.read_open(transaction, number))
+    assert readmit.readmit(steps.database, CONFIG, task).changed == 1
+    assert readmit.readmit(steps.database, CONFIG, task).changed == 0
+    assert steps.rows("SELECT count(*) AS n FROM inbox")[0]["n"] == 1
+    assert steps.rows("SELECT count(*) AS n FROM duplicate_request")[0]["n"] == 0
+
+
+def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.intake.reject(*(a_rejected(a_body(n)) for n in range(1, 4)))
+    append = intake.append
+
+    def failing(connection: Connection, events: Sequence[Event]) -> list[int | None]:
+        if any(event.entity_id == "u2" for event in events):
+            raise ValueError("u2 can't be stored")
+        return append(connection, events)
+
+    monkeypatch.setattr(intake, "append", failing)
+    assert end(steps, ask(steps, {"source": "trivore"})).answer == (
+        "2 readmitted, 1 still rejected: their reasons are in a dry run"
+    )
+    assert [seq is None for seq in seqs(steps)] == [False, True, False]
+
+
+def test_a_dry_run_says_what_would_be_readmitted_and_changes_nothing(steps: Steps) -> None:
+    steps.intake.reject(a_rejected(a_body(1)), a_rejected(b"{}"), a_rejected(a_body(1), source="gone"), a_rejected())
+    number = ask(steps, {"everything": True}, dry_run=True)
+    assert end(steps, number).answer == "dry run: 1 of the first 3 would be readmitted"
+    (row,) = steps.rows("SELECT matched, sample FROM relay_command")
+    assert (row["matched"], row["sample"]["first"]) == (3, [1])
+    assert "there is no such source in the configuration any more" in json.dumps(row["sample"])
+    assert seqs(steps) == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("selection", "says"),
+    [({"source": "trvore"}, "there is no source 'trvore'"), ({"cause": "x"}, "there is no cause 'x'")],
+)
+def test_a_name_that_nobody_knows_is_refused(steps: Steps, selection: dict[str, object], says: str) -> None:
+    progress = end(steps, ask(steps, selection))
+    assert progress.state == "refused"
+    assert says in str(progress.answer)

@@ -1,0 +1,72 @@
+"""The screen of commands: who asked for what, why, and how far it is."""
+
+from __future__ import annotations
+
+from relay.store.operator import commands, execution
+from relay.store.operator.selection import Selection
+from tests.helpers.page import VIEWER, Page
+from tests.helpers.relaying import CONFIG, HOPELESS, POLICIES, Steps
+from tests.helpers.storing import an_event
+
+
+def ask(steps: Steps, number: int = 1) -> list[int]:
+    return [
+        commands.ask(steps.database, "replay", Selection(route="strict"), who="kim", why=f"reason {n}", planned=250)
+        for n in range(number)
+    ]
+
+
+def test_commands_are_listed_newest_first_page_by_page(page: Page, steps: Steps) -> None:
+    numbers = ask(steps, 5)
+    first = page.json("/commands.json?limit=2")
+    assert [row["id"] for row in first["rows"]] == [numbers[4], numbers[3]]
+    second = page.json(f"/api/v1/commands?limit=2&before={first['before']}")
+    assert [row["id"] for row in second["rows"]] == [numbers[2], numbers[1]]
+    assert page.json("/commands.json?kind=cancel")["rows"] == []
+    html = page.get("/commands").text
+    assert "reason 4" in html
+    assert "kim" in html
+
+
+def test_a_command_says_how_far_it_is(page: Page, steps: Steps) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 251)))
+    steps.record_all(steps.claim_due(250), HOPELESS)
+    (number,) = ask(steps)
+    execution.work_on(steps.database, CONFIG, POLICIES, number)
+    assert "200 of 250 changed so far" in page.get(f"/commands/{number}").text
+    assert '<progress class="" aria-label="progress" max="250" value="200">' in page.get(f"/commands/{number}").text
+
+
+def test_a_command_is_stopped_by_name_and_goes_on(page: Page, steps: Steps) -> None:
+    (number,) = ask(steps)
+    assert "Stop</button>" in page.get(f"/commands/{number}").text
+    answer = page.post(f"/commands/{number}/stop")
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/commands/{number}")
+    stopped = page.json(f"/commands/{number}.json")
+    assert (stopped["state"], stopped["answer"]) == ("cancelled", "stopped by olga")
+    assert "Go on</button>" in page.get(f"/commands/{number}").text
+    assert page.post(f"/commands/{number}/resume").status_code == 303
+    assert page.json(f"/api/v1/commands/{number}")["state"] == "running"
+    assert page.post(f"/commands/{number}/resume").status_code == 409
+
+
+def test_viewers_see_no_buttons(page: Page, steps: Steps) -> None:
+    (number,) = ask(steps)
+    html = page.get(f"/commands/{number}", VIEWER).text
+    assert "reason 0" in html
+    assert "Stop</button>" not in html
+
+
+def test_a_number_that_is_none_is_not_there(page: Page) -> None:
+    for path in ("/commands/7", "/commands/x", "/commands/99999999999999999999"):
+        assert page.get(path).status_code == 404, path
+    assert page.post("/commands/x/stop").status_code == 404
+
+
+def test_hostile_texts_are_shown_harmless(page: Page, steps: Steps) -> None:
+    hostile = "<img src=x onerror=alert(1)>\u202e" + "x" * 1500
+    number = commands.ask(steps.database, "replay", Selection(route=hostile), who=hostile, why=hostile)
+    for path in ("/commands", f"/commands/{number}"):
+        html = page.get(path).text
+        assert "<img" not in html
+        assert "\u202e" not in html
