@@ -9,16 +9,11 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from relay.web.screens import SCREENS
 from tests.helpers.browser import Browser
 from tests.helpers.daemon import configured, running
 from tests.helpers.downstream import serving as downstream_serving
 from tests.helpers.filling import give_up
 from tests.helpers.page import VIEWER, Page, on_database, serving
-
-pytestmark = pytest.mark.skipif(
-    "dead" not in {screen.name for screen in SCREENS}, reason="acts come with the screen of dead letters"
-)
 
 EVENTS = [(f"u{number}", f"2026-01-01T00:00:0{number}Z") for number in range(5)]
 
