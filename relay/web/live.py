@@ -65,9 +65,9 @@ class Access(Protocol):
         ...
 
 
-def live_url(page: str, version: str) -> str:
-    """Return the URL of the stream for a page, which shows this version."""
-    return f"/live?{urlencode({'url': page, 'version': version})}"
+def live_url(page: str, version: str) -> str | None:
+    """Return the URL of the stream for a page, which shows this version. None: the page's own URL is too long for one."""
+    return None if len(page) > LONGEST_URL else f"/live?{urlencode({'url': page, 'version': version})}"
 
 
 def inside_of_main(html: str) -> str:

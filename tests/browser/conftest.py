@@ -1,4 +1,4 @@
-"""One browser for the tests of a module, and the page on a database after a night with trouble, or on an empty one."""
+"""One browser for each process of the tests, and the page on a database after a night with trouble, or on an empty one."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(MISSING, red=True, bold=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     with browsing() as browser:
         yield browser
 
 
 @pytest.fixture
-def browser(chromium: Browser) -> Browser:
-    """The module's browser, as an operator at a desk has it."""
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """The browser, as an operator at a desk has it."""
     chromium.allow_scripts(True)
     chromium.look()
     chromium.act_as(OPERATOR)
-    return chromium
+    yield chromium
+    chromium.driver.get("about:blank")  # it ends the stream of a live page
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def night_engine(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """A database after a night with trouble, which tests of a module share."""
+    """A database after a night with trouble, which tests share."""
     path = tmp_path_factory.mktemp("night") / "inbox.db"
     shutil.copy(sqlite_template, path)
     engine = engines.connect(f"sqlite:///{path}", application="tests")
@@ -50,15 +51,24 @@ def night_engine(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
     engine.dispose()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def night_page(night_engine: Engine) -> Iterator[Page]:
     with serving(on_database(night_config(), str(night_engine.url)), SystemClock()) as page:
         yield page
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def empty_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     path = tmp_path_factory.mktemp("empty") / "inbox.db"
     shutil.copy(sqlite_template, path)
     with serving(on_database(night_config(), f"sqlite:///{path}"), SystemClock()) as page:
         yield page
+
+
+@pytest.fixture
+def own_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
+    """An empty database of this test's own."""
+    shutil.copy(sqlite_template, tmp_path / "inbox.db")
+    engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
+    yield engine
+    engine.dispose()

@@ -105,6 +105,7 @@ def test_hostile_values_are_shown_harmless(path: str, browser: Browser, hostile_
     _is_harmless(browser)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", PLACES)
 def test_hostile_values_of_one_thing_are_shown_harmless(place: str, browser: Browser, hostile_page: Page) -> None:
     browser.site = hostile_page.url

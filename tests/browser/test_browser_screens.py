@@ -20,7 +20,9 @@ OF_ONE = {screen.name: re.sub(r"{.*?}", "", screen.path.split("{")[0]) for scree
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_screen_with_data_is_accessible_in_both_themes(path: str, browser: Browser, night_page: Page) -> None:
+def test_a_screen_with_data_is_accessible_in_both_themes_and_fits_a_phone(
+    path: str, browser: Browser, night_page: Page
+) -> None:
     browser.site = night_page.url
     for theme in get_args(Theme):
         browser.look(theme=theme)
@@ -28,8 +30,11 @@ def test_a_screen_with_data_is_accessible_in_both_themes(path: str, browser: Bro
         assert browser.find("h1").text
         assert browser.grave_findings() == []
         assert browser.errors() == []
+    browser.look(width=PHONE)
+    assert browser.overflow() <= 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", PATHS)
 def test_a_screen_without_data_says_so(path: str, browser: Browser, empty_page: Page) -> None:
     browser.site = empty_page.url
@@ -38,14 +43,6 @@ def test_a_screen_without_data_says_so(path: str, browser: Browser, empty_page: 
     assert len(browser.text()) > len(browser.find("h1").text)
     assert browser.grave_findings() == []
     assert browser.errors() == []
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_a_screen_fits_a_phone(path: str, browser: Browser, night_page: Page) -> None:
-    browser.site = night_page.url
-    browser.look(width=PHONE)
-    browser.open(f"{path}?live=0")
-    assert browser.overflow() <= 0
 
 
 @pytest.mark.parametrize("name", OF_ONE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,21 +10,11 @@ from selenium.webdriver.common.keys import Keys
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from inbox.db import engine as engines
 from inbox.db.intake import Rejected
 from tests.helpers.browser import Browser
 from tests.helpers.night import night_config
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.storing import Intake
-
-
-@pytest.fixture
-def own_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
-    """An empty database of this test's own."""
-    shutil.copy(sqlite_template, tmp_path / "inbox.db")
-    engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

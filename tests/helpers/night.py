@@ -88,6 +88,8 @@ _KINDS = {
     "payments": ("payment", "PAYMENT_SETTLED", ("payments-to-ledger",)),
 }
 
+_REPLAYS = {40: "the ERP is up again", 66: "those that were left, before the day begins"}
+
 
 def night_config() -> Config:
     return parse_config(CONFIG)
@@ -236,14 +238,9 @@ def _operators(steps: Steps, config: Config, minute: int) -> None:
     if minute == _ERP_WAS_DOWN.stop:
         with steps.database.write() as transaction:
             gates.resume(transaction, ("destination", "erp"), transaction.lock_order())
-    if minute == _ERP_WAS_DOWN.stop + 3:
-        number = commands.ask(
-            steps.database,
-            "replay",
-            Selection(route="orders-to-erp"),
-            who="olga",
-            why="the ERP is up again",
-        )
+    if minute in _REPLAYS:
+        chosen = Selection(route="orders-to-erp", error="503")
+        number = commands.ask(steps.database, "replay", chosen, who="olga", why=_REPLAYS[minute])
         while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
             execution.work_on(steps.database, config, steps.policies, number)
     if minute % 15 == 10:

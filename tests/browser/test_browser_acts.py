@@ -1,0 +1,81 @@
+"""What operators do on the page, from a filter to its end, with a real relay; and what a viewer can't do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.clock import SystemClock
+from tests.helpers.browser import Browser
+from tests.helpers.daemon import configured, running
+from tests.helpers.downstream import serving as downstream_serving
+from tests.helpers.filling import give_up
+from tests.helpers.page import VIEWER, Page, on_database, serving
+
+EVENTS = [(f"u{number}", f"2026-01-01T00:00:0{number}Z") for number in range(5)]
+
+
+@pytest.fixture
+def own_page(own_engine: Engine) -> Iterator[Page]:
+    config = configured("http://127.0.0.1:9/")
+    with serving(on_database(config, str(own_engine.url)), SystemClock()) as page:
+        yield page
+
+
+def test_a_bulk_replay_goes_from_the_filter_to_delivered(
+    browser: Browser, own_page: Page, own_engine: Engine, tmp_path: Path
+) -> None:
+    browser.site = own_page.url
+    seqs = give_up(own_engine, str(own_engine.url), EVENTS)
+    browser.open("/deliveries?state=dead&route=everything&live=0")
+    browser.link("Replay all that match").click()
+    browser.wait(lambda: "/acts/replay" in browser.at(), "the plan")
+    assert "5 deliveries" in browser.text()
+    assert browser.grave_findings() == []
+    browser.find("textarea[name=reason]").send_keys("the map is mended")
+    browser.find("main form button").click()
+    browser.wait(lambda: "/commands/" in browser.at(), "the command")
+    assert "the map is mended" in browser.text()
+    with downstream_serving(tmp_path / "ledger") as downstream, running(own_engine, downstream):
+        browser.wait(lambda: browser.all(".state-done"), "the command ends, and the page shows it by itself")
+        browser.wait(lambda: downstream.events == set(seqs), "all are delivered")
+    browser.open("/deliveries?state=dead&live=0")
+    assert "No delivery matches" in browser.text()
+    browser.open("/deliveries?state=delivered&live=0")
+    browser.wait(lambda: len(browser.all("tbody tr")) == len(EVENTS), "all are shown as delivered")
+
+
+def test_a_plan_without_a_reason_does_nothing(browser: Browser, own_page: Page, own_engine: Engine) -> None:
+    browser.site = own_page.url
+    give_up(own_engine, str(own_engine.url), EVENTS)
+    browser.open("/acts/replay?route=everything")
+    at = browser.at()
+    browser.find("main form button").click()
+    assert browser.at() == at
+    browser.open("/commands?live=0")
+    assert not browser.all('main a[href^="/commands/"]')
+
+
+def test_a_viewer_sees_no_acts_and_is_refused_them(browser: Browser, own_page: Page, own_engine: Engine) -> None:
+    browser.site = own_page.url
+    give_up(own_engine, str(own_engine.url), EVENTS)
+    browser.act_as(VIEWER)
+    for path in ("/deliveries?state=dead&live=0", "/dead?live=0", "/gates?live=0", "/?live=0"):
+        browser.open(path)
+        assert not browser.all('main a[href^="/acts/"], main form[action^="/acts/"]'), path
+    browser.open("/acts/replay?route=everything")
+    assert browser.find("[role=alert]").is_displayed()
+    assert not browser.all("textarea[name=reason]")
+
+
+def test_a_new_dead_letter_appears_without_a_reload(browser: Browser, own_page: Page, own_engine: Engine) -> None:
+    browser.site = own_page.url
+    browser.open("/deliveries?state=dead")
+    browser.run("window.same = true")
+    browser.wait(lambda: browser.find("#live").text == "Live", "the page is live")
+    give_up(own_engine, str(own_engine.url), EVENTS[:1], reason="city: no value")
+    browser.wait(lambda: "city: no value" in browser.text(), "the dead letter appears")
+    assert browser.run("return window.same") is True
