@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.errors import BadFilter
-from relay.web.query import Limit, Number, Text, When, parse, url
+from relay.web.query import GivenTime, Limit, Number, Text, parse, url
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 
@@ -21,7 +21,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     entity: Text
     error: Text | None = None
     status: Number | None = None
-    since: When | None = None
+    since: GivenTime | None = None
     is_open: bool = False
     limit: Limit = 50
 
@@ -34,7 +34,7 @@ QUERIES = st.builds(
     entity=TEXTS,
     error=st.none() | TEXTS,
     status=st.none() | st.integers(0, 2**63 - 1),
-    since=st.none() | TIMES.map(lambda text: When.parse(text, NOW)),
+    since=st.none() | TIMES.map(lambda text: GivenTime.parse(text, NOW)),
     is_open=st.booleans(),
     limit=st.integers(1, 200),
 )
