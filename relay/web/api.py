@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from falcon.asgi import Request, Response
 
 from inbox.events.commands import MOST_REASON
 from relay.web import openapi
+from relay.web.acts.kinds import ACTS, ORDERS, ActAnswer, ActKind
+from relay.web.acts.plan import ActPlan
 from relay.web.problems import API
 from relay.web.query import Number
 from relay.web.reveal import RevealedPayload
@@ -31,8 +34,34 @@ class RevealOrder(msgspec.Struct, frozen=True):
     """Reason for looking, which everybody sees on the event's page."""
 
 
+class NoParameters(msgspec.Struct, frozen=True):
+    """Nothing but the path."""
+
+
+def _of_act(act: ActKind) -> Iterator[openapi.Operation]:
+    """Yield the plan of an act, and the act."""
+    path = f"{API}/acts/{act.kind}"
+    yield openapi.Operation(
+        name=f"plan_{act.kind}", title=f"{act.title}: the plan", path=path, query=act.form, answer=ActPlan
+    )
+    yield openapi.Operation(
+        name=act.kind,
+        title=act.title,
+        path=path,
+        method="post",
+        query=NoParameters,
+        body=ORDERS[act.kind],
+        body_texts=act.form,
+        answer=ActAnswer,
+        status=202,
+        problems=(*openapi.ALWAYS, 409),
+        headers={"Location": "Path of the command."},
+    )
+
+
 OPERATIONS = (
     *openapi.operations_of(SCREENS),
+    *(operation for act in ACTS.values() for operation in _of_act(act)),
     openapi.Operation(
         name="reveal",
         title="Reveal the headers and body of an event",

@@ -36,6 +36,13 @@ _EXPLAINED = {
     "destination": "Name of a destination in `inbox.toml`.",
     "status": "HTTP status.",
     "seq": "Number of the event.",
+    "id": "Its number, as lists have it.",
+    "api": "Name of an api in `inbox.toml`.",
+    "entity_type": "Type of the entity, such as USER.",
+    "entity_id": "Id of the entity, as the source gives it.",
+    "event_type": "Event type, verbatim from the sender.",
+    "kind": "Kind, as lists show it.",
+    "state": "State, as lists show it.",
     "cause": "Cause in one word, as lists show it.",
 }
 """Parameters that mean the same wherever a query has no docstring of its own for them."""

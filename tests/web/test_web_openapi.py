@@ -197,3 +197,7 @@ def test_figures_have_one_form_on_both_databases(engine: Engine) -> None:
             connection.execute(text("SELECT sum(n) AS n FROM (SELECT 1 AS n UNION ALL SELECT 2) AS s")).mappings().one()
         )
     assert encode(dict(row)) == b'{"n":3}'
+
+
+def test_the_foot_of_a_page_links_to_it(page: Page) -> None:
+    assert '<a href="/api/v1/openapi.json">' in page.get("/rejected").text

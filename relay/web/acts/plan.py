@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from inbox.db.reads import Row
 from relay.store.operator.plan import Group
 from relay.web.acts.agreement import written
+from relay.web.rows import AnyMembers
 
 
 class PlanFigure(msgspec.Struct, frozen=True):
@@ -23,7 +21,7 @@ class ActPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The changes that an act would make now. Making a plan changes nothing, and locks nothing."""
 
     kind: str
-    selection: dict[str, Any]
+    selection: AnyMembers
     """The subject of the command: the JSON of `relay_command.selection`."""
     count: int | None = None
     """Number of deliveries or rows; None where an act has no such number."""
@@ -31,7 +29,7 @@ class ActPlan(msgspec.Struct, frozen=True, kw_only=True):
     """False: there are more than `count`, and no more were examined."""
     groups: tuple[Group, ...] = ()
     """The deliveries by route, state and cause; the largest first."""
-    deliveries: tuple[Row, ...] = ()
+    deliveries: tuple[AnyMembers, ...] = ()
     """The first deliveries, in the order of arrival."""
     left_out: dict[str, int] = {}
     """Sentences about selected deliveries or rows that stay as they are, and how many each is about."""
