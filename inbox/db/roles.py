@@ -133,7 +133,11 @@ TABLES: Mapping[str, Grants] = {
     },
     "delivery_log": _WORK,
     # only an erasure changes a row, and only its reason
-    "payload_reveal": {**_READ, "web": "SELECT, INSERT (at, seq, who, reason)", "relay": "SELECT, INSERT, UPDATE (reason), DELETE"},
+    "payload_reveal": {
+        **_READ,
+        "web": "SELECT, INSERT (at, seq, who, reason)",
+        "relay": "SELECT, INSERT, UPDATE (reason), DELETE",
+    },
     "gate": _WORK,
     "lane": _WORK,
     # who stops a command must lock out a relay that carries it out
