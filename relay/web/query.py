@@ -72,13 +72,17 @@ def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, s
         raise ValueError("a time is a text")
 
     try:
-        return msgspec.convert(filled, kind, strict=strict, dec_hook=hook)
+        made = msgspec.convert(filled, kind, strict=strict, dec_hook=hook)
     except msgspec.ValidationError as error:
         found = _PLACE.search(str(error))
         name = found[1] if found else ""
         says = str(error)[: found.start()] if found else str(error)
         value = f" {filled[name]!r}" if name in filled else ""
         raise BadFilter(f"{name or 'the filter'}{value}: {says}", field=name or None) from None
+    for name, value in filled.items():
+        if getattr(made, name) is None and value is not None:  # msgspec takes the text `null` for None
+            raise BadFilter(f"{name} {value!r}: leave it out for any", field=name)
+    return made
 
 
 def url(path: str, query: msgspec.Struct, **changed: object) -> str:
