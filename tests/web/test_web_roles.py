@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 import pytest
@@ -21,7 +21,7 @@ from tests.helpers.relaying import CONFIG, FakeClock, Steps
 from tests.helpers.roles import Granted, granted
 
 PARTS = {"seq": 1, "source": "trivore", "type": "USER", "cause": "bad_filter"}
-SELECTIONS = {
+SELECTIONS: Mapping[str, Mapping[str, object]] = {
     "replay": {"route": "strict"},
     "retry": {"route": "latest"},
     "cancel": {"seq": 2},
