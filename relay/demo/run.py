@@ -23,7 +23,7 @@ from relay.demo.commercial import CallMade
 from relay.demo.compare import Mismatch, compare
 from relay.demo.events import DemoEvent, DemoEvents, Stopped
 from relay.demo.scenario import A_MOMENT_SECONDS, ChangeMade, Scenario
-from relay.demo.screen import Bars, Screen, panel, summary_of
+from relay.demo.screen import Bars, DemoScreen, panel, summary_of
 from relay.demo.stack import FAIL_SHARE, PAGE_USER, Stack
 from relay.demo.webhooks import WebhookSent
 from relay.demo.workspace import Folder
@@ -68,7 +68,7 @@ _INTRODUCTION = """\
 class DemoRun:
     """The events, the counts and the view of one run; `start` adds the stack and the scenario. Main thread only."""
 
-    def __init__(self, view: Screen | Bars, seed: int) -> None:
+    def __init__(self, view: DemoScreen | Bars, seed: int) -> None:
         self.view, self.seed = view, seed
         self.counts: Counter[str] = Counter()
         self._is_outage_asked = False
@@ -215,7 +215,7 @@ def run_live(console: Console, seed: int, folder: Path | None, database_url: str
         ConfigError: the database can't be used.
     """
     console.print(_INTRODUCTION)
-    run = DemoRun(Screen(console), seed)
+    run = DemoRun(DemoScreen(console), seed)
     with run.events.stopping():
         try:
             with (

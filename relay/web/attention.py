@@ -1,4 +1,4 @@
-"""What needs a person: findings of the health check, firing alerts, and problems that have a next step. Pure."""
+"""Problems that need a person: findings of the health check, firing alerts, and what has a next step. Pure."""
 
 from __future__ import annotations
 

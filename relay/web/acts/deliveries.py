@@ -18,7 +18,7 @@ from relay.store.operator.room import MOST_OPEN
 from relay.store.operator.selection import Act, Choice, Selection
 from relay.web.acts.forms import DeliveriesForm
 from relay.web.acts.plan import ActPlan, sealed
-from relay.web.query import When
+from relay.web.query import GivenTime
 from relay.web.screen import Reading
 
 MOST_COUNTED = 10_000
@@ -91,7 +91,7 @@ def _selection(form: DeliveriesForm) -> Selection:
     given = msgspec.structs.asdict(form)
     del given["as_of"], given["everything"]
     for name in ("since", "until"):
-        moment: When | None = given[name]
+        moment: GivenTime | None = given[name]
         given[name] = None if moment is None else moment.moment
     return Selection(**given)
 
