@@ -313,7 +313,7 @@ def _places(run: DemoRun) -> list[tuple[str, str]]:
         ("look into it", f"export INBOX_CONFIG={shlex.quote(str(stack.configuration_path))}"),
         ("", f"{_command('inbox')} list"),
         ("", f"{_command('relay')} status"),
-        ("break it", f"kill -USR1 {os.getpid()}  stops the commercial service; once more starts it"),
+        ("break it", f"kill -USR1 {os.getpid()}  stops commercial; once more starts it"),
         ("end it", "Ctrl-C; until then a user or a group changes every few seconds"),
     ]
 
