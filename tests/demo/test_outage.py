@@ -11,7 +11,7 @@ from rich.console import Console
 
 from relay.demo.events import OUTAGE_SIGNAL, DemoEvents
 from relay.demo.run import DemoRun
-from relay.demo.screen import Screen
+from relay.demo.screen import DemoScreen
 from relay.demo.stack import Stack
 
 
@@ -39,7 +39,7 @@ def test_each_signal_asks_once_and_the_signal_has_its_old_meaning_afterwards() -
 
 def test_the_service_is_stopped_and_started_as_was_asked_and_the_person_is_told() -> None:
     written = io.StringIO()
-    run = DemoRun(Screen(Console(file=written, width=200)), seed=1)
+    run = DemoRun(DemoScreen(Console(file=written, width=200)), seed=1)
     run.stack = cast("Stack", TwoStates())
     run.switch_commercial()
     assert run.stack.is_commercial_up
