@@ -30,7 +30,7 @@ LISTED = 10
 _CONSEQUENCES: Mapping[Act, tuple[str, ...]] = {
     "replay": (
         "Each goes back to its place in its lane, by the time of its event. Later events of the lane that are open wait for it.",
-        "Where the order is `latest`, a newer event that waits stands for it.",
+        "Where the route's ordering is latest, a newer event that waits is delivered in its place.",
         f"At most {MOST_OPEN:,} replayed deliveries of a route are open at a time, so new events need not wait behind them.",
     ),
     "retry": (

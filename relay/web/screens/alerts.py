@@ -12,6 +12,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery.alerts import AlertKind
 from relay.store import reads
 from relay.store.overview import FiringAlert, alert_text, read_firing
+from relay.web.attention import remedy_of_alert
 from relay.web.query import GivenTime, Limit, Number, Text
 from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
@@ -92,5 +93,6 @@ SCREEN = Screen(
     page=AlertsPage,
     read=read,
     template="alerts.html",
+    values={"remedy_of": remedy_of_alert},
     is_list=True,
 )

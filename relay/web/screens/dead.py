@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from relay.delivery.facts import CAUSES
 from relay.store.dead_groups import MOST_GROUPED, DeadGroup, dead_groups
 from relay.web.query import GivenTime, Limit, Text
 from relay.web.screen import Reading, Screen
@@ -49,5 +50,6 @@ SCREEN = Screen(
     page=DeadPage,
     read=read,
     template="dead.html",
+    values={"causes": CAUSES},
     is_live=False,
 )
