@@ -16,6 +16,13 @@ from inbox.db.schema import metadata
 from inbox.db.view_comments import VIEWS
 from inbox.events.states import GONE_SECONDS, OPEN_STATES
 
+
+def _by(dialect: str) -> str:
+    """Return the expression of a winner's seq. Postgres would fail for a text that is no number, and take the list away."""
+    by = "l.detail ->> 'by'"
+    return f"substring({by} FROM '^[0-9]{{1,18}}$')" if dialect == POSTGRES else by
+
+
 _DELIVERY = """
 SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
        {state} AS state,
@@ -23,7 +30,7 @@ SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        l.kind AS last_fact, l.at AS last_fact_at,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
        CASE WHEN o.seq IS NOT NULL THEN {failed_status} ELSE {last_status} END AS last_status,
-       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST({by} AS bigint) END AS superseded_by
 FROM {routed}
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = {route}
 LEFT JOIN delivery_log l ON l.id = (
@@ -99,7 +106,7 @@ def _delivery_view(dialect: str) -> str:
         "failed_status": event_views.status_of("e", dialect),
     }
     return "CREATE VIEW delivery AS" + "UNION ALL".join(
-        _DELIVERY.format(routed=rows, route=name, state=state, condition=condition, **statuses)
+        _DELIVERY.format(by=_by(dialect), routed=rows, route=name, state=state, condition=condition, **statuses)
         for rows, name, state, condition in (
             (routed, route, known, "1 = 1"),
             (replayed, "r.route", known, f"{not_routed} AND {once}"),

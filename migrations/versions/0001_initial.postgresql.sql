@@ -774,7 +774,7 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        l.kind AS last_fact, l.at AS last_fact_at,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
        CASE WHEN o.seq IS NOT NULL THEN CAST(substring(e.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) ELSE CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) END AS last_status,
-       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(substring(l.detail ->> 'by' FROM '^[0-9]{1,18}$') AS bigint) END AS superseded_by
 FROM inbox i CROSS JOIN LATERAL unnest(i.routes) AS r(route)
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
 LEFT JOIN delivery_log l ON l.id = (
@@ -790,7 +790,7 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        l.kind AS last_fact, l.at AS last_fact_at,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
        CASE WHEN o.seq IS NOT NULL THEN CAST(substring(e.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) ELSE CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) END AS last_status,
-       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(substring(l.detail ->> 'by' FROM '^[0-9]{1,18}$') AS bigint) END AS superseded_by
 FROM inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
 LEFT JOIN delivery_log l ON l.id = (
@@ -806,7 +806,7 @@ SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id,
        l.kind AS last_fact, l.at AS last_fact_at,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
        CASE WHEN o.seq IS NOT NULL THEN CAST(substring(e.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) ELSE CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) END AS last_status,
-       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(substring(l.detail ->> 'by' FROM '^[0-9]{1,18}$') AS bigint) END AS superseded_by
 FROM inbox i
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = CAST(NULL AS text)
 LEFT JOIN delivery_log l ON l.id = (
