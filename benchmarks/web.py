@@ -1,7 +1,7 @@
 """The operator's page over millions of events: how long each screen takes, and what open browsers cost the database.
 
-    python -m benchmarks.web --database postgres --events 5000000 --open 1000000
-    python -m benchmarks.web --browsers 20
+python -m benchmarks.web --database postgres --events 5000000 --open 1000000
+python -m benchmarks.web --browsers 20
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Statements:
         self.number += 1
 
 
-def main(  # noqa: PLR0913  # options of a command
+def main(  # options of a command
     *,
     database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
     events: Annotated[int | None, typer.Option(min=1000, help="Stored events; 5 M, and 1 M on SQLite.")] = None,
@@ -99,7 +99,9 @@ def main(  # noqa: PLR0913  # options of a command
         counted = _Statements()
         asked = [_ask(page, path, times, counted) for path in pages(size) if only in path]
         per_second = _watch(page, size, browsers, counted) if browsers else None
-    _report(asked, per_second, f"The page, {database.value}, {size.events:,} events, {size.open:,} open", as_json=as_json)
+    _report(
+        asked, per_second, f"The page, {database.value}, {size.events:,} events, {size.open:,} open", as_json=as_json
+    )
     if any(each.p95 > BAR_MS or each.status != HTTPStatus.OK for each in asked) or (per_second or 0) > STATEMENTS_BAR:
         raise SystemExit(1)
 
@@ -113,9 +115,20 @@ def pages(size: Filled) -> Iterator[str]:
     for name in ("large", f"u{size.events // 10 - 20}", "u4"):
         yield f"/entities/trivore/USER/{name}"
     yield f"/entities/trivore/USER/large?before={size.events // 2}&limit=200"
-    yield from (f"/dead?{query}" for query in ("route=everything", "route=mirror", "cause=http", "cause=none", "since=1h"))
-    yield from ("/gates?name=u199", "/gates?kind=entity", "/commands/20000", "/commands?kind=erase", "/commands?state=failed")
-    yield from (f"/rejected?{query}" for query in ("source=nobody", "cause=none", "error=nothing", "since=1h", "until=2001-01-01"))
+    yield from (
+        f"/dead?{query}" for query in ("route=everything", "route=mirror", "cause=http", "cause=none", "since=1h")
+    )
+    yield from (
+        "/gates?name=u199",
+        "/gates?kind=entity",
+        "/commands/20000",
+        "/commands?kind=erase",
+        "/commands?state=failed",
+    )
+    yield from (
+        f"/rejected?{query}"
+        for query in ("source=nobody", "cause=none", "error=nothing", "since=1h", "until=2001-01-01")
+    )
     yield from ("/alerts?kind=retired", "/alerts?subject=nothing", "/alerts?before=100")
     yield from (f"/acts/{act}" for act in ("replay?route=everything", "cancel?error=needle"))
     yield from ("/acts/retry?route=everything", "/acts/cancel?source=rare", "/acts/unblock?route=everything")
@@ -128,16 +141,45 @@ def _queries(size: Filled) -> Iterator[str]:
     states = "received waiting ready retrying in_flight blocked dead delivered unchanged superseded skipped cancelled unrouted"
     for state in states.split():
         yield f"state={state}"
-    yield from ("route=everything", "route=mirror", "route=rarely", "source=billing", "source=rare", "destination=downstream")
-    yield from ("event_type=ONLY", "event_type=NONE", "type=USER", "type=NONE", "status=503", "status=418", "status=200")
+    yield from (
+        "route=everything",
+        "route=mirror",
+        "route=rarely",
+        "source=billing",
+        "source=rare",
+        "destination=downstream",
+    )
+    yield from (
+        "event_type=ONLY",
+        "event_type=NONE",
+        "type=USER",
+        "type=NONE",
+        "status=503",
+        "status=418",
+        "status=200",
+    )
     yield from ("error=503", "error=needle", "error=nothing", "error=refused&state=dead", "error=nothing&state=blocked")
-    yield from ("entity=USER/large", "entity=USER/nobody", "entity=USER/large&state=dead", "entity=USER/large&status=418")
+    yield from (
+        "entity=USER/large",
+        "entity=USER/nobody",
+        "entity=USER/large&state=dead",
+        "entity=USER/large&status=418",
+    )
     yield from ("entity=USER/large&route=rarely", "entity=USER/large&error=nothing", "source=rare&entity=USER/large")
     yield from ("since=1h", "until=29d", "since=20d&until=19d", "since=20d&until=19d&state=dead", "until=2001-01-01")
-    yield from ("state=dead&route=mirror", "state=waiting&route=rarely", "state=dead&event_type=ONLY", "state=waiting&source=rare")
+    yield from (
+        "state=dead&route=mirror",
+        "state=waiting&route=rarely",
+        "state=dead&event_type=ONLY",
+        "state=waiting&source=rare",
+    )
     yield from ("state=received&route=everything", "state=received&route=rarely", "state=retrying&error=nothing")
     yield from ("route=rarely&error=nothing", "route=rarely&status=503", "route=mirror&state=cancelled", "limit=200")
-    yield from (f"before={size.events // 2}&limit=200", "before=2", f"before={size.events // 2}&state=cancelled&route=mirror")
+    yield from (
+        f"before={size.events // 2}&limit=200",
+        "before=2",
+        f"before={size.events // 2}&state=cancelled&route=mirror",
+    )
     yield f"before={size.events // 2}&state=dead&error=nothing"
 
 

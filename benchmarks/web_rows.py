@@ -1,4 +1,4 @@
-"""Rows for the benchmark of the operator's page: events in every state that a delivery can have, and all that is listed beside them."""
+"""Rows for the benchmark of the operator's page: events in every state of a delivery, and all that is listed beside them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ class _Words(msgspec.Struct, frozen=True):
     def numbers(self, first: int, last: int) -> str:
         if self.is_postgres:
             return f"generate_series({first}, {last}) AS n"
-        return f"(WITH RECURSIVE c(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM c WHERE n < {last}) SELECT n FROM c)"
+        return (
+            f"(WITH RECURSIVE c(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM c WHERE n < {last}) SELECT n FROM c)"
+        )
 
     def ago(self, seconds: str) -> str:
         if self.is_postgres:
@@ -132,7 +134,8 @@ class _Words(msgspec.Struct, frozen=True):
         is_open = f"(n >= {size.first_open} OR n % {size.dead_each} = 1)"
         source = "CASE WHEN n = 7 THEN 'rare' WHEN n / 10 % 4 = 1 THEN 'billing' ELSE 'trivore' END"
         routes = f"CASE WHEN n / 10 % 4 = 1 THEN {self.names('invoices', 'mirror')} ELSE {self.names('everything')} END"
-        made = f"(SELECT n, {self.state} AS state, CASE WHEN n / 10 % 4 = 1 THEN 'invoices' ELSE 'everything' END AS route FROM {numbers}) made"
+        route = "CASE WHEN n / 10 % 4 = 1 THEN 'invoices' ELSE 'everything' END"
+        made = f"(SELECT n, {self.state} AS state, {route} AS route FROM {numbers}) made"
         array = f"CAST({routes} AS text[])" if self.is_postgres else routes
         yield f"""
 INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
