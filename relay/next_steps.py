@@ -73,11 +73,11 @@ def _about_gates(gates: Sequence[HeldGate], most_named: int) -> Iterator[NextSte
 def _about_gate(gate: HeldGate) -> NextStep:
     name = gate.title
     if gate.state == "paused":
-        text = f"{name} is paused: let its deliveries through again"
+        text = f"{name} is paused: resume it to deliver again"
     elif gate.state == "retired":
-        text = f"{name} is gone for good: call it again, when it is back"
+        text = f"{name} answered that it is gone (410): resume it once it is back"
     else:
-        text = f"{name} is not called for now: call it at once, when it is well again"
+        text = f"{name} is not called, its circuit breaker is open: resume it once it works again"
     why = ": ".join(part for part in (gate.by, gate.why) if part) or None
     return NextStep(text, resume_command(gate.kind, gate.name), "resume", gate.fields, gate.since, why)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +32,7 @@ def web(
 ) -> None:
     """Serve the operator's page and its API with gunicorn. SIGHUP reads the configuration again.
 
-    It is closed until `[web]` in the configuration says who may use it.
+    It is closed until `web.users`, `web.tokens` or `web.proxy` in the configuration says who may use it.
 
     Examples:
       relay web passwd anna --role operator --into users
@@ -45,6 +46,7 @@ def web(
 
     with exit_on_error():
         load_file().make(page_of)  # gunicorn would say the same, below its own lines
+    _check_address(bind)
     arguments = ["--config", "python:relay.web.gunicorn_settings", "--bind", bind, "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments])  # noqa: S606  # it takes this process over
 
@@ -81,7 +83,7 @@ def passwd(
             answer(line)
         else:
             write_entry(into, name, line, PasswordHash.parse)
-            say(f"{into} has the password of {name}, {role}; a session with an older one has ended")
+            say(f"{into} has the password of {name}, {role}; `web.users` in inbox.toml names the file")
 
 
 @app.command()
@@ -113,6 +115,19 @@ def token(
     say("the token, shown only this once, and its line for the file that web.tokens names:")
     answer(made)
     answer(line)
+
+
+def _check_address(bind: str) -> None:
+    """Exit where another program listens on this address: gunicorn would try for five seconds, and not say what to do."""
+    host, separator, port = bind.rpartition(":")
+    if not separator or not port.isdecimal() or "/" in host:
+        return  # a socket, or something that gunicorn judges
+    host = host.strip("[]")
+    try:
+        socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        fail(f"can't listen on {bind}: {why}; name another address and port with --bind")
 
 
 def _check(name: str, role: str) -> None:

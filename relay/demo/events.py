@@ -14,6 +14,8 @@ from relay.demo.commercial import CallMade
 from relay.demo.webhooks import WebhookSent
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+OUTAGE_SIGNAL = signal.SIGUSR1
+"""Stops the commercial service of a running demo, and starts it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,15 @@ class DemoEvents:
             if isinstance(event, int):
                 raise Stopped(event)
             self._listener(event)
+
+    @contextmanager
+    def on_outage_signal(self, act: Callable[[], None]) -> Iterator[None]:
+        """Call `act` for each SIGUSR1, inside a signal handler; main thread only."""
+        previous = signal.signal(OUTAGE_SIGNAL, lambda _number, _frame: act())
+        try:
+            yield
+        finally:
+            signal.signal(OUTAGE_SIGNAL, previous)
 
     @contextmanager
     def stopping(self) -> Iterator[None]:

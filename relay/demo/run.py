@@ -23,7 +23,7 @@ from relay.demo.commercial import CallMade
 from relay.demo.compare import Mismatch, compare
 from relay.demo.events import DemoEvent, DemoEvents, Stopped
 from relay.demo.scenario import A_MOMENT_SECONDS, ChangeMade, Scenario
-from relay.demo.screen import Bars, Screen, panel, summary_of
+from relay.demo.screen import Bars, DemoScreen, panel, summary_of
 from relay.demo.stack import FAIL_SHARE, PAGE_USER, Stack
 from relay.demo.webhooks import WebhookSent
 from relay.demo.workspace import Folder
@@ -68,9 +68,10 @@ _INTRODUCTION = """\
 class DemoRun:
     """The events, the counts and the view of one run; `start` adds the stack and the scenario. Main thread only."""
 
-    def __init__(self, view: Screen | Bars, seed: int) -> None:
+    def __init__(self, view: DemoScreen | Bars, seed: int) -> None:
         self.view, self.seed = view, seed
         self.counts: Counter[str] = Counter()
+        self._is_outage_asked = False
         self.chosen: set[str] = set()  # ids of the entities that `miss_and_find` has changed
         self.events = DemoEvents(self._on_event)
 
@@ -153,6 +154,23 @@ class DemoRun:
         stack.commercial.fail_share = FAIL_SHARE
         return differences
 
+    def ask_outage(self) -> None:
+        """Ask for a stop of the commercial service, or for its start; safe in a signal handler."""
+        self._is_outage_asked = not self._is_outage_asked
+
+    def switch_commercial(self) -> None:
+        """Stop or start the commercial service as was asked. Never while commands run that need it.
+
+        Raises:
+            DemoError: it can't be started again.
+        """
+        if self._is_outage_asked and self.stack.is_commercial_up:
+            self.stack.stop_commercial()
+            self.view.say("stopped the commercial service: its calls fail from now on; the page shows what follows")
+        elif not self._is_outage_asked and not self.stack.is_commercial_up:
+            self.stack.start_commercial()
+            self.view.say("started the commercial service again: see on the page what is left to repair")
+
     def busy(self) -> set[str]:
         """Return ids of entities with an open delivery, and of those that `miss_and_find` has changed."""
         return self.stack.ledger.busy_entities() | self.chosen
@@ -197,10 +215,13 @@ def run_live(console: Console, seed: int, folder: Path | None, database_url: str
         ConfigError: the database can't be used.
     """
     console.print(_INTRODUCTION)
-    run = DemoRun(Screen(console), seed)
+    run = DemoRun(DemoScreen(console), seed)
     with run.events.stopping():
         try:
-            with run.start(folder, database_url, users=LIVE_USERS, groups=LIVE_GROUPS, with_page=True):
+            with (
+                run.start(folder, database_url, users=LIVE_USERS, groups=LIVE_GROUPS, with_page=True),
+                run.events.on_outage_signal(run.ask_outage),
+            ):
                 _keep_changing(run, console)
         except Stopped as stopped:
             say(f"stopped in order after {stopped}; {run.folder.ending}", on=console)
@@ -218,8 +239,11 @@ def _keep_changing(run: DemoRun, console: Console) -> None:
                 run.pause(_BURST_PAUSE_SECONDS if number <= BURST else _LIVE_PAUSE_SECONDS)
                 if number == BURST and not pins:
                     console.print(box)
-                if number % BURST == 0:
-                    run.miss_and_find(run.stack.is_settled, _LIVE_PATIENCE_SECONDS)
+                run.switch_commercial()
+                if number % BURST == 0 and run.stack.is_commercial_up:
+                    run.until(run.stack.is_settled, _LIVE_PATIENCE_SECONDS)
+                    if run.stack.is_settled():  # not while the backlog of an outage is delivered
+                        run.miss_and_find(run.stack.is_settled, _LIVE_PATIENCE_SECONDS)
     except Stopped:
         console.print("\n[bold]stopping[/] the page, the webhooks, the receiver, the relay, the services")
         raise
@@ -289,6 +313,7 @@ def _places(run: DemoRun) -> list[tuple[str, str]]:
         ("look into it", f"export INBOX_CONFIG={shlex.quote(str(stack.configuration_path))}"),
         ("", f"{_command('inbox')} list"),
         ("", f"{_command('relay')} status"),
+        ("break it", f"kill -USR1 {os.getpid()}  stops commercial; once more starts it"),
         ("end it", "Ctrl-C; until then a user or a group changes every few seconds"),
     ]
 

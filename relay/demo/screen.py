@@ -31,7 +31,7 @@ _NOTES = {"same": ("nothing new: nothing is sent", "dim"), "stale": ("too old: i
 _SAY_EVERY_SECONDS = 5.0
 
 
-class Screen:
+class DemoScreen:
     """Prints a line for each event. Main thread only."""
 
     def __init__(self, console: Console, clock: Clock | None = None) -> None:

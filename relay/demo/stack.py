@@ -104,7 +104,9 @@ class Stack:
             fail_share=FAIL_SHARE, rng=failures, latency=LATENCY_SECONDS, on_call=self._events.put
         )
         self.identity_url = exits.enter_context(served(self.identity.app))
-        self.commercial_url = exits.enter_context(served(self.commercial.app))
+        self._commercial_server = exits.enter_context(ExitStack())
+        self.commercial_url = self._commercial_server.enter_context(served(self.commercial.app))
+        self.is_commercial_up = True
         users = self.folder / "users"
         hashed = hash_password(self.page_password).text
         workspace.write_private(users, f"{PAGE_USER}:operator:{hashed}\n")
@@ -145,6 +147,24 @@ class Stack:
             session.trust_env = False
             self._until_ready(page, lambda: _answers(session, f"{url}/health/live"))
         self.page_url = url
+
+    def stop_commercial(self) -> None:
+        """Stop the commercial service: connections to it are refused. Its records stay."""
+        self._commercial_server.close()
+        self.is_commercial_up = False
+
+    def start_commercial(self) -> None:
+        """Start it again at the same address.
+
+        Raises:
+            DemoError: another program has its port by now.
+        """
+        port = int(self.commercial_url.rpartition(":")[2])
+        try:
+            self._commercial_server.enter_context(served(self.commercial.app, port))
+        except OSError as error:
+            raise DemoError(f"can't start the commercial service again on port {port}: {error.strerror}") from None
+        self.is_commercial_up = True
 
     def start_relay(self) -> None:
         """Start a relay and wait until it works; raise DemoError when it doesn't."""

@@ -54,7 +54,7 @@ def _of_act(act: ActKind) -> Iterator[openapi.Operation]:
         body_texts=act.form,
         answer=ActAnswer,
         status=202,
-        problems=(*openapi.ALWAYS, 409),
+        problems=(*openapi.ALWAYS, 409, 413),
         headers={"Location": "Path of the command."},
     )
 

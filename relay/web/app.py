@@ -24,7 +24,7 @@ from relay.web.api import ApiDocument
 from relay.web.difference import DifferenceResource
 from relay.web.doctor_run import DoctorRun
 from relay.web.encoding import encode
-from relay.web.live import LIVE_FIELD, Hub, LiveResource, View, inside_of_main, live_url
+from relay.web.live import LIVE_FIELD, Hub, LiveResource, ShownPage, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
 from relay.web.reading import Readers, Spent
@@ -178,7 +178,7 @@ class Screens:
         """Add a screen."""
         self._router.add_route(path, _Route(resource))
 
-    async def read(self, actor: Actor, address: str) -> View:
+    async def read(self, actor: Actor, address: str) -> ShownPage:
         """Read the screen at a URL.
 
         Raises:
@@ -193,7 +193,7 @@ class Screens:
         shown = await cast("_Route", route).screen.show(
             actor, parts, falcon.uri.parse_query_string(given, keep_blank=False, csv=False), spent
         )
-        return View(inside_of_main(shown.html), shown.version, spent.statements)
+        return ShownPage(inside_of_main(shown.html), shown.version, spent.statements)
 
 
 class SecurityHeaders:

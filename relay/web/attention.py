@@ -1,4 +1,4 @@
-"""What needs a person: findings of the health check, firing alerts, and problems that have a next step. Pure."""
+"""Problems that need a person: findings of the health check, firing alerts, and what has a next step. Pure."""
 
 from __future__ import annotations
 
@@ -46,9 +46,18 @@ class Concern(msgspec.Struct, frozen=True):
 def concerns(seen: Overview, findings: Sequence[Trouble]) -> tuple[Concern, ...]:
     """List what needs a person: critical ones first, otherwise as they were found. Empty when all is well."""
     steps = list(next_steps(seen, findings, MOST_NAMED))
-    alerts = list(seen.alerts)
+    alerts = [alert for alert in seen.alerts if not _is_over(alert, seen)]
     found = [*_of_findings(findings, steps, alerts), *_of_steps(steps, alerts), *map(_of_alert, alerts)]
     return tuple(sorted(found, key=lambda concern: _LEVELS.index(concern.level)))
+
+
+def _is_over(alert: FiringAlert, seen: Overview) -> bool:
+    """Tell whether the dead letters of an alert are gone: a relay ends the alert only half a minute later."""
+    routes = {route.route: route for route in seen.routes}
+    if alert.kind != "delivery_dead" or alert.subject not in routes:
+        return False
+    route = routes[alert.subject]
+    return not route.dead and not route.blocked
 
 
 _LEVELS: tuple[Level, ...] = ("critical", "warning")
@@ -131,10 +140,11 @@ def _take(alerts: list[FiringAlert], kind: str, subject: str | None) -> FiringAl
 
 def _of_alert(alert: FiringAlert) -> Concern:
     level: Level = "critical" if alert.kind in _CRITICAL else "warning"
-    return Concern(level, alert.text, None, alert.since, _remedy_of_alert(alert))
+    return Concern(level, alert.text, None, alert.since, remedy_of_alert(alert))
 
 
-def _remedy_of_alert(alert: FiringAlert) -> Remedy:
+def remedy_of_alert(alert: FiringAlert) -> Remedy:
+    """Return the screen on which an alert is looked into."""
     if alert.kind == "backlog_old":
         return Remedy("Deliveries", path=_path("/deliveries", {"route": alert.subject}))
     if alert.kind == "source_silent":

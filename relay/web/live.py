@@ -44,7 +44,7 @@ LONGEST_URL = 8000
 _log = logging.getLogger(__name__)
 
 
-class View(msgspec.Struct, frozen=True):
+class ShownPage(msgspec.Struct, frozen=True):
     """The inside of `<main>` of a page, as it was read."""
 
     html: str
@@ -54,7 +54,7 @@ class View(msgspec.Struct, frozen=True):
     """Number of statements that the read took."""
 
 
-Read = Callable[[Actor, str], Awaitable[View]]
+Read = Callable[[Actor, str], Awaitable[ShownPage]]
 
 
 class Access(Protocol):
@@ -82,7 +82,7 @@ class Watcher:
         self.version = version
         """Version that its browser shows, or will."""
         self.sent_at = float("-inf")
-        self._view: View | None = None
+        self._view: ShownPage | None = None
         self._read_at: datetime | None = None
         self._news = asyncio.Event()
         self.is_stopped = False
@@ -92,7 +92,7 @@ class Watcher:
         self.is_stopped = True
         self._news.set()
 
-    def offer(self, view: View, read_at: datetime, now: float) -> None:
+    def offer(self, view: ShownPage, read_at: datetime, now: float) -> None:
         """Take a view that was just read, and keep it for the browser where it differs from the last, or that is old."""
         self._read_at = read_at
         if view.version != self.version or now - self.sent_at >= SENT_AGAIN_SECONDS:
@@ -201,9 +201,9 @@ class Hub:
         return statements
 
 
-def _banner(title: str, detail: str) -> View:
+def _banner(title: str, detail: str) -> ShownPage:
     html = Markup('<p class="banner" role="alert"><strong>{}.</strong> {}</p>').format(title, detail)
-    return View(str(html), hashlib.sha256(f"{title} {detail}".encode()).hexdigest()[:16])
+    return ShownPage(str(html), hashlib.sha256(f"{title} {detail}".encode()).hexdigest()[:16])
 
 
 class LiveResource:

@@ -14,7 +14,7 @@ from inbox.errors import PageError
 from inbox.events.timestamps import TIME_FORMS
 from relay.web.docstrings import field_docstrings, first_line
 from relay.web.problems import API, PROBLEM_TYPE, Problem
-from relay.web.query import When
+from relay.web.query import GivenTime
 from relay.web.screen import Screen
 
 Json = dict[str, Any]
@@ -197,7 +197,7 @@ def _problem_answer(status: int, kinds: Sequence[type[PageError]]) -> Json:
 
 def _custom(kind: type) -> Json:
     """Describe a class that JSON Schema does not know."""
-    if kind is When:
+    if kind is GivenTime:
         return {
             "type": "string",
             "anyOf": [{"format": "date-time"}, {"format": "date"}, {"pattern": "^[0-9]{1,5}[smhdw]$"}],

@@ -23,14 +23,14 @@ Text = Annotated[str, msgspec.Meta(max_length=1000, extra_json_schema={"pattern"
 """Text without NUL, which `parse` refuses in any value: no database stores it."""
 
 
-class When(str):
+class GivenTime(str):
     """A time as a person gives it: RFC 3339, a date, or a span back from now such as `2d`. The URL keeps it as given."""
 
     __slots__ = ("moment",)
     moment: datetime
 
     @classmethod
-    def parse(cls, given: str, now: datetime) -> When:
+    def parse(cls, given: str, now: datetime) -> GivenTime:
         """Parse it.
 
         Raises:
@@ -67,18 +67,22 @@ def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, s
             raise BadFilter(f"{name} {value!r}: no database stores such a character", field=name)
 
     def hook(wanted: type[Any], value: Any) -> Any:  # noqa: ANN401  # as msgspec has it
-        if wanted is When and isinstance(value, str):
-            return When.parse(value, now)
+        if wanted is GivenTime and isinstance(value, str):
+            return GivenTime.parse(value, now)
         raise ValueError("a time is a text")
 
     try:
-        return msgspec.convert(filled, kind, strict=strict, dec_hook=hook)
+        made = msgspec.convert(filled, kind, strict=strict, dec_hook=hook)
     except msgspec.ValidationError as error:
         found = _PLACE.search(str(error))
         name = found[1] if found else ""
         says = str(error)[: found.start()] if found else str(error)
         value = f" {filled[name]!r}" if name in filled else ""
         raise BadFilter(f"{name or 'the filter'}{value}: {says}", field=name or None) from None
+    for name, value in filled.items():
+        if getattr(made, name) is None and value is not None:  # msgspec takes the text `null` for None
+            raise BadFilter(f"{name} {value!r}: leave it out for any", field=name)
+    return made
 
 
 def url(path: str, query: msgspec.Struct, **changed: object) -> str:

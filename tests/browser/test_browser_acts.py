@@ -1,4 +1,4 @@
-"""What operators do on the page, from a filter to its end, with a real relay; and what a viewer can't do."""
+"""Acts of operators on the page, from a filter to its end, with a real relay; and what a viewer can't do."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from relay.demo.compare import Mismatch
 from relay.demo.events import CommandRun, DemoEvent, NoCallNeeded
 from relay.demo.identity import USER
 from relay.demo.scenario import ChangeMade
-from relay.demo.screen import Bars, Screen, show_summary, summary_of
+from relay.demo.screen import Bars, DemoScreen, show_summary, summary_of
 from relay.demo.webhooks import WebhookSent
 from tests.helpers.hostile import HOSTILE, harm_of
 
@@ -37,7 +37,7 @@ def lines(*events: DemoEvent, width: int | None = None) -> list[str]:
     console = Console(
         file=output, force_terminal=width is not None, color_system=None, width=width or 10_000, highlight=False
     )
-    screen = Screen(console, Noon())
+    screen = DemoScreen(console, Noon())
     screen.show_change(CREATED)
     for event in events:
         screen.show(event)
@@ -109,7 +109,7 @@ def test_a_change_that_no_webhook_reports_or_that_changes_nothing_there_says_so(
     change: ChangeMade, detail: str
 ) -> None:
     output = io.StringIO()
-    Screen(Console(file=output, color_system=None, width=200, highlight=False), Noon()).show_change(change)
+    DemoScreen(Console(file=output, color_system=None, width=200, highlight=False), Noon()).show_change(change)
     assert output.getvalue().rstrip().endswith(f"Aino Aalto                   {detail}")
 
 
@@ -117,7 +117,7 @@ def test_a_change_that_no_webhook_reports_or_that_changes_nothing_there_says_so(
 def test_no_value_of_a_change_a_webhook_or_a_call_moves_a_cursor_hides_or_is_markup(width: int | None) -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=width is not None, width=width or 10_000, highlight=False)
-    screen = Screen(console, Noon())
+    screen = DemoScreen(console, Noon())
     screen.show_change(ChangeMade("create", USER, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}))
     for event in (
         WebhookSent(HOSTILE, HOSTILE, HOSTILE, 200),

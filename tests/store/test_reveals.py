@@ -7,7 +7,8 @@ from sqlalchemy.exc import IntegrityError
 
 from relay.store import reveals
 from relay.store.database import Database
-from tests.helpers.relaying import START, FakeClock
+from tests.helpers.relaying import FakeClock
+from tests.helpers.storing import START
 
 
 def test_a_reveal_has_who_saw_it_when_and_why(database: Database, clock: FakeClock) -> None:

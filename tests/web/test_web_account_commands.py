@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def test_a_check_reads_both_files_and_names_their_lines(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as raised:
             check(config)
         assert str(raised.value).splitlines() == [
-            f"[web] users: {users}, line 4: expected NAME:ROLE:HASH",
+            f"[web] users: {users}, line 4: expected NAME:ROLE:HASH, as `relay web passwd` and `relay web token` write it",
             "[web] tokens: has no line; add one with `relay web token NAME --role operator`",
         ]
     users.unlink()
@@ -155,3 +156,22 @@ def test_a_users_file_that_others_may_read_is_an_open_door() -> None:
         assert [each.command for each in exposures(Path(folder) / "inbox.toml", config)] == [f"chmod o= {users}"]
         users.chmod(0o640)
         assert not [*exposures(Path(folder) / "inbox.toml", config)]
+
+
+def test_the_help_says_where_people_are_named() -> None:
+    assert "web.users" in Run.invoke(app, ["--help"]).output  # brackets would be taken for a style, and vanish
+
+
+def test_an_address_that_another_program_has_is_refused_at_once_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = tmp_path / "users"
+    users.touch(mode=0o600)
+    users.write_text(user("anna"))
+    (tmp_path / "inbox.toml").write_text(f'[web]\nusers = "file:{users}"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("INBOX_CONFIG", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = Run.invoke(app, ["--bind", f"127.0.0.1:{taken.getsockname()[1]}"])
+    assert done.exit_code == 2
+    assert "name another address and port with --bind" in done.output

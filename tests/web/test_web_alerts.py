@@ -86,3 +86,8 @@ def test_a_row_of_another_version_is_shown_beside_the_others(page: Page, alerted
 
 def test_a_wrong_kind_names_no_other_problem(page: Page) -> None:
     assert page.get("/alerts?kind=odd").status_code == 400
+
+
+def test_an_alert_that_fires_links_to_the_screen_about_it(page: Page, alerted: Steps) -> None:
+    assert alerted.states() == []
+    assert 'href="/rejected?source=one">Rejected requests' in page.get("/alerts").text

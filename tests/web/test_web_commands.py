@@ -70,3 +70,13 @@ def test_hostile_texts_are_shown_harmless(page: Page, steps: Steps) -> None:
         html = page.get(path).text
         assert "<img" not in html
         assert "\u202e" not in html
+
+
+def test_a_selection_is_said_in_words(page: Page, steps: Steps) -> None:
+    chosen = Selection(everything=True, until=steps.clock.now())
+    number = commands.ask(steps.database, "replay", chosen, who="kim", why="back")
+    html = page.get(f"/commands/{number}").text
+    assert f"<h1>Command {number}: replay</h1>" in html
+    assert "none: everything" in html
+    assert "True" not in html
+    assert "A relay takes the command up within seconds" in html

@@ -121,3 +121,20 @@ def test_viewers_see_groups_without_acts(page: Page, steps: Steps) -> None:
 
 def test_without_dead_letters_it_says_so(page: Page) -> None:
     assert "No dead letters." in page.get("/dead").text
+
+
+def test_cancelling_a_group_takes_only_those_that_died_since_the_time_of_the_filter(page: Page, steps: Steps) -> None:
+    """Both arrived long before it: the time is that of the death, as in the list."""
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    steps.attempt(Failed((), "mapping", "a"))
+    steps.advance(60)
+    steps.attempt(Failed((), "mapping", "a"))
+    (path,) = links(page.get("/dead?since=2026-01-01T00:00:30Z").text, "cancel")
+    done = page.post("/acts/cancel", {**form_of(page.get(path).text), "reason": "no longer wanted"})
+    assert work(steps.database, number_of(done.headers["location"])).affected == 1
+    assert [(seq, state) for seq, _, state in steps.states() if state == "dead"] == [(1, "dead")]
+
+
+def test_a_group_links_to_its_deliveries(page: Page, steps: Steps) -> None:
+    die(steps, ("a & b",))
+    assert 'href="/deliveries?state=dead&amp;route=strict&amp;error=a+%26+b"' in page.get("/dead").text

@@ -21,7 +21,7 @@ from inbox.db.intake import Rejected
 from inbox.errors import DatabaseAway, TooManyWatchers
 from relay.web import live
 from relay.web.access.actor import Actor
-from relay.web.live import Hub, View, Watcher, event_of, inside_of_main
+from relay.web.live import Hub, ShownPage, Watcher, event_of, inside_of_main
 from tests.helpers import outage
 from tests.helpers import page as page_module
 from tests.helpers.page import OPERATOR, VIEWER, Page
@@ -175,7 +175,7 @@ class Database:
         self.reads: list[tuple[str, str]] = []
         self.content: dict[str, str] = {}
 
-    async def read(self, actor: Actor, url: str) -> View:
+    async def read(self, actor: Actor, url: str) -> ShownPage:
         self.reads.append((actor.role, url))
         self.statements += self._cost
         self._time.seconds += self._seconds
@@ -184,7 +184,7 @@ class Database:
             raise DatabaseAway("<b>gone</b>")
         if content == "bug":
             raise ZeroDivisionError
-        return View(content, content, self._cost)
+        return ShownPage(content, content, self._cost)
 
 
 class Bench:

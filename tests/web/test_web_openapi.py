@@ -20,7 +20,7 @@ from relay.web import openapi
 from relay.web.api import OPERATIONS
 from relay.web.docstrings import field_docstrings
 from relay.web.encoding import encode
-from relay.web.query import Number, Text, When
+from relay.web.query import GivenTime, Number, Text
 from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Screen
 from relay.web.screens import SCREENS
@@ -33,7 +33,7 @@ class AQuery(msgspec.Struct, frozen=True, kw_only=True):
     seq: Number
     name: Text
     """Its own words."""
-    since: When | None = None
+    since: GivenTime | None = None
     before: Number | None = None
     is_open: bool = False
 

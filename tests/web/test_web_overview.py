@@ -56,6 +56,11 @@ def test_an_alert_says_since_when_and_why_about_the_problem_that_has_the_button(
     assert found.remedy == Remedy("Dead letters", path="/dead?route=crm")
 
 
+def test_an_alert_whose_dead_letters_are_replayed_is_no_concern_any_more() -> None:
+    alert = FiringAlert("delivery_dead", "crm", START, "route crm has dead deliveries: mapping")
+    assert concerns(seen(routes=(CRM,), alerts=(alert,)), ()) == ()
+
+
 def test_an_open_breaker_and_its_alert_are_one_concern_with_a_button() -> None:
     alert = FiringAlert("breaker_open", "destination crm", START, "destination crm is not called for now: 503")
     (found,) = concerns(seen(gates=(PAUSED,), alerts=(alert,)), ())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,13 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from relay.web import openapi
 from relay.web.api import OPERATIONS
@@ -56,6 +61,21 @@ EXAMPLES = 6
 """Requests to each operation in the short run."""
 
 
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+"""Not those that compare acceptance with the description: no schema says which names, plans and pairs of filters there are."""
+
+
+def is_of_the_server(response: schemathesis.Response) -> bool:
+    """Tell whether uvicorn's parser has answered: the page never saw such a request, and can't describe the answer."""
+    return response.status_code == HTTPStatus.BAD_REQUEST and response.content == b"Invalid HTTP request received."
+
+
 @pytest.fixture
 def running(steps: Steps, database_url: str, tmp_path: Path) -> Iterator[Entrance]:
     """The page with its real access, on a database that has rows of every kind."""
@@ -64,7 +84,8 @@ def running(steps: Steps, database_url: str, tmp_path: Path) -> Iterator[Entranc
         yield made
 
 
-def test_an_answer_is_as_described_whatever_is_asked(running: Entrance) -> None:
+@pytest.mark.parametrize("examples", [EXAMPLES, pytest.param(20 * EXAMPLES, marks=pytest.mark.long)])
+def test_an_answer_is_as_described_whatever_is_asked(running: Entrance, examples: int) -> None:
     api = schemathesis.openapi.from_dict(DOCUMENT)
     operations = [found.ok() for found in api.get_all_operations()]  # type: ignore[union-attr]  # the document is valid
     assert len(operations) == sum(len(path) for path in DOCUMENT["paths"].values())
@@ -72,36 +93,13 @@ def test_an_answer_is_as_described_whatever_is_asked(running: Entrance) -> None:
         right = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
         wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
 
-        @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=st.one_of(right, wrong))
         def ask(case: schemathesis.Case[Any]) -> None:
-            case.call_and_validate(
+            response = case.call(
                 base_url=running.url, session=running.browser, headers={"Authorization": f"Bearer {TOKEN}"}
             )
+            if not is_of_the_server(response):
+                case.validate_response(response, checks=CHECKS)
 
         ask()
-
-
-@pytest.mark.long
-def test_thousands_of_requests_find_no_answer_outside_the_description(running: Entrance, tmp_path: Path) -> None:
-    """Each operation at its limits, at random, and after others; 25 seconds of it."""
-    description = tmp_path / "openapi.json"
-    description.write_text(json.dumps(DOCUMENT))
-    command = [
-        Path(sys.executable).parent / "schemathesis",
-        "run",
-        description,
-        "--url",
-        running.url,
-        "--max-time",
-        "25",
-    ]
-    done = subprocess.run(
-        [*map(str, command), "--header", f"Authorization: Bearer {TOKEN}", "--no-color", "--workers", "2"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]

@@ -139,7 +139,7 @@ class Choice(msgspec.Struct, frozen=True):
         if self.act == "retry":
             return "due later"
         if self.act == "cancel":
-            return "not begun"
+            return "dead" if self.selection.is_about_failures else "not begun"
         if self.act == "unblock":
             return "blocked"
         if self.selection.backfill:
@@ -149,7 +149,7 @@ class Choice(msgspec.Struct, frozen=True):
     @property
     def is_about_dead(self) -> bool:
         """True when only dead letters are selected; one that was taken up again meanwhile is not."""
-        return self.which in {"dead", "blocked"} or (self.act == "cancel" and self.selection.is_about_failures)
+        return self.which in {"dead", "blocked"}
 
     def parameters(self, which: Which) -> dict[str, object]:
         """The bound parameters of the statements about `which`."""

@@ -83,7 +83,7 @@ def _entry(line: str, hash_of: Callable[[str], Hash]) -> Entry[Hash]:
     """Parse a line. A message repeats neither its hash nor anything of a line without the two colons."""
     parts = line.split(":")
     if len(parts) != _PARTS:
-        raise ValueError("expected NAME:ROLE:HASH")
+        raise ValueError("expected NAME:ROLE:HASH, as `relay web passwd` and `relay web token` write it")
     name, role, hashed = parts
     if not is_name(name):
         raise ValueError(f"a name has {NAMES}")

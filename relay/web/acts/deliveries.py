@@ -18,7 +18,7 @@ from relay.store.operator.room import MOST_OPEN
 from relay.store.operator.selection import Act, Choice, Selection
 from relay.web.acts.forms import DeliveriesForm
 from relay.web.acts.plan import ActPlan, sealed
-from relay.web.query import When
+from relay.web.query import GivenTime
 from relay.web.screen import Reading
 
 MOST_COUNTED = 10_000
@@ -30,7 +30,7 @@ LISTED = 10
 _CONSEQUENCES: Mapping[Act, tuple[str, ...]] = {
     "replay": (
         "Each goes back to its place in its lane, by the time of its event. Later events of the lane that are open wait for it.",
-        "Where the order is `latest`, a newer event that waits stands for it.",
+        "Where the route's ordering is latest, a newer event that waits is delivered in its place.",
         f"At most {MOST_OPEN:,} replayed deliveries of a route are open at a time, so new events need not wait behind them.",
     ),
     "retry": (
@@ -91,7 +91,7 @@ def _selection(form: DeliveriesForm) -> Selection:
     given = msgspec.structs.asdict(form)
     del given["as_of"], given["everything"]
     for name in ("since", "until"):
-        moment: When | None = given[name]
+        moment: GivenTime | None = given[name]
         given[name] = None if moment is None else moment.moment
     return Selection(**given)
 

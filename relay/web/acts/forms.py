@@ -10,7 +10,7 @@ import msgspec
 from inbox.db.parameters import is_storable
 from inbox.errors import BadFilter
 from inbox.events.commands import MOST_REASON, says_why
-from relay.web.query import Number, When
+from relay.web.query import GivenTime, Number
 
 Name = Annotated[str, msgspec.Meta(max_length=20_000)]
 """A name or id: those of entities may be long."""
@@ -40,11 +40,11 @@ class DeliveriesForm(msgspec.Struct, frozen=True, kw_only=True):
     error_sha256: Digest | None = None
     """SHA-256 of the whole last error, letter by letter, as UTF-8 in hex."""
     event_type: Name | None = None
-    since: When | None = None
+    since: GivenTime | None = None
     """Died, or failed last, at or after this time; where others are selected: arrived at or after."""
-    until: When | None = None
+    until: GivenTime | None = None
     """The same, before this time."""
-    as_of: When | None = None
+    as_of: GivenTime | None = None
     """Time of the plan that was shown: what died, failed or arrived later is left alone."""
     everything: bool = False
     """Without any condition: all that the act could change."""
@@ -104,9 +104,9 @@ class ReadmitForm(msgspec.Struct, frozen=True, kw_only=True):
     status: Status | None = None
     error: Name | None = None
     """A part of the reason, in any case."""
-    since: When | None = None
-    until: When | None = None
-    as_of: When | None = None
+    since: GivenTime | None = None
+    until: GivenTime | None = None
+    as_of: GivenTime | None = None
     """Time of the plan that was shown: what was rejected later is left alone."""
     everything: bool = False
     """Without any condition: all that can be readmitted."""

@@ -12,7 +12,8 @@ from inbox.events.timestamps import as_time
 from relay.delivery.alerts import AlertKind
 from relay.store import reads
 from relay.store.overview import FiringAlert, alert_text, read_firing
-from relay.web.query import Limit, Number, Text, When
+from relay.web.attention import remedy_of_alert
+from relay.web.query import GivenTime, Limit, Number, Text
 from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
 
@@ -26,8 +27,8 @@ class AlertsQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Kind of alert."""
     subject: Text | None = None
     """Exactly as it is stored: a route, a source, or `destination NAME` and the like."""
-    since: When | None = None
-    until: When | None = None
+    since: GivenTime | None = None
+    until: GivenTime | None = None
     before: Number | None = None
     limit: Limit = 50
 
@@ -37,7 +38,7 @@ class AlertsPage(ListPage, frozen=True, kw_only=True):
 
     rows: tuple[Annotated[Row, rows_of("alert", text={"type": "string"})], ...]
     firing: tuple[FiringAlert, ...]
-    """Those that match and have not recovered, the oldest first; not on later pages."""
+    """Matching alerts that have not recovered, the oldest first; not on later pages."""
     more_firing: int
 
 
@@ -64,7 +65,7 @@ def read(reading: Reading, query: AlertsQuery) -> AlertsPage:
     )
 
 
-def _moment(given: When | None) -> datetime | None:
+def _moment(given: GivenTime | None) -> datetime | None:
     return given.moment if given else None
 
 
@@ -92,5 +93,6 @@ SCREEN = Screen(
     page=AlertsPage,
     read=read,
     template="alerts.html",
+    values={"remedy_of": remedy_of_alert},
     is_list=True,
 )

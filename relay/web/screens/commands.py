@@ -11,7 +11,7 @@ from inbox.db import listings, reads
 from inbox.db.reads import Row
 from inbox.errors import NothingThere
 from inbox.events.commands import KEYS
-from relay.web.query import Limit, Number, Text, When
+from relay.web.query import GivenTime, Limit, Number, Text
 from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
 
@@ -23,9 +23,9 @@ class CommandsQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Kind of command, such as `replay`."""
     state: Text | None = None
     """State of the command: asked, running, done, failed, refused or cancelled."""
-    since: When | None = None
+    since: GivenTime | None = None
     """Asked at or after this time."""
-    until: When | None = None
+    until: GivenTime | None = None
     """Asked before this time."""
     before: Number | None = None
     limit: Limit = 50

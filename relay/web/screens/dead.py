@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from relay.delivery.facts import CAUSES
 from relay.store.dead_groups import MOST_GROUPED, DeadGroup, dead_groups
-from relay.web.query import Limit, Text, When
+from relay.web.query import GivenTime, Limit, Text
 from relay.web.screen import Reading, Screen
 
 
@@ -14,7 +15,7 @@ class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     route: Text | None = None
     cause: Text | None = None
-    since: When | None = None
+    since: GivenTime | None = None
     """Died at or after this time."""
     limit: Limit = 50
     """Groups."""
@@ -49,5 +50,6 @@ SCREEN = Screen(
     page=DeadPage,
     read=read,
     template="dead.html",
+    values={"causes": CAUSES},
     is_live=False,
 )

@@ -15,7 +15,7 @@ from inbox.db.listings import EventFilter
 from inbox.db.reads import Row
 from inbox.errors import BadFilter
 from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, State
-from relay.web.query import Limit, Number, Text, When
+from relay.web.query import GivenTime, Limit, Number, Text
 from relay.web.rows import AnyMembers, rows_of
 from relay.web.screen import MOST_COUNTED, ListPage, Reading, Screen
 
@@ -42,9 +42,9 @@ class DeliveriesQuery(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the last error, in any case."""
     status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
     """HTTP status of the last call."""
-    since: When | None = None
+    since: GivenTime | None = None
     """Received at or after."""
-    until: When | None = None
+    until: GivenTime | None = None
     """Received before."""
     before: Number | None = None
     """Only below this seq."""

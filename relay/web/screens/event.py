@@ -84,7 +84,7 @@ class RouteProgress(msgspec.Struct, frozen=True):
     last_error: str | None
     last_status: int | None
     next: str
-    """What comes next, in one sentence."""
+    """The next step, in one sentence."""
     holds: tuple[Hold, ...]
     facts: tuple[FactShown, ...]
     """The newest facts, the oldest first."""

@@ -66,7 +66,7 @@ class GatesPage(msgspec.Struct, frozen=True):
     at: datetime
     """The database's clock."""
     gates: tuple[HeldGate, ...]
-    """Those that match and hold something back; entities last."""
+    """Matching gates that hold something back; entities last."""
     more: int
     """Further ones that match."""
     rates: tuple[RateLine, ...]

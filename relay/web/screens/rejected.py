@@ -8,7 +8,7 @@ import msgspec
 
 from inbox.db import listings
 from inbox.db.reads import Row
-from relay.web.query import Limit, Number, Text, When
+from relay.web.query import GivenTime, Limit, Number, Text
 from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
 
@@ -42,8 +42,8 @@ class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
     source: Text | None = None
     cause: Text | None = None
     status: Number | None = None
-    since: When | None = None
-    until: When | None = None
+    since: GivenTime | None = None
+    until: GivenTime | None = None
     error: Text | None = None
     """A part of the reason, in any case."""
     before: Number | None = None
