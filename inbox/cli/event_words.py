@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ def fact_in_words(kind: str, attempt: int, detail: Row) -> tuple[str, str]:
     sentence, style = _FACTS.get(kind, ("{kind}{person}", ""))
     words = defaultdict(str, {name: visible(str(value)) for name, value in detail.items()})
     if isinstance(detail.get("due_at"), str):
-        words["due_at"] = rfc3339(as_time(detail["due_at"]), "seconds")
+        with contextlib.suppress(ValueError, OverflowError):  # another text, as a hand may write it, shows as it is
+            words["due_at"] = rfc3339(as_time(detail["due_at"]), "seconds")
     by = f" by {words['who']}" if "who" in detail else ""
     words |= {
         "kind": visible(kind).replace("_", " "),

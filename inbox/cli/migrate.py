@@ -27,8 +27,8 @@ def migrate_command(
     grant: Annotated[
         bool,
         typer.Option(
-            help="Then make the roles owner, receiver, relay, operator, reader and reader_without_payloads in Postgres, give each"
-            " its rights and timeouts, and PUBLIC none."
+            help="Then make the roles owner, receiver, relay, web, operator, reader and reader_without_payloads in Postgres, give"
+            " each its rights and timeouts, and PUBLIC none."
         ),
     ] = False,
     sql: Annotated[

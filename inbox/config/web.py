@@ -25,7 +25,7 @@ class Web(Table, frozen=True):
     """Lines of `NAME:ROLE:HASH` of bearer tokens for the API, as `relay web token` writes them; usually `file:/path`."""
     proxy: WebProxy | None = None
     viewer_url: DatabaseUrl | None = None
-    """Database URL of viewers, with the role `inbox_reader` or `inbox_reader_masked`: a bug in the page then can't write."""
+    """URL of viewers, with the role `inbox_reader` or `inbox_reader_without_payloads`: then a bug of the page can't write."""
     origin: str | None = None
     """Scheme and host of the page as browsers see it, such as `https://relay.example.com`, behind a proxy that changes `Host`."""
     session: Duration = Duration(12 * 3600)

@@ -141,7 +141,7 @@ class Sql:
         """Return the SHA-256 of a text as UTF-8, in hex."""
         if self.is_postgres:
             return f"encode(sha256(convert_to({expression}, 'UTF8')), 'hex')"
-        return f"sha256_hex({expression})"
+        return f"sha256_hex(CAST({expression} AS BLOB))"
 
     def last_status(self, detail: str) -> str:
         """Return the status of the last call that a fact's detail has, as text; null where it had no answer."""
@@ -182,8 +182,9 @@ def _from_hex(text: str | None) -> bytes | None:
     return None if text is None else bytes.fromhex(text)
 
 
-def _sha256_hex(text: str | None) -> str | None:
-    return None if text is None else hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()
+def _sha256_hex(stored: bytes | None) -> str | None:
+    """Hash the bytes of a text, which may be no UTF-8: sqlite3 could not hand such a text over."""
+    return None if stored is None else hashlib.sha256(stored).hexdigest()
 
 
 _DATA_ERROR_CLASSES = ("22", "23", "54")

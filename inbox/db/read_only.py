@@ -38,6 +38,11 @@ def connect(url: str, *, application: str, seconds: float = LONGEST_SECONDS) -> 
     return made
 
 
+def _text_of(stored: bytes) -> str:
+    """Decode a text. SQLite stores bytes that are no UTF-8, too, by the hand of a person: they take no list away."""
+    return stored.decode(errors="replace")
+
+
 def _open_sqlite(url: URL, seconds: float) -> Engine:
     name = url.database or ""
     if not name.startswith("file:"):
@@ -56,6 +61,7 @@ def _open_sqlite(url: URL, seconds: float) -> Engine:
     @event.listens_for(made, "connect")
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
         connection.isolation_level = None  # we begin transactions ourselves
+        connection.text_factory = _text_of
         sqlite_functions(connection)
 
     @event.listens_for(made, "begin")

@@ -14,7 +14,7 @@ import msgspec
 from inbox.db.schema import metadata
 from inbox.db.view_comments import VIEWS as VIEW_COMMENTS
 
-Role = Literal["owner", "receiver", "relay", "operator", "reader", "reader_without_payloads"]
+Role = Literal["owner", "receiver", "relay", "web", "operator", "reader", "reader_without_payloads"]
 """A group role: its name in the database has a prefix. Login roles become its members."""
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -42,6 +42,11 @@ SETTINGS: Mapping[Role, Mapping[str, Setting]] = {
     "owner": {"lock_timeout": _NO_QUEUE},
     "receiver": {"statement_timeout": Setting("30s", "its sender gave up long before")},
     "relay": {"statement_timeout": Setting("15min", "a step takes seconds; verify and rebuild read for longer")},
+    "web": {
+        "statement_timeout": Setting("30s", "the page gives up after 2 s by itself"),
+        "idle_in_transaction_session_timeout": Setting("10s", "a locked row that somebody forgot stops a relay"),
+        "lock_timeout": _NO_QUEUE,
+    },
     "operator": {
         "statement_timeout": Setting("5min", "a report keeps dead rows as long as it runs"),
         "idle_in_transaction_session_timeout": Setting("10s", "a locked row that somebody forgot stops a relay"),
@@ -69,7 +74,7 @@ def _without_payloads(name: str) -> str:
 Grants = Mapping[Role, str]
 """Privileges of each role on one thing, as GRANT takes them. The owner needs none."""
 
-_READ: Grants = {"operator": "SELECT", "reader": "SELECT", "reader_without_payloads": "SELECT"}
+_READ: Grants = {"web": "SELECT", "operator": "SELECT", "reader": "SELECT", "reader_without_payloads": "SELECT"}
 _WORK: Grants = {**_READ, "relay": "SELECT, INSERT, UPDATE, DELETE"}
 """Hot tables, and those of which the relay erases or prunes rows. Triggers reject any other change of events and facts."""
 _LOCKED: Grants = {**_READ, "relay": "SELECT, UPDATE"}
@@ -83,6 +88,7 @@ TABLES: Mapping[str, Grants] = {
         "receiver": "INSERT, SELECT (seq, source, dedup_key, body_sha256, erased_at)",
     },
     "inbox_payload": {
+        "web": "SELECT",
         "operator": "SELECT",
         "reader": "SELECT",
         "relay": "SELECT, INSERT, DELETE",
@@ -117,15 +123,25 @@ TABLES: Mapping[str, Grants] = {
     "throughput_minute": {**_WORK, "receiver": "SELECT, INSERT, UPDATE (count, bytes)"},
     "relay_command": {
         **_WORK,
+        # the page knows who has signed in, and signs with that name; it never changes what was asked
+        "web": (
+            "SELECT, INSERT (kind, selection, reason, asked_by, asked_at, dry_run, matched),"
+            " UPDATE (state, finished_at, answer)"
+        ),
         # without asked_by, nobody signs as somebody else; a state set to `cancelled` stops a command
         "operator": "SELECT, INSERT (kind, selection, reason, dry_run), UPDATE (state)",
     },
     "delivery_log": _WORK,
     # only an erasure changes a row, and only its reason
-    "payload_reveal": {**_READ, "relay": "SELECT, INSERT, UPDATE (reason), DELETE"},
+    "payload_reveal": {
+        **_READ,
+        "web": "SELECT, INSERT (at, seq, who, reason)",
+        "relay": "SELECT, INSERT, UPDATE (reason), DELETE",
+    },
     "gate": _WORK,
     "lane": _WORK,
-    "order_lock": _LOCKED,
+    # who stops a command must lock out a relay that carries it out
+    "order_lock": {**_LOCKED, "web": "SELECT, UPDATE"},
     "payload_lock": _LOCKED,
     "pruner": _LOCKED,
     "pruning": _WORK,
@@ -158,9 +174,9 @@ SEQUENCES: Mapping[str, Grants] = {
     "delivery_log_id_seq": _BY_RELAY,
     "duplicate_request_id_seq": _BY_RECEIVER,
     "inbox_seq_seq": _BY_RECEIVER,
-    "payload_reveal_id_seq": _BY_RELAY,
+    "payload_reveal_id_seq": {**_BY_RELAY, "web": "USAGE"},
     "rejected_request_id_seq": _BY_RECEIVER,
-    "relay_command_id_seq": {**_BY_RELAY, "operator": "USAGE"},
+    "relay_command_id_seq": {**_BY_RELAY, "web": "USAGE", "operator": "USAGE"},
 }
 
 FUNCTIONS: Mapping[str, Grants] = {

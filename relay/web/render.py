@@ -16,6 +16,7 @@ from inbox.events.timestamps import as_time, rfc3339
 from inbox.logs.visible import visible, visible_line
 from relay.web import charts
 from relay.web import query as queries
+from relay.web.encoding import encodable_text
 from relay.web.keys import KEYS
 from relay.web.screen import MOST_COUNTED
 from relay.web.static_files import static_url
@@ -66,7 +67,7 @@ class Renderer:
 
     def render(self, template: str, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
         """Render a template. `now` is what times are relative to."""
-        return self._environment.get_template(template).render(now=now, **values)
+        return encodable_text(self._environment.get_template(template).render(now=now, **values))
 
 
 def _visible(value: object) -> str:

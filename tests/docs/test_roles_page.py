@@ -35,7 +35,7 @@ def test_each_setting_has_its_row_with_value_and_reason() -> None:
 
 def test_the_statements_of_the_page_make_login_roles_that_may_what_their_group_may(postgres_database_url: str) -> None:
     prefix = f"page{os.getpid()}"
-    people = ("receiver_1", "relay_1", "anna")
+    people = ("receiver_1", "relay_1", "web_1", "anna")
 
     def ours(sql: str) -> str:
         for name in people:

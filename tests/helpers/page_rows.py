@@ -47,8 +47,8 @@ def fill_page(steps: Steps) -> None:
     steps.intake.repeat(msgspec.structs.replace(events[0], body=other, body_sha256=hashlib.sha256(other).digest()))
     call = Call("forward", "POST", "https://audit.example.com/", "answered", 12.5, 422, excerpt=WORDS["excerpt"])
     steps.attempt(DONE)
-    steps.attempt(Failed((call,), "rejected", "forward: answered 422 Unprocessable Entity"))
-    steps.attempt(Failed((call,), "rejected", "forward: answered 422 Unprocessable Entity"), "blocking")
+    steps.attempt(Failed((call,), "mapping", "forward: answered 422 Unprocessable Entity"))
+    steps.attempt(Failed((call,), "mapping", "forward: answered 422 Unprocessable Entity"), "blocking")
     steps.attempt(Failed((call,), "server_error", "forward: answered 503", retry_after=3600), "latest")
     kept = WORDS["rejected body"].encode()
     rejected = Rejected(

@@ -221,10 +221,17 @@ def _call(call: Row, *, with_excerpts: bool) -> HttpCall:
         method=str(call.get("method", "")),
         url=str(call.get("url", "")),
         outcome=str(call.get("status") or call.get("sent", "")),
-        milliseconds=float(took) if isinstance(took, int | float) else 0.0,
+        milliseconds=_milliseconds(took),
         error=None if error is None else str(error),
         excerpt=str(excerpt) if excerpt is not None and with_excerpts else None,
     )
+
+
+def _milliseconds(took: object) -> float:
+    try:
+        return float(took) if isinstance(took, int | float) else 0.0
+    except OverflowError:
+        return 0.0
 
 
 SCREEN = Screen(

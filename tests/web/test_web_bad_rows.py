@@ -1,0 +1,67 @@
+"""Rows that only a hand or another version writes take no screen away: not their own, and not those of their neighbours."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.page import OPERATOR, VIEWER, Page
+from tests.helpers.page_rows import fill_page
+from tests.helpers.relaying import Steps
+
+AT = "'2026-01-01 00:00:30.000000Z'"
+PATHS = ("", "/deliveries", "/events/1", "/events/2", "/events/3", "/entities/trivore/USER/u1", "/dead", "/gates", "/commands",
+         "/commands/3", "/rejected", "/alerts")  # fmt: skip
+HUGE = "9" * 400
+DETAILS = (
+    '{"calls": [null, 1, {"status": {}, "milliseconds": {}, "url": null, "excerpt": []}], "error": {"a": 1}, "cause": []}',
+    f'{{"calls": [{{"status": {HUGE}, "milliseconds": {HUGE}}}], "error": null}}',
+    '{"due_at": "soon", "who": {}, "why": [], "blocks_lane": "x"}',
+    '{"due_at": "99999-01-01T00:00:00Z", "error": "{0} %s {x.__class__}"}',
+    f'{{"error": "{"x" * 1_000_000}"}}',
+)
+LONE = '{"error": "\\ud800", "cause": "\\udfff", "calls": [{"url": "\\ud800", "error": "\\ud800"}]}'
+"""Halves of surrogate pairs: SQLite keeps them, and UTF-8 has no form for them."""
+COMMAND = (
+    "INSERT INTO relay_command (kind, selection, reason, asked_by, state, answer, sample)"
+    " VALUES ('cancel', '{}', 'r', '', 'done', '', '{{\"groups\": [1, null, {{}}], \"deliveries\": 5, \"left_out\": []}}')"
+)
+
+
+def a_fact(kind: str, detail: str, seq: int, route: str) -> str:
+    return (
+        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
+        f" VALUES ({AT}, {seq}, '{route}', '{kind}', 1, '{detail}')"
+    )
+
+
+def all_answer(page: Page) -> None:
+    answers = {
+        (path, actor.role): page.get(path, actor).status_code
+        for each in PATHS
+        for path in (each or "/", f"{each or '/overview'}.json")
+        for actor in (OPERATOR, VIEWER)
+    }
+    assert {key: status for key, status in answers.items() if status != 200} == {}
+
+
+@pytest.mark.parametrize("kind", ["dead", "rescheduled"])
+@pytest.mark.parametrize("detail", DETAILS, ids=["shapes", "huge numbers", "no time", "no year", "1 MB"])
+def test_a_detail_of_another_form_shows_as_it_can(page: Page, steps: Steps, kind: str, detail: str) -> None:
+    fill_page(steps)
+    steps.do(
+        *(a_fact(kind, detail, seq, route) for seq, route in ((1, "strict"), (2, "blocking"), (3, "latest"))),
+        COMMAND.format('{"later": [1, {"a": null}], "route": 5}'),
+    )
+    all_answer(page)
+
+
+@pytest.mark.parametrize("kind", ["dead", "attempt_failed"])
+def test_half_a_surrogate_pair_shows_as_an_escape(page: Page, steps: Steps, kind: str) -> None:
+    fill_page(steps)
+    if steps.database.sql.is_postgres:
+        with pytest.raises(Exception, match="surrogate"):
+            steps.do(a_fact(kind, LONE, 2, "blocking"))
+        return
+    steps.do(a_fact(kind, LONE, 2, "blocking"), COMMAND.format('{"route": "\\ud800"}'))
+    all_answer(page)
+    assert page.json("/commands/3.json")["selection"] == {"route": "\\ud800"}
