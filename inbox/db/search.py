@@ -32,6 +32,8 @@ _FIRST_CHUNK, _CHUNK = 50, 250
 _FIRST_WINDOW, _LARGEST_WINDOW = 1000, 32_000
 _QUICK_SECONDS = 0.015
 """After a window or chunk that took less, the next is twice as large."""
+_SLOW_SECONDS = 0.06
+"""After a window that took more, the next is half as large: the last one of a search may not take much of its time again."""
 _ABOVE_ALL = 2**63 - 1
 _CLOCKS_APART = timedelta(hours=1)
 """Clocks of receivers differ by less; seqs are in the order of their arrival, but for this."""
@@ -122,8 +124,11 @@ class _Walk:
             lowest = max(self._lowest(below, size), floor)
             seqs = self._execute(*self._fitting(below, lowest))
             self.looked_through += size if lowest > floor else len(seqs)  # of the last window only what fits is known
-            if self._clock() - began < _QUICK_SECONDS:
+            took = self._clock() - began
+            if took < _QUICK_SECONDS:
                 size = min(2 * size, _LARGEST_WINDOW)
+            elif took > _SLOW_SECONDS:
+                size = max(size // 2, _FIRST_WINDOW)
             for chunk in self._chunks_of(seqs):
                 yield chunk, chunk[-1]
             below = lowest
@@ -179,6 +184,7 @@ class _Walk:
     def _fitting(self, below: int, lowest: int) -> tuple[str, dict[str, object]]:
         """Write the statement for the seqs of a window that may match."""
         table, key, conditions, values = self._base()
+        is_of_all = table == "inbox i" and not conditions
         more, given = self._of_event()
         conditions += more
         if table.startswith("open"):
@@ -198,6 +204,8 @@ class _Walk:
             of_log, its = self._of_log()
             conditions += of_log
             values |= its
+        if is_of_all:  # so that no index is taken for another condition, which SQLite would read for all seqs
+            table = f"({_WINDOW}) i"
         where = " AND ".join((*conditions, f"{key} < :below", f"{key} >= :lowest"))
         statement = f"SELECT DISTINCT {key} FROM {table} WHERE {where} ORDER BY {key} DESC"
         return statement, {**values, **given, "below": below, "lowest": lowest}
@@ -280,4 +288,8 @@ class _Walk:
 
 
 _OF_DELIVERIES = ("open_delivery", "delivery_log")
+_WINDOW = (
+    f"SELECT * FROM inbox w WHERE w.seq < :below AND w.seq >= :lowest ORDER BY w.seq DESC LIMIT {2 * _LARGEST_WINDOW}"
+)
+"""Events of a window, with some that were committed meanwhile. The limit keeps planners from merging it with conditions."""
 _RECEIVED = "SELECT received_at FROM inbox WHERE seq <= :seq ORDER BY seq DESC LIMIT 1"

@@ -126,7 +126,7 @@ def _check_address(bind: str) -> None:
     try:
         socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        why = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         fail(f"can't listen on {bind}: {why}; name another address and port with --bind")
 
 

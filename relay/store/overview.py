@@ -204,13 +204,15 @@ def _commands(transaction: Transaction) -> list[Row]:
     return [{**row, "selection": as_json(row["selection"])} for row in rows]
 
 
-# A loose scan: one look into the index for each subject that ever had an alert.
+# A loose scan: one look into the index for each subject that ever had an alert. SQLite would read all alerts of a kind for
+# a comparison of both columns at once.
 _FIRING = text("""
 WITH RECURSIVE subjects(kind, subject) AS (
     SELECT * FROM (SELECT kind, subject FROM alert ORDER BY kind, subject LIMIT 1) first
     UNION ALL
-    SELECT a.kind, a.subject FROM subjects s JOIN alert a ON a.id = (
-        SELECT n.id FROM alert n WHERE (n.kind, n.subject) > (s.kind, s.subject) ORDER BY n.kind, n.subject LIMIT 1))
+    SELECT a.kind, a.subject FROM subjects s JOIN alert a ON a.id = coalesce(
+        (SELECT n.id FROM alert n WHERE n.kind = s.kind AND n.subject > s.subject ORDER BY n.subject LIMIT 1),
+        (SELECT n.id FROM alert n WHERE n.kind > s.kind ORDER BY n.kind, n.subject LIMIT 1)))
 SELECT a.kind, a.subject, a.at, a.detail
 FROM subjects s JOIN alert a ON a.id = (
     SELECT n.id FROM alert n WHERE n.kind = s.kind AND n.subject = s.subject ORDER BY n.id DESC LIMIT 1)

@@ -191,17 +191,22 @@ def _limited(sql: Sql) -> TextClause:
     return text(f"SELECT kind, name FROM gate WHERE rate_used_until > (SELECT {sql.now})")
 
 
+_NEWEST_FACTS = "SELECT l.route, l.at FROM delivery_log l ORDER BY l.id DESC LIMIT 20000"
+"""Facts that are looked at for one of the last minute. Of all facts, Postgres would read the whole log when there is none."""
+
+
 @cache
 def _stuck(sql: Sql, *, passing_over: bool) -> TextClause:
     since = sql.plus_seconds(f"(SELECT {sql.now})", ":ago")
     of_route = "SELECT 1 FROM open_delivery o WHERE o.route = routes.route"
     return text(f"""
+WITH lately AS MATERIALIZED (SELECT DISTINCT f.route FROM ({_NEWEST_FACTS}) f WHERE f.at > {since})
 SELECT routes.route
 FROM {sql.rows("routes", route="text")}
 WHERE ({_overdue(sql, since) if passing_over else f"EXISTS ({of_route} AND o.state = 'ready' AND o.due_at < {since})"}
        OR EXISTS ({of_route} AND o.state = 'in_flight' AND o.lease_until < {since}))
   AND NOT EXISTS ({of_route} AND o.state = 'in_flight' AND o.lease_until > (SELECT {sql.now}))
-  AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.route = routes.route AND l.at > {since})
+  AND NOT EXISTS (SELECT 1 FROM lately l WHERE l.route = routes.route)
 ORDER BY routes.route
 """)
 
@@ -228,5 +233,5 @@ def _unordered(sql: Sql) -> TextClause:
 SELECT o.seq
 FROM (SELECT seq FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1) o
 JOIN inbox i ON i.seq = o.seq
-WHERE i.received_at < {since} AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > {since})
+WHERE i.received_at < {since} AND NOT EXISTS (SELECT 1 FROM ({_NEWEST_FACTS}) f WHERE f.at > {since})
 """)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -29,7 +29,7 @@ from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import of_segment, parse, url
 from relay.web.reading import Readers, Spent
 from relay.web.reveal import RevealResource
-from relay.web.screen import ListPage, Screen
+from relay.web.screen import ListPage, Reading, Screen
 from relay.web.screens import SCREENS, entity
 from relay.web.static_files import PublicFiles
 
@@ -89,7 +89,7 @@ class ScreenResource:
         asked = {name: value for name, value in given.items() if name != LIVE_FIELD}
         try:
             query = parse(self._screen.query, parameters(asked, path), now)
-            page = await self._readers.read(actor, lambda reading: self._screen.read(reading, query), spent)
+            page = await self._readers.read(actor, self._reading_of(query), spent, kind=self._screen.name)
         except NothingThere:
             raise
         except PageError as error:
@@ -116,13 +116,16 @@ class ScreenResource:
         """Answer with the same as JSON."""
         self._of_path(path)
         query = parse(self._screen.query, parameters(req.params, path), self._clock.now())
-        page = await self._readers.read(req.context.actor, lambda reading: self._screen.read(reading, query))
+        page = await self._readers.read(req.context.actor, self._reading_of(query), kind=self._screen.name)
         resp.content_type = falcon.MEDIA_JSON
         resp.data = encode(page)
         if isinstance(page, ListPage) and page.before is not None:
             resp.append_link(url(req.uri_template or req.path, query, before=page.before), "next")
 
     on_head, on_head_json = on_get, on_get_json
+
+    def _reading_of(self, query: msgspec.Struct) -> Callable[[Reading], msgspec.Struct]:
+        return lambda reading: self._screen.read(reading, query)
 
     def _of_path(self, path: Mapping[str, object]) -> msgspec.Struct:
         """Return the query of the path alone. Raises NothingThere when it names nothing that can be."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import event
@@ -29,6 +30,10 @@ from relay.web.screen import Reading
 LONGEST_SECONDS = 2.0
 """Longest time of a statement on Postgres, and of a transaction on SQLite."""
 _THREADS = 4
+_THREADS_OF_A_KIND = 2
+"""Reads of one kind at a time, such as those of one screen, so that a slow one leaves threads to all others."""
+_LONGEST_WAIT_SECONDS = 8.0
+"""After so long in the queue of its kind, a read ends as one that takes too long."""
 
 Made = TypeVar("Made")
 
@@ -62,12 +67,17 @@ class Readers:
         self.doctor = DoctorRunner(config, clock)
         self._kept = Kept()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="web-read")
+        self._room: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_THREADS_OF_A_KIND))
 
-    async def read(self, actor: Actor, make: Callable[[Reading], Made], spent: Spent | None = None) -> Made:
+    async def read(
+        self, actor: Actor, make: Callable[[Reading], Made], spent: Spent | None = None, *, kind: str = "other"
+    ) -> Made:
         """Run `make` in a thread with everything that it may read. Its statements are added to `spent`.
 
+        Of a `kind`, such as the name of a screen, only some run at a time; the others wait for them, and nobody for these.
+
         Raises:
-            QueryTooSlow: a statement ran into its limit.
+            QueryTooSlow: a statement ran into its limit, or others of this kind took all the time.
             DatabaseAway: the database does not answer, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
@@ -77,7 +87,8 @@ class Readers:
             self._counting.spent = spent
             return _make_on_a_live_connection(make, reading)
 
-        return await self._in_thread(work)
+        async with _turn(self._room[kind]):
+            return await self._in_thread(work)
 
     def _count(self, *_: object) -> None:
         spent: Spent | None = getattr(self._counting, "spent", None)
@@ -104,6 +115,21 @@ class Readers:
         self._threads.shutdown(cancel_futures=True)
         for database in {id(each): each for each in (self._operators, self._viewers, self._writer)}.values():
             database.engine.dispose()
+
+
+@asynccontextmanager
+async def _turn(room: asyncio.Semaphore) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_LONGEST_WAIT_SECONDS):
+            await room.acquire()
+    except TimeoutError:
+        raise QueryTooSlow(
+            f"others look at the same kind of page, and it takes long: this one waited {_LONGEST_WAIT_SECONDS:g} s; try again"
+        ) from None
+    try:
+        yield
+    finally:
+        room.release()
 
 
 def _make_on_a_live_connection(make: Callable[[Reading], Made], reading: Reading) -> Made:

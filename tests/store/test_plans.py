@@ -6,14 +6,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.dialects import postgresql
 
 from inbox.db import engine as engines
-from inbox.db import listings
+from inbox.db import listings, search
 from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.following import ARRIVALS, Follower, Position
 from inbox.db.listings import EventFilter
@@ -30,8 +31,10 @@ from relay.store import (
     entities,
     events,
     lanes,
+    last_hour,
     leases,
     leftovers,
+    overview,
     paused_entities,
     pull_in_deliveries,
     pull_in_times,
@@ -40,10 +43,11 @@ from relay.store import (
     reopen,
     route_states,
     sequence,
+    stuck_check,
     sweeps,
 )
 from relay.store.audit import examine, rebuild, verify
-from relay.store.operator import replay, retry, room
+from relay.store.operator import replay, retry, room, selected
 from relay.store.reads import OUTCOMES
 from tests.helpers.explaining import Node, explained, nodes
 from tests.helpers.storing import START
@@ -164,6 +168,11 @@ PARAMETERS: dict[str, Any] = {
     "rows": 1000,
     "kept": 20,
     "later": NOW,
+    "ago": -60.0,
+    "until": NOW,
+    "below": 1500,
+    "lowest": 1000,
+    "status": 503,
     "furthest": NOW,
     "due_since": NOW,
     **dict.fromkeys(
@@ -225,6 +234,11 @@ def _constant(statement: TextClause, _: Sql) -> TextClause:
 def _listed(wanted: EventFilter, sql: Sql) -> TextClause:
     statement, _ = listings._candidates(sql, wanted)
     return text(statement(wanted.before is not None))
+
+
+def _window(wanted: EventFilter, sql: Sql) -> TextClause:
+    walk = search._Walk(cast("Connection", SimpleNamespace(dialect=sql)), wanted, lambda: 0.0)
+    return text(walk._fitting(0, 0)[0])
 
 
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
@@ -302,7 +316,14 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
     **{name: partial(_constant, text(query)) for name, query in VIEWS.items()},
     "any event of a source": lambda _: traffic._ANY_OF_SOURCE,
+    "events of an entity that a replay names": lambda _: selected._events(
+        ("entity_id", "entity_type"), of_any_source=True
+    ),
+    "deliveries of events that a replay names": selected._ended_of_events,
+    "figures of the last hour": last_hour._figures,
 }
+WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
+"""Filters of searches that look through all events, a window of them at a time."""
 NEWEST = {
     "events by source": traffic._NEWEST_OF_SOURCES,
     "rejected requests": traffic._NEWEST_REJECTED,
@@ -415,6 +436,41 @@ def test_the_newest_rows_are_read_from_the_end_of_the_table_and_not_sorted(
         statement = NEWEST[name]
         plan = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement)).all()
     assert [row.detail for row in plan if row.detail == "USE TEMP B-TREE FOR ORDER BY"] == []
+
+
+@pytest.mark.parametrize("planned", PLANS)
+@pytest.mark.parametrize("check", [partial(stuck_check._stuck, passing_over=False), stuck_check._unordered])
+def test_on_postgres_a_look_for_facts_of_the_last_minute_does_not_read_them_all_when_there_is_none(
+    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]], check: Callable[[Sql], TextClause]
+) -> None:
+    with big_postgres.connect() as connection:
+        found = planned(connection, check(Sql(POSTGRES)))
+    assert "delivery_log" not in whole_tables(found), described(found)
+
+
+@pytest.mark.parametrize("wanted", WINDOWS)
+@pytest.mark.parametrize("planned", PLANS)
+def test_on_postgres_a_search_reads_its_window_alone(
+    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]], wanted: EventFilter
+) -> None:
+    with big_postgres.connect() as connection:
+        found = planned(connection, _window(wanted, Sql(POSTGRES)))
+    assert "inbox" not in whole_tables(found), described(found)
+
+
+@pytest.mark.parametrize("wanted", WINDOWS)
+def test_on_sqlite_a_search_reads_its_window_alone(big_sqlite: Engine, wanted: EventFilter) -> None:
+    statement = _window(wanted, Sql(SQLITE))
+    with big_sqlite.connect() as connection:
+        found = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement))
+        plan = [str(row.detail) for row in found]
+    assert any("SEARCH w USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in step for step in plan), plan
+
+
+def test_on_sqlite_alerts_that_fire_are_found_by_one_look_for_each_subject(big_sqlite: Engine) -> None:
+    with big_sqlite.connect() as connection:
+        plan = [str(row.detail) for row in connection.execute(text(f"EXPLAIN QUERY PLAN {overview._FIRING.text}"))]
+    assert any("(kind=? AND subject>?)" in step for step in plan), plan
 
 
 def _scans_a_table(step: str) -> bool:

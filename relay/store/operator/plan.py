@@ -97,7 +97,7 @@ def bounded(database: Database, choice: Choice, *, listed: int, most: int, is_la
         is_late: true when it shall end with the present page.
     """
     planned, examined = Plan(0), 0
-    for page in _pages(database, choice, _LARGE_PAGE):
+    for page in _pages(database, choice, _LARGE_PAGE, is_late):
         planned = merged(planned, examine(database, choice, page), listed)
         examined += len(page.rows)
         if page.upto is not None and (examined >= most or is_late()):
@@ -148,10 +148,12 @@ def _together(one: Group, other: Group) -> Group:
     )
 
 
-def _pages(database: Database, choice: Choice, most: int) -> Iterator[selected.SelectedPage]:
+def _pages(
+    database: Database, choice: Choice, most: int, is_late: Callable[[], bool] = lambda: False
+) -> Iterator[selected.SelectedPage]:
     after: int | None = 0
     while after is not None:
-        page = selected.page(database, choice, after=after, most=most)
+        page = selected.page(database, choice, after=after, most=most, is_late=is_late)
         yield page
         after = page.upto
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, blames_items
+from inbox.db.listings import SOURCES
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
@@ -45,12 +46,17 @@ class SelectedPage(msgspec.Struct, frozen=True):
     """The seq beyond which to go on; None at the end."""
 
 
-def page(database: Database, choice: Choice, *, after: int, most: int) -> SelectedPage:
+def page(
+    database: Database, choice: Choice, *, after: int, most: int, is_late: Callable[[], bool] = lambda: False
+) -> SelectedPage:
     """The deliveries of the first events beyond the seq `after`: about `most`, whole events only.
 
     Open ones are found by their key, some in each transaction, and then looked up: however many are selected, each reads few.
-    After many candidates of which none is selected, the page is empty, and `upto` says where to go on.
+    After many candidates of which none is selected, the page is empty, and `upto` says where to go on. So it does when
+    `is_late` says that the time is over.
     """
+    if choice.which == "ended or dead":
+        return _page_of_events(database, choice, after, most)
     if choice.which not in OF_WORK_TABLE:
         with database.read() as transaction:
             known = choice.parameters(choice.which)
@@ -74,9 +80,33 @@ def page(database: Database, choice: Choice, *, after: int, most: int) -> Select
                 found, {key: unreadable[key] for key in unreadable.keys() & kept}, int(found[-1]["seq"])
             )
         after = keys[-1][0]
-        if len(found) == most:
+        if len(found) == most or is_late():
             break
     return SelectedPage(found, unreadable, after)
+
+
+def _page_of_events(database: Database, choice: Choice, after: int, most: int) -> SelectedPage:
+    """Find events by their seq or entity, and then look their deliveries up: the view has no condition that may be left out."""
+    with database.read() as transaction:
+        given = {name: value for name, value in choice.parameters(choice.which).items() if value is not None}
+        sources = "source" not in given and {"entity_type", "entity_id"} <= given.keys()
+        found = transaction.execute(
+            _events(tuple(sorted(given.keys() & {*_OF_INBOX, "seq"})), of_any_source=sources),
+            **{name: value for name, value in given.items() if name in {*_OF_INBOX, "seq"}},
+            after=after,
+            most=most,
+        )
+        seqs = [int(row.seq) for row in found]
+        rows = _of_events(transaction, choice, seqs)
+    return SelectedPage(rows, upto=seqs[-1] if len(seqs) == most else None)
+
+
+def _of_events(transaction: Transaction, choice: Choice, seqs: Sequence[int]) -> list[Row]:
+    """Read the selected deliveries of these events, ended or dead ones."""
+    statement, known = _ended_of_events(transaction.sql), choice.parameters(choice.which)
+    if transaction.sql.has_lateral:
+        return transaction.rows_of(statement, **known, wanted=rows_param({"seq": seq} for seq in seqs))
+    return [row for seq in seqs for row in transaction.rows_of(statement, **known, wanted=seq)]
 
 
 def _look_up_each(database: Database, choice: Choice, keys: Sequence[Key]) -> tuple[list[Row], dict[Key, Exception]]:
@@ -136,7 +166,10 @@ def still_to_come(transaction: Transaction, choice: Choice, first: int, keys: It
 
 def among(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> set[Key]:
     """The deliveries among these that are selected, too."""
-    wanted = rows_param({"seq": seq} for seq in sorted({seq for seq, _ in keys}))
+    seqs = sorted({seq for seq, _ in keys})
+    if choice.which == "ended or dead":
+        return {(int(row["seq"]), str(row["route"])) for row in _of_events(transaction, choice, seqs)}
+    wanted = rows_param({"seq": seq} for seq in seqs)
     found = transaction.execute(_among(transaction.sql, choice.which), **choice.parameters(choice.which), wanted=wanted)
     return {(row.seq, row.route) for row in found}
 
@@ -270,6 +303,33 @@ ORDER BY count DESC, route, state, cause
 @cache
 def _page(sql: Sql, which: Which) -> TextClause:
     return text(f"SELECT * FROM ({_meant(sql, which)}) meant WHERE seq > :after ORDER BY seq, route LIMIT :most")
+
+
+@cache
+def _events(names: tuple[str, ...], *, of_any_source: bool) -> TextClause:
+    conditions = [f"i.{name} = :{name}" for name in names]
+    if of_any_source:  # the index of entities begins with the source
+        conditions.append(f"i.source IN ({SOURCES})")
+    where = " AND ".join((*conditions, "i.seq > :after"))
+    return text(f"SELECT i.seq FROM inbox i WHERE {where} ORDER BY i.seq LIMIT :most")
+
+
+@cache
+def _ended_of_events(sql: Sql) -> TextClause:
+    """Write it for many events on Postgres, and for one on SQLite, each looked up by its seq."""
+    columns = {name: f"d.{name}" for name in _COLUMNS}
+    found = (
+        f"{sql.rows('wanted', seq='bigint')} CROSS JOIN LATERAL"
+        " (SELECT * FROM delivery v WHERE v.seq = wanted.seq OFFSET 0) d"
+        if sql.has_lateral
+        else "(SELECT * FROM delivery WHERE seq = :wanted) d"
+    )
+    return text(f"""
+SELECT d.*, CAST(NULL AS text) AS cause FROM {found}
+WHERE {_given(sql, "d.received_at", columns)} AND {_of_routes(sql, "d.route")}
+  AND d.route IS NOT NULL AND d.state NOT IN ('received', 'waiting', 'ready', 'in_flight')
+ORDER BY d.seq, d.route
+""")
 
 
 @cache

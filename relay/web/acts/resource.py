@@ -43,7 +43,7 @@ class Acts:
 
     async def plan(self, actor: Actor, kind: ActKind, form: msgspec.Struct) -> ActPlan:
         """Make the plan of now."""
-        return await self._readers.read(actor, lambda reading: kind.plan(reading, kind.kind, form))
+        return await self._readers.read(actor, lambda reading: kind.plan(reading, kind.kind, form), kind="acts")
 
     async def ask(self, actor: Actor, kind: ActKind, form: msgspec.Struct, sent: Submission) -> int:
         """Insert the command as it was agreed to. Returns its id; sent twice with one key, it is the same command.
