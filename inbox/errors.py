@@ -214,7 +214,10 @@ class AccessBroken(PageError, status=503, cause="access_broken", title="Nobody c
 class TooManyComparisons(
     PageError, status=503, cause="too_many_comparisons", title="Other comparisons run at this moment"
 ):
-    """As many comparisons of both sides of a route run as may run at a time: try again in some seconds."""
+    """As many comparisons of both sides of a route run as may run at a time.
+
+    Try again in some seconds.
+    """
 
     retry_after_seconds = 10
 

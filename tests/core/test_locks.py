@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FULL, RUNTIME = "requirements.lock", "requirements-runtime.lock"
-OF_AN_EXTRA = {"email-validator", "dnspython"}
-"""Packages of `pydantic[email]`, which scim2-models depends on: the lock has them under pydantic, which runs without."""
+OF_AN_EXTRA = {"email-validator", "dnspython", "pysocks"}
+"""Packages of `pydantic[email]` (of scim2-models) and `urllib3[socks]` (of selenium): the lock has them under pydantic and urllib3,
+which run without."""
 
 
 class Pin(NamedTuple):

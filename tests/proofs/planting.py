@@ -16,8 +16,9 @@ from relay.store.database import Transaction
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def now_without_a_lock(transaction: Transaction, *, keeps_payloads: bool = False) -> datetime:  # noqa: ARG001
+def now_without_a_lock(transaction: Transaction, *, keeps_payloads: bool = False) -> datetime:
     """Stands for `Transaction.lock_order`, and locks nothing."""
+    transaction.has_payloads = keeps_payloads
     return transaction.now()
 
 

@@ -20,6 +20,7 @@ ROWS = {
         VALUES (now(), 's', 400, 'unreadable', 'r', '')""",
     "relay_command.id": """INSERT INTO relay_command (asked_at, asked_by, kind, selection, reason)
         VALUES (now(), 'p', 'pause', '{"route": "r"}', 'r')""",
+    "payload_reveal.id": "INSERT INTO payload_reveal (at, seq, who, reason) VALUES (now(), 1, 'anna', 'the customer called')",
     "duplicate_request.id": "INSERT INTO duplicate_request (seq, received_at, body_sha256) VALUES (1, now(), '')",
 }
 """A statement for each column that counts up by itself."""
