@@ -154,6 +154,7 @@ PARAMETERS: dict[str, Any] = {
     "source": "trivore",
     "entity_type": "USER",
     "entity_id": "u101",
+    "event_type": "UPDATE",
     "after_id": "u101",
     "routes": '[{"route": "crm"}]',
     "after": 1000,
@@ -357,7 +358,9 @@ def _fill(engine: Engine) -> None:
 
 
 def parameters_of(statement: TextClause) -> dict[str, Any]:
-    return {name: PARAMETERS[name] for name in statement._bindparams}
+    given = statement._bindparams
+    known = {**PARAMETERS, "since": NOW} if "until" in given else PARAMETERS  # elsewhere it is a number of seconds
+    return {name: known[name] for name in given}
 
 
 def postgres_plan(connection: Connection, statement: TextClause) -> list[Node]:
