@@ -22,7 +22,7 @@ from inbox.db.dialect import SQLITE
 from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
-from inbox.gunicorn_worker import WORKER_TMP_DIR, HardenedWorker, allow_files, escape_logs
+from inbox.gunicorn_worker import WORKER_TMP_DIR, HardenedWorker, allow_files, escape_logs, reactivate
 from inbox.loader.load import ConfigFile, config_path, load_file, read_config
 from inbox.logs.access_log import AccessLogMask
 from inbox.logs.lines import write_stderr
@@ -157,21 +157,10 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
-    """Read the configuration again on SIGHUP, before gunicorn replaces the workers; keep the old one if it can't be used.
-
-    An exception here would end the master, and every worker with it.
-    """
+    """Read the configuration again on SIGHUP; the old one stays if it can't be used."""
     escape_logs(server.log)
-    try:
-        config = receiver.activate(load_file())
-    except ConfigError as error:
-        for mistake in str(error).splitlines():
-            _log.error("reload refused: %s", mistake)
-        _log.error("reload refused: the old configuration stays")
-    except Exception as bug:  # noqa: BLE001  # as above
-        _log.error("reload refused: a bug", exc_info=without_message(bug))
-        _log.error("reload refused: the old configuration stays")
-    else:
+    config = reactivate(lambda: receiver.activate(load_file()))
+    if config is not None:
         _warn_of_exposures(config)
         _log.info("reloaded sources=%s", ",".join(config.sources) or "none")
 

@@ -7,16 +7,19 @@ import ctypes
 import logging
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gunicorn import glogging
 from uvicorn_worker import UvicornWorker
 
+from inbox.errors import ConfigError
 from inbox.http.limited_app import LimitedApp
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.http.scope import ON_STOP
 from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
+from inbox.logs.traces import without_message
 
 __all__ = [
     "ON_STOP",
@@ -27,7 +30,12 @@ __all__ = [
     "PageWorker",
     "allow_files",
     "escape_logs",
+    "reactivate",
 ]
+
+Made = TypeVar("Made")
+
+_log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
 WORKER_TMP_DIR = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # the heartbeat must not wait for a full disk
 
@@ -116,3 +124,19 @@ class LineLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no ty
         """Make the handlers, at the start and at each reload."""
         super().setup(cfg)
         escape_logs(self)
+
+
+def reactivate(activate: Callable[[], Made]) -> Made | None:
+    """Activate a configuration on SIGHUP, before gunicorn replaces the workers; None where the old one stays, as the log says.
+
+    An exception in gunicorn's hook would end the master, and every worker with it.
+    """
+    try:
+        return activate()
+    except ConfigError as error:
+        for mistake in str(error).splitlines():
+            _log.error("reload refused: %s", mistake)
+    except Exception as bug:  # noqa: BLE001  # as above
+        _log.error("reload refused: a bug", exc_info=without_message(bug))
+    _log.error("reload refused: the old configuration stays")
+    return None

@@ -16,10 +16,9 @@ from inbox.config.model import Config
 from inbox.db import engine, migrate
 from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError
-from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, allow_files, escape_logs
+from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, allow_files, escape_logs, reactivate
 from inbox.loader.load import ConfigFile, load_file
 from inbox.logs.lines import write_stderr
-from inbox.logs.traces import without_message
 from relay.web.start import page_of
 
 CONNECTIONS = 250
@@ -88,21 +87,9 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
-    """Read the configuration again on SIGHUP, before gunicorn replaces the worker; keep the old one if it can't be used.
-
-    An exception here would end the master, and the worker with it.
-    """
+    """Read the configuration again on SIGHUP; the old one stays if it can't be used."""
     escape_logs(server.log)
-    try:
-        page.activate(load_file())
-    except ConfigError as error:
-        for mistake in str(error).splitlines():
-            _log.error("reload refused: %s", mistake)
-        _log.error("reload refused: the old configuration stays")
-    except Exception as bug:  # noqa: BLE001  # as above
-        _log.error("reload refused: a bug", exc_info=without_message(bug))
-        _log.error("reload refused: the old configuration stays")
-    else:
+    if reactivate(lambda: page.activate(load_file())) is not None:
         _log.info("reloaded")
 
 
