@@ -26,7 +26,6 @@ from relay.web.query import of_segment, parse
 from relay.web.reading import Readers
 from relay.web.screens.event import SCREEN, EventQuery, View
 
-DOWNLOAD = "download"
 _MOST_JSON = 64 * 1024
 
 

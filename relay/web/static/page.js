@@ -178,7 +178,6 @@
     "?": () => keys.showModal(),
     j: () => move(1),
     k: () => move(-1),
-    x: () => chosen()?.querySelector("input[type=checkbox]")?.click(),
     o: () => chosen()?.querySelector("a[href]")?.click(),
     p: () => { if (main.dataset.live) button?.click(); },
   };
