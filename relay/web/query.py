@@ -95,7 +95,9 @@ def url(path: str, query: msgspec.Struct, **changed: object) -> str:
     values.update(changed)
     for name in re.findall(r"{([a-z_]+)(?::[^}]*)?}", path):
         path = re.sub(rf"{{{name}(:[^}}]*)?}}", segment(values.pop(name, "")), path)
-    asked = {name: _text(value) for name, value in values.items() if value not in (None, "", False)}
+    asked = {
+        name: _text(value) for name, value in values.items() if not (value is None or value is False or value == "")
+    }
     return f"{path}?{urlencode(asked)}" if asked else path
 
 

@@ -53,6 +53,10 @@ def test_the_url_of_a_query_parses_to_the_same_query(query: Wanted) -> None:
     assert getattr(again.since, "moment", None) == getattr(query.since, "moment", None)
 
 
+def test_zero_is_a_number_and_no_absence() -> None:
+    assert url("/rejected", Wanted(source="s", entity="e", status=0)).endswith("status=0")
+
+
 @given(QUERIES)
 def test_a_url_is_ascii_without_characters_that_markup_or_headers_know(query: Wanted) -> None:
     written = url(PATH, query)
