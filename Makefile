@@ -27,7 +27,7 @@ run: $(READY)  ## run the product with demo services, until Ctrl-C
 quick: $(READY)  ## test without processes and Postgres (90 s on two cores)
 	$(TEST) -q --hypothesis-profile quick --database sqlite -m "not long" $(QUICK)
 
-test: $(READY)  ## test the product, on SQLite and Postgres (6 min)
+test: $(READY)  ## test the product, on SQLite and Postgres (11 min)
 	$(TEST) -m "not long"
 
 prove: $(READY)  ## run the long proofs, then the fault tests (12 min)
