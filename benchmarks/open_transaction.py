@@ -23,7 +23,7 @@ from typing import Annotated
 import typer
 from sqlalchemy import Engine, text
 
-from benchmarks.support import TOKEN, Kind, Side, configured, databases, free_port, machine, report, running
+from benchmarks.support import TOKEN, Kind, Side, configured, databases, downstream, machine, report, serving
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 
@@ -48,8 +48,8 @@ FROM (
 
 def main(
     *,
-    minutes: Annotated[int, typer.Option(min=1, max=120, help="How long the transaction stays open.")] = 5,
-    base: Annotated[int, typer.Option(min=1, max=60, help="Minutes without it.")] = 3,
+    minutes: Annotated[int, typer.Option(min=JUDGED, max=120, help="How long the transaction stays open.")] = 5,
+    base: Annotated[int, typer.Option(min=JUDGED, max=60, help="Minutes without it.")] = 3,
     minute: Annotated[float, typer.Option(min=1, max=60, help="Seconds of a minute, for a quick look.")] = 60,
     rate: Annotated[int, typer.Option(min=1, max=2000, help="Webhooks per second.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -58,20 +58,17 @@ def main(
     beside, alone = Side("beside an open transaction"), Side("without", bar=BAR)
     with ExitStack() as stack:
         (url,) = stack.enter_context(databases(Kind.POSTGRES))
-        downstream, receiver = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
-        stack.enter_context(running("benchmarks.downstream", downstream.rpartition(":")[2], ready=downstream))
-        environment = stack.enter_context(configured(url, f"{downstream}/hook"))
-        gunicorn = ("-c", "python:inbox.gunicorn_settings", "--bind", receiver.removeprefix("http://"))
-        stack.enter_context(running("gunicorn", *gunicorn, ready=f"{receiver}/health/ready", environment=environment))
+        environment = stack.enter_context(configured(url, f"{stack.enter_context(downstream())}/hook"))
+        receiver = stack.enter_context(serving(environment))
         stack.enter_context(relay(environment))
         engine = engines.connect(url, application="benchmarks")
         stack.callback(engine.dispose)
-        stack.enter_context(sending(int(receiver.rpartition(":")[2]), rate))
+        stack.enter_context(sending(receiver.port, rate))
         time.sleep(min(minute, 10))  # the first events find cold caches
         without = windows(engine, base, minute)
         with open_transaction(engine):
             with_it = windows(engine, minutes, minute)
-    alone.rates += [each["p99"] for each in without]
+    alone.rates += [each["p99"] for each in without[-JUDGED:]]
     beside.rates += [each["p99"] for each in with_it[-JUDGED:]]
     notes = {
         "rate": rate,
@@ -86,11 +83,11 @@ def main(
 
 
 @contextmanager
-def relay(environment: Mapping[str, str]) -> Iterator[None]:
+def relay(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A relay as long as the block runs."""
     with subprocess.Popen([sys.executable, "-m", "relay", "run"], env=environment) as process:
         try:
-            yield
+            yield process
         finally:
             process.terminate()
 
@@ -128,21 +125,21 @@ def picked_up(engine: Engine, bounds: Mapping[str, datetime]) -> dict[str, float
 
 
 @contextmanager
-def sending(port: int, rate: int) -> Iterator[None]:
-    """Send webhooks at a steady rate over a few connections as long as the block runs."""
-    ended = threading.Event()
-    threads = [threading.Thread(target=_send, args=(port, rate, n, ended)) for n in range(CONNECTIONS)]
+def sending(port: int, rate: int) -> Iterator[list[float]]:
+    """Send webhooks at a steady rate over a few connections as long as the block runs; gives the seconds of each request."""
+    ended, took = threading.Event(), list[float]()
+    threads = [threading.Thread(target=_send, args=(port, rate, n, ended, took)) for n in range(CONNECTIONS)]
     for thread in threads:
         thread.start()
     try:
-        yield
+        yield took
     finally:
         ended.set()
         for thread in threads:
             thread.join()
 
 
-def _send(port: int, rate: int, number: int, ended: threading.Event) -> None:
+def _send(port: int, rate: int, number: int, ended: threading.Event, took: list[float]) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     headers = {"Content-Type": "application/json", "X-Webhook-Token": TOKEN}
     due, sent = time.monotonic(), 0
@@ -155,8 +152,11 @@ def _send(port: int, rate: int, number: int, ended: threading.Event) -> None:
             "eventType": "UPDATE",
             "timestamp": SystemClock().now().isoformat(),
         }
+        began = time.monotonic()
         connection.request("POST", "/webhooks/trivore", json.dumps(event), headers)
-        if connection.getresponse().read() and sent % 900 == 0:
+        connection.getresponse().read()
+        took.append(time.monotonic() - began)
+        if sent % 900 == 0:
             connection.close()  # the receiver ends a connection after a thousand requests
     connection.close()
 

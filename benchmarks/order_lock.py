@@ -30,13 +30,14 @@ from inbox.loader.load import parse_config
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.delivery.policy import RoutePolicy, policies
 from relay.store.claim import claim
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
 from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
 from relay.store.operator.selection import Act, Selection
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
+from relay.store.transaction import Transaction
 
 BAR_MS = 250
 ROUTE = "everything"

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.drain import bodies_of, preload, rate
-from benchmarks.support import Kind, Side, configured, databases, free_port, get, machine, report, running
+from benchmarks.support import Kind, Side, configured, databases, downstream, get, machine, report
 
 
 def main(
@@ -32,9 +32,7 @@ def main(
     several, one = Side(f"{processes} processes"), Side("one process", bar=0.9 * processes)
     with ExitStack() as stack:
         (url,) = stack.enter_context(databases(database))
-        port = free_port()
-        server = f"http://127.0.0.1:{port}"
-        stack.enter_context(running("benchmarks.downstream", str(port), str(milliseconds), ready=server))
+        server = stack.enter_context(downstream(milliseconds))
         environment = stack.enter_context(configured(url, f"{server}/hook", concurrency))
         for _ in range(rounds):
             for side, number in ((several, processes), (one, 1)):

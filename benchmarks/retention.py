@@ -21,7 +21,7 @@ import typer
 from sqlalchemy import Connection, Engine, make_url, text
 
 from benchmarks.load import Answers, send
-from benchmarks.support import Kind, Side, before_url, configured, databases, free_port, machine, report, running
+from benchmarks.support import Kind, Side, before_url, configured, databases, machine, report, serving
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.checkpoint import checkpoint
@@ -65,10 +65,10 @@ def intake(
                 (then, stack.enter_context(_receiver(other, before.absolute()))),
             ]
             for _, target in sides:
-                _accepted(target, 1, connections, size)
+                accepted(target, 1, connections, size)
             for number in range(rounds):
                 for side, target in sides if number % 2 else sides[::-1]:
-                    side.rates.append(_accepted(target, seconds, connections, size).rate)
+                    side.rates.append(accepted(target, seconds, connections, size).rate)
         title = f"Intake of bodies of {size:,} bytes, {database.value}"
         report(title, [now, then], machine(), as_json=as_json)
 
@@ -91,18 +91,18 @@ def prune(
     with databases(database) as (url,):
         engine = engines.connect(url, application="benchmarks")
         is_postgres = engine.dialect.name == POSTGRES
-        cuts = _fill(engine, events, pruned // rounds, rounds, body_bytes)
+        cuts = fill(engine, events, pruned // rounds, rounds, body_bytes)
         before = _size(engine)
         alone, beside = Side("intake alone", bar=PRUNING_BAR), Side("intake beside pruning")
         steps: list[tuple[Pruned, float]] = []
         worst: dict[str, float] = {"alone": 0, "beside": 0}
         added = 0
         with _receiver(url, None) as target:
-            _accepted(target, 1, connections, body_bytes)
+            accepted(target, 1, connections, body_bytes)
             for number, cut in enumerate(cuts):
                 for is_beside in (False, True) if number % 2 else (True, False):
                     with _pruning(engine, cut if is_beside else None) as made:
-                        answers = _accepted(target, seconds, connections, body_bytes)
+                        answers = accepted(target, seconds, connections, body_bytes)
                     (beside if is_beside else alone).rates.append(answers.rate)
                     key = "beside" if is_beside else "alone"
                     worst[key] = max(worst[key], answers.worst_ms)
@@ -130,17 +130,11 @@ def prune(
 
 @contextmanager
 def _receiver(url: str, folder: Path | None) -> Iterator[str]:
-    server = f"http://127.0.0.1:{free_port()}"
-    bind = ("--bind", server.removeprefix("http://"), "--log-level", "warning")
-    arguments = ("-c", "python:inbox.gunicorn_settings", *bind, "inbox.gunicorn_settings:receiver")
-    with (
-        configured(url) as environment,
-        running("gunicorn", *arguments, ready=f"{server}/health/ready", environment=environment, folder=folder),
-    ):
-        yield f"{server}/webhooks/trivore"
+    with configured(url) as environment, serving(environment, folder=folder) as receiver:
+        yield receiver.target
 
 
-def _accepted(target: str, seconds: float, connections: int, body_bytes: int) -> Answers:
+def accepted(target: str, seconds: float, connections: int, body_bytes: int) -> Answers:
     answers = send(target, seconds, connections, max(body_bytes - _OVERHEAD, 0))
     if answers.refused or answers.lost:
         raise SystemExit(f"of {answers.answers} answers {answers.refused} were refusals, {answers.lost} went missing")
@@ -181,7 +175,7 @@ def _pruning(engine: Engine, cut: datetime | None) -> Iterator[list[tuple[Pruned
         thread.join()
 
 
-def _fill(engine: Engine, events: int, part: int, rounds: int, body_bytes: int) -> list[datetime]:
+def fill(engine: Engine, events: int, part: int, rounds: int, body_bytes: int) -> list[datetime]:
     """Store events that have all ended. Of each round, a part is a day younger; returns the times that part them."""
     now = SystemClock().now()
     is_postgres = engine.dialect.name == POSTGRES

@@ -29,6 +29,7 @@ from inbox.db import engine as engines
 from inbox.db.checkpoint import checkpoint
 from inbox.db.dialect import POSTGRES
 from inbox.db.intake import STORES
+from inbox.db.link import link_to
 from inbox.events.event import Enrolment, Event
 from inbox.loader.load import parse_config
 from relay.delivery.outcome import Delivered
@@ -102,12 +103,12 @@ def an_event(number: int, size: int) -> Event:
 
 
 async def _receive(url: str, events: Iterator[Event]) -> None:
-    engine = engines.connect_async(url, application="benchmarks")
-    store = STORES[engine.dialect.name]()
-    async with engine.connect() as connection:
-        while batch := list(islice(events, _BATCH)):
-            await store.append(connection, batch)
-    await engine.dispose()
+    link = link_to(url, application="benchmarks")
+    store = STORES[link.dialect]()
+    await link.open()
+    while batch := list(islice(events, _BATCH)):
+        await link.run(store.append, batch)
+    await link.drop()
 
 
 def _deliver(database: Database) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.load import GENERATOR, Answers, send
-from benchmarks.support import Kind, Side, configured, databases, free_port, machine, report, running
+from benchmarks.support import Kind, Side, configured, databases, machine, report, serving
 
 WARM_UP_SECONDS = 1.0
 
@@ -32,17 +32,7 @@ def main(
     with ExitStack() as stack:
         (url,) = stack.enter_context(databases(database))
         environment = stack.enter_context(configured(url))
-        server = f"http://127.0.0.1:{free_port()}"
-        arguments = (
-            "-c",
-            "python:inbox.gunicorn_settings",
-            "--bind",
-            server.removeprefix("http://"),
-            "--log-level",
-            "error",
-        )
-        stack.enter_context(running("gunicorn", *arguments, ready=f"{server}/health/ready", environment=environment))
-        target = f"{server}/webhooks/trivore"
+        target = stack.enter_context(serving(environment)).target
         send(target, WARM_UP_SECONDS, connections)
         for _ in range(rounds):
             _measure(alone, rates, send(target, seconds, connections))

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table as Lines
 from sqlalchemy import Engine, text
 
-from benchmarks.support import TOKEN, Kind, configured, databases, free_port, machine, running
+from benchmarks.support import TOKEN, Kind, configured, databases, downstream, free_port, machine, running
 from inbox.db import engine as engines
 from inbox.db.schema import metadata
 
@@ -71,11 +71,9 @@ def main(
         engine = engines.connect(url, application="benchmarks")
         stack.callback(engine.dispose)
         lower_floors(engine, age)
-        down, port = free_port(), free_port()
-        server = f"http://127.0.0.1:{down}"
-        stack.enter_context(running("benchmarks.downstream", str(down), "1", ready=server))
+        server = stack.enter_context(downstream(1))
         environment = stack.enter_context(configured(url, f"{server}/hook", 16))
-        receiver = f"http://127.0.0.1:{port}"
+        receiver = f"http://127.0.0.1:{(port := free_port())}"
         gunicorn = ("-c", "python:inbox.gunicorn_settings", "--bind", f"127.0.0.1:{port}", "--workers", "1")
         stack.enter_context(running("gunicorn", *gunicorn, ready=f"{receiver}/health/ready", environment=environment))
         stack.enter_context(running("benchmarks.soaking_relay", str(age), ready=server, environment=environment))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from rich.console import Console
@@ -27,7 +30,9 @@ from inbox.db import engine as engines
 from inbox.db import migrate
 
 TOKEN = "benchmark-token"
-READY_WITHIN_SECONDS = 30.0
+READY_WITHIN_SECONDS = 60.0
+_INTERRUPTED_SECONDS = 20.0
+"""In which a program that was interrupted stops what it has started."""
 _UNWANTED = re.compile(r"^INBOX_DATABASE_URL$|^GUNICORN_CMD_ARGS$|_proxy$", re.IGNORECASE)
 """Variables that would change what is measured; even NO_PROXY makes the bare loop of the drain faster by a third."""
 REAL_DISK = "/var/tmp"  # noqa: S108  # unlike /tmp it is hardly ever held in memory, and a server's socket needs a short path
@@ -122,6 +127,11 @@ def _migrated(url: str) -> str:
     return url
 
 
+def libpq(url: str) -> str:
+    """The URL as libpq and its likes read it."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
 def count_rows(url: str, table: str) -> int:
     """Count the rows of a table."""
     engine = engines.connect(url, application="benchmarks")
@@ -133,12 +143,16 @@ def count_rows(url: str, table: str) -> int:
 
 @contextmanager
 def configured(
-    url: str, downstream: str = "http://127.0.0.1:9/", concurrency: int = 8, more: str = ""
+    url: str, downstream: str = "http://127.0.0.1:9/", concurrency: int = 8, more: str = "", database: str = ""
 ) -> Iterator[dict[str, str]]:
-    """The environment for the product's processes: an inbox.toml with one source and one strict forward route, and `more`."""
+    """The environment for the product's processes: an inbox.toml with one source and one strict forward route, and `more`.
+
+    `database` is further lines of the table `[database]`.
+    """
     text = f"""
 [database]
 url = {json.dumps(url)}
+{database}
 [sources.trivore]
 preset = "trivore"
 auth = {{ kind = "header", name = "X-Webhook-Token", secrets = ["{TOKEN}"] }}
@@ -179,7 +193,7 @@ def running(
     ready: str,
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m module` in a process of its own, from when `ready` (a URL) answers 200 until the block ends.
 
     In `folder`, which may be a checkout of another version.
@@ -187,9 +201,94 @@ def running(
     with subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment, cwd=folder) as process:
         try:
             _await(ready, process)
-            yield
+            yield process
         finally:
             process.terminate()
+
+
+@contextmanager
+def downstream(milliseconds: int = 0) -> Iterator[str]:
+    """A downstream that takes so long for a call. Gives its URL."""
+    server = f"http://127.0.0.1:{(port := free_port())}"
+    with running("benchmarks.downstream", str(port), str(milliseconds), ready=server):
+        yield server
+
+
+class Receiver(NamedTuple):
+    """A receiver that runs."""
+
+    port: int
+    pid: int
+    """Of gunicorn's master."""
+
+    @property
+    def target(self) -> str:
+        """The URL for webhooks."""
+        return f"http://127.0.0.1:{self.port}/webhooks/trivore"
+
+
+@contextmanager
+def serving(
+    environment: Mapping[str, str], app: str = "inbox.gunicorn_settings:receiver", folder: Path | None = None
+) -> Iterator[Receiver]:
+    """The receiver, or another app, with the settings that it is served with; in `folder` as `running`."""
+    bind = ("--bind", f"127.0.0.1:{(port := free_port())}", "--log-level", "error")
+    arguments = ("-c", "python:inbox.gunicorn_settings", *bind, app)
+    ready = f"http://127.0.0.1:{port}/health/ready"
+    with running("gunicorn", *arguments, ready=ready, environment=environment, folder=folder) as process:
+        yield Receiver(port, process.pid)
+
+
+@contextmanager
+def repeating(work: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do something again and again in a thread as long as the block runs, each time after so long."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            work()
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def run_group(
+    command: Sequence[str], seconds: float, *, environment: Mapping[str, str] | None = None, given: bytes | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program with its input, and take what it writes.
+
+    It leads a process group, so that nothing of it stays: when the time is up, or this process is interrupted, the group is
+    interrupted, and killed if it has not ended after a while.
+
+    Raises:
+        subprocess.TimeoutExpired: after so many seconds.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment, start_new_session=True, stdin=pipe, stdout=pipe, stderr=pipe
+    ) as process:
+        try:
+            output, errors = process.communicate(given, timeout=seconds)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_INTERRUPTED_SECONDS)
+            raise
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def last_line(errors: bytes) -> str:
+    """The last line of what a program wrote before it failed, or a part of it."""
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else "no message"
 
 
 def _await(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -37,7 +38,8 @@ from relay.web.access.actor import Actor
 from relay.web.app import create_app
 from relay.web.reading import Readers
 
-BAR_MS, STATEMENTS_BAR = 300.0, 5.0
+BAR_MS, PLAN_BAR_MS, STATEMENTS_BAR = 300.0, 1500.0, 5.0
+"""Longest time of a screen, and of the plan of an act; statements a second of open pages."""
 _WARMED_SECONDS, _WATCHED_SECONDS = 10.0, 30.0
 _SIZES = {Kind.POSTGRES: (5_000_000, 1_000_000), Kind.SQLITE: (1_000_000, 200_000)}
 
@@ -48,13 +50,24 @@ class Asked(msgspec.Struct):
     path: str
     statements: int
     milliseconds: list[float]
+    computing: list[float]
+    """Milliseconds of processor time of this process: on SQLite all the work, whatever else the machine does."""
     status: int = 200
     """HTTP status of the last answer."""
 
     @property
+    def bar(self) -> float:
+        """Return the longest time that is good enough."""
+        return PLAN_BAR_MS if self.path.startswith("/acts/") else BAR_MS
+
+    @property
     def p95(self) -> float:
         """Return the time that 95 % of the answers took at most."""
-        return sorted(self.milliseconds)[math.ceil(len(self.milliseconds) * 0.95) - 1]
+        return _p95(self.milliseconds)
+
+
+def _p95(milliseconds: list[float]) -> float:
+    return sorted(milliseconds)[math.ceil(len(milliseconds) * 0.95) - 1]
 
 
 class _Anybody:
@@ -102,7 +115,7 @@ def main(  # options of a command
     _report(
         asked, per_second, f"The page, {database.value}, {size.events:,} events, {size.open:,} open", as_json=as_json
     )
-    if any(each.p95 > BAR_MS or each.status != HTTPStatus.OK for each in asked) or (per_second or 0) > STATEMENTS_BAR:
+    if any(each.p95 > each.bar or each.status != HTTPStatus.OK for each in asked) or (per_second or 0) > STATEMENTS_BAR:
         raise SystemExit(1)
 
 
@@ -116,7 +129,8 @@ def pages(size: Filled) -> Iterator[str]:
         yield f"/entities/trivore/USER/{name}"
     yield f"/entities/trivore/USER/large?before={size.events // 2}&limit=200"
     yield from (
-        f"/dead?{query}" for query in ("route=everything", "route=mirror", "cause=http", "cause=none", "since=1h")
+        f"/dead?{query}"
+        for query in ("route=everything", "route=mirror", "cause=server_error", "cause=none", "since=1h")
     )
     yield from (
         "/gates?name=u199",
@@ -130,9 +144,18 @@ def pages(size: Filled) -> Iterator[str]:
         for query in ("source=nobody", "cause=none", "error=nothing", "since=1h", "until=2001-01-01")
     )
     yield from ("/alerts?kind=retired", "/alerts?subject=nothing", "/alerts?before=100")
-    yield from (f"/acts/{act}" for act in ("replay?route=everything", "cancel?error=needle"))
-    yield from ("/acts/retry?route=everything", "/acts/cancel?source=rare", "/acts/unblock?route=everything")
-    yield f"/acts/replay?route=invoices&error={quote('kind 7')}"
+    yield from (f"/acts/{plan}" for plan in _plans(size))
+
+
+def _plans(size: Filled) -> Iterator[str]:
+    """Yield plans of every kind of act, over much and over little."""
+    yield from ("replay", "replay?route=everything", f"replay?route=invoices&error={quote('kind 7')}")
+    yield from (f"replay?route={route}&backfill=true" for route in ("everything", "mirror", "rarely"))
+    yield from (f"{act}?entity_type=USER&entity_id={name}" for act in ("replay", "cancel") for name in ("large", "u4"))
+    yield from (f"replay?seq={size.only}", "retry?route=everything", "unblock?route=everything")
+    yield from ("cancel?error=needle", "cancel?source=rare", "cancel?route=rarely")
+    yield from ("prune", "readmit", "readmit?error=nothing", "pause?destination=downstream", "resume?source=trivore")
+    yield from (f"erase?source=trivore&entity_type=USER&entity_id={name}" for name in ("large", "u4", "nobody"))
 
 
 def _queries(size: Filled) -> Iterator[str]:
@@ -207,13 +230,14 @@ def _page(url: str) -> Iterator[str]:
 
 
 def _ask(page: str, path: str, times: int, counted: _Statements) -> Asked:
-    asked = Asked(path, 0, [])
+    asked = Asked(path, 0, [], [])
     with requests.Session() as session:
         session.trust_env = False
         for _ in range(times):
-            statements, began = counted.number, time.monotonic()
+            statements, began, computed = counted.number, time.monotonic(), time.process_time()
             answer = session.get(page + path, timeout=60)
             asked.milliseconds.append((time.monotonic() - began) * 1000)
+            asked.computing.append((time.process_time() - computed) * 1000)
             asked.statements = max(asked.statements, counted.number - statements)
             asked.status = answer.status_code
     return asked
@@ -224,7 +248,7 @@ def _watch(page: str, size: Filled, browsers: int, counted: _Statements) -> floa
     stop = threading.Event()
     threads = [
         threading.Thread(target=_listen, args=(f"{page}/live?url={quote(path)}", stop), daemon=True)
-        for path in _live_pages(size, browsers)
+        for path in islice(_live_pages(size), browsers)
     ]
     for thread in threads:
         thread.start()
@@ -238,14 +262,12 @@ def _watch(page: str, size: Filled, browsers: int, counted: _Statements) -> floa
     return per_second
 
 
-def _live_pages(size: Filled, browsers: int) -> Iterator[str]:
-    different = ("/", "/?routes=all", "/rejected", "/commands", "/alerts", "/entities/trivore/USER/large")
-    for number in range(browsers):
-        yield different[number // 2] if number % 2 and number // 2 < len(different) else _nth(size, number)
-
-
-def _nth(size: Filled, number: int) -> str:
-    return f"/deliveries?state=dead&before={size.events - number}" if number % 4 else f"/events/{size.events - number}"
+def _live_pages(size: Filled) -> Iterator[str]:
+    """Yield a page of every screen that refreshes itself, and then lists and events without end."""
+    yield from ("/", "/?routes=all", "/rejected", "/commands", "/commands/20000", "/alerts", "/doctor")
+    yield from ("/entities/trivore/USER/large", "/deliveries", "/deliveries?error=nothing", "/events/1")
+    for seq in count(size.events, -1):
+        yield f"/deliveries?state=dead&before={seq}" if seq % 4 else f"/events/{seq}"
 
 
 def _listen(url: str, stop: threading.Event) -> None:
@@ -264,6 +286,7 @@ def _report(asked: list[Asked], per_second: float | None, title: str, *, as_json
             "p50_ms": round(statistics.median(each.milliseconds), 1),
             "p95_ms": round(each.p95, 1),
             "worst_ms": round(max(each.milliseconds), 1),
+            "computing_p95_ms": round(_p95(each.computing), 1),
             "statements": each.statements,
             "status": each.status,
         }
@@ -271,9 +294,12 @@ def _report(asked: list[Asked], per_second: float | None, title: str, *, as_json
     ]
     notes = {"statements a second of open pages": None if per_second is None else round(per_second, 2), **machine()}
     if as_json:
-        print(json.dumps({"title": title, "bar_ms": BAR_MS, "pages": rows, **notes}, indent=2))
+        print(
+            json.dumps({"title": title, "bar_ms": BAR_MS, "plan_bar_ms": PLAN_BAR_MS, "pages": rows, **notes}, indent=2)
+        )
         return
-    table = Table("page", "p50 ms", "p95 ms", "worst ms", "statements", "status", title=title, title_justify="left")
+    columns = ("page", "p50 ms", "p95 ms", "worst ms", "computing p95 ms", "statements", "status")
+    table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*map(str, row.values()))
     console = Console(soft_wrap=True)

@@ -34,23 +34,28 @@ class NotExamined(InboxRelayError):
     """An examination of `inbox doctor` can't be made; the message says what it needs."""
 
 
-class RequestError(InboxRelayError):
-    """An answer other than 200 to a webhook request."""
+class HttpAnswerError(InboxRelayError):
+    """An answer over HTTP that is no success; the message says what to do."""
 
     status: ClassVar[int]
     title: ClassVar[str]
     cause: ClassVar[str]
-    """Metric label, and value of `rejected_request.cause`."""
+    """The kind of answer in one word."""
     retry_after_seconds: int | None = None
     """Seconds for the header `Retry-After`."""
 
-    def __init_subclass__(cls, *, status: int, cause: str, title: str) -> None:
-        cls.status, cls.cause, cls.title = status, cause, title
+    def __init_subclass__(cls, *, status: int | None = None, cause: str = "", title: str = "") -> None:
+        if status is not None:  # None: a base of others
+            cls.status, cls.cause, cls.title = status, cause, title
 
     def __init__(self, detail: str, *, field: str | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.field = field
+
+
+class RequestError(HttpAnswerError):
+    """An answer other than 200 to a webhook request. Its cause is the metric's label, and `rejected_request.cause`."""
 
 
 class Unreadable(RequestError, status=400, cause="unreadable", title="The request can't be read"):
@@ -124,22 +129,8 @@ CAUSES = frozenset(error.cause for error in (*RequestError.__subclasses__(), *Un
 """Every value of `rejected_request.cause` and of the metrics' label."""
 
 
-class PageError(InboxRelayError):
-    """An answer of the operator's page or its API that is no result; the message says what to do."""
-
-    status: ClassVar[int]
-    title: ClassVar[str]
-    cause: ClassVar[str]
-    """Last part of the URL that names the type of the problem."""
-    retry_after_seconds: int | None = None
-
-    def __init_subclass__(cls, *, status: int, cause: str, title: str) -> None:
-        cls.status, cls.cause, cls.title = status, cause, title
-
-    def __init__(self, detail: str, *, field: str | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.field = field
+class PageError(HttpAnswerError):
+    """An answer of the operator's page or its API that is no result. Its cause ends the URL that names the type of problem."""
 
 
 class BadFilter(PageError, status=400, cause="bad_filter", title="The filter makes no sense"):
@@ -180,6 +171,13 @@ class NothingThere(PageError, status=404, cause="nothing_there", title="There is
     """No row has this number or name.
 
     It may have been deleted by retention, or the address is wrong. Lists have the numbers of what exists.
+    """
+
+
+class NotNow(PageError, status=409, cause="not_now", title="Not possible now"):
+    """The command is in another state than the act needs, such as one that has ended and can't be stopped any more.
+
+    Nothing was done. Its page says where it stands.
     """
 
 
@@ -232,7 +230,7 @@ class QueryTooSlow(PageError, status=503, cause="query_too_slow", title="The que
 
 
 class TooManyWatchers(PageError, status=503, cause="too_many_watchers", title="Too many pages are open"):
-    """As many pages as the process refreshes are open; this one stays as it is.
+    """As many pages refresh themselves as may, of one person or in all; this one stays as it is.
 
     Reload the page to see what is new, or close others.
     """
@@ -281,6 +279,10 @@ class UnusableAnswer(InboxRelayError):
 
 class UnusableCommand(InboxRelayError):
     """A row of `relay_command` is invalid or contradictory: it ends `refused`. The message becomes its answer."""
+
+
+class NoSuchCommand(UnusableCommand):
+    """No row of `relay_command` has this id."""
 
 
 class UnreadableLog(InboxRelayError):

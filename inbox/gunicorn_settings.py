@@ -22,13 +22,16 @@ from inbox.db.dialect import SQLITE
 from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
-from inbox.gunicorn_worker import WORKER_TMP_DIR, HardenedWorker, allow_files, escape_logs, reactivate
+from inbox.gunicorn_worker import WORKER_TMP_DIR, HardenedWorker, LineLogger, allow_files, escape_logs, reactivate
 from inbox.loader.load import ConfigFile, config_path, load_file, read_config
 from inbox.logs.access_log import AccessLogMask
+from inbox.logs.fields import fields
 from inbox.logs.lines import write_stderr
+from inbox.logs.structured import Format
 from inbox.logs.traces import without_message
 from inbox.receiver.app import Receiver, app_of
 from inbox.receiver.proxies import require_known_proxies
+from inbox.telemetry.outlet import outlet_of
 from inbox.telemetry.recorder import ExporterProcess, exporter_at
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
@@ -62,6 +65,8 @@ class ActiveApp:
         config, mistakes = file.sound, []
         if self._config is not None and config.metrics.receiver != self._config.metrics.receiver:
             mistakes.append("[metrics] receiver: another address needs a restart")
+        if self._config is not None and config.metrics.endpoint != self._config.metrics.endpoint:
+            mistakes.append("[metrics] endpoint: another URL needs a restart")
         if self._config is not None and config.database.url != self._config.database.url:
             # Its schema is checked and the number of workers is chosen at the start; and an event in a
             # database that no relay reads is never delivered.
@@ -74,6 +79,7 @@ class ActiveApp:
         if mistakes:
             raise ConfigError("\n".join(mistakes))
         self._config, self._app = config, app
+        LineLogger.form = config.logs.format
         return config
 
     def _make(self, config: Config) -> Receiver:
@@ -101,20 +107,23 @@ class ActiveApp:
 receiver = ActiveApp()
 
 
-def _workers() -> int:
-    """Return the number of processors; 1 on SQLite, where two workers only compete for the write lock."""
+def _configured() -> tuple[int, Format]:
+    """Return the number of workers, and the form of the log, which gunicorn writes before it calls `on_starting`.
+
+    There are as many workers as processors; one on SQLite, where two only compete for the write lock.
+    """
     try:
-        url = read_config().database.url
+        config = read_config()
     except ConfigError:
-        return 1  # on_starting says what is wrong
-    if url.startswith(SQLITE):
-        return 1
-    return int(os.environ.get("WEB_CONCURRENCY") or os.cpu_count() or 1)
+        return 1, "text"  # on_starting says what is wrong
+    if config.database.url.startswith(SQLITE):
+        return 1, config.logs.format
+    return int(os.environ.get("WEB_CONCURRENCY") or os.cpu_count() or 1), config.logs.format
 
 
 wsgi_app = "inbox.gunicorn_settings:receiver"
 bind = "127.0.0.1:8000"
-workers = _workers()
+workers, LineLogger.form = _configured()
 worker_class = "inbox.gunicorn_settings.Worker"
 logger_class = "inbox.gunicorn_worker.LineLogger"
 keepalive = 30
@@ -128,28 +137,35 @@ worker_tmp_dir = WORKER_TMP_DIR
 def _warn_of_exposures(config: Config) -> None:
     try:
         for exposure in exposure_warnings(config_path(), config):
-            _log.warning("%s", exposure)
+            _log.warning("%s", exposure, extra=fields("exposed"))
     except Exception as bug:  # noqa: BLE001  # a warning that can't be given stops no receiver
-        _log.error("bug in the look for files that others may read", exc_info=without_message(bug))
+        _log.error("bug in the look for files that others may read", exc_info=without_message(bug), extra=fields("bug"))
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Exit if the configuration or the schema can't work; while the database is down, requests get 503."""
-    escape_logs(server.log)  # an operator's own logger_class may have made them
+    escape_logs(server.log, LineLogger.form)  # an operator's own logger_class may have made them
     try:
         receiver.trusted_proxies = tuple(server.cfg.forwarded_allow_ips)
         config = receiver.activate(load_file())
+        escape_logs(server.log, LineLogger.form)
         checked = engine.connect(config.database.url, application="inbox-receiver")
         try:
             migrate.require_current(checked)
             guarantees.require(checked)
         except OperationalError as error:
-            _log.warning("the database does not answer, senders get 503 until it does: %s", trouble_text(error))
+            _log.warning(
+                "the database does not answer, senders get 503 until it does: %s",
+                trouble_text(error),
+                extra=fields("database_trouble"),
+            )
         finally:
             checked.dispose()
         _warn_of_exposures(config)
         allow_files(config.receiver.connections, "[receiver] connections")
-        receiver.exporter = exporter_at(config.metrics.receiver, server.cfg.uid, server.cfg.gid)
+        receiver.exporter = exporter_at(
+            outlet_of(config.metrics, "receiver"), config.logs.format, server.cfg.uid, server.cfg.gid
+        )
     except ConfigError as error:
         for mistake in str(error).splitlines():
             write_stderr(f"inbox: {mistake}")
@@ -158,11 +174,12 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Read the configuration again on SIGHUP; the old one stays if it can't be used."""
-    escape_logs(server.log)
+    escape_logs(server.log, LineLogger.form)
     config = reactivate(lambda: receiver.activate(load_file()))
+    escape_logs(server.log, LineLogger.form)
     if config is not None:
         _warn_of_exposures(config)
-        _log.info("reloaded sources=%s", ",".join(config.sources) or "none")
+        _log.info("reloaded sources=%s", ",".join(config.sources) or "none", extra=fields("reloaded"))
 
 
 def when_ready(_server: object) -> None:

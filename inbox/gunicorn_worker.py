@@ -18,7 +18,9 @@ from inbox.errors import ConfigError
 from inbox.http.limited_app import LimitedApp
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.http.scope import ON_STOP
+from inbox.logs.fields import fields
 from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
+from inbox.logs.structured import Format
 from inbox.logs.traces import without_message
 
 __all__ = [
@@ -70,6 +72,8 @@ class HardenedWorker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker shi
 
 class _PageProtocol(HardenedHttpProtocol):
     allows_slow_readers = True
+    makes_room = True
+    longest_target = 24 * 1024  # a form of 200 chosen rows, or a long id of an entity; less than the largest head
 
 
 class PageWorker(HardenedWorker):
@@ -99,7 +103,7 @@ FILES_BESIDES = 100
 """Files that a worker opens besides its connections."""
 
 
-def allow_files(connections: int, setting: str) -> None:
+def allow_files(connections: int, setting: str, *, program: str = "inbox") -> None:
     """Raise the limit of open files to the limit of connections, which `setting` names; most systems allow that on request."""
     least = connections + FILES_BESIDES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -107,23 +111,27 @@ def allow_files(connections: int, setting: str) -> None:
         most = least if hard == resource.RLIM_INFINITY else min(hard, least)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         if most < least:
-            write_stderr(f"inbox: a process may open {most} files here, too few for {setting} = {connections}")
+            write_stderr(f"{program}: a process may open {most} files here, too few for {setting} = {connections}")
 
 
-def escape_logs(log: glogging.Logger) -> None:
-    """Let nothing from outside break or forge a line of the log, and give all lines one form of time."""
-    escape_lines([*log.error_log.handlers, *log.access_log.handlers], glogging.Logger.datefmt)
+def escape_logs(log: glogging.Logger, form: Format = "text") -> None:
+    """Let nothing from outside break or forge a line of the log, and give all lines one form, with one form of time."""
+    escape_lines([*log.error_log.handlers, *log.access_log.handlers], glogging.Logger.datefmt, form)
     if logging.lastResort is not None:  # for our loggers, which gunicorn does not know
         logging.lastResort.setFormatter(LineFormatter(glogging.Logger.error_fmt))
+        escape_lines([logging.lastResort], None, form)
 
 
 class LineLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's logger with lines like ours, from its first one on."""
 
+    form: Format = "text"
+    """The form of the configuration that is active; both servers set it before gunicorn makes its logger."""
+
     def setup(self, cfg: Any) -> None:  # noqa: ANN401  # gunicorn's
         """Make the handlers, at the start and at each reload."""
         super().setup(cfg)
-        escape_logs(self)
+        escape_logs(self, self.form)
 
 
 def reactivate(activate: Callable[[], Made]) -> Made | None:
@@ -135,8 +143,8 @@ def reactivate(activate: Callable[[], Made]) -> Made | None:
         return activate()
     except ConfigError as error:
         for mistake in str(error).splitlines():
-            _log.error("reload refused: %s", mistake)
+            _log.error("reload refused: %s", mistake, extra=fields("reload_refused", error=mistake))
     except Exception as bug:  # noqa: BLE001  # as above
-        _log.error("reload refused: a bug", exc_info=without_message(bug))
-    _log.error("reload refused: the old configuration stays")
+        _log.error("reload refused: a bug", exc_info=without_message(bug), extra=fields("reload_refused"))
+    _log.error("reload refused: the old configuration stays", extra=fields("reload_refused"))
     return None

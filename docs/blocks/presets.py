@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from docs.blocks.common import table
+from inbox.config.source import Signature
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
-from inbox.sources.signing import described
 
 _KIB = 1024
+_NAMES = {"ecdsa": "ECDSA P-256", "ed25519": "Ed25519"}
 
 
 def preset_proofs() -> str:
@@ -47,7 +48,7 @@ def preset_answers() -> str:
                 f"`{name}`",
                 ", ".join(f"`{each}`" for each in sorted(preset.media_types)) or "any; see its file",
                 _size(preset.max_body),
-                f"{preset.status}, empty" if preset.answers_empty else str(preset.status),
+                _answer(preset),
                 preset.handshake.docs if preset.handshake else "",
                 preset.docs.sends,
             )
@@ -56,23 +57,42 @@ def preset_answers() -> str:
     )
 
 
+def preset_unchecked() -> str:
+    """List the facts of each preset that were not checked against its provider's own text."""
+    return table(
+        ("preset", "not checked"),
+        ((f"`{name}`", preset.docs.unchecked) for name, preset in sorted(PRESETS.items()) if preset.docs.unchecked),
+    )
+
+
 def _proof(preset: Preset) -> tuple[str, str, str, str]:
     if preset.signatures:
-        first, *others = map(described, preset.signatures)
-        names = dict.fromkeys(each["header"].partition(":")[0] for each in others)
-        header = first["header"] + "".join(f"; or {name}" for name in names if not first["header"].startswith(name))
-        algorithms = dict.fromkeys(each["algorithm"] for each in (first, *others))
-        return f"`{header}`", " or ".join(algorithms), f"`{first['content']}`", first["tolerance"]
-    if preset.prover is not None:
-        return (
-            "the body itself",
-            "RS, PS, ES 256 to 512, EdDSA",
-            "the body",
-            "none: what is sent again is known by its id",
+        first, *others = preset.signatures
+        names = dict.fromkeys(each.header for each in others if each.header != first.header)
+        header = _written(first) + "".join(f"; or {name}" for name in names)
+        algorithms = dict.fromkeys(
+            _NAMES.get(each.algorithm) or f"HMAC-{each.algorithm.upper()}" for each in preset.signatures
         )
+        is_timed = first.timestamp_header or first.timestamp_prefix or preset.signed_at is not None
+        tolerance = f"{first.tolerance:g} s" if is_timed else "none: no time is signed"
+        return f"`{header}`", " or ".join(algorithms), f"`{first.content}`", tolerance
+    if preset.prover is not None:
+        return preset.docs.proof
     if "signature" in preset.own_keys:
         return "`signature.header`", "`signature.algorithm`", "`signature.content`", "`signature.tolerance`"
     return "as `auth` says", "none", "nothing", ""
+
+
+def _written(signature: Signature) -> str:
+    """Return the header of a signature, with its parts."""
+    time = [f"{signature.timestamp_prefix}{{timestamp}}"] if signature.timestamp_prefix else []
+    return f"{signature.header}: " + signature.separator.join([*time, f"{signature.prefix}{{{signature.encoding}}}"])
+
+
+def _answer(preset: Preset) -> str:
+    if preset.acknowledgement is not None:
+        return f"{preset.status}, {preset.docs.acknowledged}"
+    return f"{preset.status}, empty" if preset.answers_empty else str(preset.status)
 
 
 def _size(count: int) -> str:

@@ -17,23 +17,22 @@ def states_diagram() -> str:
     for state, steps in TRANSITIONS.items():
         for step, to in steps.items():
             edges.setdefault((state, to), []).append(step.value)
-    lines = [f"    {state} --> {to}: {', '.join(steps)}" for (state, to), steps in edges.items()]
-    return "\n".join(["```mermaid", "stateDiagram-v2", "    [*] --> received", *lines, "```"])
+    width = max(map(len, State))
+    lines = [f"{'an event':{width}} ──► {State.RECEIVED}"]
+    before: State | None = None
+    for (state, to), names in edges.items():
+        if state is not before:
+            lines.append("")
+        lines.append(f"{'' if state is before else state:{width}} ──► {to:{width}}  {', '.join(names)}")
+        before = state
+    return "\n".join(["```text", *lines, "```"])
 
 
 def states() -> str:
-    """Every state: whether it is its lane's head, and what can happen in it."""
+    """Every state, and whether it is its lane's head."""
     return table(
-        ("state", "meaning", "head of its lane", "steps"),
-        (
-            (
-                f"`{state}`",
-                MEANINGS["states"][state.value],
-                "yes" if state in HEADS else "",
-                ", ".join(f"{step} → {to}" for step, to in TRANSITIONS[state].items()),
-            )
-            for state in State
-        ),
+        ("state", "meaning", "head of its lane"),
+        ((f"`{state}`", MEANINGS["states"][state.value], "yes" if state in HEADS else "") for state in State),
     )
 
 

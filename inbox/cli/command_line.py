@@ -13,6 +13,7 @@ from importlib.metadata import version as version_of
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from inbox.cli.terminal import answer
@@ -27,7 +28,7 @@ class Commands(TyperGroup):
     def __init__(self, **given: Any) -> None:  # noqa: ANN401  # typer's own, handed through
         super().__init__(**given)
         for command in (self, *self.commands.values()):
-            command.help = as_help(command.help or "")
+            command.help = escape(as_help(command.help or ""))  # "[retention]" is no markup
             _hide_types_of_flags(command)
 
     def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # likewise

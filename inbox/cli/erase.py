@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import getpass
 import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
+from rich.text import Text
 
 from inbox.cli.completion import names_of
+from inbox.cli.login import login_name
 from inbox.cli.options import AsJson, open_database, parse_entity, require_known
-from inbox.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
+from inbox.cli.terminal import (
+    FINDING,
+    Doing,
+    answer,
+    as_document,
+    bar,
+    console,
+    exit_on_error,
+    fail,
+    put,
+    put_json,
+    say,
+)
 from inbox.cli.wording import byte_count, counted, stays_open
 from inbox.events.commands import says_why
+from inbox.logs.visible import visible
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -72,7 +86,7 @@ def erase_command(
                 if planned.is_empty or planned.is_held_up:
                     raise typer.Exit(FINDING)
                 return
-            done = _do(database, ErasureOrder(subject, getpass.getuser(), reason or ""), planned)
+            done = _do(database, ErasureOrder(subject, login_name(), reason or ""), planned)
     _report(done, planned, as_json=as_json)
 
 
@@ -88,6 +102,11 @@ def _plan(database: Engine, subject: ErasureSubject) -> ErasurePlan:
         )
 
 
+def _say_command(*words: str) -> None:
+    """Print a command on a line of its own, which is never wrapped, so that it can be copied."""
+    put(Text(f"  {visible(shlex.join(words))}"), on=console(stderr=True))
+
+
 def _show_plan(planned: ErasurePlan, reason: str | None, *, as_json: bool, is_dry: bool) -> None:
     if as_json:
         put_json(as_document({**msgspec.to_builtins(planned), "warning": planned.warning}))
@@ -100,16 +119,15 @@ def _show_plan(planned: ErasurePlan, reason: str | None, *, as_json: bool, is_dr
         first = planned.open[0]
         say(
             f"not erased: its deliveries have to end first, such as seq {first.seq} on route {first.route}, which is"
-            f" {first.state}. To end them: {shlex.join(('relay', 'cancel', *named, '--reason', '…', '--yes'))}"
+            f" {first.state}. To end them:"
         )
+        _say_command("relay", "cancel", *named, "--reason", "…", "--yes")
     elif planned.open_commands:
         numbers = ", ".join(map(str, planned.open_commands))
         say(f"not erased: commands that name it are still at work ({numbers}); ask again when they have ended")
     elif planned.is_empty:
-        say(
-            "nothing to erase. Type and id are compared letter by letter:"
-            f" {shlex.join(('inbox', 'list', '--source', subject.source, '--entity', subject.entity_type))} lists some"
-        )
+        say("nothing to erase. Type and id are compared letter by letter. To list some:")
+        _say_command("inbox", "list", "--source", subject.source, "--entity", subject.entity_type)
     elif not is_dry:
         say(f"{'' if says_why(reason) else '--reason … '}--yes erases it; nothing brings it back")
 

@@ -11,6 +11,7 @@ from inbox.cli.options import (
     MOST_NUMBER,
     AsJson,
     AsNdjson,
+    At,
     Before,
     Columns,
     OfDestination,
@@ -26,16 +27,22 @@ from inbox.cli.options import (
     open_database,
     parse_entity,
     require_known_filters,
+    require_past,
 )
-from inbox.cli.tables import Column, format_of, show
+from inbox.cli.tables import Column, Format, format_of, show
 from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, put, put_json, say
 from inbox.cli.wording import shown_state
 from inbox.clock import SystemClock
+from inbox.events.past import event_at
+from inbox.events.timestamps import rfc3339
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy import Engine
 
-    from inbox.db.listings import EventFilter
+    from inbox.db.listings import EventFilter, ListingPage
+    from inbox.db.reads import Row
 
 COLUMNS = (
     Column("seq", "number"),
@@ -58,6 +65,11 @@ COLUMNS = (
     Column("superseded_by", "number", on_request=True),
 )
 
+_OfState = Annotated[str | None, typer.Option("--state", help="Only in this state, such as dead, ready or delivered.")]
+_MostEvents = Annotated[
+    int, typer.Option(min=1, max=10_000, help="The most events; each has a line for each of its routes.")
+]
+
 
 def list_command(
     *,
@@ -66,17 +78,13 @@ def list_command(
     destination: OfDestination = None,
     entity: OfEntity = None,
     event_type: OfEventType = None,
-    state: Annotated[
-        str | None, typer.Option("--state", help="Only in this state, such as dead, ready or delivered.")
-    ] = None,
+    state: _OfState = None,
     error: OfError = None,
     status: OfStatus = None,
     since: Since = None,
     until: Until = None,
     before: Before = None,
-    limit: Annotated[
-        int, typer.Option(min=1, max=10_000, help="The most events; each has a line for each of its routes.")
-    ] = 50,
+    limit: _MostEvents = 50,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,
@@ -121,6 +129,10 @@ def list_command(
             page = listings.events(database, wanted, limit)
             if state == State.DEAD and form.is_table:
                 _point_to_blocked(database, wanted)
+    _show_page(page, form, now)
+
+
+def _show_page(page: ListingPage, form: Format, now: datetime) -> None:
     rows = [{**row, "state": shown_state(row, now)} for row in page.rows] if form.is_table else page.rows
     more = "" if page.before is None else f"{len(rows)} shown; `--before {page.before}` for the next page"
     show(rows, COLUMNS, form, empty="no events", more=more)
@@ -136,27 +148,42 @@ def _point_to_blocked(database: Engine, wanted: EventFilter) -> None:
 
 
 def show_command(
-    seq: Annotated[int, typer.Argument(min=0, max=MOST_NUMBER, help="The event's number.")], *, as_json: AsJson = False
+    seq: Annotated[int, typer.Argument(min=0, max=MOST_NUMBER, help="The event's number.")],
+    *,
+    at: At = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show one event: its arrival, each attempt with its calls, what comes next on each route, and the commands for it.
 
-    Exits 1 when there is none of that number.
+    With --at, its deliveries are shown as they were then, with the facts until then. An open one is `open` or `retrying`, as the
+    log has no scheduling. Duplicates, gates and lanes of that time are not kept.
+
+    Exits 1 when there is none of that number, or when it arrived after --at.
 
     Examples:
       inbox show 42
       inbox show 42 --json
+      inbox show 42 --at 2026-01-31T10:00:00Z
     """
     from inbox.cli.story import story
-    from inbox.db import reads
+    from inbox.db import past, reads
     from inbox.loader.load import read_config
 
+    if at is not None:
+        require_past(at)
+    removed: list[str] = []
     with exit_on_error():
         config = read_config()
         with open_database(config) as database:
             row = reads.event(database, seq)
+            if row is not None and at is not None:
+                removed = past.removed_from(database, row, at)
     if row is None:
         say(f"there is no event {seq}")
         raise typer.Exit(FINDING)
+    if at is not None:
+        _show_at(row, at, removed, as_json=as_json)
+        return
     if as_json:
         put_json(as_document(row))
         return
@@ -164,3 +191,20 @@ def show_command(
     width = out.width if out.is_terminal else None
     for line in story(row, config, SystemClock().now(), width):
         put(line, on=out)
+
+
+def _show_at(row: Row, at: datetime, removed: list[str], *, as_json: bool) -> None:
+    if row["received_at"] > at:
+        say(f"event {row['seq']} arrived later, at {rfc3339(row['received_at'], 'milliseconds')}")
+        raise typer.Exit(FINDING)
+    from inbox.cli.story import story_at
+
+    then = event_at(row, at)
+    if as_json:
+        put_json(as_document({"at": at, **then, "removed": removed}))
+        return
+    out = console()
+    for line in story_at(then, at, out.width if out.is_terminal else None):
+        put(line, on=out)
+    for sentence in removed:
+        say(sentence)

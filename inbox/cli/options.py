@@ -35,6 +35,13 @@ def time_option(*names: str, text: str) -> object:
     return typer.Option(*names, parser=_time, metavar="TIME", help=text)
 
 
+def require_past(at: datetime) -> datetime:
+    """Return the time of `--at`; exit with 2 when it lies in the future."""
+    if at > SystemClock().now():
+        fail("--at lies in the future: give a time that has been")
+    return at
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
 AsNdjson = Annotated[bool, typer.Option("--ndjson", help="JSON, one object a line, with every column.")]
 Wide = Annotated[
@@ -48,6 +55,12 @@ Since = Annotated[
     time_option("--since", text="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it."),
 ]
 Until = Annotated[datetime | None, time_option("--until", text="Only before this time; forms as for --since.")]
+At = Annotated[
+    datetime | None,
+    time_option(
+        "--at", text="As it was at this time, folded from the log; forms as for --since, and not in the future."
+    ),
+]
 Before = Annotated[
     int | None, typer.Option("--before", min=0, max=MOST_NUMBER, help="Only below this seq or id: the next page.")
 ]

@@ -34,7 +34,7 @@ class SendResult(msgspec.Struct, frozen=True):
     @property
     def accepted(self) -> bool:
         """True when the webhook is stored."""
-        return self.status in {200, 202}
+        return self.status in {200, 202, 204}
 
 
 def sample_of(config: Config, name: str, *, entity_type: str, entity_id: str, event_type: str, at: datetime) -> Sample:
@@ -59,7 +59,11 @@ def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> S
     source = _source(config, name)
     path, secret_headers = _shared_secret(source, at)
     headers = {"Content-Type": _JSON, **sample.headers}
-    signed = _signed(source, PRESETS[source.preset], sample, headers, at)
+    preset = PRESETS[source.preset]
+    if preset.signer is not None and source.secrets is not None:
+        sample, signed = preset.signer(sample, _valid(source.secrets, source, at), at), {}
+    else:
+        signed = _signed(source, preset, sample, headers, at)
     try:
         request = urllib.request.Request(  # noqa: S310  # the operator names the URL
             f"{url.rstrip('/')}/webhooks/{name}{path}",
@@ -115,10 +119,10 @@ def _shared_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
 
 
 def _signed(source: Source, preset: Preset, sample: Sample, headers: Mapping[str, str], at: datetime) -> dict[str, str]:
+    if preset.prover is not None and getattr(source, preset.proves_by) is not None:
+        raise ConfigError(f"[sources.{source.name}] has no shared secret to sign with: only its sender can sign")
     if source.secrets is None:
         return {}
-    if preset.prover is not None:
-        raise ConfigError(f"[sources.{source.name}] has public keys: only its sender can sign")
     signature = source.signature or preset.signatures[0]
     message = Message(
         id=_message_id(signature, sample).encode(),

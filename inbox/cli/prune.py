@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import socket
 import sys
@@ -15,6 +14,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn
 
+from inbox.cli.login import login_name
 from inbox.cli.options import AsJson, open_database, require_known
 from inbox.cli.tables import Column, Format, show
 from inbox.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
@@ -36,7 +36,7 @@ COLUMNS = (
     Column("size", "text", "about"),
     Column("oldest", "time"),
     Column("before", "time", "older than"),
-    Column("most", "number", "keeps at most"),
+    Column("most", "text", "keeps at most"),
 )
 _PLAN = Format(has_wide=False)
 MOST_CLOCKS_DIFFER = timedelta(hours=1)
@@ -133,6 +133,7 @@ def _show(plans: Sequence[KindPlan]) -> None:
             **msgspec.structs.asdict(each),
             "rows": f"{'about ' if each.is_estimate else ''}{each.rows:,}",
             "size": byte_count(each.bytes),
+            "most": None if each.most is None else f"{each.most:,}",
         }
         for each in plans
     ]
@@ -154,9 +155,9 @@ def _asks(plans: Sequence[KindPlan], *, as_json: bool) -> bool:
 def _prune(database: Engine, plans: Sequence[KindPlan]) -> list[Done]:
     """Prune with a bar. After an interruption the same command goes on with the rest."""
     from inbox.db.retention.kinds import STEPS
-    from inbox.db.retention.rounds import LeasedPruner
+    from inbox.db.retention.rounds import LeasedPruner, LeaseLost
 
-    holder = f"{getpass.getuser()} at {socket.gethostname()}, process {os.getpid()}"
+    holder = f"{login_name()} at {socket.gethostname()}, process {os.getpid()}"
     pruner = LeasedPruner(_begin(database), holder)
     turn = pruner.take()
     if turn is None:
@@ -176,6 +177,10 @@ def _prune(database: Engine, plans: Sequence[KindPlan]) -> list[Done]:
     except KeyboardInterrupt:
         gone = sum(each.rows for each in done)
         say(f"stopped after {counted(gone, 'row')}, which stay deleted; the same command goes on with the rest")
+        raise typer.Exit(FINDING) from None
+    except LeaseLost:  # this process has slept, or a batch took long
+        gone = sum(each.rows for each in done)
+        say(f"{_somebody(database)} has taken over after {counted(gone, 'row')}, and deletes the rest")
         raise typer.Exit(FINDING) from None
     finally:
         pruner.give_back(turn.now if is_whole else None)

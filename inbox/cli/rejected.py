@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from inbox.cli.completion import names_of
+from inbox.cli.login import login_name
 from inbox.cli.options import (
     MOST_NUMBER,
     AsJson,
@@ -227,7 +227,7 @@ def _look(pages: Iterator[list[ReadmitResult]], total: int) -> list[Row]:
 def _do(config: Config, database: Engine, pages: Iterator[list[ReadmitResult]], total: int, reason: str) -> list[Row]:
     """Readmit them, with a bar. After an interrupt or a database failure, a second call does the rest."""
     from inbox.clock import SystemClock
-    from inbox.db import engine
+    from inbox.db.link import link_to
     from inbox.receiver import readmit
     from inbox.receiver.writer import GroupCommit
 
@@ -240,10 +240,9 @@ def _do(config: Config, database: Engine, pages: Iterator[list[ReadmitResult]], 
             progress.update(task, completed=len(lines))
 
         async def work() -> None:
-            made = engine.connect_async(config.database.url, application="inbox-readmit")
-            writer = GroupCommit(made, SystemClock())
+            writer = GroupCommit(link_to(config.database.url, application="inbox-readmit"), SystemClock())
             try:
-                await readmit.store(database, writer, pages, by=getpass.getuser(), reason=reason, done=done)
+                await readmit.store(database, writer, pages, by=login_name(), reason=reason, done=done)
             finally:
                 await writer.close()
 

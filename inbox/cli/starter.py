@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -14,6 +14,7 @@ import msgspec
 from inbox.exposure import holds_a_token
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
+from inbox.sources.signing import PUBLIC
 
 Kind = Literal["forward", "sync", "slack", "python"]
 Database = Literal["sqlite", "postgresql"]
@@ -65,15 +66,20 @@ def starter(preset_name: str, kind: Kind, url: str, database: Database) -> Start
     """Make a configuration of a preset, a kind of destination with its URL, and a database."""
     preset = PRESETS[preset_name]
     variables = [Variable(f"{_upper(preset_name)}_SECRET", preset.docs.shown_at)]
+    if "{token}" in preset.starter:
+        variables.append(Variable(f"{_upper(preset_name)}_URL_TOKEN", "a text of your own, with which the URL ends"))
+    source = [*_source(preset, variables)]
     destination = [*_DESTINATIONS[kind](preset, url, variables)]
     database_lines = [*_database(database, variables)]
-    text = "\n".join([*_HEAD, *database_lines, "", *_source(preset, variables[0].name), "", *destination, ""])
+    text = "\n".join([*_HEAD, *database_lines, "", *source, "", *destination, ""])
     return Starter(
         text,
         preset_name,
         tuple(variables),
         _HANDLERS if kind == "python" else None,
-        can_send=preset.sample is not None and preset.prover is None,
+        can_send=preset.sample is not None
+        and (preset.prover is None or preset.signer is not None)
+        and not any(signature.algorithm in PUBLIC for signature in preset.signatures[:1]),
     )
 
 
@@ -105,12 +111,13 @@ def _database(database: Database, variables: list[Variable]) -> Iterator[str]:
     yield 'password = "env:DATABASE_PASSWORD"'
 
 
-def _source(preset: Preset, variable: str) -> Iterator[str]:
+def _source(preset: Preset, variables: Sequence[Variable]) -> Iterator[str]:
     yield f"# {preset.docs.title} sends to POST /webhooks/{preset.name}"
     yield f"[sources.{preset.name}]"
     yield f'preset = "{preset.name}"'
-    yield f"# {variable}: {preset.docs.shown_at}"
-    yield from preset.starter.replace("{variable}", variable).splitlines()
+    yield from (f"# {each.name}: {each.meaning}" for each in variables)
+    names = {"{variable}": variables[0].name, "{token}": variables[-1].name}
+    yield from re.sub(r"{variable}|{token}", lambda found: names[found[0]], preset.starter).splitlines()
 
 
 def _forward(preset: Preset, url: str, variables: list[Variable]) -> Iterator[str]:

@@ -38,22 +38,40 @@ class _Line(msgspec.Struct, frozen=True):
 
 def story(event: Row, config: Config, now: datetime, width: int | None) -> list[Text]:
     """Tell the story of an event, as `inbox.db.reads.event` reads it, in lines of at most `width`; None: of any length."""
+    lines = _beginning(event, now, width)
+    for delivery in event["deliveries"]:
+        state = visible(shown_state(delivery, now))
+        lines += _heading(delivery, state, width)
+        lines += _laid_out(_route(event, delivery, state, config, now), width)
+    return lines
+
+
+def story_at(event: Row, at: datetime, width: int | None) -> list[Text]:
+    """Tell the story of an event up to a moment, as `inbox.events.past.event_at` gives it; spans of time end then."""
+    lines = [Text(f"as it was at {rfc3339(at, 'milliseconds')}"), *_beginning({**event, "duplicates": ()}, at, width)]
+    for delivery in event["deliveries"]:
+        lines += _heading(delivery, visible(delivery["state"]), width)
+        lines += _laid_out(_past_route(event, delivery, at), width)
+    return lines
+
+
+def _beginning(event: Row, now: datetime, width: int | None) -> list[Text]:
     entity = (
         "" if event["entity_type"] is None else f" {visible(event['entity_type'])}/{visible(event['entity_id'] or '')}"
     )
     heading = f"event {event['seq']}:{entity} {visible(event['event_type'])} from {visible(event['source'])}"
     lines = [Text(line, "bold") for line in ([heading] if width is None else wrapped(heading, width))]
     lines += _laid_out(_arrival(event, now), width)
-    for delivery in event["deliveries"]:
-        state = visible(shown_state(delivery, now))
-        room = None if width is None else max(width - len(f"route : {state}"), _LEAST_ROOM)
-        name = visible(str(delivery["route"]))
-        route = name if room is None else cut(name, room)
-        lines += [Text(), Text.assemble((f"route {route}: ", "bold"), (state, style_of(state)))]
-        lines += _laid_out(_route(event, delivery, state, config, now), width)
     if not event["deliveries"]:
         lines += [Text(), Text("no route matched it when it arrived: it is stored, and delivered nowhere")]
     return lines
+
+
+def _heading(delivery: Row, state: str, width: int | None) -> list[Text]:
+    room = None if width is None else max(width - len(f"route : {state}"), _LEAST_ROOM)
+    name = visible(str(delivery["route"]))
+    route = name if room is None else cut(name, room)
+    return [Text(), Text.assemble((f"route {route}: ", "bold"), (state, style_of(state)))]
 
 
 def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
@@ -78,11 +96,7 @@ def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
 
 def _route(event: Row, delivery: Row, state: str, config: Config, now: datetime) -> Iterator[_Line]:
     route = delivery["route"]
-    facts = [fact for fact in event["facts"] if fact["route"] == route]
-    if len(facts) > _MOST_FACTS:
-        yield _Line("", f"{counted(len(facts) - _MOST_FACTS, 'earlier fact')}: --json")
-    for fact in facts[-_MOST_FACTS:]:
-        yield from _fact(fact)
+    yield from _facts(event, route)
     held = list(held_back(event, delivery, config, now)) if state in {"ready", "retrying"} else []
     for line, _ in held:
         yield _Line("held back", line, "yellow")
@@ -93,6 +107,22 @@ def _route(event: Row, delivery: Row, state: str, config: Config, now: datetime)
         commands += commands_for(event["seq"], delivery, state, head, is_held=bool(held))
     for number, command in enumerate(commands):
         yield _Line("commands" if number == 0 else "", command, "cyan", fit="whole")
+
+
+def _past_route(event: Row, delivery: Row, at: datetime) -> Iterator[_Line]:
+    yield from _facts(event, delivery["route"])
+    if delivery["last_fact"] is None:
+        yield _Line("", "no attempt had ended")
+    if delivery["due_at"] is not None:
+        yield _Line("next attempt", both_times(delivery["due_at"], at))
+
+
+def _facts(event: Row, route: str) -> Iterator[_Line]:
+    facts = [fact for fact in event["facts"] if fact["route"] == route]
+    if len(facts) > _MOST_FACTS:
+        yield _Line("", f"{counted(len(facts) - _MOST_FACTS, 'earlier fact')}: --json")
+    for fact in facts[-_MOST_FACTS:]:
+        yield from _fact(fact)
 
 
 def _fact(fact: Row) -> Iterator[_Line]:

@@ -62,8 +62,11 @@ def byte_count(size: int) -> str:
 
 
 def shown_state(delivery: Mapping[str, Any], now: datetime) -> str:
-    """Return the state of a row of the view `delivery`; one that waits for its next attempt is not simply ready."""
-    waits = is_retrying(delivery["state"], delivery["attempts"], delivery["due_at"], now)
+    """Return the state of a row of the view `delivery`; one that waits for its next attempt is not simply ready.
+
+    A row without `due_at` is an ended delivery of a backfill.
+    """
+    waits = is_retrying(delivery["state"], delivery["attempts"], delivery.get("due_at"), now)
     return RETRYING if waits else str(delivery["state"])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -17,7 +18,7 @@ from msgspec import inspect
 from inbox.config.endpoint import Endpoint
 from inbox.config.model import Config, Route
 from inbox.config.source import Source
-from inbox.config.types import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret
+from inbox.config.types import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret, TopicArn
 
 Path = tuple[str, ...]
 """Keys from the top of the file down; an item of a list is `[0]`."""
@@ -61,20 +62,25 @@ def build(tree: dict[str, Any]) -> Config:
 
 
 def parse_value(kind: type, given: object) -> object:
-    """Parse an `Address`, an `Age`, a `Duration`, a `Network`, a `Rate` or a `Secret`: the decoding hook of msgspec.
+    """Parse an `Address`, an `Age`, a `Duration`, a `Network`, a `Rate`, a `Secret` or a `TopicArn`: the decoding hook of msgspec.
 
     Raises:
         ValueError: `given` is not one.
         TypeError: `kind` is no type of the configuration.
     """
-    if kind not in {Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret}:
+    if kind not in {Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret, TopicArn}:
         raise TypeError(f"{kind.__name__} has no place in the configuration")
     return cast("type[_Parsed]", kind).parse(given)
 
 
 def mistakes(tree: dict[str, Any]) -> Iterator[Mistake]:
     """Yield every unknown or missing key and every value of the wrong type, in the order of the file."""
-    return _check(inspect.type_info(Config), tree, ())
+    return _check(_description(), tree, ())
+
+
+@cache
+def _description() -> inspect.Type:
+    return inspect.type_info(Config)
 
 
 def nearest(given: str, valid: Iterable[str]) -> str:

@@ -11,20 +11,24 @@ from typing import Annotated, Literal
 import msgspec
 
 from inbox.config.endpoint import Api, Destination, SyncDestination
+from inbox.config.logs import Logs
 from inbox.config.retention import Retention
 from inbox.config.retry import Retry
 from inbox.config.source import Source
 from inbox.config.sync import SyncRoute
+from inbox.config.traces import CollectorUrl, Traces
 from inbox.config.types import Address, DatabaseUrl, Duration, Network, Networks, SchemaName, Secret, Table
 from inbox.config.web import Web
 from inbox.events.event import Action
 
 
 class Metrics(Table, frozen=True):
-    """Addresses at which each side serves its metrics, without authentication. Omit a key to disable its metrics."""
+    """Metrics of each side: served to Prometheus without authentication, or pushed by OTLP. Omit a key to disable it."""
 
     receiver: Address | None = None
     relay: Address | None = None
+    endpoint: CollectorUrl | None = None
+    """URL of a collector to which both sides push them, such as `http://127.0.0.1:4318/v1/metrics`; needs the extra `otel`."""
 
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
@@ -41,6 +45,8 @@ class DatabaseSettings(Table, frozen=True):
     """Password for a Postgres `url` without one."""
     schema: SchemaName | None = None
     """Postgres schema of all tables, `public` unless given; `inbox migrate` creates it. `?schema=` of a url goes before it."""
+    wake_up: bool = True
+    """Wake idle relays when an event is stored, by NOTIFY on Postgres. Without it they look every 500 ms."""
 
 
 class Receiver(Table, frozen=True):
@@ -113,6 +119,8 @@ class Config(Table, frozen=True):
     outbound: Outbound = Outbound()
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()
+    traces: Traces = Traces()
+    logs: Logs = Logs()
     retention: Retention = Retention()
     web: Web = Web()
     sources: dict[Name, Source] = {}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from inbox.config.sweep import Sweep
-from inbox.config.types import Duration, Networks, Rate, Secret, Table, Unit
+from inbox.config.types import Duration, Networks, Rate, Secret, Table, Topics, Unit
 from inbox.events.event import Action
 
 Secrets = Annotated[list[Secret], msgspec.Meta(min_length=1)]
@@ -45,12 +45,12 @@ class UrlTokenAuth(Table, frozen=True, tag="url_token", tag_field="kind"):
 
 InboundAuth = NoAuth | BasicAuth | BearerAuth | HeaderAuth | UrlTokenAuth
 
-Algorithm = Literal["sha256", "sha1", "sha512", "ed25519"]
+Algorithm = Literal["sha256", "sha1", "sha512", "ecdsa", "ed25519"]
 Encoding = Literal["hex", "base64"]
 
 
 class Signature(Table, frozen=True, kw_only=True):
-    """A signature scheme: HMAC with a shared secret, or Ed25519 with a private key."""
+    """A signature scheme: HMAC with a shared secret, or Ed25519 or ECDSA with a private key."""
 
     header: str
     """Header with the signature."""
@@ -72,7 +72,7 @@ class Signature(Table, frozen=True, kw_only=True):
     """Signed text, made of `{body}`, `{timestamp}`, `{id}`, `{method}`, `{url}` (the source's `public_url` and the query),
     and `{sorted_params}` (names and values of a form in the order of the names)."""
     algorithm: Algorithm = "sha256"
-    """Hash of the HMAC; or `ed25519`, where `secrets` are public keys."""
+    """Hash of the HMAC; or `ed25519` or `ecdsa` (P-256 with SHA-256), where `secrets` are public keys."""
     encoding: Encoding = "hex"
     """Encoding of the signature."""
     key: Literal["text", "base64", "hex"] = "text"
@@ -82,7 +82,7 @@ class Signature(Table, frozen=True, kw_only=True):
 
 
 class EventFields(Table, frozen=True, kw_only=True):
-    """Fields of an event, with `custom`. Each is a JMESPath over `body`, `headers` (in lower case) and `item`."""
+    """Fields of an event, with `custom` or `sns`. Each is a JMESPath over `body`, `headers` (in lower case) and `item`."""
 
     type: str
     """Event type."""
@@ -114,7 +114,8 @@ class Source(Table, frozen=True, kw_only=True):
     auth: InboundAuth | None = None
     """Secret that each request carries. A preset that signs takes `secrets` instead; with both, both are required."""
     secrets: Secrets | None = None
-    """Keys for the provider's signature: shared secrets, or for `secevent` its public keys (JWKS or PEM)."""
+    """Keys for the provider's signature: shared secrets; for `secevent` its public keys (JWKS or PEM), for `paypal` the ids
+    of the webhook."""
     unsigned: bool = False
     """Accept requests without the signature that the provider makes. Otherwise a preset that signs needs `secrets`."""
     allow_from: Networks | None = None
@@ -138,6 +139,8 @@ class Source(Table, frozen=True, kw_only=True):
     not include the event's change."""
     silent_after: Duration | None = None
     """Time without any event after which an alert is raised."""
+    shapes: bool = True
+    """Learn the shape of its payloads, paths and types without values, and report changes: see `inbox payloads`."""
     sweeps: list[Sweep] = []
     """Listings that `relay sweep` compares with the inbox."""
     public_url: str | None = None
@@ -147,11 +150,15 @@ class Source(Table, frozen=True, kw_only=True):
     signature: Signature | None = None
     """With `custom`: the signature scheme."""
     event: EventFields | None = None
-    """With `custom`: the fields of an event."""
+    """With `custom`: the fields of an event. With `sns`: those of the JSON in `Message`, which is stored as such."""
     issuer: str | None = None
     """With `secevent`: required `iss` of a token."""
     audience: str | None = None
     """With `secevent`: required `aud` of a token."""
+    topics: Topics | None = None
+    """With `sns`: ARNs of the topics that may send."""
+    allow_sha1: bool | None = None
+    """With `sns`: accept signatures of version 1 (SHA-1), too, which topics make unless their SignatureVersion is 2."""
     pattern: str | None = None
     """With `slack-message`: a regular expression of RE2 whose group `id` finds the entity in a message's text. It may also
     have groups `type` and `event_type`."""

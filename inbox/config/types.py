@@ -170,6 +170,32 @@ class Network(str):
         return cls(network)
 
 
+_TOPIC = re.compile(r"arn:(aws|aws-cn|aws-us-gov):sns:([a-z0-9-]{1,40}):[0-9]{12}:[A-Za-z0-9_-]{1,256}", re.ASCII)
+
+
+class TopicArn(str):
+    """The ARN of a topic of Amazon SNS: `"arn:aws:sns:eu-west-1:123456789012:orders"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> TopicArn:
+        """Parse an ARN.
+
+        Raises:
+            ValueError: no ARN of a topic that can send to a URL.
+        """
+        if not isinstance(text, str) or _TOPIC.fullmatch(text) is None:
+            raise ValueError(f'expected a topic such as "arn:aws:sns:eu-west-1:123456789012:orders", got {text!r}')
+        return cls(text)
+
+    @property
+    def host(self) -> str:
+        """Return the host of SNS in the topic's region."""
+        _, partition, _, region, *_ = self.split(":")
+        return f"sns.{region}.amazonaws.com{'.cn' if partition == 'aws-cn' else ''}"
+
+
 _PLACE = re.compile(r"\s*(env|file)\s*:\s*", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\w+|\$\{.*\}|\$\(.*\)|%\w+%|\{\{.*\}\}", re.DOTALL)
 """Placeholders of shells and templates, which nothing expands here."""
@@ -342,3 +368,4 @@ def _instant(given: object) -> datetime | None:
 
 
 Networks = Annotated[list[Network], msgspec.Meta(min_length=1)]
+Topics = Annotated[list[TopicArn], msgspec.Meta(min_length=1)]

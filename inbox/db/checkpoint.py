@@ -17,17 +17,12 @@ last connection that closes is safe: SQLite first makes sure that there is no ot
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
 
 EVERY_ROWS = 1000
 LONGEST_EVERY_ROWS = 64_000
@@ -67,11 +62,6 @@ def checkpoint(engine: Engine) -> bool:
             return _copy_all(copier, time.monotonic() + _WAIT_SECONDS)
     except sqlite3.Error:
         return False
-
-
-async def checkpoint_async(connection: AsyncConnection) -> bool:
-    """Run `checkpoint` for the database of this connection, which must not be in a transaction."""
-    return await asyncio.to_thread(checkpoint, connection.sync_engine)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

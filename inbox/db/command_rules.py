@@ -11,16 +11,21 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from inbox.db.dialect import POSTGRES
+from inbox.db.reasons import says_nothing
 from inbox.events.commands import (
+    BOUNDS,
+    CANCELLED_BY_STATE,
     COMMANDS,
     ERASED,
     FLAGS,
     KEYS,
     MOST_REASON,
+    MOST_SEQS,
     NO_DRY_RUN,
+    OF_COMMANDS,
     OF_GATES,
     OPEN_COMMANDS,
-    SAYS_NOTHING,
+    REPLAYED_BY_STATE,
     SELECTING,
     KeyType,
 )
@@ -44,7 +49,8 @@ class _Fragments:
     """Conditions about the JSON object `NEW.selection`. The type of a key is checked before its value is looked at."""
 
     def __init__(self, dialect: str) -> None:
-        self.is_postgres = dialect == POSTGRES
+        self.dialect, self.is_postgres = dialect, dialect == POSTGRES
+        self.true = "true" if self.is_postgres else "1"
 
     def has(self, key: str) -> str:
         return f"NEW.selection -> '{key}' IS NOT NULL" if self.is_postgres else f"{self._type(key)} IS NOT NULL"
@@ -71,6 +77,9 @@ class _Fragments:
         value, is_a = self.value(key), self._type(key)
         number, beyond = f"CAST({value} AS numeric)", f"NOT BETWEEN {kind.least} AND {kind.most}"
         items = f"SELECT 1 FROM jsonb_array_elements(NEW.selection -> '{key}') AS e (item)"
+        items_sqlite = f"SELECT 1 FROM json_each(NEW.selection, '$.{key}') e"
+        if kind.among:
+            return f"{self.has(key)} AND coalesce({value} NOT IN ({_texts(kind.among)}), {self.true})"
         conditions = {
             "text": (f"{is_a} <> 'string' OR {value} = ''", f"{is_a} <> 'text' OR {value} = ''"),
             "flag": (f"{is_a} <> 'boolean'", f"{is_a} NOT IN ('true', 'false')"),
@@ -78,9 +87,17 @@ class _Fragments:
                 f"CASE WHEN {is_a} <> 'number' OR {value} ~ '[.]' THEN true ELSE {number} {beyond} END",
                 f"{is_a} <> 'integer' OR {value} {beyond}",
             ),
+            "numbers": (
+                f"""CASE WHEN {is_a} <> 'array' THEN true
+            WHEN jsonb_array_length(NEW.selection -> '{key}') NOT BETWEEN 1 AND {MOST_SEQS} THEN true
+            ELSE EXISTS ({items} WHERE CASE WHEN jsonb_typeof(e.item) <> 'number' OR e.item #>> '{{}}' ~ '[.]' THEN true
+                ELSE CAST(e.item AS numeric) {beyond} END) END""",
+                f"""{is_a} <> 'array' OR json_array_length(NEW.selection, '$.{key}') NOT BETWEEN 1 AND {MOST_SEQS}
+            OR EXISTS ({items_sqlite} WHERE e.type <> 'integer' OR e.value {beyond})""",
+            ),
             "texts": (
                 f"CASE WHEN {is_a} <> 'array' THEN true ELSE EXISTS ({items} WHERE jsonb_typeof(e.item) <> 'string') END",
-                f"{is_a} <> 'array' OR EXISTS (SELECT 1 FROM json_each(NEW.selection, '$.{key}') e WHERE e.type <> 'text')",
+                f"{is_a} <> 'array' OR EXISTS ({items_sqlite} WHERE e.type <> 'text')",
             ),
             "time": (f"{is_a} <> 'string' OR {value} !~ '{_TIME}'", f"{is_a} <> 'text' OR NOT ({_sqlite_time(value)})"),
         }
@@ -117,7 +134,12 @@ _TYPES = {
 
 
 def _described(kind: KeyType) -> str:
-    return f"a whole number from {kind.least} to {kind.most}" if kind.type == "number" else _TYPES[kind.type]
+    if kind.among:
+        return f"one of {_listed(kind.among, 'or')}"
+    number = f"whole number from {kind.least} to {kind.most}"
+    if kind.type == "numbers":
+        return f"a list of 1 to {MOST_SEQS} numbers, each a {number}"
+    return f"a {number}" if kind.type == "number" else _TYPES[kind.type]
 
 
 def _listed(names: Iterable[str], last: str = "and") -> str:
@@ -139,12 +161,9 @@ def _of_row(json: _Fragments) -> Iterator[CommandRule]:
     yield CommandRule(
         f"there is no such kind of command; there are {_listed(COMMANDS)}", f"NEW.kind NOT IN ({kinds})", "NEW.kind"
     )
-    # by their codes: blanks, and what the driver of Postgres would take for the beginning of a parameter
-    coded = r"E' \t\n\r' || chr(37)" if json.is_postgres else "' ' || char(9, 10, 13, 37)"
-    others = "".join(sorted(set(SAYS_NOTHING) - set(" \t\n\r%"))).replace("'", "''")
     yield CommandRule(
         "say why in reason, in letters or digits: it is kept with the command",
-        f"trim(NEW.reason, {coded} || '{others}') = ''",
+        says_nothing("NEW.reason", json.dialect),
     )
     yield CommandRule(
         f"a reason has at most {MOST_REASON} characters: every fact of the command repeats it",
@@ -171,7 +190,7 @@ def _of_meaning(json: _Fragments) -> Iterator[CommandRule]:
     """Yield the rules about keys that need each other."""
     yield CommandRule("since is before until: exchange the two", json.is_not_before("since", "until"))
     for kind in SELECTING:
-        conditions = [key for key in COMMANDS[kind] if key not in FLAGS]
+        conditions = [key for key in COMMANDS[kind] if key not in {*FLAGS, *BOUNDS}]
         yield CommandRule(
             f"{_a(kind)} without a condition is about everything that it could change: name one of {_listed(conditions, 'or')};"
             ' or, if all is meant, {"everything": true}',
@@ -197,6 +216,15 @@ def _of_meaning(json: _Fragments) -> Iterator[CommandRule]:
         "name the entity that is to be erased: source, entity_type and entity_id",
         f"NEW.kind = 'erase' AND {json.number_of(entity)} <> 3",
     )
+    yield CommandRule(
+        "name the command by its number: command",
+        f"NEW.kind IN ({_texts(OF_COMMANDS)}) AND NOT ({json.has('command')})",
+    )
+    for kind, states in (("cancel", CANCELLED_BY_STATE), ("replay", REPLAYED_BY_STATE)):
+        yield CommandRule(
+            f"{_a(kind)} is about deliveries that are {_listed(states, 'or')}: no other state",
+            f"NEW.kind = '{kind}' AND {json.has('state')} AND {json.value('state')} NOT IN ({_texts(states)})",
+        )
     yield CommandRule(f"{_listed(NO_DRY_RUN)} have no dry run", f"NEW.kind IN ({_texts(NO_DRY_RUN)}) AND NEW.dry_run")
 
 

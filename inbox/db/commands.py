@@ -23,10 +23,11 @@ RETURNING id
 
 @cache
 def stop(sql: Sql) -> TextClause:
-    """Stop the command `id`, unless it has ended; `answer` says who did, or null: the person who had asked for it."""
+    """Stop the command `id` and return it, unless it has ended; `answer` says who did, null: the person who had asked for it."""
     answer = "CAST(:answer AS text)" if sql.is_postgres else ":answer"
     return text(f"""
 UPDATE relay_command
 SET state = 'cancelled', finished_at = {sql.now}, answer = coalesce({answer}, 'stopped by who had asked for it')
 WHERE id = :id AND state IN ('asked', 'running')
+RETURNING id
 """)

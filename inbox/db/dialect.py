@@ -54,6 +54,10 @@ class Sql:
         """Keys can be joined with a view row by row; otherwise it takes a statement for each."""
         self.needs_checkpoints = not self.is_postgres
         """Writers must copy the write-ahead log back themselves: see `inbox.db.checkpoint`."""
+        self.locks_routes = self.is_postgres
+        """Transactions on different routes run at the same time: see `inbox.db.order_lock`."""
+        self.pipelines = self.is_postgres
+        """The driver can send several statements without waiting for each answer: see `inbox.db.pipeline`."""
         self.overwrites_on_request = not self.is_postgres
         """`PRAGMA secure_delete` overwrites with zeros what a transaction deletes."""
         self.pause_after_write = 0.0 if self.is_postgres else 0.002
@@ -63,11 +67,15 @@ class Sql:
         """Return a table, named like the bound parameter, of the rows that `rows_param` encoded.
 
         `columns` names each column's type: text, bigint, boolean, json, time or bytes.
+
+        Of a limit that it can't know, Postgres expects a tenth: 10 rows instead of 100. For 100 it would rather read a whole
+        table that seems small, with all dead rows that an open transaction keeps in it, than look them up by an index.
         """
         if self.is_postgres:
             types = {"json": "jsonb", "time": "timestamptz", "bytes": "text"}
             shape = ", ".join(f'"{name}" {types.get(kind, kind)}' for name, kind in columns.items())
-            return f"jsonb_to_recordset(CAST(:{parameter} AS jsonb)) AS {parameter}({shape})"
+            given = f"jsonb_to_recordset(CAST(:{parameter} AS jsonb)) AS given({shape})"
+            return f"(SELECT * FROM {given} LIMIT (SELECT CAST(NULL AS bigint))) AS {parameter}"
         picked = ", ".join(f"json_extract(value, '$.{name}') AS \"{name}\"" for name in columns)
         return f"(SELECT {picked} FROM json_each(:{parameter})) AS {parameter}"
 
@@ -148,6 +156,13 @@ class Sql:
         if self.is_postgres:
             return f"({detail} -> 'calls' -> -1 ->> 'status')"
         return f"CAST({detail} ->> '$.calls[#-1].status' AS text)"
+
+    def number(self, expression: str) -> str:
+        """Return a text's number of up to 18 digits; null for any other text, so that one bad fact fails no statement."""
+        if self.is_postgres:
+            return f"CAST(substring({expression} FROM '^[0-9]{{1,18}}$') AS bigint)"
+        is_number = f"length({expression}) BETWEEN 1 AND 18 AND {expression} NOT GLOB '*[^0-9]*'"
+        return f"CASE WHEN {is_number} THEN CAST({expression} AS bigint) END"
 
     def time(self, parameter: str) -> str:
         """Return the time of a parameter that `time_text` wrote."""
@@ -299,8 +314,8 @@ def blames_items(error: BaseException) -> bool:
     return _STATEMENT_ERROR_OF_SQLITE.match(str(error.orig)) is None
 
 
-_HELD_UP = frozenset({"55P03", "57014"})
-_TAKEN_IN_TURN = re.compile(r"\border_lock\b|\bpayload_lock\b.*FOR SHARE")
+_HELD_UP = frozenset({"55P03", "57014", "25P04"})
+_TAKEN_IN_TURN = re.compile(r"\b(?:order|route)_lock\b|\bpayload_lock\b.*FOR SHARE")
 """Statements that wait for a lock of a whole step: no smaller part of it would wait less."""
 
 
@@ -314,6 +329,11 @@ def is_wait_timeout(error: BaseException) -> bool:
         and _sqlstate(error) in _HELD_UP
         and _TAKEN_IN_TURN.search(error.statement or "") is None
     )
+
+
+def is_turn_timeout(error: BaseException) -> bool:
+    """Return whether the wait for the order lock of some routes was in vain: who needs none of these may succeed."""
+    return isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP and "route_lock" in (error.statement or "")
 
 
 LONGEST_ERROR_TEXT = 300

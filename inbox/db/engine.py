@@ -6,8 +6,8 @@ import contextlib
 import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,10 +21,12 @@ from inbox.db.dialect import POSTGRES, SQLITE, sqlite_functions
 from inbox.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 LOCK_TIMEOUT_SECONDS = 2
 """Longest wait for a lock. After it the statement fails: the receiver answers 503, the relay retries."""
+SQLITE_WAIT_SECONDS = 5.0
+"""Longest wait for another writer of a SQLite file."""
 
 PINNED: Mapping[str, str] = {
     # a later statement must see everything committed before its lock: else lanes stay without a head
@@ -35,6 +37,11 @@ PINNED: Mapping[str, str] = {
     "timezone": "UTC",
 }
 """Settings of every transaction on Postgres, whatever the server's are. `inbox.db.guarantees` reads them back."""
+
+QUICK: Mapping[str, str] = {
+    "jit": "off",  # it compiles for a quarter of a second what then runs for some milliseconds
+}
+"""Settings of every transaction on Postgres that only save time; the URL's `options` may set them otherwise."""
 
 DEFAULT_SCHEMA = "public"
 _ISOLATION = "default_transaction_isolation"
@@ -103,17 +110,32 @@ def connect(url: str, *, application: str) -> Engine:
     parsed = parse_url(url)
     if parsed.get_backend_name() == SQLITE:
         _check_sqlite(parsed, _origin(url))
-        engine = create_engine(parsed, connect_args={"timeout": 5.0}, pool_reset_on_return="rollback")
+        engine = create_engine(parsed, connect_args={"timeout": SQLITE_WAIT_SECONDS}, pool_reset_on_return="rollback")
         _prepare_sqlite(engine)
         return engine
     way = _way_to_postgres(parsed, application)
     made = create_engine(way.url, connect_args=way.arguments, pool_timeout=LOCK_TIMEOUT_SECONDS)
     made.update_execution_options(**{_IN_SCHEMA: way.schema})
+    _connect_patiently(made)
     if way.pooled:
         _pin_transactions(made, way.schema)
     else:
+        _make_snapshots_read_only(made)
         _explain_refusal(made, _origin(url))
     return made
+
+
+def connect_thread(url: str) -> Engine:
+    """Make an engine for the one thread in which a receiver writes to SQLite. It pools no connections.
+
+    Raises:
+        ConfigError: as `parse_url`.
+    """
+    parsed = parse_url(url)
+    _check_sqlite(parsed, _origin(url))
+    engine = create_engine(parsed, connect_args={"timeout": LOCK_TIMEOUT_SECONDS}, poolclass=NullPool)
+    _prepare_sqlite(engine)
+    return engine
 
 
 def connect_async(url: str, *, application: str) -> AsyncEngine:
@@ -136,23 +158,28 @@ def connect_async(url: str, *, application: str) -> AsyncEngine:
         )
         _prepare_sqlite(engine.sync_engine)
         return engine
+    from inbox.db.unanswered import ImpatientConnection  # noqa: PLC0415  # as below
+
     way = _way_to_postgres(parsed, application)
     level = {} if way.pooled else {"isolation_level": "AUTOCOMMIT"}
-    made = create_async_engine(way.url, connect_args=way.arguments, poolclass=NullPool, **level)
+    arguments = {**way.arguments, "async_creator_fn": ImpatientConnection.connect}
+    made = create_async_engine(way.url, connect_args=arguments, poolclass=NullPool, **level)
     made.sync_engine.update_execution_options(**{_IN_SCHEMA: way.schema})
     if way.pooled:
         _pin_transactions(made.sync_engine, way.schema)
     return made
 
 
-@asynccontextmanager
-async def one_transaction(connection: AsyncConnection) -> AsyncIterator[None]:
-    """Run a transaction on a connection of `connect_async`. In autocommit, each of its statements is one by itself."""
-    if connection.dialect.name == POSTGRES and _POOLED not in connection.sync_engine.get_execution_options():
-        yield
-        return
-    async with connection.begin():
-        yield
+def is_behind_pooler(engine: Engine) -> bool:
+    """Return whether the URL says that a pooler may give each transaction another connection of the server."""
+    return _POOLED in engine.get_execution_options()
+
+
+def one_transaction(connection: Connection) -> AbstractContextManager[object]:
+    """Run a transaction on a receiver's connection. In autocommit, each of its statements is one by itself."""
+    if connection.dialect.name == POSTGRES and not is_behind_pooler(connection.engine):
+        return nullcontext()
+    return connection.begin()
 
 
 def reading(connection: Connection) -> Connection:
@@ -166,7 +193,7 @@ def snapshot(connection: Connection) -> Connection:
         return reading(connection)
     if connection.get_execution_options().get(_POOLED):
         return connection.execution_options(postgresql_begin=_SNAPSHOT)
-    return connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return connection.execution_options(isolation_level="REPEATABLE READ", postgresql_begin=_SNAPSHOT)
 
 
 _POOLED = "pooled"
@@ -203,10 +230,14 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
         arguments |= {"autocommit": True, "prepare_threshold": None}  # we begin transactions ourselves
     else:  # the last of two options of the same name counts
         pins = {**PINNED, "search_path": search_path(schema)}
-        options += [f"-c {name}=" + value.replace(" ", r"\ ") for name, value in pins.items()]
+        options = [*_options(QUICK), *options, *_options(pins)]
     if together := " ".join(options).strip():
         arguments["options"] = together
     return _Way(url.difference_update_query(["pooler", "schema", "options"]), arguments, pooled, schema)
+
+
+def _options(settings: Mapping[str, str]) -> list[str]:
+    return [f"-c {name}=" + value.replace(" ", r"\ ") for name, value in settings.items()]
 
 
 _BEHIND_THE_USER = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?P<place>[^?]*)\??(?P<query>.*)", re.DOTALL)
@@ -246,6 +277,23 @@ def _check_query(url: URL, origin: str) -> None:
             raise ConfigError(f"{origin}: {error}") from None
 
 
+def _make_snapshots_read_only(engine: Engine) -> None:
+    """Not by `postgresql_readonly`: after its first use each other transaction begins with READ WRITE, which a standby refuses."""
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if connection.get_execution_options().get("postgresql_begin") == _SNAPSHOT:
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+
+
+def _connect_patiently(engine: Engine) -> None:
+    @event.listens_for(engine, "do_connect")
+    def _connecting(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> object:
+        from inbox.db.unanswered import PatientConnection  # noqa: PLC0415  # it loads psycopg, which SQLite does without
+
+        return PatientConnection.connect(*arguments, **options)
+
+
 def _text_of(url: URL, name: str) -> str:
     value = url.query.get(name, "")
     return value if isinstance(value, str) else " ".join(value)
@@ -257,7 +305,7 @@ def _pin_transactions(engine: Engine, schema: str) -> None:
     They go to the server in one message with BEGIN, so that no transaction needs another round trip.
     """
     engine.update_execution_options(**{_POOLED: True})
-    settings = [f"{name} = '{value}'" for name, value in PINNED.items() if name != _ISOLATION]
+    settings = [f"{name} = '{value}'" for name, value in {**QUICK, **PINNED}.items() if name != _ISOLATION]
     settings.append(f"search_path = {search_path(schema)}")  # a list: in quotes it would be one name
     pins = "; ".join(f"SET LOCAL {setting}" for setting in settings)
 

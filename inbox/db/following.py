@@ -121,7 +121,7 @@ def begin(connection: Connection, feed: Feed, since: datetime | None, now: float
         newest = int(connection.execute(text(f"SELECT max({feed.number}) FROM {feed.table}")).scalar() or 0)
         position = Position(max(newest - OUT_OF_ORDER, 0))
         if since is not None:
-            first = _first_since(connection, sql, feed, since, newest)
+            first = first_since(connection, sql, feed, since, newest)
             return Follower(sql, feed, Position(max(first - 1 - OUT_OF_ORDER, 0)), since)
         numbers = text(
             f"SELECT {feed.number} FROM {feed.table} WHERE {feed.number} > :after ORDER BY {feed.number} LIMIT :most"
@@ -130,8 +130,8 @@ def begin(connection: Connection, feed: Feed, since: datetime | None, now: float
     return Follower(sql, feed, position, None)
 
 
-def _first_since(connection: Connection, sql: Sql, feed: Feed, since: datetime, newest: int) -> int:
-    """Return a number below which no row is of this time or later.
+def first_since(connection: Connection, sql: Sql, feed: Feed, since: datetime, newest: int) -> int:
+    """Return a number below which no row is of this time or later; `newest` is the highest number.
 
     Times follow the numbers, except for readmitted events, which keep their old time. So it looks back block by block, until
     a whole block is older.

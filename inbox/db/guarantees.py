@@ -16,6 +16,7 @@ from inbox.db.dialect import SQLITE
 from inbox.db.engine import PINNED, schema_of, search_path
 from inbox.db.schema import metadata
 from inbox.errors import UnfitDatabase
+from inbox.logs.fields import fields
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def require(engine: Engine) -> None:
         doubted = doubts(connection)
         connection.rollback()
     for doubt in doubted:
-        _log.warning("%s", doubt)
+        _log.warning("%s", doubt, extra=fields("weak_guarantee"))
     if found:
         raise UnfitDatabase("\n".join(found))
 

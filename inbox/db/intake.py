@@ -4,22 +4,22 @@ Each call is one transaction. On Postgres the batch is one statement on an autoc
 makes a commit cheap enough to be waited for (10,000 to 11,700 requests/s against 1,500 with a transaction for each
 request).
 
-The statements of a transaction are a generator, which yields each and gets its rows. The receiver runs it on an
-asynchronous connection, a sweep on a synchronous one (`append`).
+All of it runs on a synchronous connection; `inbox.db.link` calls it from the receiver's event loop.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import chain
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, CursorResult, TextClause, bindparam, text
+from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from inbox.db.checkpoint import Checkpoints, checkpoint_async
+from inbox.db.checkpoint import Checkpoints, checkpoint
 from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.duplicates import (
     KEPT_DUPLICATES,
@@ -33,16 +33,10 @@ from inbox.db.duplicates import (
     postgres_columns,
 )
 from inbox.db.engine import one_transaction
-from inbox.db.parameters import Blobs, array_param, rows_param, verbatim_param
+from inbox.db.parameters import Blobs, array_param, json_text, require_storable, rows_param
 from inbox.events.event import Event
+from inbox.events.states import State
 from inbox.events.timestamps import time_text
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
-Made = TypeVar("Made")
-Statements = Generator[tuple[TextClause, Mapping[str, Any]], Sequence[Any], Made]
-"""The statements of one transaction, each with its parameters. Each is answered with its rows."""
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -62,84 +56,60 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 class IntakeStore(ABC):
-    """Calls that the writer makes on a database. Each commits before it returns. A dialect gives the statements."""
+    """Calls that the writer makes on a database. Each of the first four is one transaction, which commits before it returns."""
 
     def __init__(self, kept_duplicates: int = KEPT_DUPLICATES) -> None:
         self._kept = kept_duplicates
 
-    async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
+    def append(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """Store the events, and their deliveries, that are not there yet.
 
         Returns:
             For each event its new `seq`, in arrival order; None where its key is in the inbox already.
         """
-        return await _run(connection, self.appending(events))
+        with one_transaction(connection):
+            return self.add(connection, events)
 
-    async def note_duplicates(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
+    def note_duplicates(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """Note duplicates of stored events: the first of each event as rows, further ones as a count.
 
         Returns:
             For each the `seq` of its first arrival; None where there is none after all.
         """
-        return await _run(connection, self.noting(events))
+        with one_transaction(connection):
+            return self.note(connection, events)
 
-    async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:
+    def reject(self, connection: Connection, rows: Sequence[Rejected]) -> None:
         """Store rejected requests."""
-        await _run(connection, self._rejecting(rows))
+        with one_transaction(connection):
+            for row in rows:
+                self._reject(connection, row)
 
-    async def probe(self, connection: AsyncConnection, now: datetime) -> None:
+    def probe(self, connection: Connection, now: datetime) -> None:
         """Write one row, to see that the database can be written."""
-        await _run(connection, self._probing(now))
+        with one_transaction(connection):
+            connection.execute(_PROBE[connection.dialect.name], {"now": time_text(now)})
 
     @abstractmethod
-    def appending(self, events: Sequence[Event]) -> Statements[list[int | None]]:
-        """Give the statements of `append`."""
+    def add(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
+        """Do what `append` does, in the caller's transaction."""
 
     @abstractmethod
-    def noting(self, events: Sequence[Event]) -> Statements[list[int | None]]:
-        """Give the statements of `note_duplicates`."""
+    def note(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
+        """Do what `note_duplicates` does, in the caller's transaction."""
 
     @abstractmethod
-    def _rejecting(self, rows: Sequence[Rejected]) -> Statements[None]: ...
-
-    @abstractmethod
-    def _probing(self, now: datetime) -> Statements[None]: ...
+    def _reject(self, connection: Connection, row: Rejected) -> None: ...
 
 
 def append(connection: Connection, events: Sequence[Event]) -> list[int | None]:
-    """Store events as `IntakeStore.append` does, in the transaction of a synchronous connection."""
-    return _run_sync(connection, STORES[connection.dialect.name]().appending(events))
+    """Store events as `IntakeStore.append` does, in the caller's transaction."""
+    return STORES[connection.dialect.name]().add(connection, events)
 
 
 def note_duplicates(connection: Connection, events: Sequence[Event]) -> list[int | None]:
-    """Note duplicates as `IntakeStore.note_duplicates` does, in the transaction of a synchronous connection."""
-    return _run_sync(connection, STORES[connection.dialect.name]().noting(events))
-
-
-def _run_sync(connection: Connection, statements: Statements[Made]) -> Made:
-    try:
-        statement, parameters = next(statements)
-        while True:
-            statement, parameters = statements.send(_rows(connection.execute(statement, parameters)))
-    except StopIteration as end:
-        made: Made = end.value
-        return made
-
-
-async def _run(connection: AsyncConnection, statements: Statements[Made]) -> Made:
-    """Run one transaction of `connect_async`."""
-    async with one_transaction(connection):
-        try:
-            statement, parameters = next(statements)
-            while True:
-                statement, parameters = statements.send(_rows(await connection.execute(statement, parameters)))
-        except StopIteration as end:
-            made: Made = end.value
-            return made
-
-
-def _rows(result: CursorResult[Any]) -> Sequence[Any]:
-    return result.all() if result.returns_rows else ()
+    """Note duplicates as `IntakeStore.note_duplicates` does, in the caller's transaction."""
+    return STORES[connection.dialect.name]().note(connection, events)
 
 
 _EVENT_COLUMNS = (
@@ -201,124 +171,120 @@ VALUES (:received_at, :source, :status, :cause, :reason, :field, :remote_address
 _POSTGRES_REJECT = text(_REJECT).bindparams(bindparam("headers", type_=JSONB(none_as_null=True)))
 _SQLITE_REJECT = text(_REJECT)
 
-_PROBE = text("UPDATE write_probe SET probed_at = :now WHERE id = 1")
+_PROBE = {
+    dialect: text(f"UPDATE write_probe SET probed_at = {Sql(dialect).time(':now')} WHERE id = 1")
+    for dialect in (POSTGRES, SQLITE)
+}
 
 
 class PostgresIntake(IntakeStore):
     """Runs one statement for each transaction: on a connection in autocommit it costs one round trip."""
 
-    def appending(self, events: Sequence[Event]) -> Statements[list[int | None]]:
+    def add(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
-        return _by_position(len(events), (yield _POSTGRES_APPEND, _postgres_columns(events)))
+        return _by_position(len(events), connection.execute(_POSTGRES_APPEND, _postgres_columns(events)))
 
-    def noting(self, events: Sequence[Event]) -> Statements[list[int | None]]:
+    def note(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
-        return _by_position(len(events), (yield POSTGRES_NOTE, {**postgres_columns(events), "kept": self._kept}))
+        columns = {**postgres_columns(events), "kept": self._kept}
+        return _by_position(len(events), connection.execute(POSTGRES_NOTE, columns))
 
-    def _rejecting(self, rows: Sequence[Rejected]) -> Statements[None]:
-        for row in rows:
-            yield _POSTGRES_REJECT, msgspec.structs.asdict(row)
-
-    def _probing(self, now: datetime) -> Statements[None]:
-        yield _PROBE, {"now": now}
+    def _reject(self, connection: Connection, row: Rejected) -> None:
+        connection.execute(_POSTGRES_REJECT, msgspec.structs.asdict(row))
 
 
 _SQL = Sql(SQLITE)
-_EVENT_ROWS = _SQL.rows(  # SQLite's have no types
-    "events",
-    **dict.fromkeys(_EVENT_COLUMNS.removeprefix("seq, ").split(", "), "any"),
-)
-
-_SQLITE_APPEND = text(f"""
-INSERT INTO inbox ({_EVENT_COLUMNS.removeprefix("seq, ")})
-SELECT source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes,
-       content_type, body_bytes, body_is_text, from_hex(body_sha256), traceparent
-FROM {_EVENT_ROWS}
-WHERE true  -- or the parser takes ON CONFLICT for a join's ON
-ON CONFLICT (source, dedup_key) DO NOTHING
-""")
-# RETURNING would have SQLite put all rows in a temporary table first, which takes five times their memory.
-_SQLITE_LAST = text("SELECT coalesce(max(seq), 0) FROM inbox")
-_SQLITE_STORED = text("SELECT source, dedup_key, seq FROM inbox WHERE seq > :last")
-
+_SQLITE_APPEND = f"INSERT INTO inbox ({_EVENT_COLUMNS.removeprefix('seq, ')})"
+_UNLESS_KNOWN = "ON CONFLICT (source, dedup_key) DO NOTHING"
+_SQLITE_LAST = "SELECT coalesce(max(seq), 0) FROM inbox"
+_SQLITE_STORED = "SELECT source, dedup_key, seq FROM inbox WHERE seq > ?"
 _SQLITE_KEEP = text(f"""
 INSERT INTO inbox_payload (seq, headers, body)
 SELECT seq, headers, {_SQL.blob("bodies.bodies", "body_at", "body_size")}
 FROM {_SQL.blobs("bodies")} CROSS JOIN {_SQL.rows("payloads", seq="bigint", headers="json", body_at="int", body_size="int")}
 """)
+_SQLITE_OPEN = "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
 
-_SQLITE_OPEN = text(f"""
-INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
-SELECT seq, route, lane, occurred_at, 'received'
-FROM {_SQL.rows("deliveries", seq="bigint", route="text", lane="text", occurred_at="time")}
-""")
+
+_AT_ONCE = 256
+"""Rows of one INSERT: SQLite takes 32,766 parameters, and a batch of the receiver is as large."""
 
 
 class SqliteIntake(IntakeStore):
-    """Runs one BEGIN IMMEDIATE for each call. A batch is a few parameters: its rows, its payloads and its bodies."""
+    """Runs one BEGIN IMMEDIATE for each call. Each of a batch's statements gets all of its rows at once."""
 
     def __init__(self, kept_duplicates: int = KEPT_DUPLICATES) -> None:
         super().__init__(kept_duplicates)
         self._checkpoints = Checkpoints()
 
-    async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
+    def append(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore; copies the write-ahead log back when that is due."""
-        seqs = await super().append(connection, events)
+        seqs = super().append(connection, events)
         if self._checkpoints.due(len(events)):
-            self._checkpoints.made(complete=await checkpoint_async(connection))
+            self._checkpoints.made(complete=checkpoint(connection.engine))
         return seqs
 
-    def appending(self, events: Sequence[Event]) -> Statements[list[int | None]]:
+    def add(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
         first: dict[tuple[str, str], int] = {}
         for n, event in enumerate(events):
             first.setdefault((event.source, event.dedup_key), n)
         seqs: list[int | None] = [None] * len(events)
-        ((last,),) = yield _SQLITE_LAST, {}
-        yield _SQLITE_APPEND, {"events": verbatim_param(map(_sqlite_row, events))}
-        for source, key, seq in (yield _SQLITE_STORED, {"last": last}):
+        last = connection.exec_driver_sql(_SQLITE_LAST).scalar_one()
+        rows = list(map(_sqlite_row, events))
+        _insert(connection, _SQLITE_APPEND, rows, _UNLESS_KNOWN)
+        for source, key, seq in connection.exec_driver_sql(_SQLITE_STORED, (last,)):
             seqs[first[source, key]] = seq
         stored = [(seq, event) for seq, event in zip(seqs, events, strict=True) if seq is not None]
         if stored:
-            yield _SQLITE_KEEP, _sqlite_payloads(stored)
+            connection.execute(_SQLITE_KEEP, _sqlite_payloads(stored))
         deliveries = [
-            {"seq": seq, "route": enrolment.route, "lane": enrolment.lane, "occurred_at": event.occurred_at}
+            (seq, enrolment.route, enrolment.lane, time_text(event.occurred_at), State.RECEIVED.value)
             for seq, event in stored
             for enrolment in event.enrolments
         ]
-        if deliveries:
-            yield _SQLITE_OPEN, {"deliveries": verbatim_param(deliveries)}
+        _insert(connection, _SQLITE_OPEN, deliveries)
         return seqs
 
-    def noting(self, events: Sequence[Event]) -> Statements[list[int | None]]:
+    def note(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
-        known = yield SQLITE_KNOWN, {"asked": known_param(events), "kept": self._kept}
+        known = connection.execute(SQLITE_KNOWN, {"asked": known_param(events), "kept": self._kept}).all()
         noted, counted = noted_and_counted(events, known, self._kept)
         if noted:
-            yield SQLITE_NOTE, noted_param(noted)
+            connection.execute(SQLITE_NOTE, noted_param(noted))
         if counted:
-            yield SQLITE_COUNT, {"counted": rows_param(counted)}
+            connection.execute(SQLITE_COUNT, {"counted": rows_param(counted)})
         return _by_position(len(events), [(row.n, row.seq) for row in known])
 
-    def _rejecting(self, rows: Sequence[Rejected]) -> Statements[None]:
-        for row in rows:
-            values = msgspec.structs.asdict(row)
-            values["received_at"] = time_text(row.received_at)
-            values["headers"] = None if row.headers is None else msgspec.json.encode(row.headers).decode()
-            yield _SQLITE_REJECT, values
-
-    def _probing(self, now: datetime) -> Statements[None]:
-        yield _PROBE, {"now": time_text(now)}
+    def _reject(self, connection: Connection, row: Rejected) -> None:
+        values = msgspec.structs.asdict(row)
+        values["received_at"] = time_text(row.received_at)
+        values["headers"] = None if row.headers is None else json_text(row.headers)
+        connection.execute(_SQLITE_REJECT, values)
 
 
 STORES: dict[str, type[PostgresIntake | SqliteIntake]] = {POSTGRES: PostgresIntake, SQLITE: SqliteIntake}
 
 
-def _by_position(length: int, rows: Sequence[Any]) -> list[int | None]:
+def _by_position(length: int, rows: Iterable[Any]) -> list[int | None]:
     seqs: list[int | None] = [None] * length
     for n, seq in rows:
         seqs[n] = seq
     return seqs
+
+
+def _insert(connection: Connection, into: str, rows: Sequence[tuple[Any, ...]], then: str = "") -> None:
+    """Insert rows on SQLite with few statements: at each, `sqlite3` waits for its turn beside the event loop's thread.
+
+    Their sizes are powers of two, so that they are few texts: the driver keeps them prepared, with the values of each.
+    """
+    require_storable(rows)
+    at = 0
+    while at < len(rows):
+        some = rows[at : at + min(_AT_ONCE, 1 << ((len(rows) - at).bit_length() - 1))]
+        row = "(" + ",".join("?" * len(some[0])) + ")"
+        connection.exec_driver_sql(f"{into} VALUES {','.join([row] * len(some))} {then}", tuple(chain(*some)))
+        at += len(some)
 
 
 def _postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
@@ -327,7 +293,7 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
         **{name: [getattr(e, name) for e in events] for name in _TAKEN_OVER},
         # an array of arrays would be flattened; names of routes need no quoting: [A-Za-z0-9_-]
         "routes": ["{" + ",".join(enrolment.route for enrolment in e.enrolments) + "}" for e in events],
-        "headers": [msgspec.json.encode(e.headers).decode() for e in events],
+        "headers": [json_text(e.headers) for e in events],
         "body_is_text": [_is_text(e.body) for e in events],
         "delivery_n": [n for n, _ in enrolled],
         "route": [enrolment.route for _, enrolment in enrolled],
@@ -336,15 +302,25 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
     return postgres_columns(events) | {name: array_param(values) for name, values in columns.items()}
 
 
-def _sqlite_row(event: Event) -> dict[str, object]:
-    row = msgspec.structs.asdict(event)
-    del row["enrolments"], row["headers"], row["body"]
-    return {
-        **row,
-        "routes": [enrolment.route for enrolment in event.enrolments],
-        "body_bytes": len(event.body),
-        "body_is_text": _is_text(event.body),
-    }
+def _sqlite_row(event: Event) -> tuple[Any, ...]:
+    """Make the values of `_SQLITE_APPEND`, in the order of `_EVENT_COLUMNS`."""
+    return (
+        event.source,
+        event.dedup_key,
+        event.entity_type,
+        event.entity_id,
+        event.event_type,
+        event.action,
+        event.event_id,
+        time_text(event.occurred_at),
+        time_text(event.received_at),
+        json_text([enrolment.route for enrolment in event.enrolments]),
+        event.content_type,
+        len(event.body),
+        _is_text(event.body),
+        event.body_sha256,
+        event.traceparent,
+    )
 
 
 def _is_text(body: bytes) -> bool:
@@ -358,8 +334,9 @@ def _is_text(body: bytes) -> bool:
 
 
 def _sqlite_payloads(stored: Sequence[tuple[int, Event]]) -> dict[str, str | bytes]:
+    """Make the parameters of `_SQLITE_KEEP`: one text for any number of bodies, as a prepared statement keeps its values."""
     bodies, payloads = Blobs(), []
     for seq, event in stored:
         at, size = bodies.place(event.body)
-        payloads.append({"seq": seq, "headers": dict(event.headers), "body_at": at, "body_size": size})
-    return {"payloads": verbatim_param(payloads), "bodies": bodies.joined()}
+        payloads.append({"seq": seq, "headers": event.headers, "body_at": at, "body_size": size})
+    return {"payloads": json_text(payloads), "bodies": bodies.joined()}

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from inbox.events.timestamps import time_text
 
 
@@ -35,6 +37,28 @@ def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:
     if not is_clean_json(written):
         raise ValueError("a text has a NUL or a lone surrogate")
     return written
+
+
+def json_text(value: object) -> str:
+    """Write a value as JSON that must be stored unchanged.
+
+    Raises:
+        ValueError: a text in it is not storable.
+    """
+    written = msgspec.json.encode(value).decode()
+    if not is_clean_json(written):
+        raise ValueError("a text has a NUL")
+    return written
+
+
+def require_storable(rows: Iterable[tuple[Any, ...]]) -> None:
+    """Check the texts of rows, which must be stored unchanged.
+
+    Raises:
+        ValueError: a text is not storable.
+    """
+    if not is_storable("".join([value for row in rows for value in row if isinstance(value, str)])):
+        raise ValueError("a text has a NUL or a lone surrogate")
 
 
 def array_param(values: Sequence[str | bytes | int | datetime | None]) -> str:

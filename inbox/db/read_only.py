@@ -33,7 +33,12 @@ def connect(url: str, *, application: str, seconds: float = LONGEST_SECONDS) -> 
 
     @event.listens_for(made, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {round(seconds * 1000)}")
+        # The wait for a lock ends first: else it would be told as a query that is slow.
+        waiting = min(seconds / 2, engines.LOCK_TIMEOUT_SECONDS)
+        connection.exec_driver_sql(
+            f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {round(seconds * 1000)};"
+            f" SET LOCAL lock_timeout = {round(waiting * 1000)}"
+        )
 
     return made
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, text
 from inbox.db.dialect import Sql
 from inbox.db.engine import reading
 from inbox.db.event_views import status_of
-from inbox.db.listings import SOURCES, EventFilter, conditions_on, deliveries_of
+from inbox.db.listings import OF_ENTITY, EventFilter, conditions_on, deliveries_of, sources_of
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
 from inbox.events.states import OPEN_STATES, UNROUTED, State
@@ -28,7 +28,7 @@ LONGEST_SECONDS = 0.15
 MOST_OF_A_STATE = 2000
 """As many open deliveries of a state are read at once and put in order; of more, the newest events are looked through."""
 _FIRST_CHUNK, _CHUNK = 50, 250
-"""The fewest and the most events whose deliveries are read together: SQLite needs a statement for each, where they lie apart."""
+"""The fewest and the most events whose deliveries are read together."""
 _FIRST_WINDOW, _LARGEST_WINDOW = 1000, 32_000
 _QUICK_SECONDS = 0.015
 """After a window or chunk that took less, the next is twice as large."""
@@ -37,6 +37,7 @@ _SLOW_SECONDS = 0.06
 _ABOVE_ALL = 2**63 - 1
 _CLOCKS_APART = timedelta(hours=1)
 """Clocks of receivers differ by less; seqs are in the order of their arrival, but for this."""
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _SEQS_APART = 10_000
 """A seq is taken before its event is committed, so an earlier event may have a later seq, by at most so much."""
 _NEAR = 1000
@@ -77,7 +78,7 @@ def search(
     with engine.connect() as connection:
         walk = _Walk(connection, wanted, clock)
         for seqs, place in walk.chunks():  # noqa: B007  # the last one counts
-            for found in deliveries_of(connection, seqs) if seqs else ():
+            for found in deliveries_of(connection, seqs):
                 shown = [row for row in found if wanted.admits(row)]
                 matching += len(shown)
                 is_full = is_full or bool(rows and shown and len(rows) + len(shown) > limit)
@@ -175,18 +176,28 @@ class _Walk:
 
     def _lowest(self, below: int, size: int) -> int:
         """Return the lowest seq of a window of that size; -1 when it reaches the end."""
-        table, key, conditions, values = self._base()
-        where = " AND ".join((*conditions, f"{key} < :below"))
+        table, key = self._base
+        where = f"{key} < :below"
+        if self._sources is not None:
+            newest = f"{OF_ENTITY} AND i.seq < :below"
+            table, key, where = (
+                self._sql.first_of(self._sources, "inbox i", newest, "i.seq DESC", ":most"),
+                "i.seq",
+                "1 = 1",
+            )
         statement = f"SELECT {key} FROM {table} WHERE {where} ORDER BY {key} DESC LIMIT 1 OFFSET :size"
-        found = self._execute(statement, {**values, "below": below, "size": size - 1})
+        given = {"below": below, "size": size - 1, "most": size}
+        found = self._execute(statement, self._of_event()[1] | given)
         return found[0] if found else -1
 
     def _fitting(self, below: int, lowest: int) -> tuple[str, dict[str, object]]:
         """Write the statement for the seqs of a window that may match."""
-        table, key, conditions, values = self._base()
-        is_of_all = table == "inbox i" and not conditions
-        more, given = self._of_event()
-        conditions += more
+        table, key = self._base
+        conditions, values = self._of_event()
+        if self._sources is not None:
+            bounded = f"{OF_ENTITY} AND i.seq < :below AND i.seq >= :lowest"
+            table = self._sql.looked_up(self._sources, "inbox i", bounded)
+        is_of_all = table == "inbox i"
         if table.startswith("open"):
             of_open, its = self._of_open()
             conditions += [
@@ -208,19 +219,20 @@ class _Walk:
             table = f"({_WINDOW}) i"
         where = " AND ".join((*conditions, f"{key} < :below", f"{key} >= :lowest"))
         statement = f"SELECT DISTINCT {key} FROM {table} WHERE {where} ORDER BY {key} DESC"
-        return statement, {**values, **given, "below": below, "lowest": lowest}
+        return statement, {**values, "below": below, "lowest": lowest}
 
-    def _base(self) -> tuple[str, str, list[str], dict[str, object]]:
-        """Return the table whose rows are looked through in the order of an index: its key, and conditions of that index."""
+    @property
+    def _sources(self) -> str | None:
+        """Return a table of the sources that the wanted entity may be of; None: no one entity is wanted."""
         wanted = self._wanted
-        if wanted.entity_type is not None and wanted.entity_id is not None:
-            values: dict[str, object] = {"entity_type": wanted.entity_type, "entity_id": wanted.entity_id}
-            source = f"i.source IN ({SOURCES})" if wanted.source is None else "i.source = :source"
-            values |= {} if wanted.source is None else {"source": wanted.source}
-            return "inbox i", "i.seq", [source, "i.entity_type = :entity_type", "i.entity_id = :entity_id"], values
-        if self._is_open:
-            return "open_delivery o", "o.seq", [], {}
-        return "inbox i", "i.seq", [], {}
+        return None if wanted.entity_type is None or wanted.entity_id is None else sources_of(wanted.source)
+
+    @property
+    def _base(self) -> tuple[str, str]:
+        """Return the table whose rows are looked through in the order of an index, and its key."""
+        if self._is_open and self._sources is None:
+            return "open_delivery o", "o.seq"
+        return "inbox i", "i.seq"
 
     def _of_event(self) -> tuple[list[str], dict[str, object]]:
         names = ("source", "entity_type", "entity_id", "event_type")
@@ -269,8 +281,9 @@ class _Walk:
     def _bounds(self) -> tuple[int, int]:
         """Return the seqs between which the wanted times lie."""
         since, until = self._wanted.since, self._wanted.until
-        floor = 0 if since is None else self._place(since - _CLOCKS_APART) - _SEQS_APART
-        ceiling = _ABOVE_ALL if until is None else self._place(until + _CLOCKS_APART) + _SEQS_APART
+        early, late = _EARLIEST + _CLOCKS_APART, _LATEST - _CLOCKS_APART
+        floor = 0 if since is None or since < early else self._place(since - _CLOCKS_APART) - _SEQS_APART
+        ceiling = _ABOVE_ALL if until is None or until > late else self._place(until + _CLOCKS_APART) + _SEQS_APART
         return max(floor, 0), ceiling
 
     def _place(self, moment: datetime) -> int:

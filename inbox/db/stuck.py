@@ -38,6 +38,8 @@ AFTER_SECONDS = 60
 FAILED_FOR_SECONDS = 3600
 """A failed command is a finding for so long; the answer stays in its row."""
 _NEWEST_COMMANDS = 1000
+NEWEST_FACTS = "SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000"
+"""Facts that are looked at for one of the last minute. Of all facts, Postgres would read the whole log when there is none."""
 MOST_LISTED = 1000
 """Deliveries that are listed of a route, and the largest count of those that wait."""
 _ENTITY = ("source", "entity_type", "entity_id")
@@ -185,11 +187,12 @@ def _last_fact(sql: Sql, delivery: str, condition: str = "") -> str:
 
 def _that_do_not_move(clock: SqlClock) -> dict[Finding, str]:
     sql, before = clock.sql, clock.ago(AFTER_SECONDS)
-    # Neither list depends on the row: each is read once.
-    nothing_moves = f"""r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > {before})
+    # No list depends on the row: each is read once.
+    nothing_moves = f"""r.route NOT IN (SELECT newest.route FROM ({NEWEST_FACTS}) newest WHERE newest.at > {before})
   AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > {clock.ago(0)})"""
     # as `relay.delivery.gates.entity_key` writes it
     entity = " || '|' || ".join(rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in _ENTITY)
+    paused = "SELECT g.name FROM gate g WHERE g.kind = '{}' AND g.paused_at IS NOT NULL"
     overdue = sql.first_of(
         f"{_routes_with('ready')} r",
         "open_delivery o",
@@ -203,7 +206,7 @@ def _that_do_not_move(clock: SqlClock) -> dict[Finding, str]:
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("i.received_at")} AS for_seconds,
        'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
 FROM {sql.looked_up(received, "inbox i", "i.seq = o.seq")}
-WHERE i.received_at < {before} AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > {before})
+WHERE i.received_at < {before} AND NOT EXISTS (SELECT 1 FROM ({NEWEST_FACTS}) newest WHERE newest.at > {before})
 """,
         "stuck": f"""
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("o.due_at")} AS for_seconds,
@@ -215,11 +218,8 @@ FROM {sql.looked_up(overdue, "inbox i", "i.seq = o.seq")}
 WHERE {nothing_moves}
   AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
                   WHERE k.route = o.route AND {_is_closed(clock)})
-  AND NOT EXISTS (
-    SELECT 1 FROM gate g
-    WHERE g.paused_at IS NOT NULL
-      AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
-        OR (g.kind = 'entity' AND g.name = {entity})))
+  AND o.route NOT IN ({paused.format("route")}) AND i.source NOT IN ({paused.format("source")})
+  AND coalesce({entity}, '') NOT IN ({paused.format("entity")})
 UNION ALL
 SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, {clock.since("r.lease_until")},
        'its lease ran out, and no relay has rescued it', NULL

@@ -6,22 +6,25 @@ a test can compare a database built by migrations with one built from here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, event, text
 
 from inbox.db import command_rules, event_views, health_views, leaves, stuck, triggers
-from inbox.db.dialect import POSTGRES, SQLITE
+from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.schema import metadata
 from inbox.db.view_comments import VIEWS
 from inbox.events.states import GONE_SECONDS, OPEN_STATES
 
-
-def _by(dialect: str) -> str:
-    """Return the expression of a winner's seq. Postgres would fail for a text that is no number, and take the list away."""
-    by = "l.detail ->> 'by'"
-    return f"substring({by} FROM '^[0-9]{{1,18}}$')" if dialect == POSTGRES else by
-
+ROWS: Mapping[str, str] = {
+    "order_lock": "INSERT INTO order_lock (id) VALUES (1)",
+    "payload_lock": "INSERT INTO payload_lock (id) VALUES (1)",
+    "payload_learner": "INSERT INTO payload_learner (id) VALUES (1)",
+    "pruner": "INSERT INTO pruner (id) VALUES (1)",
+    "write_probe": "INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')",
+}
+"""Tables with one row for ever, and the statement that makes it. Whoever locks a row that is gone locks nothing."""
 
 _DELIVERY = """
 SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
@@ -30,7 +33,7 @@ SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        l.kind AS last_fact, l.at AS last_fact_at,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
        CASE WHEN o.seq IS NOT NULL THEN {failed_status} ELSE {last_status} END AS last_status,
-       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST({by} AS bigint) END AS superseded_by
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN {by} END AS superseded_by
 FROM {routed}
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = {route}
 LEFT JOIN delivery_log l ON l.id = (
@@ -100,13 +103,13 @@ def _delivery_view(dialect: str) -> str:
         " WHERE f.seq = r.seq AND f.route = r.route AND f.kind = 'replayed' AND f.id < r.id)"
     )
     never_replayed = "NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq AND f.kind = 'replayed')"
-    nowhere = "CAST(NULL AS text)"
+    nowhere, by = "CAST(NULL AS text)", Sql(dialect).number("l.detail ->> 'by'")
     statuses = {
         "last_status": event_views.status_of("l", dialect),
         "failed_status": event_views.status_of("e", dialect),
     }
     return "CREATE VIEW delivery AS" + "UNION ALL".join(
-        _DELIVERY.format(by=_by(dialect), routed=rows, route=name, state=state, condition=condition, **statuses)
+        _DELIVERY.format(by=by, routed=rows, route=name, state=state, condition=condition, **statuses)
         for rows, name, state, condition in (
             (routed, route, known, "1 = 1"),
             (replayed, "r.route", known, f"{not_routed} AND {once}"),
@@ -134,14 +137,8 @@ def statements(dialect: str) -> tuple[str, ...]:
         *event_views.statements(dialect),
         *health_views.statements(dialect),
     )
-    rows = (
-        "INSERT INTO order_lock (id) VALUES (1)",
-        "INSERT INTO payload_lock (id) VALUES (1)",
-        "INSERT INTO pruner (id) VALUES (1)",
-        "INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')",
-    )
     if dialect == SQLITE:
-        return (*views, *triggers.SQLITE, *command_rules.statements(dialect), *rows)
+        return (*views, *triggers.SQLITE, *command_rules.statements(dialect), *ROWS.values())
     comments = (
         statement
         for view in VIEWS
@@ -153,7 +150,14 @@ def statements(dialect: str) -> tuple[str, ...]:
             ),
         )
     )
-    return (*views, *comments, *triggers.POSTGRES, *command_rules.statements(dialect), *leaves.STATEMENTS, *rows)
+    return (
+        *views,
+        *comments,
+        *triggers.POSTGRES,
+        *command_rules.statements(dialect),
+        *leaves.STATEMENTS,
+        *ROWS.values(),
+    )
 
 
 def _quoted(comment: str) -> str:

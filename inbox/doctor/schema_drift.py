@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from sqlalchemy import Connection, Table, create_engine, event, text
+from sqlalchemy import Connection, Table, create_engine, event, inspect, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
@@ -52,6 +52,13 @@ DISABLED = FindingKind(
     "nothing keeps anybody from changing or deleting events and facts",
     "ALTER TABLE {table} ENABLE TRIGGER {trigger};",
 )
+ROW_MISSING = FindingKind(
+    "row_missing",
+    "critical",
+    "A table has lost its only row.",
+    "programs lock that row, or keep their place in it: lanes get out of order, payloads go too early, or nothing is pruned",
+    "the statement that makes the row again",
+)
 
 
 def _schema(installation: Installation) -> Iterator[DoctorFinding]:
@@ -60,15 +67,25 @@ def _schema(installation: Installation) -> Iterator[DoctorFinding]:
     with installation.reading() as connection:
         if connection.dialect.name == SQLITE:
             yield from _of_sqlite(connection)
+            yield from _rows(connection)
             return
         yield from _columns(connection)
         yield from _constraints(connection)
         yield from _indexes(connection)
         yield from _triggers(connection)
         yield from _functions(connection)
+    with installation.reading() as connection:
+        yield from _rows(connection)
     for name, definition in _views(POSTGRES).items():
         with installation.reading() as connection:
             yield from _view(connection, name, definition)
+
+
+def _rows(connection: Connection) -> Iterator[DoctorFinding]:
+    present = inspect(connection).get_table_names()
+    for table, statement in views.ROWS.items():
+        if table in present and connection.execute(text(f"SELECT 1 FROM {table} WHERE id = 1")).first() is None:
+            yield ROW_MISSING.found(table, f"{table} has lost its row", mend=f"{statement};")
 
 
 # --- SQLite
@@ -308,7 +325,7 @@ EXAMINATIONS = (
         "Database",
         "Tables, columns, constraints, indexes, views, functions and triggers, against those of this version.",
         _schema,
-        (MISSING, CHANGED, INVALID, DISABLED),
+        (MISSING, CHANGED, INVALID, DISABLED, ROW_MISSING),
     ),
     Examination(
         "rights",

@@ -113,7 +113,17 @@ LARGE_LOG = FindingKind(
 )
 _DEAD_ROWS, _DEAD_PART = 20_000, 0.5
 _OVERSIZED_BYTES, _BYTES_OF_A_ROW = 256 * _MB, 20_000
-_SMALL = ("open_delivery", "lane", "gate", "relay_node", "sweep_watermark", "order_lock", "payload_lock", "write_probe")
+_SMALL = (
+    "open_delivery",
+    "lane",
+    "gate",
+    "relay_node",
+    "sweep_watermark",
+    "order_lock",
+    "route_lock",
+    "payload_lock",
+    "write_probe",
+)
 """Tables whose size follows what is open, not what was stored."""
 _FREE_BYTES, _FREE_PART = 100 * _MB, 0.25
 _LOG_BYTES = 256 * _MB

@@ -104,7 +104,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
 def escape(part: str) -> str:
     """Escape a part so that joining by `|` is unambiguous: ("ab", "c") and ("a", "bc") give different keys."""
-    return part.replace("\\", "\\\\").replace("|", "\\|")
+    return part.replace("\\", "\\\\").replace("|", "\\|") if "|" in part or "\\" in part else part
 
 
 def split(joined: str) -> list[str]:

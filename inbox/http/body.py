@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from contextlib import nullcontext
 
 from falcon.asgi import Request
 
@@ -30,14 +29,14 @@ async def read(req: Request, most: int, reservation: Reservation) -> bytes:
         raise TooLarge(f"the body may have at most {most} bytes, this one has {announced}", field="body")
     if SEND_CONTINUE in req.scope:
         req.scope[SEND_CONTINUE]()
-    try:
-        async with asyncio.timeout(READ_WITHIN_SECONDS) if BODY_COMPLETE not in req.scope else nullcontext():
-            if announced is not None and announced <= SMALL_BODY:
-                body: bytes = await req.stream.read(most + 1)
-            else:
-                body = await _read_large(req, most, reservation)
-    except TimeoutError:
-        raise TooSlow(f"the body did not arrive within {READ_WITHIN_SECONDS:g} s", field="body") from None
+    if BODY_COMPLETE in req.scope:
+        body = await _read(req, announced, most, reservation)
+    else:
+        try:
+            async with asyncio.timeout(READ_WITHIN_SECONDS):
+                body = await _read(req, announced, most, reservation)
+        except TimeoutError:
+            raise TooSlow(f"the body did not arrive within {READ_WITHIN_SECONDS:g} s", field="body") from None
     if CUT_SHORT in req.scope:
         raise Unreadable(f"{req.scope[CUT_SHORT]} after {len(body)} bytes of the body", field="body")
     if announced is not None and len(body) != announced:
@@ -45,7 +44,10 @@ async def read(req: Request, most: int, reservation: Reservation) -> bytes:
     return body
 
 
-async def _read_large(req: Request, most: int, reservation: Reservation) -> bytes:
+async def _read(req: Request, announced: int | None, most: int, reservation: Reservation) -> bytes:
+    if announced is not None and announced <= SMALL_BODY:
+        small: bytes = await req.stream.read(most + 1)
+        return small
     body = io.BytesIO()  # gives its bytes without copying them
     async for part in req.stream:
         size = body.tell() + len(part)

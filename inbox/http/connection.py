@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from inbox.errors import RequestError
 from inbox.http.problems import problem_headers, problem_of
-from inbox.sources.sender import address_of
+from inbox.sources.sender import address_text
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters
 
@@ -75,9 +75,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Normalise the peer's address."""
         super().connection_made(transport)
-        if self.client is not None and (address := address_of(self.client[0])) is not None:
+        if self.client is not None and (address := address_text(self.client[0])) is not None:
             # A socket of IPv6 that takes IPv4 too says ::ffff:127.0.0.1, which no list of proxies has.
-            self.client = (str(address), self.client[1])
+            self.client = (address, self.client[1])
         elif transport.get_extra_info("socket").family == socket.AF_UNIX:
             self.client = THIS_HOST  # other families have no peer: the connection was reset meanwhile
         transport.set_write_buffer_limits(high=MOST_UNTAKEN)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from inbox.errors import ExpectationFailed, HeadTooLarge, RequestError, TargetTooLong, Unreadable
 
 LONGEST_TARGET = 4096
-"""Bytes of path and query; senders' URLs have a source's name and a token."""
+"""Bytes of path and query, unless a server allows more; senders' URLs have a source's name and a token."""
 
 MOST_FIELDS = 100
 """Count of header fields."""
@@ -24,8 +24,6 @@ LONGEST_FIELD = 8192
 LARGEST_HEAD = 32 * 1024
 """Bytes of all header fields together."""
 
-_TARGET_TOO_LONG = f"the request's target may have at most {LONGEST_TARGET} bytes"
-
 VERSIONS = frozenset({"1.1", "1.0"})
 
 _ONCE = frozenset({b"host", b"content-type", b"transfer-encoding", b"expect"})
@@ -35,22 +33,26 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]{2,}\])(?::
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)/.*", re.DOTALL | re.IGNORECASE)
 
 
-def unfinished(target: bytes) -> RequestError:
+def unfinished(target: bytes, longest_target: int = LONGEST_TARGET) -> RequestError:
     """Return the error of a head that has grown beyond `LARGEST_HEAD` without an end."""
-    if len(target) > LONGEST_TARGET:
-        return TargetTooLong(_TARGET_TOO_LONG)
+    if len(target) > longest_target:
+        return _target_too_long(longest_target)
     return HeadTooLarge("a head, or what stands between the parts of a body, does not end")
 
 
-def check_size(target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> None:
+def _target_too_long(longest: int) -> RequestError:
+    return TargetTooLong(f"the request's target may have at most {longest} bytes")
+
+
+def check_size(target: bytes, fields: Sequence[tuple[bytes, bytes]], longest_target: int = LONGEST_TARGET) -> None:
     """Check the size of a head.
 
     Raises:
-        TargetTooLong: its target is longer than `LONGEST_TARGET`.
+        TargetTooLong: its target has more than `longest_target` bytes.
         HeadTooLarge: one field is too long, or all of them together.
     """
-    if len(target) > LONGEST_TARGET:
-        raise TargetTooLong(_TARGET_TOO_LONG)
+    if len(target) > longest_target:
+        raise _target_too_long(longest_target)
     sizes = [len(name) + len(value) + 4 for name, value in fields]  # with ": " and the end of the line
     if sum(sizes) > LARGEST_HEAD:
         raise HeadTooLarge(f"all header fields together may have at most {LARGEST_HEAD} bytes")

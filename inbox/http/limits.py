@@ -98,8 +98,9 @@ class Reservation:
 
     def release(self) -> None:
         """Give the memory back."""
-        self._budget.change(self._size, 0)
-        self._size = 0
+        if self._size:
+            self._budget.change(self._size, 0)
+            self._size = 0
 
 
 class Capacity(msgspec.Struct, frozen=True):

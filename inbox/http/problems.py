@@ -9,6 +9,7 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.errors import NotAuthenticated, RequestError
+from inbox.logs.fields import fields
 from inbox.logs.traces import without_message
 
 PROBLEM_TYPE = "application/problem+json"
@@ -54,6 +55,6 @@ async def answer_bug(
     _req: Request, resp: Response, error: Exception, _params: Mapping[str, object], **_: object
 ) -> None:
     """Handle an unexpected exception for Falcon, whose own handler logs the text, which may hold values."""
-    _log.error("bug in the receiver; the sender gets 500", exc_info=without_message(error))
+    _log.error("bug in the receiver; the sender gets 500", exc_info=without_message(error), extra=fields("bug"))
     resp.status, resp.data = 500, problem(500, "Internal Server Error", None)
     resp.content_type = PROBLEM_TYPE

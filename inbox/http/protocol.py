@@ -25,6 +25,7 @@ from inbox.http import head
 from inbox.http.connection import Connection, LingeringCloseTransport
 from inbox.http.limits import Bucket, Capacity
 from inbox.http.scope import BODY_COMPLETE, CAPACITY, CUT_SHORT, METERS, ON_STOP, SEND_CONTINUE
+from inbox.logs.fields import fields
 from inbox.telemetry.metrics import OFF
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class HardenedHttpProtocol(Connection):
     _capacity: Capacity | None = None
     _requests = 0
     """Count of the requests that the app has got."""
+    makes_room = False
+    """True where a new connection takes the place of the one that is idle for longest, so that idle ones keep nobody out."""
+    longest_target = head.LONGEST_TARGET
+    """Bytes of path and query."""
+    _idle_since = 0.0
     _ending: LingeringCloseTransport
 
     # --- the connection
@@ -70,10 +76,14 @@ class HardenedHttpProtocol(Connection):
         super().connection_made(transport)
         self._ending = LingeringCloseTransport(self)
         self._capacity = self.app_state.get(CAPACITY)
+        self._idle_since = self.loop.time()
         self.meters = self.app_state.get(METERS, OFF)
         try:
             if self._capacity is not None:
-                self._capacity.check_connections(len(self.connections) - 1)
+                others = len(self.connections) - 1
+                if self.makes_room and others >= self._capacity.connections:
+                    others = self._close_idle(self._capacity.connections - 1)
+                self._capacity.check_connections(others)
         except RequestError as error:
             self.discarding_input = True
             self.answer(error)
@@ -97,7 +107,7 @@ class HardenedHttpProtocol(Connection):
             self._reject(self._parser_error or Unreadable(f"this is not HTTP/1.1: {error}"))
         else:
             if self._unused > head.LARGEST_HEAD:
-                self._reject(head.unfinished(self.url if self._in_head else b""))
+                self._reject(head.unfinished(self.url if self._in_head else b"", self.longest_target))
             elif self.is_idle and not self.has_deadline:
                 self.arm(HEAD_WITHIN_SECONDS, self._head_is_late)
 
@@ -176,10 +186,21 @@ class HardenedHttpProtocol(Connection):
 
     def on_response_complete(self) -> None:
         """Start the next request of the connection, if there may be one."""
+        self._idle_since = self.loop.time()
         if self.draining:
             self.server_state.total_requests += 1
         else:
             super().on_response_complete()
+
+    def _close_idle(self, most: int) -> int:
+        """Close idle ones among the other connections, so that at most this many stay. Returns the number that stays."""
+        others = [each for each in self.connections if isinstance(each, HardenedHttpProtocol) and each is not self]
+        others = [each for each in others if not each.transport.is_closing()]
+        idle = sorted((each for each in others if each.is_idle), key=lambda each: each._idle_since)  # noqa: SLF001
+        closed = idle[: max(len(others) - most, 0)]
+        for each in closed:
+            each.transport.close()
+        return len(others) - len(closed)
 
     def _send_continue(self) -> None:
         if not self.cycle.response_started and not self.transport.is_closing():
@@ -206,7 +227,7 @@ class HardenedHttpProtocol(Connection):
         if self._capacity is not None and self._requests >= self._capacity.per_connection:
             raise Unavailable("this connection has had its requests; send it again over another")
         if self._arrived > head.LONGEST_TARGET:  # else nothing in it can be too long
-            head.check_size(self.url, self.headers)
+            head.check_size(self.url, self.headers, self.longest_target)
         head.check(self.parser.get_http_version(), self.url, self.headers)
         if self._capacity is not None and not self.url.startswith(_HEALTH):
             self._capacity.check_requests(len(self.tasks))
@@ -219,7 +240,13 @@ class HardenedHttpProtocol(Connection):
         self.disarm()
         if _logged.take(time.monotonic()) == 0:
             sender = self.client[0] if self.client else "?"
-            _log.warning("rejected a request of %s with %d: %s", sender, error.status, error.detail)
+            _log.warning(
+                "rejected a request of %s with %d: %s",
+                sender,
+                error.status,
+                error.detail,
+                extra=fields("rejected", status=error.status, cause=error.cause, error=error.detail),
+            )
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None or cycle.response_complete:
             self.answer(error)

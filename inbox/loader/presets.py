@@ -22,7 +22,11 @@ def preset_mistakes(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
         yield Mistake((*path, "preset"), f"there is no preset {source.preset!r}; {nearest(source.preset, PRESETS)}")
         return
     yield from _own_keys(path, source, preset)
-    yield from _proofs(path, source, preset)
+    yield from (_proofs if preset.proves_by == "secrets" else _proofs_by_own_key)(path, source, preset)
+    if isinstance(source.auth, HeaderAuth) and source.auth.name.lower() in preset.kept_headers:
+        yield Mistake((*path, "auth", "name"), "is a header that is stored with the event, and no place for a secret")
+    if source.secrets and source.public_url is None and any("{url}" in each.content for each in preset.signatures):
+        yield Mistake((*path, "public_url"), f"is missing: {preset.docs.title} signs the URL that it calls")
     yield from _repeats(path, source, preset)
     if source.signature is not None:
         for key, text in mistakes(source.signature, has_url=source.public_url is not None):
@@ -35,9 +39,9 @@ def preset_mistakes(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
 
 
 def _own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
-    for key in sorted(_OWN_KEYS):
+    for key in sorted(_OWN_KEYS | preset.needs):
         given = getattr(source, key) is not None
-        if given and key not in preset.own_keys:
+        if given and key in _OWN_KEYS - preset.own_keys:
             fits = " or ".join(name for name, each in sorted(PRESETS.items()) if key in each.own_keys)
             yield Mistake((*path, key), f"is for preset = {fits!r} only; remove it")
         elif not given and key in preset.needs:
@@ -83,5 +87,12 @@ def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[M
         yield Mistake((*path, keys), 'is missing; if anybody may send, say so by auth = { kind = "none" }')
     elif source.secrets is None and source.tolerance is not None:
         yield Mistake((*path, "tolerance"), "is of no use without secrets: no time is signed")
-    if isinstance(source.auth, HeaderAuth) and source.auth.name.lower() in preset.kept_headers:
-        yield Mistake((*path, "auth", "name"), "is a header that is stored with the event, and no place for a secret")
+
+
+def _proofs_by_own_key(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
+    """Yield keys of authentication that are of no use where a preset proves by another key, which it needs."""
+    for key, given in (("secrets", source.secrets is not None), ("unsigned", source.unsigned)):
+        if given:
+            yield Mistake((*path, key), f"is of no use: {preset.docs.title} is known by {preset.proves_by}; remove it")
+    if source.tolerance is not None:
+        yield Mistake((*path, "tolerance"), "is of no use: no time of sending is signed; see max_age")

@@ -9,6 +9,7 @@ from copy import copy
 from datetime import UTC, datetime
 from types import TracebackType
 
+from inbox.logs.structured import Format, StructuredFormatter
 from inbox.logs.visible import visible_line, visible_text
 
 Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -32,20 +33,26 @@ class LineFormatter(logging.Formatter):
         return visible_text(super().formatException(ei))
 
 
-def escape_lines(handlers: Iterable[logging.Handler], default_datefmt: str | None = None) -> None:
-    """Let these handlers escape their lines and keep their format. A handler with another kind of formatter keeps it.
+def escape_lines(
+    handlers: Iterable[logging.Handler], default_datefmt: str | None = None, form: Format = "text"
+) -> None:
+    """Let these handlers write escaped lines of this form. A handler with another kind of formatter keeps it.
 
-    Such a formatter may write JSON, which has its own escapes. `default_datefmt` is a library's own form of times: it gives
-    way to ours, and a form that an operator has chosen stays.
+    Such a formatter may write JSON of its own, which has its own escapes. `default_datefmt` is a library's own form of times:
+    it gives way to ours, and a form that an operator has chosen stays.
     """
     for handler in handlers:
         plain = handler.formatter or logging.Formatter()
+        if isinstance(plain, StructuredFormatter):
+            plain = plain.text
         if type(plain) is logging.Formatter:
             lines = copy(plain)
             lines.__class__ = LineFormatter
             if lines.datefmt == default_datefmt:
                 lines.datefmt = None
-            handler.setFormatter(lines)
+            plain = lines
+        if isinstance(plain, LineFormatter):
+            handler.setFormatter(plain if form == "text" else StructuredFormatter(form, plain))
 
 
 def write_stderr(message: str) -> None:

@@ -19,21 +19,30 @@ from inbox.config.routing import routes_of
 from inbox.config.source import Source
 from inbox.db import engine
 from inbox.db.dialect import SQLITE
+from inbox.db.link import link_to
 from inbox.db.throughput import FLUSH_EVERY_SECONDS, Tally
+from inbox.db.wake_up import Notifier
 from inbox.errors import CAUSES, RequestError, Unavailable, collect_config_errors
 from inbox.http.limits import Bucket, Capacity, MemoryBudget
 from inbox.http.problems import PROBLEM_TYPE, answer_bug, answer_problem, problem
 from inbox.http.scope import CAPACITY, METERS
+from inbox.otlp.asked import require_extra
 from inbox.receiver.outcome_waiter import OutcomeWaiter
 from inbox.receiver.resource import Services, SourceEndpoint, Webhooks
 from inbox.receiver.throughput import ThroughputFlusher
-from inbox.receiver.writer import GroupCommit, WriterPair
+from inbox.receiver.writer import GroupCommit
+from inbox.receiver.writer_pair import WriterPair
 from inbox.sources import preset_of
 from inbox.sources.credentials import pad_work, verifier_of
-from inbox.telemetry.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, UNKNOWN, Meters
+from inbox.telemetry.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, REQUEST_SECONDS, UNKNOWN, Meters
+from inbox.telemetry.outlet import outlet_of
 from inbox.telemetry.recorder import make_recorder
+from inbox.tracing.setup import make_tracer
 
 Receiver = falcon.asgi.App[Request, Response]
+
+_STATUSES_FROM_THE_START = ("200", "500", "503")
+"""Statuses whose number of answers is 0 at the start: the service level objective compares them."""
 
 READY_CACHED_SECONDS = 1.0
 """Seconds. A load balancer may ask as often as it likes."""
@@ -46,16 +55,24 @@ def app_of(config: Config) -> Receiver:
         ConfigError: as `create_app`.
     """
     clock = SystemClock()
+    require_extra(config)
 
     def open_services() -> Services:
-        meters = OFF if config.metrics.receiver is None else _at_zero(make_recorder(RECEIVER), config)
+        meters = OFF if outlet_of(config.metrics, "receiver") is None else _at_zero(make_recorder(RECEIVER), config)
         connections = engine.connect_async(config.database.url, application="inbox-receiver")
         tally = Tally()
-        small = GroupCommit(connections, clock, meters=meters, tally=tally)
         is_sqlite = connections.dialect.name == SQLITE
-        writer = small if is_sqlite else WriterPair(small, GroupCommit(connections, clock, meters=meters, tally=tally))
+        make_link = partial(link_to, config.database.url, application="inbox-receiver")
+        notifier = Notifier(make_link()) if config.database.wake_up and not is_sqlite else None
+
+        def make_writer() -> GroupCommit:
+            return GroupCommit(make_link(), clock, meters=meters, tally=tally, notifier=notifier)
+
+        writer = make_writer() if is_sqlite else WriterPair(make_writer(), make_writer())
         waiter = OutcomeWaiter(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
-        return Services(writer, meters, waiter, tally, ThroughputFlusher(connections, tally, FLUSH_EVERY_SECONDS))
+        flusher = ThroughputFlusher(connections, tally, FLUSH_EVERY_SECONDS)
+        tracer = make_tracer(config.traces, "inbox-receiver")
+        return Services(writer, meters, waiter, tally, flusher, notifier, tracer)
 
     return create_app(config, open_services, clock)
 
@@ -120,6 +137,8 @@ def _at_zero(meters: Meters, config: Config) -> Meters:
     for source in config.sources:
         meters.count(RECEIVED, source, by=0)
         meters.count(DUPLICATES, source, by=0)
+    for status in _STATUSES_FROM_THE_START:
+        meters.count(REQUEST_SECONDS, status, by=0)
     return meters
 
 
@@ -188,7 +207,10 @@ class Lifespan:
         await services.writer.close()
         if services.flusher is not None:
             await services.flusher.close()
+        if services.notifier is not None:
+            await services.notifier.close()
         services.meters.close()
+        await asyncio.to_thread(services.tracer.close)
 
 
 def _serialize_problem(_req: Request, resp: Response, error: falcon.HTTPError) -> None:

@@ -8,15 +8,15 @@ from datetime import datetime
 from functools import cache
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db import guarantees
 from inbox.db.dialect import Sql
 from inbox.db.engine import one_transaction
 from inbox.errors import UnfitDatabase
 from inbox.events.timestamps import time_text
+from inbox.logs.fields import fields
 
 _log = logging.getLogger(__name__)
 
@@ -25,26 +25,26 @@ class IntakeAlert:
     """Raises and resolves the alert, each once: in the log, and in the table `alert`, from which relays post it."""
 
     def __init__(self) -> None:
-        self._may_fire = True
-        """True at the start too: an alert of an earlier process is resolved once something is stored."""
+        self.may_fire = True
+        """True while `stored` has something to do; at the start too, to resolve the alert of an earlier process."""
         self._reported: Sequence[str] = ()
         self._unreported: str | None = None
 
-    async def require_fit(self, connection: AsyncConnection, now: datetime) -> None:
+    def require_fit(self, connection: Connection, now: datetime) -> None:
         """Check the database behind a new connection.
 
         Raises:
             UnfitDatabase: nothing may be stored through it.
         """
-        found = await connection.run_sync(guarantees.differences, guarantees.RECEIVER_COLUMNS)
-        await connection.rollback()
+        found = guarantees.differences(connection, guarantees.RECEIVER_COLUMNS)
+        connection.rollback()
         if found != self._reported:
             for line in found:
-                _log.critical("nothing is stored: %s", line)
+                _log.critical("nothing is stored: %s", line, extra=fields("nothing_stored", error=line))
             self._reported = found
         if found or self._unreported is not None:
-            self._may_fire = True
-            await _note(connection, now, "; ".join(found) or self._unreported)
+            self.may_fire = True
+            _note(connection, now, "; ".join(found) or self._unreported)
             self._unreported = None
         if found:
             raise UnfitDatabase("\n".join(found))
@@ -52,16 +52,19 @@ class IntakeAlert:
     def number_taken(self, constraint: str) -> None:
         """Note that a number that has to be new is taken. The next connection shows whether that lasts, and stores the alert."""
         self._unreported = f"the database gave a number that is taken already (constraint {constraint})"
-        _log.critical("nothing was stored: %s; senders get 503 and send again", self._unreported)
+        _log.critical(
+            "nothing was stored: %s; senders get 503 and send again",
+            self._unreported,
+            extra=fields("nothing_stored", error=self._unreported),
+        )
 
-    async def stored(self, connection: AsyncConnection, now: datetime) -> None:
+    def stored(self, connection: Connection, now: datetime) -> None:
         """Resolve the alert, if there is one, as something was stored."""
-        if self._may_fire:
-            self._may_fire = False
-            await _note(connection, now, None)
+        self.may_fire = False
+        _note(connection, now, None)
 
 
-async def _note(connection: AsyncConnection, now: datetime, error: str | None) -> None:
+def _note(connection: Connection, now: datetime, error: str | None) -> None:
     """Store a row if this is a change. The same fault may prevent that, but the log has it in any case."""
     values = {
         "at": time_text(now),
@@ -69,10 +72,11 @@ async def _note(connection: AsyncConnection, now: datetime, error: str | None) -
         "detail": msgspec.json.encode({} if error is None else {"error": error}).decode(),
     }
     try:
-        async with one_transaction(connection):
-            await connection.execute(_change(Sql(connection.dialect.name)), values)
+        with one_transaction(connection):
+            connection.execute(_change(Sql(connection.dialect.name)), values)
     except SQLAlchemyError as failure:
-        _log.error("the alert can't be stored: %s", type(failure).__name__)  # its text may hold values
+        # Not its text, which may hold values.
+        _log.error("the alert can't be stored: %s", type(failure).__name__, extra=fields("alert_not_stored"))
 
 
 @cache

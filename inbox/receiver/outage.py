@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from inbox.db.trouble import trouble_text
 from inbox.errors import UnfitDatabase
+from inbox.logs.fields import fields
 
 _log = logging.getLogger(__name__)
 
@@ -30,12 +31,21 @@ class Outage:
         self._requests += requests
         if self._since is None:
             self._since = self._monotonic()
-            _log.warning("the database takes nothing, senders get 503 and send again: %s", why)
+            _log.warning(
+                "the database takes nothing, senders get 503 and send again: %s",
+                why,
+                extra=fields("database_trouble", error=why),
+            )
 
     def ended(self) -> None:
         """Note that something was stored."""
         if self._since is None:
             return
         seconds = self._monotonic() - self._since
-        _log.warning("the database takes events again after %.1f s; requests with 503: %d", seconds, self._requests)
+        _log.warning(
+            "the database takes events again after %.1f s; requests with 503: %d",
+            seconds,
+            self._requests,
+            extra=fields("database_recovered", seconds=seconds, rows=self._requests),
+        )
         self._since, self._requests = None, 0

@@ -8,8 +8,8 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import ParamSpec, Protocol, TypeVar
+from functools import partial
+from typing import Protocol
 
 import falcon
 import msgspec
@@ -20,23 +20,26 @@ from inbox.config.model import Route
 from inbox.config.source import Source
 from inbox.db.intake import Rejected
 from inbox.db.throughput import REJECTED, SOURCE, UNAVAILABLE, Tally
+from inbox.db.wake_up import Notifier
 from inbox.errors import NotAuthenticated, NotDelivered, RequestError, StillOpen, TooMany, Unavailable
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.http.body import read
 from inbox.http.limits import Bucket, MemoryBudget, Reservation
+from inbox.receiver.certificate_fetcher import CertificateFetcher
+from inbox.receiver.intake_span import IntakeTrace
 from inbox.receiver.outcome_waiter import OutcomeWaiter
 from inbox.receiver.throughput import ThroughputFlusher
+from inbox.receiver.writer import CommitTimes
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
-from inbox.sources.credentials import Verifier
+from inbox.sources.certificates import CertificateNeeded
+from inbox.sources.credentials import UNKNOWN_SOURCE_MAX_BODY, Verifier
 from inbox.sources.normalize import events_of, kept_headers, reject_old
-from inbox.sources.sender import address_of
+from inbox.sources.sender import address_text
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters
-
-UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
-"""Bytes: the limit of most presets. A larger request can tell a source with another limit from one that does not exist;
-reading all for everybody would let strangers send as much as the largest source may."""
+from inbox.tracing.spans import OFF as OFF_TRACER
+from inbox.tracing.spans import Tracer
 
 OFFLOADED_BYTES = 64 * 1024
 """Bytes. A larger body is hashed and parsed in a thread: 25 MiB take a good part of a second, and would block every other
@@ -52,15 +55,12 @@ _HANDSHAKES = frozenset(
     if preset.handshake is not None and preset.handshake.header is not None
 )
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
 
 class Writer(Protocol):
-    """Stores events; the product's are `inbox.receiver.writer.GroupCommit` and `WriterPair`."""
+    """Stores events; the product's are `GroupCommit` and `WriterPair`."""
 
-    async def append(self, events: Sequence[Event]) -> list[Receipt]:
-        """Store the events of one request, all or none; return after the commit."""
+    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:
+        """Store the events of one request, all or none; return after the commit, whose times `times` gets."""
         ...
 
     async def probe(self) -> None:
@@ -77,7 +77,7 @@ class Writer(Protocol):
 
 
 class Services(msgspec.Struct, frozen=True):
-    """The writer, the meters and the outcome waiter of one worker, opened when it starts."""
+    """Everything that one worker opens when it starts."""
 
     writer: Writer
     meters: Meters = OFF
@@ -85,6 +85,9 @@ class Services(msgspec.Struct, frozen=True):
     tally: Tally = msgspec.field(default_factory=Tally)
     """Figures of the worker, for `throughput_minute`."""
     flusher: ThroughputFlusher | None = None
+    notifier: Notifier | None = None
+    tracer: Tracer = OFF_TRACER
+    certificates: CertificateFetcher = msgspec.field(default_factory=CertificateFetcher)
 
 
 class SourceEndpoint(msgspec.Struct, frozen=True):
@@ -125,19 +128,31 @@ class Webhooks:
         """Answer 200, or the status that the provider wants, once every event of the body is committed."""
         services = self._services()
         began, status = time.perf_counter(), "500"
+        trace = IntakeTrace(services.tracer, req, began) if services.tracer.is_on else None
         try:
-            await self._handle(services, req, resp, source, token)
+            await self._handle(services, req, resp, source, token, trace=trace)
             status = str(resp.status)[:3]
         except (RequestError, falcon.HTTPError) as error:
             status = str(error.status)[:3]
             raise
         finally:
-            services.meters.observe(metrics.REQUEST_SECONDS, time.perf_counter() - began, status)
+            took = time.perf_counter() - began
+            ids = None if trace is None or trace.is_left_out else trace.end(status)
+            services.meters.observe(metrics.REQUEST_SECONDS, took, status, trace=ids)
 
     on_get = on_options = on_post
     """A handshake is answered; everything else gets 405."""
 
-    async def _handle(self, services: Services, req: Request, resp: Response, source: str, token: str | None) -> None:
+    async def _handle(
+        self,
+        services: Services,
+        req: Request,
+        resp: Response,
+        source: str,
+        token: str | None,
+        *,
+        trace: IntakeTrace | None,
+    ) -> None:
         headers = req.headers_lower
         # By the request alone, or the answer would tell which sources there are.
         if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
@@ -163,16 +178,20 @@ class Webhooks:
             try:
                 if read_error is not None:
                     raise read_error
-                proven = await self._prove(endpoint, raw)
+                proven = await self._prove(services, endpoint, raw)
+                if trace is not None:
+                    trace.verified, trace.raw = time.perf_counter(), raw
                 enforce_rate_limit(proven)
-                await self._accept(services, proven, raw, resp)
+                await self._accept(services, proven, raw, resp, trace)
             except RequestError as error:
+                if trace is not None:
+                    trace.cause = error.cause
                 name = metrics.UNKNOWN if endpoint is None else source
                 services.meters.count(metrics.REJECTED, name, error.cause)
                 if (outcome := _outcome(error)) is not None:
                     services.tally.add(SOURCE, name, outcome)
                 if not isinstance(error, Unavailable | NotDelivered):
-                    services.writer.reject(await offload_if_large(body, _rejected, proven, raw, error))
+                    services.writer.reject(await _rejected(proven, raw, error))
                 # Raised here, not there: a frame that holds the error whose traceback holds it is a cycle, and keeps the body.
                 if not _answered_as_provider(proven, error, resp):
                     raise
@@ -180,36 +199,52 @@ class Webhooks:
             read_error = None  # as above
             reservation.release()
 
-    async def _prove(self, endpoint: SourceEndpoint | None, raw: RawRequest) -> SourceEndpoint:
+    async def _prove(self, services: Services, endpoint: SourceEndpoint | None, raw: RawRequest) -> SourceEndpoint:
         """Verify that the request comes from its source, after the same work whether the source exists or not.
 
         Raises:
             NotAuthenticated: it is not proven, or there is no such source.
+            Unavailable: it is proven but for a certificate, which can't be fetched now.
         """
-        verifier = self._decoy if endpoint is None else endpoint.verifier
-        if len(raw.body) * verifier.passes > OFFLOADED_HASHING:
-            await asyncio.to_thread(verifier.verify, raw, raw.received_at)
-        else:
-            await offload_if_large(raw.body, verifier.verify, raw, raw.received_at)
+        verifier, missing = self._decoy if endpoint is None else endpoint.verifier, None
+        try:
+            await _verify(verifier, raw)
+        except CertificateNeeded as needed:
+            missing = needed.missing
+        if missing is not None:
+            await services.certificates.fetch(missing, raw.received_at)
+            await _verify(verifier, raw)
         if endpoint is None:
             raise NotAuthenticated("unknown source")  # unreachable: the decoy verifier has raised already
         return endpoint
 
-    async def _accept(self, services: Services, endpoint: SourceEndpoint, raw: RawRequest, resp: Response) -> None:
+    async def _accept(
+        self, services: Services, endpoint: SourceEndpoint, raw: RawRequest, resp: Response, trace: IntakeTrace | None
+    ) -> None:
         preset = endpoint.preset
         if "access_token" in raw.query:
             resp.cache_control = ["private"]  # RFC 6750 §2.3 wants it of answers to URLs that hold a token
-        handshake = preset.handshake_response(raw)
+        handshake = preset.handshake_response(raw, partial(endpoint.verifier.mac, raw))
         if handshake is not None:
             resp.status, resp.data, resp.content_type = handshake.status, handshake.body, handshake.content_type
             resp.set_headers(handshake.headers)
             return
         if raw.method != "POST":
             raise falcon.HTTPMethodNotAllowed(["POST"])
-        async with self._parsing if len(raw.body) > OFFLOADED_BYTES else nullcontext():
-            events = await offload_if_large(raw.body, events_of, endpoint.source, preset, raw, endpoint.routes)
+        events: Sequence[Event]
+        if len(raw.body) > OFFLOADED_BYTES:
+            async with self._parsing:
+                events = await asyncio.to_thread(events_of, endpoint.source, preset, raw, endpoint.routes)
+        else:
+            events = events_of(endpoint.source, preset, raw, endpoint.routes)
         reject_old(endpoint.source, events)
-        receipts = await services.writer.append(events) if events else []
+        times = None
+        if trace is not None:
+            events = trace.sample(events)
+            times = trace.commit
+        receipts = await services.writer.append(events, times) if events else []
+        if trace is not None and not trace.is_left_out:
+            trace.receipts = receipts
         statuses = [receipt.status for receipt in receipts]
         timeout = wait_timeout(endpoint.source, raw.headers.get("prefer"))
         if timeout is not None:
@@ -220,8 +255,15 @@ class Webhooks:
             statuses = ["delivered"] * len(receipts)
         resp.status = preset.status if timeout is None else falcon.HTTP_200
         if not preset.answers_empty:
-            resp.content_type = falcon.MEDIA_JSON
-            resp.data = receipt_json(statuses, receipts)
+            own = preset.acknowledgement
+            resp.content_type, resp.data = own or (falcon.MEDIA_JSON, receipt_json(statuses, receipts))
+
+
+async def _verify(verifier: Verifier, raw: RawRequest) -> None:
+    if len(raw.body) > OFFLOADED_BYTES or len(raw.body) * verifier.passes > OFFLOADED_HASHING:
+        await asyncio.to_thread(verifier.verify, raw, raw.received_at)
+    else:
+        verifier.verify(raw, raw.received_at)
 
 
 def _outcome(error: RequestError) -> str | None:
@@ -237,15 +279,7 @@ def sender_of(req: Request) -> str | None:
     Falcon's `remote_addr` reports 127.0.0.1 for a connection that is gone already.
     """
     client = req.scope.get("client")
-    address = address_of(client[0]) if client else None
-    return None if address is None else str(address)
-
-
-async def offload_if_large(body: bytes, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
-    """Call a function that goes through `body`: in a thread if the body is large, so that other requests get on."""
-    if len(body) > OFFLOADED_BYTES:
-        return await asyncio.to_thread(function, *arguments, **named)
-    return function(*arguments, **named)
+    return address_text(client[0]) if client else None
 
 
 def receipt_json(statuses: Sequence[str], receipts: Sequence[Receipt]) -> bytes:
@@ -283,7 +317,14 @@ def _answered_as_provider(proven: SourceEndpoint | None, error: RequestError, re
     return True
 
 
-def _rejected(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
+async def _rejected(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
+    """Make the row of a rejected request, in a thread where its body is large."""
+    if len(raw.body) > OFFLOADED_BYTES:
+        return await asyncio.to_thread(_row_of, proven, raw, error)
+    return _row_of(proven, raw, error)
+
+
+def _row_of(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
     """Make the row of a rejected request. For a sender that has proven nothing, it holds neither body nor headers."""
     return Rejected(
         received_at=raw.received_at,
@@ -313,7 +354,8 @@ def wait_timeout(source: Source, prefer: str | None) -> float | None:
 
     A request may ask for it by `Prefer: wait=N` (RFC 7240 §4.3), for a minute at most; other preferences are ignored.
     """
-    for preference in (prefer or "").split(","):
-        if match := _WAIT.fullmatch(preference):
-            return min(float(match[1]), LONGEST_WAIT_SECONDS)
+    if prefer is not None:
+        for preference in prefer.split(","):
+            if match := _WAIT.fullmatch(preference):
+                return min(float(match[1]), LONGEST_WAIT_SECONDS)
     return float(source.answer_timeout) if source.answer == "delivered" else None

@@ -6,12 +6,14 @@ import asyncio
 import logging
 from contextlib import suppress
 
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from inbox.db.dialect import Sql
 from inbox.db.engine import one_transaction
 from inbox.db.throughput import Tally, add_up, figures_param
 from inbox.db.trouble import trouble_text
+from inbox.logs.fields import fields
 
 LONGEST_FLUSH_SECONDS = 5.0
 LAST_FLUSH_SECONDS = 2.0
@@ -43,7 +45,11 @@ class ThroughputFlusher:
             self._is_failing = False
         except Exception as error:  # noqa: BLE001  # not even a bug may end the task
             if not self._is_failing:
-                _log.warning("figures for throughput_minute are not written yet: %s", trouble_text(error))
+                _log.warning(
+                    "figures for throughput_minute are not written yet: %s",
+                    trouble_text(error),
+                    extra=fields("database_trouble"),
+                )
             self._is_failing = True
 
     async def close(self) -> None:
@@ -66,5 +72,9 @@ class ThroughputFlusher:
     async def _write(self) -> None:
         with self._tally.taken() as figures:
             if figures:
-                async with self._engine.connect() as connection, one_transaction(connection):
-                    await connection.execute(self._statement, {"figures": figures_param(figures), "now": None})
+                async with self._engine.connect() as connection:
+                    await connection.run_sync(self._add_up, figures_param(figures))
+
+    def _add_up(self, connection: Connection, figures: str) -> None:
+        with one_transaction(connection):
+            connection.execute(self._statement, {"figures": figures, "now": None})

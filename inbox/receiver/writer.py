@@ -11,19 +11,22 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from inbox.clock import Clock
 from inbox.db.dialect import constraint_of, is_data_error, is_deadlock, is_unique_violation
 from inbox.db.intake import STORES, IntakeStore, Rejected
+from inbox.db.link import Link
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED, Tally
+from inbox.db.wake_up import Notifier
 from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
+from inbox.logs.fields import fields
 from inbox.logs.traces import without_message
 from inbox.receiver.intake_alert import IntakeAlert
 from inbox.receiver.outage import Outage
@@ -32,11 +35,21 @@ from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters, Metric
 
 
+class CommitTimes(msgspec.Struct, eq=False):
+    """Times of the commit of a sampled request's batch, in `time.perf_counter` seconds, and the number of its events."""
+
+    began: float = 0.0
+    ended: float = 0.0
+    events: int = 0
+
+
 class Pending(msgspec.Struct, eq=False):
     """The events of one request: all are stored, or none."""
 
     events: Sequence[Event]
     receipts: asyncio.Future[list[Receipt]]
+    times: CommitTimes | None = None
+    """To be filled in; None for a request that is not sampled."""
     taken: bool = False
     """True once they are part of a batch."""
 
@@ -68,6 +81,7 @@ MAX_WAITING = 20_000
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
+_P = ParamSpec("_P")
 
 
 _FAILURES = (SQLAlchemyError, OSError, ValueError, UnfitDatabase)
@@ -83,21 +97,23 @@ class GroupCommit:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        link: Link,
         clock: Clock,
         store: IntakeStore | None = None,
         meters: Meters = OFF,
         tally: Tally | None = None,
+        *,
+        notifier: Notifier | None = None,
     ) -> None:
-        self._engine = engine
+        self._link = link
         self._largest = 0
         """Bytes of the largest body that went over the present connection."""
         self._clock = clock
-        self._store: IntakeStore = store or STORES[engine.dialect.name]()
-        self._connection: AsyncConnection | None = None
+        self._store: IntakeStore = store or STORES[link.dialect]()
         self._pending: deque[Pending] = deque()
         self._meters = meters
         self._tally = Tally() if tally is None else tally
+        self._notifier = notifier
         self._alert = IntakeAlert()
         self.rejections = RejectionQueue(meters)
         self._probes: list[asyncio.Future[None]] = []
@@ -108,8 +124,10 @@ class GroupCommit:
         self._task = self._loop.create_task(self._run(), name="group-commit")
         self._task.add_done_callback(_end_worker)
 
-    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:
         """Store the events of one request in one transaction, or find them stored already; return after the commit.
+
+        `times` gets the times of the commit.
 
         Raises:
             Unavailable: they are not stored, or it is not known whether they are.
@@ -118,7 +136,7 @@ class GroupCommit:
         if self._closing or len(self._pending) >= MAX_WAITING:
             raise Unavailable("the receiver is stopping" if self._closing else "too many requests are waiting")
         receipts: asyncio.Future[list[Receipt]] = self._loop.create_future()
-        pending = Pending(events, receipts)
+        pending = Pending(events, receipts, times)
         self._pending.append(pending)
         self._has_work.set()
         try:
@@ -150,12 +168,16 @@ class GroupCommit:
         await self._drop_connection()
 
     async def _in_time(self, future: asyncio.Future[_Answer]) -> _Answer:
+        timer = self._loop.call_later(ANSWER_WITHIN_SECONDS, self._give_up, future)
         try:
-            async with asyncio.timeout(ANSWER_WITHIN_SECONDS):
-                return await future
-        except TimeoutError:
+            return await future
+        finally:
+            timer.cancel()
+
+    def _give_up(self, future: asyncio.Future[_Answer]) -> None:
+        if not future.done():
             self._outage.lasts(f"no answer within {ANSWER_WITHIN_SECONDS:g} s", requests=1)
-            raise Unavailable("the database did not answer in time") from None
+            future.set_exception(Unavailable("the database did not answer in time"))
 
     async def _run(self) -> None:
         while True:
@@ -224,14 +246,23 @@ class GroupCommit:
                 pending.answer(InvalidEvent("the database rejects a value of this event"))
                 return
             if not isinstance(error, _FAILURES):
-                _log.error("an event can't be stored, and its sender gets 503", exc_info=without_message(error))
+                _log.error(
+                    "an event can't be stored, and its sender gets 503",
+                    exc_info=without_message(error),
+                    extra=fields("not_stored"),
+                )
             await self._fail([pending], error)
 
     async def _store_batch(self, batch: Sequence[Pending]) -> None:
         """Answer requests whose events are all new; then those with a duplicate among them."""
-        seqs = iter(await self._append([event for pending in batch for event in pending.events]))
+        began = time.perf_counter()
+        stored = await self._append([event for pending in batch for event in pending.events])
+        seqs = iter(stored)
         with_duplicates: list[tuple[Pending, list[int | None]]] = []
         for pending in batch:
+            if pending.times is not None:
+                pending.times.began, pending.times.events = began, len(stored)
+                pending.times.ended = time.perf_counter()
             own = [next(seqs) for _ in pending.events]
             if None in own:
                 with_duplicates.append((pending, own))
@@ -244,23 +275,28 @@ class GroupCommit:
         began = time.perf_counter()
         self._largest = max([self._largest, *(len(event.body) for event in events)])
         try:
-            seqs = await self._store.append(await self._connected(), events)
+            seqs = await self._in_database(self._store.append, events)
         except DBAPIError as error:
             if not is_deadlock(error):
                 raise
-            seqs = await self._store.append(await self._connected(), events)
+            seqs = await self._in_database(self._store.append, events)
+        if self._notifier is not None and any(
+            seq is not None and event.enrolments for event, seq in zip(events, seqs, strict=True)
+        ):
+            self._notifier.wake_up()
         self._meters.observe(metrics.COMMIT_SECONDS, time.perf_counter() - began)
         self._meters.observe(metrics.BATCH_EVENTS, len(events))
         self._count(metrics.RECEIVED, STORED, events, seqs)
         self._outage.ended()
-        await self._alert.stored(await self._connected(), self._clock.now())
+        if self._alert.may_fire:
+            await self._in_database(self._alert.stored, self._clock.now())
         return seqs
 
     async def _note_duplicates(self, batch: Sequence[tuple[Pending, list[int | None]]]) -> None:
         duplicates = [
             event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
         ]
-        seqs = await self._store.note_duplicates(await self._connected(), duplicates)
+        seqs = await self._in_database(self._store.note_duplicates, duplicates)
         self._count(metrics.DUPLICATES, DUPLICATE, duplicates, seqs)
         found = iter(seqs)
         for pending, own in batch:
@@ -295,7 +331,7 @@ class GroupCommit:
         probes, self._probes = self._probes, []
         outcome: Exception | None = None
         try:
-            await self._store.probe(await self._connected(), self._clock.now())
+            await self._in_database(self._store.probe, self._clock.now())
             self._outage.ended()
         except _FAILURES as error:
             outcome = _unavailable(error)
@@ -309,63 +345,29 @@ class GroupCommit:
         rows = self.rejections.take(self._loop.time())
         self._largest = max([self._largest, *(len(row.body or b"") for row in rows)])
         try:
-            await self._store.reject(await self._connected(), rows)
+            await self._in_database(self._store.reject, rows)
         except _FAILURES:
             self.rejections.count_unkept(len(rows))
             await self._drop_connection()
         finally:
             self.rejections.release(rows)
 
-    async def _connected(self) -> AsyncConnection:
-        if self._connection is None:
-            connection = await self._engine.connect()
+    async def _in_database(
+        self, function: Callable[Concatenate[Connection, _P], _Answer], *arguments: _P.args, **named: _P.kwargs
+    ) -> _Answer:
+        """Call a function with the connection, which is opened and checked first where there is none."""
+        if not self._link.is_open:
+            await self._link.open()
             try:
-                await self._alert.require_fit(connection, self._clock.now())
+                await self._link.run(self._alert.require_fit, self._clock.now())
             except BaseException:
-                await connection.close()
+                await self._link.drop()
                 raise
-            self._connection = connection
-        return self._connection
+        return await self._link.run(function, *arguments, **named)
 
     async def _drop_connection(self) -> None:
-        connection, self._connection, self._largest = self._connection, None, 0
-        if connection is None:
-            return
-        try:
-            await connection.invalidate()
-            await connection.close()
-        except _FAILURES:
-            return  # it was broken: that is why it is dropped
-
-
-class WriterPair:
-    """Two writers of one process: large events have a connection of their own, so that small ones don't wait for them.
-
-    Postgres takes a second and more to compress and store 25 MiB. SQLite has one writer at a time, so it gains nothing.
-    """
-
-    def __init__(self, small: GroupCommit, large: GroupCommit) -> None:
-        self._small = small
-        self._large = large
-
-    async def append(self, events: Sequence[Event]) -> list[Receipt]:
-        """See GroupCommit."""
-        return await self._for(sum(len(event.body) for event in events)).append(events)
-
-    async def probe(self) -> None:
-        """See GroupCommit."""
-        await self._small.probe()
-
-    def reject(self, row: Rejected) -> None:
-        """See GroupCommit."""
-        self._for(len(row.body or b"")).reject(row)
-
-    async def close(self) -> None:
-        """Close both."""
-        await asyncio.gather(self._small.close(), self._large.close())
-
-    def _for(self, size: int) -> GroupCommit:
-        return self._large if size > LARGE_BODY else self._small
+        self._largest = 0
+        await self._link.drop()
 
 
 def _blames_a_row(error: Exception) -> bool:
@@ -376,7 +378,9 @@ def _end_worker(task: asyncio.Task[None]) -> None:
     """End a worker whose writer has a bug: it can store nothing, and gunicorn starts another."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        _log.critical("the writer failed; this worker ends", exc_info=without_message(error))
+        _log.critical(
+            "the writer failed; this worker ends", exc_info=without_message(error), extra=fields("writer_failed")
+        )
         signal.raise_signal(signal.SIGTERM)
 
 

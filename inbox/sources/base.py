@@ -19,6 +19,7 @@ from inbox.config.source import Signature, Source
 from inbox.config.types import Secret
 from inbox.errors import RequestError, UnsupportedType
 from inbox.events.event import Identity, RawRequest
+from inbox.sources.certificates import MissingCertificate
 
 Read = Callable[[RawRequest, Sequence[str] | None], tuple[Identity, ...]]
 """Reads the events of a body, in its order. The second argument is the source's `dedup`, if it has one.
@@ -56,13 +57,17 @@ class Proof(Protocol):
         """Add decoy keys, which prove nothing, up to `keys` in all."""
         ...
 
-    def fault(self, raw: RawRequest, now: datetime) -> str | None:
-        """Return for the operator why it is not proven; None when it is."""
+    def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
+        """Return for the operator why it is not proven, or the certificate without which nobody can tell; None when it is."""
         ...
 
 
 Prover = Callable[[Source, Revealed], Proof]
-"""Makes a preset's own kind of proof of a source's `secrets`. Raises ConfigError when it can't."""
+"""Makes a preset's own kind of proof of a source and its `secrets`. Raises ConfigError when it can't."""
+
+
+Mac = Callable[[bytes], bytes]
+"""Returns the HMAC of a content with the secret that has signed the request; empty where none has."""
 
 
 class HandshakeResponse(msgspec.Struct, frozen=True):
@@ -80,7 +85,7 @@ class Handshake(msgspec.Struct, frozen=True):
     method: str
     header: str | None
     """In lower case; only a request that has it is one. None: `answer` can tell by the body."""
-    answer: Callable[[RawRequest], HandshakeResponse | None]
+    answer: Callable[[RawRequest, Mac], HandshakeResponse | None]
     """Called once the request is proven to come from the source. None: it is no handshake after all.
 
     Raises `RequestError`.
@@ -112,6 +117,12 @@ class PresetDocs(msgspec.Struct, frozen=True, kw_only=True):
     """The provider's retries, and the answer that it expects."""
     shown_at: str
     """The place where the provider shows the secret, or where one is set there: for messages, after "the secret is"."""
+    proof: tuple[str, str, str, str] = ("", "", "", "")
+    """Of its own proof: the place in a request, the algorithm, what is signed, and the tolerance."""
+    acknowledged: str = ""
+    """Of its own acknowledgement: the body in words."""
+    unchecked: str = ""
+    """Facts that were not checked against the provider's own text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,14 +138,20 @@ class Preset:
     """The key of a source that `reader` reads: what it raises is a mistake of that key."""
     signatures: tuple[Signature, ...] = ()
     """Its signatures; several are the same under other names of headers."""
+    signed_at: Callable[[bytes], bytes] | None = None
+    """Finds the time of sending in a body, as it is written, where no header has it; empty where the body has none."""
     may_be_unsigned: bool = False
     """True when the provider signs only where somebody has set that up; otherwise its signature is required."""
     prover: Prover | None = None
-    """Its own proof by `secrets`, where that is no signature with a shared secret."""
+    """Its own proof, where that is no signature with a shared secret."""
+    proves_by: str = "secrets"
+    """The key of a source that `prover` proves by; another than `secrets` is in `needs`."""
+    signer: Callable[[Sample, str, datetime], Sample] | None = None
+    """Signs a sample in its body with a secret, where the provider does; raises ConfigError when it can't."""
     own_keys: frozenset[str] = frozenset()
     """The keys of a source that are for this preset alone."""
     needs: frozenset[str] = frozenset()
-    """The required ones among them."""
+    """The keys of a source that this preset requires."""
     media_types: frozenset[str] = frozenset({"application/json"})
     """In lower case; empty when `read` looks at the type itself."""
     has_own_time: bool = False
@@ -149,11 +166,14 @@ class Preset:
     """The status that it expects when an event is stored."""
     answers_empty: bool = False
     """True when it expects that answer without a body."""
+    acknowledgement: tuple[str, bytes] | None = None
+    """Media type and body of that answer, where the provider looks for a text of its own."""
     rejection: Callable[[RequestError], tuple[int, bytes]] | None = None
     """Makes the status and the JSON of its error answers, once it has authenticated; None: those of every other source."""
     handshake: Handshake | None = None
     starter: str = 'secrets = ["env:{variable}"]'
-    """Lines of a source's table in a new configuration. `{variable}` is the environment variable with its secret."""
+    """Lines of a source's table in a new configuration. `{variable}` is the environment variable with its secret,
+    `{token}` one for the end of the URL."""
     sample: Callable[[str, str, str, datetime], Sample] | None = None
     """Makes a webhook about an entity from its type, its id, the event type and the time."""
 
@@ -162,7 +182,7 @@ class Preset:
         """True when every request of the provider is signed."""
         return bool(self.signatures or self.prover) and not self.may_be_unsigned
 
-    def handshake_response(self, raw: RawRequest) -> HandshakeResponse | None:
+    def handshake_response(self, raw: RawRequest, mac: Mac) -> HandshakeResponse | None:
         """Return the answer, if the request is this provider's handshake.
 
         Raises:
@@ -175,7 +195,7 @@ class Preset:
             or (shake.header is not None and shake.header not in raw.headers)
         ):
             return None
-        return shake.answer(raw)
+        return shake.answer(raw, mac)
 
     def check_type(self, raw: RawRequest) -> None:
         """Check the media type, ignoring case; the charset must be UTF-8, and nothing may be compressed.

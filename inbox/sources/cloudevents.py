@@ -25,7 +25,7 @@ from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Preset, PresetDocs, Sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
 
 STRUCTURED, BATCHED = "application/cloudevents+json", "application/cloudevents-batch+json"
 _ORIGIN, _RATE = "webhook-request-origin", "webhook-request-rate"
@@ -95,7 +95,7 @@ def _decoded(raw: RawRequest, attribute: str) -> str:
         raise InvalidEvent(f"the header ce-{attribute} is not UTF-8", field=f"ce-{attribute}") from None
 
 
-def greet(raw: RawRequest) -> HandshakeResponse:
+def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse:
     """Consent to the origin that asks; the source's own `rate` is what limits it."""
     origin = raw.headers[_ORIGIN]
     if _HOST.fullmatch(origin) is None:

@@ -1,9 +1,9 @@
 """Proves that a request comes from its source: by a secret that it shows, by a signature, or by both.
 
-Every rejection takes the same work, whether the source exists or not: the proofs of all sources are tried on the request,
-each with as many keys as the source of that kind with the most. Only those of its own source count. So neither the answer
-nor its time reveals which names exist or which secret was close. A shared secret is held as a SHA-256 digest: digests of
-secrets of any length compare in constant time, and no secret can be shown by mistake.
+Every rejection takes the same work, whether the source exists or not: the proofs of all sources that may send a body of this
+size are tried on the request, each with as many keys as the source of that kind with the most. Only those of its own source
+count. So neither the answer nor its time reveals which names exist or which secret was close. A shared secret is held as a
+SHA-256 digest: digests of secrets of any length compare in constant time, and no secret can be shown by mistake.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from inbox.config.types import Secret
 from inbox.errors import ConfigError, NotAuthenticated, collect_config_errors
 from inbox.events.event import RawRequest
 from inbox.sources.base import MADE_UP, Preset, Proof, Revealed
+from inbox.sources.certificates import CertificateNeeded, MissingCertificate
 from inbox.sources.sender import SentFrom
 from inbox.sources.signing import SignatureProof
 
@@ -29,6 +30,10 @@ Way = Callable[[RawRequest], bytes]
 
 REJECTION = "unknown source, or the request does not prove to come from it; check the URL and the secret"
 """One text for all causes, as the answer must not reveal which. The cause is in `rejected_request`."""
+
+UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
+"""Bytes: the limit of most presets. A larger request can tell a source with another limit from one that does not exist;
+reading all for everybody would let strangers send as much as the largest source may."""
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
@@ -70,34 +75,51 @@ class SharedSecretProof:
 class Verifier:
     """All proofs that a request to one source needs, with the secrets as they were when it was made."""
 
-    __slots__ = ("_decoys", "passes", "proofs")
+    __slots__ = ("_decoys", "max_body", "passes", "proofs")
 
-    def __init__(self, proofs: Iterable[Proof]) -> None:
+    def __init__(self, proofs: Iterable[Proof], max_body: int = 0) -> None:
+        """Take the proofs of a source that may send up to `max_body` bytes."""
         self.proofs = tuple(proofs)
-        self._decoys: tuple[Proof, ...] = ()
+        self.max_body = max(max_body, UNKNOWN_SOURCE_MAX_BODY)
+        self._decoys: tuple[tuple[int, Proof], ...] = ()
         self.passes = sum(proof.passes for proof in self.proofs)
         """Most passes of a rejection through the body: the same for all padded verifiers."""
 
-    def pad_work_to(self, kinds: Mapping[Hashable, Proof]) -> None:
-        """Try a proof of each of these kinds before each rejection, with as many keys as that one has."""
+    def pad_work_to(self, kinds: Mapping[Hashable, Proof], largest: Mapping[Hashable, int]) -> None:
+        """Try a proof of each of these kinds before each rejection, with as many keys as that one has.
+
+        It is not tried on a body of more bytes than `largest` has for its kind: no source of that kind may send it. So a
+        stranger's largest body costs the work of few kinds.
+        """
         for proof in self.proofs:
             proof.pad(kinds[proof.kind].keys)
         self.passes = sum(proof.passes for proof in kinds.values())
         own = {proof.kind for proof in self.proofs}
-        self._decoys = tuple(proof for kind, proof in kinds.items() if kind not in own)
+        self._decoys = tuple((largest[kind], proof) for kind, proof in kinds.items() if kind not in own)
 
     def verify(self, raw: RawRequest, now: datetime) -> None:
         """Return if everything is proven at `now`.
 
         Raises:
-            NotAuthenticated: it is not. Nothing else is raised, whatever the request holds.
+            NotAuthenticated: it is not.
+            CertificateNeeded: everything else is proven. Nothing else is raised, whatever the request holds.
         """
         faults = [proof.fault(raw, now) for proof in self.proofs]
-        why = next((fault for fault in faults if fault is not None), None)
+        why = next((fault for fault in faults if isinstance(fault, str)), None)
         if why is not None:
-            for decoy in self._decoys:
-                decoy.fault(raw, now)  # the result is ignored: it is a proof of another source
+            size = len(raw.body)
+            for largest, decoy in self._decoys:
+                if size <= largest:
+                    decoy.fault(raw, now)  # the result is ignored: it is a proof of another source
             raise NotAuthenticated(REJECTION, why=why)
+        for fault in faults:
+            if isinstance(fault, MissingCertificate):
+                raise CertificateNeeded(fault)
+
+    def mac(self, raw: RawRequest, content: bytes) -> bytes:
+        """Return the HMAC of `content` with the secret that has signed `raw`; empty where none has."""
+        found = (proof.mac(raw, content) for proof in self.proofs if isinstance(proof, SignatureProof))
+        return next(found, b"")
 
 
 class _NoSuchSource:
@@ -121,8 +143,12 @@ def pad_work(verifiers: Iterable[Verifier]) -> Verifier:
     kinds: dict[Hashable, Proof] = {}
     for proof in sorted((proof for each in (decoy, *verifiers) for proof in each.proofs), key=lambda each: each.keys):
         kinds[proof.kind] = proof
+    largest: dict[Hashable, int] = {}
     for verifier in (decoy, *verifiers):
-        verifier.pad_work_to(kinds)
+        for proof in verifier.proofs:
+            largest[proof.kind] = max(verifier.max_body, largest.get(proof.kind, 0))
+    for verifier in (decoy, *verifiers):
+        verifier.pad_work_to(kinds, largest)
     return decoy
 
 
@@ -142,24 +168,24 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
     except ConfigError as error:
         mistakes += [f"auth: {mistake}" for mistake in str(error).splitlines()]
     try:
-        if source.secrets is not None:
-            known = revealed(source.secrets, environment)
-            if preset.prover is not None:
-                proofs.append(preset.prover(source, known))
-            else:
-                signatures = preset.signatures if source.signature is None else (source.signature,)
-                proofs.append(
-                    SignatureProof(signatures, known, url=source.public_url or "", tolerance=source.tolerance)
-                )
+        known = [] if source.secrets is None else revealed(source.secrets, environment)
+        if preset.prover is not None and getattr(source, preset.proves_by) is not None:
+            proofs.append(preset.prover(source, known))
+        elif source.secrets is not None:
+            signatures = preset.signatures if source.signature is None else (source.signature,)
+            url = source.public_url or ""
+            proofs.append(
+                SignatureProof(signatures, known, url=url, tolerance=source.tolerance, signed_at=preset.signed_at)
+            )
     except ConfigError as error:
-        mistakes += [f"secrets: {mistake}" for mistake in str(error).splitlines()]
+        mistakes += [f"{preset.proves_by}: {mistake}" for mistake in str(error).splitlines()]
     if not proofs and not mistakes:
         mistakes.append('auth: is missing; whoever may send without a secret needs auth = { kind = "none" }')
     if mistakes:
         raise ConfigError("\n".join(f"[sources.{source.name}] {mistake}" for mistake in mistakes))
     if source.allow_from is not None:
         proofs.append(SentFrom(source.allow_from))
-    return Verifier(proofs)
+    return Verifier(proofs, source.max_body or preset.max_body)
 
 
 def revealed(secrets: Sequence[Secret], environment: Mapping[str, str]) -> Revealed:

@@ -27,6 +27,7 @@ from inbox.sources.fields import (
     content_key,
     dedup_part,
     epoch_field,
+    printable,
     text_field,
     time_field,
 )
@@ -59,7 +60,8 @@ class _Reader:
 
     def read(self, raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         """Return the events of a request: see `Read`."""
-        scope: dict[str, Any] = {"body": strict_json.parse(raw.body), "headers": dict(raw.headers), "item": None}
+        headers = {name: printable(value) for name, value in raw.headers.items()}  # as they are stored
+        scope: dict[str, Any] = {"body": strict_json.parse(raw.body), "headers": headers, "item": None}
         if "items" not in self._compiled:
             return (self._event(raw, scope, None, dedup),)
         items = _value("items", self._compiled["items"], scope)

@@ -12,7 +12,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -24,9 +24,11 @@ from inbox.events.event import Action, RawRequest
 LONGEST_ID = 255
 LONGEST_TYPE = 100
 """Characters of an entity type or event type."""
+LONGEST_WORD = 49
+"""Characters of a word: two of them with a dot between fit in an event type."""
 
 EARLIEST_NS = timestamps.parse_rfc3339("2000-01-01T00:00:00Z")
-FARTHEST_AHEAD = timedelta(hours=24)
+FARTHEST_AHEAD_NS = 24 * 3600 * 1_000_000_000
 """Longest time by which an event may be ahead of its arrival: more is a broken clock, and would win every fold."""
 
 SAME_WITHIN_NS = 300 * 1_000_000_000
@@ -69,6 +71,7 @@ _ACTIONS: Mapping[str, Action] = {
 }
 """Words of providers for each action; any other word is `other`."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 """Postgres stores no NUL in a text, and UTF-8 has no half of a surrogate pair."""
 
@@ -193,7 +196,7 @@ def text_field(payload: Mapping[str, object], field: str, longest: int | None) -
         raise InvalidEvent(f"{field} must not be empty", field=field)
     if longest is not None and len(value) > longest:
         raise InvalidEvent(f"{field} must have at most {longest} characters", field=field)
-    if _NOT_STORABLE.search(value):
+    if not _is_storable(value):
         raise InvalidEvent(f"{field} must not hold NUL characters or halves of surrogate pairs", field=field)
     return value
 
@@ -275,6 +278,14 @@ def header_field(raw: RawRequest, name: str, longest: int) -> str:
     return value
 
 
+def printable(value: str) -> str:
+    r"""Return a header's value as it is stored, in printable ASCII: other characters become `\xNN` or `\uNNNN`."""
+    if value.isascii() and value.isprintable():
+        return value
+    escaped = value.encode("ascii", "backslashreplace").decode("ascii")
+    return _CONTROL.sub(lambda character: f"\\x{ord(character[0]):02x}", escaped)
+
+
 def action_of(word: str) -> Action:
     """Return the action that a provider's word means, ignoring case."""
     return _ACTIONS.get(word.casefold(), "other")
@@ -307,15 +318,21 @@ def key_of(payload: Mapping[str, object], dedup: Sequence[str] | None, *parts: s
 
 
 def _storable(value: object, longest: int) -> str | None:
-    if not isinstance(value, str) or not value or len(value) > longest or _NOT_STORABLE.search(value):
+    if not isinstance(value, str) or not value or len(value) > longest or not _is_storable(value):
         return None
     return value
+
+
+def _is_storable(value: str) -> bool:
+    if value.isascii():  # as nearly all are: two searches in C take a tenth of a regular expression's
+        return "\x00" not in value
+    return _NOT_STORABLE.search(value) is None
 
 
 def _in_range(instant: int, field: str, received_at: datetime) -> int:
     if instant < EARLIEST_NS:
         raise InvalidEvent(f"{field} must not be before 2000-01-01T00:00:00Z", field=field)
-    if instant > timestamps.to_nanoseconds(received_at + FARTHEST_AHEAD):
+    if instant > timestamps.to_nanoseconds(received_at) + FARTHEST_AHEAD_NS:
         raise InvalidEvent(
             f"{field} must not be more than 24 hours in the future; check the sender's clock", field=field
         )

@@ -73,7 +73,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         Identity(
             entity_type=kind,
             entity_id=identifier,
-            event_type=f"{event}.{word}" if word else event,
+            event_type=fields.entity_type(f"{event}.{word}" if word else event) or event,
             action=fields.action_of(word),
             occurred_ns=fields.arrival(raw),
             key_parts=fields.key_of(payload, dedup, delivery),

@@ -45,7 +45,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     delivery = fields.header_field(raw, id_header, fields.LONGEST_ID) if id_header else None
     name = fields.text_field(payload, "object_kind" if "object_kind" in payload else "event_name", fields.LONGEST_TYPE)
     word = fields.member(payload, "object_attributes", "action") or payload.get("action")
-    event_type = f"{name}.{word}" if isinstance(word, str) and len(f"{name}.{word}") <= fields.LONGEST_TYPE else name
+    event_type = (fields.entity_type(f"{name}.{word}") if isinstance(word, str) else None) or name
     kind, identifier = _entity(name, payload)
     last = event_type.replace("_", ".").rpartition(".")[2]
     return (

@@ -15,6 +15,7 @@ from inbox.errors import TooOld
 from inbox.events import timestamps
 from inbox.events.event import Event, Identity, RawRequest, dedup_key
 from inbox.sources.base import Preset
+from inbox.sources.fields import printable
 
 NO_HEADERS: Mapping[str, str] = {}
 
@@ -35,7 +36,6 @@ KEPT_HEADERS = frozenset(
 """An allow-list: any other header may be a secret, and many read the inbox."""
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def events_of(source: Source, preset: Preset, raw: RawRequest, routes: Sequence[Route]) -> tuple[Event, ...]:
@@ -64,9 +64,11 @@ def reject_old(source: Source, events: Iterable[Event]) -> None:
     Raises:
         TooOld: one is.
     """
+    if source.max_age is None:
+        return
     for event in events:
         age = (event.received_at - event.occurred_at).total_seconds()
-        if source.max_age is not None and age > source.max_age:
+        if age > source.max_age:
             raise TooOld(f"the event is {age:.0f} s old, and this source's max_age is {source.max_age:g} s")
 
 
@@ -92,7 +94,7 @@ def to_event(
         received_at=raw.received_at,
         enrolments=enrol(identity, key, routes),
         headers=headers,
-        content_type=_printable(identity.part_type or raw.headers.get("content-type", "")),
+        content_type=printable(identity.part_type or raw.headers.get("content-type", "")),
         body=body,
         body_sha256=hashlib.sha256(body).digest(),
         traceparent=valid_traceparent(raw.headers.get("traceparent")),
@@ -108,7 +110,7 @@ def kept_headers(source: Source, preset: Preset, raw: RawRequest) -> dict[str, s
     secret = source.auth.name.lower() if isinstance(source.auth, HeaderAuth) else None
     token = raw.url_token
     return {
-        name: _printable(value)
+        name: printable(value)
         for name, value in raw.headers.items()
         if name != secret and (name in KEPT_HEADERS or (name in preset.kept_headers and not (token and token in value)))
     }
@@ -126,10 +128,3 @@ def valid_traceparent(value: str | None) -> str | None:
     if version == "ff" or not trace.strip("0") or not parent.strip("0") or (version == "00" and more is not None):
         return None
     return f"00-{trace}-{parent}-{flags}"
-
-
-def _printable(value: str) -> str:
-    if value.isascii() and value.isprintable():
-        return value
-    escaped = value.encode("ascii", "backslashreplace").decode("ascii")
-    return _CONTROL.sub(lambda character: f"\\x{ord(character[0]):02x}", escaped)

@@ -15,11 +15,10 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.errors import InvalidEvent
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Preset, PresetDocs, Sample
+from inbox.sources import fields, reading
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
 
 _CHALLENGE = "x-okta-verification-challenge"
 _LONGEST_CHALLENGE = 1000
@@ -47,33 +46,15 @@ _ACTIONS: Mapping[str, Action] = {
 """Events that change a user or group; others about them, such as a sign-in, don't."""
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the events of a body.
-
-    Raises:
-        Unreadable: the body is not strict JSON.
-        InvalidEvent: there is no event, or one of them is none.
-    """
-    events = fields.member(fields.json_object(raw.body), "data", "events")
-    if not isinstance(events, list) or not events:
-        raise InvalidEvent("data.events must be a list of events", field="data.events")
-    if len(events) > fields.MOST_EVENTS:
-        raise InvalidEvent(f"data.events may have at most {fields.MOST_EVENTS} events", field="data.events")
-    parts = fields.alone(raw.body, "data", "events") if len(events) > 1 else [None]
-    return tuple(_event(raw, each, part, dedup) for each, part in zip(events, parts, strict=True))
-
-
-def _event(raw: RawRequest, event: object, part: bytes | None, dedup: Sequence[str] | None) -> Identity:
-    if not isinstance(event, Mapping):
-        raise InvalidEvent("data.events must be a list of objects", field="data.events")
+def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
     uuid = fields.text_field(event, "uuid", fields.LONGEST_ID)
     event_type = fields.text_field(event, "eventType", fields.LONGEST_TYPE)
     target = _target(event, event_type)
-    kind, identifier = fields.entity_type(fields.member(target, "type")), fields.entity_id(fields.member(target, "id"))
+    kind, identifier = reading.entity(fields.member(target, "type"), fields.member(target, "id"))
     succeeded = fields.member(event, "outcome", "result") in {None, "SUCCESS"}
     return Identity(
-        entity_type=kind if identifier else None,
-        entity_id=identifier if kind else None,
+        entity_type=kind,
+        entity_id=identifier,
         event_type=event_type,
         action=_ACTIONS.get(event_type, "other") if succeeded else "other",
         occurred_ns=fields.time_field(event, "published", raw.received_at),
@@ -93,7 +74,7 @@ def _target(event: Mapping[str, object], event_type: str) -> object:
     return next((target for target in targets if fields.member(target, "type") == wanted), targets[0])
 
 
-def greet(raw: RawRequest) -> HandshakeResponse:
+def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse:
     """Return the value of the challenge."""
     challenge = fields.header_field(raw, _CHALLENGE, _LONGEST_CHALLENGE)
     return HandshakeResponse(200, body=msgspec.json.encode({"verification": challenge}))
@@ -112,7 +93,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 PRESET = Preset(
     name="okta",
-    read=read,
+    read=reading.reader_of_list(_event, "data", "events"),
     has_own_time=True,
     sample=sample,
     max_body=4 * 1024 * 1024,  # no limit is documented, and a batch that is refused does not come again

@@ -219,5 +219,11 @@ audience = "https://hooks.example.com/webhooks/secevent"  # and in aud""",
         same_event="`iss` and `jti`",
         sends="as its sender does; gets a 202 without a body",
         shown_at="its JWKS document, which the transmitter publishes as jwks_uri; save it to a file",
+        proof=(
+            "the body itself",
+            "RS, PS, ES 256 to 512, EdDSA",
+            "the body",
+            "none: what is sent again is known by its id",
+        ),
     ),
 )

@@ -10,10 +10,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 
 from inbox.config.types import Network
 from inbox.events.event import RawRequest
 
+_LONGEST = len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255")
+"""Characters of an address; longer texts are not remembered."""
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -22,12 +25,24 @@ def address_of(text: str | None) -> IpAddress | None:
 
     A proxy may hand on a claim of its sender, and Python takes any text after `%` for a zone.
     """
+    found = (text or "").partition("%")[0]
+    return _known(found)[0] if len(found) <= _LONGEST else None
+
+
+def address_text(text: str | None) -> str | None:
+    """Write an address as `address_of` parses it, in its usual form."""
+    found = (text or "").partition("%")[0]
+    return _known(found)[1] if len(found) <= _LONGEST else None
+
+
+@lru_cache(maxsize=4096)  # a worker sees the addresses of a few senders all day
+def _known(text: str) -> tuple[IpAddress, str] | tuple[None, None]:
     try:
-        address = ipaddress.ip_address((text or "").partition("%")[0])
+        address = ipaddress.ip_address(text)
     except ValueError:
-        return None
+        return None, None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
+    return mapped or address, str(mapped or address)
 
 
 class SentFrom:

@@ -2,7 +2,7 @@
 
 A `Signature` (`inbox/config/source.py`) says as data what providers do differently: which header, how it is taken apart,
 what is signed, with which hash, and how keys and signatures are written. All of them are over the bytes as they came: HMAC
-(RFC 2104) with a shared secret, or Ed25519 with a key of which only the public part is here.
+(RFC 2104) with a shared secret, or Ed25519 or ECDSA with a key of which only the public part is here.
 
 Whatever a request holds, the work is the same: one HMAC for each secret, and for each made-up one beside them. A header that
 can't be read only makes it count for nothing. At most five signatures are looked at: a header with thousands is no reason to
@@ -22,11 +22,11 @@ from datetime import datetime, timedelta
 import msgspec
 
 from inbox.config.source import Algorithm, Signature
-from inbox.config.types import Duration, Secret
+from inbox.config.types import Duration, Secret, Unit
 from inbox.errors import ConfigError, Unreadable
 from inbox.events import timestamps
 from inbox.events.event import RawRequest
-from inbox.sources import ed25519
+from inbox.sources import ecdsa, ed25519
 from inbox.sources.base import MADE_UP
 from inbox.sources.fields import FORM, form_fields
 
@@ -46,6 +46,11 @@ _NO_SECRETS = {
     "whsk_": "a secret is a private key of Standard Webhooks: leave that to the sender, and take the public one (whpk_…)",
 }
 """Prefixes of keys that must never be a shared secret."""
+PUBLIC: Mapping[Algorithm, Callable[[bytes], Callable[[bytes, Sequence[bytes]], bool]]] = {
+    "ecdsa": ecdsa.verifier,
+    "ed25519": ed25519.verifier,
+}
+"""Makers of a verifier by a public key, of the algorithms that have one."""
 _UNIT_NS = {"s": 1_000_000_000, "ms": 1_000_000}
 
 
@@ -64,12 +69,14 @@ class _VerifyingKey(msgspec.Struct, frozen=True):
     secret: Secret
     algorithm: Algorithm
     matches: Callable[[bytes, Sequence[bytes]], bool]
+    mac: Callable[[bytes], bytes] | None = None
+    """None of a public key, and of one that is made up."""
 
 
 class SignatureProof:
     """Proves that a request was signed with one of a source's secrets."""
 
-    __slots__ = ("_algorithms", "_keys", "_signatures", "_templates", "_tolerance", "_url", "kind")
+    __slots__ = ("_algorithms", "_keys", "_signatures", "_signed_at", "_templates", "_tolerance", "_url", "kind")
 
     def __init__(
         self,
@@ -78,8 +85,11 @@ class SignatureProof:
         *,
         url: str = "",
         tolerance: Duration | None = None,
+        signed_at: Callable[[bytes], bytes] | None = None,
     ) -> None:
         """Several signatures are the same under other headers, or for other keys.
+
+        `signed_at` finds the time of signing in a body, where no header has it; empty: the body has none.
 
         The first of the headers that a request has counts. The prefix of a secret says which of them it is a key for.
 
@@ -91,19 +101,21 @@ class SignatureProof:
         self._keys = tuple(_key(self._signatures, secret, revealed) for secret, revealed in secrets)
         self._algorithms = {key.algorithm for key in self._keys}
         self._url = url
+        self._signed_at = signed_at
         self._tolerance = timedelta(seconds=signatures[0].tolerance if tolerance is None else tolerance)
-        public = (each for (_, each), key in zip(secrets, self._keys, strict=True) if key.algorithm == "ed25519")
-        self.kind = (self._signatures, url, tuple(public))
+        public = (each for (_, each), key in zip(secrets, self._keys, strict=True) if key.algorithm in PUBLIC)
+        self.kind = (self._signatures, url, tuple(public), signed_at)
 
     @property
     def keys(self) -> int:
         """See Proof. Public keys are no secret: they are part of the kind, and tried where another source refuses."""
-        return sum(key.algorithm != "ed25519" for key in self._keys)
+        return sum(key.algorithm not in PUBLIC for key in self._keys)
 
     @property
     def passes(self) -> int:
         """See Proof."""
-        return sum(MOST_SIGNATURES if key.algorithm == "ed25519" else 1 for key in self._keys)
+        by_keys = sum(MOST_SIGNATURES if key.algorithm in PUBLIC else 1 for key in self._keys)
+        return by_keys + (self._signed_at is not None)
 
     def pad(self, keys: int) -> None:
         """See Proof."""
@@ -116,9 +128,30 @@ class SignatureProof:
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """Return why no secret that is valid at `now` has signed the request; None when one has."""
+        faults: list[str] = []
+        signature, content, given, timestamp = self._read(raw, faults)
+        proven = False
+        for key in self._keys:
+            proven |= key.matches(content, given[key.algorithm]) & key.secret.valid_at(now)
+        in_body = b"" if self._signed_at is None else self._signed_at(raw.body)
+        if in_body or signature.timestamp_header or signature.timestamp_prefix:
+            faults += out_of_time(signature.timestamp_unit, in_body or timestamp, now, self._tolerance)
+        if not proven:
+            faults.append(f"no secret that is valid now gives the signature in {signature.header}")
+        return faults[0] if faults else None
+
+    def mac(self, raw: RawRequest, content: bytes) -> bytes:
+        """Return the HMAC of `content` with the secret that has signed `raw`; empty where none has."""
+        _, signed, given, _ = self._read(raw, [])
+        by = (key.mac for key in self._keys if key.mac is not None and key.matches(signed, given[key.algorithm]))
+        return next((mac(content) for mac in by), b"")
+
+    def _read(
+        self, raw: RawRequest, faults: list[str]
+    ) -> tuple[Signature, bytes, Mapping[Algorithm, list[bytes]], bytes]:
+        """Return the signature's scheme, the signed content, the signatures and the time of signing."""
         number = next((n for n, each in enumerate(self._signatures) if each.header.lower() in raw.headers), 0)
         signature = self._signatures[number]
-        faults: list[str] = []
         kinds = [
             each for each in self._signatures if each.header == signature.header and each.algorithm in self._algorithms
         ]
@@ -131,15 +164,7 @@ class SignatureProof:
             body=raw.body,
             sorted_params=_params(raw, faults) if "{sorted_params}" in signature.content else b"",
         )
-        content = self._templates[number](message)
-        proven = False
-        for key in self._keys:
-            proven |= key.matches(content, given[key.algorithm]) & key.secret.valid_at(now)
-        if signature.timestamp_header or signature.timestamp_prefix:
-            faults += _out_of_time(signature, timestamp, now, self._tolerance)
-        if not proven:
-            faults.append(f"no secret that is valid now gives the signature in {signature.header}")
-        return faults[0] if faults else None
+        return signature, self._templates[number](message), given, timestamp
 
 
 def sign(signature: Signature, secret: str, message: Message, at: datetime) -> dict[str, str]:
@@ -148,7 +173,7 @@ def sign(signature: Signature, secret: str, message: Message, at: datetime) -> d
     Raises:
         ConfigError: the secret is not written as keys are here, or is a public key.
     """
-    if signature.algorithm == "ed25519":
+    if signature.algorithm in PUBLIC:
         raise ConfigError("what is configured is a public key: only its sender can sign")
     key = key_of(signature, secret)
     return signed_headers(signature, lambda content: hmac.digest(key, content, signature.algorithm), message, at)
@@ -160,9 +185,8 @@ def signed_headers(
     """Return the headers of a message that `signer` signs at `at`: signature, time and id."""
     timestamp = _timestamp(signature, at) if signature.timestamp_header or signature.timestamp_prefix else ""
     digest = signer(_compiled(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode())))
-    written = digest.hex() if signature.encoding == "hex" else base64.b64encode(digest).decode()
     parts = [f"{signature.timestamp_prefix}{timestamp}"] if signature.timestamp_prefix else []
-    headers = {signature.header: signature.separator.join([*parts, f"{signature.prefix}{written}"])}
+    headers = {signature.header: signature.separator.join([*parts, f"{signature.prefix}{encoded(signature, digest)}"])}
     if signature.timestamp_header:
         headers[signature.timestamp_header] = timestamp
     if signature.id_header:
@@ -183,7 +207,7 @@ def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]
     places = set(_PLACE.findall(signature.content))
     if places - set(_PLACES) or _PLACE.sub("", signature.content).count("{"):
         yield "content", f"may have {', '.join(f'{{{place}}}' for place in _PLACES)}, and no other {{…}}"
-    if signature.algorithm == "ed25519" and signature.key == "text":
+    if signature.algorithm in PUBLIC and signature.key == "text":
         yield "key", "must say how the public keys are written: base64 or hex"
     timed = bool(signature.timestamp_header or signature.timestamp_prefix)
     for wrong, text in (
@@ -203,7 +227,7 @@ def key_of(signature: Signature, secret: str) -> bytes:
     Raises:
         ConfigError: it is not base64 or hex, it is empty, or it is a key that is no shared secret.
     """
-    if signature.algorithm != "ed25519" and (why := _NO_SECRETS.get(secret[:5])) is not None:
+    if signature.algorithm not in PUBLIC and (why := _NO_SECRETS.get(secret[:5])) is not None:
         raise ConfigError(why)
     # A variable of the environment may hold bytes that are not UTF-8; Python shows them as lone surrogates.
     text = secret.removeprefix(signature.key_prefix).encode("utf-8", "surrogateescape")
@@ -227,12 +251,14 @@ def _key(signatures: Sequence[Signature], secret: Secret, revealed: str) -> _Ver
     signature = next(
         (each for each in signatures if each.key_prefix and revealed.startswith(each.key_prefix)), signatures[0]
     )
-    return _VerifyingKey(secret, signature.algorithm, _matcher(signature.algorithm, key_of(signature, revealed)))
+    key, algorithm = key_of(signature, revealed), signature.algorithm
+    mac = None if algorithm in PUBLIC else lambda content: hmac.digest(key, content, algorithm)
+    return _VerifyingKey(secret, algorithm, _matcher(algorithm, key), mac)
 
 
 def _matcher(algorithm: Algorithm, key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
-    if algorithm == "ed25519":
-        return ed25519.verifier(key)
+    if algorithm in PUBLIC:
+        return PUBLIC[algorithm](key)
 
     def matches(content: bytes, given: Sequence[bytes]) -> bool:
         expected = hmac.digest(key, content, algorithm)
@@ -272,18 +298,24 @@ def _parsed(
         written = timestamp.encode("latin-1", "replace")
     else:
         written = _header(raw, signature.timestamp_header, faults)
-    given = {each.algorithm: _given(each, parts) for each in kinds}
+    given = {each.algorithm: digests(each, parts) for each in kinds}
     if value and not any(given.values()):
         faults.append(f"{signature.header} holds no signature as this provider writes them")
     return given, written
 
 
-def _given(signature: Signature, parts: Sequence[str]) -> list[bytes]:
+def digests(signature: Signature, parts: Sequence[str]) -> list[bytes]:
+    """Decode the signatures among the parts, at most `MOST_SIGNATURES`; without those that can't be decoded."""
     listed = [part.removeprefix(signature.prefix) for part in parts if part.startswith(signature.prefix)]
-    return [digest for each in listed[:MOST_SIGNATURES] if (digest := _digest(signature, each)) is not None]
+    return [digest for each in listed[:MOST_SIGNATURES] if (digest := _decoded(signature, each)) is not None]
 
 
-def _digest(signature: Signature, text: str) -> bytes | None:
+def encoded(signature: Signature, digest: bytes) -> str:
+    """Write a digest as the provider does."""
+    return digest.hex() if signature.encoding == "hex" else base64.b64encode(digest).decode()
+
+
+def _decoded(signature: Signature, text: str) -> bytes | None:
     """Decode a signature's text; None when it is none. Python's own decoders accept too much."""
     try:
         written = text.encode("ascii")
@@ -304,9 +336,10 @@ def _header(raw: RawRequest, name: str, faults: list[str]) -> bytes:
     return value.encode("latin-1", "replace")
 
 
-def _out_of_time(signature: Signature, timestamp: bytes, now: datetime, tolerance: timedelta) -> Iterator[str]:
+def out_of_time(unit: Unit, timestamp: bytes, now: datetime, tolerance: timedelta) -> Iterator[str]:
+    """Yield why a time of signing, written in this unit, is not within `tolerance` of `now`."""
     try:
-        signed_ns = _instant(signature, timestamp.decode("ascii", "replace"))
+        signed_ns = _instant(unit, timestamp.decode("ascii", "replace"))
     except ValueError:
         yield "the time of signing can't be read"
         return
@@ -318,12 +351,12 @@ def _out_of_time(signature: Signature, timestamp: bytes, now: datetime, toleranc
         )
 
 
-def _instant(signature: Signature, text: str) -> int:
-    if signature.timestamp_unit == "rfc3339":
+def _instant(unit: Unit, text: str) -> int:
+    if unit == "rfc3339":
         return timestamps.parse_rfc3339(text)
-    if (_DIGITS if signature.timestamp_unit == "s" else _MILLIS).fullmatch(text) is None:
+    if (_DIGITS if unit == "s" else _MILLIS).fullmatch(text) is None:
         raise ValueError("not a whole number")
-    return int(text) * _UNIT_NS[signature.timestamp_unit]
+    return int(text) * _UNIT_NS[unit]
 
 
 def _timestamp(signature: Signature, at: datetime) -> str:
@@ -333,7 +366,7 @@ def _timestamp(signature: Signature, at: datetime) -> str:
 
 
 def sorted_params(content_type: str, body: bytes) -> bytes:
-    """Return the names and values of a form, sorted by name and joined; empty for any other body.
+    """Return the names and values of a form, each pair once, sorted and joined; empty for any other body.
 
     Raises:
         ValueError: a form that can't be read.
@@ -344,7 +377,7 @@ def sorted_params(content_type: str, body: bytes) -> bytes:
         fields = form_fields(body, _FIELDS_AT_MOST)
     except Unreadable as error:
         raise ValueError(error.detail) from None
-    return "".join(f"{name}{value}" for name, value in sorted(fields)).encode()
+    return "".join(f"{name}{value}" for name, value in sorted(set(fields))).encode()
 
 
 def _params(raw: RawRequest, faults: list[str]) -> bytes:
@@ -353,20 +386,3 @@ def _params(raw: RawRequest, faults: list[str]) -> bytes:
     except ValueError:
         faults.append("the form can't be read")
         return b""
-
-
-def described(signature: Signature) -> Mapping[str, str]:
-    """Describe a signature for the documentation: the header, the algorithm, and the signed content."""
-    form = signature.separator.join(
-        [
-            *([f"{signature.timestamp_prefix}{{timestamp}}"] if signature.timestamp_prefix else []),
-            f"{signature.prefix}{{{signature.encoding}}}",
-        ]
-    )
-    timed = signature.timestamp_header or signature.timestamp_prefix
-    return {
-        "header": f"{signature.header}: {form}",
-        "algorithm": "Ed25519" if signature.algorithm == "ed25519" else f"HMAC-{signature.algorithm.upper()}",
-        "content": signature.content,
-        "tolerance": f"{signature.tolerance:g} s" if timed else "none: no time is signed",
-    }

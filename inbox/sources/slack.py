@@ -17,7 +17,7 @@ from inbox.config.source import Signature
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Preset, PresetDocs, Sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
 
 _USER, _CHANNEL, _FILE, _TEAM, _GROUP = (
     ("user", "user"),
@@ -70,7 +70,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     )
 
 
-def greet(raw: RawRequest) -> HandshakeResponse | None:
+def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
     """Return the echo that Slack expects when the URL is configured."""
     if b"url_verification" not in raw.body or raw.content_type == fields.FORM:
         return None

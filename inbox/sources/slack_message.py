@@ -182,7 +182,8 @@ def _key(raw: RawRequest) -> tuple[str, ...]:
     """Return the key that the sender gives, or else one made of the content."""
     for name in _KEY_HEADERS:
         if given := raw.headers.get(name):
-            return (name, hashlib.sha256(given.encode("utf-8", "surrogatepass")).hexdigest())
+            # As it is stored, so that the request can be read again to the same key.
+            return (name, hashlib.sha256(fields.printable(given).encode()).hexdigest())
     return fields.content_key(raw, raw.body)
 
 

@@ -1,7 +1,7 @@
-"""Serves the metrics of one side's processes at `/metrics`, as a separate program.
+"""Exports the metrics of one side's processes, as a separate program: serves them at `/metrics`, pushes them by OTLP, or both.
 
-So load on its port delays no request and ends no lease. All processes write to its standard input, a pipe
-(`inbox.telemetry.recorder`). It adds up the lines, opens no file and no database, and ends when the last writer is gone.
+So neither load on its port nor a collector that hangs delays a request or ends a lease. All processes write to its standard
+input, a pipe (`inbox.telemetry.recorder`). It adds up the lines, opens no database, and ends when the last writer is gone.
 It ignores signals, which often reach the whole process group.
 """
 
@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import encodings.idna  # noqa: F401  # a host's name needs it, and Python's own files may be out of reach after `drop_privileges`
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
 from inbox.config.types import Address
-from inbox.telemetry.metrics import RECEIVER, RELAY, Metric
-from inbox.telemetry.recorder import Line
+from inbox.errors import ConfigError
+from inbox.logs.fields import fields
+from inbox.logs.lines import escape_lines
+from inbox.logs.structured import Format
+from inbox.otlp.asked import NEEDS_EXTRA
+from inbox.telemetry.totals import Totals
 
 CONNECTIONS = 64
 """Concurrent connections; one more closes the oldest."""
@@ -37,62 +40,7 @@ ANSWERED_WITHIN_SECONDS = 10.0
 LONGEST_LINE = 16 * 1024
 _TRY_AGAIN_SECONDS = 1.0
 
-_METRICS = {metric.name: metric for metric in (*RECEIVER, *RELAY)}
-_Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
-
-
-class Totals(Collector):
-    """Sums over all processes, including ended ones. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._series: dict[str, dict[tuple[str, ...], tuple[float, ...]]] = {}
-        self._decoder = msgspec.json.Decoder(Line)
-
-    def add(self, line: bytes) -> None:
-        """Add a line from a process.
-
-        Raises:
-            ValueError: it is no line of `inbox.telemetry.recorder`, or only the end of one, after an exporter was killed.
-        """
-        try:
-            name, labels, values = self._decoder.decode(line)
-        except msgspec.DecodeError as error:
-            raise ValueError(str(error)) from None
-        metric = _METRICS.get(name)
-        if metric is None or len(labels) != len(metric.labels) or len(values) != metric.numbers:
-            raise ValueError(f"no metric is like this: {line!r}")
-        with self._lock:
-            series = self._series.setdefault(name, {})
-            held = series.get(labels)
-            if held is None:
-                series[labels] = values
-            elif metric.kind == "gauge":
-                series[labels] = max(held, values, key=lambda each: each[1])  # the newest value of any process
-            else:
-                series[labels] = tuple(map(sum, zip(held, values, strict=True)))
-
-    def collect(self) -> Iterator[_Family]:
-        """Yield every counted metric in prometheus-client's form."""
-        with self._lock:
-            copied = {name: dict(series) for name, series in self._series.items()}
-        for name in sorted(copied):
-            yield _family(_METRICS[name], copied[name])
-
-
-def _family(metric: Metric, series: dict[tuple[str, ...], tuple[float, ...]]) -> _Family:
-    if metric.kind == "histogram":
-        histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
-        for labels, (*numbers, total) in sorted(series.items()):
-            limits = (*map(str, metric.buckets), "+Inf")
-            buckets = [(limit, sum(numbers[: place + 1])) for place, limit in enumerate(limits)]
-            histogram.add_metric(labels, buckets, total)
-        return histogram
-    made = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    family = made(metric.name, metric.help, labels=metric.labels)
-    for labels, (value, *_) in sorted(series.items()):
-        family.add_metric(labels, value)
-    return family
+_log = logging.getLogger("inbox.metrics")
 
 
 class _Server(ThreadingHTTPServer):
@@ -181,7 +129,12 @@ def _serve(address: Address, registry: CollectorRegistry) -> None:
 
 
 def _say(message: str) -> None:
-    print(f"metrics: {message}", file=sys.stderr, flush=True)  # noqa: T201  # a program's own standard error
+    _log.warning("metrics: %s", message, extra=fields("metrics_trouble", error=message))
+
+
+def _log_to_stderr(form: Format) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    escape_lines(logging.getLogger().handlers, form=form)
 
 
 def drop_privileges(uid: int, gid: int) -> None:
@@ -198,19 +151,47 @@ def drop_privileges(uid: int, gid: int) -> None:
         os.setuid(uid)
 
 
+def _pushing(totals: Totals, service: str) -> Callable[[], None]:
+    """Start to push by OTLP, and return how to end it. What keeps it from that is said, and the rest of this program works."""
+    try:
+        from inbox.telemetry.push import Pusher  # noqa: PLC0415  # OpenTelemetry costs 20 MiB, where it is asked for
+
+        return Pusher(totals, service, lambda text: _say(f"{text}. Everything else goes on")).close
+    except ImportError:
+        mistakes = [NEEDS_EXTRA]
+    except ConfigError as error:
+        mistakes = str(error).splitlines()
+    except Exception as error:  # noqa: BLE001  # what nobody foresaw
+        mistakes = [f"OpenTelemetry can't be set up ({type(error).__name__})"]
+    for mistake in mistakes:
+        _say(f"not pushed by OTLP: {mistake}")
+    return lambda: None
+
+
 def main(arguments: list[str]) -> None:
-    """Serve until standard input ends. It neither listens nor reads before it drops root's rights."""
+    """Export until standard input ends. It neither listens nor reads before it drops root's rights.
+
+    Args:
+        arguments: the address to serve at, or an empty one; the user and group to become; the form of the log; the service to push
+            as by OTLP, if it is to push, too.
+    """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    drop_privileges(int(arguments[1]), int(arguments[2]))
+    address, uid, gid, form, *services = arguments
+    _log_to_stderr(msgspec.convert(form, Format))
     totals, registry = Totals(), CollectorRegistry()
+    ends = [_pushing(totals, service) for service in services]  # it imports much, which may be out of reach afterwards
+    drop_privileges(int(uid), int(gid))
     registry.register(totals)
-    threading.Thread(target=_serve, args=(Address.parse(arguments[0]), registry), daemon=True).start()
+    if address:
+        threading.Thread(target=_serve, args=(Address.parse(address), registry), daemon=True).start()
     for line in iter(partial(sys.stdin.buffer.readline, LONGEST_LINE), b""):
         try:
             totals.add(line)
         except ValueError:  # the rest of a line whose beginning a killed exporter had read
             continue
+    for end in ends:
+        end()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from inbox.logs.trace_ids import TraceIds
+
 UNKNOWN = "(unknown)"
 """Label `source` of a request for an unknown source; no source can have this name."""
 
@@ -114,6 +116,22 @@ BREAKER = Metric(
     "A destination's or api's circuit breaker: 0 closed, 1 half open, 2 open, 3 retired.",
     ("kind", "name"),
 )
+PAUSED = Metric(
+    "relay_paused", "gauge", "1 while a source, route, destination or api is paused, otherwise 0.", ("kind", "name")
+)
+ALERT_FIRING = Metric(
+    "relay_alert_firing",
+    "gauge",
+    "1 while an alert of the relay or the receiver has not recovered, otherwise 0.",
+    ("kind", "subject"),
+)
+CLOCK_SKEW = Metric(
+    "relay_clock_skew_seconds", "gauge", "Seconds by which the database's clock is ahead of this host's."
+)
+DATABASE_BYTES = Metric("relay_database_bytes", "gauge", "Size of the database with its indexes.")
+DISK_FREE = Metric(
+    "relay_disk_free_bytes", "gauge", "Free space of the database's disk, where the database is on this host."
+)
 SWEEP_COMPARED = Metric(
     "relay_sweep_compared_total", "counter", "Entities that sweeps compared with the inbox.", ("source", "entity_type")
 )
@@ -141,6 +159,11 @@ RELAY = (
     OLDEST,
     LOOKED,
     BREAKER,
+    PAUSED,
+    ALERT_FIRING,
+    CLOCK_SKEW,
+    DATABASE_BYTES,
+    DISK_FREE,
     SWEEP_COMPARED,
     SWEEP_MISSED,
     PRUNED,
@@ -157,7 +180,7 @@ class Meters:
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         """Add `by` to a counter."""
 
-    def observe(self, metric: Metric, value: float, *labels: str) -> None:
+    def observe(self, metric: Metric, value: float, *labels: str, trace: TraceIds | None = None) -> None:
         """Add a value to a histogram."""
 
     def put(self, metric: Metric, value: float, *labels: str) -> None:

@@ -30,7 +30,7 @@ COMMENT ON COLUMN alert.id IS 'number of the alert';
 
 COMMENT ON COLUMN alert.at IS 'time of the change';
 
-COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped, retention_behind or payloads_changed';
 
 COMMENT ON COLUMN alert.subject IS 'subject, such as a destination''s name';
 
@@ -250,7 +250,7 @@ COMMENT ON COLUMN inbox.body_is_text IS 'true: the body is UTF-8 without NUL; th
 
 COMMENT ON COLUMN inbox.body_sha256 IS 'SHA-256 of the body; stays after its payload is gone';
 
-COMMENT ON COLUMN inbox.traceparent IS 'W3C trace context of the request; empty after erasure';
+COMMENT ON COLUMN inbox.traceparent IS 'W3C trace context of the request: of the receiver''s span where that is sampled, else the sender''s; empty after erasure';
 
 COMMENT ON COLUMN inbox.erased_at IS 'time at which the entity was erased: entity_id is a pseudonym, and nothing else names it';
 
@@ -389,9 +389,18 @@ CREATE TABLE order_lock (
     CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
 );
 
-COMMENT ON TABLE order_lock IS 'One row, locked by every transaction that ends or makes the head of a lane.';
+COMMENT ON TABLE order_lock IS 'One row, locked by every transaction that may end or make heads on any route.';
 
 COMMENT ON COLUMN order_lock.id IS 'always 1';
+
+CREATE TABLE route_lock (
+    route TEXT NOT NULL,
+    CONSTRAINT pk_route_lock PRIMARY KEY (route)
+);
+
+COMMENT ON TABLE route_lock IS 'One row for each route, locked by every transaction that ends or makes the head of a lane on it. Added by relays, and never removed. Empty on SQLite.';
+
+COMMENT ON COLUMN route_lock.route IS 'name of the route';
 
 CREATE TABLE payload_lock (
     id INTEGER NOT NULL,
@@ -403,6 +412,155 @@ COMMENT ON TABLE payload_lock IS 'One row. What opens deliveries of stored event
 
 COMMENT ON COLUMN payload_lock.id IS 'always 1';
 
+CREATE TABLE payload_change (
+    id BIGSERIAL NOT NULL,
+    found_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    source TEXT NOT NULL,
+    event_type TEXT NOT NULL,
+    path TEXT NOT NULL,
+    change TEXT NOT NULL,
+    seq BIGINT NOT NULL,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    type TEXT,
+    usual TEXT,
+    returned_at TIMESTAMP WITH TIME ZONE,
+    acknowledged_at TIMESTAMP WITH TIME ZONE,
+    acknowledged_by TEXT,
+    CONSTRAINT pk_payload_change PRIMARY KEY (id),
+    CONSTRAINT ck_payload_change_change CHECK (change IN ('added', 'type', 'missing')),
+    CONSTRAINT ck_payload_change_found_at_is_readable CHECK (found_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_change_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_change_returned_at_is_readable CHECK (returned_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_change_acknowledged_at_is_readable CHECK (acknowledged_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+);
+
+CREATE INDEX ix_payload_change_open ON payload_change (id) WHERE acknowledged_at IS NULL AND returned_at IS NULL;
+
+CREATE INDEX ix_payload_change_source ON payload_change (source, id);
+
+COMMENT ON TABLE payload_change IS 'Changes of payloads that relays found. One is open for 14 days, unless it is acknowledged or the field returns. The newest 500 of each source stay.';
+
+COMMENT ON COLUMN payload_change.id IS 'number of the change';
+
+COMMENT ON COLUMN payload_change.found_at IS 'time at which a relay found it; database clock';
+
+COMMENT ON COLUMN payload_change.source IS 'source of the events';
+
+COMMENT ON COLUMN payload_change.event_type IS 'event type, as in payload_field';
+
+COMMENT ON COLUMN payload_change.path IS 'path in the payload, as in payload_field';
+
+COMMENT ON COLUMN payload_change.change IS 'added: a new field; type: a new type of a known one; missing: nearly all events had it';
+
+COMMENT ON COLUMN payload_change.seq IS 'first event that shows it: inbox.seq';
+
+COMMENT ON COLUMN payload_change.at IS 'time of its arrival';
+
+COMMENT ON COLUMN payload_change.type IS 'of added and type: the new JSON type';
+
+COMMENT ON COLUMN payload_change.usual IS 'of type: types until then; of missing: how many events had it';
+
+COMMENT ON COLUMN payload_change.returned_at IS 'of missing: time at which a relay found the field again; the change is over';
+
+COMMENT ON COLUMN payload_change.acknowledged_at IS 'time at which an operator acknowledged it; the change is over';
+
+COMMENT ON COLUMN payload_change.acknowledged_by IS 'operator who acknowledged it';
+
+CREATE TABLE payload_field (
+    id BIGSERIAL NOT NULL,
+    source TEXT NOT NULL,
+    event_type TEXT NOT NULL,
+    path TEXT NOT NULL,
+    type TEXT NOT NULL,
+    events BIGINT DEFAULT 0 NOT NULL,
+    first_seq BIGINT NOT NULL,
+    first_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    last_seq BIGINT NOT NULL,
+    last_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    absent BIGINT DEFAULT 0 NOT NULL,
+    missed BIGINT DEFAULT 0 NOT NULL,
+    missed_seq BIGINT,
+    missed_at TIMESTAMP WITH TIME ZONE,
+    is_map BOOLEAN DEFAULT false NOT NULL,
+    CONSTRAINT pk_payload_field PRIMARY KEY (id),
+    CONSTRAINT ck_payload_field_first_at_is_readable CHECK (first_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_field_last_at_is_readable CHECK (last_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_field_missed_at_is_readable CHECK (missed_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX ix_payload_field_shape ON payload_field (source, event_type);
+
+COMMENT ON TABLE payload_field IS 'Shape of the payloads of each event type, as relays learn it: paths and types, no values. Figures, not facts: relays learn from some events only while many arrive.';
+
+COMMENT ON COLUMN payload_field.id IS 'number of the row';
+
+COMMENT ON COLUMN payload_field.source IS 'source of the events';
+
+COMMENT ON COLUMN payload_field.event_type IS 'event type; * for all beyond the first 100 of a source, and for very long ones';
+
+COMMENT ON COLUMN payload_field.path IS 'path in the payload, such as $.items[].sku; keys that are data are *';
+
+COMMENT ON COLUMN payload_field.type IS 'JSON type that was seen there; text: the body is no JSON; any: this row counts the events that have the path at all';
+
+COMMENT ON COLUMN payload_field.events IS 'learned events that have it';
+
+COMMENT ON COLUMN payload_field.first_seq IS 'first of them: inbox.seq';
+
+COMMENT ON COLUMN payload_field.first_at IS 'time of its arrival';
+
+COMMENT ON COLUMN payload_field.last_seq IS 'last of them: inbox.seq';
+
+COMMENT ON COLUMN payload_field.last_at IS 'time of its arrival';
+
+COMMENT ON COLUMN payload_field.absent IS 'of type any: later events without the path, though the object around it was there';
+
+COMMENT ON COLUMN payload_field.missed IS 'of type any: the last of these in a row';
+
+COMMENT ON COLUMN payload_field.missed_seq IS 'of type any: first of these in a row: inbox.seq';
+
+COMMENT ON COLUMN payload_field.missed_at IS 'of type any: time of its arrival';
+
+COMMENT ON COLUMN payload_field.is_map IS 'of type any: true: an object with so many different keys that they are data; below it, all are *';
+
+CREATE TABLE payload_learner (
+    id INTEGER NOT NULL,
+    position BIGINT,
+    horizon BIGINT,
+    horizon_at TIMESTAMP WITH TIME ZONE,
+    learned BIGINT DEFAULT 0 NOT NULL,
+    passed_over BIGINT DEFAULT 0 NOT NULL,
+    ran_at TIMESTAMP WITH TIME ZONE,
+    lease_until TIMESTAMP WITH TIME ZONE,
+    held_by TEXT,
+    CONSTRAINT pk_payload_learner PRIMARY KEY (id),
+    CONSTRAINT ck_payload_learner_one_row CHECK (id = 1),
+    CONSTRAINT ck_payload_learner_horizon_at_is_readable CHECK (horizon_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_learner_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_learner_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE payload_learner IS 'One row: how far relays have learned the shapes of payloads, and the relay that learns now.';
+
+COMMENT ON COLUMN payload_learner.id IS 'always 1';
+
+COMMENT ON COLUMN payload_learner.position IS 'every event up to here was learned or passed over: inbox.seq; empty: none yet';
+
+COMMENT ON COLUMN payload_learner.horizon IS 'highest inbox.seq at horizon_at: a minute later, all up to it are committed';
+
+COMMENT ON COLUMN payload_learner.horizon_at IS 'time of that look; database clock';
+
+COMMENT ON COLUMN payload_learner.learned IS 'events learned in all';
+
+COMMENT ON COLUMN payload_learner.passed_over IS 'events in all that were not learned, as too many had arrived';
+
+COMMENT ON COLUMN payload_learner.ran_at IS 'time at which the last round ended; database clock';
+
+COMMENT ON COLUMN payload_learner.lease_until IS 'while a relay learns: end of its lease; database clock';
+
+COMMENT ON COLUMN payload_learner.held_by IS 'while a relay learns: relay_node.id of the process';
+
 CREATE TABLE payload_reveal (
     id BIGSERIAL NOT NULL,
     at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -411,7 +569,7 @@ CREATE TABLE payload_reveal (
     reason TEXT NOT NULL,
     CONSTRAINT pk_payload_reveal PRIMARY KEY (id),
     CONSTRAINT ck_payload_reveal_who CHECK (trim(who) <> ''),
-    CONSTRAINT ck_payload_reveal_reason CHECK (trim(reason) <> ''),
+    CONSTRAINT ck_payload_reveal_reason CHECK (NOT (trim(reason, E' \t\n\r' || chr(37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '')),
     CONSTRAINT ck_payload_reveal_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
@@ -593,7 +751,7 @@ CREATE TABLE relay_command (
     failed BIGINT DEFAULT 0 NOT NULL,
     error TEXT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
     CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
@@ -608,9 +766,9 @@ COMMENT ON TABLE relay_command IS 'Command of an operator, by SQL or command lin
 
 COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
-COMMENT ON COLUMN relay_command.kind IS 'replay, retry, cancel, unblock, pause, resume, sweep, erase, prune or readmit';
+COMMENT ON COLUMN relay_command.kind IS 'replay, retry, cancel, unblock, pause, resume, sweep, erase, prune, readmit, stop or continue';
 
-COMMENT ON COLUMN relay_command.selection IS 'what it is about, as a JSON object: route, seq, id, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, kinds, force, backfill, everything';
+COMMENT ON COLUMN relay_command.selection IS 'what it is about, as a JSON object: route, seq, seqs, deliveries, state, id, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, until_fact, kinds, command, force, backfill, everything';
 
 COMMENT ON COLUMN relay_command.reason IS 'reason given by the operator';
 
@@ -888,7 +1046,7 @@ UNION ALL
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - i.received_at), 3) AS for_seconds,
        'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1000) o CROSS JOIN LATERAL (SELECT * FROM inbox i WHERE i.seq = o.seq OFFSET 0) AS i
-WHERE i.received_at < statement_timestamp() - interval '60 seconds' AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
+WHERE i.received_at < statement_timestamp() - interval '60 seconds' AND NOT EXISTS (SELECT 1 FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > statement_timestamp() - interval '60 seconds')
 UNION ALL
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - o.due_at), 3) AS for_seconds,
        CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
@@ -901,21 +1059,18 @@ FROM (
             UNION ALL
             SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
         SELECT route FROM found WHERE route IS NOT NULL) r CROSS JOIN LATERAL (SELECT * FROM open_delivery o WHERE o.route = r.route AND o.state = 'ready' AND o.due_at < statement_timestamp() - interval '60 seconds' ORDER BY o.due_at, o.seq LIMIT 1000) AS o CROSS JOIN LATERAL (SELECT * FROM inbox i WHERE i.seq = o.seq OFFSET 0) AS i
-WHERE r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
+WHERE r.route NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > statement_timestamp() - interval '60 seconds')
   AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() - interval '0 seconds')
   AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
                   WHERE k.route = o.route AND (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > statement_timestamp() - interval '0 seconds' OR g.rate_used_until > statement_timestamp() - interval '0 seconds'))
-  AND NOT EXISTS (
-    SELECT 1 FROM gate g
-    WHERE g.paused_at IS NOT NULL
-      AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
-        OR (g.kind = 'entity' AND g.name = replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'))))
+  AND o.route NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'route' AND g.paused_at IS NOT NULL) AND i.source NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'source' AND g.paused_at IS NOT NULL)
+  AND coalesce(replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'), '') NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL)
 UNION ALL
 SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, round(extract(epoch FROM statement_timestamp() - r.lease_until), 3),
        'its lease ran out, and no relay has rescued it', NULL
 FROM open_delivery r
 WHERE r.state = 'in_flight' AND r.lease_until < statement_timestamp() - interval '60 seconds'
-  AND r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
+  AND r.route NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > statement_timestamp() - interval '60 seconds')
   AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() - interval '0 seconds')
 UNION ALL
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - l.at), 3) AS for_seconds,
@@ -1200,7 +1355,7 @@ COMMENT ON COLUMN event.body_is_text IS 'true: the body is UTF-8 without NUL; th
 
 COMMENT ON COLUMN event.body_sha256 IS 'SHA-256 of the body; stays after its payload is gone';
 
-COMMENT ON COLUMN event.traceparent IS 'W3C trace context of the request; empty after erasure';
+COMMENT ON COLUMN event.traceparent IS 'W3C trace context of the request: of the receiver''s span where that is sampled, else the sender''s; empty after erasure';
 
 COMMENT ON COLUMN event.erased_at IS 'time at which the entity was erased: entity_id is a pseudonym, and nothing else names it';
 
@@ -1643,8 +1798,8 @@ BEGIN
     IF NOT (NEW.state IN ('asked', 'running')) THEN
         RETURN NEW;
     END IF;
-    IF (NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase, prune and readmit', DETAIL = 'given: ' || coalesce(left(NEW.kind, 100), 'null'), ERRCODE = 'check_violation';
+    IF (NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase, prune, readmit, stop and continue', DETAIL = 'given: ' || coalesce(left(NEW.kind, 100), 'null'), ERRCODE = 'check_violation';
     END IF;
     IF (trim(NEW.reason, E' \t\n\r' || chr(37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '') THEN
         RAISE EXCEPTION USING MESSAGE = 'say why in reason, in letters or digits: it is kept with the command', ERRCODE = 'check_violation';
@@ -1655,17 +1810,17 @@ BEGIN
     IF (jsonb_typeof(NEW.selection) <> 'object') THEN
         RAISE EXCEPTION USING MESSAGE = 'selection is a JSON object, such as {"route": "crm"}', ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.kind = 'replay' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'force', 'backfill', 'everything'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a replay has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, force, backfill and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'force', 'backfill', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    IF (NEW.kind = 'replay' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'until_fact', 'state', 'force', 'backfill', 'everything'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a replay has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, until_fact, state, force, backfill and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'until_fact', 'state', 'force', 'backfill', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.kind = 'retry' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a retry has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    IF (NEW.kind = 'retry' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a retry has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.kind = 'cancel' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a cancel has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    IF (NEW.kind = 'cancel' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'state', 'everything'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a cancel has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, state and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'state', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.kind = 'unblock' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'an unblock has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    IF (NEW.kind = 'unblock' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'an unblock has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
     END IF;
     IF (NEW.kind = 'pause' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'))) THEN
         RAISE EXCEPTION USING MESSAGE = 'a pause has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
@@ -1685,11 +1840,29 @@ BEGIN
     IF (NEW.kind = 'readmit' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('id', 'source', 'cause', 'status', 'error', 'since', 'until', 'everything'))) THEN
         RAISE EXCEPTION USING MESSAGE = 'a readmit has no such key in its selection; its keys are id, source, cause, status, error, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('id', 'source', 'cause', 'status', 'error', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
     END IF;
+    IF (NEW.kind = 'stop' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('command'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a stop has no such key in its selection; its keys are command', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('command') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'continue' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('command'))) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a continue has no such key in its selection; its keys are command', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('command') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
     IF (NEW.selection -> 'route' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'route') <> 'string' OR NEW.selection ->> 'route' = '')) THEN
         RAISE EXCEPTION USING MESSAGE = 'route is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'route', 100), 'null'), ERRCODE = 'check_violation';
     END IF;
     IF (NEW.selection -> 'seq' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'seq') <> 'number' OR NEW.selection ->> 'seq' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'seq' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
         RAISE EXCEPTION USING MESSAGE = 'seq is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'seq', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'seqs' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'seqs') <> 'array' THEN true
+            WHEN jsonb_array_length(NEW.selection -> 'seqs') NOT BETWEEN 1 AND 200 THEN true
+            ELSE EXISTS (SELECT 1 FROM jsonb_array_elements(NEW.selection -> 'seqs') AS e (item) WHERE CASE WHEN jsonb_typeof(e.item) <> 'number' OR e.item #>> '{}' ~ '[.]' THEN true
+                ELSE CAST(e.item AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END) END)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'seqs is a list of 1 to 200 numbers, each a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'seqs', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'deliveries' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'deliveries') <> 'array' THEN true ELSE EXISTS (SELECT 1 FROM jsonb_array_elements(NEW.selection -> 'deliveries') AS e (item) WHERE jsonb_typeof(e.item) <> 'string') END)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'deliveries is a list of texts', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'deliveries', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'state' IS NOT NULL AND coalesce(NEW.selection ->> 'state' NOT IN ('dead', 'blocked', 'retrying', 'ready', 'waiting', 'received', 'delivered', 'unchanged', 'skipped', 'cancelled', 'corrected'), true)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'state is one of dead, blocked, retrying, ready, waiting, received, delivered, unchanged, skipped, cancelled or corrected', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'state', 100), 'null'), ERRCODE = 'check_violation';
     END IF;
     IF (NEW.selection -> 'id' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'id') <> 'number' OR NEW.selection ->> 'id' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'id' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
         RAISE EXCEPTION USING MESSAGE = 'id is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'id', 100), 'null'), ERRCODE = 'check_violation';
@@ -1730,8 +1903,14 @@ BEGIN
     IF (NEW.selection -> 'until' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'until') <> 'string' OR NEW.selection ->> 'until' !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$')) THEN
         RAISE EXCEPTION USING MESSAGE = 'until is a time with an offset from UTC, such as 2026-01-31T10:00:00Z', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'until', 100), 'null'), ERRCODE = 'check_violation';
     END IF;
+    IF (NEW.selection -> 'until_fact' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'until_fact') <> 'number' OR NEW.selection ->> 'until_fact' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'until_fact' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'until_fact is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'until_fact', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
     IF (NEW.selection -> 'kinds' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'kinds') <> 'array' THEN true ELSE EXISTS (SELECT 1 FROM jsonb_array_elements(NEW.selection -> 'kinds') AS e (item) WHERE jsonb_typeof(e.item) <> 'string') END)) THEN
         RAISE EXCEPTION USING MESSAGE = 'kinds is a list of texts', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'kinds', 100), 'null'), ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.selection -> 'command' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'command') <> 'number' OR NEW.selection ->> 'command' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'command' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'command is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'command', 100), 'null'), ERRCODE = 'check_violation';
     END IF;
     IF (NEW.selection -> 'force' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'force') <> 'boolean')) THEN
         RAISE EXCEPTION USING MESSAGE = 'force is true or false', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'force', 100), 'null'), ERRCODE = 'check_violation';
@@ -1750,17 +1929,17 @@ BEGIN
     IF (CAST(NEW.selection ->> 'since' AS timestamptz) >= CAST(NEW.selection ->> 'until' AS timestamptz)) THEN
         RAISE EXCEPTION USING MESSAGE = 'since is before until: exchange the two', ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.kind = 'replay' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a replay without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
+    IF (NEW.kind = 'replay' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seqs' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'deliveries' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'state' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a replay without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until or state; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.kind = 'retry' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a retry without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
+    IF (NEW.kind = 'retry' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seqs' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'deliveries' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a retry without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.kind = 'cancel' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a cancel without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
+    IF (NEW.kind = 'cancel' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seqs' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'deliveries' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'state' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a cancel without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until or state; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.kind = 'unblock' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'an unblock without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
+    IF (NEW.kind = 'unblock' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seqs' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'deliveries' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'an unblock without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
     END IF;
     IF (NEW.kind = 'readmit' AND CASE WHEN NEW.selection -> 'id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
         RAISE EXCEPTION USING MESSAGE = 'a readmit without a condition is about everything that it could change: name one of id, source, cause, status, error, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
@@ -1780,8 +1959,17 @@ BEGIN
     IF (NEW.kind = 'erase' AND CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END <> 3) THEN
         RAISE EXCEPTION USING MESSAGE = 'name the entity that is to be erased: source, entity_type and entity_id', ERRCODE = 'check_violation';
     END IF;
-    IF (NEW.kind IN ('pause', 'resume', 'sweep') AND NEW.dry_run) THEN
-        RAISE EXCEPTION USING MESSAGE = 'pause, resume and sweep have no dry run', ERRCODE = 'check_violation';
+    IF (NEW.kind IN ('stop', 'continue') AND NOT (NEW.selection -> 'command' IS NOT NULL)) THEN
+        RAISE EXCEPTION USING MESSAGE = 'name the command by its number: command', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'cancel' AND NEW.selection -> 'state' IS NOT NULL AND NEW.selection ->> 'state' NOT IN ('dead', 'blocked', 'retrying', 'ready', 'waiting', 'received')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a cancel is about deliveries that are dead, blocked, retrying, ready, waiting or received: no other state', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind = 'replay' AND NEW.selection -> 'state' IS NOT NULL AND NEW.selection ->> 'state' NOT IN ('dead', 'blocked', 'delivered', 'unchanged', 'skipped', 'cancelled', 'corrected')) THEN
+        RAISE EXCEPTION USING MESSAGE = 'a replay is about deliveries that are dead, blocked, delivered, unchanged, skipped, cancelled or corrected: no other state', ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.kind IN ('pause', 'resume', 'sweep', 'stop', 'continue') AND NEW.dry_run) THEN
+        RAISE EXCEPTION USING MESSAGE = 'pause, resume, sweep, stop and continue have no dry run', ERRCODE = 'check_violation';
     END IF;
     RETURN NEW;
 END $$;
@@ -1930,6 +2118,8 @@ REVOKE ALL ON FUNCTION inbox_payload_retire_leaf(text) FROM PUBLIC;
 INSERT INTO order_lock (id) VALUES (1);
 
 INSERT INTO payload_lock (id) VALUES (1);
+
+INSERT INTO payload_learner (id) VALUES (1);
 
 INSERT INTO pruner (id) VALUES (1);
 

@@ -3,7 +3,7 @@ CREATE TABLE alert ( -- One row when a problem begins and one when it ends, neve
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- time of the change
     at TEXT NOT NULL,
-    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind
+    -- delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped, retention_behind or payloads_changed
     kind TEXT NOT NULL,
     -- subject, such as a destination's name
     subject TEXT NOT NULL,
@@ -162,7 +162,7 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     body_is_text BOOLEAN DEFAULT false NOT NULL,
     -- SHA-256 of the body; stays after its payload is gone
     body_sha256 BLOB NOT NULL,
-    -- W3C trace context of the request; empty after erasure
+    -- W3C trace context of the request: of the receiver's span where that is sampled, else the sender's; empty after erasure
     traceparent TEXT,
     -- time at which the entity was erased: entity_id is a pseudonym, and nothing else names it
     erased_at TEXT,
@@ -271,11 +271,17 @@ CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
-CREATE TABLE order_lock ( -- One row, locked by every transaction that ends or makes the head of a lane.
+CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or make heads on any route.
     -- always 1
     id INTEGER NOT NULL,
     CONSTRAINT pk_order_lock PRIMARY KEY (id),
     CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
+);
+
+CREATE TABLE route_lock ( -- One row for each route, locked by every transaction that ends or makes the head of a lane on it. Added by relays, and never removed. Empty on SQLite.
+    -- name of the route
+    route TEXT NOT NULL,
+    CONSTRAINT pk_route_lock PRIMARY KEY (route)
 );
 
 CREATE TABLE payload_lock ( -- One row. What opens deliveries of stored events shares its lock; what deletes payloads or events has it alone.
@@ -283,6 +289,108 @@ CREATE TABLE payload_lock ( -- One row. What opens deliveries of stored events s
     id INTEGER NOT NULL,
     CONSTRAINT pk_payload_lock PRIMARY KEY (id),
     CONSTRAINT ck_payload_lock_one_row CHECK (id = 1)
+);
+
+CREATE TABLE payload_change ( -- Changes of payloads that relays found. One is open for 14 days, unless it is acknowledged or the field returns. The newest 500 of each source stay.
+    -- number of the change
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- time at which a relay found it; database clock
+    found_at TEXT NOT NULL,
+    -- source of the events
+    source TEXT NOT NULL,
+    -- event type, as in payload_field
+    event_type TEXT NOT NULL,
+    -- path in the payload, as in payload_field
+    path TEXT NOT NULL,
+    -- added: a new field; type: a new type of a known one; missing: nearly all events had it
+    change TEXT NOT NULL,
+    -- first event that shows it: inbox.seq
+    seq BIGINT NOT NULL,
+    -- time of its arrival
+    at TEXT NOT NULL,
+    -- of added and type: the new JSON type
+    type TEXT,
+    -- of type: types until then; of missing: how many events had it
+    usual TEXT,
+    -- of missing: time at which a relay found the field again; the change is over
+    returned_at TEXT,
+    -- time at which an operator acknowledged it; the change is over
+    acknowledged_at TEXT,
+    -- operator who acknowledged it
+    acknowledged_by TEXT,
+    CONSTRAINT ck_payload_change_change CHECK (change IN ('added', 'type', 'missing')),
+    CONSTRAINT ck_payload_change_found_at_is_readable CHECK (date(substr(found_at, 1, 10)) IS substr(found_at, 1, 10) AND found_at >= '0001-01-01 00:00:00.000000Z' AND (length(found_at) = 10 OR substr(found_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_change_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_change_returned_at_is_readable CHECK (date(substr(returned_at, 1, 10)) IS substr(returned_at, 1, 10) AND returned_at >= '0001-01-01 00:00:00.000000Z' AND (length(returned_at) = 10 OR substr(returned_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_change_acknowledged_at_is_readable CHECK (date(substr(acknowledged_at, 1, 10)) IS substr(acknowledged_at, 1, 10) AND acknowledged_at >= '0001-01-01 00:00:00.000000Z' AND (length(acknowledged_at) = 10 OR substr(acknowledged_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE INDEX ix_payload_change_open ON payload_change (id) WHERE acknowledged_at IS NULL AND returned_at IS NULL;
+
+CREATE INDEX ix_payload_change_source ON payload_change (source, id);
+
+CREATE TABLE payload_field ( -- Shape of the payloads of each event type, as relays learn it: paths and types, no values. Figures, not facts: relays learn from some events only while many arrive.
+    -- number of the row
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- source of the events
+    source TEXT NOT NULL,
+    -- event type; * for all beyond the first 100 of a source, and for very long ones
+    event_type TEXT NOT NULL,
+    -- path in the payload, such as $.items[].sku; keys that are data are *
+    path TEXT NOT NULL,
+    -- JSON type that was seen there; text: the body is no JSON; any: this row counts the events that have the path at all
+    type TEXT NOT NULL,
+    -- learned events that have it
+    events BIGINT DEFAULT 0 NOT NULL,
+    -- first of them: inbox.seq
+    first_seq BIGINT NOT NULL,
+    -- time of its arrival
+    first_at TEXT NOT NULL,
+    -- last of them: inbox.seq
+    last_seq BIGINT NOT NULL,
+    -- time of its arrival
+    last_at TEXT NOT NULL,
+    -- of type any: later events without the path, though the object around it was there
+    absent BIGINT DEFAULT 0 NOT NULL,
+    -- of type any: the last of these in a row
+    missed BIGINT DEFAULT 0 NOT NULL,
+    -- of type any: first of these in a row: inbox.seq
+    missed_seq BIGINT,
+    -- of type any: time of its arrival
+    missed_at TEXT,
+    -- of type any: true: an object with so many different keys that they are data; below it, all are *
+    is_map BOOLEAN DEFAULT false NOT NULL,
+    CONSTRAINT ck_payload_field_first_at_is_readable CHECK (date(substr(first_at, 1, 10)) IS substr(first_at, 1, 10) AND first_at >= '0001-01-01 00:00:00.000000Z' AND (length(first_at) = 10 OR substr(first_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_field_last_at_is_readable CHECK (date(substr(last_at, 1, 10)) IS substr(last_at, 1, 10) AND last_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_at) = 10 OR substr(last_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_field_missed_at_is_readable CHECK (date(substr(missed_at, 1, 10)) IS substr(missed_at, 1, 10) AND missed_at >= '0001-01-01 00:00:00.000000Z' AND (length(missed_at) = 10 OR substr(missed_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE INDEX ix_payload_field_shape ON payload_field (source, event_type);
+
+CREATE TABLE payload_learner ( -- One row: how far relays have learned the shapes of payloads, and the relay that learns now.
+    -- always 1
+    id INTEGER NOT NULL,
+    -- every event up to here was learned or passed over: inbox.seq; empty: none yet
+    position BIGINT,
+    -- highest inbox.seq at horizon_at: a minute later, all up to it are committed
+    horizon BIGINT,
+    -- time of that look; database clock
+    horizon_at TEXT,
+    -- events learned in all
+    learned BIGINT DEFAULT 0 NOT NULL,
+    -- events in all that were not learned, as too many had arrived
+    passed_over BIGINT DEFAULT 0 NOT NULL,
+    -- time at which the last round ended; database clock
+    ran_at TEXT,
+    -- while a relay learns: end of its lease; database clock
+    lease_until TEXT,
+    -- while a relay learns: relay_node.id of the process
+    held_by TEXT,
+    CONSTRAINT pk_payload_learner PRIMARY KEY (id),
+    CONSTRAINT ck_payload_learner_one_row CHECK (id = 1),
+    CONSTRAINT ck_payload_learner_horizon_at_is_readable CHECK (date(substr(horizon_at, 1, 10)) IS substr(horizon_at, 1, 10) AND horizon_at >= '0001-01-01 00:00:00.000000Z' AND (length(horizon_at) = 10 OR substr(horizon_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_learner_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_learner_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE TABLE payload_reveal ( -- One row each time that the operator's page showed the headers and body of an event, written before it did.
@@ -297,7 +405,7 @@ CREATE TABLE payload_reveal ( -- One row each time that the operator's page show
     -- reason that it gave
     reason TEXT NOT NULL,
     CONSTRAINT ck_payload_reveal_who CHECK (trim(who) <> ''),
-    CONSTRAINT ck_payload_reveal_reason CHECK (trim(reason) <> ''),
+    CONSTRAINT ck_payload_reveal_reason CHECK (NOT (trim(reason, ' ' || char(9, 10, 13, 37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '')),
     CONSTRAINT ck_payload_reveal_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
@@ -405,9 +513,9 @@ CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NO
 CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; the daemon executes and answers it.
     -- number of the command
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- replay, retry, cancel, unblock, pause, resume, sweep, erase, prune or readmit
+    -- replay, retry, cancel, unblock, pause, resume, sweep, erase, prune, readmit, stop or continue
     kind TEXT NOT NULL,
-    -- what it is about, as a JSON object: route, seq, id, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, kinds, force, backfill, everything
+    -- what it is about, as a JSON object: route, seq, seqs, deliveries, state, id, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, until_fact, kinds, command, force, backfill, everything
     selection JSON DEFAULT '{}' NOT NULL,
     -- reason given by the operator
     reason TEXT NOT NULL,
@@ -435,7 +543,7 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     failed BIGINT DEFAULT 0 NOT NULL,
     -- last delivery that could not be changed, with its error
     error TEXT,
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
     CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
@@ -543,7 +651,7 @@ SELECT i.seq, r.value AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        l.kind AS last_fact, l.at AS last_fact_at,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> '$.calls[#-1].status' ELSE l.detail ->> '$.calls[#-1].status' END AS last_status,
-       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CASE WHEN length(l.detail ->> 'by') BETWEEN 1 AND 18 AND l.detail ->> 'by' NOT GLOB '*[^0-9]*' THEN CAST(l.detail ->> 'by' AS bigint) END END AS superseded_by
 FROM inbox i JOIN json_each(i.routes) r
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.value
 LEFT JOIN delivery_log l ON l.id = (
@@ -559,7 +667,7 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        l.kind AS last_fact, l.at AS last_fact_at,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> '$.calls[#-1].status' ELSE l.detail ->> '$.calls[#-1].status' END AS last_status,
-       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CASE WHEN length(l.detail ->> 'by') BETWEEN 1 AND 18 AND l.detail ->> 'by' NOT GLOB '*[^0-9]*' THEN CAST(l.detail ->> 'by' AS bigint) END END AS superseded_by
 FROM inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
 LEFT JOIN delivery_log l ON l.id = (
@@ -575,7 +683,7 @@ SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id,
        l.kind AS last_fact, l.at AS last_fact_at,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
        CASE WHEN o.seq IS NOT NULL THEN e.detail ->> '$.calls[#-1].status' ELSE l.detail ->> '$.calls[#-1].status' END AS last_status,
-       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CASE WHEN length(l.detail ->> 'by') BETWEEN 1 AND 18 AND l.detail ->> 'by' NOT GLOB '*[^0-9]*' THEN CAST(l.detail ->> 'by' AS bigint) END END AS superseded_by
 FROM inbox i
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = CAST(NULL AS text)
 LEFT JOIN delivery_log l ON l.id = (
@@ -657,7 +765,7 @@ UNION ALL
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(i.received_at)) * 86400, 3) AS for_seconds,
        'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1000) o JOIN inbox i ON i.seq = o.seq
-WHERE i.received_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z' AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
+WHERE i.received_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z' AND NOT EXISTS (SELECT 1 FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
 UNION ALL
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.due_at)) * 86400, 3) AS for_seconds,
        CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
@@ -670,21 +778,18 @@ FROM (
             UNION ALL
             SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
         SELECT route FROM found WHERE route IS NOT NULL) r CROSS JOIN open_delivery o ON o.rowid IN (SELECT o.rowid FROM open_delivery o WHERE o.route = r.route AND o.state = 'ready' AND o.due_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z' ORDER BY o.due_at, o.seq LIMIT 1000) JOIN inbox i ON i.seq = o.seq
-WHERE r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
+WHERE r.route NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
   AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z')
   AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
                   WHERE k.route = o.route AND (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' OR g.rate_used_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z'))
-  AND NOT EXISTS (
-    SELECT 1 FROM gate g
-    WHERE g.paused_at IS NOT NULL
-      AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
-        OR (g.kind = 'entity' AND g.name = replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'))))
+  AND o.route NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'route' AND g.paused_at IS NOT NULL) AND i.source NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'source' AND g.paused_at IS NOT NULL)
+  AND coalesce(replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'), '') NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL)
 UNION ALL
 SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, round((julianday('now') - julianday(r.lease_until)) * 86400, 3),
        'its lease ran out, and no relay has rescued it', NULL
 FROM open_delivery r
 WHERE r.state = 'in_flight' AND r.lease_until < strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z'
-  AND r.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
+  AND r.route NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
   AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z')
 UNION ALL
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(l.at)) * 86400, 3) AS for_seconds,
@@ -901,6 +1006,9 @@ FROM (
     UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'payload_change' AS table_name, coalesce((SELECT max(rowid) FROM payload_change) - (SELECT min(rowid) FROM payload_change) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'payload_field' AS table_name, coalesce((SELECT max(rowid) FROM payload_field) - (SELECT min(rowid) FROM payload_field) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'payload_learner' AS table_name, coalesce((SELECT max(rowid) FROM payload_learner) - (SELECT min(rowid) FROM payload_learner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'payload_lock' AS table_name, coalesce((SELECT max(rowid) FROM payload_lock) - (SELECT min(rowid) FROM payload_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'payload_reveal' AS table_name, coalesce((SELECT max(rowid) FROM payload_reveal) - (SELECT min(rowid) FROM payload_reveal) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'pruner' AS table_name, coalesce((SELECT max(rowid) FROM pruner) - (SELECT min(rowid) FROM pruner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
@@ -908,6 +1016,7 @@ FROM (
     UNION ALL SELECT 'rejected_request' AS table_name, coalesce((SELECT max(rowid) FROM rejected_request) - (SELECT min(rowid) FROM rejected_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'relay_command' AS table_name, coalesce((SELECT max(rowid) FROM relay_command) - (SELECT min(rowid) FROM relay_command) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'relay_node' AS table_name, coalesce((SELECT max(rowid) FROM relay_node) - (SELECT min(rowid) FROM relay_node) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'route_lock' AS table_name, coalesce((SELECT max(rowid) FROM route_lock) - (SELECT min(rowid) FROM route_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'sweep_watermark' AS table_name, coalesce((SELECT max(rowid) FROM sweep_watermark) - (SELECT min(rowid) FROM sweep_watermark) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'throughput_minute' AS table_name, coalesce((SELECT max(rowid) FROM throughput_minute) - (SELECT min(rowid) FROM throughput_minute) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'write_probe' AS table_name, coalesce((SELECT max(rowid) FROM write_probe) - (SELECT min(rowid) FROM write_probe) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
@@ -973,23 +1082,29 @@ END;
 CREATE TRIGGER relay_command_refuses_insert BEFORE INSERT ON relay_command
 WHEN NEW.state IN ('asked', 'running')
 BEGIN
-    SELECT RAISE(ABORT, 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase, prune and readmit') WHERE NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit');
+    SELECT RAISE(ABORT, 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase, prune, readmit, stop and continue') WHERE NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue');
     SELECT RAISE(ABORT, 'say why in reason, in letters or digits: it is kept with the command') WHERE trim(NEW.reason, ' ' || char(9, 10, 13, 37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '';
     SELECT RAISE(ABORT, 'a reason has at most 2000 characters: every fact of the command repeats it') WHERE length(NEW.reason) > 2000;
     SELECT RAISE(ABORT, 'dry_run is true or false') WHERE NEW.dry_run NOT IN (0, 1);
     SELECT RAISE(ABORT, 'selection is a JSON object, such as {"route": "crm"}') WHERE CASE WHEN json_valid(NEW.selection) THEN json_type(NEW.selection) <> 'object' ELSE 1 END;
-    SELECT RAISE(ABORT, 'a replay has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, force, backfill and everything') WHERE NEW.kind = 'replay' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'force', 'backfill', 'everything'));
-    SELECT RAISE(ABORT, 'a retry has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything') WHERE NEW.kind = 'retry' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'));
-    SELECT RAISE(ABORT, 'a cancel has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything') WHERE NEW.kind = 'cancel' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'));
-    SELECT RAISE(ABORT, 'an unblock has no such key in its selection; its keys are route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything') WHERE NEW.kind = 'unblock' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'));
+    SELECT RAISE(ABORT, 'a replay has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, until_fact, state, force, backfill and everything') WHERE NEW.kind = 'replay' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'until_fact', 'state', 'force', 'backfill', 'everything'));
+    SELECT RAISE(ABORT, 'a retry has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything') WHERE NEW.kind = 'retry' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'));
+    SELECT RAISE(ABORT, 'a cancel has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, state and everything') WHERE NEW.kind = 'cancel' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'state', 'everything'));
+    SELECT RAISE(ABORT, 'an unblock has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything') WHERE NEW.kind = 'unblock' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'));
     SELECT RAISE(ABORT, 'a pause has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id') WHERE NEW.kind = 'pause' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'));
     SELECT RAISE(ABORT, 'a resume has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id') WHERE NEW.kind = 'resume' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'));
     SELECT RAISE(ABORT, 'a sweep has no such key in its selection; its keys are source and entity_type') WHERE NEW.kind = 'sweep' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('source', 'entity_type'));
     SELECT RAISE(ABORT, 'an erase has no such key in its selection; its keys are source, entity_type and entity_id') WHERE NEW.kind = 'erase' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('source', 'entity_type', 'entity_id'));
     SELECT RAISE(ABORT, 'a prune has no such key in its selection; its keys are kinds') WHERE NEW.kind = 'prune' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('kinds'));
     SELECT RAISE(ABORT, 'a readmit has no such key in its selection; its keys are id, source, cause, status, error, since, until and everything') WHERE NEW.kind = 'readmit' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('id', 'source', 'cause', 'status', 'error', 'since', 'until', 'everything'));
+    SELECT RAISE(ABORT, 'a stop has no such key in its selection; its keys are command') WHERE NEW.kind = 'stop' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('command'));
+    SELECT RAISE(ABORT, 'a continue has no such key in its selection; its keys are command') WHERE NEW.kind = 'continue' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('command'));
     SELECT RAISE(ABORT, 'route is a text that is not empty') WHERE json_type(NEW.selection, '$.route') IS NOT NULL AND (json_type(NEW.selection, '$.route') <> 'text' OR NEW.selection ->> '$.route' = '');
     SELECT RAISE(ABORT, 'seq is a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.seq') IS NOT NULL AND (json_type(NEW.selection, '$.seq') <> 'integer' OR NEW.selection ->> '$.seq' NOT BETWEEN 0 AND 9223372036854775807);
+    SELECT RAISE(ABORT, 'seqs is a list of 1 to 200 numbers, each a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.seqs') IS NOT NULL AND (json_type(NEW.selection, '$.seqs') <> 'array' OR json_array_length(NEW.selection, '$.seqs') NOT BETWEEN 1 AND 200
+            OR EXISTS (SELECT 1 FROM json_each(NEW.selection, '$.seqs') e WHERE e.type <> 'integer' OR e.value NOT BETWEEN 0 AND 9223372036854775807));
+    SELECT RAISE(ABORT, 'deliveries is a list of texts') WHERE json_type(NEW.selection, '$.deliveries') IS NOT NULL AND (json_type(NEW.selection, '$.deliveries') <> 'array' OR EXISTS (SELECT 1 FROM json_each(NEW.selection, '$.deliveries') e WHERE e.type <> 'text'));
+    SELECT RAISE(ABORT, 'state is one of dead, blocked, retrying, ready, waiting, received, delivered, unchanged, skipped, cancelled or corrected') WHERE json_type(NEW.selection, '$.state') IS NOT NULL AND coalesce(NEW.selection ->> '$.state' NOT IN ('dead', 'blocked', 'retrying', 'ready', 'waiting', 'received', 'delivered', 'unchanged', 'skipped', 'cancelled', 'corrected'), 1);
     SELECT RAISE(ABORT, 'id is a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.id') IS NOT NULL AND (json_type(NEW.selection, '$.id') <> 'integer' OR NEW.selection ->> '$.id' NOT BETWEEN 0 AND 9223372036854775807);
     SELECT RAISE(ABORT, 'source is a text that is not empty') WHERE json_type(NEW.selection, '$.source') IS NOT NULL AND (json_type(NEW.selection, '$.source') <> 'text' OR NEW.selection ->> '$.source' = '');
     SELECT RAISE(ABORT, 'entity_type is a text that is not empty') WHERE json_type(NEW.selection, '$.entity_type') IS NOT NULL AND (json_type(NEW.selection, '$.entity_type') <> 'text' OR NEW.selection ->> '$.entity_type' = '');
@@ -1003,22 +1118,27 @@ BEGIN
     SELECT RAISE(ABORT, 'event_type is a text that is not empty') WHERE json_type(NEW.selection, '$.event_type') IS NOT NULL AND (json_type(NEW.selection, '$.event_type') <> 'text' OR NEW.selection ->> '$.event_type' = '');
     SELECT RAISE(ABORT, 'since is a time with an offset from UTC, such as 2026-01-31T10:00:00Z') WHERE json_type(NEW.selection, '$.since') IS NOT NULL AND (json_type(NEW.selection, '$.since') <> 'text' OR NOT (NEW.selection ->> '$.since' GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9]*' AND (NEW.selection ->> '$.since' GLOB '*[Zz]' OR NEW.selection ->> '$.since' GLOB '*[+-][0-2][0-9]:[0-5][0-9]') AND date(substr(NEW.selection ->> '$.since', 1, 10)) IS substr(NEW.selection ->> '$.since', 1, 10) AND julianday(upper(NEW.selection ->> '$.since')) IS NOT NULL));
     SELECT RAISE(ABORT, 'until is a time with an offset from UTC, such as 2026-01-31T10:00:00Z') WHERE json_type(NEW.selection, '$.until') IS NOT NULL AND (json_type(NEW.selection, '$.until') <> 'text' OR NOT (NEW.selection ->> '$.until' GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9]*' AND (NEW.selection ->> '$.until' GLOB '*[Zz]' OR NEW.selection ->> '$.until' GLOB '*[+-][0-2][0-9]:[0-5][0-9]') AND date(substr(NEW.selection ->> '$.until', 1, 10)) IS substr(NEW.selection ->> '$.until', 1, 10) AND julianday(upper(NEW.selection ->> '$.until')) IS NOT NULL));
+    SELECT RAISE(ABORT, 'until_fact is a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.until_fact') IS NOT NULL AND (json_type(NEW.selection, '$.until_fact') <> 'integer' OR NEW.selection ->> '$.until_fact' NOT BETWEEN 0 AND 9223372036854775807);
     SELECT RAISE(ABORT, 'kinds is a list of texts') WHERE json_type(NEW.selection, '$.kinds') IS NOT NULL AND (json_type(NEW.selection, '$.kinds') <> 'array' OR EXISTS (SELECT 1 FROM json_each(NEW.selection, '$.kinds') e WHERE e.type <> 'text'));
+    SELECT RAISE(ABORT, 'command is a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.command') IS NOT NULL AND (json_type(NEW.selection, '$.command') <> 'integer' OR NEW.selection ->> '$.command' NOT BETWEEN 0 AND 9223372036854775807);
     SELECT RAISE(ABORT, 'force is true or false') WHERE json_type(NEW.selection, '$.force') IS NOT NULL AND (json_type(NEW.selection, '$.force') NOT IN ('true', 'false'));
     SELECT RAISE(ABORT, 'backfill is true or false') WHERE json_type(NEW.selection, '$.backfill') IS NOT NULL AND (json_type(NEW.selection, '$.backfill') NOT IN ('true', 'false'));
     SELECT RAISE(ABORT, 'everything is true or false') WHERE json_type(NEW.selection, '$.everything') IS NOT NULL AND (json_type(NEW.selection, '$.everything') NOT IN ('true', 'false'));
     SELECT RAISE(ABORT, 'since is before until: exchange the two') WHERE julianday(upper(NEW.selection ->> '$.since')) >= julianday(upper(NEW.selection ->> '$.until'));
-    SELECT RAISE(ABORT, 'a replay without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'replay' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
-    SELECT RAISE(ABORT, 'a retry without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'retry' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
-    SELECT RAISE(ABORT, 'a cancel without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'cancel' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
-    SELECT RAISE(ABORT, 'an unblock without a condition is about everything that it could change: name one of route, seq, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'unblock' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
+    SELECT RAISE(ABORT, 'a replay without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until or state; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'replay' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seqs') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.deliveries') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.state') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
+    SELECT RAISE(ABORT, 'a retry without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'retry' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seqs') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.deliveries') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
+    SELECT RAISE(ABORT, 'a cancel without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until or state; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'cancel' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seqs') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.deliveries') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.state') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
+    SELECT RAISE(ABORT, 'an unblock without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'unblock' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seqs') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.deliveries') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
     SELECT RAISE(ABORT, 'a readmit without a condition is about everything that it could change: name one of id, source, cause, status, error, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'readmit' AND CASE WHEN json_type(NEW.selection, '$.id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
     SELECT RAISE(ABORT, 'name one gate: route, destination, api or source; an entity by its source, entity_type and entity_id') WHERE NEW.kind IN ('pause', 'resume') AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END <> 1;
     SELECT RAISE(ABORT, 'an entity is named by its source, entity_type and entity_id') WHERE NEW.kind IN ('pause', 'resume') AND CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END > 0 AND CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END <> 3;
     SELECT RAISE(ABORT, 'backfill is about one route, with everything that it ever took: name the route') WHERE coalesce(json_type(NEW.selection, '$.backfill') = 'true', 0) AND NOT (json_type(NEW.selection, '$.route') IS NOT NULL);
     SELECT RAISE(ABORT, 'name the source that is to be swept') WHERE NEW.kind = 'sweep' AND NOT (json_type(NEW.selection, '$.source') IS NOT NULL);
     SELECT RAISE(ABORT, 'name the entity that is to be erased: source, entity_type and entity_id') WHERE NEW.kind = 'erase' AND CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END <> 3;
-    SELECT RAISE(ABORT, 'pause, resume and sweep have no dry run') WHERE NEW.kind IN ('pause', 'resume', 'sweep') AND NEW.dry_run;
+    SELECT RAISE(ABORT, 'name the command by its number: command') WHERE NEW.kind IN ('stop', 'continue') AND NOT (json_type(NEW.selection, '$.command') IS NOT NULL);
+    SELECT RAISE(ABORT, 'a cancel is about deliveries that are dead, blocked, retrying, ready, waiting or received: no other state') WHERE NEW.kind = 'cancel' AND json_type(NEW.selection, '$.state') IS NOT NULL AND NEW.selection ->> '$.state' NOT IN ('dead', 'blocked', 'retrying', 'ready', 'waiting', 'received');
+    SELECT RAISE(ABORT, 'a replay is about deliveries that are dead, blocked, delivered, unchanged, skipped, cancelled or corrected: no other state') WHERE NEW.kind = 'replay' AND json_type(NEW.selection, '$.state') IS NOT NULL AND NEW.selection ->> '$.state' NOT IN ('dead', 'blocked', 'delivered', 'unchanged', 'skipped', 'cancelled', 'corrected');
+    SELECT RAISE(ABORT, 'pause, resume, sweep, stop and continue have no dry run') WHERE NEW.kind IN ('pause', 'resume', 'sweep', 'stop', 'continue') AND NEW.dry_run;
 END;
 
 CREATE TRIGGER relay_command_refuses_update BEFORE UPDATE ON relay_command
@@ -1048,6 +1168,8 @@ END;
 INSERT INTO order_lock (id) VALUES (1);
 
 INSERT INTO payload_lock (id) VALUES (1);
+
+INSERT INTO payload_learner (id) VALUES (1);
 
 INSERT INTO pruner (id) VALUES (1);
 

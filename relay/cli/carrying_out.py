@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
+from inbox.cli.login import login_name
 from inbox.cli.tables import Column, Format, show
 from inbox.cli.terminal import (
     FINDING,
@@ -29,6 +30,7 @@ from inbox.cli.terminal import (
 )
 from inbox.cli.wording import counted, shown_state, stays_open
 from inbox.clock import SystemClock
+from inbox.errors import UnusableCommand
 from inbox.events.commands import says_why
 from inbox.events.timestamps import rfc3339
 from inbox.logs.visible import visible_text
@@ -104,7 +106,7 @@ def carry_out(act: Act, texts: Texts, chosen: Selection, reason: str | None, *, 
     number = None
     if yes and reason and plan.count:
         with exit_on_error():
-            number = commands.ask(database, act, chosen, who=getpass.getuser(), why=reason)
+            number = commands.ask(database, act, chosen, who=login_name(), why=reason)
             done = follow(database, config, number, texts.doing, plan.count, done=texts.done)
     elif plan.count and not as_json:
         more = f", {_SAMPLE} of them shown" if plan.count > len(plan.deliveries) else ""
@@ -136,7 +138,8 @@ def follow(database: Database, config: Config, number: int, doing: str, total: i
                 ):
                     time.sleep(_LOOK_AGAIN_SECONDS)
     except KeyboardInterrupt:
-        commands.stop(database, number)
+        with suppress(UnusableCommand):  # it has just ended
+            commands.turn(database, "stop", number, who=login_name(), why="interrupted at the command line")
         say(f"stopped after {_progress(database, number).affected}; `relay resume --command {number}` goes on")
         raise typer.Exit(FINDING) from None
     except DBAPIError:
@@ -160,6 +163,7 @@ def command_text(act: Act, chosen: Selection) -> str:
         "entity": entity,
         "destination": chosen.destination,
         "api": chosen.api,
+        "state": chosen.state,
         "cause": chosen.cause,
         "status": chosen.status,
         "error": chosen.error,
@@ -169,7 +173,7 @@ def command_text(act: Act, chosen: Selection) -> str:
     }
     options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
     options += [flag for flag, is_set in (("--backfill", chosen.backfill), ("--all", chosen.everything)) if is_set]
-    return " ".join(["relay", act, *options, "--reason '…'"])
+    return " ".join(["relay", act, *map(str, chosen.seqs or ()), *options, "--reason '…'"])
 
 
 def _planned(database: Database, choice: Choice, most: int) -> Plan:
@@ -247,7 +251,8 @@ def _other(choice: Choice, act: Act) -> str:
 
 def _for(choice: Choice, act: Act) -> Choice:
     """Return the same conditions for another act."""
-    plain = msgspec.structs.replace(choice.selection, force=False, backfill=False, everything=choice.selection.is_empty)
+    chosen = msgspec.structs.replace(choice.selection, state=None)
+    plain = msgspec.structs.replace(chosen, force=False, backfill=False, everything=chosen.is_empty)
     return msgspec.structs.replace(choice, act=act, selection=plain)
 
 

@@ -21,6 +21,8 @@ from inbox.cli.options import (
     Until,
     parse_entity,
 )
+from inbox.cli.terminal import fail
+from inbox.events.commands import MOST_SEQS
 from relay.cli.carrying_out import Texts, carry_out
 from relay.cli.options import ThisEntity
 
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
 
 Reason = Annotated[str | None, typer.Option(help="Why; it is kept in the log. Needed with --yes.")]
 OfSeq = Annotated[int | None, typer.Option("--seq", min=0, max=MOST_NUMBER, help="This event.")]
+Seqs = Annotated[
+    list[int] | None,
+    typer.Argument(
+        metavar="[SEQ]...", min=0, max=MOST_NUMBER, help=f"These events, at most {MOST_SEQS}.", show_default=False
+    ),
+]
 OfApi = Annotated[
     str | None, typer.Option("--api", help="Only of the routes that ask this api.", autocompletion=names_of("apis"))
 ]
@@ -39,11 +47,21 @@ OfFailure = Annotated[
     str | None,
     typer.Option("--cause", help="Only where the last attempt failed with this error class, such as server_error."),
 ]
+OfDeliveryState = Annotated[
+    str | None,
+    typer.Option("--state", help="Only in this state, such as dead, blocked or retrying.", show_default=False),
+]
+Force = Annotated[bool, typer.Option("--force", help="Even where a later event was delivered, and this would undo it.")]
+Backfill = Annotated[
+    bool,
+    typer.Option("--backfill", help="Of --route: also what was delivered, and what it would take now and never took."),
+]
 All = Annotated[bool, typer.Option("--all", help="All of them; needed without any filter.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")]
 
 
 def replay(
+    seqs: Seqs = None,
     *,
     reason: Reason = None,
     route: OfRoute = None,
@@ -53,43 +71,40 @@ def replay(
     destination: OfDestination = None,
     api: OfApi = None,
     event_type: OfEventType = None,
+    state: OfDeliveryState = None,
     cause: OfCause = None,
     status: OfStatus = None,
     error: OfError = None,
     since: Since = None,
     until: Until = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Even where a later event was delivered, and this would undo it.")
-    ] = False,
-    backfill: Annotated[
-        bool,
-        typer.Option(
-            "--backfill", help="Of --route: also what was delivered, and what it would take now and never took."
-        ),
-    ] = False,
+    force: Force = False,
+    backfill: Backfill = False,
     everything: All = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Replay dead or ended deliveries. Shows the plan; --yes does it.
 
-    Without --seq, --entity or --backfill, only dead letters are replayed. Exits with 1 when there is nothing to replay.
+    Without events, --entity or --backfill, only dead letters are replayed. Exits with 1 when there is nothing to replay.
     Attempts that wait are not dead: `relay retry` makes them due at once.
 
     Examples:
       relay replay --cause exhausted --reason "CRM is back"
       relay replay --destination crm --status 503 --since 2d --reason "CRM is back"
       relay replay --seq 42 --reason "mapping fixed" --yes
+      relay replay 42 43 57 --route to-crm --reason "mapping fixed" --yes
       relay replay --route crm --backfill --since 2026-01-01 --reason "CRM was restored from a backup"
     """
     chosen = _selection(
         route=route,
         seq=seq,
+        seqs=seqs,
         source=source,
         entity=entity,
         destination=destination,
         api=api,
         event_type=event_type,
+        state=state,
         cause=cause,
         status=status,
         error=error,
@@ -104,6 +119,7 @@ def replay(
 
 
 def retry(
+    seqs: Seqs = None,
     *,
     reason: Reason = None,
     route: OfRoute = None,
@@ -136,6 +152,7 @@ def retry(
     chosen = _selection(
         route=route,
         seq=seq,
+        seqs=seqs,
         source=source,
         entity=entity,
         destination=destination,
@@ -153,6 +170,7 @@ def retry(
 
 
 def cancel(
+    seqs: Seqs = None,
     *,
     reason: Reason = None,
     route: OfRoute = None,
@@ -162,6 +180,7 @@ def cancel(
     destination: OfDestination = None,
     api: OfApi = None,
     event_type: OfEventType = None,
+    state: OfDeliveryState = None,
     cause: OfCause = None,
     status: OfStatus = None,
     error: OfError = None,
@@ -177,16 +196,19 @@ def cancel(
 
     Examples:
       relay cancel --seq 42 --reason "a test account"
+      relay cancel --route crm --state dead --reason "the CRM has them from a backup" --yes
       relay cancel --route old-crm --reason "switched off" --yes
     """
     chosen = _selection(
         route=route,
         seq=seq,
+        seqs=seqs,
         source=source,
         entity=entity,
         destination=destination,
         api=api,
         event_type=event_type,
+        state=state,
         cause=cause,
         status=status,
         error=error,
@@ -199,6 +221,7 @@ def cancel(
 
 
 def unblock(
+    seqs: Seqs = None,
     *,
     reason: Reason = None,
     route: OfRoute = None,
@@ -228,6 +251,7 @@ def unblock(
     chosen = _selection(
         route=route,
         seq=seq,
+        seqs=seqs,
         source=source,
         entity=entity,
         destination=destination,
@@ -248,6 +272,7 @@ def _selection(
     *,
     route: str | None,
     seq: int | None,
+    seqs: list[int] | None,
     source: str | None,
     entity: str | None,
     destination: str | None,
@@ -258,16 +283,20 @@ def _selection(
     error: str | None,
     since: datetime | None,
     until: datetime | None,
+    state: str | None = None,
     force: bool = False,
     backfill: bool = False,
     everything: bool = False,
 ) -> Selection:
     from relay.store.operator.selection import Selection
 
+    if seqs and len(seqs) > MOST_SEQS:
+        fail(f"name at most {MOST_SEQS} events: {len(seqs)} are given")
     entity_type, entity_id = parse_entity(entity)
     return Selection(
         route=route,
         seq=seq,
+        seqs=tuple(seqs) if seqs else None,
         source=source,
         entity_type=entity_type,
         entity_id=entity_id,
@@ -279,6 +308,7 @@ def _selection(
         error=error,
         since=since,
         until=until,
+        state=state,
         force=force,
         backfill=backfill,
         everything=everything,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
+from inbox.cli.login import login_name
 from inbox.cli.options import MOST_NUMBER, AsJson, AsNdjson, Columns, OfSource, Wide, parse_entity
 from inbox.cli.tables import Column, format_of, show
 from inbox.cli.terminal import exit_on_error, fail, say
 from inbox.cli.wording import counted
+from inbox.errors import UnusableCommand
 from inbox.events.commands import says_why
 from inbox.events.timestamps import rfc3339
 from relay.cli.carrying_out import command_text, follow
@@ -44,6 +45,7 @@ COLUMNS = (
 )
 
 
+_BY_COMMAND_LINE = "resumed by command line"
 ThisRoute = Annotated[str | None, typer.Option("--route", help="This route.")]
 
 
@@ -111,6 +113,8 @@ def resume(
       relay resume --command 7
     """
     gate = _gate(route, destination, api, source, entity)
+    if reason and not says_why(reason):
+        fail("say why with --reason, or leave it out: it is kept in the log")
     if command is not None:
         if retry or gate is not None:
             fail("--command resumes that command alone: leave out the gate and --retry")
@@ -118,15 +122,15 @@ def resume(
 
         with exit_on_error():
             config, database = open_database()
-            if not commands.go_on(database, command):
-                fail(f"no command {command} was interrupted")
+            try:
+                commands.turn(database, "continue", command, who=login_name(), why=reason or _BY_COMMAND_LINE)
+            except UnusableCommand as error:
+                fail(str(error))
             follow(database, config, command, "continuing", None, done="changed in all")
         return
     if gate is None:
         fail("name what to resume: --route, --destination, --api, --source, --entity or --command")
-    if reason and not says_why(reason):
-        fail("say why with --reason, or leave it out: it is kept in the log")
-    _request("resume", gate, reason or "resumed by command line")
+    _request("resume", gate, reason or _BY_COMMAND_LINE)
     _retry_behind(gate, reason, at_once=retry)
 
 
@@ -142,7 +146,7 @@ def _retry_behind(gate: Gate, reason: str, *, at_once: bool) -> None:
             number, until = selected.wait_until(transaction, Choice("retry", chosen, config))
         if at_once and number:
             why = reason or f"{' '.join(gate.key)} was resumed"
-            asked = commands.ask(database, "retry", chosen, who=getpass.getuser(), why=why)
+            asked = commands.ask(database, "retry", chosen, who=login_name(), why=why)
             follow(database, config, asked, "retrying", number, done="due now")
         elif number and until is not None:
             waits = "waits" if number == 1 else "wait"
@@ -194,7 +198,7 @@ def _request(kind: GateAct, gate: Gate, reason: str) -> None:
         config, database = open_database()
         if mistake := gate.mistake(config):
             fail(mistake)
-        number = commands.ask(database, kind, gate, who=getpass.getuser(), why=reason)
+        number = commands.ask(database, kind, gate, who=login_name(), why=reason)
         execution.work_on(database, config, policies(config), number)
         progress = commands.progress(database, number)
     say(f"{' '.join(gate.key)}: {progress.answer if progress else ''}")

@@ -1,9 +1,12 @@
-"""`relay plan`: shows the changes that would bring a sync route's two sides in sync, and writes nothing."""
+"""`relay plan`: shows the changes that would bring a sync route's two sides in sync, or those of another configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -12,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from inbox.cli.completion import names_of
 from inbox.cli.options import AsJson, AsNdjson, Columns, Since, Wide, parse_entity, require_known
-from inbox.cli.tables import Column, format_of, show
+from inbox.cli.tables import Column, Format, format_of, show
 from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
 from inbox.cli.wording import counted
+from relay.cli import plan_config
 from relay.cli.options import ThisEntity, open_database
 
 if TYPE_CHECKING:
@@ -37,30 +41,68 @@ _PAGE = 200
 
 def plan(
     *,
-    route: Annotated[str, typer.Option("--route", help="The sync route.", autocompletion=names_of("routes"))],
+    route: Annotated[
+        str | None,
+        typer.Option(
+            "--route", help="The sync route; with --config, only this route.", autocompletion=names_of("routes")
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Another configuration, to be compared with today's."),
+    ] = None,
     entity: ThisEntity = None,
     since: Since = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="With --config: only so many events, the newest.")
+    ] = None,
+    fetch: Annotated[
+        bool,
+        typer.Option(
+            "--fetch", help="With --config: also fetch entities, find their counterparts and map them under both."
+        ),
+    ] = False,
     as_json: AsJson = False,
     as_ndjson: AsNdjson = False,
     wide: Wide = False,
     columns: Columns = None,
 ) -> None:
-    """Show the changes that would be made downstream, field by field; nothing is written.
+    """Show the changes that would be made downstream, or what another configuration would change; nothing is written.
 
-    Fetches every entity that the route's source ever named, of the types that the route takes, from both sides, or only the
-    chosen ones, and maps them. An entity whose change is `failed` could not be compared.
+    With --route, fetches every entity that the route's source ever named, of the types that the route takes, from both
+    sides, or only the chosen ones, and maps them. An entity whose change is `failed` could not be compared.
 
-    Exits with 0 when all that were compared are in sync, with 1 when one differs or could not be compared, and with 2 when the
-    command or the configuration is wrong, or the database does not answer.
+    With --config, compares that file with today's inbox.toml over the events that arrived, all of them or the chosen ones:
+    their routes and lanes, and the parts of the requests that follow from the event. Nobody is called without --fetch.
+
+    Exits with 0 when all that were compared are in sync, or become the same under both configurations; with 1 when one
+    differs or could not be compared; and with 2 when the command or a configuration is wrong, or the database does not
+    answer.
 
     Examples:
       relay plan --route user-to-crm
       relay plan --route user-to-crm --entity USER/IDNUMBER1234
-      relay plan --route user-to-crm --since 2026-01-01 --json
+      relay plan --config new.toml --since 1d
+      relay plan --config new.toml --route user-to-crm --fetch --limit 1000 --json
     """
+    form = partial(format_of, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
+    if config is not None:
+        _plan_config(
+            config, form(plan_config.COLUMNS), route=route, entity=entity, since=since, limit=limit, fetch=fetch
+        )
+        return
+    if route is None:
+        fail(
+            "give --route, the sync route whose sides to compare, or --config, a configuration to compare with today's"
+        )
+    if limit is not None or fetch:
+        fail("--limit and --fetch belong to --config")
+    _plan_route(route, form(COLUMNS), entity=entity, since=since)
+
+
+def _plan_route(route: str, form: Format, *, entity: str | None, since: datetime | None) -> None:
     from relay.store.entities import Chosen
 
-    form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     entity_type, entity_id = parse_entity(entity)
     with exit_on_error():
         config, database = open_database()
@@ -82,6 +124,24 @@ def plan(
         say(summary)
     if found:
         raise typer.Exit(FINDING)
+
+
+def _plan_config(
+    path: Path,
+    form: Format,
+    *,
+    route: str | None,
+    entity: str | None,
+    since: datetime | None,
+    limit: int | None,
+    fetch: bool,
+) -> None:
+    from relay.comparison.run import PlanOptions
+    from relay.store.arrived import ArrivalFilter
+
+    entity_type, entity_id = parse_entity(entity)
+    chosen = ArrivalFilter(entity_type=entity_type, entity_id=entity_id, since=since)
+    plan_config.plan_config(path, PlanOptions(events=chosen, route=route, limit=limit, fetches=fetch), form)
 
 
 def _summary(number: int, found: Sequence[Preview]) -> str:

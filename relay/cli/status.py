@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from inbox.cli.options import AsJson, AsNdjson, Columns, Wide
+from inbox.cli.options import AsJson, AsNdjson, At, Columns, Wide, require_past
 from inbox.cli.tables import Column, Format, format_of, show
 from inbox.cli.terminal import FINDING, answer, as_document, as_line, console, exit_on_error, fail, put, put_json
 from relay.cli.options import database_of, load_config
+from relay.cli.status_at import show_status_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from rich.console import RenderableType
     from rich.text import Text
@@ -44,22 +45,28 @@ _LOOK_AGAIN_SECONDS = 3.0
 """A finding has to last this long: the last relay may just have ended as the next one starts."""
 
 
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")]
+Every = Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check", help="Only check that a relay is alive and deliveries move: a service manager's health check."
+    ),
+]
+Here = Annotated[bool, typer.Option("--here", help="With --check: the relay must be on this host.")]
+Sweeps = Annotated[bool, typer.Option("--sweeps", help="Show instead when each sweep ran last, and its findings.")]
+
+
 def status(
     *,
     as_json: AsJson = False,
     wide: Wide = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 2.0,
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check", help="Only check that a relay is alive and deliveries move: a service manager's health check."
-        ),
-    ] = False,
-    here: Annotated[bool, typer.Option("--here", help="With --check: the relay must be on this host.")] = False,
-    sweeps: Annotated[
-        bool, typer.Option("--sweeps", help="Show instead when each sweep ran last, and its findings.")
-    ] = False,
+    watch: Watch = False,
+    every: Every = 2.0,
+    check: Check = False,
+    here: Here = False,
+    sweeps: Sweeps = False,
+    at: At = None,
     columns: Columns = None,
     as_ndjson: AsNdjson = False,
 ) -> None:
@@ -74,36 +81,41 @@ def status(
     the last hour. Deliveries that a pause, a circuit breaker or a rate limit holds back are no finding, nor is a backlog that
     shrinks.
 
-    With --here too, the relay must be on this host, and findings that only a person can fix are left out: blocked lanes,
-    commands.
+    With --here too, the relay must be on this host, and what only a person can fix is left out: blocked lanes, commands.
+
+    With --at, each route's deliveries are counted as they were then: open, retrying after a failure, blocked and dead. It reads
+    the facts since then, at most 1,000,000, and says what is missing. Gates, relays and alerts of that time are not kept.
 
     Examples:
       relay status
       relay status --watch --every 5
       relay status --json
       relay status --sweeps
-      relay status --check
       relay status --check --here --json
+      relay status --at 2h
+      relay status --at 2026-01-31T10:00:00Z --json
     """
     if mistake := _contradiction(
-        watch=watch, check=check, here=here, sweeps=sweeps, listing=bool(columns or as_ndjson)
+        watch=watch, check=check, here=here, sweeps=sweeps, listing=bool(columns or as_ndjson), past=at is not None
     ):
         fail(mistake)
+    if at is not None:
+        show_status_at(require_past(at), as_json=as_json, wide=wide)
+        return
+    found: list[Row] = []
     with exit_on_error():
         config = load_config()
         if sweeps:
             form = format_of(SWEEP_COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
             _show_sweeps(config, form)
-            return
-        if watch:
+        elif watch:
             _watch(_Look(config), every, as_json=as_json, wide=wide)
-            return
-        if not check:
-            for line in _Look(config).output(as_json=as_json, wide=wide):
-                _put(line)
-            return
-        found = _checked(config, here=here)
-    _show_findings(found, as_json=as_json)
+        elif check:
+            found = _checked(config, here=here)
+        else:
+            _put(_Look(config).output(as_json=as_json, wide=wide))
+    if check:
+        _show_findings(found, as_json=as_json)
 
 
 def _show_sweeps(config: Config, form: Format) -> None:
@@ -122,7 +134,9 @@ def _show_findings(found: list[Row], *, as_json: bool) -> None:
         raise typer.Exit(FINDING)
 
 
-def _contradiction(*, watch: bool, check: bool, here: bool, sweeps: bool, listing: bool) -> str | None:
+def _contradiction(*, watch: bool, check: bool, here: bool, sweeps: bool, listing: bool, past: bool) -> str | None:
+    if past and (watch or check or here or sweeps):
+        return "--at shows an earlier time: leave out --watch, --check, --here and --sweeps"
     if watch and (check or sweeps):
         return "--watch shows the whole status: leave out --check and --sweeps"
     if check and sweeps:
@@ -180,11 +194,12 @@ def _as_object(seen: Overview, found: list[Trouble], steps: tuple[NextStep, ...]
     return {**seen_object, "findings": msgspec.to_builtins(found), "next": following}
 
 
-def _put(line: Text | str) -> None:
-    if isinstance(line, str):
-        put_json(line)
-    else:
-        put(line)
+def _put(lines: Iterable[Text | str]) -> None:
+    for line in lines:
+        if isinstance(line, str):
+            put_json(line)
+        else:
+            put(line)
 
 
 def _watch(look: _Look, every: float, *, as_json: bool, wide: bool) -> None:
@@ -193,8 +208,7 @@ def _watch(look: _Look, every: float, *, as_json: bool, wide: bool) -> None:
     try:
         if as_json or not out.is_terminal:
             for lines in _looks(look, every, as_json=as_json, wide=wide):
-                for line in lines:
-                    _put(line)
+                _put(lines)
             return
         from rich.console import Group
         from rich.live import Live

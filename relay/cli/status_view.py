@@ -86,7 +86,7 @@ def lines_of(
     seen: Overview, findings: Sequence[Trouble], steps: Sequence[NextStep], *, width: int | None
 ) -> Iterator[Text]:
     """Yield the lines of all sections. Without a width lines have any length, and times are absolute."""
-    yield _headline(seen, findings)
+    yield _headline(seen, findings, steps)
     yield from _prose("Findings", [_escaped(trouble.why) for trouble in findings], width, mark="!")
     routes, quiet = _shown_routes(seen)
     rows = [_route(route, findings, width) for route in routes]
@@ -125,11 +125,12 @@ def _retention(seen: Overview) -> str:
     return f"pruned: {', '.join(ages)}"
 
 
-def _headline(seen: Overview, findings: Sequence[Trouble]) -> Text:
+def _headline(seen: Overview, findings: Sequence[Trouble], steps: Sequence[NextStep]) -> Text:
+    """Sum it up. Well is what needs nobody, as on the page; `--check` is about findings alone."""
     running = sum(relay.health == "running" for relay in seen.relays)
     number = sum(route.open for route in seen.routes)
     more = " or more" if any(route.at_least for route in seen.routes) else ""
-    is_well = running and not findings
+    is_well = running and not findings and not steps
     line = Text()
     line.append("well" if is_well else "not well", "bold green" if is_well else "bold red")
     line.append(f": {counted(running, 'relay')} running" if running else ": no relay running")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
+from inbox.cli.login import login_name
 from inbox.cli.options import AsNdjson
 from inbox.cli.terminal import FINDING, Doing, answer, as_line, bar, console, exit_on_error, fail, put, put_json, say
 from inbox.cli.wording import counted
@@ -82,7 +82,7 @@ def rebuild(*, as_json: AsArray = False, as_ndjson: AsNdjson = False) -> None:
     style = _style(as_json=as_json, as_ndjson=as_ndjson)
     with exit_on_error():
         config, database = open_database()
-        repaired = _run(database, rebuild_all(database, config, who=getpass.getuser()), "rebuilding", style)
+        repaired = _run(database, rebuild_all(database, config, who=login_name()), "rebuilding", style)
     if style == "sentences":
         number = repaired.differences
         done = f"repaired {counted(number, 'difference')} in" if number else "nothing to repair:"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from relay import steps
 from relay.daemon.generation import Generations
 from relay.daemon.lease_renewal import Leases, claim_of
-from relay.delivery.gates import Gates
+from relay.delivery.gates import Admission, Gates
 from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store import claim, gates
@@ -42,10 +43,11 @@ class Claimer:
     def claim(self) -> int:
         """Fill every pool that wants more; claim one delivery of a route whose breaker is half open. Returns how many."""
         generation = self._generations.active
-        wanted = [(generation.admitted(self.gates, routes, "all"), room) for routes, room in generation.wanted()]
+        wanted = [(self._admitted(routes), room) for routes, room in generation.wanted()]
         claim_filters = generation.claim_filters(self.gates)
         claimed = 0
         self.ran_short = False
+        self._keep_failing(claim.STEP)
         if any(routes for routes, _ in wanted):
             asked_at = self._leases.began_asking()
             found = claim.claim(
@@ -53,7 +55,7 @@ class Claimer:
             )
             claimed = self._submit(found, asked_at)
             self.ran_short = claimed < sum(room for routes, room in wanted if routes)
-        for route in generation.admitted(self.gates, generation.routes, "probe"):
+        for route in self._admitted(generation.routes, "probe"):
             asked_at = self._leases.began_asking()
             found = claim.claim_probe(
                 self._database,
@@ -73,15 +75,29 @@ class Claimer:
 
         While there are any, the next call claims again at once; otherwise a second later.
         """
+        self._keep_failing(claim.STEP_OF_SUSPECTS)
         if self._generations.suspects or time.monotonic() < self._suspects_at:
             return 0
         generation = self._generations.active
-        routes = generation.admitted(self.gates, generation.routes, "all")
+        routes = self._admitted(generation.routes)
         asked_at = self._leases.began_asking()
         found = claim.claim_suspect(self._database, self._node, routes, self.gates.paused_entities, generation.policies)
         claimed = self._submit(found, asked_at)
         self._suspects_at = 0.0 if claimed else time.monotonic() + SUSPECTS_EVERY_SECONDS
         return claimed
+
+    def _keep_failing(self, step: str) -> None:
+        """Let a step that has left deliveries not count as recovered because it asks for none this time."""
+        if self._database.back_offs.of(step, even_late=True):
+            self._database.still_leaves(step)
+
+    def _admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
+        """The routes that gates admit, and where no lock keeps what has arrived from its place, or outcomes from the log."""
+        awaited_from = time.monotonic() - steps.AWAITED_SECONDS
+        kept_out = {route for route, since in self._database.arrivals.locked_since.items() if since > awaited_from}
+        kept_out |= self._database.back_offs.of("record")  # its calls would keep the places of others
+        admitted = self._generations.active.admitted(self.gates, routes, admission)
+        return [route for route in admitted if route not in kept_out]
 
     def _submit(self, claimed: Sequence[Delivery], asked_at: float) -> int:
         self._leases.granted(map(claim_of, claimed), asked_at)

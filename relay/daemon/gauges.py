@@ -1,44 +1,63 @@
 """Gauges of the relay as a whole, read from the database every 15 s, and the meters of its process.
 
-A scrape reads no table. A thread reads the backlog, and less often the longer that takes. `relay.observe` counts events.
+A scrape reads no table. A thread reads backlog, alerts, clock and disk, and less often the longer that takes.
+`relay.observe` counts events.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
+from inbox.db.dialect import failure_of
 from inbox.events.states import OPEN_STATES
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters
+from inbox.telemetry.outlet import outlet_of
 from inbox.telemetry.recorder import ExporterProcess, make_recorder
 from relay.delivery.facts import KINDS
 from relay.delivery.gates import BreakerState
 from relay.observe import BREAKER_VALUES, Observer
-from relay.store import reads
+from relay.steps import Step
+from relay.store import alerts, reads, sizes
 from relay.store.database import Database
 
 READ_EVERY_SECONDS = 15.0
 _SHARE_OF_TIME = 1 / 30
 """The largest share of time for reading: with a million open deliveries, it scans as many rows."""
+_DISK_EVERY_SECONDS = 60.0
 _JOIN_SECONDS = 1.0
 
 
 def meters_of(config: Config) -> Meters:
     """Make the meters of this process. Counters whose labels are known stand at zero from the start."""
-    if config.metrics.relay is None:
+    if outlet_of(config.metrics, "relay") is None:
         return OFF
     meters = make_recorder(metrics.RELAY)
     for kind, names in (("destination", config.destinations), ("api", config.apis)):
         for name in names:
             meters.put(metrics.BREAKER, BREAKER_VALUES.index(BreakerState.CLOSED), kind, name)
+    pausable: dict[str, Iterable[str]] = {
+        "source": config.sources,
+        "route": config.routes,
+        "destination": config.destinations,
+        "api": config.apis,
+    }
+    for kind, named in pausable.items():
+        for name in named:
+            meters.put(metrics.PAUSED, 0, kind, name)
+    for step in get_args(Step):  # Prometheus sees no increase in a counter that begins with its first failure
+        meters.count(metrics.STEP_FAILURES, step, by=0)
+        meters.count(metrics.FAILED_ALONE, step, by=0)
     for route in config.routes:
+        meters.count(metrics.DELIVERY_SECONDS, route, by=0)
         for kind in KINDS:
             meters.count(metrics.FACTS, route, kind, by=0)
     return meters
@@ -66,6 +85,41 @@ class Backlog:
         self._meters.put(metrics.LOOKED, self._clock.now().timestamp())
 
 
+class HealthGauges:
+    """The gauges of alerts, and of the database's clock and disk. Each reading is a transaction of its own."""
+
+    def __init__(self, database: Database, meters: Meters, config: Config) -> None:
+        self._database = database
+        self._meters = meters
+        self._file = sizes.sqlite_file(config)
+        self._now = SystemClock().now
+        self._disk_at = 0.0
+
+    def publish_alerts(self) -> None:
+        """Read the newest alert of each subject. A recovered one is published, too: another relay may have seen it fire."""
+        for row in alerts.newest(self._database):
+            self._meters.put(metrics.ALERT_FIRING, float(row["firing"]), row["kind"], row["subject"])
+
+    def publish_clock(self) -> None:
+        """Compare the clocks of this host and of the database; half of the time of the answer is the way to it."""
+        with self._database.read() as transaction:
+            before = self._now()
+            there = transaction.now()
+            after = self._now()
+        self._meters.put(metrics.CLOCK_SKEW, (there - before - (after - before) / 2).total_seconds())
+
+    def publish_disk(self) -> None:
+        """Read the sizes, once a minute: they change slowly."""
+        if time.monotonic() < self._disk_at:
+            return
+        with self._database.read() as transaction:
+            disk = sizes.read_disk(transaction, self._file)
+        for metric, value in ((metrics.DATABASE_BYTES, disk.size), (metrics.DISK_FREE, disk.free)):
+            if value is not None:
+                self._meters.put(metric, value)
+        self._disk_at = time.monotonic() + _DISK_EVERY_SECONDS
+
+
 @contextmanager
 def publishing_gauges(
     database: Database, config: Config, observer: Observer, exporter: ExporterProcess | None
@@ -75,17 +129,26 @@ def publishing_gauges(
         yield
         return
     backlog, ended = Backlog(database, observer.meters, config), threading.Event()
+    health = HealthGauges(database, observer.meters, config)
+    readings: tuple[tuple[str, Callable[[], None]], ...] = (
+        ("the exporter", (lambda: None) if exporter is None else exporter.ensure),
+        ("the backlog", backlog.publish),
+        ("the alerts", health.publish_alerts),
+        ("the clock", health.publish_clock),
+        ("the disk", health.publish_disk),
+    )
 
     def publish() -> float:
         began = time.monotonic()
-        try:
-            if exporter is not None:
-                exporter.ensure()
-            backlog.publish()
-        except SQLAlchemyError as error:
-            observer.database_trouble("reading the backlog", error)
-        except Exception as error:  # noqa: BLE001  # if this thread ended, the gauges would stand still unnoticed
-            observer.gauges_broke(error)
+        for what, read in readings:
+            try:
+                read()
+            except SQLAlchemyError as error:
+                observer.database_trouble(f"reading {what}", error)
+                if failure_of(error) == "unreachable":  # the others would wait for it as long
+                    break
+            except Exception as error:  # noqa: BLE001  # if this thread ended, the gauges would stand still unnoticed
+                observer.gauges_broke(what, error)
         return max(READ_EVERY_SECONDS, (time.monotonic() - began) / _SHARE_OF_TIME)
 
     def keep() -> None:

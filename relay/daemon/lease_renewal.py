@@ -93,7 +93,7 @@ class LeaseRenewer:
         database: Database,
         held: Leases,
         *,
-        heartbeat: Callable[[], None],
+        heartbeat: Callable[[], object],
         ended: threading.Event,
         steps: Steps,
         observer: Observer,

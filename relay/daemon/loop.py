@@ -1,4 +1,4 @@
-"""The relay's loop, which owns all work; threads beside it make the calls, renew leases, post alerts, sweep and prune.
+"""The relay's loop, which owns all work; threads beside it make the calls, renew leases, post alerts, sweep, prune and learn.
 
 The loop records finished attempts, rescues expired leases, sequences new events and claims due deliveries. Every step is
 a few short transactions; none is open during a call. Other threads hand their results to the loop through one queue.
@@ -21,10 +21,12 @@ from inbox.clock import Clock, SystemClock
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import Generations, LoopEvent, PreparedConfig
+from relay.daemon.learner import Learner
 from relay.daemon.lease_renewal import LeaseRenewer, Leases, claim_of
 from relay.daemon.maintenance import Maintenance
 from relay.daemon.pool import FinishedAttempt
 from relay.daemon.pruner import Pruner
+from relay.daemon.wake_up import Listener
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import Policies, can_be_given_back
 from relay.delivery.rate_holds import asks_for_hold
@@ -38,6 +40,8 @@ BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
 UNRECORDABLE_AGAIN_SECONDS = 30.0
+HEARTBEAT_WAITS_SECONDS = 1.0
+"""For another thread's. The one that renews leases has no time to wait for long."""
 CUT_SECONDS = 1.0
 """The time that calls have to return after they are cut; the watchdog needs a twentieth of it."""
 
@@ -64,6 +68,7 @@ class Relay:
         self._stop = stop = threading.Event()
         self._cut = threading.Event()
         self._ended = threading.Event()
+        self._one_heartbeat = threading.Lock()
         self._events: queue.SimpleQueue[LoopEvent] = queue.SimpleQueue()
         self._described: Policies | None = None
         """The policies whose routes `relay_node` has."""
@@ -73,13 +78,15 @@ class Relay:
         self._to_give_back: list[leases.Claimed] = []
         """Claims to release: never started, or cut before anything was sent."""
         self._poll = BUSY_POLL_SECONDS
-        self._is_behind = False
-        """True when more has arrived than could be sequenced at once."""
+        self._is_woken = False
+        """True while a wake-up waits among the events: one is enough."""
         self._is_idle = False
-        """True when no event came for as long as the last poll."""
-        database.on_failed_alone = observer.failed_alone
+        """True when no result came for as long as the last poll, or until the loop was woken."""
         self._steps = steps = Steps(observer, alert=self._alert, is_healthy=self._takes_writes)
-        self._generations = Generations(prepared, leases=held, stop=stop, now=now, events=self._events)
+        database.on_failed_alone, database.on_left = observer.failed_alone, steps.left
+        self._generations = Generations(
+            prepared, leases=held, stop=stop, now=now, events=self._events, tracer=observer.tracer
+        )
         self._claimer = Claimer(database, self.node, self._generations, leases=held, observer=observer)
         self._maintenance = Maintenance(
             database,
@@ -97,11 +104,20 @@ class Relay:
             database, self.node, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps
         )
         self._pruner = Pruner(database, self.node, prepared.config.retention, stop=stop, observer=observer, steps=steps)
+        self._learner = Learner(database, self.node, prepared.config.sources, stop=stop, observer=observer, steps=steps)
+        self._listener = Listener(database.engine, self.wake, stop=stop, observer=observer)
+        self._listens = prepared.config.database.wake_up
 
     def stop(self) -> None:
         """Stop gracefully: claim nothing more, finish running calls, release the rest. Call it from any other thread."""
         self._stop.set()
         self._events.put(None)
+
+    def wake(self) -> None:
+        """Look for work now, instead of at the end of a poll. Call it from any thread."""
+        if not self._is_woken:
+            self._is_woken = True
+            self._events.put(None)
 
     def cut(self) -> None:
         """Stop now: cut running calls, release those that can't have had an effect. Call it from any other thread."""
@@ -128,17 +144,24 @@ class Relay:
             leaving.callback(self._shut_down)
             renewing.add_done_callback(lambda _: self.stop())  # without renewals nothing may go on
             self._observer.started(self.node, self._generations.active.routes)
+            self._add_routes()
             if not drain:
                 self._sweeper.start()
                 self._pruner.start()
+                self._learner.start()
+                if self._listens:
+                    self._listener.start()
             self._work(drain=drain)
         renewing.result()
         self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
         self._observer.stopped(self.node)
 
     def _start(self) -> None:
-        nodes.start_node(self._database, self.node, socket.gethostname(), os.getpid(), version("inbox-relay"))
-        self._heartbeat()
+        policies = self._generations.active.policies
+        # One transaction: on a slow disk each commit may take seconds.
+        host, pid = socket.gethostname(), os.getpid()
+        nodes.start_node(self._database, self.node, host, pid, version("inbox-relay"), policies=policies)
+        self._described = policies
 
     def _work(self, *, drain: bool) -> None:
         while not self._stop.is_set():
@@ -160,7 +183,7 @@ class Relay:
         self._generations.close_drained()
         done += self._maintenance.run()
         # Of a large backlog, a part is sequenced whenever claims run short or the loop is idle, so that deliveries go on.
-        if not self._is_behind or self._claimer.ran_short or self._is_idle:
+        if not self._database.arrivals.is_behind or self._claimer.ran_short or self._is_idle:
             done += run("sequence", self._sequence, 0)
         if not self._steps.is_awaited("sequence"):
             done += run("claim", self._claimer.claim, 0) + run("claim_suspect", self._claimer.claim_suspect, 0)
@@ -186,19 +209,29 @@ class Relay:
                 self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
                 self._pruner.replace_ages(event.config.retention)
+                self._learner.replace_sources(event.config.sources)
+                self._add_routes()
                 self._observer.reloaded(self.node, self._generations.active.routes)
+            case None:  # or a stop: the loop sees it by itself
+                self._is_woken = False
             case _:
-                pass  # a stop: the loop sees it by itself
+                pass  # another configuration after a stop
+
+    def _add_routes(self) -> None:
+        """Give each route its row of the order lock, once; where that fails, who needs one first adds it."""
+        routes = self._generations.active.policies.keys()
+        self._steps.attempt("adding routes", lambda: self._database.add_routes(routes))
 
     def _give_back(self) -> int:
         """Release unused claims. After a failure all are still there, and repeating it is harmless."""
         if not self._to_give_back:
             return 0
-        policies = self._generations.active.policies
-        returned = leases.give_back(self._database, policies, self.node, self._to_give_back)
-        self._leases.forget(self._to_give_back)
-        self._to_give_back = []
-        self._observer.given_back(returned)
+        policies, left = self._generations.active.policies, list[leases.Claimed]()
+        returned = leases.give_back(self._database, policies, self.node, self._to_give_back, left)
+        self._leases.forget(set(self._to_give_back) - set(left))
+        self._to_give_back = left
+        if returned or not left:
+            self._observer.given_back(returned)
         return returned
 
     def _record(self) -> int:
@@ -218,7 +251,8 @@ class Relay:
                 self._recorded(result)
             number += len(results)
             self._observer.recorded(result for result in results if result.error is None)
-        if recently_failing or any(isinstance(outcome, Failed) or asks_for_hold(outcome) for _, outcome in outcomes):
+        done = [outcome for delivery, outcome in outcomes if claim_of(delivery) not in self._unrecorded]
+        if done and (recently_failing or any(isinstance(each, Failed) or asks_for_hold(each) for each in done)):
             self._claimer.read_gates()
         return number
 
@@ -243,20 +277,29 @@ class Relay:
         while sequence.any_received(self._database):
             batch = sequence.sequence(self._database, self._generations.active.policies, self.node)
             done += batch
-            self._is_behind = batch == sequence.BATCH
-            if not self._is_behind or done >= MOST_SEQUENCED_AT_ONCE or self._generations.in_hand:
+            # Where all of a full batch was done by another relay, or is locked, the next look is for the next round.
+            if (
+                not batch
+                or not self._database.arrivals.is_behind
+                or done >= MOST_SEQUENCED_AT_ONCE
+                or self._generations.in_hand
+            ):
                 break
         return done
 
     def _wait(self, *, busy: bool) -> None:
-        """Wait for an event, at most for the poll: 20 ms after work, twice as long after each idle round, up to 500 ms."""
+        """Wait for an event, at most for the poll: 20 ms after work, twice as long after each idle round, up to 500 ms.
+
+        The listener ends the wait when something is committed; the poll finds what it misses.
+        """
         self._poll = BUSY_POLL_SECONDS if busy else min(self._poll * 2, IDLE_POLL_SECONDS)
         self._accept_within(self._poll)
 
     def _accept_within(self, seconds: float) -> None:
         try:
-            self._accept(self._events.get(timeout=seconds))
-            self._is_idle = False
+            event = self._events.get(timeout=seconds)
+            self._is_idle = event is None
+            self._accept(event)
         except queue.Empty:
             self._is_idle = True
 
@@ -281,6 +324,8 @@ class Relay:
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
         self._pruner.join(CUT_SECONDS)
+        self._learner.join(CUT_SECONDS)
+        self._listener.join(CUT_SECONDS)
 
     def _finish_within(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:
         """Record and release until nothing is in hand. Waits for no outcome long: the database may have recovered."""
@@ -288,28 +333,38 @@ class Relay:
         while (self._generations.in_hand or self._to_give_back) and not unless() and time.monotonic() < deadline:
             self._accept_within(max(min(deadline - time.monotonic(), IDLE_POLL_SECONDS), 0))
             self._collect()
+            self._database.back_offs.all_ended()  # there may be no next try
             self._steps.attempt("giving back", self._give_back)
             self._steps.attempt("recording", self._record)
 
-    def _heartbeat(self) -> None:
-        nodes.heartbeat(self._database, self.node, self._steps.failing)
+    def _heartbeat(self) -> bool:
+        """Store which steps fail now. Returns False while another thread does: of two, the older must not come last."""
+        if not self._one_heartbeat.acquire(timeout=HEARTBEAT_WAITS_SECONDS):
+            return False
+        try:
+            nodes.heartbeat(self._database, self.node, self._steps.failing)
+        finally:
+            self._one_heartbeat.release()
         policies = self._generations.active.policies
         if policies is not self._described:
             nodes.describe_routes(self._database, self.node, policies)
             self._described = policies
+        return True
 
-    def _alert(self, step: str, error: str) -> None:
-        """Alert that a step fails, if the database takes that."""
+    def _alert(self, step: str, error: str) -> bool:
+        """Alert that a step fails. Returns False when the database does not take that now."""
         try:
+            if not self._heartbeat():  # first: a relay that finds the alert, and no relay whose step fails, ends it
+                return False
             alerts.step_failed(self._database, step, error)
-            self._heartbeat()
         except Exception as second:  # noqa: BLE001  # the step's own failure is logged already, and is what counts
             self._observer.database_trouble("alerting", second)
+            return False
+        return True
 
     def _takes_writes(self) -> bool:
         try:
-            self._heartbeat()
+            return self._heartbeat()
         except Exception as error:  # noqa: BLE001  # any error shows that the database is unhealthy
             self._observer.database_trouble("checking whether it takes writes", error)
             return False
-        return True

@@ -12,7 +12,7 @@ from relay.daemon.generation import Generation, Generations
 from relay.daemon.lease_renewal import Leases
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store import alerts, duplicates, reap, throughput
+from relay.store import alert_conditions, alerts, duplicates, reap, throughput
 from relay.store.alert_conditions import Watch
 from relay.store.clock import DatabaseClock
 from relay.store.database import Database
@@ -21,6 +21,11 @@ from relay.store.operator import commands, execution
 from relay.store.pull_in_deliveries import Horizon
 
 EVERY_SECONDS = 1.0
+"""Between two looks for commands and at gates, always: a pause stops all relays within about a second."""
+AT_LEAST_EVERY_SECONDS = 4.0
+"""Between two rounds of the other steps, at most: with a lease of 15 s, a dead relay is replaced within 20 s."""
+PART_OF_THE_TIME = 1 / 10
+"""The largest share of the loop's time between the two: looks read all that an open transaction keeps in the indexes."""
 WATCH_EVERY_SECONDS = 15.0
 
 
@@ -48,10 +53,10 @@ class Maintenance:
         self._clock = DatabaseClock(told=observer.clock_stepped)
         self._horizon = Horizon()
         self._watch = Watch()
-        self._commands = execution.OpenCommands(database)
+        self._commands = execution.OpenCommands(database, tracer=observer.tracer)
         self._results: list[PostResult] = []
         """Results of posts that are not recorded yet."""
-        self._next_at = self._watch_at = 0.0
+        self._next_at = self._look_at = self._watch_at = 0.0
         self._flush_at = time.monotonic() + FLUSH_EVERY_SECONDS
         self._any_command = self._is_to_look = False
         """True when a command is open; true when it is time to look for one."""
@@ -63,18 +68,23 @@ class Maintenance:
     def run(self) -> int:
         """Run the steps that are due. Returns more than 0 when there is more to do at once."""
         run = self._steps.run
-        if time.monotonic() >= self._next_at:
-            self._next_at = time.monotonic() + EVERY_SECONDS
+        began = time.monotonic()
+        if began >= self._look_at:
+            self._look_at = began + EVERY_SECONDS
+            run("look_at_gates", self._claimer.read_gates, None)
+            self._is_to_look = True
+        if began >= self._next_at:
             run("reap", self._reap, None)
             run("pull_in", self._pull_in, None)
-            run("look_at_gates", self._claimer.read_gates, None)
             run("judge_duplicates", self._judge_duplicates, None)
             run("look_at_conditions", self._look_at_conditions, None)
             run("log_alerts", self._log_alerts, None)
             run("send_alerts", self._send_alerts, None)
             if time.monotonic() >= self._flush_at:
                 run("flush_throughput", self.flush_throughput, None)
-            self._any_left = self._is_to_look = True
+            self._any_left = True
+            took = time.monotonic() - began
+            self._next_at = began + took + min(max(EVERY_SECONDS, took / PART_OF_THE_TIME), AT_LEAST_EVERY_SECONDS)
         else:
             if self._duplicates is not None:
                 run("judge_duplicates", self._judge_duplicates, None)
@@ -114,7 +124,9 @@ class Maintenance:
     def _look_at_conditions(self) -> None:
         if time.monotonic() >= self._watch_at:
             self._watch.look(self._database, self._active.config)
-            self._watch_at = time.monotonic() + WATCH_EVERY_SECONDS
+            # While an end of an alert is left, it looks again soon: else it would count as well until then.
+            if not self._database.back_offs.of(alert_conditions.STEP, even_late=True):
+                self._watch_at = time.monotonic() + WATCH_EVERY_SECONDS
 
     def _log_alerts(self) -> None:
         for kind in alerts.of_newer_version(self._database):

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from inbox.logs.fields import fields
 from inbox.logs.traces import without_message
+from relay.daemon.attempt_span import end_attempt
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.destinations import Context, Deliverer
 
@@ -36,7 +38,13 @@ def attempt(delivery: Delivery, deliverer: Deliverer, context: Context) -> Outco
         return deliverer.deliver(delivery, context)
     except BaseException as error:  # noqa: BLE001  # a bug in a destination ends this attempt, not the relay or its thread
         trace = without_message(error)  # the message may hold a secret
-        _log.error("bug in the destination of route=%s seq=%d", delivery.route, delivery.seq, exc_info=trace)
+        _log.error(
+            "bug in the destination of route=%s seq=%d",
+            delivery.route,
+            delivery.seq,
+            exc_info=trace,
+            extra=fields("bug_in_destination", route=delivery.route, seq=delivery.seq),
+        )
         return Failed((), "crashed", f"the destination's code failed: {type(error).__name__}")
 
 
@@ -113,5 +121,12 @@ class WorkerPool:
 
     def _work(self) -> None:
         while (delivery := self._queue.get()) is not None:
-            outcome = attempt(delivery, self._deliverers[delivery.route], self._context_of(delivery))
+            context, deliverer = self._context_of(delivery), self._deliverers[delivery.route]
+            if context.span is None:
+                outcome = attempt(delivery, deliverer, context)
+            else:
+                delivery = msgspec.structs.replace(delivery, trace_ids=context.span.ids)  # for its log lines
+                with context.span.current():
+                    outcome = attempt(delivery, deliverer, context)
+                end_attempt(context.span, outcome)
             self._finished(FinishedAttempt(delivery, outcome, self))

@@ -152,5 +152,13 @@ def read_again(config: Config) -> PreparedConfig:
 def _require_same(old: Config, new: Config) -> None:
     if new.database.url != old.database.url:
         raise ConfigError(f"{new.database.url.origin}: another database or password needs a restart")
+    if new.database.wake_up != old.database.wake_up:
+        raise ConfigError("[database] wake_up: another value needs a restart")
     if new.metrics.relay != old.metrics.relay:
         raise ConfigError("[metrics] relay: another address needs a restart")
+    if new.metrics.endpoint != old.metrics.endpoint:
+        raise ConfigError("[metrics] endpoint: another URL needs a restart")
+    if new.logs != old.logs:
+        raise ConfigError("[logs] needs a restart for another value")
+    if new.traces != old.traces:
+        raise ConfigError("[traces] needs a restart for another value")

@@ -23,7 +23,8 @@ from inbox.db.retention.pruned import Pruned
 from inbox.db.retention.rounds import LeasedPruner, LeaseLost, PassedOver, expires, expiry_of
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store.database import Database, FailedAlone
+from relay.store.database import Database
+from relay.store.transaction import FailedAlone
 
 LOOK_EVERY_SECONDS = 1.0
 ROUND_SECONDS = 600.0

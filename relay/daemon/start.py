@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 import msgspec
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from inbox.db import engine, guarantees, migrate
+from inbox.db.dialect import failure_of
 from inbox.exposure import exposure_warnings
 from inbox.loader.load import config_path, load_file
 from inbox.logs import lines
+from inbox.telemetry.outlet import outlet_of
 from inbox.telemetry.recorder import exporter_at
+from inbox.tracing.setup import make_tracer
 from relay.daemon.gauges import meters_of, publishing_gauges
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
-from relay.daemon.process import orders_of_signals, read_parent_orders, run_relay
+from relay.daemon.process import Order, Orders, orders_of_signals, read_parent_orders, run_relay
 from relay.daemon.supervisor import Supervisor
 from relay.observe import Observer
 from relay.store.database import Database
+
+AGAIN_SECONDS = 2.0
+"""The wait between two tries of a relay that starts while its database is down."""
 
 
 class RunOptions(msgspec.Struct, frozen=True):
@@ -41,6 +51,8 @@ class RunOptions(msgspec.Struct, frozen=True):
 def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[None]]) -> int:
     """Run a relay, or the supervisor of several, until it is stopped.
 
+    While the database does not answer, it waits; with `drain`, that is an error.
+
     Args:
         options: those of the command line.
         reporting: reports an error of the configuration or the database that is raised before anything runs.
@@ -55,13 +67,14 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
     with reporting():
         prepared = load_file().make(prepare)
         config = prepared.config
+        lines.escape_lines(logging.getLogger().handlers, form=config.logs.format)
         connections = engine.connect(config.database.url, application="inbox-relay")
-        migrate.require_current(connections)
-        guarantees.require(connections)
+        if not _is_fit(connections, orders, observer, is_patient=not options.drain):
+            return 0
         if not options.supervised:
             observer.exposed(exposure_warnings(config_path(), config))
     with ExitStack() as leaving:
-        exporter = None if options.supervised else exporter_at(config.metrics.relay)
+        exporter = None if options.supervised else exporter_at(outlet_of(config.metrics, "relay"), config.logs.format)
         if exporter is not None:
             leaving.callback(exporter.stop)
             exporter.ensure()
@@ -79,10 +92,45 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
         database = Database(connections)
         observer.meters, database.on_facts = meters_of(config), observer.appended
         leaving.callback(observer.meters.close)
+        observer.tracer = make_tracer(config.traces, "inbox-relay")
+        leaving.callback(observer.tracer.close)
         relay = Relay(database, prepared, observer=observer, grace_seconds=options.grace_seconds)
         with publishing_gauges(database, config, observer, exporter):
             run_relay(relay, config, orders, observer, drain=options.drain)
         return 0
+
+
+def _is_fit(connections: Engine, orders: Orders, observer: Observer, *, is_patient: bool) -> bool:
+    """Check the schema and the guarantees, as soon as the database answers.
+
+    A relay that gave up here would stay away: after a power cut it may well start before its database does. A reload that is
+    ordered meanwhile stays ordered: the configuration was read before.
+
+    Returns:
+        False: a stop came before the database did.
+
+    Raises:
+        ConfigError: the database is not fit.
+        DBAPIError: it does not answer, and the caller is not patient; or it can't do what is asked.
+    """
+    is_to_reload = False
+    while True:
+        try:
+            migrate.require_current(connections)
+            guarantees.require(connections)
+        except DBAPIError as error:
+            if not is_patient or failure_of(error) == "fault":
+                raise
+            observer.database_trouble("starting", error)
+        else:
+            if is_to_reload:
+                orders.put(Order.RELOAD)
+            return True
+        with contextlib.suppress(queue.Empty):
+            order = orders.get(timeout=AGAIN_SECONDS)
+            if order in {Order.STOP, Order.CUT}:
+                return False
+            is_to_reload = is_to_reload or order is Order.RELOAD
 
 
 def _log_to_stderr(*, verbose: bool, several: bool) -> None:

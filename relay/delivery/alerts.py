@@ -16,7 +16,7 @@ from relay.delivery.lifecycle import OpenDelivery
 AlertKind = Literal[
     "delivery_dead",
     "breaker_open",
-    "retired",
+    "endpoint_retired",
     "backlog_old",
     "source_silent",
     "webhooks_missed",
@@ -24,6 +24,7 @@ AlertKind = Literal[
     "step_failed",
     "intake_stopped",
     "retention_behind",
+    "payloads_changed",
 ]
 
 SENTENCES: dict[AlertKind, tuple[str, str]] = {
@@ -32,7 +33,7 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
         "route {subject} has no dead deliveries any more",
     ),
     "breaker_open": ("{subject} is not called for now: {cause}", "{subject} is called again"),
-    "retired": ("{subject} is gone for good, until it is resumed: {cause}", "{subject} is called again"),
+    "endpoint_retired": ("{subject} is gone for good, until it is resumed: {cause}", "{subject} is called again"),
     "backlog_old": (
         "route {subject} is behind: seq {seq} has waited for {age_seconds} s",
         "route {subject} is no longer behind",
@@ -51,6 +52,10 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
     "retention_behind": (
         "retention of {subject} is behind by {behind_seconds} s: {pruned_per_day} rows pruned a day, {arrived_per_day} arrived",
         "retention of {subject} has caught up",
+    ),
+    "payloads_changed": (
+        "source {subject} sends other payloads since seq {seq}: {what}; {changes} changes are open",
+        "source {subject}: no change of its payloads is open",
     ),
 }
 """The sentences of each kind: when it begins, and when it has recovered."""
@@ -118,13 +123,13 @@ def changes(before: Mapping[GateKey, Breaker], after: Mapping[GateKey, Breaker])
             yield from (Alert(kind, " ".join(key), firing=False) for kind in _OF_BREAKERS)
 
 
-_OF_BREAKERS: tuple[AlertKind, ...] = ("breaker_open", "retired")
+_OF_BREAKERS: tuple[AlertKind, ...] = ("breaker_open", "endpoint_retired")
 
 
 def _fires(breaker: Breaker) -> AlertKind | None:
     if breaker.state is BreakerState.CLOSED:
         return None
-    return "retired" if breaker.state is BreakerState.RETIRED else "breaker_open"
+    return "endpoint_retired" if breaker.state is BreakerState.RETIRED else "breaker_open"
 
 
 def deaths(changed: Iterable[OpenDelivery]) -> list[Alert]:

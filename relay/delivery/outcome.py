@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from inbox.events.event import Action
+from inbox.logs.trace_ids import TraceIds
 
 CallStep = Literal["forward", "fetch", "find", "create", "update", "delete", "alert", "handle"]
 Sent = Literal["answered", "not_sent", "unknown"]
@@ -81,6 +82,8 @@ class Delivery(msgspec.Struct, frozen=True):
     """A later event of this lane was delivered before this one arrived."""
     is_suspect: bool = False
     """The leases of its last attempts all expired: it may crash the process that works on it."""
+    trace_ids: TraceIds | None = None
+    """The span of the attempt, for log lines; None unless it is sampled."""
 
     @property
     def webhook_id(self) -> str:

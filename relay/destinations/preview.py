@@ -13,6 +13,7 @@ from relay.delivery.outcome import CallStep, Delivery, Failed, Outcome
 from relay.destinations.base import Context
 from relay.destinations.sync import NO_HEADERS, Attempt, Ended, Sync
 from relay.sync.calls import CallPlan
+from relay.sync.expressions import digest
 
 Change = Literal["create", "update", "deactivate", "delete", "none", "failed"]
 
@@ -42,40 +43,58 @@ class Preview(msgspec.Struct, frozen=True):
         return self.change == "none"
 
 
+class PlannedWrite(msgspec.Struct, frozen=True):
+    """The write that an attempt would make."""
+
+    change: Change
+    fields: Mapping[str, Any] | None
+    """All mapped fields that it sends; None for a deletion or deactivation."""
+    request: str
+    """Method, path and query."""
+    body: bytes | None
+    hashes: frozenset[bytes]
+    """Hashes that the lane has, if its last delivery sent the same."""
+    changes: tuple[FieldChange, ...] = ()
+    """The fields in which the counterpart differs from them."""
+
+
 def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
     """Return the change that an attempt for this event would make now. It waits for no replica, and reads a 404 as final."""
-    asked = msgspec.structs.replace(
-        delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None, applied_etag=None
-    )
-    attempt = _Dry(sync.plan, sync.api, sync.destination, asked, context)
+    found = planned(sync, delivery, context)
 
     def result(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:
         return Preview(delivery.route, delivery.entity_type, delivery.entity_id, change, fields, why)
 
+    if isinstance(found, PlannedWrite):
+        is_in_sync = found.change == "update" and not found.changes
+        return result("none") if is_in_sync else result(found.change, found.changes)
+    if isinstance(found, Failed):
+        return result("failed", why=found.error)
+    return result("none", why=getattr(found, "why", None))
+
+
+def planned(sync: Sync, delivery: Delivery, context: Context) -> PlannedWrite | Outcome:
+    """Return the write that an attempt for this event would make now; or the outcome of one that ends before."""
+    asked = msgspec.structs.replace(
+        delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None, applied_etag=None
+    )
+    attempt = _Dry(sync.plan, sync.api, sync.destination, asked, context)
     try:
-        outcome: Outcome = attempt.run()
-    except _Planned as planned:
-        return (
-            result("none")
-            if planned.change == "update" and not planned.fields
-            else result(planned.change, planned.fields)
-        )
+        return attempt.run()
+    except _Planned as end:
+        return end.write
     except Ended as end:
-        outcome = end.outcome
+        return end.outcome
     except (MappingError, BodyErased) as error:
-        return result("failed", why=str(error))
-    if isinstance(outcome, Failed):
-        return result("failed", why=outcome.error)
-    return result("none", why=getattr(outcome, "why", None))
+        return Failed((), "mapping", str(error))
 
 
 class _Planned(Exception):
     """The planned write. It ends the attempt and is no error."""
 
-    def __init__(self, change: Change, fields: tuple[FieldChange, ...]) -> None:
+    def __init__(self, write: PlannedWrite) -> None:
         super().__init__()
-        self.change = change
-        self.fields = fields
+        self.write = write
 
 
 class _Dry(Attempt):
@@ -90,24 +109,30 @@ class _Dry(Attempt):
         step: CallStep,
         call: CallPlan,
         fields: dict[str, Any] | None,
-        body: bytes | None,  # noqa: ARG002  # as the base class has it
-        headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002
+        body: bytes | None,
+        headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002  # as the base class has it
     ) -> NoReturn:
         """Raise the planned change instead of writing it.
 
         Raises:
             _Planned: always.
         """
-        if step == "delete":
-            raise _Planned("delete", ())
-        if fields is None:
-            raise _Planned("deactivate", ())
+        request = call.line(self.scope)
+        if step == "delete" or fields is None:
+            raise _Planned(
+                PlannedWrite("delete" if step == "delete" else "deactivate", None, request, body, frozenset())
+            )
         target = self.scope["target"] if step == "update" else None
         known = _fields_of(target, call.fields_at) if isinstance(target, dict) else {}
         changed = tuple(
             FieldChange(name, known.get(name), value) for name, value in fields.items() if known.get(name) != value
         )
-        raise _Planned("create" if step == "create" else "update", changed)
+        # A creation has sent no nulls.
+        hashes = {digest({name: value for name, value in fields.items() if value is not None}), digest(fields)}
+        if step == "update" and call.body is not None:
+            hashes.add(digest([fields, (body or b"").decode()]))
+        change: Change = "create" if step == "create" else "update"
+        raise _Planned(PlannedWrite(change, fields, request, body, frozenset(hashes), changed))
 
 
 def _fields_of(target: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from inbox.clock import steady
 from inbox.config.endpoint import PythonDestination
 from inbox.config.model import Route
 from inbox.errors import BodyErased
+from inbox.logs.fields import fields
 from inbox.logs.traces import place_of
+from inbox.tracing.spans import Span
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Sent, Skipped
 from relay.destinations.base import Clients, Context
 from relay.handler import Event, GiveUp, Retry, Skip
@@ -71,13 +74,14 @@ class HandlerSlots:
 class Running:
     """A call of the function in its thread."""
 
-    def __init__(self, function: Function, event: Event, slots: HandlerSlots) -> None:
+    def __init__(self, function: Function, event: Event, slots: HandlerSlots, span: Span | None = None) -> None:
         self.ended = threading.Event()
         self.is_left_behind = False
         self.error: BaseException | None = None
         self._function = function
         self._event = event
         self._slots = slots
+        self._span = span
 
     def start(self, name: str) -> None:
         """Start the thread of a call that has its slot.
@@ -89,7 +93,8 @@ class Running:
 
     def _run(self) -> None:
         try:
-            self._function(self._event)
+            with nullcontext() if self._span is None else self._span.current():
+                self._function(self._event)
         except BaseException as error:  # noqa: BLE001  # any error ends this call alone
             self.error = error
         finally:
@@ -109,7 +114,7 @@ class Python:
         """Call the function. It succeeds when it returns within `timeout` and the lease."""
         if delivery.body is None:
             return Skipped((), str(BodyErased()))
-        running = Running(self._function, event_of(delivery), self._slots)
+        running = Running(self._function, event_of(delivery), self._slots, context.span)
         began = steady()
         if not self._slots.acquire(lambda: self._over(began, context) is not None):
             if self._over(began, context) == "lease_lost":
@@ -140,7 +145,14 @@ class Python:
 
     def _left_behind(self, delivery: Delivery, began: float, reason: ErrorClass) -> Failed:
         error = "left behind: the lease ended" if reason == "lease_lost" else f"no return within {self._timeout:g} s"
-        _log.warning("handler %s left behind route=%s seq=%d: %s", self._shown, delivery.route, delivery.seq, error)
+        _log.warning(
+            "handler %s left behind route=%s seq=%d: %s",
+            self._shown,
+            delivery.route,
+            delivery.seq,
+            error,
+            extra=fields("left_behind", route=delivery.route, seq=delivery.seq, error=error),
+        )
         return self._failed(began, reason, error, "unknown")
 
     def _ended(self, delivery: Delivery, began: float, error: BaseException | None) -> Outcome:
@@ -159,6 +171,7 @@ class Python:
         _log.error(
             "handler %s raised %s at %s route=%s seq=%d",
             self._shown, name, place_of(error, skip=1) or "its call", delivery.route, delivery.seq,
+            extra=fields("handler_raised", route=delivery.route, seq=delivery.seq, error=name),
         )  # fmt: skip
         return self._failed(began, "crashed", f"the function raised {name}", "answered")
 

@@ -27,9 +27,12 @@ import tenacity
 
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
+from inbox.logs.fields import fields
 from inbox.logs.traces import place_of
+from inbox.tracing.spans import Span
 from relay.delivery.outcome import Call, CallStep, RateHold, Sent
 from relay.http.answer import Answer, class_of_status, parse_retry_after
+from relay.http.call_span import begin_call, end_call
 from relay.http.connection import CallState, EndpointAdapter
 from relay.http.rate_headers import rate_hold
 from relay.http.redactor import Redactor, name_only
@@ -68,6 +71,8 @@ class Request(msgspec.Struct, frozen=True):
     goes_on: bool = False
     """True when an earlier call of the same attempt was a success. Then only a refusal holds it back: some services always
     say that no call is left, and an attempt of several calls would never come to its end."""
+    template: str | None = None
+    """The path as its template has it, for a trace; the path has values."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -81,6 +86,8 @@ class Limits(msgspec.Struct, frozen=True):
     stop: threading.Event
     """Set for shutdown: then a call that was not sent isn't tried again."""
     now: Callable[[], datetime]
+    span: Span | None = None
+    """The span of the attempt; None unless it is sampled."""
 
 
 class HttpClient:
@@ -105,8 +112,18 @@ class HttpClient:
 
         It raises nothing: errors of the other side, the network, the guard, and bugs are in the answer. A call that
         provably was not sent, because the connection was refused or the name server is busy, is tried again within the
-        same deadline, at most twice.
+        same deadline, at most twice. A sampled attempt's call is a span of its own, which the other side may continue.
         """
+        if limits.span is None:
+            return self._call(request, limits)
+        template = request.template if request.path else ""
+        span = begin_call(limits.span, self._target.shown, request.method, request.step, template)
+        headers = {**request.headers, "Traceparent": span.traceparent}
+        answer = self._call(msgspec.structs.replace(request, headers=headers), limits)
+        end_call(span, answer)
+        return answer
+
+    def _call(self, request: Request, limits: Limits) -> Answer:
         began = steady()
         held_until = self._refused_until if request.goes_on else self._held_until
         if began < held_until:
@@ -222,7 +239,11 @@ class HttpClient:
     def _retry_after(self, given: str | None, now: datetime) -> float | None:
         seconds = parse_retry_after(given, now)
         if given is not None and seconds is None:  # its text may repeat a token that the redactor doesn't know
-            _log.warning("%s: Retry-After is past or can't be read, and ignored", self._target.shown)
+            _log.warning(
+                "%s: Retry-After is past or can't be read, and ignored",
+                self._target.shown,
+                extra=fields("retry_after_ignored"),
+            )
         return seconds
 
     def _connection(self) -> tuple[EndpointAdapter, CallState]:

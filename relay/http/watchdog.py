@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from inbox.clock import steady
+from inbox.logs.fields import fields
 from inbox.logs.traces import without_message
 
 _log = logging.getLogger(__name__)
@@ -131,7 +132,9 @@ class Watchdog:
                 try:
                     running.cut_if_due(now)
                 except Exception as error:  # noqa: BLE001  # an unknown lease is not trusted, and the other calls stay watched
-                    _log.error("bug in the watchdog, which goes on", exc_info=without_message(error))
+                    _log.error(
+                        "bug in the watchdog, which goes on", exc_info=without_message(error), extra=fields("bug")
+                    )
                     running.revoke()
 
 

@@ -6,22 +6,26 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.config.source import Source
+from inbox.db.dialect import Sql
+from inbox.db.payload_shapes import is_open
 from inbox.db.retention import state
 from inbox.db.retention.kinds import STEPS
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
 from relay.store.alerts import note
-from relay.store.bulkhead import in_parts
-from relay.store.database import SEQS_OUT_OF_ORDER, Database, Transaction
+from relay.store.bulkhead import in_parts, in_parts_by_route
+from relay.store.database import SEQS_OUT_OF_ORDER, Database
 from relay.store.nodes import failing_steps
 from relay.store.scan_positions import Floor
+from relay.store.transaction import Transaction
 
 STEP = "look_at_conditions"
 
@@ -58,7 +62,7 @@ class Watch:
     def look(self, database: Database, config: Config) -> None:
         """Store an alert for each condition that has begun or ended since the last check of any relay.
 
-        A look that fails keeps no other from being taken.
+        A look that fails keeps no other from being taken, nor its alert from being stored.
         """
         with database.read() as transaction:
             now = transaction.now()
@@ -79,22 +83,19 @@ class Watch:
                 if source.silent_after is not None
             },
             "retention": partial(_retention, now),
+            "changes of payloads": partial(_payloads, firing),
         }
 
         def part(some: Sequence[str]) -> list[Alert]:
             with database.read() as transaction:
                 return [alert for name in some for alert in checks[name](transaction)]
 
-        def keep(some: Sequence[Alert]) -> None:
-            with database.write() as transaction:
-                note(transaction, some, transaction.lock_order())
-
-        looks = in_parts(database, STEP, list(checks), part=part)
-        changed = [
-            alert for alerts in looks for alert in alerts if alert.firing != ((alert.kind, alert.subject) in firing)
-        ]
-        for _ in in_parts(database, STEP, changed, part=keep, name=lambda one: f"alert {one.kind} of {one.subject}"):
-            pass
+        changed: list[Alert] = []
+        try:
+            for alerts in in_parts(database, STEP, list(checks), part=part):
+                changed += (alert for alert in alerts if alert.firing != ((alert.kind, alert.subject) in firing))
+        finally:
+            _store(database, changed)
         self._looked_to = highest
 
     def _backlog(self, moment: _Moment, route: str, transaction: Transaction) -> Iterator[Alert]:
@@ -128,6 +129,45 @@ class Watch:
         yield Alert("source_silent", name, is_silent, detail)
 
 
+def _store(database: Database, changed: Sequence[Alert]) -> None:
+    # Who records a delivery stores `delivery_dead` under the lock of its route; nobody stores the others under one.
+    try:
+        _store_ends_of_deaths(database, [alert for alert in changed if alert.kind == "delivery_dead"])
+    finally:
+        _store_others(database, [alert for alert in changed if alert.kind != "delivery_dead"])
+
+
+def _store_ends_of_deaths(database: Database, ended: Sequence[Alert]) -> None:
+    """Store these, as read again under the locks of their routes: who died in between has stored no alert."""
+
+    def part(some: Sequence[Alert]) -> None:
+        with database.write() as transaction:
+            now = transaction.lock_known_routes({alert.subject for alert in some})
+            note(transaction, [end for alert in some for end in _dead_again(alert.subject, transaction)], now)
+
+    for _ in in_parts_by_route(database, STEP, ended, part=part, name=_name, route_of=lambda alert: alert.subject):
+        pass
+
+
+def _store_others(database: Database, changed: Sequence[Alert]) -> None:
+    """Store these. A step that fails again by now has found the alert firing, and stored none: its end is left out."""
+
+    def part(some: Sequence[Alert]) -> None:
+        with database.write() as transaction:
+            now = transaction.lock_first()
+            is_any = any(alert.kind == "step_failed" for alert in some)
+            failing = {step.step for step in failing_steps(transaction)} if is_any else set[str]()
+            lasting = [alert for alert in some if alert.kind != "step_failed" or alert.subject not in failing]
+            note(transaction, lasting, now)
+
+    for _ in in_parts(database, STEP, changed, part=part, name=_name):
+        pass
+
+
+def _name(alert: Alert) -> str:
+    return f"alert {alert.kind} of {alert.subject}"
+
+
 def _dead_again(route: str, transaction: Transaction) -> Iterator[Alert]:
     """The end of a route's dead letters: the last one was replayed or cancelled. A death is alerted when it happens."""
     if not transaction.execute(_ANY_DEAD, route=route):
@@ -153,6 +193,35 @@ def _retention(now: datetime, transaction: Transaction) -> Iterator[Alert]:
             "arrived_per_day": progress.arrived_yesterday,
         }
         yield Alert("retention_behind", kind, is_behind, detail if is_behind else {})
+
+
+def _payloads(firing: Firing, transaction: Transaction) -> Iterator[Alert]:
+    """Sources whose payloads have changed, until each change is acknowledged, aged out or undone."""
+    found = transaction.execute(_open_changes(transaction.sql))
+    for row in found:
+        detail = {"seq": row.seq, "what": _change_text(row), "changes": row.changes, "change": row.id}
+        yield Alert("payloads_changed", row.source, firing=True, detail=detail)
+    fired = {subject for kind, subject in firing if kind == "payloads_changed"}
+    for source in sorted(fired - {row.source for row in found}):
+        yield Alert("payloads_changed", source, firing=False)
+
+
+def _change_text(row: Any) -> str:  # noqa: ANN401  # a result row
+    field = f"{row.path} of {row.event_type}"
+    if row.change == "missing":
+        return f"{field} is missing"
+    return f"{field} is {row.type}, not {row.usual}" if row.change == "type" else f"{field} is new ({row.type})"
+
+
+@cache
+def _open_changes(sql: Sql) -> TextClause:
+    """Select the oldest open change of each source, with their number."""
+    return text(f"""
+SELECT f.id, f.source, f.event_type, f.path, f.change, f.type, f.usual, f.seq, of_source.changes
+FROM (SELECT c.source, min(c.id) AS id, count(*) AS changes FROM payload_change c WHERE {is_open(sql)} GROUP BY c.source) of_source
+JOIN payload_change f ON f.id = of_source.id
+ORDER BY f.source
+""")
 
 
 _FIRING = text("""

@@ -11,10 +11,12 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_json, error_text
 from inbox.db.parameters import rows_param
+from inbox.db.reads import Row
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.alerts import SENTENCES, Alert, Posted
 from relay.store.bulkhead import in_parts
-from relay.store.database import Database, FailedAlone, Transaction
+from relay.store.database import Database
+from relay.store.transaction import FailedAlone, Transaction
 
 POST_AGAIN_AFTER = timedelta(seconds=60)
 """The pause after a failed post, or after the posting relay is gone."""
@@ -49,7 +51,7 @@ def _attempt(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -
 def step_failed(database: Database, step: str, error: str) -> None:
     """Store an alert for a failing step of a relay."""
     with database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.lock_first()  # a route that is locked may be what makes it fail
         note(transaction, [Alert("step_failed", step, firing=True, detail={"error": error})], now)
 
 
@@ -76,6 +78,12 @@ def posted(database: Database, number: int, error: str | None = None, *, is_fina
             transaction.execute(_sent(database.sql), id=number)
         else:
             transaction.execute(_NOT_SENT, id=number, error=error, is_final=is_final)
+
+
+def newest(database: Database) -> list[Row]:
+    """Read `kind`, `subject` and `firing` of the newest alert of each subject that ever had one."""
+    with database.read() as transaction:
+        return transaction.rows_of(_NEWEST)
 
 
 def of_newer_version(database: Database) -> list[str]:
@@ -114,6 +122,23 @@ _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in SENTENCES)})"
 _UNKNOWN = text(f"SELECT DISTINCT kind FROM alert WHERE told_at IS NULL AND NOT {_IS_KNOWN}")
 _NOT_SENT = text("UPDATE alert SET error = :error, is_unsendable = :is_final WHERE id = :id")
 _COLUMNS = "alert.id, alert.at, alert.kind, alert.subject, alert.firing, alert.detail"
+
+
+# A loose scan: one look into the index for each subject that ever had an alert. SQLite would read all alerts of a kind for
+# a comparison of both columns at once.
+NEWEST = """
+WITH RECURSIVE subjects(kind, subject) AS (
+    SELECT * FROM (SELECT kind, subject FROM alert ORDER BY kind, subject LIMIT 1) first
+    UNION ALL
+    SELECT a.kind, a.subject FROM subjects s JOIN alert a ON a.id = coalesce(
+        (SELECT n.id FROM alert n WHERE n.kind = s.kind AND n.subject > s.subject ORDER BY n.subject LIMIT 1),
+        (SELECT n.id FROM alert n WHERE n.kind > s.kind ORDER BY n.kind, n.subject LIMIT 1)))
+SELECT a.kind, a.subject, a.at, a.detail, a.firing
+FROM subjects s JOIN alert a ON a.id = (
+    SELECT n.id FROM alert n WHERE n.kind = s.kind AND n.subject = s.subject ORDER BY n.id DESC LIMIT 1)
+"""
+"""The newest alert of each kind and subject."""
+_NEWEST = text(NEWEST)
 
 
 @cache

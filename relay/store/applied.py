@@ -9,8 +9,8 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
 from relay.delivery.outcome import Delivery, Failed, Outcome
-from relay.store.database import Transaction
 from relay.store.lanes import Lane, lanes_param
+from relay.store.transaction import Transaction
 
 _WRITES = frozenset({"create", "update", "delete"})
 

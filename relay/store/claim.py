@@ -12,21 +12,24 @@ from typing import Any, NamedTuple
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import Sql, is_wait_timeout
+from inbox.db.dialect import Sql, is_turn_timeout, is_wait_timeout
 from inbox.db.parameters import rows_param
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import NO_FILTER, BreakerState, ClaimFilter, Entity, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import Policies
-from relay.store.database import Database, Key, Transaction, read_keys
+from relay.store.database import Database, read_keys
 from relay.store.events import with_events
 from relay.store.gates import Locked, lock_all, store, use_rates
 from relay.store.leases import LEASE_SECONDS
 from relay.store.paused_entities import not_paused, paused_param, see
 from relay.store.scan_positions import LATE, START, Cursor, Places
+from relay.store.transaction import Key, Transaction
 from relay.store.unreadable import claiming_what_can_be_loaded
 
+STEP = "claim"
+STEP_OF_SUSPECTS = "claim_suspect"
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
 """The longest wait for a relay that has claimed the probe of a breaker and may have died."""
 
@@ -56,15 +59,18 @@ def claim(
     others are claimed. When the gate of a destination stays locked, only that one goes without.
     """
     places = places or Places()
-    heads = [(route, room, claim_filters.get(route, NO_FILTER).paused) for routes, room in wanted for route in routes]
+
+    def claimed_without(without: Collection[str]) -> list[Delivery]:
+        rest = _wanted_without(wanted, without)
+        return _claim_wanted(database, relay_node, rest, claim_filters, places) if rest else []
+
+    def candidates(without: Collection[str]) -> list[Key]:
+        rest = _wanted_without(wanted, without)
+        heads = [(route, room, claim_filters.get(route, NO_FILTER).paused) for routes, room in rest for route in routes]
+        return _due_keys(database, heads)
+
     try:
-        return claiming_what_can_be_loaded(
-            database,
-            lambda: _claim_wanted(database, relay_node, wanted, claim_filters, places),
-            lambda: _due_keys(database, heads),
-            policies,
-            relay_node,
-        )
+        return claiming_what_can_be_loaded(database, claimed_without, candidates, policies, relay_node, step=STEP)
     except DBAPIError as error:
         if not is_wait_timeout(error) or len(wanted) == 1:
             raise
@@ -75,6 +81,13 @@ def claim(
         if not claimed:
             raise
         return claimed
+
+
+def _wanted_without(wanted: Wanted, without: Collection[str]) -> Wanted:
+    if not without:
+        return wanted
+    rest = [([route for route in routes if route not in without], room) for routes, room in wanted]
+    return [(routes, room) for routes, room in rest if routes]
 
 
 def _claim_wanted(
@@ -111,31 +124,67 @@ def claim_probe(
     """Lease one due head of a route whose breaker is to be probed, and record that this attempt is the probe.
 
     If only suspected deliveries are due, it leases one of these: otherwise such a breaker would never close. It leases
-    nothing when another relay probes already, or the breaker has opened again. Unloadable heads are handled as by `claim`.
+    nothing when another relay probes already, or the breaker has opened again; nor when another has the route locked.
+    Unloadable heads are handled as by `claim`.
     """
 
-    def claimed() -> list[Delivery]:
+    def claimed(without: Collection[str]) -> list[Delivery]:
+        if route in without:
+            return []
         with database.write() as transaction:
-            now = transaction.lock_order()
-            gates = lock_all(transaction, {*breakers, *(limit.key for limit in claim_filter.rate_limits)})
-            tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
-            known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
-            if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
-                return []
-            rates, lease = _Rates(gates, now), _lease_of(relay_node)
-            rows = _Claim(transaction, lease, rates, places or Places()).claim_route(route, 1, claim_filter)
-            if not rows and not transaction.execute(_SUSPECT_IN_HAND, node=relay_node):
-                rows = _lease_suspect(transaction, lease, [route], claim_filter.paused)
-            if rows:
-                rates.note(transaction)
-                store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
+            now = transaction.lock_order([route])  # an operator who resumes a gate locks every route
+            rows = _probe(
+                transaction,
+                now,
+                route,
+                breakers=breakers,
+                claim_filter=claim_filter,
+                lease=_lease_of(relay_node),
+                places=places or Places(),
+            )
+            database.back_offs.ended(STEP, [route])
             return with_events(transaction, rows)
 
-    def candidates() -> list[Key]:
+    def candidates(_without: Collection[str]) -> list[Key]:
         due = _due_keys(database, [(route, 1, claim_filter.paused)])
         return due or _suspect_keys(database, [route], claim_filter.paused)
 
-    return claiming_what_can_be_loaded(database, claimed, candidates, policies, relay_node)
+    try:
+        with database.trying(at_once=True):
+            return claiming_what_can_be_loaded(database, claimed, candidates, policies, relay_node, step=STEP)
+    except DBAPIError as error:
+        if not is_turn_timeout(error) and not is_wait_timeout(error):  # the latter of a gate that a person has locked
+            raise
+        if route in database.back_offs.of(STEP, even_late=True):
+            database.leave(STEP, [route], [route], error)
+        else:  # another relay may have it for a moment
+            database.back_offs.began(STEP, [route])
+        return []
+
+
+def _probe(
+    transaction: Transaction,
+    now: datetime,
+    route: str,
+    *,
+    breakers: Collection[GateKey],
+    claim_filter: ClaimFilter,
+    lease: Mapping[str, object],
+    places: Places,
+) -> list[Any]:
+    gates = lock_all(transaction, {*breakers, *(limit.key for limit in claim_filter.rate_limits)})
+    tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
+    known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
+    if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
+        return []
+    rates = _Rates(gates, now)
+    rows = _Claim(transaction, lease, rates, places).claim_route(route, 1, claim_filter)
+    if not rows and not transaction.execute(_SUSPECT_IN_HAND, node=lease["node"]):
+        rows = _lease_suspect(transaction, lease, [route], claim_filter.paused)
+    if rows:
+        rates.note(transaction)
+        store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
+    return rows
 
 
 def claim_suspect(
@@ -152,17 +201,18 @@ def claim_suspect(
     dealt with as by `claim`.
     """
 
-    def claimed() -> list[Delivery]:
-        if not candidates():  # a look without a write
+    def claimed(without: Collection[str]) -> list[Delivery]:
+        if not candidates(without):  # a look without a write
             return []
         with database.write() as transaction:
-            rows = _lease_suspect(transaction, _lease_of(relay_node), routes, paused)
+            rest = [route for route in routes if route not in without]
+            rows = _lease_suspect(transaction, _lease_of(relay_node), rest, paused)
             return with_events(transaction, rows)
 
-    def candidates() -> list[Key]:
-        return _suspect_keys(database, routes, paused)
+    def candidates(without: Collection[str]) -> list[Key]:
+        return _suspect_keys(database, [route for route in routes if route not in without], paused)
 
-    return claiming_what_can_be_loaded(database, claimed, candidates, policies, relay_node)
+    return claiming_what_can_be_loaded(database, claimed, candidates, policies, relay_node, step=STEP_OF_SUSPECTS)
 
 
 class _Rates:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from datetime import datetime
 
 from inbox.clock import steady
-from relay.store.database import Transaction
 from relay.store.leases import LEASE_SECONDS
+from relay.store.transaction import Transaction
 
 MOST_UNNOTICED_SECONDS = 1.0
 """A relay trusts a lease for one second less than the database does: a smaller step takes no trusted lease away."""

@@ -19,8 +19,9 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.ordering import ChangeId, LastDelivered, covers, duplicates_swept_event
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
-from relay.store.database import ROW, SEQS_OUT_OF_ORDER, Key, Transaction, as_open_delivery
+from relay.store.database import SEQS_OUT_OF_ORDER
 from relay.store.lanes import Lane, lanes_param
+from relay.store.transaction import ROW, Key, Transaction, as_open_delivery
 
 
 def supersede_covered(
@@ -245,7 +246,7 @@ def _superseded_by_sweeps(sql: Sql) -> TextClause:
         " AND i.seq > asked.above AND i.occurred_at BETWEEN asked.first AND asked.last",
     )
     return text(f"""
-SELECT CAST(l.detail ->> 'by' AS bigint) AS by_seq, l.route
+SELECT {sql.number("l.detail ->> 'by'")} AS by_seq, l.route
 FROM {sql.looked_up(later, "delivery_log l", "l.seq = i.seq AND l.kind = 'superseded'")}
 WHERE l.detail ->> 'because' = 'swept'
 """)

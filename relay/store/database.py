@@ -1,69 +1,69 @@
-"""Transactions of the relay, the order lock, and how rows are read and written back."""
+"""The relay's way into the database, and what one process knows of it from one transaction to the next."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cache
-from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy import Engine, TextClause
 from sqlalchemy.exc import DBAPIError
 
+from inbox.db import order_lock
 from inbox.db.checkpoint import Checkpoints, checkpoint
-from inbox.db.dialect import Sql, failure_of, is_wait_timeout
+from inbox.db.dialect import Sql, is_turn_timeout, is_wait_timeout
 from inbox.db.engine import LOCK_TIMEOUT_SECONDS, reading, snapshot
-from inbox.db.leaves import SHARE_PAYLOADS
-from inbox.db.parameters import is_storable, rows_param, storable
-from inbox.db.reads import Row, plain
+from inbox.db.parameters import rows_param
 from inbox.db.throughput import ROUTE, Tally
-from inbox.events.timestamps import as_time, time_text
-from relay.delivery import facts
-from relay.delivery.lifecycle import HEADS, OpenDelivery, State
-from relay.store.scan_positions import Floor
+from inbox.events.timestamps import time_text
+from relay.store.scan_positions import Arrivals
+from relay.store.transaction import FailedAlone, Key, Transaction
+from relay.store.turns import LONGEST_FOR_A_ROUTE, LONGEST_FOR_A_ROW, BackOffs, Stalls
 
 SEQS_OUT_OF_ORDER = 10_000
 """A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""
 HASTE_SECONDS = 120.0
 """A thread that waited in vain for a locked row hardly waits for others for so long: longer than any step's backoff."""
-HASTY_WAIT_MS = 50
-"""Wait of a hasty thread under the order lock, where all relays wait with it."""
-HASTY_WAIT_ALONE_MS = 500
-"""Its wait without that lock: a row that is locked only for a moment costs it nothing."""
-_ROWS_OF_A_WRITE = 4
-"""The usual number of rows: a transaction of the relay touches a few, or hundreds."""
 
 
-class FailedAlone(msgspec.Struct, frozen=True):
-    """An item that a step could not process, not even in a transaction of its own."""
+class Left(msgspec.Struct, frozen=True):
+    """Items that a step leaves as they are: somebody has locked them, or they can't even be set aside."""
 
     step: str
-    item: str
-    """The item in words, such as `route=crm seq=17`."""
-    error: str
-    """One line, without the database's details: those may hold values."""
+    routes: Sequence[str]
+    """The routes that it has tried now, in vain. None: all that it leaves wait for their next try."""
+    error: Exception | None
+    again_in: float
+    """Seconds until it tries them again, at most."""
 
 
 class Database:
     """The relay's way into the database, safe to share between threads.
 
     `clock` replaces the database's own clock, for tests. `on_facts` hears, after each commit, how many facts of each route
-    and kind were added to the log; `on_failed_alone` hears of each item that a step could not work on.
+    and kind were added to the log; `on_failed_alone` hears of each item that a step could not work on; `on_left` of each
+    time that a step leaves items as they are.
     """
 
     on_facts: Callable[[Mapping[tuple[str, str], int]], None] | None = None
     on_failed_alone: Callable[[FailedAlone], None] | None = None
+    on_left: Callable[[Left], None] | None = None
 
     def __init__(self, engine: Engine, clock: Callable[[], datetime] | None = None) -> None:
         self.engine = engine
         self.sql = Sql(engine.dialect.name)
-        self.arrivals: Floor[int] = Floor()
-        """The place where looks for arrived deliveries begin."""
+        self.arrivals = Arrivals()
+        """Deliveries that have arrived and are not sequenced."""
+        self.unreaped: set[str] = set()
+        """Routes of expired leases that the last look has left as they are."""
+        self.stalls = Stalls()
+        """Routes whose lock somebody keeps."""
+        self.back_offs = BackOffs()
+        """Routes and items that a step has left as they are, and does not try yet."""
         self.tally = Tally()
         """The figures of its transactions, which a relay writes."""
         self._clock = clock
@@ -77,8 +77,12 @@ class Database:
         is_hasty = began < getattr(self._thread, "hasty_until", 0.0)
         try:
             with self.engine.begin() as connection:
-                transaction = Transaction(connection, self.sql, self._now(), is_hasty=is_hasty)
+                tries = getattr(self._thread, "tries", False)
+                transaction = Transaction(
+                    connection, self.sql, self._now(), stalls=self.stalls, is_hasty=is_hasty, tries=tries
+                )
                 yield transaction
+                transaction.send_writes()
         except DBAPIError as error:
             now = time.monotonic()
             # A shorter wait was a hasty one, or the statement did not mean to wait: neither begins the time again.
@@ -97,6 +101,16 @@ class Database:
             self._checkpoints.made(complete=checkpoint(self.engine))
 
     @contextmanager
+    def trying(self, *, at_once: bool) -> Iterator[None]:
+        """With `at_once`, let no transaction of this thread wait for the lock of given routes during the block."""
+        before = getattr(self._thread, "tries", False)
+        self._thread.tries = at_once
+        try:
+            yield
+        finally:
+            self._thread.tries = before
+
+    @contextmanager
     def read(self) -> Iterator[Transaction]:
         """One transaction that only reads."""
         with self.engine.connect() as connection, reading(connection).begin():
@@ -113,209 +127,37 @@ class Database:
         if self.on_failed_alone is not None:
             self.on_failed_alone(item)
 
+    def leave(self, step: str, subjects: Iterable[str], routes: Iterable[str], error: Exception) -> None:
+        """Let a step leave its `subjects`, routes or items of `routes`, for which `error` came, until its next try."""
+        longest = LONGEST_FOR_A_ROUTE if is_turn_timeout(error) else LONGEST_FOR_A_ROW
+        again_in = self.back_offs.began(step, subjects, longest)
+        self._tell(Left(step, sorted(routes), error, again_in))
+
+    def still_leaves(self, step: str) -> None:
+        """Note that a step leaves routes without a try."""
+        self._tell(Left(step, (), None, 0.0))
+
+    def _tell(self, left: Left) -> None:
+        if self.on_left is not None:
+            self.on_left(left)
+
+    def add_routes(self, routes: AbstractSet[str]) -> None:
+        """Add the rows of these routes to the order lock, so that none has to be added while others wait."""
+        if not self.sql.locks_routes:
+            return
+        given = rows_param({"route": route} for route in sorted(routes))
+        with self.read() as reading:
+            missing = reading.execute(order_lock.missing_routes(self.sql), given=given)
+        if missing:
+            with self.write() as transaction:
+                transaction.execute(order_lock.FIRST_TO_ADD)
+                transaction.execute(order_lock.added_routes(self.sql), given=given)
+
     def _now(self) -> str | None:
         return None if self._clock is None else time_text(self._clock())
-
-
-class Transaction:
-    """A connection inside one transaction, with the fragments of its dialect."""
-
-    def __init__(self, connection: Connection, sql: Sql, now: str | None, *, is_hasty: bool = False) -> None:
-        self.connection = connection
-        self.sql = sql
-        self.appended: Counter[tuple[str, str]] = Counter()
-        """Counts of the facts it adds, by route and kind."""
-        self.left_out: list[FailedAlone] = []
-        """The parts that were skipped because the database has rejected them."""
-        self.rows = _ROWS_OF_A_WRITE
-        """About how many rows it writes, which makes the next checkpoint due."""
-        self.has_payloads = False
-        """True when retention deletes no payload before it ends."""
-        self._now = now
-        self._is_hasty = is_hasty
-
-    def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
-        """Run a statement; its rows, if it has any. Texts become `storable`, and `:now` is bound for it."""
-        if "now" in statement._bindparams:  # noqa: SLF001  # SQLAlchemy has no public name for a text's parameters
-            parameters["now"] = self._now
-        for name, value in parameters.items():
-            if isinstance(value, str) and not is_storable(value):
-                parameters[name] = storable(value)
-        result = self.connection.execute(statement, parameters)
-        return list(result.all()) if result.returns_rows else []
-
-    def rows_of(self, statement: TextClause, **parameters: object) -> list[Row]:
-        """Run a statement; its rows as plain values, for a listing."""
-        found = self.execute(statement, **parameters)
-        return [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
-
-    def attempt(self, statement: TextClause, **parameters: object) -> Exception | None:
-        """Run a statement that must not end the transaction. Returns the error when the statement itself is at fault."""
-        try:
-            with self.connection.begin_nested():
-                self.execute(statement, **parameters)
-        except Exception as error:
-            if failure_of(error) != "fault":
-                raise
-            return error
-        return None
-
-    def stream(self, statement: TextClause, at_a_time: int, **parameters: object) -> Iterator[Any]:
-        """Yield the rows of a statement in parts, for results too large to hold."""
-        options = {"yield_per": at_a_time}
-        with self.connection.execute(statement, parameters, execution_options=options) as result:
-            yield from result
-
-    def lock_order(self, *, keeps_payloads: bool = False) -> datetime:
-        """Take the order lock, then return the database's time.
-
-        With `keeps_payloads`, retention deletes no payload until this transaction ends. That lock comes first: who waits for
-        a batch of retention must not have the order lock, for which all others wait.
-
-        Every transaction that ends or makes a head takes it first, as a statement of its own: what it reads afterwards
-        is what the one before it left. Without it lanes get stuck for good. On SQLite the transaction holds the write
-        lock already.
-        """
-        if self.sql.is_postgres:
-            if keeps_payloads:
-                self.connection.execute(_SHARE_PAYLOADS)
-            self.connection.execute(_LOCK)
-        self.has_payloads = keeps_payloads
-        self.hurry(HASTY_WAIT_MS)
-        return self.now()
-
-    def hurry(self, milliseconds: int = HASTY_WAIT_ALONE_MS) -> None:
-        """Wait for locked rows no longer than this from now on, if this thread has waited for one in vain lately."""
-        if self._is_hasty:
-            self.limit_waits(milliseconds)
-
-    def limit_waits(self, milliseconds: int) -> None:
-        """Wait for locks no longer than this from now on. SQLite's only lock is taken already."""
-        if self.sql.is_postgres:
-            self.connection.execute(text(f"SET LOCAL lock_timeout = '{milliseconds}ms'"))
-
-    def now(self) -> datetime:
-        """The database's clock, UTC."""
-        return as_time(self.execute(_now(self.sql))[0].now)
-
-    def write_back(self, changed: Iterable[OpenDelivery], relay_node: str | None) -> None:
-        """Append the facts of these deliveries and give their rows the state that follows.
-
-        Those that cease to be heads are written before those that become one: the database refuses two heads in a lane,
-        and checks row by row.
-        """
-        rows = sorted(changed, key=lambda row: (row.seq, row.route))
-        if not rows:
-            return
-        history = [
-            {
-                "seq": row.seq,
-                "route": row.route,
-                "kind": facts.kind_of(fact),
-                "attempt": attempt,
-                "relay_node": relay_node,
-                "detail": facts.detail_of(fact),
-            }
-            for row in rows
-            for fact, attempt in zip(row.facts, row.counts, strict=True)
-        ]
-        if history:
-            self.execute(_append_facts(self.sql), facts=rows_param(history))
-            self.appended.update((str(fact["route"]), str(fact["kind"])) for fact in history)
-        self.remove(row for row in rows if row.state is State.ENDED)
-        stay = [row for row in rows if row.state is not State.ENDED]
-        for are_heads in (False, True):
-            if group := [row for row in stay if (row.state in HEADS) is are_heads]:
-                self.execute(_move(self.sql), moved=fields_param(group, _MOVED))
-
-    def remove(self, deliveries: Iterable[OpenDelivery]) -> None:
-        """Take the rows of these deliveries out of `open_delivery`."""
-        if ended := [(row.seq, row.route) for row in deliveries]:
-            self.execute(_end(self.sql), ended=keys_param(ended))
-
-
-Key = tuple[int, str]
-"""seq and route of a delivery."""
 
 
 def read_keys(database: Database, statement: TextClause, **parameters: object) -> list[Key]:
     """Read seq and route of a statement's rows, and no column that could fail to be read."""
     with database.read() as transaction:
         return [(row.seq, row.route) for row in transaction.execute(statement, **parameters)]
-
-
-def keys_param(keys: Iterable[Key]) -> str:
-    """The keys as rows of a bound parameter."""
-    return rows_param({"seq": seq, "route": route} for seq, route in keys)
-
-
-def fields_param(rows: Iterable[object], fields: Iterable[str]) -> str:
-    """These fields of each of the rows, as rows of a bound parameter."""
-    names = list(fields)
-    return rows_param({name: getattr(row, name) for name in names} for row in rows)
-
-
-def key_text(key: Key) -> str:
-    """A delivery in words, for a log."""
-    return f"route={key[1]} seq={key[0]}"
-
-
-_SHARE_PAYLOADS = text(SHARE_PAYLOADS)
-_LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
-
-ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"
-"""The columns that `as_open_delivery` reads."""
-
-
-def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
-    """A row of ROW's columns."""
-    return OpenDelivery(
-        seq=row.seq,
-        route=row.route,
-        lane=row.lane,
-        occurred_at=as_time(row.occurred_at),
-        state=State(row.state),
-        attempt=row.attempt,
-        run=row.run,
-        crashes=row.crashes,
-        due_at=None if row.due_at is None else as_time(row.due_at),
-    )
-
-
-@cache
-def _now(sql: Sql) -> TextClause:
-    return text(f"SELECT {sql.now} AS now")
-
-
-@cache
-def _append_facts(sql: Sql) -> TextClause:
-    rows = sql.rows("facts", seq="bigint", route="text", kind="text", attempt="int", relay_node="text", detail="json")
-    return text(f"""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
-SELECT (SELECT {sql.now}), seq, route, kind, attempt, relay_node, detail
-FROM {rows}
-""")
-
-
-@cache
-def _end(sql: Sql) -> TextClause:
-    return text(f"""
-DELETE FROM open_delivery
-WHERE (seq, route) IN (SELECT seq, route FROM {sql.rows("ended", seq="bigint", route="text")})
-""")
-
-
-_MOVED = {
-    "seq": "bigint", "route": "text", "state": "text", "attempt": "int", "run": "int", "crashes": "int", "due_at": "time"
-}  # fmt: skip
-
-
-@cache
-def _move(sql: Sql) -> TextClause:
-    return text(f"""
-UPDATE open_delivery AS o
-SET state = moved.state, attempt = moved.attempt, run = moved.run, crashes = moved.crashes, due_at = moved.due_at,
-    lease_until = NULL, lease_token = NULL, relay_node = NULL
-FROM {sql.rows("moved", **_MOVED)}
-WHERE o.seq = moved.seq AND o.route = moved.route
-""")

@@ -11,7 +11,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
 from inbox.events.timestamps import as_time, time_text
-from relay.store.database import Transaction
+from relay.store.transaction import Transaction
 
 MOST_GROUPED = 5000
 """Dead letters that are grouped: the newest events."""
@@ -85,7 +85,12 @@ def _grouped(sql: Sql) -> TextClause:
     newest = f"""SELECT o.seq, o.route, o.state FROM open_delivery o
     WHERE o.state IN ('dead', 'blocked') AND {sql.optional("o.route", "text", parameter="route")}
     ORDER BY o.seq DESC LIMIT :most"""
-    died = "SELECT max(f.id) FROM delivery_log f WHERE f.seq = n.seq AND f.route = n.route AND f.kind = 'dead'"
+    deaths = "delivery_log f WHERE f.seq = n.seq AND f.route = n.route AND f.kind = 'dead'"
+    died = f"delivery_log l ON l.id = (SELECT max(f.id) FROM {deaths})"
+    if sql.has_lateral:  # one look instead of two
+        died = f"""LATERAL (
+        SELECT f.at, f.detail FROM {deaths}
+        ORDER BY f.id DESC LIMIT 1) l ON true"""
     conditions = " AND ".join(
         (
             sql.optional("d.cause", "text", parameter="cause"),
@@ -98,7 +103,7 @@ WITH newest AS (
 ), dead AS (
     SELECT n.seq, n.route, n.state, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
            {sql.sha256("l.detail ->> 'error'")} AS error_sha256
-    FROM newest n LEFT JOIN delivery_log l ON l.id = ({died})
+    FROM newest n LEFT JOIN {died}
 )
 SELECT d.route, d.cause, d.error_sha256, min(substr(d.error, 1, {MOST_SHOWN})) AS error, count(*) AS count,
        sum(CASE WHEN d.state = 'blocked' THEN 1 ELSE 0 END) AS blocked,

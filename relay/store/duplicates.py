@@ -18,8 +18,9 @@ from relay.delivery.ordering import covers
 from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts
 from relay.store.coverage import last_delivered
-from relay.store.database import Database, Key, Transaction
+from relay.store.database import Database
 from relay.store.reopen import find, keep_payloads, take_up
+from relay.store.transaction import Key, Transaction
 
 EVENTS_OF_A_ROUND = 200
 ROWS_OF_A_ROUND = 1_000

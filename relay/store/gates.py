@@ -20,7 +20,8 @@ from relay.delivery.policy import Policies, breaker_limits
 from relay.delivery.rate_holds import HoldRequest, holds_until
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
+from relay.store.transaction import Transaction
 
 
 def read_gates(database: Database) -> Gates:

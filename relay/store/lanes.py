@@ -6,16 +6,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param
+from inbox.db.pipeline import Statement
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.ordering import LanePosition, settle
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
-from relay.store.database import ROW, Transaction, as_open_delivery
+from relay.store.transaction import ROW, Transaction, as_open_delivery
 
 Lane = tuple[str, str]
 """Route and lane."""
@@ -30,6 +31,8 @@ def settle_lanes(
     policies: Policies,
     now: datetime,
     besides: Iterable[Lane] = (),
+    *,
+    first: Sequence[Any] | None = None,
 ) -> list[OpenDelivery]:
     """Give every lane that `changed` touches its head again.
 
@@ -39,6 +42,8 @@ def settle_lanes(
     Where many wait on a route in `latest`, the oldest are folded, `MOST_FOLDED` in all lanes together. The rest waits
     on, until the next settle of its lane, or `relay.store.leftovers`, folds more of it.
 
+    With `first`, the rows that `first_waiting` selects for these lanes, no heads are looked for: `changed` has them all.
+
     Returns:
         What is to be written: `changed` and whatever settling moved besides, each in its last state.
     """
@@ -46,8 +51,8 @@ def settle_lanes(
     for row in changed:
         lanes[row.route, row.lane].append(row)
     known = {(row.seq, row.route) for rows in lanes.values() for row in rows}
-    waiting = _waiting(transaction, lanes, policies)
-    heads = heads_of(transaction, lanes) if lanes else []
+    waiting = _waiting(transaction, lanes, policies, first)
+    heads = heads_of(transaction, lanes) if lanes and first is None else []
     others = [*heads, *(row for some in waiting.values() for row in some.rows)]
     before = {(row.seq, row.route): row for row in others if (row.seq, row.route) not in known}
     for row in before.values():
@@ -73,8 +78,16 @@ class _Waiting(NamedTuple):
     """The place of the last of them, when more wait behind it."""
 
 
+def first_waiting(sql: Sql, lanes: Iterable[Lane]) -> Statement:
+    """Select the deliveries that wait first in each of these lanes, as many as settling reads of a lane that isn't crowded."""
+    return _first_waiting(sql), {"lanes": lanes_param(lanes), "most": 2}
+
+
 def _waiting(
-    transaction: Transaction, lanes: Mapping[Lane, Sequence[OpenDelivery]], policies: Policies
+    transaction: Transaction,
+    lanes: Mapping[Lane, Sequence[OpenDelivery]],
+    policies: Policies,
+    first: Sequence[Any] | None,
 ) -> dict[Lane, _Waiting]:
     """The waiting deliveries that settling needs: in `strict` the first, in `latest` as many as this transaction may fold.
 
@@ -83,7 +96,10 @@ def _waiting(
     """
     latest = [lane for lane in lanes if policies.get(lane[0], UNKNOWN_ROUTE).ordering == "latest"]
     strict = [lane for lane in lanes if policies.get(lane[0], UNKNOWN_ROUTE).ordering == "strict"]
-    found = _first_waiting_of(transaction, lanes, strict, 1) | _first_waiting_of(transaction, lanes, latest, 2)
+    if first is None:
+        found = _first_waiting_of(transaction, lanes, strict, 1) | _first_waiting_of(transaction, lanes, latest, 2)
+    else:
+        found = _by_lane(lanes, first)
     crowded = [lane for lane in latest if len(found[lane]) > 1]
     share = max(MOST_FOLDED // max(len(crowded), 1), 2)
     many = _first_waiting_of(transaction, lanes, crowded, share + 1)
@@ -108,12 +124,17 @@ def _first_waiting_of(
 
 
 def _read_waiting(transaction: Transaction, wanted: Sequence[Lane], most: int) -> dict[Lane, list[OpenDelivery]]:
+    if not wanted:
+        return {}
+    return _by_lane(wanted, transaction.execute(_first_waiting(transaction.sql), lanes=lanes_param(wanted), most=most))
+
+
+def _by_lane(wanted: Iterable[Lane], rows: Iterable[Any]) -> dict[Lane, list[OpenDelivery]]:
     found: dict[Lane, list[OpenDelivery]] = {lane: [] for lane in wanted}
-    if wanted:
-        rows = transaction.execute(_first_waiting(transaction.sql), lanes=lanes_param(wanted), most=most)
-        for row in map(as_open_delivery, rows):
-            found[row.route, row.lane].append(row)
-    return {lane: sorted(rows, key=lambda row: row.key) for lane, rows in found.items()}
+    for row in rows:
+        if (lane := (row.route, row.lane)) in found:
+            found[lane].append(as_open_delivery(row))
+    return {lane: sorted(some, key=lambda row: row.key) for lane, some in found.items()}
 
 
 def heads_of(transaction: Transaction, lanes: Iterable[Lane]) -> list[OpenDelivery]:

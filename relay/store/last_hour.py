@@ -13,8 +13,8 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql
 from inbox.db.throughput import ROUTE, SOURCE, STORED, SWEPT
 from inbox.events.timestamps import as_time, time_text
-from relay.store.database import Transaction
 from relay.store.route_states import ENDS, FAILURES
+from relay.store.transaction import Transaction
 
 MINUTES = 60
 _MOST_ROWS = 50_000
@@ -41,8 +41,7 @@ class LastHour(msgspec.Struct, frozen=True):
 
 def read_last_hour(transaction: Transaction, now: datetime) -> LastHour:
     """Read the figures of the last hour before `now`."""
-    until = now.replace(second=0, microsecond=0)
-    since = until - timedelta(minutes=MINUTES)
+    since, until = _of(now)
     found = transaction.execute(
         _figures(transaction.sql), since=time_text(since), until=time_text(until), most=_MOST_ROWS
     )
@@ -56,6 +55,16 @@ def read_last_hour(transaction: Transaction, now: datetime) -> LastHour:
         elif row.kind == ROUTE and row.outcome in FAILURES:
             failed[row.name][place] += row.count
     return LastHour(since, _kept(arrived), _kept(ended), _kept(failed))
+
+
+def empty_hour(now: datetime) -> LastHour:
+    """Return an hour before `now` in which nothing is known."""
+    return LastHour(_of(now)[0], {}, {}, {})
+
+
+def _of(now: datetime) -> tuple[datetime, datetime]:
+    until = now.replace(second=0, microsecond=0)
+    return until - timedelta(minutes=MINUTES), until
 
 
 def total(counts: Mapping[str, Counts]) -> Counts:

@@ -12,9 +12,10 @@ from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param
 from inbox.events import states
 from relay.delivery.policy import Policies
-from relay.store.bulkhead import in_parts
-from relay.store.database import Database, Transaction, key_text
+from relay.store.bulkhead import in_parts_by_route
+from relay.store.database import Database
 from relay.store.lanes import settle_lanes
+from relay.store.transaction import Transaction, key_text
 
 LEASE_SECONDS = states.LEASE_SECONDS
 
@@ -74,27 +75,36 @@ RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
 """)
 
 
-def give_back(database: Database, policies: Policies, relay_node: str, claimed: Sequence[Claimed]) -> int:
+def give_back(
+    database: Database,
+    policies: Policies,
+    relay_node: str,
+    claimed: Sequence[Claimed],
+    left: list[Claimed] | None = None,
+) -> int:
     """Return leases whose attempt never began: the attempt is not used, and the delivery is due at once. Returns how many.
 
     Their lanes are settled again: an older event that came meanwhile goes first. A delivery whose lane can't be settled is
-    returned all the same.
+    returned all the same. Leases of routes that somebody keeps locked stay as they are, and are added to `left`.
     """
     return sum(
-        in_parts(
+        in_parts_by_route(
             database,
             "give_back",
             claimed,
             part=lambda some: _give_back_in_order(database, policies, relay_node, some),
             alone=lambda one, _: _give_back_unsettled(database, one),
             name=lambda one: key_text(one[:2]),
+            route_of=lambda one: one[1],
+            enough=len(claimed),
+            left=left,
         )
     )
 
 
 def _give_back_in_order(database: Database, policies: Policies, relay_node: str, claimed: Sequence[Claimed]) -> int:
     with database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.lock_order(route for _, route, _ in claimed)
         returned = _returned(transaction, claimed)
         lanes = [(row.route, row.lane) for row in returned]
         transaction.write_back(settle_lanes(transaction, (), policies, now, lanes), relay_node)

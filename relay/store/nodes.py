@@ -14,23 +14,31 @@ from inbox.db.parameters import rows_param, storable
 from inbox.events.states import GONE_SECONDS
 from relay.delivery.gates import Entity
 from relay.delivery.policy import Policies
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
 from relay.store.paused_entities import not_paused, paused_param
+from relay.store.transaction import Transaction
 
 NOTHING_FAILS: Mapping[str, str] = {}
 
 
-def start_node(database: Database, node: str, host: str, pid: int, version: str) -> None:
-    """Insert a relay process that starts. Idempotent: the answer to its commit may have been lost."""
+def start_node(
+    database: Database, node: str, host: str, pid: int, version: str, *, policies: Policies | None = None
+) -> None:
+    """Insert a relay process that starts, with its routes. Idempotent: the answer to its commit may have been lost."""
+    own = {"host": host, "pid": pid, "version": version, "routes": None if policies is None else _routes(policies)}
     with database.write() as transaction:
-        transaction.execute(_start(database.sql), node=node, host=host, pid=pid, version=version)
+        transaction.execute(_start(database.sql), node=node, **own)
 
 
 def describe_routes(database: Database, node: str, policies: Policies) -> None:
-    """Store its routes, each with the gates on its way: the database knows no configuration."""
-    routes = json.dumps({route: policy.gates for route, policy in policies.items()})
+    """Store its routes after a reload: see `start_node`."""
     with database.write() as transaction:
-        transaction.execute(_describe(database.sql), node=node, routes=routes)
+        transaction.execute(_describe(database.sql), node=node, routes=_routes(policies))
+
+
+def _routes(policies: Policies) -> str:
+    """Return each route with the gates on its way, as JSON: the database knows no configuration."""
+    return json.dumps({route: policy.gates for route, policy in policies.items()})
 
 
 def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHING_FAILS) -> None:
@@ -64,8 +72,8 @@ def stop_node(database: Database, node: str) -> None:
 @cache
 def _start(sql: Sql) -> TextClause:
     return text(f"""
-INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at)
-VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now})
+INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, routes)
+VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {_routes_param(sql)})
 ON CONFLICT (id) DO NOTHING
 """)
 
@@ -78,8 +86,11 @@ def _heartbeat(sql: Sql) -> TextClause:
 
 @cache
 def _describe(sql: Sql) -> TextClause:
-    routes = "CAST(:routes AS jsonb)" if sql.is_postgres else ":routes"
-    return text(f"UPDATE relay_node SET routes = {routes} WHERE id = :node")
+    return text(f"UPDATE relay_node SET routes = {_routes_param(sql)} WHERE id = :node")
+
+
+def _routes_param(sql: Sql) -> str:
+    return "CAST(:routes AS jsonb)" if sql.is_postgres else ":routes"
 
 
 @cache

@@ -20,8 +20,11 @@ from relay.delivery.alerts import SENTENCES, Alert, sentence
 from relay.delivery.gates import GateKey, entity_of
 from relay.delivery.policy import Policies, RoutePolicy
 from relay.store import gates, reads
-from relay.store.database import Database, Transaction
+from relay.store.alerts import NEWEST
+from relay.store.database import Database
 from relay.store.route_states import Bounds, RouteState, read_routes
+from relay.store.sections import Sections
+from relay.store.transaction import Transaction
 
 MOST_LISTED = 20
 """Open commands, failed ones, and relays that died."""
@@ -97,27 +100,35 @@ class Overview(msgspec.Struct, frozen=True):
     """Progress of each kind of rows that was pruned."""
 
 
-def read_overview(database: Database, policies: Policies, bounds: Bounds | None = None) -> Overview:
+def read_overview(
+    database: Database, policies: Policies, bounds: Bounds | None = None, part: Sections | None = None
+) -> Overview:
     """Read everything, in one snapshot; `bounds` are those of a look at the routes that costs less."""
+    part = part or Sections()
     with database.snapshot() as transaction:
         now = transaction.now()
-        alerts = list(read_firing(transaction))
-        held = tuple(_held(transaction, policies, alerts, now))
+        alerts: list[FiringAlert] = part("alerts", lambda: list(read_firing(transaction)), [], transaction)
+        held: tuple[HeldGate, ...] = part(
+            "gates", lambda: tuple(_held(transaction, policies, alerts, now)), (), transaction
+        )
         held_back: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
         for gate in held:
             # An entity's pause holds back a few deliveries, and a rate that is used up lets others through soon.
             for route in gate.routes if gate.kind != "entity" and gate.state != "limited" else ():
                 held_back[route] += (f"{gate.kind} {gate.name}",)
-        routes, in_flight = read_routes(transaction, policies, held_back, now, bounds)
+        nothing: tuple[list[RouteState], dict[str, int]] = ([], {})
+        routes, in_flight = part(
+            "routes", lambda: read_routes(transaction, policies, held_back, now, bounds), nothing, transaction
+        )
         return Overview(
             now,
             tuple(routes),
             held,
-            tuple(_relays(transaction, in_flight)),
+            part("relays", lambda: tuple(_relays(transaction, in_flight)), (), transaction),
             tuple(alerts),
-            tuple(_commands(transaction)),
-            tuple(transaction.rows_of(reads.SWEEPS)),
-            tuple(transaction.rows_of(reads.RETENTION)),
+            part("commands", lambda: tuple(_commands(transaction)), (), transaction),
+            part("sweeps", lambda: tuple(transaction.rows_of(reads.SWEEPS)), (), transaction),
+            part("retention", lambda: tuple(transaction.rows_of(reads.RETENTION)), (), transaction),
         )
 
 
@@ -128,7 +139,7 @@ def read_held_gates(database: Database, policies: Policies) -> tuple[HeldGate, .
 
 
 def _held(transaction: Transaction, policies: Policies, alerts: list[FiringAlert], now: datetime) -> Iterator[HeldGate]:
-    fired = {alert.subject: alert.since for alert in alerts if alert.kind in {"breaker_open", "retired"}}
+    fired = {alert.subject: alert.since for alert in alerts if alert.kind in {"breaker_open", "endpoint_retired"}}
     for row in gates.held_back_in(transaction):
         key = (row["kind"], row["name"])
         routes = tuple(sorted(name for name, policy in policies.items() if _goes_through(policy, key)))
@@ -204,21 +215,7 @@ def _commands(transaction: Transaction) -> list[Row]:
     return [{**row, "selection": as_json(row["selection"])} for row in rows]
 
 
-# A loose scan: one look into the index for each subject that ever had an alert. SQLite would read all alerts of a kind for
-# a comparison of both columns at once.
-_FIRING = text("""
-WITH RECURSIVE subjects(kind, subject) AS (
-    SELECT * FROM (SELECT kind, subject FROM alert ORDER BY kind, subject LIMIT 1) first
-    UNION ALL
-    SELECT a.kind, a.subject FROM subjects s JOIN alert a ON a.id = coalesce(
-        (SELECT n.id FROM alert n WHERE n.kind = s.kind AND n.subject > s.subject ORDER BY n.subject LIMIT 1),
-        (SELECT n.id FROM alert n WHERE n.kind > s.kind ORDER BY n.kind, n.subject LIMIT 1)))
-SELECT a.kind, a.subject, a.at, a.detail
-FROM subjects s JOIN alert a ON a.id = (
-    SELECT n.id FROM alert n WHERE n.kind = s.kind AND n.subject = s.subject ORDER BY n.id DESC LIMIT 1)
-WHERE a.firing
-ORDER BY a.at, a.id
-""")
+_FIRING = text(f"{NEWEST} WHERE a.firing ORDER BY a.at, a.id")
 
 
 @cache

@@ -12,8 +12,8 @@ from inbox.db.parameters import rows_param
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import Entity
-from relay.store.database import Transaction
 from relay.store.scan_positions import PAGE, Cursor, Seen
+from relay.store.transaction import Transaction
 
 
 def paused_param(entities: Sequence[Entity]) -> dict[str, str]:

@@ -23,8 +23,9 @@ from relay.delivery.lifecycle import append
 from relay.delivery.policy import Policies
 from relay.delivery.time_bounds import SLACK, asked_delay, furthest_due, is_beyond
 from relay.store.bulkhead import in_parts
-from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text
+from relay.store.database import Database
 from relay.store.pull_in_times import BATCH, TooFarAhead, pull_in_times, times_too_far_ahead
+from relay.store.transaction import ROW, Transaction, as_open_delivery, key_text
 
 MOST_BATCHES = 4
 """Consecutive transactions that move deliveries, before other steps of the relay run."""
@@ -86,8 +87,10 @@ def _due_too_late(database: Database, policies: Policies, place: Place) -> tuple
     rows, next_place = _next_due_later(database, policies, place)
 
     def part(some: Sequence[Any]) -> list[TooFarAhead]:
-        with database.read() as transaction:
-            return _too_late(transaction, some, policies, transaction.now())
+        # One snapshot for row and last fact: an attempt that ends in between is no finding.
+        with database.snapshot() as transaction:
+            known = transaction.execute(_again(transaction.sql, locked=False), wanted=_keys(some))
+            return _too_late(transaction, list(known), policies, transaction.now())
 
     parts = in_parts(
         database,
@@ -137,8 +140,7 @@ def _reschedule(
     """Check again under the order lock, and make deliveries that are still due too far ahead due sooner."""
     with database.write() as transaction:
         now = transaction.lock_order()
-        wanted = rows_param({"seq": one.seq, "route": one.route} for one in found)
-        rows = transaction.execute(_again(transaction.sql), wanted=wanted)
+        rows = list(transaction.execute(_again(transaction.sql, locked=True), wanted=_keys(found)))
         late = _too_late(transaction, rows, policies, now)
         known = {(row.seq, row.route): as_open_delivery(row) for row in rows}
         moved = []
@@ -151,8 +153,8 @@ def _reschedule(
 
 def _too_late(transaction: Transaction, rows: Sequence[Any], policies: Policies, now: datetime) -> list[TooFarAhead]:
     """Deliveries due further ahead than their last fact and their route allow. Unreadable ones are left alone."""
-    wanted = rows_param({"seq": row.seq, "route": row.route} for row in rows)
-    last = {(fact.seq, fact.route): fact for fact in transaction.execute(_last_facts(transaction.sql), wanted=wanted)}
+    last_facts = transaction.execute(_last_facts(transaction.sql), wanted=_keys(rows))
+    last = {(fact.seq, fact.route): fact for fact in last_facts}
     found = []
     for row in rows:
         fact, asked = last.get((row.seq, row.route)), timedelta(0)
@@ -165,6 +167,10 @@ def _too_late(transaction: Transaction, rows: Sequence[Any], policies: Policies,
         if is_beyond(due_at, furthest):
             found.append(TooFarAhead("due_at", "the delivery", due_at, furthest, row.seq, row.route))
     return found
+
+
+def _keys(deliveries: Sequence[Any]) -> str:
+    return rows_param({"seq": one.seq, "route": one.route} for one in deliveries)
 
 
 @cache
@@ -190,14 +196,14 @@ LIMIT :batch
 
 
 @cache
-def _again(sql: Sql) -> TextClause:
+def _again(sql: Sql, *, locked: bool) -> TextClause:
     return text(f"""
 SELECT {ROW}
 FROM {sql.rows("wanted", seq="bigint", route="text")}
 JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
 WHERE o.state = 'ready'
 ORDER BY o.seq, o.route
-{sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
+{"FOR UPDATE OF o SKIP LOCKED" if locked and sql.is_postgres else ""}
 """)
 
 

@@ -25,10 +25,11 @@ from relay.delivery.rate_holds import longest_holds
 from relay.delivery.time_bounds import SLACK, breaker_within, within
 from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
 from relay.store.gates import GATE_COLUMNS, as_breaker
 from relay.store.leases import LEASE_SECONDS
 from relay.store.sweeps import lease_seconds
+from relay.store.transaction import Transaction
 
 BATCH = 500
 

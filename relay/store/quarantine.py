@@ -15,8 +15,9 @@ from relay.delivery.lifecycle import OpenDelivery, State, append
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.alerts import note
 from relay.store.applied import forget_applied
-from relay.store.database import Database, Key, Transaction
+from relay.store.database import Database
 from relay.store.lanes import settle_lanes
+from relay.store.transaction import Key, Transaction
 
 Cause = Literal["unrecordable", "unprocessable", "payload_gone"]
 """Its attempt's outcome can't be recorded; it can't be ordered, rescued or loaded; its event has no payload any more."""
@@ -59,7 +60,7 @@ def quarantine(
 
     def make_dead(*, only: bool = False) -> facts.Dead | None:
         with database.write() as transaction:
-            now = transaction.lock_order()
+            now = transaction.lock_order([key[1]])
             row = _find(transaction, key, token, now)
             if row is None:
                 return None

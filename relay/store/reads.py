@@ -15,7 +15,8 @@ from inbox.db.listings import contains
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import time_text
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
+from relay.store.transaction import Transaction
 
 
 def backlog(database: Database) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from sqlalchemy import TextClause, text
@@ -17,15 +17,19 @@ from relay.delivery.lifecycle import append
 from relay.delivery.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, Policies, decide_abandoned
 from relay.store.alerts import note
 from relay.store.applied import forget_applied
-from relay.store.bulkhead import isolated
+from relay.store.bulkhead import in_parts_by_route
 from relay.store.clock import DatabaseClock
-from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text, keys_param
+from relay.store.database import Database
 from relay.store.lanes import settle_lanes
 from relay.store.leases import LEASE_SECONDS, Claimed, claims_param
 from relay.store.quarantine import quarantine
+from relay.store.transaction import ROW, Transaction, as_open_delivery, key_text, keys_param
 
+STEP = "reap"
 BATCH = 200
 """Leases in one transaction. Each is a lane of its own, of which two that wait are folded, too: some 70 ms."""
+OWN_TRANSACTION = 8
+"""Leases of a route that are worth a transaction of their own, under the lock of that route alone."""
 
 
 def reap(
@@ -44,22 +48,36 @@ def reap(
         seq, route and what was recorded of each.
     """
     clock = clock or DatabaseClock()
-    held = claims_param(trusted)
+    held, expired = claims_param(trusted), list[Any]()
     with database.read() as transaction:
         expired_at = time_text(clock.look(transaction))
-        if not clock.is_settled() or not transaction.execute(_any_expired(database.sql), at=expired_at, trusted=held):
+        if not clock.is_settled():
+            if database.unreaped:
+                database.still_leaves(STEP)
             return []
-    take_back = partial(_reap, database, policies, relay_node, clock, trusted=held)
-    parts = isolated(
+        before = rows_param({"route": route} for route in sorted(database.unreaped))
+        # The leases of routes that were left the last time hide no others.
+        for are_left in (False, True) if database.unreaped else (False,):
+            statement = _expired_leases(database.sql, are_left=are_left)
+            expired += transaction.execute(statement, batch=BATCH, at=expired_at, trusted=held, left_routes=before)
+    left: list[Claimed] = []
+    parts = in_parts_by_route(
         database,
-        "reap",
-        batch=lambda: take_back(_expired(database.sql), batch=BATCH),
-        items=lambda: _expired_leases(database, at=expired_at, trusted=held),
-        part=lambda leases: take_back(_expired_of(database.sql), keys=keys_param(lease[:2] for lease in leases)),
+        STEP,
+        [(row.seq, row.route, row.lease_token) for row in expired],
+        left=left,
+        part=lambda leases: _reap(database, policies, relay_node, clock, leases, trusted=held),
         alone=lambda lease, error: _set_aside(database, policies, relay_node, lease, error),
         name=lambda lease: key_text(lease[:2]),
+        route_of=lambda lease: lease[1],
+        enough=OWN_TRANSACTION,
     )
-    return [fact for part in parts for fact in part]
+    taken = [fact for part in parts for fact in part]
+    if clock.is_settled():
+        database.unreaped = {route for _, route, _ in left}
+    elif database.unreaped:
+        database.still_leaves(STEP)
+    return taken
 
 
 def _reap(
@@ -67,15 +85,17 @@ def _reap(
     policies: Policies,
     relay_node: str,
     clock: DatabaseClock,
-    statement: TextClause,
-    **which: object,
+    leases: Sequence[Claimed],
+    *,
+    trusted: str,
 ) -> list[tuple[int, str, AnyFact]]:
     with database.write() as transaction:
-        transaction.lock_order()
+        transaction.lock_order(route for _, route, _ in leases)
         now = clock.look(transaction)
         if not clock.is_settled():
             return []
-        rows = transaction.execute(statement, at=time_text(now), **which)
+        keys = keys_param(lease[:2] for lease in leases)
+        rows = transaction.execute(_expired(database.sql), keys=keys, at=time_text(now), trusted=trusted)
         looping = _died_each_time(transaction, [row for row in rows if row.crashes + 1 >= CRASHES_ALLOWED])
         abandoned = [
             append(
@@ -92,7 +112,9 @@ def _reap(
         ]
         note(transaction, deaths(abandoned), now)
         forget_applied(transaction, ((row.route, row.lane) for row in abandoned))
-        transaction.write_back(settle_lanes(transaction, abandoned, policies, now), relay_node)
+        settled = settle_lanes(transaction, abandoned, policies, now)
+        transaction.only_write()
+        transaction.write_back(settled, relay_node)
     return [(row.seq, row.route, row.facts[-1]) for row in abandoned]
 
 
@@ -104,36 +126,12 @@ def _set_aside(
     return [] if dead is None else [(seq, route, dead)]
 
 
-def _expired_leases(database: Database, *, at: str, trusted: str) -> list[Claimed]:
-    with database.read() as transaction:
-        rows = transaction.execute(_expired_tokens(database.sql), batch=BATCH, at=at, trusted=trusted)
-    return [(row.seq, row.route, row.lease_token) for row in rows]
-
-
-@cache
-def _any_expired(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT 1 FROM open_delivery o WHERE {_is_expired(sql)} LIMIT 1
-""")
-
-
 def _is_expired(sql: Sql) -> str:
     return f"o.state = 'in_flight' AND o.lease_until < {sql.time(':at')} AND {_not_trusted(sql)}"
 
 
 @cache
 def _expired(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT {ROW}, o.relay_node FROM open_delivery o
-WHERE {_is_expired(sql)}
-ORDER BY o.seq, o.route
-LIMIT :batch
-{sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
-""")
-
-
-@cache
-def _expired_of(sql: Sql) -> TextClause:
     return text(f"""
 SELECT {ROW}, o.relay_node
 FROM {sql.rows("keys", seq="bigint", route="text")} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
@@ -144,9 +142,15 @@ ORDER BY o.seq, o.route
 
 
 @cache
-def _expired_tokens(sql: Sql) -> TextClause:
+def _expired_leases(sql: Sql, *, are_left: bool) -> TextClause:
+    """Pass over locked ones here, too: they would fill a batch, and hide the others."""
+    left = sql.rows("left_routes", route="text")
     return text(f"""
-SELECT o.seq, o.route, o.lease_token FROM open_delivery o WHERE {_is_expired(sql)} ORDER BY o.seq, o.route LIMIT :batch
+SELECT o.seq, o.route, o.lease_token FROM open_delivery o
+WHERE {_is_expired(sql)} AND o.route {"" if are_left else "NOT"} IN (SELECT route FROM {left})
+ORDER BY o.seq, o.route
+LIMIT :batch
+{sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
 """)
 
 

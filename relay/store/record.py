@@ -12,6 +12,7 @@ from sqlalchemy import TextClause, text
 from inbox.config.routing import OWN_LANE
 from inbox.db.dialect import Sql, blames_items
 from inbox.db.parameters import rows_param
+from inbox.db.pipeline import Statement
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.alerts import deaths
@@ -33,12 +34,16 @@ from relay.delivery.policy import (
 from relay.delivery.rate_holds import HoldRequest, hold_requests
 from relay.store.alerts import note
 from relay.store.applied import forget_applied, lanes_in_doubt
-from relay.store.bulkhead import in_parts
+from relay.store.bulkhead import in_parts_by_route
 from relay.store.coverage import go_on_healing, heal
-from relay.store.database import ROW, Database, Transaction, as_open_delivery
+from relay.store.database import Database
 from relay.store.gates import listen
-from relay.store.lanes import settle_lanes
+from relay.store.lanes import first_waiting, settle_lanes
 from relay.store.quarantine import quarantine
+from relay.store.transaction import ROW, Transaction, as_open_delivery
+
+OWN_TRANSACTION = 8
+"""Outcomes of a route that are worth a transaction of their own, under the lock of that route alone."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -59,7 +64,8 @@ def record(
 ) -> list[Recorded]:
     """Record the outcomes of attempts whose lease is still the present one; others are discarded.
 
-    All are recorded when this returns, or none of those that `record_each` has not yielded when it raises.
+    All are recorded when this returns but those of routes that somebody keeps locked; when it raises, none of those that
+    `record_each` has not yielded.
     """
     return [
         recorded
@@ -79,7 +85,8 @@ def record_each(
 ) -> Iterator[list[Recorded]]:
     """Record the outcomes of attempts: all in one transaction, or in parts when one of them can't be recorded.
 
-    That one becomes dead with the cause `unrecordable`. Where even that fails, it is handed back with the error.
+    That one becomes dead with the cause `unrecordable`. Where even that fails, it is handed back with the error. Outcomes of
+    routes that somebody keeps locked are not recorded: hand them in again.
 
     Args:
         database: of the deliveries.
@@ -114,13 +121,15 @@ def record_each(
             return [Recorded(delivery, None, second)]
         return [Recorded(delivery, fact)]
 
-    yield from in_parts(
+    yield from in_parts_by_route(
         database,
         "record",
         outcomes,
         part=part,
         alone=alone,
         name=lambda one: f"route={one[0].route} seq={one[0].seq}",
+        route_of=lambda one: one[0].route,
+        enough=OWN_TRANSACTION,
     )
 
 
@@ -134,10 +143,15 @@ def _record(
     host_now: Callable[[], datetime] | None,
 ) -> list[Recorded]:
     with database.write() as transaction:
-        now = transaction.lock_order()
+        deliveries = [delivery for delivery, _ in handed_in]
+        now, (rows, first) = transaction.lock_order_and_read(
+            {delivery.route for delivery in deliveries},
+            _leases_of(database.sql, deliveries),
+            first_waiting(database.sql, {(d.route, d.lane) for d in deliveries}),
+        )
+        leased = {(row.seq, row.route, row.token): as_open_delivery(row) for row in rows}
         ahead = timedelta(0) if host_now is None else max(host_now() - now, timedelta(0))
         outcomes = [(delivery, _by_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
-        leased = _still_leased(transaction, [delivery for delivery, _ in outcomes])
         histories = _histories(transaction, outcomes, policies)
         reports = _reports(outcomes, leased, policies, recently_failing)
         breakers = listen(transaction, reports, policies, now, [*_asked(outcomes, policies)])
@@ -158,7 +172,10 @@ def _record(
         note(transaction, deaths(changed), now)
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | facts.UnchangedFact)]
         healing = heal(transaction, delivered, policies, now)
-        transaction.write_back(settle_lanes(transaction, [*changed, *healing.ended], policies, now), relay_node)
+        # What was in flight was the head of its lane, so there is no other.
+        settled = settle_lanes(transaction, [*changed, *healing.ended], policies, now, first=first)
+        transaction.only_write()
+        transaction.write_back(settled, relay_node)
         remember_delivered(
             transaction,
             [
@@ -186,25 +203,23 @@ def _by_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
     return msgspec.structs.replace(outcome, fetch_began_at=outcome.fetch_began_at - ahead)
 
 
-def _still_leased(transaction: Transaction, deliveries: Sequence[Delivery]) -> dict[tuple[int, str, int], OpenDelivery]:
-    """The fence: rows that this claim still holds, by seq, route and fencing token.
+def _leases_of(sql: Sql, deliveries: Iterable[Delivery]) -> Statement:
+    """The fence: select the rows that this claim still holds.
 
     An older claim's outcome may be handed in together with the present one's, so the token is part of what is looked up.
     """
-    rows = rows_param({"seq": d.seq, "route": d.route, "token": d.lease_token} for d in deliveries)
-    return {
-        (row.seq, row.route, row.token): as_open_delivery(row)
-        for row in transaction.execute(_leased(transaction.sql), done=rows)
-    }
+    rows = ({"seq": d.seq, "route": d.route, "token": d.lease_token} for d in deliveries)
+    return _leased(sql), {"done": rows_param(rows)}
 
 
 @cache
 def _leased(sql: Sql) -> TextClause:
+    """`state || ''` stops Postgres from reading an index of states from end to end, where its statistics say it is empty."""
     return text(f"""
 SELECT {ROW}, done.token
 FROM {sql.rows("done", seq="bigint", route="text", token="bigint")}
 JOIN open_delivery o ON o.seq = done.seq AND o.route = done.route
-WHERE o.state = 'in_flight' AND o.lease_token = done.token
+WHERE o.state || '' = 'in_flight' AND o.lease_token = done.token
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o"}
 """)

@@ -19,9 +19,9 @@ from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, State, fold
 from relay.delivery.policy import Policies
-from relay.store.database import ROW, Key, Transaction, as_open_delivery, fields_param, keys_param
 from relay.store.events import payload_rows
 from relay.store.lanes import settle_lanes
+from relay.store.transaction import ROW, Key, Transaction, as_open_delivery, fields_param, keys_param
 
 
 def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locked: bool = True) -> list[OpenDelivery]:

@@ -17,7 +17,7 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql, as_list
 from inbox.db.parameters import rows_param
 from inbox.events.timestamps import as_time, time_text
-from relay.store.database import Transaction
+from relay.store.transaction import Transaction
 
 MOST_COUNTED = 10_000
 """The largest count of a state on a route: a larger number would hardly say more."""

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import nullcontext
 from functools import cache
 
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import TextClause, text
+from sqlalchemy.exc import OperationalError
 
 from inbox.db.dialect import Sql
-from relay.delivery.policy import Policies
-from relay.store.bulkhead import isolated
+from inbox.db.parameters import rows_param
+from relay.delivery.lifecycle import OpenDelivery
+from relay.delivery.ordering import LanePosition
+from relay.delivery.policy import UNKNOWN_ROUTE, Policies
+from relay.store.bulkhead import in_parts_by_route
 from relay.store.coverage import supersede_covered
-from relay.store.database import (
-    ROW,
-    SEQS_OUT_OF_ORDER,
-    Database,
-    Key,
-    as_open_delivery,
-    key_text,
-    keys_param,
-    read_keys,
-)
-from relay.store.lanes import settle_lanes
+from relay.store.database import Database, read_keys
+from relay.store.lanes import Lane, settle_lanes
 from relay.store.quarantine import quarantine
+from relay.store.scan_positions import Arrivals
+from relay.store.transaction import ROW, Key, Transaction, as_open_delivery, key_text, keys_param
 
+STEP = "sequence"
+_LOCKED = OperationalError("", None, LockNotAvailable("somebody has locked a delivery"))
+_TOO_MANY = OperationalError("", None, LockNotAvailable("many deliveries are locked or at fault"))
 BATCH = 500
 """Rows in one transaction; on SQLite a longer one would keep the receiver waiting."""
+OWN_TRANSACTION = 50
+"""Deliveries of a route that are worth a transaction of their own, under the lock of that route alone."""
+MOST_ROWS = 100
+"""Deliveries of a route that are known to be left, so that a look past them takes a few milliseconds."""
+AGAIN = 20
+"""Of them, those that one look tries again: each may cost some transactions."""
+LONG_LOOK_SECONDS = 0.05
+PART_OF_THE_TIME = 1 / 10
+"""The largest share of time for such looks past all that waits for one delivery, once they are long."""
+LATE_SEQS = 1000
+"""Numbers that are looked through again each time: what commits even later is found by the next look from the beginning."""
 
 
 def sequence(database: Database, policies: Policies, relay_node: str, batch: int = BATCH) -> int:
@@ -33,82 +49,326 @@ def sequence(database: Database, policies: Policies, relay_node: str, batch: int
     They are found by their state, never by a cursor over `seq`: numbers commit out of order, and a cursor loses rows. Where
     a look begins only saves reading what has ended; each second one begins at the beginning.
 
+    Routes whose lock somebody keeps, or whose rows, are left as they are, and all others are done: `Arrivals.left`.
+    With a delivery that is left, so is what comes after it in its lane on `strict`.
+
     Returns:
-        How many there were.
+        How many of them it has sequenced itself.
+
+    Raises:
+        Exception: the database is unreachable or busy.
     """
-    return sum(
-        isolated(
-            database,
-            "sequence",
-            batch=lambda: _sequence_next(database, policies, relay_node, batch),
-            items=lambda: read_keys(database, _RECEIVED_KEYS, batch=batch),
-            part=lambda keys: _sequence(
-                database, policies, relay_node, _received_of(database.sql), keys=keys_param(keys)
-            ),
-            alone=lambda key, error: _set_aside(database, policies, relay_node, key, error),
-            name=key_text,
+    arrivals = database.arrivals
+    before = arrivals.left
+    done = _LookForReceived(database, policies, relay_node, batch).sequence()
+    if arrivals.is_behind and not arrivals.left <= before:  # what is left now has hidden others
+        done += _LookForReceived(database, policies, relay_node, batch).sequence()
+    return done
+
+
+class _LookForReceived:
+    """One look for received deliveries, and what it learns of those that it leaves."""
+
+    def __init__(self, database: Database, policies: Policies, relay_node: str, batch: int) -> None:
+        self._database = database
+        self._policies = policies
+        self._relay_node = relay_node
+        self._batch = batch
+        self._before, self._known = database.arrivals.left, database.arrivals.rows
+        self._off = database.back_offs.of(STEP)
+        is_to_rest = time.monotonic() < database.arrivals.rests_until
+        self._tried = frozenset[str]() if is_to_rest else self._before - self._off
+        """Routes that were left the last time, and are looked at again."""
+        self._left: list[Key] = []
+        self._alone: list[Key] = []
+        """Deliveries that this look leaves: all, and those that it has tried by themselves or found locked."""
+
+    def sequence(self) -> int:
+        """Sequence what it finds."""
+        again = [key for key in sorted(self._known) if key[1] in self._tried and key_text(key) not in self._off]
+        again, is_whole = again[:AGAIN], False
+        try:
+            keys, is_full = self._keys()
+            self._alone += (key for key in keys if key_text(key) in self._off)
+            done = self._work(keys) + self._work(again)
+            is_whole = True
+        finally:  # what was left alone is known, whatever came then: what follows it is not to go first
+            self._learn(again if is_whole else (), is_whole=is_whole)
+        self._database.arrivals.is_behind = is_full
+        return done
+
+    def _work(self, keys: Sequence[Key]) -> int:
+        return sum(
+            in_parts_by_route(
+                self._database,
+                STEP,
+                keys,
+                part=self._part,
+                alone=self._set_aside,
+                name=key_text,
+                route_of=lambda key: key[1],
+                enough=OWN_TRANSACTION,
+                left=self._left,
+                left_alone=self._alone,
+            )
         )
-    )
+
+    def _part(self, some: Sequence[Key]) -> int:
+        routes = {route for _, route in some}
+        others = {*self._known, *self._alone}.difference(some)
+        ahead = _strict((key for key in others if key[1] in routes), self._policies)
+        done, locked = _sequence(
+            self._database, self._policies, self._relay_node, some, ahead, is_careful=bool(self._known)
+        )
+        if locked:
+            self._alone += locked
+            self._database.leave(STEP, map(key_text, locked), {route for _, route in locked}, _LOCKED)
+        return done
+
+    def _set_aside(self, key: Key, error: Exception) -> int:
+        dead = quarantine(self._database, self._policies, self._relay_node, key, cause="unprocessable", error=error)
+        return int(dead is not None)
+
+    def _learn(self, again: Collection[Key], *, is_whole: bool) -> None:
+        database, arrivals = self._database, self._database.arrivals
+        rows = self._known.difference(again) | {*self._alone} | {*self._left}.intersection(again)
+        arrivals.rows, crowded = _most_of_each(rows)
+        if crowded:
+            database.leave(STEP, crowded, crowded, _TOO_MANY)
+        untouched = self._before - self._tried if is_whole else self._before
+        arrivals.left = untouched | {route for _, route in (*self._left, *arrivals.rows)}
+        since, now = arrivals.locked_since, time.monotonic()
+        kept_out = {route for route in arrivals.left if database.stalls.has((route,))} | (self._off & since.keys())
+        arrivals.locked_since = {route: since.get(route, now) for route in kept_out}
+        if not (is_whole and self._before <= arrivals.left):
+            arrivals.floor.at = None  # older rows of a route may lie before the place where the next look would begin
+        if self._known.difference(again) or untouched:
+            database.still_leaves(STEP)
+
+    def _keys(self) -> tuple[list[Key], bool]:
+        """Read which deliveries to sequence, in the order of lanes, and whether there may be more.
+
+        Those of routes that were left the last time hide no others. Of those, the ones that are tried again have a part of
+        the batch each: of what was not left by itself, nor waits for it.
+        """
+        database, arrivals, batch = self._database, self._database.arrivals, self._batch
+        with arrivals.floor.look() as begin:
+            if arrivals.left:
+                last = read_keys(database, _LAST_RECEIVED)
+                statement, beside = _received_beside(database.sql), {"left_routes": _routes_param(arrivals.left)}
+            else:
+                last, statement, beside = [], _RECEIVED_KEYS, {}
+            keys = read_keys(database, statement, batch=batch, begin_seq=begin or 0, **beside)
+        if keys or (last and begin is None):
+            _look_from(database, max(keys or last)[0])
+        is_full = len(keys) >= batch
+        if self._tried:
+            share = max(batch // len(self._tried), 1)
+            found = self._keys_of_tried(share)
+            is_full = is_full or share in Counter(route for _, route in found).values()
+            keys += found
+        return keys, is_full
+
+    def _keys_of_tried(self, share: int) -> list[Key]:
+        arrivals, began = self._database.arrivals, time.monotonic()
+        found = read_keys(
+            self._database,
+            _received_of(self._database.sql),
+            most=share,
+            left_routes=_routes_param(self._tried),
+            known=keys_param(arrivals.rows),
+            ahead=keys_param(_strict(arrivals.rows, self._policies)),
+        )
+        ended = time.monotonic()
+        if arrivals.rows and ended - began > LONG_LOOK_SECONDS:  # past a hundred thousand that wait for one
+            arrivals.rests_until = ended + (ended - began) / PART_OF_THE_TIME
+        return found
 
 
-def _sequence_next(database: Database, policies: Policies, relay_node: str, batch: int) -> int:
-    with database.arrivals.look() as begin:
-        return _sequence(database, policies, relay_node, _RECEIVED, batch=batch, begin_seq=begin or 0)
+def _most_of_each(rows: Iterable[Key]) -> tuple[set[Key], set[str]]:
+    """Return so many of each route that a look past them is short, and the routes that have more."""
+    kept, numbers = set[Key](), Counter[str]()
+    for key in sorted(rows):
+        numbers[key[1]] += 1
+        if numbers[key[1]] <= MOST_ROWS:
+            kept.add(key)
+    return kept, {route for route, number in numbers.items() if number > MOST_ROWS}
+
+
+def _strict(keys: Iterable[Key], policies: Policies) -> list[Key]:
+    return [key for key in keys if policies.get(key[1], UNKNOWN_ROUTE).ordering == "strict"]
+
+
+def _routes_param(routes: Iterable[str]) -> str:
+    return rows_param({"route": route} for route in sorted(routes))
 
 
 def _sequence(
     database: Database,
     policies: Policies,
     relay_node: str,
-    statement: TextClause,
-    **which: object,
-) -> int:
+    keys: Sequence[Key],
+    ahead: Sequence[Key],
+    *,
+    is_careful: bool,
+) -> tuple[int, list[Key]]:
+    """Sequence those of them that are received still: another relay may have been faster.
+
+    Args:
+        database: the inbox.
+        policies: those of all routes.
+        relay_node: this relay.
+        keys: deliveries.
+        ahead: others that are left as they are. What comes after one in its lane is passed over.
+        is_careful: True to wait for no locked row, as is done where this thread has waited for one in vain lately.
+
+    Returns:
+        How many it has sequenced, and those that are locked.
+    """
+    given = {"keys": keys_param(keys)}
+    read = (_received(database.sql), given)
+    if ahead:
+        read = (_received_before(database.sql), {**given, "ahead": keys_param(ahead)})
     with database.write() as transaction:
-        now = transaction.lock_order()
-        received = [as_open_delivery(row) for row in transaction.execute(statement, **which)]
-        if received:
-            left = supersede_covered(transaction, received, policies, now)
-            transaction.write_back(settle_lanes(transaction, left, policies, now), relay_node)
-    if received:
-        _look_from(database, received[-1].seq)
-    return len(received)
+        now, (rows,) = transaction.lock_order_and_read({route for _, route in keys}, read)
+        received = [as_open_delivery(row) for row in rows]
+        locked = _locked(transaction, received) if received and (is_careful or transaction.is_hasty) else []
+        free = _without_what_follows(received, locked, policies) if locked else received
+        if free:
+            changed = supersede_covered(transaction, free, policies, now)
+            settled = settle_lanes(transaction, changed, policies, now)
+            transaction.only_write()
+            transaction.write_back(settled, relay_node)
+    return len(free), [(row.seq, row.route) for row in locked]
 
 
-def _set_aside(database: Database, policies: Policies, relay_node: str, key: Key, error: Exception) -> int:
-    return int(quarantine(database, policies, relay_node, key, cause="unprocessable", error=error) is not None)
+def _locked(transaction: Transaction, received: Sequence[OpenDelivery]) -> list[OpenDelivery]:
+    """Return those that somebody has locked. No relay does: it has the lock of their route."""
+    keys = keys_param((row.seq, row.route) for row in received)
+    free = {(row.seq, row.route) for row in transaction.execute(_free(transaction.sql), keys=keys)}
+    return [row for row in received if (row.seq, row.route) not in free]
+
+
+def _without_what_follows(
+    received: Sequence[OpenDelivery], locked: Sequence[OpenDelivery], policies: Policies
+) -> list[OpenDelivery]:
+    first: dict[Lane, LanePosition] = {}
+    for row in locked:
+        lane = (row.route, row.lane)
+        if policies.get(row.route, UNKNOWN_ROUTE).ordering == "strict":
+            first[lane] = min(row.key, first.get(lane, row.key))
+    return [
+        row
+        for row in received
+        if row not in locked and ((row.route, row.lane) not in first or row.key < first[row.route, row.lane])
+    ]
 
 
 def _look_from(database: Database, seq: int) -> None:
-    """Move the start of later looks, but so far below this one that late commits are found, too."""
+    """Move the start of later looks, but so far below this one that commits a little late are found, too."""
     if database.sql.keeps_ended_entries:
-        database.arrivals.at = seq - SEQS_OUT_OF_ORDER
+        database.arrivals.floor.at = seq - LATE_SEQS
 
 
-_RECEIVED = text(f"""
-SELECT {ROW} FROM open_delivery o WHERE o.state = 'received' AND o.seq >= :begin_seq ORDER BY o.seq LIMIT :batch
+@cache
+def _received(sql: Sql) -> TextClause:
+    """`state || ''` stops Postgres from reading the index of received ones from end to end, as in `record`."""
+    return text(f"{_OF_KEYS.format(keys=_keys_rows(sql))} ORDER BY o.seq")
+
+
+@cache
+def _received_before(sql: Sql) -> TextClause:
+    return text(f"WITH {_ahead(sql)} {_OF_KEYS.format(keys=_keys_rows(sql))} AND {_IS_AFTER_NONE} ORDER BY o.seq")
+
+
+@cache
+def _free(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT o.seq, o.route FROM {_keys_rows(sql)} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
+{sql.for_update and "FOR UPDATE OF o SKIP LOCKED"}
 """)
+
+
+def _keys_rows(sql: Sql) -> str:
+    return sql.rows("keys", seq="bigint", route="text")
+
+
+_OF_KEYS = f"""
+SELECT {ROW}
+FROM {{keys}} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
+WHERE o.state || '' = 'received'
+"""
+
+
+def _ahead(sql: Sql) -> str:
+    """Select the places of `ahead` which are received still, once: SQLite would read the parameter for each delivery again."""
+    return f"""ahead_rows AS MATERIALIZED (
+    SELECT a.route, a.lane, a.occurred_at, a.seq
+    FROM {sql.rows("ahead", seq="bigint", route="text")} JOIN open_delivery a ON a.seq = ahead.seq AND a.route = ahead.route
+    WHERE a.state || '' = 'received')"""
+
+
+_IS_AFTER_NONE = """NOT EXISTS (
+    SELECT 1 FROM ahead_rows a
+    WHERE a.route = o.route AND a.lane = o.lane AND (a.occurred_at, a.seq) < (o.occurred_at, o.seq))"""
+"""It holds for a delivery `o` that comes after none of `_ahead` in its lane."""
+
+
+_IN_ORDER = "SELECT seq, route FROM ({}) found ORDER BY occurred_at, seq, route"
+_RECEIVED_KEYS = text(
+    _IN_ORDER.format("""
+    SELECT o.seq, o.route, o.occurred_at FROM open_delivery o WHERE o.state = 'received' AND o.seq >= :begin_seq
+    ORDER BY o.seq, o.route
+    LIMIT :batch
+""")
+)
+
+
+_LAST_RECEIVED = text(
+    "SELECT o.seq, o.route FROM open_delivery o WHERE o.state = 'received' ORDER BY o.seq DESC LIMIT 1"
+)
+
+
+@cache
+def _received_beside(sql: Sql) -> TextClause:
+    return text(
+        _IN_ORDER.format(f"""
+    SELECT o.seq, o.route, o.occurred_at FROM open_delivery o
+    WHERE o.state = 'received' AND o.seq >= :begin_seq AND o.route NOT IN (SELECT route FROM {_left(sql)})
+    ORDER BY o.seq, o.route
+    LIMIT :batch
+""")
+    )
 
 
 @cache
 def _received_of(sql: Sql) -> TextClause:
+    of_route = (
+        "o.route = left_routes.route AND o.state = 'received'"
+        " AND NOT EXISTS (SELECT 1 FROM known_rows WHERE known_rows.seq = o.seq AND known_rows.route = o.route)"
+        f" AND {_IS_AFTER_NONE}"
+    )
+    found = sql.first_of(_left(sql), "open_delivery o", of_route, "o.seq", ":most")
     return text(f"""
-SELECT {ROW}
-FROM {sql.rows("keys", seq="bigint", route="text")} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
-WHERE o.state = 'received'
-ORDER BY o.seq
+WITH known_rows AS MATERIALIZED (SELECT seq, route FROM {sql.rows("known", seq="bigint", route="text")}), {_ahead(sql)}
+{_IN_ORDER.format(f"SELECT o.seq, o.route, o.occurred_at FROM {found}")}
 """)
 
 
-_RECEIVED_KEYS = text(
-    "SELECT o.seq, o.route FROM open_delivery o WHERE o.state = 'received' ORDER BY o.seq, o.route LIMIT :batch"
-)
+def _left(sql: Sql) -> str:
+    return sql.rows("left_routes", route="text")
 
 
 def any_received(database: Database) -> bool:
     """True when there is anything to sequence; takes no lock, so an idle relay disturbs nobody."""
-    with database.arrivals.look() as begin, database.read() as transaction:
+    arrivals = database.arrivals
+    # Where some are left, it looks at all there is; that is not the turn of `_keys` to begin at the beginning.
+    place = nullcontext(None) if arrivals.left else arrivals.floor.look()
+    with place as begin, database.read() as transaction:
         found = transaction.execute(_ANY_RECEIVED, begin_seq=begin or 0)
-    if found:
+    if not found and arrivals.left:
+        database.arrivals = Arrivals(arrivals.floor)  # another relay has done them
+    elif found and not arrivals.left:  # else the place is that of the others, which lie behind what is left
         _look_from(database, found[0].seq)
     return bool(found)
 

@@ -1,4 +1,4 @@
-"""Size, growth and free disk of the database, for the page."""
+"""Size, growth and free disk of the database, for the page and the metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import text
 
-from relay.store.database import Transaction
+from inbox.config.model import Config
+from inbox.db.dialect import SQLITE
+from inbox.db.engine import parse_url
+from relay.store.transaction import Transaction
 
 _FILE = "(file)"
 _MOST_TABLES = 5
@@ -37,6 +40,17 @@ class Disk(msgspec.Struct, frozen=True):
     def days_left(self) -> float | None:
         """Return the days for which the free disk lasts."""
         return self.free / self.per_day if self.free is not None and self.per_day else None
+
+
+NO_DISK = Disk(None, None, None)
+"""Nothing is known."""
+
+
+def sqlite_file(config: Config) -> Path | None:
+    """Return the SQLite file of a configuration; None on Postgres, and for a URI of SQLite."""
+    parsed = parse_url(config.database.url)
+    name = parsed.database or ""
+    return None if parsed.get_backend_name() != SQLITE or name.startswith("file:") else Path(name).absolute()
 
 
 def read_disk(transaction: Transaction, sqlite_file: Path | None) -> Disk:

@@ -11,14 +11,15 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param
-from inbox.db.stuck import AFTER_SECONDS, Finding, SqlClock, branches
+from inbox.db.stuck import AFTER_SECONDS, NEWEST_FACTS, Finding, SqlClock, branches
 from inbox.events.states import GONE_SECONDS
 from relay.delivery.gates import Gates
 from relay.delivery.policy import Policies
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
 from relay.store.gates import read_gates
 from relay.store.paused_entities import not_paused, paused_param
 from relay.store.scan_positions import PAGE
+from relay.store.transaction import Transaction
 
 STUCK_AFTER_SECONDS = float(AFTER_SECONDS)
 
@@ -191,16 +192,12 @@ def _limited(sql: Sql) -> TextClause:
     return text(f"SELECT kind, name FROM gate WHERE rate_used_until > (SELECT {sql.now})")
 
 
-_NEWEST_FACTS = "SELECT l.route, l.at FROM delivery_log l ORDER BY l.id DESC LIMIT 20000"
-"""Facts that are looked at for one of the last minute. Of all facts, Postgres would read the whole log when there is none."""
-
-
 @cache
 def _stuck(sql: Sql, *, passing_over: bool) -> TextClause:
     since = sql.plus_seconds(f"(SELECT {sql.now})", ":ago")
     of_route = "SELECT 1 FROM open_delivery o WHERE o.route = routes.route"
     return text(f"""
-WITH lately AS MATERIALIZED (SELECT DISTINCT f.route FROM ({_NEWEST_FACTS}) f WHERE f.at > {since})
+WITH lately AS MATERIALIZED (SELECT DISTINCT f.route FROM ({NEWEST_FACTS}) f WHERE f.at > {since})
 SELECT routes.route
 FROM {sql.rows("routes", route="text")}
 WHERE ({_overdue(sql, since) if passing_over else f"EXISTS ({of_route} AND o.state = 'ready' AND o.due_at < {since})"}
@@ -233,5 +230,5 @@ def _unordered(sql: Sql) -> TextClause:
 SELECT o.seq
 FROM (SELECT seq FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1) o
 JOIN inbox i ON i.seq = o.seq
-WHERE i.received_at < {since} AND NOT EXISTS (SELECT 1 FROM ({_NEWEST_FACTS}) f WHERE f.at > {since})
+WHERE i.received_at < {since} AND NOT EXISTS (SELECT 1 FROM ({NEWEST_FACTS}) f WHERE f.at > {since})
 """)

@@ -17,7 +17,8 @@ from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, time_text, to_nanoseconds
 from relay.delivery.alerts import Alert
 from relay.store.alerts import note
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
+from relay.store.transaction import Transaction
 from relay.sync.cursor import Listed
 
 

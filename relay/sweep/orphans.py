@@ -14,7 +14,7 @@ from inbox.config.model import Config, Route
 from inbox.config.sweep import Listing
 from inbox.errors import SweepFailed
 from relay.destinations.base import Clients, Context, without_lease
-from relay.destinations.sync import require_no_credentials
+from relay.destinations.sync_plan import require_no_credentials
 from relay.store.database import Database
 from relay.store.entities import ids_of
 from relay.sweep.pages import Page, Pages

@@ -136,7 +136,10 @@ class Pages:
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = paginator.call.media_type
-        request = Request("fetch", paginator.call.method, headers, path, query, body, most=MOST_BYTES, own_headers=own)
+        call = paginator.call
+        request = Request(
+            "fetch", call.method, headers, path, query, body, most=MOST_BYTES, own_headers=own, template=call.path.text
+        )
         answer = self._caller.call(request, context)
         if answer.call.hold is not None and answer.call.sent != "not_sent":
             self.held_by = answer.call

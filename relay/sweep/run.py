@@ -26,7 +26,7 @@ from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
 from relay.delivery.rate_holds import hold_request
 from relay.destinations.base import Clients, Context
-from relay.destinations.sync import require_no_credentials
+from relay.destinations.sync_plan import require_no_credentials
 from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
@@ -103,6 +103,7 @@ class CompiledSweep:
         young = now - timedelta(seconds=self.table.grace)
         swept = SweepFindings(source, entity_type, since, since)
         failed: list[str] = []
+        traceparent = None if context.span is None else context.span.traceparent
         self._left_out.clear()
         yield swept
         for page in self._listed(database, since, context):
@@ -113,7 +114,7 @@ class CompiledSweep:
             failed += [unlisted.why for unlisted in page.unlisted]
             old = [each for each in page.entities if each.modified <= young]
             lost = self._missing(database, old, failed)
-            added = 0 if dry else self._add(database, lost, page.items, now, failed)
+            added = 0 if dry else self._add(database, lost, page.items, now, failed, traceparent=traceparent)
             swept = msgspec.structs.replace(
                 swept,
                 until=max([swept.until, *(each.modified for each in old)]),
@@ -145,10 +146,17 @@ class CompiledSweep:
         return [each for some in parts for each in some]
 
     def _add(
-        self, database: Database, lost: Sequence[Listed], items: Mapping[Listed, Any], now: datetime, failed: list[str]
+        self,
+        database: Database,
+        lost: Sequence[Listed],
+        items: Mapping[Listed, Any],
+        now: datetime,
+        failed: list[str],
+        *,
+        traceparent: str | None = None,
     ) -> int:
         def part(some: Sequence[Listed]) -> int:
-            return add_events(database, (self._event(each, items.get(each), now) for each in some))
+            return add_events(database, (self._event(each, items.get(each), now, traceparent) for each in some))
 
         return sum(in_parts(database, STEP, lost, part=part, alone=_noting(failed, 0), name=_id_of))
 
@@ -174,7 +182,7 @@ class CompiledSweep:
             return acquire_rate(database, self._rate)
         return held_for(database, ("api", self.api.name))
 
-    def _event(self, listed: Listed, item: Any, now: datetime) -> Event:  # noqa: ANN401  # any JSON
+    def _event(self, listed: Listed, item: Any, now: datetime, traceparent: str | None = None) -> Event:  # noqa: ANN401  # any JSON
         table = self.table
         identity = Identity(
             entity_type=table.entity_type,
@@ -189,7 +197,8 @@ class CompiledSweep:
         if not is_whole:
             self._left_out.add(listed)
         raw = RawRequest(self.source.name, {"content-type": "application/json"}, body, now)
-        return to_event(self.source, raw, identity, self._routes, raw.headers)
+        event = to_event(self.source, raw, identity, self._routes, raw.headers)
+        return event if traceparent is None else msgspec.structs.replace(event, traceparent=traceparent)
 
 
 def _id_of(listed: Listed) -> str:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import datetime
 from functools import partial
 
+import msgspec
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from inbox.clock import steady
 from inbox.config.model import Config
 from inbox.db.dialect import error_text
 from inbox.errors import SweepFailed, collect_config_errors
+from inbox.tracing.spans import Span
 from relay.delivery.alerts import Alert
 from relay.destinations.base import Context
 from relay.observe import Observer
@@ -136,30 +138,50 @@ class Sweeper:
             return
         if not sweeps.take(self._database, turn):
             return
+        span = self._observer.tracer.begin(f"sweep {sweeping.subject}", "internal")
+        with nullcontext() if span is None else span.current():
+            self._run(sweeping, turn, span)
+
+    def _run(self, sweeping: CompiledSweep, turn: sweeps.Turn, span: Span | None) -> None:
         self._so_far.pop(sweeping.subject, None)
+        failed: str | None = None
         try:
-            swept = self._sweep(sweeping, turn)
+            swept = self._sweep(sweeping, turn, span)
             if swept is None:
                 self._broke_off(sweeping, turn, None)
             else:
                 self._ended(sweeping, turn, swept)
         except SweepFailed as error:
+            failed = "sweep_failed"
             self._broke_off(sweeping, turn, None if self._stop.is_set() else str(error))
         except DBAPIError as error:
+            failed = "database"
             self._observer.database_trouble("sweeping", error)
             # Tried once more, as only this transaction may have failed; else the sweep is due again when its lease expires.
             self._broke_off(sweeping, turn, f"the database: {error_text(error)}")
         except Exception as error:
+            failed = type(error).__name__
             self._broke_off(sweeping, turn, error_text(error))
             raise
         finally:
             sweeping.close()
+            if span is not None:
+                self._end(span, sweeping, failed)
 
-    def _sweep(self, sweeping: CompiledSweep, turn: sweeps.Turn) -> SweepFindings | None:
+    def _end(self, span: Span, sweeping: CompiledSweep, failed: str | None) -> None:
+        span.attributes |= {"inbox.source": sweeping.source.name, "inbox.entity_type": sweeping.table.entity_type}
+        so_far = self._so_far.get(sweeping.subject)
+        if so_far is not None:
+            names = ("compared", "missed", "added")
+            span.attributes |= {f"inbox.{name}": getattr(so_far, name) for name in names}
+        span.end(error=failed)
+
+    def _sweep(self, sweeping: CompiledSweep, turn: sweeps.Turn, span: Span | None) -> SweepFindings | None:
         """Run a sweep. Returns None when it was stopped: the process is to end, or another relay may have the turn."""
         since, _ = sweeping.begins(self._database)
         renew_at = steady() + RENEW_EVERY_SECONDS
-        with closing(sweeping.run(self._database, self._context, since)) as running:
+        context = msgspec.structs.replace(self._context, span=span)
+        with closing(sweeping.run(self._database, context, since)) as running:
             for so_far in running:
                 swept = self._so_far[sweeping.subject] = so_far
                 if self._stop.is_set():

@@ -51,6 +51,7 @@ class Template:
     """
 
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
+        self.text = text
         self.where = where
         pieces = _PLACEHOLDER.split(text)
         around, inner = pieces[::2], pieces[1::2]

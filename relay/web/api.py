@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Annotated
 
 import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
-from inbox.events.commands import MOST_REASON
-from relay.web import openapi
+from relay.destinations.preview import Preview
+from relay.web import doctor_run, openapi
+from relay.web.acts.forms import Reason
 from relay.web.acts.kinds import ACTS, ORDERS, ActAnswer, ActKind
 from relay.web.acts.plan import ActPlan
+from relay.web.acts.stopping import StopOrder
+from relay.web.difference import ENTITY_DIFFERENCE, DifferenceQuery
 from relay.web.problems import API
 from relay.web.query import Number
 from relay.web.reveal import RevealedPayload
 from relay.web.screens import SCREENS
+from relay.web.screens.commands import CommandQuery
 
 
 class EventNumber(msgspec.Struct, frozen=True):
@@ -30,7 +33,7 @@ class EventNumber(msgspec.Struct, frozen=True):
 class RevealOrder(msgspec.Struct, frozen=True):
     """Asks for the headers and body of an event. Each such request is kept with the event."""
 
-    reason: Annotated[str, msgspec.Meta(max_length=MOST_REASON, pattern=r"^[^\x00]*[^\s\x00-\x1f][^\x00]*$")]
+    reason: Reason
     """Reason for looking, which everybody sees on the event's page."""
 
 
@@ -71,6 +74,37 @@ OPERATIONS = (
         body=RevealOrder,
         answer=RevealedPayload,
         problems=(*openapi.ALWAYS, 404, 413),
+    ),
+    *(
+        openapi.Operation(
+            name=f"{act}_command",
+            title=title,
+            path=f"{API}/commands/{{id}}/{act}",
+            method="post",
+            query=CommandQuery,
+            body=StopOrder,
+            status=202,
+            problems=(*openapi.ALWAYS, 404, 409, 413),
+            headers={"Location": "Path of the command."},
+        )
+        for act, title in (("stop", "Stop a command"), ("resume", "Continue a stopped command"))
+    ),
+    openapi.Operation(
+        name="run_doctor",
+        title="Run the examinations of doctor",
+        path=f"{API}{doctor_run.PATH}",
+        method="post",
+        query=doctor_run.DoctorRunQuery,
+        status=202,
+        headers={"Location": "Path of the report."},
+    ),
+    openapi.Operation(
+        name="difference",
+        title="Compare both sides of a sync route for an entity",
+        path=f"{API}{ENTITY_DIFFERENCE}",
+        query=DifferenceQuery,
+        answer=Preview,
+        problems=(*openapi.ALWAYS, 404),
     ),
 )
 """Everything that the API can do."""

@@ -21,16 +21,16 @@ from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard
 from relay.web.access.sign_in import SignIn, SignOut
 from relay.web.acts.resource import add_routes as add_acts
 from relay.web.api import ApiDocument
-from relay.web.difference import DifferenceResource
+from relay.web.difference import ENTITY_DIFFERENCE, DifferenceResource
 from relay.web.doctor_run import DoctorRun
 from relay.web.encoding import encode
 from relay.web.live import LIVE_FIELD, Hub, LiveResource, ShownPage, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
-from relay.web.query import of_segment, parse, url
+from relay.web.query import of_path, parameters, parse, url
 from relay.web.reading import Readers, Spent
 from relay.web.reveal import RevealResource
 from relay.web.screen import ListPage, Reading, Screen
-from relay.web.screens import SCREENS, entity
+from relay.web.screens import SCREENS
 from relay.web.static_files import PublicFiles
 
 App = falcon.asgi.App[Request, Response]
@@ -84,11 +84,10 @@ class ScreenResource:
             NothingThere: there is nothing to show.
         """
         now = self._clock.now()
-        query = self._of_path(path)
+        query = of_path(self._screen.query, path, now)
         page, problem = None, None
-        asked = {name: value for name, value in given.items() if name != LIVE_FIELD}
         try:
-            query = parse(self._screen.query, parameters(asked, path), now)
+            query = parse(self._screen.query, parameters(_asked(given), path), now)
             page = await self._readers.read(actor, self._reading_of(query), spent, kind=self._screen.name)
         except NothingThere:
             raise
@@ -96,26 +95,23 @@ class ScreenResource:
             problem = error
         version = _version(page, problem)
         is_live = self._screen.is_live and given.get(LIVE_FIELD) != "0" and not isinstance(problem, BadFilter)
-        html = self._renderer.render(
-            self._screen.template,
+        html = self._renderer.render_screen(
+            self._screen,
             now=now,
-            title=self._screen.title,
-            here=self._screen.path,
-            screen=self._screen,
             query=query,
             page=page,
             problem=problem,
             config=self._readers.config,
             actor=actor,
             live=live_url(url(self._screen.path, query), version) if is_live else None,
-            **self._screen.values,
         )
         return Shown(html, version, problem)
 
     async def on_get_json(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
         """Answer with the same as JSON."""
-        self._of_path(path)
-        query = parse(self._screen.query, parameters(req.params, path), self._clock.now())
+        now = self._clock.now()
+        of_path(self._screen.query, path, now)
+        query = parse(self._screen.query, parameters(_asked(req.params), path), now)
         page = await self._readers.read(req.context.actor, self._reading_of(query), kind=self._screen.name)
         resp.content_type = falcon.MEDIA_JSON
         resp.data = encode(page)
@@ -127,35 +123,15 @@ class ScreenResource:
     def _reading_of(self, query: msgspec.Struct) -> Callable[[Reading], msgspec.Struct]:
         return lambda reading: self._screen.read(reading, query)
 
-    def _of_path(self, path: Mapping[str, object]) -> msgspec.Struct:
-        """Return the query of the path alone. Raises NothingThere when it names nothing that can be."""
-        try:
-            return parse(self._screen.query, _of_path(path), self._clock.now())
-        except BadFilter as error:
-            raise NothingThere(error.detail) from None
-
 
 def _version(page: msgspec.Struct | None, problem: PageError | None) -> str:
     said = encode(page) if problem is None else f"{problem.title} {problem.detail}".encode()
     return hashlib.sha256(said).hexdigest()[:16]
 
 
-def parameters(given: Mapping[str, object], path: Mapping[str, object]) -> dict[str, str]:
-    """Return the parameters of a request, with the parts of its path.
-
-    Raises:
-        BadFilter: one is given twice, or stands in the path.
-    """
-    wanted = _of_path(path)
-    for name, value in given.items():
-        if not isinstance(value, str) or name in path:
-            raise BadFilter(f"{name} is given twice", field=name)
-        wanted[name] = value
-    return wanted
-
-
-def _of_path(path: Mapping[str, object]) -> dict[str, str]:
-    return {name: of_segment(str(value)) for name, value in path.items()}
+def _asked(given: Mapping[str, object]) -> dict[str, object]:
+    """Return the parameters that a screen reads: the page's address means the same as JSON."""
+    return {name: value for name, value in given.items() if name != LIVE_FIELD}
 
 
 class _Route:
@@ -230,16 +206,15 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(SIGN_OUT, SignOut(access))
     app.add_route(f"{API}/openapi.json", ApiDocument())
     app.add_route("/live", LiveResource(Hub(screens.read, clock), access))
-    run = DoctorRun(readers.doctor)
+    run = DoctorRun(readers.doctor, clock)
     app.add_route(doctor_run.PATH, run)
     app.add_route(f"{API}{doctor_run.PATH}", run, suffix="json")
     reveal = RevealResource(readers, renderer, clock)
     app.add_route("/events/{seq}/reveal", reveal)
     app.add_route(f"{API}/events/{{seq}}/reveal", reveal, suffix="json")
     difference = DifferenceResource(readers, renderer, clock)
-    of_entity = f"{entity.SCREEN.path}/difference"
-    app.add_route(of_entity, difference)
-    app.add_route(f"{of_entity}.json", difference, suffix="json")
-    app.add_route(f"{API}{of_entity}", difference, suffix="json")
+    app.add_route(ENTITY_DIFFERENCE, difference)
+    app.add_route(f"{ENTITY_DIFFERENCE}.json", difference, suffix="json")
+    app.add_route(f"{API}{ENTITY_DIFFERENCE}", difference, suffix="json")
     ProblemAnswers(renderer, clock).add_to(app)
     return app

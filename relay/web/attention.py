@@ -111,7 +111,7 @@ def _of_steps(steps: Iterable[NextStep], alerts: list[FiringAlert]) -> Iterator[
 
 _ALERTS_OF: Mapping[Verb, tuple[str, ...]] = {
     "dead": ("delivery_dead",),
-    "resume": ("breaker_open", "retired"),
+    "resume": ("breaker_open", "endpoint_retired"),
     "sweep": ("sweep_failed",),
 }
 
@@ -149,8 +149,10 @@ def remedy_of_alert(alert: FiringAlert) -> Remedy:
         return Remedy("Deliveries", path=_path("/deliveries", {"route": alert.subject}))
     if alert.kind == "source_silent":
         return Remedy("Rejected requests", path=_path("/rejected", {"source": alert.subject}))
-    if alert.kind in {"breaker_open", "retired", "sweep_failed", "webhooks_missed"}:
+    if alert.kind in {"breaker_open", "endpoint_retired", "sweep_failed", "webhooks_missed"}:
         return Remedy("Gates and sweeps", path="/gates")
+    if alert.kind == "payloads_changed":
+        return Remedy("Payloads", path=_path("/payloads", {"source": alert.subject}))
     if alert.kind == "delivery_dead":
         return Remedy("Dead letters", path=_path("/dead", {"route": alert.subject}))
     return Remedy("Doctor", path="/doctor")

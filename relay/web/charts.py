@@ -55,7 +55,7 @@ def line_chart(key: str, title: str, series: Sequence[Series], labels: Sequence[
     plot = _Plot(_LEFT, _TOP, _CHART.width - _LEFT - _RIGHT, _CHART.height - _TOP - _BOTTOM, top)
     inside = [_grid(plot, level) for level in _levels(top, step)]
     inside += [
-        Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(
+        Markup('<text class="below" x="{}" y="{}" text-anchor="{}">{}</text>').format(
             _number(plot.x(place)), _CHART.height - 4, _anchor(place), visible_line(label)
         )
         for place, label in zip(_places(len(labels)), labels, strict=True)
@@ -158,7 +158,8 @@ def _line(plot: _Plot, series: Series) -> Markup:
         f"{_number(plot.x(place))},{_number(plot.y(value))}"
         for place, value in zip(_places(len(values)), values, strict=True)
     )
-    return Markup('<polyline class="line {}" points="{}"/>').format(series.kind, points)
+    kind = series.kind if any(values) else "flat"  # a line of failures that lies at 0 is no alarm
+    return Markup('<polyline class="line {}" points="{}"/>').format(kind, points)
 
 
 def _places(number: int) -> list[float]:

@@ -29,12 +29,13 @@ from relay.web import render
 from relay.web.access.actor import Actor
 from relay.web.encoding import encode
 from relay.web.problems import set_status
-from relay.web.query import Text, of_segment, parse
+from relay.web.query import Text, of_path, parameters, parse
 from relay.web.reading import Readers
 from relay.web.screen import Reading
 from relay.web.screens import entity as entity_screen
 from relay.web.screens.entity import Identifier, can_compare
 
+ENTITY_DIFFERENCE = f"{entity_screen.SCREEN.path}/difference"
 LONGEST_SECONDS = 30.0
 """A comparison ends after so long, whatever the other systems do."""
 AT_ONCE = 2
@@ -48,8 +49,11 @@ class DifferenceQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     source: Identifier
     type: Identifier
+    """Type of the entity, such as USER."""
     id: Identifier
+    """Its id, as the source gives it."""
     route: Text | None = None
+    """Route whose two sides are compared; without it the answer names those that can be."""
 
 
 class DifferenceResource:
@@ -62,7 +66,7 @@ class DifferenceResource:
     async def on_get(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
         """Show the difference as HTML."""
         actor = req.context.actor
-        query = self._query({}, path)
+        query = of_path(DifferenceQuery, path, self._clock.now())
         found, problem = None, None
         try:
             query = self._query(req.params, path)
@@ -92,15 +96,9 @@ class DifferenceResource:
         resp.data = encode(found)
 
     def _query(self, given: Mapping[str, object], path: Mapping[str, object]) -> DifferenceQuery:
-        parts = {name: of_segment(str(value)) for name, value in path.items()}
-        try:
-            parse(DifferenceQuery, parts, self._clock.now())
-        except BadFilter as error:
-            raise NothingThere(error.detail) from None
-        asked = {name: str(value) for name, value in given.items()}
-        if twice := asked.keys() & parts.keys():
-            raise BadFilter(f"{min(twice)} is given twice", field=min(twice))
-        return parse(DifferenceQuery, {**asked, **parts}, self._clock.now())
+        now = self._clock.now()
+        of_path(DifferenceQuery, path, now)
+        return parse(DifferenceQuery, parameters(given, path), now)
 
     async def _compare(self, actor: Actor, query: DifferenceQuery) -> Preview:
         """Make the comparison.

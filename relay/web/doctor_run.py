@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import falcon
+import msgspec
 from falcon.asgi import Request, Response
 
-from inbox.errors import NotAllowed
+from inbox.clock import Clock
+from relay.web.acts.requests import one_each, require_operator
 from relay.web.doctor_runner import DoctorRunner
 from relay.web.problems import API
+from relay.web.query import parse
 
 PATH = "/doctor/run"
+
+
+class DoctorRunQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """The examinations to run."""
+
+    online: bool = False
+    """Ask the other systems, too."""
 
 
 class DoctorRun:
     """Starts a run, unless one is under way or the last report is young; either way the report is at `/doctor`."""
 
-    def __init__(self, runner: DoctorRunner) -> None:
-        self._runner = runner
+    def __init__(self, runner: DoctorRunner, clock: Clock) -> None:
+        self._runner, self._clock = runner, clock
 
     async def on_post(self, req: Request, _resp: Response) -> None:
         """Start it, and show the screen."""
@@ -30,6 +40,5 @@ class DoctorRun:
         resp.location = f"{API}/doctor"
 
     def _ask(self, req: Request) -> None:
-        if not req.context.actor.may_act:
-            raise NotAllowed("only operators run the examinations")
-        self._runner.ask(online=req.get_param_as_bool("online", default=False) is True)
+        require_operator(req)
+        self._runner.ask(online=parse(DoctorRunQuery, one_each(req.params), self._clock.now()).online)

@@ -19,6 +19,8 @@ from inbox.doctor.run import ExaminationResult, run
 from inbox.errors import ConfigError
 from inbox.examination import Installation
 from inbox.loader.load import ConfigFile, config_path, load_file, load_text
+from inbox.logs.fields import fields
+from inbox.logs.traces import without_message
 
 KEPT_SECONDS = 60.0
 """A report that is younger is shown again: the examinations cost the database some seconds of work."""
@@ -91,7 +93,7 @@ class DoctorRunner:
         try:
             results = self._with_database(began_at, online=online)
         except Exception as failure:  # whatever it is, the page says so and can run it again
-            log.exception("the examinations could not be run")
+            log.exception("the examinations could not be run", exc_info=without_message(failure), extra=fields("bug"))
             error = f"{type(failure).__name__}: {failure}"
         with self._lock:
             self._ended = self._monotonic()

@@ -30,6 +30,8 @@ async def read_form(req: Request) -> dict[str, str]:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
     except ValueError:
         raise BadFilter("the form is not UTF-8, or has too many fields") from None
+    if body.startswith((b"{", b"[")):  # as of a program that leaves the type to its library
+        raise BadFilter(f"the body is JSON, though its type says {FORM_TYPE}: send Content-Type: application/json")
     fields: dict[str, str] = {}
     for name, value in pairs:
         if name in fields:

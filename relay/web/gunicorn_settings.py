@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
@@ -16,13 +18,17 @@ from inbox.config.model import Config
 from inbox.db import engine, migrate
 from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError
-from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, allow_files, escape_logs, reactivate
-from inbox.loader.load import ConfigFile, load_file
+from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, LineLogger, allow_files, escape_logs, reactivate
+from inbox.loader.load import ConfigFile, load_file, read_config
+from inbox.logs.fields import fields
 from inbox.logs.lines import write_stderr
 from relay.web.start import page_of
 
 CONNECTIONS = 250
-"""Most open connections. A browser has one for the page that is in sight, and a few while it loads one."""
+"""Most open connections. A browser has one for the page that is in sight, and a few while it loads one.
+
+One more takes the place of the one that is idle for longest; when answers are under way on all of them, it gets 503.
+"""
 LARGEST_FORM = 64 * 1024
 """Bytes."""
 
@@ -35,14 +41,15 @@ class ActivePage:
     def __init__(self) -> None:
         self._app: LimitedApp | None = None
 
-    def activate(self, file: ConfigFile) -> Config:
-        """Activate a configuration, for workers that are forked from now on.
+    def activate(self, file: ConfigFile, forwarding: Sequence[str]) -> Config:
+        """Activate a configuration, for workers that are forked from now on; `forwarding` proxies tell a browser's address.
 
         Raises:
             ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
         """
-        app = file.make(page_of)
+        app = file.make(lambda config: page_of(config, forwarding))
         self._app = LimitedApp(app, connections=CONNECTIONS, largest_body=LARGEST_FORM)
+        LineLogger.form = file.config.logs.format
         return file.config
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
@@ -53,6 +60,9 @@ class ActivePage:
 
 
 page = ActivePage()
+
+with suppress(ConfigError):  # on_starting says what is wrong
+    LineLogger.form = read_config().logs.format  # gunicorn writes a line before it calls on_starting
 
 wsgi_app = "relay.web.gunicorn_settings:page"
 bind = "127.0.0.1:8025"
@@ -69,17 +79,22 @@ worker_tmp_dir = WORKER_TMP_DIR
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Exit if the configuration or the schema can't work; while the database is down, the page says so."""
-    escape_logs(server.log)
+    escape_logs(server.log, LineLogger.form)
     try:
-        config = page.activate(load_file())
+        config = page.activate(load_file(), server.cfg.forwarded_allow_ips)
+        escape_logs(server.log, LineLogger.form)
         checked = engine.connect(config.database.url, application="relay-web")
         try:
             migrate.require_current(checked)
         except OperationalError as error:
-            _log.warning("the database does not answer, the page says so until it does: %s", trouble_text(error))
+            _log.warning(
+                "the database does not answer, the page says so until it does: %s",
+                trouble_text(error),
+                extra=fields("database_trouble"),
+            )
         finally:
             checked.dispose()
-        allow_files(CONNECTIONS, "the page's connections")
+        allow_files(CONNECTIONS, "the page's connections", program="relay")
     except ConfigError as error:
         for mistake in str(error).splitlines():
             write_stderr(f"relay: {mistake}")
@@ -88,12 +103,14 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Read the configuration again on SIGHUP; the old one stays if it can't be used."""
-    escape_logs(server.log)
-    if reactivate(lambda: page.activate(load_file())) is not None:
-        _log.info("reloaded")
+    escape_logs(server.log, LineLogger.form)
+    config = reactivate(lambda: page.activate(load_file(), server.cfg.forwarded_allow_ips))
+    escape_logs(server.log, LineLogger.form)
+    if config is not None:
+        _log.info("reloaded", extra=fields("reloaded"))
 
 
 def when_ready(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Say where the page is."""
     for listener in server.LISTENERS:
-        _log.info("the operator's page is at %s", listener)
+        _log.info("the operator's page is at %s", listener, extra=fields("started"))

@@ -10,6 +10,7 @@ KEYS: Mapping[str, str] = {
     "/dead": "l",
     "/gates": "g",
     "/rejected": "r",
+    "/payloads": "p",
     "/commands": "c",
     "/alerts": "a",
     "/doctor": "h",

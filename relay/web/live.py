@@ -24,6 +24,7 @@ from markupsafe import Markup
 from inbox.clock import Clock
 from inbox.errors import BadFilter, PageError, TooManyWatchers
 from inbox.gunicorn_worker import ON_STOP
+from inbox.logs.fields import fields
 from inbox.logs.traces import without_message
 from relay.web.access.actor import Actor, Role
 
@@ -35,6 +36,8 @@ LEAST_SECONDS_BETWEEN = 2.0
 SENT_AGAIN_SECONDS = 30.0
 """A page whose data stays the same is sent again after so long, for the times on it that are relative."""
 MOST_WATCHERS = 100
+MOST_OF_A_PERSON = 20
+"""Pages that one person may watch, so that others find room."""
 HEARTBEAT_SECONDS = 15.0
 CHECKED_EVERY_SECONDS = 5.0
 """The person's right to look is checked so often."""
@@ -120,7 +123,8 @@ class _Watched:
 
     def __init__(self, actor: Actor, url: str) -> None:
         self.actor, self.url = actor, url
-        self.watchers: set[Watcher] = set()
+        self.watchers: dict[Watcher, str] = {}
+        """With the name of the person."""
         self.read_at = float("-inf")
 
 
@@ -145,29 +149,32 @@ class Hub:
         """The number of open pages."""
         return sum(len(each.watchers) for each in self._watched.values())
 
-    def require_room(self) -> None:
-        """Check that one more page may be watched.
+    def require_room(self, name: str) -> None:
+        """Check that a person may watch one more page.
 
         Raises:
-            TooManyWatchers: there are as many as there may be.
+            TooManyWatchers: there are as many as there may be, of this person or in all.
         """
+        own = sum(each == name for watched in self._watched.values() for each in watched.watchers.values())
+        if own >= MOST_OF_A_PERSON:
+            raise TooManyWatchers(f"{own} of your pages refresh themselves already; close some, or reload this one")
         if self.watchers >= MOST_WATCHERS:
             raise TooManyWatchers(
                 f"{MOST_WATCHERS} pages refresh themselves already; reload this one to see what is new"
             )
 
     @contextmanager
-    def watching(self, role: Role, url: str, watcher: Watcher) -> Iterator[None]:
-        """Offer the watcher what is read of a page, until the block ends."""
+    def watching(self, role: Role, url: str, watcher: Watcher, name: str = "") -> Iterator[None]:
+        """Offer the watcher of a person what is read of a page, until the block ends."""
         watched = self._watched.setdefault((role, url), _Watched(Actor("", role), url))
         watcher.sent_at = self._monotonic()  # the browser has just got the page
-        watched.watchers.add(watcher)
+        watched.watchers[watcher] = name
         if self._reader is None or self._reader.done():
             self._reader = asyncio.get_running_loop().create_task(self._keep_reading())
         try:
             yield
         finally:
-            watched.watchers.discard(watcher)
+            watched.watchers.pop(watcher, None)
             if not watched.watchers:
                 self._watched.pop((role, url), None)
 
@@ -193,7 +200,7 @@ class Hub:
         except PageError as error:
             view = _banner(error.title, error.detail)
         except Exception as bug:  # noqa: BLE001  # one page that has a bug must not end the refresh of others
-            _log.error("bug in the refresh of a page", exc_info=without_message(bug))
+            _log.error("bug in the refresh of a page", exc_info=without_message(bug), extra=fields("bug"))
             view = _banner("This page can't be refreshed", "this is a bug of the page; its log has the place")
         watched.read_at = self._monotonic()
         for watcher in watched.watchers:
@@ -221,7 +228,7 @@ class LiveResource:
         version = req.get_header("Last-Event-ID") or req.get_param("version", default="")
         if not url.startswith("/") or url.startswith("//") or len(url) > LONGEST_URL:
             raise BadFilter("url must be the path of a page", field="url")
-        self._hub.require_room()
+        self._hub.require_room(req.context.actor.name)
         watcher = Watcher(version)
         req.scope[ON_STOP] = watcher.stop
         resp.set_header("X-Accel-Buffering", "no")  # nginx would keep the events back
@@ -229,7 +236,13 @@ class LiveResource:
 
     async def _events(self, req: Request, url: str, watcher: Watcher) -> AsyncIterator[SSEvent | None]:
         """Yield events until the person may no longer look, or the worker stops."""
-        with self._hub.watching(req.context.actor.role, url, watcher):
+        actor = req.context.actor
+        try:
+            self._hub.require_room(actor.name)  # again: others may have begun since the answer did
+        except TooManyWatchers as error:
+            yield event_of("end", error.detail)
+            return
+        with self._hub.watching(actor.role, url, watcher, actor.name):
             yield SSEvent(retry=RETRY_MS)
             checked_at = silent_since = time.monotonic()
             while not watcher.is_stopped:

@@ -139,10 +139,15 @@ def parameters(kind: type[msgspec.Struct], path: str) -> list[Json]:
             "in": "path" if name in in_path else "query",
             "required": name in in_path or fields[name].required,
             **_description(texts.get(name) or _EXPLAINED.get(name)),
+            **({"style": "form", "explode": False} if _is_list(properties[name]) else {}),
             "schema": _given(properties[name]),
         }
         for name in sorted(fields, key=lambda name: name not in in_path)
     ]
+
+
+def _is_list(schema: Json) -> bool:
+    return any(each.get("type") == "array" for each in (schema, *schema.get("anyOf", ())))
 
 
 def _operation(operation: Operation) -> Json:

@@ -11,7 +11,8 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
-from inbox.errors import NothingThere, PageError, SignInNeeded
+from inbox.errors import NothingThere, PageError, SignInNeeded, TooManySignIns, TooManyWatchers, WrongPassword
+from inbox.logs.fields import fields
 from inbox.logs.traces import without_message
 from relay.web import render
 
@@ -22,6 +23,8 @@ PROBLEMS = "/problems"
 """Path below which each cause of a problem has a page."""
 UNNAMED = "about:blank"
 """Type of a problem that its status says all about, as RFC 9457 has it."""
+
+_TURNED_AWAY = (SignInNeeded, TooManySignIns, TooManyWatchers, WrongPassword)
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +50,10 @@ def problem_of(error: PageError) -> Problem:
 
 
 def set_status(resp: Response, error: PageError) -> None:
-    """Give an answer the status of a problem."""
+    """Give an answer the status of a problem. Whoever is turned away may not keep the connection, of which there are few."""
     resp.status = HTTPStatus(error.status)
+    if isinstance(error, _TURNED_AWAY):
+        resp.set_header("Connection", "close")
     if error.retry_after_seconds is not None:
         resp.retry_after = error.retry_after_seconds
 
@@ -98,7 +103,12 @@ class ProblemAnswers:
 
     async def answer_bug(self, req: Request, resp: Response, error: Exception, _params: object, **_: object) -> None:
         """Answer 500. The log has the place of the exception without its text, which may hold values of events."""
-        _log.error("bug in the page %s; the answer is 500", req.uri_template, exc_info=without_message(error))
+        _log.error(
+            "bug in the page %s; the answer is 500",
+            req.uri_template,
+            exc_info=without_message(error),
+            extra=fields("bug"),
+        )
         resp.status = HTTPStatus.INTERNAL_SERVER_ERROR
         detail = "this is a bug of the page; its log has the place"
         self._write(req, resp, Problem(UNNAMED, HTTPStatus.INTERNAL_SERVER_ERROR.phrase, 500, detail))

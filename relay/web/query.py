@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
+from msgspec import inspect
 
 from inbox.config.mistakes import nearest
 from inbox.db.parameters import is_storable
-from inbox.errors import BadFilter
+from inbox.errors import BadFilter, NothingThere
 from inbox.events.timestamps import parse_time
 
 Query = TypeVar("Query", bound=msgspec.Struct)
@@ -45,12 +47,56 @@ _PLACE = re.compile(r" - at `\$\.?([A-Za-z_]*).*`$")
 
 
 def parse(kind: type[Query], given: Mapping[str, str], now: datetime) -> Query:
-    """Make a query from the parameters of a URL; empty ones count as absent, as forms send them.
+    """Make a query from the parameters of a URL; empty ones count as absent, as forms send them. A list has commas.
 
     Raises:
         BadFilter: a parameter is unknown or has a wrong value.
     """
-    return convert(kind, {name: value for name, value in given.items() if value != ""}, now)
+    lists = _lists_of(kind)
+    filled = {name: value for name, value in given.items() if value != ""}
+    return convert(kind, {name: value.split(",") if name in lists else value for name, value in filled.items()}, now)
+
+
+def of_path(kind: type[Query], path: Mapping[str, object], now: datetime) -> Query:
+    """Make a query from the parts of a path alone.
+
+    Raises:
+        NothingThere: they name nothing that can be.
+    """
+    try:
+        return parse(kind, _parts(path), now)
+    except BadFilter as error:
+        raise NothingThere(error.detail) from None
+
+
+def parameters(given: Mapping[str, object], path: Mapping[str, object]) -> dict[str, str]:
+    """Return the parameters of a request, with the parts of its path.
+
+    Raises:
+        BadFilter: one is given twice, or stands in the path.
+    """
+    wanted = _parts(path)
+    for name, value in given.items():
+        if not isinstance(value, str) or name in path:
+            raise BadFilter(f"{name} is given twice", field=name)
+        wanted[name] = value
+    return wanted
+
+
+def _parts(path: Mapping[str, object]) -> dict[str, str]:
+    return {name: of_segment(str(value)) for name, value in path.items()}
+
+
+@cache
+def _lists_of(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """Return the names of the fields that are lists."""
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)  # noqa: S101  # as the type says
+    return frozenset(
+        field.name
+        for field in info.fields
+        if any(isinstance(each, inspect.VarTupleType) for each in getattr(field.type, "types", (field.type,)))
+    )
 
 
 def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, strict: bool = False) -> Query:

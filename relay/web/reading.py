@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import event
@@ -23,19 +22,18 @@ from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.delivery.policy import policies
 from relay.store.database import Database
 from relay.web.access.actor import Actor
+from relay.web.bulkheads import QUICK, SLOW, Bulkheads
 from relay.web.doctor_runner import DoctorRunner
 from relay.web.kept import Kept
 from relay.web.screen import Reading
 
 LONGEST_SECONDS = 2.0
 """Longest time of a statement on Postgres, and of a transaction on SQLite."""
-_THREADS = 4
-_THREADS_OF_A_KIND = 2
-"""Reads of one kind at a time, such as those of one screen, so that a slow one leaves threads to all others."""
-_LONGEST_WAIT_SECONDS = 8.0
-"""After so long in the queue of its kind, a read ends as one that takes too long."""
-
 Made = TypeVar("Made")
+
+
+_AGAIN, _BY_ITSELF = "try again", "this page tries again by itself"
+"""Ends of the message about a database that is away: nothing sends a form again by itself."""
 
 
 class Spent:
@@ -66,18 +64,18 @@ class Readers:
         self._writer = Database(engines.connect(url, application="relay-web"))
         self.doctor = DoctorRunner(config, clock)
         self._kept = Kept()
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="web-read")
-        self._room: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_THREADS_OF_A_KIND))
+        self._threads = ThreadPoolExecutor(QUICK + SLOW, thread_name_prefix="web-read")
+        self._bulkheads = Bulkheads()
 
     async def read(
         self, actor: Actor, make: Callable[[Reading], Made], spent: Spent | None = None, *, kind: str = "other"
     ) -> Made:
         """Run `make` in a thread with everything that it may read. Its statements are added to `spent`.
 
-        Of a `kind`, such as the name of a screen, only some run at a time; the others wait for them, and nobody for these.
+        Of a `kind`, such as the name of a screen, only some run at a time; `relay.web.bulkheads` has the rules.
 
         Raises:
-            QueryTooSlow: a statement ran into its limit, or others of this kind took all the time.
+            QueryTooSlow: a statement ran into its limit, or others that are slow took all the time.
             DatabaseAway: the database does not answer, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
@@ -87,8 +85,8 @@ class Readers:
             self._counting.spent = spent
             return _make_on_a_live_connection(make, reading)
 
-        async with _turn(self._room[kind]):
-            return await self._in_thread(work)
+        async with self._bulkheads.slot(kind):
+            return await self._in_thread(work, then=_AGAIN if kind == "acts" else _BY_ITSELF)
 
     def _count(self, *_: object) -> None:
         spent: Spent | None = getattr(self._counting, "spent", None)
@@ -99,13 +97,15 @@ class Readers:
         """Run `make` in a thread with a connection that may write.
 
         Raises:
+            QueryTooSlow: as `read`.
             DatabaseAway: as `read`.
         """
-        return await self._in_thread(lambda: make(self._writer))
+        async with self._bulkheads.slot("write"):
+            return await self._in_thread(lambda: make(self._writer), then=_AGAIN)
 
-    async def _in_thread(self, make: Callable[[], Made]) -> Made:
+    async def _in_thread(self, make: Callable[[], Made], then: str) -> Made:
         def work() -> Made:
-            with translated_errors():
+            with translated_errors(then):
                 return make()
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -115,21 +115,6 @@ class Readers:
         self._threads.shutdown(cancel_futures=True)
         for database in {id(each): each for each in (self._operators, self._viewers, self._writer)}.values():
             database.engine.dispose()
-
-
-@asynccontextmanager
-async def _turn(room: asyncio.Semaphore) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(_LONGEST_WAIT_SECONDS):
-            await room.acquire()
-    except TimeoutError:
-        raise QueryTooSlow(
-            f"others look at the same kind of page, and it takes long: this one waited {_LONGEST_WAIT_SECONDS:g} s; try again"
-        ) from None
-    try:
-        yield
-    finally:
-        room.release()
 
 
 def _make_on_a_live_connection(make: Callable[[Reading], Made], reading: Reading) -> Made:
@@ -149,8 +134,8 @@ _TIMED_OUT = "57014"
 
 
 @contextmanager
-def translated_errors() -> Iterator[None]:
-    """Turn the errors of a database that is slow or away into those of the page."""
+def translated_errors(then: str) -> Iterator[None]:
+    """Turn the errors of a database that is slow or away into those of the page, which say what comes `then`."""
     try:
         yield
     except SQLAlchemyError as error:
@@ -160,5 +145,5 @@ def translated_errors() -> Iterator[None]:
                 f"a query took more than {LONGEST_SECONDS:g} s and was ended; narrow the filter, such as to a route or a time"
             ) from error
         if failure_of(error) != "fault":
-            raise DatabaseAway(f"{trouble_text(error)}; this page tries again by itself") from error
+            raise DatabaseAway(f"{trouble_text(error)}; {then}") from error
         raise

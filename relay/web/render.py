@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from relay.web import charts
 from relay.web import query as queries
 from relay.web.encoding import encodable_text
 from relay.web.keys import KEYS
-from relay.web.screen import MOST_COUNTED
+from relay.web.screen import MOST_COUNTED, Screen
 from relay.web.static_files import static_url
 
 TYPE = "text/html; charset=utf-8"
@@ -29,45 +30,56 @@ class Renderer:
 
     def __init__(self, menu: tuple[tuple[str, str], ...]) -> None:
         """Prepare it; `menu` has path and title of each entry."""
-        self._environment = Environment(
-            loader=PackageLoader("relay.web"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._environment.globals.update(
-            menu=menu,
-            keys=KEYS,
-            url=queries.url,
-            static=static_url,
-            with_given=_with_given,
-            MOST_COUNTED=MOST_COUNTED,
-            line_chart=charts.line_chart,
-            sparkline=charts.sparkline,
-            Series=charts.Series,
-            timedelta=timedelta,
-        )
-        self._environment.filters.update(
-            visible=_visible,
-            sentence=_sentence,
-            brief=_brief,
-            visible_lines=_visible_lines,
-            shown_state=wording.shown_state,
-            segment=queries.segment,
-            time=_time,
-            number=_number,
-            counted=wording.counted,
-            count_up_to=_count_up_to,
-            pretty=_pretty,
-            one_line=_one_line,
-            lasting=wording.lasting,
-            byte_count=wording.byte_count,
-        )
+        self._environment = _environment(menu)
 
     def render(self, template: str, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
         """Render a template. `now` is what times are relative to."""
         return encodable_text(self._environment.get_template(template).render(now=now, **values))
+
+    def render_screen(self, screen: Screen, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
+        """Render a screen. `values` go before its own; without `live` it does not refresh itself."""
+        given = {"title": screen.title, "here": screen.path, "screen": screen, "live": None, **screen.values, **values}
+        return self.render(screen.template, now=now, **given)
+
+
+@cache  # all pages of a process share the compiled templates
+def _environment(menu: tuple[tuple[str, str], ...]) -> Environment:
+    made = Environment(
+        loader=PackageLoader("relay.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals.update(
+        menu=menu,
+        keys=KEYS,
+        url=queries.url,
+        static=static_url,
+        with_given=_with_given,
+        MOST_COUNTED=MOST_COUNTED,
+        line_chart=charts.line_chart,
+        sparkline=charts.sparkline,
+        Series=charts.Series,
+        timedelta=timedelta,
+    )
+    made.filters.update(
+        visible=_visible,
+        sentence=_sentence,
+        brief=_brief,
+        visible_lines=_visible_lines,
+        shown_state=wording.shown_state,
+        segment=queries.segment,
+        time=_time,
+        number=_number,
+        counted=wording.counted,
+        count_up_to=_count_up_to,
+        pretty=_pretty,
+        one_line=_one_line,
+        lasting=wording.lasting,
+        byte_count=wording.byte_count,
+    )
+    return made
 
 
 def _visible(value: object) -> str:

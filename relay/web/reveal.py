@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from typing import Any
 
 import falcon
@@ -12,21 +11,20 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.db.event_reads import payload
-from inbox.errors import BadFilter, NothingThere, PageError
-from inbox.events.commands import MOST_REASON
+from inbox.errors import NothingThere, PageError
 from relay.store import reveals
 from relay.store.database import Database
 from relay.web import render
 from relay.web.access.actor import Actor
+from relay.web.acts.forms import checked_reason
+from relay.web.acts.requests import read_json
 from relay.web.body_views import BodyView, view_of
 from relay.web.encoding import encode
 from relay.web.forms import FORM_TYPE, read_form
 from relay.web.problems import set_status
-from relay.web.query import of_segment, parse
+from relay.web.query import of_path, parse
 from relay.web.reading import Readers
 from relay.web.screens.event import SCREEN, EventQuery, View
-
-_MOST_JSON = 64 * 1024
 
 
 class RevealForm(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +62,7 @@ class RevealResource:
 
     async def on_post(self, req: Request, resp: Response, seq: str) -> None:
         """Answer with the event's page that has the payload in it, or with the body as a file."""
-        actor, query = req.context.actor, self._query(seq)
+        actor, query = req.context.actor, of_path(EventQuery, {"seq": seq}, self._clock.now())
         shown, problem = None, None
         try:
             form = parse(RevealForm, await read_form(req), self._clock.now())
@@ -81,24 +79,20 @@ class RevealResource:
             set_status(resp, error)
         page = await self._readers.read(actor, lambda reading: SCREEN.read(reading, query))
         resp.content_type = render.TYPE
-        resp.text = self._renderer.render(
-            SCREEN.template,
+        resp.text = self._renderer.render_screen(
+            SCREEN,
             now=self._clock.now(),
-            title=SCREEN.title,
-            here=SCREEN.path,
-            screen=SCREEN,
             query=query,
             page=page,
             problem=problem,
             config=self._readers.config,
             actor=actor,
-            live=None,
-            **{**SCREEN.values, "shown": shown},
+            shown=shown,
         )
 
     async def on_post_json(self, req: Request, resp: Response, seq: str) -> None:
         """Answer with the payload as JSON. The request is a form, or JSON with the same fields."""
-        query = self._query(seq)
+        query = of_path(EventQuery, {"seq": seq}, self._clock.now())
         form = await _form_of(req, self._clock)
         headers, body = await self._reveal(req.context.actor, query.seq, form.reason)
         if form.download:
@@ -111,14 +105,8 @@ class RevealResource:
         resp.content_type = falcon.MEDIA_JSON
         resp.data = encode(RevealedPayload(headers, text, base64.b64encode(body).decode()))
 
-    def _query(self, seq: str) -> EventQuery:
-        try:
-            return parse(EventQuery, {"seq": of_segment(seq)}, self._clock.now())
-        except BadFilter as error:
-            raise NothingThere(error.detail) from None
-
     async def _reveal(self, actor: Actor, seq: int, given: str) -> tuple[dict[str, str], bytes]:
-        reason = _checked(given)
+        reason = checked_reason(given)
 
         def make(database: Database) -> tuple[dict[str, str], bytes]:
             with database.read() as transaction:
@@ -133,27 +121,10 @@ class RevealResource:
         return await self._readers.write(make)
 
 
-def _checked(given: str) -> str:
-    reason = given.strip()
-    if not reason:
-        raise BadFilter("say why the payload is looked at: it is kept with the event", field="reason")
-    if len(reason) > MOST_REASON:
-        raise BadFilter(f"a reason has at most {MOST_REASON} characters", field="reason")
-    return reason
-
-
 async def _form_of(req: Request, clock: Clock) -> RevealForm:
     if (req.content_type or "").partition(";")[0].strip().lower() == FORM_TYPE:
         return parse(RevealForm, await read_form(req), clock.now())
-    raw = await req.stream.read(_MOST_JSON + 1)
-    if len(raw) > _MOST_JSON:
-        raise falcon.HTTPContentTooLarge(description=f"a request has at most {_MOST_JSON} bytes")
-    try:
-        given = msgspec.json.decode(raw)
-    except (ValueError, RecursionError):
-        raise BadFilter("the request is neither a form nor JSON") from None
-    if not isinstance(given, Mapping):
-        raise BadFilter("the request is no JSON object")
+    given = await read_json(req)
     return parse(RevealForm, {name: _as_field(value) for name, value in given.items()}, clock.now())
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
+from inbox.config.types import Network
 from relay.web.access.accounts import check_accounts
 from relay.web.access.guard import Guard
 from relay.web.app import App, create_app
@@ -24,15 +25,21 @@ class _Closing:
         self._readers.close()
 
 
-def page_of(config: Config) -> App:
+def page_of(config: Config, forwarding: Iterable[str] = ()) -> App:
     """Make the application. Nothing is connected yet: a process that is forked later may serve it.
+
+    Args:
+        config: the configuration.
+        forwarding: addresses and networks of proxies, as gunicorn's `forwarded_allow_ips`.
 
     Raises:
         ConfigError: nobody may use the page, or who may can't be read. The text has a line for each mistake.
     """
     clock = SystemClock()
     check_accounts(config.web)
+    # `*` is nobody here: who believes every address would let a stranger choose the one whose attempts are counted.
+    networks = [Network.parse(each) for each in forwarding if each != "*"]
     readers = Readers(config, clock)
-    app = create_app(readers, clock, Guard(config.web, clock))
+    app = create_app(readers, clock, Guard(config.web, clock, forwarding=networks))
     app.add_middleware(_Closing(readers))
     return app

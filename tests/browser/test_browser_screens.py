@@ -1,15 +1,17 @@
-"""Each screen in a real browser, with data and without: nothing fails, nothing is wider than the window, all is accessible."""
+"""Each screen in a real browser, with data and without: nothing fails, nothing is wider than the window, all is accessible.
+
+axe-core examines it. `.ci/browser` installs its newest version where npm is, otherwise an older one comes with a wheel.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import get_args
 
 import pytest
 
 from relay.web.screens import SCREENS
 from relay.web.screens.problems import KINDS
-from tests.helpers.browser import PHONE, Browser, Theme
+from tests.helpers.browser import DESK, PHONE, TABLET, Browser, Theme
 from tests.helpers.page import Page
 
 PATHS = sorted(screen.path for screen in SCREENS if "{" not in screen.path)
@@ -20,18 +22,47 @@ OF_ONE = {screen.name: re.sub(r"{.*?}", "", screen.path.split("{")[0]) for scree
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_screen_with_data_is_accessible_in_both_themes_and_fits_a_phone(
+def test_a_screen_with_data_is_accessible_in_both_themes_and_fits_every_window(
     path: str, browser: Browser, night_page: Page
 ) -> None:
     browser.site = night_page.url
-    for theme in get_args(Theme):
-        browser.look(theme=theme)
+    looks: tuple[tuple[Theme, int], ...] = (("light", DESK), ("dark", TABLET))
+    for theme, width in looks:
+        browser.look(theme=theme, width=width)
         browser.open(f"{path}?live=0")
         assert browser.find("h1").text
         assert browser.grave_findings() == []
         assert browser.errors() == []
-    browser.look(width=PHONE)
-    assert browser.overflow() <= 0
+    for width in (PHONE, TABLET, 1024, 1216, DESK):
+        browser.look(width=width)
+        assert browser.overflow() <= 0, f"{path} is wider than {width} px"
+
+
+def test_no_item_of_the_menu_is_cut_in_a_desk_s_window(browser: Browser, night_page: Page) -> None:
+    browser.site = night_page.url
+    browser.look(width=DESK)
+    browser.open("/alerts")  # which is live, as the word beside the menu says
+    for width in (1024, 1216, DESK, 1439, 1440):
+        browser.look(width=width)
+        cut = browser.run(
+            "const menu = document.querySelector('header nav'); return menu.scrollWidth - menu.clientWidth"
+        )
+        assert cut <= 0, f"the menu lacks {cut} of {width} px"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("theme", "width"), [("light", PHONE), ("dark", PHONE), ("light", TABLET), ("dark", DESK)])
+def test_every_screen_is_accessible_in_every_window(
+    theme: Theme, width: int, browser: Browser, night_page: Page
+) -> None:
+    """In each that no test above has looked at."""
+    browser.site = night_page.url
+    one = [WITHOUT_LISTS.get(name) or _first_link(browser, start) for name, start in OF_ONE.items()]
+    browser.look(theme=theme, width=width)
+    for path in (*PATHS, *one):
+        browser.open(f"{path}?live=0")
+        assert browser.grave_findings() == [], path
+        assert browser.overflow() <= 0, path
 
 
 @pytest.mark.long
@@ -49,7 +80,7 @@ def test_a_screen_without_data_says_so(path: str, browser: Browser, empty_page: 
 def test_a_screen_of_one_thing_is_accessible_and_fits_a_phone(name: str, browser: Browser, night_page: Page) -> None:
     browser.site = night_page.url
     path = WITHOUT_LISTS.get(name) or _first_link(browser, OF_ONE[name])
-    for width in (1280, PHONE):
+    for width in (DESK, PHONE):
         browser.look(width=width, theme="light" if width == PHONE else "dark")
         browser.open(path)
         assert browser.grave_findings() == []

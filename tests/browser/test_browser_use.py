@@ -1,9 +1,8 @@
-"""The page as people use it: links, the back button, keys alone, without scripts, live, and while the database is away."""
+"""The page as people use it: links, the back button, keys alone, without scripts, and live."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from selenium.webdriver.common.keys import Keys
@@ -117,24 +116,3 @@ def test_a_page_that_is_not_live_opens_no_stream(browser: Browser, own_page: Pag
         browser.run("return performance.getEntriesByType('resource').filter(one => one.name.includes('/live')).length")
         == 0
     )
-
-
-def test_a_database_that_goes_away_and_comes_back(browser: Browser, own_page: Page, own_engine: Engine) -> None:
-    """The page says so, keeps the filters, and shows the list again by itself."""
-    browser.site = own_page.url
-    a_rejection(own_engine, "no signature fits")
-    file = Path(str(own_engine.url.database))
-    browser.open("/rejected?source=shop")
-    assert "no signature fits" in browser.text()
-    own_engine.dispose()
-    away = file.with_suffix(".away")
-    file.rename(away)
-    file.mkdir()  # SQLite would make a new file
-    try:
-        browser.open("/rejected?source=shop")
-        browser.find("[role=alert]")
-        assert browser.find("input[name=source]").get_attribute("value") == "shop"
-    finally:
-        file.rmdir()
-        away.rename(file)
-    browser.wait(lambda: "no signature fits" in browser.text(), "the list is back")

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DataError
 from inbox.errors import IllegalTransition
 from relay.steps import Step, Steps
 from relay.store import quarantine
-from relay.store.database import Transaction
+from relay.store.transaction import Transaction
 
 FAILURES: dict[str, Callable[[], Exception]] = {
     "DataError": lambda: DataError("SELECT", {}, ValueError("invalid input syntax for type json")),
@@ -24,6 +24,10 @@ FAILURES: dict[str, Callable[[], Exception]] = {
     "unknown kind": lambda: IllegalTransition("of_tomorrow can't happen to a delivery that is received"),
 }
 """A refused value, one that can't be bound, one that can't be read, and a row of a kind that is not known."""
+
+
+_NOT_WORKED_ON = frozenset({"looked_to", "known", "ahead"})
+"""Parameters with items that a statement leaves out."""
 
 
 class Plant:
@@ -53,7 +57,7 @@ class Plant:
         lists = (
             value
             for name, value in parameters.items()
-            if name != "looked_to" and isinstance(value, str) and value.startswith("[{")
+            if name not in _NOT_WORKED_ON and isinstance(value, str) and value.startswith("[{")
         )
         has_text = self._text != "" and self._text in parameters.values()
         return has_text or any(self._is_item(row) for value in lists for row in json.loads(value))
@@ -62,7 +66,9 @@ class Plant:
         return self._item is not None and self._item.items() <= row.items()
 
     def _is_among(self, statement: TextClause, rows: list[Any]) -> bool:
-        reads_keys_alone = not any(word in str(statement) for word in ("occurred_at", "body"))
+        reads_keys_alone = not any(word in str(statement) for word in ("occurred_at", "body")) or all(
+            {*row._mapping} == {"seq", "route"} for row in rows
+        )
         if reads_keys_alone or not self._is_listed:
             return False
         return any(self._is_item(row._mapping) for row in rows)

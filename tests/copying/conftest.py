@@ -37,7 +37,13 @@ class Databases:
                 shutil.copy(make_url(template).database or "", path)
             return f"sqlite:///{path}"
         name = f"inbox_relay_copy_{os.getpid()}_{number}"
-        like = "" if template is None else f" TEMPLATE {make_url(template).database}"
+        like = ""
+        if template is not None:
+            like = f" TEMPLATE {make_url(template).database}"
+            # Of the receiver that has filled it, one that gave up waiting on a busy machine may be left.
+            self._administer(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{make_url(template).database}'"
+            )
         self._administer(f"CREATE DATABASE {name}{like}")
         self._names.append(name)
         url = self._server.set(database=name, drivername="postgresql+psycopg")

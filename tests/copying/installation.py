@@ -45,6 +45,7 @@ def install(engine: Engine, url: str) -> None:
 
 
 OTHERS: dict[str, dict[str, Any]] = {
+    "route_lock": {"route": "elsewhere"},
     "lane": {
         "route": "everything",
         "lane": "USER|ä|*",
@@ -75,6 +76,29 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "alert": {"at": AT, "kind": "delivery_dead", "subject": "x", "firing": True, "detail": json.loads(NUMBERS)},
     "pruning": {"kind": "attempts", "position": 5, "pruned_until": AT, "rows": 2**40, "ran_at": AT},
+    "payload_field": {
+        "source": "trivore",
+        "event_type": "UPDATE",
+        "path": "$.ä[]",
+        "type": "any",
+        "events": 2**40,
+        "first_seq": 1,
+        "first_at": AT,
+        "last_seq": 2,
+        "last_at": AT,
+        "is_map": True,
+    },
+    "payload_change": {
+        "found_at": AT,
+        "source": "trivore",
+        "event_type": "UPDATE",
+        "path": "$.ä[]",
+        "change": "type",
+        "seq": 2,
+        "at": AT,
+        "type": "string",
+        "usual": "number",
+    },
     "payload_reveal": {"at": AT, "seq": 2**40, "who": "kim", "reason": "ä"},
     "throughput_minute": {
         "kind": "route",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from inbox.cli.login import login_name
 from inbox.cli.tables import Column, show
 from inbox.cli.terminal import answer
 from tests.helpers.processes import invoke
@@ -45,6 +48,12 @@ def test_the_help_shows_no_type_for_a_flag(command: str) -> None:
     ran = invoke(*command.split(), "--help")
     assert ran.status == 0
     assert "bool" not in ran.stdout.lower()
+
+
+def test_the_help_shows_words_in_brackets() -> None:
+    """They look like markup."""
+    ran = invoke("inbox", "prune", "--help")
+    assert "older than [retention] says" in " ".join(ran.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -85,3 +94,17 @@ def test_a_table_in_a_pipe_has_whole_values_whatever_columns_says(
     _, shown, sentence = capsys.readouterr().out.splitlines()
     assert shown == f"{'word ' * 40}  1  2026-01-31T10:00:00.000Z"
     assert sentence == "w" * 200
+
+
+@pytest.mark.parametrize("error", [KeyError, OSError])
+def test_a_user_without_a_name_is_named_by_the_uid(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def unnamed(uid: int) -> None:
+        raise error(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unnamed)
+    assert login_name() == f"uid {os.getuid()}"
+    monkeypatch.setenv("LOGNAME", "kim")
+    assert login_name() == "kim"

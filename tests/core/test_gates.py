@@ -232,8 +232,8 @@ def transitions(*states: Breaker) -> list[tuple[str, bool]]:
 def test_a_breaker_that_opens_again_and_again_is_one_change() -> None:
     opened, trying = after("refused"), probe(after("refused"), NOW, seconds(60))
     assert transitions(Breaker(), opened, trying, opened, trying) == [("breaker_open", True)]
-    assert transitions(opened, after("retired")) == [("retired", True)]
-    assert transitions(after("retired"), Breaker()) == [("breaker_open", False), ("retired", False)]
+    assert transitions(opened, after("retired")) == [("endpoint_retired", True)]
+    assert transitions(after("retired"), Breaker()) == [("breaker_open", False), ("endpoint_retired", False)]
 
 
 def test_an_alert_is_a_sentence_and_all_of_it_as_json_or_a_message_for_slack() -> None:

@@ -1,4 +1,7 @@
-"""The runtime lock is a part of the full lock: the product's own dependencies, in the versions that the tests use."""
+"""The runtime lock is a part of the full lock: the product's own dependencies, in the versions that the tests use.
+
+It has those of the extra `otel` too. The lock of the benchmarks has the product's: what is measured is what is served.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-FULL, RUNTIME = "requirements.lock", "requirements-runtime.lock"
+FULL, RUNTIME, BENCH = "requirements.lock", "requirements-runtime.lock", "requirements-bench.lock"
 OF_AN_EXTRA = {"email-validator", "dnspython", "pysocks"}
 """Packages of `pydantic[email]` (of scim2-models) and `urllib3[socks]` (of selenium): the lock has them under pydantic and urllib3,
 which run without."""
@@ -29,7 +32,7 @@ def read(lock: str) -> dict[Pin, frozenset[str]]:
     """Read every entry, with the packages that depend on it."""
     found: dict[Pin, frozenset[str]] = {}
     for entry in re.split(r"^(?=\S)", (ROOT / lock).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
-        pinned = re.match(r"([a-z0-9-]+)(?:\[[a-z, -]+\])?==(\S+)", entry)
+        pinned = re.match(r"([a-z0-9-]+)(?:\[[a-z0-9, -]+\])?==(\S+)", entry)
         assert pinned is not None, f"{lock}: no pinned package: {entry}"
         hashes = frozenset(re.findall(r"--hash=(sha256:[0-9a-f]{64})\b", entry))
         via = frozenset(re.findall(r"^    # (?:via| ) +([\w-]+)", entry, re.MULTILINE))
@@ -51,17 +54,25 @@ def reached(lock: dict[Pin, frozenset[str]], roots: set[str]) -> set[Pin]:
 
 
 def test_the_runtime_lock_is_what_the_runtime_dependencies_reach_in_the_full_one() -> None:
-    reachable = reached(read(FULL), names_of(PROJECT["dependencies"]))
+    reachable = reached(read(FULL), names_of([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["otel"]]))
     assert read(RUNTIME).keys() == {pin for pin in reachable if pin.name not in OF_AN_EXTRA}
 
 
 def test_nothing_that_only_developers_need_is_in_the_runtime_lock() -> None:
-    developers = names_of(PROJECT["optional-dependencies"]["dev"])
+    extras = PROJECT["optional-dependencies"]
+    developers = {name for extra in extras.keys() - {"bench", "otel"} for name in names_of(extras[extra])}
+    developers -= {PROJECT["name"], *names_of(extras["otel"])}
     assert developers <= {pin.name for pin in read(FULL)}
     assert {pin.name for pin in read(RUNTIME)} & developers == set()
 
 
-@pytest.mark.parametrize("lock", [FULL, RUNTIME])
+def test_the_peers_run_beside_the_product_as_it_is_installed() -> None:
+    peers = read(BENCH).keys()
+    assert reached(read(RUNTIME), names_of(PROJECT["dependencies"])) <= peers
+    assert names_of(PROJECT["optional-dependencies"]["bench"]) <= {pin.name for pin in peers}
+
+
+@pytest.mark.parametrize("lock", [FULL, RUNTIME, BENCH])
 def test_every_package_of_a_lock_has_hashes_and_no_lock_names_a_registry(lock: str) -> None:
     text = (ROOT / lock).read_text(encoding="utf-8")
     assert all(pin.hashes for pin in read(lock))
@@ -75,5 +86,12 @@ def test_production_is_installed_by_the_runtime_lock() -> None:
     installs = re.findall(r"^\S+ -m pip install (.+)$", page, re.MULTILINE)
     assert installs == [
         f"--require-hashes --only-binary :all: --requirement {RUNTIME}",
-        "--no-deps dist/inbox_relay-*.whl",
+        "--no-deps build/wheel/inbox_relay-*.whl",
     ]
+
+
+@pytest.mark.parametrize("page", ["how-to/deploy.md", "tutorial/go-live.md"])
+def test_this_version_is_installed_in_a_folder_of_its_own(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert set(re.findall(r"inbox-relay-\d[\d.]*\b", text)) == {f"inbox-relay-{PROJECT['version']}"}
+    assert f"ln -sfnT inbox-relay-{PROJECT['version']} /opt/inbox-relay" in text

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import OKPAlgorithm
 
 from inbox import check
@@ -16,9 +19,13 @@ from inbox.loader.load import load_text
 from inbox.sources import PRESETS
 
 KEY = json.loads(OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key()))
+ECDSA_KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
 VALUES = {
+    "ADYEN_SECRET": "44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056",
     "SECEVENT_SECRET": json.dumps({"keys": [{**KEY, "kid": "one", "alg": "EdDSA", "use": "sig"}]}),
     "STANDARD_WEBHOOKS_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    "DISCORD_SECRET": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+    "SENDGRID_SECRET": b64encode(ECDSA_KEY.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode(),
     "SLACK_WEBHOOK_URL": "https://hooks.slack.com/services/T0/B0/x",
     "SERVICE_URL": "https://service.example.com/hook/0123456789abcdef0123",
 }
@@ -33,7 +40,8 @@ def test_it_passes_the_check_once_its_variables_are_set(
     monkeypatch.setenv("INBOX_CONFIG", str(file))
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "handlers", raising=False)
-    for preset in PRESETS:
+    # A preset's own lines are the same whatever the kind and the database.
+    for preset in PRESETS if (kind, database) == ("forward", "sqlite") else ("custom", "github", "trivore"):
         made = starter(preset, kind, "http://10.0.0.1/hook", database)
         environment = {each.name: VALUES.get(each.name, "secret") for each in made.variables}
         for name, value in environment.items():

@@ -70,6 +70,12 @@ def test_where_all_is_well_it_is_a_few_lines() -> None:
     ]
 
 
+def test_it_is_not_well_while_somebody_has_to_do_something() -> None:
+    overview = seen(routes=(crm(open=2, dead=2),))
+    assert next_steps(overview, ())
+    assert shown(overview)[0] == "not well: 1 relay running, 2 open"
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_no_line_is_wider_than_the_terminal_but_a_command_to_copy(width: int) -> None:
     trouble = Trouble("failing", None, "relay h1 pid 7: step claim fails: " + "ValueError: year is out of range " * 9)
@@ -91,7 +97,7 @@ def test_a_count_that_ended_early_says_so() -> None:
     (line,) = (line for line in shown(EVERYTHING, width=200) if line.startswith("  crm "))
     assert "10,021+" in line
     assert "10,000+" in line
-    assert shown(EVERYTHING)[0].startswith("well: 1 relay running, 20,042 or more open")
+    assert shown(EVERYTHING)[0].startswith("not well: 1 relay running, 20,042 or more open")
 
 
 def test_of_very_many_a_terminal_gets_a_few_and_their_number() -> None:

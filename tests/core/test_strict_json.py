@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -67,6 +68,26 @@ def test_bodies_that_two_parsers_could_read_differently_are_refused(body: bytes)
 def test_whatever_a_strict_writer_writes_is_read_back(value: object) -> None:
     assert strict_json.parse(json.dumps(value).encode()) == value
     assert strict_json.parse(json.dumps(value, ensure_ascii=False, indent=1).encode()) == value
+
+
+PIECES = ["{", "}", "[", "]", ",", ":", '"a"', "1", "null", " ", "\t", "\n", "\r", "\x0b", "\u00a0", "\ufeff"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
+def test_it_reads_and_refuses_at_the_same_place_as_the_decoder_of_the_standard_library(text: str) -> None:
+    if text.startswith("\ufeff"):  # which the standard library leaves out
+        with pytest.raises(Unreadable, match="byte order mark"):
+            strict_json.parse(text.encode())
+        return
+    try:
+        expected: object = json.loads(text.encode())
+    except ValueError as error:
+        if text and not strict_json.is_too_deep(text.encode()):
+            with pytest.raises(Unreadable, match=re.escape(str(error))):
+                strict_json.parse(text.encode())
+    else:
+        if '"a"' not in text:  # else one may stand there twice
+            assert strict_json.parse(text.encode()) == expected
 
 
 @pytest.mark.parametrize("depth", [65, 66, 128, 1000, 70_000])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from inbox.cli.tables import Column, Format, Layout, cut, format_of, layout, next_page, show
-from inbox.cli.wording import counted, lasting, relative
+from inbox.cli.wording import counted, lasting, relative, shown_state
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 COLUMNS = (
@@ -209,3 +209,15 @@ def test_times_are_relative_until_they_are_far_away(ago: float, shown: str) -> N
 )
 def test_durations_have_a_fitting_unit(seconds: float, shown: str) -> None:
     assert lasting(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"state": "ready", "attempts": 1, "due_at": NOW + timedelta(seconds=1)}, "retrying"),
+        ({"state": "ready", "attempts": 0, "due_at": NOW + timedelta(seconds=1)}, "ready"),
+        ({"state": "delivered", "attempts": 1}, "delivered"),  # of a backfill: its plan has no `due_at`
+    ],
+)
+def test_a_delivery_that_waits_for_its_next_attempt_is_shown_as_retrying(row: dict[str, object], shown: str) -> None:
+    assert shown_state(row, NOW) == shown

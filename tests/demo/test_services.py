@@ -24,7 +24,7 @@ from relay.demo.web import App, served
 from relay.demo.webhooks import WebhookSender
 
 START = datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)
-WAIT = 10.0
+WAIT = 60.0
 API = "/api/rest/v1/"
 AINO = {"external_id": "u1", "email": "aino@example.com", "first_name": "Aino", "phone": "+447700900001"}
 BEARER = "Bearer demo"

@@ -70,12 +70,12 @@ class Site:
 
     def all_received(self, number: int) -> None:
         """Wait until so many webhooks are stored."""
-        assert self.identity.webhooks.wait_until_sent(10)
+        assert self.identity.webhooks.wait_until_sent(60)
         assert count(self.engine, "inbox") == number
 
     def all_delivered(self) -> None:
         """Wait until the relay has nothing to do."""
-        until(lambda: not open_states(self.engine), "all is delivered", within=20)
+        until(lambda: not open_states(self.engine), "all is delivered")
 
     def plan(self, route: str) -> Ended:
         """`relay plan`."""

@@ -23,7 +23,7 @@ GET = Request("fetch", "GET", {}, path="/user/1")
 
 
 def client_of(url: str, **options: Any) -> HttpClient:  # noqa: ANN401  # an Endpoint's fields
-    options = {"timeout": Duration(1), "allow_private": True, "allow_http": True, **options}
+    options = {"timeout": Duration(30), "allow_private": True, "allow_http": True, **options}
     return HttpClient(prepare(Endpoint(**options), url, "destinations.crm"))
 
 

@@ -46,7 +46,7 @@ class World:
         *,
         sync: str = SYNC,
         within: Context | None = None,
-        timeout: str = "2s",
+        timeout: str = "30s",
         **more: Act | list[Act],
     ) -> Outcome:
         defaults: dict[str, Act | list[Act]] = {
@@ -61,7 +61,7 @@ class World:
             self.server.routes[names[name]] = list(act) if isinstance(act, list) else [act]
         return deliver(self.config(sync, timeout), delivery, within)
 
-    def config(self, sync: str, timeout: str = "2s") -> Config:
+    def config(self, sync: str, timeout: str = "30s") -> Config:
         common = f'timeout = "{timeout}"\n{LOCAL}'
         return parse_config(
             config_text(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from relay.http.answer import Answer
 from relay.http.client import MAX_ANSWER, Request
 from tests.destinations.calling import POST, Called, client_of, hanging_lookups, resolving_to
 from tests.helpers.delivering import context
+from tests.helpers.patience import Stopwatch
 from tests.helpers.scripted import (
     CERTIFICATE,
     Act,
@@ -46,10 +46,9 @@ CA = str(CERTIFICATE)
 
 def timed(call: Callable[[], Answer], deadline: float = DEADLINE) -> Answer:
     """The answer to a call that has ended in time."""
-    began = time.monotonic()
-    result = call()
-    took = time.monotonic() - began
-    assert took < deadline + SLACK, f"it took {took:.2f} s"
+    with Stopwatch() as watch:
+        result = call()
+    assert watch.seconds < deadline + SLACK
     return result
 
 
@@ -90,11 +89,11 @@ def test_a_tls_handshake_that_does_not_end_well_ends_the_call_unsent(act: Act) -
 
 
 def test_a_slow_lookup_is_part_of_the_deadline(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1", after=0.35))
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1", after=1))
     server = stack.enter_context(serving(drip_head))
-    client = client_of(f"http://slow.example:{server.port}", timeout=Duration(DEADLINE))
+    client = client_of(f"http://slow.example:{server.port}", timeout=Duration(2))
     stack.callback(client.close)
-    assert timed(lambda: client.call(POST, context())).error_class == "unknown"
+    assert timed(lambda: client.call(POST, context()), 2).error_class == "unknown"
     assert len(server.seen) == 1
 
 
@@ -217,7 +216,8 @@ def test_servers_that_hang_or_drip_are_cut_at_the_deadline(stack: ExitStack, tls
         found = dict(zip(WAITS, pool.map(cut, calls), strict=True))
     expected = ("unknown", "unknown", "no whole answer within 1 s", True, [1] * (1 + is_kept))
     too_many = (*expected[:2], "not an HTTP answer: more than 8 interim answers", *expected[3:])
-    assert found == {name: too_many if name == "100s" else expected for name in WAITS}
+    assert found.pop("100s") in (too_many, expected), "whichever comes first"
+    assert found == dict.fromkeys(WAITS.keys() - {"100s"}, expected)
 
 
 @pytest.mark.parametrize("act", [hang, drip_body])
@@ -250,8 +250,9 @@ def test_no_call_starts_after_the_lease(stack: ExitStack) -> None:
 
 
 def test_a_cut_call_leaves_the_next_one_whole(stack: ExitStack) -> None:
-    call = Called(stack, drip_head, answer(200, b"whole"), timeout=Duration(0.3))
-    assert call().error_class == "unknown"
+    call = Called(stack, drip_head, answer(200, b"whole"), timeout=Duration(30))
+    began = steady()
+    assert call(within=context(lambda: began + 0.3)).error_class == "lease_lost"
     assert call().body == b"whole"
 
 
@@ -276,7 +277,7 @@ def test_of_a_hundred_megabytes_no_more_than_64_kib_is_kept(
     stack: ExitStack, head: bytes, error_class: str | None
 ) -> None:
     large = then_close(hundred_megabytes(b"HTTP/1.1 " + head))
-    call = Called(stack, large, answer(200, b"own"), timeout=Duration(DEADLINE))
+    call = Called(stack, large, answer(200, b"own"), timeout=Duration(30))
     result, peak = measured(lambda: timed(call))
     kept = (True, 0) if error_class == "unknown" else (False, MAX_ANSWER + 1)
     assert (result.error_class, result.whole, len(result.body)) == (error_class, *kept)
@@ -287,7 +288,7 @@ def test_of_a_hundred_megabytes_no_more_than_64_kib_is_kept(
 
 
 def test_small_chunks_without_an_end_are_kept_up_to_64_kib(stack: ExitStack) -> None:
-    call = Called(stack, endless(CHUNKED, b"1\r\nx\r\n"), timeout=Duration(5))
+    call = Called(stack, endless(CHUNKED, b"1\r\nx\r\n"), timeout=Duration(30))
     result, peak = measured(call)
     assert (result.error_class, result.whole, len(result.body)) == (None, False, MAX_ANSWER + 1)
     assert peak < 16 * MEGABYTE
@@ -307,7 +308,7 @@ def measured(call: Callable[[], Answer]) -> tuple[Answer, int]:
 def test_no_redirect_gets_the_request_its_body_or_its_key_to_another_place(stack: ExitStack, status: int) -> None:
     other = stack.enter_context(serving(answer()))
     away = then_close(raw(f"HTTP/1.1 {status} Away\r\nLocation: {other.url}/x\r\nContent-Length: 0\r\n\r\n".encode()))
-    call = Called(stack, away, timeout=Duration(DEADLINE), auth=ApiHeader("X-Api-Key", Secret("k3y")))
+    call = Called(stack, away, timeout=Duration(30), auth=ApiHeader("X-Api-Key", Secret("k3y")))
     result = timed(lambda: call(Request("update", "PATCH", {}, path="/contacts/1", body=b'{"name": "Ada"}')))
     assert (result.error_class, result.call.status, result.call.sent) == ("redirect", status, "answered")
     assert (len(call.server.seen), other.seen) == (1, [])

@@ -35,7 +35,7 @@ CONTEXT = Context(lambda: float("inf"), threading.Event(), lambda: AT)
 
 
 def config_of(url: str, extra: str = "") -> str:
-    return config_text("forward", f'url = "{url}"\ntimeout = "2s"\n{LOCAL}{extra}')
+    return config_text("forward", f'url = "{url}"\ntimeout = "30s"\n{LOCAL}{extra}')
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from relay.http.target import prepare
 from relay.http.watchdog import CutOffError, RunningCall
 from tests.destinations.calling import GET, client_of, hanging_lookups, resolving_to
 from tests.helpers.delivering import context
+from tests.helpers.patience import Stopwatch
 from tests.helpers.scripted import answer, serving
 
 FORBIDDEN = [
@@ -49,7 +50,7 @@ def test_an_address_that_is_not_public_is_refused() -> None:
 
 
 def call(url: str, *, allow_private: bool = False) -> Answer:
-    client = client_of(url, timeout=Duration(2), allow_private=allow_private)
+    client = client_of(url, timeout=Duration(30), allow_private=allow_private)
     try:
         return client.call(GET, context())
     finally:
@@ -108,13 +109,14 @@ def test_the_next_address_is_tried_when_the_first_does_not_answer(monkeypatch: p
 def test_lookups_that_hang_keep_a_bounded_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     with hanging_lookups(monkeypatch):
         resolver = guard._Resolver()
-        began = time.monotonic()
-        threads = [threading.Thread(target=_resolve, args=(resolver, began + 0.3)) for _ in range(40)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert time.monotonic() - began < 1
+        deadline = time.monotonic() + 0.3
+        threads = [threading.Thread(target=_resolve, args=(resolver, deadline)) for _ in range(40)]
+        with Stopwatch() as watch:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert watch.seconds < 1
         assert len(resolver._threads) == 16
 
 

@@ -99,7 +99,7 @@ NO_ANSWERS = [
 def test_what_breaks_the_rules_is_no_answer_and_its_connection_is_not_used_again(
     stack: ExitStack, sent: bytes, why: str
 ) -> None:
-    call = Called(stack, then_close(raw(sent)), raw(OWN), timeout=Duration(10))
+    call = Called(stack, then_close(raw(sent)), raw(OWN), timeout=Duration(30))
     result = call()
     assert (result.error_class, result.call.sent) == ("unknown", "unknown")
     assert f"not an HTTP answer: {why}" in (result.call.error or "")
@@ -230,7 +230,7 @@ class Pair:
         self._closes = True
         self._is_own = True
         self._has_ended = threading.Event()
-        self.call = Called(stack, self._act, timeout=Duration(5))
+        self.call = Called(stack, self._act, timeout=Duration(30))
 
     def _act(self, _: ScriptedServer, connection: socket.socket) -> None:
         self._is_own = not self._is_own
@@ -249,7 +249,7 @@ class Pair:
         self._hostile, self._closes = hostile, closes
         self._has_ended.clear()
         first = self.call()
-        assert self._has_ended.wait(10)  # or the next call might be made just before its end is seen
+        assert self._has_ended.wait(60)  # or the next call might be made just before its end is seen
         return first, self.call()
 
 

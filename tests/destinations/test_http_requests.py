@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -19,6 +18,7 @@ from relay.http.client import Request
 from relay.http.target import header_value
 from tests.destinations.calling import GET, Called, client_of
 from tests.helpers.delivering import context
+from tests.helpers.patience import Stopwatch
 from tests.helpers.scripted import answer, closed_port, drip, then_close
 
 # --- connections
@@ -45,7 +45,7 @@ def test_a_connection_that_the_server_closed_is_not_used_again(stack: ExitStack)
     call = Called(stack, then_close(answer()))
     for _ in range(3):
         assert call().error_class is None
-        assert call.server.ended.acquire(timeout=5)
+        assert call.server.ended.acquire(timeout=60)
 
 
 def test_each_thread_has_its_own_connection_and_closes_it_when_it_ends(stack: ExitStack) -> None:
@@ -78,7 +78,7 @@ def test_a_closed_client_can_call_again(stack: ExitStack) -> None:
 
 def test_a_large_body_arrives_whole(stack: ExitStack) -> None:
     body = bytes(range(256)) * 8192
-    call = Called(stack, answer(), timeout=Duration(10))
+    call = Called(stack, answer())
     assert call(Request("forward", "POST", {}, body=body)).error_class is None
     assert call.server.seen[0].body == body
 
@@ -174,6 +174,6 @@ def test_what_can_not_work_is_refused_before_any_call(url: str, options: dict[st
 def test_a_dripping_tunnel_is_cut_at_the_deadline(stack: ExitStack) -> None:
     call = Called(stack, drip(b"HTTP/1.1 200 OK\r\n", b"X-Drop: 1\r\n"))
     client = client_of("https://crm.example", proxy=f"http://127.0.0.1:{call.server.port}", timeout=Duration(0.4))
-    began = time.monotonic()
-    assert client.call(GET, context()).error_class == "not_sent"
-    assert time.monotonic() - began < 0.9
+    with Stopwatch() as watch:
+        assert client.call(GET, context()).error_class == "not_sent"
+    assert watch.seconds < 0.9

@@ -25,7 +25,7 @@ TEXT = "{event.entity_type} {event.entity_id}: {event.event_type}"
 
 def config_of(url: str, text: str) -> str:
     quoted = json.dumps(text, ensure_ascii=False)
-    return config_text("slack", f'url = "{url}{PATH}"\ntext = {quoted}\ntimeout = "2s"\n{LOCAL}')
+    return config_text("slack", f'url = "{url}{PATH}"\ntext = {quoted}\ntimeout = "30s"\n{LOCAL}')
 
 
 def post(server: ScriptedServer, text: str = TEXT, **changes: object) -> Outcome:

@@ -105,6 +105,6 @@ def test_of_what_a_worker_has_in_hand_one_call_at_most_goes_out(machine: Machine
     for delivery in kept:
         pool.submit(delivery)
     for _ in kept:
-        finished.get(timeout=10)
+        finished.get(timeout=60)
     pool.close()
     assert made == [1]

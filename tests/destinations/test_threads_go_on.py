@@ -60,7 +60,7 @@ def test_who_delivers_goes_on_after_a_bug(bug: BaseException, caplog: pytest.Log
     pool = WorkerPool("audit", 1, {ROUTE: Broken()}, context_of=lambda _: context, finished=finished.put)
     for _ in range(2):
         pool.submit(DELIVERY)
-    first, second = (finished.get(timeout=5).outcome for _ in range(2))
+    first, second = (finished.get(timeout=60).outcome for _ in range(2))
     pool.close()
     assert isinstance(first, Failed)
     assert (first.error_class, isinstance(second, Delivered)) == ("crashed", True)
@@ -83,7 +83,7 @@ def test_who_posts_alerts_goes_on_after_a_bug(bug: BaseException) -> None:
     sender = AlertSender(cast("HttpClient", Broken()), "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
     for number in (1, 2):
         sender.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
-    found = [told.get(timeout=5) for _ in range(2)]
+    found = [told.get(timeout=60) for _ in range(2)]
     sender.close()
     assert [done.posted.id for done in found] == [1, 2]
     assert all(done.error is not None and type(bug).__name__ in done.error for done in found)
@@ -99,7 +99,7 @@ def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next
     errors = []
     for number in (1, 2):
         sender.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
-        errors.append(told.get(timeout=5).error)
+        errors.append(told.get(timeout=60).error)
     sender.close()
     assert errors == ["alert: not an HTTP answer: invalid character in chunk size", None]
 
@@ -118,7 +118,7 @@ def test_who_cuts_calls_goes_on_after_a_lease_that_can_not_be_told(
     broken = Called(stack, hang, timeout=Duration(20))
     result = broken(within=context(lease))
     assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")
-    assert Called(stack, hang, timeout=Duration(0.2))().error_class == "unknown", "calls are cut as before"
+    assert Called(stack, hang, timeout=Duration(1))().error_class == "unknown", "calls are cut as before"
     assert SECRET not in caplog.text
 
 
@@ -176,7 +176,7 @@ def test_who_sweeps_goes_on_after_whatever_comes_up(bug: Exception, monkeypatch:
     thread.start()
     until(lambda: len(asked) > 2, "it looks again")
     stop.set()
-    thread.join(5)
+    thread.join(60)
 
 
 def test_who_hears_the_parent_goes_on_after_what_is_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +185,9 @@ def test_who_hears_the_parent_goes_on_after_what_is_no_order(monkeypatch: pytest
     orders: process.Orders = queue.SimpleQueue()
     process.read_parent_orders(orders, Observer())
     os.write(writing, b"?r")
-    assert orders.get(timeout=5) is process.Order.RELOAD
+    assert orders.get(timeout=60) is process.Order.RELOAD
     os.close(writing)
-    assert orders.get(timeout=5) is process.Order.STOP
+    assert orders.get(timeout=60) is process.Order.STOP
     os.close(reading)
 
 
@@ -215,7 +215,7 @@ def test_a_failed_step_is_logged_with_all_its_frames_and_none_of_its_values(capl
     error = raised_with_a_row()
     assert SECRET in str(error)
     Observer().step_failed("record", error, 1.0)
-    Observer().gauges_broke(cast("Exception", error))
+    Observer().gauges_broke("the backlog", cast("Exception", error))
     Observer().bug_in_thread("sweeps", error)
     assert caplog.text.count("in execute") == 6, "its own frames, and its cause's, each time"
     assert "IntegrityError" in caplog.text

@@ -43,14 +43,14 @@ def server() -> Iterator[ScriptedServer]:
         yield made
 
 
-def client(server: ScriptedServer, token_url: str | None = None, **more: str) -> Caller:
+def client(server: ScriptedServer, token_url: str | None = None, timeout: float = 30, **more: str) -> Caller:
     auth = ApiOauth2(
         token_url=token_url or f"{server.url}/token",
         client_id=Secret("c1ient"),
         client_secret=Secret("s3cr3t:%"),
         **more,  # type: ignore[arg-type]  # scope and credentials
     )
-    api = Api(base_url=server.url, auth=auth, allow_private=True, allow_http=True, timeout=Duration(0.5))
+    api = Api(base_url=server.url, auth=auth, allow_private=True, allow_http=True, timeout=Duration(timeout))
     return Clients(Config(apis={"identity": api})).api("identity")
 
 
@@ -86,7 +86,7 @@ def test_the_credentials_may_stand_in_the_form_and_a_scope_be_asked_for(server: 
 
 def test_who_waits_too_long_for_anothers_token_gets_none(server: ScriptedServer) -> None:
     server.routes[TOKEN] = [hang]
-    caller = client(server)
+    caller = client(server, timeout=0.5)
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda _: caller.call(ASKED, context()), range(2)))
     caller.close()

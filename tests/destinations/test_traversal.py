@@ -73,7 +73,7 @@ def proxied(backend: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -
     command = [str(debian.program("nginx")), "-c", f"{folder}/nginx.conf", "-e", f"{folder}/error.log", "-g", here]
     program = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
-        until(lambda: program.poll() is not None or listens(port), "nginx listens", within=20)
+        until(lambda: program.poll() is not None or listens(port), "nginx listens")
         yield f"http://127.0.0.1:{port}"
     finally:
         program.terminate()

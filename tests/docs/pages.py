@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -26,7 +26,7 @@ PAGES = {
 
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _PORT = re.compile(r"\b(8000|8301|8302)\b")
-_LOOKS_ONLY = re.compile(r"(inbox (list|show)|relay (status|dead|replay|plan)|curl -s -H 'Authorization)\b")
+_LOOKS_ONLY = re.compile(r"(inbox (check|list|show)|relay (status|dead|replay|plan)|curl -s -H 'Authorization)\b")
 """Commands that change nothing: what they show may come a moment after a reader has typed them, but no later."""
 _PATIENCE_SECONDS = 60.0
 
@@ -73,11 +73,13 @@ def shows(expected: str, output: str) -> bool:
 class Shell:
     """A bash in a folder of its own, with the project's commands on its PATH."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], log: IO[bytes]) -> None:
+    def __init__(
+        self, folder: Path, environment: dict[str, str], log: IO[bytes], command: Sequence[str] = ("bash",)
+    ) -> None:
         self._folder = folder
         self._ports: dict[str, str] = {}
         self._bash = subprocess.Popen(
-            ["bash"], cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         self._log = log.name
@@ -87,8 +89,8 @@ class Shell:
         """The text with ports that are free here in place of the page's."""
         return _PORT.sub(lambda match: self._ports.setdefault(match[1], str(free_port())), text)
 
-    def run(self, block: Block, expected: str | None) -> None:
-        """Run a block; afterwards what it started is listening, and it has shown what it should."""
+    def run(self, block: Block, expected: str | None) -> str:
+        """Run a block, and return its output; afterwards what it started is listening, and it has shown what it should."""
         script = self.of_this_machine(block.text)
         receiver = self.of_this_machine("8000")
         script = re.sub(r"\binbox serve\b(?! --bind)", f"inbox serve --bind 127.0.0.1:{receiver}", script)
@@ -96,9 +98,9 @@ class Shell:
         script = re.sub(r" &$", f" >>{self._log} 2>&1 &", script, flags=re.MULTILINE)
         output = self._tell(script)
         for port in re.findall(r"(?:--bind 127.0.0.1:|--port )(\d+).* &$", script, re.MULTILINE):
-            until(lambda: listens(int(port)), f"something listens on {port}", within=_PATIENCE_SECONDS)  # noqa: B023
+            until(lambda: self.listens(int(port)), f"something listens on {port}", within=_PATIENCE_SECONDS)
         if expected is None:
-            return
+            return output
         wanted = self.of_this_machine(expected)
         again = all(_LOOKS_ONLY.match(line) for line in block.text.splitlines() if line[:1].isalpha())
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -107,6 +109,11 @@ class Shell:
             assert time.monotonic() < deadline, f"line {block.line} still shows:\n{output}\ninstead of:\n{wanted}"
             time.sleep(0.1)
             output = self._tell(script)
+        return output
+
+    def listens(self, port: int) -> bool:
+        """Return whether a program listens there."""
+        return listens(port)
 
     def _tell(self, script: str) -> str:
         assert self._bash.stdin is not None
@@ -140,8 +147,11 @@ class Shell:
 
 
 @contextmanager
-def shell(folder: Path) -> Iterator[Shell]:
-    """A shell in `folder`/here; `folder` holds what it needs besides."""
+def shell(folder: Path, *programs: Path, **variables: str) -> Iterator[Shell]:
+    """A shell in `folder`/here; `folder` holds what it needs besides.
+
+    It finds the programs of the folders `programs` too, and has these variables.
+    """
     here, tools, site = folder / "here", folder / "tools", folder / "site"
     here.mkdir()
     tools.mkdir()
@@ -150,13 +160,14 @@ def shell(folder: Path) -> Iterator[Shell]:
     if shutil.which("curl") is None:
         (tools / "curl.py").write_text(_CURL, encoding="utf-8")
         _tool(tools / "curl", f'exec {sys.executable} "{tools / "curl.py"}" "$@"')
-    path = [site / "bin", tools, Path(sys.executable).parent, *os.environ.get("PATH", "").split(os.pathsep)]
+    path = [site / "bin", tools, Path(sys.executable).parent, *programs, *os.environ.get("PATH", "").split(os.pathsep)]
     environment = {
         "PATH": os.pathsep.join(map(str, path)),
         "PYTHONPATH": f"{site}{os.pathsep}{ROOT}",
         "HOME": str(folder),
         "LC_ALL": "C.UTF-8",
         "PYTHONWARNINGS": "ignore",
+        **variables,
     }
     with (folder / "background.log").open("wb") as log:
         opened = Shell(here, environment, log)

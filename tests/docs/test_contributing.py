@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import sqlite3
 import subprocess
@@ -14,18 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from inbox.db.migrate import head
-from tests.docs.pages import PAGES, ROOT, blocks
+from tests.docs.pages import ROOT
+from tests.docs.worked_examples import apply
 from tests.helpers.scripted import answer, serving
 
 pytestmark = pytest.mark.long
 
 COPIED = (
+    "deploy",
     "inbox",
     "relay",
     "migrations",
     "tests",
     "docs",
+    "benchmarks",
     "pyproject.toml",
     "README.md",
     "CONTRIBUTING.md",
@@ -84,46 +85,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def apply(page: str, folder: Path) -> None:
-    """Do in `folder` what a page says."""
-    text = PAGES[page]
-    if page.endswith("column.md"):
-        text = re.sub(r"0001|0002|1000", lambda number: _since(number[0]), text)
-    for block in blocks(text):
-        if block.info in {"python", "sql"}:
-            path, content = _head(block.text)
-            assert not (folder / path).exists(), f"{page}:{block.line} makes {path}, which is there"
-            (folder / path).write_text(content, encoding="utf-8")
-        elif block.info == "diff":
-            path, changes = _head(block.text)
-            change(folder / path, changes)
-
-
-def _since(number: str) -> str:
-    """The number that a migration of the page has after whatever has been added since."""
-    newest = int(head())
-    numbers = {"0001": newest, "0002": newest + 1, "1000": (newest // 1000 + 1) * 1000}
-    return f"{numbers[number]:04}"
-
-
-def _head(text: str) -> tuple[str, str]:
-    """The path that the first line names, and the rest."""
-    first, _, rest = text.partition("\n")
-    return first.split(" ", 1)[1], rest
-
-
-def change(path: Path, changes: str) -> None:
-    """Apply the changes of a `diff` block; `@@` lies between two of them."""
-    text = path.read_text(encoding="utf-8")
-    for hunk in changes.split("@@\n"):
-        lines = hunk.splitlines(keepends=True)
-        old = "".join(line[1:] for line in lines if line[0] in " -")
-        new = "".join(line[1:] for line in lines if line[0] in " +")
-        assert text.count(old) == 1, f"{path.name} does not have this once:\n{old}"
-        text = text.replace(old, new)
-    path.write_text(text, encoding="utf-8")
-
-
 def started(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
@@ -179,26 +140,6 @@ def test_a_relay_delivers_a_note_and_follows_the_outcomes_of_its_destination(cop
             ("dead",),
             ("delivered",),
         ]
-
-
-def test_the_old_version_starts_beside_what_was_added_and_not_beside_what_was_demanded(
-    copy: Path, tmp_path: Path, postgres_database_url: str
-) -> None:
-    config = tmp_path / "inbox.toml"
-    config.write_text(f'[database]\nurl = "{postgres_database_url}"\n', encoding="utf-8")
-    of_now = ("-c", "from relay.cli.main import app; app(['run', '--drain'])")
-    (copy / "migrate.py").write_text(
-        "import sys\nfrom inbox.cli.main import app\napp(['migrate', *sys.argv[1:]])\n", "utf-8"
-    )
-    run(copy, "migrate", INBOX_CONFIG=str(config))
-    run(copy, "relay", "run", "--drain", INBOX_CONFIG=str(config))
-    assert started(ROOT, *of_now, INBOX_CONFIG=str(config)).returncode == 0
-
-    run(copy, "migrate", "--contract", INBOX_CONFIG=str(config))
-    run(copy, "relay", "run", "--drain", INBOX_CONFIG=str(config))
-    refused = started(ROOT, *of_now, INBOX_CONFIG=str(config))
-    assert refused.returncode == 2
-    assert "can't work with" in refused.stderr
 
 
 def test_they_are_written_as_the_house_writes(copy: Path) -> None:

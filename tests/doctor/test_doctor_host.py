@@ -21,6 +21,7 @@ from inbox.doctor import database, disk, server
 from inbox.doctor.disk import Space
 from inbox.events.timestamps import time_text
 from tests.doctor.examining import changing, examined, found, installation, run_sql, told
+from tests.helpers.room import ROOM
 
 NOW = SystemClock().now()
 LATER, SOON, BEFORE = (NOW + timedelta(days=days) for days in (90, 9, -9))
@@ -273,7 +274,7 @@ def test_a_file_without_a_certificate_leaves_the_others_examined(tmp_path: Path,
 @pytest.fixture
 def shared_folder() -> Iterator[Path]:
     """A folder that everybody on the machine gets into; those that pytest makes are its own."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+    with tempfile.TemporaryDirectory(dir=ROOM) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 

@@ -21,6 +21,7 @@ def changing_engine(postgres_database_url: str) -> Iterator[Engine]:
 HEAD = "ux_open_delivery_head"
 
 SQLITE_CHANGES = {
+    "a row that keeps a place": (("DELETE FROM pruner",), ("row_missing", "pruner"), True),
     "a missing index": (("DROP INDEX ix_open_delivery_ready",), ("object_missing", "ix_open_delivery_ready"), True),
     "a changed index": (
         (f"DROP INDEX {HEAD}", f"CREATE INDEX {HEAD} ON open_delivery (route, lane) WHERE state = 'in_flight'"),
@@ -40,6 +41,7 @@ SQLITE_CHANGES = {
     "a column too many": (("ALTER TABLE gate ADD COLUMN extra TEXT",), ("object_changed", "gate"), False),
 }
 POSTGRES_CHANGES = {
+    "a row to lock": (("DELETE FROM payload_lock",), ("row_missing", "payload_lock"), True),
     "a missing index": (("DROP INDEX ix_open_delivery_ready",), ("object_missing", "ix_open_delivery_ready"), True),
     "an index's predicate": (
         (f"DROP INDEX {HEAD}", f"CREATE UNIQUE INDEX {HEAD} ON open_delivery (route, lane) WHERE state = 'in_flight'"),

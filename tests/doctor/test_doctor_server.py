@@ -16,6 +16,7 @@ from inbox.doctor import server
 from tests.doctor.examining import changing, environment_of, examined, found, installation, run_sql, told
 from tests.helpers.killable_postgres import KillablePostgres
 from tests.helpers.processes import invoke
+from tests.helpers.room import ROOM
 
 HOSTILE = "\x1b]0;owned\x07[red]'; DROP"
 
@@ -23,7 +24,7 @@ HOSTILE = "\x1b]0;owned\x07[red]'; DROP"
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[KillablePostgres]:
     """A server that may prepare transactions."""
-    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-doctor-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-doctor-", dir=ROOM))
     folder.chmod(0o755)  # its user is another
     made = KillablePostgres(folder)
     try:

@@ -135,7 +135,7 @@ def test_no_relay_and_one_that_died_soon_are_found(tmp_path: Path, database_url:
 def test_relays_that_fail_or_have_another_version_are_found(tmp_path: Path, database_url: str, engine: Engine) -> None:
     start_a_relay(engine, failing=f"'{json.dumps({'record': 'it broke'})}'", version="'0.0.9'")
     place = installation(tmp_path, database_url)
-    assert found(place, "relays") == [("step_failing", "relay"), ("version_differs", f"{HOST} pid 4711")]
+    assert found(place, "relays") == [("step_failed", "relay"), ("version_differs", f"{HOST} pid 4711")]
 
 
 def test_a_configuration_that_is_newer_than_a_relay_of_this_host_is_information(
@@ -191,8 +191,8 @@ def routed(database_url: str) -> str:
 def test_dead_deliveries_are_found(tmp_path: Path, database_url: str, engine: Engine) -> None:
     give_up(engine, database_url, [("u1", moment(1)), ("u2", moment(2))])
     place = installation(tmp_path, database_url, config=routed(database_url))
-    assert found(place, "deliveries") == [("deliveries_dead", "everything")]
-    finding = told(place, "deliveries")["deliveries_dead"]
+    assert found(place, "deliveries") == [("delivery_dead", "everything")]
+    finding = told(place, "deliveries")["delivery_dead"]
     assert (finding.what, finding.mend) == ("route everything: 2 dead", "relay dead --route everything")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -16,8 +18,11 @@ from sqlalchemy import Engine
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery.gates import Gate
+from relay.delivery.outcome import Delivery
 from relay.delivery.policy import policies
 from relay.store import alerts
+from relay.store import claim as claims
+from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.operator import commands, execution
 from tests.helpers.daemon import configured, kinds, running
@@ -28,7 +33,7 @@ from tests.helpers.reading import rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import moment
 
-BREAKER = 'breaker = { calls = 3, failed = 0.5, open_for = "300ms" }'
+BREAKER = 'breaker = { calls = 3, failed = 0.5, open_for = "300ms", longest = "300ms" }'
 
 
 class Chat:
@@ -141,7 +146,14 @@ def test_a_pause_by_sql_is_kept_by_a_running_relay_until_it_is_lifted(
         assert of_u1 == [seqs[0], seqs[2]]
 
 
-def test_a_rate_is_kept(database_url: str, engine: Engine, tmp_path: Path) -> None:
+def test_a_rate_is_kept(database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[float] = []
+
+    def claiming(*arguments: Any, **named: Any) -> list[Delivery]:  # noqa: ANN401  # passed through
+        began.append(time.monotonic())
+        return claim(*arguments, **named)
+
+    monkeypatch.setattr(claims, "claim", claiming)
     fill(database_url, [(f"u{n}", moment(n)) for n in range(30)])
     with (
         serving(tmp_path / "arrivals.jsonl") as downstream,
@@ -149,7 +161,7 @@ def test_a_rate_is_kept(database_url: str, engine: Engine, tmp_path: Path) -> No
     ):
         until(lambda: not open_states(engine), "all are delivered")
         at = [line["at"] for line in downstream.arrivals.lines()]
-    assert at[-1] - at[0] >= (30 - 20) / 20 * 0.7, "on a busy machine the first call may come late"
+    assert at[-1] - began[0] >= (30 - 20) / 20 * 0.9
 
 
 def test_a_drain_ends_though_something_is_held_back(database_url: str, engine: Engine, tmp_path: Path) -> None:
@@ -182,8 +194,9 @@ def test_slack_gets_a_message_and_what_it_did_not_take_is_posted_again(
         until(lambda: len(chat.posts) >= 2, "it is posted again")
         chat.status = 200
         until(lambda: rows(engine, "SELECT 1 FROM alert WHERE sent_at IS NOT NULL"), "it is noted as sent")
-        posted = len(chat.posts)
-        until(lambda: len(downstream.arrivals) >= 3, "the relay goes on")
+        for _ in range(2):  # another may have been under way when it was noted
+            posted, calls = len(chat.posts), len(downstream.arrivals)
+            until(lambda: len(downstream.arrivals) > calls, "the relay goes on")
         assert len(chat.posts) == posted
     assert str(chat.posts[0]["text"]).startswith(":red_circle: destination audit is not called for now: forward:")
 

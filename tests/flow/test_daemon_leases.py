@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from inbox.clock import SystemClock
 from relay.daemon.lease_renewal import (
@@ -23,6 +23,7 @@ from relay.steps import Steps as StepsOfARelay
 from relay.store.database import Database
 from relay.store.leases import Claimed
 from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.patience import stand_still
 from tests.helpers.relaying import FakeClock, Steps
 from tests.helpers.storing import an_event
 
@@ -43,6 +44,11 @@ class Moments:
             return True
         happen()
         return False
+
+
+def lock(other: Connection) -> None:
+    stand_still(other)
+    other.execute(LOCK)
 
 
 def nothing() -> None:
@@ -85,7 +91,7 @@ def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(en
             other.rollback()
 
         moments = Moments(
-            lambda: other.execute(LOCK),
+            lambda: lock(other),
             lambda: seen.append(renewed(engine)),
             let_go,
             lambda: seen.append(renewed(engine)),
@@ -99,7 +105,7 @@ def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(en
 @ON_POSTGRES
 def test_a_row_that_stays_locked_delays_neither_the_next_round_nor_the_sign_of_life(engine: Engine) -> None:
     with engine.connect() as other:
-        waited = keeping(engine, Moments(lambda: other.execute(LOCK), *[nothing] * 24, nothing))
+        waited = keeping(engine, Moments(lambda: lock(other), *[nothing] * 24, nothing))
     assert waited[:25] == [RENEW_EVERY_SECONDS] + [RENEW_AGAIN_SECONDS] * 24
     assert waited[25] == pytest.approx(RENEW_AGAIN_SECONDS), "then the next round begins, as if nothing had been locked"
     assert sum(waited[1:26]) == pytest.approx(RENEW_EVERY_SECONDS)

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
 from relay.daemon.loop import Relay
-from relay.steps import AWAITED_SECONDS, LASTS_SECONDS
+from relay.steps import AWAITED_SECONDS, LASTS_SECONDS, Step
+from relay.store import alerts, turns
+from relay.store.alert_conditions import Watch
 from relay.store.database import Database
 from relay.store.sequence import sequence
+from relay.store.turns import LONGEST_FOR_A_ROUTE
 from tests.helpers.daemon import running
 from tests.helpers.downstream import serving
 from tests.helpers.filling import fill
 from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.relaying import POLICIES
+from tests.helpers.reading import rows
+from tests.helpers.relaying import CONFIG, POLICIES
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE, moment
 
@@ -32,6 +37,7 @@ def nobody_can_order(engine: Engine) -> Iterator[None]:
     with engine.connect() as connection:
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         connection.execute(text("SELECT id FROM order_lock FOR UPDATE"))
+        connection.execute(text("SELECT route FROM route_lock FOR UPDATE"))
         yield
 
 
@@ -77,6 +83,25 @@ def test_when_nothing_could_be_ordered_for_long_what_is_due_is_claimed_all_the_s
 
 
 @ON_POSTGRES
+@pytest.mark.usefixtures("an_older_one_has_come")
+def test_a_route_whose_lock_another_step_gets_first_is_not_claimed_from_before_it_is_ordered(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "AGAIN_SECONDS", LONGEST_FOR_A_ROUTE)
+    Database(engine).add_routes({ROUTE})
+    with serving(tmp_path / "arrivals.jsonl") as downstream, contextlib.ExitStack() as trouble:
+        trouble.enter_context(nobody_can_order(engine))
+        with running(engine, downstream) as relay:
+            until(lambda: could_not_order(relay), "it can't be ordered")
+            trouble.close()
+            with relay._database.write() as another_step:
+                another_step.lock_order([ROUTE])
+            relay.wake()
+            until(lambda: len(downstream.events) == 2, "both are called")
+        assert [line["seq"] for line in downstream.arrivals.lines()] == [2, 1]
+
+
+@ON_POSTGRES
 def test_a_row_that_a_person_has_locked_keeps_only_itself_waiting(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
@@ -98,6 +123,44 @@ def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_ste
         pass
     relay._steps.run("sequence", lambda: 1 // 0, 0)
     relay._steps._monotonic = lambda: time.monotonic() + LASTS_SECONDS  # its next try is due
-    relay._is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
+    relay._database.arrivals.is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
     relay._cycle()
     assert could_not_order(relay)
+
+
+def test_a_claim_that_asks_for_none_does_not_make_one_well_that_has_left_some(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:
+        pass
+    database = relay._database
+    claims: dict[Step, Callable[[], int]] = {
+        "claim": relay._claimer.claim,
+        "claim_suspect": relay._claimer.claim_suspect,
+    }
+    monkeypatch.setattr(relay._generations.active, "wanted", list)
+    for step, claim in claims.items():
+        relay._steps.run(step, partial(database.leave, step, [ROUTE], [ROUTE], OSError("locked")), None)
+        relay._steps.run(step, claim, 0)
+        assert step in relay._steps.failing
+        database.back_offs.all_ended()
+        relay._steps.run(step, claim, 0)
+        assert step not in relay._steps.failing
+
+
+def test_a_relay_that_looks_just_behind_an_alert_of_a_failing_step_does_not_end_it(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = alerts.step_failed
+
+    def then_another_looks(database: Database, step: str, error: str) -> None:
+        stores(database, step, error)
+        Watch().look(Database(engine), CONFIG)
+
+    monkeypatch.setattr(alerts, "step_failed", then_another_looks)
+    with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:
+        until(lambda: rows(engine, "SELECT 1 FROM relay_node"), "it has started")
+        relay._steps.run("sweep", lambda: 1 // 0, 0, subject="crm USER")
+        assert [bool(row["firing"]) for row in rows(engine, "SELECT firing FROM alert WHERE kind = 'step_failed'")] == [
+            True
+        ]

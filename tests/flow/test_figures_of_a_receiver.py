@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,6 +13,7 @@ from inbox.db.throughput import SOURCE, Tally
 from inbox.receiver.throughput import ThroughputFlusher
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import down
+from tests.helpers.patience import Stopwatch, stand_still
 from tests.helpers.reading import rows
 from tests.helpers.receiver import async_engine, receiving
 from tests.helpers.waiting import until
@@ -26,6 +26,12 @@ FIGURES = 'SELECT name, outcome, sum("count") AS n, sum(bytes) AS size FROM thro
 def figures(engine: Engine) -> dict[tuple[str, str], tuple[int, int]]:
     found = rows(engine, f"{FIGURES} ORDER BY name, outcome")
     return {(row["name"], row["outcome"]): (row["n"], row["size"]) for row in found}
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes its time to write the last figures."""
+    monkeypatch.setattr("inbox.receiver.throughput.LAST_FLUSH_SECONDS", 60.0)
 
 
 async def test_the_end_of_every_request_is_counted_by_its_source(config: Config, engine: Engine) -> None:
@@ -98,15 +104,16 @@ async def test_a_person_who_locks_the_figures_delays_no_request(
     monkeypatch.setattr("inbox.receiver.app.FLUSH_EVERY_SECONDS", 0.01)
     async with receiving(config) as receiver:
         with engine.begin() as person:
+            stand_still(person)
             person.execute(text("LOCK TABLE throughput_minute IN ACCESS EXCLUSIVE MODE"))
             waiting = (
                 "SELECT count(*) AS n FROM pg_locks WHERE NOT granted AND relation = 'throughput_minute'::regclass"
             )
             assert (await receiver.post(body("u0"))).status_code == 200
             await asyncio.to_thread(until, lambda: rows(engine, waiting)[0]["n"], "its flush waits")
-            began = time.monotonic()
-            for n in range(1, 20):
-                assert (await receiver.post(body(f"u{n}"))).status_code == 200
-            assert time.monotonic() - began < 1.5
-            assert rows(engine, waiting)[0]["n"] == 1, "its flush still waits"
+            with Stopwatch() as watch:
+                for n in range(1, 20):
+                    assert (await receiver.post(body(f"u{n}"))).status_code == 200
+            assert watch.seconds < 1.5
+            await asyncio.to_thread(until, lambda: rows(engine, waiting)[0]["n"], "its flush still waits, or again")
     assert figures(engine)["trivore", "stored"][0] == 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 
 import pytest
@@ -15,8 +16,9 @@ from inbox.sources.signing import Message, sign
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver
 from tests.helpers.webhooks import config_text
+from tests.sources.presenting import signed_sample
 
-SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
+SECRET = "8f742231b10e8888abcd99aaabbb85a5"
 SOURCES = f"""
 [sources.okta]
 preset = "okta"
@@ -30,6 +32,19 @@ auth = {{ kind = "bearer", secrets = ["{SECRET}"] }}
 [sources.hub]
 preset = "github"
 secrets = ["{SECRET}"]
+auth = {{ kind = "url_token", secrets = ["token"] }}
+[sources.zoom]
+preset = "zoom"
+secrets = ["another", "{SECRET}"]
+[sources.graph]
+preset = "msgraph"
+secrets = ["{SECRET}"]
+auth = {{ kind = "url_token", secrets = ["token"] }}
+[sources.adyen]
+preset = "adyen"
+secrets = ["{SECRET}"]
+[sources.salesforce]
+preset = "salesforce"
 auth = {{ kind = "url_token", secrets = ["token"] }}
 [routes.all-of-okta]
 source = "okta"
@@ -125,6 +140,62 @@ async def test_slack_gets_its_challenge_back_when_it_is_signed(receiver: Receive
     assert count(engine, "inbox") == 0
     headers["X-Slack-Signature"] = "v0=" + "0" * 64
     assert (await receiver.request("POST", "/webhooks/slack", headers=headers, body=body)).status_code == 401
+
+
+async def test_zoom_gets_the_hmac_of_its_token_with_the_secret_that_signed_it(
+    receiver: Receiver, engine: Engine
+) -> None:
+    # The example of https://developers.zoom.us/docs/api/webhooks/, with another secret.
+    body = b'{"payload":{"plainToken":"qgg8vlvZRS6UYooatFL8Aw"},"event_ts":1654503849680,"event":"endpoint.url_validation"}'
+    signed = sign(PRESETS["zoom"].signatures[0], SECRET, Message(body=body), SystemClock().now())
+    headers = {"Content-Type": "application/json", **signed}
+    answer = await receiver.request("POST", "/webhooks/zoom", headers=headers, body=body)
+    expected = hmac.digest(SECRET.encode(), b"qgg8vlvZRS6UYooatFL8Aw", "sha256").hex()
+    assert (answer.status_code, answer.json) == (
+        200,
+        {"plainToken": "qgg8vlvZRS6UYooatFL8Aw", "encryptedToken": expected},
+    )
+    headers["x-zm-signature"] = "v0=" + "0" * 64
+    assert (await receiver.request("POST", "/webhooks/zoom", headers=headers, body=body)).status_code == 401
+    assert count(engine, "inbox") == 0
+
+
+async def test_graph_validates_by_the_query_and_notifies_with_its_client_state(
+    receiver: Receiver, engine: Engine
+) -> None:
+    asked = "/webhooks/graph/token?validationToken=Validation%3A%20Testing%20%3Cb%3E"
+    answer = await receiver.request("POST", asked, headers={"Content-Type": "text/plain"}, body=b"")
+    assert (answer.status_code, answer.text) == (200, "Validation: Testing <b>")
+    assert answer.headers["content-type"].startswith("text/plain")
+    for path in ("/webhooks/graph?validationToken=x", "/webhooks/nobody/token?validationToken=x"):
+        assert (await receiver.request("POST", path, headers={}, body=b"")).status_code == 401
+    notified = {"value": [{"changeType": "updated", "clientState": SECRET, "resource": f"Users/{n}"} for n in (1, 2)]}
+    json_headers = {"Content-Type": "application/json"}
+    stored = await receiver.request("POST", "/webhooks/graph/token", headers=json_headers, body=json.dumps(notified))
+    assert (stored.status_code, stored.content) == (202, b"")
+    assert count(engine, "inbox") == 2
+
+
+async def test_salesforce_gets_its_ack_when_all_notifications_are_stored(receiver: Receiver, engine: Engine) -> None:
+    raw = signed_sample("salesforce", "")
+    headers = {"Content-Type": "text/xml; charset=utf-8"}
+    for body, status in ((raw.body, 200), (raw.body, 200), (b"<a/>", 422), (b"<!DOCTYPE a><a/>", 400)):
+        answer = await receiver.request("POST", "/webhooks/salesforce/token", headers=headers, body=body)
+        assert answer.status_code == status
+        assert answer.headers["content-type"].startswith("text/xml" if status == 200 else "application/")
+        assert (b"<Ack>true</Ack>" in answer.content) == (status == 200)
+    assert (await receiver.request("POST", "/webhooks/salesforce", headers=headers, body=raw.body)).status_code == 401
+    (stored,) = rows(engine, "SELECT body, content_type FROM inbox JOIN inbox_payload USING (seq)")
+    assert (bytes(stored["body"]), stored["content_type"]) == (raw.body, "text/xml; charset=utf-8")
+
+
+async def test_adyen_gets_the_text_that_its_older_webhooks_look_for(receiver: Receiver, engine: Engine) -> None:
+    raw, headers = signed_sample("adyen", SECRET), {"Content-Type": "application/json"}
+    answer = await receiver.request("POST", "/webhooks/adyen", headers=headers, body=raw.body)
+    assert (answer.status_code, answer.content) == (200, b"[accepted]")
+    other = raw.body.replace(b"1000", b"9000")
+    assert (await receiver.request("POST", "/webhooks/adyen", headers=headers, body=other)).status_code == 401
+    assert count(engine, "inbox") == 1
 
 
 async def test_a_source_with_auth_and_secrets_wants_both(receiver: Receiver, engine: Engine) -> None:

@@ -20,9 +20,9 @@ from inbox.loader.load import parse_config
 from inbox.receiver.app import create_app
 from inbox.receiver.rejections import MAX_BYTES, MAX_WAITING, PER_SECOND
 from inbox.receiver.resource import Services
-from inbox.receiver.writer import GroupCommit
+from inbox.receiver.writer import CommitTimes, GroupCommit
 from tests.helpers.reading import count
-from tests.helpers.receiver import Receiver, async_engine
+from tests.helpers.receiver import Receiver, a_link
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import body, config_text
 
@@ -35,8 +35,7 @@ def refusal(sent: bytes = b"{}") -> Rejected:
 
 @asynccontextmanager
 async def writing(database_url: str) -> AsyncIterator[GroupCommit]:
-    engine = async_engine(database_url)
-    writer = GroupCommit(engine, SystemClock())
+    writer = GroupCommit(a_link(database_url), SystemClock())
     try:
         yield writer
     finally:
@@ -92,7 +91,7 @@ class NoDatabase:
     def __init__(self) -> None:
         self.rejected: list[Rejected] = []
 
-    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:  # noqa: ARG002
         raise AssertionError(f"asked to store {events}")
 
     async def probe(self) -> None:

@@ -13,7 +13,6 @@ from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.db import engine as engines
 from inbox.db.readmission import RejectedFilter
 from inbox.errors import ConfigError
 from inbox.events.states import RETENTION_FLOOR_DAYS
@@ -26,7 +25,7 @@ from inbox.sources import PRESETS
 from inbox.sources.readmission import readers_of
 from inbox.sources.signing import Message, sign
 from tests.helpers.reading import count, rows
-from tests.helpers.receiver import Receiver
+from tests.helpers.receiver import Receiver, a_link
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import config_text
 
@@ -160,7 +159,7 @@ async def test_when_its_key_is_pruned_a_captured_request_is_refused_by_its_age_a
     captured = {name: acme(ahead) for name in ("acme", "acme-of-the-week")}
 
     def open_services() -> Services:
-        return Services(GroupCommit(engines.connect_async(config.database.url, application="tests"), clock))
+        return Services(GroupCommit(a_link(config.database.url), clock))
 
     async with ASGIConductor(create_app(config, open_services, clock)) as conductor:
         for name, body in captured.items():

@@ -19,7 +19,7 @@ from inbox.sources import PRESETS
 from inbox.sources.base import Sample
 from tests.helpers.receiver import served
 from tests.helpers.scripted import answer, serving
-from tests.sources.presenting import WITH_SAMPLE, a_secret
+from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, a_secret
 
 CUSTOM = """
 [sources.custom]
@@ -37,7 +37,13 @@ audience = "a"
 
 
 def table(name: str) -> str:
-    proof = f'secrets = ["{a_secret(PRESETS[name])}"]' if PRESETS[name].signatures else 'auth = { kind = "none" }'
+    if name in SIGNING_IN_BODY:
+        proof = f'secrets = ["{a_secret(PRESETS[name])}"]'
+    elif name in SIGNING:
+        proof = f'secrets = ["{a_secret(PRESETS[name])}"]\npublic_url = "https://hooks.example.com/webhooks/{name}"'
+    else:
+        unsigned = "unsigned = true\n" if PRESETS[name].always_signs else ""  # only its sender can sign
+        proof = f'{unsigned}auth = {{ kind = "none" }}'
     return f'[sources.{name}]\npreset = "{name}"\n{proof}\n'
 
 
@@ -63,7 +69,9 @@ def test_a_sample_is_accepted_and_the_same_again_is_a_duplicate(config: Config, 
     assert first.accepted, first
     assert second.accepted, second
     assert first.status == PRESETS[name].status
-    if not PRESETS[name].answers_empty:
+    if (own := PRESETS[name].acknowledgement) is not None:
+        assert first.body == second.body == own[1].decode()
+    elif not PRESETS[name].answers_empty:
         assert ('"accepted"' in first.body, '"duplicate"' in second.body) == (True, True)
 
 

@@ -124,5 +124,5 @@ def test_a_relay_whose_own_clock_is_wrong_goes_by_the_databases(
     failed, done = facts(engine)
     due = as_time(failed["detail"]["due_at"])
     assert timedelta(0) <= due - failed["at"] <= timedelta(milliseconds=150)
-    assert due <= done["at"] < due + timedelta(seconds=5)
+    assert due <= done["at"] < due + timedelta(minutes=1)
     assert abs(done["at"] - SystemClock().now()) < timedelta(minutes=1)

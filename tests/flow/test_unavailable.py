@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import ExitStack
 
 import pytest
@@ -14,12 +13,18 @@ from inbox.config.model import Config
 from inbox.receiver import app
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import disconnect, down, locked, read_only
+from tests.helpers.patience import Stopwatch
 from tests.helpers.reading import count
 from tests.helpers.receiver import PROBLEM, Receiver, receiving
 from tests.helpers.webhooks import body, moment
 
 ANSWERED_WITHIN = 3.0
 """2.5 s, and half a second for a busy machine."""
+
+
+@pytest.fixture
+def patient_receivers() -> None:
+    """Here they are not."""
 
 
 def assert_unavailable(answer: Result) -> None:
@@ -34,9 +39,9 @@ async def test_without_a_database_it_is_503_in_time_and_well_again_without_a_res
 ) -> None:
     assert (await receiver.post(body("u1"))).status_code == 200
     with down(database_url):
-        began = time.monotonic()
-        answers = await asyncio.gather(*(receiver.post(body("u2", moment(n))) for n in range(20)))
-        assert time.monotonic() - began < ANSWERED_WITHIN
+        with Stopwatch() as watch:
+            answers = await asyncio.gather(*(receiver.post(body("u2", moment(n))) for n in range(20)))
+        assert watch.seconds < ANSWERED_WITHIN
         for answer in answers:
             assert_unavailable(answer)
     again = await receiver.post(body("u2", moment(0)))
@@ -65,9 +70,9 @@ async def test_the_log_has_one_line_when_the_database_goes_and_one_when_it_is_ba
 
 async def test_a_lock_that_is_not_given_free_is_503_in_time(receiver: Receiver, database_url: str) -> None:
     with locked(database_url):
-        began = time.monotonic()
-        assert_unavailable(await receiver.post())
-        assert time.monotonic() - began < ANSWERED_WITHIN
+        with Stopwatch() as watch:
+            assert_unavailable(await receiver.post())
+        assert watch.seconds < ANSWERED_WITHIN
     assert (await receiver.post()).json["status"] == "accepted"
 
 

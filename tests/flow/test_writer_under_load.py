@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from inbox.clock import SystemClock
 from inbox.db.intake import SqliteIntake
 from inbox.errors import Unavailable
 from inbox.events.event import Event
 from inbox.receiver.writer import GroupCommit
-from tests.helpers.receiver import async_engine
+from tests.helpers.receiver import a_link
 from tests.helpers.storing import an_event
 
 
@@ -25,22 +26,21 @@ class Scripted(SqliteIntake):
 
     def __init__(self) -> None:
         super().__init__()
-        self.goes_on = asyncio.Event()
+        self.goes_on = threading.Event()
         self.probes = 0
 
-    async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:  # noqa: ARG002
-        await self.goes_on.wait()
-        await asyncio.sleep(0)
+    def append(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:  # noqa: ARG002
+        self.goes_on.wait()
         return [1] * len(events)
 
-    async def probe(self, connection: AsyncConnection, now: datetime) -> None:  # noqa: ARG002
+    def probe(self, connection: Connection, now: datetime) -> None:  # noqa: ARG002
         self.probes += 1
 
 
 async def test_a_receiver_that_is_never_idle_is_ready(sqlite_database_url: str) -> None:
     store = Scripted()
     store.goes_on.set()
-    writer = GroupCommit(async_engine(sqlite_database_url), SystemClock(), store)
+    writer = GroupCommit(a_link(sqlite_database_url), SystemClock(), store)
     busy = True
 
     async def flood() -> None:
@@ -61,12 +61,13 @@ async def test_bodies_whose_senders_have_been_answered_are_let_go_while_the_data
 ) -> None:
     monkeypatch.setattr("inbox.receiver.writer.ANSWER_WITHIN_SECONDS", 0.05)
     store = Scripted()
-    writer = GroupCommit(async_engine(sqlite_database_url), SystemClock(), store)
+    writer = GroupCommit(a_link(sqlite_database_url), SystemClock(), store)
     first = asyncio.create_task(writer.append([an_event(0)]))
     await asyncio.sleep(0)
     marks = [f"body {number}".encode() * 1000 for number in range(20)]
     waiting = [writer.append([msgspec.structs.replace(an_event(n), body=mark)]) for n, mark in enumerate(marks, 1)]
-    answers = await asyncio.gather(first, *waiting, return_exceptions=True)
+    async with asyncio.timeout(10):
+        answers = await asyncio.gather(first, *waiting, return_exceptions=True)
     assert all(isinstance(answer, Unavailable) for answer in answers)
     del waiting, answers
     gc.collect()

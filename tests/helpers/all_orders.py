@@ -20,6 +20,7 @@ def all_orders(
     *,
     passing: Callable[[str], bool] = lambda _: False,
     pointless: Callable[[Stepper, Stepped], bool] = lambda _stepper, _stepped: False,
+    swaps: Callable[[str, str], bool] = lambda _one, _other: False,
 ) -> int:
     """Run operations in every order: depth first, at each point each of those that can move.
 
@@ -32,6 +33,8 @@ def all_orders(
         check: called after each order, when all operations are finished.
         passing: as of a Stepper.
         pointless: whether a step may be left out at this point, since it comes to the same when made later.
+        swaps: whether it comes to the same which of two statements of two operations goes first, when one follows the other.
+            Of orders that differ only so, one is run ("sleep sets", Godefroid 1996).
 
     Returns:
         How many orders there were.
@@ -41,7 +44,7 @@ def all_orders(
         RuntimeError: the beginning was another one, or somebody else holds a lock.
     """
     with Stepper(engine, passing) as stepper:
-        return _search(stepper, start, check, pointless)
+        return _search(stepper, start, check, pointless, swaps)
 
 
 def _search(
@@ -49,6 +52,7 @@ def _search(
     start: Callable[[], Mapping[str, Callable[[], Any]]],
     check: Callable[[Stepper], None],
     pointless: Callable[[Stepper, Stepped], bool],
+    swaps: Callable[[str, str], bool],
 ) -> int:
     root: _Point | None = None
     orders = 0
@@ -62,17 +66,17 @@ def _search(
         if root.choices != movable:
             raise RuntimeError(f"at first {root.choices} could move, now {movable}")
         point, path = root, [root]
-        while point.choices:
-            name = point.next_choice()
-            stepper[name].step()
+        while (choice := point.next_choice()) is not None:
+            before = {name: str(stepper[name].before) for name in point.choices}
+            stepper[choice].step()
             movable = _movable(stepper, pointless)
-            new |= movable not in point.after[name]
-            point = point.follow(name, movable)
+            new |= movable not in point.after[choice]
+            point = point.follow(choice, movable, before, swaps)
             path.append(point)
-        _hold(stepper, check)
-        for point in reversed(path):
-            point.look_back()
-        orders += new
+        _hold(stepper, check if not point.choices else lambda _: None)
+        for earlier in reversed(path):
+            earlier.look_back()
+        orders += new and not point.choices
     return orders
 
 
@@ -98,20 +102,33 @@ def _short(statement: str) -> str:
 class _Point:
     """A point of the search, where some can move."""
 
-    def __init__(self, choices: tuple[str, ...]) -> None:
+    def __init__(self, choices: tuple[str, ...], asleep: frozenset[str] = frozenset()) -> None:
         self.choices = choices
+        self.asleep = asleep
+        """Choices that come to the same as an order which was searched already."""
         self.after: dict[str, dict[tuple[str, ...], _Point]] = {name: {} for name in choices}
         """Points that were seen to follow each choice, by the operations that could move then."""
         self.done = False
         self._in_vain = 0
 
-    def next_choice(self) -> str:
-        return next((name for name in self.choices if not self._is_done(name)), self.choices[0])
+    def next_choice(self) -> str | None:
+        """Return the next to move: one that was not searched to its end, or any. None: none can, or all are asleep."""
+        awake = [name for name in self.choices if name not in self.asleep]
+        return next((name for name in awake if not self._is_done(name)), awake[0] if awake else None)
 
-    def follow(self, name: str, movable: tuple[str, ...]) -> _Point:
-        """Return the point that this choice has led to now. In the end, give up points that it led to before and no longer does."""
+    def follow(
+        self, name: str, movable: tuple[str, ...], before: Mapping[str, str], swaps: Callable[[str, str], bool]
+    ) -> _Point:
+        """Return the point that this choice has led to now. In the end, give up points that it led to before and no longer does.
+
+        `before` are the statements that stood here.
+        """
         seen = self.after[name]
-        point = seen.setdefault(movable, _Point(movable))
+        if movable not in seen:
+            searched = self.asleep.union(other for other in self.choices if other != name and self._is_done(other))
+            asleep = (other for other in searched if other in movable and swaps(before[other], before[name]))
+            seen[movable] = _Point(movable, frozenset(asleep))
+        point = seen[movable]
         if point.done and not self._is_done(name):
             self._in_vain += 1
             if self._in_vain > TRIES:
@@ -120,7 +137,7 @@ class _Point:
         return point
 
     def look_back(self) -> None:
-        self.done = self.done or all(self._is_done(name) for name in self.choices)
+        self.done = self.done or all(name in self.asleep or self._is_done(name) for name in self.choices)
 
     def _is_done(self, name: str) -> bool:
         seen = self.after[name].values()

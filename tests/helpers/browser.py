@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import pytest
-from axe_core_python.base import AXE_SCRIPT  # type: ignore[import-untyped]
+from axe_core_python.base import AXE_SCRIPT as OLDER_AXE  # type: ignore[import-untyped]
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -21,12 +22,14 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from relay.web.access.actor import Actor
+from tests.helpers.processes import free_port
+from tests.helpers.waiting import LONGEST_SECONDS
 
 Theme = Literal["light", "dark"]
-PHONE, DESK = 360, 1280
+PHONE, TABLET, DESK = 360, 768, 1280
 """Widths in CSS pixels."""
 _HEIGHT = 800
-_PATIENCE_SECONDS = 20.0
+_NEWEST_AXE = Path(__file__).resolve().parents[1] / "browser/node_modules/axe-core/axe.min.js"
 _GRAVE = ("serious", "critical")
 MISSING = "NO BROWSER: tests/browser is skipped; .ci/browser installs chromium and chromedriver"
 
@@ -42,9 +45,18 @@ class Finding(NamedTuple):
 class Browser:
     """One window. `site` is the page's URL; paths are relative to it."""
 
-    def __init__(self, driver: webdriver.Chrome) -> None:
-        self.driver = driver
+    def __init__(self, start: Callable[[], webdriver.Chrome]) -> None:
+        self._start = start
+        self.driver = start()
         self.site = ""
+
+    def revive(self) -> None:
+        """Start it anew if it has crashed."""
+        try:
+            self.driver.execute_script("return 1")
+        except WebDriverException:
+            self.driver.quit()
+            self.driver = self._start()
 
     def open(self, path: str) -> None:
         """Go to a path, and wait until it is loaded. What the console said before is forgotten."""
@@ -94,7 +106,7 @@ class Browser:
 
     def text(self) -> str:
         """The text that a person sees in `<main>`."""
-        return self.find("main").text
+        return str(self.wait(lambda: [self.find("main").text], "the page is there")[0])
 
     def press(self, *keys: str) -> None:
         """Press keys, one after the other."""
@@ -106,7 +118,9 @@ class Browser:
 
     def wait(self, condition: Any, message: str) -> Any:  # noqa: ANN401  # as WebDriver's
         """Wait until `condition()` is true, and return its value."""
-        return WebDriverWait(self.driver, _PATIENCE_SECONDS, poll_frequency=0.05).until(lambda _: condition(), message)
+        replaced = [StaleElementReferenceException]  # it was found on the page before
+        waiting = WebDriverWait(self.driver, LONGEST_SECONDS, poll_frequency=0.05, ignored_exceptions=replaced)
+        return waiting.until(lambda _: condition(), message)
 
     def run(self, script: str, *arguments: object) -> Any:  # noqa: ANN401  # any JSON
         return self.driver.execute_script(script, *arguments)
@@ -127,7 +141,7 @@ class Browser:
 
     def grave_findings(self) -> list[Finding]:
         """Run axe-core. WebDriver's scripts are not bound by the page's CSP."""
-        self.run(AXE_SCRIPT)
+        self.run(_NEWEST_AXE.read_text() if _NEWEST_AXE.exists() else OLDER_AXE)
         done = self.driver.execute_async_script(
             "const done = arguments[arguments.length - 1];"
             "axe.run(document, {resultTypes: ['violations']}).then(done, error => done({error: String(error)}))"
@@ -167,12 +181,16 @@ def browsing() -> Iterator[Browser]:
         "--no-proxy-server",
     ):
         options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=Service(found[1]))
-    try:
+
+    def start() -> webdriver.Chrome:
+        driver = webdriver.Chrome(options=options, service=Service(found[1], port=free_port()))
         driver.set_script_timeout(60)
         driver.set_page_load_timeout(60)
-        browser = Browser(driver)
+        return driver
+
+    browser = Browser(start)
+    try:
         browser.look()
         yield browser
     finally:
-        driver.quit()
+        browser.driver.quit()

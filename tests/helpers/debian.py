@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -10,24 +9,31 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.helpers.one_at_a_time import one_at_a_time
 
-def program(name: str, *libraries: str) -> Path:
+
+def program(name: str, *libraries: str, tool: str | None = None) -> Path:
     """The program, which has the name of its package; what is not installed is unpacked once, beside the packages of the tests.
 
-    `libraries` are packages that it needs besides those that every Debian has; `environment` makes it find them.
+    `libraries` are packages that it needs besides those that every Debian has; `environment` makes it find them. `tool` is
+    another program of the same package.
     """
-    installed = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    installed = shutil.which(tool or name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if installed:
         return Path(installed)
     unpacked = _unpacked(name)
-    if not unpacked.exists():
-        with tempfile.TemporaryDirectory(dir=sys.prefix) as folder:
-            _download(Path(folder), name, *libraries)
-            for package in Path(folder).glob("*.deb"):
-                subprocess.run(["dpkg", "-x", package, f"{folder}/unpacked"], check=True)
-            with contextlib.suppress(OSError):  # another test process was faster
-                Path(folder, "unpacked").rename(unpacked)
-    return unpacked / "usr" / "sbin" / name
+    with one_at_a_time("unpacking"):  # `apt-get update` fails beside another one
+        if not unpacked.exists():
+            _unpack(unpacked, name, *libraries)
+    return next(unpacked.glob(f"usr/*bin/{tool or name}"))
+
+
+def _unpack(there: Path, *packages: str) -> None:
+    with tempfile.TemporaryDirectory(dir=sys.prefix) as folder:
+        _download(Path(folder), *packages)
+        for package in Path(folder).glob("*.deb"):
+            subprocess.run(["dpkg", "-x", package, f"{folder}/unpacked"], check=True)
+        Path(folder, "unpacked").rename(there)
 
 
 def environment(name: str) -> dict[str, str]:
@@ -41,9 +47,7 @@ def _unpacked(name: str) -> Path:
 
 
 def _download(folder: Path, *packages: str) -> None:
-    assert shutil.which("apt-get"), (
-        f"install {packages[0]}: docs/how-to/deploy.md has a configuration for it, which is run"
-    )
+    assert shutil.which("apt-get"), f"install {packages[0]}: docs/how-to/ has a configuration for it, which is run"
     download = ["apt-get", "download", *packages]
     for commands in (
         [download],

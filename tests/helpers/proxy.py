@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from tests.helpers.ledger import Ledger
+from tests.helpers.room import ROOM
 
 Moment = Literal["before", "after", "terminate"]
 """before: the commit never reaches the server. after: it does and is done, but the answer is lost. terminate: the commit
@@ -47,7 +48,7 @@ class Proxy:
     """
 
     def __init__(self, server: Path, cuts: Path) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="inbox-relay-proxy-", dir="/tmp"))  # its path must be short
+        self.folder = Path(tempfile.mkdtemp(prefix="inbox-relay-proxy-", dir=ROOM))  # its path must be short
         self.cuts = Ledger(cuts)
         self.orders: list[Cut] = []
         self._server = str(server / SOCKET)
@@ -120,6 +121,10 @@ class _Connection:
         self._wrote = False
         self._statements: dict[bytes, bytes] = {}
         self._is_intake = False
+        self._has_sent_writes = False
+        """Statements of a pipeline are answered after the commit has been sent."""
+        self._ends = False
+        """The statement that is run next is a commit within a pipeline."""
         self._lost: Cut | None = None
         """The order by which the answers to the last commit are kept from the client."""
         self._kept: list[bytes] = []
@@ -181,10 +186,17 @@ class _Connection:
             name, text, _ = body.split(b"\0", 2)
             self._statements[name] = text
         elif kind == b"B":
-            self._is_intake = _INTAKE in self._statements.get(body.split(b"\0", 2)[1], b"")
+            bound = self._statements.get(body.split(b"\0", 2)[1], b"")
+            self._is_intake = _INTAKE in bound
+            self._has_sent_writes = self._has_sent_writes or bound.lstrip().startswith(_WRITES)
+            self._ends = bound == b"COMMIT"
 
     def _commits(self, kind: bytes, body: bytes) -> bool:
-        return (kind == b"Q" and body == b"COMMIT\0" and self._wrote) or (kind == b"S" and self._is_intake)
+        return (
+            (kind == b"Q" and body == b"COMMIT\0" and self._wrote)
+            or (kind == b"E" and self._ends and self._has_sent_writes)
+            or (kind == b"S" and self._is_intake)
+        )
 
     def _order(self) -> Cut | None:
         for order in self._proxy.orders:
@@ -203,7 +215,7 @@ class _Connection:
         elif kind == b"E":
             self._committed = False
         elif kind == b"Z" and body == b"I":
-            self._wrote = False
+            self._wrote = self._has_sent_writes = False
 
     def _note(self, order: Cut, *, committed: bool | None) -> None:
         self._proxy.cuts.append(application=order.application, moment=order.moment, pid=self._pid, committed=committed)

@@ -15,9 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from inbox.config.model import Config
 from inbox.db import engine as engines
+from inbox.db.link import Link, link_to
 from inbox.gunicorn_settings import Worker
 from inbox.receiver.app import app_of
-from tests.helpers.waiting import until
+from tests.helpers.waiting import LONGEST_SECONDS, until
 from tests.helpers.webhooks import HEADERS, PATH, a_config, body
 
 PROBLEM = "application/problem+json"
@@ -54,8 +55,13 @@ async def receiving(config: Config) -> AsyncIterator[Receiver]:
 
 
 def async_engine(database_url: str) -> AsyncEngine:
-    """An engine as a receiver process has it."""
+    """An engine as a receiver process has it, besides its writer."""
     return engines.connect_async(database_url, application="inbox-receiver")
+
+
+def a_link(database_url: str) -> Link:
+    """A link as a receiver process has it."""
+    return link_to(database_url, application="inbox-receiver")
 
 
 @contextlib.contextmanager
@@ -93,7 +99,8 @@ def exchange(port: int, sent: bytes, *, half_close: bool = False, within: float 
     with connection, contextlib.suppress(ConnectionError):
         connection.sendall(sent)
         if half_close:
-            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # the other side has ended the connection already
+                connection.shutdown(socket.SHUT_WR)
         while chunk := connection.recv(65536):
             received += chunk
     return received
@@ -116,7 +123,7 @@ def raw_post(payload: bytes, *more: str, length: int | None = None) -> bytes:
 
 def posted(port: int, path: str, payload: bytes, headers: Mapping[str, str]) -> int:
     """POST a body as JSON, unless the headers say otherwise; return the status of the answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONGEST_SECONDS)
     with contextlib.closing(connection):
         connection.request("POST", path, payload, {"Content-Type": "application/json", **headers})
         return connection.getresponse().status

@@ -21,8 +21,9 @@ from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import Policies, policies
 from relay.http.client import Limits
 from relay.store import claim, reap, record, sequence
-from relay.store.database import Database
+from relay.store.database import Database, Left
 from relay.store.record import Recorded
+from relay.store.turns import BackOffs
 from tests.helpers.agreement import facts_agree
 from tests.helpers.storing import START, Intake
 
@@ -186,6 +187,16 @@ class Steps:
         with self.database.read() as transaction:
             found = transaction.connection.execute(text(statement), parameters)
             return [plain(row) for row in found.mappings()]
+
+    def hear_of_left(self) -> list[Left]:
+        """Return a list that gets what a step leaves, from now on."""
+        left: list[Left] = []
+        self.database.on_left = left.append
+        return left
+
+    def try_again(self) -> None:
+        """Let no step wait any longer before it tries a route that it has left."""
+        self.database.back_offs = BackOffs()
 
     def states(self) -> list[tuple[int, str, str]]:
         """seq, route and state of all that is open."""

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 import psycopg
+import tenacity
 from sqlalchemy import make_url
 
 from inbox.db import engine as engines
@@ -85,7 +86,15 @@ def granted(url: str, prefix: str, schema: str = "public") -> Iterator[Granted]:
         finally:
             names = [*map(made.login, ROLES), *map(made.name, ROLES)]
             for (name,) in admin.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", (names,)).fetchall():
-                admin.execute(f"REASSIGN OWNED BY {name} TO CURRENT_USER".encode())
+                _where_others_lock_too(admin, f"REASSIGN OWNED BY {name} TO CURRENT_USER")
                 admin.execute(f"DROP OWNED BY {name} CASCADE".encode())
             for name in reversed(names):
                 admin.execute(f"DROP ROLE IF EXISTS {name}".encode())
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(psycopg.errors.DeadlockDetected), stop=tenacity.stop_after_attempt(9)
+)
+def _where_others_lock_too(admin: psycopg.Connection, statement: str) -> None:
+    """It locks one table after the other, in no order that relays and receivers know."""
+    admin.execute(statement.encode())

@@ -21,9 +21,15 @@ def metrics_at(side: str) -> tuple[int, str]:
 
 def exporter_of(program: Program) -> int:
     """The pid of the child that serves its metrics."""
-    return next(
-        pid for pid in program.children() if b"inbox.telemetry.exporter" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    return next(pid for pid in program.children() if b"inbox.telemetry.exporter" in _command_line(pid))
+
+
+def _command_line(pid: int) -> bytes:
+    """Nothing of one that ends just now, as a worker does that was replaced."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def scrape(port: int, within: float = 10.0) -> Samples:

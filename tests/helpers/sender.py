@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -36,6 +37,7 @@ class Sender:
 
     `sends` has two lines for each request: before it is sent (`outcome` is None), and after its answer: ok (200, with
     its `seq` and `answer`), failed (any other `status`; `retry_after` as it came) or unknown (no whole answer came).
+    With `tls` it speaks to a proxy.
     As long as `slowly_after(n)` of the `n` events that were accepted, each connection begins with at most one event in SLOWLY
     seconds.
     """
@@ -51,6 +53,7 @@ class Sender:
         tries: int = 200,
         timeout: float = 10.0,
         slowly_after: Callable[[int], bool] = lambda _: False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.sends = Ledger(path)
         self._port = port
@@ -60,6 +63,7 @@ class Sender:
         self._tries = tries
         self._timeout = timeout
         self._slowly_after = slowly_after
+        self._tls = tls
         self._accepted = 0
         self._outcomes: Counter[str] = Counter()
         self._enough = threading.Event()
@@ -93,8 +97,13 @@ class Sender:
             thread.join()
         self.sends.close()
 
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._tls is None:
+            return http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout)
+        return http.client.HTTPSConnection("localhost", self._port, timeout=self._timeout, context=self._tls)
+
     def _work(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout)
+        connection = self._connection()
         while (event := self._take()) is not None:
             began = time.monotonic()
             self._send(connection, event)

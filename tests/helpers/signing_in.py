@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,20 @@ def _named(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def entrance(config: Config, folder: Path, **changed: Any) -> Iterator[Entrance]:  # noqa: ANN401  # keys of [web]
+def entrance(
+    config: Config,
+    folder: Path,
+    *,
+    forwarding: Sequence[str] = (),
+    **changed: Any,  # noqa: ANN401  # keys of [web]
+) -> Iterator[Entrance]:
     """The page with the users anna (operator) and veikko (viewer), and a token of each role."""
     users, tokens = folder / "users", folder / "tokens"
     users.write_text(f"# people\n\n{user('anna')}{user('veikko', 'viewer', OTHER_PASSWORD)}")
     tokens.write_text(token("script", TOKEN, "operator") + token("graph", VIEWER_TOKEN, "viewer"))
     web = msgspec.structs.replace(Web(users=Secret(f"file:{users}"), tokens=Secret(f"file:{tokens}")), **changed)
     clock, steady = FakeClock(), Monotonic()
-    guard = Guard(web, clock, monotonic=steady)
+    guard = Guard(web, clock, forwarding=[Network.parse(each) for each in forwarding], monotonic=steady)
     readers = Readers(msgspec.structs.replace(config, web=web), clock)
     app = create_app(readers, clock, guard)
     with contextlib.closing(readers), served(app) as url:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy import Engine, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Engine, text
 
-from inbox.db import engine as engines
 from inbox.db.dialect import Sql
 from inbox.db.intake import STORES, IntakeStore, Rejected
+from inbox.db.link import link_to
 from inbox.events.event import Enrolment, Event
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -66,14 +65,14 @@ class Intake:
         """Write as a probe does."""
         self._run(lambda store, connection: store.probe(connection, now))
 
-    def _run(self, call: Callable[[IntakeStore, AsyncConnection], Awaitable[T]]) -> T:
+    def _run(self, call: Callable[[IntakeStore, Connection], T]) -> T:
         async def _call() -> T:
-            engine = engines.connect_async(self._url, application="tests")
+            link = link_to(self._url, application="tests")
+            await link.open()
             try:
-                async with engine.connect() as connection:
-                    return await call(STORES[engine.dialect.name](), connection)
+                return await link.run(lambda connection: call(STORES[link.dialect](), connection))
             finally:
-                await engine.dispose()
+                await link.drop()
 
         return asyncio.run(_call())
 

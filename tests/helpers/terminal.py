@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -14,7 +15,7 @@ import termios
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
-from tests.helpers.waiting import until
+from tests.helpers.waiting import LONGEST_SECONDS, until
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -40,28 +41,29 @@ class Terminal:
         self._reader.start()
 
     def _read(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # what is read may end within a character
         with contextlib.suppress(OSError):  # the program has ended
             while some := os.read(self._ours, 65536):
-                self.raw += some.decode("utf-8", "replace")
+                self.raw += decoder.decode(some)
 
     @property
     def text(self) -> str:
         """Return what it has written so far, without colours and moves."""
         return _ESCAPES.sub("", self.raw).replace("\r\n", "\n")
 
-    def shows(self, text: str, times: int = 1, within: float = 20.0) -> None:
+    def shows(self, text: str, times: int = 1, within: float = LONGEST_SECONDS) -> None:
         """Wait until it has shown `text` so many times."""
         until(lambda: self.text.count(text) >= times, f"it shows {text!r}: {self.text[-2000:]}", within=within)
 
     def interrupt(self) -> int:
         """Press Ctrl-C; return the exit status."""
         self._process.send_signal(signal.SIGINT)
-        return self._process.wait(20)
+        return self._process.wait(LONGEST_SECONDS)
 
-    def ends(self, within: float = 20.0) -> int:
+    def ends(self, within: float = LONGEST_SECONDS) -> int:
         """Wait for its end; return the exit status."""
         status = self._process.wait(within)
-        self._reader.join(5)
+        self._reader.join(LONGEST_SECONDS)
         return status
 
     def clean_up(self) -> None:

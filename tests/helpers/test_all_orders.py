@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from tests.helpers.all_orders import all_orders
 from tests.helpers.counting import counted, counting, looking
-from tests.helpers.stepping import Stepped, Stepper
+from tests.helpers.stepping import COMMIT, Stepped, Stepper
 
 
 def test_all_orders_of_operations_that_do_not_block_each_other_are_their_interleavings(counters: Engine) -> None:
@@ -63,6 +63,19 @@ def test_the_search_finds_every_end_there_is(counters: Engine) -> None:
     # whenever both have read before one has committed.
     assert set(ends) == ({1, 2} if is_postgres else {2})
     assert (orders, len(ends)) == ((14, 14) if is_postgres else (2, 2))
+
+
+def test_of_orders_that_come_to_the_same_one_is_run(postgres_counters: Engine) -> None:
+    ends: list[int] = []
+    start = reset(postgres_counters, *[reading_and_writing(postgres_counters)] * 2)
+    orders = all_orders(
+        postgres_counters,
+        start,
+        lambda _: ends.append(counted(postgres_counters)["a"]),
+        swaps=lambda one, other: COMMIT not in (one, other) and ("SELECT" in one or "SELECT" in other),
+    )
+    # One before the other; or both read, either is the first to write, and the other writes before or after its COMMIT.
+    assert (orders, sorted(ends)) == (6, [1, 1, 1, 1, 2, 2])
 
 
 def test_an_order_that_fails_is_told_step_by_step(postgres_counters: Engine) -> None:

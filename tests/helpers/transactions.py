@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import TextClause
 
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
+from relay.store.transaction import Transaction
 
 
 class Transactions:

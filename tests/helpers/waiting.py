@@ -10,9 +10,13 @@ from typing import TypeVar
 _Found = TypeVar("_Found")
 
 POLL_SECONDS = 0.02
+LONGEST_SECONDS = 60.0
+"""Of a wait. It says how busy the machine may be, and not how long the product may take."""
 
 
-def until(condition: Callable[[], _Found], what: str, *, within: float = 10.0, poll: float = POLL_SECONDS) -> _Found:
+def until(
+    condition: Callable[[], _Found], what: str, *, within: float = LONGEST_SECONDS, poll: float = POLL_SECONDS
+) -> _Found:
     """The first true value of `condition`.
 
     Raises:
@@ -27,7 +31,7 @@ def until(condition: Callable[[], _Found], what: str, *, within: float = 10.0, p
         time.sleep(poll)
 
 
-async def until_async(condition: Callable[[], _Found], what: str, *, within: float = 10.0) -> _Found:
+async def until_async(condition: Callable[[], _Found], what: str, *, within: float = LONGEST_SECONDS) -> _Found:
     """As `until`, inside an event loop."""
     deadline = time.monotonic() + within
     while True:

@@ -40,6 +40,28 @@ retry = {{ schedule = {schedule}, jitter = 0 }}
 """
 
 
+SYNC_CONFIG = """
+[apis.identity]
+base_url = "{url}/api"
+allow_private = true
+allow_http = true
+[destinations.crm]
+kind = "sync"
+base_url = "{url}"
+allow_private = true
+allow_http = true
+[routes.user-to-crm]
+source = "trivore"
+destination = "crm"
+[routes.user-to-crm.sync]
+fetch = {{ api = "identity", path = "/user/{{event.entity_id}}" }}
+find = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items" }}
+create = {{ path = "/contacts" }}
+update = {{ path = "/contacts/{{target.id}}" }}
+delete = {{ path = "/contacts/{{target.id}}" }}"""
+"""A route whose sync has no `map` yet; `url` stands for both services."""
+
+
 def config_text(
     database_url: str,
     downstream: str = "http://127.0.0.1:9/",

@@ -69,7 +69,8 @@ def ask(port: int, sent: bytes, *, half_close: bool = False, within: float = 10.
     with socket.create_connection(("127.0.0.1", port), timeout=within) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(sent)
-            if half_close:
+        if half_close:
+            with contextlib.suppress(OSError):  # the other side has ended the connection already
                 connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
             while more := connection.recv(65536):

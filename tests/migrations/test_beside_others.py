@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -25,6 +26,7 @@ from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.later import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations
 from tests.helpers.outage import connect_postgres, is_postgres
 from tests.helpers.reading import rows
+from tests.helpers.relaying import Monotonic
 from tests.helpers.waiting import until
 from tests.migrations.ddl import differences, schema
 
@@ -172,19 +174,18 @@ def test_what_is_done_is_not_done_again(
 
 
 @ON_POSTGRES
-def test_the_locks_of_a_transaction_are_waited_for_as_long_together_as_one_alone(engine: Engine) -> None:
+def test_the_locks_of_a_transaction_are_waited_for_as_long_together_as_one_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monotonic = Monotonic(100.0)
+    monkeypatch.setattr(lock_waits, "time", SimpleNamespace(monotonic=monotonic))
     setting = text("SELECT CAST(setting AS int) FROM pg_settings WHERE name = 'lock_timeout'")
     with engine.connect() as connection:
         lock_waits.LockWaits(connection)
         for _ in range(2):  # each transaction anew
-            first = connection.scalar(setting)
-            connection.execute(text("SELECT pg_sleep(0.5)"))
-            second = connection.scalar(setting)
-            connection.execute(text("SELECT pg_sleep(0.6)"))
-            third = connection.scalar(setting)
-            assert 900 < first <= 1000
-            assert 100 <= second <= 500
-            assert third == 100
+            for seconds, milliseconds in ((0.0, 1000), (0.5, 500), (0.6, 100)):
+                monotonic.seconds += seconds
+                assert connection.scalar(setting) == milliseconds
             connection.commit()
 
 
@@ -263,8 +264,7 @@ def test_the_only_migrator_is_idle_for_longer_than_a_relays_transaction_may_be(e
     """Every other connection ends a transaction that is idle for 3 s: see inbox.db.engine."""
     idle = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND granted"
     with engine.connect() as connection:
-        connection.execute(text("SET idle_in_transaction_session_timeout = 300"))  # and back into the pool
-        connection.commit()
+        connection.execute(text("SET idle_in_transaction_session_timeout = 300; COMMIT"))  # and back into the pool
     with lock_waits.only_migrator(engine, Told()), engine.connect() as other:
         other.execute(text("SELECT pg_sleep(0.6)"))
         assert rows(engine, idle)[0]["n"] == 1

@@ -21,7 +21,7 @@ SQLITE_CHANGES = {
         [
             "DROP TABLE order_lock",
             (
-                "CREATE TABLE order_lock ( -- One row, locked by every transaction that ends or makes the head of a lane.\n"
+                "CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or make heads on any route.\n"
                 "-- always 1\n"
                 "id INTEGER NOT NULL,\n"
                 "CONSTRAINT pk_order_lock PRIMARY KEY (id))"

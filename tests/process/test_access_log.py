@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import socket
@@ -57,7 +58,8 @@ def ask(port: int, request: str) -> bytes:
     """The beginning of the answer."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request.encode("latin-1"))
-        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # the receiver has ended the connection already
+            connection.shutdown(socket.SHUT_WR)
         return connection.recv(12)
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import engine as engines
 from inbox.db import guarantees, migrate, read_only
 from inbox.db.engine import PINNED
+from inbox.db.link import link_to
+from inbox.db.wake_up import Notifier
 from inbox.errors import ConfigError, UnfitDatabase
+from relay.daemon.wake_up import Listener
+from relay.observe import Observer
 from relay.store.database import Database
 from relay.sweep.run import add_events
 from tests.helpers import checkers
@@ -27,8 +32,9 @@ from tests.helpers.pooler import pooled
 from tests.helpers.processes import INBOX, site
 from tests.helpers.sender import Sender, events
 from tests.helpers.settings import HOSTILE, pinned, set_otherwise
+from tests.helpers.standing_still import limit_locks, stand_still_within_a_pipeline
 from tests.helpers.storing import an_event
-from tests.helpers.waiting import until
+from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import config_text
 
 pytestmark = pytest.mark.long
@@ -62,10 +68,14 @@ def relays(through: str) -> Iterator[Engine]:
 def of_the_receiver(url: str, look: Callable[..., object]) -> object:
     """Return the result of `look` in one transaction of a receiver's connection."""
 
+    def in_one(connection: Connection) -> object:
+        with engines.one_transaction(connection):
+            return look(connection)
+
     async def _look() -> object:
         made = engines.connect_async(url, application="tests")
-        async with made.connect() as connection, engines.one_transaction(connection):
-            found = await connection.run_sync(look)
+        async with made.connect() as connection:
+            found = await connection.run_sync(in_one)
         await made.dispose()
         return found
 
@@ -85,10 +95,10 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(
         relays = place.relay("--processes", str(RELAYS))
         sender = Sender(tmp_path / "sends.jsonl", port, events(EVENTS), connections=8)
         try:
-            until(lambda: sender.is_done, "all is acknowledged", within=30)
+            until(lambda: sender.is_done, "all is acknowledged")
         finally:
             sender.stop()
-        until(lambda: len(downstream.arrivals) >= EVENTS and not open_states(engine), "all is delivered", within=30)
+        until(lambda: len(downstream.arrivals) >= EVENTS and not open_states(engine), "all is delivered")
         verified = place.run("relay", "verify")
         assert verified.status == 0, verified.stderr
         assert relays.runs
@@ -124,6 +134,27 @@ def test_the_doctor_examines_everything_and_writes_nothing(through: str, tmp_pat
     looking.dispose()
 
 
+def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock_behind_it_too(
+    hostile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_locks(monkeypatch, 400)
+    with pooled(hostile, {"default_pool_size": "2"}) as url:
+        engine = engines.connect(url + IN_TRANSACTIONS, application="tests")
+        frozen, other = Database(engine), Database(engine)
+
+        def meanwhile() -> None:
+            for routes in (["another"], ["r"]):  # the second waits until the server has ended the first
+                with other.write() as transaction:
+                    transaction.lock_order(routes)
+
+        with pytest.raises(DBAPIError):
+            stand_still_within_a_pipeline(frozen, "r", meanwhile)
+        with frozen.write() as transaction:
+            transaction.lock_order_and_read({"r"})
+            assert pinned(transaction.connection) == PINNED
+        engine.dispose()
+
+
 def test_a_snapshot_is_one_and_what_is_large_is_streamed(relays: Engine) -> None:
     with Database(relays).snapshot() as transaction:
         level = text("SELECT current_setting('transaction_isolation') || current_setting('transaction_read_only') AS s")
@@ -148,6 +179,36 @@ def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> 
         with made.begin() as connection:
             assert guarantees.differences(connection) == []
         made.dispose()
+
+
+def test_wake_ups_are_sent_through_it_and_not_heard_behind_it(hostile: str) -> None:
+    """A relay that the URL does not tell of the pooler finds it out; one that it tells does not even listen."""
+    ended, observer, woken = threading.Event(), Observer(), threading.Event()
+    with pooled(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
+        behind, direct = (engines.connect(each, application="tests") for each in (url, hostile))
+        listeners = [
+            Listener(behind, lambda: None, stop=ended, observer=observer),
+            Listener(direct, woken.set, stop=ended, observer=Observer()),
+        ]
+        for listener in listeners:
+            listener.start()
+        until(lambda: observer.counts["hears_nothing"], "it hears nothing")
+        assert woken.wait(10)
+        woken.clear()
+        asyncio.run(notified(url + IN_TRANSACTIONS, woken))
+        ended.set()
+        for listener in listeners:
+            listener.join(10)
+        behind.dispose()
+        direct.dispose()
+
+
+async def notified(url: str, woken: threading.Event) -> None:
+    """Send wake-ups until one is heard."""
+    notifier = Notifier(link_to(url, application="tests"))
+    notifier.wake_up()
+    await until_async(woken.is_set, "the wake-up is heard")
+    await notifier.close()
 
 
 def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str, tmp_path: Path) -> None:

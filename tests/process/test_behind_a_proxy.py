@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import ssl
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
-from tests.helpers.proxies import PROXIES, Deployment, deployment
+from tests.helpers.processes import free_port, site
+from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, proxy, received
 from tests.helpers.reading import count, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
@@ -94,14 +98,23 @@ def test_a_body_that_does_not_become_whole_does_not_reach_the_receiver(
 def test_a_body_that_is_too_large_is_413(deployed: Deployment) -> None:
     large = body(more="x" * 300_000)
     for sent in (webhook(payload=large), chunked(chunk(large), b"0\r\n\r\n")):
-        with deployed.connected() as sender:
+        assert until(partial(status_of, deployed, sent), "an answer arrives", poll=0) == b"413"
+
+
+def status_of(deployed: Deployment, sent: bytes) -> bytes | None:
+    """The status that answers a request; None if it is lost, as the proxy ends a connection on which it reads no more."""
+    head = b""
+    with deployed.connected() as sender:
+        try:
             sender.sendall(sent)
-            head = b""
             while b"\r\n" not in head:  # a proxy may leave off behind the head when it gives a body up
                 more = sender.recv(65536)
-                assert more, "no answer"
+                if not more:
+                    return None
                 head += more
-        assert head.split(b" ", 2)[1] == b"413"
+        except (ConnectionError, ssl.SSLError):
+            return None
+    return head.split(b" ", 2)[1]
 
 
 def test_what_is_no_path_of_the_receivers_does_not_reach_it(deployed: Deployment) -> None:
@@ -159,3 +172,25 @@ def test_while_the_receiver_restarts_it_is_502_or_503_and_no_200_is_lost(
     for answer in found:
         assert answer.status != 200 or stored(module_engine, answer)
     assert [a.status for a in answers(ask(deployed.ports.receiver, webhook()))] == [200]
+
+
+def test_a_receiver_whose_host_takes_no_connection_costs_no_webhook(sqlite_database_url: str, tmp_path: Path) -> None:
+    """A frozen host drops what comes: its queue of connections is full here."""
+    impatient = {"proxy_connect_timeout 5s": "proxy_connect_timeout 1s"}
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as frozen,
+        contextlib.ExitStack() as queue,
+        site(tmp_path, config_text(sqlite_database_url)) as place,
+    ):
+        address = frozen.getsockname()
+        with contextlib.suppress(TimeoutError):
+            while True:
+                queue.enter_context(socket.create_connection(address, timeout=0.5))
+        ports = Ports(free_port(), free_port(), free_port(), second=address[1])
+        place.receiver(workers=1, port=ports.receiver)
+        with proxy("nginx", tmp_path, ports, impatient):
+            for number in range(4):
+                with connected(ports.tls) as sender:
+                    sender.sendall(webhook(payload=body("frozen", moment(number))))
+                    (answer,) = answers(received(sender))
+                    assert (answer.status, b'"accepted"' in answer.body) == (200, True)

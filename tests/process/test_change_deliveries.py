@@ -103,7 +103,7 @@ def test_a_plan_needs_no_reason_but_its_execution_does(place: Site, act: str) ->
         (("resume", "--route", "everything", "--reason", "…"), "say why with --reason, or leave it out"),
         (("pause", "--entity", "USER/u1", "--reason", "x"), "name one of route, destination, api and source"),
         (("resume",), "name what to resume"),
-        (("resume", "--command", "9"), "no command 9 was interrupted"),
+        (("resume", "--command", "9"), "there is no command 9"),
     ],
 )
 def test_wrong_use_is_status_2_and_says_what_to_do(place: Site, arguments: tuple[str, ...], said: str) -> None:
@@ -201,7 +201,7 @@ def test_a_large_replay_can_be_interrupted_and_goes_on_later(
 ) -> None:
     give_up(engine, database_url, [(f"u{n}", moment(n)) for n in range(MOST_OPEN + 100)])
     replay = place.start("replay", *RELAY, "replay", "--all", "--reason", "mended", "--yes")
-    until(lambda: open_states(engine).get("ready") == MOST_OPEN, "as many as may be are open", within=30)
+    until(lambda: open_states(engine).get("ready") == MOST_OPEN, "as many as may be are open")
     until(lambda: rows(engine, "SELECT 1 FROM relay_command WHERE answer LIKE 'waits%'"), "it waits")
     replay.send(signal.SIGINT)
     assert replay.ends() == 1

@@ -27,7 +27,7 @@ kind = "forward"
 url = "{url}/hook"
 allow_private = true
 allow_http = true
-timeout = "500ms"
+timeout = "30s"
 [routes.all]
 source = "github"
 destination = "audit"
@@ -37,7 +37,7 @@ API = """
 base_url = "{url}/api"
 allow_private = true
 allow_http = true
-timeout = "500ms"
+timeout = "30s"
 auth = {{ kind = "oauth2", token_url = "{url}/token", client_id = "id", client_secret = "env:CLIENT_SECRET" }}
 """
 ENVIRONMENT = {"GITHUB_SECRET": SECRET.plain("github"), "CLIENT_SECRET": SECRET.plain("client")}
@@ -261,6 +261,8 @@ def test_a_system_that_is_not_reached_is_a_warning_with_its_line(place: Site, sq
             configured(
                 place, sqlite_database_url, url, f'[alerts]\nurl = "{url}/x"\nallow_private = true\nallow_http = true'
             )
+            patient = (place.folder / "inbox.toml").read_text(encoding="utf-8")
+            place.configure(patient.replace('"30s"', '"500ms"'))
             ended = checked(place, "--online", "--json")
             assert ended.status == 1
             assert {(level, line, key) for level, line, key, _ in findings(ended) if line} >= {

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from tests.helpers.processes import site
+from tests.helpers.processes import gunicorn_after, site
 from tests.helpers.reading import count, rows
 from tests.helpers.webhooks import body, config_text
 from tests.helpers.wire import CLOSE, Answer, answers, ask, webhook
 
 MOST = 3
+DRAINS_FOR_LONG = "from inbox.http import connection; connection.DRAIN_SECONDS = 60.0"
+"""A machine that is busy elsewhere for two seconds must not make what a sender is slow to send a reset."""
 LINE_OF_1_0 = b"POST /webhooks/trivore HTTP/1.0"
 
 
@@ -29,7 +31,7 @@ def port(tmp_path_factory: pytest.TempPathFactory, module_database_url: str) -> 
     """A receiver under gunicorn that ends connections soon."""
     text = f"[receiver]\nrequests_per_connection = {MOST}\n" + config_text(module_database_url)
     with site(tmp_path_factory.mktemp("ends"), text) as place:
-        yield place.receiver(workers=1)[1]
+        yield place.receiver(1, gunicorn_after(DRAINS_FOR_LONG))[1]
 
 
 def all_of(connection: socket.socket) -> list[Answer]:

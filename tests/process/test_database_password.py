@@ -15,6 +15,7 @@ import pytest
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.planted_secrets import Planted
 from tests.helpers.processes import Program, Site, site
+from tests.helpers.room import ROOM
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def server() -> Iterator[KillablePostgres]:
     """A server that lets `inbox` in with its password alone."""
-    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-password-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-password-", dir=ROOM))
     folder.chmod(0o755)
     try:
         with killable(folder) as made:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import stat
@@ -17,6 +16,7 @@ from inbox.db import engine as engines
 from inbox.exposure import exposure_warnings
 from inbox.loader.load import read_config
 from tests.helpers.processes import Site, site
+from tests.helpers.room import ROOM
 from tests.helpers.webhooks import config_text
 
 SOURCE = '[sources.s]\npreset = "trivore"\nauth = {{ kind = "bearer", secrets = [{}] }}\n'
@@ -26,7 +26,7 @@ HOOK = '[destinations.d]\nkind = "forward"\nurl = "{}"\n'
 @pytest.fixture
 def shared() -> Iterator[Path]:
     """A folder that everybody on the machine gets into; those that pytest makes are its own."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+    with tempfile.TemporaryDirectory(dir=ROOM) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
@@ -54,14 +54,9 @@ def test_a_database_file_is_made_for_its_owner_alone_with_what_sqlite_makes_besi
 
 
 def test_so_it_is_by_the_receivers_way_to_it(tmp_path: Path) -> None:
-    async def write() -> None:
-        engine = engines.connect_async(f"sqlite:///{tmp_path}/inbox.db", application="tests")
-        async with engine.begin() as connection:
-            await connection.execute(text("CREATE TABLE t (x)"))
-            assert modes(tmp_path) == PRIVATE
-        await engine.dispose()
-
-    asyncio.run(write())
+    with engines.connect_thread(f"sqlite:///{tmp_path}/inbox.db").begin() as connection:
+        connection.execute(text("CREATE TABLE t (x)"))
+        assert modes(tmp_path) == PRIVATE
 
 
 def test_a_mode_that_somebody_has_chosen_stays_and_holds_for_what_is_beside_the_file(tmp_path: Path) -> None:

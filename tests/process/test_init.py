@@ -71,7 +71,7 @@ def test_a_link_that_leads_nowhere_is_not_followed(empty: Site) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ((), "give --source, one of cloudevents, custom, github,"),
+        ((), "give --source, one of adyen, auth0, cloudevents, "),
         (("--source", "githbu"), "there is no source 'githbu'; did you mean 'github'?"),
         (("--source", "github", "--kind", "forwards"), "there is no kind 'forwards'; did you mean 'forward'?"),
         (("--source", "github", "--database", "mysql"), "there is no database 'mysql'; valid here: postgresql, sqlite"),

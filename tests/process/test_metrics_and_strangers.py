@@ -72,7 +72,7 @@ def test_a_scrape_is_answered_beside_connections_that_say_nothing_or_drip(
     port, more = metrics_at("relay")
     with site(tmp_path, config_text(sqlite_database_url) + more) as place:
         relay = place.relay()
-        until(lambda: served(port), "metrics are served", within=20)
+        until(lambda: served(port), "metrics are served")
         with trickling(port, 200):
             for version in ("abc", "1.x", ""):
                 assert "relay_facts_total" in scrape(port)
@@ -85,10 +85,11 @@ def test_a_scrape_is_answered_beside_connections_that_say_nothing_or_drip(
 
 COUNTS = """
 from inbox.config.types import Address
+from inbox.telemetry.outlet import Outlet
 from inbox.telemetry.recorder import exporter_at, make_recorder
 from inbox.telemetry.metrics import RECEIVED, RECEIVER
 watch()
-exporter = exporter_at(Address(sys.argv[1]))
+exporter = exporter_at(Outlet(Address(sys.argv[1])))
 exporter.ensure()
 meters = make_recorder(RECEIVER)
 meters.count(RECEIVED, "trivore")
@@ -99,7 +100,7 @@ exporter.stop()
 SERVES = """
 from inbox.telemetry.exporter import main
 watch()
-main([sys.argv[1], str(os.geteuid()), str(os.getegid())])
+main([sys.argv[1], str(os.geteuid()), str(os.getegid()), "text"])
 """
 
 
@@ -115,7 +116,7 @@ def watch():
 """
     command = [sys.executable, "-c", watched + program, f"127.0.0.1:{port}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        until(lambda: served(port) is not None, "metrics are served", within=20)
+        until(lambda: served(port) is not None, "metrics are served")
         assert running.communicate("\n", timeout=20)[0] == ""
     assert running.returncode == 0
 
@@ -142,7 +143,7 @@ def test_what_another_user_has_prepared_is_neither_followed_nor_touched(
     sqlite_database_url: str, tmp_path: Path
 ) -> None:
     """Links under every name that earlier versions took: to a folder, and as lock and as file of counts in one."""
-    victim, name = tmp_path / "victim", f"inbox-metrics-{tmp_path.name}"
+    victim, name = tmp_path / "victim", f"inbox-metrics-{os.getpid()}-{tmp_path.name}"
     victim.mkdir()
     (victim / "kept.db").write_bytes(b"kept")
     prepared = [SHARED / f"{name}-{kind}" for kind in ("folder", "lock", "db", "empty")]
@@ -158,7 +159,7 @@ def test_what_another_user_has_prepared_is_neither_followed_nor_touched(
         port, more = metrics_at("relay")
         with site(tmp_path, config_text(sqlite_database_url) + more) as place:
             relay = place.relay()
-            until(lambda: served(port), "metrics are served", within=20)
+            until(lambda: served(port), "metrics are served")
             relay.clean_up()
         assert (contents(victim), [contents(folder) for folder in prepared]) == before
         assert all(folder.is_symlink() or folder.is_dir() for folder in prepared)
@@ -184,7 +185,7 @@ def test_the_exporter_has_no_more_rights_than_the_workers(sqlite_database_url: s
             receiver, webhooks = place.receiver(1, ("-c", in_groups, *started), besides=1)
             assert identity(receiver.pid)["Groups"] == [4, 27]
             exporter = exporter_of(receiver)
-            until(lambda: served(port), "metrics are served", within=20)
+            until(lambda: served(port), "metrics are served")
             assert identity(exporter) == {"Uid": [STRANGER] * 4, "Gid": [STRANGER] * 4, "Groups": []}
             assert status_of(exchange(webhooks, raw_post(body()))) == 200
             until(lambda: total(scrape(port), "inbox_received_total") == 1, "it is counted")

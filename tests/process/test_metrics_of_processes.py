@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -72,7 +73,7 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended(
     port, more = metrics_at("receiver")
     with site(tmp_path, config_text(postgres_database_url) + more) as place:
         receiver, webhooks = place.receiver(workers=2, besides=1)
-        until(lambda: served(port), "metrics are served", within=20)
+        until(lambda: served(port), "metrics are served")
         exporter = exporter_of(receiver)
         assert post(webhooks, *(body(f"u{n}") for n in range(40))) == {200: 40}
         assert post(webhooks, *(body(f"u{n}") for n in range(10))) == {200: 10}
@@ -94,7 +95,7 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended(
         until(lambda: post(webhooks, body("after a crash")) == {200: 1}, "they take webhooks in")
         receiver.send(signal.SIGHUP)
         before = set(receiver.children()) - {exporter}
-        until(lambda: len(receiver.children()) == 3 and not before & set(receiver.children()), "and others", within=20)
+        until(lambda: len(receiver.children()) == 3 and not before & set(receiver.children()), "and others")
         assert post(webhooks, body("after a reload")) == {200: 1}
 
         last = agreed(postgres_engine, port, 58)
@@ -113,7 +114,7 @@ def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(
     port, more = metrics_at("receiver")
     with site(tmp_path, config_text(sqlite_database_url) + more) as place:
         receiver, webhooks = place.receiver(workers=1, besides=1)
-        until(lambda: served(port), "metrics are served", within=20)
+        until(lambda: served(port), "metrics are served")
         exporter = exporter_of(receiver)
         hostile = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
         for number, connection in enumerate(hostile):
@@ -121,7 +122,7 @@ def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(
         assert post(webhooks, *(body(f"u{n}") for n in range(20))) == {200: 20}
         for connection in hostile:
             connection.close()
-        until(lambda: served(port), "it answers again", within=20)
+        until(lambda: served(port), "it answers again")
         assert status_of(exchange(port, b"GET /metrics HTTP/1.0\r\n\r\n")) in {0, 200}
         assert b"404" in exchange(port, b"GET /webhooks/trivore HTTP/1.0\r\n\r\n").splitlines()[0]
         assert b"501" in exchange(port, raw_post(body())).splitlines()[0]
@@ -131,7 +132,7 @@ def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(
         os.kill(exporter, signal.SIGKILL)
         assert post(webhooks, body("without it")) == {200: 1}
         receiver.send(signal.SIGHUP)
-        until(lambda: served(port), "a reload brings it back", within=20)
+        until(lambda: served(port), "a reload brings it back")
         until(lambda: total(scrape(port), "inbox_received_total") == 1, "what was counted meanwhile is not lost")
 
         exporter = exporter_of(receiver)
@@ -139,8 +140,9 @@ def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(
         receiver.kill()
         assert not has_ended(exporter)
         for pid in workers:  # a worker outlives its master
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: has_ended(exporter), "it goes with the last process", within=20)
+            with contextlib.suppress(ProcessLookupError):  # but for the one that was replaced
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: has_ended(exporter), "it goes with the last process")
 
 
 def test_one_that_takes_the_place_of_another_serves_at_its_address_and_leaves_nothing_when_it_is_killed(
@@ -149,16 +151,16 @@ def test_one_that_takes_the_place_of_another_serves_at_its_address_and_leaves_no
     port, more = metrics_at("relay")
     with site(tmp_path, config_text(sqlite_database_url) + more) as place:
         old = place.relay()
-        until(lambda: served(port), "metrics are served", within=20)
+        until(lambda: served(port), "metrics are served")
         new = place.relay("--processes", "2")
         new.writes(f"can't listen on 127.0.0.1:{port}, trying again")
         assert old.stop() == 0
-        until(lambda: served(port), "the new one has it", within=20)
+        until(lambda: served(port), "the new one has it")
 
         exporter = exporter_of(new)
         for pid in {new.pid, *new.children()} - {exporter}:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: has_ended(exporter), "it goes with the last process", within=20)
+        until(lambda: has_ended(exporter), "it goes with the last process")
 
 
 def test_nothing_is_counted_or_served_unless_it_is_asked_for(sqlite_place: Site) -> None:
@@ -183,20 +185,19 @@ def test_what_relays_count_is_what_the_log_says(
             until(
                 lambda: not relay.runs or count(engine, "open_delivery WHERE state <> 'dead'") == 0,
                 "all is done",
-                within=30,
             )
             assert relay.runs, relay.output
             logged = facts(engine)
             until(lambda: counted(scrape(port)) == Counter(fact["kind"] for fact in logged), "all of it is told")
+            until(lambda: total(scrape(port), "relay_backlog_read_timestamp_seconds") > 0, "the backlog was read")
             found = scrape(port)
             attempts = {outcome: n for (outcome, _), n in found["relay_attempts_total"].items()}
             assert attempts["delivered"] == found["relay_delivery_seconds_count"]["everything",]
             assert sum(attempts.values()) == len(downstream.arrivals.lines())
             assert attempts["server_error"] == sum(f["detail"].get("error_class") == "server_error" for f in logged)
             assert found["relay_breaker"]["destination", "audit"] in {0, 2}
-            assert found["relay_backlog_read_timestamp_seconds"][()] > 0
             assert set(found["relay_open_deliveries"]) >= {("everything", "ready"), ("everything", "dead")}
             exporter = exporter_of(relay)
-            assert relay.stop(within=30) == 0
+            assert relay.stop() == 0
             assert has_ended(exporter)
             assert checkers.complaints(place.logs()) == []

@@ -15,7 +15,7 @@ from inbox.db.migrate import head
 from tests.helpers.later import ADDITIVE, INDEX, MadeUp, write_version
 from tests.helpers.ledger import Line
 from tests.helpers.outage import connect_postgres
-from tests.helpers.processes import INBOX, Program, site
+from tests.helpers.processes import INBOX, PATIENT, Program, site
 from tests.helpers.reading import rows
 from tests.helpers.sender import Event, Sender, endless
 from tests.helpers.waiting import until
@@ -109,7 +109,7 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
         def migrate(version: Path) -> Program:
             return at.start(f"migrate-{version.name}", "-P", *INBOX, "migrate", PYTHONPATH=str(version))
 
-        _, port = at.receiver(workers=1)
+        _, port = at.receiver(1, PATIENT)
         sender = Sender(tmp_path / "sends.jsonl", port, endless(), per_second=100)
         try:
             until(lambda: sender.acknowledged() >= SENT_IN_QUIET, "some are sent while nothing else happens", within=60)
@@ -131,7 +131,7 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
             ended_well(migrating)
             in_the_old_way = longest_wait(sender.sends.lines()[begin:])
             sender.enough()
-            until(lambda: sender.is_done, "the last request is answered", within=30)
+            until(lambda: sender.is_done, "the last request is answered")
         finally:
             sender.stop()
 

@@ -12,30 +12,15 @@ from tests.helpers.filling import fill
 from tests.helpers.processes import Site
 from tests.helpers.reading import count
 from tests.helpers.scripted import ScriptedServer, answer, serving
-from tests.helpers.webhooks import config_text, moment
+from tests.helpers.webhooks import SYNC_CONFIG, config_text, moment
 
-CONFIG = """
-[apis.identity]
-base_url = "{url}/api"
-allow_private = true
-allow_http = true
-[destinations.crm]
-kind = "sync"
-base_url = "{url}"
-allow_private = true
-allow_http = true
-[routes.user-to-crm]
-source = "trivore"
-destination = "crm"
-[routes.user-to-crm.sync]
-fetch = {{ api = "identity", path = "/user/{{event.entity_id}}" }}
-find = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items" }}
-create = {{ path = "/contacts" }}
-update = {{ path = "/contacts/{{target.id}}" }}
-delete = {{ path = "/contacts/{{target.id}}" }}
+CONFIG = (
+    SYNC_CONFIG
+    + """
 map = {{ name = "entity.name", phone = "entity.phone" }}
 clear_when_absent = ["phone"]
 """
+)
 USERS = {"u1": answer(200, {"name": "Ada"}), "u2": answer(200, {"name": "Grace"}), "u3": answer(404)}
 CONTACTS = {
     "u1": answer(200, {"items": [{"id": "c1", "name": "Ada", "phone": None}]}),

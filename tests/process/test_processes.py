@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from tests.helpers import checkers
-from tests.helpers.downstream import serving
+from tests.helpers.downstream import Held, serving
 from tests.helpers.evidence import facts, in_flight_of, open_states
 from tests.helpers.filling import fill
 from tests.helpers.processes import Program, Site, site
@@ -30,7 +30,7 @@ def living(engine: Engine) -> set[int]:
 def at_work(place: Site, engine: Engine, processes: int, *options: str) -> Program:
     """A parent whose children have all started."""
     parent = place.relay("--processes", str(processes), *options)
-    until(lambda: not parent.runs or len(living(engine)) == processes, "all have started", within=30)
+    until(lambda: not parent.runs or len(living(engine)) == processes, "all have started")
     assert set(parent.children()) == living(engine), parent.output
     return parent
 
@@ -46,7 +46,7 @@ def test_each_child_is_a_relay_of_its_own_that_is_replaced_and_hears_of_another_
     killed, stopped = before
     os.kill(killed, signal.SIGKILL)
     os.kill(stopped, signal.SIGTERM)  # in order, but nobody told the parent to have fewer
-    until(lambda: len(living(engine) - before) == 2, "both are replaced", within=20)
+    until(lambda: len(living(engine) - before) == 2, "both are replaced")
     assert f"child ended pid={killed} killed by SIGKILL, another starts in 1 s" in parent.output
     until(lambda: set(parent.children()) == living(engine) - {killed}, "there are two again")
 
@@ -58,7 +58,7 @@ def test_each_child_is_a_relay_of_its_own_that_is_replaced_and_hears_of_another_
         parent.send(signal.SIGHUP)
         parent.writes("reloaded node=", 2)
         fill(database_url, events(50))
-        until(lambda: not open_states(engine), "everything is delivered", within=20)
+        until(lambda: not open_states(engine), "everything is delivered")
         assert parent.stop() == 0
         assert len(downstream.arrivals) == 50
     assert len([line for line in parent.output.splitlines() if " ERROR " in line]) == 2, "mistakes are told once"
@@ -71,14 +71,17 @@ def test_children_whose_parent_was_killed_stop_in_order_by_themselves(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
     fill(database_url, events(200))
+    calls = Held()
     with (
-        serving(tmp_path / "arrivals.jsonl", seconds=0.1) as downstream,
+        serving(tmp_path / "arrivals.jsonl", calls) as downstream,
         site(tmp_path, config_text(database_url, downstream.url)) as place,
     ):
         parent = at_work(place, engine, 2)
-        until(lambda: all(in_flight_of(engine, pid) for pid in parent.children()), "both work", within=20)
+        until(lambda: all(in_flight_of(engine, pid) for pid in parent.children()), "both work")
         parent.kill()
-        until(lambda: not living(engine), "both have stopped", within=20)
+        until(lambda: parent.output.count("the parent process is gone") == 2, "both have noticed it")
+        calls.go.set()
+        until(lambda: not living(engine), "both have stopped")
         assert count_rows(engine, "delivery_log") == len(downstream.arrivals) < 200
         assert parent.output.count("the parent process is gone") == 2
         assert checkers.complaints(place.logs()) == []
@@ -121,5 +124,5 @@ def test_a_child_that_ends_again_and_again_is_started_more_and_more_rarely(
     parent.writes("exit status 2, another starts in 2 s")
     assert parent.stop() == 1  # what was to run did not end in order
     waits = [float(seconds) for seconds in re.findall(r"another starts in ([\d.]+) s", parent.output)]
-    assert waits == [1, 2]
+    assert waits == [1, 2, 4, 8][: len(waits)], "as many as there were until then"
     assert living(sqlite_engine) == {killed}

@@ -135,8 +135,9 @@ def send_all(ports: Ports) -> dict[str, Reply]:
     with connected(ports.tls) as slow_head, connected(ports.tls) as slow_body, connected(ports.tls) as reset_one:
         reset_one.sendall(sent(payload=b"x" * 1000)[:-900])
         reset_one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-        found["a slow head"] = reply(slow_head, sent()[:-10])
-        found["a slow body"] = reply(slow_body, sent(payload=b"x" * 1000)[:-900])
+        slow_head.sendall(sent()[:-10])
+        slow_body.sendall(sent(payload=b"x" * 1000)[:-900])
+        found["a slow head"], found["a slow body"] = reply(slow_head, b""), reply(slow_body, b"")
     for port in (ports.tls, ports.plain):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as sender:
             found[f"plain HTTP on {'its own' if port == ports.plain else 'the other'} port"] = reply(

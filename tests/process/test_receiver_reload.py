@@ -19,7 +19,7 @@ from inbox.loader.load import parse_config
 from tests.helpers import checkers
 from tests.helpers.evidence import stored
 from tests.helpers.outage import is_postgres
-from tests.helpers.processes import GUNICORN, INBOX, Program, Site, free_port, is_ready, site
+from tests.helpers.processes import GUNICORN, INBOX, PATIENT, Program, Site, free_port, gunicorn_after, is_ready, site
 from tests.helpers.receiver import posted
 from tests.helpers.sender import Sender, endless
 from tests.helpers.waiting import until
@@ -58,7 +58,7 @@ def replaced(receiver: Program, do: Callable[[], None]) -> str:
         return not receiver.runs or (len(present) == len(workers) and not present & workers)
 
     do()
-    until(are_others, "other workers have taken over", within=20)
+    until(are_others, "other workers have taken over")
     assert receiver.runs, receiver.output
     return receiver.output[written:]
 
@@ -86,16 +86,16 @@ def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(
     database_url: str, engine: Engine, place: Site, tmp_path: Path
 ) -> None:
     config = config_text(database_url)
-    receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
+    receiver, port = place.receiver(2 if is_postgres(database_url) else 1, PATIENT)
     assert post(port, "added-1") == 401
-    sender = Sender(tmp_path / "sends.jsonl", port, endless())
+    sender = Sender(tmp_path / "sends.jsonl", port, endless(), timeout=60)
     try:
         for number, send in enumerate((os.kill, os.kill, os.killpg), 1):  # the last to its workers, too
             acknowledged = sender.acknowledged()
-            until(lambda: sender.acknowledged() >= acknowledged + 100, "the sender is at work", within=20)  # noqa: B023
+            until(lambda: sender.acknowledged() >= acknowledged + 100, "the sender is at work")
             config += source(f"added-{number}", TOKEN)
             place.configure(config)
-            written = replaced(receiver, lambda: send(receiver.pid, signal.SIGHUP))  # noqa: B023
+            written = replaced(receiver, lambda: send(receiver.pid, signal.SIGHUP))
             assert "[INFO] reloaded sources=trivore,unrouted,added-1" in written
             assert post(port, f"added-{number}") == 200
     finally:
@@ -111,8 +111,10 @@ def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(
 def test_a_worker_that_leaves_answers_what_comes_on_an_open_connection(
     sqlite_place: Site,
 ) -> None:
-    receiver, port = sqlite_place.receiver(workers=1)
-    asking, silent = (http.client.HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(2))
+    receiver, port = sqlite_place.receiver(
+        1, gunicorn_after("from inbox.http import protocol; protocol.LINGER_SECONDS = 4.0")
+    )
+    asking, silent = (http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(2))
 
     def ask(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
         connection.request("POST", PATH, body(), dict(HEADERS))
@@ -152,11 +154,12 @@ def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force
         ],
         elsewhere + source("added", TOKEN): [needs_a_restart],
         f"{good}[metrics]\nreceiver = '127.0.0.1:1'": ["[metrics] receiver: another address needs a restart"],
+        f"{good}[metrics]\nendpoint = 'http://127.0.0.1:9/'": ["[metrics] endpoint: another URL needs a restart"],
         elsewhere + source("added", "env:NOT_THERE"): [needs_a_restart, "[sources.added] auth: "],
     }
     with site(tmp_path, good) as place:
-        receiver, port = place.receiver(workers=1)
-        sender = Sender(tmp_path / "sends.jsonl", port, endless())
+        receiver, port = place.receiver(1, PATIENT)
+        sender = Sender(tmp_path / "sends.jsonl", port, endless(), timeout=60)
         try:
             for text, expected in bad_files.items():
                 place.configure(text)
@@ -181,7 +184,7 @@ def test_a_refused_reload_leaves_as_many_workers_as_there_were(postgres_database
     with site(tmp_path, config_text(postgres_database_url)) as place:
         way = WAYS["gunicorn -c gunicorn.conf.py"]
         receiver = place.start("receiver", *way, "--bind", f"127.0.0.1:{port}", WEB_CONCURRENCY="2")
-        until(lambda: is_ready(port) and len(receiver.children()) == 2, "both workers are there", within=20)
+        until(lambda: is_ready(port) and len(receiver.children()) == 2, "both workers are there")
         place.configure("bad")
         assert refusals(reload(receiver)) != []
         assert len(receiver.children()) == 2

@@ -33,7 +33,7 @@ def test_a_call_that_hangs_is_cut_and_repeated_without_using_an_attempt(
         site(tmp_path, config_text(database_url, downstream.url, concurrency=1)) as place,
     ):
         relay = place.relay("--processes", str(relays))
-        until(lambda: len(downstream.arrivals) == relays, "each makes a call", within=20)
+        until(lambda: len(downstream.arrivals) == relays, "each makes a call")
         relay.send(signal.SIGTERM)
         relay.writes("stopping node=", relays)  # signals of one kind that wait for a process are one
         assert relay.runs
@@ -52,7 +52,7 @@ def test_a_call_that_hangs_is_cut_and_repeated_without_using_an_attempt(
         calls = [(line["seq"], line["attempt"]) for line in downstream.arrivals.lines()]
         assert checkers.complaints(place.logs()) == []
 
-    assert calls[0] == (seqs[0], 1)
+    assert (seqs[0], 1) in calls[:relays]  # either relay may be the first to call
     assert sorted(calls) == sorted((seq, 1) for seq in [fact["seq"] for fact in cut] + seqs)
     assert [fact["kind"] for fact in facts(engine)] == ["attempt_failed"] * relays + ["delivered"] * 24
 
@@ -63,7 +63,7 @@ def test_a_call_whose_connection_is_not_set_up_is_cut_without_a_trace(
     fill(database_url, events(1))
     with never_greeting() as (url, has_come), site(tmp_path, config_text(database_url, url)) as place:
         relay = place.relay("--grace", "0.3")
-        until(has_come, "the call is under way", within=20)
+        until(has_come, "the call is under way")
         assert relay.stop(within=AT_ONCE_SECONDS) == 0
         assert "cutting" in relay.output
         assert "running=1" in relay.output
@@ -84,7 +84,7 @@ def test_signals_that_come_while_it_ends_change_nothing(sqlite_place: Site, opti
             relay.send(number)
         return not relay.runs
 
-    until(has_ended, "the relay ends", within=20, poll=0.001)
+    until(has_ended, "the relay ends", poll=0.001)
     assert relay.ends(within=0) == 0
     assert checkers.complaints(sqlite_place.logs()) == []
 
@@ -100,8 +100,18 @@ SPOILED = (
     ),
     (
         "[database]",
+        "[database]\nwake_up = false",
+        ["[database] wake_up: another value needs a restart"],
+    ),
+    (
+        "[database]",
         "[metrics]\nrelay = '127.0.0.1:1'\n[database]",
         ["[metrics] relay: another address needs a restart"],
+    ),
+    (
+        "[database]",
+        "[metrics]\nendpoint = 'http://127.0.0.1:9/'\n[database]",
+        ["[metrics] endpoint: another URL needs a restart"],
     ),
 )
 """A part of a good file, what stands there instead, and what is told of it."""
@@ -125,7 +135,7 @@ def test_a_configuration_that_can_not_be_used_is_refused_and_the_old_one_stays(
                 assert len(told) == len(mistakes) + 1
                 assert all(mistake in line for mistake, line in zip(mistakes, told, strict=False))
                 fill(sqlite_database_url, [("u1", moment(number))])
-                until(lambda: len(old.arrivals) == number, "it still works")  # noqa: B023
+                until(lambda: len(old.arrivals) == number, "it still works")
             place.configure(config_text(sqlite_database_url, new.url))
             relay.send(signal.SIGHUP)
             relay.writes("reloaded node=")
@@ -144,11 +154,11 @@ def test_a_new_relay_that_starts_before_the_old_one_is_told_to_stop_takes_over_w
         site(tmp_path, config_text(database_url, downstream.url)) as place,
     ):
         old = place.relay()
-        until(lambda: len(downstream.arrivals) >= 40, "the drain is under way", within=20)
+        until(lambda: len(downstream.arrivals) >= 40, "the drain is under way")
         for _ in range(2):
             new = place.relay()
-            until(lambda: in_flight_of(engine, new.pid), "the new one works, too", within=20)  # noqa: B023
-            assert in_flight_of(engine, old.pid)
+            until(lambda: in_flight_of(engine, new.pid), "the new one works, too")
+            until(lambda: in_flight_of(engine, old.pid), "the old one still does")
             assert old.stop() == 0
             old = new
         downstream.seconds = 0.02

@@ -22,6 +22,7 @@ from tests.helpers.killable_postgres import killable
 from tests.helpers.postgres_programs import run_program
 from tests.helpers.processes import Site, site
 from tests.helpers.roles import granted
+from tests.helpers.room import ROOM
 from tests.helpers.sender import Sender, events
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -98,7 +99,7 @@ def test_a_dump_restored_as_the_page_says_is_the_same_inbox_with_roles(
 def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_path: Path) -> None:
     """The page's own settings, with the folders of this test."""
     with contextlib.ExitStack() as stack:
-        data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-pitr-", dir="/tmp")))
+        data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-pitr-", dir=ROOM)))
         for folder in ("", "first", "second", "backup", "backup/wal"):
             (data / folder).mkdir(exist_ok=True)
             (data / folder).chmod(0o777)

@@ -28,6 +28,8 @@ from tests.helpers.webhooks import HEADERS, PATH, body, config_text
 
 EVENTS = 40
 PATIENCE = 90
+DEDUP = '"timestamp", "id", "entityType", "eventType"'
+"""The preset's own."""
 COMMANDS: tuple[tuple[Role, str], ...] = (
     ("relay", "relay verify"),
     ("relay", "relay rebuild"),
@@ -39,6 +41,7 @@ COMMANDS: tuple[tuple[Role, str], ...] = (
     ("reader", "inbox list"),
     ("reader", "inbox show 1"),
     ("reader", "relay pause"),
+    ("reader", "relay plan --config {config}"),
     ("reader_without_payloads", "inbox list"),
 )
 """Commands, and the role that each needs at the most."""
@@ -105,8 +108,11 @@ def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Eng
             within=PATIENCE,
         )
         until(lambda: rows(admin, "SELECT 1 FROM rejected_request"), "the rejected request is kept", within=PATIENCE)
+        other = tmp_path / "other.toml"  # it reads each request again, with its payload
+        preset = 'preset = "trivore"\n'
+        other.write_text((tmp_path / "inbox.toml").read_text().replace(preset, f"{preset}dedup = [{DEDUP}]\n"))
         for role, command in COMMANDS:
-            side, *arguments = command.split()
+            side, *arguments = command.format(config=other).split()
             ended = place.run(side, *arguments, INBOX_DATABASE_URL=apart.url(role))
             assert "permission denied" not in ended.stdout + ended.stderr, (role, command, ended)
             assert ended.status == 0, (role, command, ended)

@@ -39,7 +39,7 @@ class Receiver:
         addresses = [f"127.0.0.1:{self.port}", f"unix:{self.path}", *([f"[::]:{self.wide}"] if DUAL else [])]
         binds = [word for address in addresses for word in ("--bind", address)]
         self.program = place.start("receiver", *GUNICORN, *binds, "--workers", "1")
-        until(lambda: is_ready(self.port) or not self.program.runs, "the receiver is ready", within=20)
+        until(lambda: is_ready(self.port) or not self.program.runs, "the receiver is ready")
         assert self.program.runs, self.program.output
 
     def ask(

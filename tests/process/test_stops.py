@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.helpers import checkers
-from tests.helpers.downstream import serving
+from tests.helpers.downstream import Held, serving
 from tests.helpers.evidence import facts, in_flight_of, open_states, stored
 from tests.helpers.filling import fill
 from tests.helpers.outage import is_postgres
@@ -31,8 +31,9 @@ def test_a_relay_that_is_told_to_stop_in_mid_drain_repeats_no_call_and_uses_no_a
 ) -> None:
     """By a service manager that signals all processes of a service."""
     fill(database_url, events(EVENTS))
+    calls = Held(passing=40)
     with (
-        serving(tmp_path / "arrivals.jsonl", seconds=0.1) as downstream,
+        serving(tmp_path / "arrivals.jsonl", calls, seconds=0.1) as downstream,
         site(tmp_path, config_text(database_url, downstream.url)) as place,
     ):
         relay = place.relay(*options)
@@ -41,8 +42,10 @@ def test_a_relay_that_is_told_to_stop_in_mid_drain_repeats_no_call_and_uses_no_a
             relays = relay.children() or [relay.pid]
             return len(downstream.arrivals) >= 40 and all(in_flight_of(engine, pid) for pid in relays)
 
-        until(all_work, "the drain is under way", within=20)
+        until(all_work, "the drain is under way")
         os.killpg(relay.pid, signal.SIGTERM)
+        relay.writes("stopping node=", 2 if options else 1)
+        calls.go.set()
         assert relay.ends(within=GRACE_SECONDS) == 0
 
         called = len(downstream.arrivals)
@@ -73,9 +76,9 @@ def test_a_drain_ends_by_itself_and_leaves_what_is_not_due_yet(
         serving(tmp_path / "arrivals.jsonl", lambda seq, _: 503 if seq == 20 else 200) as downstream,
         site(tmp_path, config_text(database_url, downstream.url, schedule=("1h",))) as place,
     ):
-        assert place.relay("--drain").ends(within=30) == 0
+        assert place.relay("--drain").ends() == 0
         assert len(downstream.arrivals) == 50
-        assert place.relay("--drain").ends(within=10) == 0
+        assert place.relay("--drain").ends() == 0
         assert len(downstream.arrivals) == 50
         assert checkers.complaints(place.logs()) == []
 
@@ -87,6 +90,7 @@ def test_a_receiver_that_replaces_its_workers_and_stops_has_nothing_to_complain_
     receiver, _ = sqlite_place.receiver(workers=1)
     receiver.send(signal.SIGHUP)
     receiver.writes("Finished server process")
+    receiver.writes("Application startup complete", 2)
     assert receiver.stop() == 0
     lines = receiver.output.splitlines()
     assert sum("Finished server process" in line for line in lines) == 2
@@ -100,7 +104,7 @@ def test_what_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored(
         receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
         sender = Sender(tmp_path / "sends.jsonl", port, endless(), connections=8, tries=1)
         try:
-            until(lambda: sender.acknowledged() >= 300, "the receiver is under load", within=20)
+            until(lambda: sender.acknowledged() >= 300, "the receiver is under load")
             assert receiver.stop() == 0
         finally:
             sender.stop()

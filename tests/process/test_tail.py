@@ -17,6 +17,7 @@ from inbox.db.intake import Rejected
 from tests.helpers.filling import fill, give_up
 from tests.helpers.killable_postgres import killable
 from tests.helpers.processes import INBOX, RELAY, Program, Site, site
+from tests.helpers.room import ROOM
 from tests.helpers.storing import START, Intake, an_event
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment
@@ -100,7 +101,7 @@ def test_a_mistyped_filter_ends_with_2(sqlite_place: Site) -> None:
 def test_a_tail_survives_a_restart_of_the_database_and_skips_nothing(tmp_path: Path) -> None:
     # not below pytest's own folder: see tests/proofs/faults/rig.py
     with (
-        tempfile.TemporaryDirectory(prefix="inbox-relay-tail-", dir="/tmp") as folder,
+        tempfile.TemporaryDirectory(prefix="inbox-relay-tail-", dir=ROOM) as folder,
         killable(Path(folder)) as server,
     ):
         server.create_database("inbox")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from pathlib import Path
 
 from tests.helpers.filling import fill
-from tests.helpers.outage import connect_postgres
+from tests.helpers.outage import connect_postgres, gone
 from tests.helpers.processes import site
 from tests.helpers.webhooks import config_text, moment
 
@@ -32,6 +33,26 @@ def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_st
 
         owner.execute(mends.encode())
         assert place.relay("--drain").ends() == 0
+
+
+def test_a_relay_that_starts_before_its_database_waits_for_it(postgres_database_url: str, tmp_path: Path) -> None:
+    """A machine that comes back after a power cut starts both at once. What a service manager sees as a mistake, it leaves."""
+    with site(tmp_path, config_text(postgres_database_url)) as place:
+        with gone(postgres_database_url):
+            waiting, parent, stopped = place.relay(), place.relay("--processes", "2"), place.relay()
+            for program in (waiting, parent, stopped):
+                program.writes("database trouble while starting, trying again", times=2)
+            assert stopped.stop() == 0
+            drain = place.relay("--drain")
+            assert drain.ends() == 2, "who waits for its end learns why"
+            for program in (waiting, parent):
+                program.send(signal.SIGHUP)
+                tried = program.output.count("trying again")
+                program.writes("trying again", times=tried + 1)
+        for program, relays in ((waiting, 1), (parent, 2)):
+            program.writes("started node", times=relays)
+            program.writes("reloaded node", times=relays)
+        assert [waiting.stop(), parent.stop()] == [0, 0]
 
 
 def test_a_command_that_meets_a_lock_says_that_it_stays_open_and_what_to_do(

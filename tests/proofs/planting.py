@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from types import ModuleType
+from typing import Any
 
 import pytest
 from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
+from inbox.db import order_lock
+from inbox.db.pipeline import Statement
 from relay.store.audit import examine, rebuild
-from relay.store.database import Transaction
+from relay.store.transaction import Transaction
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def now_without_a_lock(transaction: Transaction, *, keeps_payloads: bool = False) -> datetime:
+def now_without_a_lock(
+    transaction: Transaction, _routes: Iterable[str] | None = None, *, keeps_payloads: bool = False
+) -> datetime:
     """Stands for `Transaction.lock_order`, and locks nothing."""
     transaction.has_payloads = keeps_payloads
     return transaction.now()
+
+
+def takes_the_order_lock(statement: str) -> bool:
+    return "FROM order_lock" in statement or "FROM route_lock" in statement
 
 
 def replaced(where: object, name: str, instead: object) -> Plant:
@@ -38,6 +47,20 @@ def changed(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plan
         return text(found)
 
     return replaced(module, statement, words)
+
+
+def the_lock_of_another_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sequences takes it; who records reads more, and takes the right one."""
+    locked_and_read = Transaction.lock_order_and_read
+
+    def locked(transaction: Transaction, routes: set[str], *reads: Statement) -> tuple[datetime, list[list[Any]]]:
+        return locked_and_read(transaction, {"another"} if len(reads) == 1 else routes, *reads)
+
+    monkeypatch.setattr(Transaction, "lock_order_and_read", locked)
+
+
+def a_lock_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(order_lock, "given_routes", ("FOR UPDATE", "FOR SHARE"))(monkeypatch)
 
 
 WITHOUT_A_LOOK = ("AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)", "")

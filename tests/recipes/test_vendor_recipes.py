@@ -22,6 +22,8 @@ from tests.vendors.trivore_api import Trivore
 
 OWN_TOKEN = "own-token"
 SQLITE_ONLY = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+POSTGRES_ONLY = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+"""A page takes ten seconds, and says nothing of the kind of database."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +32,7 @@ def without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
+@SQLITE_ONLY
 def test_issues_of_github_become_tickets(database_url: str, tmp_path: Path) -> None:
     with closing(GitHub()) as github, closing(Records("tickets", OWN_TOKEN)) as tracker:
         for number, title in enumerate(("Spelling error in the README file", "A second one"), start=1):
@@ -70,6 +73,7 @@ def test_customers_of_stripe_become_contacts_of_hubspot(database_url: str, tmp_p
         assert hubspot_names(hubspot.url) == [("Jenny", "Rosen"), (None, "Jon")]
 
 
+@POSTGRES_ONLY
 def test_users_of_okta_have_accounts(database_url: str, tmp_path: Path) -> None:
     with closing(Okta()) as okta, serving_scim() as app, clients.scim_client(app.url) as scim:
         names = (("00uuv7y8Aq6kYDqT70h7", "Isaac", "Brock"), ("00uuv7y8Aq6kYDqT70h9", "Jeremiah", "Green"))

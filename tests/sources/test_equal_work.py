@@ -10,7 +10,7 @@ import hmac
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -24,8 +24,12 @@ from inbox.errors import NotAuthenticated
 from inbox.loader.load import parse_config
 from inbox.receiver.app import endpoints_of
 from inbox.sources import PRESETS
+from inbox.sources.base import Preset
 from inbox.sources.credentials import REJECTION, Verifier, pad_work
-from tests.sources.presenting import ALL_VECTORS, NOW, SIGNING, a_request, a_secret
+from inbox.sources.signing import SignatureProof
+from tests.sources.certified import NOTIFICATION, PAYPAL_BODY, PAYPAL_HEADERS, TOPIC, of_sns
+from tests.sources.presenting import NOW, SIGNING_IN_BODY, a_request, a_secret, signed_sample
+from tests.sources.vectors import PUBLIC_URL, VECTORS
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 PEM = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
@@ -46,24 +50,50 @@ algorithm = "sha512"
 [sources.public]
 preset = "standard-webhooks"
 secrets = ["whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4=", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]
+[sources.adyen-of-two-keys-more]
+preset = "adyen"
+secrets = ["00", "01", "02", "03", "04"]
 [sources.listed]
 preset = "trivore"
 auth = { kind = "bearer", secrets = ["a"] }
 allow_from = ["192.0.2.0/24", "2001:db8::/32"]
+max_body = 1000
 """
 
 
+def shape(preset: Preset) -> Hashable:
+    """The parts of a preset that make the work of its proof: presets of one shape differ in names and texts alone."""
+    return preset.prover, *(
+        (
+            *(s.algorithm, s.encoding, s.key, s.separator, s.id_header),
+            *(bool(s.timestamp_header), s.timestamp_prefix, s.timestamp_unit),
+            *("{url}" in s.content, "{sorted_params}" in s.content),
+        )
+        for s in preset.signatures
+    )
+
+
+REPRESENTATIVES = {shape(preset): name for name, preset in sorted(PRESETS.items(), reverse=True) if name != "custom"}
+"""One preset of each shape: the work of this test grows with the cube of their number."""
+OF_EACH_SHAPE = sorted([*REPRESENTATIVES.values(), "slack-message", "trivore"])
+
+
 def all_presets() -> str:
-    """A source for each preset, with one to three secrets, and one for each way to show a secret."""
+    """A source for each shape, with one to three secrets, and one for each way to show a secret."""
     lines = [CUSTOM]
-    for number, (name, preset) in enumerate(sorted(PRESETS.items())):
+    for number, name in enumerate(OF_EACH_SHAPE):
+        preset = PRESETS[name]
         secrets = json.dumps([a_secret(preset, n) for n in range(number % 3 + 1)])
-        if name in SIGNING:
-            lines.append(f'[sources.{name}]\npreset = "{name}"\nsecrets = {secrets}')
+        if preset.signatures or preset.signer:
+            lines.append(f'[sources.{name}]\npreset = "{name}"\nsecrets = {secrets}\npublic_url = "{PUBLIC_URL}"')
         elif name == "secevent":
             lines.append(
                 f'[sources.{name}]\npreset = "{name}"\nsecrets = [{json.dumps(PEM)}]\nissuer = "i"\naudience = "a"'
             )
+        elif preset.prover is not None:
+            auth = 'auth = { kind = "url_token", secrets = ["t"] }'
+            proof = f'topics = ["{TOPIC}"]' if name == "sns" else f"secrets = {secrets}"
+            lines.append(f'[sources.{name}]\npreset = "{name}"\n{proof}\n{auth}')
         elif name != "custom":
             pattern = "pattern = '(?P<id>x)'\nentity_type = 'X'\n" if name == "slack-message" else ""
             lines.append(
@@ -74,6 +104,7 @@ def all_presets() -> str:
         auth = f'auth = {{ kind = "{kind}", {more}secrets = ["a", "b"] }}'
         lines += [f'[sources.{kind}]\npreset = "trivore"\n{auth}']
         lines += [f'[sources.github-and-{kind}]\npreset = "github"\nsecrets = ["a", "b", "c", "d"]\n{auth}']
+    lines += ['[sources.smaller]\npreset = "github"\nsecrets = ["a"]\nmax_body = 300_000']
     return "\n".join(lines)
 
 
@@ -111,18 +142,26 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[object]]:
             sys.setprofile(None)
 
 
+VECTORS_OF_SHAPES = [(name, found[0]) for name, found in VECTORS.items() if name in OF_EACH_SHAPE]
 REQUESTS: dict[str, tuple[bytes, dict[str, str]]] = {
     "nothing": (b"", {}),
     "a large body": (LARGE, {"content-type": "application/json"}),
     "a form": (b"a=1&b=2", {"content-type": "application/x-www-form-urlencoded", "x-acme-signature": "00" * 64}),
+    "notifications": (b'{"value": [{"clientState": "a"}, {"clientState": "b"}]}', {}),
+    **{
+        f"a body that {name} signs": (signed_sample(name, a_secret(PRESETS[name], 7)).body, {})
+        for name in SIGNING_IN_BODY
+    },
     "a bearer token": (b"{}", {"authorization": "Bearer x"}),
     "a password": (b"{}", {"authorization": "Basic dTp4"}),
+    "a message of SNS": (of_sns(NOTIFICATION).body, {}),
+    "a transmission of PayPal": (PAYPAL_BODY, PAYPAL_HEADERS),
     "a token of another key": (
         jwt.encode({"iss": "i"}, ec.generate_private_key(ec.SECP256R1()), algorithm="ES256").encode(),
         {"content-type": "application/secevent+jwt"},
     ),
     "a token of the right key for somebody else": (jwt.encode({"iss": "j"}, KEY, algorithm="ES256").encode(), {}),
-    **{f"a request of {name} {n}": (LARGE, dict(each.lower)) for n, (name, each) in enumerate(ALL_VECTORS)},
+    **{f"a request of {name} {n}": (LARGE, dict(each.lower)) for n, (name, each) in enumerate(VECTORS_OF_SHAPES)},
 }
 
 
@@ -145,6 +184,28 @@ def test_every_refusal_is_the_same_work_for_each_preset_and_for_no_source(
         assert counted == expected, f"{name}: more {counted - expected}, less {expected - counted}"
 
 
+def test_a_strangers_largest_body_costs_the_work_of_those_alone_that_may_send_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One source may send 25 MiB, and thirty others less: a rejection of 25 MiB hashed and parsed them for all."""
+    made = verifiers()
+    largest = max(verifier.max_body for verifier in made.values())
+    may_send = {name for name, verifier in made.items() if verifier.max_body == largest}
+    kinds = {proof.kind for name in may_send for proof in made[name].proofs}
+    assert len(may_send) > 1
+    assert len(kinds) < len({proof.kind for each in made.values() for proof in each.proofs})
+    body, tried, works = b"x" * (largest - 1), [], []
+    for name in sorted(may_send):
+        with counting(monkeypatch) as counted, pytest.raises(NotAuthenticated):
+            made[name].verify(a_request(name, body, {}, NOW), NOW)
+        tried.append(sum(isinstance(each, tuple) and each[1] >= len(body) for each in counted.elements()))
+        counted.pop("raises", None)
+        works.append(counted)
+    assert all(each == works[0] for each in works), "they can't be told from each other"
+    keys = [each.keys for each in {proof.kind: proof for n in may_send for proof in made[n].proofs}.values()]
+    assert 0 < tried[0] <= sum(keys)
+
+
 def test_a_request_that_is_let_in_costs_no_other_sources_work(monkeypatch: pytest.MonkeyPatch) -> None:
     verifier = verifiers()["bearer"]
     with counting(monkeypatch) as counted:
@@ -158,4 +219,8 @@ def test_how_often_a_refusal_goes_through_a_body_is_known_and_the_same_for_all(m
         made["nobody"].verify(a_request("nobody", LARGE, {}, NOW), NOW)
     digests = sum(number for each, number in counted.items() if isinstance(each, tuple) and each[1] >= len(LARGE))
     assert {verifier.passes for verifier in made.values()} == {made["nobody"].passes}
-    assert digests <= made["nobody"].passes <= 2 * digests
+    by_kind = {
+        each.kind: each for verifier in made.values() for each in verifier.proofs if isinstance(each, SignatureProof)
+    }
+    by_public_keys = sum(proof.passes - proof.keys for proof in by_kind.values())  # which no digest is of
+    assert digests <= made["nobody"].passes <= 2 * digests + by_public_keys

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inbox.errors import InvalidEvent, Unreadable
-from inbox.sources import fields
+from inbox.sources import adyen, fields, msgraph
 from inbox.sources.fields import form_fields, form_payload
 from tests.sources.presenting import a_request, read
 
@@ -48,6 +48,19 @@ def test_a_form_is_read_as_the_standard_library_reads_it(pieces: list[str]) -> N
 def test_what_is_quoted_is_read_back_wherever_a_step_ends(text: str, before: int) -> None:
     value = "x" * before + text * 50
     assert form_payload(f"payload={quote_plus(value)}".encode()) == value.encode()
+
+
+@pytest.mark.parametrize(
+    ("parts", "body"),
+    [
+        (adyen.signed_parts, b'{"notificationItems": [%b]}' % b",".join([b'{"NotificationRequestItem":{}}'] * 200_000)),
+        (msgraph.client_states, b'{"value": [%b]}' % b",".join([b"{}"] * 200_000)),
+    ],
+)
+def test_a_stranger_has_no_objects_made_of_many_small_values(parts: Callable[[bytes], object], body: bytes) -> None:
+    """Each rejection looks for a proof in the body: of 25 MiB, two million notifications took 468 MiB and 3 to 10 s."""
+    with at_most(3 * len(body)):
+        assert not parts(body)
 
 
 def test_a_form_may_have_a_hundred_fields() -> None:

@@ -31,10 +31,48 @@ _SLACK_BODY = (
     b"%2Fcommands%2FT1DC2JH3J%2F397700885554%2F96rGlfmibIGlgcZRskXaIFfN&trigger_id=398738663015.47445629121."
     b"803a0bc887a14d10d2c447fce8b6703c"
 )
+PUBLIC_URL = "https://hooks.example.com/webhooks/a"
+"""URL that the senders of these requests have called, where they sign it."""
+_AT = datetime.fromtimestamp(1_614_265_330, UTC)
+_SQUARE_BODY = (
+    b'{"merchant_id":"6SSW7HV8K2ST5","type":"payment.created","event_id":"13b867cf-db3d-4b1c-90b6-2f32a9d78124",'
+    b'"created_at":"2020-02-06T21:27:34.308Z","data":{"type":"payment","id":"KkAkhdMsgzn59SM8A89WgKwekxLZY"}}'
+)
+_SENDGRID_BODY = (
+    b'[{"email":"hello@world.com","event":"dropped","reason":"Bounced Address",'
+    b'"sg_event_id":"ZHJvcC0xMDk5NDkxOS1MUnpYbF9OSFN0T0doUTRrb2ZTbV9BLTA",'
+    b'"sg_message_id":"LRzXl_NHStOGhQ4kofSm_A.filterdrecv-p3mdw1-756b745b58-kmzbl-18-5F5FC76C-9.0",'
+    b'"smtp-id":"<LRzXl_NHStOGhQ4kofSm_A@ismtpd0039p1iad1.sendgrid.net>","timestamp":1600112492}]\r\n'
+)
 _JSON = {"Content-Type": "application/json"}
 _FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 VECTORS: Mapping[str, tuple[Vector, ...]] = {
+    "discord": (
+        Vector(
+            "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8",
+            {
+                **_JSON,
+                "X-Signature-Timestamp": "1614265330",
+                "X-Signature-Ed25519": "f64475bd9a83c3ebbbc63032dbd1c877963443e2c3b9b496dee289f9daaf83de"
+                "b71b065e6c900ebf66f9c1534e3aefcc0318a28fb6607d7f8f37bf902e77080e",
+            },
+            b'{"version":1,"application_id":"1234560123453231555","type":0}',
+            _AT,
+            "PyNaCl 1.6.2; accepted by discord-interactions 0.4.0, verify_key",
+        ),
+    ),
+    "docusign": (
+        Vector(
+            "DocuSignKey",
+            {
+                **_JSON,
+                "X-DocuSign-Signature-1": "4nd/PSzsuFt8c7PRgIb3QLmrZP62kuTq69iIqDpoRGQ=",
+            },
+            b'{"event":"envelope-completed","data":{"envelopeId":"e1"}}',
+            source="HMAC, as developers.docusign.com says",
+        ),
+    ),
     "github": (
         Vector(
             "It's a Secret to Everybody",
@@ -72,6 +110,78 @@ VECTORS: Mapping[str, tuple[Vector, ...]] = {
             "standardwebhooks 1.1.0, with the key of GitLab's own tests",
         ),
     ),
+    "hubspot": (
+        Vector(
+            "cfc68c5d-4f1f-4b8d-9d0f-8c1f6f0d7a11",
+            {
+                **_JSON,
+                "X-HubSpot-Request-Timestamp": "1614265330123",
+                "X-HubSpot-Signature-v3": "v6qGu9uEkEbNhQgks4qPPRMm9nfI4aonS/jXOwPjl+g=",
+            },
+            b'[{"eventId":100,"subscriptionType":"contact.creation","objectId":123,"occurredAt":1614265330000}]',
+            _AT,
+            "hubspot-api-client 12.0.0, Signature.get_signature",
+        ),
+    ),
+    "jira": (
+        Vector(
+            "It's a Secret to Everybody",
+            {
+                **_JSON,
+                "X-Hub-Signature": "sha256=a4771c39fbe90f317c7824e83ddef3caae9cb3d976c214ace1f2937e133263c9",
+            },
+            b"Hello World!",
+            source="developer.atlassian.com, Webhooks, Secure admin webhooks",
+        ),
+    ),
+    "keycloak": (
+        Vector(
+            "A3jt6D8lz",
+            {
+                **_JSON,
+                "X-Keycloak-Signature": "263ceb19ac5282d96ecda6233f6e1a6ecf3bc4ac44b71c42de38480dbd33b6a4",
+            },
+            b'{"uid":"1","type":"access.LOGIN"}',
+            source="HMAC, as the code of the extension does",
+        ),
+    ),
+    "linear": (
+        Vector(
+            "lin_wh_secret",
+            {
+                **_JSON,
+                "Linear-Signature": "a7bba58b65016c49731160ce8b989d0ca1f59132af4325a869c25a5740179f91",
+            },
+            b'{"action":"create","type":"Issue"}',
+            source="HMAC, as linear.app says",
+        ),
+    ),
+    "notion": (
+        Vector(
+            "secret_tMrlL1qK5vuQAh1b6cZGhFChZTSYJlce98V0pYn7yBl",
+            {
+                **_JSON,
+                "X-Notion-Signature": "sha256=5e683e9e94c83465b8b635e8e73d6745a6c2d386772e6af050279cc8cabe33a5",
+            },
+            b'{"id":"1","type":"page.created"}',
+            source="HMAC, as developers.notion.com says",
+        ),
+    ),
+    "sendgrid": (
+        Vector(
+            "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE83T4O/n84iotIvIW4mdBgQ/7dAfSmpqIM8kF9mN1flpVKS3GRqe62gw+2fNNRaINXvVpiglSI8eNEc6w"
+            "EA3F+g==",
+            {
+                **_JSON,
+                "X-Twilio-Email-Event-Webhook-Timestamp": "1600112502",
+                "X-Twilio-Email-Event-Webhook-Signature": "MEUCIGHQVtGj+Y3LkG9fLcxf3qfI10QysgDWmMOVmxG0u6ZUAiEAyBi"
+                "XDWzM+uOe5W0JuG+luQAbPIqHh89M15TluLtEZtM=",
+            },
+            _SENDGRID_BODY,
+            datetime.fromtimestamp(1_600_112_502, UTC),
+            "sendgrid 6.12.5, the tests of EventWebhook",
+        ),
+    ),
     "shopify": (
         Vector(
             "hush",
@@ -96,6 +206,17 @@ VECTORS: Mapping[str, tuple[Vector, ...]] = {
             _SLACK_BODY,
             datetime.fromtimestamp(1_531_420_618, UTC),
             "docs.slack.dev, Verifying requests from Slack",
+        ),
+    ),
+    "square": (
+        Vector(
+            "pVuhBSPFdvDhRmLBTzeoFw",
+            {
+                **_JSON,
+                "X-Square-HmacSha256-Signature": "7jqpEuzYuup+M4KSniS64Til+NuBjuWi+s0N0tcyhaI=",
+            },
+            _SQUARE_BODY,
+            source="accepted by squareup 46.0.0, verify_signature",
         ),
     ),
     "standard-webhooks": (
@@ -135,6 +256,47 @@ VECTORS: Mapping[str, tuple[Vector, ...]] = {
             b'{"id":"evt_test_webhook","object":"event"}',
             datetime.fromtimestamp(1_614_265_330, UTC),
             "stripe 16.1.0, WebhookSignature.generate_signature_header",
+        ),
+    ),
+    "twilio": (
+        Vector(
+            "12345",
+            {**_FORM, "X-Twilio-Signature": "1HDSB73nbF8kM9hqcgLb4w6houU="},
+            b"CallSid=CA1234567890ABCDE&Caller=%2B14158675310&Digits=1234&From=%2B14158675310&To=%2B18005551212"
+            b"&CallStatus=completed",
+            source="twilio 9.13.0, RequestValidator.compute_signature",
+        ),
+        Vector(
+            "12345",
+            {**_FORM, "X-Twilio-Signature": "72R7f5B4dZvIIykaUVmkrKk42Po="},
+            b"b=2&a=3&a=1&a=3&c=&MessageSid=SM1&MessageStatus=delivered",
+            source="twilio 9.13.0, RequestValidator.compute_signature",
+        ),
+    ),
+    "zendesk": (
+        Vector(
+            "dGhpc19zZWNyZXRfaXNfZm9yX3Rlc3Rpbmdfb25seQ==",
+            {
+                **_JSON,
+                "X-Zendesk-Webhook-Signature": "69EIqFt9nbXumm7w0tvopVmD8Bclei89GEk+Qcfyr4Y=",
+                "X-Zendesk-Webhook-Signature-Timestamp": "2021-03-25T05:09:27Z",
+            },
+            b'{"type":"zen:event-type:ticket.created"}',
+            datetime(2021, 3, 25, 5, 9, 27, tzinfo=UTC),
+            "HMAC, as developer.zendesk.com says, with its test secret",
+        ),
+    ),
+    "zoom": (
+        Vector(
+            "zoom-secret-token",
+            {
+                **_JSON,
+                "x-zm-request-timestamp": "1614265330",
+                "x-zm-signature": "v0=c9953c6b30aba9d6510c4e4f308d8f0bc9685b45ddf8f9b3af275e058fe628fb",
+            },
+            b'{"event":"meeting.started"}',
+            _AT,
+            "HMAC, as developers.zoom.us says",
         ),
     ),
 }

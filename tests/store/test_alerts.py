@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
 import msgspec
+import pytest
+from psycopg.errors import QueryCanceled
+from sqlalchemy.exc import OperationalError
 
 from inbox.config.model import Alerts
 from inbox.config.types import Duration
 from relay.delivery.alerts import Alert
-from relay.store import alerts
+from relay.observe import Observer
+from relay.steps import Steps as StepsOfARelay
+from relay.store import alert_conditions, alerts
 from relay.store.alert_conditions import Watch
 from relay.store.claim import claim_suspect
+from relay.store.database import Database
 from relay.store.nodes import heartbeat, start_node
 from relay.store.operator.selection import Selection
 from tests.helpers.commanding import carry_out
+from tests.helpers.daemon import maintenance_of
+from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.storing import a_row, an_event
 
@@ -28,7 +40,7 @@ def listed(steps: Steps) -> list[tuple[str, str, bool]]:
     return [(row["kind"], row["subject"], bool(row["firing"])) for row in rows]
 
 
-A, B = (Alert("retired", f"destination {name}", firing=True) for name in "ab")
+A, B = (Alert("endpoint_retired", f"destination {name}", firing=True) for name in "ab")
 
 
 def note(steps: Steps, *noted: Alert) -> None:
@@ -49,6 +61,95 @@ def test_a_thousand_deaths_on_a_route_are_one_alert_until_none_is_dead(steps: St
     assert listed(steps) == [("delivery_dead", "strict", True), ("delivery_dead", "strict", False)]
     steps.attempt(HOPELESS)
     assert listed(steps)[-1] == ("delivery_dead", "strict", True)
+
+
+def between_look_and_store(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], object]) -> None:
+    """Let something happen after a look at all conditions, and before what it found is stored."""
+    stores = getattr(alert_conditions, name)
+
+    def meanwhile(database: Database, found: Sequence[Alert]) -> None:
+        happens()
+        stores(database, found)
+
+    monkeypatch.setattr(alert_conditions, name, meanwhile)
+
+
+def test_a_death_that_comes_while_the_end_of_the_last_is_noticed_stays_alerted(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    steps.attempt(HOPELESS)
+    carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
+    with monkeypatch.context() as patched:
+        between_look_and_store(patched, "_store_ends_of_deaths", lambda: steps.attempt(HOPELESS))
+        Watch().look(steps.database, CONFIG)
+    assert listed(steps) == [("delivery_dead", "strict", True)]
+    carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
+    Watch().look(steps.database, CONFIG)
+    assert listed(steps)[1:] == [("delivery_dead", "strict", False)]
+
+
+def test_a_look_that_fails_keeps_no_alert_of_another_from_being_stored(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_slow(*_: object) -> Iterator[Alert]:
+        raise OperationalError("SELECT", {}, QueryCanceled("canceling statement due to statement timeout"))
+
+    alerts.step_failed(steps.database, "reap", "no")
+    monkeypatch.setattr(alert_conditions, "_retention", too_slow)
+    with pytest.raises(OperationalError):
+        Watch().look(steps.database, CONFIG)
+    assert listed(steps) == [("step_failed", "reap", True), ("step_failed", "reap", False)]
+
+
+@ON_POSTGRES
+def test_looks_that_have_left_an_end_count_as_failing_until_it_is_stored(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(HOPELESS)
+    carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
+    own = StepsOfARelay(Observer())
+    steps.database.on_left = own.left
+    maintenance = maintenance_of(steps.database, CONFIG, Observer(), own)
+    with steps.database.write() as other:
+        other.lock_order(["strict"])
+        stand_still(other.connection)
+        for _ in range(3):
+            maintenance._next_at = 0.0
+            maintenance.run()
+            assert "look_at_conditions" in own.failing
+    steps.try_again()
+    maintenance._next_at = 0.0
+    maintenance.run()
+    assert "look_at_conditions" not in own.failing
+    assert listed(steps)[-1] == ("delivery_dead", "strict", False)
+
+
+def test_the_end_of_deaths_waits_for_nobody_on_another_route_and_locks_no_unknown_one(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]))
+    note(steps, *(Alert("delivery_dead", route, firing=True) for route in ("strict", "latest", "gone")))
+    with contextlib.ExitStack() as stack:
+        if steps.database.sql.is_postgres:
+            other = stack.enter_context(steps.database.write())
+            other.lock_order(["latest"])
+            stand_still(other.connection)
+        Watch().look(steps.database, CONFIG)
+    ended = {"gone", "strict"} | (set() if steps.database.sql.is_postgres else {"latest"})
+    assert {subject for _, subject, is_firing in listed(steps) if not is_firing} == ended
+    assert "gone" not in {row["route"] for row in steps.rows("SELECT route FROM route_lock")}
+
+
+def test_a_step_that_fails_again_while_its_recovery_is_noticed_stays_alerted(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_node(steps.database, "r1", "host", 1, "1.0")
+    alerts.step_failed(steps.database, "reap", "no")
+    with monkeypatch.context() as patched:
+        between_look_and_store(patched, "_store", lambda: heartbeat(steps.database, "r1", {"reap": "no"}))
+        Watch().look(steps.database, CONFIG)
+    assert listed(steps) == [("step_failed", "reap", True)]
+    heartbeat(steps.database, "r1")
+    Watch().look(steps.database, CONFIG)
+    assert listed(steps)[1:] == [("step_failed", "reap", False)]
 
 
 def test_a_death_by_crashes_is_an_alert_too(steps: Steps) -> None:
@@ -214,6 +315,6 @@ def test_kinds_of_a_newer_version_are_left_to_it(steps: Steps) -> None:
         " VALUES ('2026-01-01 00:00:00.000000Z', 'of_tomorrow', 'x', true, '{}')"
     )
     note(steps, A)
-    assert [posted.alert.kind for posted in alerts.take_untold(steps.database)] == ["retired"]
-    assert [posted.alert.kind for posted in alerts.take_unsent(steps.database)] == ["retired"]
+    assert [posted.alert.kind for posted in alerts.take_untold(steps.database)] == ["endpoint_retired"]
+    assert [posted.alert.kind for posted in alerts.take_unsent(steps.database)] == ["endpoint_retired"]
     assert alerts.of_newer_version(steps.database) == ["of_tomorrow"]

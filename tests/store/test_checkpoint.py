@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from inbox.db import checkpoint as checkpoints
 from inbox.db import engine as engines
-from inbox.db.checkpoint import EVERY_ROWS, LONGEST_EVERY_ROWS, Checkpoints, checkpoint, checkpoint_async
+from inbox.db.checkpoint import EVERY_ROWS, LONGEST_EVERY_ROWS, Checkpoints, checkpoint
 from inbox.db.intake import SqliteIntake
 from relay.store.database import Database
 from tests.helpers.storing import an_event
@@ -59,18 +59,17 @@ def test_nothing_is_copied_while_another_connection_may_commit(engine: Engine) -
     assert contents(path) != before
 
 
-async def test_nor_does_a_receiver_copy_anything_then(sqlite_database_url: str) -> None:
-    engine = engines.connect_async(sqlite_database_url, application="tests")
+def test_nor_does_a_receiver_copy_anything_then(sqlite_database_url: str) -> None:
+    engine = engines.connect_thread(sqlite_database_url)
     path = Path(engine.url.database or "")
-    async with engine.connect() as connection:
-        await SqliteIntake().append(connection, [an_event(1)])
+    with engine.connect() as connection:
+        SqliteIntake().append(connection, [an_event(1)])
         before = contents(path)
         with holding_the_write_lock(path):
-            assert not await checkpoint_async(connection)
+            assert not checkpoint(engine)
             assert contents(path) == before
-        assert await checkpoint_async(connection)
+        assert checkpoint(engine)
         assert contents(path) != before
-    await engine.dispose()
 
 
 def trace(monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
@@ -183,14 +182,13 @@ def test_checkpoints_become_rarer_while_they_cannot_be_completed_and_usual_again
     assert checkpoints.due(EVERY_ROWS)
 
 
-async def test_the_log_stays_small_while_a_receiver_writes(sqlite_database_url: str) -> None:
-    engine = engines.connect_async(sqlite_database_url, application="tests")
+def test_the_log_stays_small_while_a_receiver_writes(sqlite_database_url: str) -> None:
+    engine = engines.connect_thread(sqlite_database_url)
     path = Path(f"{engine.url.database}-wal")
     store, sizes = SqliteIntake(), []
-    async with engine.connect() as connection:
+    with engine.connect() as connection:
         for first in range(0, 6000, 200):
-            await store.append(connection, [an_event(n, f"u{n}") for n in range(first, first + 200)])
+            store.append(connection, [an_event(n, f"u{n}") for n in range(first, first + 200)])
             sizes.append(size_of(path))
-    await engine.dispose()
 
     assert max(sizes[15:]) < 1.5 * max(sizes[:15])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +22,7 @@ from relay.delivery.gates import RateLimit
 from relay.delivery.outcome import Call, Delivered, Failed, RateHold
 from relay.delivery.policy import Policies
 from relay.delivery.rate_holds import HoldRequest
-from relay.store import alerts, nodes
+from relay.store import alerts, nodes, pull_in_deliveries
 from relay.store.claim import claim, claim_probe
 from relay.store.clock import DatabaseClock
 from relay.store.gates import acquire_rate, held_for, hold, read_gates
@@ -109,6 +110,24 @@ def test_a_retry_that_was_set_by_a_right_clock_stays_where_it_is(steps: Steps) -
     assert pull_in(steps) == [], "a small correction is let be"
     steps.advance(4)
     assert due_in(steps) == before
+
+
+def test_one_that_ends_while_it_is_looked_at_is_no_finding(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.arrive(an_event(1, routes=["latest"]))
+    steps.attempt(Failed((), "throttled", "429", 60), route="latest")
+    look = pull_in_deliveries._next_due_later
+    looked: list[int] = []
+
+    def look_just_before_a_newer_one_arrives(*those: Any) -> Any:  # noqa: ANN401  # as they are handed on
+        found = look(*those)
+        looked.append(len(found[0]))
+        steps.arrive(an_event(2, routes=["latest"]))
+        return found
+
+    monkeypatch.setattr(pull_in_deliveries, "_next_due_later", look_just_before_a_newer_one_arrives)
+    assert differences(steps.database) == []
+    assert looked == [1]
+    assert steps.kinds() == [(1, "attempt_failed"), (1, "superseded"), (2, "took_over")]
 
 
 def test_retries_behind_which_others_were_made_by_a_wrong_clock_do_not_hide_them(steps: Steps) -> None:
@@ -237,7 +256,7 @@ def test_a_sweep_is_due_again_and_one_of_a_relay_that_died_is_waited_for_no_long
 def test_an_alert_is_posted_again_and_a_relay_that_died_is_seen_to_be_gone(steps: Steps, clock: FakeClock) -> None:
     with an_hour_ahead(steps):
         with steps.database.write() as transaction:
-            alerts.note(transaction, [Alert("retired", "destination audit", firing=True)], clock.moment)
+            alerts.note(transaction, [Alert("endpoint_retired", "destination audit", firing=True)], clock.moment)
         assert len(alerts.take_unsent(steps.database)) == 1
         nodes.start_node(steps.database, "r9", "host", 1, "0")
     assert sorted(one.column for one in pull_in(steps)) == ["heartbeat_at", "post_after"]

@@ -12,15 +12,16 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from inbox.clock import SystemClock
 from inbox.db.dialect import as_json
-from inbox.errors import UnreadableLog
+from inbox.errors import NoSuchCommand, UnreadableLog, UnusableCommand
 from inbox.events.commands import COMMAND_STATES, COMMANDS, KEYS, OF_DELIVERIES, OF_GATES, says_why
 from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
 from relay.store import gates
-from relay.store.database import Transaction
 from relay.store.operator import commands, execution, room
 from relay.store.operator.plan import preview
 from relay.store.operator.selection import Act, Choice, Selection
+from relay.store.transaction import Transaction
+from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
 from tests.helpers.storing import a_fact, an_event, drop_checks
 
@@ -73,7 +74,11 @@ REFUSED_AT_ONCE: list[tuple[str, object, str]] = [
         {},
         "there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase",
     ),
-    ("replay", {"rout": "strict"}, "a replay has no such key in its selection; its keys are route, seq, source"),
+    (
+        "replay",
+        {"rout": "strict"},
+        "a replay has no such key in its selection; its keys are route, seq, seqs, deliveries, source",
+    ),
     ("resume", {"rout": "strict"}, "a resume has no such key in its selection; its keys are route, destination, api"),
     ("pause", {"route": "strict", "cause": "mapping"}, "a pause has no such key"),
     ("cancel", {"route": "strict", "force": True}, "a cancel has no such key"),
@@ -96,6 +101,11 @@ REFUSED_AT_ONCE: list[tuple[str, object, str]] = [
     ("replay", {"everything": "true"}, "everything is true or false"),
     ("prune", {"kinds": "payloads"}, "kinds is a list of texts"),
     ("prune", {"kinds": ["payloads", 7]}, "kinds is a list of texts"),
+    ("cancel", {"deliveries": "7/strict"}, "deliveries is a list of texts"),
+    ("cancel", {"deliveries": [7]}, "deliveries is a list of texts"),
+    ("replay", {"seq": 7, "until_fact": "812"}, "until_fact is a whole number"),
+    ("replay", {"until_fact": 812}, "a replay without a condition"),
+    ("cancel", {"seq": 7, "until_fact": 812}, "a cancel has no such key"),
     (
         "replay",
         {"since": "2026-01-01T00:00:00"},
@@ -129,9 +139,30 @@ REFUSED_AT_ONCE: list[tuple[str, object, str]] = [
     ("replay", None, "selection is a JSON object"),
 ]
 
+REFUSED_AT_ONCE += [
+    ("stop", {}, "name the command by its number"),
+    ("continue", {"command": "7"}, "command is a whole number"),
+    ("retry", {"state": "retrying"}, "a retry has no such key"),
+    ("cancel", {"state": "in_flight"}, "state is one of dead, blocked, retrying"),
+    ("cancel", {"state": None}, "state is one of"),
+    ("cancel", {"state": 7}, "state is one of"),
+    ("cancel", {"state": "delivered"}, "a cancel is about deliveries that are dead, blocked"),
+    ("replay", {"state": "ready"}, "a replay is about deliveries that are dead, blocked, delivered"),
+    *(
+        ("replay", {"seqs": wrong}, "seqs is a list of 1 to 200 numbers")
+        for wrong in (7, [], ["7"], [7.5], [-1], [2**63], [None], [[7]], {"7": 7}, None, [1] * 201)
+    ),
+]
+
 VALID: list[tuple[str, dict[str, object]]] = [
     ("replay", {"seq": 2**63 - 1, "route": "strict", "force": True}),
     ("replay", {"everything": True}),
+    ("replay", {"seqs": [2**63 - 1, 0, 7], "state": "delivered"}),
+    ("cancel", {"seqs": [*range(200)]}),
+    ("cancel", {"deliveries": ["12/strict", "7/audit"]}),
+    ("replay", {"seq": 7, "until_fact": 812}),
+    ("cancel", {"state": "dead"}),
+    ("stop", {"command": 7}),
     ("replay", {"route": "strict", "backfill": True}),
     ("replay", {"since": "2026-01-31T10:00:00Z", "until": "2026-01-31t10:00:00.123456789-05:30"}),
     ("retry", {"status": 503, "error": "no route \u2028 \" ' % : to host"}),
@@ -150,6 +181,12 @@ REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object], str]] = [
     ("replay", {"since": "9999-12-31T23:59:59Z"}, "since the year 9999?"),
     ("replay", {"backfill": True, "route": "strikt"}, "a backfill of which route?"),
     ("replay", {"backfill": True, "route": "strict", "cause": "mapping"}, "leave those out"),
+    ("replay", {"state": "delivered", "route": "strict"}, "ended deliveries are replayed of named events"),
+    ("cancel", {"state": "ready", "status": 503}, "a delivery that is ready has no failure"),
+    *(
+        ("cancel", dict[str, object](deliveries=wrong), "not understood")
+        for wrong in ([], ["7"], ["strict/7"], ["7/"], ["-1/strict"], ["7/a,8/b"], ["7/strict"] * 201)
+    ),
     ("pause", {"destination": "crm"}, "there is no destination 'crm'"),
     ("replay", {"route": "strikt"}, "there is no route 'strikt'; did you mean 'strict'?"),
     ("cancel", {"source": "trivor"}, "there is no source 'trivor'; did you mean 'trivore'?"),
@@ -227,7 +264,7 @@ def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(s
     steps.do("UPDATE relay_command SET state = 'cancelled'")
     with pytest.raises(IntegrityError, match="relay resume --command"):
         steps.do("UPDATE relay_command SET state = 'running'")
-    assert commands.go_on(steps.database, number)
+    turn(steps, "continue", number)
     assert work(steps) == 1
 
 
@@ -248,7 +285,7 @@ def test_a_removed_route_can_still_be_named(steps: Steps) -> None:
 
 def test_a_pause_and_a_sweep_have_no_dry_run(steps: Steps) -> None:
     for kind, selection in (("pause", '{"route": "strict"}'), ("sweep", '{"source": "trivore"}')):
-        with pytest.raises(IntegrityError, match="pause, resume and sweep have no dry run"):
+        with pytest.raises(IntegrityError, match="pause, resume, sweep, stop and continue have no dry run"):
             steps.do(
                 "INSERT INTO relay_command (kind, selection, reason, dry_run)"
                 f" VALUES ('{kind}', '{selection}', 'x', true)"
@@ -318,7 +355,9 @@ def test_names_that_only_the_configuration_knows_are_refused_by_a_relay(steps: S
 
 def test_the_keys_of_a_selection_are_those_that_a_relay_understands() -> None:
     for kind in OF_DELIVERIES:
-        left_out = {"replay": set()}.get(kind, {"force", "backfill"})
+        left_out = {"replay": set(), "cancel": {"force", "backfill", "until_fact"}}.get(
+            kind, {"force", "backfill", "until_fact", "state"}
+        )
         assert {*COMMANDS[kind]} == {*Selection.__struct_fields__} - left_out
     for kind in OF_GATES:
         assert {*COMMANDS[kind]} == {*Gate.__struct_fields__}
@@ -458,16 +497,50 @@ def test_a_replay_looks_at_no_delivery_twice_though_it_dies_again(steps: Steps) 
     assert the(steps, number) == ("done", 25, "done")
 
 
+def turn(steps: Steps, act: commands.CommandAct, number: int) -> None:
+    commands.turn(steps.database, act, number, who="lee", why="wrong route")
+
+
+def test_who_stops_a_command_has_a_row_of_his_own(steps: Steps) -> None:
+    fill_with_dead(steps, 1)
+    number = by_sql(steps, "cancel", {"everything": True})
+    turn(steps, "stop", number)
+    turn(steps, "continue", number)
+    rows = steps.rows("SELECT kind, asked_by, reason, state, answer FROM relay_command WHERE id > 1 ORDER BY id")
+    assert [tuple(row.values()) for row in rows] == [
+        ("stop", "lee", "wrong route", "done", f"command {number} is stopped"),
+        ("continue", "lee", "wrong route", "done", f"command {number} goes on"),
+    ]
+    with pytest.raises(NoSuchCommand):
+        turn(steps, "stop", 99)
+    with pytest.raises(UnusableCommand, match="is a stop itself"):
+        turn(steps, "stop", number + 1)
+
+
+def test_sql_stops_a_command_by_a_command(steps: Steps) -> None:
+    fill_with_dead(steps, 1)
+    number = by_sql(steps, "cancel", {"everything": True})
+    stop, unknown = (by_sql(steps, "stop", {"command": which}) for which in (number, 99))
+    execution.work_on(steps.database, CONFIG, POLICIES, stop)
+    assert the(steps, number)[0] == "cancelled"
+    assert the(steps, stop) == ("done", 0, f"command {number} is stopped")
+    execution.work_on(steps.database, CONFIG, POLICIES, unknown)
+    assert the(steps, unknown) == ("refused", 0, "there is no command 99")
+
+
 @pytest.mark.usefixtures("smaller")
 def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) -> None:
     fill_with_dead(steps, 25)
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="switched off")
     work(steps)
-    commands.stop(steps.database, number)
+    turn(steps, "stop", number)
     assert work(steps) == 0
-    assert the(steps, number)[:2] == ("cancelled", 20)
-    assert commands.go_on(steps.database, number)
-    assert not commands.go_on(steps.database, number)
+    assert the(steps, number) == ("cancelled", 20, "stopped by lee: wrong route")
+    with pytest.raises(UnusableCommand, match="has ended, and can't be stopped"):
+        turn(steps, "stop", number)
+    turn(steps, "continue", number)
+    with pytest.raises(UnusableCommand, match="is running: only one that was stopped goes on"):
+        turn(steps, "continue", number)
     assert [work(steps), work(steps)] == [5, 0]
     assert the(steps, number) == ("done", 25, "done")
 
@@ -531,6 +604,7 @@ def test_a_row_that_is_locked_while_a_batch_is_taken_apart_is_done_later(
     fill_with_dead(steps, 6)
     number = commands.ask(steps.database, "replay", Selection(everything=True), who="kim", why="mended")
     with steps.database.engine.connect() as person, monkeypatch.context() as patch:
+        stand_still(person)
         locking = Locking(person, seq=3, bad=5)
         patch.setattr(execution, "_change", locking)
         with pytest.raises(OperationalError, match="lock timeout"):

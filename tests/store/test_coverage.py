@@ -16,7 +16,7 @@ from relay.store.duplicates import Judged, judge_duplicates
 from relay.store.operator.selection import Selection
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
-from tests.helpers.storing import START, a_row, an_event
+from tests.helpers.storing import START, a_fact, a_row, an_event
 from tests.store.verifying import differences
 
 LATEST = ["latest"]
@@ -147,6 +147,16 @@ def test_one_sweeps_event_stands_for_one_webhook_and_a_second_change_of_its_inst
     told = steps.rows("SELECT seq, detail FROM delivery_log WHERE kind = 'superseded'")
     assert told == [{"seq": 2, "detail": {"by": 1, "because": "swept"}}]
     assert differences(steps.database) == []
+
+
+def test_a_fact_whose_winner_is_no_number_stops_no_late_webhook(steps: Steps) -> None:
+    steps.arrive(swept(an_event(1, second=5)))
+    steps.attempt(DONE)
+    steps.arrive(an_event(2, second=5))
+    for by in ("none", "1" * 30, "", " 1"):
+        steps.do(a_fact("superseded", 2, by=by, because="swept"))
+    steps.arrive(an_event(3, second=5), an_event(4, "u4", second=6))
+    assert steps.states() == [(3, "strict", "ready"), (4, "strict", "ready")]
 
 
 def test_so_it_is_on_each_route_by_itself_and_also_when_later_ones_were_delivered(steps: Steps) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from inbox.db.dialect import as_json
 from inbox.db.erasure import searching, work
+from inbox.db.erasure.subject import ErasureSubject
 from relay.store.operator import erase, execution
 from tests.helpers.person import ID, PERSON, contents, live, of_person, traces_in
 from tests.helpers.relaying import CONFIG, POLICIES, Steps
@@ -139,3 +141,37 @@ def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
     (row,) = steps.rows("SELECT state, progress_seq FROM relay_command WHERE id = :id", id=unknown)
     assert (row["state"], row["progress_seq"]) == ("running", 1), "it searches on, step by step"
     assert answered(steps, unknown)["state"] == "done"
+
+
+def test_a_step_that_was_found_before_a_stop_erases_nothing_after_it(
+    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live(steps)
+    number = ask(steps, OF_PERSON)
+    before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
+
+    def looked(
+        connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
+    ) -> work.ErasureStep:
+        found = work.look(connection, subject, position, own_command=own_command)
+        steps.do(f"UPDATE relay_command SET state = 'cancelled' WHERE id = {number}")
+        return found
+
+    monkeypatch.setattr(erase, "look", looked)
+    row = answered(steps, number)
+    assert (row["state"], row["affected"]) == ("cancelled", 0)
+    assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
+
+
+def test_a_relay_counts_a_part_of_many_events_and_finds_an_open_delivery_of_any(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay plans and delivers in the same thread."""
+    monkeypatch.setattr(erase, "COUNTED_EVENTS", 2)
+    steps.receive(of_person(1), *(msgspec.structs.replace(of_person(n), enrolments=()) for n in (2, 3, 4)))
+    row = answered(steps, ask(steps, OF_PERSON))
+    assert row["answer"].startswith("its deliveries have to end first, such as seq 1 on route latest")
+    steps.do("DELETE FROM open_delivery")
+    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
+    assert (row["matched"], row["answer"]) == (2, "would erase at least 2 events")
+    assert answered(steps, ask(steps, OF_PERSON))["affected"] == 4

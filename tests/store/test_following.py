@@ -15,6 +15,7 @@ from inbox.db.following import ARRIVALS, MISSING_SECONDS, OUT_OF_ORDER, REJECTIO
 from inbox.events.timestamps import time_text
 from relay.store.database import SEQS_OUT_OF_ORDER
 from relay.store.reads import OUTCOMES
+from tests.helpers.patience import stand_still
 from tests.helpers.relaying import DONE, Steps
 from tests.helpers.storing import START, Intake, an_event
 
@@ -68,6 +69,7 @@ def test_a_row_whose_transaction_was_open_when_the_tail_began_is_not_skipped(eng
     if not Sql(engine.dialect.name).is_postgres:
         pytest.skip("SQLite has one writer at a time")
     with engine.connect() as late, late.begin():
+        stand_still(late)
         reject(late, 7)
         committed(engine, 8)
         follower = following_from(engine)

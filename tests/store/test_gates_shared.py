@@ -18,7 +18,8 @@ from relay.delivery.gates import Breaker, ClaimFilter, Gate, GateKey, RateLimit,
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, RateHold
 from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, claim, claim_probe, claim_suspect
-from relay.store.database import Database, FailedAlone
+from relay.store.database import Database
+from relay.store.transaction import FailedAlone
 from tests.helpers.all_orders import all_orders
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.relaying import POLICIES, Steps
@@ -258,8 +259,8 @@ def test_a_410_retires_the_destination_until_a_person_resumes_it(steps: Steps) -
     assert admitted(steps) == "all"
     attempt(steps, WELL)
     assert [(row["kind"], bool(row["firing"])) for row in steps.rows("SELECT * FROM alert ORDER BY id")] == [
-        ("retired", True),
-        ("retired", False),
+        ("endpoint_retired", True),
+        ("endpoint_retired", False),
     ]
 
 

@@ -15,6 +15,7 @@ from inbox.db import engine as engines
 from inbox.db.reads import Row
 from inbox.db.schema import alert, gate, metadata, throughput_minute
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.patience import be_patient
 from tests.helpers.relaying import Steps
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import until
@@ -203,6 +204,7 @@ def test_a_transaction_tells_what_it_locks_who_waits_for_it_and_no_value_of_its_
 ) -> None:
     steps.arrive(an_event(1))
     other = engines.connect(database_url, application="a person")
+    be_patient(other)
     with aged(engine) as view, other.connect() as person:
         person.execute(text("UPDATE lane SET seq = 1 WHERE route = 'secret'"))
         person.execute(text("LOCK TABLE sweep_watermark"))
@@ -212,11 +214,8 @@ def test_a_transaction_tells_what_it_locks_who_waits_for_it_and_no_value_of_its_
             waiter.rollback()
             statement = text("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = :pid")
 
-            def wait() -> None:
-                with pytest.raises(Exception, match="lock timeout"):
-                    waiter.execute(text("SELECT * FROM sweep_watermark"))
-
-            thread = threading.Thread(target=wait)
+            wait = text("SELECT * FROM sweep_watermark")
+            thread = threading.Thread(target=waiter.execute, args=(wait,))
             thread.start()
 
             def is_waiting() -> bool:
@@ -225,6 +224,7 @@ def test_a_transaction_tells_what_it_locks_who_waits_for_it_and_no_value_of_its_
 
             until(is_waiting, "it waits")
             found = {row["pid"]: row for row in steps.rows(view)}
+            person.rollback()
             thread.join()
     row = found[pid]
     assert row["application"] == "a person"

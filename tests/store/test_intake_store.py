@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db import engine as engines
 from inbox.db.dialect import is_data_error
 from inbox.db.intake import STORES, Rejected
 from inbox.db.reads import Row, plain
 from inbox.events.event import Enrolment, Event
 from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.receiver import a_link
 from tests.helpers.storing import START, Intake, an_event
 
 ODD_BYTES = b"\x00\xff\xfe{'\"\\}\r\n\t\x00" + bytes(range(256))
@@ -168,6 +168,19 @@ def test_a_row_that_is_too_large_for_an_index_is_itself_at_fault(intake: Intake)
     assert is_data_error(refused.value)
 
 
+def test_what_only_looks_like_a_nul_is_stored_and_a_nul_in_a_header_is_not(intake: Intake, engine: Engine) -> None:
+    looks = "\\u0000 \\\\u0000 \\x00"
+    event = msgspec.structs.replace(an_event(1), entity_id=looks, headers={"user-agent": looks})
+    assert intake.append(event) == [1]
+    (row,) = rows(engine, "SELECT i.entity_id, p.headers FROM inbox i JOIN inbox_payload p ON p.seq = i.seq")
+    headers = row["headers"] if isinstance(row["headers"], dict) else msgspec.json.decode(row["headers"])
+    assert (row["entity_id"], headers) == (looks, {"user-agent": looks})
+    for headers in ({"user-agent": "\x00"}, {"user\x00agent": "it"}):
+        with pytest.raises((ValueError, DBAPIError)):
+            intake.append(msgspec.structs.replace(an_event(2), headers=headers))
+    assert len(rows(engine, "SELECT seq FROM inbox")) == 1
+
+
 # --- repeat
 
 
@@ -260,11 +273,11 @@ def test_receivers_that_repeat_the_same_events_in_different_orders_lose_no_count
     intake.repeat(*events * 20)
 
     async def receiver(order: Sequence[Event]) -> None:
-        connecting = engines.connect_async(database_url, application="tests")
-        async with connecting.connect() as connection:
-            for _ in range(40):
-                await STORES[connecting.dialect.name]().note_duplicates(connection, order)
-        await connecting.dispose()
+        link = a_link(database_url)
+        await link.open()
+        for _ in range(40):
+            await link.run(STORES[link.dialect]().note_duplicates, order)
+        await link.drop()
 
     async def at_once() -> None:
         await asyncio.gather(*(receiver(order) for order in (events, events[::-1], events[4:] + events[:4])))

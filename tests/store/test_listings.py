@@ -15,6 +15,7 @@ from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from relay.store.reads import DeadFilter, dead_letters
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.sent_statements import counted_statements
 from tests.helpers.storing import START, Intake, an_event
 
 LONG = 1000
@@ -92,6 +93,19 @@ def test_a_rare_delivery_is_found_behind_pages_of_others(
     assert seqs(engine, error="email") == [2]
     assert seqs(engine, state="dead") == [2]
     assert seqs(engine, state="ready") == list(range(11, 2, -1))
+
+
+def test_events_that_lie_apart_are_read_by_one_statement(engine: Engine, steps: Steps) -> None:
+    steps.receive(*(an_event(n, routes=["strict", "latest"]) for n in range(1, 41)))
+    wanted = [40, 21, 20, 1]
+    with engine.connect() as connection, counted_statements() as seen:
+        found = listings.deliveries_of(connection, wanted)
+    assert [[(row["seq"], row["route"]) for row in rows] for rows in found] == [
+        [(seq, "latest"), (seq, "strict")] for seq in wanted
+    ]
+    assert len([statement for statement in seen if "FROM delivery" in statement]) == 1
+    with engine.connect() as connection:
+        assert listings.deliveries_of(connection, []) == []
 
 
 def test_a_delivery_shows_its_error_until_it_has_ended(engine: Engine, steps: Steps) -> None:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import event
 
 from relay.daemon.lease_renewal import claim_of
 from relay.delivery.lifecycle import State
@@ -20,6 +21,7 @@ from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.patience import be_patient
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps
 from tests.helpers.storing import an_event
 
@@ -60,6 +62,7 @@ def test_three_relays_and_a_receiver_at_once_lose_nothing_keep_order_and_leave_n
     steps: Steps, clock: FakeClock, database: Database, route: str
 ) -> None:
     received_all = threading.Event()
+    be_patient(database.engine)
     with ThreadPoolExecutor(RELAYS) as pool:
         relays = [pool.submit(run_relay, database, clock, f"r{n}", route, received_all) for n in range(RELAYS)]
         for first in range(1, EVENTS + 1, 20):
@@ -84,12 +87,38 @@ def test_three_relays_and_a_receiver_at_once_lose_nothing_keep_order_and_leave_n
         assert sum(len(seqs) for seqs in delivered.values()) == EVENTS
 
 
+def test_two_relays_share_two_hundred_routes_and_neither_fails_nor_makes_a_transaction_of_each_delivery(
+    steps: Steps, clock: FakeClock
+) -> None:
+    routes = [f"r{number:03}" for number in range(200)]
+    known = dict.fromkeys(routes, POLICIES["strict"])
+    steps.receive(*(an_event(n, "u1", routes=routes) for n in range(1, 3)))
+    commits: list[object] = []
+    event.listen(steps.database.engine, "commit", commits.append)
+
+    def work(name: str) -> int:
+        database, recorded = Database(steps.database.engine, clock), 0
+        while sequence(database, known, name):
+            pass
+        while claimed := claim(database, name, [(routes, 64)]):
+            recorded += len(record(database, known, name, [(delivery, DONE) for delivery in claimed]))
+        return recorded
+
+    with ThreadPoolExecutor(2) as pool:
+        recorded = sum(pool.map(work, "ab"))
+    recorded += work("a")  # heads that one relay has made after the other one's last look
+    assert (recorded, steps.states()) == (2 * len(routes), [])
+    assert len(commits) < len(routes)
+    steps.facts_agree()
+
+
 @ON_POSTGRES
 def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_is_ready(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"))
     working = steps.claim()
     lanes = [("strict", "USER|a"), ("strict", "USER|b")]
     lease = claim_of(working)
+    be_patient(steps.database.engine)
     with steps.database.write() as settling:
         settling.lock_order()
         assert [(head.seq, head.state) for head in sorted(heads_of(settling, lanes), key=lambda head: head.seq)] == [
@@ -103,6 +132,7 @@ def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_i
 
 def test_a_delivery_is_claimed_by_one_relay_only(steps: Steps, database: Database) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 201)))
+    be_patient(database.engine)
 
     def claim_all(name: str) -> list[Delivery]:
         claimed: list[Delivery] = []

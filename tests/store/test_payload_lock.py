@@ -20,6 +20,7 @@ from relay.store.operator import commands, execution
 from relay.store.operator.selection import Selection
 from relay.store.reopen import keep_payloads
 from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.patience import stand_still
 from tests.helpers.pruning import prune
 from tests.helpers.reading import count
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
@@ -32,6 +33,7 @@ from tests.helpers.waiting import until
 def retention_at_work(engine: Engine) -> Iterator[None]:
     """A batch of retention that does not end as long as the block runs."""
     with engine.connect() as pruning, pruning.begin():
+        stand_still(pruning)
         pruning.execute(text(LOCK_PAYLOADS))
         yield
 
@@ -83,10 +85,10 @@ def test_a_delivery_is_never_opened_without_the_lock(steps: Steps) -> None:
 
 
 STOPPING = (
-    "SELECT id FROM {table} FOR UPDATE",
-    "SELECT id FROM {table} FOR NO KEY UPDATE",
-    "SELECT id FROM {table} FOR SHARE",
-    "SELECT id FROM {table} FOR KEY SHARE",
+    "SELECT 1 FROM {table} FOR UPDATE",
+    "SELECT 1 FROM {table} FOR NO KEY UPDATE",
+    "SELECT 1 FROM {table} FOR SHARE",
+    "SELECT 1 FROM {table} FOR KEY SHARE",
     "LOCK TABLE {table} IN ROW SHARE MODE",
     "LOCK TABLE {table} IN EXCLUSIVE MODE",
     "LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE",
@@ -96,7 +98,7 @@ STOPPING = (
 @pytest.mark.parametrize("role", ["reader", "reader_without_payloads", "operator", "receiver"])
 def test_no_other_role_can_lock_what_relays_take_in_turn(module_database_url: str, role: Role) -> None:
     with granted(module_database_url, f"k{os.getpid()}") as roles:
-        for table in ("payload_lock", "order_lock"):
+        for table in ("payload_lock", "order_lock", "route_lock"):
             for statement in STOPPING:
                 assert not roles.allows(role, f"SET TRANSACTION READ WRITE; {statement.format(table=table)}"), statement
 
@@ -106,6 +108,7 @@ def test_whatever_a_mere_login_holds_replays_and_retention_go_on(
     lived_in: Steps, engine: Engine, postgres_database_url: str
 ) -> None:
     with lived_in.database.write() as transaction:
+        stand_still(transaction.connection)
         transaction.lock_order(keeps_payloads=True)
         assert count(engine, "pg_locks WHERE locktype = 'advisory'") == 0, "any login can hold those for good"
     with granted(postgres_database_url, f"m{os.getpid()}") as roles, roles.connected("reader") as login:

@@ -17,9 +17,11 @@ from inbox.db.retention.kinds import STEPS
 from inbox.db.retention.payloads import leaf_size
 from inbox.db.retention.pruned import Expiry, Pruned
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.patience import stand_still
 from tests.helpers.reading import rows
 from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import START, an_event
+from tests.helpers.waiting import until
 
 AGE = timedelta(days=10)
 NOW = START + AGE
@@ -82,6 +84,7 @@ def prepare(engine: Engine, age: timedelta | None = AGE) -> int:
 def transaction(engine: Engine, *statements: str) -> Iterator[Connection]:
     """Somebody's transaction that stays open for the block."""
     with engine.connect() as connection, connection.begin():
+        stand_still(connection)
         for statement in statements:
             connection.execute(text(statement))
         yield connection
@@ -195,11 +198,14 @@ INSERT INTO inbox_payload SELECT seq, '{}', 'body' FROM arrived
 @ON_POSTGRES
 def test_an_event_that_arrives_while_the_default_leaf_expires_keeps_its_payload(engine: Engine) -> None:
     fill(engine, 100_001, 102_000, days_old=9)
+    with engine.begin() as connection:  # else it goes on after 100 ms without the lock, before a slow test has looked
+        connection.execute(text("ALTER FUNCTION inbox_payload_expire_leaf SET lock_timeout = '1min'"))
+    waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with engine.connect() as receiver, ThreadPoolExecutor(1) as others, receiver.begin() as arriving:
+        stand_still(receiver)
         receiver.execute(text(ARRIVING), {"at": NOW})
         expired = others.submit(step, engine, Expiry(NOW - 8 * DAY))
-        while not expired.done() and not rows(engine, "SELECT 1 FROM pg_locks WHERE NOT granted"):
-            pass
+        until(lambda: expired.done() or rows(engine, waits), "it waits")
         arriving.commit()
         assert expired.result().rows == 2000
     assert kept(engine) == [102_001]

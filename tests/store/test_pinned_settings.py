@@ -16,6 +16,7 @@ from inbox.errors import ConfigError
 from relay.store.database import Database
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.outage import connect_postgres, read_only
+from tests.helpers.patience import be_patient
 from tests.helpers.settings import HOSTILE, pinned, set_otherwise
 from tests.helpers.waiting import until
 
@@ -51,6 +52,7 @@ def test_the_settings_of_the_database_reach_neither_side(hostile: str) -> None:
 
 def test_what_is_read_under_the_order_lock_is_what_the_one_before_has_left(hostile: str) -> None:
     made = engines.connect(hostile, application="tests")
+    be_patient(made)
     database = Database(made)
     seen: list[int] = []
 
@@ -148,3 +150,15 @@ def test_a_pragma_of_sqlite_that_did_not_take_is_refused(pragma: str, engine: En
         cursor.execute(f"PRAGMA {pragma}")
         (line,) = guarantees.differences(connection)
     assert line.startswith(f"the SQLite file has {pragma.partition(' ')[0]} = ")
+
+
+@pytest.mark.parametrize(("options", "shown"), [("", "off"), ("-c jit=on", "on")])
+def test_statements_of_milliseconds_are_not_compiled_unless_the_url_says_so(
+    postgres_database_url: str, options: str, shown: str
+) -> None:
+    query = {"options": options} if options else {}
+    url = make_url(postgres_database_url).update_query_dict(query).render_as_string(hide_password=False)
+    made = engines.connect(url, application="tests")
+    with made.connect() as connection:
+        assert connection.execute(text("SHOW jit")).scalar_one() == shown
+    made.dispose()

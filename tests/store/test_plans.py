@@ -26,7 +26,6 @@ from relay.store import (
     alert_conditions,
     claim,
     coverage,
-    database,
     duplicates,
     entities,
     events,
@@ -45,9 +44,11 @@ from relay.store import (
     sequence,
     stuck_check,
     sweeps,
+    written,
 )
 from relay.store.audit import examine, rebuild, verify
-from relay.store.operator import replay, retry, room, selected
+from relay.store.operator import replay, retry, room, selected_statements
+from relay.store.operator.selection import Which
 from relay.store.reads import OUTCOMES
 from tests.helpers.explaining import Node, explained, nodes
 from tests.helpers.storing import START
@@ -157,6 +158,12 @@ PARAMETERS: dict[str, Any] = {
     "event_type": "UPDATE",
     "after_id": "u101",
     "routes": '[{"route": "crm"}]',
+    "seqs": '[{"value": 1010}, {"value": 1020}]',
+    "of_source": "trivore",
+    "cause": "mapping",
+    "error": "value",
+    "error_sha256": "0" * 64,
+    **dict.fromkeys(("entity_types", "event_types", "actions"), "[]"),
     "after": 1000,
     "before": 1500,
     "first": 1000,
@@ -171,6 +178,7 @@ PARAMETERS: dict[str, Any] = {
     "later": NOW,
     "ago": -60.0,
     "until": NOW,
+    "until_fact": 10_000,
     "below": 1500,
     "lowest": 1000,
     "status": 503,
@@ -193,10 +201,15 @@ PARAMETERS: dict[str, Any] = {
             "listed",
             "decided",
             "counted",
+            "keys",
+            "left_routes",
+            "known",
+            "ahead",
             "these",
             "paused",
             "looked_to",
             "trusted",
+            "deliveries",
         ),
         ONE,
     ),
@@ -232,9 +245,17 @@ def _constant(statement: TextClause, _: Sql) -> TextClause:
     return statement
 
 
+def _of_chosen(made: Callable[[Sql, Which, bool], TextClause], which: Which, sql: Sql) -> TextClause:
+    return made(sql, which, True)
+
+
 def _listed(wanted: EventFilter, sql: Sql) -> TextClause:
     statement, _ = listings._candidates(sql, wanted)
     return text(statement(wanted.before is not None))
+
+
+def _listed_on_sqlite() -> TextClause:
+    return text(listings._OF_LISTED.text.replace(":seqs", "(1010, 1020)"))
 
 
 def _window(wanted: EventFilter, sql: Sql) -> TextClause:
@@ -253,23 +274,29 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "renew": leases._renew,
     "still ours": leases._ours,
     "give back": leases._give_back,
-    "any expired": reap._any_expired,
+    "expired leases": partial(reap._expired_leases, are_left=False),
+    "expired leases of locked routes": partial(reap._expired_leases, are_left=True),
     "reap": reap._expired,
     "routes that are due later": pull_in_deliveries._routes_ahead,
     "due later": pull_in_deliveries._due_later,
-    "due later, again": pull_in_deliveries._again,
+    "due later, again": lambda sql: pull_in_deliveries._again(sql, locked=True),
     "last facts": pull_in_deliveries._last_facts,
     "leases that last too long": lambda sql: pull_in_times._find(sql, pull_in_times._TIMES[0]),
     "leases that are shortened": lambda sql: pull_in_times._pull(sql, pull_in_times._TIMES[0]),
-    "received": lambda _: sequence._RECEIVED,
+    "received": sequence._received,
+    "received that come after none": sequence._received_before,
+    "received that nobody has locked": sequence._free,
+    "received keys": lambda _: sequence._RECEIVED_KEYS,
+    "received keys beside some routes": sequence._received_beside,
+    "received keys of some routes": sequence._received_of,
     "any received": lambda _: sequence._ANY_RECEIVED,
     "any dead on a route": lambda _: alert_conditions._ANY_DEAD,
     "oldest of a route": lambda _: alert_conditions._OLDEST,
     "heads": lanes._heads,
     "first waiting": lanes._first_waiting,
     "leased": record._leased,
-    "end": database._end,
-    "move": database._move,
+    "end": written.end,
+    "move": written.move,
     "wanted that are open": reopen._present,
     "wanted that are due later": retry._due_later,
     "wanted that nobody has begun": lambda sql: replay._untouched(sql, locked=True),
@@ -310,17 +337,27 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "listed events of an entity": partial(_listed, EventFilter(entity_type="USER", entity_id="u101")),
     "listed events that are dead": partial(_listed, EventFilter(state="dead", before=1500)),
     "listed events with an error": partial(_listed, EventFilter(error="value", before=1500)),
-    "deliveries of a page of events": lambda sql: listings._OF_MANY if sql.has_lateral else listings._OF_RANGE,
+    "deliveries of a page of events": lambda sql: listings._OF_MANY if sql.has_lateral else _listed_on_sqlite(),
     "delivery by seq": lambda _: BY_SEQ,
     "delivery by entity": lambda _: BY_ENTITY,
     "facts by seq": lambda _: OF_AN_EVENT,
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
     **{name: partial(_constant, text(query)) for name, query in VIEWS.items()},
     "any event of a source": lambda _: traffic._ANY_OF_SOURCE,
-    "events of an entity that a replay names": lambda _: selected._events(
-        ("entity_id", "entity_type"), of_any_source=True
+    "events of an entity that a replay names": lambda sql: selected_statements.events(
+        sql, ("entity_id", "entity_type")
     ),
-    "deliveries of events that a replay names": selected._ended_of_events,
+    "events of a backfill": lambda sql: selected_statements.backfilled(sql, False),
+    "few events of a source": lambda _: selected_statements.FEW_OF_SOURCE,
+    "next events of a source": lambda _: selected_statements.NEXT_OF_SOURCE,
+    "deliveries of events that a replay names": lambda sql: selected_statements.ended_of_events(sql, False),
+    "chosen events": lambda sql: selected_statements.events(sql, ("seqs",)),
+    "chosen deliveries that have ended": lambda sql: selected_statements.ended_of_events(sql, True),
+    "chosen deliveries of a backfill": lambda sql: selected_statements.backfilled(sql, True),
+    "chosen dead deliveries": partial(_of_chosen, selected_statements.candidates, "dead"),
+    "chosen dead deliveries by cause": partial(_of_chosen, selected_statements.grouped, "dead"),
+    "chosen deliveries that wait": partial(_of_chosen, selected_statements.counted, "due later"),
+    "chosen deliveries to cancel": partial(_of_chosen, selected_statements.candidates, "not begun"),
     "figures of the last hour": last_hour._figures,
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
@@ -461,6 +498,29 @@ def test_on_postgres_a_search_reads_its_window_alone(
     assert "inbox" not in whole_tables(found), described(found)
 
 
+@pytest.mark.parametrize("source", [None, "trivore"])
+@pytest.mark.parametrize("planned", PLANS)
+def test_on_postgres_a_search_for_an_entity_looks_it_up_by_each_source(
+    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]], source: str | None
+) -> None:
+    wanted = EventFilter(source=source, entity_type="USER", entity_id="u1", routes=["crm"])
+    with big_postgres.connect() as connection:
+        found = planned(connection, _window(wanted, Sql(POSTGRES)))
+    (look,) = [node for node in found if node.get("Index Name") == "ix_inbox_entity"]
+    assert all(f"({name} = " in look["Index Cond"] for name in ("source", "entity_type", "entity_id")), look
+    assert "inbox" not in whole_tables(found), described(found)
+
+
+@pytest.mark.parametrize("planned", PLANS)
+def test_on_postgres_stuck_reads_facts_by_delivery_or_the_newest_alone(
+    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]]
+) -> None:
+    with big_postgres.connect() as connection:
+        found = planned(connection, STUCK)
+    looks = {node["Index Name"] for node in found if "delivery_log" in node.get("Index Name", "")}
+    assert looks == {"ix_delivery_log_delivery", "pk_delivery_log"}, described(found)
+
+
 @pytest.mark.parametrize("wanted", WINDOWS)
 def test_on_sqlite_a_search_reads_its_window_alone(big_sqlite: Engine, wanted: EventFilter) -> None:
     statement = _window(wanted, Sql(SQLITE))
@@ -468,6 +528,20 @@ def test_on_sqlite_a_search_reads_its_window_alone(big_sqlite: Engine, wanted: E
         found = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement))
         plan = [str(row.detail) for row in found]
     assert any("SEARCH w USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in step for step in plan), plan
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_on_sqlite_each_part_of_the_view_looks_the_listed_events_up(
+    big_sqlite: Engine, sqlite_database_url: str, filled: bool
+) -> None:
+    engine = big_sqlite if filled else engines.connect(sqlite_database_url, application="tests")
+    with engine.connect() as connection:
+        found = connection.execute(text(f"EXPLAIN QUERY PLAN {_listed_on_sqlite().text}"))
+        plan = [str(row.detail) for row in found]
+    if not filled:
+        engine.dispose()
+    looks = [step for step in plan if step.split()[1] == "i"]
+    assert looks == ["SEARCH i USING INTEGER PRIMARY KEY (rowid=?)"] * 3, plan
 
 
 def test_on_sqlite_alerts_that_fire_are_found_by_one_look_for_each_subject(big_sqlite: Engine) -> None:
@@ -484,7 +558,7 @@ def _scans_a_table(step: str) -> bool:
 
 RESULTS = (
     *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
-    *("replayed", "moving", "entity_timeline", "dead_cause", "gone", "subject", "sized"),
+    *("replayed", "moving", "entity_timeline", "dead_cause", "gone", "subject", "sized", "known_rows"),
 )
 """Of common table expressions, subqueries and of the views, by name."""
 

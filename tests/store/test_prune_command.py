@@ -120,6 +120,24 @@ class _Standing:
 
 
 @pytest.mark.usefixtures("full")
+def test_after_a_sleep_it_says_who_has_taken_over(
+    inbox: Inbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = LeasedPruner._batch
+
+    def slept(pruner: LeasedPruner, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE pruner SET held_by = 'r7'"))
+        return batch(pruner, *arguments, **more)
+
+    monkeypatch.setattr(LeasedPruner, "_batch", slept)
+    ran = inbox("--yes", "--kind", "events")
+    assert ran.status == 1
+    assert "r7 has taken over after 0 rows, and deletes the rest" in ran.stderr
+    assert count(engine, "inbox") == 2000
+
+
+@pytest.mark.usefixtures("full")
 def test_an_interruption_keeps_what_is_done_and_the_command_goes_on(
     inbox: Inbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

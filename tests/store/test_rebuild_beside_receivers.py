@@ -12,8 +12,10 @@ from sqlalchemy import Engine, event, text
 
 from relay.store.audit import examine
 from relay.store.audit.rebuild import rebuild
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
+from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.patience import be_patient
 from tests.helpers.reading import count, rows
 from tests.helpers.relaying import CONFIG, DONE, FakeClock, Steps
 from tests.helpers.storing import a_fact, a_row, an_event
@@ -102,6 +104,7 @@ def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(lived
 
 def test_rebuilds_beside_a_receiver_lose_nothing(steps: Steps, plant: Planter) -> None:
     database, engine = steps.database, steps.database.engine
+    be_patient(engine)
 
     def take_in() -> None:
         for first in range(1, 241, 4):
@@ -145,6 +148,7 @@ def test_facts_of_no_event_stay_when_their_event_arrives_while_they_are_being_de
     plant(a_stray_fact(14))
     plant("DELETE FROM open_delivery WHERE seq = 6")
     engine = lived_in.database.engine
+    be_patient(engine)
     with ThreadPoolExecutor(1) as pool, engine.connect() as connection:
         connection.execute(text("SELECT id FROM delivery_log WHERE seq = 14 FOR UPDATE"))
         mending = pool.submit(mend, lived_in.database)

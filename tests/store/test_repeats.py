@@ -18,6 +18,7 @@ from relay.store.duplicates import Judged, Rest, judge_duplicates
 from relay.store.record import record
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, POLICIES, Steps
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
@@ -288,6 +289,7 @@ WHERE handled_at IS NULL AND :decided <> '[]' RETURNING id
 def test_a_number_that_commits_late_is_judged_late(meanwhile: Meanwhile) -> None:
     """Numbers are given in one order, and committed in another."""
     with meanwhile.engine.connect() as connection:
+        stand_still(connection)
         connection.execute(text("INSERT INTO duplicate_request (seq, received_at, body_sha256) VALUES (1, now(), '')"))
         meanwhile.repeat(25)
         assert judge(meanwhile.steps).rearmed == 1
@@ -298,6 +300,7 @@ def test_a_number_that_commits_late_is_judged_late(meanwhile: Meanwhile) -> None
 @ON_POSTGRES
 def test_a_receiver_that_has_not_committed_yet_does_not_hold_the_order_lock_up(meanwhile: Meanwhile) -> None:
     with meanwhile.engine.connect() as connection:
+        stand_still(connection)
         connection.execute(
             text("UPDATE duplicate_request SET times = times + 1 WHERE id = (SELECT max(id) FROM duplicate_request)")
         )

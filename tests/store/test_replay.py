@@ -11,8 +11,8 @@ from inbox.config.model import Config, When
 from inbox.db.reads import Row
 from relay.delivery import facts
 from relay.delivery.outcome import Call, Failed
-from relay.store.operator import commands, execution
-from relay.store.operator.plan import Plan, preview
+from relay.store.operator import commands, execution, selected
+from relay.store.operator.plan import Plan, bounded, preview
 from relay.store.operator.replay import replay
 from relay.store.operator.selection import Choice, Selection
 from tests.helpers.commanding import carry_out
@@ -441,3 +441,37 @@ def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
     assert planned_and_done(steps, Selection(seq=1)) == (0, 0)
     assert planned_and_done(steps, Selection(seq=2)) == (1, 1)
     assert steps.states() == [(2, "strict", "ready")]
+
+
+def test_a_plan_that_is_late_ends_within_a_page_and_says_so(steps: Steps) -> None:
+    steps.arrive(*(an_event(n) for n in range(1, 5)))
+    for _ in range(4):
+        steps.attempt(DONE)
+    steps.do(a_fact("replayed", who=5))
+    choice = Choice("replay", Selection(source="trivore", entity_type="USER", entity_id="u1"), CONFIG)
+    late = bounded(steps.database, choice, listed=10, most=1000, is_late=lambda: True)
+    assert (late.is_whole, late.plan.count, late.plan.left_out) == (False, 0, {"unreadable": 1})
+    whole = bounded(steps.database, choice, listed=10, most=1000, is_late=lambda: False)
+    assert (whole.is_whole, whole.plan.count, whole.plan.left_out) == (True, 3, {"unreadable": 1})
+
+
+@pytest.mark.parametrize("few", [0, 2000])
+@pytest.mark.parametrize("page", [1, 2, 5, 6])
+def test_a_backfill_looks_through_the_events_of_its_source_in_pages(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, few: int, page: int
+) -> None:
+    monkeypatch.setattr(selected, "_FEW", few)
+    steps.arrive(
+        *(msgspec.structs.replace(an_event(n, f"u{n}"), source="trivore" if n % 2 else "billing") for n in range(1, 11))
+    )
+    choice = Choice("replay", Selection(route="strict", backfill=True), CONFIG)
+    steps.record_all(steps.claim_due(10), DONE)
+    found, after = [], 0
+    while True:
+        part = selected.page(steps.database, choice, after=after, most=page)
+        found += [row["seq"] for row in part.rows]
+        if part.upto is None:
+            break
+        assert part.upto > after
+        after = part.upto
+    assert found == [1, 3, 5, 7, 9]

@@ -8,14 +8,14 @@ import pytest
 
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Failed
-from relay.store import gates
+from relay.store import gates, record
 from relay.store.operator import commands, execution, room, selected
 from relay.store.operator.plan import Plan, preview
 from relay.store.operator.retry import retry
 from relay.store.operator.selection import Choice, Selection, keys_of
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
-from tests.helpers.storing import an_event
+from tests.helpers.storing import a_fact, an_event
 from tests.store.verifying import differences
 
 ALL = Selection(everything=True)
@@ -130,6 +130,17 @@ def test_one_that_took_over_the_retries_of_an_older_one_has_the_cause_of_that_on
     assert (found["seq"], found["cause"], found["error"]) == (2, "server_error", "Answered 503")
 
 
+@pytest.mark.parametrize("of", ["soon", "9" * 30, None, [1]])
+def test_one_that_took_over_from_nothing_that_can_be_read_is_planned_without_a_cause(steps: Steps, of: object) -> None:
+    steps.arrive(an_event(1, routes=["latest"]), an_event(2, "u2", routes=["latest"]))
+    steps.record_all(steps.claim_due(2), ANSWERED_503)
+    steps.arrive(an_event(3, routes=["latest"]))
+    steps.do(a_fact("took_over", 3, "latest", of=of))
+    planned = plan(steps, Selection(everything=True))
+    assert [(row["seq"], row["cause"]) for row in planned.deliveries] == [(2, "server_error"), (3, None)]
+    assert planned.left_out == {}
+
+
 def test_a_plan_counts_by_route_and_cause_and_says_until_when_they_wait(steps: Steps) -> None:
     steps.arrive(an_event(1, "u1"), an_event(2, "u2"), an_event(3, "u3", routes=["latest"]))
     steps.record_all(steps.claim_due(1, "strict"), ANSWERED_503)
@@ -234,6 +245,7 @@ def test_pages_have_each_selected_delivery_once_and_whole_events(
     """Whatever stands between them, and however few are looked up together, and in one page."""
     monkeypatch.setattr(selected, "_CANDIDATES", 2)
     monkeypatch.setattr(selected, "_MOST_LOOK_UPS", 2)
+    monkeypatch.setattr(record, "OWN_TRANSACTION", 100)  # no breaker opens between the two routes
     steps.arrive(*(an_event(n, f"u{n}", routes=["latest", "strict"]) for n in range(1, 11)))
     steps.record([(claimed, NO_ANSWER if claimed.seq % 3 else ANSWERED_503) for claimed in steps.claim_due()])
     choice = Choice("retry", Selection(cause="server_error"), CONFIG)

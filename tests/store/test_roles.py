@@ -16,6 +16,7 @@ from inbox.db.roles import FUNCTIONS, PAYLOAD_COLUMNS, ROLES, SEQUENCES, SETTING
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError
 from tests.helpers.outage import connect_postgres
+from tests.helpers.patience import stand_still
 from tests.helpers.reading import rows
 from tests.helpers.roles import Granted, granted
 from tests.helpers.storing import Intake, an_event
@@ -194,6 +195,17 @@ def test_an_operator_asks_for_commands_and_changes_nothing_himself(roles: Grante
     assert roles.allows("operator", "SELECT * FROM stuck")
 
 
+def test_an_operator_acknowledges_changes_of_payloads_and_edits_none(roles: Granted) -> None:
+    acknowledge = (
+        "UPDATE payload_change AS c SET acknowledged_at = now(), acknowledged_by = 'kim' WHERE c.found_at < now()"
+    )
+    assert roles.allows("operator", acknowledge)
+    assert not roles.allows("operator", "UPDATE payload_change SET path = 'x'")
+    assert not roles.allows("operator", "DELETE FROM payload_field")
+    for role in ("receiver", "web", "reader"):
+        assert not roles.allows(role, acknowledge), role
+
+
 def test_who_asked_is_the_role_that_asked(roles: Granted) -> None:
     with roles.connected("operator") as connection:
         connection.execute(
@@ -284,6 +296,7 @@ def test_a_locked_table_is_named_and_the_rest_comes_with_the_next_run(
 ) -> None:
     prefix = f"l{os.getpid()}"
     with module_engine.connect() as holder:
+        stand_still(holder)
         holder.exec_driver_sql("LOCK TABLE gate IN ACCESS SHARE MODE")
         with (
             pytest.raises(ConfigError, match=r"ALTER TABLE gate OWNER TO .* waits for a lock"),

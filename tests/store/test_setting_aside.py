@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
+import msgspec
 import pytest
+from psycopg.errors import DeadlockDetected
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -18,45 +20,38 @@ from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.observe import Observer
 from relay.steps import LONGEST_WAIT_SECONDS
 from relay.steps import Steps as StepsOfARelay
-from relay.store import database
+from relay.store import database, sequence
 from relay.store.bulkhead import in_parts
 from relay.store.claim import claim
-from relay.store.database import FailedAlone
 from relay.store.leases import give_back
 from relay.store.operator import commands, execution
 from relay.store.operator.selection import Selection
 from relay.store.quarantine import quarantine
 from relay.store.record import record
+from relay.store.transaction import FailedAlone, Key
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
+from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.storing import an_event
 from tests.store.verifying import Planter
 
 TEN = [an_event(number, f"u{number}") for number in range(1, 11)]
 
 
-def refuse(steps: Steps, table: str, condition: str) -> None:
-    """Let a trigger refuse new rows of a table of which `condition` is true."""
+def refuse(steps: Steps, table: str, condition: str, event: str = "INSERT") -> None:
+    """Let a trigger refuse new rows of a table, or another `event`, where `condition` is true."""
     if steps.database.sql.is_postgres:
         steps.do(
-            f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            f"CREATE FUNCTION refuse_{table}() RETURNS trigger LANGUAGE plpgsql AS"
             f" $$ BEGIN IF {condition} THEN RAISE EXCEPTION 'not this one'; END IF; RETURN NEW; END $$",
-            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()",
+            f"CREATE TRIGGER refuse BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION refuse_{table}()",
         )
     else:
         steps.do(
-            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, 'not this one'); END",
+            f"CREATE TRIGGER refuse_{table} BEFORE {event} ON {table} WHEN {condition}"
+            " BEGIN SELECT RAISE(ABORT, 'not this one'); END",
         )
-
-
-@contextmanager
-def locked(steps: Steps, statement: str) -> Iterator[None]:
-    """A person's transaction, which stays open, has locked some rows."""
-    with steps.database.engine.connect() as connection:
-        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-        connection.execute(text(statement))
-        yield
 
 
 def states(steps: Steps) -> Counter[str]:
@@ -106,9 +101,68 @@ def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps)
     steps.claim_due(10, "strict")
     steps.advance(100)
     refuse(steps, "delivery_log", "NEW.seq = 3")
-    with pytest.raises(DBAPIError, match="not this one"):
-        steps.reap("r1")
+    left = steps.hear_of_left()
+    assert len(steps.reap("r1")) == 9
+    assert [(one.step, one.routes, "not this one" in str(one.error)) for one in left] == [("reap", ["strict"], True)]
     assert states(steps) == {"ready": 9, "in_flight": 1}
+
+
+def test_what_comes_after_one_that_can_not_be_set_aside_in_its_lane_is_left_with_it_on_strict(steps: Steps) -> None:
+    steps.receive(*(an_event(number, "u1") for number in (1, 2, 3)), an_event(4, "u2"))
+    refuse(steps, "open_delivery", "NEW.seq = 2", event="UPDATE")
+    refuse(steps, "delivery_log", "NEW.seq = 2")
+    for _ in range(2):
+        steps.sequence()
+        assert steps.states() == [
+            (1, "strict", "ready"), (2, "strict", "received"), (3, "strict", "received"), (4, "strict", "ready"),
+        ]  # fmt: skip
+        steps.try_again()
+
+
+def test_what_was_left_alone_is_known_though_its_look_fails_then(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(steps, "open_delivery", "NEW.seq IN (1, 2)", event="UPDATE")
+    refuse(steps, "delivery_log", "NEW.seq IN (1, 2)")
+    steps.receive(an_event(1, "u1"))
+    steps.sequence()
+    steps.try_again()
+    steps.receive(an_event(2, "u2"))
+    part = sequence._LookForReceived._part
+
+    def is_busy(look: sequence._LookForReceived, some: Sequence[Key]) -> int:
+        if list(some) == [(1, "strict")]:
+            raise OperationalError("", None, DeadlockDetected("deadlock detected"))
+        return part(look, some)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sequence._LookForReceived, "_part", is_busy)
+        with pytest.raises(OperationalError):
+            steps.sequence()
+    steps.receive(an_event(3, "u2"))
+    steps.sequence()
+    assert {state for _, _, state in steps.states()} == {"received"}
+
+
+def test_a_few_at_fault_keep_no_other_of_their_route_waiting(steps: Steps) -> None:
+    refuse(steps, "open_delivery", "NEW.seq <= 5", event="UPDATE")
+    refuse(steps, "delivery_log", "NEW.seq <= 5")
+    steps.receive(*(an_event(n, f"u{n}") for n in range(1, 6)))
+    for number in (6, 7):
+        steps.sequence()
+        steps.receive(an_event(number, f"u{number}"))
+        assert steps.sequence() == 1
+        steps.try_again()
+
+
+def test_that_a_route_with_one_at_fault_has_more_is_known(steps: Steps) -> None:
+    """Else claims could begin before an older one of a lane is sequenced."""
+    refuse(steps, "open_delivery", "NEW.seq <= 2", event="UPDATE")
+    refuse(steps, "delivery_log", "NEW.seq <= 2")
+    steps.receive(an_event(1, "a"), an_event(2, "b", routes=["latest"]))
+    steps.sequence(batch=5)
+    steps.receive(*(an_event(n, "u1", second=50 - n) for n in range(3, 7)))
+    for is_behind in (True, True, False):
+        assert steps.sequence(batch=5) == 2 * is_behind
+        assert steps.database.arrivals.is_behind is is_behind
 
 
 def test_a_lane_that_can_not_be_settled_keeps_no_lease_from_being_given_back(steps: Steps) -> None:
@@ -181,12 +235,13 @@ def test_a_row_that_stays_locked_keeps_no_other_waiting_and_is_itself_waited_for
     """The waiting transaction has the order lock: all other relays would wait as long at each retry of the step."""
     work = step(steps)
     took = []
-    with locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
+    with locked_by_a_person(steps.database.engine, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
         for _ in range(3):
             began = time.monotonic()
-            with pytest.raises(DBAPIError, match="lock timeout"):
+            with suppress(DBAPIError):
                 work()
             took.append(time.monotonic() - began)
+            steps.try_again()
         assert states(steps) == meanwhile
     work()
     assert states(steps) == then
@@ -198,12 +253,11 @@ def test_a_locked_order_lock_is_waited_for_once(steps: Steps) -> None:
     steps.receive(*TEN)
     alone: list[FailedAlone] = []
     steps.database.on_failed_alone = alone.append
-    with (
-        locked(steps, "SELECT id FROM order_lock FOR UPDATE"),
-        pytest.raises(DBAPIError, match="lock timeout") as raised,
-    ):
-        steps.sequence()
-    assert "order_lock" in str(raised.value.statement)
+    left = steps.hear_of_left()
+    with locked_by_a_person(steps.database.engine, "SELECT id FROM order_lock FOR UPDATE"):
+        assert steps.sequence() == 0
+    ((step, routes, error, _),) = map(msgspec.structs.astuple, left)
+    assert (step, routes, "lock timeout" in str(error)) == ("sequence", ["strict"], True)
     assert alone == []
 
 
@@ -212,7 +266,7 @@ def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lo
     steps.arrive(*TEN)
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
     working = execution.OpenCommands(steps.database)
-    with locked(steps, "SELECT 1 FROM relay_command FOR UPDATE"):
+    with locked_by_a_person(steps.database.engine, "SELECT 1 FROM relay_command FOR UPDATE"):
         assert working.work(CONFIG, POLICIES) == 0
     ((which, error),) = working.troubled
     assert (which, "could not obtain lock" in str(error)) == (number, True)
@@ -226,7 +280,7 @@ def test_a_gate_that_a_person_has_locked_keeps_no_other_destination_waiting(step
     claim_filters = {name: ClaimFilter((), (RateLimit(("destination", name), 10, 1),)) for name in POLICIES}
     wanted = [(["strict"], 1), (["latest"], 1)]
     steps.do("INSERT INTO gate (kind, name) VALUES ('destination', 'strict')")
-    with locked(steps, "SELECT 1 FROM gate FOR UPDATE"):
+    with locked_by_a_person(steps.database.engine, "SELECT 1 FROM gate FOR UPDATE"):
         claimed = claim(steps.database, "r1", wanted, claim_filters)
         with pytest.raises(DBAPIError, match="lock timeout"):
             claim(steps.database, "r1", [(["strict"], 1)], claim_filters)
@@ -305,7 +359,7 @@ def test_where_the_database_is_gone_while_an_item_is_set_aside_the_step_ends_and
 @ON_POSTGRES
 def test_a_statement_that_does_not_mean_to_wait_makes_nobody_hasty(steps: Steps) -> None:
     steps.arrive(*TEN)
-    with locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
+    with locked_by_a_person(steps.database.engine, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
         with pytest.raises(DBAPIError), steps.database.write() as transaction:
             transaction.execute(text("SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE NOWAIT"))
         assert not hasty(steps)
@@ -315,13 +369,13 @@ def test_a_statement_that_does_not_mean_to_wait_makes_nobody_hasty(steps: Steps)
 def test_haste_ends_though_the_row_stays_locked(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short waits that haste brings about, in vain as well, do not begin it again."""
     monkeypatch.setattr(database, "HASTE_SECONDS", 0.5)
-    steps.receive(*TEN)
+    work = giving_back(steps)
     full_waits = 0
-    with locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
+    with locked_by_a_person(steps.database.engine, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
         for _ in range(60):
             began = time.monotonic()
-            with pytest.raises(DBAPIError, match="lock timeout"):
-                steps.sequence()
+            work()
+            steps.try_again()
             full_waits += time.monotonic() - began >= LOCK_TIMEOUT_SECONDS
             if full_waits == 2:
                 return
@@ -330,7 +384,7 @@ def test_haste_ends_though_the_row_stays_locked(steps: Steps, monkeypatch: pytes
 
 def hasty(steps: Steps) -> bool:
     with steps.database.write() as transaction:
-        return transaction._is_hasty
+        return transaction.is_hasty
 
 
 def test_haste_lasts_longer_than_the_pause_of_any_step() -> None:

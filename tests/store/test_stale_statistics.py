@@ -16,7 +16,7 @@ from inbox.db.dialect import POSTGRES, Sql
 from inbox.db.duplicates import POSTGRES_NOTE
 from inbox.db.parameters import rows_param
 from inbox.events.timestamps import time_text
-from relay.store import alert_conditions, claim, coverage, duplicates, lanes, leftovers, paused_entities
+from relay.store import alert_conditions, claim, coverage, duplicates, lanes, leftovers, paused_entities, sequence
 from tests.helpers.explaining import explained
 from tests.helpers.storing import START
 
@@ -51,6 +51,11 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
         paused_entities._page(SQL),
         f"state = 'ready', {DUE}",
         {**OF_THE_ROUTE, "begin_seq": 0, "page": READ_AT_MOST // 2, "paused": PAUSED},
+    ),
+    "received": (
+        sequence._received(SQL),
+        "state = 'received'",
+        {"keys": rows_param({"seq": n, "route": "crm"} for n in SOME)},
     ),
     "heads": (lanes._heads(SQL), f"state = 'ready', {DUE}", {"lanes": LANES}),
     "any dead on a route": (alert_conditions._ANY_DEAD, "state = 'waiting'", {"route": "crm"}),

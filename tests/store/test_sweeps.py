@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from tenacity import wait_none
 
@@ -32,6 +31,7 @@ from relay.sweep.run import CompiledSweep
 from relay.sync.cursor import Listed
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.patience import Stopwatch, be_patient, stand_still
 from tests.helpers.reading import count, rows
 from tests.helpers.relaying import FakeClock, Steps
 from tests.helpers.scripted import serving
@@ -65,6 +65,7 @@ def test_one_relay_is_at_a_sweep_and_the_next_is_due_after_every(database: Datab
 
 
 def test_of_many_that_want_it_at_once_one_gets_it(database: Database) -> None:
+    be_patient(database.engine)
     turns = [msgspec.structs.replace(HOURLY, node=f"r{number}") for number in range(8)]
     with ThreadPoolExecutor(len(turns)) as pool:
         assert sum(pool.map(lambda turn: sweeps.take(database, turn), turns)) == 1
@@ -216,14 +217,13 @@ def test_a_key_that_another_has_not_committed_yet_is_waited_for_once(
 ) -> None:
     listed = [Listed(f"u{n}", START) for n in range(100)]
     uncommitted = sweeping._event(listed[40], None, START)
-    began = time.monotonic()
-    with database.engine.connect() as another:
-        another.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    with Stopwatch() as watch, database.engine.connect() as another:
+        stand_still(another)
         intake.append(another, [uncommitted])
         with pytest.raises(DBAPIError, match="lock timeout"):
             sweeping._add(database, listed, {}, START, [])
     assert count(database.engine, "inbox") == 99
-    assert time.monotonic() - began < 3 * LOCK_TIMEOUT_SECONDS
+    assert watch.seconds < 3 * LOCK_TIMEOUT_SECONDS
 
 
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(

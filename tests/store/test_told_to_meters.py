@@ -8,20 +8,26 @@ from itertools import count
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
+from inbox.clock import SystemClock
 from inbox.config.model import Route
+from inbox.logs.trace_ids import TraceIds
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import Meters, Metric
 from relay.daemon import gauges
-from relay.daemon.gauges import Backlog
+from relay.daemon.gauges import Backlog, HealthGauges
 from relay.delivery import facts
+from relay.delivery.alerts import Alert
 from relay.delivery.gates import Breaker, BreakerState, Gates
 from relay.delivery.outcome import Delivery
 from relay.observe import Observer
+from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.reap import reap
 from relay.store.record import Recorded
 from relay.store.sweeps import SweepFindings
+from relay.store.transaction import Transaction
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps
 from tests.helpers.storing import START, an_event
 from tests.helpers.webhooks import a_config
@@ -40,7 +46,8 @@ class Told(Meters):
         key = (metric.name, *labels)
         self.values[key] = self.values.get(key, 0) + by
 
-    def observe(self, metric: Metric, value: float, *labels: str) -> None:
+    def observe(self, metric: Metric, value: float, *labels: str, trace: TraceIds | None = None) -> None:
+        del trace
         self.count(metric, *labels, by=value)
 
     def put(self, metric: Metric, value: float, *labels: str) -> None:
@@ -129,6 +136,60 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     backlog.publish()
     assert set(of(told, metrics.OPEN).values()) == {0}
     assert of(told, metrics.OLDEST)["strict",] == 0
+
+
+def test_a_pause_is_told_of_everything_but_an_entity() -> None:
+    told = Told()
+    observer = Observer(told)
+    paused = Gates(paused=frozenset({CRM, ("route", "to-crm"), ("entity", "trivore|USER|u1")}))
+    observer.gates_changed(Gates(), paused)
+    assert of(told, metrics.PAUSED) == {CRM: 1, ("route", "to-crm"): 1}
+    observer.gates_changed(paused, Gates())
+    assert of(told, metrics.PAUSED) == {CRM: 0, ("route", "to-crm"): 0}
+
+
+def test_alerts_stand_at_one_until_they_recover_also_where_another_relay_saw_them_fire(database: Database) -> None:
+    first, second = Told(), Told()
+    fires = Alert("sweep_failed", "trivore USER", firing=True)
+    with database.write() as transaction:
+        note(transaction, [fires, Alert("source_silent", "trivore", firing=True)], transaction.lock_order())
+    HealthGauges(database, first, a_config("sqlite:///unused.db")).publish_alerts()
+    assert of(first, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 1, ("source_silent", "trivore"): 1}
+
+    with database.write() as transaction:
+        note(transaction, [msgspec.structs.replace(fires, firing=False)], transaction.lock_order())
+    HealthGauges(database, second, a_config("sqlite:///unused.db")).publish_alerts()
+    assert of(second, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 0, ("source_silent", "trivore"): 1}
+
+
+def test_clock_and_size_of_the_database_are_told(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, own = Told(), SystemClock().now
+    health = HealthGauges(database, told, a_config(database_url))
+    monkeypatch.setattr(Transaction, "now", lambda _: own() - timedelta(minutes=5))
+    health.publish_clock()
+    assert told.values[metrics.CLOCK_SKEW.name,] == pytest.approx(-300, abs=60)
+    health.publish_disk()
+    assert told.values[metrics.DATABASE_BYTES.name,] > 10_000
+    assert told.values[metrics.DISK_FREE.name,] > 0, "the tests' database is on this host"
+
+
+def test_a_reading_that_fails_keeps_no_other_from_being_made(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told, made = Told(), threading.Event()
+
+    def refused(_: HealthGauges) -> None:
+        with database.read() as transaction:
+            transaction.execute(text("SELECT no_such_column FROM inbox"))
+
+    monkeypatch.setattr(HealthGauges, "publish_alerts", refused)
+    monkeypatch.setattr(HealthGauges, "publish_disk", lambda _: made.set())
+    with gauges.publishing_gauges(database, a_config(database_url), Observer(told), None):
+        assert made.wait(30)
+    assert "database trouble while reading the alerts, trying again" in caplog.text
+    assert metrics.CLOCK_SKEW.name in {name for name, *_ in told.values}
 
 
 def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(

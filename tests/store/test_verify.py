@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
+from sqlalchemy import text
 
+from inbox.config.model import Config
+from relay.store.audit import examine
+from relay.store.transaction import Transaction
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.relaying import Steps
 from tests.helpers.storing import a_fact, a_row
 from tests.store.verifying import Planter, differences, findings, mend
@@ -148,3 +154,19 @@ def test_each_corruption_is_found_for_what_it_is_and_mended(lived_in: Steps, pla
     assert differences(lived_in.database) == []
     if what != "a fact that nothing can read":
         lived_in.facts_agree()
+
+
+@ON_POSTGRES
+def test_a_busy_machine_does_not_end_it(lived_in: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Postgres would end a transaction in which it hears nothing for a while."""
+    found: list[str] = []
+    compare = examine.examine
+
+    def looking(transaction: Transaction, seqs: Sequence[int], config: Config) -> examine.Examined:
+        query = text("SELECT current_setting('idle_in_transaction_session_timeout')")
+        found.append(transaction.connection.execute(query).scalar_one())
+        return compare(transaction, seqs, config)
+
+    monkeypatch.setattr(examine, "examine", looking)
+    assert differences(lived_in.database) == []
+    assert set(found) == {"1min"}

@@ -9,8 +9,13 @@ from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from relay.store.database import Database
-from tests.helpers.page import Page, on_database, serving
+from tests.helpers.page import Page, on_database, serving, unhurried
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
+
+
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    unhurried(monkeypatch)
 
 
 @pytest.fixture

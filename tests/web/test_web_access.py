@@ -85,9 +85,11 @@ def test_a_wrong_name_and_a_wrong_password_get_the_same_answer(door: Entrance, n
 
 def test_signing_out_ends_the_session_here_too_and_not_only_in_the_browser(door: Entrance) -> None:
     door.sign_in()
+    assert "Clear-Site-Data" not in door.get("/rejected").headers
     kept = dict(door.browser.cookies)
     answer = door.post("/sign-out")
     assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
+    assert answer.headers["Clear-Site-Data"] == '"cache"'
     assert dict(door.browser.cookies) == {}
     door.browser.cookies.update(kept)  # a thief has kept it
     assert door.get("/rejected").status_code == 303

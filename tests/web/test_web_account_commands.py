@@ -142,8 +142,9 @@ def test_a_check_reads_both_files_and_names_their_lines(tmp_path: Path) -> None:
         ]
     users.unlink()
     tokens.write_text(token("t", "irw_x", "viewer"))
-    with pytest.raises(ConfigError, match=r"\[web\] users: can't read the secret in .*users: "):
+    with pytest.raises(ConfigError, match=r"\[web\] users: can't read the secret in .*users: ") as missing:
         check_accounts(config.web)
+    assert str(missing.value).endswith(f"; write it with `relay web passwd NAME --role operator --into {users}`")
 
 
 def test_a_users_file_that_others_may_read_is_an_open_door() -> None:

@@ -15,6 +15,7 @@ from relay.delivery.policy import policies
 from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Progress
+from relay.web.acts import others
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import an_event
@@ -127,8 +128,9 @@ def test_a_form_with_another_selection_than_was_shown_does_nothing(
 @pytest.mark.parametrize("reason", ["", " \t\n", "…", "-?!", "x" * 2001])
 def test_an_act_needs_a_reason_of_bounded_length(page: Page, steps: Steps, reason: str) -> None:
     fill_with_dead(steps, 1)
-    form = shown(page, "/acts/replay?route=strict")
-    assert page.post("/acts/replay", {**form, "reason": reason}).status_code == 400
+    html = page.get("/acts/replay?route=strict").text
+    assert "<strong>1</strong> delivery<" in html
+    assert page.post("/acts/replay", {**form_of(html), "reason": reason}).status_code == 400
     assert asked(steps.database) == []
 
 
@@ -258,6 +260,22 @@ def test_an_entity_with_open_deliveries_is_not_erased(page: Page, steps: Steps) 
     assert "banner" in html
 
 
+def test_the_plan_of_an_erasure_is_of_the_newest_events_and_the_erasure_takes_all(
+    page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(others, "_NEWEST_OF_ENTITY", 2)
+    steps.arrive(*(an_event(n) for n in range(1, 4)))
+    for _ in range(3):
+        steps.attempt(DONE)
+    html = page.get("/acts/erase?source=trivore&entity_type=USER&entity_id=u1").text
+    assert "<strong>2+</strong>" in html
+    assert "newest events" in html
+    answer = page.post("/acts/erase", {**form_of(html), "reason": "asked by the person", "again": "u1"})
+    assert answer.status_code == 303, answer.text
+    (row,) = asked(steps.database)
+    assert work(steps.database, row["id"]).affected == 3
+
+
 def test_prune_is_a_command_with_a_plan_by_kind(page: Page, steps: Steps) -> None:
     html = page.get("/acts/prune?kinds=payloads").text
     assert "<dt>payloads</dt><dd>0" in html
@@ -324,6 +342,7 @@ def test_a_dry_run_by_the_api_changes_nothing(page: Page, steps: Steps) -> None:
         b'{"route": "strict", "reason": "a\\u0000b"}',
         b'{"reason": "no condition"}',
         b'{"route": "strict", "reason": "\xff"}',
+        pytest.param(b"[" * 30_000, id="nested too deeply"),
     ],
 )
 def test_a_wrong_body_is_a_problem_and_no_command(page: Page, steps: Steps, body: bytes) -> None:

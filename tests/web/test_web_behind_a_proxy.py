@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 
 from tests.helpers.processes import free_port, site
-from tests.helpers.proxies import PROXIES, Ports, connected, proxy
+from tests.helpers.proxies import NO_CHANGES, PROXIES, Ports, connected, proxy, received
 from tests.helpers.webhooks import config_text
 from tests.web.test_web_serve import PASSWORD, TOKEN, WEB, web, write_accounts
 
 pytestmark = pytest.mark.long
 
 HOST = "relay.example.com"
+ONE_OPERATOR: Mapping[str, Mapping[str, str]] = {
+    "nginx": {"allow 127.0.0.0/8": "allow 127.0.0.1"},
+    "caddy": {"remote_ip private_ranges": "remote_ip 127.0.0.1"},
+}
+"""In place of the private networks, one address."""
 
 
 @contextlib.contextmanager
 def asked(
-    port: int, method: str, path: str, headers: dict[str, str], body: str | None = None
+    port: int, method: str, path: str, headers: dict[str, str], body: str | None = None, *, address: str = "127.0.0.1"
 ) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a browser that asks for this host over TLS."""
+    """The answer to a browser at this address that asks for this host over TLS."""
     connection = http.client.HTTPConnection(HOST)
-    with connected(port, name=HOST) as connection.sock:
+    with connected(port, address, name=HOST) as connection.sock:
         connection.request(method, path, body, {"Host": HOST, **headers})
         with connection.getresponse() as answer:
             yield answer
 
 
 @pytest.mark.parametrize("name", PROXIES)
-def test_a_person_signs_in_through_the_proxy_and_gets_events_at_once(
+def test_an_operator_signs_in_through_the_proxy_and_gets_events_at_once_and_a_stranger_nothing(
     name: str, sqlite_database_url: str, tmp_path: Path
 ) -> None:
     write_accounts(tmp_path)
@@ -41,7 +46,10 @@ def test_a_person_signs_in_through_the_proxy_and_gets_events_at_once(
     with site(tmp_path, config_text(sqlite_database_url) + access) as place:
         program, url = web(place)
         ports = Ports(free_port(), free_port(), free_port(), int(url.rpartition(":")[2]))
-        with proxy(name, tmp_path, ports):
+        with proxy(name, tmp_path, ports, ONE_OPERATOR[name]):
+            for path in ("/sign-in", "/live", "/health/live"):
+                with asked(ports.tls, "GET", path, {}, address="127.0.0.2") as kept_out:
+                    assert (kept_out.status, path) == (403, path)
             form = urlencode({"name": "olga", "password": PASSWORD, "next": "/rejected"})
             sent = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"https://{HOST}"}
             with asked(ports.tls, "POST", "/sign-in", sent, form) as signed_in:
@@ -56,4 +64,43 @@ def test_a_person_signs_in_through_the_proxy_and_gets_events_at_once(
                 assert stream.readline() == b"retry: 3000\n"
                 while stream.readline() != b"event: main\n":
                     pass
+        assert program.stop() == 0
+
+
+_LINE = "            proxy_set_header X-Forwarded-For $remote_addr;\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "trusted", "address"),
+    [
+        (NO_CHANGES, "127.0.0.1", "127.0.0.3"),
+        ({"X-Forwarded-For $remote_addr": "X-Forwarded-For $proxy_add_x_forwarded_for"}, "127.0.0.1", "127.0.0.3"),
+        ({_LINE: ""}, "192.0.2.1", "127.0.0.1"),
+    ],
+    ids=["replaced", "appended", "neither, and not trusted"],
+)
+def test_what_a_browser_says_of_its_address_is_never_believed(
+    *,
+    changes: Mapping[str, str],
+    trusted: str,
+    address: str,
+    sqlite_database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The way of gunicorn's setting: to the page, and not to uvicorn, which would replace the address itself."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+    write_accounts(tmp_path)
+    access = WEB.format(folder=tmp_path) + f'origin = "https://{HOST}"\n'
+    with site(tmp_path, config_text(sqlite_database_url) + access) as place:
+        program, url = web(place)
+        ports = Ports(free_port(), free_port(), free_port(), int(url.rpartition(":")[2]))
+        with proxy("nginx", tmp_path, ports, changes), connected(ports.tls, "127.0.0.3", name=HOST) as browser:
+            form = urlencode({"name": "olga", "password": "wrong"})
+            browser.sendall(
+                f"POST /sign-in HTTP/1.1\r\nHost: {HOST}\r\nOrigin: https://{HOST}\r\nX-Forwarded-For: 203.0.113.9\r\n"
+                f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n{form}".encode()
+            )
+            assert received(browser).startswith(b"HTTP/1.1 401 ")
+        program.writes(f"failed sign-in as olga from {address}\n")
         assert program.stop() == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from relay.store.operator import commands, execution
 from relay.store.operator.selection import Selection
 from tests.helpers.page import VIEWER, Page
@@ -40,14 +42,44 @@ def test_a_command_says_how_far_it_is(page: Page, steps: Steps) -> None:
 def test_a_command_is_stopped_by_name_and_goes_on(page: Page, steps: Steps) -> None:
     (number,) = ask(steps)
     assert "Stop</button>" in page.get(f"/commands/{number}").text
-    answer = page.post(f"/commands/{number}/stop")
+    why = {"reason": " the wrong route "}
+    answer = page.post(f"/commands/{number}/stop", why)
     assert (answer.status_code, answer.headers["location"]) == (303, f"/commands/{number}")
     stopped = page.json(f"/commands/{number}.json")
-    assert (stopped["state"], stopped["answer"]) == ("cancelled", "stopped by olga")
-    assert "Go on</button>" in page.get(f"/commands/{number}").text
-    assert page.post(f"/commands/{number}/resume").status_code == 303
+    assert (stopped["state"], stopped["answer"]) == ("cancelled", "stopped by olga: the wrong route")
+    assert "Continue</button>" in page.get(f"/commands/{number}").text
+    assert page.post(f"/commands/{number}/resume", why).status_code == 303
     assert page.json(f"/api/v1/commands/{number}")["state"] == "running"
-    assert page.post(f"/commands/{number}/resume").status_code == 409
+    again = page.post(f"/commands/{number}/resume", why)
+    assert again.status_code == 409
+    assert "only one that was stopped goes on" in again.text
+    assert 'value=" the wrong route "' in again.text
+    rows = page.json("/commands.json")["rows"]
+    assert [(row["kind"], row["asked_by"], row["reason"]) for row in rows[:2]] == [
+        ("continue", "olga", "the wrong route"),
+        ("stop", "olga", "the wrong route"),
+    ]
+
+
+@pytest.mark.parametrize("reason", ["", " ", "…", "?!", "x" * 2001])
+def test_a_stop_needs_a_reason(page: Page, steps: Steps, reason: str) -> None:
+    (number,) = ask(steps)
+    assert page.post(f"/commands/{number}/stop", {"reason": reason}).status_code == 400
+    assert page.post(f"/api/v1/commands/{number}/stop", json={"reason": reason}).status_code == 400
+    assert page.json(f"/commands/{number}.json")["state"] == "asked"
+
+
+def test_the_api_stops_what_is_there_and_open(page: Page, steps: Steps) -> None:
+    (number,) = ask(steps)
+    order = {"reason": "the wrong route"}
+    for act in ("stop", "resume"):
+        answer = page.post(f"/api/v1/commands/{number}/{act}", json=order)
+        assert (answer.status_code, answer.headers["location"]) == (202, f"/api/v1/commands/{number}")
+    execution.work_on(steps.database, CONFIG, POLICIES, number)
+    ended = page.post(f"/api/v1/commands/{number}/stop", json=order)
+    assert (ended.status_code, "has ended" in ended.json()["detail"]) == (409, True)
+    missing = page.post("/api/v1/commands/99/stop", json=order)
+    assert (missing.status_code, missing.json()["detail"]) == (404, "there is no command 99")
 
 
 def test_viewers_see_no_buttons(page: Page, steps: Steps) -> None:

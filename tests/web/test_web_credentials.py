@@ -9,7 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from inbox.config.types import Network
 from inbox.errors import ConfigError
+from relay.web.access import attempts
 from relay.web.access import session as sessions
 from relay.web.access.attempts import BY_NAME, AttemptLimit, Attempts, SignInLimits, network_of
 from relay.web.access.credentials import (
@@ -22,7 +24,7 @@ from relay.web.access.credentials import (
     new_token,
 )
 from relay.web.access.entries import Entry, parse, with_entry, write_entry
-from relay.web.access.requests import bearer_token, is_same_origin, local_path, named_by_proxy, values_of
+from relay.web.access.requests import address_of, bearer_token, is_same_origin, local_path, named_by_proxy, values_of
 from relay.web.access.session import EndedSessions, Session
 from tests.helpers.signing_in import FAST, PASSWORD, behind_proxy, user
 
@@ -335,3 +337,24 @@ def test_a_path_to_go_on_to_stays_on_this_host(given: str) -> None:
     assert not path.startswith(("//", "/\\"))
     assert path.isascii()
     assert path.isprintable()
+
+
+@pytest.mark.parametrize(
+    "forwarded", [[], [b""], [b"unknown"], [b"10.0.0.1"], [b"192.0.2.1, x"], [b"192.0.2.1", b"\xff"]]
+)
+def test_a_header_without_an_address_leaves_the_proxys(forwarded: list[bytes]) -> None:
+    headers = [(b"x-forwarded-for", value) for value in forwarded]
+    proxies = [Network.parse("127.0.0.1"), Network.parse("10.0.0.0/8")]
+    assert address_of(headers, "::ffff:127.0.0.1", proxies) == "::ffff:127.0.0.1"
+    assert address_of(headers, None, proxies) == "a socket"
+
+
+def test_the_places_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "MOST_REMEMBERED", 2)
+    limits = SignInLimits()
+    for place in ("192.0.2.1", "192.0.2.2", "192.0.2.3"):
+        assert limits.begin("anna", place, 0.0) == 0
+        limits.succeeded("anna", place, 0.0)
+    for _ in range(10):
+        assert limits.begin("anna", "198.51.100.7", 0.0) == 0
+    assert [limits.begin("anna", f"192.0.2.{n}", 0.0) for n in (1, 2, 3)] == [30, 0, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import msgspec
 import pytest
@@ -15,14 +16,9 @@ from relay.web.screens import deliveries
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, an_event
+from tests.web.test_web_acts import form_of, number_of, work
 
 HOSTILE = "<script>alert(1)</script>\u202e'\"&"
-
-
-@pytest.fixture(autouse=True)
-def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine must not end a search."""
-    monkeypatch.setattr(search, "LONGEST_SECONDS", 60.0)
 
 
 def seqs(page: Page, query: str = "") -> list[int]:
@@ -40,6 +36,12 @@ def some(steps: Steps) -> Steps:
     steps.attempt(Failed((unavailable,), "server_error", "forward answered 503"))
     steps.receive(msgspec.structs.replace(an_event(4, "g1", routes=[]), entity_type="GROUP", event_type="MADE"))
     return steps
+
+
+@pytest.mark.usefixtures("some")
+def test_a_time_at_an_end_of_the_calendar_is_a_time(page: Page) -> None:
+    assert seqs(page, "?since=0001-01-01") == seqs(page, "?until=9999-12-31T23:59:59.999999Z") == [4, 3, 2, 1]
+    assert seqs(page, "?until=0001-01-01") == seqs(page, "?since=9999-12-31") == []
 
 
 @pytest.mark.usefixtures("some")
@@ -135,14 +137,95 @@ def test_a_search_whose_time_is_over_says_how_far_it_looked_and_goes_on(
 @pytest.mark.usefixtures("some")
 def test_operators_act_on_all_that_match_and_on_one_row(page: Page) -> None:
     shown = page.get("/deliveries?state=dead&route=strict&error=email").text
-    assert 'href="/acts/replay?route=strict&amp;error=email">Replay all that match</a>' in shown
-    assert 'href="/acts/replay?seq=2&amp;route=strict">Replay</a>' in shown
-    assert 'href="/acts/cancel?seq=2&amp;route=strict">Cancel</a>' in shown
-    assert 'href="/acts/retry?entity_type=USER&amp;entity_id=u1">Retry all that match</a>' in page.get(
-        "/deliveries?state=retrying&entity=USER/u1"
-    ).text  # fmt: skip
-    assert "all that match" not in page.get("/deliveries?route=strict").text
-    assert page.json("/deliveries.json?state=dead")["offers"] == [{"kind": "replay", "selection": {"everything": True}}]
+    for act, label in (("replay", "Replay"), ("cancel", "Cancel")):
+        assert f'href="/acts/{act}?route=strict&amp;error=email&amp;state=dead">{label} all that match</a>' in shown
+        assert f'href="/acts/{act}?seq=2&amp;route=strict">{label}</a>' in shown
+    retrying = page.get("/deliveries?state=retrying&entity=USER/u1").text
+    assert 'href="/acts/retry?entity_type=USER&amp;entity_id=u1">Retry all that match</a>' in retrying
+    assert "Choose a state to act on all that match." in page.get("/deliveries?route=strict").text
+    offers = page.json("/deliveries.json?state=dead")["offers"]
+    assert offers == [{"kind": kind, "selection": {"state": "dead"}} for kind in ("replay", "cancel")]
+
+
+@pytest.mark.usefixtures("some")
+@pytest.mark.parametrize(
+    ("query", "acts"),
+    [
+        ("state=dead", {"replay": [2], "cancel": [2]}),
+        ("state=ready", {"cancel": [3]}),
+        ("state=delivered&entity=USER/u1", {"replay": [1]}),
+        ("state=delivered&entity=USER/u1&since=2026-01-01", {"replay": [1]}),
+    ],
+)
+def test_an_act_on_all_that_match_is_on_exactly_those(page: Page, query: str, acts: dict[str, list[int]]) -> None:
+    found = page.json(f"/deliveries.json?{query}")
+    assert found["why_none"] is None
+    planned = {
+        offer["kind"]: page.json(f"/api/v1/acts/{offer['kind']}?{urlencode(offer['selection'])}")["deliveries"]
+        for offer in found["offers"]
+    }
+    assert {act: [row["seq"] for row in rows] for act, rows in planned.items()} == acts
+
+
+@pytest.mark.usefixtures("some")
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        ("route=strict", "Choose a state"),
+        ("state=in_flight", "left alone"),
+        ("state=unrouted", "have no delivery"),
+        ("state=superseded", "A newer delivery"),
+        ("state=delivered", "replayed by entity"),
+        ("state=delivered&entity=USER/u1&status=200", "know no error and no status"),
+        ("state=ready&error=x", "know no error and no status"),
+        ("state=dead&since=2d", "count times from the failure"),
+    ],
+)
+def test_where_no_act_is_on_exactly_those_the_page_says_why(page: Page, query: str, why: str) -> None:
+    found = page.json(f"/deliveries.json?{query}")
+    assert found["offers"] == []
+    assert why in found["why_none"]
+
+
+@pytest.mark.usefixtures("some")
+def test_chosen_rows_have_a_plan_of_exactly_these(page: Page) -> None:
+    shown = page.get("/deliveries").text
+    assert shown.count('type="checkbox" name="chosen"') == 3
+    assert '<button formaction="/acts/cancel" class="danger">Cancel</button>' in shown
+    planned = page.get("/acts/cancel?chosen=none&chosen=3/strict&chosen=2/strict")
+    assert (planned.status_code, planned.headers["location"]) == (303, "/acts/cancel?seqs=3%2C2&route=strict")
+    assert "<strong>2</strong> deliveries" in page.get("/acts/cancel?seqs=3,2&route=strict").text
+    for wrong, why in (
+        ("chosen=none", "choose at least one"),
+        ("chosen=x/strict", "seqs"),
+        ("&".join(f"chosen={n}/strict" for n in range(201)), "at most 200"),
+    ):
+        answer = page.get(f"/acts/replay?{wrong}")
+        if answer.status_code == 303:
+            answer = page.get(answer.headers["location"])
+        assert (answer.status_code, why in answer.text) == (400, True), wrong
+    assert "checkbox" not in page.get("/deliveries", actor=VIEWER).text
+
+
+@pytest.mark.usefixtures("some")
+def test_chosen_rows_of_several_routes_have_one_plan_of_exactly_these(page: Page, steps: Steps) -> None:
+    steps.arrive(an_event(4, "u4", routes=["strict", "blocking"]), an_event(5, "u5", routes=["strict", "blocking"]))
+    answer = page.get("/acts/cancel?chosen=none&chosen=6/strict&chosen=5/blocking&chosen=2/strict")
+    assert answer.status_code == 303
+    planned = page.get(answer.headers["location"])
+    assert "<strong>3</strong> deliveries" in planned.text
+    confirmed = page.post("/acts/cancel", {**form_of(planned.text), "reason": "not wanted"})
+    assert work(steps.database, number_of(confirmed.headers["location"])).affected == 3
+    cancelled = steps.rows("SELECT seq, route FROM delivery_log WHERE kind = 'cancelled' ORDER BY seq")
+    assert [tuple(row.values()) for row in cancelled] == [(2, "strict"), (5, "blocking"), (6, "strict")]
+
+
+@pytest.mark.usefixtures("some")
+def test_chosen_routes_with_hostile_names_name_no_other_delivery(page: Page) -> None:
+    assert page.get("/acts/replay?chosen=2/strict&chosen=9/a,3%2Fstrict").status_code == 400
+    planned = page.get(page.get(f"/acts/replay?chosen=2/strict&chosen=9/{quote(HOSTILE)}").headers["location"])
+    assert "<strong>1</strong> delivery<" in planned.text
+    assert HOSTILE not in planned.text
 
 
 @pytest.mark.usefixtures("some")

@@ -19,6 +19,7 @@ from relay.store import gates
 from relay.web import body_views
 from relay.web.access.actor import Actor
 from relay.web.body_views import view_of
+from relay.web.forms import FORM_TYPE
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, FakeClock, Steps
 from tests.helpers.roles import granted
@@ -136,7 +137,7 @@ def test_a_payload_shows_only_after_a_reveal_which_is_recorded(page: Page, steps
     refused = page.post("/events/1/reveal", {"reason": " "})
     assert (refused.status_code, reveals(steps)) == (400, [])
     assert SECRET not in refused.text
-    assert "say why the payload is looked at" in refused.text
+    assert "say why, in letters or digits" in refused.text
 
     shown = page.post("/events/1/reveal", {"reason": f"ticket 12 {HOSTILE}"}, actor=VIEWER)
     assert shown.status_code == 200
@@ -165,6 +166,8 @@ def test_the_api_reveals_to_programs_as_well(page: Page, steps: Steps) -> None:
         assert page.post("/api/v1/events/1/reveal", json=wrong).status_code == 400, wrong
     for raw in (b"[1]", b"{", b"[" * 60_000, b""):
         assert page.post("/api/v1/events/1/reveal", data=raw).status_code in {400, 200}, raw
+    said = page.post("/api/v1/events/1/reveal", data='{"reason": "a test"}', headers={"Content-Type": FORM_TYPE}).json()
+    assert "the body is JSON, though its type says" in said["detail"]
     assert len(reveals(steps)) == 2
 
 

@@ -50,6 +50,19 @@ def test_after_ten_wrong_passwords_there_is_a_pause_also_for_the_right_one(door:
     assert door.sign_in().status_code == 303
 
 
+def test_guesses_from_elsewhere_keep_nobody_out_of_the_usual_place(page_config: Config, tmp_path: Path) -> None:
+    with entrance(page_config, tmp_path, forwarding=("127.0.0.1",)) as door:
+
+        def sign_in(address: str, password: str = PASSWORD) -> int:
+            return door.post("/sign-in", {"name": "anna", "password": password}, x_forwarded_for=address).status_code
+
+        assert sign_in("192.0.2.1") == 303
+        assert [sign_in("198.51.100.7", "wrong") for _ in range(11)] == [401] * 10 + [429]
+        assert sign_in("192.0.2.1") == 303, "the usual place"
+        assert sign_in("192.0.2.2") == 429, "any other place"
+        assert [sign_in("192.0.2.1", "wrong") for _ in range(11)] == [401] * 10 + [429], "it is limited, too"
+
+
 def test_a_session_and_a_token_go_on_while_somebody_guesses(door: Entrance) -> None:
     door.sign_in()
     for _ in range(12):
@@ -60,6 +73,27 @@ def test_a_session_and_a_token_go_on_while_somebody_guesses(door: Entrance) -> N
 
 def test_one_address_can_not_try_one_password_with_many_names(door: Entrance) -> None:
     answers = [door.sign_in(f"name{number}", PASSWORD).status_code for number in range(32)]
+    assert answers == [401] * 30 + [429] * 2
+
+
+def test_behind_a_listed_proxy_each_browser_has_its_own_limit(page_config: Config, tmp_path: Path) -> None:
+    with entrance(page_config, tmp_path, forwarding=("127.0.0.1", "10.0.0.0/8")) as door:
+
+        def sign_in(number: int, forwarded: str) -> int:
+            form = {"name": f"name{number}", "password": PASSWORD}
+            return door.post("/sign-in", form, x_forwarded_for=forwarded).status_code
+
+        answers = [sign_in(number, f"192.0.2.{number}, 198.51.100.7, 10.0.0.9") for number in range(32)]
+        assert answers == [401] * 30 + [429] * 2, "what the browser itself has sent counts for nothing"
+        assert sign_in(40, "198.51.100.8, 10.0.0.9") == 401, "others are not held up"
+        assert sign_in(41, "2001:db8::7") == 401
+
+
+def test_an_unlisted_address_says_nothing_of_others(door: Entrance) -> None:
+    answers = [
+        door.post("/sign-in", {"name": f"n{number}", "password": "x"}, x_forwarded_for=f"192.0.2.{number}").status_code
+        for number in range(32)
+    ]
     assert answers == [401] * 30 + [429] * 2
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, event, insert
+from sqlalchemy import Engine, insert, text
 
 from inbox.clock import SystemClock
+from inbox.db import engine as engines
+from inbox.db.retention.kinds import STEPS
 from inbox.db.schema import throughput_minute
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import entity_key
@@ -19,9 +23,11 @@ from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
 from relay.store.stuck_check import Trouble
 from relay.web.attention import Concern, Remedy, concerns
-from relay.web.screens.overview import waits
+from relay.web.screens.overview import RETENTION_WORDS, waits
 from tests.helpers.page import VIEWER, Page
+from tests.helpers.patience import stand_still
 from tests.helpers.relaying import DONE, HOPELESS, Steps
+from tests.helpers.sent_statements import counted_statements
 from tests.helpers.storing import START, an_event
 
 HOSTILE = "\u202e<script>alert(1)</script>"
@@ -179,19 +185,40 @@ def test_hostile_values_are_shown_harmless(page: Page, lived_in: Steps) -> None:
 
 def test_it_costs_few_statements_however_many_routes_there_are(page: Page, lived_in: Steps) -> None:
     page.json("/overview.json")
-    statements: list[str] = []
-
-    def note_it(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        statements.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note_it)
-    try:
+    with counted_statements() as statements:
         page.json("/overview.json")
-    finally:
-        event.remove(Engine, "before_cursor_execute", note_it)
     read = [each for each in statements if each.lstrip().startswith(("SELECT", "WITH"))]
     assert len(read) <= 23, read
     assert lived_in.states()
+
+
+def test_a_table_that_is_locked_takes_its_section_alone(
+    page: Page, lived_in: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "LOCK_TIMEOUT_SECONDS", 0.1)
+    with unreadable(lived_in.database.engine, "rejected_request", "pruning"):
+        found, text_of_it = page.json("/overview.json"), page.get("/").text
+    assert found["unread"].keys() == {"retention", "disk"}
+    assert (found["retention"], found["disk"]["size"], found["is_well"]) == ([], None, False)
+    assert [line["health"]["events_hour"] for line in found["sources"]] == [8]
+    assert [row["name"] for row in found["destinations"]] == ["audit"]
+    assert text_of_it.count("This section can't be read now") == 2
+    assert "destination audit is paused" in text_of_it
+    assert "sizes can&#39;t be read now" in text_of_it
+
+
+@contextlib.contextmanager
+def unreadable(engine: Engine, *tables: str) -> Iterator[None]:
+    """Lock tables as a DBA does; SQLite, which locks no table alone, has them no more."""
+    with engine.begin() as connection:
+        stand_still(connection)
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
+            yield
+            return
+        for table in tables:
+            connection.execute(text(f"DROP TABLE {table}"))
+    yield
 
 
 def test_of_many_routes_the_quiet_ones_are_left_out_until_asked_for(page: Page, steps: Steps) -> None:
@@ -201,3 +228,7 @@ def test_of_many_routes_the_quiet_ones_are_left_out_until_asked_for(page: Page, 
     assert (len(found["routes"]), found["quiet_routes"]) == (25, 3)
     assert len(page.json("/overview.json?routes=all")["routes"]) == 28
     assert "3 routes with nothing open" in page.get("/").text
+
+
+def test_every_kind_of_retention_has_words() -> None:
+    assert RETENTION_WORDS.keys() == STEPS.keys()

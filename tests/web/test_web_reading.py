@@ -23,6 +23,7 @@ from relay.web.screen import Reading
 from tests.helpers import outage
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import OPERATOR, VIEWER, Page, serving
+from tests.helpers.patience import stand_still
 from tests.helpers.relaying import FakeClock, Steps
 from tests.helpers.storing import START
 
@@ -96,6 +97,17 @@ def test_connections_that_broke_since_the_last_request_cost_no_answer(page: Page
     assert page.get("/rejected").status_code == 200
 
 
+@ON_POSTGRES
+def test_a_table_that_another_session_has_for_itself_is_told_as_locked(page: Page, engine: Engine) -> None:
+    with engine.begin() as connection:
+        stand_still(connection)
+        connection.execute(text("LOCK TABLE rejected_request IN ACCESS EXCLUSIVE MODE"))  # as VACUUM FULL does
+        locked = page.get("/rejected")
+    assert locked.status_code == 503
+    assert "lock timeout" in locked.text
+    assert "narrow the filter" not in locked.text
+
+
 @ON_SQLITE
 def test_a_file_that_another_program_has_for_itself_is_told(page: Page, database_url: str) -> None:
     with contextlib.closing(sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
@@ -110,6 +122,7 @@ def test_a_file_that_another_program_has_for_itself_is_told(page: Page, database
 
 def test_a_writer_does_not_hold_readers_up(page: Page, engine: Engine) -> None:
     with engine.begin() as connection:
+        stand_still(connection)
         connection.execute(text("DELETE FROM rejected_request"))
         assert page.get("/rejected").status_code == 200
 

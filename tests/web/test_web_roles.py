@@ -87,7 +87,7 @@ def test_an_operator_plans_and_asks_for_every_act(page: Page, admin: Engine) -> 
 
 def test_an_operator_stops_a_command_and_lets_it_go_on(page: Page, admin: Engine) -> None:
     for step, state in (("stop", "cancelled"), ("resume", "running")):
-        assert page.post(f"/commands/1/{step}").status_code == 303
+        assert page.post(f"/commands/1/{step}", {"reason": "the wrong route"}).status_code == 303
         assert rows(admin, "SELECT state FROM relay_command WHERE id = 1") == [{"state": state}]
 
 

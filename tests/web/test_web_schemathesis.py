@@ -84,7 +84,7 @@ def running(steps: Steps, database_url: str, tmp_path: Path) -> Iterator[Entranc
         yield made
 
 
-@pytest.mark.parametrize("examples", [EXAMPLES, pytest.param(4 * EXAMPLES, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [EXAMPLES, pytest.param(2 * EXAMPLES, marks=pytest.mark.long)])
 def test_an_answer_is_as_described_whatever_is_asked(running: Entrance, examples: int) -> None:
     api = schemathesis.openapi.from_dict(DOCUMENT)
     operations = [found.ok() for found in api.get_all_operations()]  # type: ignore[union-attr]  # the document is valid

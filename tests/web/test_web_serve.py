@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import signal
 import socket
@@ -15,8 +16,10 @@ import pytest
 import requests
 from sqlalchemy import Engine, text
 
+from inbox.events.commands import MOST_SEQS
 from inbox.http import limited_app
 from inbox.http.limited_app import LimitedApp, Message, Receive, Send
+from inbox.logs.fields import KEYS
 from relay.web.access.credentials import Cost, hash_password, hash_token
 from relay.web.gunicorn_settings import CONNECTIONS, LARGEST_FORM, graceful_timeout
 from relay.web.static_files import FILES, static_url
@@ -57,7 +60,7 @@ def web(place: Site) -> tuple[Program, str]:
     """Start the page and wait until it serves; gives its address, too."""
     address = f"127.0.0.1:{free_port()}"
     program = place.start("web", *RELAY, "web", "--bind", address)
-    program.writes(f"the operator's page is at http://{address}\n", within=PATIENCE)
+    program.writes(f"the operator's page is at http://{address}", within=PATIENCE)
     until(lambda: not program.runs or is_live(address), "the page answers", within=PATIENCE)
     return program, f"http://{address}"
 
@@ -65,12 +68,12 @@ def web(place: Site) -> tuple[Program, str]:
 def is_live(address: str) -> bool:
     try:
         return requests.get(f"http://{address}/health/live", timeout=5).text == '{"status":"live"}'
-    except requests.ConnectionError:
+    except requests.RequestException:
         return False
 
 
 def api(url: str, token: str = TOKEN) -> int:
-    answer = requests.get(f"{url}/api/v1/rejected", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+    answer = requests.get(f"{url}/api/v1/rejected", headers={"Authorization": f"Bearer {token}"}, timeout=60)
     return answer.status_code
 
 
@@ -99,6 +102,9 @@ def test_a_person_signs_in_and_sees_a_page(place: Site) -> None:
         assert (shown.status_code, shown.url) == (200, f"{url}/rejected?source=trivore")
         assert "Rejected requests" in shown.text
         assert "olga" in shown.text
+        chosen = "&".join(f"chosen={number:018}%2F{'route' * 13}-{number % 2}" for number in range(MOST_SEQS))
+        planned = browser.get(f"{url}/acts/replay?{chosen}", headers={"Accept": "text/html"}, timeout=10)
+        assert (planned.status_code, "there is nothing to do" in planned.text) == (200, True), planned.text[:500]
     assert len(program.children()) == 1
     assert program.stop() == 0
     assert complaints(program) == []
@@ -116,6 +122,9 @@ def test_a_stop_ends_open_pages_at_once(place: Site) -> None:
 
 
 def test_a_reload_replaces_the_worker_and_what_cannot_be_used_changes_nothing(place: Site) -> None:
+    """And every line of the log, from the first to the last, has the form of the configuration."""
+    good = (place.folder / "inbox.toml").read_text(encoding="utf-8") + '[logs]\nformat = "json"\n'
+    place.configure(good)
     program, url = web(place)
     before = program.children()
     write_accounts(place.folder, token="irw_of-another")
@@ -131,13 +140,19 @@ def test_a_reload_replaces_the_worker_and_what_cannot_be_used_changes_nothing(pl
             for _ in stream.iter_content():
                 pass
     until(lambda: api(url, "irw_of-another") == 200, "the other token counts", within=PATIENCE)
-    good = (place.folder / "inbox.toml").read_text(encoding="utf-8")
     place.configure(good.replace("[web]", "[web]\ncolour = 1"))
     program.send(signal.SIGHUP)
     program.writes("reload refused: the old configuration stays")
     assert "colour" in program.output
     until(lambda: api(url, "irw_of-another") == 200, "it serves as before")
     assert program.stop() == 0
+    lines = [json.loads(line) for line in program.output.splitlines()]
+    assert all(
+        set(line) <= set(KEYS) and {"time", "level", "logger", "process", "message"} <= set(line) for line in lines
+    )
+    assert {line.get("event") for line in lines} == {None, "started", "reloaded", "reload_refused"}
+    assert {line["level"] for line in lines if line.get("event") == "reload_refused"} == {"ERROR"}
+    assert len({line["process"] for line in lines}) > 2, "the master and its workers"
 
 
 @pytest.mark.parametrize(
@@ -189,20 +204,44 @@ def test_what_is_too_large_or_no_http_is_turned_away(place: Site) -> None:
     assert exchange(port, b"HELO page\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     long = b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n"
     assert exchange(port, long).startswith(b"HTTP/1.1 431 ")
+    assert requests.get(f"{url}/rejected?source={'x' * 24 * 1024}", timeout=10).status_code == 414
     assert api(url) == 200
     assert program.stop() == 0
 
 
 @ON_SQLITE
-def test_connections_are_bounded_and_those_that_close_make_room(place: Site) -> None:
+def test_idle_connections_of_a_stranger_keep_nobody_out_and_busy_ones_are_bounded(place: Site) -> None:
+    """Idle ones send nothing, a part of a head, or keep the connection of a request open; busy ones owe their body."""
     program, url = web(place)
     port = int(url.rpartition(":")[2])
+    begun = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
     with contextlib.ExitStack() as stack:
-        for _ in range(CONNECTIONS):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-        until(lambda: exchange(port, b"").startswith(b"HTTP/1.1 503 "), "one more gets 503")
-    until(lambda: api(url) == 200, "there is room again")
+        strangers = []
+        for number in range(2 * CONNECTIONS):
+            stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            stranger.sendall((b"", begun, begun + b"\r\n")[number % 3])
+            strangers.append(stranger)
+        assert api(url) == 200
+        for stranger in strangers[: CONNECTIONS // 2]:
+            with contextlib.suppress(ConnectionResetError):  # it was closed before it had sent its part
+                while stranger.recv(4096):
+                    pass
+        busy = [stack.enter_context(owing_its_body(port)) for _ in range(CONNECTIONS)]
+        answer = exchange(port, b"")
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"connections" in answer
+        busy[0].close()
+        until(lambda: api(url) == 200, "the one that has gone makes room")
     assert program.stop() == 0
+
+
+def owing_its_body(port: int) -> socket.socket:
+    """Begin a request whose body the page waits for."""
+    begun = b"POST /sign-in HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(begun)
+    assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+    return connection
 
 
 # --- bodies

@@ -14,6 +14,9 @@ from inbox.db.dialect import Sql
 from inbox.db.engine import reading
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.erasure.work import ErasureOrder, OpenFound, StepDone, act, look
+from inbox.db.order_lock import lock_everything
+
+LONGEST_REST_SECONDS = 1.0
 
 
 class ErasureResult(msgspec.Struct, frozen=True):
@@ -50,16 +53,19 @@ def ask(engine: Engine, order: ErasureOrder) -> int:
 
 
 def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[[StepDone], None]) -> ErasureResult:
-    """Erase, step by step, until nothing is left or something open stops it. `heard` hears of each step."""
+    """Erase, step by step, until nothing is left or something open stops it. `heard` hears of each step.
+
+    Between two steps it rests as long as the last one took, so that relays have the order lock half of the time.
+    """
     sql = Sql(engine.dialect.name)
     position: int | None = None
     erased = emptied = 0
     while True:
         with engine.connect() as connection, reading(connection).begin():
             step = look(connection, order.subject, position, own_command=number)
+        began = time.monotonic()
         with engine.begin() as connection:
-            if sql.is_postgres:
-                connection.execute(_LOCK)
+            lock_everything(connection)
             if not _is_open(connection, number):  # somebody has stopped it, or a relay was faster
                 return ErasureResult(number, erased, emptied, is_done=_has_ended_well(connection, number))
             done = act(connection, order, step)
@@ -67,11 +73,12 @@ def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[
             connection.execute(_PROGRESS, {"id": number, "changed": done.erased, "progress": position})
             if done.is_last or done.open:
                 end(connection, order.subject, number, done)
-        time.sleep(sql.pause_after_write)
+        took = time.monotonic() - began
         erased, emptied = erased + done.erased, emptied + done.emptied
         heard(done)
         if done.is_last or done.open:
             return ErasureResult(number, erased, emptied, done.open, is_done=done.is_last)
+        time.sleep(max(sql.pause_after_write, min(took, LONGEST_REST_SECONDS)))
 
 
 def stop(engine: Engine, number: int) -> None:
@@ -113,7 +120,6 @@ def _has_ended_well(connection: Connection, number: int) -> bool:
     return bool(connection.execute(_STATE, {"id": number}).scalar_one() == "done")
 
 
-_LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
 _STATE = text("SELECT state FROM relay_command WHERE id = :id")
 _PROGRESS = text("""
 UPDATE relay_command SET state = 'running', affected = affected + :changed, progress_seq = :progress WHERE id = :id

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from itertools import count
 
 import msgspec
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, TextClause, text
 
+from inbox.db.dialect import Sql
 from inbox.db.engine import reading
 from inbox.db.erasure.searching import open_commands, search
 from inbox.db.erasure.subject import ErasureSubject
@@ -16,7 +18,7 @@ from inbox.db.erasure.work import OF_ENTITY, OpenFound, named, open_deliveries
 
 MOST_SHOWN = 5
 """Open deliveries that a plan names."""
-
+ALL_EVENTS = 2**62
 
 SHORT_ID = 4
 """Characters from which on an id hardly stands in a text that means something else."""
@@ -48,6 +50,8 @@ class ErasurePlan(msgspec.Struct, frozen=True):
     """Commands that name the entity and have not ended."""
     is_whole: bool = True
     """False when there are more rejected requests than were searched: `naming` counts a part."""
+    has_more_events: bool = False
+    """True when there are more events than were counted: the numbers are of the newest."""
 
     @property
     def is_empty(self) -> bool:
@@ -80,6 +84,8 @@ def plan(
     *,
     searching: Callable[[int], None] = lambda _: None,
     most_parts: int | None = None,
+    most_events: int = ALL_EVENTS,
+    most_looked_at: int | None = None,
 ) -> ErasurePlan:
     """Count what the database holds of an entity.
 
@@ -88,14 +94,18 @@ def plan(
         subject: the entity.
         searching: hears up to which rejected request it has searched.
         most_parts: the most parts of the rejected requests that are searched; None: all.
+        most_events: the most events that are counted: the newest.
+        most_looked_at: the most events that are looked at for open deliveries; None: as many.
     """
+    sql, given = Sql(engine.dialect.name), {**named(subject), "most_events": most_events}
     with engine.connect() as connection, reading(connection).begin():
-        counted = connection.execute(_COUNTS, named(subject)).one()
-        bodies = connection.execute(_PAYLOADS, named(subject)).one()
-        lanes = connection.execute(_LANES, {**named(subject), "lane": subject.lane}).scalar_one()
-        before = connection.execute(_ERASED_BEFORE, {**named(subject), "entity_id": subject.pseudonym}).scalar_one()
+        counted = connection.execute(_COUNTS, given).one()
+        bodies = connection.execute(_PAYLOADS, given).one()
+        lanes = connection.execute(_lanes(sql), {**given, "lane": subject.lane}).scalar_one()
+        before = connection.execute(_ERASED_BEFORE, {**given, "entity_id": subject.pseudonym}).scalar_one()
         pauses = connection.execute(_PAUSES, {"name": subject.gate}).scalar_one()
-        found = tuple(open_deliveries(connection, subject, MOST_SHOWN))
+        has_more = counted.events >= most_events
+        found = tuple(open_deliveries(connection, subject, MOST_SHOWN, among=most_looked_at or most_events))
         commands = tuple(open_commands(connection, subject))
     naming, is_whole = _naming(engine, subject, searching, most_parts)
     return ErasurePlan(
@@ -112,6 +122,7 @@ def plan(
         found,
         commands,
         is_whole,
+        has_more,
     )
 
 
@@ -136,20 +147,23 @@ def _naming(
     return dict(found), False
 
 
+_EVENTS = f"(SELECT i.seq FROM inbox i WHERE {OF_ENTITY} AND {{}} ORDER BY i.seq DESC LIMIT :most_events) i"
+_NOT_ERASED = _EVENTS.format("i.erased_at IS NULL")
 _COUNTS = text(f"""
 SELECT count(*) AS events,
        coalesce(sum((SELECT count(*) FROM duplicate_request d WHERE d.seq = i.seq)), 0) AS duplicates,
        coalesce(sum((SELECT count(*) FROM delivery_log l WHERE l.seq = i.seq)), 0) AS facts
-FROM inbox i WHERE {OF_ENTITY} AND i.erased_at IS NULL
+FROM {_NOT_ERASED}
 """)
 _PAYLOADS = text(f"""
 SELECT count(*) AS payloads, coalesce(sum(length(p.body)), 0) AS payload_bytes
-FROM inbox i JOIN inbox_payload p ON p.seq = i.seq WHERE {OF_ENTITY} AND i.erased_at IS NULL
+FROM {_NOT_ERASED} JOIN inbox_payload p ON p.seq = i.seq
 """)
-_ERASED_BEFORE = text(f"SELECT count(*) FROM inbox i WHERE {OF_ENTITY} AND i.erased_at IS NOT NULL")
+_ERASED_BEFORE = text(f"SELECT count(*) FROM {_EVENTS.format('i.erased_at IS NOT NULL')}")
 _PAUSES = text("SELECT count(*) FROM gate WHERE kind = 'entity' AND name = :name")
-_LANES = text(f"""
-SELECT count(*) FROM lane
-WHERE lane.lane = :lane AND lane.route IN (
-    SELECT l.route FROM inbox i JOIN delivery_log l ON l.seq = i.seq WHERE {OF_ENTITY} AND i.erased_at IS NULL)
-""")
+
+
+@cache
+def _lanes(sql: Sql) -> TextClause:
+    routes = f"SELECT DISTINCT l.route FROM {sql.looked_up(_NOT_ERASED, 'delivery_log l', 'l.seq = i.seq')}"
+    return text(f"SELECT count(*) FROM ({routes}) r JOIN lane ON lane.route = r.route AND lane.lane = :lane")

@@ -106,9 +106,10 @@ def act(connection: Connection, order: ErasureOrder, step: ErasureStep, *, now: 
             connection.exec_driver_sql("PRAGMA secure_delete = OFF")
 
 
-def open_deliveries(connection: Connection, subject: ErasureSubject, most: int) -> list[OpenFound]:
-    """Return the first deliveries of the entity that have not ended."""
-    rows = connection.execute(_OPEN_OF_ENTITY, {**named(subject), "most": most})
+def open_deliveries(connection: Connection, subject: ErasureSubject, most: int, *, among: int) -> list[OpenFound]:
+    """Return the first deliveries that have not ended, among so many of the newest events of the entity."""
+    statement = _open_of_entity(Sql(connection.dialect.name))
+    rows = connection.execute(statement, {**named(subject), "most": most, "among": among})
     return [OpenFound(row.seq, row.route, row.state) for row in rows]
 
 
@@ -155,11 +156,7 @@ OF_ENTITY = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id
 _NEXT = text(f"""
 SELECT i.seq, i.event_id FROM inbox i WHERE {OF_ENTITY} AND i.erased_at IS NULL ORDER BY i.seq LIMIT :most
 """)
-_OPEN_OF_ENTITY = text(f"""
-SELECT o.seq, o.route, o.state FROM inbox i JOIN open_delivery o ON o.seq = i.seq
-WHERE {OF_ENTITY} AND i.erased_at IS NULL
-ORDER BY i.seq, o.route LIMIT :most
-""")
+_NEWEST = f"(SELECT i.seq FROM inbox i WHERE {OF_ENTITY} AND i.erased_at IS NULL ORDER BY i.seq DESC LIMIT :among) i"
 _REMOVE_GATE = text("DELETE FROM gate WHERE kind = 'entity' AND name = :name")
 _LATE_DUPLICATES = text(f"""
 SELECT d.id FROM inbox i JOIN duplicate_request d ON d.seq = i.seq
@@ -173,6 +170,12 @@ def _seqs(events: Sequence[Any]) -> str:
 
 def _chosen(sql: Sql) -> str:
     return sql.rows("erased", seq="bigint", names="boolean")
+
+
+@cache
+def _open_of_entity(sql: Sql) -> TextClause:
+    found = sql.looked_up(_NEWEST, "open_delivery o", "o.seq = i.seq")
+    return text(f"SELECT o.seq, o.route, o.state FROM {found} ORDER BY o.seq, o.route LIMIT :most")
 
 
 @cache

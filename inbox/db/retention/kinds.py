@@ -79,7 +79,7 @@ def _walked(each: Walk, connection: Connection, expiry: Expiry, position: int, m
 
 
 class Aged(msgspec.Struct, frozen=True):
-    """Rows that are few, and go in the order of an indexed time."""
+    """Rows that go in the order of an indexed time, or are few enough to be scanned."""
 
     table: str
     key: str
@@ -120,6 +120,7 @@ AGED: Mapping[RetentionKind, Aged] = {
     "throughput": Aged(
         "throughput_minute", "kind, name, outcome, minute", "minute", "t.minute < {before}", row_bytes=80
     ),
+    "shapes": Aged("payload_field", "id", "last_at", "t.last_at < {before}", row_bytes=150),
 }
 
 

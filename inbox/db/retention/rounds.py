@@ -107,9 +107,10 @@ class LeasedPruner:
             event = self._batch(kind, expiry, is_first=is_first)
             took = time.monotonic() - began
             if isinstance(event, Pruned):
-                is_first, is_done = False, event.is_done
+                is_done = event.is_done
                 self._paces[kind] = self._paces[kind].after(took)
             if event is not None:
+                is_first = False
                 yield event
             if is_done or time.monotonic() >= until:
                 break
@@ -124,7 +125,7 @@ class LeasedPruner:
             with self._begin(most) as connection:
                 pace = self._paces.setdefault(kind, pace_of(is_postgres=Sql(connection.dialect.name).is_postgres))
                 now = self._renewed(connection)
-                was = _begun(connection, kind, expiry, now) if is_first else state.read(connection, kind)
+                was = _standing(connection, kind, expiry, now, is_first=is_first)
                 pruned = STEPS[kind](connection, expiry, was.position, pace.most)
                 state.write(connection, was.after(pruned, expiry.before, now))
                 return pruned
@@ -136,16 +137,16 @@ class LeasedPruner:
             if self._paces[kind].most > 1:
                 self._paces[kind] = self._paces[kind].shrunk()
                 return None
-            return self._pass_over(kind, error)
+            return self._pass_over(kind, expiry, error, is_first=is_first)
 
-    def _pass_over(self, kind: RetentionKind, error: Exception) -> PassedOver:
+    def _pass_over(self, kind: RetentionKind, expiry: Expiry, error: Exception, *, is_first: bool) -> PassedOver:
         """Leave the next row where it is until the next lap, so that it holds up no other."""
         each = WALKS.get(kind)
         if each is None:
             raise error
         with self._begin(1) as connection:
             now = self._renewed(connection)
-            was = state.read(connection, kind)
+            was = _standing(connection, kind, expiry, now, is_first=is_first)  # a failed first batch has not stored it
             key = walk.next_key(connection, each, was.position)
             if key is None:
                 raise error
@@ -170,9 +171,13 @@ class LeasedPruner:
         return now
 
 
-def _begun(connection: Connection, kind: RetentionKind, expiry: Expiry, now: datetime) -> KindState:
-    """Return the state at the beginning of a round, as far back as the first row that goes by a cap."""
+def _standing(
+    connection: Connection, kind: RetentionKind, expiry: Expiry, now: datetime, *, is_first: bool
+) -> KindState:
+    """Return the state before a batch. The first one of a round begins as far back as the first row that goes by a cap."""
     was, each = state.read(connection, kind), WALKS.get(kind)
+    if not is_first:
+        return was
     if each is None:
         return was.begun(now, 0)
     begun = was.begun(now, walk.newest_key(connection, each))

@@ -22,12 +22,15 @@ from relay.delivery import facts
 from relay.delivery.audit import Account, Difference, Logged, Subject, account, compare, shown
 from relay.delivery.lifecycle import OpenDelivery
 from relay.store.coverage import last_delivered
-from relay.store.database import ROW, Database, Transaction, as_open_delivery
+from relay.store.database import Database
+from relay.store.transaction import ROW, Transaction, as_open_delivery
 
 SPAN_SEQS = 500
 """Seqs at a time: what is held in memory, locked at once, and on SQLite what a reader keeps from being copied back."""
 
 _FACTS_AT_A_TIME = 200
+_PATIENT = text("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+"""Nobody waits for this reader's locks, and a machine that is busy for 3 s must not end `relay verify`."""
 _PRUNED_AFTER = timedelta(days=RETENTION_FLOOR_DAYS)
 
 Key = tuple[int, str]
@@ -70,6 +73,8 @@ def examine_all(database: Database, config: Config) -> Iterator[tuple[int, Exami
     upto, is_last = 0, False
     while not is_last:
         with database.snapshot() as transaction:
+            if transaction.sql.is_postgres:
+                transaction.connection.execute(_PATIENT)
             seqs = [row.seq for row in transaction.execute(_NEXT_SEQS, after=upto, most=SPAN_SEQS)]
             examined = examine(transaction, seqs, config)
         upto, is_last = seqs[-1] if seqs else upto, len(seqs) < SPAN_SEQS

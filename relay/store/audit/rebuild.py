@@ -34,11 +34,12 @@ from relay.delivery.policy import Policies, policies
 from relay.store.audit.examine import Event, Wrong, examine, examine_all, lane_of_success, present_lane
 from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, for_lanes, headless, unlogged_successes
 from relay.store.bulkhead import in_parts
-from relay.store.database import Database, Transaction, fields_param
+from relay.store.database import Database
 from relay.store.lanes import Lane, heads_of, lanes_param, settle_lanes
 from relay.store.pull_in_deliveries import pull_in_all
 from relay.store.record import remember_delivered, success_row
 from relay.store.reopen import insert
+from relay.store.transaction import Transaction, fields_param
 
 
 class Mend(msgspec.Struct, frozen=True):

@@ -13,9 +13,11 @@ from sqlalchemy import TextClause, text
 from inbox.db import commands as statements
 from inbox.db.dialect import Sql, as_json
 from inbox.db.parameters import json_param
-from inbox.events.commands import COMMAND_KINDS
+from inbox.errors import NoSuchCommand, UnusableCommand
+from inbox.events.commands import COMMAND_KINDS, OF_COMMANDS
 from inbox.events.timestamps import time_text
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
+from relay.store.transaction import Transaction
 
 GateAct = Literal["pause", "resume"]
 CommandState = Literal["asked", "running", "done", "failed", "refused", "cancelled"]
@@ -123,18 +125,46 @@ def progress(database: Database, number: int) -> Progress | None:
     return Progress(*found[0]) if found else None
 
 
-def stop(database: Database, number: int, answer: str | None = None) -> None:
-    """Stop a command: what it has done stays done, and `go_on` resumes the rest. `answer` says who stopped it."""
-    with database.write() as transaction:
-        transaction.lock_order()
-        transaction.execute(statements.stop(database.sql), id=number, answer=answer)
+CommandAct = Literal["stop", "continue"]
 
 
-def go_on(database: Database, number: int) -> bool:
-    """Resume a stopped command. Returns whether there is one."""
+def turn(database: Database, act: CommandAct, number: int, *, who: str, why: str) -> None:
+    """Stop a command, or let a stopped one go on; what it has done stays done. A row of its own says who did so, and why.
+
+    Raises:
+        NoSuchCommand: there is none of this id.
+        UnusableCommand: it has ended, or is not one that was stopped.
+    """
     with database.write() as transaction:
         transaction.lock_order()
-        return bool(transaction.execute(_GO_ON, id=number))
+        answer = turn_in(transaction, act, number, who=who, why=why)
+        selection = json_param({"command": number})
+        given = {"kind": act, "selection": selection, "reason": why, "who": who, "dry_run": False, "planned": None}
+        (asked,) = transaction.execute(statements.ask(transaction.sql), **given)
+        end(transaction, asked.id, "done", answer)
+
+
+def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str, why: str) -> str:
+    """Do so in a transaction that has the order lock, without a row of its own. Returns the answer.
+
+    Raises:
+        NoSuchCommand: as `turn`.
+        UnusableCommand: as `turn`.
+    """
+    found = transaction.execute(_command(transaction.sql, locked=False), id=number)
+    if not found:
+        raise NoSuchCommand(f"there is no command {number}")
+    kind, state = found[0].kind, found[0].state
+    if kind in OF_COMMANDS:
+        raise UnusableCommand(f"command {number} is a {kind} itself, which is done at once")
+    if act == "stop":
+        said = f"stopped by {who}: {why}"
+        if transaction.execute(statements.stop(transaction.sql), id=number, answer=said):
+            return f"command {number} is stopped"
+        raise UnusableCommand(f"command {number} has ended, and can't be stopped any more")
+    if transaction.execute(_GO_ON, id=number):
+        return f"command {number} goes on"
+    raise UnusableCommand(f"command {number} is {state}: only one that was stopped goes on")
 
 
 def read_open(transaction: Transaction, number: int, *, locked: bool = False) -> Any:  # noqa: ANN401  # a result row
@@ -176,8 +206,8 @@ def say(database: Database, number: int, answer: str) -> None:
         transaction.execute(_SAY, id=number, answer=answer)
 
 
-def end_undone(transaction: Transaction, number: int, state: Literal["failed", "refused"], answer: str) -> None:
-    """End a command that can't be done, with the reason as its answer."""
+def end(transaction: Transaction, number: int, state: Literal["done", "failed", "refused"], answer: str) -> None:
+    """End a command, with its result or the reason why it can't be done as its answer."""
     transaction.execute(_ended(transaction.sql), id=number, state=state, answer=answer)
 
 

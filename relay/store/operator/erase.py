@@ -7,17 +7,20 @@ import msgspec
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.db.erasure.carrying_out import answer_of, end, held_up_by
-from inbox.db.erasure.plan import ErasurePlan, plan
+from inbox.db.erasure.plan import ALL_EVENTS, ErasurePlan, plan
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.erasure.work import ErasureOrder, act, look
 from inbox.db.known_names import has_source
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
 from relay.store.database import Database
+from relay.store.operator import commands
 from relay.store.operator.commands import AskedTask, BatchResult
 
 SEARCHED_PARTS = 2
 """Parts of the rejected requests that a plan searches, each of which takes some 0.2 s: deliveries wait for it."""
+COUNTED_EVENTS = 20_000
+"""Events that a plan counts with their facts, some 0.2 s: deliveries wait for it, too."""
 
 
 def erase(database: Database, config: Config, task: AskedTask) -> BatchResult:
@@ -31,6 +34,8 @@ def erase(database: Database, config: Config, task: AskedTask) -> BatchResult:
         step = look(transaction.connection, order.subject, task.progress, own_command=task.number)
     with database.write() as transaction:
         now = transaction.lock_order()
+        if commands.read_open(transaction, task.number) is None:  # stopped since, or carried out by another process
+            return BatchResult("running", progress=task.progress)
         done = act(transaction.connection, order, step, now=time_text(now))
         if done.is_last:
             end(transaction.connection, order.subject, task.number, done)
@@ -65,7 +70,13 @@ def _planned(database: Database, config: Config, subject: ErasureSubject) -> Era
     """
     if subject.source not in config.sources and not has_source(database.engine, subject.source):
         raise UnusableCommand(f"there is no source {subject.source!r}; {nearest(subject.source, config.sources)}")
-    planned = plan(database.engine, subject, most_parts=SEARCHED_PARTS)
+    planned = plan(
+        database.engine,
+        subject,
+        most_parts=SEARCHED_PARTS,
+        most_events=COUNTED_EVENTS,
+        most_looked_at=ALL_EVENTS,  # an open one stops it before it begins
+    )
     if planned.open:
         raise UnusableCommand(held_up_by(planned.open))
     if planned.open_commands:
@@ -87,5 +98,6 @@ def _answer(planned: ErasurePlan) -> BatchResult:
         else "; it searched a part of the rejected requests, `inbox erase --dry-run` searches all"
     )
     careful = f"; {planned.warning}" if planned.warning else ""
-    answer = f"would erase {planned.events} events{rest}{careful}"
+    events = f"at least {planned.events} events" if planned.has_more_events else f"{planned.events} events"
+    answer = f"would erase {events}{rest}{careful}"
     return BatchResult("done", matched=planned.events, sample=sample, answer=answer)

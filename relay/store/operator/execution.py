@@ -22,18 +22,20 @@ from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_w
 from inbox.db.known_names import has_route, has_source
 from inbox.errors import UnusableCommand
 from inbox.events.commands import OF_DELIVERIES, OF_GATES
+from inbox.tracing.spans import OFF, Span, Tracer, new_span_id
 from relay.delivery import facts
 from relay.delivery.gates import Gate
 from relay.delivery.policy import Policies
 from relay.store import gates
 from relay.store.bulkhead import in_parts
-from relay.store.database import Database, FailedAlone, Key, Transaction, key_text
+from relay.store.database import Database
 from relay.store.operator import commands, dry_run, room, selected
 from relay.store.operator.commands import BatchResult, Standing
-from relay.store.operator.replay import GIVEN_UP, end_or_unblock, replay
+from relay.store.operator.replay import end_or_unblock, replay
 from relay.store.operator.retry import retry
 from relay.store.operator.selection import Choice, Selection, keys_of
 from relay.store.operator.tasks import TASKS
+from relay.store.transaction import FailedAlone, Key, Transaction, key_text
 
 BATCH = 200
 """Deliveries in one transaction."""
@@ -47,9 +49,14 @@ _Form = TypeVar("_Form")
 class OpenCommands:
     """Open commands, a few at a time and in turn. Each is a compartment of its own: none delays another."""
 
-    def __init__(self, database: Database, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, database: Database, monotonic: Callable[[], float] = time.monotonic, tracer: Tracer = OFF
+    ) -> None:
         self._database = database
         self._monotonic = monotonic
+        self._tracer = tracer
+        self._process = new_span_id()
+        """Part of the seed of a command's trace, which all its batches in this process share."""
         self._after = 0
         self._faulty: dict[int, float] = {}
         """Commands that failed for a reason that is no item's, and when each is tried again."""
@@ -67,9 +74,13 @@ class OpenCommands:
         for number in numbers:
             if number in self._faulty:
                 continue
+            span = self._tracer.begin("command", "internal", seed=f"command {self._process} {number}")
             try:
-                changed += work_on(self._database, config, policies, number)
+                batch = work_on(self._database, config, policies, number)
+                changed += batch
+                _end(span, number, batch)
             except Exception as error:
+                _end(span, number, 0, type(error).__name__)
                 if failure_of(error) == "unreachable":
                     raise
                 self._trouble(number, error, now)
@@ -84,6 +95,13 @@ class OpenCommands:
             return  # somebody has locked the row itself
         with suppress(DBAPIError):
             commands.say(self._database, number, f"waits: {error_text(error)}")
+
+
+def _end(span: Span | None, number: int, changed: int, error: str | None = None) -> None:
+    """End the span of a batch. One that changes nothing is not shown: a command that waits has one each second."""
+    if span is not None and (changed or error is not None):
+        span.attributes |= {"inbox.command": number, "inbox.changed": changed}
+        span.end(error=error)
 
 
 def work_on(database: Database, config: Config, policies: Policies, number: int) -> int:
@@ -301,12 +319,20 @@ def _next(transaction: Transaction, batch: _Batch, choice: Choice, policies: Pol
     if not batch.keys and batch.upto is not None:
         return BatchResult("running", progress=batch.upto)
     if not batch.keys:
-        answer = "done" if command.affected else "done: nothing was to change"
-        if command.failed:
-            answer = f"done, but for {command.failed} that could not be changed: see error"
-        return BatchResult("done", progress=command.progress_seq, answer=answer)
+        return BatchResult("done", progress=command.progress_seq, answer=_answer(command))
     changed = _change(transaction, choice, command, batch.keys, now, policies=policies)
     return BatchResult("running", changed, batch.keys[-1][0])
+
+
+def _answer(command: Any) -> str:  # noqa: ANN401  # a result row
+    """The answer of a command that is done; of one that was planned also how many of the plan it has left alone."""
+    answer = "done" if command.affected else "done: nothing was to change"
+    if command.failed:
+        answer = f"done, but for {command.failed} that could not be changed: see error"
+    left = (command.matched or 0) - command.affected - command.failed
+    if left <= 0:
+        return answer
+    return f"{answer}; {left} of the plan had changed meanwhile, by a relay or another command, and were left alone"
 
 
 def _change(
@@ -318,12 +344,14 @@ def _change(
     *,
     policies: Policies,
 ) -> int:
-    said = {"who": command.asked_by, "why": command.reason}
+    said, first = {"who": command.asked_by, "why": command.reason}, keys[0][0]
     if choice.act == "retry":
         return retry(transaction, keys, now, **said)
-    states = GIVEN_UP if choice.is_about_dead else None
+    states = choice.states
     if choice.act == "replay":
-        too = None if choice.selection.force else partial(selected.still_to_come, transaction, choice, keys[0][0])
+        if choice.selection.until_fact is not None:  # another command may have changed some since the batch was read
+            keys = sorted(selected.among(transaction, choice, keys) & {*keys})
+        too = None if choice.selection.force else partial(selected.still_to_come, transaction, choice, first)
         return replay(
             transaction, choice.config, keys, facts.Replayed(**said), now, policies=policies, too=too, states=states
         )
@@ -336,7 +364,7 @@ def _fail(database: Database, number: int, error: Exception) -> None:
     is_refused = isinstance(error, UnusableCommand)
     answer = str(error) if is_refused else error_text(error)
     with database.write() as transaction:
-        commands.end_undone(transaction, number, "refused" if is_refused else "failed", answer)
+        commands.end(transaction, number, "refused" if is_refused else "failed", answer)
     database.failed_alone(FailedAlone("commands", f"command={number}", answer))
 
 

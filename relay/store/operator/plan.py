@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
 from inbox.db.dialect import blames_items
 from inbox.db.reads import Row
+from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import as_time
 from relay.store.bulkhead import in_parts
-from relay.store.database import Database, Key, key_text
+from relay.store.database import Database
 from relay.store.operator import selected
-from relay.store.operator.replay import GIVEN_UP, LeftOut, replayable
+from relay.store.operator.replay import LeftOut, replayable
 from relay.store.operator.selection import Choice, keys_of
+from relay.store.transaction import Key, key_text
 
 _PAGE = 200
 _LARGE_PAGE = 500
@@ -84,6 +87,8 @@ class BoundedPlan(msgspec.Struct, frozen=True):
     plan: Plan
     is_whole: bool
     """False: there are more than were examined."""
+    newest_end_at: datetime | None = None
+    """Time of the newest fact of the ended deliveries among those that were looked at; None where there are none."""
 
 
 def bounded(database: Database, choice: Choice, *, listed: int, most: int, is_late: Callable[[], bool]) -> BoundedPlan:
@@ -94,15 +99,23 @@ def bounded(database: Database, choice: Choice, *, listed: int, most: int, is_la
         choice: the act, and what it is about.
         listed: the number of deliveries to list.
         most: the number of deliveries after which it ends.
-        is_late: true when it shall end with the present page.
+        is_late: true when it shall end soon, with the present page or a part of it.
     """
-    planned, examined = Plan(0), 0
+    planned, examined, newest = Plan(0), 0, None
     for page in _pages(database, choice, _LARGE_PAGE, is_late):
-        planned = merged(planned, examine(database, choice, page), listed)
+        part = examine(database, choice, page, is_late)
+        planned = merged(planned, part, listed)
+        newest = max(filter(None, (newest, *map(_end_of, page.rows))), default=None)
         examined += len(page.rows)
-        if page.upto is not None and (examined >= most or is_late()):
-            return BoundedPlan(planned, is_whole=False)
-    return BoundedPlan(planned, is_whole=True)
+        is_cut = part.count + sum(part.left_out.values()) < len(page.rows)
+        if is_cut or (page.upto is not None and (examined >= most or is_late())):
+            return BoundedPlan(planned, is_whole=False, newest_end_at=newest)
+    return BoundedPlan(planned, is_whole=True, newest_end_at=newest)
+
+
+def _end_of(row: Row) -> datetime | None:
+    """Return the time at which a delivery ended; None of one that is open, or whose row does not say."""
+    return None if row.get("state") in OPEN_STATES else _time(row.get("last_fact_at"))
 
 
 def _counted(database: Database, choice: Choice, most: int) -> Plan:
@@ -116,12 +129,24 @@ def _counted(database: Database, choice: Choice, most: int) -> Plan:
     return Plan(sum(group.count for group in groups), tuple(groups), tuple(rows[:most]))
 
 
-def examine(database: Database, choice: Choice, page: selected.SelectedPage) -> Plan:
-    """Make the plan of a page. Each delivery is examined as the command itself will."""
+def examine(
+    database: Database, choice: Choice, page: selected.SelectedPage, is_late: Callable[[], bool] = lambda: False
+) -> Plan:
+    """Make the plan of a page. Each delivery is examined as the command itself will.
+
+    When `is_late`, it leaves the rest out: each that can't be read costs some transactions.
+    """
     left: dict[Key, LeftOut] = dict.fromkeys(page.unreadable, "unreadable")
+    seen = {key for key in keys_of(page.rows) if key not in left}
     if choice.act == "replay":
-        left |= _left_out(database, choice, [key for key in keys_of(page.rows) if key not in left])
-    taken = [row for row in page.rows if (row["seq"], row["route"]) not in left]
+        parts, seen = _left_out(database, choice, sorted(seen)), set()
+        for part in parts:
+            seen.update(part.keys)
+            left |= part.left_out
+            if is_late():
+                break
+    kept = seen - left.keys()
+    taken = [row for row in page.rows if (row["seq"], row["route"]) in kept]
     groups = (Group(row["route"], row["state"], row["cause"], 1, *[_time(row.get("due_at"))] * 2) for row in taken)
     return merged(Plan(0, (), tuple(taken), dict(Counter(left.values()))), Plan(len(taken), tuple(groups)), len(taken))
 
@@ -158,19 +183,24 @@ def _pages(
         after = page.upto
 
 
-def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> dict[Key, LeftOut]:
-    states = GIVEN_UP if choice.is_about_dead else None
+class _Part(NamedTuple):
+    keys: Collection[Key]
+    left_out: dict[Key, LeftOut]
 
-    def part(some: Sequence[Key]) -> dict[Key, LeftOut]:
+
+def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Iterator[_Part]:
+    states = choice.states
+
+    def part(some: Sequence[Key]) -> _Part:
         with database.read() as transaction:
             too = None if choice.selection.force else partial(selected.among, transaction, choice)
-            return replayable(transaction, choice.config, some, too=too, states=states, locked=False).left_out
+            found = replayable(transaction, choice.config, some, too=too, states=states, locked=False)
+        return _Part(some, found.left_out)
 
-    def alone(key: Key, _error: Exception) -> dict[Key, LeftOut]:
-        return {key: "unreadable"}
+    def alone(key: Key, _error: Exception) -> _Part:
+        return _Part([key], {key: "unreadable"})
 
-    parts = in_parts(database, "commands", keys, part=part, alone=alone, name=key_text)
-    return {key: why for left in parts for key, why in left.items()}
+    return in_parts(database, "commands", keys, part=part, alone=alone, name=key_text)
 
 
 def _largest_first(group: Group) -> tuple[int, str, str, str]:

@@ -16,11 +16,11 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, step_of
 from relay.delivery.policy import Policies
 from relay.store.coverage import last_delivered
-from relay.store.database import Key, Transaction, keys_param
 from relay.store.lanes import settle_lanes
+from relay.store.operator.selection import GIVEN_UP
 from relay.store.reopen import find, keep_payloads, take_up
+from relay.store.transaction import Key, Transaction, keys_param
 
-GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
 _REPLAYABLE = GIVEN_UP | {State.ENDED}
 
 Too = Callable[[set[Key]], set[Key]]

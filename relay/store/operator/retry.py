@@ -12,7 +12,7 @@ from inbox.db.dialect import Sql
 from inbox.events.timestamps import time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import append
-from relay.store.database import ROW, Key, Transaction, as_open_delivery, keys_param
+from relay.store.transaction import ROW, Key, Transaction, as_open_delivery, keys_param
 
 
 def retry(transaction: Transaction, keys: Sequence[Key], now: datetime, *, who: str, why: str) -> int:

@@ -11,8 +11,9 @@ from inbox.db.dialect import Sql
 from relay.delivery.gates import Gates
 from relay.delivery.policy import Policies
 from relay.store import gates
-from relay.store.database import Database, Key
+from relay.store.database import Database
 from relay.store.paused_entities import not_paused, paused_param
+from relay.store.transaction import Key
 
 MOST_OPEN = 1000
 """The most open replayed deliveries of a route: new events must not wait behind a large backlog of them. Likewise a retry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import MAXYEAR, MINYEAR, datetime
 from typing import Annotated, Literal
 
@@ -12,25 +12,36 @@ from inbox.config.mistakes import nearest
 from inbox.config.model import Config, Route
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
-from inbox.events.commands import FLAGS
+from inbox.events.commands import BOUNDS, CANCELLED_BY_STATE, DEAD_STATES, FLAGS, MOST_SEQS, REPLAYED_BY_STATE
+from inbox.events.states import OPEN_STATES, RETRYING, State
 from inbox.events.timestamps import time_text
 from relay.delivery.facts import CAUSES
-from relay.store.database import Key
+from relay.store.transaction import Key, keys_param
 
 Act = Literal["replay", "cancel", "unblock", "retry"]
 Which = Literal["dead", "ended or dead", "backfill", "not begun", "blocked", "due later"]
 """The kind of deliveries that a command is about."""
 
+GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
+_OF_STATE: Mapping[str, Which] = {State.DEAD: "dead", State.BLOCKED: "blocked", RETRYING: "due later"}
+"""The kinds of deliveries of a cancel by state; of any other state they are not begun."""
 _CONDITIONS = "a route, seq, source, entity, destination, cause or time"
 
+Seq = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+OneDelivery = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,18}/[^,\x00-\x1f]+$")]
+"""SEQ/ROUTE."""
 
 
 class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Every condition that is given must hold. This is also what `relay_command.selection` holds, as JSON."""
 
     route: str | None = None
-    seq: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+    seq: Seq | None = None
+    seqs: Annotated[tuple[Seq, ...], msgspec.Meta(min_length=1, max_length=MOST_SEQS)] | None = None
+    """These events."""
+    deliveries: Annotated[tuple[OneDelivery, ...], msgspec.Meta(min_length=1, max_length=MOST_SEQS)] | None = None
+    """Exactly these, of any routes."""
     source: str | None = None
     entity_type: str | None = None
     entity_id: str | None = None
@@ -51,6 +62,10 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     """Died, or failed last, at or after this time; where others are selected: arrived at or after."""
     until: Moment | None = None
     """The same, before this time."""
+    until_fact: Seq | None = None
+    """For a replay: `delivery_log.id` of the newest fact at its plan. What has changed later, such as by another replay, stays."""
+    state: str | None = None
+    """State as listings show it: for a cancel one of `CANCELLED_BY_STATE`, for a replay one of `REPLAYED_BY_STATE`."""
     force: bool = False
     """Replay even where that overwrites the last delivered state with an older one."""
 
@@ -62,7 +77,8 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     @property
     def is_empty(self) -> bool:
         """True when no condition is given."""
-        return msgspec.structs.replace(self, **dict.fromkeys(FLAGS, False)) == Selection()
+        conditions = {**dict.fromkeys(FLAGS, False), **dict.fromkeys(BOUNDS)}
+        return msgspec.structs.replace(self, **conditions) == Selection()
 
     @property
     def is_about_failures(self) -> bool:
@@ -70,9 +86,14 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
         return (self.cause, self.status, self.error, self.error_sha256) != (None, None, None, None)
 
     @property
+    def names_events(self) -> bool:
+        """True when it names events or one entity, so that ended deliveries can be found, too."""
+        return (self.seq, self.seqs, self.deliveries, self.entity_id) != (None, None, None, None)
+
+    @property
     def dead_only(self) -> bool:
-        """For a replay: unless one event or entity is named, only dead letters are selected, and ended deliveries left alone."""
-        return self.is_about_failures or (self.seq is None and self.entity_id is None)
+        """For a replay: unless events or an entity are named, only dead letters are selected, and ended deliveries left alone."""
+        return self.is_about_failures or self.state in DEAD_STATES or not self.names_events
 
 
 def keys_of(rows: Iterable[Row]) -> list[Key]:
@@ -96,7 +117,7 @@ class Choice(msgspec.Struct, frozen=True):
                 return f"{name} the year {moment.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
         if chosen.since is not None and chosen.until is not None and chosen.since >= chosen.until:
             return "nothing is since a time and until an earlier one: exchange the two"
-        return self._unknown_name or self._missing or self._backfill_of_what
+        return self._unknown_name or self._missing or self._backfill_of_what or self._state_of_what
 
     @property
     def _unknown_name(self) -> str | None:
@@ -118,6 +139,8 @@ class Choice(msgspec.Struct, frozen=True):
             return f"name what the {self.act} is about: {_CONDITIONS}, or everything (--all)"
         if self.act != "replay" and chosen.force:
             return "only a replay can be forced"
+        if self.act != "replay" and chosen.until_fact is not None:
+            return "only a replay ends at a fact: leave until_fact out"
         return None
 
     @property
@@ -134,10 +157,38 @@ class Choice(msgspec.Struct, frozen=True):
         return None
 
     @property
+    def _state_of_what(self) -> str | None:
+        chosen, state = self.selection, self.selection.state
+        if state is None:
+            return None
+        known = {"cancel": CANCELLED_BY_STATE, "replay": REPLAYED_BY_STATE}.get(self.act)
+        if known is None or chosen.backfill:
+            return "only a cancel or a replay is about a state, and no backfill: leave the state out"
+        if state not in known:
+            return f"a {self.act} is about no state {state!r}; {nearest(state, known)}"
+        if chosen.is_about_failures and state not in {*DEAD_STATES, RETRYING}:
+            return f"a delivery that is {state} has no failure: leave cause, status and error out"
+        if self.act == "replay" and state not in DEAD_STATES and not chosen.names_events:
+            return "ended deliveries are replayed of named events or one entity, or all of a route by a backfill"
+        return None
+
+    @property
+    def states(self) -> frozenset[State] | None:
+        """States in which a delivery still has to be when the act changes it; None: any that allows the act."""
+        state = self.selection.state
+        if state is None:
+            return GIVEN_UP if self.which in {"dead", "blocked"} else None
+        if state == RETRYING:
+            return frozenset({State.READY})
+        return frozenset({State(state) if state in OPEN_STATES else State.ENDED})
+
+    @property
     def which(self) -> Which:
         """The kind of deliveries it is about."""
         if self.act == "retry":
             return "due later"
+        if self.act == "cancel" and self.selection.state is not None:
+            return _OF_STATE.get(self.selection.state, "not begun")
         if self.act == "cancel":
             return "dead" if self.selection.is_about_failures else "not begun"
         if self.act == "unblock":
@@ -147,9 +198,9 @@ class Choice(msgspec.Struct, frozen=True):
         return "dead" if self.selection.dead_only else "ended or dead"
 
     @property
-    def is_about_dead(self) -> bool:
-        """True when only dead letters are selected; one that was taken up again meanwhile is not."""
-        return self.which in {"dead", "blocked"}
+    def names_seqs(self) -> bool:
+        """True when statements get the parameter `seqs`."""
+        return (self.selection.seqs, self.selection.deliveries) != (None, None)
 
     def parameters(self, which: Which) -> dict[str, object]:
         """The bound parameters of the statements about `which`."""
@@ -162,7 +213,11 @@ class Choice(msgspec.Struct, frozen=True):
             "event_type": chosen.event_type,
             "since": None if chosen.since is None else time_text(chosen.since),
             "until": None if chosen.until is None else time_text(chosen.until),
+            "until_fact": chosen.until_fact,
+            "deliveries": None if chosen.deliveries is None else keys_param(_named(chosen.deliveries)),
         }
+        if self.names_seqs:
+            given["seqs"] = rows_param({"value": seq} for seq in self._seqs)
         if which == "backfill":
             route = self.config.routes[str(chosen.route)]
             wanted: dict[str, Sequence[str]] = {
@@ -174,14 +229,24 @@ class Choice(msgspec.Struct, frozen=True):
             return given | {"of_source": route.source} | lists
         given |= {"source": chosen.source, "routes": self._routes}
         if which == "ended or dead":
-            return given
+            return given | {"state": chosen.state}
         status = None if chosen.status is None else str(chosen.status)
         return given | {
+            "state": None if chosen.state == RETRYING else chosen.state,
             "cause": chosen.cause,
             "status": status,
             "error": chosen.error,
             "error_sha256": chosen.error_sha256,
         }
+
+    @property
+    def _seqs(self) -> Sequence[int]:
+        """The events that `seqs` and `deliveries` both name, where both are given."""
+        chosen = self.selection
+        seqs = {seq for seq, _ in _named(chosen.deliveries or ())}
+        if chosen.seqs is None:
+            return sorted(seqs)
+        return chosen.seqs if chosen.deliveries is None else sorted(seqs.intersection(chosen.seqs))
 
     @property
     def _routes(self) -> str | None:
@@ -194,6 +259,10 @@ class Choice(msgspec.Struct, frozen=True):
             for name, route in self.config.routes.items()
             if chosen.destination in {None, route.destination} and chosen.api in {None, _api_of(route)}
         )
+
+
+def _named(deliveries: Iterable[str]) -> list[Key]:
+    return [(int(seq), route) for seq, _, route in (each.partition("/") for each in deliveries)]
 
 
 def _api_of(route: Route) -> str | None:

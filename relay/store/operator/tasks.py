@@ -1,4 +1,4 @@
-"""Commands about no delivery, each with the function that does its next step: erasures, prunes, readmissions and sweeps."""
+"""Commands about no delivery, each with the function that does its next step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from relay.store.operator.commands import AskedTask, BatchResult
 from relay.store.operator.erase import erase
 from relay.store.operator.prune import prune
 from relay.store.operator.readmit import readmit
+from relay.store.operator.stopping import let_go_on, stop
 from relay.store.operator.sweeping import sweep
 
 Task = Callable[[Database, Config, AskedTask], BatchResult]
@@ -27,5 +28,7 @@ TASKS: Mapping[str, Task] = {
     "prune": prune,
     "readmit": readmit,
     "sweep": sweep,
+    "stop": stop,
+    "continue": let_go_on,
 }
 """The function of each kind."""

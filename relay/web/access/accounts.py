@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Generic
 
 from inbox.config.types import Secret
 from inbox.config.web import Web
 from inbox.errors import AccessBroken, ConfigError
+from inbox.logs.fields import fields
 from relay.web.access.actor import Actor
 from relay.web.access.credentials import PasswordHash, check_token_hash, hash_token
 from relay.web.access.entries import Entries, Hash, parse
@@ -33,6 +36,13 @@ class AccountFile(Generic[Hash]):
         self._content: str | None = None
         self._error: str | None = None
         self._entries: Entries[Hash] = {}
+
+    @property
+    def missing(self) -> Path | None:
+        """The path of the file, where nobody has written it yet."""
+        kind, _, place = self._secret.reference.partition(":")
+        path = Path(place)
+        return path if kind == "file" and path.parent.is_dir() and not path.exists() else None
 
     def load(self) -> Entries[Hash]:
         """Read the file.
@@ -66,7 +76,7 @@ class AccountFile(Generic[Hash]):
             await asyncio.to_thread(self.load)
         except ConfigError as error:
             if str(error) != self._error:
-                _log.error("nobody can sign in by web.%s: %s", self._key, error)  # the text says it all
+                _log.error("nobody can sign in: %s", error, extra=fields("nobody_can_sign_in"))  # the text says it all
             self._error, self._content = str(error), None
         else:
             self._error = None
@@ -104,6 +114,12 @@ class Accounts:
         return found
 
 
+def _remedy(missing: Path | None, command: str) -> str:
+    if missing is None:
+        return ""
+    return f"; write it with `relay web {command} NAME --role operator --into {shlex.quote(str(missing))}`"
+
+
 def check_accounts(web: Web) -> None:
     """Require that somebody may use the page, and that the files say who.
 
@@ -136,5 +152,6 @@ def check_files(web: Web) -> None:
             mistakes += [
                 each if each.startswith("[web]") else f"[web] {key}: {each}" for each in str(error).splitlines()
             ]
+            mistakes[-1] += _remedy(file.missing, command)
     if mistakes:
         raise ConfigError("\n".join(mistakes))

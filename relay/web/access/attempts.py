@@ -54,24 +54,41 @@ class Attempts:
 
 
 class SignInLimits:
-    """The limits of both together. An attempt that one of them denies counts for neither."""
+    """The limits of both together. An attempt that one of them denies counts for neither.
+
+    Where a person has signed in from an address before, the attempts with this name from there are counted apart: strangers
+    elsewhere who guess at a password keep nobody out of the usual place. It remembers the last `MOST_REMEMBERED` places.
+    """
 
     def __init__(self) -> None:
         self._by_name, self._by_address = Attempts(BY_NAME), Attempts(BY_ADDRESS)
+        self._at_known_places = Attempts(BY_NAME)
+        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def begin(self, name: str, address: str, now: float) -> float:
         """Count an attempt, and return 0; or count nothing, and return the seconds until one is allowed."""
         place = network_of(address)
-        wait = max(self._by_name.wait_seconds(name, now), self._by_address.wait_seconds(place, now))
+        of_name, key = self._of_name(name, place)
+        wait = max(of_name.wait_seconds(key, now), self._by_address.wait_seconds(place, now))
         if not wait:
-            self._by_name.add(name, now)
+            of_name.add(key, now)
             self._by_address.add(place, now)
         return wait
 
     def succeeded(self, name: str, address: str, now: float) -> None:
-        """Count an attempt no longer, as the password was right."""
-        self._by_name.take_back(name, now)
-        self._by_address.take_back(network_of(address), now)
+        """Count an attempt no longer, as the password was right, and remember the place."""
+        place = network_of(address)
+        of_name, key = self._of_name(name, place)
+        of_name.take_back(key, now)
+        self._by_address.take_back(place, now)
+        self._known[name, place] = None
+        self._known.move_to_end((name, place))
+        while len(self._known) > MOST_REMEMBERED:
+            self._known.popitem(last=False)
+
+    def _of_name(self, name: str, place: str) -> tuple[Attempts, str]:
+        """Return the attempts among which those of a name from a place count, and their key: a place has no line end."""
+        return (self._at_known_places, f"{place}\n{name}") if (name, place) in self._known else (self._by_name, name)
 
 
 def network_of(address: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import urlencode
 
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
+from inbox.config.types import Network
 from inbox.config.web import Web
 from inbox.errors import NotAllowed, SignInNeeded
 from relay.web.access import session as sessions
@@ -18,6 +19,7 @@ from relay.web.access.actor import Actor
 from relay.web.access.requests import (
     SAFE_METHODS,
     Headers,
+    address_of,
     bearer_token,
     is_same_origin,
     named_by_proxy,
@@ -34,9 +36,17 @@ _OF_VIEWERS = re.compile(r"/sign-out|(/api/v1)?/events/[0-9]+/reveal")
 class Guard:
     """Admits people and programs by `[web]`. It belongs to one event loop."""
 
-    def __init__(self, web: Web, clock: Clock, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Prepare it; it reads no file yet: see `check_accounts`."""
+    def __init__(
+        self,
+        web: Web,
+        clock: Clock,
+        *,
+        forwarding: Sequence[Network] = (),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare it; it reads no file yet: see `check_accounts`. Of `forwarding` proxies `X-Forwarded-For` is believed."""
         self.web, self.clock, self.monotonic = web, clock, monotonic
+        self._forwarding = forwarding
         self.accounts = Accounts(web, monotonic)
         self.ended = EndedSessions()
 
@@ -75,6 +85,10 @@ class Guard:
             return None
         session = sessions.read(cookies[0], await self.accounts.people(fresh=fresh), self.clock.now().timestamp())
         return None if session is None or session in self.ended else session
+
+    def address_of(self, req: Request) -> str:
+        """Return the address that a request comes from, for limits and the log. It lets nobody in."""
+        return address_of(headers_of(req), peer_of(req), self._forwarding)
 
     def cookie_of(self, req: Request) -> str:
         """Return the name of the session's cookie."""

@@ -64,6 +64,31 @@ def named_by_proxy(headers: Headers, peer: str | None, proxy: WebProxy) -> Actor
     return Actor(name, "operator" if name in proxy.operators else "viewer", "proxy")
 
 
+def address_of(headers: Headers, peer: str | None, proxies: Iterable[Network]) -> str:
+    """Return the address that a request comes from, which may be behind proxies.
+
+    A listed proxy, or one at a Unix socket, is believed what it has added to `X-Forwarded-For`: the last address there that
+    is no listed proxy's. What stands before it, anybody may have written.
+    """
+    if peer is not None and not is_listed(peer, proxies):
+        return peer
+    for given in reversed(",".join(values_of(headers, "x-forwarded-for")).split(",")):
+        address = given.strip()
+        if not _is_address(address):
+            break
+        if not is_listed(address, proxies):
+            return address
+    return peer or "a socket"
+
+
+def _is_address(given: str) -> bool:
+    try:
+        ipaddress.ip_address(given)
+    except ValueError:
+        return False
+    return True
+
+
 def is_listed(peer: str, networks: Iterable[Network]) -> bool:
     """Return whether an address is in one of the networks; IPv4 in IPv6 counts as IPv4."""
     try:

@@ -13,6 +13,7 @@ import falcon
 from falcon.asgi import Request, Response
 
 from inbox.errors import NothingThere, PageError, TooManySignIns, WrongPassword
+from inbox.logs.fields import fields
 from inbox.logs.visible import visible
 from relay.web import render
 from relay.web.access import credentials
@@ -20,10 +21,11 @@ from relay.web.access import session as sessions
 from relay.web.access.attempts import SignInLimits
 from relay.web.access.credentials import PasswordHash
 from relay.web.access.entries import Entry
-from relay.web.access.guard import SIGN_IN, Guard, headers_of, peer_of
+from relay.web.access.guard import SIGN_IN, Guard, headers_of
 from relay.web.access.requests import local_path, values_of
 from relay.web.access.session import Session
 from relay.web.forms import read_form
+from relay.web.problems import set_status
 
 _LONGEST_NAME = 64
 _MOST_WAITING = 10
@@ -59,10 +61,9 @@ class SignIn:
         fields = await read_form(req)
         name, following = fields.get("name", "").strip()[: _LONGEST_NAME + 1], local_path(fields.get("next", ""))
         try:
-            entry = await self._person(name, fields.get("password", ""), peer_of(req) or "a socket")
+            entry = await self._person(name, fields.get("password", ""), self._guard.address_of(req))
         except PageError as error:
-            resp.status = HTTPStatus(error.status)
-            resp.retry_after = error.retry_after_seconds
+            set_status(resp, error)
             self._show(resp, name=name, following=following, problem=error)
             return
         self._begin(req, resp, entry)
@@ -78,7 +79,12 @@ class SignIn:
         now = self._guard.monotonic()
         wait = self._limits.begin(name, address, now)
         if wait or self._waiting >= _MOST_WAITING:
-            _log.warning("too many attempts to sign in, the last as %s from %s", visible(name), visible(address))
+            _log.warning(
+                "too many attempts to sign in, the last as %s from %s",
+                visible(name),
+                visible(address),
+                extra=fields("sign_in_held", subject=name),
+            )
             seconds = math.ceil(wait) or _BUSY_SECONDS
             raise TooManySignIns(f"wait {seconds} s, and try again", retry_after_seconds=seconds)
         self._waiting += 1
@@ -87,10 +93,21 @@ class SignIn:
         finally:
             self._waiting -= 1
         if entry is None or not is_right:
-            _log.warning("failed sign-in as %s from %s", visible(name), visible(address))
+            _log.warning(
+                "failed sign-in as %s from %s",
+                visible(name),
+                visible(address),
+                extra=fields("sign_in_failed", subject=name),
+            )
             raise WrongPassword("try again; after many attempts there is a pause")
         self._limits.succeeded(name, address, self._guard.monotonic())
-        _log.info("%s has signed in from %s as %s", visible(name), visible(address), entry.role)
+        _log.info(
+            "%s has signed in from %s as %s",
+            visible(name),
+            visible(address),
+            entry.role,
+            extra=fields("signed_in", subject=name),
+        )
         return entry
 
     async def _compare(self, name: str, password: str) -> tuple[Entry[PasswordHash] | None, bool]:
@@ -145,8 +162,9 @@ class SignOut:
         session = await self._guard.session_of(req)
         if session is not None:
             self._guard.ended.end(session, self._guard.clock.now().timestamp())
-            _log.info("%s has signed out", visible(session.name))
+            _log.info("%s has signed out", visible(session.name), extra=fields("signed_out", subject=session.name))
         resp.unset_cookie(self._guard.cookie_of(req), path="/", same_site="Strict")
+        resp.set_header("Clear-Site-Data", '"cache"')  # no-store alone: Chromium keeps pages for its button to go back
         resp.status, resp.location = HTTPStatus.SEE_OTHER, SIGN_IN
 
 

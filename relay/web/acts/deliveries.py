@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import cast
 
 import msgspec
+from sqlalchemy import text
 
 from inbox.errors import BadFilter
 from inbox.events.timestamps import rfc3339
 from relay.store import gates
 from relay.store.operator.execution import unknown_name
-from relay.store.operator.plan import LEFT_OUT, Plan, bounded
+from relay.store.operator.plan import LEFT_OUT, BoundedPlan, Plan, bounded
 from relay.store.operator.room import MOST_OPEN
-from relay.store.operator.selection import Act, Choice, Selection
+from relay.store.operator.selection import GIVEN_UP, Act, Choice, Selection
 from relay.web.acts.forms import DeliveriesForm
 from relay.web.acts.plan import ActPlan, sealed
 from relay.web.query import GivenTime
@@ -23,7 +25,7 @@ from relay.web.screen import Reading
 
 MOST_COUNTED = 10_000
 """Deliveries that a plan examines."""
-LONGEST_SECONDS = 1.2
+LONGEST_SECONDS = 1.0
 """Time after which a plan ends with what it has examined."""
 LISTED = 10
 
@@ -46,6 +48,7 @@ _CONSEQUENCES: Mapping[Act, tuple[str, ...]] = {
         "The dead delivery stays dead and can be replayed.",
     ),
 }
+_NEWEST_FACT = text("SELECT coalesce(max(id), 0) AS id FROM delivery_log")
 _FORCED = "With force, a replay overwrites the last delivered state with an older one."
 _BACKFILL = "A backfill delivers again what was delivered, and what the route would take now and never took."
 
@@ -58,7 +61,7 @@ def plan(reading: Reading, kind: str, form: DeliveriesForm) -> ActPlan:
     """
     act = cast("Act", kind)
     with reading.database.read() as transaction:
-        now = transaction.now()
+        now, newest = transaction.now(), transaction.execute(_NEWEST_FACT)[0].id
     given = _selection(form)
     needs_everything = given.is_empty
     as_of = now if form.as_of is None else min(form.as_of.moment, now)
@@ -84,7 +87,25 @@ def plan(reading: Reading, kind: str, form: DeliveriesForm) -> ActPlan:
         as_of=rfc3339(as_of),
     )
     routes = sorted({group.route for group in planned.groups}) if found.is_whole else []
-    return sealed(made, routes)
+    if act != "replay":
+        return sealed(made, routes)
+    # Not a part of what is compared, as new facts about other deliveries change nothing.
+    bound = {**made.selection, "until_fact": newest}
+    return msgspec.structs.replace(sealed(made, routes, numbers=_limits(found)), selection=bound)
+
+
+def _limits(found: BoundedPlan) -> Mapping[str, int]:
+    """Return the numbers of a replay that may not grow: by state, and the time of the newest end.
+
+    So it takes up nothing that has ended since, as by a cancel, or that another replay has delivered again. Other acts are
+    about open deliveries, which go from state to state by themselves: of those the count is enough.
+    """
+    limits: Counter[str] = Counter()
+    for group in found.plan.groups:
+        limits["given_up" if group.state in GIVEN_UP else group.state] += group.count
+    if found.newest_end_at is not None:
+        limits["newest_end"] = int(found.newest_end_at.timestamp() * 1_000_000)
+    return limits
 
 
 def _selection(form: DeliveriesForm) -> Selection:

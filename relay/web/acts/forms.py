@@ -9,14 +9,32 @@ import msgspec
 
 from inbox.db.parameters import is_storable
 from inbox.errors import BadFilter
-from inbox.events.commands import MOST_REASON, says_why
+from inbox.events.commands import (
+    CANCELLED_BY_STATE,
+    MOST_REASON,
+    MOST_SEQS,
+    REPLAYED_BY_STATE,
+    SAYS_WHY_PATTERN,
+    says_why,
+)
+from relay.store.operator.selection import OneDelivery
 from relay.web.query import GivenTime, Number
 
 Name = Annotated[str, msgspec.Meta(max_length=20_000)]
 """A name or id: those of entities may be long."""
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Status = Annotated[int, msgspec.Meta(ge=100, le=599)]
-Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_REASON)]
+Reason = Annotated[
+    str,
+    msgspec.Meta(
+        max_length=MOST_REASON, extra_json_schema={"pattern": SAYS_WHY_PATTERN, "description": "Reason for it."}
+    ),
+]
+"""A reason that `checked_reason` takes."""
+Seqs = Annotated[tuple[Number, ...], msgspec.Meta(min_length=1, max_length=MOST_SEQS)]
+"""Numbers of events; in a URL with commas between them."""
+Deliveries = Annotated[tuple[OneDelivery, ...], msgspec.Meta(min_length=1, max_length=MOST_SEQS)]
+"""Deliveries of any routes."""
 
 
 class DeliveriesForm(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +42,10 @@ class DeliveriesForm(msgspec.Struct, frozen=True, kw_only=True):
 
     route: Name | None = None
     seq: Number | None = None
+    seqs: Seqs | None = None
+    """Numbers of events; in a URL with commas between them."""
+    deliveries: Deliveries | None = None
+    """Exactly these, each as SEQ/ROUTE; in a URL with commas between them."""
     source: Name | None = None
     entity_type: Name | None = None
     entity_id: Name | None = None
@@ -50,9 +72,18 @@ class DeliveriesForm(msgspec.Struct, frozen=True, kw_only=True):
     """Without any condition: all that the act could change."""
 
 
+class CancelForm(DeliveriesForm, frozen=True, kw_only=True):
+    """Deliveries that meet every condition, perhaps of one state."""
+
+    state: Annotated[Name, msgspec.Meta(extra_json_schema={"enum": list(CANCELLED_BY_STATE)})] | None = None
+    """State as lists show it. Times count from the death of a dead or blocked one, and from the failure of a retrying one."""
+
+
 class ReplayForm(DeliveriesForm, frozen=True, kw_only=True):
     """Deliveries that meet every condition, and how they are replayed."""
 
+    state: Annotated[Name, msgspec.Meta(extra_json_schema={"enum": list(REPLAYED_BY_STATE)})] | None = None
+    """State as lists show it. Ended ones are found by `seq`, `seqs` or an entity alone."""
     force: bool = False
     """Replay even where that overwrites the last delivered state with an older one."""
     backfill: bool = False
@@ -131,7 +162,7 @@ def checked_reason(reason: str) -> str:
     """
     stripped = reason.strip()
     if not says_why(stripped):
-        raise BadFilter("say why, in letters or digits: the reason is kept with the command", field="reason")
+        raise BadFilter("say why, in letters or digits: the reason is kept", field="reason")
     if len(stripped) > MOST_REASON:
         raise BadFilter(f"a reason has at most {MOST_REASON:,} characters", field="reason")
     return stripped

@@ -10,6 +10,7 @@ import msgspec
 from inbox.events.commands import NO_DRY_RUN
 from relay.web.acts import deliveries, others
 from relay.web.acts.forms import (
+    CancelForm,
     DeliveriesForm,
     EraseForm,
     GateForm,
@@ -46,7 +47,7 @@ ACTS: Mapping[str, ActKind] = {
     for each in (
         ActKind("replay", "Replay deliveries", ReplayForm, deliveries.plan),
         ActKind("retry", "Retry waiting deliveries now", DeliveriesForm, deliveries.plan),
-        ActKind("cancel", "Cancel deliveries", DeliveriesForm, deliveries.plan, is_dangerous=True),
+        ActKind("cancel", "Cancel deliveries", CancelForm, deliveries.plan, is_dangerous=True),
         ActKind("unblock", "Unblock lanes", DeliveriesForm, deliveries.plan),
         ActKind("pause", "Pause", GateForm, others.plan_gate),
         ActKind("resume", "Resume", GateForm, others.plan_gate),

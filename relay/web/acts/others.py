@@ -22,16 +22,19 @@ from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import rfc3339
 from relay.delivery.gates import Gate
 from relay.store import gates
-from relay.store.database import Transaction
 from relay.store.operator import readmit
 from relay.store.operator.erase import SEARCHED_PARTS
 from relay.store.operator.sweeping import types_of
+from relay.store.transaction import Transaction
 from relay.web.acts.forms import EraseForm, GateForm, PruneForm, ReadmitForm, SweepForm
 from relay.web.acts.plan import ActPlan, PlanFigure, sealed
 from relay.web.screen import MOST_COUNTED, Reading
 
 _NEWEST_OF_ENTITY = 5000
-"""Events of an entity among which open deliveries are counted."""
+"""Events of an entity among which open deliveries are counted, and about which a plan of an erasure is."""
+_OF_NEWEST = (
+    f"The numbers are of its {_NEWEST_OF_ENTITY:,} newest events. The erasure takes all, unless one of them is open."
+)
 _READ_AGAIN = 40
 """Rejected requests that a plan reads."""
 
@@ -165,7 +168,7 @@ def plan_erase(reading: Reading, kind: str, form: EraseForm) -> ActPlan:
     subject = ErasureSubject(form.source, form.entity_type, form.entity_id)
     if subject.source not in reading.config.sources and not has_source(reading.database.engine, subject.source):
         raise BadFilter(f"there is no source {subject.source!r}; {nearest(subject.source, reading.config.sources)}")
-    planned = erasures.plan(reading.database.engine, subject, most_parts=SEARCHED_PARTS)
+    planned = erasures.plan(reading.database.engine, subject, most_parts=SEARCHED_PARTS, most_events=_NEWEST_OF_ENTITY)
     figures = [
         PlanFigure("events", planned.events),
         PlanFigure("payloads", planned.payloads, "no replay is possible any more"),
@@ -179,6 +182,7 @@ def plan_erase(reading: Reading, kind: str, form: EraseForm) -> ActPlan:
         kind=kind,
         selection=msgspec.to_builtins(subject),
         count=planned.events,
+        is_whole=not planned.has_more_events,
         figures=tuple(each for each in figures if each.count),
         left_out={"events of it were erased before": planned.erased_before} if planned.erased_before else {},
         consequences=("Nothing brings it back. The reason must not name the entity, as it is kept for good.",)
@@ -186,7 +190,8 @@ def plan_erase(reading: Reading, kind: str, form: EraseForm) -> ActPlan:
             ()
             if planned.is_whole
             else ("Only a part of the rejected requests was searched; the erasure searches all.",)
-        ),
+        )
+        + ((_OF_NEWEST,) if planned.has_more_events else ()),
         obstacle=_erasure_obstacle(planned),
     )
     return sealed(made, [[each.name, each.count] for each in figures], is_exact=True)

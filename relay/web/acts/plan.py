@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from relay.store.operator.plan import Group
@@ -47,9 +49,16 @@ class ActPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Send it back as `plan`: the act is refused when its plan has changed."""
 
 
-def sealed(plan: ActPlan, traits: object, *, is_exact: bool = False) -> ActPlan:
-    """Return the plan with its field `plan`; `traits` must be the same when it is confirmed, as the count with `is_exact`."""
+def sealed(
+    plan: ActPlan, traits: object, *, is_exact: bool = False, numbers: Mapping[str, int] | None = None
+) -> ActPlan:
+    """Return the plan with its field `plan`, which says what must hold when it is confirmed.
+
+    `traits` must be the same. The count, or else each of the `numbers`, may have shrunk; with `is_exact` it may not.
+    """
     compared = [traits, plan.count, plan.is_whole] if is_exact else traits
-    count = None if is_exact else plan.count
-    shown = written(plan.kind, plan.selection, compared, count, is_whole=is_exact or plan.is_whole)
+    count = {} if is_exact or plan.count is None else {"count": plan.count}
+    shown = written(
+        plan.kind, plan.selection, compared, count if numbers is None else numbers, is_whole=is_exact or plan.is_whole
+    )
     return msgspec.structs.replace(plan, plan=shown)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlencode
 
 import falcon
 import falcon.asgi
@@ -17,9 +17,10 @@ from sqlalchemy.exc import DBAPIError
 from inbox.clock import Clock
 from inbox.db.dialect import is_data_error
 from inbox.db.erasure.subject import ErasureSubject
-from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, PlanChanged
+from inbox.errors import BadFilter, NothingThere, PageError, PlanChanged
 from relay.store.database import Database
 from relay.store.operator import commands
+from relay.store.operator.commands import CommandAct
 from relay.web import render
 from relay.web.access.actor import Actor
 from relay.web.acts.agreement import agrees
@@ -27,10 +28,12 @@ from relay.web.acts.forms import Submission, checked_reason, require_storable
 from relay.web.acts.kinds import ACTS, ORDERS, ActAnswer, ActKind
 from relay.web.acts.once import OnceOnly
 from relay.web.acts.plan import ActPlan
+from relay.web.acts.requests import CHOSEN, fields_of_chosen, one_each, read_json, require_operator
+from relay.web.acts.stopping import CommandResource
 from relay.web.encoding import encode
-from relay.web.forms import MOST_BYTES, read_form
+from relay.web.forms import read_form
 from relay.web.problems import API, set_status
-from relay.web.query import convert, parse
+from relay.web.query import Number, convert, of_path, parse
 from relay.web.reading import Readers
 
 
@@ -97,12 +100,12 @@ def _check(kind: ActKind, form: msgspec.Struct, planned: ActPlan, sent: Submissi
             raise BadFilter("type the entity's id again: nothing brings an erased entity back", field="again")
         if subject.is_named_in(sent.reason):
             raise BadFilter("the reason names the entity, and it is kept for good", field="reason")
+    if planned.obstacle is not None:
+        raise PlanChanged(planned.obstacle)
     if sent.plan is not None and not agrees(sent.plan, planned.plan):
         raise PlanChanged(
             "it is no longer the plan that was shown; nothing was done. Look at it again, then confirm it"
         )
-    if planned.obstacle is not None:
-        raise PlanChanged(planned.obstacle)
 
 
 def _first_line(error: DBAPIError) -> str:
@@ -116,11 +119,16 @@ def _kind(name: str) -> ActKind:
     return ACTS[name]
 
 
-def _operator(req: Request) -> Actor:
-    actor: Actor = req.context.actor
-    if not actor.may_act:
-        raise NotAllowed("only operators act; a viewer looks")
-    return actor
+_NOTHING: Mapping[str, Any] = {
+    "problem": None,
+    "page": None,
+    "form": None,
+    "given": {},
+    "hidden": {},
+    "reason": "",
+    "again": None,
+}
+"""Values of the template that a page may do without."""
 
 
 class ActPage:
@@ -130,15 +138,20 @@ class ActPage:
         self._acts, self._renderer = acts, renderer
 
     async def on_get(self, req: Request, resp: Response, kind: str) -> None:
-        """Show the plan of a selection. One that makes no sense is shown with what is wrong."""
-        actor, act = _operator(req), _kind(kind)
-        given = _one_each(req.params)
+        """Show the plan of a selection. One that makes no sense is shown with what is wrong.
+
+        Chosen rows get a URL of their own.
+        """
+        actor, act = require_operator(req), _kind(kind)
+        if CHOSEN in req.params:
+            raise falcon.HTTPSeeOther(f"/acts/{act.kind}?{urlencode(fields_of_chosen(req.params[CHOSEN]))}")
+        given = one_each(req.params)
         given.pop("live", None)
         await self._show(resp, actor, act, given)
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
         """Insert the command and show it; otherwise show the plan of now with what is in the way."""
-        actor, act = _operator(req), _kind(kind)
+        actor, act = require_operator(req), _kind(kind)
         given = await read_form(req)
         sent = Submission(given.pop("reason", ""), given.pop("plan", "-"), given.pop("key", None))
         try:
@@ -146,7 +159,7 @@ class ActPage:
         except PageError as error:
             if isinstance(error, PlanChanged):
                 given.pop("as_of", None)  # what is new is shown, too
-            await self._show(resp, actor, act, given, problem=error, reason=sent.reason)
+            await self._show(resp, actor, act, given, problem=error, sent=sent)
             return
         resp.status = HTTPStatus.SEE_OTHER
         resp.location = f"/commands/{number}"
@@ -159,33 +172,43 @@ class ActPage:
         given: dict[str, str],
         *,
         problem: PageError | None = None,
-        reason: str = "",
+        sent: Submission | None = None,
     ) -> None:
         planned, form = None, None
-        now = self._acts.clock.now()
         try:
-            form = parse(act.form, given, now)
+            form = parse(act.form, given, self._acts.clock.now())
             planned = await self._acts.plan(actor, act, form)
         except PageError as error:
             problem = problem or error
         if problem is not None:
             set_status(resp, problem)
-        resp.content_type = render.TYPE
         hidden = {} if planned is None else _hidden(given, planned)
-        resp.text = self._renderer.render(
-            "act.html",
-            now=now,
-            title=act.title,
-            here=f"/acts/{act.kind}",
-            act=act,
+        reason = "" if sent is None else sent.reason
+        again = sent if planned is None and form is not None else None
+        self._write(
+            resp,
+            actor,
+            act,
             form=form,
             hidden=hidden,
             page=planned,
             given=given,
             reason=reason,
-            key=secrets.token_hex(16),
+            again=again,
             problem=problem,
+        )
+
+    def _write(self, resp: Response, actor: Actor, act: ActKind, **values: object) -> None:
+        resp.content_type = render.TYPE
+        resp.text = self._renderer.render(
+            "act.html",
+            now=self._acts.clock.now(),
+            title=act.title,
+            here=f"/acts/{act.kind}",
+            act=act,
+            key=secrets.token_hex(16),
             actor=actor,
+            **{**_NOTHING, **values},
         )
 
 
@@ -207,14 +230,14 @@ class ActApi:
 
     async def on_get(self, req: Request, resp: Response, kind: str) -> None:
         """Answer with the plan of the selection that the parameters give."""
-        actor, act = _operator(req), _kind(kind)
-        form = parse(act.form, _one_each(req.params), self._acts.clock.now())
+        actor, act = require_operator(req), _kind(kind)
+        form = parse(act.form, one_each(req.params), self._acts.clock.now())
         resp.content_type = falcon.MEDIA_JSON
         resp.data = encode(await self._acts.plan(actor, act, form))
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
         """Insert the command, and answer 202 with its id."""
-        actor, act = _operator(req), _kind(kind)
+        actor, act = require_operator(req), _kind(kind)
         body = await read_json(req)
         order = convert(ORDERS[act.kind], body, self._acts.clock.now(), strict=True)
         fields = msgspec.structs.asdict(order)
@@ -228,87 +251,23 @@ class ActApi:
         resp.data = encode(ActAnswer(number, act.kind, f"{API}/commands/{number}"))
 
 
-class CommandStop:
-    """`/commands/ID/stop` and `/commands/ID/resume`: a command stops where it is, and goes on."""
+class RejectedNumber(msgspec.Struct, frozen=True):
+    """Path of a rejected request."""
 
-    def __init__(self, readers: Readers) -> None:
-        self._readers = readers
-
-    async def on_post(self, req: Request, resp: Response, id: str) -> None:  # noqa: A002  # a part of the path
-        """Stop it; what it has done stays done."""
-        actor, number = _operator(req), _number(id)
-        answer = f"stopped by {actor.name}"
-        await self._readers.write(lambda database: commands.stop(database, number, answer))
-        _to_command(req, resp, number)
-
-    async def on_post_resume(self, req: Request, resp: Response, id: str) -> None:  # noqa: A002  # a part of the path
-        """Let a stopped command go on.
-
-        Raises:
-            PlanChanged: there is no stopped command of this id.
-        """
-        _operator(req)
-        number = _number(id)
-        if not await self._readers.write(lambda database: commands.go_on(database, number)):
-            raise PlanChanged(f"command {number} is not one that was stopped")
-        _to_command(req, resp, number)
-
-
-def _to_command(req: Request, resp: Response, number: int) -> None:
-    if req.path.startswith(API):
-        resp.status = HTTPStatus.ACCEPTED
-        resp.location = f"{API}/commands/{number}"
-        return
-    resp.status = HTTPStatus.SEE_OTHER
-    resp.location = f"/commands/{number}"
-
-
-_NUMBER = re.compile(r"[0-9]{1,18}")
-
-
-def _number(given: str) -> int:
-    if not _NUMBER.fullmatch(given):
-        raise NothingThere(f"there is no number {given!r}")
-    return int(given)
+    id: Number
 
 
 class RejectedReadmit:
-    """`/rejected/ID/readmit`: the plan to readmit one request, with the reason that the form gave."""
+    """`/rejected/ID/readmit`: leads to the plan that readmits one request."""
 
-    def __init__(self, page: ActPage) -> None:
-        self._page = page
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
 
     async def on_post(self, req: Request, resp: Response, id: str) -> None:  # noqa: A002  # a part of the path
         """Go to the plan of the readmission of this one."""
-        _operator(req)
-        resp.status = HTTPStatus.SEE_OTHER
-        resp.location = f"/acts/readmit?id={_number(id)}"
-
-
-async def read_json(req: Request) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        BadFilter: it is none.
-        HTTPContentTooLarge: it has more than `MOST_BYTES`.
-    """
-    given = await req.stream.read(MOST_BYTES + 1)
-    if len(given) > MOST_BYTES:
-        raise falcon.HTTPContentTooLarge(description=f"a body has at most {MOST_BYTES} bytes")
-    try:
-        body = msgspec.json.decode(given)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadFilter(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise BadFilter("the body is a JSON object with the fields of the act and a reason")
-    return body
-
-
-def _one_each(params: Mapping[str, Any]) -> dict[str, str]:
-    for name, value in params.items():
-        if not isinstance(value, str):
-            raise BadFilter(f"{name} is given twice", field=name)
-    return dict(params)
+        require_operator(req)
+        rejected = of_path(RejectedNumber, {"id": id}, self._clock.now())
+        resp.status, resp.location = HTTPStatus.SEE_OTHER, f"/acts/readmit?id={rejected.id}"
 
 
 def add_routes(
@@ -316,10 +275,11 @@ def add_routes(
 ) -> None:
     """Add the paths of all acts."""
     acts = Acts(readers, clock)
-    page, stop = ActPage(acts, renderer), CommandStop(readers)
-    app.add_route("/acts/{kind}", page)
+    app.add_route("/acts/{kind}", ActPage(acts, renderer))
     app.add_route(f"{API}/acts/{{kind}}", ActApi(acts))
-    for base in ("", API):
-        app.add_route(f"{base}/commands/{{id}}/stop", stop)
-        app.add_route(f"{base}/commands/{{id}}/resume", stop, suffix="resume")
-    app.add_route("/rejected/{id}/readmit", RejectedReadmit(page))
+    of_commands: tuple[tuple[str, CommandAct], ...] = (("stop", "stop"), ("resume", "continue"))
+    for name, act in of_commands:
+        command = CommandResource(readers, renderer, clock, act)
+        app.add_route(f"/commands/{{id}}/{name}", command)
+        app.add_route(f"{API}/commands/{{id}}/{name}", command, suffix="json")
+    app.add_route("/rejected/{id}/readmit", RejectedReadmit(clock))

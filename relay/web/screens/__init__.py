@@ -13,6 +13,7 @@ from relay.web.screens import (
     event,
     gates,
     overview,
+    payloads,
     problems,
     rejected,
 )
@@ -25,6 +26,7 @@ SCREENS: tuple[Screen, ...] = (
     dead.SCREEN,
     gates.SCREEN,
     rejected.SCREEN,
+    payloads.SCREEN,
     commands.SCREEN,
     commands.COMMAND,
     alerts.SCREEN,

@@ -10,7 +10,7 @@ import msgspec
 from inbox.db import listings, reads
 from inbox.db.reads import Row
 from inbox.errors import NothingThere
-from inbox.events.commands import KEYS
+from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, KEYS, OF_COMMANDS, OPEN_COMMANDS
 from relay.web.query import GivenTime, Limit, Number, Text
 from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
@@ -60,6 +60,7 @@ SCREEN = Screen(
     read=read,
     template="commands.html",
     is_list=True,
+    values={"kinds": COMMAND_KINDS, "states": COMMAND_STATES},
 )
 
 
@@ -106,7 +107,17 @@ class CommandPage(msgspec.Struct, frozen=True):
     @property
     def is_open(self) -> bool:
         """Tell whether a relay still works on it."""
-        return self.state in {"asked", "running"}
+        return self.state in OPEN_COMMANDS
+
+    @property
+    def can_be_stopped(self) -> bool:
+        """Tell whether there is something to stop."""
+        return self.is_open and self.kind not in OF_COMMANDS
+
+    @property
+    def can_go_on(self) -> bool:
+        """Tell whether it was stopped."""
+        return self.state == "cancelled" and self.kind not in OF_COMMANDS
 
 
 def read_one(reading: Reading, query: CommandQuery) -> CommandPage:
@@ -130,4 +141,5 @@ COMMAND = Screen(
     read=read_one,
     template="command.html",
     in_menu=False,
+    values={"reason": "", "sent": None},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -14,7 +14,8 @@ from inbox.db.known_names import has_route, has_source
 from inbox.db.listings import EventFilter
 from inbox.db.reads import Row
 from inbox.errors import BadFilter
-from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, State
+from inbox.events.commands import DEAD_STATES
+from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, UNROUTED, State
 from relay.web.query import GivenTime, Limit, Number, Text
 from relay.web.rows import AnyMembers, rows_of
 from relay.web.screen import MOST_COUNTED, ListPage, Reading, Screen
@@ -77,7 +78,9 @@ class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     looked_through: int
     """Events that were looked through; of an open state, deliveries."""
     offers: tuple[Offer, ...] = ()
-    """Acts on all that match. Their plans say what they change."""
+    """Acts on exactly those that match. Their plans say what they change."""
+    why_none: str | None = None
+    """Reason why no act can be on exactly those that match."""
 
 
 def read(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
@@ -110,7 +113,8 @@ def read(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
         matching=found.matching,
         is_complete=found.is_complete,
         looked_through=found.looked_through,
-        offers=tuple(offers(query)) if reading.actor.may_act else (),
+        offers=offers(query) if reading.actor.may_act else (),
+        why_none=why_no_offer(query) if reading.actor.may_act else None,
     )
 
 
@@ -130,12 +134,42 @@ def acts_of(state: str) -> tuple[str, ...]:
     return _ACTS.get(state, ())
 
 
-_ON_ALL: dict[str, tuple[str, ...]] = {"dead": ("replay",), "blocked": ("replay", "unblock"), "retrying": ("retry",)}
-"""Acts whose selection is exactly the deliveries in a state: dead letters, with those that block their lane; and the others."""
+_FAILED = (*DEAD_STATES, RETRYING)
+_WHY_NONE: dict[str | None, str] = {
+    None: "Choose a state to act on all that match.",
+    State.IN_FLIGHT: "A delivery in flight is left alone until its call has ended.",
+    UNROUTED: "These events have no delivery. `relay replay --route ROUTE --backfill` delivers those that a route takes now.",
+    "superseded": "A newer delivery of the lane replaces each superseded one, so no act changes them.",
+}
 
 
-def offers(query: DeliveriesQuery) -> Iterable[Offer]:
-    """Yield the acts that mean all that match, once a filter says the state; none for filters that a selection can't have."""
+def acts_of_any(states: Iterable[str]) -> Sequence[str]:
+    """List the acts that change a delivery in one of these states, each once."""
+    return tuple(dict.fromkeys(act for state in states for act in acts_of(state)))
+
+
+def why_no_offer(query: DeliveriesQuery) -> str | None:
+    """Say why no act can be on exactly the deliveries that match; None: one can."""
+    state = query.state
+    why = _WHY_NONE.get(state)
+    if state in _FAILED:
+        if query.since or query.until:
+            why = "Acts on failed deliveries count times from the failure, not from the arrival: leave times out, or choose rows."
+    elif why is None and (query.error is not None or query.status is not None):
+        why = f"Acts on {state} deliveries know no error and no status: leave them out, or choose rows."
+    elif why is None and state in ENDINGS and query.entity is None:
+        why = "Ended deliveries are replayed by entity: give one, or choose rows."
+    return why
+
+
+_WITH_STATE = {"replay", "cancel"}
+"""Acts whose selection names the state; that of another is always of the same state."""
+
+
+def offers(query: DeliveriesQuery) -> tuple[Offer, ...]:
+    """List the acts whose selection is exactly the deliveries that match."""
+    if why_no_offer(query) is not None:
+        return ()
     entity_type, entity_id = query.entity_of
     selection = {
         "route": query.route,
@@ -150,8 +184,10 @@ def offers(query: DeliveriesQuery) -> Iterable[Offer]:
         "until": query.until,
     }
     given = {name: value for name, value in selection.items() if value is not None}
-    for kind in _ON_ALL.get(query.state or "", ()):
-        yield Offer(kind, given or {"everything": True})
+    return tuple(
+        Offer(kind, given | {"state": query.state} if kind in _WITH_STATE else given or {"everything": True})
+        for kind in acts_of(query.state or "")
+    )
 
 
 def _require_known(reading: Reading, query: DeliveriesQuery) -> None:
@@ -177,5 +213,5 @@ SCREEN = Screen(
     read=read,
     template="deliveries.html",
     is_list=True,
-    values={"states": STATES, "acts_of": acts_of},
+    values={"states": STATES, "acts_of": acts_of, "acts_of_any": acts_of_any},
 )

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
-from inbox.db.dialect import SQLITE
-from inbox.db.engine import parse_url
+from inbox.config.retention import RetentionKind
 from inbox.db.reads import Row
 from relay.next_steps import state_of
 from relay.store import stuck_check
-from relay.store.database import Transaction
-from relay.store.last_hour import NOTHING, Counts, LastHour, read_last_hour, total
+from relay.store.last_hour import NOTHING, Counts, LastHour, empty_hour, read_last_hour, total
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState, read_overview
 from relay.store.route_states import Bounds, RouteState
-from relay.store.sizes import Disk, read_disk
+from relay.store.sections import Sections, together_or_apart
+from relay.store.sizes import NO_DISK, Disk, read_disk, sqlite_file
 from relay.store.stuck_check import Trouble
+from relay.store.transaction import Transaction
 from relay.web.attention import Concern, concerns
 from relay.web.rows import rows_of
 from relay.web.screen import Reading, Screen
@@ -107,26 +106,36 @@ class OverviewPage(msgspec.Struct, frozen=True):
     retention: tuple[Annotated[Row, rows_of("pruning", *_NOT_SHOWN)], ...]
     """Progress of each kind of rows that expires."""
     disk: Disk
+    unread: dict[str, str]
+    """Sections that can't be read now, such as one whose table somebody has locked, and why; they are empty here."""
 
 
 def read(reading: Reading, query: OverviewQuery) -> OverviewPage:
-    """Read everything."""
-    database = reading.database
-    seen = read_overview(database, reading.policies, _BOUNDS)
-    found = stuck_check.findings(database, reading.policies)
+    """Read everything; a section that can't be read leaves the others as they are."""
+    return together_or_apart(lambda part: _read(reading, query, part))
+
+
+def _read(reading: Reading, query: OverviewQuery, part: Sections) -> OverviewPage:
+    database, role, kept = reading.database, reading.actor.role, reading.kept
+    seen = read_overview(database, reading.policies, _BOUNDS, part)
+    found: list[Trouble] = part("findings", lambda: stuck_check.findings(database, reading.policies), [])
     with database.read() as transaction:
-        hour = read_last_hour(transaction, seen.at)
-        role = reading.actor.role
-        sources, destinations = reading.kept.get(
-            ("health", role),
-            _HEALTH_SECONDS,
-            lambda: (_rows(transaction, _SOURCES), _rows(transaction, _DESTINATIONS)),
-        )
+
+        def rows(name: str, statement: TextClause) -> list[Row]:
+            return kept.get((name, role), _HEALTH_SECONDS, lambda: _rows(transaction, statement))
+
+        hour = part("hour", lambda: read_last_hour(transaction, seen.at), empty_hour(seen.at), transaction)
+        sources: list[Row] = part("sources", lambda: rows("sources", _SOURCES), [], transaction)
+        destinations: list[Row] = part("destinations", lambda: rows("destinations", _DESTINATIONS), [], transaction)
         file = sqlite_file(reading.config)
-        disk = reading.kept.get(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file))
-    return page_of(
-        seen, found, hour, reading.config, _Slow(sources, destinations, disk), show_all=query.routes == "all"
-    )
+        disk = part(
+            "disk",
+            lambda: kept.get(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file)),
+            NO_DISK,
+            transaction,
+        )
+    slow = _Slow(sources, destinations, disk, part.unread)
+    return page_of(seen, found, hour, reading.config, slow, show_all=query.routes == "all")
 
 
 def _rows(transaction: Transaction, statement: TextClause) -> list[Row]:
@@ -141,11 +150,12 @@ def _plain(name: str, value: object) -> object:
 
 
 class _Slow(msgspec.Struct, frozen=True):
-    """Values that are kept."""
+    """Values that are kept, and the sections that can't be read."""
 
     sources: Sequence[Row]
     destinations: Sequence[Row]
     disk: Disk
+    unread: dict[str, str]
 
 
 def page_of(
@@ -153,7 +163,7 @@ def page_of(
 ) -> OverviewPage:
     """Put the page together. Pure."""
     shown = [route for route in seen.routes if show_all or len(seen.routes) <= MOST_ROUTES or _is_busy(route, hour)]
-    attention = concerns(seen, found)
+    attention = (*map(_unread, slow.unread.items()), *concerns(seen, found))
     return OverviewPage(
         seen.at,
         is_well=not attention,
@@ -173,7 +183,17 @@ def page_of(
         alerts=seen.alerts,
         retention=seen.retention,
         disk=slow.disk,
+        unread=slow.unread,
     )
+
+
+_SECTIONS: Mapping[str, str] = {"gates": "what is held back", "hour": "the last hour", "disk": "sizes"}
+"""Sections that people call otherwise."""
+
+
+def _unread(section: tuple[str, str]) -> Concern:
+    name, why = section
+    return Concern("warning", f"{_SECTIONS.get(name, name)} can't be read now", why)
 
 
 _MOST_GATES = 20
@@ -218,15 +238,23 @@ def waits(routes: Sequence[RouteState]) -> list[WaitReason]:
     ]
 
 
-def sqlite_file(config: Config) -> Path | None:
-    """Return the SQLite file of a configuration; None on Postgres, and for a URI of SQLite."""
-    parsed = parse_url(config.database.url)
-    name = parsed.database or ""
-    return None if parsed.get_backend_name() != SQLITE or name.startswith("file:") else Path(name).absolute()
-
-
 _SOURCES = text("SELECT * FROM source_health ORDER BY source LIMIT 200")
 _DESTINATIONS = text("SELECT * FROM destination_health WHERE kind <> 'route' ORDER BY kind DESC, name LIMIT 200")
+
+RETENTION_WORDS: Mapping[RetentionKind, str] = {
+    "payloads": "Headers and bodies",
+    "events": "Events",
+    "attempts": "Failed attempts",
+    "rejected": "Rejected requests",
+    "duplicates": "Duplicate requests",
+    "relay_nodes": "Runs of relays",
+    "alerts": "Alerts",
+    "commands": "Commands",
+    "reveals": "Reveals of payloads",
+    "throughput": "Figures of each minute",
+    "shapes": "Shapes of payloads",
+}
+"""Kinds of rows that expire, as the page calls them."""
 
 SCREEN = Screen(
     name="overview",
@@ -236,4 +264,5 @@ SCREEN = Screen(
     page=OverviewPage,
     read=read,
     template="overview.html",
+    values={"retention_words": RETENTION_WORDS},
 )

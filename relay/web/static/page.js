@@ -121,7 +121,6 @@
     // A browser opens few connections to a server: tabs that nobody sees must not use them up.
     document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
     window.addEventListener("pagehide", disconnect);
-    window.addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
   }
 
   // --- copying
@@ -168,8 +167,8 @@
     all[here]?.classList.remove("here");
     all[next].classList.add("here");
     all[next].scrollIntoView({ block: "nearest" });
-    const target = all[next].querySelector("a[href], input, button");
-    if (target !== null && !isField(target)) target.focus({ preventScroll: true });
+    const target = all[next].querySelector("a[href], button");
+    if (target !== null) target.focus({ preventScroll: true });
   }
 
   const chosen = () => main.querySelector("tr.here");
@@ -179,6 +178,7 @@
     j: () => move(1),
     k: () => move(-1),
     o: () => chosen()?.querySelector("a[href]")?.click(),
+    x: () => chosen()?.querySelector("td.check input")?.click(),
     p: () => { if (main.dataset.live) button?.click(); },
   };
 
@@ -209,6 +209,13 @@
     event.preventDefault();
     action();
   });
+
+  // On a phone the menu scrolls: the entry of this screen is in sight.
+  const entry = document.querySelector("nav a[aria-current]");
+  if (entry) entry.parentElement.scrollLeft = entry.offsetLeft + entry.offsetWidth / 2 - entry.parentElement.clientWidth / 2;
+
+  // The browser keeps pages for its back button, also after a sign-out. Who may still look gets the page of now.
+  window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
   reveal();
 })();

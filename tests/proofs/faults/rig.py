@@ -23,6 +23,7 @@ from tests.helpers.ledger import Ledger
 from tests.helpers.processes import Program, Site, site
 from tests.helpers.proxy import Proxy, proxied
 from tests.helpers.reading import rows
+from tests.helpers.room import ROOM
 from tests.helpers.sender import Sender
 from tests.helpers.webhooks import config_text
 from tests.proofs.faults.load import SCHEDULE, events
@@ -137,7 +138,7 @@ def rig(
         schedule = {"seed": seed, "kind": kind, "streams": msgspec.to_builtins(streams)}
         (folder / "schedule.json").write_text(json.dumps(schedule, indent=1), encoding="utf-8")
         # Not below pytest's own folder, to which each session that begins beside this one bars the user that Postgres runs as.
-        data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-rig-", dir="/tmp")))
+        data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-rig-", dir=ROOM)))
         disk = stack.enter_context(small_disk(data / "disk", megabytes)) if can_be_made(kind) else None
         if disk is not None:
             data = disk.path

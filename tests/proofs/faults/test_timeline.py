@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from inbox.db.order_lock import HELD_SECONDS
 from tests.helpers.checkers import Holding, Interval
 from tests.proofs.faults import timeline
 
@@ -31,6 +32,12 @@ def test_what_a_killed_or_frozen_relay_held_is_told_if_it_is_known() -> None:
     ]
     assert timeline.holdings(faults) == [Holding(5, "a", ((1, 0, 2),))]
     assert timeline.holdings(faults, "freeze a relay") == [Holding(7, "c", ((2, 0, 1),))]
+
+
+def test_a_frozen_relay_may_have_a_lock_until_the_server_takes_it_away() -> None:
+    (locked,) = timeline.locked_by_frozen([did("kill a relay", 5, 5), did("freeze a relay", 7, 29)])
+    assert locked.begin == 7
+    assert HELD_SECONDS < locked.end - locked.begin < HELD_SECONDS + 2
 
 
 def test_the_database_stands_still_while_it_is_frozen_and_not_while_it_is_away() -> None:

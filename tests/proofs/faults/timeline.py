@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from inbox.db.order_lock import HELD_SECONDS
 from tests.helpers.checkers import Holding, Interval, Line
 
 RELAYS_BACK_OFF = 6.0
 """After an outage a relay may wait so long before it tries again."""
+RELAYS_TRY_AGAIN = 1.0
+"""After a route's lock is free, a relay may wait so long before it tries it again."""
 FOREVER = float("inf")
 
 
 def outages(faults: Iterable[Line]) -> list[Interval]:
     """List the intervals without a database, each until relays have noticed that there is one again."""
     return merged(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
+
+
+def locked_by_frozen(faults: Iterable[Line]) -> list[Interval]:
+    """List the intervals in which a frozen relay may have a route's lock, each until relays have tried it again."""
+    held = HELD_SECONDS + RELAYS_TRY_AGAIN
+    return [Interval(line["begin"], line["begin"] + held) for line in faults if line["kind"] == "freeze a relay"]
 
 
 def merged(intervals: Iterable[Interval]) -> list[Interval]:

@@ -113,7 +113,8 @@ def gather(rig: Rig) -> Evidence:
 def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdict:
     """Run every checker."""
     e = evidence
-    measured = checkers.takeovers(timeline.holdings(e.faults), e.arrivals, e.facts, timeline.outages(e.faults))
+    closed = timeline.merged([*timeline.outages(e.faults), *timeline.locked_by_frozen(e.faults)])
+    measured = checkers.takeovers(timeline.holdings(e.faults), e.arrivals, e.facts, closed)
     verifications = [line for line in e.faults if line["kind"] == "verify" and timeline.could_tell(line, e.faults)]
     without_lease = checkers.called_without_lease(e.arrivals, e.facts)
     findings: dict[str, Sequence[object]] = {

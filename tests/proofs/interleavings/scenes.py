@@ -77,6 +77,14 @@ def two_lanes_at_once(stage: Stage) -> None:
     stage.arrive(an_event(5, "u2"), an_event(6, "u1"))
 
 
+def two_routes_at_once(stage: Stage) -> None:
+    """One relay holds the same event on two routes, and others have arrived on both: there are locks of both to take."""
+    stage.routes = ("strict", "latest")
+    stage.arrive(an_event(1, routes=stage.routes), an_event(2, routes=stage.routes))
+    stage.do("r1 sequences", "r1 claims two")
+    stage.arrive(an_event(3, routes=stage.routes))
+
+
 def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
     """The process died each time: the delivery is set aside."""
     _in_flight(stage, "strict", 1, 2)
@@ -206,6 +214,12 @@ SCENES = (
         ("r1 records", "r1 renews", "r1 renews the first", "r1 gives back", "r2 sequences", "r2 claims two"),
         (("r1 renews the first", "r1 gives back", "r2 sequences"), ("r1 records", "r2 sequences", "r2 claims two")),
         frozenset({"r1 records: delivered, delivered", "r1 records: refused, refused", "r2 claims two: 3, 4"}),
+    ),
+    Scene(
+        two_routes_at_once,
+        ("r1 records", "r1 gives back", "r2 sequences", "r2 claims two"),
+        (("r1 records", "r1 gives back", "r2 sequences"),),
+        frozenset(),
     ),
     Scene(
         a_lease_that_ran_out_once_too_often,

@@ -13,7 +13,7 @@ import pytest
 
 from relay.store import claim, lanes, leases, reap, record
 from relay.store.audit import rebuild
-from relay.store.database import Transaction
+from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.proofs.interleavings import scenes
 from tests.proofs.interleavings.invariants import kept
@@ -21,10 +21,12 @@ from tests.proofs.interleavings.stage import Stage
 from tests.proofs.planting import (
     WITHOUT_A_LOOK,
     Plant,
+    a_lock_that_is_shared,
     changed,
     look_again_by_the_events_of_before,
     now_without_a_lock,
     replaced,
+    the_lock_of_another_route,
 )
 
 without_the_order_lock = replaced(Transaction, "lock_order", now_without_a_lock)
@@ -63,6 +65,12 @@ def finds(stage: Stage, monkeypatch: pytest.MonkeyPatch, safeguard: Safeguard) -
     {
         "without the order lock, record and sequence make two heads in one lane": Safeguard(
             scenes.a_head_in_flight, ("r1 records its success", "r2 sequences"), (without_the_order_lock,), TWO_HEADS
+        ),
+        "with the lock of another route, record and sequence make two heads in one lane": Safeguard(
+            scenes.a_head_in_flight, ("r1 records its success", "r2 sequences"), (the_lock_of_another_route,), TWO_HEADS
+        ),
+        "with a lock that is shared, record and sequence make two heads in one lane": Safeguard(
+            scenes.a_head_in_flight, ("r1 records its success", "r2 sequences"), (a_lock_that_is_shared,), TWO_HEADS
         ),
         "without the order lock, two that sequence the same events fold them twice": Safeguard(
             scenes.a_newer_one_takes_over,

@@ -50,11 +50,11 @@ class Receiver:
 
     def append(self, *events: Event) -> list[int | None]:
         """Store them; None for one that is there already."""
-        return self._runner.run(self._store.append(self._connection, events))
+        return self._runner.run(self._connection.run_sync(self._store.append, events))
 
     def repeat(self, event: Event) -> int | None:
         """Note that it came again; its number."""
-        return self._runner.run(self._store.note_duplicates(self._connection, [event]))[0]
+        return self._runner.run(self._connection.run_sync(self._store.note_duplicates, [event]))[0]
 
     def hold(self, *events: Event) -> Uncommitted:
         """Store them, but let the commit wait: other numbers are committed before these."""
@@ -86,4 +86,4 @@ class Receiver:
             )  # held as long as a run likes
             await connection.commit()
         transaction = await connection.begin()
-        return Uncommitted(events, await self._store.append(connection, events), connection, transaction)
+        return Uncommitted(events, await connection.run_sync(self._store.append, events), connection, transaction)

@@ -11,7 +11,7 @@ from tests.proofs.model.machine import Machine
 from tests.proofs.model.stage import Evidence
 from tests.proofs.model.world import World
 
-RUNS = int(os.environ.get("MODEL_RUNS", "200"))
+RUNS = int(os.environ.get("MODEL_RUNS", "160"))
 STEPS = 50
 SEED = os.environ.get("MODEL_SEED")
 _SHRINK = os.environ.get("MODEL_SHRINK") != "no"

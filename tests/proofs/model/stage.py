@@ -17,7 +17,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from inbox.errors import InboxRelayError
 from inbox.events.event import Event
 from relay.delivery.lifecycle import State
-from relay.store.database import _LOCK
 from tests.helpers.stepping import Crashed, Stepped
 from tests.helpers.waiting import until
 from tests.proofs.model.actors import Call, Doing, Held, Ledger, Relay
@@ -28,6 +27,7 @@ from tests.proofs.model.operations import Operation, Operations
 from tests.proofs.model.receiver import Uncommitted
 from tests.proofs.model.snapshot import Snapshot, Violation
 from tests.proofs.model.world import NOTHING, Row, World
+from tests.proofs.planting import takes_the_order_lock
 
 T = TypeVar("T")
 Rule = Callable[..., None]
@@ -36,8 +36,6 @@ RULES: set[str] = set()
 """Names of all rules."""
 TROUBLES: set[str] = set()
 """Names of those that are left out of some runs."""
-
-_LOCKS = (str(_LOCK), "BEGIN IMMEDIATE")
 
 LONGEST = 200
 """More statements than any operation has."""
@@ -186,7 +184,7 @@ class Stage(RuleBasedStateMachine):
         stepper.taken.clear()
         running = stepper.begin("a", operation.send)
         sent = str(after.compile(self.world.database.engine))
-        while not running.finished and not (running.before in _LOCKS and ("a", sent) in stepper.taken):
+        while not running.finished and not (_locks(running.before) and ("a", sent) in stepper.taken):
             running.step()
         self.evidence.sometimes["received between look and lock"] += not running.finished and not further
         while not running.finished and (further or stepper.waits.would_wait("a receiver", "BEGIN IMMEDIATE")):
@@ -243,3 +241,7 @@ class Stage(RuleBasedStateMachine):
         call = Call(held.key, held.delivery.run, held.delivery.attempt, relay.node, self.ledger.step)
         self.ledger.call(call)
         self.make.doing.calls.append(call)
+
+
+def _locks(statement: str | None) -> bool:
+    return statement is not None and (statement == "BEGIN IMMEDIATE" or takes_the_order_lock(statement))

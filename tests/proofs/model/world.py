@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,8 @@ from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered
 from relay.delivery.policy import policies
 from relay.store.database import Database
+from relay.store.scan_positions import Arrivals
+from relay.store.turns import BackOffs, Stalls
 from tests.helpers.stepping import Stepper
 from tests.proofs.model.history import Entry, History, Key, LaneKey
 from tests.proofs.model.receiver import Receiver, in_haste
@@ -70,6 +73,8 @@ BEFORE_THE_CHANGE = {
 }
 """Of a relay that has not heard yet that `ordering` has become "latest"."""
 
+_VACUUM_AFTER = 20
+"""Runs."""
 FEW = 2
 """As many as one transaction may fold here, so that some is left."""
 
@@ -185,10 +190,13 @@ class World:
         in_haste(engine)
         self.clock = Clock()
         self.database = Database(engine, lambda: self.clock.now)
+        self._forget()
         self.database.sql.pause_after_write = 0.0  # nobody waits for the lock here
+        self.database.sql.pipelines = False  # so that others come between any two statements
         self.commits_out_of_order = Sql(engine.dialect.name).is_postgres
         self.stepper = Stepper(engine)
         self.receiver = Receiver(url)
+        self._emptied = 0
         self._connection = engine.connect()
         if self.commits_out_of_order:
             self._connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -205,6 +213,22 @@ class World:
             transaction.connection.execute(_END_COMMANDS)  # an open one can't be deleted
             for table in _TABLES:
                 transaction.connection.execute(text(f"DELETE FROM {table}"))
+        self._forget()
+        self._emptied += 1
+        if self._emptied % _VACUUM_AFTER == 0:
+            self.vacuum(*_TABLES)
+
+    def _forget(self) -> None:
+        """Let the relays know of no route that was locked in another run, nor wait for one: real time has no part in a run."""
+        ever_later = itertools.count(step=60)
+        self.database.back_offs, self.database.stalls = BackOffs(lambda: next(ever_later)), Stalls()
+        self.database.arrivals = Arrivals(self.database.arrivals.floor)
+
+    def vacuum(self, *tables: str) -> None:
+        """Remove what was deleted: nobody else does it on the tests' Postgres, and each look would read past more of it."""
+        if self.commits_out_of_order:
+            with self._connection.begin():
+                self._connection.exec_driver_sql(f"VACUUM {', '.join(tables)}")
 
     def look(self, history: History) -> Stored:
         """All that is stored now; facts that are new go into `history`."""

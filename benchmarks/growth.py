@@ -1,0 +1,214 @@
+"""Curves: a rate while one thing grows, with both ends in a table.
+
+    python -m benchmarks.growth backlog --points 1000,100000,1000000
+    python -m benchmarks.growth connections --database sqlite
+
+The points of a curve are measured in turn, round by round, each on a database of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.backlog import Inbox, drained_for
+from benchmarks.drain import bodies_of, preload, rate
+from benchmarks.retention import accepted, fill
+from benchmarks.support import Kind, configured, databases, downstream, get, machine, serving
+from inbox.db import engine as engines
+
+CONNECTIONS = 64
+CONCURRENCY = 16
+BODY_BYTES = 200
+DOWNSTREAM_MILLISECONDS = 20
+"""Of each call while relays grow in number: with a faster one, two cores are the limit."""
+_ROUTE = '[routes.everything]\nsource = "trivore"\ndestination = "downstream"\nordering = "strict"\n'
+Rate = Callable[[], float]
+"""Measures a point once."""
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """Means that the points of a curve are measured with."""
+
+    database: Kind
+    seconds: float
+    events: int
+    stack: ExitStack
+
+    def configured(self, url: str, server: str = "http://127.0.0.1:9") -> dict[str, str]:
+        """Write a configuration. Returns the environment that names it."""
+        return self.stack.enter_context(configured(url, f"{server}/hook", CONCURRENCY))
+
+    def receiver(self, url: str, connections: int = CONNECTIONS, body: int = BODY_BYTES, **more: str) -> Rate:
+        """Start a receiver. Returns what measures its accepted requests per second."""
+        target = self.stack.enter_context(serving({**self.configured(url), **more})).target
+        accepted(target, 1, min(connections, CONNECTIONS), body)  # warms up
+        return lambda: accepted(target, self.seconds, connections, body).rate
+
+    def drain(
+        self,
+        url: str,
+        bodies: Callable[[], list[bytes]],
+        routes: str = _ROUTE,
+        *,
+        processes: int = 1,
+        milliseconds: int = 0,
+    ) -> Rate:
+        """Return what measures the deliveries per second of relays that drain the bodies to a downstream that takes so long."""
+        server = self.stack.enter_context(downstream(milliseconds))
+        environment = self.configured(url, server)
+        path = Path(environment["INBOX_CONFIG"])
+        path.write_text(path.read_text(encoding="utf-8").replace(_ROUTE, routes), encoding="utf-8")
+        command = [sys.executable, "-m", "relay", "run", "--drain", "--processes", str(processes)]
+
+        def measure() -> float:
+            asyncio.run(preload(url, environment, bodies()))
+            get(server)
+            subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
+            return rate(server, self.events)
+
+        return measure
+
+
+def backlog(ground: Ground, url: str, open_: int) -> Rate:
+    """Deliveries of the first seconds of so many open."""
+    server, filled = ground.stack.enter_context(downstream()), Inbox(url)
+    environment = ground.configured(url, server)
+
+    def measure() -> float:
+        filled.empty()
+        filled.add(open_, "'u' || n")
+        filled.settle()
+        return drained_for(server, environment, round(ground.seconds))[0]
+
+    return measure
+
+
+def inbox(ground: Ground, url: str, stored: int) -> Rate:
+    """Intake into an inbox with so many events that have ended."""
+    if stored:
+        engine = engines.connect(url, application="benchmarks")
+        fill(engine, stored, stored, 1, BODY_BYTES)
+        engine.dispose()
+    return ground.receiver(url)
+
+
+def lanes(ground: Ground, url: str, number: int) -> Rate:
+    """Deliveries of events in so many lanes."""
+    return ground.drain(url, lambda: bodies_of(ground.events, number))
+
+
+def routes(ground: Ground, url: str, number: int) -> Rate:
+    """Deliveries over so many routes to one destination; each event takes one of them."""
+    types = [f"T{each}" for each in range(number)]
+    written = "".join(
+        f'[routes.r{each}]\nsource = "trivore"\ndestination = "downstream"\nordering = "strict"\n'
+        f'when = {{ entity_type = ["{each}"] }}\n'
+        for each in types
+    )
+    return ground.drain(url, lambda: bodies_of(ground.events, types=types), written)
+
+
+def body(ground: Ground, url: str, size: int) -> Rate:
+    """Intake of bodies of so many bytes."""
+    return ground.receiver(url, body=size)
+
+
+def connections(ground: Ground, url: str, number: int) -> Rate:
+    """Intake over so many connections."""
+    return ground.receiver(url, connections=number)
+
+
+def relays(ground: Ground, url: str, processes: int) -> Rate:
+    """Deliveries of so many relay processes."""
+    return ground.drain(
+        url, lambda: bodies_of(ground.events), processes=processes, milliseconds=DOWNSTREAM_MILLISECONDS
+    )
+
+
+def receivers(ground: Ground, url: str, workers: int) -> Rate:
+    """Intake by so many workers."""
+    return ground.receiver(url, WEB_CONCURRENCY=str(workers))
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """A thing that grows."""
+
+    prepare: Callable[[Ground, str, int], Rate]
+    title: str
+    unit: str
+    points: tuple[int, ...]
+
+
+CURVES: Mapping[str, Curve] = {
+    "backlog": Curve(backlog, "The first seconds of a backlog", "deliveries/s", (1000, 10_000, 100_000, 1_000_000)),
+    "inbox": Curve(inbox, "Intake by events in the inbox", "requests/s", (0, 100_000, 1_000_000, 5_000_000)),
+    "lanes": Curve(lanes, "Deliveries by lanes", "deliveries/s", (1, 10, 100, 1000, 10_000)),
+    "routes": Curve(routes, "Deliveries by routes", "deliveries/s", (1, 10, 50, 200)),
+    "body": Curve(body, "Intake by bytes of a body", "requests/s", (200, 1024, 16_384, 65_536, 260_000)),
+    "connections": Curve(connections, "Intake by connections", "requests/s", (1, 8, 64, 256, 1000)),
+    "relays": Curve(
+        relays, f"Deliveries by relay processes, calls of {DOWNSTREAM_MILLISECONDS} ms", "deliveries/s", (1, 2, 4, 8)
+    ),
+    "receivers": Curve(receivers, "Intake by workers", "requests/s", (1, 2, 4)),
+}
+
+
+def main(
+    *,
+    curve: Annotated[str, typer.Argument(help=f"One of {', '.join(CURVES)}.")],
+    database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
+    points: Annotated[str, typer.Option(help="Other points, as 1,10,100.")] = "",
+    seconds: Annotated[float, typer.Option(min=1, max=300, help="How long a rate of intake is measured.")] = 8,
+    events: Annotated[int, typer.Option(min=100, max=200_000, help="That relays drain.")] = 4000,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each point is measured.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Measure the points of a curve."""
+    if curve not in CURVES:
+        raise SystemExit(f"no curve {curve}; there are {', '.join(CURVES)}")
+    chosen = CURVES[curve]
+    at = [int(point) for point in points.split(",")] if points else list(chosen.points)
+    with ExitStack() as stack:
+        urls = stack.enter_context(databases(database, len(at)))
+        ground = Ground(database, seconds, events, stack)
+        rates = [chosen.prepare(ground, url, point) for url, point in zip(urls, at, strict=True)]
+        measured: list[list[float]] = [[] for _ in at]
+        for _ in range(rounds):
+            for each, found in zip(rates, measured, strict=True):
+                found.append(round(each(), 1))
+    told = [{"at": point, "rounds": found} for point, found in zip(at, measured, strict=True)]
+    if as_json:
+        notes = {"title": chosen.title, "database": database, "unit": chosen.unit, "points": told, **machine()}
+        print(json.dumps(notes, indent=2))
+    else:
+        _show(f"{chosen.title} ({chosen.unit}, {database})", at, measured)
+
+
+def _show(title: str, at: Sequence[int], measured: Sequence[Sequence[float]]) -> None:
+    """Print each point with its ratio to the first, which is the median over the rounds."""
+    table = Table("at", "median", "rounds", "to the first", title=title, title_justify="left")
+    for point, found in zip(at, measured, strict=True):
+        ratio = statistics.median(here / first for here, first in zip(found, measured[0], strict=True))
+        table.add_row(f"{point:,}", f"{statistics.median(found):,.0f}", str(found), f"{ratio:.2f}")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(machine(), highlight=False)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

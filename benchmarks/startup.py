@@ -1,0 +1,43 @@
+"""Start of a command, `relay --help`, against the import of the libraries that every command needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from benchmarks.rows import ROWS
+from benchmarks.support import Side, machine, report
+
+_HELP = (sys.executable, "-c", "from relay.cli.main import main; main()", "--help")
+_IMPORT = (sys.executable, "-c", "import rich, sqlalchemy, typer")
+
+
+def main(
+    *,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often each side is measured.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Time `relay --help` and the import, in turn, each in a process of its own."""
+    ours, theirs = Side("relay --help"), Side("import rich, sqlalchemy, typer", bar=ROWS["help"].bar)
+    for command in (_HELP, _IMPORT):
+        _milliseconds(command)
+    for _ in range(rounds):
+        ours.rates.append(_milliseconds(_HELP))
+        theirs.rates.append(_milliseconds(_IMPORT))
+    report("Start of a command", [ours, theirs], machine(), as_json=as_json, unit="ms")
+
+
+def _milliseconds(command: tuple[str, ...]) -> float:
+    began = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return 1000 * (time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,46 @@
+"""The limits of a look back: what retention has removed since then."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine, text
+
+from inbox.db.dialect import Sql
+from inbox.db.engine import reading
+from inbox.db.reads import Row, plain
+from inbox.events.timestamps import rfc3339, time_text
+
+_SENTENCES = {
+    "events": "retention has deleted events that had ended by {until}: they are missing",
+    "attempts": "retention has deleted failed attempts from before {until}: attempts and retries may be missing",
+}
+
+
+def removed_since(connection: Connection, at: datetime) -> list[str]:
+    """Return sentences on rows that retention has deleted and that a look at `at` would need; empty: none."""
+    time = Sql(connection.dialect.name).time(":at")
+    statement = text(f"SELECT kind, pruned_until FROM pruning WHERE rows > 0 AND pruned_until > {time} ORDER BY kind")
+    found = map(plain, connection.execute(statement, {"at": time_text(at)}).mappings())
+    return [
+        _SENTENCES[row["kind"]].format(until=rfc3339(row["pruned_until"], "seconds"))
+        for row in found
+        if row["kind"] in _SENTENCES
+    ]
+
+
+def removed_from(engine: Engine, event: Row, at: datetime) -> list[str]:
+    """Return sentences on what is missing of a stored event at `at`: its facts that retention has deleted, or its erasure."""
+    erased_at = event["erased_at"]
+    missing = []
+    if erased_at is not None and erased_at > at:
+        missing.append(
+            f"its entity was erased at {rfc3339(erased_at, 'seconds')}: texts and calls of its facts are gone"
+        )
+    with engine.connect() as connection, reading(connection).begin():
+        statement = text("SELECT pruned_until FROM pruning WHERE kind = 'attempts' AND rows > 0")
+        found = connection.execute(statement).mappings().first()
+    until = None if found is None else plain(found)["pruned_until"]
+    if until is not None and until > event["received_at"]:
+        missing.append(_SENTENCES["attempts"].format(until=rfc3339(until, "seconds")))
+    return missing

@@ -1,0 +1,61 @@
+"""Pipelines of psycopg: statements that are sent one after the other, and answered together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NoReturn, cast
+
+import psycopg
+from psycopg.rows import namedtuple_row
+from sqlalchemy import Connection, TextClause
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+Statement = tuple[TextClause, Mapping[str, object]]
+"""A statement and its parameters."""
+
+
+def send_together(connection: Connection, statements: Sequence[Statement], *, commit: bool = False) -> list[list[Any]]:
+    """Send these statements at once, with `commit` and a COMMIT after them, and return the rows of each.
+
+    Raises:
+        DBAPIError: of the first that failed, as SQLAlchemy raises it; nothing after it was done.
+    """
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    cursors = [driver.cursor(row_factory=namedtuple_row) for _ in statements]
+    failures: list[psycopg.Error] = []
+    try:
+        with driver.pipeline():
+            try:
+                for cursor, (statement, parameters) in zip(cursors, statements, strict=True):
+                    cursor.execute(_written(statement), parameters)
+                if commit:
+                    driver.commit()
+            except psycopg.Error as error:  # an answer may come while others are sent
+                failures.append(error)  # the end of the pipeline would say only that it was cut
+    except psycopg.Error as error:  # where it can't be ended, either, the error before says why
+        failures.append(error.__context__ if isinstance(error.__context__, psycopg.Error) else error)
+    if driver.pgconn.pipeline_status:  # no rollback is possible in it, as when the server's last words are all there is
+        driver.close()
+    if failures:
+        failed = next((s for cursor, s in zip(cursors, statements, strict=True) if cursor.pgresult is None), None)
+        _raise(connection, failures[0], failed)
+    return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+
+def _raise(connection: Connection, error: psycopg.Error, failed: Statement | None) -> NoReturn:
+    """Raise it as SQLAlchemy does, which gives up all connections to a server that is gone."""
+    statement, parameters = (None, None) if failed is None else (str(failed[0]), dict(failed[1]))
+    try:
+        raise error
+    except psycopg.Error:
+        connection._handle_dbapi_exception(error, statement, parameters, None, None)  # noqa: SLF001  # it has no public name
+
+
+_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
+
+
+@cache
+def _written(statement: TextClause) -> str:
+    """The statement with the driver's parameters; who executes it keeps it, so that this cache does not grow."""
+    return str(statement.compile(dialect=_DIALECT))

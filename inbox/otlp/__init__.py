@@ -1,0 +1,1 @@
+"""Common parts of traces and metrics by OpenTelemetry. Only `exporters` imports the SDK."""

@@ -1,0 +1,321 @@
+"""One transaction of the relay: the order lock, and how deliveries are read and written back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import msgspec
+from psycopg.errors import LockNotAvailable
+from sqlalchemy import Connection, TextClause, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from inbox.db import order_lock
+from inbox.db.dialect import Sql, failure_of, is_turn_timeout
+from inbox.db.leaves import SHARE_PAYLOADS
+from inbox.db.parameters import is_storable, rows_param, storable
+from inbox.db.pipeline import Statement, send_together
+from inbox.db.reads import Row, plain
+from inbox.events.timestamps import as_time
+from relay.delivery import facts
+from relay.delivery.lifecycle import HEADS, OpenDelivery, State
+from relay.store import written
+from relay.store.turns import SOME_ROUTE, Stalls
+
+HASTY_WAIT_MS = 50
+"""Wait of a hasty thread under the order lock, where all relays wait with it."""
+HASTY_WAIT_ALONE_MS = 500
+"""Its wait without that lock: a row that is locked only for a moment costs it nothing."""
+PIPELINES_SINCE = (17,)
+"""The first Postgres whose `transaction_timeout` ends a transaction that stands still within a pipeline."""
+_ROWS_OF_A_WRITE = 4
+"""The usual number of rows: a transaction of the relay touches a few, or hundreds."""
+
+Key = tuple[int, str]
+"""seq and route of a delivery."""
+
+
+class FailedAlone(msgspec.Struct, frozen=True):
+    """An item that a step could not process, not even in a transaction of its own."""
+
+    step: str
+    item: str
+    """The item in words, such as `route=crm seq=17`."""
+    error: str
+    """One line, without the database's details: those may hold values."""
+
+
+class RoutesLocked(OperationalError):
+    """Somebody has locked some of the routes that a transaction needs. `free` are the others, where that is known."""
+
+    def __init__(self, statement: str, free: Iterable[str] | None) -> None:
+        super().__init__(statement, None, LockNotAvailable("somebody has locked one of the routes"))
+        self.free = None if free is None else frozenset(free)
+
+
+class Transaction:
+    """A connection inside one transaction, with the fragments of its dialect."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        sql: Sql,
+        now: str | None,
+        *,
+        stalls: Stalls | None = None,
+        is_hasty: bool = False,
+        tries: bool = False,
+    ) -> None:
+        self.connection = connection
+        self.sql = sql
+        self.appended: Counter[tuple[str, str]] = Counter()
+        """Counts of the facts it adds, by route and kind."""
+        self.left_out: list[FailedAlone] = []
+        """The parts that were skipped because the database has rejected them."""
+        self.rows = _ROWS_OF_A_WRITE
+        """About how many rows it writes, which makes the next checkpoint due."""
+        self.has_payloads = False
+        """True when retention deletes no payload before it ends."""
+        self._now = now
+        version = connection.dialect.server_version_info
+        self._pipelines = sql.pipelines and version is not None and version >= PIPELINES_SINCE
+        self._writes: list[Statement] | None = None
+        """Statements that are sent with the commit, once it only writes."""
+        self._stalls = stalls or Stalls()
+        self.is_hasty = is_hasty and sql.is_postgres
+        """True when its thread has waited for a locked row in vain lately."""
+        self._tries = tries
+
+    def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
+        """Run a statement; its rows, if it has any. Texts become `storable`, and `:now` is bound for it."""
+        if "now" in statement._bindparams:  # noqa: SLF001  # SQLAlchemy has no public name for a text's parameters
+            parameters["now"] = self._now
+        for name, value in parameters.items():
+            if isinstance(value, str) and not is_storable(value):
+                parameters[name] = storable(value)
+        if self._writes is not None:
+            self._writes.append((statement, parameters))
+            return []
+        result = self.connection.execute(statement, parameters)
+        return list(result.all()) if result.returns_rows else []
+
+    def rows_of(self, statement: TextClause, **parameters: object) -> list[Row]:
+        """Run a statement; its rows as plain values, for a listing."""
+        found = self.execute(statement, **parameters)
+        return [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
+
+    def attempt(self, statement: TextClause, **parameters: object) -> Exception | None:
+        """Run a statement that must not end the transaction. Returns the error when the statement itself is at fault."""
+        try:
+            with self.connection.begin_nested():
+                self.execute(statement, **parameters)
+        except Exception as error:
+            if failure_of(error) != "fault":
+                raise
+            return error
+        return None
+
+    def stream(self, statement: TextClause, at_a_time: int, **parameters: object) -> Iterator[Any]:
+        """Yield the rows of a statement in parts, for results too large to hold."""
+        options = {"yield_per": at_a_time}
+        with self.connection.execute(statement, parameters, execution_options=options) as result:
+            yield from result
+
+    def lock_order(self, routes: Iterable[str] | None = None, *, keeps_payloads: bool = False) -> datetime:
+        """Take the order lock of these routes, or of everything, then return the database's time.
+
+        With `keeps_payloads`, retention deletes no payload until this transaction ends. That lock comes first: who waits for
+        a batch of retention must not have the order lock, for which all others wait.
+
+        Every transaction that ends or makes a head takes it first, as a statement of its own: what it reads afterwards
+        is what the one before it left. Without it lanes get stuck for good. On SQLite the transaction holds the write
+        lock already.
+        """
+        if self.sql.is_postgres and keeps_payloads:
+            self.connection.execute(_SHARE_PAYLOADS)
+        self.has_payloads = keeps_payloads
+        if not self.sql.locks_routes:
+            return self.now()
+        now = self._lock_everything() if routes is None else self._lock_routes(set(routes))
+        self.hurry(HASTY_WAIT_MS)
+        return now
+
+    def lock_first(self) -> datetime:
+        """Take the row that whoever locks everything takes first, for what no transaction on given routes touches."""
+        if self.sql.locks_routes:
+            self.execute(order_lock.FIRST)
+        return self.now()
+
+    def lock_known_routes(self, routes: AbstractSet[str]) -> datetime:
+        """Take the order lock of those of these routes that ever had one, and let no other get its first meanwhile."""
+        now = self.lock_first()
+        if not self.sql.locks_routes:
+            return now
+        given = rows_param({"route": route} for route in sorted(routes))
+        known = routes - {row.route for row in self.execute(order_lock.missing_routes(self.sql), given=given)}
+        return self.lock_order(known) if known else now
+
+    def lock_order_and_read(self, routes: AbstractSet[str], *reads: Statement) -> tuple[datetime, list[list[Any]]]:
+        """Take the order lock of these routes, and read what these statements select then. Returns the time, and all rows.
+
+        On Postgres they are sent together, so that nobody waits for trips to the server and back, nor for this process.
+        """
+        if self._pipelines and not self.is_hasty and not self._stalls.has(routes):
+            (granted, *found) = send_together(self.connection, [self._lock_of(routes), *reads])
+            if granted[0].routes == len(routes):
+                return as_time(granted[0].now), found
+        now = self.lock_order(routes)
+        return now, [self.execute(statement, **parameters) for statement, parameters in reads]
+
+    def _lock_everything(self) -> datetime:
+        """Lock every route. All others wait for who waits here, so where a route stays locked it waits shortly.
+
+        Such a wait in vain is no news: routes may be busy and not locked, so that a longer wait must have its turn again.
+        """
+        self.execute(order_lock.FIRST)
+        is_short = bool(self._stalls.locked())
+        if is_short:
+            self.limit_waits(HASTY_WAIT_MS)
+        try:
+            granted = self.execute(order_lock.every_route(self.sql))[0]
+        except DBAPIError as error:
+            if is_turn_timeout(error) and not is_short:
+                self._stalls.began((SOME_ROUTE,))
+            raise
+        self._stalls.all_ended()
+        return as_time(granted.now)
+
+    def _lock_routes(self, routes: AbstractSet[str]) -> datetime:
+        """Lock these routes. Rows are added only when some are missing, after a look without the row that all need for it."""
+        lock, parameters = self._lock_of(routes)
+        if not self._tries and self._stalls.has(routes):
+            self.limit_waits(HASTY_WAIT_MS)
+        granted = self.execute(lock, **parameters)[0]
+        if granted.routes < len(routes) and self._is_any_missing(routes, parameters["given"]):
+            may_wait = not granted.routes and not self._tries
+            self.execute(order_lock.FIRST_TO_ADD if may_wait else order_lock.FIRST_TO_ADD_NOW)
+            self.execute(order_lock.added_routes(self.sql), given=parameters["given"])
+            granted = self.execute(lock, **parameters)[0]
+        if granted.routes < len(routes):
+            raise RoutesLocked(str(lock), (granted.names or ()) if self._tries else None)
+        self._stalls.ended(routes)
+        return as_time(granted.now)
+
+    def _is_any_missing(self, routes: AbstractSet[str], given: object) -> bool:
+        if not self._tries:
+            return True
+        return not self._stalls.has(routes) and bool(self.execute(order_lock.missing_routes(self.sql), given=given))
+
+    def _lock_of(self, routes: AbstractSet[str]) -> Statement:
+        given = rows_param({"route": route} for route in sorted(routes))
+        locking = order_lock.free_routes if self._tries else order_lock.given_routes
+        return locking(self.sql), {"given": given, "now": self._now}
+
+    def only_write(self) -> None:
+        """From now on keep statements, and send them all at once with the commit. None of them may return rows.
+
+        All others wait as long as the order lock is held, so each trip to the server and back counts.
+        """
+        if self._pipelines:
+            self._writes = []
+
+    def send_writes(self) -> None:
+        """Send what was kept, and commit."""
+        if self._writes:
+            send_together(self.connection, self._writes, commit=True)
+
+    def hurry(self, milliseconds: int = HASTY_WAIT_ALONE_MS) -> None:
+        """Wait for locked rows no longer than this from now on, if this thread has waited for one in vain lately."""
+        if self.is_hasty:
+            self.limit_waits(milliseconds)
+
+    def limit_waits(self, milliseconds: int) -> None:
+        """Wait for locks no longer than this from now on. SQLite's only lock is taken already."""
+        if self.sql.is_postgres:
+            self.connection.execute(text(f"SET LOCAL lock_timeout = '{milliseconds}ms'"))
+
+    def now(self) -> datetime:
+        """The database's clock, UTC."""
+        return as_time(self.execute(_now(self.sql))[0].now)
+
+    def write_back(self, changed: Iterable[OpenDelivery], relay_node: str | None) -> None:
+        """Append the facts of these deliveries and give their rows the state that follows.
+
+        Those that cease to be heads are written before those that become one: the database refuses two heads in a lane,
+        and checks row by row.
+        """
+        rows = sorted(changed, key=lambda row: (row.seq, row.route))
+        if not rows:
+            return
+        history = [
+            {
+                "seq": row.seq,
+                "route": row.route,
+                "kind": facts.kind_of(fact),
+                "attempt": attempt,
+                "relay_node": relay_node,
+                "detail": facts.detail_of(fact),
+            }
+            for row in rows
+            for fact, attempt in zip(row.facts, row.counts, strict=True)
+        ]
+        if history:
+            self.execute(written.append_facts(self.sql), facts=rows_param(history))
+            self.appended.update((str(fact["route"]), str(fact["kind"])) for fact in history)
+        self.remove(row for row in rows if row.state is State.ENDED)
+        stay = [row for row in rows if row.state is not State.ENDED]
+        for are_heads in (False, True):
+            if group := [row for row in stay if (row.state in HEADS) is are_heads]:
+                self.execute(written.move(self.sql), moved=fields_param(group, written.MOVED))
+
+    def remove(self, deliveries: Iterable[OpenDelivery]) -> None:
+        """Take the rows of these deliveries out of `open_delivery`."""
+        if ended := [(row.seq, row.route) for row in deliveries]:
+            self.execute(written.end(self.sql), ended=keys_param(ended))
+
+
+def keys_param(keys: Iterable[Key]) -> str:
+    """The keys as rows of a bound parameter."""
+    return rows_param({"seq": seq, "route": route} for seq, route in keys)
+
+
+def fields_param(rows: Iterable[object], fields: Iterable[str]) -> str:
+    """These fields of each of the rows, as rows of a bound parameter."""
+    names = list(fields)
+    return rows_param({name: getattr(row, name) for name in names} for row in rows)
+
+
+def key_text(key: Key) -> str:
+    """A delivery in words, for a log."""
+    return f"route={key[1]} seq={key[0]}"
+
+
+_SHARE_PAYLOADS = text(SHARE_PAYLOADS)
+
+
+ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"
+"""The columns that `as_open_delivery` reads."""
+
+
+def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
+    """A row of ROW's columns."""
+    return OpenDelivery(
+        seq=row.seq,
+        route=row.route,
+        lane=row.lane,
+        occurred_at=as_time(row.occurred_at),
+        state=State(row.state),
+        attempt=row.attempt,
+        run=row.run,
+        crashes=row.crashes,
+        due_at=None if row.due_at is None else as_time(row.due_at),
+    )
+
+
+@cache
+def _now(sql: Sql) -> TextClause:
+    return text(f"SELECT {sql.now} AS now")

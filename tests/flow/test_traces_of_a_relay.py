@@ -1,0 +1,165 @@
+"""Traces of a relay at work: attempts with their calls, sweeps and commands, without anything of a person."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from opentelemetry.semconv._incubating.attributes import messaging_attributes, url_attributes
+from opentelemetry.semconv.attributes import error_attributes, http_attributes, server_attributes
+from sqlalchemy import Engine
+
+from inbox.clock import SystemClock
+from inbox.db import engine as engines
+from relay.daemon.attempt_span import begin_attempt
+from relay.daemon.generation import prepare
+from relay.daemon.loop import Relay
+from relay.observe import Observer
+from relay.store.database import Database
+from relay.sweep import scheduler
+from tests.docs.pages import PAGES
+from tests.helpers.daemon import configured
+from tests.helpers.delivering import a_delivery, config_text, context, deliver
+from tests.helpers.directory import TABLE, Directory
+from tests.helpers.filling import fill, give_up
+from tests.helpers.reading import rows
+from tests.helpers.relaying import at_work
+from tests.helpers.scripted import answer, serving
+from tests.helpers.tracing import Kept, keeping
+from tests.helpers.waiting import until
+
+CONVENTIONS = {
+    value
+    for module in (error_attributes, http_attributes, messaging_attributes, server_attributes, url_attributes)
+    for value in vars(module).values()
+    if isinstance(value, str)
+}
+"""Attributes that OpenTelemetry has given a meaning."""
+SYNC = """
+[routes.user-to-crm.sync]
+gone = "skip"
+fetch = {{ api = "identity", path = "/user/{{event.entity_id}}" }}
+create = {{ path = "/contacts" }}
+[routes.user-to-crm.sync.map]
+name = "entity.name"
+[apis.identity]
+base_url = "{api}/api"
+allow_private = true
+allow_http = true
+"""
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    with keeping() as made:
+        yield made
+
+
+@pytest.fixture
+def sqlite_engine(sqlite_database_url: str) -> Iterator[Engine]:
+    made = engines.connect(sqlite_database_url, application="tests")
+    yield made
+    made.dispose()
+
+
+def test_calls_have_their_templates_and_no_value(kept: Kept) -> None:
+    with serving(answer(200, {"id": "p-1", "name": "Ada"}), answer(503)) as server:
+        text = config_text(
+            "sync",
+            f'base_url = "{server.url}?key=k-1"\nallow_private = true\nallow_http = true',
+            SYNC.format(api=server.url),
+        )
+        delivery = a_delivery(entity_id="p-1", body=b'{"id": "p-1"}')
+        span = begin_attempt(kept.tracer, delivery, delivery.received_at)
+        assert span is not None
+        bounds = context()
+        deliver(text, delivery, type(bounds)(bounds.lease, bounds.stop, bounds.now, span))
+        span.end()
+        (fetch,) = kept.spans("GET /api/user/{event.entity_id}")
+        (create,) = kept.spans("POST /contacts")
+        assert {call.parent.span_id for call in (fetch, create)} == {int(span.ids.span_id, 16)}  # type: ignore[union-attr]
+        assert dict(create.attributes or {}) == {
+            "http.request.method": "POST",
+            "inbox.step": "create",
+            "server.address": "127.0.0.1",
+            "server.port": server.port,
+            "url.scheme": "http",
+            "url.template": "/contacts",
+            "http.response.status_code": 503,
+            "inbox.sent": "answered",
+            "error.type": "server_error",
+        }
+        told = [f"00-{call.context.trace_id:032x}-{call.context.span_id:016x}-01" for call in (fetch, create)]
+        assert [seen.headers["traceparent"] for seen in server.seen] == told
+    shown = "".join(span.to_json() for span in kept.spans())
+    assert not re.search("p-1|k-1|Ada", shown)
+
+
+def test_past_a_day_an_attempt_is_linked(kept: Kept) -> None:
+    delivery = a_delivery()
+    for days in (0.9, 1.1):
+        span = begin_attempt(kept.tracer, delivery, delivery.received_at + timedelta(days=days))
+        assert span is not None
+        span.end()
+    early, late = kept.spans(f"process {delivery.route}")
+    assert (early.context.trace_id, len(early.links)) == (int("a" * 32, 16), 0)
+    assert late.parent is None
+    assert late.links[0].context.trace_id == int("a" * 32, 16)
+
+
+def test_attempts_of_one_event_are_sampled_alike_and_a_sender_who_samples_nothing_is_followed() -> None:
+    now = SystemClock().now()
+    with keeping(ratio=0.5) as kept:
+        tracer = kept.tracer
+        for number in range(50):
+            delivery = a_delivery(traceparent=None, dedup_key=str(number))
+            begun = [begin_attempt(tracer, a_delivery(traceparent=None, dedup_key=str(number)), now) for _ in range(3)]
+            traces = {None if span is None else span.ids.trace_id for span in begun}
+            assert len(traces) == 1 or delivery.received_at + timedelta(days=1) < now
+            assert len({span is None for span in begun}) == 1
+        assert begin_attempt(tracer, a_delivery(traceparent=f"00-{'a' * 32}-{'b' * 16}-00"), now) is None
+
+
+def test_a_relay_traces_attempts_sweeps_and_commands(
+    kept: Kept,
+    sqlite_database_url: str,
+    sqlite_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.02)
+    give_up(sqlite_engine, sqlite_database_url, [("u1", "2026-01-01T00:00:00Z")])
+    fill(sqlite_database_url, [("u2", "2026-01-01T00:00:00Z")])
+    directory = Directory({"u9": "2026-01-02T00:00:00Z"})
+    with serving(directory) as api, serving(answer(500), answer(204)) as audit:
+        config = configured(audit.url, more=TABLE.format(url=api.url, count=2) + 'every = "1h"\n')
+        observer = Observer()
+        observer.tracer = kept.tracer
+        relay = Relay(Database(sqlite_engine), prepare(config), grace_seconds=5, observer=observer)
+        with at_work(relay):
+            with sqlite_engine.begin() as connection:
+                connection.exec_driver_sql(
+                    "INSERT INTO relay_command (kind, selection, reason) VALUES ('replay', '{\"seq\": 1}', 'a test')"
+                )
+            attempts = until(
+                lambda: (found := kept.spans("process everything"))[3:] and found,
+                "each is attempted, one of them twice",
+            )
+            (command,) = until(lambda: kept.spans("command"), "the command is done")
+            (swept,) = until(lambda: kept.spans("sweep trivore USER"), "the sweep has ended")
+    assert {(span.attributes or {})["inbox.outcome"] for span in attempts} == {"failed", "forwarded"}
+    assert {(span.attributes or {}).get("error.type") for span in attempts} == {"server_error", None}
+    assert (command.attributes or {})["inbox.changed"] == 1
+    assert dict(swept.attributes or {}) == {
+        "inbox.source": "trivore", "inbox.entity_type": "USER", "inbox.compared": 1, "inbox.missed": 1, "inbox.added": 1,
+    }  # fmt: skip
+    page = re.sub("```.*?```", "", PAGES["docs/how-to/trace-a-webhook.md"], flags=re.DOTALL)
+    keys = {key for span in kept.spans() for key in span.attributes or {}}
+    assert keys <= set(re.findall(r"`([^`]+)`", page))
+    assert {key for key in keys if not key.startswith("inbox.")} <= CONVENTIONS
+    pages = kept.spans("GET /user")
+    assert {page.parent.span_id for page in pages} == {swept.context.span_id}  # type: ignore[union-attr]
+    (added,) = rows(sqlite_engine, "SELECT traceparent FROM inbox WHERE seq = 3")
+    assert added["traceparent"] == f"00-{swept.context.trace_id:032x}-{swept.context.span_id:016x}-01"
+    assert swept.context.span_id in {span.parent.span_id for span in attempts if span.parent is not None}

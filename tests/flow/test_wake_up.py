@@ -1,0 +1,305 @@
+"""Wake-ups: an idle relay that hardly ever looks delivers at once, and whatever becomes of a wake-up harms nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import psycopg
+import pytest
+from sqlalchemy import Engine, make_url, text
+
+from inbox.clock import SystemClock
+from inbox.config.model import Config
+from inbox.db import engine as engines
+from inbox.db.wake_up import CHANNEL, NOTIFY, REST_SECONDS, Notifier
+from inbox.events.timestamps import time_text
+from inbox.receiver.writer import GroupCommit
+from relay.daemon.generation import prepare
+from relay.daemon.loop import Relay
+from relay.daemon.wake_up import Listener
+from relay.observe import Observer
+from relay.store.database import Database
+from tests.helpers.daemon import configured, kinds, running
+from tests.helpers.downstream import never_greeting, serving
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.outage import connect_postgres
+from tests.helpers.receiver import a_link, posted, served
+from tests.helpers.relaying import at_work
+from tests.helpers.storing import START, an_event
+from tests.helpers.waiting import until, until_async
+from tests.helpers.webhooks import HEADERS, PATH, a_config, body, moment
+
+AN_HOUR = 3600.0
+
+
+@pytest.fixture
+def hardly_ever_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay that looks for work once an hour, and else when it is woken."""
+    monkeypatch.setattr("relay.daemon.loop.BUSY_POLL_SECONDS", AN_HOUR)
+    monkeypatch.setattr("relay.daemon.loop.IDLE_POLL_SECONDS", AN_HOUR)
+    monkeypatch.setattr("relay.daemon.wake_up.HEARD_WITHIN_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("hardly_ever_looking")
+def test_an_idle_relay_delivers_what_is_stored_at_once(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    with (
+        serving(tmp_path / "arrivals.jsonl") as downstream,
+        served(database_url) as port,
+        running(engine, downstream) as relay,
+    ):
+        for n in range(3):
+            assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
+            until(lambda: kinds(engine) == ["delivered"] * (n + 1), "it is delivered")
+        assert relay._observer.counts["hears_nothing"] == 0
+    assert relay._listener._thread is not None
+    assert not relay._listener._thread.is_alive()
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("hardly_ever_looking")
+def test_a_listener_whose_connection_ends_listens_again(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    with (
+        serving(tmp_path / "arrivals.jsonl") as downstream,
+        served(database_url) as port,
+        running(engine, downstream) as relay,
+        contextlib.closing(connect_postgres(database_url)) as hand,
+    ):
+        for n in range(2):
+            until(lambda: relay._listener._wait == 0.0, "it hears")
+            until(lambda: ended_listeners(hand), "a listener's connection is ended")
+            until(lambda: relay._observer.counts["hears_nothing"] == n + 1, "it has noticed")
+            assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
+            until(lambda: kinds(engine) == ["delivered"] * (n + 1), "it is delivered")
+
+
+def ended_listeners(hand: psycopg.Connection) -> int:
+    """End the connection of every listener; how many there were."""
+    ended = hand.execute(
+        "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND query LIKE 'LISTEN %'"
+    )
+    (number,) = ended.fetchone() or (0,)
+    return int(number)
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("hardly_ever_looking")
+def test_a_listener_that_hears_nothing_tries_again(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a pooler that the URL does not name: LISTEN succeeds, and a notification does not arrive."""
+    monkeypatch.setattr("relay.daemon.wake_up.NOTIFY", text("SELECT 1"))
+    monkeypatch.setattr("relay.daemon.wake_up.HEARD_WITHIN_SECONDS", 0.05)
+    with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:
+        until(lambda: relay._observer.counts["hears_nothing"], "it polls")
+        monkeypatch.setattr("relay.daemon.wake_up.NOTIFY", NOTIFY)
+        until(lambda: relay._listener._wait == 0.0, "it hears")
+        assert relay._observer.counts["hears_nothing"] == 1
+
+
+@ON_POSTGRES
+def test_behind_a_pooler_it_does_not_listen(database_url: str, tmp_path: Path) -> None:
+    pooled = engines.connect(
+        f"{database_url}{'&' if '?' in database_url else '?'}pooler=transaction", application="tests"
+    )
+    with (
+        serving(tmp_path / "arrivals.jsonl") as downstream,
+        served(database_url) as port,
+        running(pooled, downstream),
+        contextlib.closing(connect_postgres(database_url)) as hand,
+    ):
+        assert posted(port, PATH, body(), dict(HEADERS)) == 200
+        until(lambda: kinds(pooled) == ["delivered"], "it is found by polling")
+        assert ended_listeners(hand) == 0
+    pooled.dispose()
+
+
+def test_wake_ups_can_be_switched_off(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(*_: object) -> None:
+        raise AssertionError("it sends and hears nothing")
+
+    monkeypatch.setattr("inbox.receiver.app.Notifier", nobody)
+    monkeypatch.setattr("relay.daemon.wake_up.Listener.start", nobody)
+    with (
+        serving(tmp_path / "arrivals.jsonl") as downstream,
+        served(database_url, without_wake_ups(a_config(database_url))) as port,
+        at_work(Relay(Database(engine), prepare(without_wake_ups(configured(downstream.url))), grace_seconds=5)),
+    ):
+        assert posted(port, PATH, body(), dict(HEADERS)) == 200
+        until(lambda: kinds(engine) == ["delivered"], "it is found by polling")
+
+
+def without_wake_ups(config: Config) -> Config:
+    """The configuration with `wake_up = false`."""
+    replace = msgspec.structs.replace
+    return replace(config, database=replace(config.database, wake_up=False))
+
+
+@ON_SQLITE
+def test_an_idle_relay_does_not_wake_itself(database_url: str, engine: Engine) -> None:
+    """Each commit of its own wakes it once: a round that commits though it did nothing would lead to another, for ever."""
+    relay = Relay(Database(engine), prepare(configured("http://127.0.0.1:9/")), grace_seconds=1)
+    relay._start()
+    with contextlib.closing(sqlite3.connect(make_url(database_url).database or "")) as watching:
+        while relay._cycle():
+            pass
+        before = watching.execute("PRAGMA data_version").fetchone()
+        relay._cycle()
+        assert watching.execute("PRAGMA data_version").fetchone() == before
+    relay._generations.close()
+
+
+class Looks(threading.Event):
+    """A stop that counts how often somebody waited for it."""
+
+    times = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.times += 1
+        return super().wait(timeout and min(timeout, 0.001))
+
+
+@ON_SQLITE
+def test_a_file_that_nobody_changes_wakes_nobody(engine: Engine) -> None:
+    stop, woken = Looks(), threading.Event()
+    wakes: list[int] = []
+
+    def wake() -> None:
+        wakes.append(stop.times)
+        woken.set()
+
+    listener = Listener(engine, wake, stop=stop, observer=Observer())
+    listener.start()
+    for n in range(3):
+        assert woken.wait(60)
+        woken.clear()
+        until(lambda: stop.times > wakes[-1] + 10, "it looks at the file again and again")
+        assert len(wakes) == n + 1
+        with engine.begin() as connection:
+            connection.execute(text(f"UPDATE write_probe SET probed_at = '{time_text(START + timedelta(seconds=n))}'"))
+    stop.set()
+    listener.join(10)
+
+
+def test_however_often_it_is_woken_the_loop_is_woken_once(engine: Engine) -> None:
+    relay = Relay(Database(engine), prepare(configured("http://127.0.0.1:9/")), grace_seconds=1)
+    for _ in range(2):
+        for _ in range(1000):
+            relay.wake()
+        assert relay._events.qsize() == 1
+        relay._collect()
+        assert relay._events.qsize() == 0
+    relay._generations.close()
+
+
+@ON_POSTGRES
+async def test_a_flood_of_commits_sends_no_flood_of_notifications(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent_at: list[float] = []
+
+    async def send(_: Notifier) -> None:
+        sent_at.append(time.monotonic())
+
+    monkeypatch.setattr(Notifier, "_send", send)
+    notifier = Notifier(a_link(database_url))
+    while len(sent_at) < 6:
+        notifier.wake_up()
+        await asyncio.sleep(0)
+    await notifier.close()
+    assert min(later - earlier for earlier, later in pairwise(sent_at)) > 0.9 * REST_SECONDS
+
+
+@ON_POSTGRES
+async def test_a_commit_while_a_notification_is_sent_is_not_missed(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[asyncio.Event] = []
+
+    async def send(_: Notifier) -> None:
+        sent.append(asyncio.Event())
+        await sent[-1].wait()
+
+    monkeypatch.setattr(Notifier, "_send", send)
+    notifier = Notifier(a_link(database_url))
+    notifier.wake_up()
+    await until_async(lambda: len(sent) == 1, "the first is being sent")
+    notifier.wake_up()
+    sent[0].set()
+    await until_async(lambda: len(sent) == 2, "so is a second")
+    await notifier.close()
+
+
+@ON_POSTGRES
+async def test_intake_waits_for_no_notification(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with never_greeting() as (silent, has_come):
+        nowhere = make_url(silent).set(drivername="postgresql+psycopg").render_as_string()
+        notifier = Notifier(a_link(nowhere))
+        writer = GroupCommit(a_link(database_url), SystemClock(), notifier=notifier)
+        assert not (await writer.append([an_event(1)]))[0].duplicate
+        await until_async(has_come, "the notifier waits for its server")
+        for n in range(2, 50):
+            assert not (await writer.append([an_event(n)]))[0].duplicate
+        await writer.close()
+        await notifier.close()
+    assert [message for message in caplog.messages if not message.startswith("relays are not notified")] == []
+
+
+@ON_POSTGRES
+async def test_a_notifier_without_a_server_says_so_once_and_recovers(
+    database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inbox.db.wake_up.REST_AFTER_FAILURE_SECONDS", 0.0)
+    notifier = Notifier(a_link(database_url))
+    with heard(database_url) as notifications, monkeypatch.context() as patched:
+        patched.setattr("inbox.db.wake_up.NOTIFY", text("SELECT pg_notify('', '')"))
+        for n in range(3):
+            notifier.wake_up()
+            await until_async(lambda: not notifier._is_wanted.is_set() and not notifier._link.is_open, f"failure {n}")
+        assert notifications() == []
+    with heard(database_url) as notifications:
+        notifier.wake_up()
+        await until_async(notifications, "it notifies again")
+    await notifier.close()
+    assert len(caplog.messages) == 1
+
+
+@ON_POSTGRES
+def test_each_schema_has_a_channel_of_its_own(database_url: str, engine: Engine) -> None:
+    longest = "s" * 63
+    with heard(database_url) as notifications:
+        with engine.begin() as connection:
+            connection.execute(text(f"CREATE SCHEMA {longest}"))
+            connection.execute(text(f"SET LOCAL search_path = {longest}"))
+            assert connection.execute(text(f"SELECT length({CHANNEL})")).scalar_one() == 63
+            connection.execute(NOTIFY)
+        assert notifications() == []
+        with engine.begin() as connection:
+            connection.execute(NOTIFY)
+        assert notifications() == ["inbox_relay_public"]
+
+
+@contextlib.contextmanager
+def heard(database_url: str) -> Iterator[Callable[[], list[str]]]:
+    """A listener of the schema `public`; its function gives the channels of the notifications so far."""
+    channels: list[str] = []
+    with contextlib.closing(connect_postgres(database_url)) as listener:
+        listener.add_notify_handler(lambda notification: channels.append(notification.channel))
+        listener.execute("LISTEN inbox_relay_public")
+
+        def look() -> list[str]:
+            listener.execute("SELECT 1")
+            return channels
+
+        yield look

@@ -1,0 +1,141 @@
+"""An OTLP collector of the tests' own: it takes traces and metrics by HTTP as protobuf, and can hang."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import msgspec
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as Sent
+
+from tests.helpers.waiting import until
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A span as a collector gets it; ids are hexadecimal, times nanoseconds."""
+
+    name: str
+    service: str
+    trace_id: str
+    span_id: str
+    parent: str
+    kind: str
+    began: int
+    ended: int
+    attributes: dict[str, Any]
+    links: list[tuple[str, str]]
+    failed: bool
+
+
+class Point(msgspec.Struct, frozen=True):
+    """A series of a metric; `number` is that of observations where it is a histogram."""
+
+    service: str
+    labels: dict[str, Any]
+    number: float
+    traces: set[str]
+    """Trace ids of its exemplars."""
+
+
+class Collector:
+    """Keeps every span, and the newest points of each metric. While `hangs` is set, it answers nobody."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.spans: list[Span] = []
+        self.metrics: dict[tuple[str, str], list[Point]] = {}
+        """By service and name."""
+        self.asked = 0
+        self.hangs, self.closing = threading.Event(), threading.Event()
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                collector.take(self.path, body)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def take(self, path: str, body: bytes) -> None:
+        """Decode a request."""
+        self.asked += 1
+        if self.hangs.is_set():
+            self.closing.wait(60)
+        if path == "/v1/metrics":
+            for of in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+                service = _values(of.resource.attributes)["service.name"]
+                for metric in [metric for scope in of.scope_metrics for metric in scope.metrics]:
+                    self.metrics[service, metric.name] = list(_points(metric, service))
+            return
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            service = _values(resource.resource.attributes)["service.name"]
+            self.spans += [_span(sent, service) for scope in resource.scope_spans for sent in scope.spans]
+
+    def named(self, name: str) -> list[Span]:
+        """Return the spans of this name so far."""
+        return [span for span in self.spans if span.name == name]
+
+    def wait_for(self, name: str, number: int = 1) -> list[Span]:
+        """Wait for so many spans of this name."""
+        until(lambda: len(self.named(name)) >= number, f"{number} spans {name!r} of {self.spans}")
+        return self.named(name)
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[Collector]:
+    """A collector as long as the block runs."""
+    with contextlib.closing(Collector()) as collector:
+        yield collector
+
+
+def _span(sent: Sent, service: str) -> Span:
+    return Span(
+        sent.name,
+        service,
+        sent.trace_id.hex(),
+        sent.span_id.hex(),
+        sent.parent_span_id.hex(),
+        Sent.SpanKind.Name(sent.kind).removeprefix("SPAN_KIND_").lower(),
+        sent.start_time_unix_nano,
+        sent.end_time_unix_nano,
+        _values(sent.attributes),
+        [(link.trace_id.hex(), link.span_id.hex()) for link in sent.links],
+        failed=sent.status.code == 2,
+    )
+
+
+def _points(metric: Metric, service: str) -> Iterator[Point]:
+    for point in getattr(metric, str(metric.WhichOneof("data"))).data_points:
+        number = point.count if metric.HasField("histogram") else point.as_double
+        traces = {seen.trace_id.hex() for seen in point.exemplars}
+        yield Point(service, _values(point.attributes), number, traces)
+
+
+def _values(pairs: Any) -> dict[str, Any]:  # noqa: ANN401  # a list of protobuf's own
+    def value(pair: KeyValue) -> Any:  # noqa: ANN401  # whichever field is set
+        return getattr(pair.value, str(pair.value.WhichOneof("value")))
+
+    return {pair.key: value(pair) for pair in pairs}

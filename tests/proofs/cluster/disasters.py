@@ -1,0 +1,87 @@
+"""The ways in which a leader is lost, under load, and how long nothing was acknowledged or delivered after each."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from tests.helpers.downstream import Downstream
+from tests.helpers.ledger import Ledger
+from tests.helpers.sender import Sender
+from tests.helpers.waiting import until
+from tests.proofs.cluster.nodes import Cluster, Node
+
+GOES_ON_WITHIN = 60.0
+
+
+class Disaster(msgspec.Struct, frozen=True):
+    """A way to lose a leader, and to give its host back."""
+
+    strike: Callable[[Cluster, Node], None]
+    repair: Callable[[Cluster, Node], None]
+
+
+def _freeze(_cluster: Cluster, node: Node) -> None:
+    node.send(signal.SIGSTOP)
+
+
+def _thaw(_cluster: Cluster, node: Node) -> None:
+    node.send(signal.SIGCONT)
+
+
+DISASTERS: Mapping[str, Disaster] = {
+    "kill": Disaster(lambda _, node: node.kill(), lambda _, node: node.start()),
+    "freeze": Disaster(_freeze, _thaw),
+    "unplug": Disaster(
+        lambda cluster, node: cluster.hosts.unplug(node.name), lambda cluster, node: cluster.hosts.plug(node.name)
+    ),
+    # the programs still reach the old leader, which takes writes until Patroni gives up on it
+    "part": Disaster(
+        lambda cluster, node: cluster.hosts.part(node.name), lambda cluster, node: cluster.hosts.join(node.name)
+    ),
+}
+
+
+class Silence(msgspec.Struct, frozen=True):
+    """Seconds from a disaster to the promotion, and from there to the first acknowledgement and delivery."""
+
+    disaster: str
+    promotion: float
+    acknowledged: float
+    delivered: float
+
+
+def strike(cluster: Cluster, name: str, senders: Sequence[Sender], downstream: Downstream) -> Silence:
+    """Lose the leader of a whole cluster, wait until all goes on without it, and give its host back.
+
+    Raises:
+        AssertionError: it does not go on.
+    """
+    cluster.wait_for_standbys()
+    leader = cluster.leader()
+    disaster, began = DISASTERS[name], time.monotonic()
+    disaster.strike(cluster, leader)
+    try:
+        promoted = cluster.leader(leader.name)
+        at = time.monotonic()
+        acknowledged = max(_first_after(at, sender.sends, {"outcome": "ok"}) for sender in senders)
+        delivered = _first_after(at, downstream.arrivals, {"status": 200})
+    finally:
+        disaster.repair(cluster, leader)
+    assert promoted is not leader
+    return Silence(name, round(at - began, 1), round(acknowledged - at, 1), round(delivered - at, 1))
+
+
+def _first_after(at: float, ledger: Ledger, wanted: Mapping[str, object]) -> float:
+    """The moment of the first line after `at` that has what is wanted."""
+
+    def found() -> float | None:
+        lines = ledger.lines()[-500:]
+        return next(
+            (line["at"] for line in lines if line["at"] > at and all(line[key] == wanted[key] for key in wanted)), None
+        )
+
+    return until(found, f"a line with {wanted} after the promotion", within=GOES_ON_WITHIN) or 0.0

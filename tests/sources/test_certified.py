@@ -1,0 +1,499 @@
+"""Amazon SNS and PayPal: signatures by a certificate, and the URLs that must never be asked for one."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config.source import EventFields, Source
+from inbox.config.types import Duration, Secret, TopicArn
+from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable
+from inbox.events.event import Event, dedup_key
+from inbox.sources import PRESETS, preset_of
+from inbox.sources.certificates import MOST_KEPT, CertificateUrl
+from inbox.sources.normalize import events_of
+from inbox.sources.sns import SignedMessage, _Message, _signed_text
+from tests.helpers.certificate_host import pem_of, signing_key
+from tests.helpers.mistakes import mistake
+from tests.sources import anything
+from tests.sources.certified import (
+    CONFIRMATION,
+    NOTIFICATION,
+    PAYPAL_AT,
+    PAYPAL_BODY,
+    PAYPAL_HOST,
+    PAYPAL_NAME,
+    PAYPAL_PATH,
+    SNS_AT,
+    SNS_HOST,
+    SNS_NAME,
+    SNS_PATH,
+    SNS_PEM,
+    TOPIC,
+    WEBHOOK,
+    of_paypal,
+    of_sns,
+    paypal_verifier,
+    signed_message,
+    signed_transmission,
+    sns_verifier,
+    wanted,
+    with_token,
+)
+from tests.sources.presenting import why_refused
+
+SNS, PAYPAL = sns_verifier(), paypal_verifier()
+OURS = {"sns": pem_of(SNS_NAME, signing_key()), "paypal": pem_of(PAYPAL_NAME, signing_key())}
+
+
+def members(body: bytes) -> tuple[object, ...] | None:
+    """The members of a message that are signed, as they are read; None when it can't be read."""
+    try:
+        (identity,) = PRESETS["sns"].read(msgspec.structs.replace(of_sns({}), body=body), None)
+    except RequestError:
+        return None
+    message = json.loads(body)
+    return identity, *(message.get(name) for name in ("Message", "Subject", "TopicArn", "Type", "Timestamp"))
+
+
+# --- what the providers' own libraries accept
+
+
+def test_what_the_providers_libraries_accept_is_let_in() -> None:
+    assert why_refused(SNS, of_sns(NOTIFICATION)) is None
+    assert why_refused(sns_verifier(allow_sha1=True), of_sns(CONFIRMATION)) is None
+    assert why_refused(PAYPAL, of_paypal()) is None
+
+
+@given(place=st.integers(0, len(json.dumps(NOTIFICATION)) - 1), bit=st.integers(0, 7))
+def test_any_other_bit_in_a_message_of_sns_changes_nothing_that_is_read_or_is_refused(place: int, bit: int) -> None:
+    raw = of_sns(NOTIFICATION)
+    body = bytearray(raw.body)
+    body[place] ^= 1 << bit
+    if wanted(SNS, changed := msgspec.structs.replace(raw, body=bytes(body))) is None and (
+        why_refused(SNS, changed) is None
+    ):
+        assert members(changed.body) in {None, members(raw.body)}
+
+
+@given(place=st.integers(0, len(PAYPAL_BODY) - 1), bit=st.integers(0, 7))
+def test_any_other_bit_in_a_body_of_paypal_is_refused(place: int, bit: int) -> None:
+    body = bytearray(PAYPAL_BODY)
+    body[place] ^= 1 << bit
+    assert why_refused(PAYPAL, of_paypal(bytes(body))) == "its signature is not by the key of its certificate"
+
+
+def test_another_length_is_refused() -> None:
+    for body in (b"", PAYPAL_BODY[:-1], PAYPAL_BODY + b" "):
+        assert why_refused(PAYPAL, of_paypal(body)) is not None
+    for body in (b"", b"[]", b"{}", b"\xff", b'"', b"[" * 100_000, of_sns(NOTIFICATION).body[:-1]):
+        assert why_refused(SNS, msgspec.structs.replace(of_sns({}), body=body)) is not None
+
+
+@pytest.mark.parametrize("name", ["Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type", "Signature"])
+def test_each_member_of_sns_is_signed(name: str) -> None:
+    assert why_refused(SNS, of_sns({**NOTIFICATION, name: NOTIFICATION[name] + "x"})) is not None
+    assert why_refused(SNS, of_sns({key: value for key, value in NOTIFICATION.items() if key != name})) is not None
+
+
+@pytest.mark.parametrize("name", ["id", "time", "sig"])
+@pytest.mark.parametrize("value", ["", "x", "2025-08-29T10:49:06Z", "a|b", "é", "0" * 100_000, "\x00"])
+def test_each_header_of_paypal_is_signed(name: str, value: str) -> None:
+    changed: dict[str, Any] = {f"paypal_transmission_{name}": value}
+    assert why_refused(PAYPAL, of_paypal(**changed)) is not None
+
+
+_WRITTEN = st.text(max_size=60) | st.sampled_from(
+    ["2", "1", "Notification", TOPIC, "2025-08-29T10:49:05Z", "9999-12-31T23:59:60Z", "SHA256withRSA", "A" * 344]
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(NOTIFICATION)), _WRITTEN | st.integers() | st.none(), min_size=1))
+def test_whatever_members_hold_it_is_a_refusal_or_nothing_that_is_signed(changed: dict[str, Any]) -> None:
+    raw = of_sns({**NOTIFICATION, **changed})
+    if wanted(SNS, raw) is None and why_refused(SNS, raw) is None:
+        assert all(changed.get(name) == NOTIFICATION[name] for name in changed if name != "UnsubscribeURL")
+
+
+_HEADERS = [f"paypal_{name}" for name in ("auth_algo", "cert_url", "transmission_id", "transmission_time")]
+
+
+@given(st.dictionaries(st.sampled_from([*_HEADERS, "paypal_transmission_sig"]), _WRITTEN, min_size=1))
+def test_whatever_headers_hold_it_is_a_refusal(changed: dict[str, Any]) -> None:
+    raw = of_paypal(**changed)
+    if wanted(PAYPAL, raw) is None and why_refused(PAYPAL, raw) is None:
+        assert changed == {name: of_paypal().headers[name.replace("_", "-")] for name in changed}
+
+
+# --- certificates
+
+
+TRICKS = [
+    "http://{host}{path}",
+    "HTTPS://{host}{path}",
+    "https://{host}:443{path}",
+    "https://{host}:8443{path}",
+    "https://user@{host}{path}",
+    "https://user:pass@{host}{path}",
+    "https://{host}@evil.example{path}",
+    "https://evil.example#@{host}{path}",
+    "https://evil.example\\@{host}{path}",
+    "https://evil.example/{host}{path}",
+    "https://{host}.evil.example{path}",
+    "https://evil{host}{path}",
+    "https://{host}.{path}",
+    "https://{host}%2eevil.example{path}",
+    "https://{host}%00.evil.example{path}",
+    "https://{host}{path}?x",
+    "https://{host}{path}#x",
+    "https://{host}{path}/",
+    "https://{host}/{path}",
+    "https://{host}/..{path}",
+    "https://{host}/a%2f..{path}",
+    "https://{host}/redirect?to=https://evil.example{path}",
+    "https://{host}{path}\n",
+    " https://{host}{path}",
+    "https://{host}\t{path}",
+    "//{host}{path}",
+    "https:{host}{path}",
+    "https://",
+    "",
+    "https://{host}{path}\x00",
+    "https://{host}" + "/a" * 100_000 + ".pem",
+    "https://[::1]{path}",
+    "https://127.0.0.1{path}",
+    "https://169.254.169.254{path}",
+    "https://\u0455ns.eu-west-1.amazonaws.com{path}",  # Cyrillic
+    "https://api.p\u0430ypal.com{path}",
+    "https://xn--ns-0tc.eu-west-1.amazonaws.com{path}",
+    "https://{host}\uff0eevil.example{path}",
+]
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_no_trick_in_a_url_has_anything_fetched(trick: str) -> None:
+    of_aws, of_pp = (
+        trick.format(host=host, path=path) for host, path in ((SNS_HOST, SNS_PATH), (PAYPAL_HOST, PAYPAL_PATH))
+    )
+    message = signed_message(SigningCertURL=of_aws)
+    raw = signed_transmission(paypal_cert_url=of_pp)
+    for verifier, asked in ((sns_verifier(None), of_sns(message)), (paypal_verifier(None), raw)):
+        assert "is no certificate at" in (why_refused(verifier, asked) or "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://sns.us-east-1.amazonaws.com{SNS_PATH}",
+        f"https://sns.eu-west-1.amazonaws.com.cn{SNS_PATH}",
+        f"https://amazonaws.com{SNS_PATH}",
+        f"https://s3.eu-west-1.amazonaws.com{SNS_PATH}",
+        f"https://sns.eu-west-1.amazonaws.com.evil{SNS_PATH}",
+        "https://sns.eu-west-1.amazonaws.com/x",
+        "https://sns.eu-west-1.amazonaws.com/.pem",
+        "https://sns.eu-west-1.amazonaws.com/a.b.pem",
+    ],
+)
+def test_the_certificate_has_to_be_at_the_host_of_the_topics_region(url: str) -> None:
+    assert wanted(sns_verifier(None), of_sns(signed_message(SigningCertURL=url))) is None
+
+
+def test_topics_of_china_have_their_certificates_there() -> None:
+    topic = TopicArn.parse("arn:aws-cn:sns:cn-north-1:123456789012:orders")
+    message = signed_message(TopicArn=topic, SigningCertURL=f"https://sns.cn-north-1.amazonaws.com.cn{SNS_PATH}")
+    assert wanted(sns_verifier(None, topic), of_sns(message)) == f"https://sns.cn-north-1.amazonaws.com.cn{SNS_PATH}"
+
+
+def test_a_certificate_is_fetched_only_when_everything_else_is_proven() -> None:
+    good, raw = of_sns(NOTIFICATION), of_paypal()
+    assert wanted(sns_verifier(None), good) == NOTIFICATION["SigningCertURL"]
+    assert wanted(paypal_verifier(None), raw) == raw.headers["paypal-cert-url"]
+    others = {
+        "topic": of_sns(signed_message(TopicArn="arn:aws:sns:eu-west-1:210987654321:orders")),
+        "version": of_sns(signed_message(SignatureVersion="1")),
+        "unknown version": of_sns({**NOTIFICATION, "SignatureVersion": "3"}),
+        "signature": of_sns({**NOTIFICATION, "Signature": "AAAA"}),
+        "type": of_sns(signed_message(Type="Other")),
+    }
+    assert {name: wanted(sns_verifier(None), each) for name, each in others.items()} == dict.fromkeys(others)
+    for verifier, sent in (
+        (sns_verifier(None, auth=with_token("t")), good),
+        (paypal_verifier(None, auth=with_token("t")), raw),
+    ):
+        assert wanted(verifier, sent) is None
+        assert wanted(verifier, msgspec.structs.replace(sent, url_token="x")) is None
+        assert wanted(verifier, msgspec.structs.replace(sent, url_token="t")) is not None
+    assert wanted(sns_verifier(None, allow_from=["192.0.2.0/24"]), good) is None
+    old = msgspec.structs.replace(raw, received_at=PAYPAL_AT + timedelta(days=5))
+    assert "before it arrived" in (why_refused(paypal_verifier(None), old) or "")
+
+
+@pytest.mark.parametrize(
+    ("pem", "why"),
+    [
+        (b"", "no certificate"),
+        (b"<html>", "no certificate"),
+        (SNS_PEM[:-200], "no certificate"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no certificate"),
+        (pem_of("evil.example", signing_key()), "another name"),
+        (pem_of("sns.amazonaws.com.evil.example", signing_key()), "another name"),
+        (pem_of("xsns.amazonaws.com", signing_key()), "another name"),
+        (pem_of(SNS_NAME, signing_key(), lasts=timedelta(days=30)), "valid from 2025-01-01 to 2025-01-31 only"),
+        (pem_of(SNS_NAME, signing_key(), begins=SNS_AT + timedelta(seconds=1)), "is valid from"),
+        (pem_of(SNS_NAME, signing_key(1024)), "RSA with 2048"),
+        (pem_of(SNS_NAME, ec.generate_private_key(ec.SECP256R1())), "RSA with 2048"),
+    ],
+)
+def test_a_certificate_that_is_not_the_providers_or_not_valid_is_not_kept(pem: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        sns_verifier(pem)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sns-cn-north-1.amazonaws.com.cn", "sns-signing.eu-south-1.amazonaws.com", "sns-us-gov-west-1.amazonaws.com"],
+)
+def test_certificates_have_the_names_that_aws_own_library_lists(name: str) -> None:
+    verifier = sns_verifier(pem_of(name, signing_key()))
+    assert why_refused(verifier, of_sns(signed_message())) is None
+    assert why_refused(sns_verifier(pem_of("x", signing_key(), alternative=name)), of_sns(signed_message())) is None
+
+
+def test_a_certificate_that_has_expired_since_is_fetched_again_and_nothing_is_refused_for_a_clock() -> None:
+    """A 401 would be final for SNS, and a step of this clock would lose messages."""
+    for moment in (datetime(2020, 1, 1, tzinfo=UTC), datetime(2126, 1, 1, tzinfo=UTC)):
+        assert wanted(SNS, of_sns(NOTIFICATION, moment)) == NOTIFICATION["SigningCertURL"]
+
+
+def test_few_certificates_are_kept() -> None:
+    verifier = sns_verifier()
+    (proof,) = verifier.proofs
+    assert isinstance(proof, SignedMessage)
+    for number in range(MOST_KEPT):
+        proof.certificates.add(CertificateUrl(SNS_HOST, f"/{number}.pem"), SNS_PEM, SNS_AT)
+    assert len(proof.certificates._kept) == MOST_KEPT
+    assert wanted(verifier, of_sns(NOTIFICATION)) is not None
+
+
+# --- signatures
+
+
+def test_a_topic_of_another_account_is_refused_however_it_is_signed() -> None:
+    verifier = sns_verifier(OURS["sns"])
+    assert why_refused(verifier, of_sns(signed_message())) is None
+    for topic in ("arn:aws:sns:eu-west-1:210987654321:orders", f"{TOPIC}x", TOPIC.upper(), "", f"{TOPIC}\n"):
+        assert why_refused(verifier, of_sns(signed_message(TopicArn=topic))) is not None
+
+
+def test_sha1_is_an_option() -> None:
+    """The version is not signed: without the option nobody can choose the weaker hash."""
+    sha1 = of_sns(signed_message(SignatureVersion="1"))
+    assert "SignatureVersion is not 2" in (why_refused(sns_verifier(OURS["sns"]), sha1) or "")
+    allowing = sns_verifier(OURS["sns"], allow_sha1=True)
+    assert why_refused(allowing, sha1) is None
+    assert why_refused(allowing, of_sns(signed_message())) is None
+    for version in ("1", "2"):
+        other = {**signed_message(SignatureVersion={"1": "2", "2": "1"}[version]), "SignatureVersion": version}
+        assert why_refused(allowing, of_sns(other)) is not None
+    assert why_refused(PAYPAL, of_paypal(paypal_auth_algo="SHA1withRSA")) == "PAYPAL-AUTH-ALGO is not SHA256withRSA"
+
+
+@pytest.mark.parametrize("name", ["MessageId", "Subject", "Timestamp", "TopicArn", "Type"])
+def test_a_signed_text_can_be_read_in_one_way_only(name: str) -> None:
+    """Signed is a line for each name and value: with a break in a value, an end of the message could become its id."""
+    topics = (TOPIC, TopicArn(f"{TOPIC}\nx"))
+    verifier = sns_verifier(OURS["sns"], *topics)
+    for value in (f"{NOTIFICATION[name]}\nx", f"x\n{NOTIFICATION[name]}", "\n"):
+        changed: dict[str, Any] = {name: value}
+        assert why_refused(verifier, of_sns(signed_message(**changed))) is not None
+    shifted = signed_message(Message="a\nMessageId\n22b80b92\nSubject\nx", MessageId="1", Subject=None)
+    assert why_refused(verifier, of_sns(shifted)) is None
+    forged = {**shifted, "Message": "a", "MessageId": "22b80b92\nSubject\nx\nMessageId\n1"}
+    assert why_refused(verifier, of_sns(forged)) is not None
+
+
+@given(
+    st.lists(st.sampled_from(["a", "Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"]), max_size=12),
+    *[st.lists(st.sampled_from(["a", "MessageId", "Subject"]), min_size=1, max_size=2)] * 2,
+    st.booleans(),
+)
+def test_no_two_messages_have_one_text(
+    message: list[str], message_id: list[str], subject: list[str], has_subject: bool
+) -> None:
+    given_ = _Message(
+        **{**{k: v for k, v in NOTIFICATION.items() if k != "UnsubscribeURL"}, "Message": "\n".join(message)}
+    )
+    given_.MessageId, given_.Subject = "\n".join(message_id), "\n".join(subject) if has_subject else None
+    text = _signed_text(given_)
+    if text is None:
+        assert len(message_id) > 1 or (has_subject and len(subject) > 1)
+        return
+    *before, _, _, _, _, _, _, _ = text.decode().split("\n")  # up to Timestamp
+    named = [before.pop(), before.pop()][::-1]
+    found = {named[0]: named[1]}
+    if named[0] == "Subject":
+        value = before.pop()
+        found[before.pop()] = value
+    assert found == {"MessageId": given_.MessageId, **({"Subject": given_.Subject} if has_subject else {})}
+    assert before == ["Message", *given_.Message.split("\n")]
+
+
+def test_an_id_of_another_webhook_proves_nothing_and_ids_are_rolled_as_secrets_are() -> None:
+    pem = OURS["paypal"]
+    until = PAYPAL_AT + timedelta(seconds=1)
+    rolled = paypal_verifier(pem, Secret("OLD", not_after=until), Secret("NEW"))
+    for moment, let_in in ((PAYPAL_AT, {"OLD", "NEW"}), (until, {"NEW"})):
+        found = {
+            webhook
+            for webhook in ("OLD", "NEW", "OTHER", "")
+            if why_refused(rolled, signed_transmission(at=moment, webhook=webhook)) is None
+        }
+        assert found == let_in
+    expired = paypal_verifier(None, Secret("OLD", not_after=PAYPAL_AT))
+    assert why_refused(expired, of_paypal()) == "no secret is valid now"
+
+
+def test_a_captured_transmission_stays_one_event_whatever_body_is_fitted_to_its_checksum() -> None:
+    """Whoever has a request can fit another body to its CRC-32; the id of the transmission is signed as it is."""
+    keys = {
+        dedup_key(PRESETS["paypal"].read(of_paypal(PAYPAL_BODY.replace(b"WH-7", other)), None)[0])
+        for other in (b"WH-7", b"WH-8")
+    }
+    assert keys == {"d938e770-8046-11e6-8103-6b62a8a99ac4"}
+    verifier = paypal_verifier()
+    for days, let_in in ((-4.1, False), (-3.9, True), (3.9, True), (4.1, False)):
+        assert (why_refused(verifier, of_paypal(at=PAYPAL_AT + timedelta(days=days))) is None) == let_in
+    short = paypal_verifier(tolerance=Duration(60))
+    assert why_refused(short, of_paypal(at=PAYPAL_AT + timedelta(minutes=2))) is not None
+
+
+@pytest.mark.parametrize("secret", ["", "a|b", "é", "x" * 101, "https://example.com"])
+def test_what_can_be_no_id_of_a_webhook_is_a_mistake(secret: str) -> None:
+    with pytest.raises(ConfigError, match="no id of a webhook"):
+        paypal_verifier(None, Secret(secret or " "))
+    with pytest.raises(ConfigError, match="may be tried"):
+        paypal_verifier(None, *[Secret(WEBHOOK)] * 6)
+
+
+def test_raw_message_delivery_is_named() -> None:
+    raw = msgspec.structs.replace(of_sns({}, x_amz="1"), body=b"plain")
+    headers = {**raw.headers, "x-amz-sns-rawdelivery": "true"}
+    assert "turn raw message delivery off" in (why_refused(SNS, msgspec.structs.replace(raw, headers=headers)) or "")
+
+
+# --- events
+
+
+def read(
+    message: dict[str, Any], event: EventFields | None = None, dedup: list[str] | None = None
+) -> tuple[Event, ...]:
+    source = Source(name="sns", preset="sns", topics=[TOPIC], event=event, dedup=dedup)
+    return events_of(source, preset_of(source), of_sns(message), [])
+
+
+def test_a_message_is_an_event_as_sns_wrapped_it() -> None:
+    (event,) = read(NOTIFICATION)
+    assert (event.event_type, event.entity_id, event.event_id) == ("Notification", None, NOTIFICATION["MessageId"])
+    assert event.occurred_at == datetime(2025, 5, 2, 0, 54, 6, 655_000, UTC)
+    assert event.body == of_sns(NOTIFICATION).body
+    (asked,) = read(CONFIRMATION)
+    assert (asked.event_type, asked.action) == ("SubscriptionConfirmation", "other")
+    with pytest.raises(InvalidEvent, match="Type must be one of"):
+        read({**NOTIFICATION, "Type": "Other"})
+
+
+ORDERS = EventFields(
+    type="body.type", entity_type="'ORDER'", entity_id="body.order", actions={"order.updated": "update"}
+)
+
+
+def test_with_event_the_message_inside_is_the_event() -> None:
+    inner = '{"type": "order.updated", "order": 42}'
+    (event,) = read({**NOTIFICATION, "Message": inner}, ORDERS)
+    assert (event.entity_type, event.entity_id, event.event_type) == ("ORDER", "42", "order.updated")
+    assert json.loads(event.body) == {**NOTIFICATION, "Message": {"type": "order.updated", "order": 42}}
+    assert (event.content_type, inner.encode() in event.body) == ("application/json", True)
+    (stored,) = read({**NOTIFICATION, "Message": json.loads(inner)}, ORDERS)
+    assert stored.dedup_key == event.dedup_key
+    assert (stored.entity_id, stored.event_id, stored.occurred_at) == ("42", event.event_id, event.occurred_at)
+    assert event.event_id == NOTIFICATION["MessageId"]
+    assert event.occurred_at == datetime(2025, 5, 2, 0, 54, 6, 655_000, UTC)
+    (again,) = read({**NOTIFICATION, "Message": inner}, ORDERS)
+    (other,) = read({**NOTIFICATION, "Message": inner, "MessageId": "another"}, ORDERS)
+    assert event.dedup_key == again.dedup_key != other.dedup_key
+    (named,) = read({**NOTIFICATION, "Message": inner}, ORDERS, ["order"])
+    assert named.dedup_key == read({**NOTIFICATION, "Message": inner, "MessageId": "b"}, ORDERS, ["order"])[0].dedup_key
+    (asked,) = read(CONFIRMATION, ORDERS)
+    assert asked.event_type == "SubscriptionConfirmation"
+    for wrong, error in (
+        *[(each, InvalidEvent) for each in (None, 1, True)],
+        ("no JSON", Unreadable),
+        ('{"order": 42}', InvalidEvent),
+        ("", InvalidEvent),
+    ):
+        with pytest.raises(error):
+            read({**NOTIFICATION, "Message": wrong}, ORDERS)
+
+
+@given(anything.bodies(b'{"type": "order.updated", "order": 42}').map(lambda body: body.decode("utf-8", "replace")))
+def test_whatever_a_message_holds_it_is_an_event_that_can_be_read_again_or_is_refused(inner: str) -> None:
+    try:
+        (event,) = read({**NOTIFICATION, "Message": inner}, ORDERS)
+    except RequestError as error:
+        error.detail.encode()
+        return
+    (again,) = read(json.loads(event.body), ORDERS)
+    assert (again.entity_id, again.event_type, again.dedup_key) == (event.entity_id, event.event_type, event.dedup_key)
+
+
+def test_with_items_each_is_an_event_of_its_own() -> None:
+    several = msgspec.structs.replace(ORDERS, items="body.list", type="item.type", entity_id="item.order")
+    inner = '{"list": [{"type": "order.updated", "order": 1}, {"type": "order.updated", "order": 1}]}'
+    events = read({**NOTIFICATION, "Message": inner}, several)
+    assert len({event.dedup_key for event in events}) == 2
+    assert {event.body for event in events} == {b'{"type":"order.updated","order":1}'}
+
+
+def test_an_event_of_paypal_is_about_its_resource() -> None:
+    (identity,) = PRESETS["paypal"].read(of_paypal(), None)
+    assert (identity.entity_type, identity.entity_id, identity.event_type, identity.action) == (
+        *("capture", "42", "PAYMENT.CAPTURE.COMPLETED"),
+        "other",
+    )
+    assert identity.event_id == "WH-7MU294299R542214K-4N1831857K851783H"
+
+
+# --- the configuration
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ("", "topics: is missing"),
+        ("topics = []", "topics"),
+        ('topics = ["orders"]', "expected a topic such as"),
+        ('topics = ["arn:aws:sns:eu-west-1:123456789012:orders.fifo"]', "expected a topic such as"),
+        ('topics = ["arn:aws:sns:eu-west-1.evil.example/:123456789012:a"]', "expected a topic such as"),
+        (f'topics = ["{TOPIC}"]\nsecrets = ["env:S"]', "known by topics"),
+        (f'topics = ["{TOPIC}"]\nunsigned = true', "known by topics"),
+        (f'topics = ["{TOPIC}"]\ntolerance = "5m"', "no time of sending is signed"),
+        (f'topics = ["{TOPIC}"]\nevent = {{ type = "body." }}', "event"),
+    ],
+)
+def test_mistakes_of_a_source_of_sns_are_named(lines: str, why: str) -> None:
+    assert why in mistake(f'[sources.s]\npreset = "sns"\nauth = {{ kind = "none" }}\n{lines}\n')
+
+
+def test_both_need_an_auth_as_strangers_could_have_certificates_fetched() -> None:
+    assert "auth: is missing" in mistake('[sources.p]\npreset = "paypal"\nsecrets = ["env:S"]\n')
+    assert "auth: is missing" in mistake(f'[sources.s]\npreset = "sns"\ntopics = ["{TOPIC}"]\n')
+    assert "topics: is for preset = 'sns' only" in mistake(
+        f'[sources.p]\npreset = "paypal"\nsecrets = ["env:S"]\nauth = {{ kind = "none" }}\ntopics = ["{TOPIC}"]\n'
+    )

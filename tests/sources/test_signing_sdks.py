@@ -1,0 +1,226 @@
+"""The providers' own libraries sign what is let in, and accept what `inbox send` signs: any body, not only the fixed vectors.
+
+Each is imported where it is used, as collecting all tests must not take longer.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.clock import SystemClock
+from inbox.config.source import Signature, Source
+from inbox.config.types import Secret
+from inbox.events.event import RawRequest
+from inbox.sources import PRESETS
+from inbox.sources.credentials import verifier_of
+from inbox.sources.fields import FORM
+from inbox.sources.signing import Message, signed_headers
+from tests.sources.presenting import NOW, a_request, a_secret, a_verifier, signed_sample, why_refused
+from tests.sources.vectors import PUBLIC_URL
+
+JSON = {"Content-Type": "application/json"}
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+BODIES = st.dictionaries(TEXT, TEXT | st.integers() | st.lists(TEXT), max_size=4).map(
+    lambda drawn: json.dumps(drawn, ensure_ascii=False)
+)
+
+
+def refused(name: str, secret: str, body: str, headers: Mapping[str, str], at: datetime = NOW) -> str | None:
+    raw = a_request(name, body.encode(), {**JSON, **headers}, at)
+    return why_refused(a_verifier(name, Secret(secret)), raw)
+
+
+# --- libraries that sign
+
+
+@given(
+    texts=st.lists(TEXT | st.none(), min_size=5, max_size=5),
+    value=st.integers(0, 2**53),
+    success=st.sampled_from(["true", "false"]),
+)
+def test_adyens_library_signs_any_fields(texts: list[str | None], value: int, success: str) -> None:
+    from Adyen.util import generate_notification_sig  # noqa: PLC0415
+
+    names = ("pspReference", "originalReference", "merchantAccountCode", "merchantReference", "eventCode")
+    item: dict[str, Any] = {name: text for name, text in zip(names, texts, strict=True) if text is not None}
+    item |= {"amount": {"value": value, "currency": "EUR"}, "success": success, "reason": "not signed"}
+    secret = a_secret(PRESETS["adyen"])
+    item["additionalData"] = {"hmacSignature": generate_notification_sig(item, secret).decode()}
+    body = json.dumps({"live": "false", "notificationItems": [{"NotificationRequestItem": item}]}, ensure_ascii=False)
+    is_ambiguous = any(":" in item.get(name, "") for name in names if name != "merchantReference")
+    assert (refused("adyen", secret, body, {}) is None) == (not is_ambiguous), "a colon is in no other field of Adyen's"
+
+
+@given(body=BODIES)
+def test_adyens_library_signs_whole_bodies_as_the_documentation_configures_it(body: str) -> None:
+    from Adyen.util import generate_payload_sig  # noqa: PLC0415
+
+    secret = a_secret(PRESETS["adyen"])
+    scheme = Signature(header="HmacSignature", encoding="base64", key="hex")
+    source = Source(name="a", preset="custom", secrets=[Secret(secret)], signature=scheme)
+    headers = {"HmacSignature": generate_payload_sig(body.encode(), secret).decode()}
+    assert why_refused(verifier_of(source, PRESETS["custom"], {}), a_request("a", body.encode(), headers)) is None
+
+
+@given(body=BODIES, milliseconds=st.integers(-299_000, 299_000))
+def test_hubspots_library_signs_any_body(body: str, milliseconds: int) -> None:
+    from hubspot.utils.signature import Signature as HubSpot  # noqa: PLC0415
+
+    sent = str(int(NOW.timestamp()) * 1000 + milliseconds)
+    signature = HubSpot.get_signature("secret", body, "v3", http_uri=PUBLIC_URL, http_method="POST", timestamp=sent)
+    headers = {"X-HubSpot-Signature-v3": signature, "X-HubSpot-Request-Timestamp": sent}
+    assert refused("hubspot", "secret", body, headers) is None
+
+
+@given(fields=st.lists(st.tuples(TEXT.filter(bool), TEXT), max_size=6))
+def test_twilios_library_signs_any_form(fields: list[tuple[str, str]]) -> None:
+    from twilio.request_validator import RequestValidator  # noqa: PLC0415
+
+    params: dict[str, list[str]] = {}
+    for name, value in fields:
+        params.setdefault(name, []).append(value)
+    signature = RequestValidator("token").compute_signature(PUBLIC_URL, _MultiDict(params))
+    headers = {"Content-Type": FORM, "X-Twilio-Signature": signature}
+    assert refused("twilio", "token", urlencode(fields), headers) is None
+
+
+class _MultiDict(dict[str, list[str]]):
+    """A form as web frameworks hand it on: the library asks it for all values of a name."""
+
+    def getall(self, name: str) -> list[str]:
+        return self[name]
+
+
+# --- libraries that only verify: they accept what is signed here
+
+
+def accepted_by_adyen(raw: RawRequest, secret: str) -> bool:
+    from Adyen.util import is_valid_hmac_notification  # noqa: PLC0415
+
+    return bool(is_valid_hmac_notification(json.loads(raw.body), secret))
+
+
+def accepted_by_hubspot(raw: RawRequest, secret: str) -> bool:
+    from hubspot.utils.signature import Signature as HubSpot  # noqa: PLC0415
+
+    return bool(
+        HubSpot.is_valid(
+            signature=raw.headers["x-hubspot-signature-v3"],
+            client_secret=secret,
+            request_body=raw.body.decode(),
+            http_uri=PUBLIC_URL,
+            http_method="POST",
+            signature_version="v3",
+            timestamp=raw.headers["x-hubspot-request-timestamp"],
+        )
+    )
+
+
+def accepted_by_mailgun(raw: RawRequest, secret: str) -> bool:
+    from mailgun.security import SecurityGuard  # noqa: PLC0415
+
+    proof = json.loads(raw.body)["signature"]
+    return SecurityGuard.verify_webhook(secret, proof["token"], proof["timestamp"], proof["signature"])
+
+
+def accepted_by_square(raw: RawRequest, secret: str) -> bool:
+    from square.utils.webhooks_helper import verify_signature  # noqa: PLC0415
+
+    return verify_signature(
+        request_body=raw.body.decode(),
+        signature_header=raw.headers["x-square-hmacsha256-signature"],
+        signature_key=secret,
+        notification_url=PUBLIC_URL,
+    )
+
+
+def accepted_by_twilio(raw: RawRequest, secret: str) -> bool:
+    from twilio.request_validator import RequestValidator  # noqa: PLC0415
+
+    params = dict(parse_qsl(raw.body.decode()))
+    return bool(RequestValidator(secret).validate(PUBLIC_URL, params, raw.headers["x-twilio-signature"]))
+
+
+VERIFYING: Mapping[str, Callable[[RawRequest, str], bool]] = {
+    "adyen": accepted_by_adyen,
+    "hubspot": accepted_by_hubspot,
+    "mailgun": accepted_by_mailgun,
+    "square": accepted_by_square,
+    "twilio": accepted_by_twilio,
+}
+
+
+@pytest.mark.parametrize("name", VERIFYING)
+def test_the_library_accepts_what_is_signed_here_and_nothing_else(name: str) -> None:
+    accepted, secret = VERIFYING[name], a_secret(PRESETS[name])
+    now = SystemClock().now().replace(microsecond=0)  # hubspot's and mailgun's compare with the machine's clock
+    raw = signed_sample(name, secret, now)
+    assert why_refused(a_verifier(name, Secret(secret)), raw) is None
+    assert accepted(raw, secret)
+    assert not accepted(raw, a_secret(PRESETS[name], 1))
+
+
+def signed_by(name: str, body: str, signer: Callable[[bytes], bytes]) -> dict[str, str]:
+    """The headers that the template makes with a private key, in lower case."""
+    headers = signed_headers(PRESETS[name].signatures[0], signer, Message(body=body.encode()), NOW)
+    return {key.lower(): value for key, value in headers.items()}
+
+
+@given(body=BODIES)
+def test_discords_library_accepts_any_body_that_its_key_has_signed(body: str) -> None:
+    from discord_interactions import verify_key  # noqa: PLC0415
+
+    key = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
+    public = key.public_key().public_bytes_raw().hex()
+    headers = signed_by("discord", body, key.sign)
+    signature, sent = headers["x-signature-ed25519"], headers["x-signature-timestamp"]
+    assert refused("discord", public, body, headers) is None
+    assert verify_key(body.encode(), signature, sent, public)
+
+
+@given(body=BODIES)
+def test_sendgrids_library_accepts_any_body_that_its_key_has_signed(body: str) -> None:
+    from sendgrid.helpers.eventwebhook import EventWebhook  # noqa: PLC0415
+
+    key = ec.derive_private_key(7, ec.SECP256R1())
+    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    public = base64.b64encode(der).decode()
+    headers = signed_by("sendgrid", body, lambda content: key.sign(content, ec.ECDSA(hashes.SHA256())))
+    signature = headers["x-twilio-email-event-webhook-signature"]
+    sent = headers["x-twilio-email-event-webhook-timestamp"]
+    assert refused("sendgrid", public, body, headers) is None
+    assert EventWebhook(public).verify_signature(body, signature, sent)
+    assert not EventWebhook(public).verify_signature(f"{body} ", signature, sent)
+
+
+def test_adyens_library_refuses_another_amount_and_so_does_the_preset() -> None:
+    secret = a_secret(PRESETS["adyen"])
+    raw = signed_sample("adyen", secret)
+    other = msgspec.structs.replace(raw, body=raw.body.replace(b"1000", b"9000"))
+    assert not accepted_by_adyen(other, secret)
+    assert why_refused(a_verifier("adyen", Secret(secret)), other) is not None
+
+
+def test_the_documentation_says_of_every_preset_what_checks_it() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/sources.md").read_text(encoding="utf-8")
+    table = page.partition("| preset | checked by |")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines() for name in re.findall(r"`([a-z0-9-]+)`", row.partition(" | ")[0])]
+    assert sorted(named) == sorted(PRESETS)
+    for name in (*VERIFYING, "discord", "sendgrid"):
+        assert re.search(rf"`{name}`.* on PyPI", table), name

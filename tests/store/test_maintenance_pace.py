@@ -1,0 +1,41 @@
+"""The pace of maintenance where its looks take long, such as beside a transaction that somebody left open."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from relay.daemon import maintenance
+from relay.observe import Observer
+from relay.steps import Steps as StepsOfARelay
+from relay.store.leases import LEASE_SECONDS
+from relay.store.operator import commands
+from tests.helpers.daemon import maintenance_of
+from tests.helpers.relaying import CONFIG, Steps
+
+
+def test_slow_looks_delay_no_command_and_no_takeover_for_long(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looks = [1000.0], list[float]()
+
+    def slow_look(*_: object) -> list[object]:
+        looks.append(now[0])
+        now[0] += 1.0
+        return []
+
+    monkeypatch.setattr("relay.daemon.maintenance.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("relay.store.reap.reap", slow_look)
+    observer = Observer()
+    ours = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer))
+    ours.run()
+    commands.ask(steps.database, "pause", {"route": "strict"}, who="kim", why="stop it")
+    now[0] += 0.5
+    ours.run()
+    assert [row["state"] for row in steps.rows("SELECT state FROM relay_command")] == ["done"]
+    while len(looks) < 3:
+        now[0] += 0.25
+        ours.run()
+    pauses = [after - before - 1.0 for before, after in pairwise(looks)]
+    assert all(maintenance.EVERY_SECONDS < pause <= maintenance.AT_LEAST_EVERY_SECONDS for pause in pauses)
+    assert LEASE_SECONDS + 1.0 + maintenance.AT_LEAST_EVERY_SECONDS <= 20, "guarantee 7"
