@@ -61,7 +61,9 @@ class Arrivals:
         self.left: set[str] = set()
         """Routes of deliveries that the last look has left as they are."""
         self.rows: set[tuple[int, str]] = set()
-        """The ones of them that were themselves locked, or at fault and not to be set aside: seq and route."""
+        """Those that were themselves locked, or at fault and not to be set aside: seq and route."""
+        self.placed = frozenset[tuple[int, str]]()
+        """Of `rows`, those that have their place in a lane already: whatever arrives in that lane waits for them."""
         self.locked_since: dict[str, float] = {}
         """Routes whose lock somebody had, and since when (monotonic seconds). It may be free before the next try."""
         self.rests_until = 0.0

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from functools import cache
+from typing import NamedTuple
 
 from psycopg.errors import LockNotAvailable
 from sqlalchemy import TextClause, text
@@ -14,13 +15,13 @@ from sqlalchemy.exc import OperationalError
 
 from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param
-from relay.delivery.lifecycle import OpenDelivery
+from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.ordering import LanePosition
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.bulkhead import in_parts_by_route
 from relay.store.coverage import supersede_covered
 from relay.store.database import Database, read_keys
-from relay.store.lanes import Lane, settle_lanes
+from relay.store.lanes import MOST_FOLDED, Lane, lanes_param, settle_lanes
 from relay.store.quarantine import quarantine
 from relay.store.scan_positions import Arrivals
 from relay.store.transaction import ROW, Key, Transaction, as_open_delivery, key_text, keys_param
@@ -79,6 +80,7 @@ class _LookForReceived:
         is_to_rest = time.monotonic() < database.arrivals.rests_until
         self._tried = frozenset[str]() if is_to_rest else self._before - self._off
         """Routes that were left the last time, and are looked at again."""
+        self._placed = self._placed_before = database.arrivals.placed
         self._left: list[Key] = []
         self._alone: list[Key] = []
         """Deliveries that this look leaves: all, and those that it has tried by themselves or found locked."""
@@ -94,7 +96,8 @@ class _LookForReceived:
             is_whole = True
         finally:  # what was left alone is known, whatever came then: what follows it is not to go first
             self._learn(again if is_whole else (), is_whole=is_whole)
-        self._database.arrivals.is_behind = is_full
+        arrivals = self._database.arrivals
+        arrivals.is_behind = is_full or not self._placed_before <= arrivals.placed  # a lane is free again
         return done
 
     def _work(self, keys: Sequence[Key]) -> int:
@@ -116,14 +119,23 @@ class _LookForReceived:
     def _part(self, some: Sequence[Key]) -> int:
         routes = {route for _, route in some}
         others = {*self._known, *self._alone}.difference(some)
-        ahead = _strict((key for key in others if key[1] in routes), self._policies)
-        done, locked = _sequence(
-            self._database, self._policies, self._relay_node, some, ahead, is_careful=bool(self._known)
-        )
-        if locked:
-            self._alone += locked
-            self._database.leave(STEP, map(key_text, locked), {route for _, route in locked}, _LOCKED)
-        return done
+        ahead = self._ahead_param(key for key in others if key[1] in routes)
+        done = _sequence(self._database, self._policies, self._relay_node, some, ahead, is_careful=bool(self._known))
+        self._alone += done.locked + done.placed
+        self._placed = self._placed.union(done.placed)
+        # One that is ready may be claimed at this moment: it is told when the next look finds it locked, too.
+        if told := done.locked + [key for key in done.placed if key in self._known]:
+            self._database.leave(STEP, map(key_text, told), {route for _, route in told}, _LOCKED)
+        return done.sequenced
+
+    def _ahead_param(self, keys: Iterable[Key]) -> str | None:
+        """Those of these keys that others wait for: placed ones, and on `strict` any; None if there is none."""
+        ahead = [
+            {"seq": seq, "route": route, "placed": int((seq, route) in self._placed)}
+            for seq, route in keys
+            if (seq, route) in self._placed or self._policies.get(route, UNKNOWN_ROUTE).ordering == "strict"
+        ]
+        return rows_param(ahead) if ahead else None
 
     def _set_aside(self, key: Key, error: Exception) -> int:
         dead = quarantine(self._database, self._policies, self._relay_node, key, cause="unprocessable", error=error)
@@ -133,6 +145,7 @@ class _LookForReceived:
         database, arrivals = self._database, self._database.arrivals
         rows = self._known.difference(again) | {*self._alone} | {*self._left}.intersection(again)
         arrivals.rows, crowded = _most_of_each(rows)
+        arrivals.placed = self._placed & arrivals.rows
         if crowded:
             database.leave(STEP, crowded, crowded, _TOO_MANY)
         untouched = self._before - self._tried if is_whole else self._before
@@ -177,7 +190,7 @@ class _LookForReceived:
             most=share,
             left_routes=_routes_param(self._tried),
             known=keys_param(arrivals.rows),
-            ahead=keys_param(_strict(arrivals.rows, self._policies)),
+            ahead=self._ahead_param(arrivals.rows) or rows_param(()),
         )
         ended = time.monotonic()
         if arrivals.rows and ended - began > LONG_LOOK_SECONDS:  # past a hundred thousand that wait for one
@@ -195,64 +208,79 @@ def _most_of_each(rows: Iterable[Key]) -> tuple[set[Key], set[str]]:
     return kept, {route for route, number in numbers.items() if number > MOST_ROWS}
 
 
-def _strict(keys: Iterable[Key], policies: Policies) -> list[Key]:
-    return [key for key in keys if policies.get(key[1], UNKNOWN_ROUTE).ordering == "strict"]
-
-
 def _routes_param(routes: Iterable[str]) -> str:
     return rows_param({"route": route} for route in sorted(routes))
 
 
+class _Done(NamedTuple):
+    """Results of one transaction."""
+
+    sequenced: int
+    locked: list[Key]
+    """Received deliveries that somebody has locked."""
+    placed: list[Key]
+    """Others that somebody has locked, without which what is received in their lane can't get a place."""
+
+
 def _sequence(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
-    keys: Sequence[Key],
-    ahead: Sequence[Key],
-    *,
-    is_careful: bool,
-) -> tuple[int, list[Key]]:
+    database: Database, policies: Policies, relay_node: str, keys: Sequence[Key], ahead: str | None, *, is_careful: bool
+) -> _Done:
     """Sequence those of them that are received still: another relay may have been faster.
 
     Args:
         database: the inbox.
         policies: those of all routes.
         relay_node: this relay.
-        keys: deliveries.
+        keys: deliveries. Of those that have a place it says only which are locked, and only if it is careful.
         ahead: others that are left as they are. What comes after one in its lane is passed over.
         is_careful: True to wait for no locked row, as is done where this thread has waited for one in vain lately.
-
-    Returns:
-        How many it has sequenced, and those that are locked.
     """
     given = {"keys": keys_param(keys)}
-    read = (_received(database.sql), given)
+    read = (_of_keys(database.sql), given)
     if ahead:
-        read = (_received_before(database.sql), {**given, "ahead": keys_param(ahead)})
+        read = (_of_keys_before(database.sql), {**given, "ahead": ahead})
     with database.write() as transaction:
         now, (rows,) = transaction.lock_order_and_read({route for _, route in keys}, read)
-        received = [as_open_delivery(row) for row in rows]
-        locked = _locked(transaction, received) if received and (is_careful or transaction.is_hasty) else []
-        free = _without_what_follows(received, locked, policies) if locked else received
+        found = [as_open_delivery(row) for row in rows]
+        locked: list[OpenDelivery] = []
+        if found and transaction.sql.for_update and (is_careful or transaction.is_hasty):
+            locked = _locked(transaction, found, policies)
+        free = _without_what_waits(found, locked, policies)
         if free:
             changed = supersede_covered(transaction, free, policies, now)
             settled = settle_lanes(transaction, changed, policies, now)
             transaction.only_write()
             transaction.write_back(settled, relay_node)
-    return len(free), [(row.seq, row.route) for row in locked]
+    placed = [(row.seq, row.route) for row in locked if row.state is not State.RECEIVED]
+    return _Done(len(free), [(row.seq, row.route) for row in locked if row.state is State.RECEIVED], placed)
 
 
-def _locked(transaction: Transaction, received: Sequence[OpenDelivery]) -> list[OpenDelivery]:
-    """Return those that somebody has locked. No relay does: it has the lock of their route."""
-    keys = keys_param((row.seq, row.route) for row in received)
-    free = {(row.seq, row.route) for row in transaction.execute(_free(transaction.sql), keys=keys)}
-    return [row for row in received if (row.seq, row.route) not in free]
+def _locked(transaction: Transaction, found: Sequence[OpenDelivery], policies: Policies) -> list[OpenDelivery]:
+    """Return those that somebody has locked, and what is locked of the rest that settling their lanes may change.
+
+    No relay locks a delivery that is received, or that waits: this one has the lock of their route.
+    """
+    lanes = {(row.route, row.lane) for row in found if row.state is State.RECEIVED}
+    latest = [lane for lane in lanes if policies.get(lane[0], UNKNOWN_ROUTE).ordering == "latest"]
+    rows = transaction.execute(
+        _locked_rows(transaction.sql),
+        keys=keys_param((row.seq, row.route) for row in found),
+        lanes=lanes_param(lanes),
+        latest=lanes_param(latest),
+        most=max(MOST_FOLDED // max(len(latest), 1), 2),
+    )
+    return [as_open_delivery(row) for row in rows]
 
 
-def _without_what_follows(
-    received: Sequence[OpenDelivery], locked: Sequence[OpenDelivery], policies: Policies
+def _without_what_waits(
+    found: Sequence[OpenDelivery], locked: Sequence[OpenDelivery], policies: Policies
 ) -> list[OpenDelivery]:
+    """Return those that are received, and are not locked, nor wait in their lane for one that is."""
+    received = [row for row in found if row.state is State.RECEIVED]
+    if not locked:
+        return received
     first: dict[Lane, LanePosition] = {}
+    closed = {(row.route, row.lane) for row in locked if row.state is not State.RECEIVED}
     for row in locked:
         lane = (row.route, row.lane)
         if policies.get(row.route, UNKNOWN_ROUTE).ordering == "strict":
@@ -260,7 +288,9 @@ def _without_what_follows(
     return [
         row
         for row in received
-        if row not in locked and ((row.route, row.lane) not in first or row.key < first[row.route, row.lane])
+        if (lane := (row.route, row.lane)) not in closed
+        and row not in locked
+        and (lane not in first or row.key < first[lane])
     ]
 
 
@@ -271,21 +301,34 @@ def _look_from(database: Database, seq: int) -> None:
 
 
 @cache
-def _received(sql: Sql) -> TextClause:
+def _of_keys(sql: Sql) -> TextClause:
     """`state || ''` stops Postgres from reading the index of received ones from end to end, as in `record`."""
     return text(f"{_OF_KEYS.format(keys=_keys_rows(sql))} ORDER BY o.seq")
 
 
 @cache
-def _received_before(sql: Sql) -> TextClause:
+def _of_keys_before(sql: Sql) -> TextClause:
     return text(f"WITH {_ahead(sql)} {_OF_KEYS.format(keys=_keys_rows(sql))} AND {_IS_AFTER_NONE} ORDER BY o.seq")
 
 
 @cache
-def _free(sql: Sql) -> TextClause:
+def _locked_rows(sql: Sql) -> TextClause:
+    """Select what is locked, for Postgres alone."""
+    lanes, latest = (sql.rows(name, route="text", lane="text") for name in ("lanes", "latest"))
+    ready = "o.route = lanes.route AND o.lane = lanes.lane AND o.state = 'ready'"
+    waiting = "o.route = latest.route AND o.lane = latest.lane AND o.state = 'waiting'"
     return text(f"""
-SELECT o.seq, o.route FROM {_keys_rows(sql)} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
-{sql.for_update and "FOR UPDATE OF o SKIP LOCKED"}
+WITH wanted AS MATERIALIZED (
+    SELECT {ROW} FROM {_keys_rows(sql)} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
+    UNION
+    SELECT {ROW} FROM {sql.looked_up(lanes, "open_delivery o", ready)}
+    UNION
+    SELECT {ROW} FROM {sql.first_of(latest, "open_delivery o", waiting, "o.occurred_at, o.seq", ":most")}
+), free AS MATERIALIZED (
+    SELECT o.seq, o.route FROM wanted JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
+    FOR UPDATE OF o SKIP LOCKED
+)
+SELECT {ROW} FROM wanted o WHERE NOT EXISTS (SELECT 1 FROM free WHERE free.seq = o.seq AND free.route = o.route)
 """)
 
 
@@ -296,22 +339,27 @@ def _keys_rows(sql: Sql) -> str:
 _OF_KEYS = f"""
 SELECT {ROW}
 FROM {{keys}} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
-WHERE o.state || '' = 'received'
+WHERE o.state || '' IN ('received', 'ready', 'waiting')
 """
 
 
 def _ahead(sql: Sql) -> str:
-    """Select the places of `ahead` which are received still, once: SQLite would read the parameter for each delivery again."""
+    """Select the places of `ahead`, once: SQLite would read the parameter for each delivery again.
+
+    A placed one counts as long as it can be locked and changed by what arrives, any other until it is sequenced.
+    """
     return f"""ahead_rows AS MATERIALIZED (
-    SELECT a.route, a.lane, a.occurred_at, a.seq
-    FROM {sql.rows("ahead", seq="bigint", route="text")} JOIN open_delivery a ON a.seq = ahead.seq AND a.route = ahead.route
-    WHERE a.state || '' = 'received')"""
+    SELECT a.route, a.lane, a.occurred_at, a.seq, ahead.placed
+    FROM {sql.rows("ahead", seq="bigint", route="text", placed="int")}
+    JOIN open_delivery a ON a.seq = ahead.seq AND a.route = ahead.route
+    WHERE ahead.placed = 0 AND a.state || '' = 'received' OR ahead.placed = 1 AND a.state || '' IN ('ready', 'waiting'))"""
 
 
 _IS_AFTER_NONE = """NOT EXISTS (
     SELECT 1 FROM ahead_rows a
-    WHERE a.route = o.route AND a.lane = o.lane AND (a.occurred_at, a.seq) < (o.occurred_at, o.seq))"""
-"""It holds for a delivery `o` that comes after none of `_ahead` in its lane."""
+    WHERE a.route = o.route AND a.lane = o.lane
+      AND (a.placed = 1 OR (a.occurred_at, a.seq) < (o.occurred_at, o.seq)))"""
+"""It holds for a delivery `o` that waits for none of `_ahead` in its lane."""
 
 
 _IN_ORDER = "SELECT seq, route FROM ({}) found ORDER BY occurred_at, seq, route"

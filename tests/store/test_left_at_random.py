@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from tests.helpers.storing import an_event
 from tests.store.test_setting_aside import refuse
 
 ACTS = 60
+LOCKABLE = ("received", "ready", "waiting")
 Rows = Mapping[int, Mapping[str, Any]]
 
 
@@ -56,14 +57,16 @@ class Trouble:
 
     def lock(self) -> None:
         self.person.close()
-        if chosen := self._some_received(self.draw.randint(0, 4)):
+        if chosen := self._some_in(self.draw.choice((LOCKABLE, ("received",))), self.draw.randint(0, 4)):
             numbers = ", ".join(map(str, chosen))
             statement = f"SELECT 1 FROM open_delivery WHERE seq IN ({numbers}) FOR UPDATE"
             if self.steps.database.sql.is_postgres:
                 self.person.enter_context(locked_by_a_person(self.steps.database.engine, statement))
 
     def spoil(self) -> None:
-        self.steps.do("DELETE FROM at_fault", *(f"INSERT INTO at_fault VALUES ({n})" for n in self._some_received(1)))
+        self.steps.do(
+            "DELETE FROM at_fault", *(f"INSERT INTO at_fault VALUES ({n})" for n in self._some_in(("received",), 1))
+        )
 
     def wait(self) -> None:
         self.clock.seconds += self.draw.choice((0.05, 0.3, 2, 8))
@@ -87,9 +90,9 @@ class Trouble:
             if sequence.any_received(self.relays[0]):
                 sequence.sequence(self.relays[0], POLICIES, "r1", batch=5)
 
-    def _some_received(self, number: int) -> list[int]:
-        received = sorted(seq for seq, row in self.rows().items() if row["state"] == "received")
-        return self.draw.sample(received, min(number, len(received)))
+    def _some_in(self, states: Collection[str], number: int) -> list[int]:
+        found = sorted(seq for seq, row in self.rows().items() if row["state"] in states)
+        return self.draw.sample(found, min(number, len(found)))
 
 
 def is_after(rows: Rows, later: int, seq: int) -> bool:

@@ -280,6 +280,57 @@ def test_behind_a_locked_delivery_a_lane_of_any_length_hides_no_other(steps: Ste
     assert [state for _, _, state in steps.states()] == ["ready", *["waiting"] * 6, "ready"]
 
 
+@pytest.mark.parametrize("route", ["latest", "strict"])
+def test_a_placed_delivery_that_a_person_has_locked_keeps_what_arrives_in_its_lane_and_no_other_lane(
+    steps: Steps, route: str
+) -> None:
+    steps.arrive(an_event(1, "u1", routes=[route]))
+    steps.receive(*(an_event(n, f"u{n // 201 + 1}", routes=[route]) for n in range(2, 202)))
+    steps.database._thread.hasty_until = float("inf")  # so that what is locked is seen at once
+    left = steps.hear_of_left()
+    with (
+        locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 1 FOR UPDATE"),
+        counted_statements() as seen,
+    ):
+        assert steps.sequence(batch=50) == 1
+        assert steps.database.arrivals.placed == {(1, route)}
+        assert not steps.database.arrivals.is_behind
+        for _ in range(3):
+            assert steps.sequence(batch=50) == 0
+            steps.try_again()
+        assert sum("FOR UPDATE OF o\n" in statement for statement in seen) == 1, "it waits for none of them"
+    assert [one.error is not None for one in left][:2] == [True, False]
+    assert steps.sequence(batch=50) == 0
+    assert steps.database.arrivals.is_behind, "its lane is free"
+    while sequence.any_received(steps.database):
+        steps.sequence(batch=50)
+    assert {state for _, _, state in steps.states()} <= {"ready", "waiting"}
+
+
+def test_a_waiting_delivery_that_a_person_has_locked_keeps_what_would_take_its_place(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1", routes=["latest"]))
+    steps.claim_due()
+    steps.arrive(an_event(2, "u1", routes=["latest"]))
+    steps.receive(an_event(3, "u1", routes=["latest"]), an_event(4, "u2", routes=["latest"]))
+    steps.database._thread.hasty_until = float("inf")
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 2 FOR UPDATE"):
+        assert steps.sequence() == 1
+    steps.try_again()
+    assert [steps.sequence(), steps.sequence()] == [0, 1]
+    assert [(seq, state) for seq, _, state in steps.states()] == [(1, "in_flight"), (3, "waiting"), (4, "ready")]
+
+
+def test_a_head_that_is_locked_for_a_moment_is_told_nobody(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"))
+    steps.receive(an_event(2, "u1"))
+    steps.database._thread.hasty_until = float("inf")
+    left = steps.hear_of_left()
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 1 FOR UPDATE"):
+        assert steps.sequence() == 0
+    assert left == []
+    assert [steps.sequence(), steps.sequence()] == [0, 1]
+
+
 def test_a_lane_is_left_from_the_locked_delivery_on_whatever_came_first(steps: Steps) -> None:
     steps.receive(*(an_event(n, "u1", second=second) for n, second in ((1, 20), (2, 10), (3, 40), (4, 30))))
     with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq IN (2, 3) FOR UPDATE"):

@@ -53,7 +53,7 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
         {**OF_THE_ROUTE, "begin_seq": 0, "page": READ_AT_MOST // 2, "paused": PAUSED},
     ),
     "received": (
-        sequence._received(SQL),
+        sequence._of_keys(SQL),
         "state = 'received'",
         {"keys": rows_param({"seq": n, "route": "crm"} for n in SOME)},
     ),
