@@ -2,12 +2,14 @@
 
 It drives the servers' protocols in this process, over transports that only count answers. So a busy machine disturbs it
 little, and no sender takes part. Rounds alternate between the sides; each figure is the median over the rounds, by the
-CPU clock of the process, with all its threads. `--before` does the same with another checkout.
+CPU clock of the process, with all its threads; "collection" is the longest of Python's collector of garbage. `--before` does
+the same with another checkout.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import random
@@ -177,27 +179,46 @@ SIDES: dict[str, Callable[[], tuple[Any, Any]]] = {
 }
 
 
-def measure(side: str, number: int, size: int, repeated: bool) -> float:
-    """Measure one side once, in this process."""
+class Collections:
+    """Times of the collector of garbage, for which every request waits."""
 
-    async def run() -> float:
+    def __init__(self) -> None:
+        self.longest = 0.0
+        """Milliseconds."""
+        self._began = 0.0
+        gc.callbacks.append(self._hear)
+
+    def _hear(self, phase: str, _about: object) -> None:
+        now = time.thread_time()
+        if phase == "start":
+            self._began = now
+        else:
+            self.longest = max(self.longest, (now - self._began) * 1e3)
+
+
+def measure(side: str, number: int, size: int, repeated: bool) -> tuple[float, float]:
+    """Measure one side once, in this process. Returns CPU microseconds of a request, and milliseconds of the longest collection."""
+
+    async def run() -> tuple[float, float]:
         server = Server(*SIDES[side]())
         await server.start()
         requests = Requests(size, repeated)
         await server.answer(number // 4, requests)
+        collections = Collections()
         took = await server.answer(number, requests)
         await server.stop()
-        return took
+        return took, collections.longest
 
     return uvloop.run(run())
 
 
-def _in_another(folder: Path, environment: dict[str, str], *arguments: str) -> float:
+def _in_another(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[float, float]:
     """Measure in a process of its own, with the product of `folder` and the benchmark of this checkout."""
     command = [sys.executable, __file__, ONE, *arguments]
     environment = {**environment, "PYTHONPATH": str(folder)}
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=folder).stdout
-    return float(output.rpartition("RESULT ")[2])
+    took, longest = output.rpartition("RESULT ")[2].split()
+    return float(took), float(longest)
 
 
 def main(
@@ -213,18 +234,24 @@ def main(
     """Measure the CPU of a request, in microseconds."""
     checkouts = {"now": Path(__file__).parent.parent} | ({"before": before.absolute()} if before else {})
     found: dict[tuple[str, str], list[float]] = {}
+    longest: dict[tuple[str, str], float] = {}
     with ExitStack() as stack:
         urls = stack.enter_context(databases(database, len(checkouts)))
         environments = [stack.enter_context(configured(url)) for url in urls]
         for _ in range(rounds):
             for side in sides.split(","):
                 for (name, folder), environment in zip(checkouts.items(), environments, strict=True):
-                    took = _in_another(folder, environment, side, str(number), str(size), str(repeated))
+                    took, most = _in_another(folder, environment, side, str(number), str(size), str(repeated))
                     found.setdefault((side, name), []).append(took)
-    table = Table("side", "checkout", "µs", "least", "rounds", title=f"CPU of a request, {database}, {size} B")
+                    longest[side, name] = max(most, longest.get((side, name), 0.0))
+    table = Table(
+        "side", "checkout", "µs", "least", "collection, ms", "rounds", title=f"CPU of a request, {database}, {size} B"
+    )
     for (side, name), times in found.items():
         each = " ".join(f"{one:.0f}" for one in times)
-        table.add_row(side, name, f"{statistics.median(times):.1f}", f"{min(times):.1f}", each)
+        table.add_row(
+            side, name, f"{statistics.median(times):.1f}", f"{min(times):.1f}", f"{longest[side, name]:.1f}", each
+        )
     Console(soft_wrap=True).print(table)
     for side in sides.split(","):
         if before:
@@ -236,7 +263,7 @@ def main(
 if __name__ == "__main__":
     if sys.argv[1:2] == [ONE]:
         side, number, size, repeated = sys.argv[2:]
-        print("RESULT", measure(side, int(number), int(size), repeated == "True"))
+        print("RESULT", *measure(side, int(number), int(size), repeated == "True"))
     else:
         app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
         app.command()(main)

@@ -22,6 +22,7 @@ from inbox.db.dialect import SQLITE
 from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
+from inbox.garbage import freeze_loaded
 from inbox.gunicorn_worker import WORKER_TMP_DIR, HardenedWorker, LineLogger, allow_files, escape_logs, reactivate
 from inbox.loader.load import ConfigFile, config_path, load_file, read_config
 from inbox.logs.access_log import AccessLogMask
@@ -166,6 +167,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         receiver.exporter = exporter_at(
             outlet_of(config.metrics, "receiver"), config.logs.format, server.cfg.uid, server.cfg.gid
         )
+        freeze_loaded()  # here, too: a collection writes to the memory of all it walks, which workers share
     except ConfigError as error:
         for mistake in str(error).splitlines():
             write_stderr(f"inbox: {mistake}")

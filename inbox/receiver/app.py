@@ -23,6 +23,7 @@ from inbox.db.link import link_to
 from inbox.db.throughput import FLUSH_EVERY_SECONDS, Tally
 from inbox.db.wake_up import Notifier
 from inbox.errors import CAUSES, RequestError, Unavailable, collect_config_errors
+from inbox.garbage import freeze_loaded
 from inbox.http.limits import Bucket, Capacity, MemoryBudget
 from inbox.http.problems import PROBLEM_TYPE, answer_bug, answer_problem, problem
 from inbox.http.scope import CAPACITY, METERS
@@ -56,25 +57,26 @@ def app_of(config: Config) -> Receiver:
     """
     clock = SystemClock()
     require_extra(config)
+    return create_app(config, partial(open_services, config, clock), clock)
 
-    def open_services() -> Services:
-        meters = OFF if outlet_of(config.metrics, "receiver") is None else _at_zero(make_recorder(RECEIVER), config)
-        connections = engine.connect_async(config.database.url, application="inbox-receiver")
-        tally = Tally()
-        is_sqlite = connections.dialect.name == SQLITE
-        make_link = partial(link_to, config.database.url, application="inbox-receiver")
-        notifier = Notifier(make_link()) if config.database.wake_up and not is_sqlite else None
 
-        def make_writer() -> GroupCommit:
-            return GroupCommit(make_link(), clock, meters=meters, tally=tally, notifier=notifier)
+def open_services(config: Config, clock: Clock) -> Services:
+    """Open what a worker of `app_of` needs, inside its event loop and after the last fork."""
+    meters = OFF if outlet_of(config.metrics, "receiver") is None else _at_zero(make_recorder(RECEIVER), config)
+    connections = engine.connect_async(config.database.url, application="inbox-receiver")
+    tally = Tally()
+    is_sqlite = connections.dialect.name == SQLITE
+    make_link = partial(link_to, config.database.url, application="inbox-receiver")
+    notifier = Notifier(make_link()) if config.database.wake_up and not is_sqlite else None
 
-        writer = make_writer() if is_sqlite else WriterPair(make_writer(), make_writer())
-        waiter = OutcomeWaiter(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
-        flusher = ThroughputFlusher(connections, tally, FLUSH_EVERY_SECONDS)
-        tracer = make_tracer(config.traces, "inbox-receiver")
-        return Services(writer, meters, waiter, tally, flusher, notifier, tracer)
+    def make_writer() -> GroupCommit:
+        return GroupCommit(make_link(), clock, meters=meters, tally=tally, notifier=notifier)
 
-    return create_app(config, open_services, clock)
+    writer = make_writer() if is_sqlite else WriterPair(make_writer(), make_writer())
+    waiter = OutcomeWaiter(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
+    flusher = ThroughputFlusher(connections, tally, FLUSH_EVERY_SECONDS)
+    tracer = make_tracer(config.traces, "inbox-receiver")
+    return Services(writer, meters, waiter, tally, flusher, notifier, tracer)
 
 
 def create_app(config: Config, open_services: Callable[[], Services], clock: Clock) -> Receiver:
@@ -198,6 +200,7 @@ class Lifespan:
         """Open the services. The ASGI server calls this before the first request."""
         self._services = self._open()
         scope.get("state", {}).update({CAPACITY: self._capacity, METERS: self._services.meters})
+        freeze_loaded()
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
         """Close the services. The ASGI server calls this after the last request."""

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import failure_of
 from inbox.exposure import exposure_warnings
+from inbox.garbage import freeze_loaded
 from inbox.loader.load import config_path, load_file
 from inbox.logs import lines
 from inbox.telemetry.outlet import outlet_of
@@ -95,6 +96,7 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
         observer.tracer = make_tracer(config.traces, "inbox-relay")
         leaving.callback(observer.tracer.close)
         relay = Relay(database, prepared, observer=observer, grace_seconds=options.grace_seconds)
+        freeze_loaded()
         with publishing_gauges(database, config, observer, exporter):
             run_relay(relay, config, orders, observer, drain=options.drain)
         return 0
