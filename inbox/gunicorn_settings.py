@@ -167,7 +167,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         receiver.exporter = exporter_at(
             outlet_of(config.metrics, "receiver"), config.logs.format, server.cfg.uid, server.cfg.gid
         )
-        freeze_loaded()  # here, too: a collection writes to the memory of all it walks, which workers share
+        freeze_loaded()  # here, too: a collection writes to the memory that it walks, which workers share
     except ConfigError as error:
         for mistake in str(error).splitlines():
             write_stderr(f"inbox: {mistake}")
