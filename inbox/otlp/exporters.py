@@ -94,7 +94,19 @@ def resource_of(service: str) -> Resource:
         "service.version": version("inbox-relay"),
         "service.instance.id": str(uuid.uuid4()),
     }
-    return Resource.create(described).merge(OTELResourceDetector().detect())
+    found = Resource.create(described).merge(OTELResourceDetector().detect())
+    return _HashedOnce(found)
+
+
+class _HashedOnce(Resource):
+    """A resource whose hash is computed once. Exporters take it for each span, and the SDK writes all of it as JSON for that."""
+
+    def __init__(self, described: Resource) -> None:
+        super().__init__(described.attributes, described.schema_url)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 class BriefSession(requests.Session):

@@ -17,8 +17,10 @@ from inbox.tracing.spans import Span, Tracer, event_seed, unsampled_context
 SERVER_ERROR = 500
 
 
-class IntakeTrace(msgspec.Struct, eq=False):
+class IntakeTrace(msgspec.Struct, eq=False, gc=False):
     """Notes of one request in progress, in `time.perf_counter` seconds; made only where traces are on.
+
+    Nothing that it holds refers to it, so the collector of garbage need not look at it.
 
     Nearly all requests are left out: for one of them, it is two calls of Python.
     """
