@@ -261,12 +261,13 @@ def _locked(transaction: Transaction, found: Sequence[OpenDelivery], policies: P
     No relay locks a delivery that is received, or that waits: this one has the lock of their route.
     """
     lanes = {(row.route, row.lane) for row in found if row.state is State.RECEIVED}
-    latest = [lane for lane in lanes if policies.get(lane[0], UNKNOWN_ROUTE).ordering == "latest"]
+    latest = {lane for lane in lanes if policies.get(lane[0], UNKNOWN_ROUTE).ordering == "latest"}
     rows = transaction.execute(
         _locked_rows(transaction.sql),
         keys=keys_param((row.seq, row.route) for row in found),
         lanes=lanes_param(lanes),
         latest=lanes_param(latest),
+        strict=lanes_param(lanes - latest),
         most=max(MOST_FOLDED // max(len(latest), 1), 2),
     )
     return [as_open_delivery(row) for row in rows]
@@ -313,17 +314,29 @@ def _of_keys_before(sql: Sql) -> TextClause:
 
 @cache
 def _locked_rows(sql: Sql) -> TextClause:
-    """Select what is locked, for Postgres alone."""
-    lanes, latest = (sql.rows(name, route="text", lane="text") for name in ("lanes", "latest"))
+    """Select what is locked, for Postgres alone.
+
+    On `strict` the first that waits may be changed only where no head is before it, or in flight, or blocked: it may become
+    the head.
+    """
+    lanes, latest, strict = (sql.rows(name, route="text", lane="text") for name in ("lanes", "latest", "strict"))
     ready = "o.route = lanes.route AND o.lane = lanes.lane AND o.state = 'ready'"
     waiting = "o.route = latest.route AND o.lane = latest.lane AND o.state = 'waiting'"
+    waiting_strictly = "o.route = strict.route AND o.lane = strict.lane AND o.state = 'waiting'"
+    order = "o.occurred_at, o.seq"
     return text(f"""
 WITH wanted AS MATERIALIZED (
     SELECT {ROW} FROM {_keys_rows(sql)} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
     UNION
     SELECT {ROW} FROM {sql.looked_up(lanes, "open_delivery o", ready)}
     UNION
-    SELECT {ROW} FROM {sql.first_of(latest, "open_delivery o", waiting, "o.occurred_at, o.seq", ":most")}
+    SELECT {ROW} FROM {sql.first_of(latest, "open_delivery o", waiting, order, ":most")}
+    UNION
+    SELECT {ROW} FROM {sql.first_of(strict, "open_delivery o", waiting_strictly, order, "1")}
+    WHERE NOT EXISTS (
+        SELECT 1 FROM open_delivery h
+        WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked')
+          AND (h.state <> 'ready' OR (h.occurred_at, h.seq) < (o.occurred_at, o.seq)))
 ), free AS MATERIALIZED (
     SELECT o.seq, o.route FROM wanted JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
     FOR UPDATE OF o SKIP LOCKED

@@ -189,6 +189,7 @@ PARAMETERS: dict[str, Any] = {
         (
             "lanes",
             "latest",
+            "strict",
             "claimed",
             "held",
             "returned",
