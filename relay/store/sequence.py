@@ -309,7 +309,8 @@ def _of_keys(sql: Sql) -> TextClause:
 
 @cache
 def _of_keys_before(sql: Sql) -> TextClause:
-    return text(f"WITH {_ahead(sql)} {_OF_KEYS.format(keys=_keys_rows(sql))} AND {_IS_AFTER_NONE} ORDER BY o.seq")
+    waits_for_none = f"(o.state || '' <> 'received' OR {_IS_AFTER_NONE})"
+    return text(f"WITH {_ahead(sql)} {_OF_KEYS.format(keys=_keys_rows(sql))} AND {waits_for_none} ORDER BY o.seq")
 
 
 @cache

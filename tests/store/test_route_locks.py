@@ -394,6 +394,20 @@ def test_a_lane_goes_on_at_once_when_the_head_that_was_locked_is_claimed(steps: 
     assert steps.sequence() == 1
 
 
+def test_a_locked_head_is_known_to_be_locked_while_a_locked_one_before_it_is_not_tried(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1", second=30))
+    steps.receive(an_event(2, "u1", second=20), an_event(3, "u1", second=10))
+    steps.database._thread.hasty_until = float("inf")
+    steps.database.back_offs = BackOffs(Monotonic())
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq < 3 FOR UPDATE"):
+        assert steps.sequence() == 0
+        assert steps.database.back_offs.of("sequence") == {"route=strict seq=2"}
+        assert steps.sequence() == 0
+        assert steps.database.arrivals.placed == {(1, "strict")}
+        assert not steps.database.arrivals.is_behind
+        assert steps.database.back_offs.of("sequence") == {"route=strict seq=1", "route=strict seq=2"}
+
+
 def test_a_head_that_is_locked_for_a_moment_is_told_nobody(steps: Steps) -> None:
     steps.arrive(an_event(1, "u1"))
     steps.receive(an_event(2, "u1"))
