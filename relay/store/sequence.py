@@ -122,7 +122,7 @@ class _LookForReceived:
         ahead = self._ahead_param(key for key in others if key[1] in routes)
         done = _sequence(self._database, self._policies, self._relay_node, some, ahead, is_careful=bool(self._known))
         self._alone += done.locked + done.placed
-        self._placed = self._placed.union(done.placed)
+        self._placed = self._placed.difference(done.locked).union(done.placed)
         # One that is ready may be claimed at this moment: it is told when the next look finds it locked, too.
         if told := done.locked + [key for key in done.placed if key in self._known]:
             self._database.leave(STEP, map(key_text, told), {route for _, route in told}, _LOCKED)
@@ -189,7 +189,7 @@ class _LookForReceived:
             _received_of(self._database.sql),
             most=share,
             left_routes=_routes_param(self._tried),
-            known=keys_param(arrivals.rows),
+            known=keys_param(arrivals.rows - arrivals.placed),
             ahead=self._ahead_param(arrivals.rows) or rows_param(()),
         )
         ended = time.monotonic()

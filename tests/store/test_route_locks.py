@@ -394,6 +394,21 @@ def test_a_lane_goes_on_at_once_when_the_head_that_was_locked_is_claimed(steps: 
     assert steps.sequence() == 1
 
 
+def test_what_had_its_place_and_is_locked_as_it_is_replayed_goes_first_in_its_lane_still(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"))
+    steps.receive(an_event(2, "u1"))
+    steps.database._thread.hasty_until = float("inf")
+    lock = "SELECT seq FROM open_delivery WHERE seq = 1 FOR UPDATE"
+    with locked_by_a_person(steps.database.engine, lock):
+        assert steps.sequence() == 0
+    steps.do("UPDATE open_delivery SET state = 'received', due_at = NULL WHERE seq = 1")
+    with locked_by_a_person(steps.database.engine, lock):
+        assert [steps.sequence(), steps.sequence()] == [0, 0]
+    steps.try_again()
+    assert [steps.sequence(), steps.sequence()] == [1, 1]
+    assert [(seq, state) for seq, _, state in steps.states()] == [(1, "ready"), (2, "waiting")]
+
+
 def test_a_locked_head_is_known_to_be_locked_while_a_locked_one_before_it_is_not_tried(steps: Steps) -> None:
     steps.arrive(an_event(1, "u1", second=30))
     steps.receive(an_event(2, "u1", second=20), an_event(3, "u1", second=10))
