@@ -37,6 +37,8 @@ MOST_ROWS = 100
 """Deliveries of a route that are known to be left, so that a look past them takes a few milliseconds."""
 AGAIN = 20
 """Of them, those that one look tries again: each may cost some transactions."""
+MOST_PLACED = 1000
+"""The same of those that have their place already: a look passes over all their lanes at once, and tries them together."""
 LONG_LOOK_SECONDS = 0.05
 PART_OF_THE_TIME = 1 / 10
 """The largest share of time for such looks past all that waits for one delivery, once they are long."""
@@ -87,8 +89,9 @@ class _LookForReceived:
 
     def sequence(self) -> int:
         """Sequence what it finds."""
-        again = [key for key in sorted(self._known) if key[1] in self._tried and key_text(key) not in self._off]
-        again, is_whole = again[:AGAIN], False
+        due = [key for key in sorted(self._known) if key[1] in self._tried and key_text(key) not in self._off]
+        again = [key for key in due if key not in self._placed][:AGAIN] + [key for key in due if key in self._placed]
+        is_whole = False
         try:
             keys, is_full = self._keys()
             self._alone += (key for key in keys if key_text(key) in self._off)
@@ -144,7 +147,7 @@ class _LookForReceived:
     def _learn(self, again: Collection[Key], *, is_whole: bool) -> None:
         database, arrivals = self._database, self._database.arrivals
         rows = self._known.difference(again) | {*self._alone} | {*self._left}.intersection(again)
-        arrivals.rows, crowded = _most_of_each(rows)
+        arrivals.rows, crowded = _most_of_each(rows, self._placed)
         arrivals.placed = self._placed & arrivals.rows
         if crowded:
             database.leave(STEP, crowded, crowded, _TOO_MANY)
@@ -198,14 +201,17 @@ class _LookForReceived:
         return found
 
 
-def _most_of_each(rows: Iterable[Key]) -> tuple[set[Key], set[str]]:
+def _most_of_each(rows: Iterable[Key], placed: Collection[Key]) -> tuple[set[Key], set[str]]:
     """Return so many of each route that a look past them is short, and the routes that have more."""
-    kept, numbers = set[Key](), Counter[str]()
+    kept, crowded, numbers = set[Key](), set[str](), Counter[tuple[str, bool]]()
     for key in sorted(rows):
-        numbers[key[1]] += 1
-        if numbers[key[1]] <= MOST_ROWS:
+        is_placed = key in placed
+        numbers[key[1], is_placed] += 1
+        if numbers[key[1], is_placed] <= (MOST_PLACED if is_placed else MOST_ROWS):
             kept.add(key)
-    return kept, {route for route, number in numbers.items() if number > MOST_ROWS}
+        else:
+            crowded.add(key[1])
+    return kept, crowded
 
 
 def _routes_param(routes: Iterable[str]) -> str:
@@ -362,18 +368,21 @@ def _ahead(sql: Sql) -> str:
 
     A placed one counts as long as it can be locked and changed by what arrives, any other until it is sequenced.
     """
+    given = sql.rows("ahead", seq="bigint", route="text", placed="int")
+    found = f"{given} JOIN open_delivery a ON a.seq = ahead.seq AND a.route = ahead.route"
     return f"""ahead_rows AS MATERIALIZED (
-    SELECT a.route, a.lane, a.occurred_at, a.seq, ahead.placed
-    FROM {sql.rows("ahead", seq="bigint", route="text", placed="int")}
-    JOIN open_delivery a ON a.seq = ahead.seq AND a.route = ahead.route
-    WHERE ahead.placed = 0 AND a.state || '' = 'received' OR ahead.placed = 1 AND a.state || '' IN ('ready', 'waiting'))"""
+    SELECT a.route, a.lane, a.occurred_at, a.seq FROM {found} WHERE ahead.placed = 0 AND a.state || '' = 'received'
+), closed_lanes AS MATERIALIZED (
+    SELECT a.route, a.lane FROM {found} WHERE ahead.placed = 1 AND a.state || '' IN ('ready', 'waiting'))"""
 
 
-_IS_AFTER_NONE = """NOT EXISTS (
+_IS_AFTER_NONE = """(o.route, o.lane) NOT IN (SELECT route, lane FROM closed_lanes) AND NOT EXISTS (
     SELECT 1 FROM ahead_rows a
-    WHERE a.route = o.route AND a.lane = o.lane
-      AND (a.placed = 1 OR (a.occurred_at, a.seq) < (o.occurred_at, o.seq)))"""
-"""It holds for a delivery `o` that waits for none of `_ahead` in its lane."""
+    WHERE a.route = o.route AND a.lane = o.lane AND (a.occurred_at, a.seq) < (o.occurred_at, o.seq))"""
+"""It holds for a delivery `o` that waits for none of `_ahead` in its lane.
+
+Postgres looks up each in the closed lanes, however many there are, as it keeps what stands behind a NOT IN by its hash.
+"""
 
 
 _IN_ORDER = "SELECT seq, route FROM ({}) found ORDER BY occurred_at, seq, route"

@@ -423,6 +423,48 @@ def test_a_locked_head_is_known_to_be_locked_while_a_locked_one_before_it_is_not
         assert steps.database.back_offs.of("sequence") == {"route=strict seq=1", "route=strict seq=2"}
 
 
+def test_more_locked_heads_than_other_locked_deliveries_are_known_so_that_their_lanes_hide_no_other(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequence, "MOST_ROWS", 2)
+    monkeypatch.setattr(sequence, "AGAIN", 2)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 7)))
+    steps.receive(*(an_event(n, f"u{n % 6 + 1}") for n in range(10, 70)))
+    steps.database._thread.hasty_until = float("inf")
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE state = 'ready' FOR UPDATE"):
+        steps.sequence(batch=10)
+        for number in (100, 101):
+            steps.receive(an_event(number, f"u{number}"))
+            for _ in range(4):
+                steps.try_again()
+                steps.sequence(batch=10)
+            assert steps.states()[-1][2] == State.READY
+    steps.try_again()
+    assert steps.sequence(batch=10) == 0, "all of them are tried together"
+    assert steps.database.arrivals.rows == set()
+
+
+def test_of_very_many_locked_heads_some_are_known_and_none_is_left_for_ever(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequence, "MOST_PLACED", 2)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 7)))
+    steps.receive(*(an_event(n, f"u{n % 6 + 1}") for n in range(10, 22)), an_event(30, "u7"))
+    steps.database._thread.hasty_until = float("inf")
+    left = steps.hear_of_left()
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE state = 'ready' FOR UPDATE"):
+        for sequenced in (1, 0):
+            assert steps.sequence() == sequenced
+            assert len(steps.database.arrivals.placed) == 2
+            steps.try_again()
+        assert "many deliveries are locked" in str(left[0].error)
+    for _ in range(3):
+        steps.sequence()
+        steps.try_again()
+    assert {state for _, _, state in steps.states()} <= {"ready", "waiting"}
+    assert steps.database.arrivals.left == set()
+
+
 def test_a_head_that_is_locked_for_a_moment_is_told_nobody(steps: Steps) -> None:
     steps.arrive(an_event(1, "u1"))
     steps.receive(an_event(2, "u1"))
