@@ -37,6 +37,8 @@ MOST_ROWS = 100
 """Deliveries of a route that are known to be left, so that a look past them takes a few milliseconds."""
 AGAIN = 20
 """Of them, those that one look tries again: each may cost some transactions."""
+MOST_PLACED = 1000
+"""The same of those that have their place already: a look passes over all their lanes at once, and tries them together."""
 LONG_LOOK_SECONDS = 0.05
 PART_OF_THE_TIME = 1 / 10
 """The largest share of time for such looks past all that waits for one delivery, once they are long."""
@@ -87,8 +89,9 @@ class _LookForReceived:
 
     def sequence(self) -> int:
         """Sequence what it finds."""
-        again = [key for key in sorted(self._known) if key[1] in self._tried and key_text(key) not in self._off]
-        again, is_whole = again[:AGAIN], False
+        due = [key for key in sorted(self._known) if key[1] in self._tried and key_text(key) not in self._off]
+        again = [key for key in due if key not in self._placed][:AGAIN] + [key for key in due if key in self._placed]
+        is_whole = False
         try:
             keys, is_full = self._keys()
             self._alone += (key for key in keys if key_text(key) in self._off)
@@ -122,7 +125,7 @@ class _LookForReceived:
         ahead = self._ahead_param(key for key in others if key[1] in routes)
         done = _sequence(self._database, self._policies, self._relay_node, some, ahead, is_careful=bool(self._known))
         self._alone += done.locked + done.placed
-        self._placed = self._placed.union(done.placed)
+        self._placed = self._placed.difference(done.locked).union(done.placed)
         # One that is ready may be claimed at this moment: it is told when the next look finds it locked, too.
         if told := done.locked + [key for key in done.placed if key in self._known]:
             self._database.leave(STEP, map(key_text, told), {route for _, route in told}, _LOCKED)
@@ -144,7 +147,7 @@ class _LookForReceived:
     def _learn(self, again: Collection[Key], *, is_whole: bool) -> None:
         database, arrivals = self._database, self._database.arrivals
         rows = self._known.difference(again) | {*self._alone} | {*self._left}.intersection(again)
-        arrivals.rows, crowded = _most_of_each(rows)
+        arrivals.rows, crowded = _most_of_each(rows, self._placed)
         arrivals.placed = self._placed & arrivals.rows
         if crowded:
             database.leave(STEP, crowded, crowded, _TOO_MANY)
@@ -189,7 +192,7 @@ class _LookForReceived:
             _received_of(self._database.sql),
             most=share,
             left_routes=_routes_param(self._tried),
-            known=keys_param(arrivals.rows),
+            known=keys_param(arrivals.rows - arrivals.placed),
             ahead=self._ahead_param(arrivals.rows) or rows_param(()),
         )
         ended = time.monotonic()
@@ -198,14 +201,17 @@ class _LookForReceived:
         return found
 
 
-def _most_of_each(rows: Iterable[Key]) -> tuple[set[Key], set[str]]:
+def _most_of_each(rows: Iterable[Key], placed: Collection[Key]) -> tuple[set[Key], set[str]]:
     """Return so many of each route that a look past them is short, and the routes that have more."""
-    kept, numbers = set[Key](), Counter[str]()
+    kept, crowded, numbers = set[Key](), set[str](), Counter[tuple[str, bool]]()
     for key in sorted(rows):
-        numbers[key[1]] += 1
-        if numbers[key[1]] <= MOST_ROWS:
+        is_placed = key in placed
+        numbers[key[1], is_placed] += 1
+        if numbers[key[1], is_placed] <= (MOST_PLACED if is_placed else MOST_ROWS):
             kept.add(key)
-    return kept, {route for route, number in numbers.items() if number > MOST_ROWS}
+        else:
+            crowded.add(key[1])
+    return kept, crowded
 
 
 def _routes_param(routes: Iterable[str]) -> str:
@@ -261,12 +267,13 @@ def _locked(transaction: Transaction, found: Sequence[OpenDelivery], policies: P
     No relay locks a delivery that is received, or that waits: this one has the lock of their route.
     """
     lanes = {(row.route, row.lane) for row in found if row.state is State.RECEIVED}
-    latest = [lane for lane in lanes if policies.get(lane[0], UNKNOWN_ROUTE).ordering == "latest"]
+    latest = {lane for lane in lanes if policies.get(lane[0], UNKNOWN_ROUTE).ordering == "latest"}
     rows = transaction.execute(
         _locked_rows(transaction.sql),
         keys=keys_param((row.seq, row.route) for row in found),
         lanes=lanes_param(lanes),
         latest=lanes_param(latest),
+        strict=lanes_param(lanes - latest),
         most=max(MOST_FOLDED // max(len(latest), 1), 2),
     )
     return [as_open_delivery(row) for row in rows]
@@ -308,22 +315,35 @@ def _of_keys(sql: Sql) -> TextClause:
 
 @cache
 def _of_keys_before(sql: Sql) -> TextClause:
-    return text(f"WITH {_ahead(sql)} {_OF_KEYS.format(keys=_keys_rows(sql))} AND {_IS_AFTER_NONE} ORDER BY o.seq")
+    waits_for_none = f"(o.state || '' <> 'received' OR {_IS_AFTER_NONE})"
+    return text(f"WITH {_ahead(sql)} {_OF_KEYS.format(keys=_keys_rows(sql))} AND {waits_for_none} ORDER BY o.seq")
 
 
 @cache
 def _locked_rows(sql: Sql) -> TextClause:
-    """Select what is locked, for Postgres alone."""
-    lanes, latest = (sql.rows(name, route="text", lane="text") for name in ("lanes", "latest"))
+    """Select what is locked, for Postgres alone.
+
+    On `strict` the first that waits may be changed only where no head is before it, or in flight, or blocked: it may become
+    the head.
+    """
+    lanes, latest, strict = (sql.rows(name, route="text", lane="text") for name in ("lanes", "latest", "strict"))
     ready = "o.route = lanes.route AND o.lane = lanes.lane AND o.state = 'ready'"
     waiting = "o.route = latest.route AND o.lane = latest.lane AND o.state = 'waiting'"
+    waiting_strictly = "o.route = strict.route AND o.lane = strict.lane AND o.state = 'waiting'"
+    order = "o.occurred_at, o.seq"
     return text(f"""
 WITH wanted AS MATERIALIZED (
     SELECT {ROW} FROM {_keys_rows(sql)} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
     UNION
     SELECT {ROW} FROM {sql.looked_up(lanes, "open_delivery o", ready)}
     UNION
-    SELECT {ROW} FROM {sql.first_of(latest, "open_delivery o", waiting, "o.occurred_at, o.seq", ":most")}
+    SELECT {ROW} FROM {sql.first_of(latest, "open_delivery o", waiting, order, ":most")}
+    UNION
+    SELECT {ROW} FROM {sql.first_of(strict, "open_delivery o", waiting_strictly, order, "1")}
+    WHERE NOT EXISTS (
+        SELECT 1 FROM open_delivery h
+        WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked')
+          AND (h.state <> 'ready' OR (h.occurred_at, h.seq) < (o.occurred_at, o.seq)))
 ), free AS MATERIALIZED (
     SELECT o.seq, o.route FROM wanted JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
     FOR UPDATE OF o SKIP LOCKED
@@ -348,18 +368,21 @@ def _ahead(sql: Sql) -> str:
 
     A placed one counts as long as it can be locked and changed by what arrives, any other until it is sequenced.
     """
+    given = sql.rows("ahead", seq="bigint", route="text", placed="int")
+    found = f"{given} JOIN open_delivery a ON a.seq = ahead.seq AND a.route = ahead.route"
     return f"""ahead_rows AS MATERIALIZED (
-    SELECT a.route, a.lane, a.occurred_at, a.seq, ahead.placed
-    FROM {sql.rows("ahead", seq="bigint", route="text", placed="int")}
-    JOIN open_delivery a ON a.seq = ahead.seq AND a.route = ahead.route
-    WHERE ahead.placed = 0 AND a.state || '' = 'received' OR ahead.placed = 1 AND a.state || '' IN ('ready', 'waiting'))"""
+    SELECT a.route, a.lane, a.occurred_at, a.seq FROM {found} WHERE ahead.placed = 0 AND a.state || '' = 'received'
+), closed_lanes AS MATERIALIZED (
+    SELECT a.route, a.lane FROM {found} WHERE ahead.placed = 1 AND a.state || '' IN ('ready', 'waiting'))"""
 
 
-_IS_AFTER_NONE = """NOT EXISTS (
+_IS_AFTER_NONE = """(o.route, o.lane) NOT IN (SELECT route, lane FROM closed_lanes) AND NOT EXISTS (
     SELECT 1 FROM ahead_rows a
-    WHERE a.route = o.route AND a.lane = o.lane
-      AND (a.placed = 1 OR (a.occurred_at, a.seq) < (o.occurred_at, o.seq)))"""
-"""It holds for a delivery `o` that waits for none of `_ahead` in its lane."""
+    WHERE a.route = o.route AND a.lane = o.lane AND (a.occurred_at, a.seq) < (o.occurred_at, o.seq))"""
+"""It holds for a delivery `o` that waits for none of `_ahead` in its lane.
+
+Postgres looks up each in the closed lanes, however many there are, as it keeps what stands behind a NOT IN by its hash.
+"""
 
 
 _IN_ORDER = "SELECT seq, route FROM ({}) found ORDER BY occurred_at, seq, route"

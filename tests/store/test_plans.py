@@ -189,6 +189,7 @@ PARAMETERS: dict[str, Any] = {
         (
             "lanes",
             "latest",
+            "strict",
             "claimed",
             "held",
             "returned",
@@ -563,7 +564,7 @@ def _scans_a_table(step: str) -> bool:
 
 RESULTS = (
     *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
-    *("replayed", "moving", "entity_timeline", "dead_cause", "gone", "subject", "sized", "known_rows"),
+    *("replayed", "moving", "entity_timeline", "dead_cause", "gone", "subject", "sized", "known_rows", "closed_lanes"),
 )
 """Of common table expressions, subqueries and of the views, by name."""
 

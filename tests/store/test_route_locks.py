@@ -280,11 +280,12 @@ def test_behind_a_locked_delivery_a_lane_of_any_length_hides_no_other(steps: Ste
     assert [state for _, _, state in steps.states()] == ["ready", *["waiting"] * 6, "ready"]
 
 
+@pytest.mark.parametrize("second", [1, 1000])
 @pytest.mark.parametrize("route", ["latest", "strict"])
 def test_a_placed_delivery_that_a_person_has_locked_keeps_what_arrives_in_its_lane_and_no_other_lane(
-    steps: Steps, route: str
+    steps: Steps, route: str, second: int
 ) -> None:
-    steps.arrive(an_event(1, "u1", routes=[route]))
+    steps.arrive(an_event(1, "u1", second=second, routes=[route]))
     steps.receive(*(an_event(n, f"u{n // 201 + 1}", routes=[route]) for n in range(2, 202)))
     steps.database._thread.hasty_until = float("inf")  # so that what is locked is seen at once
     left = steps.hear_of_left()
@@ -294,14 +295,14 @@ def test_a_placed_delivery_that_a_person_has_locked_keeps_what_arrives_in_its_la
     ):
         assert steps.sequence(batch=50) == 1
         assert steps.database.arrivals.placed == {(1, route)}
-        behind = [steps.database.arrivals.is_behind]
+        was_behind = steps.database.arrivals.is_behind
         for _ in range(3):
             assert steps.sequence(batch=50) == 0
             steps.try_again()
         assert sum("FOR UPDATE OF o\n" in statement for statement in seen) == 1, "it waits for none of them"
     assert [one.error is not None for one in left][:2] == [True, False]
-    steps.sequence(batch=50)
-    assert [*behind, steps.database.arrivals.is_behind] == [False, True], "at last its lane is free"
+    assert steps.sequence(batch=50) == 0
+    assert (was_behind, steps.database.arrivals.is_behind) == (False, True), "its lane is free"
     while sequence.any_received(steps.database):
         steps.sequence(batch=50)
     assert {state for _, _, state in steps.states()} <= {"ready", "waiting"}
@@ -318,6 +319,150 @@ def test_a_waiting_delivery_that_a_person_has_locked_keeps_what_would_take_its_p
     steps.try_again()
     assert [steps.sequence(), steps.sequence()] == [0, 1]
     assert [(seq, state) for seq, _, state in steps.states()] == [(1, "in_flight"), (3, "waiting"), (4, "ready")]
+
+
+def test_a_waiting_delivery_that_stays_locked_is_told_and_is_tried_ever_less_often(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1", routes=["latest"]))
+    steps.claim_due()
+    steps.arrive(an_event(2, "u1", routes=["latest"]))
+    steps.receive(an_event(3, "u1", routes=["latest"]))
+    steps.database._thread.hasty_until = float("inf")
+    monotonic = Monotonic()
+    steps.database.back_offs = BackOffs(monotonic)
+    left = steps.hear_of_left()
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 2 FOR UPDATE"):
+        for _ in range(4):
+            assert steps.sequence() == 0
+            monotonic.seconds += left[-1].again_in + 0.01 if left else 0
+    assert [round(one.again_in, 1) for one in left] == [0.1, 0.2, 0.4]
+
+
+def test_a_waiting_delivery_that_a_person_has_locked_and_that_would_become_the_head_keeps_its_lane_alone(
+    steps: Steps,
+) -> None:
+    """It waits behind a later one on `strict` that had an attempt, which did not count."""
+    steps.arrive(an_event(1, "u1", second=20))
+    steps.do("UPDATE open_delivery SET due_at = '2100-01-01'")
+    steps.arrive(an_event(2, "u1", second=10))
+    steps.do("UPDATE open_delivery SET due_at = '2000-01-01' WHERE seq = 1")
+    steps.receive(*(an_event(n, "u1") for n in (31, 32)), an_event(33, "u2"))
+    steps.database._thread.hasty_until = float("inf")
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 2 FOR UPDATE"):
+        assert steps.sequence() == 1
+        assert steps.database.arrivals.rows == steps.database.arrivals.placed == {(2, "strict")}
+    steps.try_again()
+    assert [steps.sequence(), steps.sequence()] == [0, 2]
+    assert [(seq, state) for seq, _, state in steps.states()] == [
+        (1, "waiting"), (2, "ready"), (3, "waiting"), (4, "waiting"), (5, "ready"),
+    ]  # fmt: skip
+
+
+def test_any_waiting_delivery_of_a_lane_on_latest_that_a_person_has_locked_keeps_it_alone(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1", routes=["latest"]))
+    steps.claim_due()
+    steps.receive(*(an_event(n, "u1", routes=["latest"]) for n in (2, 3, 4)))
+    steps.do("UPDATE open_delivery SET state = 'waiting' WHERE state = 'received'")  # as where very many wait
+    steps.receive(an_event(5, "u1", routes=["latest"]), an_event(6, "u2", routes=["latest"]))
+    steps.database._thread.hasty_until = float("inf")
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 4 FOR UPDATE"):
+        assert steps.sequence() == 1
+        assert steps.database.arrivals.rows == steps.database.arrivals.placed == {(4, "latest")}
+    steps.try_again()
+    assert [steps.sequence(), steps.sequence()] == [0, 1]
+    assert [(seq, state) for seq, _, state in steps.states()] == [(1, "in_flight"), (5, "waiting"), (6, "ready")]
+
+
+def test_a_waiting_delivery_that_a_person_has_locked_keeps_nothing_from_waiting_behind_it_on_strict(
+    steps: Steps,
+) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u1"))
+    steps.receive(an_event(3, "u1"))
+    steps.database._thread.hasty_until = float("inf")
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 2 FOR UPDATE"):
+        assert steps.sequence() == 1
+
+
+def test_a_lane_goes_on_at_once_when_the_head_that_was_locked_is_claimed(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"))
+    steps.receive(an_event(2, "u1"))
+    steps.database._thread.hasty_until = float("inf")
+    steps.database.back_offs = BackOffs(Monotonic())  # whose time stands still
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 1 FOR UPDATE"):
+        assert [steps.sequence(), steps.sequence()] == [0, 0]
+    steps.claim_due()
+    assert steps.database.back_offs.of("sequence") == {"route=strict seq=1"}
+    assert steps.sequence() == 1
+
+
+def test_what_had_its_place_and_is_locked_as_it_is_replayed_goes_first_in_its_lane_still(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"))
+    steps.receive(an_event(2, "u1"))
+    steps.database._thread.hasty_until = float("inf")
+    lock = "SELECT seq FROM open_delivery WHERE seq = 1 FOR UPDATE"
+    with locked_by_a_person(steps.database.engine, lock):
+        assert steps.sequence() == 0
+    steps.do("UPDATE open_delivery SET state = 'received', due_at = NULL WHERE seq = 1")
+    with locked_by_a_person(steps.database.engine, lock):
+        assert [steps.sequence(), steps.sequence()] == [0, 0]
+    steps.try_again()
+    assert [steps.sequence(), steps.sequence()] == [1, 1]
+    assert [(seq, state) for seq, _, state in steps.states()] == [(1, "ready"), (2, "waiting")]
+
+
+def test_a_locked_head_is_known_to_be_locked_while_a_locked_one_before_it_is_not_tried(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1", second=30))
+    steps.receive(an_event(2, "u1", second=20), an_event(3, "u1", second=10))
+    steps.database._thread.hasty_until = float("inf")
+    steps.database.back_offs = BackOffs(Monotonic())
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq < 3 FOR UPDATE"):
+        assert steps.sequence() == 0
+        assert steps.database.back_offs.of("sequence") == {"route=strict seq=2"}
+        assert steps.sequence() == 0
+        assert steps.database.arrivals.placed == {(1, "strict")}
+        assert not steps.database.arrivals.is_behind
+        assert steps.database.back_offs.of("sequence") == {"route=strict seq=1", "route=strict seq=2"}
+
+
+def test_more_locked_heads_than_other_locked_deliveries_are_known_so_that_their_lanes_hide_no_other(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequence, "MOST_ROWS", 2)
+    monkeypatch.setattr(sequence, "AGAIN", 2)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 7)))
+    steps.receive(*(an_event(n, f"u{n % 6 + 1}") for n in range(10, 70)))
+    steps.database._thread.hasty_until = float("inf")
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE state = 'ready' FOR UPDATE"):
+        steps.sequence(batch=10)
+        for number in (100, 101):
+            steps.receive(an_event(number, f"u{number}"))
+            for _ in range(4):
+                steps.try_again()
+                steps.sequence(batch=10)
+            assert steps.states()[-1][2] == State.READY
+    steps.try_again()
+    assert steps.sequence(batch=10) == 0, "all of them are tried together"
+    assert steps.database.arrivals.rows == set()
+
+
+def test_of_very_many_locked_heads_some_are_known_and_none_is_left_for_ever(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequence, "MOST_PLACED", 2)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 7)))
+    steps.receive(*(an_event(n, f"u{n % 6 + 1}") for n in range(10, 22)), an_event(30, "u7"))
+    steps.database._thread.hasty_until = float("inf")
+    left = steps.hear_of_left()
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE state = 'ready' FOR UPDATE"):
+        for sequenced in (1, 0):
+            assert steps.sequence() == sequenced
+            assert len(steps.database.arrivals.placed) == 2
+            steps.try_again()
+        assert "many deliveries are locked" in str(left[0].error)
+    for _ in range(3):
+        steps.sequence()
+        steps.try_again()
+    assert {state for _, _, state in steps.states()} <= {"ready", "waiting"}
+    assert steps.database.arrivals.left == set()
 
 
 def test_a_head_that_is_locked_for_a_moment_is_told_nobody(steps: Steps) -> None:
