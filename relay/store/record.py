@@ -39,9 +39,11 @@ from relay.store.coverage import go_on_healing, heal
 from relay.store.database import Database
 from relay.store.gates import listen
 from relay.store.lanes import first_waiting, settle_lanes
+from relay.store.locked_rows import LOCKED, locked_rows
 from relay.store.quarantine import quarantine
-from relay.store.transaction import ROW, Transaction, as_open_delivery
+from relay.store.transaction import ROW, Transaction, as_open_delivery, key_text
 
+STEP = "record"
 OWN_TRANSACTION = 8
 """Outcomes of a route that are worth a transaction of their own, under the lock of that route alone."""
 
@@ -64,8 +66,8 @@ def record(
 ) -> list[Recorded]:
     """Record the outcomes of attempts whose lease is still the present one; others are discarded.
 
-    All are recorded when this returns but those of routes that somebody keeps locked; when it raises, none of those that
-    `record_each` has not yielded.
+    All are recorded when this returns but those of routes or lanes that somebody keeps locked; when it raises, none of those
+    that `record_each` has not yielded.
     """
     return [
         recorded
@@ -86,7 +88,7 @@ def record_each(
     """Record the outcomes of attempts: all in one transaction, or in parts when one of them can't be recorded.
 
     That one becomes dead with the cause `unrecordable`. Where even that fails, it is handed back with the error. Outcomes of
-    routes that somebody keeps locked are not recorded: hand them in again.
+    routes or lanes that somebody keeps locked are not recorded: hand them in again.
 
     Args:
         database: of the deliveries.
@@ -99,9 +101,16 @@ def record_each(
     Yields:
         What is recorded, after each commit.
     """
+    locked: list[tuple[Delivery, Outcome]] = []
 
     def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
-        return _record(database, policies, relay_node, some, recently_failing=recently_failing, host_now=host_now)
+        recorded, these = _record(
+            database, policies, relay_node, some, recently_failing=recently_failing, host_now=host_now
+        )
+        if these:
+            locked.extend(these)
+            database.leave(STEP, map(_name, these), {delivery.route for delivery, _ in these}, LOCKED)
+        return recorded
 
     def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
         delivery = one[0]
@@ -123,14 +132,19 @@ def record_each(
 
     yield from in_parts_by_route(
         database,
-        "record",
+        STEP,
         outcomes,
         part=part,
         alone=alone,
-        name=lambda one: f"route={one[0].route} seq={one[0].seq}",
+        name=_name,
         route_of=lambda one: one[0].route,
         enough=OWN_TRANSACTION,
+        left_alone=locked,
     )
+
+
+def _name(one: tuple[Delivery, Outcome]) -> str:
+    return key_text((one[0].seq, one[0].route))
 
 
 def _record(
@@ -141,8 +155,12 @@ def _record(
     *,
     recently_failing: Collection[GateKey],
     host_now: Callable[[], datetime] | None,
-) -> list[Recorded]:
+) -> tuple[list[Recorded], list[tuple[Delivery, Outcome]]]:
+    """Returns what is recorded, and the outcomes that are not, since somebody has locked what they change."""
     with database.write() as transaction:
+        handed_in, locked = _without_locked(transaction, handed_in, policies)
+        if not handed_in:
+            return [], locked
         deliveries = [delivery for delivery, _ in handed_in]
         now, (rows, first) = transaction.lock_order_and_read(
             {delivery.route for delivery in deliveries},
@@ -186,7 +204,21 @@ def _record(
         )
         forget_applied(transaction, lanes_in_doubt(leased_outcomes(outcomes, leased)))
         go_on_healing(transaction, healing.unfinished)
-    return recorded
+    return recorded, locked
+
+
+def _without_locked(
+    transaction: Transaction, handed_in: Sequence[tuple[Delivery, Outcome]], policies: Policies
+) -> tuple[Sequence[tuple[Delivery, Outcome]], list[tuple[Delivery, Outcome]]]:
+    """Part outcomes from those of locked lanes, where this thread has waited for a locked row in vain lately."""
+    if not transaction.is_hasty:
+        return handed_in, []
+    transaction.lock_order({delivery.route for delivery, _ in handed_in})
+    keys = [(delivery.seq, delivery.route) for delivery, _ in handed_in]
+    rows = locked_rows(transaction, keys, {(d.route, d.lane) for d, _ in handed_in}, policies)
+    lanes = {(row.route, row.lane) for row in rows}
+    locked = [one for one in handed_in if (one[0].route, one[0].lane) in lanes]
+    return [one for one in handed_in if (one[0].route, one[0].lane) not in lanes], locked
 
 
 def leased_outcomes(

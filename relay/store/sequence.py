@@ -21,13 +21,13 @@ from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.bulkhead import in_parts_by_route
 from relay.store.coverage import supersede_covered
 from relay.store.database import Database, read_keys
-from relay.store.lanes import MOST_FOLDED, Lane, lanes_param, settle_lanes
+from relay.store.lanes import Lane, settle_lanes
+from relay.store.locked_rows import LOCKED, locked_rows
 from relay.store.quarantine import quarantine
 from relay.store.scan_positions import Arrivals
-from relay.store.transaction import ROW, Key, Transaction, as_open_delivery, key_text, keys_param
+from relay.store.transaction import ROW, Key, as_open_delivery, key_text, keys_param
 
 STEP = "sequence"
-_LOCKED = OperationalError("", None, LockNotAvailable("somebody has locked a delivery"))
 _TOO_MANY = OperationalError("", None, LockNotAvailable("many deliveries are locked or at fault"))
 BATCH = 500
 """Rows in one transaction; on SQLite a longer one would keep the receiver waiting."""
@@ -128,7 +128,7 @@ class _LookForReceived:
         self._placed = self._placed.difference(done.locked).union(done.placed)
         # One that is ready may be claimed at this moment: it is told when the next look finds it locked, too.
         if told := done.locked + [key for key in done.placed if key in self._known]:
-            self._database.leave(STEP, map(key_text, told), {route for _, route in told}, _LOCKED)
+            self._database.leave(STEP, map(key_text, told), {route for _, route in told}, LOCKED)
         return done.sequenced
 
     def _ahead_param(self, keys: Iterable[Key]) -> str | None:
@@ -250,7 +250,8 @@ def _sequence(
         found = [as_open_delivery(row) for row in rows]
         locked: list[OpenDelivery] = []
         if found and transaction.sql.for_update and (is_careful or transaction.is_hasty):
-            locked = _locked(transaction, found, policies)
+            lanes = {(row.route, row.lane) for row in found if row.state is State.RECEIVED}
+            locked = locked_rows(transaction, ((row.seq, row.route) for row in found), lanes, policies)
         free = _without_what_waits(found, locked, policies)
         if free:
             changed = supersede_covered(transaction, free, policies, now)
@@ -259,24 +260,6 @@ def _sequence(
             transaction.write_back(settled, relay_node)
     placed = [(row.seq, row.route) for row in locked if row.state is not State.RECEIVED]
     return _Done(len(free), [(row.seq, row.route) for row in locked if row.state is State.RECEIVED], placed)
-
-
-def _locked(transaction: Transaction, found: Sequence[OpenDelivery], policies: Policies) -> list[OpenDelivery]:
-    """Return those that somebody has locked, and what is locked of the rest that settling their lanes may change.
-
-    No relay locks a delivery that is received, or that waits: this one has the lock of their route.
-    """
-    lanes = {(row.route, row.lane) for row in found if row.state is State.RECEIVED}
-    latest = {lane for lane in lanes if policies.get(lane[0], UNKNOWN_ROUTE).ordering == "latest"}
-    rows = transaction.execute(
-        _locked_rows(transaction.sql),
-        keys=keys_param((row.seq, row.route) for row in found),
-        lanes=lanes_param(lanes),
-        latest=lanes_param(latest),
-        strict=lanes_param(lanes - latest),
-        most=max(MOST_FOLDED // max(len(latest), 1), 2),
-    )
-    return [as_open_delivery(row) for row in rows]
 
 
 def _without_what_waits(
@@ -317,39 +300,6 @@ def _of_keys(sql: Sql) -> TextClause:
 def _of_keys_before(sql: Sql) -> TextClause:
     waits_for_none = f"(o.state || '' <> 'received' OR {_IS_AFTER_NONE})"
     return text(f"WITH {_ahead(sql)} {_OF_KEYS.format(keys=_keys_rows(sql))} AND {waits_for_none} ORDER BY o.seq")
-
-
-@cache
-def _locked_rows(sql: Sql) -> TextClause:
-    """Select what is locked, for Postgres alone.
-
-    On `strict` the first that waits may be changed only where no head is before it, or in flight, or blocked: it may become
-    the head.
-    """
-    lanes, latest, strict = (sql.rows(name, route="text", lane="text") for name in ("lanes", "latest", "strict"))
-    ready = "o.route = lanes.route AND o.lane = lanes.lane AND o.state = 'ready'"
-    waiting = "o.route = latest.route AND o.lane = latest.lane AND o.state = 'waiting'"
-    waiting_strictly = "o.route = strict.route AND o.lane = strict.lane AND o.state = 'waiting'"
-    order = "o.occurred_at, o.seq"
-    return text(f"""
-WITH wanted AS MATERIALIZED (
-    SELECT {ROW} FROM {_keys_rows(sql)} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
-    UNION
-    SELECT {ROW} FROM {sql.looked_up(lanes, "open_delivery o", ready)}
-    UNION
-    SELECT {ROW} FROM {sql.first_of(latest, "open_delivery o", waiting, order, ":most")}
-    UNION
-    SELECT {ROW} FROM {sql.first_of(strict, "open_delivery o", waiting_strictly, order, "1")}
-    WHERE NOT EXISTS (
-        SELECT 1 FROM open_delivery h
-        WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked')
-          AND (h.state <> 'ready' OR (h.occurred_at, h.seq) < (o.occurred_at, o.seq)))
-), free AS MATERIALIZED (
-    SELECT o.seq, o.route FROM wanted JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
-    FOR UPDATE OF o SKIP LOCKED
-)
-SELECT {ROW} FROM wanted o WHERE NOT EXISTS (SELECT 1 FROM free WHERE free.seq = o.seq AND free.route = o.route)
-""")
 
 
 def _keys_rows(sql: Sql) -> str:

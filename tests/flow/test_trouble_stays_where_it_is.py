@@ -18,7 +18,9 @@ from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Answer, Held, serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fill
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.relaying import at_work
+from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import moment
 
@@ -126,3 +128,23 @@ def test_a_relay_whose_own_clock_is_wrong_goes_by_the_databases(
     assert timedelta(0) <= due - failed["at"] <= timedelta(milliseconds=150)
     assert due <= done["at"] < due + timedelta(minutes=1)
     assert abs(done["at"] - SystemClock().now()) < timedelta(minutes=1)
+
+
+@ON_POSTGRES
+def test_rows_that_a_person_keeps_locked_keep_their_lanes_alone(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    """Of five lanes the delivery in flight, of five what waits for it."""
+    held = Held()
+    first = fill(database_url, [(f"u{n}", moment(n)) for n in range(10)])
+    with serving(tmp_path / "arrivals.jsonl", held) as downstream, running(engine, downstream, concurrency=16):
+        until(lambda: len(held.seqs) == 10, "all are under way")
+        waiting = fill(database_url, [(f"u{n}", moment(100 + n)) for n in range(10)])
+        until(lambda: open_states(engine) == {"in_flight": 10, "waiting": 10}, "others wait for them")
+        rows = ", ".join(map(str, first[:5] + waiting[5:]))
+        with locked_by_a_person(engine, f"SELECT seq FROM open_delivery WHERE seq IN ({rows}) FOR UPDATE"):
+            held.go.set()
+            others = fill(database_url, [(f"v{n}", moment(200 + n)) for n in range(100)])
+            until(lambda: not {*others} - {*held.seqs}, "all other lanes are delivered", within=20)
+            until(lambda: open_states(engine) == {"in_flight": 10, "waiting": 10}, "and recorded", within=10)
+        until(lambda: not open_states(engine), "so are these")

@@ -953,3 +953,28 @@ def test_a_lock_that_is_waited_for_in_vain_is_named_by_a_pipeline_too(steps: Ste
     with pytest.raises(DBAPIError, match="lock timeout") as raised:
         read()
     assert "route_lock" in str(raised.value.statement)
+
+
+@pytest.mark.parametrize("route", ["latest", "strict"])
+def test_outcomes_of_locked_lanes_are_left_and_all_others_recorded(steps: Steps, route: str) -> None:
+    """Five lanes whose delivery in flight is locked, and five where the one that waits for it is."""
+    steps.arrive(*(an_event(n, f"u{n}", routes=[route]) for n in range(1, 31)))
+    claimed = steps.claim_due()
+    steps.arrive(*(an_event(n, f"u{n - 100}", routes=[route]) for n in range(101, 111)))
+    steps.database._thread.hasty_until = float("inf")  # so that what is locked is seen at once
+    left, locked = steps.hear_of_left(), "SELECT seq FROM open_delivery WHERE seq <= 5 OR seq > 35 FOR UPDATE"
+    with (
+        locked_by_a_person(steps.database.engine, locked),
+        counted_statements() as seen,
+    ):
+        recorded = steps.record_all(claimed)
+        assert {one.delivery.seq for one in recorded} == {*range(11, 31)}
+        unrecorded = [delivery for delivery in claimed if delivery.seq <= 10]
+        assert steps.record_all(unrecorded) == [], "none is tried again at once"
+        steps.try_again()
+        assert steps.record_all(unrecorded) == []
+    assert sum("FOR UPDATE OF l" in statement for statement in seen) == 3
+    assert len(left[0].routes) == 1
+    steps.try_again()
+    assert {one.fact is not None for one in steps.record_all(unrecorded)} == {True}
+    assert steps.states() == [(n, route, State.READY) for n in range(31, 41)]
