@@ -7,7 +7,7 @@ where nothing else happens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from sqlalchemy import TextClause, text
@@ -16,11 +16,16 @@ from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param
 from relay.delivery.lifecycle import State
 from relay.delivery.policy import Policies
-from relay.store.bulkhead import in_parts
+from relay.store.bulkhead import in_parts_by_route
 from relay.store.coverage import heal_more, lanes_to_heal, stop_healing
 from relay.store.database import Database
 from relay.store.lanes import Lane, settle_lanes
+from relay.store.locked_rows import locked_rows
 
+OWN_TRANSACTION = 8
+"""Lanes of a route that are worth a transaction of their own, under the lock of that route alone."""
+_NEXT = "\x01"
+"""A lane and this come after the lane, and before each other one."""
 LOOKED_AT = 500
 """Waiting deliveries that one look reads: index entries, without a lock."""
 
@@ -32,6 +37,8 @@ class Leftovers:
         self._looked_to: dict[str, str] = {}
         self._unfoldable: set[Lane] = set()
         """Lanes that could not be settled; they are skipped."""
+        self._locked: set[Lane] = set()
+        """Lanes with a row that somebody has locked; they are skipped until the look begins again."""
 
     def work_off(self, database: Database, policies: Policies, relay_node: str) -> int:
         """Do a batch of each kind, in transactions of their own.
@@ -47,16 +54,19 @@ class Leftovers:
 
         def part(lanes: Sequence[Lane]) -> int:
             with database.write() as transaction:
-                now = transaction.lock_order()
-                folded = settle_lanes(transaction, [], policies, now, lanes)
+                now = transaction.lock_order({route for route, _ in lanes})
+                rows = locked_rows(transaction, (), lanes, policies) if database.sql.for_update else []
+                locked = {(row.route, row.lane) for row in rows}
+                folded = settle_lanes(transaction, [], policies, now, [lane for lane in lanes if lane not in locked])
                 transaction.write_back(folded, relay_node)
+            self._locked |= locked
             return len(folded)
 
         def alone(lane: Lane, _error: Exception) -> int:
             self._unfoldable.add(lane)
             return 0
 
-        return sum(in_parts(database, "work_off", crowded, part=part, alone=alone, name=_name))
+        return _by_route(database, crowded, part, alone)
 
     def _look(self, database: Database, routes: list[str]) -> list[Lane]:
         """Read on from the place of the last look, and find lanes that are not folded."""
@@ -71,14 +81,21 @@ class Leftovers:
         crowded = [
             lane
             for lane, number in waiting.items()
-            if (number > 1 or lane in behind_ready) and lane not in self._unfoldable
+            if (number > 1 or lane in behind_ready) and not self._is_skipped(lane)
         ]
         for route in routes:
             lanes = [row.lane for row in rows if row.route == route]
-            end = lanes[-1] if len(lanes) == most else ""  # after the last lane it begins again
+            end = ""  # after the last lane it begins again
+            if len(lanes) == most:
+                end = lanes[-1] + _NEXT * self._is_skipped((route, lanes[-1]))
+            else:
+                self._locked -= {lane for lane in self._locked if lane[0] == route}
             # A lane that was found is looked at again: there may be more of it than is folded now.
             self._looked_to[route] = next((lane for name, lane in crowded if name == route), end)
         return crowded
+
+    def _is_skipped(self, lane: Lane) -> bool:
+        return lane in self._unfoldable or lane in self._locked
 
 
 def _heal(database: Database, policies: Policies, relay_node: str) -> int:
@@ -88,7 +105,8 @@ def _heal(database: Database, policies: Policies, relay_node: str) -> int:
 
     def part(some: Sequence[Lane]) -> int:
         with database.write() as transaction:
-            healed = heal_more(transaction, policies, transaction.lock_order(), some)
+            now = transaction.lock_order({route for route, _ in some})
+            healed = heal_more(transaction, policies, now, some)
             transaction.write_back(healed, relay_node)
         return len(healed)
 
@@ -97,7 +115,26 @@ def _heal(database: Database, policies: Policies, relay_node: str) -> int:
             stop_healing(transaction, lane)
         return 0
 
-    return sum(in_parts(database, "work_off", lanes, part=part, alone=alone, name=_name))
+    return _by_route(database, lanes, part, alone)
+
+
+def _by_route(
+    database: Database,
+    lanes: Sequence[Lane],
+    part: Callable[[Sequence[Lane]], int],
+    alone: Callable[[Lane, Exception], int],
+) -> int:
+    done = in_parts_by_route(
+        database,
+        "work_off",
+        lanes,
+        route_of=lambda lane: lane[0],
+        part=part,
+        alone=alone,
+        name=_name,
+        enough=OWN_TRANSACTION,
+    )
+    return sum(done)
 
 
 def _name(lane: Lane) -> str:

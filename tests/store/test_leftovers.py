@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from relay.delivery.outcome import Delivered, Failed
@@ -11,7 +13,9 @@ from relay.store.leftovers import Leftovers
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import BATCH, sequence
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.relaying import DONE, HOPELESS, POLICIES, UNWELL, Steps
+from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.storing import an_event
 from tests.helpers.transactions import Transactions
 from tests.store.verifying import differences
@@ -78,6 +82,19 @@ def test_when_ordering_becomes_latest_a_lane_is_folded_batch_by_batch_and_its_ne
     assert transactions.largest[0] <= MOST + 10
     assert transactions.largest[1] <= MOST
     assert differences(steps.database) == []
+
+
+@ON_POSTGRES
+def test_a_lane_whose_head_a_person_has_locked_is_folded_later_and_the_others_at_once(steps: Steps) -> None:
+    fill(steps, waiting=2 * MOST, lanes=3)
+    rest = Leftovers()
+    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 1 FOR UPDATE"):
+        for _ in range(12):
+            rest.work_off(steps.database, NOW_LATEST, "r1")
+        numbers = Counter(row["lane"] for row in steps.rows("SELECT lane FROM open_delivery"))
+        assert sorted(numbers.values()) == [1, 1, 2 * MOST]
+    work_off(steps)
+    assert [state for _, _, state in steps.states()] == ["ready"] * 3
 
 
 def test_what_is_recorded_meanwhile_folds_so_many_and_nothing_older_is_delivered_later(
