@@ -139,12 +139,12 @@ async def _intake(asked: Asked, found: Found) -> None:
     await server.start()
     requests, rounds = Requests(100, repeated=False), asked.rounds * TURNS_AT_ONCE
     for turn, side in _turns(rounds):
-        if turn == WARM:
-            switch.flush()
         switch.turn(is_on=side == "on")
         took = await server.answer(asked.number, requests)
         if turn >= WARM:
             found.add(side, took)
+        elif side == "on":
+            switch.flush()
     found.exported = switch.flush() / (rounds * asked.number)
     await server.stop()
 

@@ -1,4 +1,4 @@
-"""What both programs have loaded when they begin to work is walked by no later collection of garbage."""
+"""Both programs leave what they have loaded when they begin to work out of later collections of garbage."""
 
 from __future__ import annotations
 
