@@ -61,7 +61,7 @@ class Arrivals:
         self.left: set[str] = set()
         """Routes of deliveries that the last look has left as they are."""
         self.rows: set[tuple[int, str]] = set()
-        """Those that were themselves locked, or at fault and not to be set aside: seq and route."""
+        """Deliveries that were themselves locked, or at fault and not to be set aside: seq and route."""
         self.placed = frozenset[tuple[int, str]]()
         """Of `rows`, those that have their place in a lane already: whatever arrives in that lane waits for them."""
         self.locked_since: dict[str, float] = {}

@@ -132,7 +132,7 @@ class _LookForReceived:
         return done.sequenced
 
     def _ahead_param(self, keys: Iterable[Key]) -> str | None:
-        """Those of these keys that others wait for: placed ones, and on `strict` any; None if there is none."""
+        """Return the keys for which others wait, placed ones and on `strict` any; None if there is none."""
         ahead = [
             {"seq": seq, "route": route, "placed": int((seq, route) in self._placed)}
             for seq, route in keys

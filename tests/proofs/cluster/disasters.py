@@ -1,4 +1,4 @@
-"""The ways in which a leader is lost, under load, and how long nothing was acknowledged or delivered after each."""
+"""The ways in which a host is lost, under load, and how long nothing was acknowledged or delivered after each."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from tests.helpers.waiting import until
 from tests.proofs.cluster.nodes import Cluster, Node
 
 GOES_ON_WITHIN = 60.0
+HELD_UP_AFTER = 1.0
+"""Seconds after the loss of a standby: what was acknowledged before may have been on its way."""
 
 
 class Disaster(msgspec.Struct, frozen=True):
-    """A way to lose a leader, and to give its host back."""
+    """A way to lose a host, and to give it back."""
 
     strike: Callable[[Cluster, Node], None]
     repair: Callable[[Cluster, Node], None]
@@ -43,6 +45,9 @@ DISASTERS: Mapping[str, Disaster] = {
         lambda cluster, node: cluster.hosts.part(node.name), lambda cluster, node: cluster.hosts.join(node.name)
     ),
 }
+
+
+OF_STANDBYS: Mapping[str, Disaster] = {f"standby-{name}": DISASTERS[name] for name in ("kill", "freeze", "unplug")}
 
 
 class Silence(msgspec.Struct, frozen=True):
@@ -81,6 +86,28 @@ def strike(cluster: Cluster, name: str, senders: Sequence[Sender], downstream: D
         round(passed, 1) for passed in (at - began, acknowledged - at, delivered - at)
     )
     return Silence(name, promotion, acknowledged, delivered, rewinds)
+
+
+def lose_standby(cluster: Cluster, name: str, senders: Sequence[Sender], downstream: Downstream) -> Silence:
+    """Lose a standby of a whole cluster, wait until all goes on without it, and give its host back.
+
+    Raises:
+        AssertionError: it does not go on; with the last that Patroni has said.
+    """
+    cluster.wait_for_standbys()
+    leader = cluster.leader()
+    standby = next(node for node in cluster.nodes.values() if node is not leader)
+    disaster, at = OF_STANDBYS[name], time.monotonic()
+    disaster.strike(cluster, standby)
+    try:
+        acknowledged = max(_first_after(at + HELD_UP_AFTER, sender.sends, {"outcome": "ok"}) for sender in senders)
+        delivered = _first_after(at + HELD_UP_AFTER, downstream.arrivals, {"status": 200})
+        assert cluster.leader() is leader
+    except AssertionError as error:
+        raise AssertionError(f"{name} of {standby.name}: {error}\n{cluster.told()}") from error
+    finally:
+        disaster.repair(cluster, standby)
+    return Silence(name, 0.0, round(acknowledged - at, 1), round(delivered - at, 1), 0)
 
 
 def _first_after(at: float, ledger: Ledger, wanted: Mapping[str, object]) -> float:

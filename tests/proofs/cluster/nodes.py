@@ -134,11 +134,11 @@ class Cluster:
         return found
 
     def wait_for_standbys(self) -> None:
-        """Until both standbys stream, and commits wait for one of them."""
+        """Until both standbys stream, and commits wait for them."""
 
         def do_stream() -> bool:
             roles = [each["role"] for each in self.leader().members() if each["state"] == "streaming"]
-            return sorted(roles, key=str) == ["quorum_standby", "quorum_standby"]
+            return sorted(roles, key=str) == ["sync_standby", "sync_standby"]
 
         until(do_stream, "both standbys stream", within=BOOTS_WITHIN, poll=0.2)
 
