@@ -12,7 +12,7 @@ from inbox.events.event import Event, RawRequest, Receipt
 from inbox.logs.trace_ids import TraceIds
 from inbox.receiver.writer import CommitTimes
 from inbox.sources.normalize import valid_traceparent
-from inbox.tracing.spans import Span, Tracer, event_seed, unsampled_context
+from inbox.tracing.spans import Span, Tracer, event_seed, seed_checksum, unsampled_context
 
 SERVER_ERROR = 500
 
@@ -47,7 +47,7 @@ class IntakeTrace(msgspec.Struct, eq=False, gc=False):
             return events
         first = events[0]
         seed = event_seed(first.source, first.dedup_key)
-        if not self.tracer.rules_out(first.traceparent, seed):
+        if first.traceparent is not None or seed_checksum(seed.encode()) < self.tracer.least_ruled_out:
             self.span = self._begin(first.traceparent, seed)
         if self.span is not None:
             self.queued, self.commit = time.perf_counter(), CommitTimes()

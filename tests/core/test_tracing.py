@@ -8,18 +8,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
 from inbox.config.traces import Traces
 from inbox.logs.trace_ids import current_ids
 from inbox.tracing import exporting, setup, spans
-from inbox.tracing.spans import OFF, new_trace_id
+from inbox.tracing.spans import OFF, new_trace_id, seed_checksum
 from tests.helpers.tracing import Kept, keeping, traced
 
 SENT, NOT_SAMPLED = (f"00-{'a' * 32}-{'b' * 16}-{flags}" for flags in ("01", "00"))
@@ -90,16 +93,45 @@ def test_the_shortcut_decides_as_the_sampler_of_the_sdk(sampler: str, monkeypatc
             for n in range(400)
         ]
         assert quick == told
-        ruled_out = [tracer.rules_out(None, str(n)) for n in range(400)]
-        assert ruled_out == [sampler != "always_off" and not sampled for sampled in quick]
+        ruled_out = [seed_checksum(str(n).encode()) >= tracer.least_ruled_out for n in range(400)]
+        assert ruled_out == [not sampled for sampled in quick]
         by_sender = [tracer.begin("a", "server", parent=parent) is not None for parent in (SENT, NOT_SAMPLED)]
         follows = sampler in {"", "parentbased_traceidratio", "parentbased_always_on"}
-        assert [tracer.rules_out(parent, "") for parent in (SENT, NOT_SAMPLED)] == [False, follows]
+        by_sdk = [
+            tracer._sampler.should_sample(remote(parent), int("a" * 32, 16), "a").decision is exporting._SAMPLE
+            for parent in (SENT, NOT_SAMPLED)
+        ]
+        assert by_sender == by_sdk
         assert by_sender == ([True, False] if follows else [False, False])  # the id is above a quarter of all
         below_a_quarter = f"00-{'a' * 16}{'1' * 16}-{'b' * 16}-00"
         assert (tracer.begin("a", "server", parent=below_a_quarter) is not None) == (sampler == "traceidratio")
         late = [tracer.begin("a", "server", seed=str(n), is_apart=True) is not None for n in range(400)]
         assert late == quick
+
+
+def remote(traceparent: str) -> Context:
+    return trace.set_span_in_context(trace.NonRecordingSpan(exporting._context_of(traceparent)), Context())
+
+
+class Unknown(Sampler):
+    """Takes what has an even id."""
+
+    def should_sample(self, parent_context: Context | None, trace_id: int, *others: Any, **more: Any) -> SamplingResult:  # noqa: ANN401
+        del parent_context, others, more
+        return SamplingResult(Decision.DROP if trace_id % 2 else Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "even"
+
+
+def test_another_sampler_is_asked_for_each_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "another")
+    with keeping() as kept:
+        kept.tracer._sampler = Unknown()
+        assert kept.tracer.least_ruled_out > seed_checksum(b"any")
+        taken = [kept.tracer.begin("a", "server", seed=str(n)) is not None for n in range(400)]
+        assert taken == [new_trace_id(str(n)) % 2 == 0 for n in range(400)]
+        assert kept.tracer.begin("a", "server", parent=SENT) is not None
 
 
 class Hanging(SpanExporter):
