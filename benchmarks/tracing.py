@@ -3,8 +3,9 @@
 One process measures all sides in small parts, in an order that changes, and counts the CPU of all its threads. A busy machine
 disturbs that little. Where a server's objects lie in memory makes a few percent for as long as the process lives, so all
 sides of intake have one server, whose tracer is switched. The export is measured by itself, in batches as at a thousand
-webhooks a second, and is added. A process gives the median of its rounds, and the ratio is the mean of many processes, with
-its standard error. Two of the sides are without traces: their ratio shows how far off the others may be.
+webhooks a second, and is added. A process gives the mean of its rounds but for the least and the greatest, and the ratio is the
+mean of many processes, with its standard error. Two of the sides are without traces: their ratio shows how far off the others
+may be.
 """
 
 from __future__ import annotations
@@ -71,13 +72,18 @@ class Found(msgspec.Struct):
         getattr(self, side).append(took)
 
     def costs(self) -> float:
-        """Return the median of the side with traces, divided by the mean of the medians of those without."""
-        off = statistics.mean((statistics.median(self.off), statistics.median(self.again)))
-        return (statistics.median(self.on) + self.exported) / off
+        """Return the CPU of an event with traces, divided by that without."""
+        return (typical(self.on) + self.exported) / statistics.mean((typical(self.off), typical(self.again)))
 
     def differs(self) -> float:
-        """Return the median of the one side without traces, divided by that of the other."""
-        return statistics.median(self.again) / statistics.median(self.off)
+        """Return the CPU of the one side without traces, divided by that of the other."""
+        return typical(self.again) / typical(self.off)
+
+
+def typical(rounds: Sequence[float]) -> float:
+    """Return their mean but for the least and the greatest fifth, which a collection of garbage or other work has made."""
+    out = len(rounds) // 5
+    return statistics.mean(sorted(rounds)[out : len(rounds) - out])
 
 
 SIDES_COMPARED = ("off", "again", "on")
@@ -218,9 +224,7 @@ def main(
             asked = Asked(each, rounds, number, url, traced)
             turns = track(range(processes), f"{each} …", transient=True)
             found = [_in_another(asked, environment) for _ in turns]
-        off, on = (
-            statistics.mean(map(statistics.median, some)) for some in zip(*((f.off, f.on) for f in found), strict=True)
-        )
+        off, on = (statistics.mean(map(typical, some)) for some in zip(*((f.off, f.on) for f in found), strict=True))
         on += statistics.mean(one.exported for one in found)
         table.add_row(
             each, f"{off:.0f}", f"{on:.0f}", _mean([f.costs() for f in found]), _mean([f.differs() for f in found])

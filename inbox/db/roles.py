@@ -44,12 +44,16 @@ SETTINGS: Mapping[Role, Mapping[str, Setting]] = {
     "relay": {"statement_timeout": Setting("15min", "a step takes seconds; verify and rebuild read for longer")},
     "web": {
         "statement_timeout": Setting("30s", "the page gives up after 2 s by itself"),
-        "idle_in_transaction_session_timeout": Setting("10s", "a locked row that somebody forgot stops a relay"),
+        "idle_in_transaction_session_timeout": Setting(
+            "10s", "a locked row that somebody forgot stops what waits for it"
+        ),
         "lock_timeout": _NO_QUEUE,
     },
     "operator": {
         "statement_timeout": Setting("5min", "a report keeps dead rows as long as it runs"),
-        "idle_in_transaction_session_timeout": Setting("10s", "a locked row that somebody forgot stops a relay"),
+        "idle_in_transaction_session_timeout": Setting(
+            "10s", "a locked row that somebody forgot stops what waits for it"
+        ),
         "lock_timeout": _NO_QUEUE,
     },
     "reader": _READER,
