@@ -16,7 +16,7 @@ def program(name: str, *libraries: str, tool: str | None = None) -> Path:
     """The program, which has the name of its package; what is not installed is unpacked once, beside the packages of the tests.
 
     `libraries` are packages that it needs besides those that every Debian has; `environment` makes it find them. `tool` is
-    another program of the same package.
+    another program of the same package, or of its own package in newer releases of Debian.
     """
     installed = shutil.which(tool or name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if installed:
@@ -25,7 +25,11 @@ def program(name: str, *libraries: str, tool: str | None = None) -> Path:
     with one_at_a_time("unpacking"):  # `apt-get update` fails beside another one
         if not unpacked.exists():
             _unpack(unpacked, name, *libraries)
-    return next(unpacked.glob(f"usr/*bin/{tool or name}"))
+    found = next(unpacked.glob(f"usr/*bin/{tool or name}"), None)
+    if found is None and tool is not None:
+        return program(tool)
+    assert found is not None, f"the package {name} has no program {tool or name}"
+    return found
 
 
 def _unpack(there: Path, *packages: str) -> None:
