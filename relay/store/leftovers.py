@@ -87,7 +87,8 @@ class Leftovers:
             lanes = [row.lane for row in rows if row.route == route]
             end = ""  # after the last lane it begins again
             if len(lanes) == most:
-                end = lanes[-1] + _NEXT * self._is_skipped((route, lanes[-1]))
+                last = lanes[-1]
+                end = last + _NEXT if self._is_skipped((route, last)) else last
             else:
                 self._locked -= {lane for lane in self._locked if lane[0] == route}
             # A lane that was found is looked at again: there may be more of it than is folded now.
