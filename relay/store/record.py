@@ -113,22 +113,7 @@ def record_each(
         return recorded
 
     def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
-        delivery = one[0]
-        try:
-            fact = quarantine(
-                database,
-                policies,
-                relay_node,
-                (delivery.seq, delivery.route),
-                cause="unrecordable",
-                error=error,
-                token=delivery.lease_token,
-            )
-        except Exception as second:
-            if not blames_items(second):
-                raise
-            return [Recorded(delivery, None, second)]
-        return [Recorded(delivery, fact)]
+        return [_set_aside(database, policies, relay_node, one[0], error)]
 
     yield from in_parts_by_route(
         database,
@@ -145,6 +130,22 @@ def record_each(
 
 def _name(one: tuple[Delivery, Outcome]) -> str:
     return key_text((one[0].seq, one[0].route))
+
+
+def _set_aside(
+    database: Database, policies: Policies, relay_node: str, delivery: Delivery, error: Exception
+) -> Recorded:
+    """Let a delivery become dead whose outcome can't be recorded."""
+    key = (delivery.seq, delivery.route)
+    try:
+        fact = quarantine(
+            database, policies, relay_node, key, cause="unrecordable", error=error, token=delivery.lease_token
+        )
+    except Exception as second:
+        if not blames_items(second):
+            raise
+        return Recorded(delivery, None, second)
+    return Recorded(delivery, fact)
 
 
 def _record(
