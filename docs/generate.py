@@ -34,8 +34,6 @@ PAGES = (*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CON
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "rooms": house.rooms,
-    "arrows": house.arrows,
     "packages": house.packages,
     "states-diagram": states.states_diagram,
     "states": states.states,

@@ -1,193 +1,3 @@
-CREATE TABLE alert (
-    id BIGSERIAL NOT NULL,
-    at TIMESTAMP WITH TIME ZONE NOT NULL,
-    kind TEXT NOT NULL,
-    subject TEXT NOT NULL,
-    firing BOOLEAN NOT NULL,
-    detail JSONB NOT NULL,
-    told_at TIMESTAMP WITH TIME ZONE,
-    post_after TIMESTAMP WITH TIME ZONE,
-    sent_at TIMESTAMP WITH TIME ZONE,
-    is_unsendable BOOLEAN DEFAULT false NOT NULL,
-    error TEXT,
-    CONSTRAINT pk_alert PRIMARY KEY (id),
-    CONSTRAINT ck_alert_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_alert_detail_is_readable CHECK (jsonb_typeof(detail) = 'object'),
-    CONSTRAINT ck_alert_told_at_is_readable CHECK (told_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_alert_post_after_is_readable CHECK (post_after BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-);
-
-CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
-
-CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
-
-CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
-
-COMMENT ON TABLE alert IS 'One row when a problem begins and one when it ends, never a second while it lasts.';
-
-COMMENT ON COLUMN alert.id IS 'number of the alert';
-
-COMMENT ON COLUMN alert.at IS 'time of the change';
-
-COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped, retention_behind or payloads_changed';
-
-COMMENT ON COLUMN alert.subject IS 'subject, such as a destination''s name';
-
-COMMENT ON COLUMN alert.firing IS 'true: it began; false: it recovered';
-
-COMMENT ON COLUMN alert.detail IS 'figures and causes';
-
-COMMENT ON COLUMN alert.told_at IS 'time at which a relay wrote it to its log';
-
-COMMENT ON COLUMN alert.post_after IS 'earliest time of the next post, while another relay posts it or after a failure';
-
-COMMENT ON COLUMN alert.sent_at IS 'time of posting to the alerts url; empty when none is configured';
-
-COMMENT ON COLUMN alert.is_unsendable IS 'true: it can''t be posted, and is not tried again';
-
-COMMENT ON COLUMN alert.error IS 'error of the last post';
-
-CREATE TABLE delivery_log (
-    id BIGSERIAL NOT NULL,
-    at TIMESTAMP WITH TIME ZONE NOT NULL,
-    seq BIGINT NOT NULL,
-    route TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    relay_node TEXT,
-    detail JSONB NOT NULL,
-    CONSTRAINT pk_delivery_log PRIMARY KEY (id),
-    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')),
-    CONSTRAINT ck_delivery_log_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_delivery_log_detail_is_readable CHECK (jsonb_typeof(detail) = 'object')
-)
- WITH (autovacuum_vacuum_scale_factor = 0.02);
-
-CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
-
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
-
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
-
-COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
-
-COMMENT ON COLUMN delivery_log.id IS 'number of the fact';
-
-COMMENT ON COLUMN delivery_log.at IS 'time of recording; database clock';
-
-COMMENT ON COLUMN delivery_log.seq IS 'the event: inbox.seq';
-
-COMMENT ON COLUMN delivery_log.route IS 'the route';
-
-COMMENT ON COLUMN delivery_log.kind IS 'kind of fact; explained in docs/reference/states.md';
-
-COMMENT ON COLUMN delivery_log.attempt IS 'attempts used in this run at that time';
-
-COMMENT ON COLUMN delivery_log.relay_node IS 'relay_node.id of the process that recorded it; empty for an operator''s command';
-
-COMMENT ON COLUMN delivery_log.detail IS 'calls, statuses, durations, error, next due time, operator and reason';
-
-CREATE TABLE duplicate_request (
-    id BIGSERIAL NOT NULL,
-    seq BIGINT NOT NULL,
-    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    body_sha256 BYTEA NOT NULL,
-    body BYTEA,
-    handled_at TIMESTAMP WITH TIME ZONE,
-    times BIGINT DEFAULT 1 NOT NULL,
-    last_received_at TIMESTAMP WITH TIME ZONE,
-    error TEXT,
-    CONSTRAINT pk_duplicate_request PRIMARY KEY (id),
-    CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (handled_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (last_received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-)
- WITH (autovacuum_vacuum_scale_factor = 0.02);
-
-CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
-
-CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
-
-COMMENT ON TABLE duplicate_request IS 'A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.';
-
-COMMENT ON COLUMN duplicate_request.id IS 'number of the duplicate';
-
-COMMENT ON COLUMN duplicate_request.seq IS 'the event that it duplicates: inbox.seq';
-
-COMMENT ON COLUMN duplicate_request.received_at IS 'time of its arrival';
-
-COMMENT ON COLUMN duplicate_request.body_sha256 IS 'SHA-256 of its body';
-
-COMMENT ON COLUMN duplicate_request.body IS 'its body, only when it differs from the event''s';
-
-COMMENT ON COLUMN duplicate_request.handled_at IS 'time at which a relay judged it; empty: not judged yet';
-
-COMMENT ON COLUMN duplicate_request.times IS 'number of requests in this row: after the first 20 of an event, further ones are only counted';
-
-COMMENT ON COLUMN duplicate_request.last_received_at IS 'if times is more than 1: time of the last arrival';
-
-COMMENT ON COLUMN duplicate_request.error IS 'reason why it could not be judged; clear it to have it judged again';
-
-CREATE TABLE gate (
-    kind TEXT NOT NULL,
-    name TEXT NOT NULL,
-    paused_at TIMESTAMP WITH TIME ZONE,
-    paused_by TEXT,
-    pause_reason TEXT,
-    breaker TEXT DEFAULT 'closed' NOT NULL,
-    breaker_until TIMESTAMP WITH TIME ZONE,
-    breaker_cause TEXT,
-    open_count INTEGER DEFAULT 0 NOT NULL,
-    failures INTEGER DEFAULT 0 NOT NULL,
-    calls INTEGER DEFAULT 0 NOT NULL,
-    window_began_at TIMESTAMP WITH TIME ZONE,
-    rate_used_until TIMESTAMP WITH TIME ZONE,
-    held_until TIMESTAMP WITH TIME ZONE,
-    hold_reason TEXT,
-    CONSTRAINT pk_gate PRIMARY KEY (kind, name),
-    CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
-    CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired')),
-    CONSTRAINT ck_gate_paused_at_is_readable CHECK (paused_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_gate_breaker_until_is_readable CHECK (breaker_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_gate_window_began_at_is_readable CHECK (window_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (rate_used_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_gate_held_until_is_readable CHECK (held_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-)
- WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-
-COMMENT ON TABLE gate IS 'Gates in front of deliveries: pauses, circuit breakers and rate limits, shared by all relays.';
-
-COMMENT ON COLUMN gate.kind IS 'source, route, destination, api or entity';
-
-COMMENT ON COLUMN gate.name IS 'its name in inbox.toml; SOURCE|TYPE|ID for an entity';
-
-COMMENT ON COLUMN gate.paused_at IS 'time at which an operator paused it; empty: not paused';
-
-COMMENT ON COLUMN gate.paused_by IS 'operator who paused it';
-
-COMMENT ON COLUMN gate.pause_reason IS 'reason for the pause';
-
-COMMENT ON COLUMN gate.breaker IS 'closed, open, half_open or retired';
-
-COMMENT ON COLUMN gate.breaker_until IS 'if open: time of the next probe; database clock';
-
-COMMENT ON COLUMN gate.breaker_cause IS 'cause of its opening';
-
-COMMENT ON COLUMN gate.open_count IS 'number of times it opened in a row; each doubles the open time';
-
-COMMENT ON COLUMN gate.failures IS 'failed calls in the present window';
-
-COMMENT ON COLUMN gate.calls IS 'calls in the present window';
-
-COMMENT ON COLUMN gate.window_began_at IS 'start of the present window';
-
-COMMENT ON COLUMN gate.rate_used_until IS 'rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead';
-
-COMMENT ON COLUMN gate.held_until IS 'rate hold: time until which the endpoint asked for no further call; database clock';
-
-COMMENT ON COLUMN gate.hold_reason IS 'header that asked for it';
-
 CREATE TABLE inbox (
     seq BIGSERIAL NOT NULL,
     source TEXT NOT NULL,
@@ -271,6 +81,176 @@ COMMENT ON COLUMN inbox_payload.headers IS 'allow-listed request headers';
 
 COMMENT ON COLUMN inbox_payload.body IS 'body of the request, byte for byte';
 
+CREATE TABLE duplicate_request (
+    id BIGSERIAL NOT NULL,
+    seq BIGINT NOT NULL,
+    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    body_sha256 BYTEA NOT NULL,
+    body BYTEA,
+    handled_at TIMESTAMP WITH TIME ZONE,
+    times BIGINT DEFAULT 1 NOT NULL,
+    last_received_at TIMESTAMP WITH TIME ZONE,
+    error TEXT,
+    CONSTRAINT pk_duplicate_request PRIMARY KEY (id),
+    CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (handled_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (last_received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (autovacuum_vacuum_scale_factor = 0.02);
+
+CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
+
+COMMENT ON TABLE duplicate_request IS 'A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.';
+
+COMMENT ON COLUMN duplicate_request.id IS 'number of the duplicate';
+
+COMMENT ON COLUMN duplicate_request.seq IS 'the event that it duplicates: inbox.seq';
+
+COMMENT ON COLUMN duplicate_request.received_at IS 'time of its arrival';
+
+COMMENT ON COLUMN duplicate_request.body_sha256 IS 'SHA-256 of its body';
+
+COMMENT ON COLUMN duplicate_request.body IS 'its body, only when it differs from the event''s';
+
+COMMENT ON COLUMN duplicate_request.handled_at IS 'time at which a relay judged it; empty: not judged yet';
+
+COMMENT ON COLUMN duplicate_request.times IS 'number of requests in this row: after the first 20 of an event, further ones are only counted';
+
+COMMENT ON COLUMN duplicate_request.last_received_at IS 'if times is more than 1: time of the last arrival';
+
+COMMENT ON COLUMN duplicate_request.error IS 'reason why it could not be judged; clear it to have it judged again';
+
+CREATE TABLE rejected_request (
+    id BIGSERIAL NOT NULL,
+    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    source TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    cause TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    field TEXT,
+    remote_address TEXT,
+    headers JSONB,
+    body_sha256 BYTEA NOT NULL,
+    body BYTEA,
+    readmitted_at TIMESTAMP WITH TIME ZONE,
+    readmitted_seq BIGINT,
+    readmitted_by TEXT,
+    readmit_reason TEXT,
+    CONSTRAINT pk_rejected_request PRIMARY KEY (id),
+    CONSTRAINT ck_rejected_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_rejected_request_headers_is_readable CHECK (jsonb_typeof(headers) = 'object'),
+    CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (readmitted_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (autovacuum_vacuum_scale_factor = 0.02);
+
+CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
+
+CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
+
+COMMENT ON TABLE rejected_request IS 'A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.';
+
+COMMENT ON COLUMN rejected_request.id IS 'number of the rejected request';
+
+COMMENT ON COLUMN rejected_request.received_at IS 'time of its arrival';
+
+COMMENT ON COLUMN rejected_request.source IS 'source in the URL, known or unknown';
+
+COMMENT ON COLUMN rejected_request.status IS 'HTTP status of the answer';
+
+COMMENT ON COLUMN rejected_request.cause IS 'cause in one word, as in the metrics';
+
+COMMENT ON COLUMN rejected_request.reason IS 'reason in one sentence';
+
+COMMENT ON COLUMN rejected_request.field IS 'invalid field, if any';
+
+COMMENT ON COLUMN rejected_request.remote_address IS 'address of the client';
+
+COMMENT ON COLUMN rejected_request.headers IS 'allow-listed request headers, only of an authenticated sender';
+
+COMMENT ON COLUMN rejected_request.body_sha256 IS 'SHA-256 of the body';
+
+COMMENT ON COLUMN rejected_request.body IS 'the body, only of an authenticated sender, so that it can be readmitted';
+
+COMMENT ON COLUMN rejected_request.readmitted_at IS 'time at which an operator readmitted it; empty: not readmitted';
+
+COMMENT ON COLUMN rejected_request.readmitted_seq IS 'the event that it became or duplicates: inbox.seq; the first, when its body has several';
+
+COMMENT ON COLUMN rejected_request.readmitted_by IS 'operator who readmitted it';
+
+COMMENT ON COLUMN rejected_request.readmit_reason IS 'reason for readmitting it';
+
+CREATE TABLE open_delivery (
+    seq BIGINT NOT NULL,
+    route TEXT NOT NULL,
+    lane TEXT NOT NULL,
+    occurred_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    state TEXT NOT NULL,
+    attempt INTEGER DEFAULT 0 NOT NULL,
+    run INTEGER DEFAULT 0 NOT NULL,
+    crashes INTEGER DEFAULT 0 NOT NULL,
+    due_at TIMESTAMP WITH TIME ZONE,
+    lease_until TIMESTAMP WITH TIME ZONE,
+    lease_token BIGINT,
+    relay_node TEXT,
+    CONSTRAINT pk_open_delivery PRIMARY KEY (seq, route),
+    CONSTRAINT ck_open_delivery_state CHECK (state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')),
+    CONSTRAINT ck_open_delivery_due_when_ready CHECK ((state = 'ready') = (due_at IS NOT NULL)),
+    CONSTRAINT ck_open_delivery_due_at CHECK (due_at BETWEEN '1970-01-01 00:00:00.000000Z' AND '9000-01-01 00:00:00.000000Z'),
+    CONSTRAINT ck_open_delivery_leased_when_in_flight CHECK ((state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL)),
+    CONSTRAINT ck_open_delivery_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_open_delivery_due_at_is_readable CHECK (due_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+
+CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
+
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+
+CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
+
+CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
+
+CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
+
+CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
+
+COMMENT ON TABLE open_delivery IS 'Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.';
+
+COMMENT ON COLUMN open_delivery.seq IS 'the event: inbox.seq';
+
+COMMENT ON COLUMN open_delivery.route IS 'the route it takes: a name of [routes] in inbox.toml';
+
+COMMENT ON COLUMN open_delivery.lane IS 'the unit of order on the route: TYPE|ID of the entity, * or the event itself';
+
+COMMENT ON COLUMN open_delivery.occurred_at IS 'copy of inbox.occurred_at: order in the lane, before seq';
+
+COMMENT ON COLUMN open_delivery.state IS 'received, waiting (behind its head), ready, in_flight, blocked or dead';
+
+COMMENT ON COLUMN open_delivery.attempt IS 'attempts used in this run';
+
+COMMENT ON COLUMN open_delivery.run IS 'number of times it was replayed or re-armed';
+
+COMMENT ON COLUMN open_delivery.crashes IS 'attempts in a row whose lease expired';
+
+COMMENT ON COLUMN open_delivery.due_at IS 'if ready: time of the next attempt; database clock';
+
+COMMENT ON COLUMN open_delivery.lease_until IS 'if in_flight: end of the lease; database clock';
+
+COMMENT ON COLUMN open_delivery.lease_token IS 'if in_flight: fencing token of the claim; a result with another token is discarded';
+
+COMMENT ON COLUMN open_delivery.relay_node IS 'if in_flight: relay_node.id of the process that delivers it';
+
 CREATE TABLE lane (
     route TEXT NOT NULL,
     lane TEXT NOT NULL,
@@ -313,75 +293,45 @@ COMMENT ON COLUMN lane.etag_config IS 'SHA-256 of the route as it was configured
 
 COMMENT ON COLUMN lane.healing_seq IS 'while older dead deliveries of the lane are ended in batches: inbox.seq of the success that replaces them';
 
-CREATE TABLE open_delivery (
+CREATE TABLE delivery_log (
+    id BIGSERIAL NOT NULL,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
     seq BIGINT NOT NULL,
     route TEXT NOT NULL,
-    lane TEXT NOT NULL,
-    occurred_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    state TEXT NOT NULL,
-    attempt INTEGER DEFAULT 0 NOT NULL,
-    run INTEGER DEFAULT 0 NOT NULL,
-    crashes INTEGER DEFAULT 0 NOT NULL,
-    due_at TIMESTAMP WITH TIME ZONE,
-    lease_until TIMESTAMP WITH TIME ZONE,
-    lease_token BIGINT,
+    kind TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
     relay_node TEXT,
-    CONSTRAINT pk_open_delivery PRIMARY KEY (seq, route),
-    CONSTRAINT ck_open_delivery_state CHECK (state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')),
-    CONSTRAINT ck_open_delivery_due_when_ready CHECK ((state = 'ready') = (due_at IS NOT NULL)),
-    CONSTRAINT ck_open_delivery_due_at CHECK (due_at BETWEEN '1970-01-01 00:00:00.000000Z' AND '9000-01-01 00:00:00.000000Z'),
-    CONSTRAINT ck_open_delivery_leased_when_in_flight CHECK ((state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL)),
-    CONSTRAINT ck_open_delivery_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_open_delivery_due_at_is_readable CHECK (due_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+    detail JSONB NOT NULL,
+    CONSTRAINT pk_delivery_log PRIMARY KEY (id),
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')),
+    CONSTRAINT ck_delivery_log_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_delivery_log_detail_is_readable CHECK (jsonb_typeof(detail) = 'object')
 )
- WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+ WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
-CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
+CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
 
-CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
-CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
+COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
 
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+COMMENT ON COLUMN delivery_log.id IS 'number of the fact';
 
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+COMMENT ON COLUMN delivery_log.at IS 'time of recording; database clock';
 
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+COMMENT ON COLUMN delivery_log.seq IS 'the event: inbox.seq';
 
-CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
+COMMENT ON COLUMN delivery_log.route IS 'the route';
 
-CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+COMMENT ON COLUMN delivery_log.kind IS 'kind of fact; explained in docs/reference/states.md';
 
-CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
+COMMENT ON COLUMN delivery_log.attempt IS 'attempts used in this run at that time';
 
-COMMENT ON TABLE open_delivery IS 'Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.';
+COMMENT ON COLUMN delivery_log.relay_node IS 'relay_node.id of the process that recorded it; empty for an operator''s command';
 
-COMMENT ON COLUMN open_delivery.seq IS 'the event: inbox.seq';
-
-COMMENT ON COLUMN open_delivery.route IS 'the route it takes: a name of [routes] in inbox.toml';
-
-COMMENT ON COLUMN open_delivery.lane IS 'the unit of order on the route: TYPE|ID of the entity, * or the event itself';
-
-COMMENT ON COLUMN open_delivery.occurred_at IS 'copy of inbox.occurred_at: order in the lane, before seq';
-
-COMMENT ON COLUMN open_delivery.state IS 'received, waiting (behind its head), ready, in_flight, blocked or dead';
-
-COMMENT ON COLUMN open_delivery.attempt IS 'attempts used in this run';
-
-COMMENT ON COLUMN open_delivery.run IS 'number of times it was replayed or re-armed';
-
-COMMENT ON COLUMN open_delivery.crashes IS 'attempts in a row whose lease expired';
-
-COMMENT ON COLUMN open_delivery.due_at IS 'if ready: time of the next attempt; database clock';
-
-COMMENT ON COLUMN open_delivery.lease_until IS 'if in_flight: end of the lease; database clock';
-
-COMMENT ON COLUMN open_delivery.lease_token IS 'if in_flight: fencing token of the claim; a result with another token is discarded';
-
-COMMENT ON COLUMN open_delivery.relay_node IS 'if in_flight: relay_node.id of the process that delivers it';
+COMMENT ON COLUMN delivery_log.detail IS 'calls, statuses, durations, error, next due time, operator and reason';
 
 CREATE TABLE order_lock (
     id INTEGER NOT NULL,
@@ -411,182 +361,6 @@ CREATE TABLE payload_lock (
 COMMENT ON TABLE payload_lock IS 'One row. What opens deliveries of stored events shares its lock; what deletes payloads or events has it alone.';
 
 COMMENT ON COLUMN payload_lock.id IS 'always 1';
-
-CREATE TABLE payload_change (
-    id BIGSERIAL NOT NULL,
-    found_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    source TEXT NOT NULL,
-    event_type TEXT NOT NULL,
-    path TEXT NOT NULL,
-    change TEXT NOT NULL,
-    seq BIGINT NOT NULL,
-    at TIMESTAMP WITH TIME ZONE NOT NULL,
-    type TEXT,
-    usual TEXT,
-    returned_at TIMESTAMP WITH TIME ZONE,
-    acknowledged_at TIMESTAMP WITH TIME ZONE,
-    acknowledged_by TEXT,
-    CONSTRAINT pk_payload_change PRIMARY KEY (id),
-    CONSTRAINT ck_payload_change_change CHECK (change IN ('added', 'type', 'missing')),
-    CONSTRAINT ck_payload_change_found_at_is_readable CHECK (found_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_change_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_change_returned_at_is_readable CHECK (returned_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_change_acknowledged_at_is_readable CHECK (acknowledged_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-);
-
-CREATE INDEX ix_payload_change_open ON payload_change (id) WHERE acknowledged_at IS NULL AND returned_at IS NULL;
-
-CREATE INDEX ix_payload_change_source ON payload_change (source, id);
-
-COMMENT ON TABLE payload_change IS 'Changes of payloads that relays found. One is open for 14 days, unless it is acknowledged or the field returns. The newest 500 of each source stay.';
-
-COMMENT ON COLUMN payload_change.id IS 'number of the change';
-
-COMMENT ON COLUMN payload_change.found_at IS 'time at which a relay found it; database clock';
-
-COMMENT ON COLUMN payload_change.source IS 'source of the events';
-
-COMMENT ON COLUMN payload_change.event_type IS 'event type, as in payload_field';
-
-COMMENT ON COLUMN payload_change.path IS 'path in the payload, as in payload_field';
-
-COMMENT ON COLUMN payload_change.change IS 'added: a new field; type: a new type of a known one; missing: nearly all events had it';
-
-COMMENT ON COLUMN payload_change.seq IS 'first event that shows it: inbox.seq';
-
-COMMENT ON COLUMN payload_change.at IS 'time of its arrival';
-
-COMMENT ON COLUMN payload_change.type IS 'of added and type: the new JSON type';
-
-COMMENT ON COLUMN payload_change.usual IS 'of type: types until then; of missing: how many events had it';
-
-COMMENT ON COLUMN payload_change.returned_at IS 'of missing: time at which a relay found the field again; the change is over';
-
-COMMENT ON COLUMN payload_change.acknowledged_at IS 'time at which an operator acknowledged it; the change is over';
-
-COMMENT ON COLUMN payload_change.acknowledged_by IS 'operator who acknowledged it';
-
-CREATE TABLE payload_field (
-    id BIGSERIAL NOT NULL,
-    source TEXT NOT NULL,
-    event_type TEXT NOT NULL,
-    path TEXT NOT NULL,
-    type TEXT NOT NULL,
-    events BIGINT DEFAULT 0 NOT NULL,
-    first_seq BIGINT NOT NULL,
-    first_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    last_seq BIGINT NOT NULL,
-    last_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    absent BIGINT DEFAULT 0 NOT NULL,
-    missed BIGINT DEFAULT 0 NOT NULL,
-    missed_seq BIGINT,
-    missed_at TIMESTAMP WITH TIME ZONE,
-    is_map BOOLEAN DEFAULT false NOT NULL,
-    CONSTRAINT pk_payload_field PRIMARY KEY (id),
-    CONSTRAINT ck_payload_field_first_at_is_readable CHECK (first_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_field_last_at_is_readable CHECK (last_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_field_missed_at_is_readable CHECK (missed_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-)
- WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-
-CREATE INDEX ix_payload_field_shape ON payload_field (source, event_type);
-
-COMMENT ON TABLE payload_field IS 'Shape of the payloads of each event type, as relays learn it: paths and types, no values. Figures, not facts: relays learn from some events only while many arrive.';
-
-COMMENT ON COLUMN payload_field.id IS 'number of the row';
-
-COMMENT ON COLUMN payload_field.source IS 'source of the events';
-
-COMMENT ON COLUMN payload_field.event_type IS 'event type; * for all beyond the first 100 of a source, and for very long ones';
-
-COMMENT ON COLUMN payload_field.path IS 'path in the payload, such as $.items[].sku; keys that are data are *';
-
-COMMENT ON COLUMN payload_field.type IS 'JSON type that was seen there; text: the body is no JSON; any: this row counts the events that have the path at all';
-
-COMMENT ON COLUMN payload_field.events IS 'learned events that have it';
-
-COMMENT ON COLUMN payload_field.first_seq IS 'first of them: inbox.seq';
-
-COMMENT ON COLUMN payload_field.first_at IS 'time of its arrival';
-
-COMMENT ON COLUMN payload_field.last_seq IS 'last of them: inbox.seq';
-
-COMMENT ON COLUMN payload_field.last_at IS 'time of its arrival';
-
-COMMENT ON COLUMN payload_field.absent IS 'of type any: later events without the path, though the object around it was there';
-
-COMMENT ON COLUMN payload_field.missed IS 'of type any: the last of these in a row';
-
-COMMENT ON COLUMN payload_field.missed_seq IS 'of type any: first of these in a row: inbox.seq';
-
-COMMENT ON COLUMN payload_field.missed_at IS 'of type any: time of its arrival';
-
-COMMENT ON COLUMN payload_field.is_map IS 'of type any: true: an object with so many different keys that they are data; below it, all are *';
-
-CREATE TABLE payload_learner (
-    id INTEGER NOT NULL,
-    position BIGINT,
-    horizon BIGINT,
-    horizon_at TIMESTAMP WITH TIME ZONE,
-    learned BIGINT DEFAULT 0 NOT NULL,
-    passed_over BIGINT DEFAULT 0 NOT NULL,
-    ran_at TIMESTAMP WITH TIME ZONE,
-    lease_until TIMESTAMP WITH TIME ZONE,
-    held_by TEXT,
-    CONSTRAINT pk_payload_learner PRIMARY KEY (id),
-    CONSTRAINT ck_payload_learner_one_row CHECK (id = 1),
-    CONSTRAINT ck_payload_learner_horizon_at_is_readable CHECK (horizon_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_learner_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_learner_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-)
- WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-
-COMMENT ON TABLE payload_learner IS 'One row: how far relays have learned the shapes of payloads, and the relay that learns now.';
-
-COMMENT ON COLUMN payload_learner.id IS 'always 1';
-
-COMMENT ON COLUMN payload_learner.position IS 'every event up to here was learned or passed over: inbox.seq; empty: none yet';
-
-COMMENT ON COLUMN payload_learner.horizon IS 'highest inbox.seq at horizon_at: a minute later, all up to it are committed';
-
-COMMENT ON COLUMN payload_learner.horizon_at IS 'time of that look; database clock';
-
-COMMENT ON COLUMN payload_learner.learned IS 'events learned in all';
-
-COMMENT ON COLUMN payload_learner.passed_over IS 'events in all that were not learned, as too many had arrived';
-
-COMMENT ON COLUMN payload_learner.ran_at IS 'time at which the last round ended; database clock';
-
-COMMENT ON COLUMN payload_learner.lease_until IS 'while a relay learns: end of its lease; database clock';
-
-COMMENT ON COLUMN payload_learner.held_by IS 'while a relay learns: relay_node.id of the process';
-
-CREATE TABLE payload_reveal (
-    id BIGSERIAL NOT NULL,
-    at TIMESTAMP WITH TIME ZONE NOT NULL,
-    seq BIGINT NOT NULL,
-    who TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    CONSTRAINT pk_payload_reveal PRIMARY KEY (id),
-    CONSTRAINT ck_payload_reveal_who CHECK (trim(who) <> ''),
-    CONSTRAINT ck_payload_reveal_reason CHECK (NOT (trim(reason, E' \t\n\r' || chr(37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '')),
-    CONSTRAINT ck_payload_reveal_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-)
- WITH (autovacuum_vacuum_scale_factor = 0.02);
-
-CREATE INDEX ix_payload_reveal_seq ON payload_reveal (seq);
-
-COMMENT ON TABLE payload_reveal IS 'One row each time that the operator''s page showed the headers and body of an event, written before it did.';
-
-COMMENT ON COLUMN payload_reveal.id IS 'number of the reveal';
-
-COMMENT ON COLUMN payload_reveal.at IS 'time of the reveal; database clock';
-
-COMMENT ON COLUMN payload_reveal.seq IS 'the event whose headers and body were shown: inbox.seq';
-
-COMMENT ON COLUMN payload_reveal.who IS 'person or program that saw them, as the operator''s page knows it';
-
-COMMENT ON COLUMN payload_reveal.reason IS 'reason that it gave';
 
 CREATE TABLE pruner (
     id INTEGER NOT NULL,
@@ -674,64 +448,281 @@ COMMENT ON COLUMN pruning.passed_over IS 'rows that could not be deleted and wer
 
 COMMENT ON COLUMN pruning.error IS 'error of the last batch that failed; empty: the last one went well';
 
-CREATE TABLE rejected_request (
+CREATE TABLE payload_field (
     id BIGSERIAL NOT NULL,
-    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
     source TEXT NOT NULL,
-    status INTEGER NOT NULL,
-    cause TEXT NOT NULL,
+    event_type TEXT NOT NULL,
+    path TEXT NOT NULL,
+    type TEXT NOT NULL,
+    events BIGINT DEFAULT 0 NOT NULL,
+    first_seq BIGINT NOT NULL,
+    first_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    last_seq BIGINT NOT NULL,
+    last_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    absent BIGINT DEFAULT 0 NOT NULL,
+    missed BIGINT DEFAULT 0 NOT NULL,
+    missed_seq BIGINT,
+    missed_at TIMESTAMP WITH TIME ZONE,
+    is_map BOOLEAN DEFAULT false NOT NULL,
+    CONSTRAINT pk_payload_field PRIMARY KEY (id),
+    CONSTRAINT ck_payload_field_first_at_is_readable CHECK (first_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_field_last_at_is_readable CHECK (last_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_field_missed_at_is_readable CHECK (missed_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX ix_payload_field_shape ON payload_field (source, event_type);
+
+COMMENT ON TABLE payload_field IS 'Shape of the payloads of each event type, as relays learn it: paths and types, no values. Figures, not facts: relays learn from some events only while many arrive.';
+
+COMMENT ON COLUMN payload_field.id IS 'number of the row';
+
+COMMENT ON COLUMN payload_field.source IS 'source of the events';
+
+COMMENT ON COLUMN payload_field.event_type IS 'event type; * for all beyond the first 100 of a source, and for very long ones';
+
+COMMENT ON COLUMN payload_field.path IS 'path in the payload, such as $.items[].sku; keys that are data are *';
+
+COMMENT ON COLUMN payload_field.type IS 'JSON type that was seen there; text: the body is no JSON; any: this row counts the events that have the path at all';
+
+COMMENT ON COLUMN payload_field.events IS 'learned events that have it';
+
+COMMENT ON COLUMN payload_field.first_seq IS 'first of them: inbox.seq';
+
+COMMENT ON COLUMN payload_field.first_at IS 'time of its arrival';
+
+COMMENT ON COLUMN payload_field.last_seq IS 'last of them: inbox.seq';
+
+COMMENT ON COLUMN payload_field.last_at IS 'time of its arrival';
+
+COMMENT ON COLUMN payload_field.absent IS 'of type any: later events without the path, though the object around it was there';
+
+COMMENT ON COLUMN payload_field.missed IS 'of type any: the last of these in a row';
+
+COMMENT ON COLUMN payload_field.missed_seq IS 'of type any: first of these in a row: inbox.seq';
+
+COMMENT ON COLUMN payload_field.missed_at IS 'of type any: time of its arrival';
+
+COMMENT ON COLUMN payload_field.is_map IS 'of type any: true: an object with so many different keys that they are data; below it, all are *';
+
+CREATE TABLE payload_change (
+    id BIGSERIAL NOT NULL,
+    found_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    source TEXT NOT NULL,
+    event_type TEXT NOT NULL,
+    path TEXT NOT NULL,
+    change TEXT NOT NULL,
+    seq BIGINT NOT NULL,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    type TEXT,
+    usual TEXT,
+    returned_at TIMESTAMP WITH TIME ZONE,
+    acknowledged_at TIMESTAMP WITH TIME ZONE,
+    acknowledged_by TEXT,
+    CONSTRAINT pk_payload_change PRIMARY KEY (id),
+    CONSTRAINT ck_payload_change_change CHECK (change IN ('added', 'type', 'missing')),
+    CONSTRAINT ck_payload_change_found_at_is_readable CHECK (found_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_change_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_change_returned_at_is_readable CHECK (returned_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_change_acknowledged_at_is_readable CHECK (acknowledged_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+);
+
+CREATE INDEX ix_payload_change_source ON payload_change (source, id);
+
+CREATE INDEX ix_payload_change_open ON payload_change (id) WHERE acknowledged_at IS NULL AND returned_at IS NULL;
+
+COMMENT ON TABLE payload_change IS 'Changes of payloads that relays found. One is open for 14 days, unless it is acknowledged or the field returns. The newest 500 of each source stay.';
+
+COMMENT ON COLUMN payload_change.id IS 'number of the change';
+
+COMMENT ON COLUMN payload_change.found_at IS 'time at which a relay found it; database clock';
+
+COMMENT ON COLUMN payload_change.source IS 'source of the events';
+
+COMMENT ON COLUMN payload_change.event_type IS 'event type, as in payload_field';
+
+COMMENT ON COLUMN payload_change.path IS 'path in the payload, as in payload_field';
+
+COMMENT ON COLUMN payload_change.change IS 'added: a new field; type: a new type of a known one; missing: nearly all events had it';
+
+COMMENT ON COLUMN payload_change.seq IS 'first event that shows it: inbox.seq';
+
+COMMENT ON COLUMN payload_change.at IS 'time of its arrival';
+
+COMMENT ON COLUMN payload_change.type IS 'of added and type: the new JSON type';
+
+COMMENT ON COLUMN payload_change.usual IS 'of type: types until then; of missing: how many events had it';
+
+COMMENT ON COLUMN payload_change.returned_at IS 'of missing: time at which a relay found the field again; the change is over';
+
+COMMENT ON COLUMN payload_change.acknowledged_at IS 'time at which an operator acknowledged it; the change is over';
+
+COMMENT ON COLUMN payload_change.acknowledged_by IS 'operator who acknowledged it';
+
+CREATE TABLE payload_learner (
+    id INTEGER NOT NULL,
+    position BIGINT,
+    horizon BIGINT,
+    horizon_at TIMESTAMP WITH TIME ZONE,
+    learned BIGINT DEFAULT 0 NOT NULL,
+    passed_over BIGINT DEFAULT 0 NOT NULL,
+    ran_at TIMESTAMP WITH TIME ZONE,
+    lease_until TIMESTAMP WITH TIME ZONE,
+    held_by TEXT,
+    CONSTRAINT pk_payload_learner PRIMARY KEY (id),
+    CONSTRAINT ck_payload_learner_one_row CHECK (id = 1),
+    CONSTRAINT ck_payload_learner_horizon_at_is_readable CHECK (horizon_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_learner_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_payload_learner_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE payload_learner IS 'One row: how far relays have learned the shapes of payloads, and the relay that learns now.';
+
+COMMENT ON COLUMN payload_learner.id IS 'always 1';
+
+COMMENT ON COLUMN payload_learner.position IS 'every event up to here was learned or passed over: inbox.seq; empty: none yet';
+
+COMMENT ON COLUMN payload_learner.horizon IS 'highest inbox.seq at horizon_at: a minute later, all up to it are committed';
+
+COMMENT ON COLUMN payload_learner.horizon_at IS 'time of that look; database clock';
+
+COMMENT ON COLUMN payload_learner.learned IS 'events learned in all';
+
+COMMENT ON COLUMN payload_learner.passed_over IS 'events in all that were not learned, as too many had arrived';
+
+COMMENT ON COLUMN payload_learner.ran_at IS 'time at which the last round ended; database clock';
+
+COMMENT ON COLUMN payload_learner.lease_until IS 'while a relay learns: end of its lease; database clock';
+
+COMMENT ON COLUMN payload_learner.held_by IS 'while a relay learns: relay_node.id of the process';
+
+CREATE TABLE payload_reveal (
+    id BIGSERIAL NOT NULL,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    seq BIGINT NOT NULL,
+    who TEXT NOT NULL,
     reason TEXT NOT NULL,
-    field TEXT,
-    remote_address TEXT,
-    headers JSONB,
-    body_sha256 BYTEA NOT NULL,
-    body BYTEA,
-    readmitted_at TIMESTAMP WITH TIME ZONE,
-    readmitted_seq BIGINT,
-    readmitted_by TEXT,
-    readmit_reason TEXT,
-    CONSTRAINT pk_rejected_request PRIMARY KEY (id),
-    CONSTRAINT ck_rejected_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_rejected_request_headers_is_readable CHECK (jsonb_typeof(headers) = 'object'),
-    CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (readmitted_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+    CONSTRAINT pk_payload_reveal PRIMARY KEY (id),
+    CONSTRAINT ck_payload_reveal_who CHECK (trim(who) <> ''),
+    CONSTRAINT ck_payload_reveal_reason CHECK (NOT (trim(reason, E' \t\n\r' || chr(37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '')),
+    CONSTRAINT ck_payload_reveal_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
+CREATE INDEX ix_payload_reveal_seq ON payload_reveal (seq);
 
-CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
+COMMENT ON TABLE payload_reveal IS 'One row each time that the operator''s page showed the headers and body of an event, written before it did.';
 
-COMMENT ON TABLE rejected_request IS 'A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.';
+COMMENT ON COLUMN payload_reveal.id IS 'number of the reveal';
 
-COMMENT ON COLUMN rejected_request.id IS 'number of the rejected request';
+COMMENT ON COLUMN payload_reveal.at IS 'time of the reveal; database clock';
 
-COMMENT ON COLUMN rejected_request.received_at IS 'time of its arrival';
+COMMENT ON COLUMN payload_reveal.seq IS 'the event whose headers and body were shown: inbox.seq';
 
-COMMENT ON COLUMN rejected_request.source IS 'source in the URL, known or unknown';
+COMMENT ON COLUMN payload_reveal.who IS 'person or program that saw them, as the operator''s page knows it';
 
-COMMENT ON COLUMN rejected_request.status IS 'HTTP status of the answer';
+COMMENT ON COLUMN payload_reveal.reason IS 'reason that it gave';
 
-COMMENT ON COLUMN rejected_request.cause IS 'cause in one word, as in the metrics';
+CREATE TABLE relay_node (
+    id TEXT NOT NULL,
+    host TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    started_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    heartbeat_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    stopped_at TIMESTAMP WITH TIME ZONE,
+    routes JSONB,
+    failing JSONB,
+    CONSTRAINT pk_relay_node PRIMARY KEY (id),
+    CONSTRAINT ck_relay_node_started_at_is_readable CHECK (started_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (heartbeat_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (stopped_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_relay_node_routes_is_readable CHECK (jsonb_typeof(routes) = 'object'),
+    CONSTRAINT ck_relay_node_failing_is_readable CHECK (jsonb_typeof(failing) = 'object')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-COMMENT ON COLUMN rejected_request.reason IS 'reason in one sentence';
+CREATE INDEX ix_relay_node_started_at ON relay_node (started_at);
 
-COMMENT ON COLUMN rejected_request.field IS 'invalid field, if any';
+COMMENT ON TABLE relay_node IS 'One row per run of a relay process.';
 
-COMMENT ON COLUMN rejected_request.remote_address IS 'address of the client';
+COMMENT ON COLUMN relay_node.id IS 'new at every start of a relay process';
 
-COMMENT ON COLUMN rejected_request.headers IS 'allow-listed request headers, only of an authenticated sender';
+COMMENT ON COLUMN relay_node.host IS 'machine that it runs on';
 
-COMMENT ON COLUMN rejected_request.body_sha256 IS 'SHA-256 of the body';
+COMMENT ON COLUMN relay_node.pid IS 'process id on that machine';
 
-COMMENT ON COLUMN rejected_request.body IS 'the body, only of an authenticated sender, so that it can be readmitted';
+COMMENT ON COLUMN relay_node.version IS 'version of Inbox Relay';
 
-COMMENT ON COLUMN rejected_request.readmitted_at IS 'time at which an operator readmitted it; empty: not readmitted';
+COMMENT ON COLUMN relay_node.started_at IS 'time of its start; database clock';
 
-COMMENT ON COLUMN rejected_request.readmitted_seq IS 'the event that it became or duplicates: inbox.seq; the first, when its body has several';
+COMMENT ON COLUMN relay_node.heartbeat_at IS 'time of its last heartbeat; database clock';
 
-COMMENT ON COLUMN rejected_request.readmitted_by IS 'operator who readmitted it';
+COMMENT ON COLUMN relay_node.stopped_at IS 'time of a graceful stop; empty while it runs or if it died';
 
-COMMENT ON COLUMN rejected_request.readmit_reason IS 'reason for readmitting it';
+COMMENT ON COLUMN relay_node.routes IS 'routes of its configuration, each with the kinds and names of the gates on its way';
+
+COMMENT ON COLUMN relay_node.failing IS 'steps that fail now, with the errors; empty: none';
+
+CREATE TABLE gate (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    paused_at TIMESTAMP WITH TIME ZONE,
+    paused_by TEXT,
+    pause_reason TEXT,
+    breaker TEXT DEFAULT 'closed' NOT NULL,
+    breaker_until TIMESTAMP WITH TIME ZONE,
+    breaker_cause TEXT,
+    open_count INTEGER DEFAULT 0 NOT NULL,
+    failures INTEGER DEFAULT 0 NOT NULL,
+    calls INTEGER DEFAULT 0 NOT NULL,
+    window_began_at TIMESTAMP WITH TIME ZONE,
+    rate_used_until TIMESTAMP WITH TIME ZONE,
+    held_until TIMESTAMP WITH TIME ZONE,
+    hold_reason TEXT,
+    CONSTRAINT pk_gate PRIMARY KEY (kind, name),
+    CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
+    CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired')),
+    CONSTRAINT ck_gate_paused_at_is_readable CHECK (paused_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_gate_breaker_until_is_readable CHECK (breaker_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_gate_window_began_at_is_readable CHECK (window_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (rate_used_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_gate_held_until_is_readable CHECK (held_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE gate IS 'Gates in front of deliveries: pauses, circuit breakers and rate limits, shared by all relays.';
+
+COMMENT ON COLUMN gate.kind IS 'source, route, destination, api or entity';
+
+COMMENT ON COLUMN gate.name IS 'its name in inbox.toml; SOURCE|TYPE|ID for an entity';
+
+COMMENT ON COLUMN gate.paused_at IS 'time at which an operator paused it; empty: not paused';
+
+COMMENT ON COLUMN gate.paused_by IS 'operator who paused it';
+
+COMMENT ON COLUMN gate.pause_reason IS 'reason for the pause';
+
+COMMENT ON COLUMN gate.breaker IS 'closed, open, half_open or retired';
+
+COMMENT ON COLUMN gate.breaker_until IS 'if open: time of the next probe; database clock';
+
+COMMENT ON COLUMN gate.breaker_cause IS 'cause of its opening';
+
+COMMENT ON COLUMN gate.open_count IS 'number of times it opened in a row; each doubles the open time';
+
+COMMENT ON COLUMN gate.failures IS 'failed calls in the present window';
+
+COMMENT ON COLUMN gate.calls IS 'calls in the present window';
+
+COMMENT ON COLUMN gate.window_began_at IS 'start of the present window';
+
+COMMENT ON COLUMN gate.rate_used_until IS 'rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead';
+
+COMMENT ON COLUMN gate.held_until IS 'rate hold: time until which the endpoint asked for no further call; database clock';
+
+COMMENT ON COLUMN gate.hold_reason IS 'header that asked for it';
 
 CREATE TABLE relay_command (
     id BIGSERIAL NOT NULL,
@@ -796,46 +787,55 @@ COMMENT ON COLUMN relay_command.failed IS 'deliveries that could not be changed'
 
 COMMENT ON COLUMN relay_command.error IS 'last delivery that could not be changed, with its error';
 
-CREATE TABLE relay_node (
-    id TEXT NOT NULL,
-    host TEXT NOT NULL,
-    pid INTEGER NOT NULL,
-    version TEXT NOT NULL,
-    started_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    heartbeat_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    stopped_at TIMESTAMP WITH TIME ZONE,
-    routes JSONB,
-    failing JSONB,
-    CONSTRAINT pk_relay_node PRIMARY KEY (id),
-    CONSTRAINT ck_relay_node_started_at_is_readable CHECK (started_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (heartbeat_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (stopped_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_relay_node_routes_is_readable CHECK (jsonb_typeof(routes) = 'object'),
-    CONSTRAINT ck_relay_node_failing_is_readable CHECK (jsonb_typeof(failing) = 'object')
-)
- WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+CREATE TABLE alert (
+    id BIGSERIAL NOT NULL,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    kind TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    firing BOOLEAN NOT NULL,
+    detail JSONB NOT NULL,
+    told_at TIMESTAMP WITH TIME ZONE,
+    post_after TIMESTAMP WITH TIME ZONE,
+    sent_at TIMESTAMP WITH TIME ZONE,
+    is_unsendable BOOLEAN DEFAULT false NOT NULL,
+    error TEXT,
+    CONSTRAINT pk_alert PRIMARY KEY (id),
+    CONSTRAINT ck_alert_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_alert_detail_is_readable CHECK (jsonb_typeof(detail) = 'object'),
+    CONSTRAINT ck_alert_told_at_is_readable CHECK (told_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_alert_post_after_is_readable CHECK (post_after BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+);
 
-CREATE INDEX ix_relay_node_started_at ON relay_node (started_at);
+CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
 
-COMMENT ON TABLE relay_node IS 'One row per run of a relay process.';
+CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
-COMMENT ON COLUMN relay_node.id IS 'new at every start of a relay process';
+CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
-COMMENT ON COLUMN relay_node.host IS 'machine that it runs on';
+COMMENT ON TABLE alert IS 'One row when a problem begins and one when it ends, never a second while it lasts.';
 
-COMMENT ON COLUMN relay_node.pid IS 'process id on that machine';
+COMMENT ON COLUMN alert.id IS 'number of the alert';
 
-COMMENT ON COLUMN relay_node.version IS 'version of Inbox Relay';
+COMMENT ON COLUMN alert.at IS 'time of the change';
 
-COMMENT ON COLUMN relay_node.started_at IS 'time of its start; database clock';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped, retention_behind or payloads_changed';
 
-COMMENT ON COLUMN relay_node.heartbeat_at IS 'time of its last heartbeat; database clock';
+COMMENT ON COLUMN alert.subject IS 'subject, such as a destination''s name';
 
-COMMENT ON COLUMN relay_node.stopped_at IS 'time of a graceful stop; empty while it runs or if it died';
+COMMENT ON COLUMN alert.firing IS 'true: it began; false: it recovered';
 
-COMMENT ON COLUMN relay_node.routes IS 'routes of its configuration, each with the kinds and names of the gates on its way';
+COMMENT ON COLUMN alert.detail IS 'figures and causes';
 
-COMMENT ON COLUMN relay_node.failing IS 'steps that fail now, with the errors; empty: none';
+COMMENT ON COLUMN alert.told_at IS 'time at which a relay wrote it to its log';
+
+COMMENT ON COLUMN alert.post_after IS 'earliest time of the next post, while another relay posts it or after a failure';
+
+COMMENT ON COLUMN alert.sent_at IS 'time of posting to the alerts url; empty when none is configured';
+
+COMMENT ON COLUMN alert.is_unsendable IS 'true: it can''t be posted, and is not tried again';
+
+COMMENT ON COLUMN alert.error IS 'error of the last post';
 
 CREATE TABLE sweep_watermark (
     source TEXT NOT NULL,
@@ -882,6 +882,20 @@ COMMENT ON COLUMN sweep_watermark.relay_node IS 'while a relay sweeps: relay_nod
 
 COMMENT ON COLUMN sweep_watermark.command_id IS 'command that asked for a sweep now: relay_command.id; empty once it has ended';
 
+CREATE TABLE write_probe (
+    id INTEGER NOT NULL,
+    probed_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_write_probe PRIMARY KEY (id),
+    CONSTRAINT ck_write_probe_one_row CHECK (id = 1),
+    CONSTRAINT ck_write_probe_probed_at_is_readable CHECK (probed_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+);
+
+COMMENT ON TABLE write_probe IS 'One row, written by health checks: a database that can be read but not written is not ready.';
+
+COMMENT ON COLUMN write_probe.id IS 'always 1';
+
+COMMENT ON COLUMN write_probe.probed_at IS 'time of the last health check';
+
 CREATE TABLE throughput_minute (
     kind TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -910,20 +924,6 @@ COMMENT ON COLUMN throughput_minute.minute IS 'beginning of the minute; database
 COMMENT ON COLUMN throughput_minute.count IS 'events, requests or facts in this minute';
 
 COMMENT ON COLUMN throughput_minute.bytes IS 'bytes of the bodies that were stored; 0 for routes and destinations';
-
-CREATE TABLE write_probe (
-    id INTEGER NOT NULL,
-    probed_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    CONSTRAINT pk_write_probe PRIMARY KEY (id),
-    CONSTRAINT ck_write_probe_one_row CHECK (id = 1),
-    CONSTRAINT ck_write_probe_probed_at_is_readable CHECK (probed_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-);
-
-COMMENT ON TABLE write_probe IS 'One row, written by health checks: a database that can be read but not written is not ready.';
-
-COMMENT ON COLUMN write_probe.id IS 'always 1';
-
-COMMENT ON COLUMN write_probe.probed_at IS 'time of the last health check';
 
 CREATE VIEW delivery AS
 SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
@@ -2123,4 +2123,4 @@ INSERT INTO payload_learner (id) VALUES (1);
 
 INSERT INTO pruner (id) VALUES (1);
 
-INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')
+INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z');

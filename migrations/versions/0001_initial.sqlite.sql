@@ -1,136 +1,3 @@
-CREATE TABLE alert ( -- One row when a problem begins and one when it ends, never a second while it lasts.
-    -- number of the alert
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- time of the change
-    at TEXT NOT NULL,
-    -- delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped, retention_behind or payloads_changed
-    kind TEXT NOT NULL,
-    -- subject, such as a destination's name
-    subject TEXT NOT NULL,
-    -- true: it began; false: it recovered
-    firing BOOLEAN NOT NULL,
-    -- figures and causes
-    detail JSON NOT NULL,
-    -- time at which a relay wrote it to its log
-    told_at TEXT,
-    -- earliest time of the next post, while another relay posts it or after a failure
-    post_after TEXT,
-    -- time of posting to the alerts url; empty when none is configured
-    sent_at TEXT,
-    -- true: it can't be posted, and is not tried again
-    is_unsendable BOOLEAN DEFAULT false NOT NULL,
-    -- error of the last post
-    error TEXT,
-    CONSTRAINT ck_alert_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_alert_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END),
-    CONSTRAINT ck_alert_told_at_is_readable CHECK (date(substr(told_at, 1, 10)) IS substr(told_at, 1, 10) AND told_at >= '0001-01-01 00:00:00.000000Z' AND (length(told_at) = 10 OR substr(told_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_alert_post_after_is_readable CHECK (date(substr(post_after, 1, 10)) IS substr(post_after, 1, 10) AND post_after >= '0001-01-01 00:00:00.000000Z' AND (length(post_after) = 10 OR substr(post_after, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_alert_sent_at_is_readable CHECK (date(substr(sent_at, 1, 10)) IS substr(sent_at, 1, 10) AND sent_at >= '0001-01-01 00:00:00.000000Z' AND (length(sent_at) = 10 OR substr(sent_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
-
-CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
-
-CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
-
-CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of every delivery is the fold of its facts.
-    -- number of the fact
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- time of recording; database clock
-    at TEXT NOT NULL,
-    -- the event: inbox.seq
-    seq BIGINT NOT NULL,
-    -- the route
-    route TEXT NOT NULL,
-    -- kind of fact; explained in docs/reference/states.md
-    kind TEXT NOT NULL,
-    -- attempts used in this run at that time
-    attempt INTEGER NOT NULL,
-    -- relay_node.id of the process that recorded it; empty for an operator's command
-    relay_node TEXT,
-    -- calls, statuses, durations, error, next due time, operator and reason
-    detail JSON NOT NULL,
-    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')),
-    CONSTRAINT ck_delivery_log_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
-);
-
-CREATE INDEX ix_delivery_log_at ON delivery_log (at);
-
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
-
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
-
-CREATE TABLE duplicate_request ( -- A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.
-    -- number of the duplicate
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- the event that it duplicates: inbox.seq
-    seq BIGINT NOT NULL,
-    -- time of its arrival
-    received_at TEXT NOT NULL,
-    -- SHA-256 of its body
-    body_sha256 BLOB NOT NULL,
-    -- its body, only when it differs from the event's
-    body BLOB,
-    -- time at which a relay judged it; empty: not judged yet
-    handled_at TEXT,
-    -- number of requests in this row: after the first 20 of an event, further ones are only counted
-    times BIGINT DEFAULT 1 NOT NULL,
-    -- if times is more than 1: time of the last arrival
-    last_received_at TEXT,
-    -- reason why it could not be judged; clear it to have it judged again
-    error TEXT,
-    CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (date(substr(handled_at, 1, 10)) IS substr(handled_at, 1, 10) AND handled_at >= '0001-01-01 00:00:00.000000Z' AND (length(handled_at) = 10 OR substr(handled_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (date(substr(last_received_at, 1, 10)) IS substr(last_received_at, 1, 10) AND last_received_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_received_at) = 10 OR substr(last_received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
-
-CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
-
-CREATE TABLE gate ( -- Gates in front of deliveries: pauses, circuit breakers and rate limits, shared by all relays.
-    -- source, route, destination, api or entity
-    kind TEXT NOT NULL,
-    -- its name in inbox.toml; SOURCE|TYPE|ID for an entity
-    name TEXT NOT NULL,
-    -- time at which an operator paused it; empty: not paused
-    paused_at TEXT,
-    -- operator who paused it
-    paused_by TEXT,
-    -- reason for the pause
-    pause_reason TEXT,
-    -- closed, open, half_open or retired
-    breaker TEXT DEFAULT 'closed' NOT NULL,
-    -- if open: time of the next probe; database clock
-    breaker_until TEXT,
-    -- cause of its opening
-    breaker_cause TEXT,
-    -- number of times it opened in a row; each doubles the open time
-    open_count INTEGER DEFAULT 0 NOT NULL,
-    -- failed calls in the present window
-    failures INTEGER DEFAULT 0 NOT NULL,
-    -- calls in the present window
-    calls INTEGER DEFAULT 0 NOT NULL,
-    -- start of the present window
-    window_began_at TEXT,
-    -- rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead
-    rate_used_until TEXT,
-    -- rate hold: time until which the endpoint asked for no further call; database clock
-    held_until TEXT,
-    -- header that asked for it
-    hold_reason TEXT,
-    CONSTRAINT pk_gate PRIMARY KEY (kind, name),
-    CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
-    CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired')),
-    CONSTRAINT ck_gate_paused_at_is_readable CHECK (date(substr(paused_at, 1, 10)) IS substr(paused_at, 1, 10) AND paused_at >= '0001-01-01 00:00:00.000000Z' AND (length(paused_at) = 10 OR substr(paused_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_gate_breaker_until_is_readable CHECK (date(substr(breaker_until, 1, 10)) IS substr(breaker_until, 1, 10) AND breaker_until >= '0001-01-01 00:00:00.000000Z' AND (length(breaker_until) = 10 OR substr(breaker_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_gate_window_began_at_is_readable CHECK (date(substr(window_began_at, 1, 10)) IS substr(window_began_at, 1, 10) AND window_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(window_began_at) = 10 OR substr(window_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (date(substr(rate_used_until, 1, 10)) IS substr(rate_used_until, 1, 10) AND rate_used_until >= '0001-01-01 00:00:00.000000Z' AND (length(rate_used_until) = 10 OR substr(rate_used_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_gate_held_until_is_readable CHECK (date(substr(held_until, 1, 10)) IS substr(held_until, 1, 10) AND held_until >= '0001-01-01 00:00:00.000000Z' AND (length(held_until) = 10 OR substr(held_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
 CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the receiver before it answers 200.
     -- number of the event in arrival order; gaps mean nothing
     seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -187,34 +54,73 @@ CREATE TABLE inbox_payload ( -- Headers and body of each event, until retention 
     CONSTRAINT ck_inbox_payload_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END)
 );
 
-CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
-    -- the route
-    route TEXT NOT NULL,
-    -- the lane, as in open_delivery
-    lane TEXT NOT NULL,
-    -- time of the newest event delivered in this lane
-    occurred_at TEXT NOT NULL,
-    -- the newest event delivered in this lane: inbox.seq
+CREATE TABLE duplicate_request ( -- A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.
+    -- number of the duplicate
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- the event that it duplicates: inbox.seq
     seq BIGINT NOT NULL,
-    -- time at which that delivery fetched the entity; sync routes only
-    fetch_began_at TEXT,
-    -- the source's own time of the applied state
-    last_modified TEXT,
-    -- SHA-256 of the data sent downstream
-    applied_hash BLOB,
-    -- ETag of the entity in that state; only where the route fetches conditionally
-    etag TEXT,
-    -- SHA-256 of the route as it was configured then: another one fetches it whole
-    etag_config BLOB,
-    -- while older dead deliveries of the lane are ended in batches: inbox.seq of the success that replaces them
-    healing_seq BIGINT,
-    CONSTRAINT pk_lane PRIMARY KEY (route, lane),
-    CONSTRAINT ck_lane_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_lane_fetch_began_at_is_readable CHECK (date(substr(fetch_began_at, 1, 10)) IS substr(fetch_began_at, 1, 10) AND fetch_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(fetch_began_at) = 10 OR substr(fetch_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_lane_last_modified_is_readable CHECK (date(substr(last_modified, 1, 10)) IS substr(last_modified, 1, 10) AND last_modified >= '0001-01-01 00:00:00.000000Z' AND (length(last_modified) = 10 OR substr(last_modified, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+    -- time of its arrival
+    received_at TEXT NOT NULL,
+    -- SHA-256 of its body
+    body_sha256 BLOB NOT NULL,
+    -- its body, only when it differs from the event's
+    body BLOB,
+    -- time at which a relay judged it; empty: not judged yet
+    handled_at TEXT,
+    -- number of requests in this row: after the first 20 of an event, further ones are only counted
+    times BIGINT DEFAULT 1 NOT NULL,
+    -- if times is more than 1: time of the last arrival
+    last_received_at TEXT,
+    -- reason why it could not be judged; clear it to have it judged again
+    error TEXT,
+    CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (date(substr(handled_at, 1, 10)) IS substr(handled_at, 1, 10) AND handled_at >= '0001-01-01 00:00:00.000000Z' AND (length(handled_at) = 10 OR substr(handled_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (date(substr(last_received_at, 1, 10)) IS substr(last_received_at, 1, 10) AND last_received_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_received_at) = 10 OR substr(last_received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_lane_healing ON lane (route, lane) WHERE healing_seq IS NOT NULL;
+CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
+
+CREATE TABLE rejected_request ( -- A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.
+    -- number of the rejected request
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- time of its arrival
+    received_at TEXT NOT NULL,
+    -- source in the URL, known or unknown
+    source TEXT NOT NULL,
+    -- HTTP status of the answer
+    status INTEGER NOT NULL,
+    -- cause in one word, as in the metrics
+    cause TEXT NOT NULL,
+    -- reason in one sentence
+    reason TEXT NOT NULL,
+    -- invalid field, if any
+    field TEXT,
+    -- address of the client
+    remote_address TEXT,
+    -- allow-listed request headers, only of an authenticated sender
+    headers JSON,
+    -- SHA-256 of the body
+    body_sha256 BLOB NOT NULL,
+    -- the body, only of an authenticated sender, so that it can be readmitted
+    body BLOB,
+    -- time at which an operator readmitted it; empty: not readmitted
+    readmitted_at TEXT,
+    -- the event that it became or duplicates: inbox.seq; the first, when its body has several
+    readmitted_seq BIGINT,
+    -- operator who readmitted it
+    readmitted_by TEXT,
+    -- reason for readmitting it
+    readmit_reason TEXT,
+    CONSTRAINT ck_rejected_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_rejected_request_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END),
+    CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (date(substr(readmitted_at, 1, 10)) IS substr(readmitted_at, 1, 10) AND readmitted_at >= '0001-01-01 00:00:00.000000Z' AND (length(readmitted_at) = 10 OR substr(readmitted_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
+
+CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
 
 CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.
     -- the event: inbox.seq
@@ -251,25 +157,82 @@ CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_lo
     CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
-
-CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
-
-CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
 
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
 
 CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
 
 CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
 
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
-CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
+
+CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
+
+CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
+    -- the route
+    route TEXT NOT NULL,
+    -- the lane, as in open_delivery
+    lane TEXT NOT NULL,
+    -- time of the newest event delivered in this lane
+    occurred_at TEXT NOT NULL,
+    -- the newest event delivered in this lane: inbox.seq
+    seq BIGINT NOT NULL,
+    -- time at which that delivery fetched the entity; sync routes only
+    fetch_began_at TEXT,
+    -- the source's own time of the applied state
+    last_modified TEXT,
+    -- SHA-256 of the data sent downstream
+    applied_hash BLOB,
+    -- ETag of the entity in that state; only where the route fetches conditionally
+    etag TEXT,
+    -- SHA-256 of the route as it was configured then: another one fetches it whole
+    etag_config BLOB,
+    -- while older dead deliveries of the lane are ended in batches: inbox.seq of the success that replaces them
+    healing_seq BIGINT,
+    CONSTRAINT pk_lane PRIMARY KEY (route, lane),
+    CONSTRAINT ck_lane_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_lane_fetch_began_at_is_readable CHECK (date(substr(fetch_began_at, 1, 10)) IS substr(fetch_began_at, 1, 10) AND fetch_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(fetch_began_at) = 10 OR substr(fetch_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_lane_last_modified_is_readable CHECK (date(substr(last_modified, 1, 10)) IS substr(last_modified, 1, 10) AND last_modified >= '0001-01-01 00:00:00.000000Z' AND (length(last_modified) = 10 OR substr(last_modified, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE INDEX ix_lane_healing ON lane (route, lane) WHERE healing_seq IS NOT NULL;
+
+CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of every delivery is the fold of its facts.
+    -- number of the fact
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- time of recording; database clock
+    at TEXT NOT NULL,
+    -- the event: inbox.seq
+    seq BIGINT NOT NULL,
+    -- the route
+    route TEXT NOT NULL,
+    -- kind of fact; explained in docs/reference/states.md
+    kind TEXT NOT NULL,
+    -- attempts used in this run at that time
+    attempt INTEGER NOT NULL,
+    -- relay_node.id of the process that recorded it; empty for an operator's command
+    relay_node TEXT,
+    -- calls, statuses, durations, error, next due time, operator and reason
+    detail JSON NOT NULL,
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')),
+    CONSTRAINT ck_delivery_log_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
+);
+
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+
+CREATE INDEX ix_delivery_log_at ON delivery_log (at);
+
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or make heads on any route.
     -- always 1
@@ -290,126 +253,6 @@ CREATE TABLE payload_lock ( -- One row. What opens deliveries of stored events s
     CONSTRAINT pk_payload_lock PRIMARY KEY (id),
     CONSTRAINT ck_payload_lock_one_row CHECK (id = 1)
 );
-
-CREATE TABLE payload_change ( -- Changes of payloads that relays found. One is open for 14 days, unless it is acknowledged or the field returns. The newest 500 of each source stay.
-    -- number of the change
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- time at which a relay found it; database clock
-    found_at TEXT NOT NULL,
-    -- source of the events
-    source TEXT NOT NULL,
-    -- event type, as in payload_field
-    event_type TEXT NOT NULL,
-    -- path in the payload, as in payload_field
-    path TEXT NOT NULL,
-    -- added: a new field; type: a new type of a known one; missing: nearly all events had it
-    change TEXT NOT NULL,
-    -- first event that shows it: inbox.seq
-    seq BIGINT NOT NULL,
-    -- time of its arrival
-    at TEXT NOT NULL,
-    -- of added and type: the new JSON type
-    type TEXT,
-    -- of type: types until then; of missing: how many events had it
-    usual TEXT,
-    -- of missing: time at which a relay found the field again; the change is over
-    returned_at TEXT,
-    -- time at which an operator acknowledged it; the change is over
-    acknowledged_at TEXT,
-    -- operator who acknowledged it
-    acknowledged_by TEXT,
-    CONSTRAINT ck_payload_change_change CHECK (change IN ('added', 'type', 'missing')),
-    CONSTRAINT ck_payload_change_found_at_is_readable CHECK (date(substr(found_at, 1, 10)) IS substr(found_at, 1, 10) AND found_at >= '0001-01-01 00:00:00.000000Z' AND (length(found_at) = 10 OR substr(found_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_change_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_change_returned_at_is_readable CHECK (date(substr(returned_at, 1, 10)) IS substr(returned_at, 1, 10) AND returned_at >= '0001-01-01 00:00:00.000000Z' AND (length(returned_at) = 10 OR substr(returned_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_change_acknowledged_at_is_readable CHECK (date(substr(acknowledged_at, 1, 10)) IS substr(acknowledged_at, 1, 10) AND acknowledged_at >= '0001-01-01 00:00:00.000000Z' AND (length(acknowledged_at) = 10 OR substr(acknowledged_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE INDEX ix_payload_change_open ON payload_change (id) WHERE acknowledged_at IS NULL AND returned_at IS NULL;
-
-CREATE INDEX ix_payload_change_source ON payload_change (source, id);
-
-CREATE TABLE payload_field ( -- Shape of the payloads of each event type, as relays learn it: paths and types, no values. Figures, not facts: relays learn from some events only while many arrive.
-    -- number of the row
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- source of the events
-    source TEXT NOT NULL,
-    -- event type; * for all beyond the first 100 of a source, and for very long ones
-    event_type TEXT NOT NULL,
-    -- path in the payload, such as $.items[].sku; keys that are data are *
-    path TEXT NOT NULL,
-    -- JSON type that was seen there; text: the body is no JSON; any: this row counts the events that have the path at all
-    type TEXT NOT NULL,
-    -- learned events that have it
-    events BIGINT DEFAULT 0 NOT NULL,
-    -- first of them: inbox.seq
-    first_seq BIGINT NOT NULL,
-    -- time of its arrival
-    first_at TEXT NOT NULL,
-    -- last of them: inbox.seq
-    last_seq BIGINT NOT NULL,
-    -- time of its arrival
-    last_at TEXT NOT NULL,
-    -- of type any: later events without the path, though the object around it was there
-    absent BIGINT DEFAULT 0 NOT NULL,
-    -- of type any: the last of these in a row
-    missed BIGINT DEFAULT 0 NOT NULL,
-    -- of type any: first of these in a row: inbox.seq
-    missed_seq BIGINT,
-    -- of type any: time of its arrival
-    missed_at TEXT,
-    -- of type any: true: an object with so many different keys that they are data; below it, all are *
-    is_map BOOLEAN DEFAULT false NOT NULL,
-    CONSTRAINT ck_payload_field_first_at_is_readable CHECK (date(substr(first_at, 1, 10)) IS substr(first_at, 1, 10) AND first_at >= '0001-01-01 00:00:00.000000Z' AND (length(first_at) = 10 OR substr(first_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_field_last_at_is_readable CHECK (date(substr(last_at, 1, 10)) IS substr(last_at, 1, 10) AND last_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_at) = 10 OR substr(last_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_field_missed_at_is_readable CHECK (date(substr(missed_at, 1, 10)) IS substr(missed_at, 1, 10) AND missed_at >= '0001-01-01 00:00:00.000000Z' AND (length(missed_at) = 10 OR substr(missed_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE INDEX ix_payload_field_shape ON payload_field (source, event_type);
-
-CREATE TABLE payload_learner ( -- One row: how far relays have learned the shapes of payloads, and the relay that learns now.
-    -- always 1
-    id INTEGER NOT NULL,
-    -- every event up to here was learned or passed over: inbox.seq; empty: none yet
-    position BIGINT,
-    -- highest inbox.seq at horizon_at: a minute later, all up to it are committed
-    horizon BIGINT,
-    -- time of that look; database clock
-    horizon_at TEXT,
-    -- events learned in all
-    learned BIGINT DEFAULT 0 NOT NULL,
-    -- events in all that were not learned, as too many had arrived
-    passed_over BIGINT DEFAULT 0 NOT NULL,
-    -- time at which the last round ended; database clock
-    ran_at TEXT,
-    -- while a relay learns: end of its lease; database clock
-    lease_until TEXT,
-    -- while a relay learns: relay_node.id of the process
-    held_by TEXT,
-    CONSTRAINT pk_payload_learner PRIMARY KEY (id),
-    CONSTRAINT ck_payload_learner_one_row CHECK (id = 1),
-    CONSTRAINT ck_payload_learner_horizon_at_is_readable CHECK (date(substr(horizon_at, 1, 10)) IS substr(horizon_at, 1, 10) AND horizon_at >= '0001-01-01 00:00:00.000000Z' AND (length(horizon_at) = 10 OR substr(horizon_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_learner_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_learner_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE TABLE payload_reveal ( -- One row each time that the operator's page showed the headers and body of an event, written before it did.
-    -- number of the reveal
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- time of the reveal; database clock
-    at TEXT NOT NULL,
-    -- the event whose headers and body were shown: inbox.seq
-    seq BIGINT NOT NULL,
-    -- person or program that saw them, as the operator's page knows it
-    who TEXT NOT NULL,
-    -- reason that it gave
-    reason TEXT NOT NULL,
-    CONSTRAINT ck_payload_reveal_who CHECK (trim(who) <> ''),
-    CONSTRAINT ck_payload_reveal_reason CHECK (NOT (trim(reason, ' ' || char(9, 10, 13, 37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '')),
-    CONSTRAINT ck_payload_reveal_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE INDEX ix_payload_reveal_seq ON payload_reveal (seq);
 
 CREATE TABLE pruner ( -- One row: the relay or person that prunes, and the time that ages count from.
     -- always 1
@@ -470,45 +313,195 @@ CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows t
     CONSTRAINT ck_pruning_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE TABLE rejected_request ( -- A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.
-    -- number of the rejected request
+CREATE TABLE payload_field ( -- Shape of the payloads of each event type, as relays learn it: paths and types, no values. Figures, not facts: relays learn from some events only while many arrive.
+    -- number of the row
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- time of its arrival
-    received_at TEXT NOT NULL,
-    -- source in the URL, known or unknown
+    -- source of the events
     source TEXT NOT NULL,
-    -- HTTP status of the answer
-    status INTEGER NOT NULL,
-    -- cause in one word, as in the metrics
-    cause TEXT NOT NULL,
-    -- reason in one sentence
-    reason TEXT NOT NULL,
-    -- invalid field, if any
-    field TEXT,
-    -- address of the client
-    remote_address TEXT,
-    -- allow-listed request headers, only of an authenticated sender
-    headers JSON,
-    -- SHA-256 of the body
-    body_sha256 BLOB NOT NULL,
-    -- the body, only of an authenticated sender, so that it can be readmitted
-    body BLOB,
-    -- time at which an operator readmitted it; empty: not readmitted
-    readmitted_at TEXT,
-    -- the event that it became or duplicates: inbox.seq; the first, when its body has several
-    readmitted_seq BIGINT,
-    -- operator who readmitted it
-    readmitted_by TEXT,
-    -- reason for readmitting it
-    readmit_reason TEXT,
-    CONSTRAINT ck_rejected_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_rejected_request_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END),
-    CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (date(substr(readmitted_at, 1, 10)) IS substr(readmitted_at, 1, 10) AND readmitted_at >= '0001-01-01 00:00:00.000000Z' AND (length(readmitted_at) = 10 OR substr(readmitted_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+    -- event type; * for all beyond the first 100 of a source, and for very long ones
+    event_type TEXT NOT NULL,
+    -- path in the payload, such as $.items[].sku; keys that are data are *
+    path TEXT NOT NULL,
+    -- JSON type that was seen there; text: the body is no JSON; any: this row counts the events that have the path at all
+    type TEXT NOT NULL,
+    -- learned events that have it
+    events BIGINT DEFAULT 0 NOT NULL,
+    -- first of them: inbox.seq
+    first_seq BIGINT NOT NULL,
+    -- time of its arrival
+    first_at TEXT NOT NULL,
+    -- last of them: inbox.seq
+    last_seq BIGINT NOT NULL,
+    -- time of its arrival
+    last_at TEXT NOT NULL,
+    -- of type any: later events without the path, though the object around it was there
+    absent BIGINT DEFAULT 0 NOT NULL,
+    -- of type any: the last of these in a row
+    missed BIGINT DEFAULT 0 NOT NULL,
+    -- of type any: first of these in a row: inbox.seq
+    missed_seq BIGINT,
+    -- of type any: time of its arrival
+    missed_at TEXT,
+    -- of type any: true: an object with so many different keys that they are data; below it, all are *
+    is_map BOOLEAN DEFAULT false NOT NULL,
+    CONSTRAINT ck_payload_field_first_at_is_readable CHECK (date(substr(first_at, 1, 10)) IS substr(first_at, 1, 10) AND first_at >= '0001-01-01 00:00:00.000000Z' AND (length(first_at) = 10 OR substr(first_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_field_last_at_is_readable CHECK (date(substr(last_at, 1, 10)) IS substr(last_at, 1, 10) AND last_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_at) = 10 OR substr(last_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_field_missed_at_is_readable CHECK (date(substr(missed_at, 1, 10)) IS substr(missed_at, 1, 10) AND missed_at >= '0001-01-01 00:00:00.000000Z' AND (length(missed_at) = 10 OR substr(missed_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
+CREATE INDEX ix_payload_field_shape ON payload_field (source, event_type);
 
-CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
+CREATE TABLE payload_change ( -- Changes of payloads that relays found. One is open for 14 days, unless it is acknowledged or the field returns. The newest 500 of each source stay.
+    -- number of the change
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- time at which a relay found it; database clock
+    found_at TEXT NOT NULL,
+    -- source of the events
+    source TEXT NOT NULL,
+    -- event type, as in payload_field
+    event_type TEXT NOT NULL,
+    -- path in the payload, as in payload_field
+    path TEXT NOT NULL,
+    -- added: a new field; type: a new type of a known one; missing: nearly all events had it
+    change TEXT NOT NULL,
+    -- first event that shows it: inbox.seq
+    seq BIGINT NOT NULL,
+    -- time of its arrival
+    at TEXT NOT NULL,
+    -- of added and type: the new JSON type
+    type TEXT,
+    -- of type: types until then; of missing: how many events had it
+    usual TEXT,
+    -- of missing: time at which a relay found the field again; the change is over
+    returned_at TEXT,
+    -- time at which an operator acknowledged it; the change is over
+    acknowledged_at TEXT,
+    -- operator who acknowledged it
+    acknowledged_by TEXT,
+    CONSTRAINT ck_payload_change_change CHECK (change IN ('added', 'type', 'missing')),
+    CONSTRAINT ck_payload_change_found_at_is_readable CHECK (date(substr(found_at, 1, 10)) IS substr(found_at, 1, 10) AND found_at >= '0001-01-01 00:00:00.000000Z' AND (length(found_at) = 10 OR substr(found_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_change_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_change_returned_at_is_readable CHECK (date(substr(returned_at, 1, 10)) IS substr(returned_at, 1, 10) AND returned_at >= '0001-01-01 00:00:00.000000Z' AND (length(returned_at) = 10 OR substr(returned_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_change_acknowledged_at_is_readable CHECK (date(substr(acknowledged_at, 1, 10)) IS substr(acknowledged_at, 1, 10) AND acknowledged_at >= '0001-01-01 00:00:00.000000Z' AND (length(acknowledged_at) = 10 OR substr(acknowledged_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE INDEX ix_payload_change_source ON payload_change (source, id);
+
+CREATE INDEX ix_payload_change_open ON payload_change (id) WHERE acknowledged_at IS NULL AND returned_at IS NULL;
+
+CREATE TABLE payload_learner ( -- One row: how far relays have learned the shapes of payloads, and the relay that learns now.
+    -- always 1
+    id INTEGER NOT NULL,
+    -- every event up to here was learned or passed over: inbox.seq; empty: none yet
+    position BIGINT,
+    -- highest inbox.seq at horizon_at: a minute later, all up to it are committed
+    horizon BIGINT,
+    -- time of that look; database clock
+    horizon_at TEXT,
+    -- events learned in all
+    learned BIGINT DEFAULT 0 NOT NULL,
+    -- events in all that were not learned, as too many had arrived
+    passed_over BIGINT DEFAULT 0 NOT NULL,
+    -- time at which the last round ended; database clock
+    ran_at TEXT,
+    -- while a relay learns: end of its lease; database clock
+    lease_until TEXT,
+    -- while a relay learns: relay_node.id of the process
+    held_by TEXT,
+    CONSTRAINT pk_payload_learner PRIMARY KEY (id),
+    CONSTRAINT ck_payload_learner_one_row CHECK (id = 1),
+    CONSTRAINT ck_payload_learner_horizon_at_is_readable CHECK (date(substr(horizon_at, 1, 10)) IS substr(horizon_at, 1, 10) AND horizon_at >= '0001-01-01 00:00:00.000000Z' AND (length(horizon_at) = 10 OR substr(horizon_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_learner_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_payload_learner_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE TABLE payload_reveal ( -- One row each time that the operator's page showed the headers and body of an event, written before it did.
+    -- number of the reveal
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- time of the reveal; database clock
+    at TEXT NOT NULL,
+    -- the event whose headers and body were shown: inbox.seq
+    seq BIGINT NOT NULL,
+    -- person or program that saw them, as the operator's page knows it
+    who TEXT NOT NULL,
+    -- reason that it gave
+    reason TEXT NOT NULL,
+    CONSTRAINT ck_payload_reveal_who CHECK (trim(who) <> ''),
+    CONSTRAINT ck_payload_reveal_reason CHECK (NOT (trim(reason, ' ' || char(9, 10, 13, 37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '')),
+    CONSTRAINT ck_payload_reveal_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE INDEX ix_payload_reveal_seq ON payload_reveal (seq);
+
+CREATE TABLE relay_node ( -- One row per run of a relay process.
+    -- new at every start of a relay process
+    id TEXT NOT NULL,
+    -- machine that it runs on
+    host TEXT NOT NULL,
+    -- process id on that machine
+    pid INTEGER NOT NULL,
+    -- version of Inbox Relay
+    version TEXT NOT NULL,
+    -- time of its start; database clock
+    started_at TEXT NOT NULL,
+    -- time of its last heartbeat; database clock
+    heartbeat_at TEXT NOT NULL,
+    -- time of a graceful stop; empty while it runs or if it died
+    stopped_at TEXT,
+    -- routes of its configuration, each with the kinds and names of the gates on its way
+    routes JSON,
+    -- steps that fail now, with the errors; empty: none
+    failing JSON,
+    CONSTRAINT pk_relay_node PRIMARY KEY (id),
+    CONSTRAINT ck_relay_node_started_at_is_readable CHECK (date(substr(started_at, 1, 10)) IS substr(started_at, 1, 10) AND started_at >= '0001-01-01 00:00:00.000000Z' AND (length(started_at) = 10 OR substr(started_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (date(substr(heartbeat_at, 1, 10)) IS substr(heartbeat_at, 1, 10) AND heartbeat_at >= '0001-01-01 00:00:00.000000Z' AND (length(heartbeat_at) = 10 OR substr(heartbeat_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (date(substr(stopped_at, 1, 10)) IS substr(stopped_at, 1, 10) AND stopped_at >= '0001-01-01 00:00:00.000000Z' AND (length(stopped_at) = 10 OR substr(stopped_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_relay_node_routes_is_readable CHECK (routes IS NULL OR CASE WHEN json_valid(routes) THEN json_type(routes) = 'object' ELSE 0 END),
+    CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
+);
+
+CREATE INDEX ix_relay_node_started_at ON relay_node (started_at);
+
+CREATE TABLE gate ( -- Gates in front of deliveries: pauses, circuit breakers and rate limits, shared by all relays.
+    -- source, route, destination, api or entity
+    kind TEXT NOT NULL,
+    -- its name in inbox.toml; SOURCE|TYPE|ID for an entity
+    name TEXT NOT NULL,
+    -- time at which an operator paused it; empty: not paused
+    paused_at TEXT,
+    -- operator who paused it
+    paused_by TEXT,
+    -- reason for the pause
+    pause_reason TEXT,
+    -- closed, open, half_open or retired
+    breaker TEXT DEFAULT 'closed' NOT NULL,
+    -- if open: time of the next probe; database clock
+    breaker_until TEXT,
+    -- cause of its opening
+    breaker_cause TEXT,
+    -- number of times it opened in a row; each doubles the open time
+    open_count INTEGER DEFAULT 0 NOT NULL,
+    -- failed calls in the present window
+    failures INTEGER DEFAULT 0 NOT NULL,
+    -- calls in the present window
+    calls INTEGER DEFAULT 0 NOT NULL,
+    -- start of the present window
+    window_began_at TEXT,
+    -- rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead
+    rate_used_until TEXT,
+    -- rate hold: time until which the endpoint asked for no further call; database clock
+    held_until TEXT,
+    -- header that asked for it
+    hold_reason TEXT,
+    CONSTRAINT pk_gate PRIMARY KEY (kind, name),
+    CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
+    CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired')),
+    CONSTRAINT ck_gate_paused_at_is_readable CHECK (date(substr(paused_at, 1, 10)) IS substr(paused_at, 1, 10) AND paused_at >= '0001-01-01 00:00:00.000000Z' AND (length(paused_at) = 10 OR substr(paused_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_gate_breaker_until_is_readable CHECK (date(substr(breaker_until, 1, 10)) IS substr(breaker_until, 1, 10) AND breaker_until >= '0001-01-01 00:00:00.000000Z' AND (length(breaker_until) = 10 OR substr(breaker_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_gate_window_began_at_is_readable CHECK (date(substr(window_began_at, 1, 10)) IS substr(window_began_at, 1, 10) AND window_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(window_began_at) = 10 OR substr(window_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (date(substr(rate_used_until, 1, 10)) IS substr(rate_used_until, 1, 10) AND rate_used_until >= '0001-01-01 00:00:00.000000Z' AND (length(rate_used_until) = 10 OR substr(rate_used_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_gate_held_until_is_readable CHECK (date(substr(held_until, 1, 10)) IS substr(held_until, 1, 10) AND held_until >= '0001-01-01 00:00:00.000000Z' AND (length(held_until) = 10 OR substr(held_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
 
 CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; the daemon executes and answers it.
     -- number of the command
@@ -554,34 +547,41 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
 
 CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
 
-CREATE TABLE relay_node ( -- One row per run of a relay process.
-    -- new at every start of a relay process
-    id TEXT NOT NULL,
-    -- machine that it runs on
-    host TEXT NOT NULL,
-    -- process id on that machine
-    pid INTEGER NOT NULL,
-    -- version of Inbox Relay
-    version TEXT NOT NULL,
-    -- time of its start; database clock
-    started_at TEXT NOT NULL,
-    -- time of its last heartbeat; database clock
-    heartbeat_at TEXT NOT NULL,
-    -- time of a graceful stop; empty while it runs or if it died
-    stopped_at TEXT,
-    -- routes of its configuration, each with the kinds and names of the gates on its way
-    routes JSON,
-    -- steps that fail now, with the errors; empty: none
-    failing JSON,
-    CONSTRAINT pk_relay_node PRIMARY KEY (id),
-    CONSTRAINT ck_relay_node_started_at_is_readable CHECK (date(substr(started_at, 1, 10)) IS substr(started_at, 1, 10) AND started_at >= '0001-01-01 00:00:00.000000Z' AND (length(started_at) = 10 OR substr(started_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (date(substr(heartbeat_at, 1, 10)) IS substr(heartbeat_at, 1, 10) AND heartbeat_at >= '0001-01-01 00:00:00.000000Z' AND (length(heartbeat_at) = 10 OR substr(heartbeat_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (date(substr(stopped_at, 1, 10)) IS substr(stopped_at, 1, 10) AND stopped_at >= '0001-01-01 00:00:00.000000Z' AND (length(stopped_at) = 10 OR substr(stopped_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_relay_node_routes_is_readable CHECK (routes IS NULL OR CASE WHEN json_valid(routes) THEN json_type(routes) = 'object' ELSE 0 END),
-    CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
+CREATE TABLE alert ( -- One row when a problem begins and one when it ends, never a second while it lasts.
+    -- number of the alert
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- time of the change
+    at TEXT NOT NULL,
+    -- delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped, retention_behind or payloads_changed
+    kind TEXT NOT NULL,
+    -- subject, such as a destination's name
+    subject TEXT NOT NULL,
+    -- true: it began; false: it recovered
+    firing BOOLEAN NOT NULL,
+    -- figures and causes
+    detail JSON NOT NULL,
+    -- time at which a relay wrote it to its log
+    told_at TEXT,
+    -- earliest time of the next post, while another relay posts it or after a failure
+    post_after TEXT,
+    -- time of posting to the alerts url; empty when none is configured
+    sent_at TEXT,
+    -- true: it can't be posted, and is not tried again
+    is_unsendable BOOLEAN DEFAULT false NOT NULL,
+    -- error of the last post
+    error TEXT,
+    CONSTRAINT ck_alert_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_alert_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END),
+    CONSTRAINT ck_alert_told_at_is_readable CHECK (date(substr(told_at, 1, 10)) IS substr(told_at, 1, 10) AND told_at >= '0001-01-01 00:00:00.000000Z' AND (length(told_at) = 10 OR substr(told_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_alert_post_after_is_readable CHECK (date(substr(post_after, 1, 10)) IS substr(post_after, 1, 10) AND post_after >= '0001-01-01 00:00:00.000000Z' AND (length(post_after) = 10 OR substr(post_after, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_alert_sent_at_is_readable CHECK (date(substr(sent_at, 1, 10)) IS substr(sent_at, 1, 10) AND sent_at >= '0001-01-01 00:00:00.000000Z' AND (length(sent_at) = 10 OR substr(sent_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_relay_node_started_at ON relay_node (started_at);
+CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
+CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
+
+CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.
     -- the source that was swept
@@ -614,6 +614,16 @@ CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the 
     CONSTRAINT ck_sweep_watermark_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
+CREATE TABLE write_probe ( -- One row, written by health checks: a database that can be read but not written is not ready.
+    -- always 1
+    id INTEGER NOT NULL,
+    -- time of the last health check
+    probed_at TEXT NOT NULL,
+    CONSTRAINT pk_write_probe PRIMARY KEY (id),
+    CONSTRAINT ck_write_probe_one_row CHECK (id = 1),
+    CONSTRAINT ck_write_probe_probed_at_is_readable CHECK (date(substr(probed_at, 1, 10)) IS substr(probed_at, 1, 10) AND probed_at >= '0001-01-01 00:00:00.000000Z' AND (length(probed_at) = 10 OR substr(probed_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
 CREATE TABLE throughput_minute ( -- Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process that is killed takes its last ones with it.
     -- source, route or destination
     kind TEXT NOT NULL,
@@ -633,16 +643,6 @@ CREATE TABLE throughput_minute ( -- Figures of each minute, added up by receiver
 );
 
 CREATE INDEX ix_throughput_minute_minute ON throughput_minute (minute);
-
-CREATE TABLE write_probe ( -- One row, written by health checks: a database that can be read but not written is not ready.
-    -- always 1
-    id INTEGER NOT NULL,
-    -- time of the last health check
-    probed_at TEXT NOT NULL,
-    CONSTRAINT pk_write_probe PRIMARY KEY (id),
-    CONSTRAINT ck_write_probe_one_row CHECK (id = 1),
-    CONSTRAINT ck_write_probe_probed_at_is_readable CHECK (date(substr(probed_at, 1, 10)) IS substr(probed_at, 1, 10) AND probed_at >= '0001-01-01 00:00:00.000000Z' AND (length(probed_at) = 10 OR substr(probed_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
 
 CREATE VIEW delivery AS
 SELECT i.seq, r.value AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
@@ -1173,4 +1173,4 @@ INSERT INTO payload_learner (id) VALUES (1);
 
 INSERT INTO pruner (id) VALUES (1);
 
-INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')
+INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z');
