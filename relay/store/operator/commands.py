@@ -136,7 +136,6 @@ def turn(database: Database, act: CommandAct, number: int, *, who: str, why: str
         UnusableCommand: it has ended, or is not one that was stopped.
     """
     with database.write() as transaction:
-        transaction.lock_order()
         answer = turn_in(transaction, act, number, who=who, why=why)
         selection = json_param({"command": number})
         given = {"kind": act, "selection": selection, "reason": why, "who": who, "dry_run": False, "planned": None}
@@ -145,7 +144,7 @@ def turn(database: Database, act: CommandAct, number: int, *, who: str, why: str
 
 
 def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str, why: str) -> str:
-    """Do so in a transaction that has the order lock, without a row of its own. Returns the answer.
+    """Do so in the caller's transaction, without a row of its own. Returns the answer.
 
     Raises:
         NoSuchCommand: as `turn`.

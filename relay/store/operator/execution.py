@@ -1,7 +1,7 @@
 """Executes the commands of operators, batch by batch, in any relay process or in the command line's own.
 
-A batch, how far the command has come, and what it has changed so far are one transaction under the order lock. So
-several processes may work on one command, and any of them may die.
+A batch, how far the command has come, and what it has changed so far are one transaction under the order lock of its
+routes. So several processes may work on one command, and any of them may die.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -
     """Do a batch in one transaction, unless another process has done it meanwhile."""
     number = batch.command.id
     with database.write() as transaction:
-        now = transaction.lock_order(keeps_payloads=batch.opens)
+        now = _lock(transaction, batch.keys, opens=batch.opens)
         if not commands.is_as_it_was(transaction, number, commands.standing_of(batch.command)):
             return 0
         step = (
@@ -203,6 +203,11 @@ def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -
         )
         commands.advance(transaction, number, step, now)
     return step.changed
+
+
+def _lock(transaction: Transaction, keys: Sequence[Key], *, opens: bool) -> datetime:
+    """Take the order lock of the routes of these deliveries alone: a pause or resume needs none."""
+    return transaction.lock_order({route for _, route in keys}, keeps_payloads=opens) if keys else transaction.now()
 
 
 def _do_task(database: Database, config: Config, command: Any) -> int:  # noqa: ANN401  # a result row
@@ -249,7 +254,6 @@ def _do_apart(database: Database, policies: Policies, batch: _Batch, choice: Cho
     def alone(key: Key, error: Exception) -> int:
         nonlocal standing
         with database.write() as transaction:
-            transaction.lock_order()
             if commands.is_as_it_was(transaction, number, standing):
                 why = f"{key_text(key)}: {error_text(error)}"
                 standing = commands.advance_part(transaction, number, upto(key), failed=1, error=why)
@@ -274,7 +278,7 @@ def _part(
         if key in batch.unreadable:
             raise batch.unreadable[key]
     with database.write() as transaction:
-        now = transaction.lock_order(keeps_payloads=batch.opens)
+        now = _lock(transaction, some, opens=batch.opens)
         if not commands.is_as_it_was(transaction, number, standing):
             return 0, standing
         changed = _change(transaction, choice, batch.command, some, now, policies=policies)
