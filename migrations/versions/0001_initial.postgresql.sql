@@ -205,11 +205,15 @@ CREATE TABLE open_delivery (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
+CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
+
 CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
 
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 
 CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+
+CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
 
 CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
@@ -219,11 +223,7 @@ CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AN
 
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
-CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
-
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
-
-CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
 COMMENT ON TABLE open_delivery IS 'Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.';
 
@@ -309,9 +309,9 @@ CREATE TABLE delivery_log (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
-
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
+
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -741,10 +741,13 @@ CREATE TABLE relay_command (
     sample JSONB,
     failed BIGINT DEFAULT 0 NOT NULL,
     error TEXT,
+    until_seq BIGINT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
+    CONSTRAINT ck_relay_command_id CHECK (id > 0 AND id < 4000000000000000000),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
-    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> '' AND length(reason) <= 2000),
+    CONSTRAINT ck_relay_command_asked_by CHECK (trim(asked_by) <> '' AND length(asked_by) <= 1000),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (finished_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -787,6 +790,8 @@ COMMENT ON COLUMN relay_command.failed IS 'deliveries that could not be changed'
 
 COMMENT ON COLUMN relay_command.error IS 'last delivery that could not be changed, with its error';
 
+COMMENT ON COLUMN relay_command.until_seq IS 'highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later';
+
 CREATE TABLE alert (
     id BIGSERIAL NOT NULL,
     at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -809,9 +814,9 @@ CREATE TABLE alert (
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
 
-CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
-
 CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
+
+CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
 COMMENT ON TABLE alert IS 'One row when a problem begins and one when it ends, never a second while it lasts.';
 
@@ -1971,6 +1976,8 @@ BEGIN
     IF (NEW.kind IN ('pause', 'resume', 'sweep', 'stop', 'continue') AND NEW.dry_run) THEN
         RAISE EXCEPTION USING MESSAGE = 'pause, resume, sweep, stop and continue have no dry run', ERRCODE = 'check_violation';
     END IF;
+    NEW.until_seq := coalesce(NEW.until_seq, CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
+    ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END);
     RETURN NEW;
 END $$;
 
