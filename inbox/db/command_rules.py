@@ -277,7 +277,7 @@ def _not_erased(json: _Fragments) -> str:
 
 _NEWEST = """CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
     ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END"""
-"""What arrives later is not meant by a command."""
+"""The newest event or rejected request that a command is about."""
 _STAYS = f"an open command can''t be deleted: cancel it first with {_CANCEL}"
 _BY_HAND = "cancelled by hand"
 
