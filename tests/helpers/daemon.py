@@ -68,6 +68,6 @@ def maintenance_of(
     generations = Generations(
         PreparedConfig(config), leases=leases, stop=threading.Event(), now=SystemClock().now, events=queue.SimpleQueue()
     )
-    generations.active.policies = known or policies(config)
+    generations.active.policies = dict(known or policies(config))
     claimer = Claimer(database, "r1", generations, leases=leases, observer=observer)
     return Maintenance(database, "r1", generations, claimer=claimer, leases=leases, steps=steps, observer=observer)
