@@ -42,7 +42,7 @@ OWN = {
 ALSO = {"breaker_open": "breaker_open_long"}
 """Alerts of the relay that begin at once, and the word for the condition when it lasts."""
 
-SHOWN_AS_ALERTS = {"breaker_open", "backlog_old", "webhooks_missed", "intake_stopped", "payloads_changed"}
+SHOWN_AS_ALERTS = {"breaker_open", "backlog_old", "webhooks_missed", "intake_stopped"}
 """Alerts of the relay that the doctor has no examination for: it lists open ones, as `alert_open`."""
 
 

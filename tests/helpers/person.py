@@ -15,8 +15,6 @@ from inbox.db.schema import (
     alert,
     gate,
     metadata,
-    payload_change,
-    payload_field,
     payload_reveal,
     relay_command,
     relay_node,
@@ -40,8 +38,6 @@ TRACES = (
 """Texts of the person. None may be left anywhere."""
 BODY = json.dumps({"id": ID, "email": "maria.meier@example.com", "name": "Maria Meier"}).encode()
 OTHER = "IDNUMBER4712"
-
-_OF_SHAPE = {"source": "trivore", "event_type": "UPDATE", "type": "string"}
 
 
 def of_person(number: int, *routes: str, body: bytes = BODY) -> Event:
@@ -122,8 +118,6 @@ def _plant(engine: Engine) -> None:
         (gate, {"kind": "destination", "name": "crm", "pause_reason": f"because of {ID}", **paused}),
         (relay_command, {"kind": "replay", "selection": selection, "reason": f"{ID} asked", "answer": ID, "error": ID, **ended}),
         (alert, {"at": START, "kind": "delivery_dead", "subject": ID, "firing": True, "detail": {"error": f"{ID} failed"}}),
-        (payload_field, {**_OF_SHAPE, "path": f"$.{ID}.x", "first_seq": 1, "first_at": START, "last_seq": 1, "last_at": START}),
-        (payload_change, {**_OF_SHAPE, "path": f"$.{ID}", "found_at": START, "change": "added", "seq": 1, "at": START}),
         (payload_reveal, {"at": START, "seq": 1, "who": "kim", "reason": f"{ID} called"}),
         (relay_node, {**node, "failing": {"claim": f"{ID} failed"}}),
         (sweep_watermark, {"source": "trivore", "entity_type": "USER", "error": f"{ID}: 500"}),

@@ -107,7 +107,7 @@ alert = Table(
         "kind",
         Text,
         "delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed,"
-        " intake_stopped, retention_behind or payloads_changed",
+        " intake_stopped or retention_behind",
     ),
     required("subject", Text, "subject, such as a destination's name"),
     required("firing", Boolean, "true: it began; false: it recovered"),
