@@ -106,7 +106,9 @@ def copy(source: Engine, target: Engine, report: Report) -> list[CopiedTable]:
             _finish(here, counters, triggers)
         if target.dialect.name == SQLITE:
             checkpoint(target)
-    return [CopiedTable(str(table.name), rows, f"{total:064x}") for table, (rows, total) in zip(tables, sums, strict=True)]
+    return [
+        CopiedTable(str(table.name), rows, f"{total:064x}") for table, (rows, total) in zip(tables, sums, strict=True)
+    ]
 
 
 @contextmanager
@@ -282,7 +284,9 @@ def _count(connection: Connection, table: Table) -> int:
 def _counters(connection: Connection) -> dict[str, int]:
     """Return the largest number that each table gave, even where its row has been deleted since."""
     if connection.dialect.name == SQLITE:
-        return {row.name: row.seq for row in connection.execute(text("SELECT name, seq FROM sqlite_sequence WHERE seq > 0"))}
+        return {
+            row.name: row.seq for row in connection.execute(text("SELECT name, seq FROM sqlite_sequence WHERE seq > 0"))
+        }
     counted = (name for name, table in metadata.tables.items() if table.dialect_options["sqlite"]["autoincrement"])
     last = {
         name: connection.execute(text(f"SELECT last_value, is_called FROM {_sequence(connection, name)}")).one()
