@@ -17,7 +17,20 @@ from typing import Any
 
 import msgspec
 import psycopg
-from sqlalchemy import Connection, Engine, LargeBinary, Row, Table, func, literal, select, text, true, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    LargeBinary,
+    Row,
+    Table,
+    func,
+    literal,
+    select,
+    text,
+    true,
+    tuple_,
+)
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import leaves, migrate
@@ -196,7 +209,7 @@ def _chunks(connection: Connection, table: Table) -> Iterator[Rows]:
     """Yield the rows in the order of their key, some at a time: bounded in rows and in bytes."""
     keys = tuple(table.primary_key)
     sizes = [func.coalesce(func.length(each), 0) for each in table.c if isinstance(each.type, LargeBinary)]
-    beyond = true()
+    beyond: ColumnElement[bool] = true()
     while found := connection.execute(
         select(*keys, sum(sizes, literal(0))).where(beyond).order_by(*keys).limit(CHUNK_ROWS)
     ).all():
@@ -208,9 +221,10 @@ def _chunks(connection: Connection, table: Table) -> Iterator[Rows]:
             last = row
         end = tuple_(*(literal(value, key.type) for key, value in zip(keys, last, strict=False)))
         try:
-            yield connection.execute(select(table).where(beyond, tuple_(*keys) <= end)).all()
+            rows = connection.execute(select(table).where(beyond, tuple_(*keys) <= end)).all()
         except _UNREADABLE:
             raise CopyFailed(_first_unreadable(connection, table, found)) from None
+        yield rows
         beyond = tuple_(*keys) > end
 
 
@@ -231,17 +245,17 @@ def _first_rejected(target: Connection, table: Table, rows: Rows) -> str:
             with target.begin_nested():
                 _insert(target, table, [row])
         except _REJECTED as error:
-            return _blame(table, row._mapping, f"the target rejects it: {error_text(error)}")  # noqa: SLF001  # SQLAlchemy's public name
+            return _blame(table, dict(row._mapping), f"the target rejects it: {error_text(error)}")  # noqa: SLF001  # SQLAlchemy's public name
     return f"{table.name}: the target rejects rows together that it takes one by one; run it again"
 
 
-def _first_unreadable(connection: Connection, table: Table, keys: Rows) -> str:
+def _first_unreadable(connection: Connection, table: Table, keys: Sequence[Any]) -> str:
     for key in keys:
         is_it = (column == value for column, value in zip(table.primary_key, key, strict=False))
         try:
             connection.execute(select(table).where(*is_it)).all()
         except _UNREADABLE as error:
-            return _blame(table, key._mapping, f"it can't be read: {error}")  # noqa: SLF001  # as above
+            return _blame(table, dict(key._mapping), f"it can't be read: {error}")  # noqa: SLF001  # as above
     return f"{table.name} has rows that can't be read together, but can one by one; run it again"
 
 
