@@ -390,8 +390,8 @@ def test_an_event_is_made_again_once_though_another_route_of_it_is_in_flight_all
     routes = {**CONFIG.routes, "slow": msgspec.structs.replace(CONFIG.routes["latest"], name="slow")}
     config = msgspec.structs.replace(CONFIG, routes=routes)
     event = an_event(1, second=1, routes=["latest", "slow"])
+    steps.policies = known = fetching(config)
     steps.arrive(event)
-    known = {**POLICIES, "slow": POLICIES["latest"]}
     slow = steps.claim("slow")
     steps.record_all(steps.claim_due(1_000), TOO_SOON)
     repeat(steps, event)
