@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import msgspec
@@ -58,8 +58,8 @@ def judge_duplicates(
         if rest is None:
             return Judged(0, 0)
         page = transaction.execute(_PAGE, after=rest.after, last=rest.last, rows=ROWS_OF_A_ROUND)
-        routes = _routes_of(transaction, {row.seq for row in page})
-    found = list(dict.fromkeys(row.seq for row in page))
+    routes = {row.seq: row.routes for row in page}
+    found = list(routes)
     is_cut = len(page) == ROWS_OF_A_ROUND  # then the last of them may have more rows, and begins the next page
     seqs = (found[:-1] or found if is_cut else found)[:EVENTS_OF_A_ROUND]
     if not seqs:
@@ -68,7 +68,7 @@ def judge_duplicates(
         database,
         "judge_duplicates",
         seqs,
-        part=lambda some: judge(database, config, policies, relay_node, {seq: routes.get(seq, ()) for seq in some}),
+        part=lambda some: judge(database, config, policies, relay_node, {seq: as_list(routes[seq]) for seq in some}),
         alone=lambda seq, error: _set_aside(database, seq, error),
         name=lambda seq: f"seq={seq}",
         apart=lambda some: _by_routes(some, routes),
@@ -137,17 +137,11 @@ def _all(transaction: Transaction) -> Rest | None:
     return None if newest.seq is None else Rest(after=0, last=newest.seq)
 
 
-def _routes_of(transaction: Transaction, seqs: Iterable[int]) -> dict[int, list[str]]:
-    """The routes that each of these events takes."""
-    wanted = rows_param({"seq": seq} for seq in sorted(seqs))
-    return {row.seq: as_list(row.routes) for row in transaction.execute(_routes(transaction.sql), wanted=wanted)}
-
-
-def _by_routes(seqs: Sequence[int], routes: Mapping[int, Sequence[str]]) -> list[list[int]]:
+def _by_routes(seqs: Sequence[int], routes: Mapping[int, object]) -> list[list[int]]:
     """Part events by the routes that they take: a route that is locked keeps no other from being judged."""
-    parts: dict[tuple[str, ...], list[int]] = {}
+    parts: dict[str, list[int]] = {}
     for seq in seqs:
-        parts.setdefault(tuple(sorted(routes.get(seq, ()))), []).append(seq)
+        parts.setdefault(str(routes[seq]), []).append(seq)
     return list(parts.values())
 
 
@@ -165,8 +159,8 @@ _WAITS = "handled_at IS NULL AND error IS NULL"
 _NEWEST = text(f"SELECT max(seq) AS seq FROM duplicate_request WHERE {_WAITS}")
 _SET_ASIDE = text("UPDATE duplicate_request SET error = :error WHERE seq = :seq AND handled_at IS NULL")
 _PAGE = text(f"""
-SELECT seq FROM duplicate_request
-WHERE {_WAITS} AND seq > :after AND seq <= :last ORDER BY seq LIMIT :rows
+SELECT r.seq, i.routes FROM duplicate_request r JOIN inbox i ON i.seq = r.seq
+WHERE {_WAITS} AND r.seq > :after AND r.seq <= :last ORDER BY r.seq LIMIT :rows
 """)
 
 
@@ -181,13 +175,6 @@ def _unhandled(sql: Sql) -> TextClause:
 SELECT r.id, r.seq, r.times, coalesce(r.last_received_at, r.received_at) AS came_at
 FROM {of_seq}
 ORDER BY r.seq LIMIT :rows
-""")
-
-
-@cache
-def _routes(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT i.seq, i.routes FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i.seq = wanted.seq
 """)
 
 

@@ -205,6 +205,7 @@ def test_who_finds_a_full_batch_that_another_relay_has_sequenced_knows_that_ther
 
 def test_many_locked_routes_cost_a_step_little_more_than_one(steps: Steps) -> None:
     routes = [f"r{number:02}" for number in range(40)]
+    steps.policies = dict.fromkeys(routes, POLICIES["strict"])
     steps.receive(*(an_event(n, f"u{n}", routes=[route]) for n, route in enumerate(routes, start=1)))
     steps.database.add_routes({*routes})
     with locking(steps, routes[:30]):
