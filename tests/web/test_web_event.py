@@ -17,7 +17,7 @@ from inbox.db import engine as engines
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from relay.web import body_views
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.body_views import view_of
 from relay.web.forms import FORM_TYPE
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
