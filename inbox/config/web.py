@@ -27,6 +27,7 @@ class Web(Table, frozen=True):
     viewer_url: DatabaseUrl | None = None
     """URL of viewers, with the role `inbox_reader` or `inbox_reader_without_payloads`: then a bug of the page can't write."""
     origin: str | None = None
-    """Scheme and host of the page as browsers see it, such as `https://relay.example.com`. Else it answers to IP addresses and `localhost`."""
+    """Scheme and host of the page as browsers see it, such as `https://relay.example.com`. Else it has
+    IP addresses and `localhost` alone."""
     session: Duration = Duration(12 * 3600)
     """Longest time until a person has to sign in again."""

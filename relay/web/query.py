@@ -111,8 +111,8 @@ def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, s
     known = kind.__struct_fields__
     for name, value in filled.items():
         if name not in known:
-            name = name[:100]
-            raise BadFilter(f"there is no filter {name!r}; {nearest(name, known)}", field=name)
+            given = name[:100]
+            raise BadFilter(f"there is no filter {given!r}; {nearest(given, known)}", field=name)
         texts = value if isinstance(value, list | tuple) else (value,)
         if any(isinstance(each, str) and len(each) > LONGEST_VALUE for each in texts):
             raise BadFilter(f"{name}: a value has at most {LONGEST_VALUE:,} characters", field=name)
