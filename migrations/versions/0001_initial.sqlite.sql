@@ -78,9 +78,9 @@ CREATE TABLE duplicate_request ( -- A duplicate: a request whose key is already 
     CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (date(substr(last_received_at, 1, 10)) IS substr(last_received_at, 1, 10) AND last_received_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_received_at) = 10 OR substr(last_received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
-
 CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
 
 CREATE TABLE rejected_request ( -- A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.
     -- number of the rejected request
@@ -118,9 +118,9 @@ CREATE TABLE rejected_request ( -- A rejected request. Each receiver process sto
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (date(substr(readmitted_at, 1, 10)) IS substr(readmitted_at, 1, 10) AND readmitted_at >= '0001-01-01 00:00:00.000000Z' AND (length(readmitted_at) = 10 OR substr(readmitted_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
-
 CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
+
+CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
 
 CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.
     -- the event: inbox.seq
@@ -157,6 +157,16 @@ CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_lo
     CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
@@ -166,16 +176,6 @@ CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, s
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
 CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
-
-CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
-
-CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
-
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
-
-CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
-
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
 
 CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
     -- the route
@@ -228,11 +228,11 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
 );
 
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
+
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
 
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
-
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or make heads on any route.
     -- always 1
@@ -434,9 +434,13 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     failed BIGINT DEFAULT 0 NOT NULL,
     -- last delivery that could not be changed, with its error
     error TEXT,
+    -- highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later
+    until_seq BIGINT,
+    CONSTRAINT ck_relay_command_id CHECK (id > 0 AND id < 4000000000000000000),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
-    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> '' AND length(reason) <= 2000),
+    CONSTRAINT ck_relay_command_asked_by CHECK (trim(asked_by) <> '' AND length(asked_by) <= 1000),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -1034,6 +1038,13 @@ BEGIN
     SELECT RAISE(ABORT, 'a cancel is about deliveries that are dead, blocked, retrying, ready, waiting or received: no other state') WHERE NEW.kind = 'cancel' AND json_type(NEW.selection, '$.state') IS NOT NULL AND NEW.selection ->> '$.state' NOT IN ('dead', 'blocked', 'retrying', 'ready', 'waiting', 'received');
     SELECT RAISE(ABORT, 'a replay is about deliveries that are dead, blocked, delivered, unchanged, skipped, cancelled or corrected: no other state') WHERE NEW.kind = 'replay' AND json_type(NEW.selection, '$.state') IS NOT NULL AND NEW.selection ->> '$.state' NOT IN ('dead', 'blocked', 'delivered', 'unchanged', 'skipped', 'cancelled', 'corrected');
     SELECT RAISE(ABORT, 'pause, resume, sweep, stop and continue have no dry run') WHERE NEW.kind IN ('pause', 'resume', 'sweep', 'stop', 'continue') AND NEW.dry_run;
+END;
+
+CREATE TRIGGER relay_command_is_bounded AFTER INSERT ON relay_command
+WHEN NEW.state IN ('asked', 'running') AND NEW.until_seq IS NULL
+BEGIN
+    UPDATE relay_command SET until_seq = CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
+    ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END WHERE id = NEW.id;
 END;
 
 CREATE TRIGGER relay_command_refuses_update BEFORE UPDATE ON relay_command
