@@ -89,7 +89,8 @@ def roles_command(
 ) -> None:
     """Print the SQL that makes the roles receiver, relay, web, operator and two readers on Postgres, with rights and timeouts.
 
-    A superuser runs it by `inbox roles | psql`: after each `inbox migrate`, and after each new login role. It may run again at any time.
+    A superuser runs it by `inbox roles | psql`: after each `inbox migrate`, and after each new login role. It may run again at
+    any time.
 
     Examples:
       inbox roles
