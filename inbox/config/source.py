@@ -139,8 +139,6 @@ class Source(Table, frozen=True, kw_only=True):
     not include the event's change."""
     silent_after: Duration | None = None
     """Time without any event after which an alert is raised."""
-    shapes: bool = True
-    """Learn the shape of its payloads, paths and types without values, and report changes: see `inbox payloads`."""
     sweeps: list[Sweep] = []
     """Listings that `relay sweep` compares with the inbox."""
     public_url: str | None = None

@@ -28,9 +28,6 @@ from inbox.errors import ConfigError
 if TYPE_CHECKING:
     from alembic.config import Config as AlembicConfig
 
-UNFINISHED_COPY = "copying"
-"""Revision of a database into which `inbox copy` has not finished: no program works with it."""
-
 TRIES = 20
 """Tries of a migration; with the pauses between them about four minutes."""
 _PAUSE = tenacity.wait_exponential_jitter(initial=1, max=15, jitter=1)
@@ -120,12 +117,8 @@ def pending(revision: str | None) -> list[MigrationStep]:
     """List the migrations that a database at this revision lacks; none where a newer version has only added something.
 
     Raises:
-        ConfigError: a newer version has contracted it, so that this one can't work with it, or it holds an unfinished copy.
+        ConfigError: a newer version has contracted it, so that this one can't work with it.
     """
-    if revision == UNFINISHED_COPY:
-        raise ConfigError(
-            "the database holds an unfinished copy: finish it with the same `inbox copy`, or drop the database and begin again"
-        )
     known = steps()
     if revision is None:
         return known

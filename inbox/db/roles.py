@@ -142,9 +142,6 @@ TABLES: Mapping[str, Grants] = {
         "web": "SELECT, INSERT (at, seq, who, reason)",
         "relay": "SELECT, INSERT, UPDATE (reason), DELETE",
     },
-    "payload_field": _WORK,
-    "payload_change": {**_WORK, "operator": "SELECT, UPDATE (acknowledged_at, acknowledged_by)"},
-    "payload_learner": _LOCKED,
     "gate": _WORK,
     "lane": _WORK,
     # who stops a command must lock out a relay that carries it out
@@ -182,8 +179,6 @@ SEQUENCES: Mapping[str, Grants] = {
     "delivery_log_id_seq": _BY_RELAY,
     "duplicate_request_id_seq": _BY_RECEIVER,
     "inbox_seq_seq": _BY_RECEIVER,
-    "payload_change_id_seq": _BY_RELAY,
-    "payload_field_id_seq": _BY_RELAY,
     "payload_reveal_id_seq": {**_BY_RELAY, "web": "USAGE"},
     "rejected_request_id_seq": _BY_RECEIVER,
     "relay_command_id_seq": {**_BY_RELAY, "web": "USAGE", "operator": "USAGE"},

@@ -63,7 +63,7 @@ class HardenedHttpProtocol(Connection):
     _requests = 0
     """Count of the requests that the app has got."""
     makes_room = False
-    """True where a new connection takes the place of the one that is idle for longest, so that idle ones keep nobody out."""
+    """True where a new connection takes the place of the one that is idle or owes a body for longest: such keep nobody out."""
     longest_target = head.LONGEST_TARGET
     """Bytes of path and query."""
     _idle_since = 0.0
@@ -196,7 +196,9 @@ class HardenedHttpProtocol(Connection):
         """Close idle ones among the other connections, so that at most this many stay. Returns the number that stays."""
         others = [each for each in self.connections if isinstance(each, HardenedHttpProtocol) and each is not self]
         others = [each for each in others if not each.transport.is_closing()]
-        idle = sorted((each for each in others if each.is_idle), key=lambda each: each._idle_since)  # noqa: SLF001
+        # after those: the ones that owe a body, as they may do so for long
+        idle = [each for each in others if each.is_idle or (each.cycle.more_body and not each.cycle.response_started)]
+        idle.sort(key=lambda each: (not each.is_idle, each._idle_since))  # noqa: SLF001
         closed = idle[: max(len(others) - most, 0)]
         for each in closed:
             each.transport.close()

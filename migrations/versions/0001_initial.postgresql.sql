@@ -98,9 +98,9 @@ CREATE TABLE duplicate_request (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
-
 CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
 
 COMMENT ON TABLE duplicate_request IS 'A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.';
 
@@ -145,9 +145,9 @@ CREATE TABLE rejected_request (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
-
 CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
+
+CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
 
 COMMENT ON TABLE rejected_request IS 'A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.';
 
@@ -205,13 +205,7 @@ CREATE TABLE open_delivery (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
-
-CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
-
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
-
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
@@ -224,6 +218,12 @@ CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state
 CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+
+CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
+
+CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
 
 COMMENT ON TABLE open_delivery IS 'Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.';
 
@@ -309,11 +309,11 @@ CREATE TABLE delivery_log (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
+CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
 
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
-CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
 
@@ -447,155 +447,6 @@ COMMENT ON COLUMN pruning.ran_at IS 'time of the last batch; database clock';
 COMMENT ON COLUMN pruning.passed_over IS 'rows that could not be deleted and were passed over, in the present lap';
 
 COMMENT ON COLUMN pruning.error IS 'error of the last batch that failed; empty: the last one went well';
-
-CREATE TABLE payload_field (
-    id BIGSERIAL NOT NULL,
-    source TEXT NOT NULL,
-    event_type TEXT NOT NULL,
-    path TEXT NOT NULL,
-    type TEXT NOT NULL,
-    events BIGINT DEFAULT 0 NOT NULL,
-    first_seq BIGINT NOT NULL,
-    first_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    last_seq BIGINT NOT NULL,
-    last_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    absent BIGINT DEFAULT 0 NOT NULL,
-    missed BIGINT DEFAULT 0 NOT NULL,
-    missed_seq BIGINT,
-    missed_at TIMESTAMP WITH TIME ZONE,
-    is_map BOOLEAN DEFAULT false NOT NULL,
-    CONSTRAINT pk_payload_field PRIMARY KEY (id),
-    CONSTRAINT ck_payload_field_first_at_is_readable CHECK (first_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_field_last_at_is_readable CHECK (last_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_field_missed_at_is_readable CHECK (missed_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-)
- WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-
-CREATE INDEX ix_payload_field_shape ON payload_field (source, event_type);
-
-COMMENT ON TABLE payload_field IS 'Shape of the payloads of each event type, as relays learn it: paths and types, no values. Figures, not facts: relays learn from some events only while many arrive.';
-
-COMMENT ON COLUMN payload_field.id IS 'number of the row';
-
-COMMENT ON COLUMN payload_field.source IS 'source of the events';
-
-COMMENT ON COLUMN payload_field.event_type IS 'event type; * for all beyond the first 100 of a source, and for very long ones';
-
-COMMENT ON COLUMN payload_field.path IS 'path in the payload, such as $.items[].sku; keys that are data are *';
-
-COMMENT ON COLUMN payload_field.type IS 'JSON type that was seen there; text: the body is no JSON; any: this row counts the events that have the path at all';
-
-COMMENT ON COLUMN payload_field.events IS 'learned events that have it';
-
-COMMENT ON COLUMN payload_field.first_seq IS 'first of them: inbox.seq';
-
-COMMENT ON COLUMN payload_field.first_at IS 'time of its arrival';
-
-COMMENT ON COLUMN payload_field.last_seq IS 'last of them: inbox.seq';
-
-COMMENT ON COLUMN payload_field.last_at IS 'time of its arrival';
-
-COMMENT ON COLUMN payload_field.absent IS 'of type any: later events without the path, though the object around it was there';
-
-COMMENT ON COLUMN payload_field.missed IS 'of type any: the last of these in a row';
-
-COMMENT ON COLUMN payload_field.missed_seq IS 'of type any: first of these in a row: inbox.seq';
-
-COMMENT ON COLUMN payload_field.missed_at IS 'of type any: time of its arrival';
-
-COMMENT ON COLUMN payload_field.is_map IS 'of type any: true: an object with so many different keys that they are data; below it, all are *';
-
-CREATE TABLE payload_change (
-    id BIGSERIAL NOT NULL,
-    found_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    source TEXT NOT NULL,
-    event_type TEXT NOT NULL,
-    path TEXT NOT NULL,
-    change TEXT NOT NULL,
-    seq BIGINT NOT NULL,
-    at TIMESTAMP WITH TIME ZONE NOT NULL,
-    type TEXT,
-    usual TEXT,
-    returned_at TIMESTAMP WITH TIME ZONE,
-    acknowledged_at TIMESTAMP WITH TIME ZONE,
-    acknowledged_by TEXT,
-    CONSTRAINT pk_payload_change PRIMARY KEY (id),
-    CONSTRAINT ck_payload_change_change CHECK (change IN ('added', 'type', 'missing')),
-    CONSTRAINT ck_payload_change_found_at_is_readable CHECK (found_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_change_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_change_returned_at_is_readable CHECK (returned_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_change_acknowledged_at_is_readable CHECK (acknowledged_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-);
-
-CREATE INDEX ix_payload_change_open ON payload_change (id) WHERE acknowledged_at IS NULL AND returned_at IS NULL;
-
-CREATE INDEX ix_payload_change_source ON payload_change (source, id);
-
-COMMENT ON TABLE payload_change IS 'Changes of payloads that relays found. One is open for 14 days, unless it is acknowledged or the field returns. The newest 500 of each source stay.';
-
-COMMENT ON COLUMN payload_change.id IS 'number of the change';
-
-COMMENT ON COLUMN payload_change.found_at IS 'time at which a relay found it; database clock';
-
-COMMENT ON COLUMN payload_change.source IS 'source of the events';
-
-COMMENT ON COLUMN payload_change.event_type IS 'event type, as in payload_field';
-
-COMMENT ON COLUMN payload_change.path IS 'path in the payload, as in payload_field';
-
-COMMENT ON COLUMN payload_change.change IS 'added: a new field; type: a new type of a known one; missing: nearly all events had it';
-
-COMMENT ON COLUMN payload_change.seq IS 'first event that shows it: inbox.seq';
-
-COMMENT ON COLUMN payload_change.at IS 'time of its arrival';
-
-COMMENT ON COLUMN payload_change.type IS 'of added and type: the new JSON type';
-
-COMMENT ON COLUMN payload_change.usual IS 'of type: types until then; of missing: how many events had it';
-
-COMMENT ON COLUMN payload_change.returned_at IS 'of missing: time at which a relay found the field again; the change is over';
-
-COMMENT ON COLUMN payload_change.acknowledged_at IS 'time at which an operator acknowledged it; the change is over';
-
-COMMENT ON COLUMN payload_change.acknowledged_by IS 'operator who acknowledged it';
-
-CREATE TABLE payload_learner (
-    id INTEGER NOT NULL,
-    position BIGINT,
-    horizon BIGINT,
-    horizon_at TIMESTAMP WITH TIME ZONE,
-    learned BIGINT DEFAULT 0 NOT NULL,
-    passed_over BIGINT DEFAULT 0 NOT NULL,
-    ran_at TIMESTAMP WITH TIME ZONE,
-    lease_until TIMESTAMP WITH TIME ZONE,
-    held_by TEXT,
-    CONSTRAINT pk_payload_learner PRIMARY KEY (id),
-    CONSTRAINT ck_payload_learner_one_row CHECK (id = 1),
-    CONSTRAINT ck_payload_learner_horizon_at_is_readable CHECK (horizon_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_learner_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_learner_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-)
- WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-
-COMMENT ON TABLE payload_learner IS 'One row: how far relays have learned the shapes of payloads, and the relay that learns now.';
-
-COMMENT ON COLUMN payload_learner.id IS 'always 1';
-
-COMMENT ON COLUMN payload_learner.position IS 'every event up to here was learned or passed over: inbox.seq; empty: none yet';
-
-COMMENT ON COLUMN payload_learner.horizon IS 'highest inbox.seq at horizon_at: a minute later, all up to it are committed';
-
-COMMENT ON COLUMN payload_learner.horizon_at IS 'time of that look; database clock';
-
-COMMENT ON COLUMN payload_learner.learned IS 'events learned in all';
-
-COMMENT ON COLUMN payload_learner.passed_over IS 'events in all that were not learned, as too many had arrived';
-
-COMMENT ON COLUMN payload_learner.ran_at IS 'time at which the last round ended; database clock';
-
-COMMENT ON COLUMN payload_learner.lease_until IS 'while a relay learns: end of its lease; database clock';
-
-COMMENT ON COLUMN payload_learner.held_by IS 'while a relay learns: relay_node.id of the process';
 
 CREATE TABLE payload_reveal (
     id BIGSERIAL NOT NULL,
@@ -744,10 +595,13 @@ CREATE TABLE relay_command (
     sample JSONB,
     failed BIGINT DEFAULT 0 NOT NULL,
     error TEXT,
+    until_seq BIGINT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
+    CONSTRAINT ck_relay_command_id CHECK (id > 0 AND id < 4000000000000000000),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
-    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> '' AND length(reason) <= 2000),
+    CONSTRAINT ck_relay_command_asked_by CHECK (trim(asked_by) <> '' AND length(asked_by) <= 1000),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (finished_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -790,6 +644,8 @@ COMMENT ON COLUMN relay_command.failed IS 'deliveries that could not be changed'
 
 COMMENT ON COLUMN relay_command.error IS 'last delivery that could not be changed, with its error';
 
+COMMENT ON COLUMN relay_command.until_seq IS 'highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later';
+
 CREATE TABLE alert (
     id BIGSERIAL NOT NULL,
     at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -810,11 +666,11 @@ CREATE TABLE alert (
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
-CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
-
 CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
+CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
 COMMENT ON TABLE alert IS 'One row when a problem begins and one when it ends, never a second while it lasts.';
 
@@ -822,7 +678,7 @@ COMMENT ON COLUMN alert.id IS 'number of the alert';
 
 COMMENT ON COLUMN alert.at IS 'time of the change';
 
-COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped, retention_behind or payloads_changed';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind';
 
 COMMENT ON COLUMN alert.subject IS 'subject, such as a destination''s name';
 
@@ -2026,6 +1882,8 @@ BEGIN
     IF (NEW.kind IN ('pause', 'resume', 'sweep', 'stop', 'continue') AND NEW.dry_run) THEN
         RAISE EXCEPTION USING MESSAGE = 'pause, resume, sweep, stop and continue have no dry run', ERRCODE = 'check_violation';
     END IF;
+    NEW.until_seq := coalesce(NEW.until_seq, CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
+    ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END);
     RETURN NEW;
 END $$;
 
@@ -2173,8 +2031,6 @@ REVOKE ALL ON FUNCTION inbox_payload_retire_leaf(text) FROM PUBLIC;
 INSERT INTO order_lock (id) VALUES (1);
 
 INSERT INTO payload_lock (id) VALUES (1);
-
-INSERT INTO payload_learner (id) VALUES (1);
 
 INSERT INTO pruner (id) VALUES (1);
 

@@ -78,9 +78,9 @@ CREATE TABLE duplicate_request ( -- A duplicate: a request whose key is already 
     CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (date(substr(last_received_at, 1, 10)) IS substr(last_received_at, 1, 10) AND last_received_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_received_at) = 10 OR substr(last_received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
-
 CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
 
 CREATE TABLE rejected_request ( -- A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.
     -- number of the rejected request
@@ -118,9 +118,9 @@ CREATE TABLE rejected_request ( -- A rejected request. Each receiver process sto
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (date(substr(readmitted_at, 1, 10)) IS substr(readmitted_at, 1, 10) AND readmitted_at >= '0001-01-01 00:00:00.000000Z' AND (length(readmitted_at) = 10 OR substr(readmitted_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
-
 CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
+
+CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
 
 CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.
     -- the event: inbox.seq
@@ -157,13 +157,7 @@ CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_lo
     CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
-
-CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
-
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
-
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
@@ -176,6 +170,12 @@ CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state
 CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+
+CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
+
+CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
 
 CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
     -- the route
@@ -228,11 +228,11 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
 );
 
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
+CREATE INDEX ix_delivery_log_at ON delivery_log (at);
 
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
-CREATE INDEX ix_delivery_log_at ON delivery_log (at);
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or make heads on any route.
     -- always 1
@@ -311,108 +311,6 @@ CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows t
     CONSTRAINT ck_pruning_day_began_at_is_readable CHECK (date(substr(day_began_at, 1, 10)) IS substr(day_began_at, 1, 10) AND day_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(day_began_at) = 10 OR substr(day_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_pruning_behind_since_is_readable CHECK (date(substr(behind_since, 1, 10)) IS substr(behind_since, 1, 10) AND behind_since >= '0001-01-01 00:00:00.000000Z' AND (length(behind_since) = 10 OR substr(behind_since, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_pruning_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE TABLE payload_field ( -- Shape of the payloads of each event type, as relays learn it: paths and types, no values. Figures, not facts: relays learn from some events only while many arrive.
-    -- number of the row
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- source of the events
-    source TEXT NOT NULL,
-    -- event type; * for all beyond the first 100 of a source, and for very long ones
-    event_type TEXT NOT NULL,
-    -- path in the payload, such as $.items[].sku; keys that are data are *
-    path TEXT NOT NULL,
-    -- JSON type that was seen there; text: the body is no JSON; any: this row counts the events that have the path at all
-    type TEXT NOT NULL,
-    -- learned events that have it
-    events BIGINT DEFAULT 0 NOT NULL,
-    -- first of them: inbox.seq
-    first_seq BIGINT NOT NULL,
-    -- time of its arrival
-    first_at TEXT NOT NULL,
-    -- last of them: inbox.seq
-    last_seq BIGINT NOT NULL,
-    -- time of its arrival
-    last_at TEXT NOT NULL,
-    -- of type any: later events without the path, though the object around it was there
-    absent BIGINT DEFAULT 0 NOT NULL,
-    -- of type any: the last of these in a row
-    missed BIGINT DEFAULT 0 NOT NULL,
-    -- of type any: first of these in a row: inbox.seq
-    missed_seq BIGINT,
-    -- of type any: time of its arrival
-    missed_at TEXT,
-    -- of type any: true: an object with so many different keys that they are data; below it, all are *
-    is_map BOOLEAN DEFAULT false NOT NULL,
-    CONSTRAINT ck_payload_field_first_at_is_readable CHECK (date(substr(first_at, 1, 10)) IS substr(first_at, 1, 10) AND first_at >= '0001-01-01 00:00:00.000000Z' AND (length(first_at) = 10 OR substr(first_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_field_last_at_is_readable CHECK (date(substr(last_at, 1, 10)) IS substr(last_at, 1, 10) AND last_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_at) = 10 OR substr(last_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_field_missed_at_is_readable CHECK (date(substr(missed_at, 1, 10)) IS substr(missed_at, 1, 10) AND missed_at >= '0001-01-01 00:00:00.000000Z' AND (length(missed_at) = 10 OR substr(missed_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE INDEX ix_payload_field_shape ON payload_field (source, event_type);
-
-CREATE TABLE payload_change ( -- Changes of payloads that relays found. One is open for 14 days, unless it is acknowledged or the field returns. The newest 500 of each source stay.
-    -- number of the change
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- time at which a relay found it; database clock
-    found_at TEXT NOT NULL,
-    -- source of the events
-    source TEXT NOT NULL,
-    -- event type, as in payload_field
-    event_type TEXT NOT NULL,
-    -- path in the payload, as in payload_field
-    path TEXT NOT NULL,
-    -- added: a new field; type: a new type of a known one; missing: nearly all events had it
-    change TEXT NOT NULL,
-    -- first event that shows it: inbox.seq
-    seq BIGINT NOT NULL,
-    -- time of its arrival
-    at TEXT NOT NULL,
-    -- of added and type: the new JSON type
-    type TEXT,
-    -- of type: types until then; of missing: how many events had it
-    usual TEXT,
-    -- of missing: time at which a relay found the field again; the change is over
-    returned_at TEXT,
-    -- time at which an operator acknowledged it; the change is over
-    acknowledged_at TEXT,
-    -- operator who acknowledged it
-    acknowledged_by TEXT,
-    CONSTRAINT ck_payload_change_change CHECK (change IN ('added', 'type', 'missing')),
-    CONSTRAINT ck_payload_change_found_at_is_readable CHECK (date(substr(found_at, 1, 10)) IS substr(found_at, 1, 10) AND found_at >= '0001-01-01 00:00:00.000000Z' AND (length(found_at) = 10 OR substr(found_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_change_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_change_returned_at_is_readable CHECK (date(substr(returned_at, 1, 10)) IS substr(returned_at, 1, 10) AND returned_at >= '0001-01-01 00:00:00.000000Z' AND (length(returned_at) = 10 OR substr(returned_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_change_acknowledged_at_is_readable CHECK (date(substr(acknowledged_at, 1, 10)) IS substr(acknowledged_at, 1, 10) AND acknowledged_at >= '0001-01-01 00:00:00.000000Z' AND (length(acknowledged_at) = 10 OR substr(acknowledged_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE INDEX ix_payload_change_open ON payload_change (id) WHERE acknowledged_at IS NULL AND returned_at IS NULL;
-
-CREATE INDEX ix_payload_change_source ON payload_change (source, id);
-
-CREATE TABLE payload_learner ( -- One row: how far relays have learned the shapes of payloads, and the relay that learns now.
-    -- always 1
-    id INTEGER NOT NULL,
-    -- every event up to here was learned or passed over: inbox.seq; empty: none yet
-    position BIGINT,
-    -- highest inbox.seq at horizon_at: a minute later, all up to it are committed
-    horizon BIGINT,
-    -- time of that look; database clock
-    horizon_at TEXT,
-    -- events learned in all
-    learned BIGINT DEFAULT 0 NOT NULL,
-    -- events in all that were not learned, as too many had arrived
-    passed_over BIGINT DEFAULT 0 NOT NULL,
-    -- time at which the last round ended; database clock
-    ran_at TEXT,
-    -- while a relay learns: end of its lease; database clock
-    lease_until TEXT,
-    -- while a relay learns: relay_node.id of the process
-    held_by TEXT,
-    CONSTRAINT pk_payload_learner PRIMARY KEY (id),
-    CONSTRAINT ck_payload_learner_one_row CHECK (id = 1),
-    CONSTRAINT ck_payload_learner_horizon_at_is_readable CHECK (date(substr(horizon_at, 1, 10)) IS substr(horizon_at, 1, 10) AND horizon_at >= '0001-01-01 00:00:00.000000Z' AND (length(horizon_at) = 10 OR substr(horizon_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_learner_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_learner_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE TABLE payload_reveal ( -- One row each time that the operator's page showed the headers and body of an event, written before it did.
@@ -538,9 +436,13 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     failed BIGINT DEFAULT 0 NOT NULL,
     -- last delivery that could not be changed, with its error
     error TEXT,
+    -- highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later
+    until_seq BIGINT,
+    CONSTRAINT ck_relay_command_id CHECK (id > 0 AND id < 4000000000000000000),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
-    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> '' AND length(reason) <= 2000),
+    CONSTRAINT ck_relay_command_asked_by CHECK (trim(asked_by) <> '' AND length(asked_by) <= 1000),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -554,7 +456,7 @@ CREATE TABLE alert ( -- One row when a problem begins and one when it ends, neve
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- time of the change
     at TEXT NOT NULL,
-    -- delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped, retention_behind or payloads_changed
+    -- delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind
     kind TEXT NOT NULL,
     -- subject, such as a destination's name
     subject TEXT NOT NULL,
@@ -579,11 +481,11 @@ CREATE TABLE alert ( -- One row when a problem begins and one when it ends, neve
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (date(substr(sent_at, 1, 10)) IS substr(sent_at, 1, 10) AND sent_at >= '0001-01-01 00:00:00.000000Z' AND (length(sent_at) = 10 OR substr(sent_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
-
 CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
+CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
 CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.
     -- the source that was swept
@@ -1060,9 +962,6 @@ FROM (
     UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_change' AS table_name, coalesce((SELECT max(rowid) FROM payload_change) - (SELECT min(rowid) FROM payload_change) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_field' AS table_name, coalesce((SELECT max(rowid) FROM payload_field) - (SELECT min(rowid) FROM payload_field) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_learner' AS table_name, coalesce((SELECT max(rowid) FROM payload_learner) - (SELECT min(rowid) FROM payload_learner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'payload_lock' AS table_name, coalesce((SELECT max(rowid) FROM payload_lock) - (SELECT min(rowid) FROM payload_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'payload_reveal' AS table_name, coalesce((SELECT max(rowid) FROM payload_reveal) - (SELECT min(rowid) FROM payload_reveal) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'pruner' AS table_name, coalesce((SELECT max(rowid) FROM pruner) - (SELECT min(rowid) FROM pruner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
@@ -1195,6 +1094,13 @@ BEGIN
     SELECT RAISE(ABORT, 'pause, resume, sweep, stop and continue have no dry run') WHERE NEW.kind IN ('pause', 'resume', 'sweep', 'stop', 'continue') AND NEW.dry_run;
 END;
 
+CREATE TRIGGER relay_command_is_bounded AFTER INSERT ON relay_command
+WHEN NEW.state IN ('asked', 'running') AND NEW.until_seq IS NULL
+BEGIN
+    UPDATE relay_command SET until_seq = CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
+    ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END WHERE id = NEW.id;
+END;
+
 CREATE TRIGGER relay_command_refuses_update BEFORE UPDATE ON relay_command
 BEGIN
     SELECT RAISE(ABORT, 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one') WHERE NEW.id IS NOT OLD.id OR NEW.kind IS NOT OLD.kind OR NEW.asked_by IS NOT OLD.asked_by OR NEW.asked_at IS NOT OLD.asked_at OR NEW.dry_run IS NOT OLD.dry_run OR (NEW.state IN ('asked', 'running') AND (NEW.selection IS NOT OLD.selection OR NEW.reason IS NOT OLD.reason));
@@ -1222,8 +1128,6 @@ END;
 INSERT INTO order_lock (id) VALUES (1);
 
 INSERT INTO payload_lock (id) VALUES (1);
-
-INSERT INTO payload_learner (id) VALUES (1);
 
 INSERT INTO pruner (id) VALUES (1);
 

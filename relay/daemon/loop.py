@@ -1,4 +1,4 @@
-"""The relay's loop, which owns all work; threads beside it make the calls, renew leases, post alerts, sweep, prune and learn.
+"""The relay's loop, which owns all work; threads beside it make the calls, renew leases, post alerts, sweep and prune.
 
 The loop records finished attempts, rescues expired leases, sequences new events and claims due deliveries. Every step is
 a few short transactions; none is open during a call. Other threads hand their results to the loop through one queue.
@@ -21,7 +21,6 @@ from inbox.clock import Clock, SystemClock
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import Generations, LoopEvent, PreparedConfig
-from relay.daemon.learner import Learner
 from relay.daemon.lease_renewal import LeaseRenewer, Leases, claim_of
 from relay.daemon.maintenance import Maintenance
 from relay.daemon.pool import FinishedAttempt
@@ -104,7 +103,6 @@ class Relay:
             database, self.node, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps
         )
         self._pruner = Pruner(database, self.node, prepared.config.retention, stop=stop, observer=observer, steps=steps)
-        self._learner = Learner(database, self.node, prepared.config.sources, stop=stop, observer=observer, steps=steps)
         self._listener = Listener(database.engine, self.wake, stop=stop, observer=observer)
         self._listens = prepared.config.database.wake_up
 
@@ -148,7 +146,6 @@ class Relay:
             if not drain:
                 self._sweeper.start()
                 self._pruner.start()
-                self._learner.start()
                 if self._listens:
                     self._listener.start()
             self._work(drain=drain)
@@ -209,7 +206,6 @@ class Relay:
                 self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
                 self._pruner.replace_ages(event.config.retention)
-                self._learner.replace_sources(event.config.sources)
                 self._add_routes()
                 self._observer.reloaded(self.node, self._generations.active.routes)
             case None:  # or a stop: the loop sees it by itself
@@ -324,7 +320,6 @@ class Relay:
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
         self._pruner.join(CUT_SECONDS)
-        self._learner.join(CUT_SECONDS)
         self._listener.join(CUT_SECONDS)
 
     def _finish_within(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:

@@ -152,8 +152,6 @@ def remedy_of_alert(alert: FiringAlert) -> Remedy:
         return Remedy("Rejected requests", path=_path("/rejected", {"source": alert.subject}))
     if alert.kind in {"breaker_open", "endpoint_retired", "sweep_failed", "webhooks_missed"}:
         return Remedy("Gates and sweeps", path="/gates")
-    if alert.kind == "payloads_changed":
-        return Remedy("Payloads", path=_path("/payloads", {"source": alert.subject}))
     if alert.kind == "delivery_dead":
         return Remedy("Dead letters", path=_path("/dead", {"route": alert.subject}))
     return Remedy("Doctor", path="/doctor")

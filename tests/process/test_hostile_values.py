@@ -70,7 +70,6 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "inbox prune": ("--dry-run", "--dry-run --json", "--kind HOSTILE"),
     "inbox erase": ("--source trivore --entity HOSTILE", "--source HOSTILE --entity HOSTILE --json"),
     "inbox doctor": ("", "--json", "--only HOSTILE"),
-    "inbox payloads": ("", "--json", "--wide", "--changes --all", "--changes --acknowledge", "--source HOSTILE", "--path HOSTILE"),
     "inbox rejected": ("", "--json", "--id 1", "--id 1 --json", "--cause HOSTILE"),
     "inbox readmit": ("--reason x", "--reason x --json", "--id 1 --reason x", "--reason x --yes"),
     "relay dead": ("", "--json", "--wide", "--route HOSTILE"),

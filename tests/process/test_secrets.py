@@ -33,7 +33,6 @@ WITHOUT_TEXT = {
     "payload_lock",
     "write_probe",
     "alembic_version",
-    "payload_learner",
     "pruner",
     "pruning",
     "route_gate",

@@ -195,17 +195,6 @@ def test_an_operator_asks_for_commands_and_changes_nothing_himself(roles: Grante
     assert roles.allows("operator", "SELECT * FROM stuck")
 
 
-def test_an_operator_acknowledges_changes_of_payloads_and_edits_none(roles: Granted) -> None:
-    acknowledge = (
-        "UPDATE payload_change AS c SET acknowledged_at = now(), acknowledged_by = 'kim' WHERE c.found_at < now()"
-    )
-    assert roles.allows("operator", acknowledge)
-    assert not roles.allows("operator", "UPDATE payload_change SET path = 'x'")
-    assert not roles.allows("operator", "DELETE FROM payload_field")
-    for role in ("receiver", "web", "reader"):
-        assert not roles.allows(role, acknowledge), role
-
-
 def test_who_asked_is_the_role_that_asked(roles: Granted) -> None:
     with roles.connected("operator") as connection:
         connection.execute(
