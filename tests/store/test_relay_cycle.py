@@ -20,7 +20,7 @@ def test_a_lane_that_fails_does_not_hold_up_another(steps: Steps) -> None:
 
 
 def test_what_arrives_on_a_route_of_another_configuration_is_left_to_a_relay_that_has_it(steps: Steps) -> None:
-    """What has no policy here is kept in order, but not dropped: an older event would follow a newer one."""
+    """By another policy nothing of it would be dropped, and an older event would follow a newer one."""
     steps.receive(*(an_event(number, routes=LATEST) for number in (1, 2)), an_event(3))
     without = {"strict": POLICIES["strict"]}
     while any_received(steps.database, without):

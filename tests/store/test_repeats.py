@@ -158,7 +158,7 @@ def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
 
 
 def test_on_a_route_that_fetches_nothing_a_repeat_is_the_same_event(steps: Steps) -> None:
-    """What was delivered, or died, would be sent again as it was: with each repeat another call."""
+    """Else each repeat would send the same body again."""
     dead, sent = some_events([1, 2])
     steps.arrive(dead, sent)
     steps.record(list(zip(steps.claim_due(), [HOPELESS, DONE], strict=True)))
