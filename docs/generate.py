@@ -1,7 +1,7 @@
 """Writes the parts of the documentation that the code knows better: `python docs/generate.py`; `--check` only compares.
 
 A page holds them between `<!-- generated: NAME -->` and `<!-- end -->`; everything outside is written by hand. NAME is
-a key of `BLOCKS`. The files of `WHOLE` hold nothing else. What has no docstring in the code is explained in `docs/meanings.toml`.
+a key of `BLOCKS`. What has no docstring in the code is explained in `docs/meanings.toml`.
 """  # noqa: INP001  # a script beside pages
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout
 from docs.blocks import (
     commands,
     configuration,
-    dashboard,
     delivery,
     doctor,
     entities,
@@ -67,13 +66,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "api-problems": web.api_problems,
 }
 
-WHOLE: dict[Path, Callable[[], str]] = {ROOT / "deploy" / "grafana" / "inbox-relay.json": dashboard.grafana_dashboard}
-"""Files that are generated from the first character to the last."""
-
 
 def main(arguments: list[str]) -> int:
     """Write every page anew; with `--check`, name the stale ones and return 1 if there are any."""
-    stale = [page for page in (*PAGES, *WHOLE) if _text(page) != rendered(page)]
+    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != rendered(page)]
     if "--check" in arguments:
         for page in stale:
             sys.stderr.write(f"{page.relative_to(ROOT)} is stale: run python docs/generate.py\n")
@@ -86,15 +82,9 @@ def main(arguments: list[str]) -> int:
 
 def rendered(page: Path) -> str:
     """The page as it has to be."""
-    if page in WHOLE:
-        return WHOLE[page]()
     return _BLOCK.sub(
         lambda match: f"{match[1]}{BLOCKS[match[2]]().strip()}\n{match[3]}", page.read_text(encoding="utf-8")
     )
-
-
-def _text(page: Path) -> str:
-    return page.read_text(encoding="utf-8") if page.exists() else ""
 
 
 if __name__ == "__main__":

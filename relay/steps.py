@@ -36,7 +36,6 @@ Step = Literal[
     "heartbeat",
     "sweep",
     "prune",
-    "learn",
 ]
 """Every step that a relay repeats; `tests/bulkheads` plants failures into each."""
 

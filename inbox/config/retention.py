@@ -19,7 +19,6 @@ RetentionKind = Literal[
     "commands",
     "reveals",
     "throughput",
-    "shapes",
 ]
 """Each kind of rows that expires; `inbox.db.retention.kinds` has the step of each."""
 
@@ -58,8 +57,6 @@ class Retention(Table, frozen=True):
     """Rows of `payload_reveal`: who saw the headers and body of which event on the operator's page, and why."""
     throughput: Age = Age(30 * _DAY)
     """Figures of each minute in `throughput_minute`."""
-    shapes: Age = Age(90 * _DAY)
-    """Rows of `payload_field`: paths and types that no payload has had for so long."""
 
     def age_of(self, kind: RetentionKind) -> Age:
         """Return the age of a kind."""

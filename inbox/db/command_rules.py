@@ -275,6 +275,9 @@ def _not_erased(json: _Fragments) -> str:
     )
 
 
+_NEWEST = """CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
+    ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END"""
+"""The newest event or rejected request that a command is about."""
 _STAYS = f"an open command can''t be deleted: cancel it first with {_CANCEL}"
 _BY_HAND = "cancelled by hand"
 
@@ -316,6 +319,7 @@ BEGIN
         RAISE EXCEPTION USING MESSAGE = 'since and until are {_TYPES["time"]}', ERRCODE = 'check_violation';
     END;
     {_raised(_of_meaning(json), "    ")}
+    NEW.until_seq := coalesce(NEW.until_seq, {_NEWEST});
     RETURN NEW;
 END $$
 """
@@ -346,6 +350,13 @@ CREATE TRIGGER relay_command_refuses_insert BEFORE INSERT ON relay_command
 WHEN NEW.{is_open}
 BEGIN
 {_selected((*_of_row(json), *_of_meaning(json)))}
+END
+"""
+    yield f"""
+CREATE TRIGGER relay_command_is_bounded AFTER INSERT ON relay_command
+WHEN NEW.{is_open} AND NEW.until_seq IS NULL
+BEGIN
+    UPDATE relay_command SET until_seq = {_NEWEST} WHERE id = NEW.id;
 END
 """
     yield f"""

@@ -71,6 +71,12 @@ def _until(sizes: Sequence[tuple[int, int]], most_bytes: int) -> int:
     return last
 
 
+def lock(connection: Connection, ids: Iterable[int]) -> set[int]:
+    """Lock those of these requests that nobody has readmitted, so that nobody does meanwhile. Returns their ids."""
+    wanted = rows_param({"id": number} for number in ids)
+    return set(connection.execute(_lock(Sql(connection.dialect.name)), {"wanted": wanted}).scalars())
+
+
 def note(
     connection: Connection, taken: Iterable[tuple[int, int]], *, by: str, reason: str, now: datetime | None = None
 ) -> int:
@@ -131,6 +137,16 @@ SELECT id, received_at, source, cause, headers, body, body_sha256
 FROM rejected_request
 WHERE id > :after AND id <= :until AND {_conditions(sql)}
 ORDER BY id
+""")
+
+
+@cache
+def _lock(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT r.id FROM {sql.rows("wanted", id="bigint")} JOIN rejected_request r ON r.id = wanted.id
+WHERE r.readmitted_at IS NULL
+ORDER BY r.id
+{sql.for_update and "FOR UPDATE OF r"}
 """)
 
 

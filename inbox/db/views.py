@@ -20,7 +20,6 @@ from inbox.events.states import GONE_SECONDS, OPEN_STATES
 ROWS: Mapping[str, str] = {
     "order_lock": "INSERT INTO order_lock (id) VALUES (1)",
     "payload_lock": "INSERT INTO payload_lock (id) VALUES (1)",
-    "payload_learner": "INSERT INTO payload_learner (id) VALUES (1)",
     "pruner": "INSERT INTO pruner (id) VALUES (1)",
     "write_probe": "INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')",
 }

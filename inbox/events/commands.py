@@ -118,6 +118,9 @@ NO_DRY_RUN = (*OF_GATES, "sweep", *OF_COMMANDS)
 MOST_REASON = 2000
 """Characters of a reason. Each fact of a command repeats it, and there may be as many as there are deliveries."""
 
+MOST_WHO = 1000
+"""Characters of the name of the operator, which each fact repeats, too."""
+
 OPEN_COMMANDS = ("asked", "running")
 COMMAND_STATES = (*OPEN_COMMANDS, "done", "failed", "refused", "cancelled")
 """Every value of `relay_command.state`."""

@@ -53,8 +53,6 @@ LISTED_STATES = (*(state.value for state in OPEN_STATES), *ENDINGS, UNROUTED)
 
 THROUGHPUT_KINDS = ("source", "route", "destination")
 """Every value of `throughput_minute.kind`."""
-PAYLOAD_CHANGES = ("added", "type", "missing")
-"""Every value of `payload_change.change`."""
 
 
 def is_retrying(state: str, attempts: int, due_at: datetime | None, now: datetime) -> bool:

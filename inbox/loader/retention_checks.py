@@ -21,7 +21,6 @@ FLOORS: dict[RetentionKind, tuple[int, str]] = {
     "commands": (1, "an answer has to be seen before it is gone"),
     "reveals": (30, "an audit asks weeks later who has seen a payload"),
     "throughput": (1, "the views of sources and destinations show the last day"),
-    "shapes": (7, "a source may send nothing for some days"),
 }
 """The least age of each kind in days, and the reason."""
 

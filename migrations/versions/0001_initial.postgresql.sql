@@ -46,7 +46,7 @@ COMMENT ON COLUMN inbox.action IS 'effect on the entity: create, update, delete 
 
 COMMENT ON COLUMN inbox.event_id IS 'the sender''s own id of the event, if any';
 
-COMMENT ON COLUMN inbox.occurred_at IS 'the event''s own time, to the microsecond';
+COMMENT ON COLUMN inbox.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
 
 COMMENT ON COLUMN inbox.received_at IS 'time at which the receiver had read the request';
 
@@ -205,17 +205,15 @@ CREATE TABLE open_delivery (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
-
-CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
-
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
 
 CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
 
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
@@ -224,6 +222,8 @@ CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
+
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
 
 COMMENT ON TABLE open_delivery IS 'Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.';
 
@@ -309,11 +309,11 @@ CREATE TABLE delivery_log (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
+
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
-
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
 
@@ -448,155 +448,6 @@ COMMENT ON COLUMN pruning.passed_over IS 'rows that could not be deleted and wer
 
 COMMENT ON COLUMN pruning.error IS 'error of the last batch that failed; empty: the last one went well';
 
-CREATE TABLE payload_field (
-    id BIGSERIAL NOT NULL,
-    source TEXT NOT NULL,
-    event_type TEXT NOT NULL,
-    path TEXT NOT NULL,
-    type TEXT NOT NULL,
-    events BIGINT DEFAULT 0 NOT NULL,
-    first_seq BIGINT NOT NULL,
-    first_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    last_seq BIGINT NOT NULL,
-    last_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    absent BIGINT DEFAULT 0 NOT NULL,
-    missed BIGINT DEFAULT 0 NOT NULL,
-    missed_seq BIGINT,
-    missed_at TIMESTAMP WITH TIME ZONE,
-    is_map BOOLEAN DEFAULT false NOT NULL,
-    CONSTRAINT pk_payload_field PRIMARY KEY (id),
-    CONSTRAINT ck_payload_field_first_at_is_readable CHECK (first_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_field_last_at_is_readable CHECK (last_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_field_missed_at_is_readable CHECK (missed_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-)
- WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-
-CREATE INDEX ix_payload_field_shape ON payload_field (source, event_type);
-
-COMMENT ON TABLE payload_field IS 'Shape of the payloads of each event type, as relays learn it: paths and types, no values. Figures, not facts: relays learn from some events only while many arrive.';
-
-COMMENT ON COLUMN payload_field.id IS 'number of the row';
-
-COMMENT ON COLUMN payload_field.source IS 'source of the events';
-
-COMMENT ON COLUMN payload_field.event_type IS 'event type; * for all beyond the first 100 of a source, and for very long ones';
-
-COMMENT ON COLUMN payload_field.path IS 'path in the payload, such as $.items[].sku; keys that are data are *';
-
-COMMENT ON COLUMN payload_field.type IS 'JSON type that was seen there; text: the body is no JSON; any: this row counts the events that have the path at all';
-
-COMMENT ON COLUMN payload_field.events IS 'learned events that have it';
-
-COMMENT ON COLUMN payload_field.first_seq IS 'first of them: inbox.seq';
-
-COMMENT ON COLUMN payload_field.first_at IS 'time of its arrival';
-
-COMMENT ON COLUMN payload_field.last_seq IS 'last of them: inbox.seq';
-
-COMMENT ON COLUMN payload_field.last_at IS 'time of its arrival';
-
-COMMENT ON COLUMN payload_field.absent IS 'of type any: later events without the path, though the object around it was there';
-
-COMMENT ON COLUMN payload_field.missed IS 'of type any: the last of these in a row';
-
-COMMENT ON COLUMN payload_field.missed_seq IS 'of type any: first of these in a row: inbox.seq';
-
-COMMENT ON COLUMN payload_field.missed_at IS 'of type any: time of its arrival';
-
-COMMENT ON COLUMN payload_field.is_map IS 'of type any: true: an object with so many different keys that they are data; below it, all are *';
-
-CREATE TABLE payload_change (
-    id BIGSERIAL NOT NULL,
-    found_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    source TEXT NOT NULL,
-    event_type TEXT NOT NULL,
-    path TEXT NOT NULL,
-    change TEXT NOT NULL,
-    seq BIGINT NOT NULL,
-    at TIMESTAMP WITH TIME ZONE NOT NULL,
-    type TEXT,
-    usual TEXT,
-    returned_at TIMESTAMP WITH TIME ZONE,
-    acknowledged_at TIMESTAMP WITH TIME ZONE,
-    acknowledged_by TEXT,
-    CONSTRAINT pk_payload_change PRIMARY KEY (id),
-    CONSTRAINT ck_payload_change_change CHECK (change IN ('added', 'type', 'missing')),
-    CONSTRAINT ck_payload_change_found_at_is_readable CHECK (found_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_change_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_change_returned_at_is_readable CHECK (returned_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_change_acknowledged_at_is_readable CHECK (acknowledged_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-);
-
-CREATE INDEX ix_payload_change_source ON payload_change (source, id);
-
-CREATE INDEX ix_payload_change_open ON payload_change (id) WHERE acknowledged_at IS NULL AND returned_at IS NULL;
-
-COMMENT ON TABLE payload_change IS 'Changes of payloads that relays found. One is open for 14 days, unless it is acknowledged or the field returns. The newest 500 of each source stay.';
-
-COMMENT ON COLUMN payload_change.id IS 'number of the change';
-
-COMMENT ON COLUMN payload_change.found_at IS 'time at which a relay found it; database clock';
-
-COMMENT ON COLUMN payload_change.source IS 'source of the events';
-
-COMMENT ON COLUMN payload_change.event_type IS 'event type, as in payload_field';
-
-COMMENT ON COLUMN payload_change.path IS 'path in the payload, as in payload_field';
-
-COMMENT ON COLUMN payload_change.change IS 'added: a new field; type: a new type of a known one; missing: nearly all events had it';
-
-COMMENT ON COLUMN payload_change.seq IS 'first event that shows it: inbox.seq';
-
-COMMENT ON COLUMN payload_change.at IS 'time of its arrival';
-
-COMMENT ON COLUMN payload_change.type IS 'of added and type: the new JSON type';
-
-COMMENT ON COLUMN payload_change.usual IS 'of type: types until then; of missing: how many events had it';
-
-COMMENT ON COLUMN payload_change.returned_at IS 'of missing: time at which a relay found the field again; the change is over';
-
-COMMENT ON COLUMN payload_change.acknowledged_at IS 'time at which an operator acknowledged it; the change is over';
-
-COMMENT ON COLUMN payload_change.acknowledged_by IS 'operator who acknowledged it';
-
-CREATE TABLE payload_learner (
-    id INTEGER NOT NULL,
-    position BIGINT,
-    horizon BIGINT,
-    horizon_at TIMESTAMP WITH TIME ZONE,
-    learned BIGINT DEFAULT 0 NOT NULL,
-    passed_over BIGINT DEFAULT 0 NOT NULL,
-    ran_at TIMESTAMP WITH TIME ZONE,
-    lease_until TIMESTAMP WITH TIME ZONE,
-    held_by TEXT,
-    CONSTRAINT pk_payload_learner PRIMARY KEY (id),
-    CONSTRAINT ck_payload_learner_one_row CHECK (id = 1),
-    CONSTRAINT ck_payload_learner_horizon_at_is_readable CHECK (horizon_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_learner_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_payload_learner_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-)
- WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-
-COMMENT ON TABLE payload_learner IS 'One row: how far relays have learned the shapes of payloads, and the relay that learns now.';
-
-COMMENT ON COLUMN payload_learner.id IS 'always 1';
-
-COMMENT ON COLUMN payload_learner.position IS 'every event up to here was learned or passed over: inbox.seq; empty: none yet';
-
-COMMENT ON COLUMN payload_learner.horizon IS 'highest inbox.seq at horizon_at: a minute later, all up to it are committed';
-
-COMMENT ON COLUMN payload_learner.horizon_at IS 'time of that look; database clock';
-
-COMMENT ON COLUMN payload_learner.learned IS 'events learned in all';
-
-COMMENT ON COLUMN payload_learner.passed_over IS 'events in all that were not learned, as too many had arrived';
-
-COMMENT ON COLUMN payload_learner.ran_at IS 'time at which the last round ended; database clock';
-
-COMMENT ON COLUMN payload_learner.lease_until IS 'while a relay learns: end of its lease; database clock';
-
-COMMENT ON COLUMN payload_learner.held_by IS 'while a relay learns: relay_node.id of the process';
-
 CREATE TABLE payload_reveal (
     id BIGSERIAL NOT NULL,
     at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -633,6 +484,7 @@ CREATE TABLE relay_node (
     heartbeat_at TIMESTAMP WITH TIME ZONE NOT NULL,
     stopped_at TIMESTAMP WITH TIME ZONE,
     routes JSONB,
+    config_hash TEXT,
     failing JSONB,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
     CONSTRAINT ck_relay_node_started_at_is_readable CHECK (started_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -662,6 +514,8 @@ COMMENT ON COLUMN relay_node.heartbeat_at IS 'time of its last heartbeat; databa
 COMMENT ON COLUMN relay_node.stopped_at IS 'time of a graceful stop; empty while it runs or if it died';
 
 COMMENT ON COLUMN relay_node.routes IS 'routes of its configuration, each with the kinds and names of the gates on its way';
+
+COMMENT ON COLUMN relay_node.config_hash IS 'SHA-256 of the apis, destinations and routes that it runs with';
 
 COMMENT ON COLUMN relay_node.failing IS 'steps that fail now, with the errors; empty: none';
 
@@ -741,10 +595,13 @@ CREATE TABLE relay_command (
     sample JSONB,
     failed BIGINT DEFAULT 0 NOT NULL,
     error TEXT,
+    until_seq BIGINT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
+    CONSTRAINT ck_relay_command_id CHECK (id > 0 AND id < 4000000000000000000),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
-    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> '' AND length(reason) <= 2000),
+    CONSTRAINT ck_relay_command_asked_by CHECK (trim(asked_by) <> '' AND length(asked_by) <= 1000),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (finished_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -787,6 +644,8 @@ COMMENT ON COLUMN relay_command.failed IS 'deliveries that could not be changed'
 
 COMMENT ON COLUMN relay_command.error IS 'last delivery that could not be changed, with its error';
 
+COMMENT ON COLUMN relay_command.until_seq IS 'highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later';
+
 CREATE TABLE alert (
     id BIGSERIAL NOT NULL,
     at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -819,7 +678,7 @@ COMMENT ON COLUMN alert.id IS 'number of the alert';
 
 COMMENT ON COLUMN alert.at IS 'time of the change';
 
-COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped, retention_behind or payloads_changed';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind';
 
 COMMENT ON COLUMN alert.subject IS 'subject, such as a destination''s name';
 
@@ -1038,10 +897,62 @@ WHERE n.stopped_at IS NULL AND round(extract(epoch FROM statement_timestamp() - 
 GROUP BY n.host
 HAVING count(*) >= 3
 UNION ALL
-SELECT 'failing' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
+SELECT 'step_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
        'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
 FROM relay_node n CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) <= 15
+UNION ALL
+SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state, NULL AS for_seconds,
+       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS waiting
+FROM (
+    SELECT min(n.host || ' pid ' || n.pid) AS relay FROM relay_node n
+    WHERE n.config_hash IS NOT NULL AND n.stopped_at IS NULL AND round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) <= 15
+    GROUP BY n.config_hash) c
+HAVING count(*) > 1
+UNION ALL
+SELECT 'failing' AS finding, NULL AS seq, judged.route, NULL AS lane, 'failing' AS state,
+       round(extract(epoch FROM statement_timestamp() - judged.failed_at), 3) AS for_seconds,
+       'every attempt since its last success failed' || coalesce(': ' || coalesce((
+           SELECT l.detail ->> 'error' FROM delivery_log l WHERE l.id = judged.failure_id), (
+           SELECT l.detail ->> 'error' FROM (
+           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned')
+           ORDER BY n.id DESC LIMIT 20000) l WHERE l.route = judged.route
+           ORDER BY l.id DESC LIMIT 1)), '') AS why,
+       NULL AS waiting
+FROM (
+    SELECT r.route, n.failure_id, n.success_id, coalesce(n.failed_at, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'dead') m)) AS failed_at,
+           CASE WHEN n.route IS NULL THEN (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'skipped') m) END AS succeeded_at
+    FROM (
+    SELECT route FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) ready
+    UNION SELECT route FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'blocked'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'blocked' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) blocked
+    UNION SELECT route FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'dead'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'dead' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) dead
+    UNION SELECT DISTINCT route FROM open_delivery o WHERE o.state = 'in_flight'
+    ) r
+    LEFT JOIN (
+        SELECT n.route, max(CASE WHEN n.kind IN ('delivered', 'unchanged', 'skipped') THEN n.id END) AS success_id,
+               max(CASE WHEN n.kind IN ('attempt_failed', 'abandoned', 'dead') THEN n.id END) AS failure_id, max(CASE WHEN n.kind IN ('attempt_failed', 'abandoned', 'dead') THEN n.at END) AS failed_at
+        FROM (SELECT n.id, n.route, n.kind, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) n GROUP BY n.route) n ON n.route = r.route) judged
+WHERE CASE WHEN judged.failure_id IS NOT NULL THEN judged.failure_id > coalesce(judged.success_id, 0)
+           WHEN judged.success_id IS NOT NULL THEN false
+           ELSE judged.failed_at IS NOT NULL AND (judged.succeeded_at IS NULL OR judged.failed_at > judged.succeeded_at) END
+  AND NOT EXISTS (SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND g.kind = 'route' AND g.name = judged.route)
+  AND NOT EXISTS (SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND EXISTS (
+      SELECT 1 FROM route_gate k WHERE k.route = judged.route AND k.kind = g.kind AND k.name = g.name))
 UNION ALL
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - i.received_at), 3) AS for_seconds,
        'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
@@ -1206,7 +1117,7 @@ SELECT t.minute, t.kind, t.name, t.outcome, t.count, t.bytes, round(t.count / 60
 FROM throughput_minute t;
 
 CREATE VIEW source_health AS
-SELECT known.source, (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate')) n) AS last_arrival_at,
+SELECT known.source, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'stored' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'duplicate') m) AS last_arrival_at,
        (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() - interval '3600 seconds') AS events_hour,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() - interval '86400 seconds') AS events_day,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() - interval '3600 seconds') AS duplicates_hour,
@@ -1238,7 +1149,7 @@ SELECT h.kind, h.name,
        CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.failed_hour > 0 AND h.delivered_hour = 0 THEN 'failing'
+            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
@@ -1251,8 +1162,8 @@ FROM (
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() - interval '86400 seconds') AS failed_day,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() - interval '3600 seconds') AS dead_hour,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() - interval '86400 seconds') AS dead_day,
-           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('unchanged')) n) AS last_success_at,
-           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('abandoned') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead')) n) AS last_failure_at,
+           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'skipped') m) AS last_success_at,
+           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'dead') m) AS last_failure_at,
            g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
            CASE WHEN g.held_until > statement_timestamp() - interval '0 seconds' THEN g.held_until END AS held_until,
            CASE WHEN g.held_until > statement_timestamp() - interval '0 seconds' THEN g.hold_reason END AS hold_reason
@@ -1341,7 +1252,7 @@ COMMENT ON COLUMN event.action IS 'effect on the entity: create, update, delete 
 
 COMMENT ON COLUMN event.event_id IS 'the sender''s own id of the event, if any';
 
-COMMENT ON COLUMN event.occurred_at IS 'the event''s own time, to the microsecond';
+COMMENT ON COLUMN event.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
 
 COMMENT ON COLUMN event.received_at IS 'time at which the receiver had read the request';
 
@@ -1383,7 +1294,7 @@ COMMENT ON COLUMN delivery.event_type IS 'event type, verbatim from the sender';
 
 COMMENT ON COLUMN delivery.action IS 'effect on the entity: create, update, delete or other';
 
-COMMENT ON COLUMN delivery.occurred_at IS 'the event''s own time, to the microsecond';
+COMMENT ON COLUMN delivery.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
 
 COMMENT ON COLUMN delivery.received_at IS 'time at which the receiver had read the request';
 
@@ -1427,7 +1338,7 @@ COMMENT ON COLUMN dead_letter.event_type IS 'event type, verbatim from the sende
 
 COMMENT ON COLUMN dead_letter.action IS 'effect on the entity: create, update, delete or other';
 
-COMMENT ON COLUMN dead_letter.occurred_at IS 'the event''s own time, to the microsecond';
+COMMENT ON COLUMN dead_letter.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
 
 COMMENT ON COLUMN dead_letter.received_at IS 'time at which the receiver had read the request';
 
@@ -1489,7 +1400,7 @@ COMMENT ON COLUMN relay_health.failing IS 'steps that fail now, with the errors;
 
 COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why: findings, as relay status --check reports them, and what waits behind a closed gate, as information. Of each route, the 1,000 that are due for longest. Empty when all is well. What inbox.toml says is known here as far as running relays have stored it: see route_gate.';
 
-COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head; for information paused, breaker, held or rate';
+COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head; for information paused, breaker, held or rate';
 
 COMMENT ON COLUMN stuck.seq IS 'number of the event in arrival order; gaps mean nothing';
 
@@ -1597,7 +1508,7 @@ COMMENT ON COLUMN destination_health.kind IS 'route, destination or api';
 
 COMMENT ON COLUMN destination_health.name IS 'its name in inbox.toml';
 
-COMMENT ON COLUMN destination_health.health IS 'paused, open, half_open or retired (its breaker), held (it asked for no call), failing (every attempt of the last hour failed) or ok';
+COMMENT ON COLUMN destination_health.health IS 'paused, open, half_open or retired (its breaker), held (it asked for no call), failing (every attempt since its last success failed) or ok';
 
 COMMENT ON COLUMN destination_health.delivered_hour IS 'deliveries that succeeded in the last hour';
 
@@ -1971,6 +1882,8 @@ BEGIN
     IF (NEW.kind IN ('pause', 'resume', 'sweep', 'stop', 'continue') AND NEW.dry_run) THEN
         RAISE EXCEPTION USING MESSAGE = 'pause, resume, sweep, stop and continue have no dry run', ERRCODE = 'check_violation';
     END IF;
+    NEW.until_seq := coalesce(NEW.until_seq, CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
+    ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END);
     RETURN NEW;
 END $$;
 
@@ -2118,8 +2031,6 @@ REVOKE ALL ON FUNCTION inbox_payload_retire_leaf(text) FROM PUBLIC;
 INSERT INTO order_lock (id) VALUES (1);
 
 INSERT INTO payload_lock (id) VALUES (1);
-
-INSERT INTO payload_learner (id) VALUES (1);
 
 INSERT INTO pruner (id) VALUES (1);
 

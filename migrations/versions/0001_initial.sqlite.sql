@@ -15,7 +15,7 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     action TEXT NOT NULL,
     -- the sender's own id of the event, if any
     event_id TEXT,
-    -- the event's own time, to the microsecond
+    -- the event's own time, to the microsecond; of its arrival where none can be true
     occurred_at TEXT NOT NULL,
     -- time at which the receiver had read the request
     received_at TEXT NOT NULL,
@@ -157,17 +157,15 @@ CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_lo
     CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
-
-CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
-
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
 
 CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
 
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
@@ -176,6 +174,8 @@ CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
+
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
 
 CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
     -- the route
@@ -228,11 +228,11 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
 );
 
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
+
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
-
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or make heads on any route.
     -- always 1
@@ -313,108 +313,6 @@ CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows t
     CONSTRAINT ck_pruning_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE TABLE payload_field ( -- Shape of the payloads of each event type, as relays learn it: paths and types, no values. Figures, not facts: relays learn from some events only while many arrive.
-    -- number of the row
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- source of the events
-    source TEXT NOT NULL,
-    -- event type; * for all beyond the first 100 of a source, and for very long ones
-    event_type TEXT NOT NULL,
-    -- path in the payload, such as $.items[].sku; keys that are data are *
-    path TEXT NOT NULL,
-    -- JSON type that was seen there; text: the body is no JSON; any: this row counts the events that have the path at all
-    type TEXT NOT NULL,
-    -- learned events that have it
-    events BIGINT DEFAULT 0 NOT NULL,
-    -- first of them: inbox.seq
-    first_seq BIGINT NOT NULL,
-    -- time of its arrival
-    first_at TEXT NOT NULL,
-    -- last of them: inbox.seq
-    last_seq BIGINT NOT NULL,
-    -- time of its arrival
-    last_at TEXT NOT NULL,
-    -- of type any: later events without the path, though the object around it was there
-    absent BIGINT DEFAULT 0 NOT NULL,
-    -- of type any: the last of these in a row
-    missed BIGINT DEFAULT 0 NOT NULL,
-    -- of type any: first of these in a row: inbox.seq
-    missed_seq BIGINT,
-    -- of type any: time of its arrival
-    missed_at TEXT,
-    -- of type any: true: an object with so many different keys that they are data; below it, all are *
-    is_map BOOLEAN DEFAULT false NOT NULL,
-    CONSTRAINT ck_payload_field_first_at_is_readable CHECK (date(substr(first_at, 1, 10)) IS substr(first_at, 1, 10) AND first_at >= '0001-01-01 00:00:00.000000Z' AND (length(first_at) = 10 OR substr(first_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_field_last_at_is_readable CHECK (date(substr(last_at, 1, 10)) IS substr(last_at, 1, 10) AND last_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_at) = 10 OR substr(last_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_field_missed_at_is_readable CHECK (date(substr(missed_at, 1, 10)) IS substr(missed_at, 1, 10) AND missed_at >= '0001-01-01 00:00:00.000000Z' AND (length(missed_at) = 10 OR substr(missed_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE INDEX ix_payload_field_shape ON payload_field (source, event_type);
-
-CREATE TABLE payload_change ( -- Changes of payloads that relays found. One is open for 14 days, unless it is acknowledged or the field returns. The newest 500 of each source stay.
-    -- number of the change
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- time at which a relay found it; database clock
-    found_at TEXT NOT NULL,
-    -- source of the events
-    source TEXT NOT NULL,
-    -- event type, as in payload_field
-    event_type TEXT NOT NULL,
-    -- path in the payload, as in payload_field
-    path TEXT NOT NULL,
-    -- added: a new field; type: a new type of a known one; missing: nearly all events had it
-    change TEXT NOT NULL,
-    -- first event that shows it: inbox.seq
-    seq BIGINT NOT NULL,
-    -- time of its arrival
-    at TEXT NOT NULL,
-    -- of added and type: the new JSON type
-    type TEXT,
-    -- of type: types until then; of missing: how many events had it
-    usual TEXT,
-    -- of missing: time at which a relay found the field again; the change is over
-    returned_at TEXT,
-    -- time at which an operator acknowledged it; the change is over
-    acknowledged_at TEXT,
-    -- operator who acknowledged it
-    acknowledged_by TEXT,
-    CONSTRAINT ck_payload_change_change CHECK (change IN ('added', 'type', 'missing')),
-    CONSTRAINT ck_payload_change_found_at_is_readable CHECK (date(substr(found_at, 1, 10)) IS substr(found_at, 1, 10) AND found_at >= '0001-01-01 00:00:00.000000Z' AND (length(found_at) = 10 OR substr(found_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_change_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_change_returned_at_is_readable CHECK (date(substr(returned_at, 1, 10)) IS substr(returned_at, 1, 10) AND returned_at >= '0001-01-01 00:00:00.000000Z' AND (length(returned_at) = 10 OR substr(returned_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_change_acknowledged_at_is_readable CHECK (date(substr(acknowledged_at, 1, 10)) IS substr(acknowledged_at, 1, 10) AND acknowledged_at >= '0001-01-01 00:00:00.000000Z' AND (length(acknowledged_at) = 10 OR substr(acknowledged_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE INDEX ix_payload_change_source ON payload_change (source, id);
-
-CREATE INDEX ix_payload_change_open ON payload_change (id) WHERE acknowledged_at IS NULL AND returned_at IS NULL;
-
-CREATE TABLE payload_learner ( -- One row: how far relays have learned the shapes of payloads, and the relay that learns now.
-    -- always 1
-    id INTEGER NOT NULL,
-    -- every event up to here was learned or passed over: inbox.seq; empty: none yet
-    position BIGINT,
-    -- highest inbox.seq at horizon_at: a minute later, all up to it are committed
-    horizon BIGINT,
-    -- time of that look; database clock
-    horizon_at TEXT,
-    -- events learned in all
-    learned BIGINT DEFAULT 0 NOT NULL,
-    -- events in all that were not learned, as too many had arrived
-    passed_over BIGINT DEFAULT 0 NOT NULL,
-    -- time at which the last round ended; database clock
-    ran_at TEXT,
-    -- while a relay learns: end of its lease; database clock
-    lease_until TEXT,
-    -- while a relay learns: relay_node.id of the process
-    held_by TEXT,
-    CONSTRAINT pk_payload_learner PRIMARY KEY (id),
-    CONSTRAINT ck_payload_learner_one_row CHECK (id = 1),
-    CONSTRAINT ck_payload_learner_horizon_at_is_readable CHECK (date(substr(horizon_at, 1, 10)) IS substr(horizon_at, 1, 10) AND horizon_at >= '0001-01-01 00:00:00.000000Z' AND (length(horizon_at) = 10 OR substr(horizon_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_learner_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_payload_learner_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
 CREATE TABLE payload_reveal ( -- One row each time that the operator's page showed the headers and body of an event, written before it did.
     -- number of the reveal
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -450,6 +348,8 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     stopped_at TEXT,
     -- routes of its configuration, each with the kinds and names of the gates on its way
     routes JSON,
+    -- SHA-256 of the apis, destinations and routes that it runs with
+    config_hash TEXT,
     -- steps that fail now, with the errors; empty: none
     failing JSON,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
@@ -536,9 +436,13 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     failed BIGINT DEFAULT 0 NOT NULL,
     -- last delivery that could not be changed, with its error
     error TEXT,
+    -- highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later
+    until_seq BIGINT,
+    CONSTRAINT ck_relay_command_id CHECK (id > 0 AND id < 4000000000000000000),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
-    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> ''),
+    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> '' AND length(reason) <= 2000),
+    CONSTRAINT ck_relay_command_asked_by CHECK (trim(asked_by) <> '' AND length(asked_by) <= 1000),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -552,7 +456,7 @@ CREATE TABLE alert ( -- One row when a problem begins and one when it ends, neve
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- time of the change
     at TEXT NOT NULL,
-    -- delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped, retention_behind or payloads_changed
+    -- delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed, intake_stopped or retention_behind
     kind TEXT NOT NULL,
     -- subject, such as a destination's name
     subject TEXT NOT NULL,
@@ -757,10 +661,62 @@ WHERE n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_a
 GROUP BY n.host
 HAVING count(*) >= 3
 UNION ALL
-SELECT 'failing' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
+SELECT 'step_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
        'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
 FROM relay_node n JOIN json_each(n.failing) AS step
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
+UNION ALL
+SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state, NULL AS for_seconds,
+       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS waiting
+FROM (
+    SELECT min(n.host || ' pid ' || n.pid) AS relay FROM relay_node n
+    WHERE n.config_hash IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
+    GROUP BY n.config_hash) c
+HAVING count(*) > 1
+UNION ALL
+SELECT 'failing' AS finding, NULL AS seq, judged.route, NULL AS lane, 'failing' AS state,
+       round((julianday('now') - julianday(judged.failed_at)) * 86400, 3) AS for_seconds,
+       'every attempt since its last success failed' || coalesce(': ' || coalesce((
+           SELECT l.detail ->> 'error' FROM delivery_log l WHERE l.id = judged.failure_id), (
+           SELECT l.detail ->> 'error' FROM (
+           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned')
+           ORDER BY n.id DESC LIMIT 20000) l WHERE l.route = judged.route
+           ORDER BY l.id DESC LIMIT 1)), '') AS why,
+       NULL AS waiting
+FROM (
+    SELECT r.route, n.failure_id, n.success_id, coalesce(n.failed_at, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'dead') m)) AS failed_at,
+           CASE WHEN n.route IS NULL THEN (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'skipped') m) END AS succeeded_at
+    FROM (
+    SELECT route FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) ready
+    UNION SELECT route FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'blocked'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'blocked' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) blocked
+    UNION SELECT route FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'dead'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'dead' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) dead
+    UNION SELECT DISTINCT route FROM open_delivery o WHERE o.state = 'in_flight'
+    ) r
+    LEFT JOIN (
+        SELECT n.route, max(CASE WHEN n.kind IN ('delivered', 'unchanged', 'skipped') THEN n.id END) AS success_id,
+               max(CASE WHEN n.kind IN ('attempt_failed', 'abandoned', 'dead') THEN n.id END) AS failure_id, max(CASE WHEN n.kind IN ('attempt_failed', 'abandoned', 'dead') THEN n.at END) AS failed_at
+        FROM (SELECT n.id, n.route, n.kind, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) n GROUP BY n.route) n ON n.route = r.route) judged
+WHERE CASE WHEN judged.failure_id IS NOT NULL THEN judged.failure_id > coalesce(judged.success_id, 0)
+           WHEN judged.success_id IS NOT NULL THEN false
+           ELSE judged.failed_at IS NOT NULL AND (judged.succeeded_at IS NULL OR judged.failed_at > judged.succeeded_at) END
+  AND NOT EXISTS (SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND g.kind = 'route' AND g.name = judged.route)
+  AND NOT EXISTS (SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND EXISTS (
+      SELECT 1 FROM route_gate k WHERE k.route = judged.route AND k.kind = g.kind AND k.name = g.name))
 UNION ALL
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(i.received_at)) * 86400, 3) AS for_seconds,
        'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
@@ -916,7 +872,7 @@ SELECT t.minute, t.kind, t.name, t.outcome, t.count, t.bytes, round(t.count / 60
 FROM throughput_minute t;
 
 CREATE VIEW source_health AS
-SELECT known.source, (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate')) n) AS last_arrival_at,
+SELECT known.source, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'stored' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'duplicate') m) AS last_arrival_at,
        (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS events_hour,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS events_day,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS duplicates_hour,
@@ -948,7 +904,7 @@ SELECT h.kind, h.name,
        CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.failed_hour > 0 AND h.delivered_hour = 0 THEN 'failing'
+            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
@@ -961,8 +917,8 @@ FROM (
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS failed_day,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS dead_hour,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS dead_day,
-           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('unchanged')) n) AS last_success_at,
-           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('abandoned') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead')) n) AS last_failure_at,
+           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'skipped') m) AS last_success_at,
+           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'dead') m) AS last_failure_at,
            g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
            CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' THEN g.held_until END AS held_until,
            CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' THEN g.hold_reason END AS hold_reason
@@ -1006,9 +962,6 @@ FROM (
     UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_change' AS table_name, coalesce((SELECT max(rowid) FROM payload_change) - (SELECT min(rowid) FROM payload_change) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_field' AS table_name, coalesce((SELECT max(rowid) FROM payload_field) - (SELECT min(rowid) FROM payload_field) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_learner' AS table_name, coalesce((SELECT max(rowid) FROM payload_learner) - (SELECT min(rowid) FROM payload_learner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'payload_lock' AS table_name, coalesce((SELECT max(rowid) FROM payload_lock) - (SELECT min(rowid) FROM payload_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'payload_reveal' AS table_name, coalesce((SELECT max(rowid) FROM payload_reveal) - (SELECT min(rowid) FROM payload_reveal) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
     UNION ALL SELECT 'pruner' AS table_name, coalesce((SELECT max(rowid) FROM pruner) - (SELECT min(rowid) FROM pruner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
@@ -1141,6 +1094,13 @@ BEGIN
     SELECT RAISE(ABORT, 'pause, resume, sweep, stop and continue have no dry run') WHERE NEW.kind IN ('pause', 'resume', 'sweep', 'stop', 'continue') AND NEW.dry_run;
 END;
 
+CREATE TRIGGER relay_command_is_bounded AFTER INSERT ON relay_command
+WHEN NEW.state IN ('asked', 'running') AND NEW.until_seq IS NULL
+BEGIN
+    UPDATE relay_command SET until_seq = CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
+    ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END WHERE id = NEW.id;
+END;
+
 CREATE TRIGGER relay_command_refuses_update BEFORE UPDATE ON relay_command
 BEGIN
     SELECT RAISE(ABORT, 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one') WHERE NEW.id IS NOT OLD.id OR NEW.kind IS NOT OLD.kind OR NEW.asked_by IS NOT OLD.asked_by OR NEW.asked_at IS NOT OLD.asked_at OR NEW.dry_run IS NOT OLD.dry_run OR (NEW.state IN ('asked', 'running') AND (NEW.selection IS NOT OLD.selection OR NEW.reason IS NOT OLD.reason));
@@ -1168,8 +1128,6 @@ END;
 INSERT INTO order_lock (id) VALUES (1);
 
 INSERT INTO payload_lock (id) VALUES (1);
-
-INSERT INTO payload_learner (id) VALUES (1);
 
 INSERT INTO pruner (id) VALUES (1);
 

@@ -1,4 +1,4 @@
-"""The relay's loop, which owns all work; threads beside it make the calls, renew leases, post alerts, sweep, prune and learn.
+"""The relay's loop, which owns all work; threads beside it make the calls, renew leases, post alerts, sweep and prune.
 
 The loop records finished attempts, rescues expired leases, sequences new events and claims due deliveries. Every step is
 a few short transactions; none is open during a call. Other threads hand their results to the loop through one queue.
@@ -21,7 +21,6 @@ from inbox.clock import Clock, SystemClock
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import Generations, LoopEvent, PreparedConfig
-from relay.daemon.learner import Learner
 from relay.daemon.lease_renewal import LeaseRenewer, Leases, claim_of
 from relay.daemon.maintenance import Maintenance
 from relay.daemon.pool import FinishedAttempt
@@ -104,7 +103,6 @@ class Relay:
             database, self.node, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps
         )
         self._pruner = Pruner(database, self.node, prepared.config.retention, stop=stop, observer=observer, steps=steps)
-        self._learner = Learner(database, self.node, prepared.config.sources, stop=stop, observer=observer, steps=steps)
         self._listener = Listener(database.engine, self.wake, stop=stop, observer=observer)
         self._listens = prepared.config.database.wake_up
 
@@ -148,7 +146,6 @@ class Relay:
             if not drain:
                 self._sweeper.start()
                 self._pruner.start()
-                self._learner.start()
                 if self._listens:
                     self._listener.start()
             self._work(drain=drain)
@@ -157,11 +154,11 @@ class Relay:
         self._observer.stopped(self.node)
 
     def _start(self) -> None:
-        policies = self._generations.active.policies
+        active = self._generations.active
         # One transaction: on a slow disk each commit may take seconds.
-        host, pid = socket.gethostname(), os.getpid()
-        nodes.start_node(self._database, self.node, host, pid, version("inbox-relay"), policies=policies)
-        self._described = policies
+        own = (self.node, socket.gethostname(), os.getpid(), version("inbox-relay"))
+        nodes.start_node(self._database, *own, policies=active.policies, config=active.config)
+        self._described = active.policies
 
     def _work(self, *, drain: bool) -> None:
         while not self._stop.is_set():
@@ -209,7 +206,6 @@ class Relay:
                 self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
                 self._pruner.replace_ages(event.config.retention)
-                self._learner.replace_sources(event.config.sources)
                 self._add_routes()
                 self._observer.reloaded(self.node, self._generations.active.routes)
             case None:  # or a stop: the loop sees it by itself
@@ -274,7 +270,7 @@ class Relay:
     def _sequence(self) -> int:
         """Sequence all that arrived before any of it is claimed; of a large backlog, a part."""
         done = 0
-        while sequence.any_received(self._database):
+        while sequence.any_received(self._database, self._generations.active.policies):
             batch = sequence.sequence(self._database, self._generations.active.policies, self.node)
             done += batch
             # Where all of a full batch was done by another relay, or is locked, the next look is for the next round.
@@ -324,7 +320,6 @@ class Relay:
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
         self._pruner.join(CUT_SECONDS)
-        self._learner.join(CUT_SECONDS)
         self._listener.join(CUT_SECONDS)
 
     def _finish_within(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:
@@ -345,10 +340,10 @@ class Relay:
             nodes.heartbeat(self._database, self.node, self._steps.failing)
         finally:
             self._one_heartbeat.release()
-        policies = self._generations.active.policies
-        if policies is not self._described:
-            nodes.describe_routes(self._database, self.node, policies)
-            self._described = policies
+        active = self._generations.active
+        if active.policies is not self._described:
+            nodes.describe_routes(self._database, self.node, active.policies, active.config)
+            self._described = active.policies
         return True
 
     def _alert(self, step: str, error: str) -> bool:

@@ -24,7 +24,6 @@ AlertKind = Literal[
     "step_failed",
     "intake_stopped",
     "retention_behind",
-    "payloads_changed",
 ]
 
 SENTENCES: dict[AlertKind, tuple[str, str]] = {
@@ -52,10 +51,6 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
     "retention_behind": (
         "retention of {subject} is behind by {behind_seconds} s: {pruned_per_day} rows pruned a day, {arrived_per_day} arrived",
         "retention of {subject} has caught up",
-    ),
-    "payloads_changed": (
-        "source {subject} sends other payloads since seq {seq}: {what}; {changes} changes are open",
-        "source {subject}: no change of its payloads is open",
     ),
 }
 """The sentences of each kind: when it begins, and when it has recovered."""

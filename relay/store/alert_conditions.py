@@ -6,16 +6,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from inbox.config.model import Config
 from inbox.config.source import Source
-from inbox.db.dialect import Sql
-from inbox.db.payload_shapes import is_open
 from inbox.db.retention import state
 from inbox.db.retention.kinds import STEPS
 from inbox.events.timestamps import as_time
@@ -83,7 +80,6 @@ class Watch:
                 if source.silent_after is not None
             },
             "retention": partial(_retention, now),
-            "changes of payloads": partial(_payloads, firing),
         }
 
         def part(some: Sequence[str]) -> list[Alert]:
@@ -193,35 +189,6 @@ def _retention(now: datetime, transaction: Transaction) -> Iterator[Alert]:
             "arrived_per_day": progress.arrived_yesterday,
         }
         yield Alert("retention_behind", kind, is_behind, detail if is_behind else {})
-
-
-def _payloads(firing: Firing, transaction: Transaction) -> Iterator[Alert]:
-    """Sources whose payloads have changed, until each change is acknowledged, aged out or undone."""
-    found = transaction.execute(_open_changes(transaction.sql))
-    for row in found:
-        detail = {"seq": row.seq, "what": _change_text(row), "changes": row.changes, "change": row.id}
-        yield Alert("payloads_changed", row.source, firing=True, detail=detail)
-    fired = {subject for kind, subject in firing if kind == "payloads_changed"}
-    for source in sorted(fired - {row.source for row in found}):
-        yield Alert("payloads_changed", source, firing=False)
-
-
-def _change_text(row: Any) -> str:  # noqa: ANN401  # a result row
-    field = f"{row.path} of {row.event_type}"
-    if row.change == "missing":
-        return f"{field} is missing"
-    return f"{field} is {row.type}, not {row.usual}" if row.change == "type" else f"{field} is new ({row.type})"
-
-
-@cache
-def _open_changes(sql: Sql) -> TextClause:
-    """Select the oldest open change of each source, with their number."""
-    return text(f"""
-SELECT f.id, f.source, f.event_type, f.path, f.change, f.type, f.usual, f.seq, of_source.changes
-FROM (SELECT c.source, min(c.id) AS id, count(*) AS changes FROM payload_change c WHERE {is_open(sql)} GROUP BY c.source) of_source
-JOIN payload_change f ON f.id = of_source.id
-ORDER BY f.source
-""")
 
 
 _FIRING = text("""

@@ -202,7 +202,7 @@ def claim_probe(
         return []
     try:
         with database.trying(at_once=True), database.write() as transaction:
-            now = transaction.lock_order([route])  # an operator who resumes a gate locks every route
+            now = transaction.lock_order([route])
             lease = _lease_of(relay_node)
             rows = _probe(
                 transaction, now, route, breakers=breakers, limits=limits, lease=lease, places=places or Places()

@@ -10,7 +10,6 @@ KEYS: Mapping[str, str] = {
     "/dead": "l",
     "/gates": "g",
     "/rejected": "r",
-    "/payloads": "p",
     "/commands": "c",
     "/alerts": "a",
     "/doctor": "h",

@@ -34,7 +34,6 @@ ONE_AT_A_TIME: dict[Step, str] = {
     "look_at_gates": "tests/store/test_gates_shared.py plants an unreadable gate",
     "flush_throughput": "sums of its own; tests/core/test_tally.py has those that the database rejects",
     "prune": "tests/store/test_retention.py plants a row that can't be deleted",
-    "learn": "tests/flow/test_daemon_learner.py plants a shape that can't be stored",
     "sweep": "tests/flow/test_daemon_sweeps.py plants an entity that can't be taken in",
 }
 """Steps that have no batch of items here, and why."""

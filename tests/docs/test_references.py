@@ -95,7 +95,7 @@ def words_of_the_schema() -> set[str]:
 
 @pytest.mark.parametrize(
     "page",
-    ["docs/explanation/way-of-a-webhook.md", "docs/reference/states.md", "docs/reference/schema.md", "CHANGELOG.md"],
+    ["docs/explanation/way-of-a-webhook.md", "docs/reference/states.md", "docs/reference/schema.md"],
 )
 def test_every_table_and_column_that_is_named_exists(page: str) -> None:
     keys = set(re.findall(r"^\| `(\w+)` \|", config_keys(), re.MULTILINE))
@@ -176,7 +176,7 @@ def test_the_architecture_fits_on_a_screen() -> None:
 def test_commands_that_pages_name_exist() -> None:
     known = set(re.findall(r"^##+ `((?:inbox|relay)(?: [a-z]+)*)", PAGES["docs/reference/cli.md"], re.MULTILINE))
     assert "`relay run`" in relay_commands()
-    for page in PAGE_NAMES:
+    for page in (each for each in PAGE_NAMES if each != "CHANGELOG.md"):  # which names what is gone
         for code in _CODE.findall(prose(page)):
             if re.fullmatch(r"(inbox|relay) [a-z]+( [a-z]+)?", code):
                 assert code in known, f"{page} names {code}"

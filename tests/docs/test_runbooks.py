@@ -50,7 +50,6 @@ SHOWN = {
     "paused-for-days.md": "until the move is done",
     "backlog-old.md": "no relay",
     "disk-filling.md": "GB are free",
-    "payloads-changed.md": "acknowledged 1 change",
 }
 """Words that the commands of a page show here, among others."""
 FINDS = ("inbox doctor", "relay status --check")
@@ -85,11 +84,6 @@ def troubled(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) ->
     steps.do(
         "INSERT INTO gate (kind, name, breaker, breaker_until, breaker_cause, open_count)"
         " VALUES ('destination', 'crm', 'open', '2036-01-01 00:00:00.000000Z', '503 Service Unavailable', 1)"
-    )
-    steps.do(
-        "INSERT INTO payload_change (found_at, source, event_type, path, change, seq, at, type, usual)"
-        " VALUES ('2036-01-01 00:00:00.000000Z', 'shop', 'UPDATE', '$.id', 'type', 1, '2026-01-01 00:00:00.000000Z', 'string',"
-        " 'number')"
     )
     engine.dispose()
     return file

@@ -1,13 +1,25 @@
-"""The Grafana dashboard as tests read it: its panels, and their expressions with values in place of variables."""
+"""The Grafana dashboard as tests read it, and the names in expressions of PromQL."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from inbox.telemetry.metrics import RECEIVER, RELAY
+
 DASHBOARD = Path(__file__).resolve().parent.parent.parent / "deploy" / "grafana" / "inbox-relay.json"
+LABELS: Mapping[str, frozenset[str]] = {
+    name: frozenset({"instance", "job", "le", *metric.labels})
+    for metric in (*RECEIVER, *RELAY)
+    for name in (
+        [f"{metric.name}_{part}" for part in ("bucket", "sum", "count")]
+        if metric.kind == "histogram"
+        else [metric.name]
+    )
+}
+"""Labels of each series that the programs export, with those of Prometheus."""
 _RANGES = {"$__rate_interval": "1m", "$__range": "5m"}
 
 
@@ -26,6 +38,20 @@ def plain(expression: str) -> str:
     for name, span in _RANGES.items():
         expression = expression.replace(name, span)
     return re.sub(r"\$\w+", ".*", expression)
+
+
+def unknown_in(expression: str, recorded: Mapping[str, frozenset[str]] = {}) -> list[str]:
+    """List the series of ours, and the labels in braces, that an expression names and that don't exist."""
+    known = {**LABELS, **recorded}
+    without_values = re.sub(r'"[^"]*"', '""', expression)
+    found = []
+    for name, matchers in re.findall(r"\b((?:inbox|relay|route)[_:][\w:]+)\s*(?:\{(.*?)\})?", without_values):
+        if name not in known:
+            found.append(name)
+        else:
+            labels = re.findall(r"(\w+)\s*[=!]", matchers)
+            found += [f"{name}{{{label}}}" for label in labels if label not in known[name]]
+    return found
 
 
 def variables(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:

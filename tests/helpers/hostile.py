@@ -22,7 +22,7 @@ HOSTILE = (
 
 NOT_FILLED = {"order_lock", "route_lock", "payload_lock", "write_probe"}
 """Tables without text from outside."""
-ONE_ROW = {"pruner", "payload_learner"}
+ONE_ROW = {"pruner"}
 """Tables whose only row always exists."""
 
 WORDS: Mapping[str, Mapping[str, object]] = {
@@ -32,8 +32,6 @@ WORDS: Mapping[str, Mapping[str, object]] = {
     "open_delivery": {"seq": 1000, "state": "dead", "due_at": None, "lease_until": None, "lease_token": None},
     "delivery_log": {"seq": 1000, "kind": "dead"},
     "throughput_minute": {"kind": "source"},
-    "payload_field": {"type": "any"},
-    "payload_change": {"change": "type"},
     "relay_node": {"stopped_at": None},
     "gate": {"kind": "destination", "breaker": "open"},
     "relay_command": {"kind": "replay", "state": "failed"},

@@ -20,9 +20,7 @@ from inbox.events.event import Enrolment, Event
 from inbox.loader.load import parse_config
 from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import policies
-from relay.shapes.learn import ObservedEvent, learn
-from relay.shapes.observe import observe
-from relay.store import alerts, gates, nodes, shapes, sweeps, throughput
+from relay.store import alerts, gates, nodes, sweeps, throughput
 from relay.store.alert_conditions import Watch
 from relay.store.operator import commands, execution
 from relay.store.operator.selection import Selection
@@ -127,22 +125,7 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
     alerts.take_untold(steps.database)
     nodes.heartbeat(steps.database, "relay-1")
     _last_arrivals(steps, rng)
-    _learn(steps, moment)
     return steps
-
-
-def _learn(steps: Steps, moment: datetime) -> None:
-    """Orders of three days as relays learn them; the last ones have another type, a new field, and lack one."""
-    usual = {"id": "or-1", "customer": {"name": "Aino", "vat": None}, "lines": [{"sku": "a", "price": 9.5}]}
-    bodies = [usual] * 60 + [{"id": 7, "lines": [], "currency": "EUR"}] * 20
-    events = [
-        ObservedEvent(seq, moment - timedelta(hours=len(bodies) - seq), observe(json.dumps(body).encode(), ""))
-        for seq, body in enumerate(bodies, start=1)
-    ]
-    turn = shapes.take(steps.database, "relay-1")
-    assert turn is not None
-    shapes.write(steps.database, turn, "shop", _KINDS["shop"][1], learn({}, events))
-    shapes.finish(steps.database, turn, learned=len(events), passed_over=0)
 
 
 def _events(minute: int, moment: datetime, rng: random.Random) -> Iterator[Event]:

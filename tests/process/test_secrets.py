@@ -33,7 +33,6 @@ WITHOUT_TEXT = {
     "payload_lock",
     "write_probe",
     "alembic_version",
-    "payload_learner",
     "pruner",
     "pruning",
     "route_gate",
@@ -134,7 +133,7 @@ retry = {{ schedule = [] }}
 gone = "skip"
 missing = "skip"
 fetch = {{ api = "{api}", path = "/user/{{event.entity_id}}" }}
-find = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items" }}
+find = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items", verify = false }}
 update = {{ path = "/contacts/{{target.id}}" }}
 map = {{ name = "entity.name" }}
 """

@@ -7,14 +7,19 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
+from inbox.config.model import Config
 from inbox.db.dialect import as_json
 from inbox.db.reads import Row
+from inbox.errors import UnusableCommand
 from relay.delivery.gates import Gate
 from relay.store import gates
-from relay.store.operator import commands, dry_run, execution, room
+from relay.store.database import Database
+from relay.store.operator import commands, dry_run, execution, room, tasks
 from relay.store.operator.plan import preview
 from relay.store.operator.selection import Choice, Selection
+from relay.store.transaction import Transaction
 from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Monotonic, Steps
 from tests.helpers.storing import an_event
@@ -88,6 +93,112 @@ def test_a_full_route_that_moves_is_waited_for_and_named(steps: Steps) -> None:
     steps.record_all(steps.claim_due())
     work(steps)
     assert command(steps, number)["state"] == "done"
+
+
+@pytest.mark.usefixtures("few")
+def test_replayed_deliveries_that_wait_for_a_later_attempt_keep_no_replay_waiting(steps: Steps) -> None:
+    fill_with_dead(steps, 4)
+    ask(steps, "replay", Selection(route="strict", everything=True))
+    for _ in range(2):
+        work(steps)
+        steps.record_all(steps.claim_due(), UNWELL)
+    fill_with_dead(steps, 1, route="latest", first=20)
+    steps.arrive(*(an_event(n, f"u{n}", routes=["strict"]) for n in (10, 11)))
+    steps.record_all(steps.claim_due(), HOPELESS)
+    number = ask(steps, "replay", Selection(everything=True))
+    work(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 3)
+
+
+def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    acted = []
+
+    def act(_: Transaction) -> commands.BatchResult:
+        acted.append(1)
+        return commands.BatchResult("running", progress=len(acted))
+
+    def look(database: Database, _config: Config, task: commands.AskedTask) -> tasks.Act:
+        if not acted:  # the other relay looks, too, and is faster
+            monkeypatch.setitem(tasks.TASKS, task_kind, lambda *_: act)
+            execution.work_on(database, CONFIG, POLICIES, task.number)
+        return act
+
+    for task_kind, selection in TASKS_ASKED.items():
+        acted.clear()
+        monkeypatch.setitem(tasks.TASKS, task_kind, look)
+        number = ask(steps, task_kind, selection)
+        execution.work_on(steps.database, CONFIG, POLICIES, number)
+        assert (len(acted), command(steps, number)["progress_seq"]) == (1, 1)
+
+
+TASKS_ASKED: dict[str, dict[str, object]] = {
+    "erase": {"source": "trivore", "entity_type": "USER", "entity_id": "u1"},
+    "prune": {},
+    "readmit": {"everything": True},
+    "sweep": {"source": "trivore"},
+    "stop": {"command": 1},
+    "continue": {"command": 1},
+}
+
+
+def test_a_mistake_that_a_slow_relay_finds_ends_no_command_that_another_has_gone_on_with(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(database: Database, _config: Config, task: commands.AskedTask) -> tasks.Act:
+        monkeypatch.setitem(tasks.TASKS, "prune", lambda *_: lambda _: commands.BatchResult("running", progress=1))
+        execution.work_on(database, CONFIG, POLICIES, task.number)
+        raise UnusableCommand("there is nothing any more")
+
+    number = ask(steps, "prune", {})
+    monkeypatch.setitem(tasks.TASKS, "prune", look)
+    execution.work_on(steps.database, CONFIG, POLICIES, number)
+    assert command(steps, number)["state"] == "running"
+
+
+@pytest.mark.parametrize(("act", "outcome"), [("cancel", None), ("retry", UNWELL), ("replay", HOPELESS)])
+def test_what_arrives_after_a_command_was_asked_is_left_alone(steps: Steps, act: str, outcome: Any) -> None:  # noqa: ANN401  # of an attempt
+    def arrive(number: int) -> None:
+        steps.arrive(an_event(number, f"u{number}"))
+        if outcome is not None:
+            steps.record_all(steps.claim_due(), outcome)
+
+    arrive(1)
+    number = ask(steps, act, {"route": "strict"})
+    arrive(2)
+    before = steps.rows("SELECT * FROM open_delivery WHERE seq = 2")
+    work(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 1)
+    assert steps.rows("SELECT * FROM open_delivery WHERE seq = 2") == before
+
+
+def test_a_locked_route_stops_no_command_about_another(steps: Steps) -> None:
+    """On SQLite nobody can lock a row."""
+    if not steps.database.sql.is_postgres:
+        return
+    steps.arrive(an_event(1, routes=["strict"]), an_event(2, "u2", routes=["latest"]))
+    numbers = [ask(steps, "pause", Gate(route="latest")), ask(steps, "cancel", {"route": "latest"})]
+    with steps.database.engine.connect() as person:
+        stand_still(person)
+        person.execute(text("SELECT 1 FROM route_lock WHERE route = 'strict' FOR UPDATE"))
+        work(steps)
+        assert [command(steps, number)["state"] for number in numbers] == ["done", "done"]
+        person.rollback()
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ("id", "0"),
+        ("id", "-1"),
+        ("id", f"{2**63 - 1}"),
+        ("asked_by", f"'{'k' * 1001}'"),
+    ],
+)
+def test_a_number_or_name_beyond_its_limits_is_refused_at_once(steps: Steps, columns: str, values: str) -> None:
+    with pytest.raises(IntegrityError):
+        steps.do(
+            f"INSERT INTO relay_command (kind, selection, reason, {columns}) VALUES ('prune', '{{}}', 'mended', {values})"
+        )
 
 
 def test_a_command_that_meets_a_fault_keeps_none_behind_it_waiting_and_is_tried_again(steps: Steps) -> None:

@@ -68,7 +68,7 @@ def test_the_person_is_in_every_table_before_and_in_none_afterwards(engine: Engi
     before = {table for table, _ in traces_in(engine)}
     assert before == {
         "alert", "delivery_log", "duplicate_request", "gate", "inbox", "inbox_payload", "lane",
-        "payload_change", "payload_field", "payload_reveal", "rejected_request", "relay_command", "relay_node", "sweep_watermark",
+        "payload_reveal", "rejected_request", "relay_command", "relay_node", "sweep_watermark",
     }  # fmt: skip
     done = erase(engine)
     assert (done.is_done, done.erased) == (True, 5)
@@ -260,7 +260,7 @@ def test_a_plan_counts_what_goes(lived: Steps, engine: Engine) -> None:
     assert planned.payload_bytes == 5 * len(BODY)
     assert planned.facts == len(lived.rows("SELECT 1 FROM delivery_log WHERE seq IN (1, 2, 3, 4)"))
     assert planned.naming == {
-        "alert": 1, "gate": 1, "payload_change": 1, "payload_field": 1, "payload_reveal": 1, "rejected_request": 2,
+        "alert": 1, "gate": 1, "payload_reveal": 1, "rejected_request": 2,
         "relay_command": 1, "relay_node": 1, "sweep_watermark": 1,
     }  # fmt: skip
     assert (planned.open, planned.is_empty, planned.erased_before) == ((), False, 0)

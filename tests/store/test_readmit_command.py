@@ -68,15 +68,27 @@ def test_one_that_was_sent_again_meanwhile_is_a_duplicate(steps: Steps) -> None:
     assert [row["seq"] for row in steps.rows("SELECT seq FROM duplicate_request")] == [1]
 
 
-def test_a_step_that_is_done_twice_changes_nothing_the_second_time(steps: Steps) -> None:
+def test_two_relays_at_one_step_readmit_each_request_once(steps: Steps) -> None:
     steps.intake.reject(a_rejected(a_body(1)))
     number = ask(steps, {"id": 1})
     with steps.database.read() as transaction:
         task = commands.request_of(commands.read_open(transaction, number))
-    assert readmit.readmit(steps.database, CONFIG, task).changed == 1
-    assert readmit.readmit(steps.database, CONFIG, task).changed == 0
+    acts = [readmit.readmit(steps.database, CONFIG, task) for _relay in range(2)]
+    changed = []
+    for act in acts:
+        with steps.database.write() as transaction:
+            changed.append(act(transaction).changed)
+    assert changed == [1, 0]
     assert steps.rows("SELECT count(*) AS n FROM inbox")[0]["n"] == 1
     assert steps.rows("SELECT count(*) AS n FROM duplicate_request")[0]["n"] == 0
+
+
+def test_what_is_rejected_after_the_command_was_asked_is_left_alone(steps: Steps) -> None:
+    steps.intake.reject(a_rejected(a_body(1)))
+    number = ask(steps, {"everything": True})
+    steps.intake.reject(a_rejected(a_body(2)))
+    assert end(steps, number).affected == 1
+    assert seqs(steps) == [1, None]
 
 
 def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:

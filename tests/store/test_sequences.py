@@ -21,10 +21,6 @@ ROWS = {
     "relay_command.id": """INSERT INTO relay_command (asked_at, asked_by, kind, selection, reason)
         VALUES (now(), 'p', 'pause', '{"route": "r"}', 'r')""",
     "payload_reveal.id": "INSERT INTO payload_reveal (at, seq, who, reason) VALUES (now(), 1, 'anna', 'the customer called')",
-    "payload_field.id": """INSERT INTO payload_field (source, event_type, path, type, first_seq, first_at, last_seq, last_at)
-        VALUES ('s', 'T', '$', 'object', 1, now(), 1, now())""",
-    "payload_change.id": """INSERT INTO payload_change (found_at, source, event_type, path, change, seq, at)
-        VALUES (now(), 's', 'T', '$.a', 'added', 1, now())""",
     "duplicate_request.id": "INSERT INTO duplicate_request (seq, received_at, body_sha256) VALUES (1, now(), '')",
 }
 """A statement for each column that counts up by itself."""

@@ -13,6 +13,7 @@ from inbox.db.dialect import is_wait_timeout
 from relay.delivery.outcome import Delivery
 from relay.store import claim as claims
 from relay.store.claim import Room, claim
+from relay.store.events import with_events
 from relay.store.transaction import Transaction
 from tests.helpers.relaying import POLICIES, Steps
 from tests.helpers.storing import an_event
@@ -51,7 +52,7 @@ def test_large_bodies_are_read_one_after_the_other(steps: Steps, monkeypatch: py
         loaded.append(len(some))
         return found(transaction, some)
 
-    found = claims.with_events
+    found = with_events
     monkeypatch.setattr(claims, "with_events", counting)
     assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)])) == [1, 2, 3, 4, 5]
     assert loaded == [2, 1, 2]
@@ -96,7 +97,7 @@ def test_what_takes_the_database_too_long_stays_leased_and_the_others_are_delive
             raise DBAPIError("SELECT", {}, psycopg.errors.IdleInTransactionSessionTimeout("too long"))
         return found(transaction, some)
 
-    found = claims.with_events
+    found = with_events
     with monkeypatch.context() as patch:
         patch.setattr(claims, "with_events", slow)
         assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)], policies=POLICIES)) == [1, 3]

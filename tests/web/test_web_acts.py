@@ -82,9 +82,10 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(page: Page, steps: Step
     assert "12 of 12" in page.get(f"/commands/{number}").text
 
 
-def test_what_dies_after_the_plan_is_left_alone(page: Page, steps: Steps) -> None:
+@pytest.mark.parametrize("until", ["", "&until=2100-01-01"])
+def test_what_dies_after_the_plan_is_left_alone(page: Page, steps: Steps, until: str) -> None:
     fill_with_dead(steps, 2)
-    form = shown(page, "/acts/replay?route=strict")
+    form = shown(page, f"/acts/replay?route=strict{until}")
     steps.clock.advance(365 * 86_400)  # later than the moment of the plan
     fill_with_dead(steps, 3, first=3)
     answer = page.post("/acts/replay", {**form, "reason": "fixed"})

@@ -52,7 +52,14 @@ DECISIONS: Mapping[str, Mapping[str, Decision]] = {
     },
     "route_lock": {"route": "kept"},
     "delivery_log": {"route": "kept", "kind": "kept", "relay_node": "kept", "detail": "emptied"},
-    "relay_node": {"id": "kept", "host": "kept", "version": "kept", "failing": "searched", "routes": "kept"},
+    "relay_node": {
+        "id": "kept",
+        "host": "kept",
+        "version": "kept",
+        "failing": "searched",
+        "routes": "kept",
+        "config_hash": "kept",
+    },
     "gate": {
         "kind": "kept",
         "name": "deleted",  # the row of the entity; every other one is of the configuration
@@ -75,17 +82,6 @@ DECISIONS: Mapping[str, Mapping[str, Decision]] = {
     "alert": {"kind": "kept", "subject": "searched", "detail": "searched", "error": "searched"},
     "pruner": {"held_by": "kept"},  # a relay, or an operator
     "pruning": {"kind": "kept", "error": "searched"},
-    "payload_field": {"source": "kept", "event_type": "kept", "path": "searched", "type": "kept"},
-    "payload_change": {
-        "source": "kept",
-        "event_type": "kept",
-        "path": "searched",
-        "change": "kept",
-        "type": "kept",
-        "usual": "kept",  # types, or numbers
-        "acknowledged_by": "kept",  # an operator
-    },
-    "payload_learner": {"held_by": "kept"},
     "payload_reveal": {"who": "kept", "reason": "searched"},  # an operator or viewer
     "throughput_minute": {"kind": "kept", "name": "kept", "outcome": "kept"},
     "sweep_watermark": {"source": "kept", "entity_type": "kept", "error": "searched", "relay_node": "kept"},

@@ -18,8 +18,6 @@ from inbox.db.schema import (
     alert,
     gate,
     inbox,
-    payload_change,
-    payload_field,
     payload_reveal,
     pruning,
     rejected_request,
@@ -36,8 +34,6 @@ _HAS_ENDED = relay_command.c.state.not_in(("asked", "running"))
 _SEARCHED_WHOLE: Mapping[str, tuple[Table, ColumnElement[bool] | None]] = {
     "relay_command": (relay_command, _HAS_ENDED),  # an open one can't be done without its selection
     "alert": (alert, None),
-    "payload_field": (payload_field, None),
-    "payload_change": (payload_change, None),
     "payload_reveal": (payload_reveal, None),
     "gate": (
         gate,

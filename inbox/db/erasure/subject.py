@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
-from urllib.parse import unquote_plus
 
 import msgspec
 
@@ -23,8 +20,10 @@ PSEUDONYM = f"{ERASED}:"
 """Every pseudonym begins with it; 64 hex digits follow."""
 
 _IS_PSEUDONYM = re.compile(rf"{PSEUDONYM}[0-9a-f]{{64}}")
-_ENCODED = re.compile(r"[A-Za-z0-9_+/-]{16,}")
-"""Text that may be base64, such as a part of a signed token."""
+_ESCAPES = re.compile(r'(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))+')
+"""Characters as JSON may write them; several together, as two may make one character."""
+_NESTED = 3
+"""JSON in a text of JSON in a text of JSON is read, too."""
 
 
 class ErasureSubject(msgspec.Struct, frozen=True, dict=True):
@@ -60,15 +59,13 @@ class ErasureSubject(msgspec.Struct, frozen=True, dict=True):
     def is_named_in(self, text: str) -> bool:
         """Return whether a text has the id: alone, not as a part of a longer word or number.
 
-        It is found as it is, as JSON writes it, percent-encoded, and in base64.
+        It is found as it is, and in every form that JSON has for it; in no other encoding.
         """
         return any(self._pattern.search(reading) for reading in _readings(text))
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        forms = {self.entity_id, *(json.dumps(self.entity_id, ensure_ascii=plain)[1:-1] for plain in (True, False))}
-        either = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
-        return re.compile(rf"(?<![^\W_])(?:{either})(?![^\W_])")
+        return re.compile(rf"(?<![^\W_]){re.escape(self.entity_id)}(?![^\W_])")
 
     def without(self, value: Any) -> Any:  # noqa: ANN401  # a value of any column
         """Return a value of a column without the texts that name the entity; the value itself when there are none."""
@@ -85,13 +82,10 @@ class ErasureSubject(msgspec.Struct, frozen=True, dict=True):
 
 
 def _readings(text: str) -> Iterator[str]:
-    """Yield a text as it is and as what it may be encoded from."""
+    """Yield a text as it is, and without the escapes of JSON. It need not be whole or valid JSON."""
     yield text
-    if "%" in text:
-        yield unquote_plus(text)
-    for found in _ENCODED.finditer(text):
-        part = found[0].replace("+", "-").replace("/", "_")
-        try:
-            yield base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)).decode("utf-8", "backslashreplace")
-        except binascii.Error:
-            continue  # its length can't be base64
+    for _ in range(_NESTED):
+        plain = _ESCAPES.sub(lambda found: json.loads(f'"{found[0]}"'), text)
+        if plain == text:
+            return
+        yield (text := plain)

@@ -120,7 +120,6 @@ AGED: Mapping[RetentionKind, Aged] = {
     "throughput": Aged(
         "throughput_minute", "kind, name, outcome, minute", "minute", "t.minute < {before}", row_bytes=80
     ),
-    "shapes": Aged("payload_field", "id", "last_at", "t.last_at < {before}", row_bytes=150),
 }
 
 

@@ -13,9 +13,6 @@ from inbox.db.schema.arrivals import duplicate_request, inbox, inbox_payload, re
 from inbox.db.schema.deliveries import delivery_log, lane, open_delivery, order_lock, route_lock
 from inbox.db.schema.parts import metadata
 from inbox.db.schema.payloads import (
-    payload_change,
-    payload_field,
-    payload_learner,
     payload_lock,
     payload_reveal,
     pruner,
@@ -42,9 +39,6 @@ __all__ = [
     "metadata",
     "open_delivery",
     "order_lock",
-    "payload_change",
-    "payload_field",
-    "payload_learner",
     "payload_lock",
     "payload_reveal",
     "pruner",

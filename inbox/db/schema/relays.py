@@ -16,7 +16,7 @@ from sqlalchemy import (
 
 from inbox.db.columns import DatabaseRole, DatabaseTime, JsonValue, UtcDateTime
 from inbox.db.schema.parts import HOT, count, metadata, number, one_of, optional, partial_index, required
-from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, KEYS, OPEN_COMMANDS
+from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, KEYS, MOST_REASON, MOST_WHO, OPEN_COMMANDS
 from inbox.events.states import THROUGHPUT_KINDS
 
 relay_node = Table(
@@ -30,6 +30,7 @@ relay_node = Table(
     required("heartbeat_at", UtcDateTime, "time of its last heartbeat; database clock"),
     optional("stopped_at", UtcDateTime, "time of a graceful stop; empty while it runs or if it died"),
     optional("routes", JsonValue, "routes of its configuration, each with the kinds and names of the gates on its way"),
+    optional("config_hash", Text, "SHA-256 of the apis, destinations and routes that it runs with"),
     optional("failing", JsonValue, "steps that fail now, with the errors; empty: none"),
     Index("ix_relay_node_started_at", "started_at"),
     comment="One row per run of a relay process.",
@@ -90,9 +91,16 @@ relay_command = Table(
     optional("sample", JsonValue, "of a dry run: groups, the first deliveries, what is left out, and consequences"),
     count("failed", BigInteger, "deliveries that could not be changed"),
     optional("error", Text, "last delivery that could not be changed, with its error"),
+    optional(
+        "until_seq",
+        BigInteger,
+        "highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later",
+    ),
+    CheckConstraint("id > 0 AND id < 4000000000000000000", name="id"),  # above that SQLite may soon have no next one
     CheckConstraint(f"kind IN ({one_of(COMMAND_KINDS)})", name="kind"),
     CheckConstraint(f"state IN ({one_of(COMMAND_STATES)})", name="state"),
-    CheckConstraint("trim(reason) <> ''", name="reason"),
+    CheckConstraint(f"trim(reason) <> '' AND length(reason) <= {MOST_REASON}", name="reason"),
+    CheckConstraint(f"trim(asked_by) <> '' AND length(asked_by) <= {MOST_WHO}", name="asked_by"),
     partial_index("ix_relay_command_open", "id", where=f"state IN ({one_of(OPEN_COMMANDS)})"),
     comment="Command of an operator, by SQL or command line; the daemon executes and answers it.",
     sqlite_autoincrement=True,
@@ -107,7 +115,7 @@ alert = Table(
         "kind",
         Text,
         "delivery_dead, breaker_open, endpoint_retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed,"
-        " intake_stopped, retention_behind or payloads_changed",
+        " intake_stopped or retention_behind",
     ),
     required("subject", Text, "subject, such as a destination's name"),
     required("firing", Boolean, "true: it began; false: it recovered"),

@@ -68,6 +68,8 @@ class AskedTask(msgspec.Struct, frozen=True):
     """The `BatchResult.progress` of its last step; None at its begin."""
     affected: int
     """The sum of `BatchResult.changed` so far."""
+    until: int | None
+    """The highest id of a rejected request when it was asked: later ones are left alone."""
 
 
 def request_of(command: Any) -> AskedTask:  # noqa: ANN401  # a result row
@@ -80,6 +82,7 @@ def request_of(command: Any) -> AskedTask:  # noqa: ANN401  # a result row
         dry_run=bool(command.dry_run),
         progress=command.progress_seq,
         affected=command.affected,
+        until=command.until_seq,
     )
 
 
@@ -136,7 +139,6 @@ def turn(database: Database, act: CommandAct, number: int, *, who: str, why: str
         UnusableCommand: it has ended, or is not one that was stopped.
     """
     with database.write() as transaction:
-        transaction.lock_order()
         answer = turn_in(transaction, act, number, who=who, why=why)
         selection = json_param({"command": number})
         given = {"kind": act, "selection": selection, "reason": why, "who": who, "dry_run": False, "planned": None}
@@ -145,7 +147,7 @@ def turn(database: Database, act: CommandAct, number: int, *, who: str, why: str
 
 
 def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str, why: str) -> str:
-    """Do so in a transaction that has the order lock, without a row of its own. Returns the answer.
+    """Do so in a transaction, without a row of its own. Returns the answer.
 
     Raises:
         NoSuchCommand: as `turn`.
@@ -179,7 +181,7 @@ def standing_of(command: Any) -> Standing:  # noqa: ANN401  # a result row
 
 
 def is_as_it_was(transaction: Transaction, number: int, standing: Standing) -> bool:
-    """Lock the command; true when nobody has gone on with it or stopped it since it was read."""
+    """Lock the command; true when nobody has gone on with it or stopped it since it was read, and nobody does at the moment."""
     now = read_open(transaction, number, locked=True)
     return now is not None and standing_of(now) == standing
 
@@ -230,8 +232,9 @@ RETURNING id
 @cache
 def _command(sql: Sql, *, locked: bool) -> TextClause:
     return text(f"""
-SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq, affected, failed, matched, sample FROM relay_command
-WHERE id = :id {sql.for_update_now if locked else ""}
+SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq, affected, failed, matched, sample, until_seq
+FROM relay_command
+WHERE id = :id {sql.skip_locked if locked else ""}
 """)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import msgspec
 
 from inbox.config.mistakes import nearest
@@ -9,13 +12,13 @@ from inbox.config.model import Config
 from inbox.db.erasure.carrying_out import answer_of, end, held_up_by
 from inbox.db.erasure.plan import ALL_EVENTS, ErasurePlan, plan
 from inbox.db.erasure.subject import ErasureSubject
-from inbox.db.erasure.work import ErasureOrder, act, look
+from inbox.db.erasure.work import ErasureOrder, ErasureStep, act, look
 from inbox.db.known_names import has_source
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
 from relay.store.database import Database
-from relay.store.operator import commands
 from relay.store.operator.commands import AskedTask, BatchResult
+from relay.store.transaction import Transaction
 
 SEARCHED_PARTS = 2
 """Parts of the rejected requests that a plan searches, each of which takes some 0.2 s: deliveries wait for it."""
@@ -23,24 +26,25 @@ COUNTED_EVENTS = 20_000
 """Events that a plan counts with their facts, some 0.2 s: deliveries wait for it, too."""
 
 
-def erase(database: Database, config: Config, task: AskedTask) -> BatchResult:
-    """Do the next step; see `relay.store.operator.tasks`."""
+def erase(database: Database, config: Config, task: AskedTask) -> Callable[[Transaction], BatchResult]:
+    """Find the next step; see `relay.store.operator.tasks`."""
     order = _order(task)
     if task.dry_run or (task.progress is None and not task.affected):
         planned = _planned(database, config, order.subject)
         if task.dry_run:
-            return _answer(planned)
+            return lambda _: _answer(planned)
     with database.read() as transaction:
         step = look(transaction.connection, order.subject, task.progress, own_command=task.number)
-    with database.write() as transaction:
-        now = transaction.lock_order()
-        if commands.read_open(transaction, task.number) is None:  # stopped since, or carried out by another process
-            return BatchResult("running", progress=task.progress)
-        done = act(transaction.connection, order, step, now=time_text(now))
-        if done.is_last:
-            end(transaction.connection, order.subject, task.number, done)
+    return partial(_act, order=order, step=step, task=task)
+
+
+def _act(transaction: Transaction, *, order: ErasureOrder, step: ErasureStep, task: AskedTask) -> BatchResult:
+    now = transaction.lock_order()
+    done = act(transaction.connection, order, step, now=time_text(now))
     if done.open:
         raise UnusableCommand(answer_of(done.open))
+    if done.is_last:
+        end(transaction.connection, order.subject, task.number, done)
     position = task.progress if done.position is None else done.position
     return BatchResult(
         "done" if done.is_last else "running", done.erased, position, answer_of(()) if done.is_last else None

@@ -1,7 +1,8 @@
 """Executes the commands of operators, batch by batch, in any relay process or in the command line's own.
 
-A batch, how far the command has come, and what it has changed so far are one transaction under the order lock. So
-several processes may work on one command, and any of them may die.
+A batch, how far the command has come, and what it has changed so far are one transaction, which locks the command's row and
+leaves it alone if another process has gone on with it since it was read. So several processes may work on one command, each
+batch is done once, and any of them may die.
 """
 
 from __future__ import annotations
@@ -115,13 +116,17 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
         How many deliveries it has changed; of a replay or retry also none when too many are open already. Of a dry run: 1
         when there is more to look at.
     """
+    command = None
     try:
-        batch = _look(database, config, policies, number)
-        return 0 if batch is None else _work(database, config, policies, batch)
+        with database.read() as transaction:
+            command = commands.read_open(transaction, number)
+        if command is None:
+            return 0
+        return _work(database, config, policies, _look(database, config, policies, command))
     except Exception as error:
         if not blames_items(error):
             raise
-        _fail(database, number, error)
+        _fail(database, number, command, error)
         return 0
 
 
@@ -146,17 +151,15 @@ class _Batch(msgspec.Struct, frozen=True):
         return self.choice is not None and self.choice.act == "replay"
 
 
-def _look(database: Database, config: Config, policies: Policies, number: int) -> _Batch | None:
+def _look(database: Database, config: Config, policies: Policies, command: Any) -> _Batch:  # noqa: ANN401  # a result row
     """Read the next batch without a lock, since finding the deliveries may take long.
 
     Raises:
         UnusableCommand: it can't be understood.
     """
-    with database.read() as transaction:
-        command = commands.read_open(transaction, number)
-        if command is None or command.kind not in OF_DELIVERIES:
-            return command and _Batch(command)
-        choice = _choice(command, config)
+    if command.kind not in OF_DELIVERIES:
+        return _Batch(command)
+    choice = _choice(command, config)
     if command.progress_seq is None and (mistake := unknown_name(database, choice)):
         raise UnusableCommand(mistake)
     if command.dry_run:
@@ -177,38 +180,54 @@ def _work(database: Database, config: Config, policies: Policies, batch: _Batch)
     if batch.command.kind in TASKS:
         return _do_task(database, config, batch.command)
     if batch.choice is None:
-        return _do(database, config, policies, batch)
+        return _turn_gate(database, config, batch.command)
     if batch.command.dry_run:
         return _look_on(database, batch.choice, batch.command)
     try:
         if batch.waits or not batch.unreadable:
-            return _do(database, config, policies, batch)
+            return _do(database, policies, batch, batch.choice)
     except Exception as error:  # a smaller part may succeed where a statement took too long, or a row is locked
         if not (blames_items(error) or is_wait_timeout(error)) or not batch.keys:
             raise
     return _do_apart(database, policies, batch, batch.choice)
 
 
-def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -> int:
+def _do(database: Database, policies: Policies, batch: _Batch, choice: Choice) -> int:
     """Do a batch in one transaction, unless another process has done it meanwhile."""
-    number = batch.command.id
+    number, routes = batch.command.id, {route for _, route in batch.keys}
     with database.write() as transaction:
-        now = transaction.lock_order(keeps_payloads=batch.opens)
+        now = transaction.lock_order(routes, keeps_payloads=batch.opens) if routes else transaction.now()
         if not commands.is_as_it_was(transaction, number, commands.standing_of(batch.command)):
             return 0
-        step = (
-            _turn_gate(transaction, config, batch.command, now)
-            if batch.choice is None
-            else _next(transaction, batch, batch.choice, policies, now)
-        )
+        step = _next(transaction, batch, choice, policies, now)
         commands.advance(transaction, number, step, now)
     return step.changed
 
 
-def _do_task(database: Database, config: Config, command: Any) -> int:  # noqa: ANN401  # a result row
-    """Do the next step of a command about no delivery, and note it: one that is stopped meanwhile stays stopped."""
-    step = TASKS[command.kind](database, config, commands.request_of(command))
+def _turn_gate(database: Database, config: Config, command: Any) -> int:  # noqa: ANN401  # a result row
+    """Pause or resume a gate, unless another process has done so meanwhile. It locks the gate alone, and waits for no route."""
+    gate = _gate(command, config)
     with database.write() as transaction:
+        now = transaction.now()
+        if not commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
+            return 0
+        if command.kind == "pause":
+            changed = gates.pause(transaction, gate.key, who=command.asked_by, why=command.reason)
+            answer = "paused" if changed else "was paused already"
+        else:
+            changed = gates.resume(transaction, gate.key, now)
+            answer = "resumed" if changed else "nothing was held back"
+        commands.advance(transaction, command.id, BatchResult("done", answer=answer), now)
+    return 0
+
+
+def _do_task(database: Database, config: Config, command: Any) -> int:  # noqa: ANN401  # a result row
+    """Do the next step of a command about no delivery, unless another process has gone on with it or stopped it."""
+    act = TASKS[command.kind](database, config, commands.request_of(command))
+    with database.write() as transaction:
+        if not commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
+            return 0
+        step = act(transaction)
         commands.advance(transaction, command.id, step, transaction.now())
     return step.changed
 
@@ -249,7 +268,6 @@ def _do_apart(database: Database, policies: Policies, batch: _Batch, choice: Cho
     def alone(key: Key, error: Exception) -> int:
         nonlocal standing
         with database.write() as transaction:
-            transaction.lock_order()
             if commands.is_as_it_was(transaction, number, standing):
                 why = f"{key_text(key)}: {error_text(error)}"
                 standing = commands.advance_part(transaction, number, upto(key), failed=1, error=why)
@@ -274,7 +292,7 @@ def _part(
         if key in batch.unreadable:
             raise batch.unreadable[key]
     with database.write() as transaction:
-        now = transaction.lock_order(keeps_payloads=batch.opens)
+        now = transaction.lock_order({route for _, route in some}, keeps_payloads=batch.opens)
         if not commands.is_as_it_was(transaction, number, standing):
             return 0, standing
         changed = _change(transaction, choice, batch.command, some, now, policies=policies)
@@ -287,7 +305,8 @@ def _choice(command: Any, config: Config) -> Choice:  # noqa: ANN401  # a result
     Raises:
         UnusableCommand: it can't be understood, or can't be meant.
     """
-    choice = Choice(command.kind, _understood(as_json(command.selection), Selection), config)
+    chosen = _understood(as_json(command.selection), Selection)
+    choice = Choice(command.kind, chosen, config, until_seq=command.until_seq)
     if choice.mistake is not None:
         raise UnusableCommand(choice.mistake)
     return choice
@@ -359,23 +378,21 @@ def _change(
     return end_or_unblock(transaction, choice.config, keys, fact, now, policies=policies, states=states)
 
 
-def _fail(database: Database, number: int, error: Exception) -> None:
-    """End a command that can't be done, with the reason as its answer."""
+def _fail(database: Database, number: int, command: Any, error: Exception) -> None:  # noqa: ANN401  # a result row
+    """End a command that can't be done, with the reason as its answer, unless another process has gone on with it."""
     is_refused = isinstance(error, UnusableCommand)
     answer = str(error) if is_refused else error_text(error)
     with database.write() as transaction:
+        if command is not None and not commands.is_as_it_was(transaction, number, commands.standing_of(command)):
+            return
         commands.end(transaction, number, "refused" if is_refused else "failed", answer)
     database.failed_alone(FailedAlone("commands", f"command={number}", answer))
 
 
-def _turn_gate(transaction: Transaction, config: Config, command: Any, now: datetime) -> BatchResult:  # noqa: ANN401  # a result row
+def _gate(command: Any, config: Config) -> Gate:  # noqa: ANN401  # a result row
     if command.kind not in OF_GATES:
         raise UnusableCommand(f"no relay of this version can {command.kind}: run `inbox {command.kind}`")
     gate = _understood(as_json(command.selection), Gate)
     if mistake := gate.mistake(config):
         raise UnusableCommand(mistake)
-    if command.kind == "pause":
-        changed = gates.pause(transaction, gate.key, who=command.asked_by, why=command.reason)
-        return BatchResult("done", answer="paused" if changed else "was paused already")
-    changed = gates.resume(transaction, gate.key, now)
-    return BatchResult("done", answer="resumed" if changed else "nothing was held back")
+    return gate

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from sqlalchemy import text
 
@@ -14,12 +15,13 @@ from inbox.db.retention.kinds import STEPS
 from inbox.errors import UnusableCommand
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
+from relay.store.transaction import Transaction
 
 _MAKE_DUE = text("UPDATE pruner SET ran_at = NULL WHERE id = 1")
 _IS_OVER = text("SELECT ran_at IS NOT NULL AS is_over FROM pruner")
 
 
-def prune(database: Database, config: Config, task: AskedTask) -> BatchResult:
+def prune(database: Database, config: Config, task: AskedTask) -> Callable[[Transaction], BatchResult]:
     """Make a round due, and wait for its end. Rounds delete every kind; the answer counts those of the selection.
 
     Raises:
@@ -27,17 +29,20 @@ def prune(database: Database, config: Config, task: AskedTask) -> BatchResult:
     """
     kinds = _kinds(task.selection.get("kinds"))
     if task.dry_run:
-        return _dry_run(database, config, kinds)
+        planned = _dry_run(database, config, kinds)
+        return lambda _: planned
     if task.progress is None:
-        before = _pruned(database, kinds)
-        with database.write() as transaction:
-            transaction.execute(_MAKE_DUE)
-        return BatchResult("running", progress=before, answer="a relay prunes")
+        return partial(_make_due, before=_pruned(database, kinds))
     with database.read() as transaction:
         if not transaction.execute(_IS_OVER)[0].is_over:
-            return BatchResult("running", progress=task.progress, answer="a relay prunes")
+            return lambda _: BatchResult("running", progress=task.progress, answer="a relay prunes")
     rows = max(_pruned(database, kinds) - task.progress, 0)
-    return BatchResult("done", changed=rows, progress=task.progress, answer=f"{rows} rows pruned")
+    return lambda _: BatchResult("done", changed=rows, progress=task.progress, answer=f"{rows} rows pruned")
+
+
+def _make_due(transaction: Transaction, *, before: int) -> BatchResult:
+    transaction.execute(_MAKE_DUE)
+    return BatchResult("running", progress=before, answer="a relay prunes")
 
 
 def _kinds(given: Sequence[str] | None) -> list[RetentionKind]:

@@ -1,20 +1,21 @@
 """Readmits rejected requests for a row of `relay_command`, some in each step.
 
 They are read by the present configuration, and stored as the receiver stores a request: one that is in the inbox by now is
-a duplicate. A step notes what each request became in the transaction that stores it, so a step that is done twice finds
-nothing left to do.
+a duplicate. A step locks them, leaves alone what has been readmitted since, and notes what each became in the transaction
+that stores it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.db import intake, readmission
-from inbox.db.dialect import blames_items
+from inbox.db.dialect import blames_items, error_text
 from inbox.db.known_names import has_rejected_source
 from inbox.db.readmission import RejectedFilter
 from inbox.db.reads import Row
@@ -22,9 +23,9 @@ from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import CAUSES, UnusableCommand
 from inbox.events.event import Event
 from inbox.sources.readmission import Read, ReadmitResult, read_one, readers_of
-from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
+from relay.store.transaction import FailedAlone, Transaction
 
 AT_A_TIME = 20
 """Requests of a step."""
@@ -67,26 +68,28 @@ def plan(database: Database, config: Config, selected: RejectedFilter, *, most: 
     return ReadmitPlan(matching, len(results), len(readable), rejected, tuple(readable[:5]))
 
 
-def readmit(database: Database, config: Config, task: AskedTask) -> BatchResult:
-    """Do the next step; see `relay.store.operator.tasks`."""
+def readmit(database: Database, config: Config, task: AskedTask) -> Callable[[Transaction], BatchResult]:
+    """Find the next step; see `relay.store.operator.tasks`."""
     selected = filter_of(task.selection)
     if task.progress is None:
         _check_names(database, config, selected)
     if task.dry_run:
-        return _dry_run(plan(database, config, selected))
+        planned = _dry_run(plan(database, config, selected))
+        return lambda _: planned
     page = _read(database, readers_of(config), selected, task.progress or 0)
+    page = [each for each in page if task.until is None or each.id <= task.until]
     if not page:
-        return BatchResult("done", progress=task.progress, answer=_answer(database, selected, task.affected))
+        answer = _answer(database, selected, task.affected)
+        return lambda _: BatchResult("done", progress=task.progress, answer=answer)
+    return partial(_act, database=database, page=page, task=task)
+
+
+def _act(
+    transaction: Transaction, *, database: Database, page: Sequence[ReadmitResult], task: AskedTask
+) -> BatchResult:
+    transaction.hurry()  # a receiver's transaction may hold a key
     readable = [each for each in page if each.rejected is None]
-    stored = in_parts(
-        database,
-        "commands",
-        readable,
-        part=lambda some: _store(database, some, task),
-        alone=_pass_over,
-        name=lambda each: f"rejected={each.id}",
-    )
-    return BatchResult("running", changed=sum(stored), progress=page[-1].id)
+    return BatchResult("running", changed=_store(transaction, database, readable, task), progress=page[-1].id)
 
 
 def filter_of(selection: Mapping[str, object]) -> RejectedFilter:
@@ -128,24 +131,39 @@ def _read_one(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
         return ReadmitResult(row["id"], row["received_at"], row["source"], row["cause"], rejected=failed)
 
 
-def _store(database: Database, results: Sequence[ReadmitResult], task: AskedTask) -> int:
-    """Store these in one transaction. Returns how many were readmitted."""
+def _store(transaction: Transaction, database: Database, results: Sequence[ReadmitResult], task: AskedTask) -> int:
+    """Store these together, or one by one where the database rejects one. Returns how many were readmitted."""
+    try:
+        with transaction.connection.begin_nested():
+            return _store_together(transaction, database, results, task)
+    except Exception as error:
+        if not blames_items(error):
+            raise
+        if len(results) == 1:
+            transaction.left_out.append(FailedAlone("commands", f"rejected={results[0].id}", error_text(error)))
+            return 0
+    return sum(_store(transaction, database, [each], task) for each in results)
+
+
+def _store_together(
+    transaction: Transaction, database: Database, results: Sequence[ReadmitResult], task: AskedTask
+) -> int:
+    connection = transaction.connection
+    rejected = readmission.lock(connection, [each.id for each in results])
+    results = [each for each in results if each.id in rejected]  # others were readmitted since they were read
     events = [event for each in results for event in each.events]
-    with database.write() as transaction:
-        transaction.rows = len(events)
-        transaction.hurry()  # a receiver's transaction may hold a key
-        connection = transaction.connection
-        seqs = intake.append(connection, events)
-        known = [event for event, seq in zip(events, seqs, strict=True) if seq is None]
-        firsts = iter(intake.note_duplicates(connection, known) if known else [])
-        became = iter([next(firsts) if seq is None else seq for seq in seqs])
-        taken = []
-        for each in results:
-            own = [next(became) for _ in each.events]
-            if own[0] is not None:
-                taken.append((each.id, own[0]))
-        said = {"by": task.asked_by, "reason": task.reason}
-        noted = readmission.note(connection, taken, **said, now=transaction.now()) if taken else 0
+    transaction.rows += len(events)
+    seqs = intake.append(connection, events)
+    known = [event for event, seq in zip(events, seqs, strict=True) if seq is None]
+    firsts = iter(intake.note_duplicates(connection, known) if known else [])
+    became = iter([next(firsts) if seq is None else seq for seq in seqs])
+    taken = []
+    for each in results:
+        own = [next(became) for _ in each.events]
+        if own[0] is not None:
+            taken.append((each.id, own[0]))
+    said = {"by": task.asked_by, "reason": task.reason}
+    noted = readmission.note(connection, taken, **said, now=transaction.now()) if taken else 0
     _count(database, events, seqs)
     return noted
 
@@ -153,11 +171,6 @@ def _store(database: Database, results: Sequence[ReadmitResult], task: AskedTask
 def _count(database: Database, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
     for event, seq in zip(events, seqs, strict=True):
         database.tally.add(SOURCE, event.source, DUPLICATE if seq is None else STORED, size=len(event.body))
-
-
-def _pass_over(_result: ReadmitResult, _error: Exception) -> int:
-    """Leave one rejected that the database does not store; `in_parts` has reported it."""
-    return 0
 
 
 def _answer(database: Database, selected: RejectedFilter, readmitted: int) -> str:

@@ -26,14 +26,16 @@ SAMPLED_OPEN = 5 * MOST_OPEN
 def that_fit(database: Database, policies: Policies, keys: Sequence[Key]) -> tuple[Sequence[Key], str | None]:
     """The first of these for which their routes have room; where there is none, the route that is full.
 
-    Only what can move takes room. Deliveries behind a closed gate or a blocked head may stay for good, and a replay would
-    wait for good with them.
+    Only what can move takes room. Deliveries behind a closed gate or a blocked head may stay for good, and those whose next
+    attempt is due later, with those behind them, for days: a replay would wait with them, and every other route with it.
     """
     closed = gates.read_gates(database)
     room, full = len(keys), None
     for route in _moving(policies, closed, keys):
         with database.read() as transaction:
-            (found,) = transaction.execute(_REPLAYED_OPEN, route=route, most=MOST_OPEN, sampled=SAMPLED_OPEN)
+            (found,) = transaction.execute(
+                _replayed_open(transaction.sql), route=route, most=MOST_OPEN, sampled=SAMPLED_OPEN
+            )
         of_route = [place for place, key in enumerate(keys) if key[1] == route]
         fitting = max(MOST_OPEN - int(found.count), 0)
         if fitting < len(of_route) and of_route[fitting] < room:
@@ -50,17 +52,19 @@ def _moving(policies: Policies, closed: Gates, keys: Sequence[Key]) -> list[str]
     return [route for route in routes if route in policies and closed.admit(policies[route].gates) == "all"]
 
 
-_BLOCKED = (
-    "SELECT 1 FROM open_delivery b WHERE b.route = replayed.route AND b.lane = replayed.lane AND b.state = 'blocked'"
-)
-_REPLAYED_OPEN = text(f"""
+@cache
+def _replayed_open(sql: Sql) -> TextClause:
+    later = f"state = 'ready' AND {{}}.due_at > (SELECT {sql.now})"
+    stands = f"""SELECT 1 FROM open_delivery b WHERE b.route = replayed.route AND b.lane = replayed.lane
+        AND (b.state = 'blocked' OR b.{later.format("b")})"""
+    return text(f"""
 SELECT count(*) AS count FROM (
     SELECT 1 FROM (
-        SELECT o.route, o.lane, o.state FROM open_delivery o
+        SELECT o.route, o.lane, o.state, o.due_at FROM open_delivery o
         WHERE o.run > 0 AND o.state IN ('received', 'waiting', 'ready', 'in_flight') AND o.route = :route
           AND {gates.NOT_PAUSED}
         LIMIT :sampled) replayed
-    WHERE replayed.state <> 'waiting' OR NOT EXISTS ({_BLOCKED})
+    WHERE NOT (replayed.{later.format("replayed")}) AND (replayed.state <> 'waiting' OR NOT EXISTS ({stands}))
     LIMIT :most) moving
 """)
 

@@ -57,12 +57,21 @@ class SelectedPage(msgspec.Struct, frozen=True):
 def page(
     database: Database, choice: Choice, *, after: int, most: int, is_late: Callable[[], bool] = lambda: False
 ) -> SelectedPage:
-    """The deliveries of the first events beyond the seq `after`: about `most`, whole events only.
+    """The deliveries of the first events beyond the seq `after`: about `most`, whole events only, and none of a later event.
 
     Open ones are found by their key, some in each transaction, and then looked up: however many are selected, each reads few.
     After many candidates of which none is selected, the page is empty, and `upto` says where to go on. So it does when
     `is_late` says that the time is over.
     """
+    found = _page(database, choice, after=after, most=most, is_late=is_late)
+    until = choice.until_seq
+    if until is None or (found.upto is not None and found.upto < until):
+        return found
+    rows = [row for row in found.rows if row["seq"] <= until]
+    return SelectedPage(rows, {key: error for key, error in found.unreadable.items() if key[0] <= until})
+
+
+def _page(database: Database, choice: Choice, *, after: int, most: int, is_late: Callable[[], bool]) -> SelectedPage:
     if choice.which == "ended or dead":
         return _page_of_events(database, choice, after, most)
     if choice.which == "backfill":
@@ -208,7 +217,7 @@ def still_to_come(transaction: Transaction, choice: Choice, first: int, keys: It
 
 def among(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> set[Key]:
     """The deliveries among these that are selected, too."""
-    seqs = sorted({seq for seq, _ in keys})
+    seqs = sorted({seq for seq, _ in keys if choice.until_seq is None or seq <= choice.until_seq})
     if choice.which == "ended or dead":
         return {(int(row["seq"]), str(row["route"])) for row in _of_events(transaction, choice, seqs)}
     wanted = rows_param({"seq": seq} for seq in seqs)

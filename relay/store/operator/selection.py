@@ -107,6 +107,8 @@ class Choice(msgspec.Struct, frozen=True):
     act: Act
     selection: Selection
     config: Config
+    until_seq: int | None = None
+    """The highest seq when the command was asked: later events are left alone. None: it is not asked yet."""
 
     @property
     def mistake(self) -> str | None:

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from inbox.config.model import Config
-from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult, CommandAct, turn_in
+from relay.store.transaction import Transaction
 
 
-def stop(database: Database, _config: Config, task: AskedTask) -> BatchResult:
-    """Stop the command.
-
-    Raises:
-        UnusableCommand: there is none, or it has ended.
-    """
-    return _turn(database, "stop", task)
-
-
-def let_go_on(database: Database, _config: Config, task: AskedTask) -> BatchResult:
-    """Let the command go on.
+def turn(transaction: Transaction, act: CommandAct, task: AskedTask) -> BatchResult:
+    """Stop the command that is named, or let it go on.
 
     Raises:
-        UnusableCommand: there is none, or nobody has stopped it.
+        UnusableCommand: there is none, it has ended, or nobody has stopped it.
     """
-    return _turn(database, "continue", task)
-
-
-def _turn(database: Database, act: CommandAct, task: AskedTask) -> BatchResult:
-    with database.write() as transaction:
-        transaction.lock_order()
-        number = int(task.selection["command"])
-        answer = turn_in(transaction, act, number, who=task.asked_by, why=task.reason)
+    answer = turn_in(transaction, act, int(task.selection["command"]), who=task.asked_by, why=task.reason)
     return BatchResult("done", answer=answer)

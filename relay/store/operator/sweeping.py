@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
@@ -11,12 +12,13 @@ from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
 from relay.store.sweeps import SweepResult
+from relay.store.transaction import Transaction
 
 _ASKED = 1
 """The progress of a command whose sweeps are due."""
 
 
-def sweep(database: Database, config: Config, task: AskedTask) -> BatchResult:
+def sweep(database: Database, config: Config, task: AskedTask) -> Callable[[Transaction], BatchResult]:
     """Make the sweeps due, or look whether they have ended.
 
     Raises:
@@ -24,13 +26,21 @@ def sweep(database: Database, config: Config, task: AskedTask) -> BatchResult:
     """
     source = str(task.selection["source"])
     types = types_of(config, source, task.selection.get("entity_type"))
-    if task.progress != _ASKED:
-        with database.write() as transaction:
-            asked = [sweeps.ask(transaction, source, entity_type, task.number) for entity_type in types]
-        if not all(asked):
-            return BatchResult("running", answer="waits: a sweep of this source runs, or another command waits for one")
-        return BatchResult("running", progress=_ASKED, answer="waits for a relay that sweeps")
-    last = {result.entity_type: result for result in sweeps.results(database, source)}
+    if task.progress == _ASKED:
+        result = _result(sweeps.results(database, source), types, task)
+        return lambda _: result
+    return partial(_ask, source=source, types=types, task=task)
+
+
+def _ask(transaction: Transaction, *, source: str, types: Sequence[str], task: AskedTask) -> BatchResult:
+    asked = [sweeps.ask(transaction, source, entity_type, task.number) for entity_type in types]
+    if not all(asked):
+        return BatchResult("running", answer="waits: a sweep of this source runs, or another command waits for one")
+    return BatchResult("running", progress=_ASKED, answer="waits for a relay that sweeps")
+
+
+def _result(results: Sequence[SweepResult], types: Sequence[str], task: AskedTask) -> BatchResult:
+    last = {result.entity_type: result for result in results}
     if any(entity_type in last and last[entity_type].command == task.number for entity_type in types):
         return BatchResult("running", progress=_ASKED, answer="waits for the end of the sweep")
     return _ended([last[entity_type] for entity_type in types if entity_type in last])

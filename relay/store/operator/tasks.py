@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from inbox.config.model import Config
 from relay.store.database import Database
@@ -10,14 +11,14 @@ from relay.store.operator.commands import AskedTask, BatchResult
 from relay.store.operator.erase import erase
 from relay.store.operator.prune import prune
 from relay.store.operator.readmit import readmit
-from relay.store.operator.stopping import let_go_on, stop
+from relay.store.operator.stopping import turn
 from relay.store.operator.sweeping import sweep
+from relay.store.transaction import Transaction
 
-Task = Callable[[Database, Config, AskedTask], BatchResult]
-"""Does one short step, in its own transactions, and returns what it has done so far: `running` until it has ended.
-
-Several relays may do steps of one command, and any of them may die after a step and before it is noted: a step that is done
-twice must change nothing the second time. With `dry_run` it changes nothing, and returns `done` with `matched` and `sample`.
+Act = Callable[[Transaction], BatchResult]
+Task = Callable[[Database, Config, AskedTask], Act]
+"""Finds the next short step without a lock, and returns how to do it in the transaction that locks the command and notes the
+result: `running` until it has ended. With `dry_run` it changes nothing, and returns `done` with `matched` and `sample`.
 
 Raises:
     UnusableCommand: it can't be done as it is asked; the command ends `refused` with this message.
@@ -28,7 +29,7 @@ TASKS: Mapping[str, Task] = {
     "prune": prune,
     "readmit": readmit,
     "sweep": sweep,
-    "stop": stop,
-    "continue": let_go_on,
+    "stop": lambda _database, _config, task: partial(turn, act="stop", task=task),
+    "continue": lambda _database, _config, task: partial(turn, act="continue", task=task),
 }
 """The function of each kind."""

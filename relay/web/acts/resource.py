@@ -22,7 +22,7 @@ from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import CommandAct
 from relay.web import render
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.acts.agreement import agrees
 from relay.web.acts.forms import Submission, checked_reason, require_storable
 from relay.web.acts.kinds import ACTS, ORDERS, ActAnswer, ActKind

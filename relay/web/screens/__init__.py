@@ -13,7 +13,6 @@ from relay.web.screens import (
     event,
     gates,
     overview,
-    payloads,
     problems,
     rejected,
 )
@@ -26,7 +25,6 @@ SCREENS: tuple[Screen, ...] = (
     dead.SCREEN,
     gates.SCREEN,
     rejected.SCREEN,
-    payloads.SCREEN,
     commands.SCREEN,
     commands.COMMAND,
     alerts.SCREEN,

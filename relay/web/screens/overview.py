@@ -252,7 +252,6 @@ RETENTION_WORDS: Mapping[RetentionKind, str] = {
     "commands": "Commands",
     "reveals": "Reveals of payloads",
     "throughput": "Figures of each minute",
-    "shapes": "Shapes of payloads",
 }
 """Kinds of rows that expire, as the page calls them."""
 

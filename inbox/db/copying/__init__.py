@@ -1,1 +1,0 @@
-"""The copy of a whole installation into another database: tables, values, both ends, and the comparison of the two."""
