@@ -75,11 +75,12 @@ def status(
 
     With --check, only findings are listed, and the exit status is 1 when there are any: no relay has had a heartbeat for
     15 s, relays die soon after they start, a step of one fails, the database does not answer, a route makes no progress
-    although a delivery has been due for a minute, a lane is blocked, no relay takes up a command, or a command failed within
-    the last hour. Deliveries that a pause, a circuit breaker or a rate limit holds back are no finding, nor is a backlog that
-    shrinks.
+    although a delivery has been due for a minute, every attempt of a route since its last success failed, a lane is blocked, no
+    relay takes up a command, a command failed within the last hour, or relays run with different configurations. Deliveries
+    that a pause, a circuit breaker or a rate limit holds back are no finding, nor is a backlog that shrinks.
 
-    With --here too, the relay must be on this host, and what only a person can fix is left out: blocked lanes, commands.
+    With --here too, the relay must be on this host, and what only a person can fix is left out: failing routes, blocked lanes,
+    commands, configurations.
 
     Examples:
       relay status
