@@ -24,7 +24,7 @@ from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.http import head
 from inbox.http.connection import Connection, LingeringCloseTransport
 from inbox.http.limits import Bucket, Capacity
-from inbox.http.scope import BODY_COMPLETE, CAPACITY, CUT_SHORT, METERS, ON_STOP, SEND_CONTINUE
+from inbox.http.scope import BODY_COMPLETE, CAPACITY, CUT_SHORT, METERS, SEND_CONTINUE
 from inbox.logs.fields import fields
 from inbox.telemetry.metrics import OFF
 
@@ -217,7 +217,6 @@ class HardenedHttpProtocol(Connection):
             self.loop.call_later(LINGER_SECONDS, self._close_if_idle)
         else:
             super().shutdown()
-            cast("dict[str, Any]", self.cycle.scope).get(ON_STOP, lambda: None)()
 
     def _close_if_idle(self) -> None:
         if self.is_idle:

@@ -9,9 +9,6 @@ BODY_COMPLETE = "inbox.body_complete"
 SEND_CONTINUE = "inbox.send_continue"
 """Scope key, set when the request expects `100-continue`: a function that asks the sender for the body."""
 
-ON_STOP = "inbox.on_stop"
-"""Scope key, set by the app for an answer without an end: a function that ends it. It is called when the worker stops."""
-
 CAPACITY = "inbox.capacity"
 """App state key: the `inbox.http.limits.Capacity` of the process."""
 
