@@ -9,6 +9,9 @@ BODY_COMPLETE = "inbox.body_complete"
 SEND_CONTINUE = "inbox.send_continue"
 """Scope key, set when the request expects `100-continue`: a function that asks the sender for the body."""
 
+WHEN_GONE = "inbox.when_gone"
+"""Scope key: a function that takes another, and calls it when the sender hangs up; at once where it has already."""
+
 CAPACITY = "inbox.capacity"
 """App state key: the `inbox.http.limits.Capacity` of the process."""
 
