@@ -1,7 +1,7 @@
 """Errors of both sides, and their meaning for the caller.
 
 Beside these there are `relay.handler`'s public Skip, Retry and GiveUp, which a handler raises, the `TimeoutError` of
-`relay.http.watchdog`, and exceptions that never leave their module.
+`relay.http.guard`, and exceptions that never leave their module.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from gunicorn import glogging
 from uvicorn_worker import UvicornWorker
 
 from inbox.errors import ConfigError
-from inbox.http.limited_app import LimitedApp
+from inbox.http.body import LimitedApp
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.logs.fields import fields
 from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
