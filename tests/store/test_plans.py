@@ -6,18 +6,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.dialects import postgresql
 
 from inbox.db import engine as engines
-from inbox.db import listings, search
+from inbox.db import listing
 from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.following import ARRIVALS, Follower, Position
-from inbox.db.listings import EventFilter
+from inbox.db.listing import EventFilter
 from inbox.db.parameters import rows_param
 from inbox.doctor import database as doctor_database
 from inbox.doctor import traffic
@@ -255,17 +254,11 @@ def _of_chosen(made: Callable[[Sql, Which, bool], TextClause], which: Which, sql
 
 
 def _listed(wanted: EventFilter, sql: Sql) -> TextClause:
-    statement, _ = listings._candidates(sql, wanted)
-    return text(statement(wanted.before is not None))
+    return text(listing.candidates(sql, wanted)[0])
 
 
 def _listed_on_sqlite() -> TextClause:
-    return text(listings._OF_LISTED.text.replace(":seqs", "(1010, 1020)"))
-
-
-def _window(wanted: EventFilter, sql: Sql) -> TextClause:
-    walk = search._Walk(cast("Connection", SimpleNamespace(dialect=sql)), wanted, lambda: 0.0)
-    return text(walk._fitting(0, 0)[0])
+    return text(listing._OF_LISTED.text.replace(":seqs", "(1010, 1020)"))
 
 
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
@@ -340,7 +333,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "listed events of an entity": partial(_listed, EventFilter(entity_type="USER", entity_id="u101")),
     "listed events that are dead": partial(_listed, EventFilter(state="dead", before=1500)),
     "listed events with an error": partial(_listed, EventFilter(error="value", before=1500)),
-    "deliveries of a page of events": lambda sql: listings._OF_MANY if sql.has_lateral else _listed_on_sqlite(),
+    "deliveries of a page of events": lambda sql: listing._OF_MANY if sql.has_lateral else _listed_on_sqlite(),
     "delivery by seq": lambda _: BY_SEQ,
     "delivery by entity": lambda _: BY_ENTITY,
     "facts by seq": lambda _: OF_AN_EVENT,
@@ -500,7 +493,7 @@ def test_on_postgres_a_search_reads_its_window_alone(
     big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]], wanted: EventFilter
 ) -> None:
     with big_postgres.connect() as connection:
-        found = planned(connection, _window(wanted, Sql(POSTGRES)))
+        found = planned(connection, _listed(wanted, Sql(POSTGRES)))
     assert "inbox" not in whole_tables(found), described(found)
 
 
@@ -511,7 +504,7 @@ def test_on_postgres_a_search_for_an_entity_looks_it_up_by_each_source(
 ) -> None:
     wanted = EventFilter(source=source, entity_type="USER", entity_id="u1", routes=["crm"])
     with big_postgres.connect() as connection:
-        found = planned(connection, _window(wanted, Sql(POSTGRES)))
+        found = planned(connection, _listed(wanted, Sql(POSTGRES)))
     (look,) = [node for node in found if node.get("Index Name") == "ix_inbox_entity"]
     assert all(f"({name} = " in look["Index Cond"] for name in ("source", "entity_type", "entity_id")), look
     assert "inbox" not in whole_tables(found), described(found)
@@ -529,7 +522,7 @@ def test_on_postgres_stuck_reads_facts_by_delivery_or_the_newest_alone(
 
 @pytest.mark.parametrize("wanted", WINDOWS)
 def test_on_sqlite_a_search_reads_its_window_alone(big_sqlite: Engine, wanted: EventFilter) -> None:
-    statement = _window(wanted, Sql(SQLITE))
+    statement = _listed(wanted, Sql(SQLITE))
     with big_sqlite.connect() as connection:
         found = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement))
         plan = [str(row.detail) for row in found]
