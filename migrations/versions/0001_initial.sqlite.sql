@@ -15,7 +15,7 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     action TEXT NOT NULL,
     -- the sender's own id of the event, if any
     event_id TEXT,
-    -- the event's own time, to the microsecond
+    -- the event's own time, to the microsecond; of its arrival where none can be true
     occurred_at TEXT NOT NULL,
     -- time at which the receiver had read the request
     received_at TEXT NOT NULL,
@@ -230,9 +230,9 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
-CREATE INDEX ix_delivery_log_at ON delivery_log (at);
-
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+
+CREATE INDEX ix_delivery_log_at ON delivery_log (at);
 
 CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or make heads on any route.
     -- always 1
@@ -337,6 +337,8 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     stopped_at TEXT,
     -- routes of its configuration, each with the kinds and names of the gates on its way
     routes JSON,
+    -- SHA-256 of the apis, destinations and routes that it runs with
+    config_hash TEXT,
     -- steps that fail now, with the errors; empty: none
     failing JSON,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
@@ -648,10 +650,62 @@ WHERE n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_a
 GROUP BY n.host
 HAVING count(*) >= 3
 UNION ALL
-SELECT 'failing' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
+SELECT 'step_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
        'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
 FROM relay_node n JOIN json_each(n.failing) AS step
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
+UNION ALL
+SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state, NULL AS for_seconds,
+       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS waiting
+FROM (
+    SELECT min(n.host || ' pid ' || n.pid) AS relay FROM relay_node n
+    WHERE n.config_hash IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
+    GROUP BY n.config_hash) c
+HAVING count(*) > 1
+UNION ALL
+SELECT 'failing' AS finding, NULL AS seq, judged.route, NULL AS lane, 'failing' AS state,
+       round((julianday('now') - julianday(judged.failed_at)) * 86400, 3) AS for_seconds,
+       'every attempt since its last success failed' || coalesce(': ' || coalesce((
+           SELECT l.detail ->> 'error' FROM delivery_log l WHERE l.id = judged.failure_id), (
+           SELECT l.detail ->> 'error' FROM (
+           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned')
+           ORDER BY n.id DESC LIMIT 20000) l WHERE l.route = judged.route
+           ORDER BY l.id DESC LIMIT 1)), '') AS why,
+       NULL AS waiting
+FROM (
+    SELECT r.route, n.failure_id, n.success_id, coalesce(n.failed_at, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'dead') m)) AS failed_at,
+           CASE WHEN n.route IS NULL THEN (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'skipped') m) END AS succeeded_at
+    FROM (
+    SELECT route FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) ready
+    UNION SELECT route FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'blocked'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'blocked' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) blocked
+    UNION SELECT route FROM (
+        WITH RECURSIVE found(route) AS (
+            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'dead'
+            UNION ALL
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'dead' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
+        SELECT route FROM found WHERE route IS NOT NULL) dead
+    UNION SELECT DISTINCT route FROM open_delivery o WHERE o.state = 'in_flight'
+    ) r
+    LEFT JOIN (
+        SELECT n.route, max(CASE WHEN n.kind IN ('delivered', 'unchanged', 'skipped') THEN n.id END) AS success_id,
+               max(CASE WHEN n.kind IN ('attempt_failed', 'abandoned', 'dead') THEN n.id END) AS failure_id, max(CASE WHEN n.kind IN ('attempt_failed', 'abandoned', 'dead') THEN n.at END) AS failed_at
+        FROM (SELECT n.id, n.route, n.kind, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) n GROUP BY n.route) n ON n.route = r.route) judged
+WHERE CASE WHEN judged.failure_id IS NOT NULL THEN judged.failure_id > coalesce(judged.success_id, 0)
+           WHEN judged.success_id IS NOT NULL THEN false
+           ELSE judged.failed_at IS NOT NULL AND (judged.succeeded_at IS NULL OR judged.failed_at > judged.succeeded_at) END
+  AND NOT EXISTS (SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND g.kind = 'route' AND g.name = judged.route)
+  AND NOT EXISTS (SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND EXISTS (
+      SELECT 1 FROM route_gate k WHERE k.route = judged.route AND k.kind = g.kind AND k.name = g.name))
 UNION ALL
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(i.received_at)) * 86400, 3) AS for_seconds,
        'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
@@ -807,7 +861,7 @@ SELECT t.minute, t.kind, t.name, t.outcome, t.count, t.bytes, round(t.count / 60
 FROM throughput_minute t;
 
 CREATE VIEW source_health AS
-SELECT known.source, (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate')) n) AS last_arrival_at,
+SELECT known.source, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'stored' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'duplicate') m) AS last_arrival_at,
        (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS events_hour,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS events_day,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS duplicates_hour,
@@ -839,7 +893,7 @@ SELECT h.kind, h.name,
        CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.failed_hour > 0 AND h.delivered_hour = 0 THEN 'failing'
+            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
@@ -852,8 +906,8 @@ FROM (
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS failed_day,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS dead_hour,
            (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS dead_day,
-           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('unchanged')) n) AS last_success_at,
-           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('abandoned') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead')) n) AS last_failure_at,
+           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'skipped') m) AS last_success_at,
+           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'dead') m) AS last_failure_at,
            g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
            CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' THEN g.held_until END AS held_until,
            CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' THEN g.hold_reason END AS hold_reason
