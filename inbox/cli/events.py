@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from inbox.db.listings import EventFilter, ListingPage
+    from inbox.db.listing import EventFilter, FoundDeliveries
     from inbox.db.reads import Row
 
 COLUMNS = (
@@ -101,7 +101,7 @@ def list_command(
       inbox list --source trivore --ndjson
     """
     from inbox.config.routing import chosen_routes
-    from inbox.db import listings
+    from inbox.db import listing
     from inbox.events.states import RETRYING, State
     from inbox.loader.load import read_config
 
@@ -112,7 +112,7 @@ def list_command(
         config = read_config()
         with open_database(config) as database:
             require_known_filters(config, database, source=source, route=route, destination=destination, state=state)
-            wanted = listings.EventFilter(
+            wanted = listing.EventFilter(
                 source=source,
                 entity_type=entity_type,
                 entity_id=entity_id,
@@ -126,13 +126,13 @@ def list_command(
                 until=until,
                 before=before,
             )
-            page = listings.events(database, wanted, limit)
+            page = listing.list_deliveries(database, wanted, limit)
             if state == State.DEAD and form.is_table:
                 _point_to_blocked(database, wanted)
     _show_page(page, form, now)
 
 
-def _show_page(page: ListingPage, form: Format, now: datetime) -> None:
+def _show_page(page: FoundDeliveries, form: Format, now: datetime) -> None:
     rows = [{**row, "state": shown_state(row, now)} for row in page.rows] if form.is_table else page.rows
     more = "" if page.before is None else f"{len(rows)} shown; `--before {page.before}` for the next page"
     show(rows, COLUMNS, form, empty="no events", more=more)
@@ -140,10 +140,10 @@ def _show_page(page: ListingPage, form: Format, now: datetime) -> None:
 
 def _point_to_blocked(database: Engine, wanted: EventFilter) -> None:
     """Say so when there are dead deliveries that block their lane, which have a state of their own."""
-    from inbox.db import listings
+    from inbox.db import listing
     from inbox.events.states import State
 
-    if listings.events(database, msgspec.structs.replace(wanted, state=State.BLOCKED.value), 1).rows:
+    if listing.list_deliveries(database, msgspec.structs.replace(wanted, state=State.BLOCKED.value), 1).rows:
         say("dead ones that block their lane are apart: `--state blocked`; `relay dead` lists both")
 
 

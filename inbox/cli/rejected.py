@@ -114,21 +114,19 @@ def rejected(
       inbox rejected --id 7
       inbox rejected --since 2d --error "is not JSON" --json
     """
-    from inbox.db import listings
+    from inbox.db.listing import read_rows
     from inbox.loader.load import read_config
 
     form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     if number is not None:
         _show_one(number, form)
         return
-    wanted = listings.RejectionFilter(
-        source=source, cause=cause, status=status, error=error, since=since, until=until, before=before
-    )
+    wanted = {"source": source, "cause": cause, "status": status, "error": error, "before": before}
     with exit_on_error():
         config = read_config()
         with open_database(config) as database:
             _require_known(config, database, source=source, cause=cause)
-            rows = listings.rejected_requests(database, wanted, limit)
+            rows = read_rows(database, "rejected", {**wanted, "since": since, "until": until}, limit)
     if form.is_table:
         rows = [{**row, "readmission": _readmission(row)} for row in rows]
     show(rows, COLUMNS, form, empty="no rejected requests", more=next_page(rows, limit, "id"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from inbox.receiver.rejections import MAX_WAITING, PER_SECOND
+from inbox.receiver.writer import MAX_REJECTIONS, PER_SECOND
 from tests.helpers.processes import PATIENT, site
 from tests.helpers.reading import count
 from tests.helpers.sender import Sender, endless
@@ -53,7 +53,7 @@ def test_ten_thousand_rejected_requests_add_few_rows_and_hold_up_no_webhook(
     with site(tmp_path, config_text(database_url)) as place:
         receiver, port = place.receiver(1, PATIENT)
         (worker,) = receiver.children()
-        most = MAX_WAITING + flood(port, 2_000)
+        most = MAX_REJECTIONS + flood(port, 2_000)
         memory = memory_of(worker)
         sender = Sender(tmp_path / "sends.jsonl", port, endless(), per_second=50)
         try:
