@@ -145,9 +145,9 @@ CREATE TABLE rejected_request (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
-
 CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
+
+CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
 
 COMMENT ON TABLE rejected_request IS 'A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.';
 
@@ -205,11 +205,11 @@ CREATE TABLE open_delivery (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
-
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
+
+CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
 
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 
@@ -309,11 +309,11 @@ CREATE TABLE delivery_log (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
-
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
 
