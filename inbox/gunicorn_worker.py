@@ -16,7 +16,6 @@ from uvicorn_worker import UvicornWorker
 
 from inbox.errors import ConfigError
 from inbox.http.body import LimitedApp
-from inbox.http.limits import ON_STOP
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.logs.fields import fields
 from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
@@ -24,7 +23,6 @@ from inbox.logs.structured import Format
 from inbox.logs.traces import without_message
 
 __all__ = [
-    "ON_STOP",
     "WORKER_TMP_DIR",
     "HardenedWorker",
     "LimitedApp",
