@@ -12,8 +12,8 @@ from inbox.db import past as limits
 from inbox.db import reads
 from inbox.events.past import event_at
 from relay.delivery.outcome import Skipped
+from relay.operations.asks import Selection
 from relay.store import past
-from relay.store.operator.selection import Selection
 from relay.store.past import RouteThen, read_past
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps

@@ -8,12 +8,12 @@ import pytest
 from inbox.config.breaker import BreakerLimits
 from relay.delivery.gates import GateKey, RateLimit, Report, entity_key
 from relay.delivery.policy import RoutePolicy
+from relay.operations.asks import Selection
 from relay.store import gates, nodes
 from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.leases import LEASE_SECONDS
 from relay.store.operator import commands
-from relay.store.operator.selection import Selection
 from relay.store.stuck_check import (
     STUCK_AFTER_SECONDS,
     relays_in_trouble,
