@@ -160,10 +160,10 @@ class WrongPassword(PageError, status=401, cause="wrong_password", title="The na
 
 
 class NotAllowed(PageError, status=403, cause="not_allowed", title="Not allowed"):
-    """The role does not allow this, or the request comes from another site.
+    """The role does not allow this, or the request comes from another site or by another name of the page.
 
-    Only operators change something: ask one, or use a token with the role operator. Behind a proxy that changes the
-    header `Host`, set `origin` in `[web]`.
+    Only operators change something: ask one, or use a token with the role operator. Set `origin` in `[web]` to the address
+    that browsers see, and let a proxy keep the header `Host`.
     """
 
 

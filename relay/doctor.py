@@ -56,6 +56,13 @@ VERSION = FindingKind(
     "receiver and relay are tested together in one version; an upgrade may have forgotten a process",
     "relay status # shows host and pid; start that relay again",
 )
+DIFFERS = FindingKind(
+    "configuration_differs",
+    "warning",
+    "Running relays have different apis, destinations or routes.",
+    "which of them delivers an event decides what becomes of it",
+    "kill -HUP {pid} # each relay, after giving all of them the same inbox.toml",
+)
 RELOAD = FindingKind(
     "configuration_changed",
     "information",
@@ -67,9 +74,9 @@ RELOAD = FindingKind(
 
 def _relays(installation: Installation) -> Iterator[DoctorFinding]:
     database = _database(installation)
-    kinds = {"no_relay": NO_RELAY, "crash_loop": CRASH_LOOP, "failing": FAILING}
+    kinds = {"no_relay": NO_RELAY, "crash_loop": CRASH_LOOP, "step_failed": FAILING, "config_differs": DIFFERS}
     for trouble in (*stuck_check.relays_alive(database), *stuck_check.relays_in_trouble(database)):
-        yield kinds[trouble.finding].found(trouble.route or "relay", trouble.why)
+        yield kinds[trouble.finding].found(trouble.route or "relay", trouble.why, pid="PID")
     here = version_of("inbox-relay")
     changed = _changed_at(installation)
     for relay in _overview(installation).relays:
@@ -151,6 +158,13 @@ STUCK = FindingKind(
     "webhooks are not delivered although nothing holds them back",
     "relay status",
 )
+ROUTE_FAILING = FindingKind(
+    "route_failing",
+    "critical",
+    "Every attempt of a route since its last success failed.",
+    "nothing of it arrives, although relays try",
+    "inbox list --route {route}",
+)
 BLOCKED = FindingKind(
     "lanes_blocked",
     "warning",
@@ -181,6 +195,8 @@ def _deliveries(installation: Installation) -> Iterator[DoctorFinding]:
         yield STUCK.found("order", f"event {first} has waited a minute for its place in its lane")
     for route in stuck_check.stuck_routes(database, policies(installation.config)):
         yield STUCK.found(route, f"route {route}: due for a minute, and nothing moves")
+    for trouble in stuck_check.routes_in_trouble(database):
+        yield ROUTE_FAILING.found(trouble.route or "", trouble.why, route=shlex.quote(trouble.route or ""))
     for each in seen.routes:
         quoted = shlex.quote(each.route)
         if each.blocked:
@@ -327,7 +343,7 @@ EXAMINATIONS = (
         "Relays",
         "Heartbeats, crash loops, failing steps and versions of relays.",
         _relays,
-        (NO_RELAY, CRASH_LOOP, FAILING, GONE, VERSION, RELOAD),
+        (NO_RELAY, CRASH_LOOP, FAILING, GONE, VERSION, DIFFERS, RELOAD),
     ),
     Examination("alerts", "Relays", "Alerts that have not recovered.", _alerts, (ALERT,)),
     Examination("commands", "Relays", "Commands that wait or failed.", _commands, (WAITING, COMMAND_FAILED)),
@@ -338,7 +354,7 @@ EXAMINATIONS = (
         "Deliveries",
         "Routes that stand still, blocked lanes and dead deliveries.",
         _deliveries,
-        (STUCK, BLOCKED, DEAD, UNCONFIGURED),
+        (STUCK, ROUTE_FAILING, BLOCKED, DEAD, UNCONFIGURED),
     ),
     Examination(
         "tls",

@@ -86,6 +86,8 @@ def state_of(route: RouteState, findings: Iterable[Trouble]) -> str:
     """Return a route's state in a word: the worst that is true of it."""
     if any(trouble.finding == "stuck" and trouble.route == route.route for trouble in findings):
         return "stuck"
+    if any(trouble.finding == "failing" and trouble.route == route.route for trouble in findings):
+        return "failing"
     if route.held_back_by:
         return "held back"
     states = (

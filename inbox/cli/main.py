@@ -20,7 +20,7 @@ from inbox.cli.erase import erase_command
 from inbox.cli.events import list_command, show_command
 from inbox.cli.export import export_command
 from inbox.cli.init import init_command
-from inbox.cli.migrate import migrate_command
+from inbox.cli.migrate import migrate_command, roles_command
 from inbox.cli.prune import prune_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
@@ -70,6 +70,7 @@ def serve(
 
 
 app.command("migrate")(migrate_command)
+app.command("roles")(roles_command)
 app.command("init")(init_command)
 app.command("check")(check_command)
 app.command("doctor")(doctor_command)

@@ -9,7 +9,7 @@ class WebProxy(Table, frozen=True):
     """A proxy in front of the page that has signed people in, and says in a header who they are."""
 
     networks: Networks
-    """Addresses and networks of the proxy. From others the header does not count."""
+    """Addresses and networks of the proxy. From others the header does not count. Who can call from one of them is anybody."""
     header: str = "X-Forwarded-User"
     """Header with the name of the person."""
     operators: list[str] = []
@@ -27,6 +27,7 @@ class Web(Table, frozen=True):
     viewer_url: DatabaseUrl | None = None
     """URL of viewers, with the role `inbox_reader` or `inbox_reader_without_payloads`: then a bug of the page can't write."""
     origin: str | None = None
-    """Scheme and host of the page as browsers see it, such as `https://relay.example.com`, behind a proxy that changes `Host`."""
+    """Scheme and host of the page as browsers see it, such as `https://relay.example.com`. Else it has
+    IP addresses and `localhost` alone."""
     session: Duration = Duration(12 * 3600)
     """Longest time until a person has to sign in again."""

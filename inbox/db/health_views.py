@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from inbox.db.schema import metadata
-from inbox.db.stuck import SqlClock
+from inbox.db.stuck import FAILED, SUCCEEDED, SqlClock, newest_minute
 from inbox.db.throughput import DUPLICATE, REJECTED, STORED, SWEPT
 from inbox.events.states import GONE_SECONDS
 
 _HOUR, _DAY = 3600, 86_400
 LONG_TRANSACTION_SECONDS = 60
 _QUERY_CHARACTERS = 100
-
-SUCCEEDED, FAILED = ("delivered", "unchanged"), ("attempt_failed", "abandoned")
 
 
 def statements(dialect: str) -> tuple[str, ...]:
@@ -64,7 +62,7 @@ def _source_health(clock: SqlClock) -> str:
     )
     return f"""
 CREATE VIEW source_health AS
-SELECT known.source, {_newest("'source'", "known.source", (STORED, DUPLICATE))} AS last_arrival_at,
+SELECT known.source, {newest_minute("'source'", "known.source", (STORED, DUPLICATE))} AS last_arrival_at,
        {sums},
        coalesce((
            SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = known.source ORDER BY a.id DESC LIMIT 1
@@ -79,7 +77,8 @@ FROM (
 
 
 def _destination_health(clock: SqlClock) -> str:
-    sums = _sums(clock, "subject.kind", "subject.name", {"delivered": SUCCEEDED, "failed": FAILED, "dead": ("dead",)})
+    outcomes = {"delivered": ("delivered", "unchanged"), "failed": ("attempt_failed", "abandoned"), "dead": ("dead",)}
+    sums = _sums(clock, "subject.kind", "subject.name", outcomes)
     known = "UNION".join(
         f"""
     SELECT '{kind}' AS kind, name FROM ({_names("throughput_minute", "name", f"t.kind = '{kind}'")}) counted_{kind}
@@ -92,7 +91,7 @@ SELECT h.kind, h.name,
        CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.failed_hour > 0 AND h.delivered_hour = 0 THEN 'failing'
+            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
@@ -100,8 +99,8 @@ SELECT h.kind, h.name,
 FROM (
     SELECT subject.kind, subject.name,
            {sums},
-           {_newest("subject.kind", "subject.name", SUCCEEDED)} AS last_success_at,
-           {_newest("subject.kind", "subject.name", (*FAILED, "dead"))} AS last_failure_at,
+           {newest_minute("subject.kind", "subject.name", SUCCEEDED)} AS last_success_at,
+           {newest_minute("subject.kind", "subject.name", FAILED)} AS last_failure_at,
            g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
            CASE WHEN g.held_until > {clock.ago(0)} THEN g.held_until END AS held_until,
            CASE WHEN g.held_until > {clock.ago(0)} THEN g.hold_reason END AS hold_reason
@@ -132,12 +131,6 @@ def _sums(clock: SqlClock, kind: str, name: str, outcomes: Mapping[str, tuple[st
         for column, some in outcomes.items()
         for period, seconds in (("hour", _HOUR), ("day", _DAY))
     )
-
-
-def _newest(kind: str, name: str, outcomes: tuple[str, ...]) -> str:
-    """Select the newest minute with one of the outcomes, by one entry of the index for each."""
-    each = " UNION ALL ".join(_figures("max(t.minute) AS minute", kind, name, (one,)) for one in outcomes)
-    return f"(SELECT max(n.minute) FROM ({each}) n)"
 
 
 def _figures(what: str, kind: str, name: str, outcomes: tuple[str, ...]) -> str:

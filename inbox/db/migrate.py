@@ -10,28 +10,33 @@ from __future__ import annotations
 
 import ast
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import tenacity
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import POSTGRES, is_lock_wait
 from inbox.db.engine import reading, schema_of
-from inbox.db.lock_waits import HARMLESS_SECONDS, LockWatch, describe, only_migrator, watching_lock_waits
 from inbox.errors import ConfigError
 
 if TYPE_CHECKING:
     from alembic.config import Config as AlembicConfig
 
+LOCK_TIMEOUT = "1s"
+"""Wait for a lock in a migration's transaction: every insert queues behind an ALTER that waits for the inbox."""
 TRIES = 20
 """Tries of a migration; with the pauses between them about four minutes."""
 _PAUSE = tenacity.wait_exponential_jitter(initial=1, max=15, jitter=1)
 """Pause, longer than a try, so that statements that queued behind it can run."""
+
+_OTHERS_MINUTES = 10
+"""The longest wait for another process that migrates."""
+_ADVISORY_LOCK = 0x1B0C_0DE5
 
 _GENERATION = 1000
 _PACKAGE = Path(__file__).parents[1]
@@ -78,7 +83,7 @@ def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool =
         ConfigError: a lock was not available, or the database belongs to a newer version; the message has a remedy.
     """
     # on SQLite each migration checks again under the write lock (`_apply_under_the_write_lock`)
-    with only_migrator(engine, report) if engine.dialect.name == POSTGRES else nullcontext():
+    with _only_migrator(engine, report) if engine.dialect.name == POSTGRES else nullcontext():
         if engine.dialect.name == POSTGRES:
             _make_schema(engine)
         before = revision_of(engine)
@@ -185,32 +190,48 @@ def _generation(revision: str) -> int:
     return int(revision) // _GENERATION
 
 
+@contextmanager
+def _only_migrator(engine: Engine, report: Report) -> Iterator[None]:
+    """Be the only migrator of the database during the block.
+
+    The lock belongs to a transaction that stays open beside those of the migrations: behind a pooler, a session's lock would
+    pass to any client. It takes no snapshot meanwhile, so that no index made CONCURRENTLY waits for it: without parameters the
+    driver uses the simple protocol, and the extended one would keep its snapshot.
+
+    Raises:
+        ConfigError: another migrator runs for longer than the limit.
+    """
+    for second in range(60 * _OTHERS_MINUTES):
+        with engine.connect() as guard:
+            guard.execution_options(isolation_level="READ COMMITTED")
+            guard.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            if guard.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({_ADVISORY_LOCK})").scalar():
+                yield
+                return
+        if second == 0:
+            report("waits for another process that migrates")
+        time.sleep(1)
+    raise ConfigError(f"another process migrates this database, and has not ended within {_OTHERS_MINUTES} minutes")
+
+
 def _run(engine: Engine, step: MigrationStep, report: Report) -> bool:
     """Run a migration, with a bounded number of tries while it can't get its locks. Returns whether it was still to be done."""
     began = time.monotonic()
     report(str(step))
-    watch: LockWatch | None = None
 
     def attempt() -> bool:
-        nonlocal watch
         with engine.connect() as connection:
             if engine.dialect.name != POSTGRES:
                 return _apply_under_the_write_lock(connection, step)
-            with watching_lock_waits(engine, connection, lambda line: report(f"{step.revision}  {line}")) as watch:
-                _apply(connection, step)
+            event.listen(connection, "begin", _wait_shortly)
+            _apply(connection, step)
             return True
-
-    def holders() -> str:
-        return f": {describe(watch.holders)}" if watch else ""
-
-    def waits(state: tenacity.RetryCallState) -> None:
-        report(f"{step.revision}  try {state.attempt_number} of {TRIES}: waits for a lock{holders()}")
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, DBAPIError) and is_lock_wait(error)),
         wait=_PAUSE,
-        stop=tenacity.stop_after_attempt(TRIES) | tenacity.stop_after_delay(HARMLESS_SECONDS),
-        before_sleep=waits,
+        stop=tenacity.stop_after_attempt(TRIES),
+        before_sleep=lambda state: report(f"{step.revision}  try {state.attempt_number} of {TRIES}: waits for a lock"),
         reraise=True,
     )
     try:
@@ -218,14 +239,17 @@ def _run(engine: Engine, step: MigrationStep, report: Report) -> bool:
     except DBAPIError as error:
         if not is_lock_wait(error):
             raise
-        pids = [holder.pid for holder in watch.holders if holder.pid] if watch else []
-        end = f", or end it with SELECT pg_terminate_backend({pids[0]})" if pids else ""
         raise ConfigError(
-            f"migration {step.revision} could not get a lock{holders()}. What it had begun is undone, or will be made again."
-            f" Wait until that transaction has ended{end}; then run `inbox migrate` again"
+            f"migration {step.revision} could not get a lock: a transaction of another program holds it. What it had begun is"
+            " undone, or will be made again. End that transaction (on Postgres, `SELECT * FROM long_transaction` lists them), then"
+            " run `inbox migrate` again"
         ) from None
     report(f"{step.revision}  {'done' if ran else 'was done by another process'} in {time.monotonic() - began:.1f} s")
     return ran
+
+
+def _wait_shortly(connection: Connection) -> None:
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
 
 
 def _apply(connection: Connection, step: MigrationStep) -> None:

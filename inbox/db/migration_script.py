@@ -11,6 +11,8 @@ from sqlalchemy import Connection, text
 _CONCURRENTLY = re.compile(
     r"^(CREATE|DROP)\b[^;(]*?\bINDEX\s+CONCURRENTLY\s+(?:IF\s+(?:NOT\s+)?EXISTS\s+)?(\w+)", re.MULTILINE
 )
+_LONG_WAIT = "10min"
+"""Wait of an index for old transactions: it delays nobody."""
 _IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
 
 
@@ -47,4 +49,6 @@ def _change_index(connection: Connection, statement: str, *, creates: bool, name
     if creates and is_valid is False:
         connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
     if creates or is_valid is not None:
+        connection.exec_driver_sql(f"SET lock_timeout = '{_LONG_WAIT}'")
         connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("RESET lock_timeout")

@@ -4,29 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
-from inbox.db.dialect import Sql
 from inbox.db.engine import reading
 from inbox.db.reads import Row, plain
-from inbox.events.timestamps import rfc3339, time_text
-
-_SENTENCES = {
-    "events": "retention has deleted events that had ended by {until}: they are missing",
-    "attempts": "retention has deleted failed attempts from before {until}: attempts and retries may be missing",
-}
-
-
-def removed_since(connection: Connection, at: datetime) -> list[str]:
-    """Return sentences on rows that retention has deleted and that a look at `at` would need; empty: none."""
-    time = Sql(connection.dialect.name).time(":at")
-    statement = text(f"SELECT kind, pruned_until FROM pruning WHERE rows > 0 AND pruned_until > {time} ORDER BY kind")
-    found = map(plain, connection.execute(statement, {"at": time_text(at)}).mappings())
-    return [
-        _SENTENCES[row["kind"]].format(until=rfc3339(row["pruned_until"], "seconds"))
-        for row in found
-        if row["kind"] in _SENTENCES
-    ]
+from inbox.events.timestamps import rfc3339
 
 
 def removed_from(engine: Engine, event: Row, at: datetime) -> list[str]:
@@ -42,5 +24,7 @@ def removed_from(engine: Engine, event: Row, at: datetime) -> list[str]:
         found = connection.execute(statement).mappings().first()
     until = None if found is None else plain(found)["pruned_until"]
     if until is not None and until > event["received_at"]:
-        missing.append(_SENTENCES["attempts"].format(until=rfc3339(until, "seconds")))
+        missing.append(
+            f"retention has deleted failed attempts from before {rfc3339(until, 'seconds')}: attempts may be missing"
+        )
     return missing

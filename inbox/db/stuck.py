@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from typing import Literal
 
 from inbox.db.dialect import Sql
+from inbox.db.schema.parts import one_of
 from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 
 Finding = Literal[
     "no_relay",  # no relay has a heartbeat
     "crash_loop",  # relays of a host die soon after they start
-    "failing",  # a step of a running relay fails
+    "step_failed",  # a step of a running relay fails
+    "config_differs",  # running relays have different configurations
+    "failing",  # every attempt of a route since its last success failed
     "unordered",  # an event has no place in its lane, and nothing moves
     "stuck",  # something is due, and nothing moves on its route
     "blocked",  # a dead delivery blocks its lane
@@ -40,6 +43,10 @@ FAILED_FOR_SECONDS = 3600
 _NEWEST_COMMANDS = 1000
 NEWEST_FACTS = "SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000"
 """Facts that are looked at for one of the last minute. Of all facts, Postgres would read the whole log when there is none."""
+_NEWEST_ATTEMPTS = "SELECT n.id, n.route, n.kind, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000"
+_NEWEST_FAILURES = """
+           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned')
+           ORDER BY n.id DESC LIMIT 20000"""
 MOST_LISTED = 1000
 """Deliveries that are listed of a route, and the largest count of those that wait."""
 _ENTITY = ("source", "entity_type", "entity_id")
@@ -90,7 +97,13 @@ SELECT {columns}, false FROM ({_waits(clock)}) b
 
 def branches(clock: SqlClock) -> Mapping[Finding, str]:
     """Return the statement of each finding."""
-    return {**_of_relays(clock), **_that_do_not_move(clock), **_of_heads(clock), **_of_commands(clock)}
+    return {
+        **_of_relays(clock),
+        **_that_fail(clock),
+        **_that_do_not_move(clock),
+        **_of_heads(clock),
+        **_of_commands(clock),
+    }
 
 
 def _of_relays(clock: SqlClock) -> dict[Finding, str]:
@@ -116,13 +129,76 @@ WHERE n.stopped_at IS NULL AND {silent} > {GONE_SECONDS} AND {clock.since("n.sta
 GROUP BY n.host
 HAVING count(*) >= {CRASH_LOOP_DEATHS}
 """,
-        "failing": f"""
-SELECT 'failing' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
+        "step_failed": f"""
+SELECT 'step_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
        'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
 FROM relay_node n {steps}
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND {silent} <= {GONE_SECONDS}
 """,
+        "config_differs": f"""
+SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state, NULL AS for_seconds,
+       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS waiting
+FROM (
+    SELECT min(n.host || ' pid ' || n.pid) AS relay FROM relay_node n
+    WHERE n.config_hash IS NOT NULL AND n.stopped_at IS NULL AND {silent} <= {GONE_SECONDS}
+    GROUP BY n.config_hash) c
+HAVING count(*) > 1
+""",
     }
+
+
+SUCCEEDED, FAILED = ("delivered", "unchanged", "skipped"), ("attempt_failed", "abandoned", "dead")
+"""Kinds of facts that end an attempt."""
+
+
+def _that_fail(clock: SqlClock) -> dict[Finding, str]:
+    """Select routes with something open whose newest attempt failed.
+
+    The newest facts say so exactly. Where they have no attempt of a route, its figures do, to the minute.
+    """
+    succeeded, failed = (f"n.kind IN ({one_of(kinds)})" for kinds in (SUCCEEDED, FAILED))
+    with_open = "\n    UNION ".join(
+        f"SELECT route FROM {_routes_with(state)} {state}" for state in ("ready", "blocked", "dead")
+    )
+    minutes = [newest_minute("'route'", "r.route", kinds) for kinds in (FAILED, SUCCEEDED)]
+    paused = "SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND"
+    return {
+        "failing": f"""
+SELECT 'failing' AS finding, NULL AS seq, judged.route, NULL AS lane, 'failing' AS state,
+       {clock.since("judged.failed_at")} AS for_seconds,
+       'every attempt since its last success failed' || coalesce(': ' || coalesce((
+           SELECT l.detail ->> 'error' FROM delivery_log l WHERE l.id = judged.failure_id), (
+           SELECT l.detail ->> 'error' FROM ({_NEWEST_FAILURES}) l WHERE l.route = judged.route
+           ORDER BY l.id DESC LIMIT 1)), '') AS why,
+       NULL AS waiting
+FROM (
+    SELECT r.route, n.failure_id, n.success_id, coalesce(n.failed_at, {minutes[0]}) AS failed_at,
+           CASE WHEN n.route IS NULL THEN {minutes[1]} END AS succeeded_at
+    FROM (
+    {with_open}
+    UNION SELECT DISTINCT route FROM open_delivery o WHERE o.state = 'in_flight'
+    ) r
+    LEFT JOIN (
+        SELECT n.route, max(CASE WHEN {succeeded} THEN n.id END) AS success_id,
+               max(CASE WHEN {failed} THEN n.id END) AS failure_id, max(CASE WHEN {failed} THEN n.at END) AS failed_at
+        FROM ({_NEWEST_ATTEMPTS}) n GROUP BY n.route) n ON n.route = r.route) judged
+WHERE CASE WHEN judged.failure_id IS NOT NULL THEN judged.failure_id > coalesce(judged.success_id, 0)
+           WHEN judged.success_id IS NOT NULL THEN false
+           ELSE judged.failed_at IS NOT NULL AND (judged.succeeded_at IS NULL OR judged.failed_at > judged.succeeded_at) END
+  AND NOT EXISTS ({paused} g.kind = 'route' AND g.name = judged.route)
+  AND NOT EXISTS ({paused} EXISTS (
+      SELECT 1 FROM route_gate k WHERE k.route = judged.route AND k.kind = g.kind AND k.name = g.name))
+"""
+    }
+
+
+def newest_minute(kind: str, name: str, outcomes: tuple[str, ...]) -> str:
+    """Select the newest minute with figures of one of the outcomes, by one entry of the index for each."""
+    each = " UNION ALL ".join(
+        f"SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = {kind} AND t.name = {name} AND t.outcome = '{one}'"
+        for one in outcomes
+    )
+    return f"(SELECT max(m.minute) FROM ({each}) m)"
 
 
 def _is_closed(clock: SqlClock) -> str:

@@ -122,8 +122,8 @@ VIEWS = (
         " waits behind a closed gate, as information. Of each route, the 1,000 that are due for longest. Empty when all is well."
         " What inbox.toml says is known here as far as running relays have stored it: see route_gate.",
         {
-            "finding": "no_relay, crash_loop, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head;"
-            " for information paused, breaker, held or rate",
+            "finding": "no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command,"
+            " command_failed, ahead or no_head; for information paused, breaker, held or rate",
             **_as_in_tables("seq", "route", "lane"),
             "state": "state of the delivery or command; gone or failing for relays; paused, held or the breaker's for gates",
             "for_seconds": "seconds since the problem began; empty: unknown",
@@ -203,8 +203,8 @@ VIEWS = (
         {
             "kind": "route, destination or api",
             "name": "its name in inbox.toml",
-            "health": "paused, open, half_open or retired (its breaker), held (it asked for no call), failing (every attempt of the"
-            " last hour failed) or ok",
+            "health": "paused, open, half_open or retired (its breaker), held (it asked for no call), failing (every attempt"
+            " since its last success failed) or ok",
             "delivered_hour": "deliveries that succeeded in the last hour",
             "delivered_day": "deliveries that succeeded in the last day",
             "failed_hour": "failed and abandoned attempts in the last hour",

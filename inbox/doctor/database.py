@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -35,6 +36,13 @@ UNUSABLE = FindingKind(
     "neither program starts with it, and nothing of the database is examined",
     "inbox check",
 )
+UNREADABLE = FindingKind(
+    "database_unreadable",
+    "critical",
+    "The SQLite file can't be read.",
+    "every webhook gets 503, and nothing is delivered",
+    "ls -l {path}; df -h {folder} # mend its rights or make room; a damaged file needs its last backup",
+)
 MISSING = FindingKind(
     "database_missing",
     "critical",
@@ -46,19 +54,32 @@ MISSING = FindingKind(
 
 def _database(installation: Installation) -> Iterator[DoctorFinding]:
     try:
-        url = engines.shown(engines.parse_url(installation.config.database.url))
+        engines.parse_url(installation.config.database.url)
     except ConfigError as error:
         yield UNUSABLE.found("url", str(error))
         return
     path = installation.sqlite_path
-    if path is not None and not path.exists():
-        yield MISSING.found(str(path), f"there is no file {path}")
-        return
     try:
+        if path is not None and not path.exists():
+            yield MISSING.found(str(path), f"there is no file {path}")
+            return
         with installation.reading() as connection:
-            connection.execute(text("SELECT 1"))
-    except DBAPIError as error:
-        yield UNREACHABLE.found(url, f"{url} does not answer: {trouble_text(error)}")
+            # SQLite opens any file, and looks into it only for its schema
+            is_sqlite = connection.dialect.name == SQLITE
+            connection.exec_driver_sql("PRAGMA schema_version" if is_sqlite else "SELECT 1")
+    except (DBAPIError, OSError) as error:
+        yield unreachable(installation, error)
+
+
+def unreachable(installation: Installation, error: Exception) -> DoctorFinding:
+    """Make the finding that the database can't be read."""
+    why = str(error) if isinstance(error, OSError) else trouble_text(error)
+    path = installation.sqlite_path
+    if path is not None:
+        places = {"path": shlex.quote(str(path)), "folder": shlex.quote(str(path.parent))}
+        return UNREADABLE.found(str(path), f"{path} can't be read: {why}", **places)
+    url = engines.shown(engines.parse_url(installation.config.database.url))
+    return UNREACHABLE.found(url, f"{url} does not answer: {why}")
 
 
 # --- versions
@@ -354,7 +375,7 @@ DATABASE = Examination(
     "Database",
     "Does the database answer?",
     _database,
-    (UNREACHABLE, UNUSABLE, MISSING),
+    (UNREACHABLE, UNREADABLE, UNUSABLE, MISSING),
     needs_database=False,
 )
 EXAMINATIONS = (

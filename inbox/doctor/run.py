@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db.dialect import failure_of
 from inbox.db.engine import parse_url
 from inbox.db.trouble import trouble_text
-from inbox.doctor.database import DATABASE
+from inbox.doctor.database import DATABASE, unreachable
 from inbox.errors import ConfigError, NotExamined
 from inbox.examination import DoctorFinding, Examination, Installation, Severity
 
@@ -97,6 +97,8 @@ def _examined(installation: Installation, examination: Examination) -> tuple[Exa
     needs = f"needs more than {seconds:.0f} s" if thread.is_alive() else _needs(failed[0]) if failed else None
     state: State = "examined" if needs is None else "partly examined" if found else "not examined"
     is_gone = bool(failed) and isinstance(failed[0], DBAPIError) and _is_gone(failed[0])
+    if is_gone:
+        found.append(unreachable(installation, failed[0]))
     return ExaminationResult(examination.name, examination.section, state, needs, seconds, tuple(found)), is_gone
 
 

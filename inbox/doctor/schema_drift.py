@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Table, create_engine, event, inspect, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
-from inbox.db import grants, migrate, views
+from inbox.db import migrate, roles, views
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import metadata
 from inbox.errors import NotExamined
@@ -308,15 +308,15 @@ RIGHTS = FindingKind(
     "warning",
     "The roles of this installation have no rights on a table or view.",
     "programs and people that log in as one of them fail where they need it, as after a migration",
-    "inbox migrate --grant",
+    "inbox roles | psql",
 )
 
 
 def _rights(installation: Installation) -> Iterator[DoctorFinding]:
     if installation.engine is None:
         raise NotExamined("needs a database url that can be used")
-    for name in grants.lacking(installation.engine):
-        yield RIGHTS.found(name, f"the roles of `inbox migrate --grant` have no rights on {name}")
+    for name in roles.lacking(installation.engine):
+        yield RIGHTS.found(name, f"the roles of `inbox roles` have no rights on {name}")
 
 
 EXAMINATIONS = (
@@ -330,7 +330,7 @@ EXAMINATIONS = (
     Examination(
         "rights",
         "Database",
-        "Rights of the roles that `inbox migrate --grant` made.",
+        "Rights of the roles that `inbox roles` makes.",
         _rights,
         (RIGHTS,),
         on=(POSTGRES,),

@@ -9,7 +9,6 @@ from sqlalchemy import text
 
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.leaves import DEFAULT
-from inbox.db.lock_waits import activity_of, describe
 from inbox.db.schema import metadata
 from inbox.examination import (
     DoctorFinding,
@@ -48,17 +47,21 @@ _PREPARED_SECONDS = 60
 def _transactions(installation: Installation) -> Iterator[DoctorFinding]:
     with installation.reading() as connection:
         for row in connection.execute(_LONG, {"seconds": _LONG_SECONDS}):
-            holder = activity_of(row)
-            yield LONG.found(f"pid {row.pid}", f"{describe([holder])}, by {row.usename}", pid=row.pid)
+            about = f"{row.application or 'no application_name'}, {row.state or 'of another user'}"
+            text_ = (
+                f"pid {row.pid} ({about}), in its transaction for {row.for_seconds:.0f} s: {row.query}, by {row.role}"
+            )
+            yield LONG.found(f"pid {row.pid}", text_, pid=row.pid)
         for row in connection.execute(_PREPARED, {"seconds": _PREPARED_SECONDS}):
             what = f"{row.gid} of {row.owner} was prepared {row.seconds:.0f} s ago"
             yield PREPARED.found(row.gid, what, gid=sql_text(row.gid))
         require_membership(connection, "pg_read_all_stats")
 
 
-_LONG = text("""
-SELECT pid, usename, application_name, state, query,
-       CAST(extract(epoch FROM clock_timestamp() - xact_start) AS float8) AS seconds
+_LONG = text(r"""
+SELECT pid, usename AS role, application_name AS application, state,
+       left(regexp_replace(query, '\s*([''"$]|\m\d).*$', '…'), 80) AS query,
+       extract(epoch FROM clock_timestamp() - xact_start) AS for_seconds
 FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
   AND xact_start < clock_timestamp() - make_interval(secs => :seconds)

@@ -51,17 +51,13 @@ def plan(
         Path | None,
         typer.Option("--config", metavar="FILE", help="Another configuration, to be compared with today's."),
     ] = None,
-    entity: ThisEntity = None,
-    since: Since = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="With --config: only so many events, the newest.")
-    ] = None,
+    events: Annotated[int, typer.Option("--events", min=1, help="With --config: so many events, the newest.")] = 100,
     fetch: Annotated[
         bool,
-        typer.Option(
-            "--fetch", help="With --config: also fetch entities, find their counterparts and map them under both."
-        ),
+        typer.Option("--fetch", help="With --config: also fetch the entities of sync routes and map them under both."),
     ] = False,
+    entity: ThisEntity = None,
+    since: Since = None,
     as_json: AsJson = False,
     as_ndjson: AsNdjson = False,
     wide: Wide = False,
@@ -72,8 +68,8 @@ def plan(
     With --route, fetches every entity that the route's source ever named, of the types that the route takes, from both
     sides, or only the chosen ones, and maps them. An entity whose change is `failed` could not be compared.
 
-    With --config, compares that file with today's inbox.toml over the events that arrived, all of them or the chosen ones:
-    their routes and lanes, and the parts of the requests that follow from the event. Nobody is called without --fetch.
+    With --config, compares that file with today's inbox.toml over the newest events: how each is read, its routes and lanes,
+    and the first request on each route. Nobody is called without --fetch, which makes the calls that read, and no others.
 
     Exits with 0 when all that were compared are in sync, or become the same under both configurations; with 1 when one
     differs or could not be compared; and with 2 when the command or a configuration is wrong, or the database does not
@@ -82,21 +78,21 @@ def plan(
     Examples:
       relay plan --route user-to-crm
       relay plan --route user-to-crm --entity USER/IDNUMBER1234
-      relay plan --config new.toml --since 1d
-      relay plan --config new.toml --route user-to-crm --fetch --limit 1000 --json
+      relay plan --config new.toml
+      relay plan --config new.toml --route user-to-crm --fetch --events 10 --json
     """
     form = partial(format_of, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     if config is not None:
-        _plan_config(
-            config, form(plan_config.COLUMNS), route=route, entity=entity, since=since, limit=limit, fetch=fetch
-        )
+        if entity or since:
+            fail("--entity and --since belong to --route alone; with --config, --events N chooses the newest N events")
+        plan_config.plan_config(config, form(plan_config.COLUMNS), route=route, events=events, fetch=fetch)
         return
     if route is None:
         fail(
             "give --route, the sync route whose sides to compare, or --config, a configuration to compare with today's"
         )
-    if limit is not None or fetch:
-        fail("--limit and --fetch belong to --config")
+    if fetch:
+        fail("--fetch belongs to --config")
     _plan_route(route, form(COLUMNS), entity=entity, since=since)
 
 
@@ -124,24 +120,6 @@ def _plan_route(route: str, form: Format, *, entity: str | None, since: datetime
         say(summary)
     if found:
         raise typer.Exit(FINDING)
-
-
-def _plan_config(
-    path: Path,
-    form: Format,
-    *,
-    route: str | None,
-    entity: str | None,
-    since: datetime | None,
-    limit: int | None,
-    fetch: bool,
-) -> None:
-    from relay.comparison.run import PlanOptions
-    from relay.store.arrived import ArrivalFilter
-
-    entity_type, entity_id = parse_entity(entity)
-    chosen = ArrivalFilter(entity_type=entity_type, entity_id=entity_id, since=since)
-    plan_config.plan_config(path, PlanOptions(events=chosen, route=route, limit=limit, fetches=fetch), form)
 
 
 def _summary(number: int, found: Sequence[Preview]) -> str:

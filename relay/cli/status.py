@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from inbox.cli.options import AsJson, AsNdjson, At, Columns, Wide, require_past
+from inbox.cli.options import AsJson, AsNdjson, Columns, Wide
 from inbox.cli.tables import Column, Format, format_of, show
 from inbox.cli.terminal import FINDING, answer, as_document, as_line, console, exit_on_error, fail, put, put_json
 from relay.cli.options import database_of, load_config
-from relay.cli.status_at import show_status_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -66,7 +65,6 @@ def status(
     check: Check = False,
     here: Here = False,
     sweeps: Sweeps = False,
-    at: At = None,
     columns: Columns = None,
     as_ndjson: AsNdjson = False,
 ) -> None:
@@ -77,14 +75,12 @@ def status(
 
     With --check, only findings are listed, and the exit status is 1 when there are any: no relay has had a heartbeat for
     15 s, relays die soon after they start, a step of one fails, the database does not answer, a route makes no progress
-    although a delivery has been due for a minute, a lane is blocked, no relay takes up a command, or a command failed within
-    the last hour. Deliveries that a pause, a circuit breaker or a rate limit holds back are no finding, nor is a backlog that
-    shrinks.
+    although a delivery has been due for a minute, every attempt of a route since its last success failed, a lane is blocked, no
+    relay takes up a command, a command failed within the last hour, or relays run with different configurations. Deliveries
+    that a pause, a circuit breaker or a rate limit holds back are no finding, nor is a backlog that shrinks.
 
-    With --here too, the relay must be on this host, and what only a person can fix is left out: blocked lanes, commands.
-
-    With --at, each route's deliveries are counted as they were then: open, retrying after a failure, blocked and dead. It reads
-    the facts since then, at most 1,000,000, and says what is missing. Gates, relays and alerts of that time are not kept.
+    With --here too, the relay must be on this host, and what only a person can fix is left out: failing routes, blocked lanes,
+    commands, configurations.
 
     Examples:
       relay status
@@ -92,16 +88,11 @@ def status(
       relay status --json
       relay status --sweeps
       relay status --check --here --json
-      relay status --at 2h
-      relay status --at 2026-01-31T10:00:00Z --json
     """
     if mistake := _contradiction(
-        watch=watch, check=check, here=here, sweeps=sweeps, listing=bool(columns or as_ndjson), past=at is not None
+        watch=watch, check=check, here=here, sweeps=sweeps, listing=bool(columns or as_ndjson)
     ):
         fail(mistake)
-    if at is not None:
-        show_status_at(require_past(at), as_json=as_json, wide=wide)
-        return
     found: list[Row] = []
     with exit_on_error():
         config = load_config()
@@ -134,9 +125,7 @@ def _show_findings(found: list[Row], *, as_json: bool) -> None:
         raise typer.Exit(FINDING)
 
 
-def _contradiction(*, watch: bool, check: bool, here: bool, sweeps: bool, listing: bool, past: bool) -> str | None:
-    if past and (watch or check or here or sweeps):
-        return "--at shows an earlier time: leave out --watch, --check, --here and --sweeps"
+def _contradiction(*, watch: bool, check: bool, here: bool, sweeps: bool, listing: bool) -> str | None:
     if watch and (check or sweeps):
         return "--watch shows the whole status: leave out --check and --sweeps"
     if check and sweeps:

@@ -66,8 +66,7 @@ def passwd(
       relay web passwd anna --role operator
       relay web passwd ben --role viewer --into users
     """
-    from relay.web.access.credentials import PasswordHash, hash_password
-    from relay.web.access.entries import write_entry
+    from relay.web.access.accounts import check_password_hash, hash_password, write_entry
 
     _check(name, role)
     if sys.stdin.isatty():
@@ -75,14 +74,14 @@ def passwd(
     else:
         password = sys.stdin.readline().rstrip("\r\n")
     try:
-        line = f"{name}:{role}:{hash_password(password).text}"
+        line = f"{name}:{role}:{hash_password(password)}"
     except ValueError as error:
         fail(str(error))
     with exit_on_error():
         if into is None:
             answer(line)
         else:
-            write_entry(into, name, line, PasswordHash.parse)
+            write_entry(into, name, line, check_password_hash)
             say(f"{into} has the password of {name}, {role}; `web.users` in inbox.toml names the file")
 
 
@@ -100,8 +99,7 @@ def token(
     Examples:
       relay web token grafana --role viewer --into tokens
     """
-    from relay.web.access.credentials import check_token_hash, hash_token, new_token
-    from relay.web.access.entries import write_entry
+    from relay.web.access.accounts import check_token_hash, hash_token, new_token, write_entry
 
     _check(name, role)
     made = new_token()
@@ -131,8 +129,7 @@ def _check_address(bind: str) -> None:
 
 
 def _check(name: str, role: str) -> None:
-    from relay.web.access.actor import ROLES
-    from relay.web.access.entries import NAMES, is_name
+    from relay.web.access.accounts import NAMES, ROLES, is_name
 
     if not is_name(name):
         fail(f"a name has {NAMES}")

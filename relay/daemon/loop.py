@@ -154,11 +154,11 @@ class Relay:
         self._observer.stopped(self.node)
 
     def _start(self) -> None:
-        policies = self._generations.active.policies
+        active = self._generations.active
         # One transaction: on a slow disk each commit may take seconds.
-        host, pid = socket.gethostname(), os.getpid()
-        nodes.start_node(self._database, self.node, host, pid, version("inbox-relay"), policies=policies)
-        self._described = policies
+        own = (self.node, socket.gethostname(), os.getpid(), version("inbox-relay"))
+        nodes.start_node(self._database, *own, policies=active.policies, config=active.config)
+        self._described = active.policies
 
     def _work(self, *, drain: bool) -> None:
         while not self._stop.is_set():
@@ -270,7 +270,7 @@ class Relay:
     def _sequence(self) -> int:
         """Sequence all that arrived before any of it is claimed; of a large backlog, a part."""
         done = 0
-        while sequence.any_received(self._database):
+        while sequence.any_received(self._database, self._generations.active.policies):
             batch = sequence.sequence(self._database, self._generations.active.policies, self.node)
             done += batch
             # Where all of a full batch was done by another relay, or is locked, the next look is for the next round.
@@ -340,10 +340,10 @@ class Relay:
             nodes.heartbeat(self._database, self.node, self._steps.failing)
         finally:
             self._one_heartbeat.release()
-        policies = self._generations.active.policies
-        if policies is not self._described:
-            nodes.describe_routes(self._database, self.node, policies)
-            self._described = policies
+        active = self._generations.active
+        if active.policies is not self._described:
+            nodes.describe_routes(self._database, self.node, active.policies, active.config)
+            self._described = active.policies
         return True
 
     def _alert(self, step: str, error: str) -> bool:

@@ -22,7 +22,7 @@ from relay.demo.processes import Child, DemoError
 from relay.demo.web import served
 from relay.demo.webhooks import WebhookSender
 from relay.store.database import Database
-from relay.web.access.credentials import hash_password
+from relay.web.access.accounts import hash_password
 
 LATENCY_SECONDS = 0.015
 """Latency of the commercial service: that of a good one across a network."""
@@ -108,7 +108,7 @@ class Stack:
         self.commercial_url = self._commercial_server.enter_context(served(self.commercial.app))
         self.is_commercial_up = True
         users = self.folder / "users"
-        hashed = hash_password(self.page_password).text
+        hashed = hash_password(self.page_password)
         workspace.write_private(users, f"{PAGE_USER}:operator:{hashed}\n")
         workspace.write_private(
             self.configuration_path,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
+import msgspec
 from sqlalchemy import TextClause, text
 
+from inbox.config.model import Config
+from inbox.config.types import Secret
 from inbox.db.dialect import Sql, as_json
 from inbox.db.parameters import rows_param, storable
 from inbox.events.states import GONE_SECONDS
@@ -22,23 +26,47 @@ NOTHING_FAILS: Mapping[str, str] = {}
 
 
 def start_node(
-    database: Database, node: str, host: str, pid: int, version: str, *, policies: Policies | None = None
+    database: Database,
+    node: str,
+    host: str,
+    pid: int,
+    version: str,
+    *,
+    policies: Policies | None = None,
+    config: Config | None = None,
 ) -> None:
     """Insert a relay process that starts, with its routes. Idempotent: the answer to its commit may have been lost."""
-    own = {"host": host, "pid": pid, "version": version, "routes": None if policies is None else _routes(policies)}
+    routes = None if policies is None else _routes(policies)
+    own = {"host": host, "pid": pid, "version": version, "routes": routes, "config_hash": _hash_of(config)}
     with database.write() as transaction:
         transaction.execute(_start(database.sql), node=node, **own)
 
 
-def describe_routes(database: Database, node: str, policies: Policies) -> None:
+def describe_routes(database: Database, node: str, policies: Policies, config: Config | None = None) -> None:
     """Store its routes after a reload: see `start_node`."""
+    own = {"routes": _routes(policies), "config_hash": _hash_of(config)}
     with database.write() as transaction:
-        transaction.execute(_describe(database.sql), node=node, routes=_routes(policies))
+        transaction.execute(_describe(database.sql), node=node, **own)
 
 
 def _routes(policies: Policies) -> str:
     """Return each route with the gates on its way, as JSON: the database knows no configuration."""
     return json.dumps({route: policy.gates for route, policy in policies.items()})
+
+
+def _hash_of(config: Config | None) -> str | None:
+    """Hash the tables that relays must agree on."""
+    if config is None:
+        return None
+    shared = [config.apis, config.destinations, config.routes]
+    return hashlib.sha256(msgspec.json.encode(shared, enc_hook=_plain, order="deterministic")).hexdigest()
+
+
+def _plain(value: object) -> str | None:
+    """Write a value of the file. Of secrets only places and URLs count: another value could be guessed by its hash."""
+    if isinstance(value, Secret):
+        return value.reference if value.names_a_place or "://" in value.reference else None
+    return str(value)
 
 
 def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHING_FAILS) -> None:
@@ -72,8 +100,8 @@ def stop_node(database: Database, node: str) -> None:
 @cache
 def _start(sql: Sql) -> TextClause:
     return text(f"""
-INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, routes)
-VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {_routes_param(sql)})
+INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, routes, config_hash)
+VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {_routes_param(sql)}, :config_hash)
 ON CONFLICT (id) DO NOTHING
 """)
 
@@ -86,7 +114,7 @@ def _heartbeat(sql: Sql) -> TextClause:
 
 @cache
 def _describe(sql: Sql) -> TextClause:
-    return text(f"UPDATE relay_node SET routes = {_routes_param(sql)} WHERE id = :node")
+    return text(f"UPDATE relay_node SET routes = {_routes_param(sql)}, config_hash = :config_hash WHERE id = :node")
 
 
 def _routes_param(sql: Sql) -> str:

@@ -79,9 +79,9 @@ def findings(database: Database, policies: Policies, *, host: str | None = None)
     """
     gates = read_gates(database)
     with database.read() as transaction:
-        of_view = _of_view(transaction, *_OF_RELAYS, *(() if host is not None else _OF_COMMANDS))
+        of_view = _of_view(transaction, *_OF_RELAYS, *(() if host is not None else _FOR_PEOPLE))
         found = _alive(transaction, host) if host is not None else of_view["no_relay"]
-        found += of_view["failing"] + of_view["crash_loop"]
+        found += of_view["step_failed"] + of_view["crash_loop"]
         first = _first_unordered(transaction)
         if first is not None:
             found.append(Trouble("unordered", None, f"event {first} has waited a minute for its place in its lane"))
@@ -90,6 +90,7 @@ def findings(database: Database, policies: Policies, *, host: str | None = None)
             for route in _stuck_routes(transaction, policies, gates)
         ]
         if host is None:
+            found += of_view["config_differs"] + of_view["failing"]
             found += _blocked(transaction) + of_view["command"] + of_view["command_failed"]
     return found
 
@@ -109,14 +110,20 @@ def _alive(transaction: Transaction, host: str) -> list[Trouble]:
 def relays_in_trouble(database: Database) -> list[Trouble]:
     """Relays that run and whose steps fail, and hosts whose relays die soon after they start."""
     with database.read() as transaction:
-        found = _of_view(transaction, "failing", "crash_loop")
-    return found["failing"] + found["crash_loop"]
+        found = _of_view(transaction, "step_failed", "crash_loop", "config_differs")
+    return found["config_differs"] + found["step_failed"] + found["crash_loop"]
 
 
 def waits_for_a_person(database: Database) -> list[Trouble]:
     """Lanes that are blocked, commands that no relay takes up, and commands that failed lately."""
     with database.read() as transaction:
         return _blocked(transaction) + _commands(transaction)
+
+
+def routes_in_trouble(database: Database) -> list[Trouble]:
+    """Routes of which every attempt since the last success failed."""
+    with database.read() as transaction:
+        return _of_view(transaction, "failing")["failing"]
 
 
 def commands_in_trouble(database: Database) -> list[Trouble]:
@@ -130,8 +137,9 @@ def _commands(transaction: Transaction) -> list[Trouble]:
     return found["command"] + found["command_failed"]
 
 
-_OF_RELAYS: tuple[Finding, ...] = ("no_relay", "failing", "crash_loop")
+_OF_RELAYS: tuple[Finding, ...] = ("no_relay", "step_failed", "crash_loop")
 _OF_COMMANDS: tuple[Finding, ...] = ("command", "command_failed")
+_FOR_PEOPLE: tuple[Finding, ...] = ("config_differs", "failing", *_OF_COMMANDS)
 
 
 def _blocked(transaction: Transaction) -> list[Trouble]:
@@ -146,7 +154,8 @@ def _of_view(transaction: Transaction, *wanted: Finding) -> Mapping[Finding, lis
     found: dict[Finding, list[Trouble]] = {finding: [] for finding in wanted}
     for row in transaction.execute(_branches(transaction.sql, wanted)):
         finding: Finding = row.finding
-        found[finding].append(Trouble(finding, row.route, "; ".join(row.why.splitlines())))
+        why = "; ".join(row.why.splitlines())
+        found[finding].append(Trouble(finding, row.route, why if row.route is None else f"route {row.route}: {why}"))
     return found
 
 

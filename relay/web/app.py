@@ -16,9 +16,8 @@ from falcon.routing import CompiledRouter
 from inbox.clock import Clock
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import doctor_run, render
-from relay.web.access.actor import Actor
-from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard
-from relay.web.access.sign_in import SignIn, SignOut
+from relay.web.access.accounts import Actor
+from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard, SignIn, SignOut
 from relay.web.acts.resource import add_routes as add_acts
 from relay.web.api import ApiDocument
 from relay.web.difference import ENTITY_DIFFERENCE, DifferenceResource

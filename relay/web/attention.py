@@ -61,7 +61,7 @@ def _is_over(alert: FiringAlert, seen: Overview) -> bool:
 
 
 _LEVELS: tuple[Level, ...] = ("critical", "warning")
-_CRITICAL = frozenset({"no_relay", "crash_loop", "failing", "unordered", "stuck", "intake_stopped", "step_failed"})
+_CRITICAL = frozenset({"no_relay", "crash_loop", "unordered", "stuck", "intake_stopped", "step_failed"})
 """Findings and alerts of this level."""
 
 
@@ -72,7 +72,7 @@ def _of_findings(findings: Iterable[Trouble], steps: list[NextStep], alerts: lis
         if step is not None:
             steps.remove(step)
         alert = None
-        if trouble.finding == "failing":
+        if trouble.finding == "step_failed":
             _take(alerts, "step_failed", None)
         elif trouble.finding == "blocked":
             alert = _take(alerts, "delivery_dead", trouble.route)
@@ -94,8 +94,9 @@ def _screen_of(trouble: Trouble) -> Remedy | None:
         return Remedy("Commands", path="/commands")
     if trouble.finding == "blocked":
         return Remedy("Dead letters", path=_path("/dead", {"route": trouble.route or ""}))
-    if trouble.finding == "stuck":
-        return Remedy("Deliveries", path=_path("/deliveries", {"route": trouble.route or "", "state": "ready"}))
+    if trouble.finding in {"stuck", "failing"}:
+        fields = {"route": trouble.route or "", **({"state": "ready"} if trouble.finding == "stuck" else {})}
+        return Remedy("Deliveries", path=_path("/deliveries", fields))
     return Remedy("Doctor", path="/doctor")
 
 

@@ -26,7 +26,7 @@ from relay.destinations.base import Clients, Context
 from relay.destinations.preview import Preview, preview
 from relay.store import entities
 from relay.web import render
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.encoding import encode
 from relay.web.problems import set_status
 from relay.web.query import Text, of_path, parameters, parse

@@ -6,6 +6,7 @@ application; the worker inherits it by fork. So a worker that replaces a dead on
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, LineLogger, allow_
 from inbox.loader.load import ConfigFile, load_file, read_config
 from inbox.logs.fields import fields
 from inbox.logs.lines import write_stderr
+from relay.web.access.guard import Sessions
 from relay.web.start import page_of
 
 CONNECTIONS = 250
@@ -40,6 +42,9 @@ class ActivePage:
 
     def __init__(self) -> None:
         self._app: LimitedApp | None = None
+        self._sessions = Sessions()
+        self.is_plain = True
+        """False where [web] origin says that a proxy speaks TLS."""
 
     def activate(self, file: ConfigFile, forwarding: Sequence[str]) -> Config:
         """Activate a configuration, for workers that are forked from now on; `forwarding` proxies tell a browser's address.
@@ -47,9 +52,10 @@ class ActivePage:
         Raises:
             ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
         """
-        app = file.make(lambda config: page_of(config, forwarding))
+        app = file.make(lambda config: page_of(config, forwarding, self._sessions))
         self._app = LimitedApp(app, connections=CONNECTIONS, largest_body=LARGEST_FORM)
         LineLogger.form = file.config.logs.format
+        self.is_plain = not (file.config.web.origin or "").lower().startswith("https:")
         return file.config
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
@@ -114,3 +120,15 @@ def when_ready(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Say where the page is."""
     for listener in server.LISTENERS:
         _log.info("the operator's page is at %s", listener, extra=fields("started"))
+        if page.is_plain and not is_of_this_host(listener.getsockname()):
+            _log.warning(
+                "%s is open to other hosts without TLS: passwords and cookies can be read on the way; put a proxy with TLS in"
+                " front of it, and give [web] origin",
+                listener,
+                extra=fields("open_without_tls"),
+            )
+
+
+def is_of_this_host(address: object) -> bool:
+    """Tell whether only programs on this host reach a listener: by a loopback address or a Unix socket."""
+    return not isinstance(address, tuple) or ipaddress.ip_address(address[0].partition("%")[0]).is_loopback

@@ -26,7 +26,7 @@ from inbox.errors import BadFilter, PageError, TooManyWatchers
 from inbox.gunicorn_worker import ON_STOP
 from inbox.logs.fields import fields
 from inbox.logs.traces import without_message
-from relay.web.access.actor import Actor, Role
+from relay.web.access.accounts import Actor, Role
 
 LIVE_FIELD = "live"
 """Parameter of every screen: `live=0` makes a page that does not refresh itself."""

@@ -43,7 +43,10 @@ class GivenTime(str):
         return made
 
 
-_PLACE = re.compile(r" - at `\$\.?([A-Za-z_]*).*`$")
+LONGEST_VALUE = 10_000
+"""Characters of one value: as many as an id of an entity has at most."""
+_AT = " - at `$"
+_FIELD = re.compile(r"\.?([A-Za-z_]*)")
 
 
 def parse(kind: type[Query], given: Mapping[str, str], now: datetime) -> Query:
@@ -113,7 +116,11 @@ def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, s
     known = kind.__struct_fields__
     for name, value in filled.items():
         if name not in known:
-            raise BadFilter(f"there is no filter {name!r}; {nearest(name, known)}", field=name)
+            given = name[:100]
+            raise BadFilter(f"there is no filter {given!r}; {nearest(given, known)}", field=name)
+        texts = value if isinstance(value, list | tuple) else (value,)
+        if any(isinstance(each, str) and len(each) > LONGEST_VALUE for each in texts):
+            raise BadFilter(f"{name}: a value has at most {LONGEST_VALUE:,} characters", field=name)
         if isinstance(value, str) and not is_storable(value):
             raise BadFilter(f"{name} {value!r}: no database stores such a character", field=name)
 
@@ -125,9 +132,9 @@ def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, s
     try:
         made = msgspec.convert(filled, kind, strict=strict, dec_hook=hook)
     except msgspec.ValidationError as error:
-        found = _PLACE.search(str(error))
-        name = found[1] if found else ""
-        says = str(error)[: found.start()] if found else str(error)
+        says, at, place = str(error).rpartition(_AT)
+        found = _FIELD.match(place) if at else None
+        name, says = (found[1], says) if found else ("", str(error))
         value = f" {filled[name]!r}" if name in filled else ""
         raise BadFilter(f"{name or 'the filter'}{value}: {says}", field=name or None) from None
     for name, value in filled.items():

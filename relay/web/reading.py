@@ -21,7 +21,7 @@ from inbox.db.trouble import trouble_text
 from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.delivery.policy import policies
 from relay.store.database import Database
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.bulkheads import QUICK, SLOW, Bulkheads
 from relay.web.doctor_runner import DoctorRunner
 from relay.web.kept import Kept

@@ -79,7 +79,13 @@ def _environment(menu: tuple[tuple[str, str], ...]) -> Environment:
         lasting=wording.lasting,
         byte_count=wording.byte_count,
     )
+    made.tests["harmless"] = _is_harmless
     return made
+
+
+def _is_harmless(text: str) -> bool:
+    """Tell whether a text does in a terminal what it shows: pasted, a control character in it would be a key that is pressed."""
+    return visible_line(text) == text
 
 
 def _visible(value: object) -> str:

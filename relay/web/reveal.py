@@ -15,7 +15,7 @@ from inbox.errors import NothingThere, PageError
 from relay.store import reveals
 from relay.store.database import Database
 from relay.web import render
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.acts.forms import checked_reason
 from relay.web.acts.requests import read_json
 from relay.web.body_views import BodyView, view_of

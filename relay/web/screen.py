@@ -12,7 +12,7 @@ from inbox.config.model import Config
 from inbox.db.reads import Row
 from relay.delivery.policy import Policies
 from relay.store.database import Database
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.doctor_runner import DoctorRunner
 from relay.web.kept import Kept
 

@@ -9,7 +9,7 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.config.types import Network
 from relay.web.access.accounts import check_accounts
-from relay.web.access.guard import Guard
+from relay.web.access.guard import Guard, Sessions
 from relay.web.app import App, create_app
 from relay.web.reading import Readers
 
@@ -25,12 +25,13 @@ class _Closing:
         self._readers.close()
 
 
-def page_of(config: Config, forwarding: Iterable[str] = ()) -> App:
+def page_of(config: Config, forwarding: Iterable[str] = (), sessions: Sessions | None = None) -> App:
     """Make the application. Nothing is connected yet: a process that is forked later may serve it.
 
     Args:
         config: the configuration.
         forwarding: addresses and networks of proxies, as gunicorn's `forwarded_allow_ips`.
+        sessions: those that last longer than this configuration.
 
     Raises:
         ConfigError: nobody may use the page, or who may can't be read. The text has a line for each mistake.
@@ -40,6 +41,6 @@ def page_of(config: Config, forwarding: Iterable[str] = ()) -> App:
     # `*` is nobody here: who believes every address would let a stranger choose the one whose attempts are counted.
     networks = [Network.parse(each) for each in forwarding if each != "*"]
     readers = Readers(config, clock)
-    app = create_app(readers, clock, Guard(config.web, clock, forwarding=networks))
+    app = create_app(readers, clock, Guard(config.web, clock, sessions or Sessions(), forwarding=networks))
     app.add_middleware(_Closing(readers))
     return app

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.web.access.credentials import hash_password
+from relay.web.access.accounts import hash_password
 from tests.deploy.fenced import Services, service_manager, services
 from tests.deploy.shipped import READ, compose, configuration, image, pods, unit
 from tests.helpers import checkers
@@ -26,7 +26,7 @@ SECRETS = {
     "acme": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     "crm": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
     "database-password": "a-password",
-    "web-users": f"anna:operator:{hash_password('a long password').text}",
+    "web-users": f"anna:operator:{hash_password('a long password')}",
 }
 
 

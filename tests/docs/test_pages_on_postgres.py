@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.db import engine as engines
-from tests.docs.pages import PAGES, Block, Shell, blocks, shell
+from tests.docs.pages import PAGES, Block, Shell, blocks, shell, the_block
 from tests.helpers.evidence import facts, stored
 from tests.helpers.filling import give_up
 from tests.helpers.killable_postgres import KillablePostgres, killable
@@ -78,8 +78,7 @@ def test_roles_are_made_and_get_their_rights_and_settings(server: KillablePostgr
                 types(terminal, block.text)
             elif block.info == "sql":
                 types(terminal, f"psql --quiet --set=ON_ERROR_STOP=1 --dbname=inbox <<'SQL'\n{block.text}SQL\n")
-        types(terminal, "inbox migrate --grant\n")  # as the page says of new login roles
-        types(terminal, "inbox migrate --grant --sql | psql --quiet --set=ON_ERROR_STOP=1 --dbname=inbox\n")
+        types(terminal, the_block(ROLES, "sh", "inbox roles"))  # as the page says of new login roles
     engine = opened(server, "inbox")
     with engine.connect() as connection:
         assert connection.exec_driver_sql(MAY.format(role="anna")).all() == [("anna", True)]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -229,3 +233,67 @@ def test_a_role_without_rights_sees_what_each_examination_needs(tmp_path: Path, 
     for name in without - {"transactions"}:
         assert "needs more rights in the database: permission denied" in (results[name].needs or ""), results[name]
     assert results["slots"].state == results["xids"].state == results["connections"].state == "examined"
+
+
+# --- a SQLite file that can't be read
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"this is no database " * 500)
+
+
+def _damaged(path: Path) -> None:
+    """Overwrite every page but the first, which holds the schema's root."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8192] + b"\xff" * (len(whole) - 8192))
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _without_rights(path: Path) -> None:
+    path.chmod(0)
+
+
+@pytest.mark.parametrize("harm", [_garbage, _damaged, _folder, _without_rights])
+def test_a_sqlite_file_that_can_not_be_read_is_a_finding(
+    tmp_path: Path, sqlite_database_url: str, harm: Callable[[Path], None]
+) -> None:
+    place = installation(tmp_path, sqlite_database_url)
+    path = Path(make_url(sqlite_database_url).database or "")
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    harm(path)
+    is_root = os.geteuid() == 0
+    if is_root and harm is _without_rights:
+        os.seteuid(65_534)
+    try:
+        results = runs.run(place, [each for each in examinations() if not each.is_online])
+    finally:
+        if is_root:
+            os.seteuid(0)
+    found = {each.name: each for each in runs.findings(results)}
+    assert found["database_unreadable"].severity == "critical"
+    assert str(path) in found["database_unreadable"].mend
+
+
+def test_a_sqlite_file_on_a_full_disk_is_a_finding_of_the_command(tmp_path: Path, sqlite_database_url: str) -> None:
+    place = installation(tmp_path, sqlite_database_url)
+    path = Path(make_url(sqlite_database_url).database or "")
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    statement = (
+        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        " resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));"
+        " from inbox.cli.main import main; main()"
+    )
+    command = (sys.executable, "-c", statement, "doctor", "--json")
+    ended = subprocess.run(
+        command, env={**os.environ, **environment_of(place)}, capture_output=True, text=True, check=False
+    )
+    document = json.loads(ended.stdout)
+    assert ended.returncode == 1, ended.stdout
+    assert [each["name"] for each in document["examinations"][0]["findings"]] == ["database_unreadable"]

@@ -138,6 +138,13 @@ def test_relays_that_fail_or_have_another_version_are_found(tmp_path: Path, data
     assert found(place, "relays") == [("step_failed", "relay"), ("version_differs", f"{HOST} pid 4711")]
 
 
+def test_relays_with_different_configurations_are_found(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    start_a_relay(engine, config_hash="'one'")
+    start_a_relay(engine, "r2", host="elsewhere", config_hash="'two'")
+    place = installation(tmp_path, database_url)
+    assert found(place, "relays") == [("configuration_differs", "relay")]
+
+
 def test_a_configuration_that_is_newer_than_a_relay_of_this_host_is_information(
     tmp_path: Path, database_url: str, engine: Engine
 ) -> None:
@@ -191,7 +198,7 @@ def routed(database_url: str) -> str:
 def test_dead_deliveries_are_found(tmp_path: Path, database_url: str, engine: Engine) -> None:
     give_up(engine, database_url, [("u1", moment(1)), ("u2", moment(2))])
     place = installation(tmp_path, database_url, config=routed(database_url))
-    assert found(place, "deliveries") == [("delivery_dead", "everything")]
+    assert found(place, "deliveries") == [("route_failing", "everything"), ("delivery_dead", "everything")]
     finding = told(place, "deliveries")["delivery_dead"]
     assert (finding.what, finding.mend) == ("route everything: 2 dead", "relay dead --route everything")
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from inbox.config.model import Config
+from inbox.events.event import Event
 from inbox.loader.load import parse_config
 from relay import destinations
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
@@ -45,6 +46,13 @@ def context(lease: Callable[[], float] = lambda: float("inf"), stop: threading.E
 def config_text(kind: str, destination: str, route: str = "") -> str:
     """An inbox.toml whose one route leads to `crm`, with these lines in its table and in the route's, and behind."""
     return _CONFIG.format(kind=kind, destination=destination, route=route)
+
+
+def delivery_of(seq: int, event: Event) -> Delivery:
+    """A stored event as a delivery on no route."""
+    names = set(Delivery.__struct_fields__) & set(Event.__struct_fields__)
+    known = {name: getattr(event, name) for name in names}
+    return Delivery(seq=seq, route="", lane="", attempt=1, run=0, lease_token=0, **known)
 
 
 def build(config: str | Config) -> Deliverer:

@@ -19,7 +19,7 @@ from inbox.db import search
 from inbox.errors import SignInNeeded
 from relay.demo.web import served
 from relay.web import reading
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.acts import deliveries
 from relay.web.app import create_app
 from relay.web.reading import Readers

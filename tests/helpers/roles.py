@@ -1,4 +1,4 @@
-"""Login roles of every group of a migrated Postgres database, as `inbox migrate --grant` and a DBA make them."""
+"""Login roles of every group of a migrated Postgres database, as `inbox roles` and a DBA make them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import psycopg
 import tenacity
 from sqlalchemy import make_url
 
-from inbox.db import engine as engines
-from inbox.db import grants
-from inbox.db.roles import ROLES, Role
+from inbox.db.roles import ROLES, Role, script
 from tests.helpers.outage import connect_postgres
 
 
@@ -36,13 +34,10 @@ class Granted:
         url = make_url(self.admin_url).set(username=self.login(role))
         return url.render_as_string(hide_password=False)
 
-    def grant(self) -> list[str]:
+    def grant(self) -> None:
         """Run the statements, as the superuser."""
-        engine = engines.connect(self.admin_url, application="tests")
-        try:
-            return grants.grant(engine, self.prefix)
-        finally:
-            engine.dispose()
+        with contextlib.closing(connect_postgres(self.server_url)) as admin:
+            admin.execute(script(self.schema, self.prefix).encode())
 
     @contextlib.contextmanager
     def connected(self, role: Role) -> Iterator[psycopg.Connection]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import argon2
 import msgspec
 import requests
 
@@ -14,21 +15,21 @@ from inbox.config.model import Config
 from inbox.config.types import Network, Secret
 from inbox.config.web import Web, WebProxy
 from relay.demo.web import served
-from relay.web.access.credentials import Cost, hash_password, hash_token
-from relay.web.access.guard import Guard
+from relay.web.access.accounts import hash_password, hash_token
+from relay.web.access.guard import Guard, Sessions
 from relay.web.app import create_app
 from relay.web.reading import Readers
 from tests.helpers.relaying import FakeClock, Monotonic
 
-FAST = Cost(log_n=2, r=1, p=1)
-"""scrypt that a test need not wait for."""
+FAST = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+"""Hashes that a test need not wait for."""
 PASSWORD, OTHER_PASSWORD = "correct horse battery", "another long password"
 TOKEN, VIEWER_TOKEN = "irw_of-an-operator", "irw_of-a-viewer"
 
 
 def user(name: str, role: str = "operator", password: str = PASSWORD) -> str:
     """A line of the users file."""
-    return f"{name}:{role}:{hash_password(password, FAST).text}\n"
+    return f"{name}:{role}:{hash_password(password, FAST)}\n"
 
 
 def token(name: str, value: str, role: str) -> str:
@@ -87,6 +88,7 @@ def entrance(
     folder: Path,
     *,
     forwarding: Sequence[str] = (),
+    sessions: Sessions | None = None,
     **changed: Any,  # noqa: ANN401  # keys of [web]
 ) -> Iterator[Entrance]:
     """The page with the users anna (operator) and veikko (viewer), and a token of each role."""
@@ -95,7 +97,13 @@ def entrance(
     tokens.write_text(token("script", TOKEN, "operator") + token("graph", VIEWER_TOKEN, "viewer"))
     web = msgspec.structs.replace(Web(users=Secret(f"file:{users}"), tokens=Secret(f"file:{tokens}")), **changed)
     clock, steady = FakeClock(), Monotonic()
-    guard = Guard(web, clock, forwarding=[Network.parse(each) for each in forwarding], monotonic=steady)
+    guard = Guard(
+        web,
+        clock,
+        sessions or Sessions(),
+        forwarding=[Network.parse(each) for each in forwarding],
+        monotonic=steady,
+    )
     readers = Readers(msgspec.structs.replace(config, web=web), clock)
     app = create_app(readers, clock, guard)
     with contextlib.closing(readers), served(app) as url:

@@ -1,4 +1,4 @@
-"""`inbox show --at` and `relay status --at`, as a person and a program call them."""
+"""`inbox show --at`, as a person and a program call them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def given_up(sqlite_engine: Engine, sqlite_database_url: str) -> tuple[str, str]
     return str(arrived).replace(" ", "T"), str(died).replace(" ", "T")
 
 
-def test_an_earlier_time_is_shown_by_both(sqlite_place: Site, given_up: tuple[str, str]) -> None:
+def test_an_earlier_time_is_shown(sqlite_place: Site, given_up: tuple[str, str]) -> None:
     arrived, died = given_up
     for at, state, facts in ((arrived, "open", 0), (died, "dead", 1)):
         ended = sqlite_place.invoke("inbox", "show", "1", "--at", at, "--json")
@@ -30,19 +30,11 @@ def test_an_earlier_time_is_shown_by_both(sqlite_place: Site, given_up: tuple[st
         assert (ended.status, ended.stderr) == (0, "")
         assert [(row["state"], row["attempts"]) for row in event["deliveries"]] == [(state, facts)]
         assert (len(event["facts"]), event["removed"], "gates" in event) == (facts, [], False)
-        ended = sqlite_place.invoke("relay", "status", "--at", at, "--json")
-        (route,) = json.loads(ended.stdout)["routes"]
-        assert (route["open"], route["dead"]) == (1 - facts, facts)
     told = sqlite_place.invoke("inbox", "show", "1", "--at", arrived).stdout
     assert told.startswith("as it was at ")
     assert "route everything: open" in told
     assert "no attempt had ended" in told
     assert "email: no value" in sqlite_place.invoke("inbox", "show", "1", "--at", died).stdout
-    ended = sqlite_place.invoke("relay", "status", "--at", died)
-    assert ended.stdout.splitlines()[1].split() == [
-        "route", "open", "retrying", "blocked", "dead", "oldest_received_at"
-    ]  # fmt: skip
-    assert ended.stdout.splitlines()[2].split() == ["everything", "0", "0", "0", "1"]
 
 
 def test_a_time_before_its_arrival_a_time_to_come_and_other_options_are_told_apart(
@@ -51,9 +43,5 @@ def test_a_time_before_its_arrival_a_time_to_come_and_other_options_are_told_apa
     ended = sqlite_place.invoke("inbox", "show", "1", "--at", "2020-01-01")
     assert (ended.status, ended.stdout) == (1, "")
     assert ended.stderr.startswith("event 1 arrived later, at ")
-    (route,) = json.loads(sqlite_place.invoke("relay", "status", "--at", "2020-01-01", "--json").stdout)["routes"]
-    assert (route["open"], route["dead"]) == (0, 0)
-    for command in (("inbox", "show", "1"), ("relay", "status"), ("relay", "status", "--check")):
-        assert sqlite_place.invoke(*command, "--at", "2999-01-01").status == 2
-    assert sqlite_place.invoke("relay", "status", "--sweeps", "--at", "1h").status == 2
+    assert sqlite_place.invoke("inbox", "show", "1", "--at", "2999-01-01").status == 2
     assert given_up

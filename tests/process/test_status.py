@@ -17,6 +17,7 @@ from relay.store.database import Database
 from tests.helpers.filling import fill
 from tests.helpers.outage import down
 from tests.helpers.processes import RELAY, Ended, Site
+from tests.helpers.scripted import answer, serving
 from tests.helpers.terminal import at_terminal
 from tests.helpers.webhooks import config_text, moment
 
@@ -144,6 +145,27 @@ def test_a_database_that_does_not_answer_is_a_finding_and_a_bad_file_is_wrong_us
     assert sqlite_place.invoke(*CHECK).status == 2
 
 
+def test_a_route_whose_only_call_failed_is_failing_with_its_error_until_a_call_succeeds(
+    sqlite_place: Site, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_LOOK_AGAIN_SECONDS", 0)
+    fill(sqlite_database_url, [("u1", moment(0))])
+    with serving(answer(503), answer(200)) as server:
+        sqlite_place.configure(config_text(sqlite_database_url, server.url))
+        assert sqlite_place.relay("--drain").ends() == 0
+        said = (
+            "route everything: every attempt since its last success failed: forward: answered 503 Service Unavailable"
+        )
+        shown = sqlite_place.invoke("relay", "status").stdout
+        assert said in shown
+        assert " failing " in shown
+        checked = sqlite_place.invoke(*CHECK)
+        assert (checked.status, said in checked.stdout) == (1, True)
+        assert sqlite_place.invoke("relay", "retry", "--all", "--reason", "it is up", "--yes").status == 0
+        assert sqlite_place.relay("--drain").ends() == 0
+    assert "failing" not in findings(sqlite_place.invoke(*CHECK, "--json"))
+
+
 def test_a_blocked_lane_and_a_failing_step_are_findings_and_here_only_what_another_relay_may_mend(
     sqlite_place: Site, sqlite_database_url: str, sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +175,8 @@ def test_a_blocked_lane_and_a_failing_step_are_findings_and_here_only_what_anoth
         connection.execute(text("UPDATE open_delivery SET state = 'blocked'"))
     nodes.start_node(Database(sqlite_engine), "r1", socket.gethostname(), 7, "1")
     nodes.heartbeat(Database(sqlite_engine), "r1", {"claim": "ValueError: year 10000 is out of range"})
-    assert findings(sqlite_place.invoke(*CHECK, "--json")) == ["failing", "blocked"]
-    assert findings(sqlite_place.invoke(*CHECK, "--here", "--json")) == ["failing"]
+    assert findings(sqlite_place.invoke(*CHECK, "--json")) == ["step_failed", "blocked"]
+    assert findings(sqlite_place.invoke(*CHECK, "--here", "--json")) == ["step_failed"]
     assert "`relay dead` lists both" in sqlite_place.invoke("inbox", "list", "--state", "dead").stderr
     assert "`relay dead`" not in sqlite_place.invoke("inbox", "list", "--state", "delivered").stderr
     shown = sqlite_place.invoke("relay", "status")

@@ -21,8 +21,8 @@ from inbox.events.event import Event, RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.fields import FORM, form_fields
 from inbox.sources.signing import Message, sign
-from relay.comparison.reading import Payload, readers, stored_identity
-from tests.helpers.comparing import arrived
+from relay.destinations.comparison import Variant
+from tests.helpers.delivering import delivery_of
 from tests.sources import anything
 from tests.sources.presenting import (
     ALL_VECTORS,
@@ -347,5 +347,5 @@ def test_a_header_beyond_ascii_is_read_as_it_is_stored(source: Source, header: s
 
 def assert_read_again(event: Event, source: Source) -> None:
     """The stored parts of a request are read to the same event, as `relay plan --config` does."""
-    reader = readers(Config(sources={source.name: source}))[source.name]
-    assert reader.read(arrived(1, event), Payload(event.headers, event.body)) == stored_identity(event)
+    stored = delivery_of(1, event)
+    assert Variant(Config(sources={source.name: source})).read(stored) == stored

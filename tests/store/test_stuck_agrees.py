@@ -9,13 +9,14 @@ from typing import get_args
 import pytest
 
 from inbox.clock import SystemClock
+from inbox.config.model import Config
 from inbox.db.stuck import FAILED_FOR_SECONDS, ONLY_IN_VIEW, Finding, SqlClock, branches
 from relay.delivery.gates import Gate, GateKey, entity_key
 from relay.operations.asks import Selection
 from relay.store import gates, nodes, stuck_check
 from relay.store.database import Database
 from relay.store.operator import commands, execution
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
 from tests.helpers.storing import an_event
 
 ODD = r"u|1\|2"
@@ -110,6 +111,18 @@ def failing(steps: Steps) -> None:
     nodes.heartbeat(steps.database, "r1", {"claim": "ValueError: x", "reap": "ValueError: y"})
 
 
+def failing_route(steps: Steps) -> None:
+    now(steps)
+    steps.arrive(an_event(1))
+    steps.attempt(UNWELL)
+
+
+def differing(steps: Steps) -> None:
+    now(steps)
+    nodes.start_node(steps.database, "r1", "h1", 8, "1", config=CONFIG)
+    nodes.start_node(steps.database, "r2", "h1", 9, "1", config=Config())
+
+
 def crash_loop(steps: Steps) -> None:
     steps.clock.moment = SystemClock().now() - timedelta(minutes=2)
     for number in range(3):
@@ -125,13 +138,15 @@ SCENES: dict[str, tuple[Callable[[Steps], None], set[tuple[Finding, str | None]]
     "moving": (moving, set()),
     "unordered": (unordered, {("unordered", None)}),
     "being ordered": (ordering, set()),
-    "blocked": (blocked, {("blocked", "blocking")}),
+    "blocked": (blocked, {("blocked", "blocking"), ("failing", "blocking")}),
     **{f"paused {kind}": (paused((kind, name)), set()) for kind, name in PAUSES},
     "a command": (asked, {("command", None)}),
     "a failed command": (failed, {("command_failed", None)}),
     "a command that fails for some": (failed_in_part, {("command_failed", None)}),
     "a command that failed long ago": (failed_long_ago, set()),
-    "failing steps": (failing, {("failing", None)}),
+    "failing steps": (failing, {("step_failed", None)}),
+    "a failing route": (failing_route, {("failing", "strict")}),
+    "different configurations": (differing, {("config_differs", None)}),
     "a crash loop": (crash_loop, {("crash_loop", None)}),
 }
 
@@ -144,7 +159,7 @@ def of_view(steps: Steps) -> set[tuple[str, str | None]]:
     """The findings of the view; the check names no route for those that are of all."""
     rows = steps.rows("SELECT DISTINCT finding, route FROM stuck WHERE is_finding")
     return {
-        (row["finding"], row["route"] if row["finding"] in {"stuck", "blocked"} else None)
+        (row["finding"], row["route"] if row["finding"] in {"stuck", "blocked", "failing"} else None)
         for row in rows
         if row["finding"] not in ONLY_IN_VIEW
     }

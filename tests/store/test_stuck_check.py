@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import msgspec
 import pytest
 
+from inbox.clock import SystemClock
 from inbox.config.breaker import BreakerLimits
+from inbox.config.types import Secret
+from inbox.events.timestamps import time_text
 from relay.delivery.gates import GateKey, RateLimit, Report, entity_key
 from relay.delivery.policy import RoutePolicy
 from relay.operations.asks import Selection
@@ -16,12 +21,14 @@ from relay.store.leases import LEASE_SECONDS
 from relay.store.operator import commands
 from relay.store.stuck_check import (
     STUCK_AFTER_SECONDS,
+    _branches,
+    findings,
     relays_in_trouble,
     stuck_routes,
     unordered,
     waits_for_a_person,
 )
-from tests.helpers.relaying import DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
 from tests.helpers.storing import an_event
 
 CRM = ("destination", "crm")
@@ -154,3 +161,99 @@ def test_a_step_that_fails_and_a_crash_loop_are_troubles_of_relays(database: Dat
     ]
     nodes.stop_node(database, "r3")
     assert relays_in_trouble(database) == []
+
+
+# --- routes of which every attempt fails
+
+
+def failing(steps: Steps) -> list[str]:
+    """Routes that fail, as the check finds them by its own clock, and the view by the database's."""
+    found = [trouble.why for trouble in findings(steps.database, POLICIES) if trouble.finding == "failing"]
+    rows = steps.rows("SELECT route, why FROM stuck WHERE finding = 'failing' AND is_finding ORDER BY route")
+    assert found == [f"route {row['route']}: {row['why']}" for row in rows]
+    return found
+
+
+FAILS = "route strict: every attempt since its last success failed: forward answered 503"
+
+
+def test_a_route_fails_from_its_first_failed_attempt_until_its_next_success(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    steps.attempt(DONE)
+    assert failing(steps) == []
+    steps.attempt(UNWELL)
+    assert failing(steps) == [FAILS]
+    steps.advance(A_MINUTE)
+    steps.attempt(UNWELL)
+    assert failing(steps) == [FAILS]
+    steps.advance(3600)
+    steps.attempt(DONE)
+    assert failing(steps) == []
+
+
+def test_a_route_whose_deliveries_die_at_once_fails_and_one_whose_dead_are_gone_does_not(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(HOPELESS)
+    assert failing(steps) == ["route strict: every attempt since its last success failed: email: no value"]
+    steps.do("DELETE FROM open_delivery")
+    assert failing(steps) == []
+
+
+@pytest.mark.parametrize("key", [("route", "strict"), ("destination", "audit")])
+def test_a_route_that_a_person_paused_is_not_told_as_failing(steps: Steps, key: GateKey) -> None:
+    steps.clock.moment = SystemClock().now()  # the view route_gate has the database's own
+    nodes.start_node(steps.database, "r1", "h1", 7, "1", policies=POLICIES)
+    steps.arrive(an_event(1))
+    steps.attempt(UNWELL)
+    assert failing(steps) == [FAILS]
+    pause(steps.database, key)
+    assert failing(steps) == []
+
+
+def test_a_route_of_which_the_newest_facts_have_no_attempt_is_judged_by_its_figures(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    steps.attempt(UNWELL)
+    monkeypatch.setattr(
+        "inbox.db.stuck._NEWEST_ATTEMPTS", "SELECT n.id, n.route, n.kind, n.at FROM delivery_log n WHERE false"
+    )
+    _branches.cache_clear()
+    now = steps.clock.now()
+
+    def figure(outcome: str, minutes: int) -> None:
+        minute = time_text(now + timedelta(minutes=minutes))
+        steps.do(
+            "INSERT INTO throughput_minute (kind, name, outcome, minute, count, bytes)"
+            f" VALUES ('route', 'strict', '{outcome}', '{minute}', 1, 0)"
+        )
+
+    def found() -> list[str]:
+        return [trouble.why for trouble in findings(steps.database, POLICIES) if trouble.finding == "failing"]
+
+    assert found() == []
+    figure("attempt_failed", 0)
+    assert found() == [FAILS]
+    figure("delivered", 1)
+    assert found() == []
+    figure("dead", 2)
+    assert found() == [FAILS]
+    _branches.cache_clear()
+
+
+def test_relays_with_different_configurations_are_found_until_they_agree(database: Database) -> None:
+    def differ() -> list[str]:
+        return [trouble.why for trouble in findings(database, POLICIES) if trouble.finding == "config_differs"]
+
+    told = ["relays h1 pid 7 and h2 pid 8 run with different routes or destinations"]
+    nodes.start_node(database, "r1", "h1", 7, "1", policies=POLICIES, config=CONFIG)
+    nodes.start_node(database, "r2", "h2", 8, "1", policies=POLICIES, config=CONFIG)
+    assert differ() == []
+    less = msgspec.structs.replace(CONFIG, routes={"strict": CONFIG.routes["strict"]})
+    nodes.describe_routes(database, "r2", POLICIES, less)
+    assert differ() == told
+    elsewhere = msgspec.structs.replace(CONFIG.destinations["audit"], url=Secret("https://other.example.com"))
+    nodes.describe_routes(database, "r2", POLICIES, msgspec.structs.replace(CONFIG, destinations={"audit": elsewhere}))
+    assert differ() == told
+    nodes.stop_node(database, "r2")
+    assert differ() == []

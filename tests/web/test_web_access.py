@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from inbox.config.model import Config
+from relay.web.access.guard import Sessions
 from tests.helpers.signing_in import (
     OTHER_PASSWORD,
     PASSWORD,
@@ -93,6 +94,22 @@ def test_signing_out_ends_the_session_here_too_and_not_only_in_the_browser(door:
     assert dict(door.browser.cookies) == {}
     door.browser.cookies.update(kept)  # a thief has kept it
     assert door.get("/rejected").status_code == 303
+
+
+def test_who_has_signed_out_stays_out_after_a_reload(page_config: Config, tmp_path: Path) -> None:
+    sessions = Sessions()  # of gunicorn's master; each configuration has another application
+    with entrance(page_config, tmp_path, sessions=sessions) as door:
+        door.sign_in()
+        kept = dict(door.browser.cookies)
+        door.post("/sign-out")
+    lines = (tmp_path / "users").read_text()
+    with entrance(page_config, tmp_path, sessions=sessions) as door:
+        door.users.write_text(lines)
+        door.browser.cookies.update(kept)
+        assert door.get("/rejected").status_code == 303
+        door.browser.cookies.clear()
+        assert door.sign_in().status_code == 303
+        assert door.get("/rejected").status_code == 200
 
 
 def test_a_session_ends_after_its_time(door: Entrance) -> None:
@@ -301,6 +318,35 @@ def test_the_configured_origin_counts_behind_a_proxy(page_config: Config, tmp_pa
         assert same.status_code == 401
         other = door.send("POST", "/sign-in", {"Origin": "https://evil.example.com"}, data={"name": "x"})
         assert other.status_code == 403
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8025", "127.0.0.1.evil.example", ""])
+def test_a_name_that_another_site_has_given_to_this_address_shows_nothing(
+    page_config: Config, tmp_path: Path, host: str
+) -> None:
+    """DNS rebinding: the browser is at the proxy's address, and its script is of the same origin as the page."""
+    with entrance(page_config, tmp_path, proxy=behind_proxy("127.0.0.1")) as door:
+        rebound = {"Host": host, "X-Forwarded-User": "anna", "Sec-Fetch-Site": "same-origin"}
+        for method, path in (
+            ("GET", "/rejected"),
+            ("GET", "/sign-in"),
+            ("POST", "/events/1/reveal"),
+            ("POST", "/acts/pause"),
+        ):
+            answer = door.send(method, path, rebound)
+            assert (answer.status_code, "another name" in answer.text) == (403, True)
+        assert door.get("/rejected", host="localhost", x_forwarded_user="anna").status_code == 200
+        assert door.get("/rejected.json", host="web.default.svc", **bearer(TOKEN)).status_code == 200
+
+
+def test_the_page_behind_https_answers_to_its_origin_and_tells_browsers_to_stay(
+    page_config: Config, tmp_path: Path
+) -> None:
+    with entrance(page_config, tmp_path, origin="https://relay.example.com") as door:
+        answer = door.get("/sign-in", host="relay.example.com")
+        assert (answer.status_code, answer.headers["strict-transport-security"]) == (200, "max-age=31536000")
+    with entrance(page_config, tmp_path) as door:
+        assert "strict-transport-security" not in door.get("/sign-in").headers
 
 
 def test_a_token_needs_no_page_as_no_browser_sends_it_by_itself(door: Entrance) -> None:

@@ -16,9 +16,14 @@ from inbox.exposure import exposures
 from inbox.loader.load import parse_config
 from relay.check import RELAY
 from relay.cli.web import app
-from relay.web.access.accounts import check_accounts
-from relay.web.access.credentials import PasswordHash, check_token_hash, hash_token
-from relay.web.access.entries import parse
+from relay.web.access.accounts import (
+    check_accounts,
+    check_password_hash,
+    check_token_hash,
+    hash_token,
+    is_password,
+    parse_entries,
+)
 from tests.helpers.signing_in import PASSWORD, behind_proxy, token, user
 
 Run = CliRunner()
@@ -28,14 +33,16 @@ def test_a_password_from_a_pipe_becomes_a_line(tmp_path: Path) -> None:
     done = Run.invoke(app, ["passwd", "anna", "--role", "operator"], input=f"{PASSWORD}\nsecond line\n")
     assert done.exit_code == 0
     assert PASSWORD not in done.output
-    entry = parse(done.stdout, "out", PasswordHash.parse)["anna"]
+    entry = parse_entries(done.stdout, "out", check_password_hash)["anna"]
     assert entry.role == "operator"
-    assert entry.hash.matches(PASSWORD)
+    assert is_password(PASSWORD, entry.hash)
     file = tmp_path / "users"
     for role in ("operator", "viewer"):
         done = Run.invoke(app, ["passwd", "anna", "--role", role, "--into", str(file)], input=PASSWORD)
         assert (done.exit_code, done.stdout) == (0, "")
-    assert {entry.role for entry in parse(file.read_text(), "users", PasswordHash.parse).values()} == {"viewer"}
+    assert {entry.role for entry in parse_entries(file.read_text(), "users", check_password_hash).values()} == {
+        "viewer"
+    }
 
 
 def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
@@ -44,7 +51,7 @@ def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> No
     made = done.stdout.strip()
     assert made.startswith("irw_")
     assert made not in file.read_text()
-    assert parse(file.read_text(), "tokens", check_token_hash)["grafana"].hash == hash_token(made)
+    assert parse_entries(file.read_text(), "tokens", check_token_hash)["grafana"].hash == hash_token(made)
     shown = Run.invoke(app, ["token", "grafana", "--role", "viewer"]).stdout.split()
     assert shown[1] == f"grafana:viewer:{hash_token(shown[0])}"
 

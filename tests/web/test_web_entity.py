@@ -93,6 +93,18 @@ def test_odd_ids_are_linked_found_and_shown_harmless(page: Page, steps: Steps, e
     assert [event["seq"] for event in page.json(f"/api/v1{path}")["events"]] == [1]
 
 
+@pytest.mark.parametrize(
+    ("entity_id", "may_copy"), [("u1", True), ("u\x1b[201~\r\\! id\r", False), ("u\u202e1", False)]
+)
+def test_what_is_copied_holds_no_key_that_a_terminal_would_press(
+    page: Page, steps: Steps, entity_id: str, may_copy: bool
+) -> None:
+    steps.arrive(an_event(1, entity_id))
+    shown = page.get(f"/entities/trivore/USER/{segment(entity_id)}").text
+    assert ('data-copy="SELECT' in shown, "entity_timeline" in shown) == (may_copy, True)
+    assert not set(shown) & {"\x1b", "\r", "\u202e"}
+
+
 def test_an_entity_shows_its_events_with_all_that_happened_and_its_lanes(page: Page, steps: Steps) -> None:
     steps.arrive(*(an_event(n, "u1", routes=["blocking", "strict"]) for n in (1, 2)), an_event(3, "u2"))
     steps.attempt(HOPELESS, "blocking")

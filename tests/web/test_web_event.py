@@ -17,7 +17,7 @@ from inbox.db import engine as engines
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from relay.web import body_views
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.body_views import view_of
 from relay.web.forms import FORM_TYPE
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
@@ -242,13 +242,7 @@ def test_hostile_values_of_an_event_are_shown_harmless(page: Page, steps: Steps)
     for shown in (page.get("/events/1").text, page.post("/events/1/reveal", {"reason": HOSTILE}).text):
         assert "<script>alert" not in shown
         assert "&lt;script&gt;alert(1)&lt;/script&gt;\\u202e" in shown
-    assert "\u202e" not in page.get("/events/1").text.replace(f'data-copy="{_escaped(HOSTILE)}"', "")
-
-
-def _escaped(text: str) -> str:
-    from markupsafe import escape  # noqa: PLC0415
-
-    return str(escape(text))
+    assert "\u202e" not in page.get("/events/1").text
 
 
 @given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode), st.sampled_from(["pretty", "raw", "hex"]))

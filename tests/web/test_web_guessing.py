@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -12,9 +13,8 @@ import pytest
 import requests
 
 from inbox.config.model import Config
-from relay.web.access import credentials
-from relay.web.access.credentials import Cost
-from tests.helpers.signing_in import FAST, OTHER_PASSWORD, PASSWORD, TOKEN, Entrance, entrance
+from relay.web.access import guard
+from tests.helpers.signing_in import OTHER_PASSWORD, PASSWORD, TOKEN, Entrance, entrance
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # access reads no database
 
@@ -26,17 +26,17 @@ def door(page_config: Config, tmp_path: Path) -> Iterator[Entrance]:
 
 
 @pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Cost]:
-    """The cost of each hash that was made."""
-    costs: list[Cost] = []
-    real = credentials.scrypt
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The setting of each hash that was made."""
+    settings: list[str] = []
 
-    def counted(password: str, salt: bytes, cost: Cost) -> bytes:
-        costs.append(cost)
-        return real(password, salt, cost)
+    def counted(real: Callable[[str, str], bool], password: str, hashed: str) -> bool:
+        settings.append(hashed.split("$")[3])
+        return real(password, hashed)
 
-    monkeypatch.setattr(credentials, "scrypt", counted)
-    return costs
+    for name in ("is_password", "try_in_vain"):
+        monkeypatch.setattr(guard, name, partial(counted, getattr(guard, name)))
+    return settings
 
 
 def test_after_ten_wrong_passwords_there_is_a_pause_also_for_the_right_one(door: Entrance) -> None:
@@ -97,21 +97,33 @@ def test_an_unlisted_address_says_nothing_of_others(door: Entrance) -> None:
     assert answers == [401] * 30 + [429] * 2
 
 
-@pytest.mark.parametrize("name", ["nobody", "", "x" * 5000, "anna\x00", "\U0001f600", "anna:operator"])
-def test_an_unknown_name_costs_as_much_as_a_known_one(door: Entrance, hashed: list[Cost], name: str) -> None:
+@pytest.mark.parametrize("name", ["nobody", "", "x" * 64, "anna\x00", "\U0001f600", "anna:operator"])
+def test_an_unknown_name_costs_as_much_as_a_known_one(door: Entrance, hashed: list[str], name: str) -> None:
     known = door.sign_in("anna", "wrong")
     unknown = door.sign_in(name, "wrong")
-    assert hashed == [FAST, FAST]
+    assert hashed == ["m=8,t=1,p=1"] * 2
     assert (known.status_code, unknown.status_code) == (401, 401)
 
 
-def test_an_attempt_that_is_limited_costs_nothing(door: Entrance, hashed: list[Cost]) -> None:
+@pytest.mark.parametrize("field", ["name", "password"])
+def test_a_field_that_is_too_long_is_refused_before_anything_is_done_with_it(
+    door: Entrance, hashed: list[str], monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    """Marks that are sorted in a time which grows by the square, as many as a form may have."""
+    monkeypatch.setattr(guard, "visible", pytest.fail)
+    form = {"name": "anna", "password": PASSWORD, field: "\u0301" * 5_000 + "\u0316" * 5_000}
+    answer = door.post("/sign-in", form)
+    assert (answer.status_code, "at most" in answer.text, "\u0301" * 65 in answer.text) == (400, True, False)
+    assert hashed == []
+
+
+def test_an_attempt_that_is_limited_costs_nothing(door: Entrance, hashed: list[str]) -> None:
     for _ in range(20):
         door.sign_in("anna", "wrong")
     assert len(hashed) == 10
 
 
-def test_a_request_of_another_site_costs_nothing(door: Entrance, hashed: list[Cost]) -> None:
+def test_a_request_of_another_site_costs_nothing(door: Entrance, hashed: list[str]) -> None:
     door.post("/sign-in", {"name": "anna", "password": PASSWORD}, sec_fetch_site="cross-site")
     assert hashed == []
 
@@ -137,16 +149,16 @@ def test_many_at_once_are_hashed_one_by_one_and_the_rest_has_to_wait(
     going, most, at_once = threading.Event(), [0], [0]
     lock = threading.Lock()
 
-    def slow(_password: str, _salt: bytes, _cost: Cost) -> bytes:
+    def slow(_password: str, _hashed: str) -> bool:
         with lock:
             at_once[0] += 1
             most[0] = max(most[0], at_once[0])
         going.wait(20)
         with lock:
             at_once[0] -= 1
-        return b""
+        return False
 
-    monkeypatch.setattr(credentials, "scrypt", slow)
+    monkeypatch.setattr(guard, "try_in_vain", slow)
     with ThreadPoolExecutor(14) as pool:
         tries = [pool.submit(door.sign_in, f"n{number}", "x" * 12) for number in range(14)]
         denied = [each for each in _first(tries, 4) if each.status_code == 429]
@@ -174,7 +186,7 @@ def _first(tries: list[Future[requests.Response]], number: int) -> list[requests
     ],
 )
 def test_what_is_no_form_is_refused_and_costs_nothing(
-    door: Entrance, hashed: list[Cost], body: bytes, content_type: str
+    door: Entrance, hashed: list[str], body: bytes, content_type: str
 ) -> None:
     sent = {"Sec-Fetch-Site": "same-origin", "Content-Type": content_type}
     assert door.send("POST", "/sign-in", sent, data=body).status_code in {400, 413}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from inbox.db.intake import Rejected
 from inbox.errors import DatabaseAway, TooManyWatchers
 from relay.web import live
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.live import Hub, ShownPage, Watcher, event_of, inside_of_main
 from tests.helpers import outage
 from tests.helpers import page as page_module

@@ -1,4 +1,4 @@
-"""The page with the roles that `inbox migrate --grant` makes: each connection may do what its people need, and no more."""
+"""The page with the roles that `inbox roles` makes: each connection may do what its people need, and no more."""
 
 from __future__ import annotations
 

@@ -52,7 +52,14 @@ DECISIONS: Mapping[str, Mapping[str, Decision]] = {
     },
     "route_lock": {"route": "kept"},
     "delivery_log": {"route": "kept", "kind": "kept", "relay_node": "kept", "detail": "emptied"},
-    "relay_node": {"id": "kept", "host": "kept", "version": "kept", "failing": "searched", "routes": "kept"},
+    "relay_node": {
+        "id": "kept",
+        "host": "kept",
+        "version": "kept",
+        "failing": "searched",
+        "routes": "kept",
+        "config_hash": "kept",
+    },
     "gate": {
         "kind": "kept",
         "name": "deleted",  # the row of the entity; every other one is of the configuration

@@ -32,6 +32,7 @@ relay_node = Table(
     required("heartbeat_at", UtcDateTime, "time of its last heartbeat; database clock"),
     optional("stopped_at", UtcDateTime, "time of a graceful stop; empty while it runs or if it died"),
     optional("routes", JsonValue, "routes of its configuration, each with the kinds and names of the gates on its way"),
+    optional("config_hash", Text, "SHA-256 of the apis, destinations and routes that it runs with"),
     optional("failing", JsonValue, "steps that fail now, with the errors; empty: none"),
     Index("ix_relay_node_started_at", "started_at"),
     comment="One row per run of a relay process.",

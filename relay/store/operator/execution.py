@@ -126,7 +126,7 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
         if command.kind in OF_DELIVERIES:
             return _work(database, policies, _look(database, config, policies, command, asked))
         if command.kind in OF_GATES:
-            return _turn_gate(database, config, policies, command, asked)
+            return _turn_gate(database, config, command, asked)
         return _do_task(database, config, command, asked)
     except Exception as error:
         if not blames_items(error):
@@ -215,14 +215,13 @@ def _do(database: Database, policies: Policies, batch: _Batch) -> int:
     return step.changed
 
 
-def _turn_gate(database: Database, config: Config, policies: Policies, command: Any, asked: OneGate) -> int:  # noqa: ANN401  # a result row
-    """Pause or resume a gate, unless another process has done so meanwhile. No lock of a route that passes another one counts."""
+def _turn_gate(database: Database, config: Config, command: Any, asked: OneGate) -> int:  # noqa: ANN401  # a result row
+    """Pause or resume a gate, unless another process has done so meanwhile. It locks the gate alone, and waits for no route."""
     gate = Gate(**msgspec.structs.asdict(asked))
     if mistake := gate.mistake(config):
         raise UnusableCommand(mistake)
-    routes = _routes_behind(gate, config, policies)
     with database.write() as transaction:
-        now = transaction.lock_order(routes) if routes else transaction.now()
+        now = transaction.now()
         if not commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
             return 0
         if command.kind == "pause":
@@ -380,10 +379,3 @@ def _fail(database: Database, number: int, command: Any, error: Exception) -> No
             return
         commands.end(transaction, number, "refused" if is_refused else "failed", answer)
     database.failed_alone(FailedAlone("commands", f"command={number}", answer))
-
-
-def _routes_behind(gate: Gate, config: Config, policies: Policies) -> set[str]:
-    """The routes whose claims and results a turn of this gate waits for; no other route's lock holds it up."""
-    if gate.entity_id is not None:
-        return {name for name, route in config.routes.items() if route.source == gate.source}
-    return {name for name, policy in policies.items() if gate.key in policy.gates}

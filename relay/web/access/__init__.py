@@ -1,1 +1,1 @@
-"""Access to the page: users, tokens, sessions and proxies, and the limits of requests from another site."""
+"""Access to the page: people, tokens and proxies (`accounts`), and the door (`guard`)."""

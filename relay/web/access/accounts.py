@@ -1,50 +1,275 @@
-"""The people and programs that may use the page, as the files say now."""
+"""The people and programs that may use the page: lines of `NAME:ROLE:HASH` in two files, read again while the page runs.
+
+A person chooses a password, so its hash is Argon2id: slow, and in much memory. A token is 32 random bytes, which nobody can
+guess, so SHA-256 is enough for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import logging
+import os
+import re
+import secrets
 import shlex
-from collections.abc import Callable
+import stat
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Generic
+from typing import Literal
+
+import argon2
+import msgspec
+from argon2.exceptions import InvalidHashError, VerificationError
 
 from inbox.config.types import Secret
 from inbox.config.web import Web
 from inbox.errors import AccessBroken, ConfigError
 from inbox.logs.fields import fields
-from relay.web.access.actor import Actor
-from relay.web.access.credentials import PasswordHash, check_token_hash, hash_token
-from relay.web.access.entries import Entries, Hash, parse
+from inbox.logs.visible import visible
+
+Role = Literal["viewer", "operator"]
+ROLES: tuple[Role, ...] = ("viewer", "operator")
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """The person or program that asks."""
+
+    name: str
+    role: Role
+    by: Literal["session", "token", "proxy"] = "session"
+
+    @property
+    def may_act(self) -> bool:
+        """Tell whether it may change something."""
+        return self.role == "operator"
+
+
+# --- hashes
+
+SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 1_000
+"""Characters. NIST SP 800-63B asks for 8 where another factor helps, and for 15 without; there is a rate limit here."""
+TOKEN_PREFIX = "irw_"  # noqa: S105  # no token, only its beginning
+"""A scanner of repositories recognises a token by it."""
+_LONGEST_TOKEN = 200
+HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+"""One of OWASP's equal settings for Argon2id, with the least memory."""
+_MOST_MEMORY, _MOST_WORK = 256 * 1024, 16
+_PASSWORD_HASH = re.compile(  # salt and hash in the only form of their base64
+    r"\$argon2id\$v=19\$m=(\d{1,7}),t=(\d{1,2}),p=(\d{1,2})\$[A-Za-z\d+/]{21}[AQgw]\$[A-Za-z\d+/]{42}[AEIMQUYcgkosw048]",
+    re.ASCII,
+)
+_TOKEN_HASH = re.compile(r"sha256\$[0-9a-f]{64}")
+
+
+def check_password_hash(text: str) -> None:
+    """Require the hash of a password.
+
+    Raises:
+        ValueError: no such hash, or one that needs too much memory or time. The message does not repeat it.
+    """
+    match = _PASSWORD_HASH.fullmatch(text)
+    if match is None:
+        raise ValueError("the hash is none of `relay web passwd`")
+    memory, passes, lanes = map(int, match.groups())
+    if not (1 <= lanes and 8 * lanes <= memory <= _MOST_MEMORY and 1 <= passes <= _MOST_WORK and lanes <= _MOST_WORK):
+        raise ValueError("the hash needs too much memory or time; make it anew with `relay web passwd`")
+
+
+def hash_password(password: str, hasher: argon2.PasswordHasher = HASHER) -> str:
+    """Hash a new password.
+
+    Raises:
+        ValueError: it is too short or too long.
+    """
+    if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
+        raise ValueError(f"a password has {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters")
+    return hasher.hash(_normalised(password))
+
+
+def is_password(password: str, hashed: str) -> bool:
+    """Tell whether the password is the one. Slow by design."""
+    if len(password) > LONGEST_PASSWORD:
+        return False
+    try:
+        return HASHER.verify(hashed, _normalised(password))
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+def try_in_vain(password: str, hashed: str | None) -> bool:
+    """Do the same work as with this hash; the answer is no."""
+    hasher = HASHER if hashed is None else argon2.PasswordHasher.from_parameters(argon2.extract_parameters(hashed))
+    hasher.hash(_normalised(password))
+    return False
+
+
+def _normalised(password: str) -> bytes:
+    """Normalise a password, as keyboards write `é` in two ways: only a short one, as the time grows by the square."""
+    return unicodedata.normalize("NFKC", password[:LONGEST_PASSWORD]).encode("utf-8", "surrogatepass")
+
+
+def new_token() -> str:
+    """Return a new token, with 32 random bytes in it."""
+    return TOKEN_PREFIX + secrets.token_urlsafe(32)
+
+
+def hash_token(token: str) -> str:
+    """Return the text that stands for a token in the tokens file."""
+    return f"sha256${hashlib.sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def check_token_hash(text: str) -> None:
+    """Require the hash of a token.
+
+    Raises:
+        ValueError: no such hash. The message does not repeat it.
+    """
+    if not _TOKEN_HASH.fullmatch(text):
+        raise ValueError("the hash is none of `relay web token`")
+
+
+# --- lines and files
+
+LONGEST_NAME = 64
+_NAME = re.compile(rf"[\w.@+-]{{1,{LONGEST_NAME}}}")
+NAMES = f"letters, digits and . @ + - _, at most {LONGEST_NAME}"
+_PARTS = 3
+Check = Callable[[str], None]
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A line: a person or program, its role, and the hash of its password or token."""
+
+    name: str
+    role: Role
+    hash: str
+    line: str
+    """The whole line. A session is bound to it, so that any change of it ends the session."""
+
+    def __repr__(self) -> str:
+        return f"Entry({self.name!r}, {self.role!r}, …)"
+
+
+Entries = Mapping[str, Entry]
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a person or program may have this name."""
+    return len(name) <= LONGEST_NAME and _NAME.fullmatch(name) is not None
+
+
+def parse_entries(text: str, where: str, check: Check) -> dict[str, Entry]:
+    """Parse a file. Empty lines and those that begin with `#` say nothing.
+
+    Raises:
+        ConfigError: a line is wrong, or a name stands twice. The message has the number of each such line in the file that
+            `where` names, and no hash.
+    """
+    found: dict[str, Entry] = {}
+    numbers: dict[str, int] = {}
+    mistakes: list[str] = []
+    for number, line in _lines(text):
+        try:
+            entry = _entry(line, check)
+        except ValueError as error:
+            mistakes.append(f"{where}, line {number}: {error}")
+            continue
+        if entry.name in found:
+            mistakes.append(f"{where}, line {number}: {entry.name} stands in line {numbers[entry.name]} already")
+        found[entry.name], numbers[entry.name] = entry, number
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return found
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        given = line.strip()
+        if given and not given.startswith("#"):
+            yield number, given
+
+
+def _entry(line: str, check: Check) -> Entry:
+    """Parse a line. A message repeats neither its hash nor anything of a line without the two colons."""
+    parts = line.split(":")
+    if len(parts) != _PARTS:
+        raise ValueError("expected NAME:ROLE:HASH, as `relay web passwd` and `relay web token` write it")
+    name, role, hashed = parts
+    if not is_name(name):
+        raise ValueError(f"a name has {NAMES}")
+    if role not in ROLES:
+        raise ValueError(f"the role of {name} must be {' or '.join(ROLES)}")
+    check(hashed)
+    return Entry(name, role, hashed, line)
+
+
+def write_entry(path: Path, name: str, line: str, check: Check) -> None:
+    """Put a line in the place of the one with the same name, or at the end of a file; comments and other lines stay.
+
+    Readers see the old content or the new one. A new file can be read by its owner alone. One that is there keeps its owner
+    and group, and gives nothing to others.
+
+    Raises:
+        ConfigError: the file can't be read or written, or has a wrong line.
+    """
+    try:
+        path = path.resolve()  # a link stays one
+        before = path.stat() if path.exists() else None
+        text = path.read_text(encoding="utf-8") if before is not None else ""
+        parse_entries(text, str(path), check)
+        lines = text.splitlines()
+        place = next((at for at, old in enumerate(lines) if old.strip().partition(":")[0] == name), len(lines))
+        lines[place : place + 1] = [line]
+        _replace(path, "\n".join(lines) + "\n", before)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"can't write {visible(str(path))}: {error}") from None
+
+
+def _replace(path: Path, text: str, before: os.stat_result | None) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 600
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            if before is not None:
+                if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(handle, before.st_uid, before.st_gid)
+                os.fchmod(handle, stat.S_IMODE(before.st_mode) & (stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP))
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+# --- while the page runs
 
 RECHECK_SECONDS = 2.0
 """A file is read again at most so often. So a person who was removed is out after this time."""
-
 _log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
 
 
-class AccountFile(Generic[Hash]):
+class AccountFile:
     """One file, read again while the process runs."""
 
-    def __init__(
-        self, secret: Secret, key: str, hash_of: Callable[[str], Hash], monotonic: Callable[[], float]
-    ) -> None:
-        self._secret, self._key, self._hash_of, self._monotonic = secret, key, hash_of, monotonic
+    def __init__(self, secret: Secret, key: str, check: Check, monotonic: Callable[[], float]) -> None:
+        self._secret, self._key, self._check, self._monotonic = secret, key, check, monotonic
         self._lock = asyncio.Lock()
         self._read_at = float("-inf")
         self._content: str | None = None
         self._error: str | None = None
-        self._entries: Entries[Hash] = {}
+        self._entries: Entries = {}
 
-    @property
-    def missing(self) -> Path | None:
-        """The path of the file, where nobody has written it yet."""
-        kind, _, place = self._secret.reference.partition(":")
-        path = Path(place)
-        return path if kind == "file" and path.parent.is_dir() and not path.exists() else None
+    @classmethod
+    def of(cls, secret: Secret | None, key: str, check: Check, monotonic: Callable[[], float]) -> AccountFile | None:
+        """Make it where the configuration has one."""
+        return None if secret is None else cls(secret, key, check, monotonic)
 
-    def load(self) -> Entries[Hash]:
+    def load(self) -> Entries:
         """Read the file.
 
         Raises:
@@ -52,11 +277,11 @@ class AccountFile(Generic[Hash]):
         """
         content = self._secret.reveal(at=self._key, as_file=True)
         if content != self._content:
-            where = self._secret.reference if self._secret.names_a_place else "its text"
-            self._entries, self._content = parse(content, where.removeprefix("file:"), self._hash_of), content
+            where = self._secret.reference.removeprefix("file:") if self._secret.names_a_place else "its text"
+            self._entries, self._content = parse_entries(content, where, self._check), content
         return self._entries
 
-    async def entries(self, *, fresh: bool = False) -> Entries[Hash]:
+    async def entries(self, *, fresh: bool = False) -> Entries:
         """Return the entries as they are now, or were `RECHECK_SECONDS` ago; `fresh` reads the file in any case.
 
         Raises:
@@ -65,39 +290,53 @@ class AccountFile(Generic[Hash]):
         async with self._lock:
             now = self._monotonic()
             if fresh or now - self._read_at >= RECHECK_SECONDS:
-                await self._read_again()
-                self._read_at = now
+                error = await asyncio.to_thread(self._mistake)
+                if error is not None and error != self._error:
+                    _log.error("nobody can sign in: %s", error, extra=fields("nobody_can_sign_in"))
+                self._error, self._read_at = error, now
         if self._error is not None:
             raise AccessBroken("the file of those who may use this page can't be read; its log says why")
         return self._entries
 
-    async def _read_again(self) -> None:
+    def _mistake(self) -> str | None:
         try:
-            await asyncio.to_thread(self.load)
+            self.load()
         except ConfigError as error:
-            if str(error) != self._error:
-                _log.error("nobody can sign in: %s", error, extra=fields("nobody_can_sign_in"))  # the text says it all
-            self._error, self._content = str(error), None
-        else:
-            self._error = None
+            self._content = None
+            return str(error)
+        return None
+
+    def mistake(self, command: str) -> str | None:
+        """Read it at the start; return the mistakes in it, a line for each, with the command that mends them."""
+        error = self._mistake()
+        if error is None:
+            return (
+                None
+                if self._entries
+                else f"{self._key}: has no line; add one with `relay web {command} NAME --role operator`"
+            )
+        text = "\n".join(each if each.startswith("[web]") else f"{self._key}: {each}" for each in error.splitlines())
+        kind, _, place = self._secret.reference.partition(":")
+        path = Path(place)
+        if kind == "file" and path.parent.is_dir() and not path.exists():
+            text += f"; write it with `relay web {command} NAME --role operator --into {shlex.quote(place)}`"
+        return text
 
 
 class Accounts:
     """Both files of `[web]`."""
 
     def __init__(self, web: Web, monotonic: Callable[[], float]) -> None:
-        self.users = None if web.users is None else AccountFile(web.users, "[web] users", PasswordHash.parse, monotonic)
-        self.tokens = (
-            None if web.tokens is None else AccountFile(web.tokens, "[web] tokens", check_token_hash, monotonic)
-        )
+        self._users = AccountFile.of(web.users, "[web] users", check_password_hash, monotonic)
+        self._tokens = AccountFile.of(web.tokens, "[web] tokens", check_token_hash, monotonic)
 
-    async def people(self, *, fresh: bool = False) -> Entries[PasswordHash]:
+    async def people(self, *, fresh: bool = False) -> Entries:
         """Return the people with a password.
 
         Raises:
             AccessBroken: as `AccountFile.entries`.
         """
-        return {} if self.users is None else await self.users.entries(fresh=fresh)
+        return {} if self._users is None else await self._users.entries(fresh=fresh)
 
     async def of_token(self, token: str) -> Actor | None:
         """Return the program with a token.
@@ -105,19 +344,16 @@ class Accounts:
         Raises:
             AccessBroken: as `AccountFile.entries`.
         """
-        if self.tokens is None or not token:
+        if self._tokens is None or not 0 < len(token) <= _LONGEST_TOKEN:
             return None
-        hashed, found = hash_token(token), None
-        for entry in (await self.tokens.entries()).values():
-            if hmac.compare_digest(hashed, entry.hash):
-                found = Actor(entry.name, entry.role, "token")
-        return found
+        hashed, entries = hash_token(token), (await self._tokens.entries()).values()
+        found = [entry for entry in entries if hmac.compare_digest(hashed, entry.hash)]
+        return Actor(found[-1].name, found[-1].role, "token") if found else None
 
-
-def _remedy(missing: Path | None, command: str) -> str:
-    if missing is None:
-        return ""
-    return f"; write it with `relay web {command} NAME --role operator --into {shlex.quote(str(missing))}`"
+    def mistakes(self) -> list[str]:
+        """Read both files at the start; return the mistakes in them."""
+        files = ((self._users, "passwd"), (self._tokens, "token"))
+        return [text for file, command in files if file is not None and (text := file.mistake(command)) is not None]
 
 
 def check_accounts(web: Web) -> None:
@@ -140,18 +376,6 @@ def check_files(web: Web) -> None:
     Raises:
         ConfigError: as `check_accounts`.
     """
-    accounts = Accounts(web, lambda: 0.0)
-    mistakes: list[str] = []
-    for key, file, command in (("users", accounts.users, "passwd"), ("tokens", accounts.tokens, "token")):
-        if file is None:
-            continue
-        try:
-            if not file.load():
-                mistakes.append(f"[web] {key}: has no line; add one with `relay web {command} NAME --role operator`")
-        except ConfigError as error:
-            mistakes += [
-                each if each.startswith("[web]") else f"[web] {key}: {each}" for each in str(error).splitlines()
-            ]
-            mistakes[-1] += _remedy(file.missing, command)
+    mistakes = Accounts(web, lambda: 0.0).mistakes()
     if mistakes:
         raise ConfigError("\n".join(mistakes))

@@ -1,36 +1,339 @@
-"""Falcon middleware in front of every screen and act: it says who asks, and turns away who may not."""
+"""The door: middleware in front of every screen and act, sessions, and `/sign-in` and `/sign-out`."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import logging
+import math
+import mmap
 import re
+import secrets
 import time
-from collections.abc import Callable, Sequence
-from urllib.parse import urlencode
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http import HTTPStatus
+from urllib.parse import quote, urlencode
 
+import falcon
+import itsdangerous
+import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.config.types import Network
-from inbox.config.web import Web
-from inbox.errors import NotAllowed, SignInNeeded
-from relay.web.access import session as sessions
-from relay.web.access.accounts import Accounts
-from relay.web.access.actor import Actor
-from relay.web.access.requests import (
-    SAFE_METHODS,
-    Headers,
-    address_of,
-    bearer_token,
-    is_same_origin,
-    named_by_proxy,
-    values_of,
+from inbox.config.web import Web, WebProxy
+from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
+from inbox.logs.fields import fields
+from inbox.logs.visible import visible
+from relay.web import render
+from relay.web.access.accounts import (
+    LONGEST_NAME,
+    LONGEST_PASSWORD,
+    Accounts,
+    Actor,
+    Entries,
+    Entry,
+    is_password,
+    try_in_vain,
 )
-from relay.web.access.session import EndedSessions, Session
+from relay.web.forms import read_form
+from relay.web.problems import set_status
+
+_log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
+
+# --- headers
+
+Headers = Iterable[tuple[bytes, bytes]]
+"""As ASGI has them: names in small letters, in their order, each as often as it was sent."""
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_LONGEST_PROXY_NAME, _LONGEST_HOST, _LONGEST_PATH = 200, 300, 4_000
+_HOST = re.compile(r"\[([0-9a-f:.]+)\]|([^:/@\[\]]+)", re.IGNORECASE)
+_NO_PATH = re.compile(r"[\x00-\x20\x7f\\]")
+"""Browsers strip some of them, and take a backslash for a slash: `/\\example.com` would be another host."""
+
+
+def values_of(headers: Headers, name: str) -> list[str]:
+    """Return every value of a header. Bytes that are not UTF-8 become U+FFFD."""
+    wanted = name.lower().encode()
+    return [value.decode("utf-8", "replace").strip() for key, value in headers if key == wanted]
+
+
+def is_own_host(headers: Headers, origin: str | None) -> bool:
+    """Tell whether `Host` is the page's own: the host of `[web] origin`, an IP address or `localhost`.
+
+    Else a site could give its own name the page's address, and a script on it would be of the same origin as the page.
+    """
+    hosts = values_of(headers, "host")
+    match = _HOST.match(hosts[0]) if len(hosts) == 1 and len(hosts[0]) <= _LONGEST_HOST else None
+    if match is None or not re.fullmatch(r"(:\d*)?", hosts[0][match.end() :]):
+        return False
+    name = (match[1] or match[2]).lower()
+    own = _HOST.match((origin or "").partition("://")[2])
+    return name == "localhost" or _is_address(name) or (own is not None and name == (own[1] or own[2]).lower())
+
+
+def is_same_origin(headers: Headers, own: str, configured: str | None) -> bool:
+    """Tell whether a page of ours sent the request, by what the browser says. A script can't set either header.
+
+    Args:
+        headers: of the request.
+        own: scheme and host that the request itself names.
+        configured: `[web] origin`.
+    """
+    sites = values_of(headers, "sec-fetch-site")
+    if sites:
+        return sites == ["same-origin"]
+    origins = values_of(headers, "origin")
+    return len(origins) == 1 and origins[0].lower() in {each.lower() for each in (own, configured) if each}
+
+
+def bearer_token(headers: Headers) -> str | None:
+    """Return the token of `Authorization: Bearer`; empty when it is given twice, None without one."""
+    given = values_of(headers, "authorization")
+    tokens = [value[7:].strip() for value in given if value[:7].lower() == "bearer " or value.lower() == "bearer"]
+    if not tokens:
+        return None
+    return tokens[0] if len(given) == 1 else ""
+
+
+def named_by_proxy(headers: Headers, peer: str | None, proxy: WebProxy) -> Actor | None:
+    """Return the person that a proxy has signed in; None when another address says so, or the header is no single name."""
+    if peer is None or not is_listed(peer, proxy.networks):
+        return None
+    names = values_of(headers, proxy.header)
+    if len(names) != 1 or not 0 < len(names[0]) <= _LONGEST_PROXY_NAME:
+        return None
+    name = names[0]
+    if not name.isprintable() or "\ufffd" in name:
+        return None
+    return Actor(name, "operator" if name in proxy.operators else "viewer", "proxy")
+
+
+def address_of(headers: Headers, peer: str | None, proxies: Iterable[Network]) -> str:
+    """Return the address that a request comes from, which may be behind proxies.
+
+    A listed proxy, or one at a Unix socket, is believed what it has added to `X-Forwarded-For`: the last address there that
+    is no listed proxy's. What stands before it, anybody may have written.
+    """
+    if peer is not None and not is_listed(peer, proxies):
+        return peer
+    for given in reversed(",".join(values_of(headers, "x-forwarded-for")).split(",")):
+        address = given.strip()
+        if not _is_address(address):
+            break
+        if not is_listed(address, proxies):
+            return address
+    return peer or "a socket"
+
+
+def _address(given: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Parse an address; IPv4 in IPv6 is IPv4."""
+    try:
+        address = ipaddress.ip_address(given.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def _is_address(given: str) -> bool:
+    return "%" not in given and _address(given) is not None
+
+
+def is_listed(peer: str, networks: Iterable[Network]) -> bool:
+    """Tell whether an address is in one of the networks."""
+    address = _address(peer)
+    return address is not None and any(address in ipaddress.ip_network(network) for network in networks)
+
+
+def network_of(address: str) -> str:
+    """Return the network that one person may have: an IPv4 address alone, or the /64 of an IPv6 address."""
+    given = _address(address)
+    if isinstance(given, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((given, 64), strict=False))
+    return address if given is None else str(given)
+
+
+def local_path(given: str) -> str:
+    """Return a path of this page to go on to; `/` for anything that a browser could take for another host."""
+    if len(given) > _LONGEST_PATH or not given.startswith("/") or given.startswith("//") or _NO_PATH.search(given):
+        return "/"
+    if given.partition("?")[0] in {SIGN_IN, SIGN_OUT}:
+        return "/"
+    return quote(given, safe="/?&=%:@!$'()*+,;~-._[]")
+
+
+# --- sessions
+
+COOKIE, SECURE_COOKIE = "inbox-relay", "__Host-inbox-relay"
+"""Names of the cookie behind http and https. No other host can set one that begins with `__Host-`."""
+_A_COOKIE = re.compile(r"[\w.-]{1,300}", re.ASCII)
+_PLACES = 4096
+
+
+class Sessions:
+    """Cookies that say who has signed in, and when.
+
+    The key is random, and in no file: who reads the users file can sign nothing. gunicorn's master makes one of these, and its
+    workers share it, with the sign-outs; a restart ends every session. A cookie holds a signed time and a mark of the person's
+    line and number of sign-outs. So a new password, another role, a removed line and a sign-out end all sessions of that
+    person, and of nobody else.
+    """
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+        self._sign_outs = memoryview(mmap.mmap(-1, 8 * _PLACES)).cast("Q")  # shared with every process that is forked
+        """By a hash of the name. Two people at one place sign out together, which is rare and does no harm."""
+
+    def begin(self, person: Entry, now: float) -> str:
+        """Return the cookie of a new session."""
+        return self._signer(now).sign(self._mark(person)).decode()
+
+    def person_of(self, cookie: str, people: Entries, now: float, seconds: float) -> Entry | None:
+        """Return the person who has signed in; None unless the cookie is from the last `seconds`, and its line is as it was."""
+        if not _A_COOKIE.fullmatch(cookie):
+            return None
+        try:
+            mark = self._signer(now).unsign(cookie, max_age=math.ceil(seconds) - 1).decode()
+        except itsdangerous.BadData:
+            return None
+        return next((each for each in people.values() if hmac.compare_digest(mark, self._mark(each))), None)
+
+    def end(self, name: str) -> None:
+        """End all sessions of a person."""
+        self._sign_outs[_place_of(name)] += 1
+
+    def _mark(self, person: Entry) -> str:
+        content = f"{self._sign_outs[_place_of(person.name)]} {person.line}"
+        return hmac.new(self._key, content.encode(), hashlib.sha256).hexdigest()
+
+    def _signer(self, now: float) -> itsdangerous.TimestampSigner:
+        return _Signer(self._key, int(now))
+
+
+class _Signer(itsdangerous.TimestampSigner):
+    """Signs with a time that is passed in."""
+
+    def __init__(self, key: bytes, now: int) -> None:
+        super().__init__(key, digest_method=hashlib.sha384)  # 48 bytes: no bit of its base64 is unused
+        self._now = now
+
+    def get_timestamp(self) -> int:
+        return self._now
+
+
+def _place_of(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % _PLACES
+
+
+# --- limits of attempts to sign in
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """A token bucket of failures: so many at once, and one more after each pause."""
+
+    burst: int
+    pause_seconds: float
+
+
+BY_NAME = Limit(burst=10, pause_seconds=30)
+"""About 2,900 guesses a day."""
+BY_ADDRESS = Limit(burst=30, pause_seconds=5)
+"""A proxy or an office is one address for many people."""
+
+
+class Failures:
+    """Failed attempts by key, until they count no more. Each has cost a hash, so there are never many. Pure."""
+
+    def __init__(self, limit: Limit) -> None:
+        self._limit = limit
+        self._used: dict[str, tuple[float, float]] = {}
+        """The failures that count, and when they were counted; the last one stands last."""
+
+    def wait_seconds(self, key: str, now: float) -> float:
+        """Return the time until one more attempt is allowed; 0: now."""
+        return max(0.0, (self._counted(key, now) + 1 - self._limit.burst) * self._limit.pause_seconds)
+
+    def add(self, key: str, now: float) -> None:
+        """Count a failure, and forget those that count no more."""
+        counted = self._counted(key, now) + 1
+        self._used.pop(key, None)
+        self._used[key] = (counted, now)
+        while not self._counted(oldest := next(iter(self._used)), now):
+            del self._used[oldest]
+
+    def _counted(self, key: str, now: float) -> float:
+        used, at = self._used.get(key, (0.0, now))
+        return max(0.0, used - max(0.0, now - at) / self._limit.pause_seconds)
+
+
+MOST_WAITING, MOST_WAITING_AT_HOME = 10, 3
+"""Attempts that may wait for their turn: of strangers, all together, and of each person at a known address."""
+MOST_PLACES = 100
+"""Addresses that are known of each person."""
+_BUSY_SECONDS = 5
+
+
+class SignInLimits:
+    """Limits by name and by address.
+
+    An address from which a person has signed in is known. The attempts with this name from there are counted apart, and wait
+    apart: strangers elsewhere keep nobody out of the usual place.
+    """
+
+    def __init__(self) -> None:
+        self._by_name, self._by_address, self._at_home = Failures(BY_NAME), Failures(BY_ADDRESS), Failures(BY_NAME)
+        self._known: dict[str, deque[str]] = {}
+        self._waiting: Counter[str] = Counter()
+
+    def begin(self, name: str, address: str, now: float) -> tuple[str, float]:
+        """Take a place for an attempt, and return its name and 0; or return the seconds until an attempt is allowed."""
+        place = network_of(address)
+        if place in self._known.get(name, ()):
+            key, most = f"{place}\n{name}", MOST_WAITING_AT_HOME
+            wait = self._at_home.wait_seconds(key, now)
+        else:
+            key, most = "", MOST_WAITING
+            wait = max(self._by_name.wait_seconds(name, now), self._by_address.wait_seconds(place, now))
+        if not wait and self._waiting[key] >= most:
+            wait = _BUSY_SECONDS
+        if not wait:
+            self._waiting[key] += 1
+        return key, wait
+
+    def end(self, key: str) -> None:
+        """Give the place back."""
+        self._waiting[key] -= 1
+        if not self._waiting[key]:
+            del self._waiting[key]
+
+    def failed(self, key: str, name: str, address: str, now: float) -> None:
+        """Count a wrong password."""
+        if key:
+            self._at_home.add(key, now)
+        else:
+            self._by_name.add(name, now)
+            self._by_address.add(network_of(address), now)
+
+    def succeeded(self, name: str, address: str) -> None:
+        """Remember the address."""
+        known, place = self._known.setdefault(name, deque(maxlen=MOST_PLACES)), network_of(address)
+        if place not in known:
+            known.append(place)
+
+
+# --- the door
 
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 _PUBLIC = re.compile(r"/static/.*|/health/live")
 _OF_VIEWERS = re.compile(r"/sign-out|(/api/v1)?/events/[0-9]+/reveal")
 """Paths of unsafe methods that a viewer may use, too."""
+_A_YEAR = "max-age=31536000"
 
 
 class Guard:
@@ -40,22 +343,25 @@ class Guard:
         self,
         web: Web,
         clock: Clock,
+        sessions: Sessions,
         *,
         forwarding: Sequence[Network] = (),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare it; it reads no file yet: see `check_accounts`. Of `forwarding` proxies `X-Forwarded-For` is believed."""
-        self.web, self.clock, self.monotonic = web, clock, monotonic
+        self.web, self.clock, self.sessions, self.monotonic = web, clock, sessions, monotonic
         self._forwarding = forwarding
         self.accounts = Accounts(web, monotonic)
-        self.ended = EndedSessions()
+        self.is_https = (web.origin or "").lower().startswith("https:")
+        """True where browsers see https, which a proxy ends."""
+        self.cookie = SECURE_COOKIE if self.is_https else COOKIE
 
     async def process_request(self, req: Request, _resp: Response) -> None:
         """Set `req.context.actor`; None only at the sign-in.
 
         Raises:
             SignInNeeded: nobody is signed in, the session has ended, or the token is unknown.
-            NotAllowed: the role does not allow it, or another site sent it.
+            NotAllowed: the role does not allow it, another site sent it, or the page has another name.
             AccessBroken: the file of those who may use the page can't be read.
         """
         req.context.actor = None
@@ -64,11 +370,8 @@ class Guard:
             return
         headers = headers_of(req)
         token = bearer_token(headers)
-        if not is_safe and token is None and not is_same_origin(headers, self._own_origin(req), self.web.origin):
-            raise NotAllowed(
-                "the request comes from another site, or the page has another address than the browser knows:"
-                " then give [web] origin"
-            )
+        if token is None:
+            self._require_own_site(req, headers, is_safe=is_safe)
         actor = await (self._of_person(req, headers) if token is None else self._of_token(token))
         req.context.actor = actor
         if req.path in {SIGN_IN, SIGN_OUT}:
@@ -78,26 +381,36 @@ class Guard:
         if not is_safe and not actor.may_act and not _OF_VIEWERS.fullmatch(req.path):
             raise NotAllowed(f"{actor.name} is a viewer, and only an operator may do this")
 
-    async def session_of(self, req: Request, *, fresh: bool = False) -> Session | None:
-        """Return the session of the cookie, if it is valid now; `fresh` reads the users file in any case."""
-        cookies = req.get_cookie_values(self.cookie_of(req)) or []
+    async def process_response(self, _req: Request, resp: Response, _resource: object, _succeeded: bool) -> None:
+        """Tell browsers to use https alone, where the page is behind it."""
+        if self.is_https:
+            resp.set_header("Strict-Transport-Security", _A_YEAR)
+
+    async def person_of(self, req: Request) -> Entry | None:
+        """Return the person of the cookie, if the session is valid now."""
+        cookies = req.get_cookie_values(self.cookie) or []
         if self.web.users is None or len(cookies) != 1:
             return None
-        session = sessions.read(cookies[0], await self.accounts.people(fresh=fresh), self.clock.now().timestamp())
-        return None if session is None or session in self.ended else session
+        people = await self.accounts.people()
+        return self.sessions.person_of(cookies[0], people, self.clock.now().timestamp(), self.web.session)
 
     def address_of(self, req: Request) -> str:
         """Return the address that a request comes from, for limits and the log. It lets nobody in."""
         return address_of(headers_of(req), peer_of(req), self._forwarding)
 
-    def cookie_of(self, req: Request) -> str:
-        """Return the name of the session's cookie."""
-        return sessions.cookie_name(is_https=self.is_https(req))
-
-    def is_https(self, req: Request) -> bool:
-        """Return whether the browser sees https, though a proxy may end it."""
-        origin = self.web.origin
-        return req.scheme == "https" if origin is None else origin.lower().startswith("https:")
+    def _require_own_site(self, req: Request, headers: Headers, *, is_safe: bool) -> None:
+        """Turn away what a browser sends for another site; a token is sent by no browser by itself."""
+        if not is_own_host(headers, self.web.origin):
+            raise NotAllowed(
+                "the page has another name than the browser used: open it by its IP address or localhost, or give"
+                " [web] origin, and let the proxy keep the header Host"
+            )
+        own = f"{req.scheme}://{values_of(headers, 'host')[0]}"
+        if not is_safe and not is_same_origin(headers, own, self.web.origin):
+            raise NotAllowed(
+                "the request comes from another site, or the page has another address than the browser knows:"
+                " then give [web] origin"
+            )
 
     async def _of_token(self, token: str) -> Actor:
         actor = await self.accounts.of_token(token)
@@ -106,9 +419,9 @@ class Guard:
         return actor
 
     async def _of_person(self, req: Request, headers: Headers) -> Actor | None:
-        session = await self.session_of(req)
-        if session is not None:
-            return Actor(session.name, session.role)
+        person = await self.person_of(req)
+        if person is not None:
+            return Actor(person.name, person.role)
         proxy = self.web.proxy
         return None if proxy is None else named_by_proxy(headers, peer_of(req), proxy)
 
@@ -119,10 +432,6 @@ class Guard:
         if not is_safe:
             return SignInNeeded("the session has ended; sign in in another tab, and send this again")
         return SignInNeeded("sign in, or send a bearer token", form=f"{SIGN_IN}?{urlencode({'next': target_of(req)})}")
-
-    def _own_origin(self, req: Request) -> str:
-        hosts = values_of(headers_of(req), "host")
-        return f"{req.scheme}://{hosts[0]}" if len(hosts) == 1 else ""
 
 
 def headers_of(req: Request) -> Headers:
@@ -145,3 +454,125 @@ def target_of(req: Request) -> str:
     raw = req.scope.get("raw_path") or req.path.encode()
     path: str = raw.decode("ascii", "replace").partition("?")[0]
     return f"{path}?{req.query_string}" if req.query_string else path
+
+
+class SignIn:
+    """The form, and what it leads to."""
+
+    def __init__(self, guard: Guard, renderer: render.Renderer) -> None:
+        self._guard, self._renderer = guard, renderer
+        self._limits = SignInLimits()
+        # a hash takes some hundredths of a second and 19 MiB: one at a time, beside everything else
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="web-sign-in")
+
+    async def on_get(self, req: Request, resp: Response) -> None:
+        """Show the form; who is signed in goes on at once."""
+        self._require_users()
+        given = req.params.get("next", "")
+        following = local_path(given if isinstance(given, str) else "")
+        if req.context.actor is not None:
+            raise falcon.HTTPSeeOther(following)
+        if values_of(headers_of(req), "sec-fetch-site") in (["cross-site"], ["same-site"]):
+            # The cookie is not sent when a link of another site leads here. This page asks again, as one of our own.
+            resp.set_header("Refresh", "0")
+        self._show(resp, following)
+
+    on_head = on_get
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        """Compare the password, and begin a session."""
+        self._require_users()
+        form = await read_form(req)
+        name, following = form.get("name", ""), local_path(form.get("next", ""))
+        try:
+            for field, value, most in (
+                ("name", name, LONGEST_NAME),
+                ("password", form.get("password", ""), LONGEST_PASSWORD),
+            ):
+                if len(value) > most:  # before anything is done with it
+                    raise BadFilter(f"a {field} has at most {most} characters", field=field)
+            person = await self._person(name.strip(), form.get("password", ""), self._guard.address_of(req))
+        except PageError as error:
+            set_status(resp, error)
+            self._show(resp, following, name[:LONGEST_NAME], error)
+            return
+        resp.set_cookie(
+            self._guard.cookie,
+            self._guard.sessions.begin(person, self._guard.clock.now().timestamp()),
+            max_age=int(self._guard.web.session),
+            path="/",
+            secure=self._guard.is_https,
+            http_only=True,
+            same_site="Strict",
+        )
+        resp.status, resp.location = HTTPStatus.SEE_OTHER, following
+
+    async def _person(self, name: str, password: str, address: str) -> Entry:
+        """Return the person with this name and password.
+
+        Raises:
+            TooManySignIns: by this name or address.
+            WrongPassword: of a known name or an unknown one, which takes the same time.
+        """
+        by = (visible(name), visible(address))
+        place, wait = self._limits.begin(name, address, self._guard.monotonic())
+        if wait:
+            about = fields("sign_in_held", subject=name)
+            _log.warning("too many attempts to sign in, the last as %s from %s", *by, extra=about)
+            seconds = math.ceil(wait)
+            raise TooManySignIns(f"wait {seconds} s, and try again", retry_after_seconds=seconds)
+        try:
+            person = await self._compare(name, password)
+        finally:
+            self._limits.end(place)
+        if person is None:
+            self._limits.failed(place, name, address, self._guard.monotonic())
+            _log.warning("failed sign-in as %s from %s", *by, extra=fields("sign_in_failed", subject=name))
+            raise WrongPassword("try again; after many attempts there is a pause")
+        self._limits.succeeded(name, address)
+        _log.info("%s has signed in from %s as %s", *by, person.role, extra=fields("signed_in", subject=name))
+        return person
+
+    async def _compare(self, name: str, password: str) -> Entry | None:
+        """Return the person with this name, if the password is right. A name of nobody takes the same work."""
+        people = await self._guard.accounts.people(fresh=True)
+        person, another = people.get(name), next(iter(people.values()), None)
+        if person is not None:
+            work = partial(is_password, password, person.hash)
+        else:
+            work = partial(try_in_vain, password, None if another is None else another.hash)
+        return person if await asyncio.get_running_loop().run_in_executor(self._hashing, work) else None
+
+    def _show(self, resp: Response, following: str, name: str = "", problem: PageError | None = None) -> None:
+        resp.content_type = render.TYPE
+        resp.text = self._renderer.render(
+            "sign-in.html",
+            now=self._guard.clock.now(),
+            title="Sign in",
+            here=SIGN_IN,
+            name=name,
+            following=following,
+            problem=problem,
+            actor=None,
+        )
+
+    def _require_users(self) -> None:
+        if self._guard.web.users is None:
+            raise NothingThere("nobody has a password here; [web] users would name people who have one")
+
+
+class SignOut:
+    """Ends the sessions of a person, in the browser and here."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        """End them."""
+        person = await self._guard.person_of(req)
+        if person is not None:
+            self._guard.sessions.end(person.name)
+            _log.info("%s has signed out", visible(person.name), extra=fields("signed_out", subject=person.name))
+        resp.unset_cookie(self._guard.cookie, path="/", same_site="Strict")
+        resp.set_header("Clear-Site-Data", '"cache"')  # no-store alone: Chromium keeps pages for its button to go back
+        resp.status, resp.location = HTTPStatus.SEE_OTHER, SIGN_IN

@@ -23,7 +23,7 @@ from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import CommandAct
 from relay.web import render
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.acts import deliveries, others
 from relay.web.acts.forms import (
     ACTS,

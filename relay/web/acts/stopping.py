@@ -13,7 +13,7 @@ from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import CommandAct
 from relay.web import render
-from relay.web.access.actor import Actor
+from relay.web.access.accounts import Actor
 from relay.web.acts.forms import Reason, checked_reason, require_storable
 from relay.web.acts.requests import read_json, require_operator
 from relay.web.forms import read_form
