@@ -17,8 +17,7 @@ from inbox.events.timestamps import as_time, rfc3339
 from inbox.examination import DoctorFinding, Examination, FindingKind, Installation
 from relay.delivery.gates import resume_command
 from relay.delivery.policy import policies
-from relay.http.peer_certificate import certificate_end
-from relay.http.target import Target, prepare
+from relay.http.target import Target, certificate_end, prepare
 from relay.store import stuck_check
 from relay.store.database import Database
 from relay.store.overview import Overview, read_overview

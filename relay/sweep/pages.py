@@ -22,13 +22,11 @@ from relay.delivery.outcome import Call, ErrorClass
 from relay.destinations.base import Caller, Context
 from relay.http.answer import Answer
 from relay.http.client import Request
-from relay.sync.answers import reported_error
-from relay.sync.calls import CallPlan, compile_call
-from relay.sync.chunks import ChunkPlan, compile_chunks
+from relay.sync.calls import CallPlan, compile_call, reported_error
 from relay.sync.cursor import UNTOLD, Listed
 from relay.sync.expressions import Expression, Scope, decode, encode
-from relay.sync.instants import instant_of
-from relay.sync.paging import OF_LISTING, PagesPlan, Paginator, compile_pages, names_of
+from relay.sync.forms import instant_of
+from relay.sync.paging import OF_LISTING, ChunkPlan, PagesPlan, Paginator, compile_chunks, compile_pages, names_of
 from relay.sync.templates import SearchTemplate
 
 MOST_BYTES = 32 * 1024 * 1024

@@ -26,7 +26,7 @@ from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
 from relay.delivery.rate_holds import hold_request
 from relay.destinations.base import Clients, Context
-from relay.destinations.sync_plan import require_no_credentials
+from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database

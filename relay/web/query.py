@@ -43,6 +43,12 @@ class GivenTime(str):
         return made
 
 
+def filter_of(query: msgspec.Struct) -> dict[str, Any]:
+    """Return the values of a query by their names, with each time as a moment."""
+    given = msgspec.structs.asdict(query)
+    return {name: value.moment if isinstance(value, GivenTime) else value for name, value in given.items()}
+
+
 LONGEST_VALUE = 10_000
 """Characters of one value: as many as an id of an entity has at most."""
 _AT = " - at `$"

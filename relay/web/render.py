@@ -38,7 +38,8 @@ class Renderer:
 
     def render_screen(self, screen: Screen, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
         """Render a screen. `values` go before its own; without `live` it does not refresh itself."""
-        given = {"title": screen.title, "here": screen.path, "screen": screen, "live": None, **screen.values, **values}
+        fixed = {"title": screen.title, "here": screen.path, "screen": screen, "live": False, "version": None}
+        given = {**fixed, **screen.values, **values}
         return self.render(screen.template, now=now, **given)
 
 

@@ -14,7 +14,6 @@ from relay.delivery.policy import Policies
 from relay.store.database import Database
 from relay.web.access.accounts import Actor
 from relay.web.doctor_runner import DoctorRunner
-from relay.web.kept import Kept
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -27,8 +26,8 @@ class Reading(msgspec.Struct, frozen=True):
     actor: Actor
     now: datetime
     """The host's clock, in UTC."""
-    kept: Kept
-    """Values that are kept for some seconds; a key of the database's is for one role alone."""
+    kept: Callable[[object, float, Callable[[], Any]], Any]
+    """Makes the value of a key, and keeps it for so many seconds; a key of the database's is for one role alone."""
     doctor: DoctorRunner
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, insert, text
 
 from inbox.clock import SystemClock
 from inbox.db.schema import rejected_request
-from inbox.receiver.rejections import MAX_WAITING, PER_SECOND
+from inbox.receiver.writer import MAX_REJECTIONS, PER_SECOND
 from tests.helpers.processes import PATIENT, site
 from tests.helpers.reading import count, rows
 from tests.helpers.sender import Sender, endless
@@ -76,7 +76,7 @@ def test_ten_thousand_rejected_requests_at_the_cap_add_no_row_and_hold_up_no_web
             for _ in range(2):
                 was = sender.acknowledged()
                 added = flood(port, 4_000)
-                assert count(engine, STRANGERS) <= CAP + 2 * MAX_WAITING + added
+                assert count(engine, STRANGERS) <= CAP + 2 * MAX_REJECTIONS + added
                 until(lambda: sender.acknowledged() > was + 20, "webhooks are stored")
                 last = rows(engine, "SELECT max(id) AS id FROM rejected_request")[0]["id"]
                 with engine.begin() as connection:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
 from inbox.config.types import DatabaseUrl
-from inbox.db import listings
+from inbox.db import listing
 from inbox.db.intake import Rejected
 from inbox.errors import DatabaseAway
 from relay.web import reading as reading_module
@@ -58,7 +58,7 @@ def slow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
             connection.execute(text(ENDLESS))
 
     monkeypatch.setattr(reading_module, "LONGEST_SECONDS", LIMIT)
-    monkeypatch.setattr(listings, "rejected_requests", endless)
+    monkeypatch.setattr(listing, "read_rows", endless)
 
 
 @pytest.mark.usefixtures("slow_screen")

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from inbox.db import listings, reads
+from inbox.db import listing, reads
 from inbox.db.reads import Row
 from inbox.errors import NothingThere
 from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, OPEN_COMMANDS
 from relay.operations.table import OPERATIONS
-from relay.web.query import GivenTime, Limit, Number, Text
+from relay.web.query import GivenTime, Limit, Number, Text, filter_of
 from relay.web.rows import rows_of
 from relay.web.screen import ListPage, Reading, Screen
 
@@ -40,14 +40,7 @@ class CommandsPage(ListPage, frozen=True):
 
 def read(reading: Reading, query: CommandsQuery) -> CommandsPage:
     """Read a page of commands."""
-    wanted = listings.CommandFilter(
-        kind=query.kind,
-        state=query.state,
-        since=query.since.moment if query.since else None,
-        until=query.until.moment if query.until else None,
-        before=query.before,
-    )
-    rows = listings.commands(reading.database.engine, wanted, query.limit + 1)
+    rows = listing.read_rows(reading.database.engine, "commands", filter_of(query), query.limit + 1)
     shown = tuple({name: value for name, value in row.items() if name != "sample"} for row in rows[: query.limit])
     return CommandsPage(rows=shown, before=shown[-1]["id"] if len(rows) > query.limit else None)
 

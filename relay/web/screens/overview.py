@@ -122,7 +122,8 @@ def _read(reading: Reading, query: OverviewQuery, part: Sections) -> OverviewPag
     with database.read() as transaction:
 
         def rows(name: str, statement: TextClause) -> list[Row]:
-            return kept.get((name, role), _HEALTH_SECONDS, lambda: _rows(transaction, statement))
+            found: list[Row] = kept((name, role), _HEALTH_SECONDS, lambda: _rows(transaction, statement))
+            return found
 
         hour = part("hour", lambda: read_last_hour(transaction, seen.at), empty_hour(seen.at), transaction)
         sources: list[Row] = part("sources", lambda: rows("sources", _SOURCES), [], transaction)
@@ -130,7 +131,7 @@ def _read(reading: Reading, query: OverviewQuery, part: Sections) -> OverviewPag
         file = sqlite_file(reading.config)
         disk = part(
             "disk",
-            lambda: kept.get(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file)),
+            lambda: kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file)),
             NO_DISK,
             transaction,
         )

@@ -24,12 +24,11 @@ from inbox.db.wake_up import Notifier
 from inbox.errors import NotAuthenticated, RequestError, StillOpen, TooMany, Unavailable
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.http.body import read
-from inbox.http.limits import Bucket, MemoryBudget, Reservation
-from inbox.http.scope import WHEN_GONE
-from inbox.receiver.certificate_fetcher import CertificateFetcher
+from inbox.http.limits import WHEN_GONE, Bucket, MemoryBudget, Reservation
+from inbox.receiver.fetcher import CertificateFetcher
 from inbox.receiver.intake_span import IntakeTrace
-from inbox.receiver.outcome_waiter import OutcomeWaiter
 from inbox.receiver.throughput import ThroughputFlusher
+from inbox.receiver.wait import OutcomeWaiter
 from inbox.receiver.writer import CommitTimes
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
