@@ -19,7 +19,7 @@ from inbox.config.source import Signature
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import to_nanoseconds
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
 
 _VALIDATION = "endpoint.url_validation"
@@ -37,7 +37,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     event_type = fields.text_field(payload, "event", fields.LONGEST_TYPE)
     thing = fields.member(payload, "payload", "object")
     identifier = fields.entity_id(fields.member(thing, "id")) or fields.member(thing, "uuid")
-    kind, identifier = reading.entity(event_type.partition(".")[0], identifier)
+    kind, identifier = fields.entity(event_type.partition(".")[0], identifier)
     return (
         Identity(
             entity_type=kind,

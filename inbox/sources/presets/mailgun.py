@@ -25,7 +25,7 @@ from inbox.config.types import Duration
 from inbox.errors import ConfigError, InvalidEvent, RequestError
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import to_nanoseconds
-from inbox.sources import fields, in_body, reading
+from inbox.sources import fields, in_body
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _RETRIED_SECONDS = 9 * 3600
@@ -92,7 +92,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         raise InvalidEvent("event-data must be an object", field="event-data")
     word = fields.text_field(event, "event", fields.LONGEST_WORD)
     severity = event.get("severity")
-    kind, identifier = reading.entity("message", fields.member(event, "message", "headers", "message-id"))
+    kind, identifier = fields.entity("message", fields.member(event, "message", "headers", "message-id"))
     return (
         Identity(
             entity_type=kind,

@@ -15,7 +15,7 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import to_nanoseconds
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _ID = "x-atlassian-webhook-identifier"
@@ -35,7 +35,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     things, _, word = event_type.removeprefix("jira:").partition("_")
     thing = payload.get(_MEMBERS.get(things, things))
     identifier = fields.member(thing, "id")
-    kind, identifier_ = reading.entity(things, fields.member(thing, "accountId") if identifier is None else identifier)
+    kind, identifier_ = fields.entity(things, fields.member(thing, "accountId") if identifier is None else identifier)
     sent = fields.header_field(raw, _ID, fields.LONGEST_ID) if _ID in raw.headers else None
     return (
         Identity(

@@ -18,7 +18,7 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.config.types import Duration
 from inbox.events.event import Identity, RawRequest
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _RETRIED_SECONDS = 25 * 3600
@@ -29,7 +29,7 @@ def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, ded
     message = event.get(
         "sg_message_id"
     )  # 14c5d75ce93.dfd.64b469.filter0001.16648.5515E0B88.0: what follows is the route
-    kind, identifier = reading.entity("message", message.partition(".")[0] if isinstance(message, str) else None)
+    kind, identifier = fields.entity("message", message.partition(".")[0] if isinstance(message, str) else None)
     return Identity(
         entity_type=kind,
         entity_id=identifier,
@@ -55,7 +55,7 @@ def sample(_kind: str, identifier: str, event_type: str, at: datetime) -> Sample
 
 PRESET = Preset(
     name="sendgrid",
-    read=reading.reader_of_list(_event),
+    read=fields.reader_of_list(_event),
     has_own_time=True,
     sample=sample,
     signatures=(

@@ -27,7 +27,7 @@ from inbox.errors import InvalidEvent
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources import fields, in_body, reading
+from inbox.sources import fields, in_body
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _LONGEST_CODE = 80
@@ -119,7 +119,7 @@ def _event(raw: RawRequest, entry: Mapping[str, object], part: bytes | None, ded
     failed = item.get("success") in ("false", False)
     is_new = code == _REPORT or (code == "AUTHORISATION" and not failed)
     original = fields.entity_id(item.get("originalReference"))
-    kind, identifier = reading.entity("report" if code == _REPORT else "payment", original or reference)
+    kind, identifier = fields.entity("report" if code == _REPORT else "payment", original or reference)
     return Identity(
         entity_type=kind,
         entity_id=identifier,
@@ -150,7 +150,7 @@ def sample(_kind: str, identifier: str, event_type: str, at: datetime) -> Sample
 
 PRESET = Preset(
     name="adyen",
-    read=reading.reader_of_list(_event, "notificationItems"),
+    read=fields.reader_of_list(_event, "notificationItems"),
     sample=sample,
     prover=partial(in_body.InBodyProof, SCHEME),
     signer=sign,

@@ -16,8 +16,9 @@ from datetime import datetime
 import msgspec
 
 from inbox.events.event import Action, Identity, RawRequest
-from inbox.sources import fields, standard_webhooks
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.presets import standard_webhooks
 
 _KEY, _MESSAGE, _EVENT = "idempotency-key", "webhook-id", "x-gitlab-event"
 _ACTIONS: Mapping[str, Action] = {

@@ -15,7 +15,7 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import to_nanoseconds
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _OPERATIONS: Mapping[str, Action] = {"CREATE": "create", "DELETE": "delete", "UPDATE": "update"}
@@ -46,11 +46,11 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     if isinstance(path, str) and path:  # users/4f5…, or users/4f5…/role-mappings/realm, which changes the user
         thing, _, rest = path.partition("/")
         identifier, _, below = rest.partition("/")
-        found = reading.entity(thing, identifier)
+        found = fields.entity(thing, identifier)
         action: Action = _OPERATIONS.get(str(payload.get("operationType")), "other")
         action = "update" if below and action != "other" else action
     else:
-        found = reading.entity("users", fields.member(payload, "authDetails", "userId"))
+        found = fields.entity("users", fields.member(payload, "authDetails", "userId"))
         action = _ACCESS.get(event_type, "other")
     return (
         Identity(

@@ -1,6 +1,6 @@
 """Security event tokens (RFC 8417) that are pushed over HTTP (RFC 8935), as shared signals of identity services come.
 
-The body is a JWT, signed with a private key of the sender's: `secrets` are its public keys (`inbox/sources/jwk.py`), and
+The body is a JWT, signed with a private key of the sender's: `secrets` are its public keys (`inbox/sources/keys.py`), and
 `issuer` and `audience` are what the token has to name. Tokens have no end of validity: what is sent again is known by its
 `jti`. Only asymmetric algorithms are taken, each with its own kind of key. The header's `typ` should be
 `secevent+jwt`; Google's says `JWT` (https://developers.google.com/identity/protocols/risc), so what makes a token one of
@@ -27,7 +27,8 @@ from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Revealed
 
 if TYPE_CHECKING:
-    from inbox.sources.jwk import PublicKey
+    from inbox.sources.keys import PublicKey
+
 
 MOST_KEYS = 5
 """Most keys tried on one token."""
@@ -69,7 +70,7 @@ class Token:
         Raises:
             ConfigError: a secret holds no key that can be used, or there is no issuer or audience.
         """
-        from inbox.sources.jwk import public_keys  # noqa: PLC0415  # only a source of this preset needs the JWT library
+        from inbox.sources.keys import public_keys  # noqa: PLC0415  # only a source of this preset needs the JWT library
 
         if not source.issuer or not source.audience:
             raise ConfigError("secevent needs the issuer and the audience that tokens have to name")

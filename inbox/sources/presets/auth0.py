@@ -17,7 +17,7 @@ import msgspec
 from inbox.errors import InvalidEvent
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _ACTIONS: Mapping[str, Action] = {
@@ -41,7 +41,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     """
     if raw.body.lstrip()[:1] == b"{":
         return (_event(raw, fields.json_object(raw.body), None, dedup),)
-    return tuple(_event(raw, each, part, dedup) for each, part in reading.listed(raw))
+    return tuple(_event(raw, each, part, dedup) for each, part in fields.listed(raw))
 
 
 def _event(raw: RawRequest, log: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
@@ -50,7 +50,7 @@ def _event(raw: RawRequest, log: Mapping[str, object], part: bytes | None, dedup
     if not isinstance(data, Mapping):
         raise InvalidEvent("data must be an object", field="data")
     code = fields.text_field(data, "type", fields.LONGEST_TYPE)
-    kind, identifier = reading.entity("user", data.get("user_id"))
+    kind, identifier = fields.entity("user", data.get("user_id"))
     return Identity(
         entity_type=kind,
         entity_id=identifier,

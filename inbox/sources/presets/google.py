@@ -16,7 +16,7 @@ from datetime import datetime
 
 from inbox.events import strict_json
 from inbox.events.event import Action, Identity, RawRequest
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _CHANNEL, _NUMBER, _STATE, _RESOURCE = (
@@ -50,7 +50,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     state = fields.header_field(raw, _STATE, fields.LONGEST_TYPE)
     expires = fields.entity_id(fields.printable(raw.headers.get(_EXPIRES, "")))
     payload = strict_json.parse(raw.body) if raw.body.strip() else {}
-    kind, identifier = reading.entity("resource", fields.printable(raw.headers.get(_RESOURCE, "")))
+    kind, identifier = fields.entity("resource", fields.printable(raw.headers.get(_RESOURCE, "")))
     return (
         Identity(
             entity_type=kind,

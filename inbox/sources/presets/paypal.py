@@ -23,7 +23,7 @@ from inbox.config.source import Source
 from inbox.errors import ConfigError
 from inbox.events import timestamps
 from inbox.events.event import Identity, RawRequest
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Revealed, Sample
 from inbox.sources.certificates import CertificateStore, Claim, MissingCertificate, signature_bytes
 from inbox.sources.signing import out_of_time
@@ -107,7 +107,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     """
     event = fields.json_object(raw.body)
     event_type = fields.text_field(event, "event_type", fields.LONGEST_TYPE)
-    kind, identifier = reading.entity(event.get("resource_type"), fields.member(event, "resource", "id"))
+    kind, identifier = fields.entity(event.get("resource_type"), fields.member(event, "resource", "id"))
     transmission = fields.header_field(raw, _TRANSMISSION, _LONGEST_TRANSMISSION)
     return (
         Identity(

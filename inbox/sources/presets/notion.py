@@ -18,7 +18,7 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _TOKEN = "verification_token"  # noqa: S105  # the name of a member
@@ -37,7 +37,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     event_id = fields.text_field(payload, "id", fields.LONGEST_ID)
     event_type = fields.text_field(payload, "type", fields.LONGEST_TYPE)
     things, _, word = event_type.rpartition(".")
-    kind, identifier = reading.entity(
+    kind, identifier = fields.entity(
         fields.entity_type(fields.member(payload, "entity", "type")) or things, fields.member(payload, "entity", "id")
     )
     changed = word.endswith(("_updated", "moved", "locked"))
@@ -91,7 +91,7 @@ PRESET = Preset(
         time="`timestamp`",
         same_event="the id",
         sends="again, up to 8 times in about 24 hours; wants a 2xx",
-        shown_at="the verification_token of Notion's first request, which inbox/sources/notion.py describes",
+        shown_at="the verification_token of Notion's first request, which inbox/sources/presets/notion.py describes",
         unchecked="the number of retries",
     ),
 )

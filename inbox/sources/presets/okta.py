@@ -17,7 +17,7 @@ import msgspec
 
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
 
 _CHALLENGE = "x-okta-verification-challenge"
@@ -50,7 +50,7 @@ def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, ded
     uuid = fields.text_field(event, "uuid", fields.LONGEST_ID)
     event_type = fields.text_field(event, "eventType", fields.LONGEST_TYPE)
     target = _target(event, event_type)
-    kind, identifier = reading.entity(fields.member(target, "type"), fields.member(target, "id"))
+    kind, identifier = fields.entity(fields.member(target, "type"), fields.member(target, "id"))
     succeeded = fields.member(event, "outcome", "result") in {None, "SUCCESS"}
     return Identity(
         entity_type=kind,
@@ -93,7 +93,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 PRESET = Preset(
     name="okta",
-    read=reading.reader_of_list(_event, "data", "events"),
+    read=fields.reader_of_list(_event, "data", "events"),
     has_own_time=True,
     sample=sample,
     max_body=4 * 1024 * 1024,  # no limit is documented, and a batch that is refused does not come again

@@ -1,14 +1,9 @@
-"""Public keys that tokens are verified with: a JWKS document (RFC 7517), or one key as PEM.
-
-A key verifies what it says that it is for, and nothing else (RFC 8725 §3.1): the `alg` that it names, else those of its type and
-curve. A key that is for something else, or is too weak, is passed over as RFC 7517 §5 asks; a document without any other is a
-mistake.
-"""
+"""Public keys of senders: Ed25519, ECDSA on P-256, and sets of JSON Web Keys."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jwt
@@ -19,6 +14,91 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from inbox.errors import ConfigError, RequestError
 from inbox.events import strict_json
+
+KEY_BYTES = 32
+
+_SIGN_BIT = 0x80
+_SMALL_ORDER = frozenset(
+    map(
+        bytes.fromhex,
+        (
+            "00" * 32,
+            "01" + "00" * 31,
+            "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+            "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+            *(f"{last:02x}{'ff' * 30}7f" for last in (0xEC, 0xED, 0xEE)),
+        ),
+    )
+)
+"""Points of the curve, without their sign, for which anybody can make signatures; a key of zeros in an example is one. The
+list is that of libsodium's `ge25519_has_small_order`."""
+
+
+def ed25519_verifier(key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
+    """Return a check of a content and its signatures: was any of them made with the private half of this key?
+
+    Raises:
+        ConfigError: it is no public key, or one that anybody could sign for. The text does not repeat it.
+    """
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  # only a source with a public key needs it
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"a public key has {len(key)} bytes, and one of Ed25519 has {KEY_BYTES}")
+    if key[:-1] + bytes([key[-1] & ~_SIGN_BIT]) in _SMALL_ORDER:
+        raise ConfigError("a public key is none: anybody could sign for it")
+    public = Ed25519PublicKey.from_public_bytes(key)
+
+    def is_by_owner(content: bytes, signature: bytes) -> bool:
+        try:
+            public.verify(signature, content)
+        except InvalidSignature:
+            return False
+        return True
+
+    return lambda content, given: any(is_by_owner(content, each) for each in given)
+
+
+# --- ECDSA signatures on P-256 with SHA-256 (FIPS 186-5), in DER: the sender's public key is configured here.
+
+
+def ecdsa_verifier(key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
+    """Return a check of a content and its signatures: was any of them made with the private half of this key?
+
+    `key` is the DER of a `SubjectPublicKeyInfo` (RFC 5480): a PEM without its first and last line.
+
+    Raises:
+        ConfigError: it is no public key of this curve. The text does not repeat it.
+    """
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm  # noqa: PLC0415  # as for Ed25519
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
+    from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_der_public_key  # noqa: PLC0415
+
+    try:
+        public = load_der_public_key(key)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigError("a public key can't be read: it is no SubjectPublicKeyInfo") from None
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
+        raise ConfigError("a public key is not one of the curve P-256")
+    scheme = ec.ECDSA(SHA256())
+
+    def is_by_owner(content: bytes, signature: bytes) -> bool:
+        try:
+            public.verify(signature, content, scheme)
+        except InvalidSignature:
+            return False
+        return True
+
+    return lambda content, given: any(is_by_owner(content, each) for each in given)
+
+
+# --- Public keys that tokens are verified with: a JWKS document (RFC 7517), or one key as PEM.
+#
+# A key verifies what it says that it is for, and nothing else (RFC 8725 §3.1): the `alg` that it names, else those of its type and
+# curve. A key that is for something else, or is too weak, is passed over as RFC 7517 §5 asks; a document without any other is a
+# mistake.
+
 
 SMALLEST_RSA = 2048
 """Bits; from RFC 7518 §3.3."""

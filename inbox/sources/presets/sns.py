@@ -22,9 +22,10 @@ import msgspec
 from inbox.config.source import Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
-from inbox.sources import custom, fields
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Read, Revealed
 from inbox.sources.certificates import Algorithm, CertificateStore, Claim, MissingCertificate, signature_bytes
+from inbox.sources.presets import custom
 
 _URL = re.compile(
     r"https://(?P<host>sns\.[a-z0-9-]{1,40}\.amazonaws\.com(?:\.cn)?)(?P<path>/[A-Za-z0-9_-]{1,100}\.pem)", re.ASCII

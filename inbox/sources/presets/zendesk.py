@@ -17,7 +17,7 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 
@@ -33,7 +33,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     event_type = fields.text_field(payload, "type", fields.LONGEST_TYPE)
     subject = payload.get("subject")  # zen:ticket:35436
     kind, _, identifier = (subject if isinstance(subject, str) else "").removeprefix("zen:").partition(":")
-    kind_, identifier_ = reading.entity(kind, identifier)
+    kind_, identifier_ = fields.entity(kind, identifier)
     return (
         Identity(
             entity_type=kind_,

@@ -17,7 +17,7 @@ from inbox.config.source import Signature
 from inbox.config.types import Duration
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import rfc3339, to_nanoseconds
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _ID = "linear-delivery"
@@ -53,7 +53,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     things = fields.text_field(payload, "type", fields.LONGEST_WORD)
     word = fields.text_field(payload, "action", fields.LONGEST_WORD)
     timed = isinstance(payload.get("createdAt"), str)
-    kind, identifier = reading.entity(things, fields.member(payload, "data", "id"))
+    kind, identifier = fields.entity(things, fields.member(payload, "data", "id"))
     return (
         Identity(
             entity_type=kind,

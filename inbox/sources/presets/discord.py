@@ -21,7 +21,7 @@ from inbox.config.source import Signature
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
 
 _WITHOUT_OFFSET = re.compile(r"[0-9-]{10}T[0-9:.]+")
@@ -56,13 +56,13 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     )
 
 
-def _entity(event_type: str, data: object) -> reading.Entity:
+def _entity(event_type: str, data: object) -> fields.Entity:
     """Return the entitlement or message of such an event; else the user."""
     for word in ("entitlement", "message"):
         if word.upper() in event_type:
-            return reading.entity(word, fields.member(data, "id"))
+            return fields.entity(word, fields.member(data, "id"))
     user = fields.member(data, "user", "id")
-    return reading.entity("user", fields.member(data, "user_id") if user is None else user)
+    return fields.entity("user", fields.member(data, "user_id") if user is None else user)
 
 
 def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:

@@ -19,7 +19,7 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _ACTIONS: Mapping[str, Action] = {
@@ -41,9 +41,9 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     payload = fields.json_object(raw.body)
     event_type = fields.text_field(payload, "event", fields.LONGEST_TYPE)
     data = payload.get("data")
-    kind, identifier = reading.entity("envelope", fields.member(data, "envelopeId"))
+    kind, identifier = fields.entity("envelope", fields.member(data, "envelopeId"))
     if kind is None:
-        kind, identifier = reading.entity("template", fields.member(data, "templateId"))
+        kind, identifier = fields.entity("template", fields.member(data, "templateId"))
     about = identifier or hashlib.sha256(raw.body).hexdigest()
     recipient = fields.entity_id(fields.member(data, "recipientId")) or ""
     known = event_type.startswith(("envelope-", "recipient-", "template-"))

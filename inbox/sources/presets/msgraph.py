@@ -28,7 +28,7 @@ from inbox.config.source import Source
 from inbox.errors import InvalidEvent
 from inbox.events import strict_json, timestamps
 from inbox.events.event import Identity, RawRequest
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import MADE_UP, Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Revealed, Sample
 
 _VALIDATION = "validationToken"
@@ -116,7 +116,7 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
 def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
     lifecycle = event.get("lifecycleEvent") is not None
     word = fields.text_field(event, "lifecycleEvent" if lifecycle else "changeType", fields.LONGEST_WORD)
-    kind, identifier = reading.entity("subscription", event.get("subscriptionId")) if lifecycle else _resource(event)
+    kind, identifier = fields.entity("subscription", event.get("subscriptionId")) if lifecycle else _resource(event)
     event_id = fields.entity_id(event.get("id"))
     return Identity(
         entity_type=kind,
@@ -135,13 +135,13 @@ def _arrival_key(raw: RawRequest, content: bytes) -> tuple[str, ...]:
     return timestamps.fixed_width(fields.arrival(raw)), hashlib.sha256(content).hexdigest()
 
 
-def _resource(event: Mapping[str, object]) -> reading.Entity:
+def _resource(event: Mapping[str, object]) -> fields.Entity:
     """Return the resource by its data, else by the last two parts of its path: `Users/ddfcd489/Messages/AAMkAD`."""
     data, path = event.get("resourceData"), event.get("resource")
     *_, things, last = ["", "", *(path if isinstance(path, str) else "").strip("/").split("/")]
     odata = fields.member(data, "@odata.type")  # #Microsoft.Graph.User
     name = odata.rpartition(".")[2] if isinstance(odata, str) else things
-    return reading.entity(name[:1].lower() + name[1:], fields.member(data, "id") or last)
+    return fields.entity(name[:1].lower() + name[1:], fields.member(data, "id") or last)
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
@@ -158,7 +158,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 PRESET = Preset(
     name="msgraph",
-    read=reading.reader_of_list(_event, "value"),
+    read=fields.reader_of_list(_event, "value"),
     sample=sample,
     prover=ClientState,
     needs=frozenset({"auth"}),

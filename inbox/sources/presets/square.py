@@ -15,7 +15,7 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 
@@ -29,7 +29,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     payload = fields.json_object(raw.body)
     event_id = fields.text_field(payload, "event_id", fields.LONGEST_ID)
     event_type = fields.text_field(payload, "type", fields.LONGEST_TYPE)
-    kind, identifier = reading.entity(fields.member(payload, "data", "type"), fields.member(payload, "data", "id"))
+    kind, identifier = fields.entity(fields.member(payload, "data", "type"), fields.member(payload, "data", "id"))
     deleted = fields.member(payload, "data", "deleted") is True
     return (
         Identity(

@@ -19,7 +19,7 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import to_nanoseconds
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _ACTIONS: Mapping[str, Action] = {
@@ -42,7 +42,7 @@ def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, ded
     things, _, word = event_type.partition(".")
     # `object.creation` is of the type that objectTypeId names, such as 0-1
     kind = event.get("objectTypeId", things) if things == "object" else things
-    kind, identifier = reading.entity(kind, event.get("objectId", event.get("fromObjectId")))
+    kind, identifier = fields.entity(kind, event.get("objectId", event.get("fromObjectId")))
     return Identity(
         entity_type=kind,
         entity_id=identifier,
@@ -71,7 +71,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 PRESET = Preset(
     name="hubspot",
-    read=reading.reader_of_list(_event),
+    read=fields.reader_of_list(_event),
     has_own_time=True,
     sample=sample,
     signatures=(

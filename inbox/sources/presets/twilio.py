@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from inbox.config.source import Signature
 from inbox.events.event import Identity, RawRequest
-from inbox.sources import fields, reading
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
 
 _MOST_FIELDS = 200
@@ -42,7 +42,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     form = dict(fields.form_fields(raw.body, _MOST_FIELDS))
     named = next((name for name in _THINGS if form.get(name)), None)
     thing, status = _THINGS.get(named or "", ("", ""))
-    kind, identifier = reading.entity(thing, form.get(named or ""))
+    kind, identifier = fields.entity(thing, form.get(named or ""))
     word = form.get(status) or form.get("SmsStatus") or "webhook"
     event_type = fields.entity_type(f"{thing}.{word}" if thing else form.get("EventType")) or "webhook"
     return (
