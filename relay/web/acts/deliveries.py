@@ -21,7 +21,7 @@ from relay.store.operator.selection import GIVEN_UP, Act, Choice, Selection
 from relay.web.acts.forms import DeliveriesForm
 from relay.web.acts.plan import ActPlan, sealed
 from relay.web.query import GivenTime
-from relay.web.screen import Reading
+from relay.web.reading import Reading
 
 MOST_COUNTED = 10_000
 """Deliveries that a plan examines."""

@@ -21,7 +21,7 @@ from relay.web.acts.forms import (
     SweepForm,
 )
 from relay.web.acts.plan import ActPlan
-from relay.web.screen import Reading
+from relay.web.reading import Reading
 
 
 class ActKind(msgspec.Struct, frozen=True):

@@ -28,7 +28,7 @@ from relay.store.operator.sweeping import types_of
 from relay.store.transaction import Transaction
 from relay.web.acts.forms import EraseForm, GateForm, PruneForm, ReadmitForm, SweepForm
 from relay.web.acts.plan import ActPlan, PlanFigure, sealed
-from relay.web.screen import MOST_COUNTED, Reading
+from relay.web.reading import MOST_COUNTED, Reading
 
 _NEWEST_OF_ENTITY = 5000
 """Events of an entity among which open deliveries are counted, and about which a plan of an erasure is."""

@@ -30,10 +30,8 @@ from relay.web.acts.once import OnceOnly
 from relay.web.acts.plan import ActPlan
 from relay.web.acts.requests import CHOSEN, fields_of_chosen, one_each, read_json, require_operator
 from relay.web.acts.stopping import CommandResource
-from relay.web.encoding import encode
-from relay.web.forms import read_form
 from relay.web.problems import API, set_status
-from relay.web.query import Number, convert, of_path, parse
+from relay.web.query import Number, convert, encode, of_path, parse, read_form
 from relay.web.reading import Readers
 
 

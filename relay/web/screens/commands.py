@@ -12,8 +12,8 @@ from inbox.db.reads import Row
 from inbox.errors import NothingThere
 from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, KEYS, OF_COMMANDS, OPEN_COMMANDS
 from relay.web.query import GivenTime, Limit, Number, Text, filter_of
+from relay.web.reading import ListPage, Reading, Screen
 from relay.web.rows import rows_of
-from relay.web.screen import ListPage, Reading, Screen
 
 
 class CommandsQuery(msgspec.Struct, frozen=True, kw_only=True):
