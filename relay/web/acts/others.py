@@ -9,14 +9,14 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
+from inbox.db import retention
 from inbox.db.erasure import plan as erasures
 from inbox.db.erasure.carrying_out import held_up_by
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.known_names import has_source
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
-from inbox.db.retention import plan as retention
-from inbox.db.retention.kinds import STEPS
+from inbox.db.retention import STEPS
 from inbox.errors import BadFilter, UnusableCommand
 from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import rfc3339
@@ -143,7 +143,7 @@ def plan_prune(reading: Reading, kind: str, form: PruneForm) -> ActPlan:
     with reading.database.read() as transaction:
         plans = retention.plan(transaction.connection, reading.config.retention, transaction.now())
     figures = tuple(
-        PlanFigure(each.kind, each.rows, f"{'about; ' if each.is_estimate else ''}older than {each.age}")
+        PlanFigure(each.kind, each.rows, f"{'' if each.are_all else 'or more; '}older than {each.age}")
         for each in plans
         if not wanted or each.kind in wanted
     )

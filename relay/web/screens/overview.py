@@ -41,7 +41,7 @@ class OverviewQuery(msgspec.Struct, frozen=True, kw_only=True):
     """`all`: also list routes with nothing open, however many."""
 
 
-_NOT_SHOWN = ("position", "lap_began_at", "day_began_at", "rows_yesterday", "newest_at_begin", "arrived_yesterday")
+_NOT_SHOWN = ("position", "lap_began_at")
 
 
 class RouteLine(msgspec.Struct, frozen=True):
