@@ -98,9 +98,9 @@ CREATE TABLE duplicate_request (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
-
 CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
+
+CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
 
 COMMENT ON TABLE duplicate_request IS 'A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.';
 
@@ -205,25 +205,25 @@ CREATE TABLE open_delivery (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+
+CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
+
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
 
 CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+
+CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
 
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
-
-CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
-
-CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
-
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
-
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
-
-CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
 
 COMMENT ON TABLE open_delivery IS 'Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.';
 
@@ -309,11 +309,11 @@ CREATE TABLE delivery_log (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
+
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
 
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
-
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
 
@@ -395,11 +395,6 @@ CREATE TABLE pruning (
     pruned_until TIMESTAMP WITH TIME ZONE,
     rows BIGINT DEFAULT 0 NOT NULL,
     bytes BIGINT DEFAULT 0 NOT NULL,
-    day_began_at TIMESTAMP WITH TIME ZONE,
-    rows_today BIGINT DEFAULT 0 NOT NULL,
-    rows_yesterday BIGINT DEFAULT 0 NOT NULL,
-    newest_at_begin BIGINT DEFAULT 0 NOT NULL,
-    arrived_yesterday BIGINT DEFAULT 0 NOT NULL,
     behind_seconds BIGINT DEFAULT 0 NOT NULL,
     behind_since TIMESTAMP WITH TIME ZONE,
     ran_at TIMESTAMP WITH TIME ZONE,
@@ -408,7 +403,6 @@ CREATE TABLE pruning (
     CONSTRAINT pk_pruning PRIMARY KEY (kind),
     CONSTRAINT ck_pruning_lap_began_at_is_readable CHECK (lap_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_pruning_pruned_until_is_readable CHECK (pruned_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_pruning_day_began_at_is_readable CHECK (day_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_pruning_behind_since_is_readable CHECK (behind_since BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_pruning_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
@@ -427,16 +421,6 @@ COMMENT ON COLUMN pruning.pruned_until IS 'rows older than this have expired';
 COMMENT ON COLUMN pruning.rows IS 'rows pruned in all';
 
 COMMENT ON COLUMN pruning.bytes IS 'bytes in these rows, about; without indexes';
-
-COMMENT ON COLUMN pruning.day_began_at IS 'beginning of the present day of the next four figures';
-
-COMMENT ON COLUMN pruning.rows_today IS 'rows pruned since then';
-
-COMMENT ON COLUMN pruning.rows_yesterday IS 'rows pruned on the day before';
-
-COMMENT ON COLUMN pruning.newest_at_begin IS 'highest number at the beginning of the day';
-
-COMMENT ON COLUMN pruning.arrived_yesterday IS 'numbers taken on the day before: about the rows that arrived';
 
 COMMENT ON COLUMN pruning.behind_seconds IS 'seconds for which the oldest expired row has been expired; 0: none is left';
 
@@ -667,11 +651,11 @@ CREATE TABLE alert (
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
+CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
 CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
 CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
-
-CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
 
 COMMENT ON TABLE alert IS 'One row when a problem begins and one when it ends, never a second while it lasts.';
 

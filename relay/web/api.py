@@ -16,12 +16,12 @@ from relay.web import doctor_run, openapi
 from relay.web.acts.forms import ACTS, FORMS, ORDERS, ActAnswer, Reason
 from relay.web.acts.plan import ActPlan
 from relay.web.acts.stopping import StopOrder
-from relay.web.difference import ENTITY_DIFFERENCE, DifferenceQuery
 from relay.web.problems import API
 from relay.web.query import Number
 from relay.web.reveal import RevealedPayload
 from relay.web.screens import SCREENS
 from relay.web.screens.commands import CommandQuery
+from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceQuery
 
 
 class EventNumber(msgspec.Struct, frozen=True):

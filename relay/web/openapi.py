@@ -15,7 +15,7 @@ from inbox.events.timestamps import TIME_FORMS
 from relay.web.docstrings import field_docstrings, first_line
 from relay.web.problems import API, PROBLEM_TYPE, Problem
 from relay.web.query import GivenTime
-from relay.web.screen import Screen
+from relay.web.reading import Screen
 
 Json = dict[str, Any]
 

@@ -20,7 +20,7 @@ from relay.store.operator.room import MOST_OPEN
 from relay.store.operator.selection import GIVEN_UP, Act, Choice
 from relay.web.acts.forms import Given
 from relay.web.acts.plan import ActPlan, frozen, sealed
-from relay.web.screen import Reading
+from relay.web.reading import Reading
 
 MOST_COUNTED = 10_000
 """Deliveries that a plan examines."""

@@ -8,14 +8,14 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
+from inbox.db import retention
 from inbox.db.erasure import plan as erasures
 from inbox.db.erasure.carrying_out import held_up_by
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.known_names import has_source
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
-from inbox.db.retention import plan as retention
-from inbox.db.retention.kinds import STEPS
+from inbox.db.retention import STEPS
 from inbox.errors import BadFilter, UnusableCommand
 from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import rfc3339
@@ -27,7 +27,7 @@ from relay.store.operator.sweeping import types_of
 from relay.store.transaction import Transaction
 from relay.web.acts.forms import Given
 from relay.web.acts.plan import ActPlan, PlanFigure, frozen, sealed
-from relay.web.screen import MOST_COUNTED, Reading
+from relay.web.reading import MOST_COUNTED, Reading
 
 _NEWEST_OF_ENTITY = 5000
 """Events of an entity among which open deliveries are counted, and about which a plan of an erasure is."""
@@ -143,7 +143,7 @@ def plan_prune(reading: Reading, kind: str, given: Given) -> ActPlan:
     with reading.database.read() as transaction:
         plans = retention.plan(transaction.connection, reading.config.retention, transaction.now())
     figures = tuple(
-        PlanFigure(each.kind, each.rows, f"{'about; ' if each.is_estimate else ''}older than {each.age}")
+        PlanFigure(each.kind, each.rows, f"{'' if each.are_all else 'or more; '}older than {each.age}")
         for each in plans
         if not wanted or each.kind in wanted
     )

@@ -40,12 +40,9 @@ from relay.web.acts.once import OnceOnly
 from relay.web.acts.plan import ActPlan, agrees
 from relay.web.acts.requests import CHOSEN, fields_of_chosen, one_each, read_json, require_operator
 from relay.web.acts.stopping import CommandResource
-from relay.web.encoding import encode
-from relay.web.forms import read_form
 from relay.web.problems import API, set_status
-from relay.web.query import Number, convert, of_path, parse
-from relay.web.reading import Readers
-from relay.web.screen import Reading
+from relay.web.query import Number, convert, encode, of_path, parse, read_form
+from relay.web.reading import Readers, Reading
 
 PLANS: Mapping[str, Callable[[Reading, str, Given], ActPlan]] = {
     **dict.fromkeys(OF_DELIVERIES, deliveries.plan),
