@@ -23,8 +23,8 @@ from relay.store.sizes import NO_DISK, Disk, read_disk, sqlite_file
 from relay.store.stuck_check import Trouble
 from relay.store.transaction import Transaction
 from relay.web.attention import Concern, concerns
+from relay.web.reading import Reading, Screen
 from relay.web.rows import rows_of
-from relay.web.screen import Reading, Screen
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
@@ -41,7 +41,7 @@ class OverviewQuery(msgspec.Struct, frozen=True, kw_only=True):
     """`all`: also list routes with nothing open, however many."""
 
 
-_NOT_SHOWN = ("position", "lap_began_at", "day_began_at", "rows_yesterday", "newest_at_begin", "arrived_yesterday")
+_NOT_SHOWN = ("position", "lap_began_at")
 
 
 class RouteLine(msgspec.Struct, frozen=True):
