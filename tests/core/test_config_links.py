@@ -86,10 +86,6 @@ NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
             ("[routes.all]", '[metrics]\nrelay = "127.0.0.1:9100"\nreceiver = "127.0.0.1:9100"\n[routes.all]'),
             "[metrics] relay: is the receiver's address, too; only one program could listen there",
         ),
-        (
-            ("[routes.all]", '[routes.all.retry]\nschedule = ["1s"]\nexponential = { first = "1s" }\n[routes.all]'),
-            "[routes.all.retry] schedule: says nothing beside exponential, which takes its place; remove one",
-        ),
         (NO_CREATE, 'inbox.toml:18: [routes.users.sync] create: is missing, and missing = "create" (the default)'),
         (NO_DELETE, 'inbox.toml:18: [routes.users.sync] delete: is missing, and gone = "delete" (the default)'),
         (NO_FIND, "inbox.toml:21: [routes.users.sync] update.path: uses {target.…}, which only find gives; add find ="),
