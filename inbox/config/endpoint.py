@@ -45,7 +45,7 @@ class ApiOauth2(Table, frozen=True, tag="oauth2", tag_field="kind"):
 OutboundAuth = ApiBasic | ApiBearer | ApiHeader | ApiOauth2
 
 
-class Breaker(Table, frozen=True):
+class BreakerSettings(Table, frozen=True):
     """Circuit breaker: it stops calls when half of ten or more attempts in a minute have failed. All relays share it."""
 
     open_for: Duration = Duration(30)
@@ -72,7 +72,7 @@ class Endpoint(Table, frozen=True):
     allow_to: Networks | None = None
     block_to: list[Network] = []
     allow_http: bool = False
-    breaker: Breaker = Breaker()
+    breaker: BreakerSettings = BreakerSettings()
 
 
 class Api(Endpoint, frozen=True, kw_only=True):

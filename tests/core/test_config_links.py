@@ -30,7 +30,7 @@ source = "trivore"
 destination = "crm"
 [routes.users.sync]
 fetch = { api = "identity", path = "/user/{event.entity_id}" }
-find = { path = "/contacts" }
+find = { path = "/contacts", verify = false }
 create = { path = "/contacts" }
 update = { path = "/contacts/{target.id}" }
 delete = { path = "/contacts/{ target.id }" }
@@ -46,7 +46,7 @@ def changed(*changes: tuple[str, str]) -> str:
     return text
 
 
-NO_FIND = ('find = { path = "/contacts" }\n', "")
+NO_FIND = ('find = { path = "/contacts", verify = false }\n', "")
 NO_CREATE = ('create = { path = "/contacts" }\n', "")
 NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
 
@@ -232,7 +232,12 @@ def test_a_mistake_in_pages_is_told_alike_for_a_find_a_listing_and_a_sweep(
     call: str, pages: str, expected: str
 ) -> None:
     calls = {
-        "find": changed(('find = { path = "/contacts" }', f'find = {{ path = "/contacts", pages = {pages} }}')),
+        "find": changed(
+            (
+                'find = { path = "/contacts", verify = false }',
+                f'find = {{ path = "/contacts", verify = false, pages = {pages} }}',
+            )
+        ),
         "listing": FILE + LISTING.replace("PAGES", pages),
         "sweep": f"{FILE}{SWEEP}pages = {pages}\n",
     }

@@ -73,7 +73,9 @@ def test_what_was_never_attempted_may_be_due_no_later_than_now(ahead: timedelta)
 def test_a_fact_that_asks_for_more_than_the_schedule_and_any_answer_may_gets_no_more() -> None:
     by_hand = timedelta(days=400)
     assert furthest_due(by_hand, POLICY, NOW) == NOW + LONGEST_RETRY_AFTER
-    slow = policy_of(Retry(schedule=(Duration(30 * 86400),)))
+    slow = RoutePolicy(
+        "strict", blocks_on_death=False, schedule=Schedule(Retry(schedule=(Duration(30 * 86400),)), jitter=0.5)
+    )
     assert furthest_due(by_hand, slow, NOW) == NOW + timedelta(days=45)
 
 
