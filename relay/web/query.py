@@ -165,11 +165,16 @@ def _lists_of(kind: type[msgspec.Struct]) -> frozenset[str]:
     """Return the names of the fields that are lists."""
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)  # noqa: S101  # as the type says
-    return frozenset(
-        field.name
-        for field in info.fields
-        if any(isinstance(each, inspect.VarTupleType) for each in getattr(field.type, "types", (field.type,)))
-    )
+    return frozenset(field.name for field in info.fields if _is_list(field.type))
+
+
+def _is_list(kind: inspect.Type) -> bool:
+    match kind:
+        case inspect.Metadata(type=inner):
+            return _is_list(inner)
+        case inspect.UnionType(types=types):
+            return any(map(_is_list, types))
+    return isinstance(kind, inspect.VarTupleType)
 
 
 def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, strict: bool = False) -> Query:
