@@ -61,7 +61,8 @@ def rows_of(name: str, *without: str, **added: Schema) -> msgspec.Meta:
     table = metadata.tables.get(name)
     if table is not None:
         columns = {
-            str(column.name): _column(column, column.comment, is_nullable=bool(column.nullable)) for column in table.columns
+            str(column.name): _column(column, column.comment, is_nullable=bool(column.nullable))
+            for column in table.columns
         }
     else:
         view = next(each for each in VIEWS if each.name == name)
