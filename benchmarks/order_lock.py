@@ -29,11 +29,12 @@ from inbox.db.dialect import POSTGRES
 from inbox.loader.load import parse_config
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.delivery.policy import RoutePolicy, policies
+from relay.operations.asks import Selection
 from relay.store.claim import Room, claim
 from relay.store.database import Database
 from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
-from relay.store.operator.selection import Act, Selection
+from relay.store.operator.selection import Act
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence

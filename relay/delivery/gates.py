@@ -28,6 +28,7 @@ from inbox.config.breaker import BreakerLimits
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.events.event import escape, split
+from relay.operations.asks import OneGate
 
 GateKey = tuple[str, str]
 """kind and name of a row of `gate`."""
@@ -166,18 +167,8 @@ _ROUNDING = 1e-6
 """Tolerance for times stored in microseconds."""
 
 
-class Gate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The gate that an operator names: a route, destination, api, source, or entity of a source.
-
-    It is the JSON of `relay_command.selection`.
-    """
-
-    route: str | None = None
-    destination: str | None = None
-    api: str | None = None
-    source: str | None = None
-    entity_type: str | None = None
-    entity_id: str | None = None
+class Gate(OneGate, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The gate that an operator names."""
 
     @property
     def key(self) -> GateKey:

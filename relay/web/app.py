@@ -1,9 +1,9 @@
-"""The page as an ASGI application: routes of every screen, its JSON and its place in the API, and the form of every problem."""
+"""The page as an ASGI application: routes of every screen, its JSON and its place in the API."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import falcon
@@ -11,21 +11,22 @@ import falcon.asgi
 import msgspec
 from falcon.asgi import Request, Response
 
-from inbox.clock import Clock
+from inbox.clock import Clock, SystemClock
+from inbox.config.model import Config
+from inbox.config.types import Network
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import doctor_run, render
-from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard, SignIn, SignOut
+from relay.web.access.accounts import check_accounts
+from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn, SignOut
 from relay.web.acts.resource import add_routes as add_acts
 from relay.web.api import ApiDocument
-from relay.web.difference import ENTITY_DIFFERENCE, DifferenceResource
 from relay.web.doctor_run import DoctorRun
-from relay.web.encoding import encode
 from relay.web.problems import API, ProblemAnswers, set_status
-from relay.web.query import of_path, parameters, parse, url
-from relay.web.reading import NotYourTurn, Readers
+from relay.web.query import encode, of_path, parameters, parse, url
+from relay.web.reading import ListPage, NotYourTurn, Readers, Reading, Screen
 from relay.web.reveal import RevealResource
-from relay.web.screen import ListPage, Reading, Screen
 from relay.web.screens import SCREENS
+from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceResource
 from relay.web.static_files import PublicFiles
 
 App = falcon.asgi.App[Request, Response]
@@ -154,4 +155,36 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.add_route(f"{ENTITY_DIFFERENCE}.json", difference, suffix="json")
     app.add_route(f"{API}{ENTITY_DIFFERENCE}", difference, suffix="json")
     ProblemAnswers(renderer, clock).add_to(app)
+    return app
+
+
+class _Closing:
+    """Falcon middleware that closes the connections when the worker stops."""
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+
+    async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
+        """Close them. The server calls this after the last request."""
+        self._readers.close()
+
+
+def page_of(config: Config, forwarding: Iterable[str] = (), sessions: Sessions | None = None) -> App:
+    """Make the application. Nothing is connected yet: a process that is forked later may serve it.
+
+    Args:
+        config: the configuration.
+        forwarding: addresses and networks of proxies, as gunicorn's `forwarded_allow_ips`.
+        sessions: those that last longer than this configuration.
+
+    Raises:
+        ConfigError: nobody may use the page, or who may can't be read. The text has a line for each mistake.
+    """
+    clock = SystemClock()
+    check_accounts(config.web)
+    # `*` is nobody here: who believes every address would let a stranger choose the one whose attempts are counted.
+    networks = [Network.parse(each) for each in forwarding if each != "*"]
+    readers = Readers(config, clock)
+    app = create_app(readers, clock, Guard(config.web, clock, sessions or Sessions(), forwarding=networks))
+    app.add_middleware(_Closing(readers))
     return app

@@ -18,6 +18,7 @@ from inbox.db.engine import LOCK_TIMEOUT_SECONDS
 from relay.daemon.lease_renewal import claim_of
 from relay.delivery.gates import RateLimit
 from relay.observe import Observer
+from relay.operations.asks import Selection
 from relay.steps import LONGEST_WAIT_SECONDS
 from relay.steps import Steps as StepsOfARelay
 from relay.store import database, sequence
@@ -25,7 +26,6 @@ from relay.store.bulkhead import in_parts
 from relay.store.claim import Room, claim
 from relay.store.leases import give_back
 from relay.store.operator import commands, execution
-from relay.store.operator.selection import Selection
 from relay.store.quarantine import quarantine
 from relay.store.record import record
 from relay.store.transaction import FailedAlone, Key

@@ -13,12 +13,12 @@ from inbox.config.types import Secret
 from inbox.events.timestamps import time_text
 from relay.delivery.gates import GateKey, RateLimit, Report, entity_key
 from relay.delivery.policy import RoutePolicy
+from relay.operations.asks import Selection
 from relay.store import gates, nodes
 from relay.store.claim import Room, claim
 from relay.store.database import Database
 from relay.store.leases import LEASE_SECONDS
 from relay.store.operator import commands
-from relay.store.operator.selection import Selection
 from relay.store.stuck_check import (
     STUCK_AFTER_SECONDS,
     _branches,

@@ -13,8 +13,7 @@ from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.errors import QueryTooSlow
 from relay.web import reading as reading_module
-from relay.web.reading import Readers
-from relay.web.screen import Reading
+from relay.web.reading import Readers, Reading
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import connect_postgres
 from tests.helpers.page import OPERATOR, Page, serving

@@ -27,7 +27,7 @@ def prune(database: Database, config: Config, task: AskedTask) -> Callable[[Tran
     Raises:
         UnusableCommand: the selection names an unknown kind.
     """
-    kinds = _kinds(task.selection.get("kinds"))
+    kinds = _kinds(task.asked.kinds or ())
     if task.dry_run:
         planned = _dry_run(database, config, kinds)
         return lambda _: planned
@@ -45,8 +45,8 @@ def _make_due(transaction: Transaction, *, before: int) -> BatchResult:
     return BatchResult("running", progress=before, answer="a relay prunes")
 
 
-def _kinds(given: Sequence[str] | None) -> list[RetentionKind]:
-    for name in given or ():
+def _kinds(given: Sequence[str]) -> list[RetentionKind]:
+    for name in given:
         if name not in STEPS:
             raise UnusableCommand(f"there is no kind of [retention] {name!r}; {nearest(name, STEPS)}")
     return [kind for kind in STEPS if not given or kind in given]

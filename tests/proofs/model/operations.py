@@ -10,6 +10,7 @@ from relay.daemon.lease_renewal import claim_of
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Admission, Gate, Gates
 from relay.delivery.outcome import Delivery
+from relay.operations.asks import Selection
 from relay.store import claim, duplicates, gates, leases, nodes, reap, record, sequence
 from relay.store.audit.rebuild import rebuild
 from relay.store.audit.verify import Checked, verify
@@ -17,7 +18,7 @@ from relay.store.leases import Claimed
 from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
 from relay.store.operator.plan import Plan, preview
-from relay.store.operator.selection import Act, Choice, Selection
+from relay.store.operator.selection import Act, Choice
 from tests.helpers.commanding import carry_out
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
 from tests.proofs.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
