@@ -55,7 +55,7 @@ def forward_headers() -> str:
 
 def retry_schedule() -> str:
     """The default schedule, without jitter: when each attempt is made."""
-    schedule = Schedule(Retry(jitter=0))
+    schedule = Schedule(Retry(), jitter=0)
     rows, elapsed, attempt = [("1", "at once", "")], timedelta(0), 1
     while (delay := schedule.delay_after(attempt)) is not None:
         elapsed, attempt = elapsed + delay, attempt + 1

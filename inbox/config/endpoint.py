@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from inbox.config.breaker import BreakerLimits
 from inbox.config.types import Duration, Network, Networks, Rate, Secret, Table
 
 
@@ -46,6 +45,13 @@ class ApiOauth2(Table, frozen=True, tag="oauth2", tag_field="kind"):
 OutboundAuth = ApiBasic | ApiBearer | ApiHeader | ApiOauth2
 
 
+class BreakerSettings(Table, frozen=True):
+    """Circuit breaker: it stops calls when half of ten or more attempts in a minute have failed. All relays share it."""
+
+    open_for: Duration = Duration(30)
+    """Time until one attempt probes the endpoint. It doubles each time the probe fails, up to ten minutes."""
+
+
 class Endpoint(Table, frozen=True):
     """Keys that apis and destinations have in common."""
 
@@ -58,8 +64,6 @@ class Endpoint(Table, frozen=True):
     """Concurrent attempts of each relay process."""
     rate: Rate | None = None
     """Largest number of calls of all relays together. A burst may have one second's worth, and at least two."""
-    longest_hold: Duration = Duration(3600)
-    """Longest time for which an answer's `Retry-After` or rate limit headers hold back further calls. `"0s"` ignores them."""
     proxy: str | None = None
     ca_file: str | None = None
     cert_file: str | None = None
@@ -68,7 +72,7 @@ class Endpoint(Table, frozen=True):
     allow_to: Networks | None = None
     block_to: list[Network] = []
     allow_http: bool = False
-    breaker: BreakerLimits = BreakerLimits()
+    breaker: BreakerSettings = BreakerSettings()
 
 
 class Api(Endpoint, frozen=True, kw_only=True):

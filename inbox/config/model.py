@@ -49,19 +49,6 @@ class DatabaseSettings(Table, frozen=True):
     """Wake idle relays when an event is stored, by NOTIFY on Postgres. Without it they look every 500 ms."""
 
 
-class Receiver(Table, frozen=True):
-    """Limits of each worker process of the receiver. Beyond them it answers 503."""
-
-    connections: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4000
-    """Open connections; each needs one of the file descriptors that the system allows a process."""
-    requests: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
-    """Requests in progress, including those that wait for an outcome."""
-    requests_per_connection: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
-    """Requests on one connection. The answer to the last one closes it."""
-    memory: Annotated[int, msgspec.Meta(ge=1)] = 256 * 1024 * 1024
-    """Bytes of memory for their bodies: four for each byte, and none for the first 64 KiB of a body."""
-
-
 class Outbound(Table, frozen=True):
     """Networks that all calls of the relay may reach, in addition to the rules of each api, destination and of `[alerts]`."""
 
@@ -79,10 +66,7 @@ class Alerts(Table, frozen=True):
     """URL that gets a POST for each alert. Without it, alerts are written to the log and the table `alert` only."""
     format: AlertFormat = "json"
     """`json` posts the whole alert; `slack` posts a message for Slack's incoming webhooks."""
-    timeout: Duration = Duration(10)
     allow_private: bool = False
-    allow_to: Networks | None = None
-    block_to: list[Network] = []
     allow_http: bool = False
     backlog_after: Duration = Duration(3600)
     """A route is behind when an event has waited this long."""
@@ -115,7 +99,6 @@ class Config(Table, frozen=True):
     """The whole file."""
 
     database: DatabaseSettings = DatabaseSettings()
-    receiver: Receiver = Receiver()
     outbound: Outbound = Outbound()
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()

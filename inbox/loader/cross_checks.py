@@ -12,18 +12,15 @@ import msgspec
 from inbox.config.endpoint import Destination, Endpoint, PythonDestination, SyncDestination
 from inbox.config.mistakes import Mistake, nearest
 from inbox.config.model import Config, Metrics, Route
-from inbox.config.retry import Retry
 from inbox.config.routing import matches
 from inbox.config.source import Source
 from inbox.config.sweep import Sweep
 from inbox.config.sync import MapField, SyncRoute
-from inbox.http.limits import memory_for
 from inbox.loader.paging_checks import paging_mistakes
 from inbox.loader.passed_headers import passed_header_mistakes
 from inbox.loader.presets import preset_mistakes
 from inbox.loader.retention_checks import retention_mistakes
 from inbox.loader.web_checks import web_mistakes
-from inbox.sources import PRESETS
 
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _FUNCTION = re.compile(f"{_NAME}:{_NAME}")
@@ -65,7 +62,6 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
     yield from web_mistakes(config.web)
     for name, source in config.sources.items():
         yield from preset_mistakes(("sources", name), source)
-        yield from _no_room(name, source, config.receiver.memory)
         yield from _sweeps(("sources", name, "sweeps"), source, config, names.apis)
     for name, route in config.routes.items():
         path = ("routes", name)
@@ -73,7 +69,6 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
         yield from _missing_name((*path, "destination"), "destination", route.destination, names.destinations)
         if route.destination in config.destinations:
             yield from _sync_or_not(path, route, config.destinations[route.destination])
-        yield from _one_way_to_retry((*path, "retry"), route.retry)
         if route.sync is not None:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names.apis)
             yield from _sync((*path, "sync"), route.sync)
@@ -83,23 +78,6 @@ def _one_address(metrics: Metrics) -> Iterator[Mistake]:
     """Yield an address at which both programs would listen."""
     if metrics.relay is not None and metrics.relay == metrics.receiver:
         yield Mistake(("metrics", "relay"), "is the receiver's address, too; only one program could listen there")
-
-
-def _one_way_to_retry(path: tuple[str, ...], retry: Retry) -> Iterator[Mistake]:
-    """Yield a schedule that the delays of `exponential` replace."""
-    if retry.exponential is not None and retry.schedule != Retry().schedule:
-        yield Mistake((*path, "schedule"), "says nothing beside exponential, which takes its place; remove one")
-
-
-def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
-    """Yield sources whose largest body exceeds the memory limit."""
-    most = source.max_body or (PRESETS[source.preset].max_body if source.preset in PRESETS else 0)
-    if memory_for(most) > memory:
-        yield Mistake(
-            ("receiver", "memory"),
-            f"is too little for the largest body of [sources.{name}], {most} bytes, which takes {memory_for(most)}: allow"
-            " that, or give the source a smaller max_body",
-        )
 
 
 def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collection[str]) -> Iterator[Mistake]:

@@ -44,8 +44,6 @@ class Target(msgspec.Struct, frozen=True):
     """Configured headers and authentication. Names are in Title-Case, so that they replace a call's header of the same name."""
     timeout: float
     """Seconds, for one call."""
-    longest_hold: float
-    """Seconds for which an answer's rate limit holds further calls, at most."""
     proxies: dict[str, str]
     rules: guard.AddressRules
     tls: ssl.SSLContext
@@ -95,7 +93,6 @@ def prepare(
         shown=f"{parts.scheme}://{parts.netloc}{parts.path if shown_path is None else shown_path}",
         headers={"User-Agent": "inbox-relay", "Accept-Encoding": "identity", **made["headers"], **headers},
         timeout=float(endpoint.timeout),
-        longest_hold=float(endpoint.longest_hold),
         proxies=proxies,
         # A proxy's address is the operator's choice, and it resolves the name itself, where nothing here can look.
         rules=guard.ANYWHERE if proxies else rules,

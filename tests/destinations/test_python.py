@@ -24,7 +24,7 @@ from tests.helpers.delivering import NOW, delivered, failed
 from tests.helpers.patience import Stopwatch
 from tests.helpers.waiting import until
 
-POLICY = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(RetryTable(jitter=0)))
+POLICY = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(RetryTable(), jitter=0))
 
 
 @pytest.fixture
