@@ -18,10 +18,7 @@ from inbox.errors import ConfigError
 from inbox.http.body import LimitedApp
 from inbox.http.limits import ON_STOP
 from inbox.http.protocol import HardenedHttpProtocol
-from inbox.logs.fields import fields
-from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
-from inbox.logs.structured import Format
-from inbox.logs.traces import without_message
+from inbox.observe.logs import Format, LineFormatter, escape_lines, fields, without_message, write_stderr
 
 __all__ = [
     "ON_STOP",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inbox.config.types import Table
-from inbox.logs.structured import Format
+from inbox.observe.logs import Format
 
 
 class Logs(Table, frozen=True):

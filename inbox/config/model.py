@@ -16,19 +16,17 @@ from inbox.config.retention import Retention
 from inbox.config.retry import Retry
 from inbox.config.source import Source
 from inbox.config.sync import SyncRoute
-from inbox.config.traces import CollectorUrl, Traces
+from inbox.config.traces import Traces
 from inbox.config.types import Address, DatabaseUrl, Duration, Network, Networks, SchemaName, Secret, Table
 from inbox.config.web import Web
 from inbox.events.event import Action
 
 
 class Metrics(Table, frozen=True):
-    """Metrics of each side: served to Prometheus without authentication, or pushed by OTLP. Omit a key to disable it."""
+    """Metrics of each side: served to Prometheus without authentication. Omit a key to disable it."""
 
     receiver: Address | None = None
     relay: Address | None = None
-    endpoint: CollectorUrl | None = None
-    """URL of a collector to which both sides push them, such as `http://127.0.0.1:4318/v1/metrics`; needs the extra `otel`."""
 
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]

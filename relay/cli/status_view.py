@@ -11,7 +11,7 @@ from rich.text import Text
 from inbox.cli.tables import TABLE, Column, layout
 from inbox.cli.terminal import Row
 from inbox.cli.wording import counted, lasting, relative
-from inbox.logs.visible import visible_line
+from inbox.observe.visible import visible_line
 from relay.next_steps import NextStep, state_of
 from relay.store.overview import FiringAlert, Overview
 from relay.store.route_states import RouteState

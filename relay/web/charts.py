@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 from markupsafe import Markup
 
-from inbox.logs.visible import visible_line
+from inbox.observe.visible import visible_line
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 4, 8, 18
 """Space around the plot for its labels, in units of the view box."""

@@ -24,8 +24,7 @@ from markupsafe import Markup
 from inbox.clock import Clock
 from inbox.errors import BadFilter, PageError, TooManyWatchers
 from inbox.gunicorn_worker import ON_STOP
-from inbox.logs.fields import fields
-from inbox.logs.traces import without_message
+from inbox.observe.logs import fields, without_message
 from relay.web.access.accounts import Actor, Role
 
 LIVE_FIELD = "live"

@@ -28,8 +28,8 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from inbox.config.types import Secret
 from inbox.config.web import Web
 from inbox.errors import AccessBroken, ConfigError
-from inbox.logs.fields import fields
-from inbox.logs.visible import visible
+from inbox.observe.logs import fields
+from inbox.observe.visible import visible
 
 Role = Literal["viewer", "operator"]
 ROLES: tuple[Role, ...] = ("viewer", "operator")

@@ -28,8 +28,8 @@ from inbox.clock import Clock
 from inbox.config.types import Network
 from inbox.config.web import Web, WebProxy
 from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
-from inbox.logs.fields import fields
-from inbox.logs.visible import visible
+from inbox.observe.logs import fields
+from inbox.observe.visible import visible
 from relay.web import render
 from relay.web.access.accounts import (
     LONGEST_NAME,
