@@ -229,15 +229,6 @@ class QueryTooSlow(PageError, status=503, cause="query_too_slow", title="The que
     retry_after_seconds = 10
 
 
-class TooManyWatchers(PageError, status=503, cause="too_many_watchers", title="Too many pages are open"):
-    """As many pages refresh themselves as may, of one person or in all; this one stays as it is.
-
-    Reload the page to see what is new, or close others.
-    """
-
-    retry_after_seconds = 60
-
-
 class DatabaseAway(PageError, status=503, cause="database_away", title="The database does not answer"):
     """The database is gone, or locked.
 

@@ -16,12 +16,10 @@ from uvicorn_worker import UvicornWorker
 
 from inbox.errors import ConfigError
 from inbox.http.body import LimitedApp
-from inbox.http.limits import ON_STOP
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.observe.logs import Format, LineFormatter, escape_lines, fields, without_message, write_stderr
 
 __all__ = [
-    "ON_STOP",
     "WORKER_TMP_DIR",
     "HardenedWorker",
     "LimitedApp",

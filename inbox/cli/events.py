@@ -37,6 +37,7 @@ from inbox.events.past import event_at
 from inbox.events.timestamps import rfc3339
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from sqlalchemy import Engine
@@ -65,9 +66,17 @@ COLUMNS = (
     Column("superseded_by", "number", on_request=True),
 )
 
+_PAGE = 500
+"""Rows that an export reads together."""
 _OfState = Annotated[str | None, typer.Option("--state", help="Only in this state, such as dead, ready or delivered.")]
 _MostEvents = Annotated[
-    int, typer.Option(min=1, max=10_000, help="The most events; each has a line for each of its routes.")
+    int | None,
+    typer.Option(
+        "--limit",
+        min=1,
+        max=10_000,
+        help="At most about so many rows, as an event is never split; by default 50, and all with --ndjson.",
+    ),
 ]
 
 
@@ -84,7 +93,7 @@ def list_command(
     since: Since = None,
     until: Until = None,
     before: Before = None,
-    limit: _MostEvents = 50,
+    limit: _MostEvents = None,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,
@@ -126,10 +135,25 @@ def list_command(
                 until=until,
                 before=before,
             )
-            page = listing.list_deliveries(database, wanted, limit)
+            if form.most(limit) is None:
+                show(_all(database, wanted), COLUMNS, form, empty="")
+                return
+            page = listing.list_deliveries(database, wanted, form.most(limit) or 0)
             if state == State.DEAD and form.is_table:
                 _point_to_blocked(database, wanted)
     _show_page(page, form, now)
+
+
+def _all(database: Engine, wanted: EventFilter) -> Iterator[Row]:
+    from inbox.db import listing
+
+    before = wanted.before
+    while True:
+        page = listing.list_deliveries(database, msgspec.structs.replace(wanted, before=before), _PAGE)
+        yield from page.rows
+        if page.before is None:
+            return
+        before = page.before
 
 
 def _show_page(page: FoundDeliveries, form: Format, now: datetime) -> None:

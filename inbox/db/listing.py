@@ -22,6 +22,8 @@ from inbox.db.reads import Row, plain
 from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
 from inbox.events.timestamps import as_time, time_text
 
+_LISTED = 50
+"""Rows of a page: one may have a body."""
 ListingName = Literal["rejected", "commands", "alerts", "dead"]
 
 
@@ -91,6 +93,17 @@ def read_rows(
     """List rows in a transaction that only reads, as `list_rows`."""
     with engine.connect() as connection, reading(connection).begin():
         return list_rows(connection, name, wanted, limit, columns)
+
+
+def all_rows(engine: Engine, name: ListingName, wanted: Mapping[str, Any], most: int | None) -> Iterator[Row]:
+    """Yield the rows of a listing whose rows have an id, a page at a time; `most` None: every one."""
+    before, left = wanted.get("before"), most
+    while left is None or left > 0:
+        page = read_rows(engine, name, {**wanted, "before": before}, _LISTED if left is None else min(left, _LISTED))
+        yield from page
+        if len(page) < _LISTED:
+            return
+        before, left = page[-1]["id"], None if left is None else left - len(page)
 
 
 def contains(part: str) -> str:

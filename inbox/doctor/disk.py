@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.config.retention import RetentionKind
 from inbox.db.dialect import SQLITE, Sql
-from inbox.db.retention.rounds import states
+from inbox.db.pruning import states
 from inbox.events.timestamps import as_time, time_text
 from inbox.examination import DoctorFinding, Examination, FindingKind, Installation
 
@@ -132,9 +132,8 @@ def bytes_per_day(connection: Connection, now: datetime) -> float | None:
         return None
     days = max((now - as_time(row.first)) / timedelta(days=1), _LEAST_DAYS_SEEN)
     every = states(connection)
-    stays = {
-        kind: 1 - min(every[kind].rows_yesterday / max(every[kind].arrived_yesterday, 1), 1.0) for kind in _GROWING
-    }
+    # where retention keeps pace, as much goes as arrives
+    stays = {kind: 0 if every[kind].rows and every[kind].behind_since is None else 1 for kind in _GROWING}
     return (float(row.bytes) * stays["payloads"] + float(row.events) * _ROW_BYTES * stays["events"]) / days
 
 

@@ -17,9 +17,6 @@ BODY_COMPLETE = "inbox.body_complete"
 SEND_CONTINUE = "inbox.send_continue"
 """Scope key, set when the request expects `100-continue`: a function that asks the sender for the body."""
 
-ON_STOP = "inbox.on_stop"
-"""Scope key, set by the app for an answer without an end: a function that ends it. It is called when the worker stops."""
-
 WHEN_GONE = "inbox.when_gone"
 """Scope key: a function that takes another, and calls it when the sender hangs up; at once where it has already."""
 

@@ -30,7 +30,6 @@ from inbox.http.limits import (
     CAPACITY,
     CUT_SHORT,
     METERS,
-    ON_STOP,
     SEND_CONTINUE,
     WHEN_GONE,
     Bucket,
@@ -396,7 +395,6 @@ class HardenedHttpProtocol(Connection):
             self.loop.call_later(LINGER_SECONDS, self._close_if_idle)
         else:
             super().shutdown()
-            cast("dict[str, Any]", self.cycle.scope).get(ON_STOP, lambda: None)()
 
     def _close_if_idle(self) -> None:
         if self.is_idle:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from inbox.cli.options import (
+    MOST_NUMBER,
     AsJson,
     AsNdjson,
     Columns,
@@ -58,7 +59,7 @@ def dead(
     error: OfError = None,
     since: Since = None,
     until: Until = None,
-    limit: Limit = 50,
+    limit: Limit = None,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,
@@ -93,6 +94,7 @@ def dead(
             "since": since,
             "until": until,
         }
-        rows = read_rows(database.engine, "dead", wanted, limit)
-    more = f"{limit} shown; more with `--limit {2 * limit}`" if len(rows) >= limit else ""
+        most = form.most(limit)
+        rows = read_rows(database.engine, "dead", wanted, most or MOST_NUMBER)
+    more = f"{most} shown; more with `--limit {2 * most}`" if most is not None and len(rows) >= most else ""
     show(rows, COLUMNS, form, empty="no dead letters", more=more)

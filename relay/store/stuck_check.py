@@ -16,11 +16,11 @@ from inbox.events.states import GONE_SECONDS
 from relay.delivery.gates import Gates
 from relay.delivery.policy import Policies
 from relay.store.database import Database
-from relay.store.gates import read_gates
-from relay.store.paused_entities import not_paused, paused_param
-from relay.store.scan_positions import PAGE
+from relay.store.gates import NOT_PAUSED, read_gates
 from relay.store.transaction import Transaction
 
+LOOKED_AT = 500
+"""Deliveries of each end of a route's due ones, among which it looks for one that is not paused."""
 STUCK_AFTER_SECONDS = float(AFTER_SECONDS)
 
 
@@ -43,10 +43,9 @@ def _stuck_routes(transaction: Transaction, policies: Policies, gates: Gates) ->
         if gates.admit(policy.gates) == "all"
         and not any(rate_limit.key in limited for rate_limit in policy.rate_limits)
     ]
-    paused = paused_param(gates.paused_entities)
-    statement = _stuck(transaction.sql, passing_over=bool(paused))
-    page = {"page": PAGE} if paused else {}
-    found = transaction.execute(statement, routes=rows_param(moving), ago=-STUCK_AFTER_SECONDS, **page, **paused)
+    found = transaction.execute(
+        _stuck(transaction.sql), routes=rows_param(moving), ago=-STUCK_AFTER_SECONDS, page=LOOKED_AT
+    )
     return [row.route for row in found]
 
 
@@ -202,14 +201,14 @@ def _limited(sql: Sql) -> TextClause:
 
 
 @cache
-def _stuck(sql: Sql, *, passing_over: bool) -> TextClause:
+def _stuck(sql: Sql) -> TextClause:
     since = sql.plus_seconds(f"(SELECT {sql.now})", ":ago")
     of_route = "SELECT 1 FROM open_delivery o WHERE o.route = routes.route"
     return text(f"""
 WITH lately AS MATERIALIZED (SELECT DISTINCT f.route FROM ({NEWEST_FACTS}) f WHERE f.at > {since})
 SELECT routes.route
 FROM {sql.rows("routes", route="text")}
-WHERE ({_overdue(sql, since) if passing_over else f"EXISTS ({of_route} AND o.state = 'ready' AND o.due_at < {since})"}
+WHERE ({_overdue(since)}
        OR EXISTS ({of_route} AND o.state = 'in_flight' AND o.lease_until < {since}))
   AND NOT EXISTS ({of_route} AND o.state = 'in_flight' AND o.lease_until > (SELECT {sql.now}))
   AND NOT EXISTS (SELECT 1 FROM lately l WHERE l.route = routes.route)
@@ -217,7 +216,7 @@ ORDER BY routes.route
 """)
 
 
-def _overdue(sql: Sql, since: str) -> str:
+def _overdue(since: str) -> str:
     """True when something is due and not paused. Looks from both ends: a pause may hold back any number of deliveries."""
     ends = [
         f"""EXISTS (
@@ -226,7 +225,7 @@ def _overdue(sql: Sql, since: str) -> str:
             WHERE route = routes.route AND state = 'ready' AND due_at < {since}
             ORDER BY due_at {direction}, seq {direction}
             LIMIT :page) o
-        WHERE true {not_paused(sql)})"""
+        WHERE {NOT_PAUSED})"""
         for direction in ("ASC", "DESC")
     ]
     return " OR ".join(ends)

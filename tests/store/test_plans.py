@@ -34,7 +34,6 @@ from relay.store import (
     leftovers,
     locked_rows,
     overview,
-    paused_entities,
     pull_in_deliveries,
     pull_in_times,
     reap,
@@ -262,11 +261,11 @@ def _listed_on_sqlite() -> TextClause:
 
 
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
-    "claim": claim._claim,
-    "claim these": claim._claim_these,
-    "due heads, and whether they are paused": paused_entities._page,
-    "claim a suspect": claim._lease_of_suspect,
-    "suspects": claim._keys_of_suspects,
+    "due heads": claim._due,
+    "due routes": claim._due_routes,
+    "due suspect": claim._suspect,
+    "any suspect": claim._any_suspect,
+    "lease": claim._lease,
     "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
     "renew": leases._renew,
@@ -298,7 +297,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "wanted that are due later": retry._due_later,
     "wanted that nobody has begun": lambda sql: replay._untouched(sql, locked=True),
     "due on a route": room._due,
-    "replayed on a route": lambda sql: room._replayed_open(sql, has_paused=False),
+    "replayed on a route": room._replayed_open,
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
     "newest repeat": lambda _: duplicates._NEWEST,
@@ -478,7 +477,7 @@ def test_the_newest_rows_are_read_from_the_end_of_the_table_and_not_sorted(
 
 
 @pytest.mark.parametrize("planned", PLANS)
-@pytest.mark.parametrize("check", [partial(stuck_check._stuck, passing_over=False), stuck_check._unordered])
+@pytest.mark.parametrize("check", [stuck_check._stuck, stuck_check._unordered])
 def test_on_postgres_a_look_for_facts_of_the_last_minute_does_not_read_them_all_when_there_is_none(
     big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]], check: Callable[[Sql], TextClause]
 ) -> None:
@@ -616,11 +615,8 @@ def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlit
         assert [_scans_a_table(str(row.detail)) for row in found] == [True]
 
 
-@pytest.mark.parametrize("look", [claim._claim, paused_entities._page])
-def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(
-    big_postgres: Engine, look: Callable[[Sql], TextClause]
-) -> None:
-    statement = look(Sql(POSTGRES))
+def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(big_postgres: Engine) -> None:
+    statement = claim._due(Sql(POSTGRES))
     with big_postgres.connect() as connection:
         for planned in PLANS:
             found = planned(connection, statement)

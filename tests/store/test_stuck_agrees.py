@@ -12,10 +12,10 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.stuck import FAILED_FOR_SECONDS, ONLY_IN_VIEW, Finding, SqlClock, branches
 from relay.delivery.gates import Gate, GateKey, entity_key
+from relay.operations.asks import Selection
 from relay.store import gates, nodes, stuck_check
 from relay.store.database import Database
 from relay.store.operator import commands, execution
-from relay.store.operator.selection import Selection
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
 from tests.helpers.storing import an_event
 

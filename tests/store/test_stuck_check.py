@@ -13,12 +13,12 @@ from inbox.config.types import Secret
 from inbox.events.timestamps import time_text
 from relay.delivery.gates import GateKey, RateLimit, Report, entity_key
 from relay.delivery.policy import RoutePolicy
+from relay.operations.asks import Selection
 from relay.store import gates, nodes
-from relay.store.claim import claim
+from relay.store.claim import Room, claim
 from relay.store.database import Database
 from relay.store.leases import LEASE_SECONDS
 from relay.store.operator import commands
-from relay.store.operator.selection import Selection
 from relay.store.stuck_check import (
     STUCK_AFTER_SECONDS,
     _branches,
@@ -69,7 +69,7 @@ def test_a_route_with_a_call_under_way_is_not_stuck_and_one_whose_lease_nobody_t
 ) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
     steps.advance(A_MINUTE)
-    claim(database, "r1", [(["strict"], 2)])
+    claim(database, "r1", [Room(["strict"], 2)])
     assert stuck(database) == []
     steps.advance(LEASE_SECONDS + A_MINUTE)
     assert stuck(database) == ["strict"]

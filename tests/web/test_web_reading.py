@@ -18,8 +18,7 @@ from inbox.db import listing
 from inbox.db.intake import Rejected
 from inbox.errors import DatabaseAway
 from relay.web import reading as reading_module
-from relay.web.reading import Readers
-from relay.web.screen import Reading
+from relay.web.reading import Readers, Reading
 from tests.helpers import outage
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import OPERATOR, VIEWER, Page, serving

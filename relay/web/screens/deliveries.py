@@ -1,4 +1,4 @@
-"""`/deliveries`: every delivery that meets the filters, the newest event first, and acts on all that match."""
+"""`/deliveries` and `/dead`: every delivery that meets the filters, and dead letters in groups, with acts on all that match."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from inbox.db.reads import Row
 from inbox.errors import BadFilter
 from inbox.events.commands import DEAD_STATES
 from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, UNROUTED, State
+from relay.delivery.facts import CAUSES
+from relay.store.dead_groups import MOST_GROUPED, DeadGroup, dead_groups
 from relay.web.query import GivenTime, Limit, Number, Text
+from relay.web.reading import MOST_COUNTED, ListPage, Reading, Screen
 from relay.web.rows import AnyMembers, rows_of
-from relay.web.screen import MOST_COUNTED, ListPage, Reading, Screen
 
 LONGEST_SECONDS = 0.15
 """After it, no further statement of a search begins."""
@@ -216,4 +218,49 @@ SCREEN = Screen(
     template="deliveries.html",
     is_list=True,
     values={"states": STATES, "acts_of": acts_of, "acts_of_any": acts_of_any},
+)
+
+
+class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on dead letters."""
+
+    route: Text | None = None
+    cause: Text | None = None
+    since: GivenTime | None = None
+    """Died at or after this time."""
+    limit: Limit = 50
+    """Groups."""
+
+
+class DeadPage(msgspec.Struct, frozen=True):
+    """Groups of dead letters, the largest first."""
+
+    groups: tuple[DeadGroup, ...]
+    grouped: int
+    """Dead letters that were looked at, the newest events first; at most 5,000."""
+    is_whole: bool
+    """False: there are older dead letters, or smaller groups."""
+    routes: tuple[str, ...]
+    """Routes of the configuration."""
+    most_grouped: int = MOST_GROUPED
+
+
+def read_dead(reading: Reading, query: DeadQuery) -> DeadPage:
+    """Read the groups."""
+    since = query.since.moment if query.since else None
+    with reading.database.read() as transaction:
+        found = dead_groups(transaction, route=query.route, cause=query.cause, since=since, limit=query.limit)
+    return DeadPage(tuple(found.groups), found.grouped, found.is_whole, tuple(sorted(reading.config.routes)))
+
+
+DEAD = Screen(
+    name="dead",
+    path="/dead",
+    title="Dead letters",
+    query=DeadQuery,
+    page=DeadPage,
+    read=read_dead,
+    template="dead.html",
+    values={"causes": CAUSES},
+    is_live=False,
 )
