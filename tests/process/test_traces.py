@@ -62,7 +62,7 @@ def test_a_webhook_is_one_trace_and_a_collector_that_hangs_delays_nothing(
         config += f'[logs]\nformat = "json"\n[traces]\nendpoint = "{collector.url}/v1/traces"\n'
         with site(tmp_path, config) as place:
             place.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "50"}
-            receiver, port = place.receiver(workers=1, besides=1)
+            receiver, port = place.receiver(workers=1)
             relay = place.relay("--verbose")
             assert post(port, body("u1"), traceparent=SENDER) == 200
             assert post(port, body("u2")) == 200
