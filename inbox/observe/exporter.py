@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -97,6 +98,10 @@ class _Server(ThreadingHTTPServer):
         self.registry = registry
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind without looking up the host's name, which may take long."""
+        TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Keep silent about a scraper that hangs up."""
