@@ -15,13 +15,6 @@ from relay.web.query import parse
 PATH = "/doctor/run"
 
 
-class DoctorRunQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The examinations to run."""
-
-    online: bool = False
-    """Ask the other systems, too."""
-
-
 class DoctorRun:
     """Starts a run, unless one is under way or the last report is young; either way the report is at `/doctor`."""
 
@@ -41,4 +34,4 @@ class DoctorRun:
 
     def _ask(self, req: Request) -> None:
         require_operator(req)
-        self._runner.ask(online=parse(DoctorRunQuery, one_each(req.params), self._clock.now()).online)
+        self._runner.ask()
