@@ -122,9 +122,8 @@ class Source(Table, frozen=True, kw_only=True):
     """Addresses and networks that may send, besides the proof that `auth` or `secrets` ask for."""
     answer: Literal["stored", "delivered"] = "stored"
     answer_timeout: Duration = Duration(10)
-    """With `delivered`: longest wait. After it the answer is 503, and the sender's retry waits for the same event."""
-    answer_waiting: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
-    """With `delivered`: requests of each worker that may wait at once. Any more get 503 immediately."""
+    """With `delivered`: longest wait. After it the answer is 503, and the sender's retry waits for the same event.
+    At most 100 requests of a source wait in each worker, and 500 in all."""
     dedup: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
     """Fields of the payload that identify the event, instead of the preset's; or `["{body}"]`, the whole body."""
     max_age: Duration | None = None

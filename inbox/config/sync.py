@@ -58,7 +58,7 @@ class Find(CallKeys, frozen=True):
     verify: dict[str, str] | bool = True
     """Values that a match must have before anything is written to it: a JMESPath into the match = a JMESPath over the
     same names as in `path`, `{ externalId = "event.entity_id" }`. `true` checks each value that is searched for and that a
-    field of `map` gets unchanged. `false` accepts any match."""
+    field of `map` gets unchanged; there has to be one. `false` accepts any match."""
     ignore_case: bool = False
     """Let `verify` ignore the case of texts, as SCIM does for a `userName`."""
 

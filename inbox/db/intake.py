@@ -19,6 +19,7 @@ import msgspec
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from inbox.clock import SystemClock
 from inbox.db.checkpoint import Checkpoints, checkpoint
 from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.duplicates import (
@@ -126,21 +127,25 @@ _TAKEN_OVER = (
     "occurred_at",
     "content_type",
     "traceparent",
+    "ahead",
 )
 
 _PG = Sql(POSTGRES)
 _POSTGRES_APPEND = text(f"""
 WITH arrived AS MATERIALIZED (
-    -- the numbers are taken in arrival order ...
-    SELECT nextval('inbox_seq_seq') AS seq, a.*
+    -- the numbers are taken in arrival order, and with them the times: `Event.happened_at` ...
+    SELECT nextval('inbox_seq_seq') AS seq, a.*, CASE
+        WHEN a.ahead IS NULL THEN clock_timestamp()
+        WHEN a.said_at > clock_timestamp() + make_interval(secs => a.ahead) THEN date_trunc('second', clock_timestamp())
+        ELSE a.said_at END AS occurred_at
     FROM unnest(
         CAST(:n AS int[]), CAST(:source AS text[]), CAST(:dedup_key AS text[]), CAST(:entity_type AS text[]),
         CAST(:entity_id AS text[]), CAST(:event_type AS text[]), CAST(:action AS text[]), CAST(:event_id AS text[]),
         CAST(:occurred_at AS timestamptz[]), CAST(:received_at AS timestamptz[]), CAST(:routes AS text[]),
         CAST(:headers AS text[]), CAST(:content_type AS text[]), CAST(:body_at AS int[]), CAST(:body_size AS int[]),
-        CAST(:body_is_text AS boolean[]), CAST(:body_sha256 AS bytea[]), CAST(:traceparent AS text[])
-    ) AS a(n, source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes, headers,
-           content_type, body_at, body_size, body_is_text, body_sha256, traceparent)
+        CAST(:body_is_text AS boolean[]), CAST(:body_sha256 AS bytea[]), CAST(:traceparent AS text[]), CAST(:ahead AS float8[])
+    ) AS a(n, source, dedup_key, entity_type, entity_id, event_type, action, event_id, said_at, received_at, routes, headers,
+           content_type, body_at, body_size, body_is_text, body_sha256, traceparent, ahead)
 ), stored AS (
     -- ... and the rows are inserted in the order of their keys: in arrival order, receivers with overlapping keys deadlock
     INSERT INTO inbox ({_EVENT_COLUMNS})
@@ -231,7 +236,8 @@ class SqliteIntake(IntakeStore):
             first.setdefault((event.source, event.dedup_key), n)
         seqs: list[int | None] = [None] * len(events)
         last = connection.exec_driver_sql(_SQLITE_LAST).scalar_one()
-        rows = list(map(_sqlite_row, events))
+        now = SystemClock().now()
+        rows = [_sqlite_row(event, now) for event in events]
         _insert(connection, _SQLITE_APPEND, rows, _UNLESS_KNOWN)
         for source, key, seq in connection.exec_driver_sql(_SQLITE_STORED, (last,)):
             seqs[first[source, key]] = seq
@@ -239,7 +245,7 @@ class SqliteIntake(IntakeStore):
         if stored:
             connection.execute(_SQLITE_KEEP, _sqlite_payloads(stored))
         deliveries = [
-            (seq, enrolment.route, enrolment.lane, time_text(event.occurred_at), State.RECEIVED.value)
+            (seq, enrolment.route, enrolment.lane, time_text(event.happened_at(now)), State.RECEIVED.value)
             for seq, event in stored
             for enrolment in event.enrolments
         ]
@@ -302,7 +308,7 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
     return postgres_columns(events) | {name: array_param(values) for name, values in columns.items()}
 
 
-def _sqlite_row(event: Event) -> tuple[Any, ...]:
+def _sqlite_row(event: Event, now: datetime) -> tuple[Any, ...]:
     """Make the values of `_SQLITE_APPEND`, in the order of `_EVENT_COLUMNS`."""
     return (
         event.source,
@@ -312,7 +318,7 @@ def _sqlite_row(event: Event) -> tuple[Any, ...]:
         event.event_type,
         event.action,
         event.event_id,
-        time_text(event.occurred_at),
+        time_text(event.happened_at(now)),
         time_text(event.received_at),
         json_text([enrolment.route for enrolment in event.enrolments]),
         event.content_type,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 import msgspec
@@ -88,6 +88,20 @@ class Event(msgspec.Struct, frozen=True):
     body: bytes
     body_sha256: bytes
     traceparent: str | None = None
+    ahead: float | None = 5.0
+    """Seconds that its time may lie ahead of the database's clock. None: it has no time of its own, but that of its arrival."""
+
+    def happened_at(self, now: datetime) -> datetime:
+        """Return the time under which it is stored when the database's clock says `now`.
+
+        Lanes are ordered by it, and successes and sweeps compare with it, so it never lies in the future. Without a time of
+        its own that is `now`: hosts of receivers have clocks of their own, the database has one for all. A time too far ahead
+        can't be true, and becomes the second of its arrival: so it goes before whatever comes after it.
+        """
+        if self.ahead is None:
+            return now
+        is_true = self.occurred_at <= now + timedelta(seconds=self.ahead)
+        return self.occurred_at if is_true else now.replace(microsecond=0)
 
 
 class Receipt(msgspec.Struct, frozen=True):

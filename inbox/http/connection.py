@@ -45,6 +45,8 @@ class Connection(HttpToolsProtocol):
     meters: Meters = OFF
     allows_slow_readers = False
     """True where answers are large: a sender may take one for as long as it takes some of it in each period."""
+    on_gone: Callable[[], None] | None = None
+    """Called when the sender hangs up before its answer."""
     _deadline: asyncio.TimerHandle | None = None
     _abort: asyncio.TimerHandle | None = None
 
@@ -86,7 +88,20 @@ class Connection(HttpToolsProtocol):
         """Cancel the timers."""
         self.disarm()
         self._cancel_abort()
+        self.tell_gone()
         super().connection_lost(exc)
+
+    def when_gone(self, then: Callable[[], None]) -> None:
+        """Call `then` when the sender hangs up, or has closed its half. One that only closed its half still gets an answer."""
+        self.on_gone = then
+        if self.peer_half_closed or self.transport.is_closing():
+            self.tell_gone()
+
+    def tell_gone(self) -> None:
+        """Call the function of `when_gone`, once."""
+        then, self.on_gone = self.on_gone, None
+        if then is not None:
+            then()
 
     def pause_writing(self) -> None:
         """Start the time in which the sender must take its answers."""

@@ -24,7 +24,7 @@ from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.http import head
 from inbox.http.connection import Connection, LingeringCloseTransport
 from inbox.http.limits import Bucket, Capacity
-from inbox.http.scope import BODY_COMPLETE, CAPACITY, CUT_SHORT, METERS, ON_STOP, SEND_CONTINUE
+from inbox.http.scope import BODY_COMPLETE, CAPACITY, CUT_SHORT, METERS, ON_STOP, SEND_CONTINUE, WHEN_GONE
 from inbox.logs.fields import fields
 from inbox.telemetry.metrics import OFF
 
@@ -114,6 +114,7 @@ class HardenedHttpProtocol(Connection):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own; uvicorn's always lets it close
         """Note that the sender sends nothing more. Returns whether to stay open for its answer."""
         self.peer_half_closed = True
+        self.tell_gone()
         if self.draining:
             return False
         if self._in_head and not self.discarding_input:
@@ -158,6 +159,7 @@ class HardenedHttpProtocol(Connection):
         # An answer that is made before the body has come ends the connection: else the rest of it had no deadline.
         self._keep_alive, cycle.keep_alive = cycle.keep_alive, False
         cycle.message_event.set()
+        cast("dict[str, Any]", cycle.scope)[WHEN_GONE] = self.when_gone
         self._unused = 0
         if (
             cycle.waiting_for_100_continue
@@ -187,6 +189,7 @@ class HardenedHttpProtocol(Connection):
     def on_response_complete(self) -> None:
         """Start the next request of the connection, if there may be one."""
         self._idle_since = self.loop.time()
+        self.on_gone = None
         if self.draining:
             self.server_state.total_requests += 1
         else:

@@ -12,6 +12,9 @@ SEND_CONTINUE = "inbox.send_continue"
 ON_STOP = "inbox.on_stop"
 """Scope key, set by the app for an answer without an end: a function that ends it. It is called when the worker stops."""
 
+WHEN_GONE = "inbox.when_gone"
+"""Scope key: a function that takes another, and calls it when the sender hangs up; at once where it has already."""
+
 CAPACITY = "inbox.capacity"
 """App state key: the `inbox.http.limits.Capacity` of the process."""
 

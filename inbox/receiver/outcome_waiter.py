@@ -6,9 +6,9 @@ That is one statement every 50 ms, however many requests wait; while none waits,
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Sequence
-from functools import cache
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 
 import msgspec
 from sqlalchemy import TextClause, text
@@ -20,6 +20,12 @@ from inbox.db.parameters import rows_param
 from inbox.errors import NotDelivered, StillOpen
 
 POLL_SECONDS = 0.05
+MOST_WAITING = 500
+"""Requests that may wait in one process, of all that may be open."""
+MOST_WAITING_OF_A_SOURCE = 100
+
+WhenGone = Callable[[Callable[[], None]], None]
+"""Takes a function to call when the sender hangs up."""
 
 
 class _Failed(msgspec.Struct, frozen=True):
@@ -38,22 +44,26 @@ class OutcomeWaiter:
         self._wanted: dict[int, set[asyncio.Future[_Failed | None]]] = defaultdict(set)
         self._poller: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._requests = 0
+        self._waiting = Counter[str]()
         self.polls = 0
         """Count of statements so far."""
 
-    async def delivered(self, seqs: Sequence[int], *, within: float, at_most: int) -> None:
-        """Return when all of these events have ended on every route, and none was given up.
+    async def delivered(
+        self, source: str, seqs: Sequence[int], *, within: float, when_gone: WhenGone | None = None
+    ) -> None:
+        """Return when all of these events of a source have ended on every route, and none was given up.
 
         Raises:
             NotDelivered: one was given up; a person can take it up again.
-            StillOpen: not `within` so many seconds, or `at_most` requests wait already.
+            StillOpen: not `within` so many seconds, too many requests wait already, or the sender has hung up.
         """
-        if self._requests >= at_most:
+        if self._waiting[source] >= MOST_WAITING_OF_A_SOURCE or self._waiting.total() >= MOST_WAITING:
             raise StillOpen("stored; too many wait for outcomes")
         futures = {seq: asyncio.get_running_loop().create_future() for seq in seqs}
-        self._requests += 1
+        self._waiting[source] += 1
         try:
+            if when_gone is not None:
+                when_gone(partial(_fail, futures.values(), "stored; the sender has hung up"))
             for seq, future in futures.items():
                 self._wanted[seq].add(future)
             if self._poller is None:
@@ -65,7 +75,7 @@ class OutcomeWaiter:
         except TimeoutError:
             raise StillOpen(f"stored; its outcome is not known after {within:g} s") from None
         finally:
-            self._requests -= 1
+            self._waiting[source] -= 1
             self._forget(futures)
         if failed:
             raise NotDelivered(f"route {failed[0].route}: {failed[0].error}")
@@ -73,8 +83,7 @@ class OutcomeWaiter:
     async def close(self) -> None:
         """End every wait."""
         for futures in self._wanted.values():
-            for future in futures:
-                _fail(future, "stored; the receiver is stopping")
+            _fail(futures, "stored; the receiver is stopping")
         await asyncio.gather(*self._tasks)
         await self._engine.dispose()
 
@@ -95,8 +104,7 @@ class OutcomeWaiter:
                 self._poller = None  # a request that comes while the connection is being closed starts another task
         except (SQLAlchemyError, OSError):
             for futures in self._wanted.values():
-                for future in futures:
-                    _fail(future, "stored; the database does not say how it ended")
+                _fail(futures, "stored; the database does not say how it ended")
         finally:
             if self._poller is asyncio.current_task():
                 self._poller = None
@@ -123,9 +131,10 @@ class OutcomeWaiter:
                         future.set_result(failed.get(seq))
 
 
-def _fail(future: asyncio.Future[_Failed | None], why: str) -> None:
-    if not future.done():
-        future.set_exception(StillOpen(why))
+def _fail(futures: Iterable[asyncio.Future[_Failed | None]], why: str) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(StillOpen(why))
 
 
 @cache

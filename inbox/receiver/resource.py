@@ -21,10 +21,11 @@ from inbox.config.source import Source
 from inbox.db.intake import Rejected
 from inbox.db.throughput import REJECTED, SOURCE, UNAVAILABLE, Tally
 from inbox.db.wake_up import Notifier
-from inbox.errors import NotAuthenticated, NotDelivered, RequestError, StillOpen, TooMany, Unavailable
+from inbox.errors import NotAuthenticated, RequestError, StillOpen, TooMany, Unavailable
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.http.body import read
 from inbox.http.limits import Bucket, MemoryBudget, Reservation
+from inbox.http.scope import WHEN_GONE
 from inbox.receiver.certificate_fetcher import CertificateFetcher
 from inbox.receiver.intake_span import IntakeTrace
 from inbox.receiver.outcome_waiter import OutcomeWaiter
@@ -106,6 +107,14 @@ class SourceEndpoint(msgspec.Struct, frozen=True):
         return self.source.max_body or self.preset.max_body
 
 
+class Awaited(msgspec.Struct, frozen=True):
+    """A stored request whose answer waits for the outcome. It holds nothing of the body."""
+
+    endpoint: SourceEndpoint
+    receipts: Sequence[Receipt]
+    within: float
+
+
 class Webhooks:
     """`POST /webhooks/{source}`: reads, verifies, identifies, routes, stores and answers."""
 
@@ -130,7 +139,9 @@ class Webhooks:
         began, status = time.perf_counter(), "500"
         trace = IntakeTrace(services.tracer, req, began) if services.tracer.is_on else None
         try:
-            await self._handle(services, req, resp, source, token, trace=trace)
+            awaited = await self._handle(services, req, resp, source, token, trace=trace)
+            if awaited is not None:
+                await self._wait(services, req, resp, awaited, trace)
             status = str(resp.status)[:3]
         except (RequestError, falcon.HTTPError) as error:
             status = str(error.status)[:3]
@@ -152,7 +163,8 @@ class Webhooks:
         token: str | None,
         *,
         trace: IntakeTrace | None,
-    ) -> None:
+    ) -> Awaited | None:
+        """Store the events of a request, and answer it, unless the answer waits for their outcome."""
         headers = req.headers_lower
         # By the request alone, or the answer would tell which sources there are.
         if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
@@ -182,19 +194,19 @@ class Webhooks:
                 if trace is not None:
                     trace.verified, trace.raw = time.perf_counter(), raw
                 enforce_rate_limit(proven)
-                await self._accept(services, proven, raw, resp, trace)
+                return await self._accept(services, proven, raw, resp, trace)
             except RequestError as error:
                 if trace is not None:
                     trace.cause = error.cause
                 name = metrics.UNKNOWN if endpoint is None else source
                 services.meters.count(metrics.REJECTED, name, error.cause)
-                if (outcome := _outcome(error)) is not None:
-                    services.tally.add(SOURCE, name, outcome)
-                if not isinstance(error, Unavailable | NotDelivered):
+                services.tally.add(SOURCE, name, UNAVAILABLE if isinstance(error, Unavailable) else REJECTED)
+                if not isinstance(error, Unavailable):
                     services.writer.reject(await _rejected(proven, raw, error))
                 # Raised here, not there: a frame that holds the error whose traceback holds it is a cycle, and keeps the body.
                 if not _answered_as_provider(proven, error, resp):
                     raise
+                return None
         finally:
             read_error = None  # as above
             reservation.release()
@@ -220,7 +232,7 @@ class Webhooks:
 
     async def _accept(
         self, services: Services, endpoint: SourceEndpoint, raw: RawRequest, resp: Response, trace: IntakeTrace | None
-    ) -> None:
+    ) -> Awaited | None:
         preset = endpoint.preset
         if "access_token" in raw.query:
             resp.cache_control = ["private"]  # RFC 6750 §2.3 wants it of answers to URLs that hold a token
@@ -228,7 +240,7 @@ class Webhooks:
         if handshake is not None:
             resp.status, resp.data, resp.content_type = handshake.status, handshake.body, handshake.content_type
             resp.set_headers(handshake.headers)
-            return
+            return None
         if raw.method != "POST":
             raise falcon.HTTPMethodNotAllowed(["POST"])
         events: Sequence[Event]
@@ -245,18 +257,39 @@ class Webhooks:
         receipts = await services.writer.append(events, times) if events else []
         if trace is not None and not trace.is_left_out:
             trace.receipts = receipts
-        statuses = [receipt.status for receipt in receipts]
         timeout = wait_timeout(endpoint.source, raw.headers.get("prefer"))
         if timeout is not None:
+            return Awaited(endpoint, receipts, timeout)
+        _acknowledge(preset, resp, preset.status, [receipt.status for receipt in receipts], receipts)
+        return None
+
+    async def _wait(
+        self, services: Services, req: Request, resp: Response, awaited: Awaited, trace: IntakeTrace | None
+    ) -> None:
+        """Answer by the outcome. Nothing of the body is held any more, nor is its memory reserved."""
+        source, receipts = awaited.endpoint.source.name, awaited.receipts
+        if trace is not None and trace.raw is not None:
+            trace.raw = msgspec.structs.replace(trace.raw, body=b"")
+        try:
             if services.outcomes is None:
                 raise StillOpen("stored; this receiver does not wait for outcomes")
             seqs = [receipt.seq for receipt in receipts]
-            await services.outcomes.delivered(seqs, within=timeout, at_most=endpoint.source.answer_waiting)
-            statuses = ["delivered"] * len(receipts)
-        resp.status = preset.status if timeout is None else falcon.HTTP_200
-        if not preset.answers_empty:
-            own = preset.acknowledgement
-            resp.content_type, resp.data = own or (falcon.MEDIA_JSON, receipt_json(statuses, receipts))
+            await services.outcomes.delivered(source, seqs, within=awaited.within, when_gone=req.scope.get(WHEN_GONE))
+        except RequestError as error:
+            if trace is not None:
+                trace.cause = error.cause
+            services.meters.count(metrics.REJECTED, source, error.cause)
+            raise
+        _acknowledge(awaited.endpoint.preset, resp, falcon.HTTP_200, ["delivered"] * len(receipts), receipts)
+
+
+def _acknowledge(
+    preset: Preset, resp: Response, status: int | str, statuses: Sequence[str], receipts: Sequence[Receipt]
+) -> None:
+    resp.status = status
+    if not preset.answers_empty:
+        own = preset.acknowledgement
+        resp.content_type, resp.data = own or (falcon.MEDIA_JSON, receipt_json(statuses, receipts))
 
 
 async def _verify(verifier: Verifier, raw: RawRequest) -> None:
@@ -264,13 +297,6 @@ async def _verify(verifier: Verifier, raw: RawRequest) -> None:
         await asyncio.to_thread(verifier.verify, raw, raw.received_at)
     else:
         verifier.verify(raw, raw.received_at)
-
-
-def _outcome(error: RequestError) -> str | None:
-    """Return the outcome of a request in `throughput_minute`; None when its events are counted as stored already."""
-    if isinstance(error, StillOpen | NotDelivered):
-        return None
-    return UNAVAILABLE if isinstance(error, Unavailable) else REJECTED
 
 
 def sender_of(req: Request) -> str | None:
@@ -310,7 +336,7 @@ def hide_name(source: str) -> str:
 
 def _answered_as_provider(proven: SourceEndpoint | None, error: RequestError, resp: Response) -> bool:
     """Write an error in the form that the provider wants. False where it is answered as every other error."""
-    if proven is None or proven.preset.rejection is None or isinstance(error, Unavailable | NotDelivered | TooMany):
+    if proven is None or proven.preset.rejection is None or isinstance(error, Unavailable | TooMany):
         return False
     resp.status, resp.data = proven.preset.rejection(error)
     resp.content_type = falcon.MEDIA_JSON

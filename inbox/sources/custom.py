@@ -57,24 +57,41 @@ class _Reader:
             for name in _EXPRESSIONS
             if (expression := getattr(fields, name)) is not None
         }
+        self._of_item = {
+            name for name, each in self._compiled.items() if name != "items" and _reads(each.parsed, "item")
+        }
 
     def read(self, raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         """Return the events of a request: see `Read`."""
         headers = {name: printable(value) for name, value in raw.headers.items()}  # as they are stored
         scope: dict[str, Any] = {"body": strict_json.parse(raw.body), "headers": headers, "item": None}
+        # What is the same for all items is found once: a thousand times in a large body would keep others waiting.
+        shared = {
+            name: _value(name, each, scope)
+            for name, each in self._compiled.items()
+            if name not in self._of_item and name != "items"
+        }
+        if dedup is None and self._fields.id is None:
+            # Of the whole body, also for an item: what tells two items apart may stand around them.
+            shared["key"] = content_key(raw, raw.body)
         if "items" not in self._compiled:
-            return (self._event(raw, scope, None, dedup),)
+            return (self._event(raw, scope, None, dedup, shared),)
         items = _value("items", self._compiled["items"], scope)
         if not isinstance(items, list) or len(items) > MOST_EVENTS:
             raise InvalidEvent(f"items must give a list of at most {MOST_EVENTS} events", field="items")
         return _made_distinct(
-            [self._event(raw, {**scope, "item": item}, msgspec.json.encode(item), dedup) for item in items]
+            [self._event(raw, {**scope, "item": item}, msgspec.json.encode(item), dedup, shared) for item in items]
         )
 
     def _event(
-        self, raw: RawRequest, scope: Mapping[str, Any], part: bytes | None, dedup: Sequence[str] | None
+        self,
+        raw: RawRequest,
+        scope: Mapping[str, Any],
+        part: bytes | None,
+        dedup: Sequence[str] | None,
+        shared: Mapping[str, Any],
     ) -> Identity:
-        found = {name: _value(name, each, scope) for name, each in self._compiled.items() if name != "items"}
+        found = {**shared, **{name: _value(name, self._compiled[name], scope) for name in self._of_item}}
         event_type = _text(found, "type", LONGEST_TYPE)
         event_id = _text(found, "id", LONGEST_ID) if self._fields.id is not None else None
         has_entity = found.get("entity_id") is not None and found.get("entity_type") is not None
@@ -82,8 +99,7 @@ class _Reader:
             own = scope["body"] if part is None else scope["item"]
             key_parts = tuple(dedup_part(own if isinstance(own, Mapping) else {}, field) for field in dedup)
         else:
-            # Of the whole body, also for an item: what tells two items apart may stand around them.
-            key_parts = (event_id,) if event_id else content_key(raw, raw.body)
+            key_parts = (event_id,) if event_id else shared["key"]
         return Identity(
             entity_type=_text(found, "entity_type", LONGEST_TYPE) if has_entity else None,
             entity_id=_text(found, "entity_id", LONGEST_ID) if has_entity else None,
@@ -128,6 +144,11 @@ def _headers_in(node: Mapping[str, Any]) -> Iterator[str]:
     for child in children:
         if isinstance(child, dict) and "children" in child:
             yield from _headers_in(child)
+
+
+def _reads(node: Mapping[str, Any], name: str) -> bool:
+    """Return True when an expression may read this name; one that only has a member of that name does no harm."""
+    return node.get("value") == name or any(_reads(each, name) for each in node["children"] if isinstance(each, dict))
 
 
 def _compiled(name: str, expression: str) -> ParsedResult:

@@ -81,6 +81,7 @@ def to_event(
 ) -> Event:
     """Make the event, with its dedup key and its lanes on the source's matching routes; `headers` are those to store."""
     key = dedup_key(identity)
+    has_time = identity.occurred_ns != timestamps.to_nanoseconds(raw.received_at)
     body = raw.body if identity.part is None else identity.part
     return Event(
         source=source.name,
@@ -98,6 +99,7 @@ def to_event(
         body=body,
         body_sha256=hashlib.sha256(body).digest(),
         traceparent=valid_traceparent(raw.headers.get("traceparent")),
+        ahead=float(source.clock_skew) if has_time else None,
     )
 
 

@@ -62,7 +62,8 @@ def read_one(readers: Mapping[str, Read], row: Mapping[str, Any]) -> ReadmitResu
         return again
     raw = RawRequest(again.source, row["headers"] or {}, row["body"], again.received_at)
     try:
-        again.events = read(raw)
+        # It has its place in its lane by the time at which it came first.
+        again.events = [msgspec.structs.replace(event, ahead=event.ahead or 0.0) for event in read(raw)]
     except RequestError as error:
         again.rejected = error.detail
     else:

@@ -46,7 +46,7 @@ COMMENT ON COLUMN inbox.action IS 'effect on the entity: create, update, delete 
 
 COMMENT ON COLUMN inbox.event_id IS 'the sender''s own id of the event, if any';
 
-COMMENT ON COLUMN inbox.occurred_at IS 'the event''s own time, to the microsecond';
+COMMENT ON COLUMN inbox.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
 
 COMMENT ON COLUMN inbox.received_at IS 'time at which the receiver had read the request';
 
@@ -205,25 +205,25 @@ CREATE TABLE open_delivery (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
-
-CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
-
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
-
-CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
-
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
 
 CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
 
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
+
+CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
+
+CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
+
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
 
 COMMENT ON TABLE open_delivery IS 'Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.';
 
@@ -309,11 +309,11 @@ CREATE TABLE delivery_log (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
+CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
 
 COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
 
@@ -666,11 +666,11 @@ CREATE TABLE alert (
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
-CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
-
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
 
 CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
+
+CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 COMMENT ON TABLE alert IS 'One row when a problem begins and one when it ends, never a second while it lasts.';
 
@@ -1252,7 +1252,7 @@ COMMENT ON COLUMN event.action IS 'effect on the entity: create, update, delete 
 
 COMMENT ON COLUMN event.event_id IS 'the sender''s own id of the event, if any';
 
-COMMENT ON COLUMN event.occurred_at IS 'the event''s own time, to the microsecond';
+COMMENT ON COLUMN event.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
 
 COMMENT ON COLUMN event.received_at IS 'time at which the receiver had read the request';
 
@@ -1294,7 +1294,7 @@ COMMENT ON COLUMN delivery.event_type IS 'event type, verbatim from the sender';
 
 COMMENT ON COLUMN delivery.action IS 'effect on the entity: create, update, delete or other';
 
-COMMENT ON COLUMN delivery.occurred_at IS 'the event''s own time, to the microsecond';
+COMMENT ON COLUMN delivery.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
 
 COMMENT ON COLUMN delivery.received_at IS 'time at which the receiver had read the request';
 
@@ -1338,7 +1338,7 @@ COMMENT ON COLUMN dead_letter.event_type IS 'event type, verbatim from the sende
 
 COMMENT ON COLUMN dead_letter.action IS 'effect on the entity: create, update, delete or other';
 
-COMMENT ON COLUMN dead_letter.occurred_at IS 'the event''s own time, to the microsecond';
+COMMENT ON COLUMN dead_letter.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
 
 COMMENT ON COLUMN dead_letter.received_at IS 'time at which the receiver had read the request';
 

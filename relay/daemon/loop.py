@@ -270,7 +270,7 @@ class Relay:
     def _sequence(self) -> int:
         """Sequence all that arrived before any of it is claimed; of a large backlog, a part."""
         done = 0
-        while sequence.any_received(self._database):
+        while sequence.any_received(self._database, self._generations.active.policies):
             batch = sequence.sequence(self._database, self._generations.active.policies, self.node)
             done += batch
             # Where all of a full batch was done by another relay, or is locked, the next look is for the next round.

@@ -136,6 +136,8 @@ class Replayed(Fact, frozen=True, tag="replayed"):
 
     who: str
     why: str
+    run: int = 0
+    """Number of the run that it begins, which `relay.delivery.lifecycle.append` gives it."""
 
 
 class Rearmed(Fact, frozen=True, tag="rearmed"):
@@ -143,6 +145,8 @@ class Rearmed(Fact, frozen=True, tag="rearmed"):
 
     duplicate: int
     """duplicate_request.id."""
+    run: int = 0
+    """As in `Replayed`."""
 
 
 class Unblocked(Fact, frozen=True, tag="unblocked"):
@@ -198,7 +202,8 @@ _DECODERS: dict[str, msgspec.json.Decoder[AnyFact]] = {
 KINDS = tuple(_DECODERS)
 """Every value of `delivery_log.kind`."""
 
-CORRECTED = str(Corrected.__struct_config__.tag)
+NEW_RUN = frozenset({"replayed", "rearmed", "corrected"})
+"""Facts that begin a new run: earlier attempts no longer count, and the state follows from the facts from here on."""
 
 
 def kind_of(fact: AnyFact) -> str:

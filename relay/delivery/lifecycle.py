@@ -196,6 +196,8 @@ def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery
         IllegalTransition: it can't happen in the row's state.
     """
     before = FoldedState(delivery.state, delivery.attempts_used, delivery.run, delivery.crashes)
+    if isinstance(fact, facts.Replayed | facts.Rearmed):
+        fact = msgspec.structs.replace(fact, run=before.run + 1)
     folded = _apply(fact, before, (delivery.state,))
     return msgspec.structs.replace(
         delivery,
@@ -245,9 +247,9 @@ def advance(folded: FoldedState, fact: AnyFact) -> FoldedState:
     Raises:
         IllegalTransition: it can't happen in this state, or for RECEIVED in any open state.
     """
-    # A replay may be the first fact: its event had not taken the route, or the facts before it are pruned.
-    is_first_replay = folded == NO_FACTS and isinstance(fact, facts.Replayed)
-    before = State.ENDED if is_first_replay else folded.state
+    # The first fact may begin a run: its event had not taken the route, or the facts before it are pruned, or left out.
+    begins = folded == NO_FACTS and isinstance(fact, facts.Replayed | facts.Rearmed)
+    before = State.ENDED if begins else folded.state
     after_fact = _apply(fact, folded, OPEN if before is State.RECEIVED else (before,))
     is_open = after_fact.state in OPEN
     return msgspec.structs.replace(after_fact, state=State.RECEIVED) if is_open else after_fact
@@ -275,7 +277,7 @@ def _apply(fact: AnyFact, before: FoldedState, possible: Collection[State]) -> F
         case facts.Abandoned():
             attempt, crashes = attempt + 1, crashes + 1
         case facts.Replayed() | facts.Rearmed():
-            attempt, run, crashes = 0, run + 1, 0
+            attempt, run, crashes = 0, fact.run or run + 1, 0
         case facts.Corrected():
             attempt, run, crashes = fact.attempt, fact.run, 0
         case facts.Superseded() | facts.Cancelled() | facts.Unblocked() | facts.Dead(counted=False) | facts.Erased():

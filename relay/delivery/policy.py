@@ -101,6 +101,8 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     ordering: Ordering
     blocks_on_death: bool
     schedule: Schedule
+    fetches: bool = False
+    """True when an attempt fetches the entity, so that a repeated attempt may find news."""
     outcomes: Mapping[str, str] = {}
     """Exceptions of its destination from `relay.delivery.failure_rules.RULES`: error class → rule."""
     skew: timedelta = timedelta(seconds=5)
@@ -134,6 +136,10 @@ UNKNOWN_ROUTE = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(R
 """The policy of a route that the configuration no longer has: its deliveries keep their order, and none is dropped or claimed."""
 
 
+LEFT_TO_OTHERS = timedelta(minutes=10)
+"""Time for which whatever needs the settings of a route is left to a relay whose configuration has the route."""
+
+
 def policies(config: Config) -> dict[str, RoutePolicy]:
     """Make the policy of every route. Call it once for each configuration, and pass the result on."""
     return {name: _policy(config, route) for name, route in config.routes.items()}
@@ -154,6 +160,7 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
         ordering=config.ordering_of(route),
         blocks_on_death=route.on_dead == "block",
         schedule=Schedule(route.retry),
+        fetches=route.sync is not None,
         outcomes={str(name): str(rule) for name, rule in config.destinations[route.destination].outcomes.items()},
         skew=timedelta(seconds=config.sources[route.source].clock_skew),
         gates=(("source", route.source), ("route", route.name), *endpoints),
@@ -202,7 +209,7 @@ def history_of(before: Iterable[tuple[str, str | None, datetime]], error_class: 
     """Summarise the facts of a delivery (kind, error class, time), in the order of their ids, for a failure of this class."""
     history = NO_HISTORY
     for kind, failed_with, at in before:
-        if kind in NEW_RUN:
+        if kind in facts.NEW_RUN:
             history = NO_HISTORY
         elif kind in _ATTEMPTS:
             same = history.same_in_a_row + 1 if failed_with == error_class else 0
@@ -210,8 +217,6 @@ def history_of(before: Iterable[tuple[str, str | None, datetime]], error_class: 
     return history
 
 
-NEW_RUN = frozenset({"replayed", "rearmed", "corrected"})
-"""Facts that begin a new run: earlier attempts no longer count."""
 _ATTEMPTS = frozenset({"attempt_failed", "abandoned"})
 
 

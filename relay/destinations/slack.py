@@ -25,9 +25,14 @@ from relay.sync.expressions import Scope, encode
 from relay.sync.query_escaping import FORMS
 from relay.sync.templates import Placeholder, Template, encoded
 
+LONGEST_MESSAGE = 40_000
+"""Characters that Slack takes of a message."""
+
 
 class MessageTemplate(Template):
     """A message's text. Values in it are escaped, so that they can't mention everybody, forge a line or hide a link."""
+
+    longest = LONGEST_MESSAGE
 
     def expand(self, scope: Scope) -> str:
         """Return the text. Each value is escaped for its place: plain text, a link's text, its URL, or a part of that.

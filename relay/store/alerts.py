@@ -64,7 +64,10 @@ def take_untold(database: Database) -> list[Posted]:
 
 
 def take_unsent(database: Database) -> list[Posted]:
-    """Take the first alert to be posted, if any; no other relay gets it for a minute."""
+    """Take an alert to be posted, if any; no other relay gets it for a minute.
+
+    Alerts that were never tried go first, then those that have waited longest: one that can't be posted holds no other up.
+    """
     with database.read() as transaction:
         unsent = transaction.execute(_unsent(database.sql), since=-POSTED_WITHIN.total_seconds())
     again = {"again": POST_AGAIN_AFTER.total_seconds()}
@@ -183,7 +186,7 @@ def _unsent(sql: Sql) -> TextClause:
     return text(f"""
 SELECT id FROM alert
 WHERE {_is_unsent(sql)} AND {_IS_KNOWN} AND at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
-ORDER BY at, id
+ORDER BY post_after NULLS FIRST, at, id
 LIMIT 1
 """)
 

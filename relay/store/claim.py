@@ -132,7 +132,7 @@ def claim_probe(
         if route in without:
             return []
         with database.write() as transaction:
-            now = transaction.lock_order([route])  # an operator who resumes a gate locks every route
+            now = transaction.lock_order([route])
             rows = _probe(
                 transaction,
                 now,

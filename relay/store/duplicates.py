@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import msgspec
@@ -11,11 +11,11 @@ from sqlalchemy import TextClause, text
 from inbox.config.model import Config
 from inbox.db.dialect import Sql, as_list, error_text
 from inbox.db.parameters import rows_param
-from inbox.events.timestamps import time_text
+from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import State, append
 from relay.delivery.ordering import covers
-from relay.delivery.policy import Policies
+from relay.delivery.policy import LEFT_TO_OTHERS, Policies
 from relay.store.bulkhead import in_parts
 from relay.store.coverage import last_delivered
 from relay.store.database import Database
@@ -58,7 +58,8 @@ def judge_duplicates(
         if rest is None:
             return Judged(0, 0)
         page = transaction.execute(_PAGE, after=rest.after, last=rest.last, rows=ROWS_OF_A_ROUND)
-    found = list(dict.fromkeys(row.seq for row in page))
+    routes = {row.seq: row.routes for row in page}
+    found = list(routes)
     is_cut = len(page) == ROWS_OF_A_ROUND  # then the last of them may have more rows, and begins the next page
     seqs = (found[:-1] or found if is_cut else found)[:EVENTS_OF_A_ROUND]
     if not seqs:
@@ -67,9 +68,10 @@ def judge_duplicates(
         database,
         "judge_duplicates",
         seqs,
-        part=lambda some: judge(database, config, policies, relay_node, some),
+        part=lambda some: judge(database, config, policies, relay_node, {seq: as_list(routes[seq]) for seq in some}),
         alone=lambda seq, error: _set_aside(database, seq, error),
         name=lambda seq: f"seq={seq}",
+        apart=lambda some: _by_routes(some, routes),
     )
     handled, rearmed = 0, 0
     for part in parts:
@@ -85,35 +87,44 @@ def _set_aside(database: Database, seq: int, error: Exception) -> Judged:
     return Judged(0, 0)
 
 
-def judge(database: Database, config: Config, policies: Policies, relay_node: str, seqs: Sequence[int]) -> Judged:
+def judge(
+    database: Database, config: Config, policies: Policies, relay_node: str, routes: Mapping[int, Sequence[str]]
+) -> Judged:
     """Rearm deliveries of these events, where a duplicate may report a change that the last success does not contain.
 
-    One transaction, which reads 1,000 rows at most; what more there are is judged another time.
+    One transaction, which reads 1,000 rows at most; what more there are is judged another time. It locks the routes of
+    deliveries that may be rearmed, and no other.
 
-    Only routes in `latest` say "make the other system look like the source", so only there a repeat means anything: on
-    a `strict` one it is the same event. A delivery whose fetch is still to come has it anyway; one in flight may have
-    fetched already, so its repeat is judged when it has ended.
+    Only routes in `latest` that fetch say "make the other system look like the source", so only there a repeat means
+    anything: everywhere else it is the same event. A delivery whose fetch is still to come has it anyway; one in flight may
+    have fetched already, so its repeat is judged when it has ended. An event of a route that this configuration lacks is
+    left for a while to a relay that has the route.
 
     The receiver doesn't take the order lock: a repeat that it commits meanwhile is judged later. So a row is marked as it
     was read, by its number and how often it counts, and never by a range of numbers, which commit in any order.
     """
     with database.write() as transaction:
-        now = transaction.lock_order(keeps_payloads=True)
-        wanted = rows_param({"seq": seq} for seq in sorted(seqs))
+        keys = _keys_in_question(routes, policies)
+        now = transaction.lock_order({route for _, route in keys}, keeps_payloads=True) if keys else transaction.now()
+        wanted = rows_param({"seq": seq} for seq in sorted(routes))
         repeats = transaction.execute(_unhandled(database.sql), wanted=wanted, rows=ROWS_OF_A_ROUND)
         newest: dict[int, int] = {}
         for repeat in repeats:
             newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
-        found = find(transaction, config, _routes_in_latest(transaction, policies, set(newest)))
+        found = find(transaction, config, [key for key in keys if key[0] in newest])
         lasts = last_delivered(transaction, {(row.route, row.lane) for row in found})
         uncovered = [
             row
             for row in found
             if (last := lasts.get((row.route, row.lane))) is None or not covers(last, row.key, policies[row.route].skew)
         ]
-        undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT}
+        undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT} | {
+            row.seq
+            for row in repeats
+            if now - as_time(row.came_at) < LEFT_TO_OTHERS and not policies.keys() >= {*routes[row.seq]}
+        }
         ended = [row for row in uncovered if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided]
-        kept = keep_payloads(transaction, (row.seq for row in ended))
+        kept = keep_payloads(transaction, (row.seq for row in ended)) if ended else set()
         again = [append(row, facts.Rearmed(duplicate=newest[row.seq]), now) for row in ended if row.seq in kept]
         take_up(transaction, found, again, policies, relay_node)
         decided = [{"id": row.id, "times": row.times} for row in repeats if row.seq not in undecided]
@@ -126,14 +137,21 @@ def _all(transaction: Transaction) -> Rest | None:
     return None if newest.seq is None else Rest(after=0, last=newest.seq)
 
 
-def _routes_in_latest(transaction: Transaction, policies: Policies, seqs: set[int]) -> list[Key]:
-    """The deliveries of these events on routes in `latest`."""
-    wanted = rows_param({"seq": seq} for seq in sorted(seqs))
+def _by_routes(seqs: Sequence[int], routes: Mapping[int, object]) -> list[list[int]]:
+    """Part events by the routes that they take: a route that is locked keeps no other from being judged."""
+    parts: dict[str, list[int]] = {}
+    for seq in seqs:
+        parts.setdefault(str(routes[seq]), []).append(seq)
+    return list(parts.values())
+
+
+def _keys_in_question(routes: Mapping[int, Sequence[str]], policies: Policies) -> list[Key]:
+    """The deliveries of these events which a repeat may rearm."""
     return [
-        (row.seq, name)
-        for row in transaction.execute(_routes(transaction.sql), wanted=wanted)
-        for name in as_list(row.routes)
-        if name in policies and policies[name].ordering == "latest"
+        (seq, name)
+        for seq, names in routes.items()
+        for name in names
+        if name in policies and policies[name].ordering == "latest" and policies[name].fetches
     ]
 
 
@@ -141,8 +159,8 @@ _WAITS = "handled_at IS NULL AND error IS NULL"
 _NEWEST = text(f"SELECT max(seq) AS seq FROM duplicate_request WHERE {_WAITS}")
 _SET_ASIDE = text("UPDATE duplicate_request SET error = :error WHERE seq = :seq AND handled_at IS NULL")
 _PAGE = text(f"""
-SELECT seq FROM duplicate_request
-WHERE {_WAITS} AND seq > :after AND seq <= :last ORDER BY seq LIMIT :rows
+SELECT r.seq, i.routes FROM duplicate_request r JOIN inbox i ON i.seq = r.seq
+WHERE {_WAITS} AND r.seq > :after AND r.seq <= :last ORDER BY r.seq LIMIT :rows
 """)
 
 
@@ -153,13 +171,10 @@ def _unhandled(sql: Sql) -> TextClause:
         "duplicate_request r",
         "r.seq = wanted.seq AND r.handled_at IS NULL AND r.error IS NULL",
     )
-    return text(f"SELECT r.id, r.seq, r.times FROM {of_seq} ORDER BY r.seq LIMIT :rows")
-
-
-@cache
-def _routes(sql: Sql) -> TextClause:
     return text(f"""
-SELECT i.seq, i.routes FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i.seq = wanted.seq
+SELECT r.id, r.seq, r.times, coalesce(r.last_received_at, r.received_at) AS came_at
+FROM {of_seq}
+ORDER BY r.seq LIMIT :rows
 """)
 
 

@@ -14,8 +14,7 @@ from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import NEW_RUN
-from relay.store.transaction import Transaction
+from relay.store.transaction import Transaction, run_begins
 
 
 def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
@@ -91,9 +90,6 @@ def of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN401
     }
 
 
-_NEW_RUN = ", ".join(f"'{kind}'" for kind in sorted(NEW_RUN))
-
-
 @cache
 def _events(sql: Sql) -> TextClause:
     """Read events and successes; `kind || ''` stops Postgres from reading the index of failed attempts from end to end."""
@@ -103,9 +99,7 @@ SELECT i.seq, claimed.route, {EVENT},
        l.applied_hash, l.etag, l.etag_config, l.last_modified,
        (SELECT count(*) FROM delivery_log f
         WHERE f.seq = i.seq AND f.route = claimed.route AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale'
-          AND f.id > coalesce((
-              SELECT max(n.id) FROM delivery_log n WHERE n.seq = i.seq AND n.route = claimed.route AND n.kind IN ({_NEW_RUN})
-          ), 0)) AS stale_before
+          AND f.id >= {run_begins("i.seq", "claimed.route")}) AS stale_before
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane

@@ -171,8 +171,7 @@ def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
 def hold(database: Database, request: HoldRequest) -> None:
     """Hold a gate as an endpoint asked for, where it isn't held for longer already."""
     with database.write() as transaction:
-        now = transaction.lock_order()
-        locked = lock_all(transaction, [request.key])
+        locked, now = lock_all(transaction, [request.key]), transaction.now()
         known = {key: gate.held_until for key, gate in locked.items()}
         _hold(transaction, holds_until([request], known, now))
 
@@ -195,7 +194,7 @@ def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool
 
 
 def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
-    """Let deliveries through again: ends a pause and a rate hold, and closes a breaker. Call under the order lock.
+    """Let deliveries through again: ends a pause and a rate hold, and closes a breaker.
 
     Returns:
         Whether anything was held back.

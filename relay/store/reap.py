@@ -14,7 +14,7 @@ from inbox.events.timestamps import time_text
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import append
-from relay.delivery.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, Policies, decide_abandoned
+from relay.delivery.policy import CRASHES_ALLOWED, LEFT_TO_OTHERS, UNKNOWN_ROUTE, Policies, decide_abandoned
 from relay.store.alerts import note
 from relay.store.applied import forget_applied
 from relay.store.bulkhead import in_parts_by_route
@@ -42,7 +42,8 @@ def reap(
     """Take back expired leases, so that another attempt can be made; how far the last one came is unknown.
 
     Nothing is taken back that this process trusts still, nor anything for a while after the `clock` was seen to step
-    forward: those who hold the other leases live, too.
+    forward: those who hold the other leases live, too. A lease of a route that this configuration lacks is left to a relay
+    that has the route. If none comes for `LEFT_TO_OTHERS`, the delivery is made ready, and never given up here.
 
     Returns:
         seq, route and what was recorded of each.
@@ -56,10 +57,19 @@ def reap(
                 database.still_leaves(STEP)
             return []
         before = rows_param({"route": route} for route in sorted(database.unreaped))
+        known = rows_param({"route": route} for route in sorted(policies))
         # The leases of routes that were left the last time hide no others.
         for are_left in (False, True) if database.unreaped else (False,):
             statement = _expired_leases(database.sql, are_left=are_left)
-            expired += transaction.execute(statement, batch=BATCH, at=expired_at, trusted=held, left_routes=before)
+            expired += transaction.execute(
+                statement,
+                batch=BATCH,
+                at=expired_at,
+                trusted=held,
+                left_routes=before,
+                known=known,
+                since=-LEFT_TO_OTHERS.total_seconds(),
+            )
     left: list[Claimed] = []
     parts = in_parts_by_route(
         database,
@@ -104,7 +114,7 @@ def _reap(
                     as_open_delivery(row),
                     row.relay_node,
                     policies.get(row.route, UNKNOWN_ROUTE),
-                    died_each_time=(row.seq, row.route) in looping,
+                    died_each_time=(row.seq, row.route) in looping and row.route in policies,
                 ),
                 now,
             )
@@ -144,10 +154,11 @@ ORDER BY o.seq, o.route
 @cache
 def _expired_leases(sql: Sql, *, are_left: bool) -> TextClause:
     """Pass over locked ones here, too: they would fill a batch, and hide the others."""
-    left = sql.rows("left_routes", route="text")
+    left, known = sql.rows("left_routes", route="text"), sql.rows("known", route="text")
     return text(f"""
 SELECT o.seq, o.route, o.lease_token FROM open_delivery o
 WHERE {_is_expired(sql)} AND o.route {"" if are_left else "NOT"} IN (SELECT route FROM {left})
+  AND (o.route IN (SELECT route FROM {known}) OR o.lease_until < {sql.plus_seconds(sql.time(":at"), ":since")})
 ORDER BY o.seq, o.route
 LIMIT :batch
 {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}

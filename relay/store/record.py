@@ -41,7 +41,7 @@ from relay.store.gates import listen
 from relay.store.lanes import first_waiting, settle_lanes
 from relay.store.locked_rows import LOCKED, locked_rows
 from relay.store.quarantine import quarantine
-from relay.store.transaction import ROW, Transaction, as_open_delivery, key_text
+from relay.store.transaction import ROW, Transaction, as_open_delivery, key_text, run_begins
 
 STEP = "record"
 OWN_TRANSACTION = 8
@@ -304,6 +304,7 @@ def _attempts(sql: Sql) -> TextClause:
 SELECT l.seq, l.route, l.kind, l.at, l.detail ->> 'error_class' AS error_class
 FROM {sql.rows("failed", seq="bigint", route="text")}
 JOIN delivery_log l ON l.seq = failed.seq AND l.route = failed.route
+    AND l.id >= {run_begins("failed.seq", "failed.route")}
 ORDER BY l.id
 """)
 

@@ -21,11 +21,11 @@ from relay.delivery.lifecycle import OpenDelivery, State, fold
 from relay.delivery.policy import Policies
 from relay.store.events import payload_rows
 from relay.store.lanes import settle_lanes
-from relay.store.transaction import ROW, Key, Transaction, as_open_delivery, fields_param, keys_param
+from relay.store.transaction import ROW, Key, Transaction, as_open_delivery, fields_param, keys_param, run_begins
 
 
 def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locked: bool = True) -> list[OpenDelivery]:
-    """Find these deliveries: from their row, which is locked, or from their facts and the configuration.
+    """Find these deliveries: from their row, which is locked, or from the facts of their last run and the configuration.
 
     One that has ended on a route which is not configured any more is left out: there is nowhere to send it.
 
@@ -44,7 +44,7 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locke
     for row in transaction.execute(_history(transaction.sql), wanted=absent):
         history[row.seq, row.route].append(row)
     return present + [
-        _from_facts(event, _readable(history[event.seq, event.route]), config)
+        _from_facts(event, [_decoded(row) for row in history[event.seq, event.route]], config)
         for event in transaction.execute(_events(transaction.sql), wanted=wanted)
         if (event.seq, event.route) not in there and event.route in config.routes
     ]
@@ -79,12 +79,6 @@ def take_up(
 def insert(transaction: Transaction, deliveries: Iterable[OpenDelivery]) -> None:
     """Insert rows of these deliveries, as received; settling their lanes gives them their state."""
     transaction.execute(_insert(transaction.sql), new=fields_param(deliveries, _NEW))
-
-
-def _readable(history: Sequence[Any]) -> list[facts.AnyFact]:
-    """The facts from the last correction on, which replaces all before it."""
-    corrections = [number for number, row in enumerate(history) if row.kind == facts.CORRECTED]
-    return [_decoded(row) for row in history[corrections[-1] if corrections else 0 :]]
 
 
 def _decoded(row: Any) -> facts.AnyFact:  # noqa: ANN401  # a result row
@@ -132,6 +126,7 @@ def _history(sql: Sql) -> TextClause:
     return text(f"""
 SELECT l.seq, l.route, l.id, l.kind, CAST(l.detail AS text) AS detail
 FROM {_wanted(sql)} JOIN delivery_log l ON l.seq = wanted.seq AND l.route = wanted.route
+    AND l.id >= {run_begins("wanted.seq", "wanted.route")}
 ORDER BY l.id
 """)
 

@@ -52,7 +52,8 @@ def sequence(database: Database, policies: Policies, relay_node: str, batch: int
     They are found by their state, never by a cursor over `seq`: numbers commit out of order, and a cursor loses rows. Where
     a look begins only saves reading what has ended; each second one begins at the beginning.
 
-    Routes whose lock somebody keeps, or whose rows, are left as they are, and all others are done: `Arrivals.left`.
+    Routes whose lock somebody keeps, or whose rows, are left as they are, and all others are done: `Arrivals.left`. Those of
+    another configuration are left to a relay that has them, as only their `ordering` says what their lanes drop.
     With a delivery that is left, so is what comes after it in its lane on `strict`.
 
     Returns:
@@ -169,12 +170,9 @@ class _LookForReceived:
         """
         database, arrivals, batch = self._database, self._database.arrivals, self._batch
         with arrivals.floor.look() as begin:
-            if arrivals.left:
-                last = read_keys(database, _LAST_RECEIVED)
-                statement, beside = _received_beside(database.sql), {"left_routes": _routes_param(arrivals.left)}
-            else:
-                last, statement, beside = [], _RECEIVED_KEYS, {}
-            keys = read_keys(database, statement, batch=batch, begin_seq=begin or 0, **beside)
+            last = read_keys(database, _LAST_RECEIVED) if arrivals.left else []
+            known = _routes_param(self._policies.keys() - arrivals.left)
+            keys = read_keys(database, _received(database.sql), batch=batch, begin_seq=begin or 0, known_routes=known)
         if keys or (last and begin is None):
             _look_from(database, max(keys or last)[0])
         is_full = len(keys) >= batch
@@ -336,26 +334,17 @@ Postgres looks up each in the closed lanes, however many there are, as it keeps 
 
 
 _IN_ORDER = "SELECT seq, route FROM ({}) found ORDER BY occurred_at, seq, route"
-_RECEIVED_KEYS = text(
-    _IN_ORDER.format("""
-    SELECT o.seq, o.route, o.occurred_at FROM open_delivery o WHERE o.state = 'received' AND o.seq >= :begin_seq
-    ORDER BY o.seq, o.route
-    LIMIT :batch
-""")
-)
-
-
 _LAST_RECEIVED = text(
     "SELECT o.seq, o.route FROM open_delivery o WHERE o.state = 'received' ORDER BY o.seq DESC LIMIT 1"
 )
 
 
 @cache
-def _received_beside(sql: Sql) -> TextClause:
+def _received(sql: Sql) -> TextClause:
     return text(
         _IN_ORDER.format(f"""
     SELECT o.seq, o.route, o.occurred_at FROM open_delivery o
-    WHERE o.state = 'received' AND o.seq >= :begin_seq AND o.route NOT IN (SELECT route FROM {_left(sql)})
+    WHERE o.state = 'received' AND o.seq >= :begin_seq AND {_is_known(sql)}
     ORDER BY o.seq, o.route
     LIMIT :batch
 """)
@@ -380,13 +369,19 @@ def _left(sql: Sql) -> str:
     return sql.rows("left_routes", route="text")
 
 
-def any_received(database: Database) -> bool:
+def _is_known(sql: Sql) -> str:
+    return f"o.route IN (SELECT route FROM {sql.rows('known_routes', route='text')})"
+
+
+def any_received(database: Database, policies: Policies) -> bool:
     """True when there is anything to sequence; takes no lock, so an idle relay disturbs nobody."""
     arrivals = database.arrivals
     # Where some are left, it looks at all there is; that is not the turn of `_keys` to begin at the beginning.
     place = nullcontext(None) if arrivals.left else arrivals.floor.look()
     with place as begin, database.read() as transaction:
-        found = transaction.execute(_ANY_RECEIVED, begin_seq=begin or 0)
+        found = transaction.execute(
+            _any_received(database.sql), begin_seq=begin or 0, known_routes=_routes_param(policies)
+        )
     if not found and arrivals.left:
         database.arrivals = Arrivals(arrivals.floor)  # another relay has done them
     elif found and not arrivals.left:  # else the place is that of the others, which lie behind what is left
@@ -394,6 +389,9 @@ def any_received(database: Database) -> bool:
     return bool(found)
 
 
-_ANY_RECEIVED = text("""
-SELECT o.seq FROM open_delivery o WHERE o.state = 'received' AND o.seq >= :begin_seq ORDER BY o.seq LIMIT 1
+@cache
+def _any_received(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT o.seq FROM open_delivery o
+WHERE o.state = 'received' AND o.seq >= :begin_seq AND {_is_known(sql)} ORDER BY o.seq LIMIT 1
 """)

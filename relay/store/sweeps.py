@@ -67,7 +67,7 @@ def keep(database: Database, turn: Turn) -> bool:
 def give_back(database: Database, turn: Turn, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
     """Give the turn back after an interruption; the sweep stays due. `missed` is added, since the next one won't find it."""
     with database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.lock_first()
         transaction.execute(_GIVE_BACK, **_named(turn, "node"))
         _add_missed(transaction, turn.source, turn.entity_type, missed)
         note(transaction, alerts, now)
@@ -76,7 +76,7 @@ def give_back(database: Database, turn: Turn, missed: int = 0, alerts: Iterable[
 def fail(database: Database, turn: Turn, error: str, alerts: Iterable[Alert], missed: int = 0) -> None:
     """Record a failed sweep: the watermark stays. `missed` is as in `give_back`."""
     with database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.lock_first()
         transaction.execute(_fail(database.sql), error=error, **_named(turn, "node"))
         _add_missed(transaction, turn.source, turn.entity_type, missed)
         note(transaction, alerts, now)
@@ -176,7 +176,7 @@ class SweepFindings(msgspec.Struct, frozen=True):
 def finish(database: Database, swept: SweepFindings, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
     """Record a complete sweep; `node` gives its turn back. A watermark never goes back."""
     with database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.lock_first()
         figures = {name: getattr(swept, name) for name in ("source", "entity_type", "compared", "missed", "added")}
         transaction.execute(_finish(database.sql), until=time_text(swept.until), node=node, **figures)
         note(transaction, alerts, now)

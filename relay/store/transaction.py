@@ -316,6 +316,15 @@ def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
     )
 
 
+_NEW_RUN = ", ".join(f"'{kind}'" for kind in sorted(facts.NEW_RUN))
+
+
+def run_begins(seq: str, route: str) -> str:
+    """The id of the fact that begins a delivery's last run, 0 in the first: however often it ran, no earlier fact is read."""
+    last = f"SELECT max(n.id) FROM delivery_log n WHERE n.seq = {seq} AND n.route = {route} AND n.kind IN ({_NEW_RUN})"
+    return f"coalesce(({last}), 0)"
+
+
 @cache
 def _now(sql: Sql) -> TextClause:
     return text(f"SELECT {sql.now} AS now")

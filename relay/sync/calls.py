@@ -14,7 +14,16 @@ from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.answers import NO_RULES, AnswerRules
 from relay.sync.expressions import Expression, Scope, encode
 from relay.sync.headers import HeaderTemplate, compile_headers
-from relay.sync.templates import Path, Placeholder, Template, encoded, expanded, templated, templates_in
+from relay.sync.templates import (
+    Path,
+    Placeholder,
+    QueryTemplate,
+    Template,
+    encoded,
+    expanded,
+    templated,
+    templates_in,
+)
 
 Format = Literal["merge-patch", "json-patch", "json", "form"]
 
@@ -107,7 +116,7 @@ def compile_call(
     in_body = {*known, FIELDS} if sends_fields else known
     parts: dict[str, Callable[[], Any]] = {"path": lambda: Path(path, f"{where}.path", known)}
     parts |= {
-        f"params.{name}": partial(Template, text, f"{where}.params.{name}", known) for name, text in params.items()
+        f"params.{name}": partial(QueryTemplate, text, f"{where}.params.{name}", known) for name, text in params.items()
     }
     parts["headers"] = lambda: compile_headers(keys.headers, f"{where}.headers", known)
     parts["body"] = lambda: None if body is None else templated(dict(body), f"{where}.body", in_body, texts)

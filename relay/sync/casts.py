@@ -16,6 +16,7 @@ Cast = Callable[[object], object]
 _NUMBER = re.compile(r"[+-]?[0-9]{1,1000}(?:\.[0-9]{1,1000})?(?:[eE][+-]?[0-9]{1,4})?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MOST_DIGITS = 1000
+_LONGEST_DATE = 200
 _BOOLS: dict[str, bool] = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -99,6 +100,8 @@ def _bool(value: object) -> bool:
 def _moment(value: object, read: str | None) -> datetime:
     if not isinstance(value, str):
         raise ValueError(f"is {_kind(value)}, not the text of a date")  # noqa: TRY004  # every misfit is a ValueError
+    if len(value) > _LONGEST_DATE:
+        raise ValueError(f"has more than {_LONGEST_DATE} characters, and is no date")
     if read is None:
         return to_datetime(parse_rfc3339(value))
     try:

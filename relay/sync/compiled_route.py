@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal
-from urllib.parse import parse_qsl
 
 import msgspec
 
 from inbox.config.sync import Deactivate, Fetch, SyncRoute, Update, Write
-from inbox.errors import MappingError, collect_config_errors
+from inbox.errors import MappingError, Unreadable, collect_config_errors
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
+from inbox.sources.fields import FORM, form_fields
 from relay.delivery.outcome import Delivery
 from relay.sync.calls import MEDIA_TYPES, CallPlan, Format, compile_call
 from relay.sync.erasure import ErasedEvent
@@ -25,6 +25,8 @@ from relay.sync.fields import Fields, compile_fields
 from relay.sync.match import Carried, compile_named
 from relay.sync.search import FindPlan, compile_find
 from relay.sync.templates import SearchTemplate
+
+_MOST_FORM_FIELDS = 1000
 
 
 class SyncPlan(msgspec.Struct, frozen=True):
@@ -144,8 +146,8 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
 def event_scope(delivery: Delivery) -> Scope:
     """Return the part of the scope that describes the event.
 
-    `body` is the webhook itself, parsed; None when it is neither JSON nor a form. Of one that was erased, a look into it
-    raises `inbox.errors.BodyErased`.
+    `body` is the webhook itself, parsed; None when it is neither JSON nor a form of at most 1,000 fields. Of one that was
+    erased, a look into it raises `inbox.errors.BodyErased`.
     """
     scope = {
         "source": delivery.source,
@@ -243,9 +245,9 @@ def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
 
 
 def _parsed(body: bytes, content_type: str) -> object:
-    if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
-        return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
     try:
+        if content_type.partition(";")[0].strip().lower() == FORM:
+            return dict(form_fields(body, _MOST_FORM_FIELDS))
         return decode(body)
-    except ValueError:
+    except (ValueError, Unreadable):
         return None

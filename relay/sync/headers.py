@@ -20,6 +20,8 @@ _LONGEST = 4096
 class HeaderTemplate(Template):
     """The value of a header."""
 
+    longest = _LONGEST
+
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
         super().__init__(text, where, known)
         if not self.placeholders:

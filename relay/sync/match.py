@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from inbox.config.paging import POSITIONS
 from inbox.config.sync import Find, MapField
 from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.sync.expressions import Expression, Scope
@@ -42,12 +43,22 @@ def compile_verify(
     Without a table, each field of the map that shares its expression with one of the find's `placeholders` has to carry its value.
 
     Raises:
-        ConfigError: an expression is wrong, or a table names no field.
+        ConfigError: an expression is wrong, a table names no field, or there is neither a table nor such a field.
     """
     if find.verify is False:
         return ()
     if find.verify is True:
-        return tuple(_by_map(placeholders, mapped, where))
+        asked = tuple(placeholders)
+        carried = tuple(_by_map(asked, mapped, where))
+        if not carried:
+            of_paging = {"count", *POSITIONS.values()}
+            searched = next((each.text for each in asked if each.text not in of_paging), "event.entity_id")
+            raise ConfigError(
+                f"{where}: nothing shows that a match is the right one: no field of the map has the value that is searched for; "
+                f'write verify = {{ FIELD = "{searched}" }} with the field of a match that has it, '
+                "or verify = false to write to whatever is found"
+            )
+        return carried
     if not find.verify:
         raise ConfigError(f'{where}: names no field; write verify = {{ FIELD = "event.entity_id" }}, or verify = false')
     return compile_named(find.verify, where, known)

@@ -17,7 +17,7 @@ from relay.sync.calls import CallPlan
 from relay.sync.cursor import Item, OffsetCursor, Repeats
 from relay.sync.expressions import Expression, Scope
 from relay.sync.links import LONGEST, next_in_header, query_of, within
-from relay.sync.templates import Template
+from relay.sync.templates import QueryTemplate, Template
 
 
 class Usual(msgspec.Struct, frozen=True):
@@ -73,7 +73,7 @@ def compile_pages(pages: PagingSetting, where: str, call: CallPlan, known: Colle
     given = paging.query(has_position=position is not None and call.looks_into(position))
     names = {*known, *names_of(pages)}
     parts: dict[str, Callable[[], Any]] = {
-        f"params.{name}": partial(Template, text, f"{where}.params.{name}", names) for name, text in given.items()
+        f"params.{name}": partial(QueryTemplate, text, f"{where}.params.{name}", names) for name, text in given.items()
     }
     for key in ("next", "more", "total"):
         parts[key] = partial(_expression, getattr(paging, key), f"{where}.{key}")

@@ -28,6 +28,10 @@ _LIKE_SLASHES = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}
 """Characters that Windows turns into slashes, besides those that have a compatibility mapping (its bestfit1252.txt)."""
 _BEHIND_A_NAME = re.compile("[;?#]")
 _LONGEST_SHOWN = 200
+_LONGEST_IN_A_PATH = 1024
+"""Servers limit a path with its query to 8 KiB, and a value may grow ninefold when it is encoded."""
+_LONGEST_IN_A_QUERY = 64 * 1024
+"""Characters: room for the ids that a listing is asked for at once."""
 _MOST_DECODINGS = 8
 """Each proxy on the way may decode once. A value encoded more often than this is no id."""
 
@@ -49,6 +53,9 @@ class Template:
     A placeholder beside other text may stand in another language, such as a filter, where a value could end its text and
     go on as query. So it has to name its form.
     """
+
+    longest: int | None = None
+    """Most characters of a value; None where it may have any length."""
 
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
         self.text = text
@@ -107,14 +114,35 @@ class Template:
 
     def _text(self, placeholder: Placeholder, scope: Scope) -> str:
         value = self._found(placeholder, scope)
+        if isinstance(value, str):
+            self._require_short(value, placeholder)
         try:
-            return text_of(value) if placeholder.form is None else placeholder.form.write(value)
+            text = text_of(value) if placeholder.form is None else placeholder.form.write(value)
         except ValueError as error:
             raise MappingError(f"{{{placeholder.text}}}: the value {error}", field=self.where) from None
+        if not isinstance(value, str):
+            self._require_short(text, placeholder)
+        return text
+
+    def _require_short(self, value: str, placeholder: Placeholder) -> None:
+        """Refuse a value that is too long for its place, before any work that takes longer the longer it is."""
+        if self.longest is not None and len(value) > self.longest:
+            raise MappingError(
+                f"{{{placeholder.text}}} has {len(value)} characters, and may have at most {self.longest} here",
+                field=self.where,
+            )
+
+
+class QueryTemplate(Template):
+    """The value of a parameter of a query."""
+
+    longest = _LONGEST_IN_A_QUERY
 
 
 class SearchTemplate(Template):
     """A text in the body of a search. A value may be a list, but no object: `{"$ne": null}` would be a query of its own."""
+
+    longest = _LONGEST_IN_A_QUERY
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
         """Expand it as a template; MappingError for an object."""
@@ -127,6 +155,8 @@ class SearchTemplate(Template):
 
 class Path(Template):
     """A path below an endpoint's URL. Values in it are percent-encoded, slashes too unless their form is `path`."""
+
+    longest = _LONGEST_IN_A_PATH
 
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
         if not text.startswith("/"):
@@ -185,8 +215,17 @@ def leads_elsewhere(path: str) -> str | None:
         return f"is percent-encoded more than {_MOST_DECODINGS} times over"
     if _CONTROL.search(decoded):
         return "has a control character"
-    likened = decoded if decoded.isascii() else _decoded(normalize("NFKC", decoded).translate(_LIKE_SLASHES))
+    likened = decoded if decoded.isascii() else _decoded(_folded(decoded).translate(_LIKE_SLASHES))
     return "has a segment . or .." if {".", ".."} & {*_names(decoded), *_names(likened)} else None
+
+
+def _folded(text: str) -> str:
+    """Replace each character by the ones that it is compatible with.
+
+    Normalised as a whole, a text could lose a dot or slash to a mark behind it, and Python sorts a run of marks in a time
+    that grows with the square of its length, while no other thread runs.
+    """
+    return text.translate({ord(each): normalize("NFKC", each) for each in set(text)})
 
 
 def _decoded(text: str) -> str:

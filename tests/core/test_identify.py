@@ -3,14 +3,16 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.model import Route
 from inbox.config.source import HeaderAuth, NoAuth, Source
-from inbox.config.types import Secret
+from inbox.config.types import Duration, Secret
 from inbox.events.event import Enrolment, Identity, RawRequest, dedup_key
+from inbox.events.timestamps import to_nanoseconds
 from inbox.sources import PRESETS
 from inbox.sources.normalize import KEPT_HEADERS, kept_headers, to_event, valid_traceparent
 
@@ -35,6 +37,13 @@ def test_an_event_has_all_that_the_request_and_its_identity_tell() -> None:
     assert event.headers == {"content-type": "kept"}
     assert event.traceparent == TRACE
     assert event.received_at == NOW
+
+
+def test_an_event_without_a_time_of_its_own_is_ordered_by_its_arrival() -> None:
+    source = msgspec.structs.replace(OPEN, clock_skew=Duration(7))
+    raw = RawRequest("trivore", {}, b"{}", NOW)
+    told, arrived = (Identity("USER", "u1", "UPDATE", "update", at, ("u1",)) for at in (1, to_nanoseconds(NOW)))
+    assert [to_event(source, raw, identity, []).ahead for identity in (told, arrived)] == [7, None]
 
 
 def kept(source: Source, headers: dict[str, str], **request: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,8 +69,13 @@ def test_the_field_that_the_map_gives_what_is_searched_for_has_to_carry_it(find:
         {"external_id": "join('', ['x', event.entity_id])"},
     ],
 )
-def test_what_no_field_has_as_it_is_asks_nothing_of_a_match(mapped: dict[str, str | MapField]) -> None:
-    assert compiled(BY_ID, mapped).carried == ()
+def test_a_find_that_nothing_verifies_is_a_mistake_with_the_two_ways_out(mapped: dict[str, str | MapField]) -> None:
+    with pytest.raises(
+        ConfigError, match=r'find\.verify: .* verify = \{ FIELD = "event\.entity_id" \} .* verify = false'
+    ):
+        compiled(BY_ID, mapped)
+    assert compiled(msgspec.structs.replace(BY_ID, verify=False), mapped).carried == ()
+    assert compiled(msgspec.structs.replace(BY_ID, verify={"id": "event.entity_id"}), mapped).carried
 
 
 def test_of_two_fields_with_the_same_value_either_will_do() -> None:

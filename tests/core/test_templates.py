@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from inbox.errors import ConfigError, MappingError
 from relay.demo.scim_filter import parse_filter
+from relay.destinations.slack import MessageTemplate
+from relay.sync.headers import HeaderTemplate
 from relay.sync.query_escaping import FORMS
-from relay.sync.templates import Path, Template
+from relay.sync.templates import Path, QueryTemplate, SearchTemplate, Template, leads_elsewhere
 
 KNOWN = ("event", "entity")
 HOSTILE = st.text(st.sampled_from("\"'`\\/.%2eEfF5cC;?#&= ()*|<>{}\0\n\r\t\x7f\x85ab1é\u2028")) | st.text(
@@ -365,7 +367,23 @@ def test_a_path_of_the_configuration_leads_nowhere_else_either(path: str) -> Non
 def test_what_is_encoded_again_and_again_is_refused_after_a_few_looks() -> None:
     """Each look is linear; until nothing changes any more, they would be as many as the value is long."""
     with pytest.raises(MappingError, match="percent-encoded more than 8 times over"):
-        expanded("/user/{event.entity_id}", "%" + "25" * 100_000, Path)
+        expanded("/user/{event.entity_id}", "%" + "25" * 500, Path)
+
+
+@pytest.mark.parametrize("kind", [Path, QueryTemplate, HeaderTemplate, SearchTemplate, MessageTemplate])
+def test_a_value_that_is_too_long_for_its_place_is_refused_before_it_is_looked_at(kind: type[Template]) -> None:
+    assert kind.longest is not None
+    text = "/{event.entity_id:json}" if kind is Path else "{event.entity_id:json}"
+    for value in ("x" * (kind.longest + 1), ["x" * kind.longest]):
+        with pytest.raises(MappingError, match=f"characters, and may have at most {kind.longest} here"):
+            expanded(text, value, kind)
+
+
+def test_a_run_of_marks_is_looked_at_in_a_time_that_grows_with_its_length() -> None:
+    """Python sorts a run of marks in quadratic time while it normalises, and lets no other thread run: here for an hour."""
+    assert leads_elsewhere("/" + "\u0301" * 1_500_000 + "\u0316" * 1_500_000) is None
+    assert leads_elsewhere("/a/\u2024\u0301/") is None
+    assert leads_elsewhere("/a/\u2024\uff0e/b\u0301") == "has a segment . or .."
 
 
 @given(HOSTILE)

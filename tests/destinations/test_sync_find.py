@@ -267,7 +267,7 @@ def test_a_search_by_post_can_have_its_place_in_the_body(world: World) -> None:
 
 
 def test_the_place_may_stand_in_the_path(world: World) -> None:
-    find = 'find = { path = "/contacts/from/{start}", pages = { by = "start" }, pick = "items" }'
+    find = 'find = { path = "/contacts/from/{start}", pages = { by = "start" }, pick = "items", verify = false }'
     with_start = [f"GET /contacts/from/{start}" for start in (0, 1)]
     world.server.routes |= {with_start[0]: [page(C1)], with_start[1]: [page()]}
     assert delivered(world.deliver(sync=changed(FIND_TABLE, find))).did == "updated"

@@ -97,7 +97,7 @@ def test_every_mistake_of_every_route_is_told_at_the_start(world: World) -> None
     with pytest.raises(ConfigError) as caught:
         destinations.build(msgspec.structs.replace(config, routes={**config.routes, "other": other}))
     expected = [
-        "delete.path", "fetch.params.a", "fetch.params.b", "fetch.path", "fetch.path", "map.a", "map.b.from",
-        "map.c.function", "update.path",
+        "delete.path", "fetch.params.a", "fetch.params.b", "fetch.path", "fetch.path", "find.verify", "map.a",
+        "map.b.from", "map.c.function", "update.path",
     ]  # fmt: skip
     assert places(caught.value) == sorted([*expected, *(f"routes.other.sync.{place}" for place in expected)])

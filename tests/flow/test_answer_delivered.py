@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 
@@ -11,16 +12,28 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.config.model import Config
+from inbox.config.model import Receiver as Limits
 from inbox.config.types import Duration
 from inbox.errors import StillOpen
+from inbox.http.limits import memory_for
+from inbox.receiver import outcome_waiter
 from inbox.receiver.outcome_waiter import POLL_SECONDS, OutcomeWaiter
 from inbox.receiver.resource import LONGEST_WAIT_SECONDS, wait_timeout
 from relay.delivery.outcome import Failed
 from tests.helpers.filling import fill
 from tests.helpers.reading import count
-from tests.helpers.receiver import PROBLEM, Receiver, async_engine, receiving
+from tests.helpers.receiver import (
+    PROBLEM,
+    Receiver,
+    async_engine,
+    exchange,
+    raw_post,
+    receiving,
+    served,
+    status_of,
+)
 from tests.helpers.relaying import Scripted, Steps
-from tests.helpers.waiting import until_async
+from tests.helpers.waiting import LONGEST_SECONDS, until, until_async
 from tests.helpers.webhooks import a_config, body, moment
 
 HOPELESS = Failed((), "mapping", "email: no value")
@@ -28,11 +41,9 @@ HOPELESS = Failed((), "mapping", "email: no value")
 
 @pytest.fixture
 def config(database_url: str) -> Config:
-    """The source's webhooks are answered by their outcome, within 300 ms; two may wait."""
+    """The source's webhooks are answered by their outcome, within 300 ms."""
     plain = a_config(database_url)
-    waits = msgspec.structs.replace(
-        plain.sources["trivore"], answer="delivered", answer_timeout=Duration(0.3), answer_waiting=2
-    )
+    waits = msgspec.structs.replace(plain.sources["trivore"], answer="delivered", answer_timeout=Duration(0.3))
     return msgspec.structs.replace(plain, sources={**plain.sources, "trivore": waits})
 
 
@@ -81,7 +92,10 @@ async def test_a_retry_is_waited_for_and_when_time_runs_out_the_repeat_waits_for
     assert count(engine, "inbox") == 1
 
 
-async def test_more_than_may_wait_are_told_at_once(patient: Receiver, steps: Steps, engine: Engine) -> None:
+async def test_more_than_may_wait_of_a_source_are_told_at_once_and_others_wait(
+    patient: Receiver, steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome_waiter, "MOST_WAITING_OF_A_SOURCE", 2)
     waiting = [asyncio.create_task(patient.post(body(f"u{n}", moment(n)))) for n in range(2)]
     await stored(engine, 2)
     await asyncio.sleep(0)
@@ -89,8 +103,41 @@ async def test_more_than_may_wait_are_told_at_once(patient: Receiver, steps: Ste
     assert told.status_code == 503
     assert "too many wait" in told.json["detail"]
     assert count(engine, "inbox") == 3, "it is stored all the same"
+    told = await patient.post(path="/webhooks/unrouted", headers={"Prefer": "wait=5"})
+    assert told.status_code == 200
     await asyncio.to_thread(steps.round)
     assert [(await answer).status_code for answer in waiting] == [200, 200]
+
+
+def test_who_hangs_up_makes_room_and_who_closed_its_half_is_told(
+    config: Config, database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome_waiter, "MOST_WAITING_OF_A_SOURCE", 1)
+    with served(database_url, config) as port:
+        with socket.create_connection(("127.0.0.1", port)) as gone:
+            gone.sendall(raw_post(body(), "Prefer: wait=60"))
+            until(lambda: b"too many wait" in exchange(port, raw_post(body(), "Prefer: wait=0")), "the first one waits")
+        until(lambda: b"not known after 0 s" in exchange(port, raw_post(body(), "Prefer: wait=0")), "there is room")
+        told = exchange(port, raw_post(body(), "Prefer: wait=60"), half_close=True)
+    assert status_of(told) == 503
+    assert b"the sender has hung up" in told
+    assert count(engine, "inbox") == 1
+
+
+async def test_a_large_body_whose_outcome_is_waited_for_takes_no_memory(config: Config, engine: Engine) -> None:
+    large = [body(f"u{number}", moment(number), pad="x" * 200_000) for number in range(2)]
+    limits = Limits(memory=memory_for(len(large[0])))
+    async with (
+        receiving(msgspec.structs.replace(config, receiver=limits)) as made,
+        asyncio.timeout(LONGEST_SECONDS / 2),
+    ):
+        waiting = asyncio.create_task(made.post(large[0], headers={"Prefer": "wait=60"}))
+        await stored(engine)
+        told = await made.post(large[1], headers={"Prefer": "wait=0"})
+        while "too much is being sent" in told.text:  # until the first one is waited for
+            told = await made.post(large[1], headers={"Prefer": "wait=0"})
+        assert "not known after 0 s" in told.text
+        waiting.cancel()
 
 
 async def test_what_no_route_takes_is_done(receiver: Receiver) -> None:
@@ -127,7 +174,7 @@ async def test_however_many_wait_it_is_one_statement_for_all_of_them(database_ur
     seqs = await asyncio.to_thread(fill, database_url, [(f"u{n}", moment(n)) for n in range(300)])
     began = time.monotonic()
     waiting = OutcomeWaiter(async_engine(database_url))
-    waits = [asyncio.create_task(waiting.delivered([seq], within=60, at_most=1000)) for seq in seqs]
+    waits = [asyncio.create_task(waiting.delivered(str(seq % 5), [seq], within=60)) for seq in seqs]
     await until_async(lambda: waiting.polls >= 5, "it asks again and again")
     await waiting.close()
     outcomes = await asyncio.gather(*waits, return_exceptions=True)
@@ -138,7 +185,7 @@ async def test_however_many_wait_it_is_one_statement_for_all_of_them(database_ur
 async def test_who_waits_when_the_receiver_stops_is_told(database_url: str) -> None:
     seqs = await asyncio.to_thread(fill, database_url, [("u1", moment(1))])
     waiting = OutcomeWaiter(async_engine(database_url))
-    wait = asyncio.create_task(waiting.delivered(seqs, within=60, at_most=1))
+    wait = asyncio.create_task(waiting.delivered("trivore", seqs, within=60))
     await until_async(lambda: waiting.polls, "it is waited for")
     await waiting.close()
     with pytest.raises(StillOpen, match="stopping"):

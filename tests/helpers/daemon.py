@@ -17,6 +17,7 @@ from relay.daemon.generation import Generations, PreparedConfig, prepare
 from relay.daemon.lease_renewal import Leases
 from relay.daemon.loop import Relay
 from relay.daemon.maintenance import Maintenance
+from relay.delivery.policy import Policies, policies
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
@@ -59,11 +60,14 @@ def kinds(engine: Engine) -> list[str]:
     return [fact["kind"] for fact in facts(engine)]
 
 
-def maintenance_of(database: Database, config: Config, observer: Observer, steps: Steps) -> Maintenance:
+def maintenance_of(
+    database: Database, config: Config, observer: Observer, steps: Steps, known: Policies | None = None
+) -> Maintenance:
     """The maintenance of a relay that makes no calls."""
     leases = Leases()
     generations = Generations(
         PreparedConfig(config), leases=leases, stop=threading.Event(), now=SystemClock().now, events=queue.SimpleQueue()
     )
+    generations.active.policies = dict(known or policies(config))
     claimer = Claimer(database, "r1", generations, leases=leases, observer=observer)
     return Maintenance(database, "r1", generations, claimer=claimer, leases=leases, steps=steps, observer=observer)

@@ -55,7 +55,7 @@ source = "trivore"
 destination = "crm"
 [routes.user-to-crm.sync]
 fetch = {{ api = "identity", path = "/user/{{event.entity_id}}" }}
-find = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items" }}
+find = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items", verify = false }}
 create = {{ path = "/contacts" }}
 update = {{ path = "/contacts/{{target.id}}" }}
 delete = {{ path = "/contacts/{{target.id}}" }}"""

@@ -42,7 +42,7 @@ when = {{ entity_type = ["USER"] }}
 [routes.user-to-crm.sync]
 gone = "skip"
 fetch = {{ api = "identity", path = "/user/{{event.seq}}" }}
-find = {{ path = "/contacts", params = {{ externalId = "{{event.seq}}" }}, pick = "items" }}
+find = {{ path = "/contacts", params = {{ externalId = "{{event.seq}}" }}, pick = "items", verify = false }}
 create = {{ path = "/contacts" }}
 update = {{ path = "/contacts/{{event.seq}}" }}
 map = {{ name = "entity.name" }}

@@ -133,7 +133,7 @@ retry = {{ schedule = [] }}
 gone = "skip"
 missing = "skip"
 fetch = {{ api = "{api}", path = "/user/{{event.entity_id}}" }}
-find = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items" }}
+find = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items", verify = false }}
 update = {{ path = "/contacts/{{target.id}}" }}
 map = {{ name = "entity.name" }}
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from inbox.config.source import EventFields, Source
 from inbox.errors import InvalidEvent, Unreadable
-from inbox.sources import adyen, fields, msgraph
+from inbox.sources import adyen, custom, fields, msgraph
 from inbox.sources.fields import form_fields, form_payload
 from tests.sources.presenting import a_request, read
 
@@ -28,6 +30,24 @@ def at_most(size: int) -> Iterator[None]:
         assert tracemalloc.get_traced_memory()[1] <= size
     finally:
         tracemalloc.stop()
+
+
+def test_what_a_thousand_items_share_is_found_once() -> None:
+    """Hashed and searched for each of them, this body took half a minute, and every other large one waited."""
+    found = custom.reader(
+        Source(
+            preset="custom",
+            event=EventFields(type="body.type", items="body.items", entity_type="'X'", entity_id="body.all[-1:] | [0]"),
+        )
+    )
+    items = b",".join(b'{"n":%d}' % number for number in range(1000))
+    text = b'"%b"' % (b"x" * 20 * MIB)
+    body = b'{"type":"x","text":%b,"items":[%b],"all":[%b"e"]}' % (text, items, b"1," * 100_000)
+    began = time.process_time()
+    identities = found(a_request("custom", body, {}), None)
+    assert time.process_time() - began < 3
+    assert len({identity.key_parts for identity in identities}) == 1000
+    assert {identity.entity_id for identity in identities} == {"e"}
 
 
 @given(st.lists(st.sampled_from(["a", "=", "&", "%", "%2", "%e2%82%ac", "%C3", "+", "%2B", "€", "%zz", "x" * 8])))

@@ -294,6 +294,19 @@ def test_an_alert_is_posted_by_one_relay_and_again_after_a_minute_when_that_fail
     assert steps.rows("SELECT error FROM alert WHERE sent_at IS NOT NULL") == [{"error": None}] * 2
 
 
+def test_alerts_that_can_never_be_posted_hold_no_newer_one_up(steps: Steps) -> None:
+    """As many as a minute has time for: each is due again before the newer one has its turn."""
+    note(steps, A, B)
+    for _ in range(3):
+        for _ in range(2):
+            (tried,) = alerts.take_unsent(steps.database)
+            alerts.posted(steps.database, tried.id, "no answer")
+        steps.advance(60)
+    note(steps, Alert("endpoint_retired", "destination c", firing=True))
+    assert [posted.alert.subject for posted in alerts.take_unsent(steps.database)] == ["destination c"]
+    assert [posted.alert.subject for posted in alerts.take_unsent(steps.database)] == ["destination a"]
+
+
 def test_one_that_could_not_be_posted_for_a_day_is_left(steps: Steps) -> None:
     note(steps, A)
     steps.advance(86_401)

@@ -21,6 +21,8 @@ from relay.store.operator import commands, execution, room
 from relay.store.operator.plan import preview
 from relay.store.operator.selection import Act, Choice, Selection
 from relay.store.transaction import Transaction
+from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
 from tests.helpers.storing import a_fact, an_event, drop_checks
@@ -63,7 +65,7 @@ def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> 
     assert the(steps, number) == ("done", 3, "done")
     assert not commands.any_open(steps.database)
     facts = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'replayed'")
-    assert [row["detail"] for row in facts] == [{"who": "dba", "why": "the CRM is back"}] * 3
+    assert [row["detail"] for row in facts] == [{"who": "dba", "why": "the CRM is back", "run": 1}] * 3
     (row,) = steps.rows("SELECT finished_at FROM relay_command")
     assert row["finished_at"] is not None
 
@@ -462,6 +464,20 @@ def test_pause_and_resume_by_sql(steps: Steps) -> None:
     work(steps)
     assert gates.read_gates(steps.database).paused == frozenset()
     assert the(steps, again)[2] == "nothing was held back"
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize("kind", ["pause", "resume"])
+def test_a_pause_and_a_resume_wait_for_no_route_that_somebody_keeps_locked(steps: Steps, kind: str) -> None:
+    steps.arrive(an_event(1))
+    gate = {"route": "strict"}
+    if kind == "resume":
+        by_sql(steps, "pause", gate)
+        work(steps)
+    number = by_sql(steps, kind, gate)
+    with locking(steps, ["strict"]):
+        work(steps)
+        assert the(steps, number)[0] == "done"
 
 
 @pytest.fixture

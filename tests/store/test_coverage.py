@@ -7,15 +7,15 @@ from datetime import timedelta
 import msgspec
 import pytest
 
+from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
 from relay.delivery.outcome import Delivered, Outcome
-from relay.delivery.policy import policies
 from relay.store.duplicates import Judged, judge_duplicates
 from relay.store.operator.selection import Selection
 from tests.helpers.commanding import carry_out
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, fetching
 from tests.helpers.storing import START, a_fact, a_row, an_event
 from tests.store.verifying import differences
 
@@ -29,10 +29,20 @@ def fetched(second: float, last_modified: float | None = None) -> Delivered:
 
 
 def judge(steps: Steps, config: Config = CONFIG) -> Judged:
-    return judge_duplicates(steps.database, config, policies(config), "r1")
+    return judge_duplicates(steps.database, config, fetching(config), "r1")
 
 
 # --- what is covered
+
+
+def test_an_event_with_a_time_far_ahead_supersedes_none_that_arrives_after_it(steps: Steps) -> None:
+    """While the route is paused: what is newest by arrival is sent, also where times have no fractions."""
+    now = SystemClock().now()
+    for number, told in enumerate((now + timedelta(hours=3), now.replace(microsecond=0), now), start=1):
+        event = msgspec.structs.replace(an_event(number, routes=LATEST), occurred_at=told)
+        steps.arrive(event)
+    assert steps.kinds() == [(1, "superseded"), (2, "superseded")]
+    assert steps.states() == [(3, "latest", "ready")]
 
 
 def test_an_event_is_dropped_when_what_was_fetched_after_it_was_delivered(steps: Steps) -> None:

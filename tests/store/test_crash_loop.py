@@ -6,8 +6,9 @@ from itertools import count
 
 import pytest
 
+from relay.delivery import facts
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import CRASHES_ALLOWED
+from relay.delivery.policy import CRASHES_ALLOWED, LEFT_TO_OTHERS
 from relay.store.claim import claim, claim_suspect
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.nodes import heartbeat, start_node, stop_node
@@ -81,6 +82,31 @@ def test_on_a_route_that_blocks_it_blocks_its_lane(steps: Steps, relays: Relays)
     steps.arrive(an_event(1, routes=["blocking"]))
     relays.crash_over("blocking", CRASHES_ALLOWED)
     assert steps.states() == [(1, "blocking", "blocked")]
+
+
+def test_a_relay_that_lacks_the_route_leaves_it_to_one_that_has_it(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]), an_event(2, routes=["blocking"]))
+    relays.crash_over("blocking", CRASHES_ALLOWED - 1)
+    relays.claim(relays.start(), "blocking")
+    steps.advance(LEASE_SECONDS + 1)
+    without = {name: known for name, known in POLICIES.items() if name != "blocking"}
+    assert reap(relays.database, without, "other") == []
+    steps.reap()
+    assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
+
+
+def test_without_a_relay_that_has_the_route_a_lease_is_taken_back_late_and_nothing_is_given_up(
+    steps: Steps, relays: Relays
+) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]))
+    relays.crash_over("blocking", CRASHES_ALLOWED - 1)
+    node = relays.start()
+    relays.claim(node, "blocking")
+    steps.advance(LEFT_TO_OTHERS.total_seconds() + LEASE_SECONDS + 1)
+    without = {name: known for name, known in POLICIES.items() if name != "blocking"}
+    assert [fact for _, _, fact in reap(relays.database, without, "other")] == [facts.Abandoned(relay_node=node)]
+    assert steps.states() == [(1, "blocking", "ready")]
+    steps.facts_agree()
 
 
 def test_an_attempt_that_came_to_an_end_breaks_the_row(steps: Steps, relays: Relays) -> None:

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from inbox.clock import SystemClock
 from inbox.db.dialect import is_data_error
 from inbox.db.intake import STORES, Rejected
 from inbox.db.reads import Row, plain
@@ -69,7 +70,7 @@ def test_an_event_is_stored_as_it_is(intake: Intake, engine: Engine) -> None:
 
     (row,) = rows(engine, "SELECT * FROM inbox JOIN inbox_payload USING (seq)")
     stored = {**row, "headers": dict(row["headers"])}
-    expected = {name: getattr(event, name) for name in Event.__struct_fields__ if name != "enrolments"}
+    expected = {name: getattr(event, name) for name in Event.__struct_fields__ if name not in {"enrolments", "ahead"}}
     assert stored == {
         **expected,
         "seq": 1,
@@ -121,6 +122,31 @@ def test_each_route_gets_its_delivery_and_lane(intake: Intake, engine: Engine) -
 
     assert intake.append(an_event(6, routes=[]), an_event(7, routes=[])) == [4, 5]
     assert rows(engine, "SELECT * FROM open_delivery WHERE seq > 3") == [], "a batch may take no route at all"
+
+
+def test_a_time_too_far_ahead_counts_as_the_second_of_its_arrival(intake: Intake, engine: Engine) -> None:
+    """By the database's clock, as hosts of receivers have clocks of their own."""
+    began = SystemClock().now()
+    within, ahead = began + timedelta(seconds=3), began + timedelta(hours=3)
+    intake.append(*(msgspec.structs.replace(an_event(n), occurred_at=at) for n, at in enumerate((within, ahead))))
+    stored, counted = (row["occurred_at"] for row in rows(engine, "SELECT occurred_at FROM inbox ORDER BY seq"))
+    assert stored == within
+    assert began.replace(microsecond=0) <= counted <= SystemClock().now()
+    assert counted.microsecond == 0, "what comes after it in this second is not older"
+    assert [row["occurred_at"] for row in rows(engine, "SELECT occurred_at FROM open_delivery ORDER BY seq")] == [
+        stored,
+        counted,
+    ]
+
+
+def test_events_without_a_time_are_in_the_order_in_which_they_are_stored(intake: Intake, engine: Engine) -> None:
+    """Two receivers whose clocks differ by 8 s take them in turn."""
+    now = SystemClock().now()
+    for number in range(4):
+        told = now + timedelta(seconds=8 * (number % 2))
+        intake.append(msgspec.structs.replace(an_event(number), occurred_at=told, received_at=told, ahead=None))
+    found = rows(engine, "SELECT seq FROM open_delivery ORDER BY occurred_at, seq")
+    assert [row["seq"] for row in found] == [1, 2, 3, 4]
 
 
 def test_of_equal_keys_in_one_batch_the_first_is_stored(intake: Intake, engine: Engine) -> None:

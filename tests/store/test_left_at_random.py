@@ -74,7 +74,7 @@ class Trouble:
     def sequence(self) -> None:
         relay, batch = self.draw.choice(self.relays), self.draw.choice((2, 3, 5, 500))
         known, before = relay.arrivals.rows, self.rows()
-        if sequence.any_received(relay):
+        if sequence.any_received(relay, POLICIES):
             sequence.sequence(relay, POLICIES, "r1", batch)
         after = self.rows()
         stay = {seq for seq, _ in known & relay.arrivals.rows if is_received(after, seq)}
@@ -87,7 +87,7 @@ class Trouble:
         self.steps.do("DELETE FROM at_fault")
         for _ in range(ACTS):
             self.clock.seconds += 8
-            if sequence.any_received(self.relays[0]):
+            if sequence.any_received(self.relays[0], POLICIES):
                 sequence.sequence(self.relays[0], POLICIES, "r1", batch=5)
 
     def _some_in(self, states: Collection[str], number: int) -> list[int]:

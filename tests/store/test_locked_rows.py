@@ -97,7 +97,7 @@ def test_a_placed_delivery_that_a_person_has_locked_keeps_what_arrives_in_its_la
     assert [one.error is not None for one in left][:2] == [True, False]
     assert steps.sequence(batch=50) == 0
     assert (was_behind, steps.database.arrivals.is_behind) == (False, True), "its lane is free"
-    while sequence.any_received(steps.database):
+    while sequence.any_received(steps.database, steps.policies):
         steps.sequence(batch=50)
     assert {state for _, _, state in steps.states()} <= {"ready", "waiting"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from relay.daemon.lease_renewal import claim_of
 from relay.store.leases import give_back, renew
+from relay.store.sequence import any_received, sequence
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps
 from tests.helpers.storing import an_event
 
@@ -16,6 +17,17 @@ def test_a_lane_that_fails_does_not_hold_up_another(steps: Steps) -> None:
     steps.record([(first, UNWELL), (other, DONE)])
     assert steps.states() == [(1, "strict", "ready"), (2, "strict", "waiting")]
     assert steps.claim_due() == []
+
+
+def test_what_arrives_on_a_route_of_another_configuration_is_left_to_a_relay_that_has_it(steps: Steps) -> None:
+    """By another policy nothing of it would be dropped, and an older event would follow a newer one."""
+    steps.receive(*(an_event(number, routes=LATEST) for number in (1, 2)), an_event(3))
+    without = {"strict": POLICIES["strict"]}
+    while any_received(steps.database, without):
+        sequence(steps.database, without, "r2")
+    assert steps.states() == [(1, "latest", "received"), (2, "latest", "received"), (3, "strict", "ready")]
+    steps.sequence()
+    assert steps.states() == [(2, "latest", "ready"), (3, "strict", "ready")]
 
 
 def test_in_latest_what_arrives_while_one_is_in_flight_waits(steps: Steps) -> None:

@@ -8,9 +8,10 @@ from typing import cast
 import msgspec
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from inbox.events.event import Event
-from relay.delivery.policy import policies
+from relay.delivery.policy import LEFT_TO_OTHERS, policies
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store import duplicates
@@ -18,10 +19,12 @@ from relay.store.duplicates import Judged, Rest, judge_duplicates
 from relay.store.record import record
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, POLICIES, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
+from tests.helpers.transactions import Transactions
 from tests.store.test_coverage import fetched
 
 LATEST = ["latest"]
@@ -142,7 +145,7 @@ def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps)
     judge(steps)
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'rearmed'")
     (newest,) = steps.rows("SELECT max(id) AS id FROM duplicate_request")
-    assert fact["detail"] == {"duplicate": newest["id"]}
+    assert fact["detail"] == {"duplicate": newest["id"], "run": 1}
 
 
 def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
@@ -152,6 +155,77 @@ def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
     repeat(steps, pruned, kept)
     assert judge(steps) == Judged(handled=2, rearmed=1)
     assert rearmed(steps) == [2]
+
+
+def test_on_a_route_that_fetches_nothing_a_repeat_is_the_same_event(steps: Steps) -> None:
+    """Else each repeat would send the same body again."""
+    dead, sent = some_events([1, 2])
+    steps.arrive(dead, sent)
+    steps.record(list(zip(steps.claim_due(), [HOPELESS, DONE], strict=True)))
+    repeat(steps, dead, sent, times=3)
+    assert judge_duplicates(steps.database, CONFIG, policies(CONFIG), "r1") == Judged(handled=6, rearmed=0)
+    assert rearmed(steps) == []
+
+
+def test_what_is_read_of_an_event_does_not_grow_with_its_runs(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand facts of earlier runs; the number of the run is in the fact that began it."""
+    often, other = some_events([1, 2])
+    delivered(steps, often, other)
+    plant_runs(steps, seq=1, number=50_000)
+    repeat(steps, often, other)
+    transactions = Transactions(monkeypatch)
+    transactions.watch(steps.database)
+
+    assert judge(steps) == Judged(handled=2, rearmed=2)
+
+    assert transactions.largest[0] < 20, "rows read by one transaction"
+    assert [row["run"] for row in steps.rows("SELECT run FROM open_delivery ORDER BY seq")] == [50_001, 1]
+    transactions.forget()
+    steps.sequence()
+    steps.record_all(steps.claim_due(), UNWELL)
+    assert transactions.largest[0] < 20, "rows read to claim and record it"
+
+
+def plant_runs(steps: Steps, *, seq: int, number: int) -> None:
+    """Facts of so many runs that have delivered the event."""
+    numbers = f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {number}) SELECT n FROM c)"
+    made = "jsonb_build_object" if steps.database.sql.is_postgres else "json_object"
+    both = f"SELECT n, 0 AS part, 'rearmed' AS kind, {made}('duplicate', n, 'run', n) AS detail FROM {numbers} AS a"
+    both += f" UNION ALL SELECT n, 1, 'delivered', {made}('did', 'updated') FROM {numbers} AS b"
+    steps.do(
+        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
+        f" SELECT '2026-01-01 00:00:00.000000Z', {seq}, 'latest', kind, part, detail FROM ({both}) AS made ORDER BY n, part"
+    )
+
+
+@ON_POSTGRES
+def test_a_route_that_somebody_keeps_locked_keeps_no_other_from_being_judged(steps: Steps) -> None:
+    events = some_events([1, 2])
+    routes = {**CONFIG.routes, "slow": msgspec.structs.replace(CONFIG.routes["latest"], name="slow")}
+    config = msgspec.structs.replace(CONFIG, routes=routes)
+    slow = an_event(3, "u3", second=1, routes=["slow"])
+    steps.policies = fetching(config)
+    delivered(steps, slow, *events)
+    repeat(steps, slow, *events)
+    with locking(steps, ["slow"]), pytest.raises(OperationalError):
+        judge_duplicates(steps.database, config, steps.policies, "r1")
+    assert (waiting(steps), len(rearmed(steps))) == ([1], 2)
+    judge_duplicates(steps.database, config, steps.policies, "r1")
+    assert (waiting(steps), len(rearmed(steps))) == ([], 3)
+
+
+def test_a_repeat_for_a_route_of_another_configuration_is_left_to_a_relay_that_has_it(steps: Steps) -> None:
+    (event,) = some_events([1])
+    delivered(steps, event)
+    repeat(steps, event)
+    without = {name: known for name, known in POLICIES.items() if name != "latest"}
+    assert judge_duplicates(steps.database, CONFIG, without, "r2").handled == 0
+    assert judge(steps).rearmed == 1
+
+    steps.record_all(steps.claim_due(), TOO_SOON)
+    repeat(steps, event)
+    steps.advance(LEFT_TO_OTHERS.total_seconds())
+    assert judge_duplicates(steps.database, CONFIG, without, "r2") == Judged(handled=1, rearmed=0)
 
 
 # --- those that can't be judged yet
@@ -209,7 +283,7 @@ def test_a_relay_looks_at_the_rest_at_once(steps: Steps) -> None:
     delivered(steps, *events)
     repeat(steps, *events)
     observer = Observer()
-    maintenance = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer))
+    maintenance = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer), POLICIES)
 
     more = [maintenance.run() > 0 for _ in range(3)]
 
@@ -252,7 +326,7 @@ def meanwhile(steps: Steps, request: pytest.FixtureRequest) -> Meanwhile:
 
 
 READS, MARKS = "SELECT r.id, r.seq, r.times", "SET handled_at"
-LATER = ["SELECT i.seq, i.routes", "INSERT INTO delivery_log", MARKS, COMMIT]
+LATER = ["INSERT INTO delivery_log", MARKS, COMMIT]
 """Statements after the one that reads the repeats."""
 
 
@@ -316,17 +390,17 @@ def test_an_event_is_made_again_once_though_another_route_of_it_is_in_flight_all
     routes = {**CONFIG.routes, "slow": msgspec.structs.replace(CONFIG.routes["latest"], name="slow")}
     config = msgspec.structs.replace(CONFIG, routes=routes)
     event = an_event(1, second=1, routes=["latest", "slow"])
+    steps.policies = known = fetching(config)
     steps.arrive(event)
-    known = {**POLICIES, "slow": POLICIES["latest"]}
     slow = steps.claim("slow")
     steps.record_all(steps.claim_due(1_000), TOO_SOON)
     repeat(steps, event)
     for _ in range(3):
-        judge_duplicates(steps.database, config, policies(config), "r1")
+        judge_duplicates(steps.database, config, fetching(config), "r1")
         steps.record_all(steps.claim_due(1_000), TOO_SOON)
     record(steps.database, known, "r1", [(slow, TOO_SOON)])
     for _ in range(3):
-        judge_duplicates(steps.database, config, policies(config), "r1")
+        judge_duplicates(steps.database, config, fetching(config), "r1")
         steps.record_all(steps.claim_due(1_000), TOO_SOON)
     assert sorted(
         (row["route"], row["number"])

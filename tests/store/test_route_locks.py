@@ -108,7 +108,7 @@ def test_other_routes_are_sequenced_as_they_arrive_while_one_is_not_tried_again_
         assert steps.sequence() == 0
         for number in range(4, 7):
             steps.receive(an_event(number, f"u{number}"))
-            assert sequence.any_received(steps.database)
+            assert sequence.any_received(steps.database, steps.policies)
             assert steps.sequence() == 1
             assert steps.database.arrivals.left == {"latest"}
     assert [one.routes for one in left] == [["latest"], (), (), ()], "it was tried once"
@@ -128,7 +128,7 @@ def test_a_look_for_others_does_not_read_again_what_a_locked_route_has(steps: St
         steps.database.stalls.began(["latest"])
         assert steps.sequence() == 1
         assert steps.database.arrivals.floor.at == 5001 - sequence.LATE_SEQS
-        assert sequence.any_received(steps.database)
+        assert sequence.any_received(steps.database, steps.policies)
         assert steps.database.arrivals.floor.at == 5001 - sequence.LATE_SEQS
         steps.try_again()
         assert steps.sequence() == 0
@@ -205,6 +205,7 @@ def test_who_finds_a_full_batch_that_another_relay_has_sequenced_knows_that_ther
 
 def test_many_locked_routes_cost_a_step_little_more_than_one(steps: Steps) -> None:
     routes = [f"r{number:02}" for number in range(40)]
+    steps.policies = dict.fromkeys(routes, POLICIES["strict"])
     steps.receive(*(an_event(n, f"u{n}", routes=[route]) for n, route in enumerate(routes, start=1)))
     steps.database.add_routes({*routes})
     with locking(steps, routes[:30]):
@@ -224,14 +225,14 @@ def test_what_commits_late_on_another_route_is_found_while_one_is_left(steps: St
     steps.receive(an_event(1, routes=["latest"]), an_event(2, "u2"))
     with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 50001 FOR UPDATE"):
         for second in range(2):
-            sequence.any_received(steps.database)
+            sequence.any_received(steps.database, steps.policies)
             steps.sequence()
             monotonic.seconds += second
         steps.do("SELECT setval('inbox_seq_seq', 9)")
         steps.receive(an_event(3, "late"))
         for _ in range(5):
             monotonic.seconds += 0.5
-            if sequence.any_received(steps.database):
+            if sequence.any_received(steps.database, steps.policies):
                 steps.sequence()
         assert (10, "strict", State.READY) in steps.states()
 
@@ -361,7 +362,7 @@ def test_of_a_route_that_is_free_again_the_oldest_come_first_wherever_other_rout
 
 def test_a_route_that_another_relay_has_sequenced_meanwhile_is_claimed_again(steps: Steps) -> None:
     steps.database.arrivals.left = {"latest"}
-    assert not sequence.any_received(steps.database)
+    assert not sequence.any_received(steps.database, steps.policies)
     assert steps.database.arrivals.left == set()
 
 

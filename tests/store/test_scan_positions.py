@@ -53,13 +53,13 @@ def test_an_event_that_is_committed_far_behind_the_others_is_found_within_a_seco
     monotonic = Monotonic()
     steps.database.arrivals.floor = Floor(monotonic=monotonic)
     steps.do(arrived(50_000))
-    assert any_received(steps.database)
+    assert any_received(steps.database, steps.policies)
     assert steps.sequence() == 1
     steps.do(arrived(49_500), arrived(3))
-    assert any_received(steps.database)
+    assert any_received(steps.database, steps.policies)
     steps.sequence()
     monotonic.seconds += WHOLE_EVERY_SECONDS
-    any_received(steps.database)
+    any_received(steps.database, steps.policies)
     steps.sequence()
     assert [state for _, _, state in steps.states()] == ["ready"] * 3
 

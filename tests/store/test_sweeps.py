@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from tenacity import wait_none
 
+from inbox.clock import SystemClock
 from inbox.db import intake
 from inbox.db.engine import LOCK_TIMEOUT_SECONDS
 from inbox.errors import SweepFailed
@@ -135,6 +136,13 @@ def test_a_change_is_told_by_any_event_as_late_as_it_or_cut_to_its_second(
     steps.arrive(*(an_event(number, second=second) for number, second in enumerate(seconds, start=1)))
     listed = Listed("u1", START + timedelta(seconds=5.9))
     assert is_missing(steps, listed) == lost
+
+
+def test_an_event_with_a_time_far_ahead_reports_no_change_after_its_arrival(steps: Steps) -> None:
+    now = SystemClock().now()
+    steps.arrive(msgspec.structs.replace(an_event(1), occurred_at=now + timedelta(hours=20)))
+    assert is_missing(steps, Listed("u1", now + timedelta(hours=1)))
+    assert not is_missing(steps, Listed("u1", now - timedelta(seconds=2)))
 
 
 def is_missing(steps: Steps, listed: Listed, routes: Sequence[str] = ("strict",)) -> bool:

@@ -79,7 +79,7 @@ retry = {{ schedule = {schedule}, jitter = 0 }}
 SYNC = """
 [routes.to-crm.sync]
 fetch = { api = "identity", path = "/user/{event.entity_id}", modified = "modified", tolerance = "1s" }
-find = { path = "/contacts", params = { id = "{event.entity_id}" } }
+find = { path = "/contacts", params = { id = "{event.entity_id}" }, verify = false }
 create = { path = "/contacts" }
 update = { path = "/contacts/{target.id}" }
 delete = { path = "/contacts/{target.id}" }

@@ -33,7 +33,11 @@ inbox = Table(
     required("event_type", Text, "event type, verbatim from the sender"),
     required("action", Text, "effect on the entity: create, update, delete or other"),
     optional("event_id", Text, "the sender's own id of the event, if any"),
-    required("occurred_at", UtcDateTime, "the event's own time, to the microsecond"),
+    required(
+        "occurred_at",
+        UtcDateTime,
+        "the event's own time, to the microsecond; of its arrival where none can be true",
+    ),
     required("received_at", UtcDateTime, "time at which the receiver had read the request"),
     required("routes", TextList, "names of the routes that matched when it arrived; empty: unrouted"),
     required("content_type", Text, "Content-Type of the body"),

@@ -180,7 +180,7 @@ def _work(database: Database, config: Config, policies: Policies, batch: _Batch)
     if batch.command.kind in TASKS:
         return _do_task(database, config, batch.command)
     if batch.choice is None:
-        return _turn_gate(database, config, policies, batch.command)
+        return _turn_gate(database, config, batch.command)
     if batch.command.dry_run:
         return _look_on(database, batch.choice, batch.command)
     try:
@@ -204,12 +204,11 @@ def _do(database: Database, policies: Policies, batch: _Batch, choice: Choice) -
     return step.changed
 
 
-def _turn_gate(database: Database, config: Config, policies: Policies, command: Any) -> int:  # noqa: ANN401  # a result row
-    """Pause or resume a gate, unless another process has done so meanwhile. No lock of a route that passes another one counts."""
+def _turn_gate(database: Database, config: Config, command: Any) -> int:  # noqa: ANN401  # a result row
+    """Pause or resume a gate, unless another process has done so meanwhile. It locks the gate alone, and waits for no route."""
     gate = _gate(command, config)
-    routes = _routes_behind(gate, config, policies)
     with database.write() as transaction:
-        now = transaction.lock_order(routes) if routes else transaction.now()
+        now = transaction.now()
         if not commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
             return 0
         if command.kind == "pause":
@@ -397,10 +396,3 @@ def _gate(command: Any, config: Config) -> Gate:  # noqa: ANN401  # a result row
     if mistake := gate.mistake(config):
         raise UnusableCommand(mistake)
     return gate
-
-
-def _routes_behind(gate: Gate, config: Config, policies: Policies) -> set[str]:
-    """The routes whose claims and results a turn of this gate waits for; no other route's lock holds it up."""
-    if gate.entity_id is not None:
-        return {name for name, route in config.routes.items() if route.source == gate.source}
-    return {name for name, policy in policies.items() if gate.key in policy.gates}

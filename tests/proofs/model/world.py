@@ -24,10 +24,10 @@ from relay.delivery.facts import decode
 from relay.delivery.gates import BreakerState, GateKey
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered
-from relay.delivery.policy import policies
 from relay.store.database import Database
 from relay.store.scan_positions import Arrivals
 from relay.store.turns import BackOffs, Stalls
+from tests.helpers.relaying import fetching
 from tests.helpers.stepping import Stepper
 from tests.proofs.model.history import Entry, History, Key, LaneKey
 from tests.proofs.model.receiver import Receiver, in_haste
@@ -66,7 +66,7 @@ CONFIG = Config(
     destinations={name: _destination(name) for name in ("audit", "mirror")},
     routes={name: _route(name) for name in ROUTES},
 )
-POLICIES = policies(CONFIG)
+POLICIES = fetching(CONFIG)
 BEFORE_THE_CHANGE = {
     name: msgspec.structs.replace(policy, ordering="strict") if policy.ordering == "latest" else policy
     for name, policy in POLICIES.items()
