@@ -19,7 +19,7 @@ from inbox.cli.wording import counted, relative
 from inbox.db.dialect import Sql
 from inbox.db.stuck import MOST_LISTED, Kind, SqlClock, branches
 from inbox.events.states import GONE_SECONDS
-from inbox.examination import LEVELS, Finding, FindingKind
+from inbox.examination import LEVELS, Finding, FindingKind, Level
 from relay.delivery.gates import resume_command
 from relay.store.database import Database
 from relay.store.overview import FiringAlert, HeldGate, Overview
@@ -104,7 +104,7 @@ KINDS: Mapping[str, FindingKind] = {
             "relay resume --KIND NAME",
         ),
         FindingKind(
-            "dead",
+            "delivery_dead",
             "warning",
             "Deliveries were given up.",
             "the other system lacks these changes, and nobody tries again by himself",
@@ -146,7 +146,7 @@ _FOR_A_RESTART = ("step_failed", "crash_loop", "unordered", "stuck")
 """Of these, the kinds that may be gone after a restart of a relay, beside `no_relay`."""
 
 
-def _found(kind: str, sentence: str, subject: str = "", **more: Any) -> Finding:
+def _found(kind: str, sentence: str, subject: str = "", **more: Any) -> Finding:  # noqa: ANN401  # fields of Finding
     """Make a finding; its fields fill the command of its kind, unless `remedy` is given."""
     fields: Mapping[str, str] = more.get("fields", {})
     quoted = {name: shlex.quote(value) for name, value in fields.items()}
@@ -183,6 +183,7 @@ def _of_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Findi
         sentence, subject, fields = f"route {row.route}: {why}", row.route or why, {"route": row.route or ""}
         if row.finding == "unordered":  # it is named, so that two looks can tell whether it is still the same
             sentence = subject = f"event {row.first} has waited a minute for its place in its lane"
+            fields = {}
         elif row.finding == "blocked":
             more = " or more" if row.number >= MOST_LISTED else ""
             sentence = f"route {row.route}: {row.number}{more} {'lane is' if row.number == 1 else 'lanes are'} blocked"
@@ -195,11 +196,12 @@ def _of_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Findi
 @cache
 def _checked(sql: Sql, kinds: tuple[str, ...]) -> TextClause:
     """Select the first rows of some branches of the view, by the clock of this check."""
-    every: Mapping[str, str] = branches(SqlClock(sql.name, f"(SELECT {sql.now})"))
+    every = {str(kind): branch for kind, branch in branches(SqlClock(sql.name, f"(SELECT {sql.now})")).items()}
     return text(
         "\nUNION ALL\n".join(
-            f"SELECT * FROM (SELECT b.finding, b.route, b.why, min(b.seq) AS first, count(*) AS number,"
-            f" max(b.for_seconds) AS seconds FROM ({every[kind]}) b GROUP BY b.finding, b.route, b.why"
+            "SELECT * FROM (SELECT b.finding, CAST(b.route AS text) AS route, b.why, min(CAST(b.seq AS bigint)) AS first,"
+            f" count(*) AS number, max(CAST(b.for_seconds AS numeric)) AS seconds FROM ({every[kind]}) b"
+            " GROUP BY b.finding, b.route, b.why"
             f" ORDER BY b.route, b.why LIMIT {_MOST_OF_A_KIND}) of_{kind}"
             for kind in kinds
         )
@@ -229,7 +231,7 @@ _END_SOON = frozenset({"limited", "held"})
 """States of a gate that end by themselves, as the endpoint or its rate wants it."""
 _CRITICAL_ALERTS = frozenset({"intake_stopped", "step_failed"})
 _SAID_BY = {
-    "delivery_dead": ("dead", "blocked"),
+    "delivery_dead": ("delivery_dead", "blocked"),
     "breaker_open": ("gate_closed",),
     "endpoint_retired": ("gate_closed",),
     "sweep_failed": ("sweep_failed",),
@@ -258,21 +260,25 @@ def findings(seen: Overview, checked: Sequence[Finding], most_named: int = MOST_
         *_of_sweeps(seen),
     ]
     alerts = [alert for alert in seen.alerts if not _is_over(alert, seen)]
-    said: set[FiringAlert] = set()
-    for number, finding in enumerate(found):
-        for alert in alerts:
-            if finding.kind in _SAID_BY.get(alert.kind, ()) and _is_about(alert, finding):
-                said.add(alert)
-                cause = finding.why or ("" if alert.kind == "step_failed" else alert.text)
-                found[number] = finding = msgspec.structs.replace(finding, why=cause, since=finding.since or alert.since)
+    said = {alert for alert in alerts for finding in found if _says(finding, alert)}
+    found = [_with_alert(finding, [alert for alert in alerts if _says(finding, alert)]) for finding in found]
     found += [of_alert(alert) for alert in alerts if alert not in said]
     return tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level)))
 
 
-def _is_about(alert: FiringAlert, finding: Finding) -> bool:
-    """Tell whether both have the same subject. Alerts of sweeps also name the type of entity; a step has none."""
-    same = alert.subject == finding.subject or alert.subject.startswith(f"{finding.subject} ")
-    return alert.kind == "step_failed" or (same and bool(finding.subject))
+def _says(finding: Finding, alert: FiringAlert) -> bool:
+    """Tell whether both are about the same. Alerts of sweeps also name the type of entity; those of steps no relay."""
+    if finding.kind not in _SAID_BY.get(alert.kind, ()):
+        return False
+    is_of_subject = alert.subject == finding.subject or alert.subject.startswith(f"{finding.subject} ")
+    return alert.kind == "step_failed" or (bool(finding.subject) and is_of_subject)
+
+
+def _with_alert(finding: Finding, alerts: Sequence[FiringAlert]) -> Finding:
+    if not alerts or alerts[0].kind == "step_failed":
+        return finding
+    why, since = finding.why or alerts[0].text, finding.since or alerts[0].since
+    return msgspec.structs.replace(finding, why=why, since=since)
 
 
 def _is_over(alert: FiringAlert, seen: Overview) -> bool:
@@ -283,8 +289,10 @@ def _is_over(alert: FiringAlert, seen: Overview) -> bool:
 
 def of_alert(alert: FiringAlert) -> Finding:
     """Return the finding of an alert that has not recovered."""
-    level = "critical" if alert.kind in _CRITICAL_ALERTS else "warning"
-    return Finding("alert", level, alert.text, alert.subject, "", alert.since, KINDS["alert"].remedy, fields={"alert": alert.kind})
+    level: Level = "critical" if alert.kind in _CRITICAL_ALERTS else "warning"
+    return Finding(
+        "alert", level, alert.text, alert.subject, "", alert.since, KINDS["alert"].remedy, fields={"alert": alert.kind}
+    )
 
 
 def _of_gate(gate: HeldGate) -> Finding:
@@ -323,29 +331,34 @@ def state_of(route: RouteState, findings: Iterable[Finding]) -> str:
 
 def _of_routes(seen: Overview, most_named: int, blocked: set[str]) -> Iterator[Finding]:
     lanes = [route for route in seen.routes if route.blocked and route.route not in blocked]
-    yield from _each("blocked", lanes, "lane is blocked", "lanes are blocked", most_named)
+    yield from _each("blocked", "blocked", lanes, ("lane is blocked", "lanes are blocked"), most_named)
     dead = [route for route in seen.routes if route.dead]
-    yield from _each("dead", dead, "delivery is dead", "deliveries are dead", most_named)
+    yield from _each("delivery_dead", "dead", dead, ("delivery is dead", "deliveries are dead"), most_named)
     for route in seen.routes:
         if not route.is_configured and route.open:
-            sentence = f"{counted(route.open, 'delivery')} of route {route.route}, which inbox.toml lacks: end them for good"
+            sentence = (
+                f"{counted(route.open, 'delivery')} of route {route.route}, which inbox.toml lacks: end them for good"
+            )
             yield _found("unconfigured", sentence, route.route, fields={"route": route.route})
     later = [route for route in seen.routes if _waits_long(route, seen.at)]
     first = relative(min((route.next_due_at for route in later if route.next_due_at), default=seen.at), seen.at)
-    yield from _each("retrying", later, f"attempt waits, due {first}", f"attempts wait, the first is due {first}", most_named)
+    words = (f"attempt waits, due {first}", f"attempts wait, the first is due {first}")
+    yield from _each("retrying", "retrying", later, words, most_named)
 
 
-def _each(kind: str, routes: Sequence[RouteState], one: str, many: str, most_named: int) -> Iterator[Finding]:
+def _each(
+    kind: str, count: str, routes: Sequence[RouteState], words: tuple[str, str], most_named: int
+) -> Iterator[Finding]:
     """Yield a finding for each route, or one for all where there are many."""
     if len(routes) > most_named:
-        sentence = f"{sum(getattr(route, kind) for route in routes):,} {many}, on {len(routes)} routes"
+        sentence = f"{sum(getattr(route, count) for route in routes):,} {words[1]}, on {len(routes)} routes"
         of_all = {"everything": "true"} if kind == "retrying" else {}
         yield _found(kind, sentence, remedy=f"relay retry --all{_REASON}" if of_all else "relay dead", fields=of_all)
         return
     for route in routes:
-        number = getattr(route, kind)
-        more = " or more" if kind in route.at_least else ""
-        sentence = f"route {route.route}: {number:,}{more} {one if number == 1 else many}"
+        number = getattr(route, count)
+        more = " or more" if count in route.at_least else ""
+        sentence = f"route {route.route}: {number:,}{more} {words[number != 1]}"
         yield _found(kind, sentence, route.route, fields={"route": route.route})
 
 

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -132,16 +133,16 @@ def _clock(installation: Installation) -> Iterator[Finding]:
         if connection.dialect.name == POSTGRES:
             database = as_time(connection.execute(text("SELECT clock_timestamp()")).scalar_one())
         took = time.monotonic() - began
-        newest = {name: connection.execute(text(statement)).scalar() for name, statement in _NEWEST_TIMES.items()}
+        rows = {name: connection.execute(text(statement)).first() for name, statement in _NEWEST_TIMES.items()}
     skew = (database - before).total_seconds() - took / 2
     if abs(skew) > _LARGEST_SKEW_SECONDS + took / 2:
         side = "ahead of" if skew > 0 else "behind"
         yield SKEW.found("clock", f"the database's clock is {abs(skew):.1f} s {side} this host's")
-    for name, moment in newest.items():
-        lead = 0.0 if moment is None else (as_time(moment) - database).total_seconds()
+    for name, row in rows.items():
+        newest = database if row is None else as_time(row[0])
+        lead = (newest - database).total_seconds()
         if lead > _LARGEST_LEAD_SECONDS:
-            told = f"the newest {name} is {lead:.0f} s in the future: {rfc3339(as_time(moment))}"
-            yield BACK.found(name, told)
+            yield BACK.found(name, f"the newest {name} is {lead:.0f} s in the future: {rfc3339(newest)}")
 
 
 LOST = FindingKind(
@@ -169,7 +170,9 @@ BEHIND = FindingKind(
 
 def _durability(installation: Installation) -> Iterator[Finding]:
     with installation.reading() as connection:
-        mode = None if connection.dialect.name == POSTGRES else connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+        mode = (
+            None if connection.dialect.name == POSTGRES else connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+        )
         if mode is None:
             yield from _settings(connection)
             for doubtful in guarantees.doubtful_settings(connection):
@@ -275,8 +278,10 @@ _IDLE_DAYS = 1
 
 def _retention(installation: Installation) -> Iterator[Finding]:
     with installation.reading() as connection:
-        ran_at = connection.execute(text("SELECT ran_at FROM pruner WHERE id = 1")).scalar()
-        rows = connection.execute(text("SELECT kind, behind_seconds, behind_since, error FROM pruning ORDER BY kind")).all()
+        ran_at: Any = connection.execute(text("SELECT ran_at FROM pruner WHERE id = 1")).scalar()
+        rows = connection.execute(
+            text("SELECT kind, behind_seconds, behind_since, error FROM pruning ORDER BY kind")
+        ).all()
     if ran_at is not None and (installation.now - as_time(ran_at)).days >= _IDLE_DAYS:
         yield RETENTION.found("pruner", f"a relay pruned last at {as_time(ran_at):%Y-%m-%d %H:%M}Z")
     for row in rows:

@@ -131,8 +131,10 @@ def _is_gone(error: Exception) -> bool:
     cause = error.orig if isinstance(error, DBAPIError) else None
     if getattr(cause, "sqlite_errorcode", None) == _SQLITE_INTERRUPT:
         return False
-    return cause is not None and getattr(cause, "sqlstate", None) not in {_TOO_SLOW, _ON_STANDBY} and (
-        failure_of(error) == "unreachable"
+    return (
+        cause is not None
+        and getattr(cause, "sqlstate", None) not in {_TOO_SLOW, _ON_STANDBY}
+        and (failure_of(error) == "unreachable")
     )
 
 

@@ -6,6 +6,7 @@ Objects that this version doesn't know are no finding: a DBA may add an index, a
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -83,7 +84,9 @@ def _texts(connection: Connection) -> dict[str, str]:
 
 def _of_postgres(connection: Connection) -> Iterator[tuple[str, str]]:
     ours = {"include_name": lambda name, kind, _: kind != "table" or not is_leaf(name or ""), "compare_type": True}
-    differences: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=ours), metadata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what Alembic can't compare, such as a constraint that was not validated
+        differences: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=ours), metadata)
     for each in (part for one in differences for part in (one if isinstance(one, list) else [one])):
         if each[0] in {"add_table", "add_index", "add_constraint"}:
             yield each[1].name, "is missing"
@@ -109,7 +112,8 @@ SELECT 'FUNCTION' AS kind, p.proname AS name,
 FROM pg_proc p WHERE p.pronamespace = CAST(current_schema() AS regnamespace)
 UNION ALL SELECT 'VIEW', v.viewname, '' FROM pg_views v WHERE v.schemaname = current_schema()
 UNION ALL SELECT 'TRIGGER', t.tgname, pg_get_triggerdef(t.oid) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-WHERE c.relnamespace = CAST(current_schema() AS regnamespace) AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
+WHERE c.relnamespace = CAST(current_schema() AS regnamespace) AND t.tgparentid = 0 AND NOT t.tgisinternal
+  AND t.tgenabled IN ('O', 'A')
 UNION ALL SELECT 'INDEX', c.relname, pg_get_indexdef(i.indexrelid) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE c.relnamespace = CAST(current_schema() AS regnamespace) AND i.indisvalid AND i.indisready
 UNION ALL SELECT 'CHECK', k.conname, '' FROM pg_constraint k
@@ -179,6 +183,8 @@ def _rights(installation: Installation) -> Iterator[Finding]:
 
 
 EXAMINATIONS = (
-    Examination("schema", "Tables, indexes, views, functions and triggers, against this version's.", _schema, (DIFFERS,)),
+    Examination(
+        "schema", "Tables, indexes, views, functions and triggers, against this version's.", _schema, (DIFFERS,)
+    ),
     Examination("rights", "Rights of the roles that `inbox roles` makes.", _rights, (RIGHTS,), on=(POSTGRES,)),
 )

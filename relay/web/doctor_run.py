@@ -15,6 +15,10 @@ from relay.web.query import parse
 PATH = "/doctor/run"
 
 
+class DoctorRunQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """It takes no parameter."""
+
+
 class DoctorRun:
     """Starts a run, unless one is under way or the last report is young; either way the report is at `/doctor`."""
 
@@ -34,4 +38,5 @@ class DoctorRun:
 
     def _ask(self, req: Request) -> None:
         require_operator(req)
+        parse(DoctorRunQuery, one_each(req.params), self._clock.now())
         self._runner.ask()

@@ -29,7 +29,7 @@ _ACTS = {
 }
 _SCREENS = {
     "blocked": ("Dead letters", "/dead", {}),
-    "dead": ("Dead letters", "/dead", {}),
+    "delivery_dead": ("Dead letters", "/dead", {}),
     "stuck": ("Deliveries", "/deliveries", {"state": "ready"}),
     "failing": ("Deliveries", "/deliveries", {}),
     "command": ("Commands", "/commands", {}),
@@ -37,7 +37,9 @@ _SCREENS = {
     "gate_closed": ("All gates", "/gates", {}),
 }
 _SCREENS_OF_ALERTS = {
-    **dict.fromkeys(("breaker_open", "endpoint_retired", "sweep_failed", "webhooks_missed"), ("Gates and sweeps", "/gates")),
+    **dict.fromkeys(
+        ("breaker_open", "endpoint_retired", "sweep_failed", "webhooks_missed"), ("Gates and sweeps", "/gates")
+    ),
     "delivery_dead": ("Dead letters", "/dead"),
     "backlog_old": ("Deliveries", "/deliveries"),
     "source_silent": ("Rejected requests", "/rejected"),

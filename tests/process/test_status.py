@@ -105,7 +105,7 @@ def test_options_that_do_not_go_together_are_wrong_use(sqlite_place: Site, optio
 
 def findings(ended: Ended) -> list[str]:
     assert ended.status == 1
-    return [row["finding"] for row in json.loads(ended.stdout)]
+    return [row["kind"] for row in json.loads(ended.stdout)]
 
 
 def an_hour_ago(engine: Engine, statement: str) -> None:
