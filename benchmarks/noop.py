@@ -10,7 +10,7 @@ from inbox.db.intake import Rejected
 from inbox.events.event import Event, Receipt
 from inbox.loader.load import read_config
 from inbox.receiver.app import Receiver, create_app
-from inbox.receiver.resource import Services
+from inbox.receiver.webhook import Services
 from inbox.receiver.writer import CommitTimes
 
 

@@ -29,11 +29,12 @@ from inbox.db.dialect import POSTGRES
 from inbox.loader.load import parse_config
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.delivery.policy import RoutePolicy, policies
-from relay.store.claim import claim
+from relay.operations.asks import Selection
+from relay.store.claim import Room, claim
 from relay.store.database import Database
 from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
-from relay.store.operator.selection import Act, Selection
+from relay.store.operator.selection import Act
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
@@ -169,7 +170,7 @@ SELECT {when}, n, '{ROUTE}', 'dead', 1, {f"CAST({detail} AS jsonb)" if self.is_p
 
     def claim(self, most: int) -> list[Delivery]:
         """Lease what is due. It takes no order lock, so its time is left out."""
-        claimed = claim(self.database, NODE, [([ROUTE], most)])
+        claimed = claim(self.database, NODE, [Room([ROUTE], most)])
         self.database.longest = self.database.computing = 0.0
         return claimed
 

@@ -27,8 +27,8 @@ from inbox.db import engine as engines
 from inbox.db.checkpoint import checkpoint
 from inbox.db.dialect import POSTGRES
 from inbox.db.leaves import FIRST_LEAF
-from inbox.db.retention.pruned import Expiry, Pruned
-from inbox.db.retention.rounds import LeasedPruner
+from inbox.db.pruning import LeasedPruner
+from inbox.db.retention import Pruned
 
 INTAKE_BAR, PRUNING_BAR, BYTES_BAR = 0.92, 0.90, 0.80
 _OVERHEAD = 100
@@ -160,7 +160,7 @@ def _pruning(engine: Engine, cut: datetime | None) -> Iterator[list[tuple[Pruned
         pruner.take()
         time.sleep(_PAUSE)
         began = time.monotonic()
-        for event in pruner.batches("payloads", Expiry(cut), seconds=3600, is_stopped=stopped.is_set):
+        for event in pruner.batches("payloads", cut, seconds=3600, is_stopped=stopped.is_set):
             if isinstance(event, Pruned):
                 steps.append((event, time.monotonic() - began))
             began = time.monotonic()

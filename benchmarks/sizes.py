@@ -114,7 +114,7 @@ async def _receive(url: str, events: Iterator[Event]) -> None:
 def _deliver(database: Database) -> None:
     while sequence.sequence(database, _POLICIES, "r1"):
         pass
-    while claimed := claim.claim(database, "r1", [(["to-crm"], _BATCH)]):
+    while claimed := claim.claim(database, "r1", [claim.Room(["to-crm"], _BATCH)]):
         record.record(database, _POLICIES, "r1", [(one, Delivered((), "forwarded")) for one in claimed])
 
 

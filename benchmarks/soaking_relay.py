@@ -11,8 +11,8 @@ import msgspec
 from inbox.config.retention import Retention
 from inbox.config.types import Age
 from inbox.db import engine as engines
-from inbox.db.retention import state
-from inbox.db.retention.kinds import STEPS
+from inbox.db import pruning
+from inbox.db.retention import STEPS
 from inbox.loader.load import read_config
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("minutes", type=int)
     minutes: int = parser.parse_args().minutes
-    state.ROUND_EVERY_SECONDS = ROUND_EVERY_SECONDS
+    pruning.ROUND_EVERY_SECONDS = ROUND_EVERY_SECONDS
     config = read_config()
     ages = dict.fromkeys(STEPS, Age(60 * minutes))
     retention = msgspec.structs.replace(Retention(), **ages)

@@ -40,7 +40,7 @@ from inbox.config.model import Config
 from inbox.gunicorn_worker import HardenedWorker
 from inbox.loader.load import read_config
 from inbox.receiver.app import create_app, open_services
-from inbox.receiver.resource import Services
+from inbox.receiver.webhook import Services
 from inbox.tracing.exporting import OtelTracer
 from inbox.tracing.spans import OFF
 from relay.daemon.start import RunOptions, start

@@ -38,9 +38,11 @@ from relay.web.access.accounts import Actor
 from relay.web.app import create_app
 from relay.web.reading import Readers
 
-BAR_MS, PLAN_BAR_MS, STATEMENTS_BAR = 300.0, 1500.0, 5.0
+BAR_MS, PLAN_BAR_MS, STATEMENTS_BAR = 300.0, 1500.0, 50.0
 """Longest time of a screen, and of the plan of an act; statements a second of open pages."""
 _WARMED_SECONDS, _WATCHED_SECONDS = 10.0, 30.0
+_REFRESHED_SECONDS = 3.0
+"""As the page's script does."""
 _SIZES = {Kind.POSTGRES: (5_000_000, 1_000_000), Kind.SQLITE: (1_000_000, 200_000)}
 
 
@@ -247,7 +249,7 @@ def _watch(page: str, size: Filled, browsers: int, counted: _Statements) -> floa
     """Open so many different pages, and return the statements a second that their refresh takes."""
     stop = threading.Event()
     threads = [
-        threading.Thread(target=_listen, args=(f"{page}/live?url={quote(path)}", stop), daemon=True)
+        threading.Thread(target=_listen, args=(page + path, stop), daemon=True)
         for path in islice(_live_pages(size), browsers)
     ]
     for thread in threads:
@@ -273,10 +275,8 @@ def _live_pages(size: Filled) -> Iterator[str]:
 def _listen(url: str, stop: threading.Event) -> None:
     with requests.Session() as session, suppress(requests.RequestException):
         session.trust_env = False
-        with session.get(url, stream=True, timeout=60) as answer:
-            for _ in answer.iter_lines():
-                if stop.is_set():
-                    return
+        while not stop.wait(_REFRESHED_SECONDS):
+            session.get(url, headers={"X-Refresh": "1"}, timeout=60)
 
 
 def _report(asked: list[Asked], per_second: float | None, title: str, *, as_json: bool) -> None:

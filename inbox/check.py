@@ -26,8 +26,7 @@ from inbox.examination import Examination
 from inbox.exposure import exposure_warnings, literal_secrets, values_in
 from inbox.loader.load import ConfigFile
 from inbox.loader.places import LocatedMistake
-from inbox.receiver.app import endpoints_of
-from inbox.receiver.proxies import require_known_proxies
+from inbox.receiver.app import endpoints_of, require_known_proxies
 
 GROUP = "inbox_relay.checks"
 _MOST_AT_ONCE = 16

@@ -1,7 +1,7 @@
 """Errors of both sides, and their meaning for the caller.
 
 Beside these there are `relay.handler`'s public Skip, Retry and GiveUp, which a handler raises, the `TimeoutError` of
-`relay.http.watchdog`, and exceptions that never leave their module.
+`relay.http.guard`, and exceptions that never leave their module.
 """
 
 from __future__ import annotations
@@ -227,15 +227,6 @@ class QueryTooSlow(PageError, status=503, cause="query_too_slow", title="The que
     """
 
     retry_after_seconds = 10
-
-
-class TooManyWatchers(PageError, status=503, cause="too_many_watchers", title="Too many pages are open"):
-    """As many pages refresh themselves as may, of one person or in all; this one stays as it is.
-
-    Reload the page to see what is new, or close others.
-    """
-
-    retry_after_seconds = 60
 
 
 class DatabaseAway(PageError, status=503, cause="database_away", title="The database does not answer"):

@@ -30,8 +30,7 @@ from inbox.logs.fields import fields
 from inbox.logs.lines import write_stderr
 from inbox.logs.structured import Format
 from inbox.logs.traces import without_message
-from inbox.receiver.app import Receiver, app_of
-from inbox.receiver.proxies import require_known_proxies
+from inbox.receiver.app import Receiver, app_of, require_known_proxies
 from inbox.telemetry.outlet import outlet_of
 from inbox.telemetry.recorder import ExporterProcess, exporter_at
 

@@ -15,16 +15,14 @@ from gunicorn import glogging
 from uvicorn_worker import UvicornWorker
 
 from inbox.errors import ConfigError
-from inbox.http.limited_app import LimitedApp
+from inbox.http.body import LimitedApp
 from inbox.http.protocol import HardenedHttpProtocol
-from inbox.http.scope import ON_STOP
 from inbox.logs.fields import fields
 from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
 from inbox.logs.structured import Format
 from inbox.logs.traces import without_message
 
 __all__ = [
-    "ON_STOP",
     "WORKER_TMP_DIR",
     "HardenedWorker",
     "LimitedApp",

@@ -9,8 +9,8 @@ import typer
 
 from docs.blocks.common import table
 from inbox.cli.main import app as inbox_app
-from inbox.events.commands import COMMANDS, NO_DRY_RUN
 from relay.cli.main import app as relay_app
+from relay.operations.table import OPERATIONS
 
 
 def inbox_commands() -> str:
@@ -25,15 +25,11 @@ def relay_commands() -> str:
 
 def sql_commands() -> str:
     """Kinds of commands in SQL, with the keys of their selections."""
-    rows = ((f"`{kind}`", _keys_of(kind), DRY.get(kind, "yes")) for kind in COMMANDS)
+    rows = (
+        (f"`{each.kind}`", ", ".join(f"`{key}`" for key in each.keys), "yes" if each.has_dry_run else "no")
+        for each in OPERATIONS.values()
+    )
     return table(("kind", "keys of the selection", "dry run"), rows)
-
-
-DRY = dict.fromkeys(NO_DRY_RUN, "no")
-
-
-def _keys_of(kind: str) -> str:
-    return ", ".join(f"`{key}`" for key in COMMANDS[kind])
 
 
 def _commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN401  # typer's own, which have no public names

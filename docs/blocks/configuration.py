@@ -12,7 +12,7 @@ from inbox.config.endpoint import Endpoint
 from inbox.config.model import Config, Route
 from inbox.config.source import Source
 from inbox.config.types import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret, TopicArn
-from relay.sync.query_escaping import FORMS
+from relay.sync.forms import FORMS
 
 _CUSTOM = {
     Address: "a host and a port",

@@ -54,7 +54,7 @@ def commands(
     since: Since = None,
     until: Until = None,
     before: Before = None,
-    limit: Limit = 50,
+    limit: Limit = None,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,
@@ -70,7 +70,7 @@ def commands(
       inbox commands --state running --json
       inbox commands --kind replay --since 2d
     """
-    from inbox.db import listings
+    from inbox.db.listing import all_rows
     from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES
 
     form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
@@ -79,12 +79,14 @@ def commands(
         return
     require_known("kind", kind, COMMAND_KINDS)
     require_known("state", state, COMMAND_STATES)
-    wanted = listings.CommandFilter(kind=kind, state=state, since=since, until=until, before=before)
+    wanted = {"kind": kind, "state": state, "since": since, "until": until, "before": before}
     with exit_on_error(), open_database() as database:
-        rows = listings.commands(database, wanted, limit)
-    if form.is_table:
-        rows = [_shown(row) for row in rows]
-    show(rows, COLUMNS, form, empty="no commands", more=next_page(rows, limit, "id"))
+        found = all_rows(database, "commands", wanted, form.most(limit))
+        if not form.is_table:
+            show(found, COLUMNS, form, empty="")
+            return
+        rows = [_shown(row) for row in found]
+    show(rows, COLUMNS, form, empty="no commands", more=next_page(rows, form.most(limit), "id"))
 
 
 def _shown(row: Row) -> Row:

@@ -37,11 +37,12 @@ from inbox.events.past import event_at
 from inbox.events.timestamps import rfc3339
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from sqlalchemy import Engine
 
-    from inbox.db.listings import EventFilter, ListingPage
+    from inbox.db.listing import EventFilter, FoundDeliveries
     from inbox.db.reads import Row
 
 COLUMNS = (
@@ -65,9 +66,17 @@ COLUMNS = (
     Column("superseded_by", "number", on_request=True),
 )
 
+_PAGE = 500
+"""Rows that an export reads together."""
 _OfState = Annotated[str | None, typer.Option("--state", help="Only in this state, such as dead, ready or delivered.")]
 _MostEvents = Annotated[
-    int, typer.Option(min=1, max=10_000, help="The most events; each has a line for each of its routes.")
+    int | None,
+    typer.Option(
+        "--limit",
+        min=1,
+        max=10_000,
+        help="At most about so many rows, as an event is never split; by default 50, and all with --ndjson.",
+    ),
 ]
 
 
@@ -84,7 +93,7 @@ def list_command(
     since: Since = None,
     until: Until = None,
     before: Before = None,
-    limit: _MostEvents = 50,
+    limit: _MostEvents = None,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,
@@ -101,7 +110,7 @@ def list_command(
       inbox list --source trivore --ndjson
     """
     from inbox.config.routing import chosen_routes
-    from inbox.db import listings
+    from inbox.db import listing
     from inbox.events.states import RETRYING, State
     from inbox.loader.load import read_config
 
@@ -112,7 +121,7 @@ def list_command(
         config = read_config()
         with open_database(config) as database:
             require_known_filters(config, database, source=source, route=route, destination=destination, state=state)
-            wanted = listings.EventFilter(
+            wanted = listing.EventFilter(
                 source=source,
                 entity_type=entity_type,
                 entity_id=entity_id,
@@ -126,13 +135,28 @@ def list_command(
                 until=until,
                 before=before,
             )
-            page = listings.events(database, wanted, limit)
+            if form.most(limit) is None:
+                show(_all(database, wanted), COLUMNS, form, empty="")
+                return
+            page = listing.list_deliveries(database, wanted, form.most(limit) or 0)
             if state == State.DEAD and form.is_table:
                 _point_to_blocked(database, wanted)
     _show_page(page, form, now)
 
 
-def _show_page(page: ListingPage, form: Format, now: datetime) -> None:
+def _all(database: Engine, wanted: EventFilter) -> Iterator[Row]:
+    from inbox.db import listing
+
+    before = wanted.before
+    while True:
+        page = listing.list_deliveries(database, msgspec.structs.replace(wanted, before=before), _PAGE)
+        yield from page.rows
+        if page.before is None:
+            return
+        before = page.before
+
+
+def _show_page(page: FoundDeliveries, form: Format, now: datetime) -> None:
     rows = [{**row, "state": shown_state(row, now)} for row in page.rows] if form.is_table else page.rows
     more = "" if page.before is None else f"{len(rows)} shown; `--before {page.before}` for the next page"
     show(rows, COLUMNS, form, empty="no events", more=more)
@@ -140,10 +164,10 @@ def _show_page(page: ListingPage, form: Format, now: datetime) -> None:
 
 def _point_to_blocked(database: Engine, wanted: EventFilter) -> None:
     """Say so when there are dead deliveries that block their lane, which have a state of their own."""
-    from inbox.db import listings
+    from inbox.db import listing
     from inbox.events.states import State
 
-    if listings.events(database, msgspec.structs.replace(wanted, state=State.BLOCKED.value), 1).rows:
+    if listing.list_deliveries(database, msgspec.structs.replace(wanted, state=State.BLOCKED.value), 1).rows:
         say("dead ones that block their lane are apart: `--state blocked`; `relay dead` lists both")
 
 

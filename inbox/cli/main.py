@@ -18,7 +18,6 @@ from inbox.cli.copy import copy_command
 from inbox.cli.doctor import doctor_command
 from inbox.cli.erase import erase_command
 from inbox.cli.events import list_command, show_command
-from inbox.cli.export import export_command
 from inbox.cli.init import init_command
 from inbox.cli.migrate import migrate_command, roles_command
 from inbox.cli.prune import prune_command
@@ -82,6 +81,5 @@ app.command("commands")(commands)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)
 app.command("erase")(erase_command)
-app.command("export")(export_command)
 app.command("copy")(copy_command)
 app.command("prune")(prune_command)

@@ -61,10 +61,17 @@ At = Annotated[
         "--at", text="As it was at this time, folded from the log; forms as for --since, and not in the future."
     ),
 ]
+End = Annotated[
+    bool,
+    typer.Option("--end", help="End with the newest row instead of following; without --since, begin with the oldest."),
+]
 Before = Annotated[
     int | None, typer.Option("--before", min=0, max=MOST_NUMBER, help="Only below this seq or id: the next page.")
 ]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many rows.")]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, max=10_000, help="At most so many rows; by default 50, and all with --ndjson."),
+]
 OfSource = Annotated[
     str | None, typer.Option("--source", help="Only of this source.", autocompletion=names_of("sources"))
 ]

@@ -26,17 +26,15 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from inbox.config.retention import Retention
-    from inbox.db.retention.plan import KindPlan
-    from inbox.db.retention.rounds import Begin, LeasedPruner
+    from inbox.db.checkpoint import Checkpoints
+    from inbox.db.retention import KindPlan
 
 COLUMNS = (
     Column("kind"),
     Column("age"),
     Column("rows", "text", "rows to go"),
-    Column("size", "text", "about"),
     Column("oldest", "time"),
     Column("before", "time", "older than"),
-    Column("most", "text", "keeps at most"),
 )
 _PLAN = Format(has_wide=False)
 MOST_CLOCKS_DIFFER = timedelta(hours=1)
@@ -68,15 +66,15 @@ def prune_command(
 ) -> None:
     """Delete what is older than [retention] says, as relays do by themselves. Shows the plan, then asks.
 
-    Numbers above 10,000 are estimates. Ctrl-C ends it; what was deleted until then stays deleted. Exits 1 when somebody
-    else prunes at the moment, when it was stopped, or when a row could not be deleted.
+    The plan looks at the first 10,000 rows of each kind. Ctrl-C ends it; what was deleted until then stays deleted. Exits 1 when
+    somebody else prunes at the moment, when it was stopped, or when a row could not be deleted.
 
     Examples:
       inbox prune --dry-run
       inbox prune --kind payloads --kind rejected --yes
       inbox prune --yes --vacuum --json
     """
-    from inbox.db.retention.kinds import STEPS
+    from inbox.db.retention import STEPS
     from inbox.loader.load import read_config
 
     for name in kinds or ():
@@ -87,7 +85,8 @@ def prune_command(
         with open_database(config) as database:
             plans = [each for each in _plans(database, config.retention) if each.kind in wanted]
             if not as_json:
-                _show(plans)
+                shown = [{**msgspec.structs.asdict(each), "rows": rows_in(each)} for each in plans]
+                show(shown, COLUMNS, _PLAN, empty="nothing expires")
             is_agreed = not dry_run and (yes or _asks(plans, as_json=as_json))
             done = _prune(database, plans) if is_agreed else []
             sizes = _vacuum(database, wanted) if vacuum and is_agreed else None
@@ -95,7 +94,7 @@ def prune_command(
         put_json(
             as_document(
                 {
-                    "plan": plans_as_rows(plans),
+                    "plan": [msgspec.structs.asdict(each) for each in plans],
                     "pruned": [msgspec.structs.asdict(each) for each in done],
                     "vacuum": sizes,
                 }
@@ -107,14 +106,15 @@ def prune_command(
         raise typer.Exit(FINDING)
 
 
-def plans_as_rows(plans: Sequence[KindPlan]) -> list[dict[str, object]]:
-    """Return the plans as objects with every field."""
-    return [msgspec.structs.asdict(each) for each in plans]
+def rows_in(plan: KindPlan) -> str:
+    """Return the rows of a plan for a person."""
+    return f"{plan.rows:,}" if plan.are_all else f"{plan.rows:,} or more"
 
 
 def _plans(database: Engine, retention: Retention) -> list[KindPlan]:
     from inbox.db.engine import reading
-    from inbox.db.retention.plan import database_time, plan
+    from inbox.db.pruning import database_time
+    from inbox.db.retention import plan
 
     with database.connect() as connection, reading(connection).begin():
         now = database_time(connection)
@@ -127,124 +127,95 @@ def _plans(database: Engine, retention: Retention) -> list[KindPlan]:
         return plan(connection, retention, now)
 
 
-def _show(plans: Sequence[KindPlan]) -> None:
-    rows = [
-        {
-            **msgspec.structs.asdict(each),
-            "rows": f"{'about ' if each.is_estimate else ''}{each.rows:,}",
-            "size": byte_count(each.bytes),
-            "most": None if each.most is None else f"{each.most:,}",
-        }
-        for each in plans
-    ]
-    show(rows, COLUMNS, _PLAN, empty="nothing expires")
-
-
 def _asks(plans: Sequence[KindPlan], *, as_json: bool) -> bool:
     """Ask at a terminal; elsewhere say how to do it."""
-    rows = sum(each.rows for each in plans)
-    if not rows:
+    if not any(each.rows for each in plans):
         say("nothing has expired")
         return False
     if as_json or not sys.stdin.isatty():
         say("--yes deletes these rows for good")
         return False
-    return typer.confirm(f"Delete about {counted(rows, 'row')} for good?", err=True)
+    return typer.confirm("Delete these rows for good?", err=True)
 
 
 def _prune(database: Engine, plans: Sequence[KindPlan]) -> list[Done]:
     """Prune with a bar. After an interruption the same command goes on with the rest."""
-    from inbox.db.retention.kinds import STEPS
-    from inbox.db.retention.rounds import LeasedPruner, LeaseLost
+    from inbox.db.checkpoint import Checkpoints
+    from inbox.db.pruning import LeasedPruner, LeaseLost
+    from inbox.db.retention import STEPS, Pruned
 
-    holder = f"{login_name()} at {socket.gethostname()}, process {os.getpid()}"
-    pruner = LeasedPruner(_begin(database), holder)
+    holder, checkpoints = f"{login_name()} at {socket.gethostname()}, process {os.getpid()}", Checkpoints()
+    pruner = LeasedPruner(lambda rows: _begin(database, rows, checkpoints), holder)
     turn = pruner.take()
     if turn is None:
         say(f"{_somebody(database)} prunes at the moment, and deletes the same rows; try again later")
         raise typer.Exit(FINDING)
-    done: list[Done] = []
+    done = [Done(each.kind, errors=[]) for each in plans]
     is_whole = False
     try:
         with bar(Doing("pruning "), BarColumn(), MofNCompleteColumn()) as progress:
-            for each in plans:
+            for each, mine in zip(plans, done, strict=True):
                 task = progress.add_task(each.kind, total=each.rows)
-                mine = Done(each.kind, errors=[])
-                done.append(mine)
-                for rows in _batches(pruner, each, mine):
-                    progress.update(task, completed=rows, total=max(rows, each.rows))
+                for event in pruner.batches(each.kind, each.before, seconds=float("inf")):
+                    if isinstance(event, Pruned):
+                        mine.rows += event.rows
+                        mine.bytes += event.bytes
+                        mine.passed_over += event.passed_over
+                    else:
+                        mine.passed_over += 1
+                        mine.errors.append(f"{event.key}: {event.error}")
+                    progress.update(task, completed=mine.rows, total=max(mine.rows, each.rows))
         is_whole = {each.kind for each in plans} == set(STEPS)
     except KeyboardInterrupt:
-        gone = sum(each.rows for each in done)
-        say(f"stopped after {counted(gone, 'row')}, which stay deleted; the same command goes on with the rest")
+        gone = counted(sum(each.rows for each in done), "row")
+        say(f"stopped after {gone}, which stay deleted; the same command goes on with the rest")
         raise typer.Exit(FINDING) from None
     except LeaseLost:  # this process has slept, or a batch took long
-        gone = sum(each.rows for each in done)
-        say(f"{_somebody(database)} has taken over after {counted(gone, 'row')}, and deletes the rest")
+        gone = counted(sum(each.rows for each in done), "row")
+        say(f"{_somebody(database)} has taken over after {gone}, and deletes the rest")
         raise typer.Exit(FINDING) from None
     finally:
         pruner.give_back(turn.now if is_whole else None)
     return done
 
 
-def _batches(pruner: LeasedPruner, each: KindPlan, done: Done) -> Iterator[int]:
-    """Prune a kind; yields the rows so far."""
-    from inbox.db.retention.pruned import Expiry, Pruned
-
-    for event in pruner.batches(each.kind, Expiry(each.before, each.most), seconds=float("inf")):
-        if isinstance(event, Pruned):
-            done.rows += event.rows
-            done.bytes += event.bytes
-            done.passed_over += event.passed_over
-        else:
-            done.passed_over += 1
-            done.errors.append(f"{event.key}: {event.error}")
-        yield done.rows
-
-
-def _begin(database: Engine) -> Begin:
-    """Return how to begin a transaction; on SQLite the write-ahead log is copied back meanwhile."""
-    from inbox.db.checkpoint import Checkpoints, checkpoint
+@contextmanager
+def _begin(database: Engine, rows: int, checkpoints: Checkpoints) -> Iterator[Connection]:
+    """Begin a transaction; on SQLite the write-ahead log is copied back from time to time."""
+    from inbox.db.checkpoint import checkpoint
     from inbox.db.dialect import Sql
 
-    checkpoints = Checkpoints() if Sql(database.dialect.name).needs_checkpoints else None
-
-    @contextmanager
-    def begin(rows: int) -> Iterator[Connection]:
-        with database.begin() as connection:
-            yield connection
-        if checkpoints is not None and checkpoints.due(rows):
-            checkpoints.made(complete=checkpoint(database))
-
-    return begin
+    with database.begin() as connection:
+        yield connection
+    if Sql(database.dialect.name).needs_checkpoints and checkpoints.due(rows):
+        checkpoints.made(complete=checkpoint(database))
 
 
 def _somebody(database: Engine) -> str:
     """Name the holder of the lease: a relay by its host and process."""
     from sqlalchemy import select
 
-    from inbox.db.retention import state
+    from inbox.db.pruning import holder
     from inbox.db.schema import relay_node
 
     with database.connect() as connection:
-        found = state.holder(connection)
-        if found is None:
-            return "somebody else"
-        node = connection.execute(select(relay_node).where(relay_node.c.id == found.name)).first()
-    return found.name if node is None else f"the relay on {node.host}, process {node.pid},"
+        name = holder(connection)
+        node = connection.execute(select(relay_node).where(relay_node.c.id == name)).first()
+    return (name or "somebody else") if node is None else f"the relay on {node.host}, process {node.pid},"
 
 
 def _vacuum(database: Engine, kinds: Sequence[RetentionKind]) -> dict[str, int]:
     from inbox.db.dialect import Sql
-    from inbox.db.retention.vacuum import tables_of, vacuum
+    from inbox.db.pruning import vacuum
+    from inbox.db.retention import tables_of
 
     if Sql(database.dialect.name).is_postgres:
         say("vacuuming; receivers and relays go on meanwhile")
     else:
         say("vacuuming: the file is written anew, which takes as much disk again, and nobody can write meanwhile")
-    done = vacuum(database, tables_of(kinds))
-    say(f"the database has {byte_count(done.after)}, after {byte_count(done.before)}")
-    return {"bytes_before": done.before, "bytes_after": done.after}
+    before, after = vacuum(database, tables_of(kinds))
+    say(f"the database has {byte_count(after)}, after {byte_count(before)}")
+    return {"bytes_before": before, "bytes_after": after}
 
 
 def _report(done: Sequence[Done]) -> None:

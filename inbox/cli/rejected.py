@@ -99,7 +99,7 @@ def rejected(
     since: Since = None,
     until: Until = None,
     before: Before = None,
-    limit: Limit = 50,
+    limit: Limit = None,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,
@@ -114,24 +114,24 @@ def rejected(
       inbox rejected --id 7
       inbox rejected --since 2d --error "is not JSON" --json
     """
-    from inbox.db import listings
+    from inbox.db.listing import all_rows
     from inbox.loader.load import read_config
 
     form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     if number is not None:
         _show_one(number, form)
         return
-    wanted = listings.RejectionFilter(
-        source=source, cause=cause, status=status, error=error, since=since, until=until, before=before
-    )
+    wanted = {"source": source, "cause": cause, "status": status, "error": error, "before": before}
     with exit_on_error():
         config = read_config()
         with open_database(config) as database:
             _require_known(config, database, source=source, cause=cause)
-            rows = listings.rejected_requests(database, wanted, limit)
-    if form.is_table:
-        rows = [{**row, "readmission": _readmission(row)} for row in rows]
-    show(rows, COLUMNS, form, empty="no rejected requests", more=next_page(rows, limit, "id"))
+            found = all_rows(database, "rejected", {**wanted, "since": since, "until": until}, form.most(limit))
+            if not form.is_table:
+                show(found, COLUMNS, form, empty="")
+                return
+            rows = [{**row, "readmission": _readmission(row)} for row in found]
+    show(rows, COLUMNS, form, empty="no rejected requests", more=next_page(rows, form.most(limit), "id"))
 
 
 def _require_known(config: Config, database: Engine, *, source: str | None, cause: str | None) -> None:

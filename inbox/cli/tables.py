@@ -21,6 +21,8 @@ from inbox.clock import SystemClock
 Kind = Literal["text", "number", "time", "duration", "state", "entity"]
 """A `duration` is in seconds. An `entity` shows `entity_type` and `entity_id` of the row as TYPE/ID."""
 
+_SHOWN = 50
+"""Rows of a listing where no `--limit` is given."""
 _GAP = "  "
 _LEAST = {"text": 16, "entity": 24}
 """Cells of these kinds are cut to so many characters where room is short; others are never cut."""
@@ -84,6 +86,10 @@ class Format(msgspec.Struct, frozen=True):
         """Tell whether people read it."""
         return self.style == "table"
 
+    def most(self, limit: int | None) -> int | None:
+        """Return the most rows to read, by the option `--limit`; None: every one."""
+        return limit or (None if self.style == "ndjson" else _SHOWN)
+
 
 TABLE = Format()
 
@@ -113,7 +119,7 @@ def format_of(
 
 
 def show(
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     columns: Sequence[Column],
     form: Format = TABLE,
     *,
@@ -131,12 +137,13 @@ def show(
         more: a hint under the table, such as how to get the next page.
         now: the time that relative times are seen from.
     """
-    if form.style == "json":
-        put_json(as_document([dict(row) for row in rows]))
-        return
     if form.style == "ndjson":
         for row in rows:
             put_json(as_line(dict(row)))
+        return
+    rows = list(rows)
+    if form.style == "json":
+        put_json(as_document([dict(row) for row in rows]))
         return
     if not rows:
         say(empty)
@@ -157,9 +164,9 @@ def show(
         say("; ".join(hints), style="bright_black")
 
 
-def next_page(rows: Sequence[Row], limit: int, key: str) -> str:
+def next_page(rows: Sequence[Row], limit: int | None, key: str) -> str:
     """Return the hint for the next page of a listing, whose rows are ordered by `key` downwards; empty on the last."""
-    return f"{len(rows)} shown; `--before {rows[-1][key]}` for the next page" if len(rows) >= limit else ""
+    return f"{len(rows)} shown; `--before {rows[-1][key]}` for the next page" if len(rows) == limit else ""
 
 
 class Rolling:

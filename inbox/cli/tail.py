@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 
 from inbox.cli.options import (
     AsNdjson,
+    End,
     OfEntity,
     OfEventType,
     OfRoute,
@@ -61,6 +62,7 @@ def tail(
     ] = None,
     cause: OfCause = None,
     since: Since = None,
+    end: End = False,
     wide: Wide = False,
     as_ndjson: AsNdjson = False,
 ) -> None:
@@ -69,11 +71,14 @@ def tail(
     Requests that were rejected have no route, entity and event type, so these options leave them out; --cause shows only
     them. When the database goes away, it waits for it and goes on where it was.
 
+    With --end and --ndjson, it is an export: each event once, in order of seq. `relay tail` exports their facts.
+
     Examples:
       inbox tail
       inbox tail --source trivore --since 15m
       inbox tail --kind rejected --cause invalid_signature
       inbox tail --route user-to-crm --ndjson
+      inbox tail --kind arrived --since 2026-01-01 --end --ndjson > events.ndjson
     """
     from inbox.db.following import ARRIVALS, REJECTIONS
     from inbox.errors import CAUSES
@@ -100,7 +105,7 @@ def tail(
                 if value is not None
             }  # fmt: skip
             out = Rolling(COLUMNS, form)
-            for feed, row in follow(database, feeds, since):
+            for feed, row in follow(database, feeds, since, ends=end):
                 if all(row.get(name) == value for name, value in wanted.items()) and (
                     route is None or route in row["routes"]
                 ):
@@ -122,21 +127,27 @@ def _shown(kind: str, row: Row) -> Row:
     return {"number": row["seq"], "what": f"{row['event_type']} → {', '.join(row['routes']) or 'no route'}"}
 
 
-def follow(database: Engine, feeds: Sequence[Feed], since: datetime | None) -> Iterator[tuple[Feed, Row]]:
-    """Yield each new row of the feeds once, without end.
+def follow(
+    database: Engine, feeds: Sequence[Feed], since: datetime | None, *, ends: bool = False
+) -> Iterator[tuple[Feed, Row]]:
+    """Yield each new row of the feeds once, without end; with `ends`, only those that are there.
 
     It survives a database that goes away: it says so once, waits, and goes on where it was.
     """
     from inbox.db.following import begin
 
+    begins = datetime.fromtimestamp(0, UTC) if ends and since is None else since
     with database.connect() as connection:
-        followers = [begin(connection, feed, since, steady()) for feed in feeds]
-    say("following; Ctrl-C ends it", style="bright_black")
+        followers = [begin(connection, feed, begins, steady()) for feed in feeds]
+    if not ends:
+        say("following; Ctrl-C ends it", style="bright_black")
     while True:
         rows: list[tuple[Feed, Row]] = []
         while_reachable(partial(_look, database, followers, rows))
         yield from sorted(rows, key=lambda each: each[1][each[0].time]) if len(feeds) > 1 else rows
         if not any(follower.is_behind for follower in followers):
+            if ends:
+                return
             wait_for_more()
 
 

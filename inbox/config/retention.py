@@ -1,10 +1,8 @@
-"""`[retention]`: ages at which relays delete what has ended, and caps of what strangers and senders can add."""
+"""`[retention]`: ages at which relays delete what has ended."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-import msgspec
+from typing import Literal
 
 from inbox.config.types import Age, Table
 
@@ -20,10 +18,9 @@ RetentionKind = Literal[
     "reveals",
     "throughput",
 ]
-"""Each kind of rows that expires; `inbox.db.retention.kinds` has the step of each."""
+"""Each kind of rows that expires; `inbox.db.retention` has the step of each."""
 
 _DAY = 86400
-Rows = Annotated[int, msgspec.Meta(ge=1_000, le=100_000_000)]
 
 
 class Retention(Table, frozen=True):
@@ -41,12 +38,8 @@ class Retention(Table, frozen=True):
     """Failed and abandoned attempts of deliveries that have ended. The fact that ended a delivery stays with its event."""
     rejected: Age = Age(14 * _DAY)
     """Rejected requests."""
-    rejected_most: Rows = 200_000
-    """The most rejected requests with a body that are kept, and the most without one: strangers add only such."""
     duplicates: Age = Age(14 * _DAY)
     """Duplicate requests that a relay has judged."""
-    duplicates_most: Rows = 200_000
-    """The most duplicate requests that are kept."""
     relay_nodes: Age = Age(90 * _DAY)
     """Runs of relay processes that have ended."""
     alerts: Age = Age(90 * _DAY)
@@ -62,7 +55,3 @@ class Retention(Table, frozen=True):
         """Return the age of a kind."""
         age: Age = getattr(self, kind)
         return age
-
-    def most_of(self, kind: RetentionKind) -> int | None:
-        """Return the cap of a kind that has one."""
-        return {"rejected": self.rejected_most, "duplicates": self.duplicates_most}.get(kind)

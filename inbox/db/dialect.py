@@ -79,6 +79,28 @@ class Sql:
         picked = ", ".join(f"json_extract(value, '$.{name}') AS \"{name}\"" for name in columns)
         return f"(SELECT {picked} FROM json_each(:{parameter})) AS {parameter}"
 
+    def keys(self, parameter: str) -> str:
+        """Return the table of `rows` for deliveries: seq and route."""
+        return self.rows(parameter, seq="bigint", route="text")
+
+    def deliveries(self, keys: str, **columns: str) -> str:
+        """Return the rows of `open_delivery`, as `o`, that a parameter has the keys of; it may have other `columns`."""
+        rows = self.rows(keys, seq="bigint", route="text", **columns)
+        return self.looked_up(rows, "open_delivery o", f"o.seq = {keys}.seq AND o.route = {keys}.route")
+
+    def has_key(self, alias: str, keys: str, *, found: bool = False) -> str:
+        """Return the condition that a row of `open_delivery` is one of the `keys`, which are joined: see `of_keys`."""
+        return f"{alias}.seq = {keys}.seq AND {alias}.route = {keys}.route{self.of_keys(alias, keys, found=found)}"
+
+    def of_keys(self, alias: str, keys: str, *, found: bool = False) -> str:
+        """Add the condition that makes Postgres look up the `keys` of what it changes, as `looked_up` does for what is read.
+
+        `keys` is a parameter of `rows`, or with `found` a common table expression.
+        """
+        if not self.is_postgres:
+            return ""
+        return f" AND {alias}.seq = ANY (ARRAY(SELECT seq FROM {keys if found else self.keys(keys)}))"
+
     def lines_of(self, view: str, wanted: str) -> str:
         """Return the lines of a view whose seq is in the parameter `wanted`; all lie between `:after` and `:last`.
 
@@ -94,7 +116,8 @@ class Sql:
         """Join each row of `rows` with the rows of `found` (table and alias) by `condition`, which an index answers.
 
         Postgres looks it up row by row, whatever its statistics say (OFFSET 0 keeps its planner from merging the two).
-        When outdated statistics say that a partial index is empty, it would otherwise read the whole index.
+        When outdated statistics say that an index is empty, it would otherwise read the whole index: also the primary key,
+        after an ANALYZE of the empty table. A lock of its rows is taken in the order of `rows`.
         """
         if self.is_postgres:
             alias = found.rsplit(maxsplit=1)[-1]
@@ -314,7 +337,7 @@ def blames_items(error: BaseException) -> bool:
     return _STATEMENT_ERROR_OF_SQLITE.match(str(error.orig)) is None
 
 
-_HELD_UP = frozenset({"55P03", "57014", "25P04"})
+_HELD_UP = frozenset({"55P03", "57014", "25P03", "25P04"})
 _TAKEN_IN_TURN = re.compile(r"\b(?:order|route)_lock\b|\bpayload_lock\b.*FOR SHARE")
 """Statements that wait for a lock of a whole step: no smaller part of it would wait less."""
 

@@ -9,6 +9,14 @@ that it is right.
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import Connection, text
+
+from inbox.db.dialect import Sql
+from inbox.events.timestamps import as_time
+
 DEFAULT = "inbox_payload_default"
 """The leaf of every seq that no other leaf is for."""
 FIRST_LEAF = 100_000
@@ -20,6 +28,16 @@ MOST_SURVIVORS = 2000
 MOST_SURVIVING_BYTES = 16 * 1024 * 1024
 _RETIRED_ROWS = 100
 """The most payloads that move to the default leaf when their leaf is retired."""
+
+AHEAD = 10
+"""Leaves of the present size that are ready for coming events: ten days without a relay leave the default leaf empty."""
+MOST_LEAVES = 64
+"""Beyond this number, the oldest leaves are retired as they get empty: each takes part in the look for a payload."""
+_LARGE_DEFAULT = 64 * 1024 * 1024
+"""Bytes of the default leaf beyond which few leaves are made. Postgres reads all of it for each, and intake into it waits."""
+_PART_OF_AGE = 10
+"""A leaf holds at most this part of the age at which payloads expire, as it expires as a whole."""
+_DAY = timedelta(days=1)
 
 SHARE_PAYLOADS = "SELECT id FROM payload_lock WHERE id = 1 FOR SHARE"
 """Statement of a transaction that opens deliveries of stored events: no payload goes before it ends.
@@ -179,3 +197,103 @@ STATEMENTS = (
 def is_leaf(table: str) -> bool:
     """Return whether a table is a leaf, which no schema in the code names."""
     return table.startswith("inbox_payload_")
+
+
+class Leaf(NamedTuple):
+    """A leaf, for the events from `first` to below `beyond`."""
+
+    name: str
+    first: int
+    beyond: int
+
+
+def prepare(connection: Connection, now: datetime, age: timedelta | None) -> int:
+    """Make leaves for coming events where few are left, and retire the emptiest of the oldest, beyond `MOST_LEAVES`.
+
+    Args:
+        connection: in a transaction.
+        now: the time.
+        age: the age at which payloads expire; None: they don't.
+
+    Returns:
+        How many leaves it made. Where somebody holds a lock, it does less; the next call goes on.
+    """
+    if not Sql(connection.dialect.name).is_postgres:
+        return 0
+    last = int(connection.execute(_LAST).scalar_one())
+    ranges = leaves(connection)
+    size = leaf_size(_per_day(connection, last, now), age)
+    top = max([leaf.beyond for leaf in ranges], default=1)
+    if top <= last:  # events arrive in the default leaf already, and go on doing so until this is committed
+        top = last + LEAST_EVENTS
+    made = 0
+    if connection.execute(_DEFAULT_SIZE).scalar_one() > _LARGE_DEFAULT:
+        large = min(AHEAD * size, MOST_EVENTS)
+        made = int(top - last < max(size, 2 * LEAST_EVENTS) and _add(connection, top, top + large))
+    else:
+        while top - last < AHEAD * size and _add(connection, top, top + size):
+            top += size
+            made += 1
+    if old := [leaf.name for leaf in ranges[:-MOST_LEAVES] if leaf.beyond <= last]:
+        connection.execute(_RETIRE_LEAF, {"leaf": connection.execute(_SMALLEST, {"leaves": old}).scalar_one()})
+    return made
+
+
+def _add(connection: Connection, first: int, beyond: int) -> bool:
+    return bool(connection.execute(_ADD_LEAF, {"lo": first, "hi": beyond}).scalar_one())
+
+
+def leaf_size(per_day: float, age: timedelta | None) -> int:
+    """Return the number of events for a leaf: about a day's, at most a tenth of the age. Pure."""
+    longest = _DAY if age is None else min(_DAY, age / _PART_OF_AGE)
+    return int(min(max(per_day * (longest / _DAY), LEAST_EVENTS), MOST_EVENTS))
+
+
+def leaves(connection: Connection) -> list[Leaf]:
+    """List the leaves that have a range, in its order."""
+    return [Leaf(row.name, row.first, row.beyond) for row in connection.execute(_RANGES) if row.first is not None]
+
+
+class Expired(NamedTuple):
+    """The result of a try to empty a leaf."""
+
+    result: str
+    """`expired`, `locked`, or the reason why it is not emptied as a whole."""
+    rows: int
+    bytes: int
+    last: int
+    """The last number that can be in the leaf; of the default leaf, the given one."""
+
+
+def expire(connection: Connection, seq: int, before: datetime) -> Expired:
+    """Empty the leaf of this number at once, if all of it has expired; payloads of open deliveries stay."""
+    leaf = next((leaf for leaf in leaves(connection) if leaf.first <= seq < leaf.beyond), None)
+    name, last = (DEFAULT, seq) if leaf is None else (leaf.name, leaf.beyond - 1)
+    found = connection.execute(_EXPIRE_LEAF, {"leaf": name, "cut": before}).one()
+    return Expired(found.result, found.rows, found.bytes, last)
+
+
+def _per_day(connection: Connection, last: int, now: datetime) -> float:
+    """Estimate the events of a day from the numbers of the last day, or of as long as there were any."""
+    events, seconds, looked = 0, 0.0, LEAST_EVENTS
+    while looked <= 2 * MOST_EVENTS and seconds < _DAY.total_seconds():
+        earlier = connection.execute(_EARLIER, {"seq": last - looked}).first()
+        if earlier is None:
+            break
+        if (passed := (now - as_time(earlier.received_at)).total_seconds()) > 0:  # else its receiver's clock was ahead
+            events, seconds = last - earlier.seq, passed
+        looked *= 2
+    return events / max(seconds, 1.0) * _DAY.total_seconds()
+
+
+_LAST = text("SELECT last_value FROM inbox_seq_seq")
+_RANGES = text(f"{LEAVES} ORDER BY 2")
+_ADD_LEAF = text("SELECT inbox_payload_add_leaf(CAST(:lo AS bigint), CAST(:hi AS bigint))")
+_DEFAULT_SIZE = text(f"SELECT pg_total_relation_size(CAST('{DEFAULT}' AS regclass))")
+_EXPIRE_LEAF = text("SELECT result, rows, bytes FROM inbox_payload_expire_leaf(:leaf, CAST(:cut AS timestamptz))")
+_RETIRE_LEAF = text("SELECT inbox_payload_retire_leaf(:leaf)")
+_SMALLEST = text("""
+SELECT l.name FROM unnest(CAST(:leaves AS text[])) WITH ORDINALITY AS l(name, n)
+ORDER BY pg_relation_size(CAST(quote_ident(l.name) AS regclass)), l.n LIMIT 1
+""")
+_EARLIER = text("SELECT seq, received_at FROM inbox WHERE seq <= :seq ORDER BY seq DESC LIMIT 1")

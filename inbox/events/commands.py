@@ -1,13 +1,9 @@
-"""Commands of operators: the kinds, and the keys of each kind's selection. The schema, its triggers and the relay share them."""
+"""Commands of operators: their kinds, states and limits. The schema, its triggers and the relay share them."""
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
-from typing import Literal
-
-import msgspec
 
 from inbox.events.states import ENDINGS
 
@@ -25,16 +21,6 @@ SAYS_WHY_PATTERN = "[^\\x00" + _ESCAPED + "]"
 """The same rule for a JSON Schema: a reason has one such character."""
 
 
-class KeyType(msgspec.Struct, frozen=True):
-    """The type of a key of `relay_command.selection`."""
-
-    type: Literal["text", "texts", "number", "numbers", "time", "flag"]
-    least: int = 0
-    most: int = 2**63 - 1
-    among: tuple[str, ...] = ()
-    """Every value that a text may have; empty: any."""
-
-
 MOST_SEQS = 200
 """Events, or deliveries, that one selection may name."""
 
@@ -45,80 +31,15 @@ REPLAYED_BY_STATE = (*DEAD_STATES, *(ending for ending in ENDINGS if ending != "
 """States whose deliveries alone a replay can be about; the ended ones only of chosen events or one entity."""
 
 
-KEYS: Mapping[str, KeyType] = {
-    "route": KeyType("text"),
-    "seq": KeyType("number"),
-    "seqs": KeyType("numbers"),
-    "deliveries": KeyType("texts"),
-    "state": KeyType("text", among=tuple(dict.fromkeys((*CANCELLED_BY_STATE, *REPLAYED_BY_STATE)))),
-    "id": KeyType("number"),
-    "source": KeyType("text"),
-    "entity_type": KeyType("text"),
-    "entity_id": KeyType("text"),
-    "destination": KeyType("text"),
-    "api": KeyType("text"),
-    "cause": KeyType("text"),
-    "status": KeyType("number", 100, 599),
-    "error": KeyType("text"),
-    "error_sha256": KeyType("text"),
-    "event_type": KeyType("text"),
-    "since": KeyType("time"),
-    "until": KeyType("time"),
-    "until_fact": KeyType("number"),
-    "kinds": KeyType("texts"),
-    "command": KeyType("number"),
-    "force": KeyType("flag"),
-    "backfill": KeyType("flag"),
-    "everything": KeyType("flag"),
-}
-"""Every key, and its type: one key has one type in all kinds of commands."""
-
-FLAGS = ("force", "backfill", "everything")
-"""Keys that are no condition: they narrow no selection."""
-BOUNDS = ("until_fact",)
-"""Keys that keep a selection as it was planned: alone they are no condition either."""
-
-_DELIVERIES = (
-    "route", "seq", "seqs", "deliveries", "source", "entity_type", "entity_id", "destination", "api", "cause", "status",
-    "error", "error_sha256", "event_type", "since", "until",
+COMMAND_KINDS = (
+    "replay", "retry", "cancel", "unblock", "pause", "resume", "sweep", "erase", "prune", "readmit", "stop", "continue",
 )  # fmt: skip
-_GATE = ("route", "destination", "api", "source", "entity_type", "entity_id")
-
-COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "replay": (*_DELIVERIES, "until_fact", "state", "force", "backfill", "everything"),
-    "retry": (*_DELIVERIES, "everything"),
-    "cancel": (*_DELIVERIES, "state", "everything"),
-    "unblock": (*_DELIVERIES, "everything"),
-    "pause": _GATE,
-    "resume": _GATE,
-    "sweep": ("source", "entity_type"),
-    "erase": ("source", "entity_type", "entity_id"),
-    "prune": ("kinds",),
-    "readmit": ("id", "source", "cause", "status", "error", "since", "until", "everything"),
-    "stop": ("command",),
-    "continue": ("command",),
-}
-"""The keys of the selection of each kind of command."""
-
-COMMAND_KINDS = tuple(COMMANDS)
-"""Every value of `relay_command.kind` that this version knows."""
-
-OF_DELIVERIES = ("replay", "retry", "cancel", "unblock")
-"""Kinds that select deliveries."""
-SELECTING = (*OF_DELIVERIES, "readmit")
-"""Kinds whose selection without any condition needs `everything`."""
-OF_GATES = ("pause", "resume")
-"""Kinds that name one gate."""
-
-OF_COMMANDS = ("stop", "continue")
-"""Kinds that name another command."""
-
-NO_DRY_RUN = (*OF_GATES, "sweep", *OF_COMMANDS)
+"""Every value of `relay_command.kind` that this version knows; `relay.operations.table` says what each is."""
 
 MOST_REASON = 2000
 """Characters of a reason. Each fact of a command repeats it, and there may be as many as there are deliveries."""
 
-MOST_WHO = 1000
+MOST_WHO = 2000
 """Characters of the name of the operator, which each fact repeats, too."""
 
 OPEN_COMMANDS = ("asked", "running")

@@ -1,4 +1,4 @@
-"""Limits of a process: the rate of a source, the memory of bodies, and open connections and requests. Pure: `now` is handed in."""
+"""Limits of what senders may keep open: connections, requests and memory; and the keys that server and app share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,28 @@ import math
 import msgspec
 
 from inbox.errors import Unavailable
+
+CUT_SHORT = "inbox.cut_short"
+"""Scope key: the reason why no more of the body will come."""
+
+BODY_COMPLETE = "inbox.body_complete"
+"""Scope key, set when the whole body is there: a deadline would cost more than reading."""
+
+SEND_CONTINUE = "inbox.send_continue"
+"""Scope key, set when the request expects `100-continue`: a function that asks the sender for the body."""
+
+WHEN_GONE = "inbox.when_gone"
+"""Scope key: a function that takes another, and calls it when the sender hangs up; at once where it has already."""
+
+CAPACITY = "inbox.capacity"
+"""App state key: the `inbox.http.limits.Capacity` of the process."""
+
+METERS = "inbox.meters"
+"""App state key: the `inbox.telemetry.metrics.Meters` of the process."""
+
+
+# --- limits of what may be open
+
 
 LEAST_BURST = 2
 """Requests that may come at once at any rate, as for calls that go out."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,23 +23,44 @@ from inbox.db.dialect import SQLITE
 from inbox.db.link import link_to
 from inbox.db.throughput import FLUSH_EVERY_SECONDS, Tally
 from inbox.db.wake_up import Notifier
-from inbox.errors import CAUSES, RequestError, Unavailable, collect_config_errors
+from inbox.errors import CAUSES, ConfigError, RequestError, Unavailable, collect_config_errors
 from inbox.garbage import freeze_loaded
-from inbox.http.limits import Bucket, Capacity, MemoryBudget
+from inbox.http.limits import CAPACITY, METERS, Bucket, Capacity, MemoryBudget
 from inbox.http.problems import PROBLEM_TYPE, answer_bug, answer_problem, problem
-from inbox.http.scope import CAPACITY, METERS
 from inbox.otlp.asked import require_extra
-from inbox.receiver.outcome_waiter import OutcomeWaiter
-from inbox.receiver.resource import Services, SourceEndpoint, Webhooks
 from inbox.receiver.throughput import ThroughputFlusher
-from inbox.receiver.writer import GroupCommit
-from inbox.receiver.writer_pair import WriterPair
+from inbox.receiver.wait import OutcomeWaiter
+from inbox.receiver.webhook import Services, SourceEndpoint, Webhooks
+from inbox.receiver.writer import GroupCommit, WriterPair
 from inbox.sources import preset_of
 from inbox.sources.credentials import pad_work, verifier_of
 from inbox.telemetry.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, REQUEST_SECONDS, UNKNOWN, Meters
 from inbox.telemetry.outlet import outlet_of
 from inbox.telemetry.recorder import make_recorder
 from inbox.tracing.setup import make_tracer
+
+
+def require_known_proxies(config: Config, trusted: Iterable[str]) -> None:
+    """Require that not everybody is a trusted proxy, who may claim any address, where a source lists addresses.
+
+    Raises:
+        ConfigError: everybody is, by gunicorn's `forwarded_allow_ips`. The text has a line for each source.
+    """
+    listing = [name for name, source in config.sources.items() if source.allow_from is not None]
+    if listing and any(_is_everybody(proxy.strip()) for proxy in trusted):
+        told = "FORWARDED_ALLOW_IPS lets every sender claim any address; name your proxies there"
+        raise ConfigError("\n".join(f"[sources.{name}] allow_from: {told}" for name in listing))
+
+
+def _is_everybody(proxy: str) -> bool:
+    try:
+        return proxy == "*" or ipaddress.ip_network(proxy).prefixlen == 0
+    except ValueError:  # gunicorn says so
+        return False
+
+
+# --- the app
+
 
 Receiver = falcon.asgi.App[Request, Response]
 

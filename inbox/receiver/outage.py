@@ -1,12 +1,22 @@
-"""Outages of the database as the receiver's log tells them: a line when one begins, and one when it ends."""
+"""Intake that fails: one line of the log at its begin and end, and an alert in the database."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import cache
 
+import msgspec
+from sqlalchemy import Connection, TextClause, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from inbox.db import guarantees
+from inbox.db.dialect import Sql
+from inbox.db.engine import one_transaction
 from inbox.db.trouble import trouble_text
 from inbox.errors import UnfitDatabase
+from inbox.events.timestamps import time_text
 from inbox.logs.fields import fields
 
 _log = logging.getLogger(__name__)
@@ -49,3 +59,76 @@ class Outage:
             extra=fields("database_recovered", seconds=seconds, rows=self._requests),
         )
         self._since, self._requests = None, 0
+
+
+# --- The receiver's one alert: nothing can be stored until a person fixes the database.
+
+
+class IntakeAlert:
+    """Raises and resolves the alert, each once: in the log, and in the table `alert`, from which relays post it."""
+
+    def __init__(self) -> None:
+        self.may_fire = True
+        """True while `stored` has something to do; at the start too, to resolve the alert of an earlier process."""
+        self._reported: Sequence[str] = ()
+        self._unreported: str | None = None
+
+    def require_fit(self, connection: Connection, now: datetime) -> None:
+        """Check the database behind a new connection.
+
+        Raises:
+            UnfitDatabase: nothing may be stored through it.
+        """
+        found = guarantees.differences(connection, guarantees.RECEIVER_COLUMNS)
+        connection.rollback()
+        if found != self._reported:
+            for line in found:
+                _log.critical("nothing is stored: %s", line, extra=fields("nothing_stored", error=line))
+            self._reported = found
+        if found or self._unreported is not None:
+            self.may_fire = True
+            _note(connection, now, "; ".join(found) or self._unreported)
+            self._unreported = None
+        if found:
+            raise UnfitDatabase("\n".join(found))
+
+    def number_taken(self, constraint: str) -> None:
+        """Note that a number that has to be new is taken. The next connection shows whether that lasts, and stores the alert."""
+        self._unreported = f"the database gave a number that is taken already (constraint {constraint})"
+        _log.critical(
+            "nothing was stored: %s; senders get 503 and send again",
+            self._unreported,
+            extra=fields("nothing_stored", error=self._unreported),
+        )
+
+    def stored(self, connection: Connection, now: datetime) -> None:
+        """Resolve the alert, if there is one, as something was stored."""
+        self.may_fire = False
+        _note(connection, now, None)
+
+
+def _note(connection: Connection, now: datetime, error: str | None) -> None:
+    """Store a row if this is a change. The same fault may prevent that, but the log has it in any case."""
+    values = {
+        "at": time_text(now),
+        "firing": error is not None,
+        "detail": msgspec.json.encode({} if error is None else {"error": error}).decode(),
+    }
+    try:
+        with one_transaction(connection):
+            connection.execute(_change(Sql(connection.dialect.name)), values)
+    except SQLAlchemyError as failure:
+        # Not its text, which may hold values.
+        _log.error("the alert can't be stored: %s", type(failure).__name__, extra=fields("alert_not_stored"))
+
+
+@cache
+def _change(sql: Sql) -> TextClause:
+    detail = "CAST(:detail AS jsonb)" if sql.is_postgres else ":detail"
+    firing = "CAST(:firing AS boolean)" if sql.is_postgres else ":firing"
+    return text(f"""
+INSERT INTO alert (at, kind, subject, firing, detail)
+SELECT {sql.time(":at")}, 'intake_stopped', 'receiver', {firing}, {detail}
+WHERE {firing} <> coalesce((
+    SELECT a.firing FROM alert a WHERE a.kind = 'intake_stopped' AND a.subject = 'receiver' ORDER BY a.id DESC LIMIT 1), false)
+""")

@@ -28,11 +28,66 @@ from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
 from inbox.logs.fields import fields
 from inbox.logs.traces import without_message
-from inbox.receiver.intake_alert import IntakeAlert
-from inbox.receiver.outage import Outage
-from inbox.receiver.rejections import RejectionQueue
+from inbox.receiver.outage import IntakeAlert, Outage
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters, Metric
+
+PER_SECOND = 10
+"""Rows, of each receiver process."""
+MAX_REJECTIONS = 200
+MAX_BYTES = 4 * 1024 * 1024
+"""Bytes of all bodies that wait or are being written, so that large ones don't fill the memory. A single one may be larger."""
+
+
+class RejectionQueue:
+    """Rejected requests that wait to be written. `now` is monotonic, in seconds."""
+
+    def __init__(self, meters: Meters) -> None:
+        self._meters = meters
+        self._waiting: deque[Rejected] = deque()
+        self._bytes = 0
+        self._next_at = 0.0
+        self.unkept = 0
+        """Count of those without a row: there was no room, or the database did not take them."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, row: Rejected) -> bool:
+        """Queue a row when there is room. Returns whether there was."""
+        size = _size(row)
+        if len(self._waiting) >= MAX_REJECTIONS or (self._bytes and self._bytes + size > MAX_BYTES):
+            self.count_unkept(1)
+            return False
+        self._waiting.append(row)
+        self._bytes += size
+        return True
+
+    def delay(self, now: float) -> float | None:
+        """Return the seconds until some may be written, 0 or less for now; None: there are none."""
+        return self._next_at - now if self._waiting else None
+
+    def take(self, now: float) -> list[Rejected]:
+        """Take at most a second's worth of rows to write; the next may be taken when that time is over."""
+        rows = [self._waiting.popleft() for _ in range(min(len(self._waiting), PER_SECOND))]
+        self._next_at = now + len(rows) / PER_SECOND
+        return rows
+
+    def release(self, rows: Sequence[Rejected]) -> None:
+        """Release the memory of rows that are written or given up."""
+        self._bytes -= sum(map(_size, rows))
+
+    def count_unkept(self, number: int) -> None:
+        """Count requests that get no row."""
+        self.unkept += number
+        self._meters.count(metrics.NOT_KEPT, by=number)
+
+
+def _size(row: Rejected) -> int:
+    return len(row.body or b"")
+
+
+# --- the writer
 
 
 class CommitTimes(msgspec.Struct, eq=False):
@@ -69,7 +124,6 @@ class Pending(msgspec.Struct, eq=False):
 
 
 MAX_ROWS = 256
-MAX_BYTES = 4 * 1024 * 1024
 LARGE_BODY = 1024 * 1024
 """Bytes, which Postgres stores within the time of a few commits."""
 
@@ -388,3 +442,36 @@ def _unavailable(error: Exception) -> Unavailable:
     """Make the 503 of a database error without its text, which may hold values."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     return Unavailable(f"the database can't be written to now ({type(cause).__name__})")
+
+
+# --- The writers of a process that has two, by the size of what they store.
+
+
+class WriterPair:
+    """Two writers of one process: large events have a connection of their own, so that small ones don't wait for them.
+
+    Postgres takes a second and more to compress and store 25 MiB. SQLite has one writer at a time, so it gains nothing.
+    """
+
+    def __init__(self, small: GroupCommit, large: GroupCommit) -> None:
+        self._small = small
+        self._large = large
+
+    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:
+        """See GroupCommit."""
+        return await self._for(sum(len(event.body) for event in events)).append(events, times)
+
+    async def probe(self) -> None:
+        """See GroupCommit."""
+        await self._small.probe()
+
+    def reject(self, row: Rejected) -> None:
+        """See GroupCommit."""
+        self._for(len(row.body or b"")).reject(row)
+
+    async def close(self) -> None:
+        """Close both."""
+        await asyncio.gather(self._small.close(), self._large.close())
+
+    def _for(self, size: int) -> GroupCommit:
+        return self._large if size > LARGE_BODY else self._small

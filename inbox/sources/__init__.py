@@ -7,7 +7,8 @@ from dataclasses import replace
 from inbox.config.mistakes import nearest
 from inbox.config.source import Source
 from inbox.errors import ConfigError
-from inbox.sources import (
+from inbox.sources.base import Preset
+from inbox.sources.presets import (
     adyen,
     auth0,
     cloudevents,
@@ -41,7 +42,6 @@ from inbox.sources import (
     zendesk,
     zoom,
 )
-from inbox.sources.base import Preset
 
 PRESETS: dict[str, Preset] = {
     "adyen": adyen.PRESET,

@@ -2,7 +2,7 @@
 
 Nobody has proven anything yet when the URL is read. So a provider pins it as a whole, by one pattern without userinfo, port,
 query or escapes, and whatever else a request names is never asked for. A certificate counts for one source, while it is valid
-and as long as it names its provider. `inbox/receiver/certificate_fetcher.py` fetches those that are missing.
+and as long as it names its provider. `inbox/receiver/fetcher.py` fetches those that are missing.
 
 A fetched certificate's chain is not followed: HTTPS to the pinned host vouches for it. AWS' own library does the same
 (`sns-message-manager` of its SDK for Java). PayPal's older clients followed it to a root that they brought with them.

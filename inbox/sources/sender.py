@@ -1,6 +1,6 @@
 """Proves that a request comes from one of a source's addresses.
 
-The address is that of the connection, or the one that a trusted proxy reports (`inbox/receiver/resource.py:sender_of`).
+The address is that of the connection, or the one that a trusted proxy reports (`inbox/receiver/webhook.py:sender_of`).
 A sender that wants an answer can't forge it. Others in the provider's network share it, so it is required besides a
 secret, never instead.
 """

@@ -26,7 +26,7 @@ from inbox.config.types import Duration, Secret, Unit
 from inbox.errors import ConfigError, Unreadable
 from inbox.events import timestamps
 from inbox.events.event import RawRequest
-from inbox.sources import ecdsa, ed25519
+from inbox.sources import keys
 from inbox.sources.base import MADE_UP
 from inbox.sources.fields import FORM, form_fields
 
@@ -47,8 +47,8 @@ _NO_SECRETS = {
 }
 """Prefixes of keys that must never be a shared secret."""
 PUBLIC: Mapping[Algorithm, Callable[[bytes], Callable[[bytes, Sequence[bytes]], bool]]] = {
-    "ecdsa": ecdsa.verifier,
-    "ed25519": ed25519.verifier,
+    "ecdsa": keys.ecdsa_verifier,
+    "ed25519": keys.ed25519_verifier,
 }
 """Makers of a verifier by a public key, of the algorithms that have one."""
 _UNIT_NS = {"s": 1_000_000_000, "ms": 1_000_000}

@@ -205,25 +205,25 @@ CREATE TABLE open_delivery (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
 
 CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
+
+CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
-
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 
 CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
 
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
-
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
-
-CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
 
 COMMENT ON TABLE open_delivery IS 'Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.';
 
@@ -309,9 +309,9 @@ CREATE TABLE delivery_log (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
-
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
 
@@ -395,11 +395,6 @@ CREATE TABLE pruning (
     pruned_until TIMESTAMP WITH TIME ZONE,
     rows BIGINT DEFAULT 0 NOT NULL,
     bytes BIGINT DEFAULT 0 NOT NULL,
-    day_began_at TIMESTAMP WITH TIME ZONE,
-    rows_today BIGINT DEFAULT 0 NOT NULL,
-    rows_yesterday BIGINT DEFAULT 0 NOT NULL,
-    newest_at_begin BIGINT DEFAULT 0 NOT NULL,
-    arrived_yesterday BIGINT DEFAULT 0 NOT NULL,
     behind_seconds BIGINT DEFAULT 0 NOT NULL,
     behind_since TIMESTAMP WITH TIME ZONE,
     ran_at TIMESTAMP WITH TIME ZONE,
@@ -408,7 +403,6 @@ CREATE TABLE pruning (
     CONSTRAINT pk_pruning PRIMARY KEY (kind),
     CONSTRAINT ck_pruning_lap_began_at_is_readable CHECK (lap_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_pruning_pruned_until_is_readable CHECK (pruned_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_pruning_day_began_at_is_readable CHECK (day_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_pruning_behind_since_is_readable CHECK (behind_since BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_pruning_ran_at_is_readable CHECK (ran_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
@@ -427,16 +421,6 @@ COMMENT ON COLUMN pruning.pruned_until IS 'rows older than this have expired';
 COMMENT ON COLUMN pruning.rows IS 'rows pruned in all';
 
 COMMENT ON COLUMN pruning.bytes IS 'bytes in these rows, about; without indexes';
-
-COMMENT ON COLUMN pruning.day_began_at IS 'beginning of the present day of the next four figures';
-
-COMMENT ON COLUMN pruning.rows_today IS 'rows pruned since then';
-
-COMMENT ON COLUMN pruning.rows_yesterday IS 'rows pruned on the day before';
-
-COMMENT ON COLUMN pruning.newest_at_begin IS 'highest number at the beginning of the day';
-
-COMMENT ON COLUMN pruning.arrived_yesterday IS 'numbers taken on the day before: about the rows that arrived';
 
 COMMENT ON COLUMN pruning.behind_seconds IS 'seconds for which the oldest expired row has been expired; 0: none is left';
 
@@ -600,8 +584,9 @@ CREATE TABLE relay_command (
     CONSTRAINT ck_relay_command_id CHECK (id > 0 AND id < 4000000000000000000),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
-    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> '' AND length(reason) <= 2000),
-    CONSTRAINT ck_relay_command_asked_by CHECK (trim(asked_by) <> '' AND length(asked_by) <= 1000),
+    CONSTRAINT ck_relay_command_reason_length CHECK (length(reason) <= 2000),
+    CONSTRAINT ck_relay_command_reason CHECK (NOT (trim(reason, E' \t\n\r' || chr(37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '')),
+    CONSTRAINT ck_relay_command_asked_by CHECK (trim(asked_by) <> '' AND length(asked_by) <= 2000),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (finished_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -616,7 +601,7 @@ COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
 COMMENT ON COLUMN relay_command.kind IS 'replay, retry, cancel, unblock, pause, resume, sweep, erase, prune, readmit, stop or continue';
 
-COMMENT ON COLUMN relay_command.selection IS 'what it is about, as a JSON object: route, seq, seqs, deliveries, state, id, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, until_fact, kinds, command, force, backfill, everything';
+COMMENT ON COLUMN relay_command.selection IS 'what it is about, as a JSON object with the keys of its kind';
 
 COMMENT ON COLUMN relay_command.reason IS 'reason given by the operator';
 
@@ -666,11 +651,11 @@ CREATE TABLE alert (
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
+CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
+
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
 
 CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
-
-CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 COMMENT ON TABLE alert IS 'One row when a problem begins and one when it ends, never a second while it lasts.';
 
@@ -1708,179 +1693,6 @@ BEGIN
     END IF;
     IF NOT (NEW.state IN ('asked', 'running')) THEN
         RETURN NEW;
-    END IF;
-    IF (NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase, prune, readmit, stop and continue', DETAIL = 'given: ' || coalesce(left(NEW.kind, 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (trim(NEW.reason, E' \t\n\r' || chr(37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '') THEN
-        RAISE EXCEPTION USING MESSAGE = 'say why in reason, in letters or digits: it is kept with the command', ERRCODE = 'check_violation';
-    END IF;
-    IF (length(NEW.reason) > 2000) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a reason has at most 2000 characters: every fact of the command repeats it', ERRCODE = 'check_violation';
-    END IF;
-    IF (jsonb_typeof(NEW.selection) <> 'object') THEN
-        RAISE EXCEPTION USING MESSAGE = 'selection is a JSON object, such as {"route": "crm"}', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'replay' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'until_fact', 'state', 'force', 'backfill', 'everything'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a replay has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, until_fact, state, force, backfill and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'until_fact', 'state', 'force', 'backfill', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'retry' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a retry has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'cancel' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'state', 'everything'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a cancel has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, state and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'state', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'unblock' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'an unblock has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'pause' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a pause has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'resume' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a resume has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'sweep' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('source', 'entity_type'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a sweep has no such key in its selection; its keys are source and entity_type', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('source', 'entity_type') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'erase' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('source', 'entity_type', 'entity_id'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'an erase has no such key in its selection; its keys are source, entity_type and entity_id', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('source', 'entity_type', 'entity_id') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'prune' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('kinds'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a prune has no such key in its selection; its keys are kinds', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('kinds') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'readmit' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('id', 'source', 'cause', 'status', 'error', 'since', 'until', 'everything'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a readmit has no such key in its selection; its keys are id, source, cause, status, error, since, until and everything', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('id', 'source', 'cause', 'status', 'error', 'since', 'until', 'everything') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'stop' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('command'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a stop has no such key in its selection; its keys are command', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('command') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'continue' AND EXISTS (SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('command'))) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a continue has no such key in its selection; its keys are command', DETAIL = 'given: ' || coalesce(left((SELECT k.key FROM jsonb_object_keys(NEW.selection) AS k (key) WHERE k.key NOT IN ('command') LIMIT 1), 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'route' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'route') <> 'string' OR NEW.selection ->> 'route' = '')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'route is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'route', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'seq' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'seq') <> 'number' OR NEW.selection ->> 'seq' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'seq' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'seq is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'seq', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'seqs' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'seqs') <> 'array' THEN true
-            WHEN jsonb_array_length(NEW.selection -> 'seqs') NOT BETWEEN 1 AND 200 THEN true
-            ELSE EXISTS (SELECT 1 FROM jsonb_array_elements(NEW.selection -> 'seqs') AS e (item) WHERE CASE WHEN jsonb_typeof(e.item) <> 'number' OR e.item #>> '{}' ~ '[.]' THEN true
-                ELSE CAST(e.item AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END) END)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'seqs is a list of 1 to 200 numbers, each a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'seqs', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'deliveries' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'deliveries') <> 'array' THEN true ELSE EXISTS (SELECT 1 FROM jsonb_array_elements(NEW.selection -> 'deliveries') AS e (item) WHERE jsonb_typeof(e.item) <> 'string') END)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'deliveries is a list of texts', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'deliveries', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'state' IS NOT NULL AND coalesce(NEW.selection ->> 'state' NOT IN ('dead', 'blocked', 'retrying', 'ready', 'waiting', 'received', 'delivered', 'unchanged', 'skipped', 'cancelled', 'corrected'), true)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'state is one of dead, blocked, retrying, ready, waiting, received, delivered, unchanged, skipped, cancelled or corrected', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'state', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'id' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'id') <> 'number' OR NEW.selection ->> 'id' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'id' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'id is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'id', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'source' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'source') <> 'string' OR NEW.selection ->> 'source' = '')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'source is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'source', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'entity_type' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'entity_type') <> 'string' OR NEW.selection ->> 'entity_type' = '')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'entity_type is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'entity_type', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'entity_id' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'entity_id') <> 'string' OR NEW.selection ->> 'entity_id' = '')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'entity_id is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'entity_id', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'destination' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'destination') <> 'string' OR NEW.selection ->> 'destination' = '')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'destination is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'destination', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'api' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'api') <> 'string' OR NEW.selection ->> 'api' = '')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'api is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'api', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'cause' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'cause') <> 'string' OR NEW.selection ->> 'cause' = '')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'cause is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'cause', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'status' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'status') <> 'number' OR NEW.selection ->> 'status' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'status' AS numeric) NOT BETWEEN 100 AND 599 END)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'status is a whole number from 100 to 599', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'status', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'error' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'error') <> 'string' OR NEW.selection ->> 'error' = '')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'error is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'error', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'error_sha256' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'error_sha256') <> 'string' OR NEW.selection ->> 'error_sha256' = '')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'error_sha256 is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'error_sha256', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'event_type' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'event_type') <> 'string' OR NEW.selection ->> 'event_type' = '')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'event_type is a text that is not empty', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'event_type', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'since' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'since') <> 'string' OR NEW.selection ->> 'since' !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'since is a time with an offset from UTC, such as 2026-01-31T10:00:00Z', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'since', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'until' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'until') <> 'string' OR NEW.selection ->> 'until' !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'until is a time with an offset from UTC, such as 2026-01-31T10:00:00Z', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'until', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'until_fact' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'until_fact') <> 'number' OR NEW.selection ->> 'until_fact' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'until_fact' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'until_fact is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'until_fact', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'kinds' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'kinds') <> 'array' THEN true ELSE EXISTS (SELECT 1 FROM jsonb_array_elements(NEW.selection -> 'kinds') AS e (item) WHERE jsonb_typeof(e.item) <> 'string') END)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'kinds is a list of texts', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'kinds', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'command' IS NOT NULL AND (CASE WHEN jsonb_typeof(NEW.selection -> 'command') <> 'number' OR NEW.selection ->> 'command' ~ '[.]' THEN true ELSE CAST(NEW.selection ->> 'command' AS numeric) NOT BETWEEN 0 AND 9223372036854775807 END)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'command is a whole number from 0 to 9223372036854775807', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'command', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'force' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'force') <> 'boolean')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'force is true or false', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'force', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'backfill' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'backfill') <> 'boolean')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'backfill is true or false', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'backfill', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.selection -> 'everything' IS NOT NULL AND (jsonb_typeof(NEW.selection -> 'everything') <> 'boolean')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'everything is true or false', DETAIL = 'given: ' || coalesce(left(NEW.selection ->> 'everything', 100), 'null'), ERRCODE = 'check_violation';
-    END IF;
-    BEGIN
-        PERFORM CAST(NEW.selection ->> 'since' AS timestamptz), CAST(NEW.selection ->> 'until' AS timestamptz);
-    EXCEPTION WHEN data_exception THEN
-        RAISE EXCEPTION USING MESSAGE = 'since and until are a time with an offset from UTC, such as 2026-01-31T10:00:00Z', ERRCODE = 'check_violation';
-    END;
-    IF (CAST(NEW.selection ->> 'since' AS timestamptz) >= CAST(NEW.selection ->> 'until' AS timestamptz)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'since is before until: exchange the two', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'replay' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seqs' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'deliveries' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'state' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a replay without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until or state; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'retry' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seqs' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'deliveries' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a retry without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'cancel' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seqs' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'deliveries' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'state' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a cancel without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until or state; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'unblock' AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seq' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'seqs' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'deliveries' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error_sha256' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'event_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'an unblock without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'readmit' AND CASE WHEN NEW.selection -> 'id' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'cause' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'status' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'error' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'since' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'until' IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(NEW.selection -> 'everything' = 'true', false)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a readmit without a condition is about everything that it could change: name one of id, source, cause, status, error, since or until; or, if all is meant, {"everything": true}', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind IN ('pause', 'resume') AND CASE WHEN NEW.selection -> 'route' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'destination' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'api' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END <> 1) THEN
-        RAISE EXCEPTION USING MESSAGE = 'name one gate: route, destination, api or source; an entity by its source, entity_type and entity_id', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind IN ('pause', 'resume') AND CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END > 0 AND CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END <> 3) THEN
-        RAISE EXCEPTION USING MESSAGE = 'an entity is named by its source, entity_type and entity_id', ERRCODE = 'check_violation';
-    END IF;
-    IF (coalesce(NEW.selection -> 'backfill' = 'true', false) AND NOT (NEW.selection -> 'route' IS NOT NULL)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'backfill is about one route, with everything that it ever took: name the route', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'sweep' AND NOT (NEW.selection -> 'source' IS NOT NULL)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'name the source that is to be swept', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'erase' AND CASE WHEN NEW.selection -> 'source' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_type' IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN NEW.selection -> 'entity_id' IS NOT NULL THEN 1 ELSE 0 END <> 3) THEN
-        RAISE EXCEPTION USING MESSAGE = 'name the entity that is to be erased: source, entity_type and entity_id', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind IN ('stop', 'continue') AND NOT (NEW.selection -> 'command' IS NOT NULL)) THEN
-        RAISE EXCEPTION USING MESSAGE = 'name the command by its number: command', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'cancel' AND NEW.selection -> 'state' IS NOT NULL AND NEW.selection ->> 'state' NOT IN ('dead', 'blocked', 'retrying', 'ready', 'waiting', 'received')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a cancel is about deliveries that are dead, blocked, retrying, ready, waiting or received: no other state', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind = 'replay' AND NEW.selection -> 'state' IS NOT NULL AND NEW.selection ->> 'state' NOT IN ('dead', 'blocked', 'delivered', 'unchanged', 'skipped', 'cancelled', 'corrected')) THEN
-        RAISE EXCEPTION USING MESSAGE = 'a replay is about deliveries that are dead, blocked, delivered, unchanged, skipped, cancelled or corrected: no other state', ERRCODE = 'check_violation';
-    END IF;
-    IF (NEW.kind IN ('pause', 'resume', 'sweep', 'stop', 'continue') AND NEW.dry_run) THEN
-        RAISE EXCEPTION USING MESSAGE = 'pause, resume, sweep, stop and continue have no dry run', ERRCODE = 'check_violation';
     END IF;
     NEW.until_seq := coalesce(NEW.until_seq, CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
     ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END);

@@ -157,25 +157,25 @@ CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_lo
     CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
 
 CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
+
+CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
-
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 
 CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
 
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
-
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
-
-CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
 
 CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
     -- the route
@@ -228,9 +228,9 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
 );
 
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
-
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
 
@@ -285,16 +285,6 @@ CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows t
     rows BIGINT DEFAULT 0 NOT NULL,
     -- bytes in these rows, about; without indexes
     bytes BIGINT DEFAULT 0 NOT NULL,
-    -- beginning of the present day of the next four figures
-    day_began_at TEXT,
-    -- rows pruned since then
-    rows_today BIGINT DEFAULT 0 NOT NULL,
-    -- rows pruned on the day before
-    rows_yesterday BIGINT DEFAULT 0 NOT NULL,
-    -- highest number at the beginning of the day
-    newest_at_begin BIGINT DEFAULT 0 NOT NULL,
-    -- numbers taken on the day before: about the rows that arrived
-    arrived_yesterday BIGINT DEFAULT 0 NOT NULL,
     -- seconds for which the oldest expired row has been expired; 0: none is left
     behind_seconds BIGINT DEFAULT 0 NOT NULL,
     -- time since which that is more than a day
@@ -308,7 +298,6 @@ CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows t
     CONSTRAINT pk_pruning PRIMARY KEY (kind),
     CONSTRAINT ck_pruning_lap_began_at_is_readable CHECK (date(substr(lap_began_at, 1, 10)) IS substr(lap_began_at, 1, 10) AND lap_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(lap_began_at) = 10 OR substr(lap_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_pruning_pruned_until_is_readable CHECK (date(substr(pruned_until, 1, 10)) IS substr(pruned_until, 1, 10) AND pruned_until >= '0001-01-01 00:00:00.000000Z' AND (length(pruned_until) = 10 OR substr(pruned_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_pruning_day_began_at_is_readable CHECK (date(substr(day_began_at, 1, 10)) IS substr(day_began_at, 1, 10) AND day_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(day_began_at) = 10 OR substr(day_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_pruning_behind_since_is_readable CHECK (date(substr(behind_since, 1, 10)) IS substr(behind_since, 1, 10) AND behind_since >= '0001-01-01 00:00:00.000000Z' AND (length(behind_since) = 10 OR substr(behind_since, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_pruning_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
@@ -408,7 +397,7 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- replay, retry, cancel, unblock, pause, resume, sweep, erase, prune, readmit, stop or continue
     kind TEXT NOT NULL,
-    -- what it is about, as a JSON object: route, seq, seqs, deliveries, state, id, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, until_fact, kinds, command, force, backfill, everything
+    -- what it is about, as a JSON object with the keys of its kind
     selection JSON DEFAULT '{}' NOT NULL,
     -- reason given by the operator
     reason TEXT NOT NULL,
@@ -441,8 +430,9 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     CONSTRAINT ck_relay_command_id CHECK (id > 0 AND id < 4000000000000000000),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'refused', 'cancelled')),
-    CONSTRAINT ck_relay_command_reason CHECK (trim(reason) <> '' AND length(reason) <= 2000),
-    CONSTRAINT ck_relay_command_asked_by CHECK (trim(asked_by) <> '' AND length(asked_by) <= 1000),
+    CONSTRAINT ck_relay_command_reason_length CHECK (length(reason) <= 2000),
+    CONSTRAINT ck_relay_command_reason CHECK (NOT (trim(reason, ' ' || char(9, 10, 13, 37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '')),
+    CONSTRAINT ck_relay_command_asked_by CHECK (trim(asked_by) <> '' AND length(asked_by) <= 2000),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -481,11 +471,11 @@ CREATE TABLE alert ( -- One row when a problem begins and one when it ends, neve
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (date(substr(sent_at, 1, 10)) IS substr(sent_at, 1, 10) AND sent_at >= '0001-01-01 00:00:00.000000Z' AND (length(sent_at) = 10 OR substr(sent_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
+CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
+
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
 
 CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
-
-CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.
     -- the source that was swept
@@ -1030,68 +1020,6 @@ WHEN EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq)
          OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route))
 BEGIN
     SELECT RAISE(ABORT, 'delivery_log is append-only: only old attempts of ended deliveries can be deleted');
-END;
-
-CREATE TRIGGER relay_command_refuses_insert BEFORE INSERT ON relay_command
-WHEN NEW.state IN ('asked', 'running')
-BEGIN
-    SELECT RAISE(ABORT, 'there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase, prune, readmit, stop and continue') WHERE NEW.kind NOT IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue');
-    SELECT RAISE(ABORT, 'say why in reason, in letters or digits: it is kept with the command') WHERE trim(NEW.reason, ' ' || char(9, 10, 13, 37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '';
-    SELECT RAISE(ABORT, 'a reason has at most 2000 characters: every fact of the command repeats it') WHERE length(NEW.reason) > 2000;
-    SELECT RAISE(ABORT, 'dry_run is true or false') WHERE NEW.dry_run NOT IN (0, 1);
-    SELECT RAISE(ABORT, 'selection is a JSON object, such as {"route": "crm"}') WHERE CASE WHEN json_valid(NEW.selection) THEN json_type(NEW.selection) <> 'object' ELSE 1 END;
-    SELECT RAISE(ABORT, 'a replay has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, until_fact, state, force, backfill and everything') WHERE NEW.kind = 'replay' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'until_fact', 'state', 'force', 'backfill', 'everything'));
-    SELECT RAISE(ABORT, 'a retry has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything') WHERE NEW.kind = 'retry' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'));
-    SELECT RAISE(ABORT, 'a cancel has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until, state and everything') WHERE NEW.kind = 'cancel' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'state', 'everything'));
-    SELECT RAISE(ABORT, 'an unblock has no such key in its selection; its keys are route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until and everything') WHERE NEW.kind = 'unblock' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'seq', 'seqs', 'deliveries', 'source', 'entity_type', 'entity_id', 'destination', 'api', 'cause', 'status', 'error', 'error_sha256', 'event_type', 'since', 'until', 'everything'));
-    SELECT RAISE(ABORT, 'a pause has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id') WHERE NEW.kind = 'pause' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'));
-    SELECT RAISE(ABORT, 'a resume has no such key in its selection; its keys are route, destination, api, source, entity_type and entity_id') WHERE NEW.kind = 'resume' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('route', 'destination', 'api', 'source', 'entity_type', 'entity_id'));
-    SELECT RAISE(ABORT, 'a sweep has no such key in its selection; its keys are source and entity_type') WHERE NEW.kind = 'sweep' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('source', 'entity_type'));
-    SELECT RAISE(ABORT, 'an erase has no such key in its selection; its keys are source, entity_type and entity_id') WHERE NEW.kind = 'erase' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('source', 'entity_type', 'entity_id'));
-    SELECT RAISE(ABORT, 'a prune has no such key in its selection; its keys are kinds') WHERE NEW.kind = 'prune' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('kinds'));
-    SELECT RAISE(ABORT, 'a readmit has no such key in its selection; its keys are id, source, cause, status, error, since, until and everything') WHERE NEW.kind = 'readmit' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('id', 'source', 'cause', 'status', 'error', 'since', 'until', 'everything'));
-    SELECT RAISE(ABORT, 'a stop has no such key in its selection; its keys are command') WHERE NEW.kind = 'stop' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('command'));
-    SELECT RAISE(ABORT, 'a continue has no such key in its selection; its keys are command') WHERE NEW.kind = 'continue' AND EXISTS (SELECT k.key FROM json_each(NEW.selection) AS k WHERE k.key NOT IN ('command'));
-    SELECT RAISE(ABORT, 'route is a text that is not empty') WHERE json_type(NEW.selection, '$.route') IS NOT NULL AND (json_type(NEW.selection, '$.route') <> 'text' OR NEW.selection ->> '$.route' = '');
-    SELECT RAISE(ABORT, 'seq is a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.seq') IS NOT NULL AND (json_type(NEW.selection, '$.seq') <> 'integer' OR NEW.selection ->> '$.seq' NOT BETWEEN 0 AND 9223372036854775807);
-    SELECT RAISE(ABORT, 'seqs is a list of 1 to 200 numbers, each a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.seqs') IS NOT NULL AND (json_type(NEW.selection, '$.seqs') <> 'array' OR json_array_length(NEW.selection, '$.seqs') NOT BETWEEN 1 AND 200
-            OR EXISTS (SELECT 1 FROM json_each(NEW.selection, '$.seqs') e WHERE e.type <> 'integer' OR e.value NOT BETWEEN 0 AND 9223372036854775807));
-    SELECT RAISE(ABORT, 'deliveries is a list of texts') WHERE json_type(NEW.selection, '$.deliveries') IS NOT NULL AND (json_type(NEW.selection, '$.deliveries') <> 'array' OR EXISTS (SELECT 1 FROM json_each(NEW.selection, '$.deliveries') e WHERE e.type <> 'text'));
-    SELECT RAISE(ABORT, 'state is one of dead, blocked, retrying, ready, waiting, received, delivered, unchanged, skipped, cancelled or corrected') WHERE json_type(NEW.selection, '$.state') IS NOT NULL AND coalesce(NEW.selection ->> '$.state' NOT IN ('dead', 'blocked', 'retrying', 'ready', 'waiting', 'received', 'delivered', 'unchanged', 'skipped', 'cancelled', 'corrected'), 1);
-    SELECT RAISE(ABORT, 'id is a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.id') IS NOT NULL AND (json_type(NEW.selection, '$.id') <> 'integer' OR NEW.selection ->> '$.id' NOT BETWEEN 0 AND 9223372036854775807);
-    SELECT RAISE(ABORT, 'source is a text that is not empty') WHERE json_type(NEW.selection, '$.source') IS NOT NULL AND (json_type(NEW.selection, '$.source') <> 'text' OR NEW.selection ->> '$.source' = '');
-    SELECT RAISE(ABORT, 'entity_type is a text that is not empty') WHERE json_type(NEW.selection, '$.entity_type') IS NOT NULL AND (json_type(NEW.selection, '$.entity_type') <> 'text' OR NEW.selection ->> '$.entity_type' = '');
-    SELECT RAISE(ABORT, 'entity_id is a text that is not empty') WHERE json_type(NEW.selection, '$.entity_id') IS NOT NULL AND (json_type(NEW.selection, '$.entity_id') <> 'text' OR NEW.selection ->> '$.entity_id' = '');
-    SELECT RAISE(ABORT, 'destination is a text that is not empty') WHERE json_type(NEW.selection, '$.destination') IS NOT NULL AND (json_type(NEW.selection, '$.destination') <> 'text' OR NEW.selection ->> '$.destination' = '');
-    SELECT RAISE(ABORT, 'api is a text that is not empty') WHERE json_type(NEW.selection, '$.api') IS NOT NULL AND (json_type(NEW.selection, '$.api') <> 'text' OR NEW.selection ->> '$.api' = '');
-    SELECT RAISE(ABORT, 'cause is a text that is not empty') WHERE json_type(NEW.selection, '$.cause') IS NOT NULL AND (json_type(NEW.selection, '$.cause') <> 'text' OR NEW.selection ->> '$.cause' = '');
-    SELECT RAISE(ABORT, 'status is a whole number from 100 to 599') WHERE json_type(NEW.selection, '$.status') IS NOT NULL AND (json_type(NEW.selection, '$.status') <> 'integer' OR NEW.selection ->> '$.status' NOT BETWEEN 100 AND 599);
-    SELECT RAISE(ABORT, 'error is a text that is not empty') WHERE json_type(NEW.selection, '$.error') IS NOT NULL AND (json_type(NEW.selection, '$.error') <> 'text' OR NEW.selection ->> '$.error' = '');
-    SELECT RAISE(ABORT, 'error_sha256 is a text that is not empty') WHERE json_type(NEW.selection, '$.error_sha256') IS NOT NULL AND (json_type(NEW.selection, '$.error_sha256') <> 'text' OR NEW.selection ->> '$.error_sha256' = '');
-    SELECT RAISE(ABORT, 'event_type is a text that is not empty') WHERE json_type(NEW.selection, '$.event_type') IS NOT NULL AND (json_type(NEW.selection, '$.event_type') <> 'text' OR NEW.selection ->> '$.event_type' = '');
-    SELECT RAISE(ABORT, 'since is a time with an offset from UTC, such as 2026-01-31T10:00:00Z') WHERE json_type(NEW.selection, '$.since') IS NOT NULL AND (json_type(NEW.selection, '$.since') <> 'text' OR NOT (NEW.selection ->> '$.since' GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9]*' AND (NEW.selection ->> '$.since' GLOB '*[Zz]' OR NEW.selection ->> '$.since' GLOB '*[+-][0-2][0-9]:[0-5][0-9]') AND date(substr(NEW.selection ->> '$.since', 1, 10)) IS substr(NEW.selection ->> '$.since', 1, 10) AND julianday(upper(NEW.selection ->> '$.since')) IS NOT NULL));
-    SELECT RAISE(ABORT, 'until is a time with an offset from UTC, such as 2026-01-31T10:00:00Z') WHERE json_type(NEW.selection, '$.until') IS NOT NULL AND (json_type(NEW.selection, '$.until') <> 'text' OR NOT (NEW.selection ->> '$.until' GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9]*' AND (NEW.selection ->> '$.until' GLOB '*[Zz]' OR NEW.selection ->> '$.until' GLOB '*[+-][0-2][0-9]:[0-5][0-9]') AND date(substr(NEW.selection ->> '$.until', 1, 10)) IS substr(NEW.selection ->> '$.until', 1, 10) AND julianday(upper(NEW.selection ->> '$.until')) IS NOT NULL));
-    SELECT RAISE(ABORT, 'until_fact is a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.until_fact') IS NOT NULL AND (json_type(NEW.selection, '$.until_fact') <> 'integer' OR NEW.selection ->> '$.until_fact' NOT BETWEEN 0 AND 9223372036854775807);
-    SELECT RAISE(ABORT, 'kinds is a list of texts') WHERE json_type(NEW.selection, '$.kinds') IS NOT NULL AND (json_type(NEW.selection, '$.kinds') <> 'array' OR EXISTS (SELECT 1 FROM json_each(NEW.selection, '$.kinds') e WHERE e.type <> 'text'));
-    SELECT RAISE(ABORT, 'command is a whole number from 0 to 9223372036854775807') WHERE json_type(NEW.selection, '$.command') IS NOT NULL AND (json_type(NEW.selection, '$.command') <> 'integer' OR NEW.selection ->> '$.command' NOT BETWEEN 0 AND 9223372036854775807);
-    SELECT RAISE(ABORT, 'force is true or false') WHERE json_type(NEW.selection, '$.force') IS NOT NULL AND (json_type(NEW.selection, '$.force') NOT IN ('true', 'false'));
-    SELECT RAISE(ABORT, 'backfill is true or false') WHERE json_type(NEW.selection, '$.backfill') IS NOT NULL AND (json_type(NEW.selection, '$.backfill') NOT IN ('true', 'false'));
-    SELECT RAISE(ABORT, 'everything is true or false') WHERE json_type(NEW.selection, '$.everything') IS NOT NULL AND (json_type(NEW.selection, '$.everything') NOT IN ('true', 'false'));
-    SELECT RAISE(ABORT, 'since is before until: exchange the two') WHERE julianday(upper(NEW.selection ->> '$.since')) >= julianday(upper(NEW.selection ->> '$.until'));
-    SELECT RAISE(ABORT, 'a replay without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until or state; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'replay' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seqs') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.deliveries') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.state') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
-    SELECT RAISE(ABORT, 'a retry without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'retry' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seqs') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.deliveries') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
-    SELECT RAISE(ABORT, 'a cancel without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since, until or state; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'cancel' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seqs') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.deliveries') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.state') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
-    SELECT RAISE(ABORT, 'an unblock without a condition is about everything that it could change: name one of route, seq, seqs, deliveries, source, entity_type, entity_id, destination, api, cause, status, error, error_sha256, event_type, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'unblock' AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seq') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.seqs') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.deliveries') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error_sha256') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.event_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
-    SELECT RAISE(ABORT, 'a readmit without a condition is about everything that it could change: name one of id, source, cause, status, error, since or until; or, if all is meant, {"everything": true}') WHERE NEW.kind = 'readmit' AND CASE WHEN json_type(NEW.selection, '$.id') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.cause') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.status') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.error') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.since') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.until') IS NOT NULL THEN 1 ELSE 0 END = 0 AND NOT coalesce(json_type(NEW.selection, '$.everything') = 'true', 0);
-    SELECT RAISE(ABORT, 'name one gate: route, destination, api or source; an entity by its source, entity_type and entity_id') WHERE NEW.kind IN ('pause', 'resume') AND CASE WHEN json_type(NEW.selection, '$.route') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.destination') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.api') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END <> 1;
-    SELECT RAISE(ABORT, 'an entity is named by its source, entity_type and entity_id') WHERE NEW.kind IN ('pause', 'resume') AND CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END > 0 AND CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END <> 3;
-    SELECT RAISE(ABORT, 'backfill is about one route, with everything that it ever took: name the route') WHERE coalesce(json_type(NEW.selection, '$.backfill') = 'true', 0) AND NOT (json_type(NEW.selection, '$.route') IS NOT NULL);
-    SELECT RAISE(ABORT, 'name the source that is to be swept') WHERE NEW.kind = 'sweep' AND NOT (json_type(NEW.selection, '$.source') IS NOT NULL);
-    SELECT RAISE(ABORT, 'name the entity that is to be erased: source, entity_type and entity_id') WHERE NEW.kind = 'erase' AND CASE WHEN json_type(NEW.selection, '$.source') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_type') IS NOT NULL THEN 1 ELSE 0 END + CASE WHEN json_type(NEW.selection, '$.entity_id') IS NOT NULL THEN 1 ELSE 0 END <> 3;
-    SELECT RAISE(ABORT, 'name the command by its number: command') WHERE NEW.kind IN ('stop', 'continue') AND NOT (json_type(NEW.selection, '$.command') IS NOT NULL);
-    SELECT RAISE(ABORT, 'a cancel is about deliveries that are dead, blocked, retrying, ready, waiting or received: no other state') WHERE NEW.kind = 'cancel' AND json_type(NEW.selection, '$.state') IS NOT NULL AND NEW.selection ->> '$.state' NOT IN ('dead', 'blocked', 'retrying', 'ready', 'waiting', 'received');
-    SELECT RAISE(ABORT, 'a replay is about deliveries that are dead, blocked, delivered, unchanged, skipped, cancelled or corrected: no other state') WHERE NEW.kind = 'replay' AND json_type(NEW.selection, '$.state') IS NOT NULL AND NEW.selection ->> '$.state' NOT IN ('dead', 'blocked', 'delivered', 'unchanged', 'skipped', 'cancelled', 'corrected');
-    SELECT RAISE(ABORT, 'pause, resume, sweep, stop and continue have no dry run') WHERE NEW.kind IN ('pause', 'resume', 'sweep', 'stop', 'continue') AND NEW.dry_run;
 END;
 
 CREATE TRIGGER relay_command_is_bounded AFTER INSERT ON relay_command

@@ -38,10 +38,11 @@ from relay.cli.options import open_database, require_known_filters
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
+    from relay.operations.asks import Selection
     from relay.store.database import Database
     from relay.store.operator.commands import Progress
     from relay.store.operator.plan import Plan
-    from relay.store.operator.selection import Act, Choice, Selection, Which
+    from relay.store.operator.selection import Act, Choice, Which
 
 GROUP_COLUMNS = (
     Column("count", "number", "deliveries"),

@@ -27,7 +27,7 @@ from relay.cli.carrying_out import Texts, carry_out
 from relay.cli.options import ThisEntity
 
 if TYPE_CHECKING:
-    from relay.store.operator.selection import Selection
+    from relay.operations.asks import Selection
 
 Reason = Annotated[str | None, typer.Option(help="Why; it is kept in the log. Needed with --yes.")]
 OfSeq = Annotated[int | None, typer.Option("--seq", min=0, max=MOST_NUMBER, help="This event.")]
@@ -288,7 +288,7 @@ def _selection(
     backfill: bool = False,
     everything: bool = False,
 ) -> Selection:
-    from relay.store.operator.selection import Selection
+    from relay.operations.asks import Selection
 
     if seqs and len(seqs) > MOST_SEQS:
         fail(f"name at most {MOST_SEQS} events: {len(seqs)} are given")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from inbox.cli.options import (
+    MOST_NUMBER,
     AsJson,
     AsNdjson,
     Columns,
@@ -58,7 +59,7 @@ def dead(
     error: OfError = None,
     since: Since = None,
     until: Until = None,
-    limit: Limit = 50,
+    limit: Limit = None,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,
@@ -74,25 +75,26 @@ def dead(
       relay dead --error "no value" --ndjson
     """
     from inbox.config.routing import chosen_routes
-    from relay.store import reads
+    from inbox.db.listing import read_rows
 
     form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     entity_type, entity_id = parse_entity(entity, may_be_a_type=True)
     with exit_on_error():
         config, database = open_database()
         require_known_filters(config, database, route=route, source=source, destination=destination, cause=cause)
-        wanted = reads.DeadFilter(
-            routes=chosen_routes(config, route, destination),
-            source=source,
-            entity_type=entity_type,
-            entity_id=entity_id,
-            event_type=event_type,
-            cause=cause,
-            status=status,
-            error=error,
-            since=since,
-            until=until,
-        )
-        rows = reads.dead_letters(database, wanted, limit)
-    more = f"{limit} shown; more with `--limit {2 * limit}`" if len(rows) >= limit else ""
+        wanted = {
+            "routes": chosen_routes(config, route, destination),
+            "source": source,
+            "entity_type": entity_type,
+            "entity_id": entity_id,
+            "event_type": event_type,
+            "cause": cause,
+            "status": status,
+            "error": error,
+            "since": since,
+            "until": until,
+        }
+        most = form.most(limit)
+        rows = read_rows(database.engine, "dead", wanted, most or MOST_NUMBER)
+    more = f"{most} shown; more with `--limit {2 * most}`" if most is not None and len(rows) >= most else ""
     show(rows, COLUMNS, form, empty="no dead letters", more=more)

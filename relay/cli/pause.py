@@ -136,8 +136,9 @@ def resume(
 
 def _retry_behind(gate: Gate, reason: str, *, at_once: bool) -> None:
     """Make the attempts that wait behind a gate due, or offer it."""
+    from relay.operations.asks import Selection
     from relay.store.operator import commands, selected
-    from relay.store.operator.selection import Choice, Selection
+    from relay.store.operator.selection import Choice
 
     chosen = Selection(**msgspec.structs.asdict(gate))
     with exit_on_error():

@@ -10,6 +10,7 @@ import typer
 
 from inbox.cli.options import (
     AsNdjson,
+    End,
     OfDestination,
     OfEntity,
     OfError,
@@ -89,6 +90,7 @@ def tail(
     status: OfStatus = None,
     error: OfError = None,
     since: Since = None,
+    end: End = False,
     wide: Wide = False,
     as_ndjson: AsNdjson = False,
 ) -> None:
@@ -101,6 +103,7 @@ def tail(
       relay tail --route user-to-crm --kind attempt_failed
       relay tail --destination crm --since 15m
       relay tail --cause server_error --ndjson
+      relay tail --since 2026-01-01 --end --ndjson > facts.ndjson
     """
     from inbox.config.routing import chosen_routes
     from relay.delivery.facts import KINDS
@@ -124,7 +127,7 @@ def tail(
             error=error,
         )
         out = Rolling(COLUMNS, form)
-        for _, row in follow(database.engine, [OUTCOMES], since):
+        for _, row in follow(database.engine, [OUTCOMES], since, ends=end):
             if wanted.admits(row):
                 out.add(row, shown={"what": _what(row)})
 

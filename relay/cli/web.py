@@ -42,7 +42,7 @@ def web(
     if context.invoked_subcommand is not None:
         return
     from inbox.loader.load import load_file
-    from relay.web.start import page_of
+    from relay.web.app import page_of
 
     with exit_on_error():
         load_file().make(page_of)  # gunicorn would say the same, below its own lines

@@ -38,31 +38,32 @@ class Claimer:
     def read_gates(self) -> None:
         """Read pauses, and breakers that this relay or another has opened."""
         before, self.gates = self.gates, gates.read_gates(self._database)
+        if self.gates.paused_entities != before.paused_entities:
+            self._places = Places()  # what was paused is due since long before them
         self._observer.gates_changed(before, self.gates)
 
     def claim(self) -> int:
         """Fill every pool that wants more; claim one delivery of a route whose breaker is half open. Returns how many."""
         generation = self._generations.active
-        wanted = [(self._admitted(routes), room) for routes, room in generation.wanted()]
-        claim_filters = generation.claim_filters(self.gates)
+        wanted = [room._replace(routes=self._admitted(room.routes)) for room in generation.wanted()]
         claimed = 0
         self.ran_short = False
         self._keep_failing(claim.STEP)
-        if any(routes for routes, _ in wanted):
+        if any(room.routes for room in wanted):
             asked_at = self._leases.began_asking()
             found = claim.claim(
-                self._database, self._node, wanted, claim_filters, places=self._places, policies=generation.policies
+                self._database, self._node, wanted, generation.limits, places=self._places, policies=generation.policies
             )
             claimed = self._submit(found, asked_at)
-            self.ran_short = claimed < sum(room for routes, room in wanted if routes)
-        for route in self._admitted(generation.routes, "probe"):
+            self.ran_short = claimed < sum(room.number for room in wanted if room.routes)
+        for route in self._to_probe():
             asked_at = self._leases.began_asking()
             found = claim.claim_probe(
                 self._database,
                 self._node,
                 route,
                 list(generation.policies[route].breakers),
-                claim_filters[route],
+                generation.limits[route],
                 places=self._places,
                 policies=generation.policies,
             )
@@ -75,16 +76,19 @@ class Claimer:
 
         While there are any, the next call claims again at once; otherwise a second later.
         """
-        self._keep_failing(claim.STEP_OF_SUSPECTS)
         if self._generations.suspects or time.monotonic() < self._suspects_at:
             return 0
         generation = self._generations.active
         routes = self._admitted(generation.routes)
         asked_at = self._leases.began_asking()
-        found = claim.claim_suspect(self._database, self._node, routes, self.gates.paused_entities, generation.policies)
+        found = claim.claim_suspect(self._database, self._node, routes, generation.policies)
         claimed = self._submit(found, asked_at)
         self._suspects_at = 0.0 if claimed else time.monotonic() + SUSPECTS_EVERY_SECONDS
         return claimed
+
+    def _to_probe(self) -> list[str]:
+        routes = self._admitted(self._generations.active.routes, "probe")
+        return claim.due_routes(self._database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
     def _keep_failing(self, step: str) -> None:
         """Let a step that has left deliveries not count as recovered because it asks for none this time."""

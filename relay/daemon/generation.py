@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -19,11 +20,12 @@ from relay.daemon.alert_sender import AlertSender, PostResult, alert_client
 from relay.daemon.attempt_span import begin_attempt
 from relay.daemon.lease_renewal import Leases, claim_of
 from relay.daemon.pool import FinishedAttempt, WorkerPool
-from relay.delivery.gates import Admission, ClaimFilter, GateKey, Gates
+from relay.delivery.gates import Admission, GateKey, Gates, RateLimit
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import breaker_limits, policies
 from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
+from relay.store.claim import MOST_BYTES, Room
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import scheduled
 
@@ -78,7 +80,7 @@ class Generation:
         self.policies = policies(config)
         self.alert_sender = AlertSender(prepared.alert_client, config.alerts.format, stop=stop, now=now, done=put)
         self._deliverers = prepared.deliverers
-        self._pools: list[WorkerPool] = []
+        self._pools = deque[WorkerPool]()
         self._pool_of: dict[str, WorkerPool] = {}
         for name, destination in config.destinations.items():
             deliverers = {r: d for r, d in self._deliverers.items() if config.routes[r].destination == name}
@@ -102,9 +104,14 @@ class Generation:
         """The number of those that may be the cause of a crash."""
         return sum(pool.suspects for pool in self._pools)
 
-    def wanted(self) -> list[tuple[list[str], int]]:
-        """For each pool that wants more: its routes in turn, and its free capacity."""
-        return [(pool.take_turn(), pool.capacity) for pool in self._pools if pool.wants_more]
+    def wanted(self) -> list[Room]:
+        """The room of each pool that wants more. Each time another pool is the first."""
+        self._pools.rotate(-1)
+        share = MOST_BYTES // max(len(self._pools), 1)
+        rooms = [
+            Room(pool.take_turn(), pool.capacity, share - pool.bytes_in_hand) for pool in self._pools if pool.wants_more
+        ]
+        return [room for room in rooms if room.most_bytes > 0]
 
     def recently_failing(self, gates: Gates) -> frozenset[GateKey]:
         """The endpoints of its routes that have failed lately, as far as `gates` show."""
@@ -114,11 +121,10 @@ class Generation:
         """Return the routes among these to which `gates` give one of the admissions."""
         return [route for route in routes if gates.admit(self.policies[route].gates) in admissions]
 
-    def claim_filters(self, gates: Gates) -> dict[str, ClaimFilter]:
-        """Return what the deliveries of each route have to pass."""
-        return {
-            route: ClaimFilter(gates.paused_entities, policy.rate_limits) for route, policy in self.policies.items()
-        }
+    @property
+    def limits(self) -> dict[str, tuple[RateLimit, ...]]:
+        """The rate limits of each route."""
+        return {route: policy.rate_limits for route, policy in self.policies.items()}
 
     def submit(self, delivery: Delivery) -> None:
         """Queue a delivery in the pool of its route."""

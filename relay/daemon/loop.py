@@ -301,9 +301,9 @@ class Relay:
 
     def _is_drained(self) -> bool:
         """Return whether only held-back deliveries are left: a drain doesn't wait for a gate to open."""
-        active, gates = self._generations.active, self._claimer.gates
-        routes = active.admitted(gates, active.routes, "all", "probe")
-        return nodes.is_drained(self._database, routes, gates.paused_entities)
+        active = self._generations.active
+        routes = active.admitted(self._claimer.gates, active.routes, "all", "probe")
+        return nodes.is_drained(self._database, routes)
 
     def _shut_down(self) -> None:
         """Release unstarted deliveries; let running calls finish within the grace period, and cut them after it."""

@@ -68,6 +68,7 @@ class WorkerPool:
         self._finished = finished
         self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self.in_hand = 0
+        self.bytes_in_hand = 0
         self.suspects = 0
         """The number of deliveries in hand that may be the cause of a crash."""
         self._threads = [
@@ -94,12 +95,14 @@ class WorkerPool:
     def submit(self, delivery: Delivery) -> None:
         """Queue a delivery; its outcome comes as a `FinishedAttempt`."""
         self.in_hand += 1
+        self.bytes_in_hand += len(delivery.body or b"")
         self.suspects += delivery.is_suspect
         self._queue.put(delivery)
 
     def release(self, delivery: Delivery) -> None:
         """Free the capacity of a delivery that is recorded, or goes back."""
         self.in_hand -= 1
+        self.bytes_in_hand -= len(delivery.body or b"")
         self.suspects -= delivery.is_suspect
 
     def withdraw_unstarted(self) -> list[Delivery]:

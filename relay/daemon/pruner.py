@@ -1,6 +1,6 @@
 """Deletes expired rows in a thread of its own, so that retention delays no delivery.
 
-The database grants each turn (`inbox.db.retention.state`), so that one relay process at a time prunes. Each kind of rows
+The database grants each turn (`inbox.db.pruning`), so that one relay process at a time prunes. Each kind of rows
 is a step of its own: one that fails holds up no other.
 """
 
@@ -17,10 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import steady
 from inbox.config.retention import Retention, RetentionKind
-from inbox.db.retention import payloads, state
-from inbox.db.retention.kinds import STEPS
-from inbox.db.retention.pruned import Pruned
-from inbox.db.retention.rounds import LeasedPruner, LeaseLost, PassedOver, expires, expiry_of
+from inbox.db import leaves, pruning
+from inbox.db.pruning import LeasedPruner, LeaseLost, PassedOver
+from inbox.db.retention import STEPS, Pruned, expiry_of
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
@@ -82,14 +81,14 @@ class Pruner:
 
     def _take_turn(self) -> None:
         with self._database.read() as transaction:
-            due = transaction.execute(state.is_due(self._database.sql), **state.seconds())
+            due = transaction.execute(pruning.is_due(self._database.sql), **pruning.seconds())
         if not due or not due[0].is_due:
             return
         turn = self._pruner.take()
         if turn is None:
             return
         self._has_lease = True
-        clock = state.trusted_clock(turn.now, turn.clock)
+        clock = pruning.trusted_clock(turn.now, turn.clock)
         try:
             self._steps.run("prune", partial(self._prepare, turn.now), None, subject="leaves")
             self._round(clock)
@@ -100,7 +99,7 @@ class Pruner:
     def _round(self, clock: datetime) -> None:
         """Prune every kind in turn, until nothing has expired or the round is over."""
         until = steady() + ROUND_SECONDS
-        rest: list[RetentionKind] = [kind for kind in STEPS if expires(self._retention, kind)]
+        rest: list[RetentionKind] = [kind for kind in STEPS if not self._retention.age_of(kind).is_forever]
         while rest and self._has_lease and not self._stop.is_set() and steady() < until:
             rest = [kind for kind in rest if self._is_unfinished(kind, clock)]
 
@@ -108,7 +107,7 @@ class Pruner:
         """Make the leaves that the next payloads go into; their size follows from the real time, not that of retention."""
         age = self._retention.payloads
         with self._begin(1) as connection:
-            payloads.prepare(connection, now, None if age.is_forever else timedelta(seconds=float(age)))
+            leaves.prepare(connection, now, None if age.is_forever else timedelta(seconds=float(age)))
 
     def _is_unfinished(self, kind: RetentionKind, clock: datetime) -> bool:
         """Prune a kind for a while. Returns whether more is to be done at once."""
@@ -131,7 +130,7 @@ class Pruner:
             self._has_lease = False
             return False
         with self._database.read() as transaction:
-            behind = state.read(transaction.connection, kind).behind_seconds
+            behind = pruning.read(transaction.connection, kind).behind_seconds
         self._observer.pruned(kind, rows, size, behind)
         return not is_done
 

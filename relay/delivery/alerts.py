@@ -49,7 +49,7 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
     "step_failed": ("the relay's step {subject} fails: {error}", "the relay's step {subject} works again"),
     "intake_stopped": ("the {subject} can store nothing: {error}", "the {subject} stores webhooks again"),
     "retention_behind": (
-        "retention of {subject} is behind by {behind_seconds} s: {pruned_per_day} rows pruned a day, {arrived_per_day} arrived",
+        "retention of {subject} is behind by {behind_seconds} s",
         "retention of {subject} has caught up",
     ),
 }

@@ -28,6 +28,7 @@ from inbox.config.breaker import BreakerLimits
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.events.event import escape, split
+from relay.operations.asks import OneGate
 
 GateKey = tuple[str, str]
 """kind and name of a row of `gate`."""
@@ -166,29 +167,8 @@ _ROUNDING = 1e-6
 """Tolerance for times stored in microseconds."""
 
 
-class ClaimFilter(msgspec.Struct, frozen=True):
-    """The conditions for claiming deliveries of a route."""
-
-    paused: tuple[Entity, ...] = ()
-    """Entities whose deliveries a claim passes over."""
-    rate_limits: tuple[RateLimit, ...] = ()
-
-
-NO_FILTER = ClaimFilter()
-
-
-class Gate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The gate that an operator names: a route, destination, api, source, or entity of a source.
-
-    It is the JSON of `relay_command.selection`.
-    """
-
-    route: str | None = None
-    destination: str | None = None
-    api: str | None = None
-    source: str | None = None
-    entity_type: str | None = None
-    entity_id: str | None = None
+class Gate(OneGate, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The gate that an operator names."""
 
     @property
     def key(self) -> GateKey:
@@ -232,13 +212,15 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Gates(msgspec.Struct, frozen=True):
-    """A snapshot of the closed gates. A gate that is not in it is open."""
+    """A snapshot of the closed gates, but for those of entities. A gate that is not in it is open."""
 
     at: datetime = datetime.min.replace(tzinfo=UTC)
     paused: frozenset[GateKey] = frozenset()
     breakers: Mapping[GateKey, Breaker] = {}
     held: Mapping[GateKey, Held] = {}
     """Endpoints that have asked for no further call; a hold may be over."""
+    paused_entities: int = 0
+    """The number of paused entities: there may be very many, and each claim passes over theirs by itself."""
 
     def admit(self, through: Iterable[GateKey]) -> Admission:
         """Return the limit for claims of a route with these gates."""
@@ -265,12 +247,6 @@ class Gates(msgspec.Struct, frozen=True):
                 and self.at - breaker.window_began_at < timedelta(seconds=limits[key].window)
             )
         )
-
-    @property
-    def paused_entities(self) -> tuple[Entity, ...]:
-        """The paused entities, sorted."""
-        entities = [entity_of(name) for kind, name in self.paused if kind == "entity"]
-        return tuple(sorted(entity for entity in entities if entity is not None))
 
 
 def entity_key(source: str, entity_type: str, entity_id: str) -> GateKey:

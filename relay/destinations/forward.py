@@ -16,8 +16,8 @@ from inbox.config.endpoint import ForwardDestination
 from inbox.config.model import Route
 from inbox.config.types import Secret
 from inbox.errors import BodyErased, ConfigError, collect_config_errors
+from inbox.sources.presets.standard_webhooks import by_private_key, signature
 from inbox.sources.signing import Message, signed_headers
-from inbox.sources.standard_webhooks import by_private_key, signature
 from relay.delivery.outcome import Delivered, Delivery, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.client import Request

@@ -22,7 +22,7 @@ from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed
 from relay.destinations.base import Clients, Context
 from relay.handler import Event, GiveUp, Retry, Skip
 from relay.sync.compiled_route import event_scope
-from relay.sync.functions import Function, function_of
+from relay.sync.expressions import Function, function_of
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from relay.http.client import Request
 from relay.http.target import header_value
 from relay.sync.compiled_route import event_scope
 from relay.sync.expressions import Scope, encode
-from relay.sync.query_escaping import FORMS
+from relay.sync.forms import FORMS
 from relay.sync.templates import Placeholder, Template, encoded
 
 LONGEST_MESSAGE = 40_000

@@ -8,22 +8,55 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
-from inbox.config.endpoint import SyncDestination
+import msgspec
+
+from inbox.config.endpoint import Api, ApiHeader, Endpoint, SyncDestination
+from inbox.config.headers import titled
 from inbox.config.model import Route
+from inbox.config.sync import SyncRoute
 from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
 from relay.destinations.base import Caller, Clients, Context
-from relay.destinations.sync_plan import plan_of
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request
 from relay.http.target import header_value
-from relay.sync.answers import picked, reported_error
-from relay.sync.calls import FIELDS, CallPlan, patch_body
-from relay.sync.compiled_route import SyncPlan, event_scope, last_modified, usable_etag
+from relay.sync.calls import FIELDS, CallPlan, patch_body, picked, reported_error
+from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified, usable_etag
 from relay.sync.expressions import Scope, decode, digest, encode
-from relay.sync.match import require_carried, require_entity
-from relay.sync.search import FindPlan, Search, can_be_named
+from relay.sync.find import FindPlan, Search, can_be_named, require_carried, require_entity
+
+
+def plan_of(route: str, sync: SyncRoute, source: Api, destination: SyncDestination) -> SyncPlan:
+    """Compile the sync table of a route between these endpoints.
+
+    Raises:
+        ConfigError: something in it can't be used. The text has a line for each mistake.
+    """
+    plan = compile_sync(route, sync)
+    checks = {"fetch": partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)}
+    checks |= {
+        step: partial(require_no_credentials, call, f"routes.{route}.sync.{step}", destination)
+        for step, call in plan.calls_to_destination
+    }
+    collect_config_errors(checks)
+    # An ETag of another service, or a counterpart in another one, proves nothing.
+    config = digest([plan.config.hex(), source.base_url, destination.base_url, destination.name])
+    return msgspec.structs.replace(plan, config=config)
+
+
+def require_no_credentials(call: CallPlan, where: str, endpoint: Endpoint) -> None:
+    """Refuse a call whose own headers would replace the endpoint's credentials.
+
+    Raises:
+        ConfigError: one of them has the name of the header in `auth`.
+    """
+    if isinstance(endpoint.auth, ApiHeader) and titled(endpoint.auth.name) in dict(call.headers):
+        raise ConfigError(f"{where}.headers: {endpoint.auth.name!r} is set by the endpoint's auth; remove it here")
+
+
+# --- an attempt, step by step
+
 
 _REPLICA_LAG = timedelta(seconds=5)
 """For so long after the arrival of its event, an entity that is not found may be missing on a lagging replica only."""

@@ -1,16 +1,17 @@
-"""Answers of HTTP calls: their error classes and what they ask of the caller. Pure."""
+"""Answers of HTTP calls: their error classes, what they ask of the caller, and excerpts without secrets. Pure."""
 
 from __future__ import annotations
 
+import base64
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 import msgspec
 
-from relay.delivery.outcome import Call, ErrorClass, Failed
-from relay.http.redactor import Redactor
+from relay.delivery.outcome import Call, ErrorClass, Failed, RateHold
 
 BY_STATUS: dict[int, ErrorClass] = {
     401: "auth",
@@ -103,3 +104,208 @@ def parse_http_date(value: str | None) -> datetime | None:
         return None
     # "-0000": UTC, of unknown place (RFC 5322 §3.3)
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+# --- Masks secrets in what is kept of calls and their answers. Pure.
+
+
+EXCERPT_BYTES = 4096
+_SHORTEST_SECRET = 4
+"""Masking a shorter secret would black out half of an excerpt and hide nothing."""
+_LOOKED_FOR = 64
+"""Characters searched of a secret that another system chose: for 2,000, in all spellings, a search blocked all threads for 3 s."""
+_WINDOW = 4 * EXCERPT_BYTES
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Postgres can't store a NUL; the others control a terminal. The last two ranges change the direction of text."""
+_SENSITIVE = re.compile(
+    r"""((?:token|passwd|password|pwd|secret|authorization|api[_-]?key|cookie|credential|signature)[\w-]{0,40}
+        [\\"']{0,4}\s{0,8}[:=]\s{0,8})
+        (?: "(?:[^"\\]|\\.)*"?                          # a JSON string, perhaps cut short
+          | \\"[^"]*"?                                  # one inside another
+          | [\[{][^\]}]*[\]}]?                          # a list or an object of them
+          | (?:(?:bearer|basic)\s+)?[^\s,;&"'<>}\]]+    # a form's, a header's
+        )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+MASK = "***"
+
+
+def name_only(pair: str) -> str:
+    """Return a pair of a query without its value, which may be a secret."""
+    name, equals, _ = pair.partition("=")
+    return f"{name}=…" if equals else "…"
+
+
+class Redactor:
+    """Makes excerpts of answers. It masks the endpoint's own secrets, and every value whose key names a secret."""
+
+    def __init__(self, secrets: Iterable[str], issued: str = "") -> None:
+        """Compile the patterns; `issued` is a secret that another system chose, however long."""
+        self._secrets = frozenset(secrets)
+        patterns: set[str] = set()
+        for secret in self._secrets:
+            patterns |= _patterns(secret)
+        if len(issued) > _LOOKED_FOR:
+            patterns |= _patterns(issued[:_LOOKED_FOR], and_on=_FURTHER if _QUOTES.isdisjoint(issued) else r"\S*")
+        else:
+            patterns |= _patterns(issued)
+        longest_first = sorted(patterns, key=len, reverse=True)
+        self._own = re.compile("|".join(longest_first)) if longest_first else None
+
+    def besides(self, secret: str) -> Redactor:
+        """Return a redactor that also masks this secret, which another system chose."""
+        return Redactor(self._secrets, secret)
+
+    def excerpt(self, body: bytes) -> str | None:
+        """Return the beginning of `body`, at most 4 KiB of UTF-8; None when it is empty.
+
+        The endpoint's own secrets are masked before the cut, so that no half of one is left at the edge.
+        """
+        text = body.decode("utf-8", "replace")
+        if self._own is not None:
+            text = self._own.sub(MASK, text)
+        text = _SENSITIVE.sub(rf"\1{MASK}", text[:_WINDOW])
+        text = _UNPRINTABLE.sub("\ufffd", text)
+        return text.encode()[:EXCERPT_BYTES].decode("utf-8", "ignore") or None
+
+
+_QUOTES = frozenset("\"'<>")
+_FURTHER = r"[^\s\"'<>]*"
+"""The rest of a secret whose beginning was found, and perhaps a little more."""
+
+
+def _patterns(secret: str, and_on: str = "") -> set[str]:
+    """Return patterns for every encoding of a secret; `and_on` matches its rest."""
+    if len(secret) < _SHORTEST_SECRET:
+        return set()
+    base64_end = and_on or "[A-Za-z0-9+/_-]?={0,2}"
+    return {_spelled(secret) + and_on, *(_spelled(part) + base64_end for part in _in_base64(secret))}
+
+
+def _spelled(secret: str) -> str:
+    """Return a pattern for every way in which JSON, URLs and HTML write it, nested ones too."""
+    once = re.sub(r"\\+", r"\\", secret)  # a run of backslashes is matched as one: there would be too many ways
+    return "".join(char if char.isascii() and char.isalnum() else _spelled_char(char) for char in once)
+
+
+def _spelled_char(char: str) -> str:
+    units = char.encode("utf-16-be").hex()
+    escaped = r"\\{1,15}u".join(units[start : start + 4] for start in range(0, len(units), 4))
+    plain = "|".join((f"u{escaped}", re.escape(char), *_ALIKE.get(char, ())))
+    percent = "".join(f"%(?:25){{0,3}}{byte:02x}" for byte in char.encode())
+    entity = f"&(?:amp;){{0,3}}(?:#0*{ord(char)}|#x0*{ord(char):x}|{_ENTITIES.get(char, 'none')});"
+    if char == "\\":
+        return f"(?i:{percent}|{entity}|{plain}){{1,60}}+"
+    return rf"(?i:{percent}|{entity}|\\{{0,15}}(?:{plain}))"
+
+
+def _in_base64(secret: str) -> Iterator[str]:
+    """Yield its form in the base64 of any text that holds it, for each of the three offsets."""
+    data = secret.encode()
+    for before in range(3):
+        whole = base64.b64encode(bytes(before) + data).decode()
+        yield whole[(before * 8 + 5) // 6 : (before + len(data)) * 8 // 6]
+
+
+_ALIKE = {" ": (r"\+",), "+": ("-",), "/": ("_",), "\t": ("t",)}
+"""Spellings in forms, in base64 for URLs, and in JSON."""
+_ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
+
+
+# --- Rate limits that an answer's headers report: for how long the endpoint asks for no further call. Pure.
+#
+# `X-RateLimit-Reset` is a time in seconds since 1970 (GitHub) or a number of seconds from now (others); `X-Rate-Limit-Reset`
+# is Okta's. `RateLimit` is the IETF's (draft-ietf-httpapi-ratelimit-headers): `"default";r=0;t=30` since version 08,
+# `limit=100, remaining=0, reset=30` before. A downstream may write anything there: all that is no number is ignored.
+
+
+LONGEST_SECONDS = 86400.0
+"""Longest hold that is read; the endpoint's `longest_hold` cuts it further."""
+_NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
+_REMAINING = ("X-RateLimit-Remaining", "X-Rate-Limit-Remaining", "RateLimit-Remaining")
+_RESETS = ("X-RateLimit-Reset", "X-Rate-Limit-Reset", "RateLimit-Reset", "X-RateLimit-Reset-After")
+_FIRST_EPOCH = 10**9
+"""A larger number of seconds is a time since 1970 (from 2001 on), a smaller one a duration (up to 31 years)."""
+_FIRST_EPOCH_IN_MILLISECONDS = 10**11
+_PARAMETER = re.compile(r"(?:^|[;,\s])(remaining|reset|r|t)=([0-9]{1,15})(?![0-9])")
+_SHOPIFY = "X-Shopify-Shop-Api-Call-Limit"
+_BUCKET = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
+_BUCKET_LEAKS_SECONDS = 1.0
+"""Shopify's bucket leaks two calls a second, so that a full one has room again soon."""
+_RETRY_LATER = {HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
+_LONGEST_HEADER = 1000
+
+
+def rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> RateHold | None:
+    """Return for how long the endpoint asks for no further call; None when it doesn't.
+
+    `Retry-After` counts with a 2xx, 403 (GitHub's secondary limits) and 429. With a 202 it means something else, and a 503
+    may be about one entity alone: it delays that delivery, and the breaker judges the endpoint.
+    """
+    found = [
+        hold
+        for hold in (
+            _by_retry_after(headers.get("Retry-After"), status, now),
+            _by_remaining(headers, now),
+            _by_ietf(headers.get("RateLimit")),
+            _by_bucket(headers.get(_SHOPIFY)),
+        )
+        if hold is not None and hold.seconds > 0
+    ]
+    if not found:
+        return None
+    longest = max(found, key=lambda hold: hold.seconds)
+    return RateHold(min(longest.seconds, LONGEST_SECONDS), longest.why)
+
+
+def _by_retry_after(value: str | None, status: int, now: datetime) -> RateHold | None:
+    is_success = status // 100 == 2 and status != HTTPStatus.ACCEPTED  # noqa: PLR2004  # a 202 says when to look for the result
+    if value is None or len(value) > _LONGEST_HEADER or not (is_success or status in _RETRY_LATER):
+        return None
+    seconds = parse_retry_after(value, now)
+    return None if seconds is None else RateHold(seconds, "Retry-After")
+
+
+def _by_remaining(headers: Mapping[str, str], now: datetime) -> RateHold | None:
+    name = next((name for name in _REMAINING if _number(headers.get(name)) == 0), None)
+    if name is None:
+        return None
+    # The time of the answer, by the clock that the reset is by.
+    at = parse_http_date(headers.get("Date")) or now
+    seconds = (_seconds_until(_number(headers.get(reset)), at) for reset in _RESETS)
+    return next((RateHold(each, f"{name} is 0") for each in seconds if each is not None), None)
+
+
+def _seconds_until(reset: float | None, at: datetime) -> float | None:
+    if reset is None or reset < _FIRST_EPOCH:
+        return reset
+    epoch = reset / 1000 if reset >= _FIRST_EPOCH_IN_MILLISECONDS else reset
+    return epoch - at.timestamp()
+
+
+def _by_ietf(value: str | None) -> RateHold | None:
+    if value is None or len(value) > _LONGEST_HEADER:
+        return None
+    resets = [reset for remaining, reset in _policies(value.lower()) if remaining == 0 and reset is not None]
+    return RateHold(float(max(resets)), "RateLimit has no call left") if resets else None
+
+
+def _policies(value: str) -> Iterator[tuple[int | None, int | None]]:
+    """Yield the remaining calls and the seconds until the reset, of each policy in a `RateLimit`."""
+    parts = [value] if "remaining=" in value else value.split(",")
+    for part in parts:
+        found = {name[:1] if len(name) == 1 else name: int(number) for name, number in _PARAMETER.findall(part)}
+        yield found.get("remaining", found.get("r")), found.get("reset", found.get("t"))
+
+
+def _by_bucket(value: str | None) -> RateHold | None:
+    bucket = None if value is None else _BUCKET.fullmatch(value.strip())
+    if bucket is None or not 0 < int(bucket[2]) <= int(bucket[1]):
+        return None
+    return RateHold(_BUCKET_LEAKS_SECONDS, f"{_SHOPIFY} is used up")
+
+
+def _number(value: str | None) -> float | None:
+    if value is None or _NUMBER.fullmatch(value.strip()) is None:
+        return None
+    return float(value)

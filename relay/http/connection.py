@@ -20,8 +20,8 @@ from urllib3.response import HTTPResponse
 from inbox.clock import steady
 from inbox.errors import ConfigError
 from relay.http import guard
+from relay.http.guard import RunningCall
 from relay.http.response import StrictResponse
-from relay.http.watchdog import RunningCall
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 """Its warnings show whole URLs, including secrets in them, and text that the other side sent."""

@@ -15,9 +15,8 @@ from inbox.config.endpoint import ApiOauth2
 from inbox.errors import Unreadable, UnusableAnswer
 from inbox.events import strict_json
 from relay.delivery.outcome import Call, ErrorClass
-from relay.http.answer import Answer
+from relay.http.answer import Answer, Redactor
 from relay.http.client import HttpClient, Limits, Request
-from relay.http.redactor import Redactor
 
 RENEWED_BEFORE_SECONDS = 30.0
 """A token is renewed so long before it expires: a call with it may take some time."""

@@ -19,8 +19,8 @@ from inbox.config.headers import is_name, may_be_set, titled
 from inbox.config.model import Outbound
 from inbox.errors import ConfigError, collect_config_errors
 from relay.http import guard
+from relay.http.answer import Redactor
 from relay.http.connection import tls_context
-from relay.http.redactor import Redactor
 
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
 _LEFT_AS_THEY_ARE = "\t" + "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")

@@ -13,8 +13,8 @@ from sqlalchemy import text
 
 from inbox.config.model import Config
 from inbox.config.source import Source
-from inbox.db.retention import state
-from inbox.db.retention.kinds import STEPS
+from inbox.db import pruning
+from inbox.db.retention import STEPS
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
 from relay.store.alerts import note
@@ -181,14 +181,11 @@ def _recovered_steps(firing: Firing, transaction: Transaction) -> Iterator[Alert
 def _retention(now: datetime, transaction: Transaction) -> Iterator[Alert]:
     """Kinds of rows that are deleted more slowly than they arrive: a pruner has had an hour to catch up."""
     for kind in STEPS:
-        progress = state.read(transaction.connection, kind)
+        progress = pruning.read(transaction.connection, kind)
         is_behind = progress.behind_since is not None and progress.behind_since <= now - CATCH_UP_WITHIN
-        detail = {
-            "behind_seconds": progress.behind_seconds,
-            "pruned_per_day": progress.rows_per_day(now),
-            "arrived_per_day": progress.arrived_yesterday,
-        }
-        yield Alert("retention_behind", kind, is_behind, detail if is_behind else {})
+        yield Alert(
+            "retention_behind", kind, is_behind, {"behind_seconds": progress.behind_seconds} if is_behind else {}
+        )
 
 
 _FIRING = text("""

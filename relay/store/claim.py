@@ -1,11 +1,16 @@
-"""Claim: leases heads, shared by all relays through the database alone. Leases and due times use the database's clock."""
+"""Claim: leases heads, shared by all relays through the database alone. Leases and due times use the database's clock.
+
+An attempt counts once its lease is committed; its event is loaded afterwards. So a body that kills the process, or takes the
+database too long, is met by nobody again before its lease has run out, and is dealt with as any other crash.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,101 +19,165 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import Sql, is_turn_timeout, is_wait_timeout
 from inbox.db.parameters import rows_param
+from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
-from relay.delivery.gates import NO_FILTER, BreakerState, ClaimFilter, Entity, GateKey, RateLimit, probe
+from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import Policies
-from relay.store.database import Database, read_keys
+from relay.store.bulkhead import in_parts
+from relay.store.database import Database
 from relay.store.events import with_events
-from relay.store.gates import Locked, lock_all, store, use_rates
-from relay.store.leases import LEASE_SECONDS
-from relay.store.paused_entities import not_paused, paused_param, see
-from relay.store.scan_positions import LATE, START, Cursor, Places
-from relay.store.transaction import Key, Transaction
-from relay.store.unreadable import claiming_what_can_be_loaded
+from relay.store.gates import NOT_PAUSED, Locked, lock_all, store, use_rates
+from relay.store.leases import LEASE_SECONDS, give_back
+from relay.store.quarantine import Cause, quarantine
+from relay.store.scan_positions import LATE, Places
+from relay.store.transaction import Transaction, key_text, keys_param
 
 STEP = "claim"
 STEP_OF_SUSPECTS = "claim_suspect"
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
 """The longest wait for a relay that has claimed the probe of a breaker and may have died."""
+MOST_BYTES = 32 * 1024 * 1024
+"""Bodies that a relay has in hand, of all destinations together; beyond it, each destination has one at a time."""
+LOADED_AT_ONCE = 4 * 1024 * 1024
+"""Bodies that are read together; a larger one is read alone. On their way from Postgres they take three times as much."""
+MANY_ROUTES = 16
+"""Of more routes than this, those with nothing due are found first, all by one statement."""
+LONGEST_SECONDS = 1.0
+"""The time that a claim may begin with further routes; the next claim goes on with them."""
 
-_NOTHING_TO_PASS: Mapping[str, ClaimFilter] = {}
+_BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 _NO_POLICIES: Policies = {}
 
-Wanted = Sequence[tuple[Sequence[str], int]]
-"""For each destination its routes in turn, and the number of deliveries that it has room for."""
+RateLimits = Mapping[str, Sequence[RateLimit]]
+"""By route; a route that is missing has none."""
+_NO_LIMITS: RateLimits = {}
+
+
+class Room(NamedTuple):
+    """The room that a destination has: for a number of deliveries, and as long as those before one leave some bytes."""
+
+    routes: Sequence[str]
+    """Its routes, in turn."""
+    number: int
+    most_bytes: int = MOST_BYTES
 
 
 def claim(
     database: Database,
     relay_node: str,
-    wanted: Wanted,
-    claim_filters: Mapping[str, ClaimFilter] = _NOTHING_TO_PASS,
+    wanted: Sequence[Room],
+    limits: RateLimits = _NO_LIMITS,
     *,
     places: Places | None = None,
     policies: Policies = _NO_POLICIES,
 ) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
-    `claim_filters` holds the pauses and rate limits of each route; a route without one has none. `places` keeps scan
-    positions between claims; without it each claim scans from the beginning, past some thousands of paused heads at most.
+    `places` keeps scan positions between claims; without it each claim scans from the beginning.
 
     Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
     makes SKIP LOCKED a mere optimisation. A head that can't be loaded becomes dead, by the `policies` of the routes, and the
     others are claimed. When the gate of a destination stays locked, only that one goes without.
     """
     places = places or Places()
-
-    def claimed_without(without: Collection[str]) -> list[Delivery]:
-        rest = _wanted_without(wanted, without)
-        return _claim_wanted(database, relay_node, rest, claim_filters, places) if rest else []
-
-    def candidates(without: Collection[str]) -> list[Key]:
-        rest = _wanted_without(wanted, without)
-        heads = [(route, room, claim_filters.get(route, NO_FILTER).paused) for routes, room in rest for route in routes]
-        return _due_keys(database, heads)
-
     try:
-        return claiming_what_can_be_loaded(database, claimed_without, candidates, policies, relay_node, step=STEP)
+        rows = _lease_wanted(database, relay_node, wanted, limits, places)
     except DBAPIError as error:
         if not is_wait_timeout(error) or len(wanted) == 1:
             raise
         claimed: list[Delivery] = []
         for some in wanted:
             with suppress(Exception):  # what is claimed is not to be lost; the next claim meets it again
-                claimed += claim(database, relay_node, [some], claim_filters, places=places, policies=policies)
+                claimed += claim(database, relay_node, [some], limits, places=places, policies=policies)
         if not claimed:
             raise
         return claimed
+    return _load(database, policies, relay_node, rows, step=STEP)
 
 
-def _wanted_without(wanted: Wanted, without: Collection[str]) -> Wanted:
-    if not without:
-        return wanted
-    rest = [([route for route in routes if route not in without], room) for routes, room in wanted]
-    return [(routes, room) for routes, room in rest if routes]
-
-
-def _claim_wanted(
-    database: Database, relay_node: str, wanted: Wanted, claim_filters: Mapping[str, ClaimFilter], places: Places
-) -> list[Delivery]:
+def _lease_wanted(
+    database: Database, relay_node: str, wanted: Sequence[Room], limits: RateLimits, places: Places
+) -> list[Any]:
+    asked = [route for room in wanted if room.number > 0 for route in room.routes]
+    due = set(asked if len(asked) <= MANY_ROUTES else due_routes(database, asked))
+    if not due:
+        return []
+    until = time.monotonic() + LONGEST_SECONDS
     with database.write() as transaction:
         transaction.hurry()
-        asked = [route for routes, room in wanted if room > 0 for route in routes if route in claim_filters]
         # Two relays that claim at once wait for each other here, and nowhere else.
-        gates = lock_all(transaction, {limit.key for route in asked for limit in claim_filters[route].rate_limits})
+        gates = lock_all(transaction, {limit.key for route in due for limit in limits.get(route, ())})
         rates = _Rates(gates, transaction.now())
         claiming = _Claim(transaction, _lease_of(relay_node), rates, places)
         claimed: list[Any] = []
-        for routes, room in wanted:
-            left = room
-            for route in routes:
-                rows = claiming.claim_route(route, left, claim_filters.get(route, NO_FILTER))
+        for room in wanted:
+            left, left_bytes = room.number, room.most_bytes
+            for route in room.routes:
+                if route not in due or left <= 0 or left_bytes <= 0 or time.monotonic() > until:
+                    continue
+                rows = claiming.claim_route(route, left, left_bytes, limits.get(route, ()))
                 claimed += rows
                 left -= len(rows)
+                left_bytes -= sum(row.body_bytes for row in rows)
         rates.note(transaction)
-        return with_events(transaction, claimed)
+    return claimed
+
+
+def _load(
+    database: Database, policies: Policies, relay_node: str, leased: Sequence[Any], *, step: str
+) -> list[Delivery]:
+    """Load the events of leased deliveries. One that can't be loaded becomes dead.
+
+    One whose load takes too long stays as it is until its lease has run out. Where nothing can be loaded at all, such as
+    without a table, they are given back.
+    """
+    loaded: list[Delivery] = []
+
+    def load(some: Sequence[Any]) -> list[Delivery]:
+        with database.read() as transaction:
+            return with_events(transaction, some)
+
+    def set_aside(row: Any, error: Exception) -> list[Delivery]:  # noqa: ANN401  # a result row
+        cause: Cause = "payload_gone" if isinstance(error, PayloadGone) else "unprocessable"
+        key = (row.seq, row.route)
+        quarantine(database, policies, relay_node, key, cause=cause, error=error, token=row.lease_token)
+        return []
+
+    parts = in_parts(
+        database,
+        step,
+        sorted(leased, key=lambda row: (row.seq, row.route)),
+        part=load,
+        alone=set_aside,
+        name=lambda row: key_text((row.seq, row.route)),
+        apart=_that_fit,
+    )
+    try:
+        for part in parts:
+            loaded += part
+    except Exception as error:
+        if not loaded:
+            if not is_wait_timeout(error) and not is_turn_timeout(error):
+                claims = [(row.seq, row.route, row.lease_token) for row in leased]
+                with suppress(Exception):
+                    give_back(database, policies, relay_node, claims)
+            raise
+    return loaded
+
+
+def _that_fit(leased: Sequence[Any]) -> list[list[Any]]:
+    """Divide them into parts whose bodies are loaded at once."""
+    parts: list[list[Any]] = []
+    size = LOADED_AT_ONCE
+    for row in leased:
+        size += row.body_bytes
+        if not parts or size > LOADED_AT_ONCE:
+            parts.append([])
+            size = row.body_bytes
+        parts[-1].append(row)
+    return parts
 
 
 def claim_probe(
@@ -116,7 +185,7 @@ def claim_probe(
     relay_node: str,
     route: str,
     breakers: Collection[GateKey],
-    claim_filter: ClaimFilter = NO_FILTER,
+    limits: Sequence[RateLimit] = (),
     *,
     places: Places | None = None,
     policies: Policies = _NO_POLICIES,
@@ -127,31 +196,18 @@ def claim_probe(
     nothing when another relay probes already, or the breaker has opened again; nor when another has the route locked.
     Unloadable heads are handled as by `claim`.
     """
-
-    def claimed(without: Collection[str]) -> list[Delivery]:
-        if route in without:
-            return []
-        with database.write() as transaction:
+    if database.back_offs.of(STEP, even_late=True):
+        database.still_leaves(STEP)
+    if route in database.back_offs.of(STEP):
+        return []
+    try:
+        with database.trying(at_once=True), database.write() as transaction:
             now = transaction.lock_order([route])
+            lease = _lease_of(relay_node)
             rows = _probe(
-                transaction,
-                now,
-                route,
-                breakers=breakers,
-                claim_filter=claim_filter,
-                lease=_lease_of(relay_node),
-                places=places or Places(),
+                transaction, now, route, breakers=breakers, limits=limits, lease=lease, places=places or Places()
             )
             database.back_offs.ended(STEP, [route])
-            return with_events(transaction, rows)
-
-    def candidates(_without: Collection[str]) -> list[Key]:
-        due = _due_keys(database, [(route, 1, claim_filter.paused)])
-        return due or _suspect_keys(database, [route], claim_filter.paused)
-
-    try:
-        with database.trying(at_once=True):
-            return claiming_what_can_be_loaded(database, claimed, candidates, policies, relay_node, step=STEP)
     except DBAPIError as error:
         if not is_turn_timeout(error) and not is_wait_timeout(error):  # the latter of a gate that a person has locked
             raise
@@ -160,6 +216,7 @@ def claim_probe(
         else:  # another relay may have it for a moment
             database.back_offs.began(STEP, [route])
         return []
+    return _load(database, policies, relay_node, rows, step=STEP)
 
 
 def _probe(
@@ -168,19 +225,19 @@ def _probe(
     route: str,
     *,
     breakers: Collection[GateKey],
-    claim_filter: ClaimFilter,
+    limits: Sequence[RateLimit],
     lease: Mapping[str, object],
     places: Places,
 ) -> list[Any]:
-    gates = lock_all(transaction, {*breakers, *(limit.key for limit in claim_filter.rate_limits)})
+    gates = lock_all(transaction, {*breakers, *(limit.key for limit in limits)})
     tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
     known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
     if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
         return []
     rates = _Rates(gates, now)
-    rows = _Claim(transaction, lease, rates, places).claim_route(route, 1, claim_filter)
+    rows = _Claim(transaction, lease, rates, places).claim_route(route, 1, MOST_BYTES, limits)
     if not rows and not transaction.execute(_SUSPECT_IN_HAND, node=lease["node"]):
-        rows = _lease_suspect(transaction, lease, [route], claim_filter.paused)
+        rows = _lease_suspect(transaction, lease, [route])
     if rows:
         rates.note(transaction)
         store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
@@ -188,31 +245,38 @@ def _probe(
 
 
 def claim_suspect(
-    database: Database,
-    relay_node: str,
-    routes: Sequence[str],
-    paused: Sequence[Entity] = (),
-    policies: Policies = _NO_POLICIES,
+    database: Database, relay_node: str, routes: Sequence[str], policies: Policies = _NO_POLICIES
 ) -> list[Delivery]:
     """Lease at most one due head whose lease ran out several times in a row: it may have killed the process.
 
     `claim` leaves these out. A relay that has only one of them in hand finds out which it is: those that were merely
-    in hand with it come through alone. Deliveries of entities that are `paused` are passed over. One that can't be loaded is
-    dealt with as by `claim`.
+    in hand with it come through alone. One that can't be loaded is dealt with as by `claim`.
     """
-
-    def claimed(without: Collection[str]) -> list[Delivery]:
-        if not candidates(without):  # a look without a write
+    with database.read() as reading:  # a look without a write
+        if not reading.execute(_any_suspect(database.sql)):
             return []
-        with database.write() as transaction:
-            rest = [route for route in routes if route not in without]
-            rows = _lease_suspect(transaction, _lease_of(relay_node), rest, paused)
-            return with_events(transaction, rows)
+    with database.write() as transaction:
+        rows = _lease_suspect(transaction, _lease_of(relay_node), routes)
+    return _load(database, policies, relay_node, rows, step=STEP_OF_SUSPECTS)
 
-    def candidates(without: Collection[str]) -> list[Key]:
-        return _suspect_keys(database, [route for route in routes if route not in without], paused)
 
-    return claiming_what_can_be_loaded(database, claimed, candidates, policies, relay_node, step=STEP_OF_SUSPECTS)
+def due_routes(database: Database, routes: Sequence[str]) -> list[str]:
+    """Return those of these routes on which anything is due."""
+    with database.read() as transaction:
+        return [row.route for row in transaction.execute(_due_routes(database.sql), routes=_routes_param(routes))]
+
+
+class ClaimedRow(NamedTuple):
+    """A leased delivery, whose event is still to be loaded."""
+
+    seq: int
+    route: str
+    lane: str
+    attempt: int
+    run: int
+    lease_token: int
+    crashes: int
+    body_bytes: int
 
 
 class _Rates:
@@ -254,92 +318,69 @@ class _Claim(NamedTuple):
     rates: _Rates
     places: Places
 
-    def claim_route(self, route: str, most: int, claim_filter: ClaimFilter) -> list[Any]:
-        """Claim as many as the rate limits allow, and use them."""
-        affordable = self.rates.afford(claim_filter.rate_limits, most)
+    def claim_route(self, route: str, most: int, most_bytes: int, limits: Sequence[RateLimit]) -> list[ClaimedRow]:
+        """Claim the first that are due, as many as the rate limits allow, and use them.
+
+        All before the last of them are then claimed, locked by others, or paused.
+        """
+        affordable = self.rates.afford(limits, most)
         if affordable <= 0:
             return []
-        paused = claim_filter.paused
-        claimed = self._not_paused(route, affordable, paused) if paused else self._first(route, affordable)
-        if claimed:
-            self.rates.use(claim_filter.rate_limits, len(claimed))
-        return claimed
-
-    def _first(self, route: str, most: int) -> list[Any]:
-        """Claim the first that are due; all before the last of them are then claimed, or locked by others."""
         floor = self.places.due[route]
         with floor.look() as begin:
-            claimed = self._execute(_claim, route=route, most=most, begin=time_text(begin or START[0]))
-        if self.transaction.sql.keeps_ended_entries:
-            late = self.rates.now - LATE
-            floor.at = late if len(claimed) < most else max(as_time(row.was_due_at) for row in claimed)
-        return claimed
-
-    def _not_paused(self, route: str, most: int, paused: tuple[Entity, ...]) -> list[Any]:
-        """Claim the first that are due and not paused, from the place where the last look ended."""
-        passing, enough = self.places.passing[route], _OFFERED * most
-        self.places.due[route].at = None  # after a resume, old due rows lie before the saved position
-        looked: list[Cursor] = []
-        free: list[int] = []
-        for cursor, pages in passing.begin(paused, self.rates.now):
-            if len(free) < enough:
-                see(self.transaction, route, paused, cursor, pages=pages, enough=enough)
-                looked.append(cursor)
-                free += [head.key[1] for head in cursor.seen if not head.paused]
-        these = rows_param({"seq": seq} for seq in dict.fromkeys(free[:enough]))
-        claimed = self._execute(_claim_these, route=route, most=most, these=these) if free else []
-        passing.end(looked, {row.seq for row in claimed}, self.rates.now)
-        return claimed
-
-    def _execute(self, statement: Callable[[Sql], TextClause], **parameters: object) -> list[Any]:
-        return self.transaction.execute(statement(self.transaction.sql), **self.lease, **parameters)
+            first = time_text(begin or _BEGINNING)
+            due = self.transaction.execute(_due(self.transaction.sql), route=route, most=affordable, begin=first)
+        fitting = list(_beginning_within(due, most_bytes))
+        is_full = len(fitting) == affordable or len(fitting) < len(due)
+        floor.at = max(as_time(row.due_at) for row in fitting) if is_full else self.rates.now - LATE
+        if fitting:
+            self.rates.use(limits, len(fitting))
+        return _leased(self.transaction, self.lease, fitting)
 
 
-_OFFERED = 4
-"""Candidates for each head that is wanted: other relays may have locked some."""
+def _beginning_within(due: Sequence[Any], most_bytes: int) -> Iterator[Any]:
+    """Yield the first of these, as long as those before leave some bytes."""
+    for row in due:
+        if most_bytes <= 0:
+            return
+        yield row
+        most_bytes -= row.body_bytes
 
 
-def _lease_suspect(
-    transaction: Transaction, lease: Mapping[str, object], routes: Sequence[str], paused: Sequence[Entity]
-) -> list[Any]:
-    statement = _lease_of_suspect(transaction.sql, passing_over=bool(paused))
-    return transaction.execute(statement, **lease, **_suspect_params(routes, paused))
+def _leased(transaction: Transaction, lease: Mapping[str, object], due: Sequence[Any]) -> list[ClaimedRow]:
+    """Lease what has just been found."""
+    if not due:
+        return []
+    sizes = {row.seq: row.body_bytes for row in due}
+    keys = keys_param((row.seq, row.route) for row in due)
+    rows = transaction.execute(_lease(transaction.sql), due=keys, **lease)
+    return [ClaimedRow._make((*row, sizes[row.seq])) for row in rows]
 
 
-def _due_keys(database: Database, heads: Sequence[tuple[str, int, Sequence[Entity]]]) -> list[Key]:
-    """Keys of the heads that are due first on each route, as many as there is room for."""
-    return [
-        key
-        for route, most, paused in heads
-        for key in read_keys(
-            database, _due(database.sql, passing_over=bool(paused)), route=route, most=most, **paused_param(paused)
-        )
-    ]
+def _lease_suspect(transaction: Transaction, lease: Mapping[str, object], routes: Sequence[str]) -> list[ClaimedRow]:
+    return _leased(transaction, lease, transaction.execute(_suspect(transaction.sql), routes=_routes_param(routes)))
 
 
-def _suspect_keys(database: Database, routes: Sequence[str], paused: Sequence[Entity]) -> list[Key]:
-    statement = _keys_of_suspects(database.sql, passing_over=bool(paused))
-    return read_keys(database, statement, **_suspect_params(routes, paused))
-
-
-def _suspect_params(routes: Sequence[str], paused: Sequence[Entity]) -> dict[str, str]:
-    return {"routes": rows_param({"route": route} for route in routes), **paused_param(paused)}
+def _routes_param(routes: Sequence[str]) -> str:
+    return rows_param({"route": route} for route in routes)
 
 
 @cache
-def _due(sql: Sql, *, passing_over: bool) -> TextClause:
+def _due_routes(sql: Sql) -> TextClause:
+    """One entry of the index for each route, however many there are."""
     return text(f"""
-SELECT o.seq, o.route FROM open_delivery o
-WHERE o.state = 'ready' AND o.route = :route AND o.crashes < {SUSPECT_CRASHES} AND o.due_at <= (SELECT {sql.now})
-{not_paused(sql) if passing_over else ""}
-ORDER BY o.due_at, o.seq
-LIMIT :most
+SELECT routes.route FROM {sql.rows("routes", route="text")}
+WHERE (SELECT 1 FROM open_delivery o
+       WHERE o.state = 'ready' AND o.route = routes.route AND o.due_at <= (SELECT {sql.now})
+       LIMIT 1) IS NOT NULL
 """)
 
 
 @cache
-def _keys_of_suspects(sql: Sql, *, passing_over: bool = False) -> TextClause:
-    return text(f"SELECT o.seq, o.route {_due_suspect(sql, passing_over=passing_over)}")
+def _any_suspect(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT 1 FROM open_delivery WHERE state = 'ready' AND crashes >= {SUSPECT_CRASHES} AND due_at <= (SELECT {sql.now}) LIMIT 1
+""")
 
 
 _SUSPECT_IN_HAND = text(f"""
@@ -348,69 +389,43 @@ SELECT 1 FROM open_delivery WHERE state = 'in_flight' AND crashes >= {SUSPECT_CR
 
 
 @cache
-def _lease_of_suspect(sql: Sql, *, passing_over: bool = False) -> TextClause:
-    return _lease(
-        sql,
-        f"""
-    SELECT o.seq, o.route {_due_suspect(sql, passing_over=passing_over)}
-    {sql.for_update and "FOR UPDATE OF o SKIP LOCKED"}""",
-    )
-
-
-def _due_suspect(sql: Sql, *, passing_over: bool) -> str:
-    return f"""FROM open_delivery o JOIN {sql.rows("routes", route="text")} ON routes.route = o.route
-    WHERE o.state = 'ready' AND o.crashes >= {SUSPECT_CRASHES} AND o.due_at <= (SELECT {sql.now})
-    {not_paused(sql) if passing_over else ""}
-    ORDER BY o.due_at, o.seq
-    LIMIT 1"""
+def _suspect(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT o.seq, o.route, {_BODY_BYTES} FROM open_delivery o JOIN {sql.rows("routes", route="text")} ON routes.route = o.route
+WHERE o.state = 'ready' AND o.crashes >= {SUSPECT_CRASHES} AND o.due_at <= (SELECT {sql.now}) AND {NOT_PAUSED}
+ORDER BY o.due_at, o.seq
+LIMIT 1
+{sql.for_update and "FOR UPDATE OF o SKIP LOCKED"}
+""")
 
 
 @cache
-def _claim(sql: Sql) -> TextClause:
-    return _lease(
-        sql,
-        f"""
-    SELECT seq, route, due_at FROM open_delivery o
-    WHERE state = 'ready' AND route = :route AND crashes < {SUSPECT_CRASHES}
-      AND due_at <= (SELECT {sql.now}) AND due_at >= {sql.time(":begin")}
-    ORDER BY due_at, seq
-    LIMIT :most
-    {sql.skip_locked}""",
-        "due.due_at AS was_due_at" if sql.keeps_ended_entries else "NULL AS was_due_at",
-    )
+def _due(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT o.seq, o.route, o.due_at, {_BODY_BYTES} FROM open_delivery o
+WHERE o.state = 'ready' AND o.route = :route AND o.crashes < {SUSPECT_CRASHES}
+  AND o.due_at <= (SELECT {sql.now}) AND o.due_at >= {sql.time(":begin")} AND {NOT_PAUSED}
+ORDER BY o.due_at, o.seq
+LIMIT :most
+{sql.for_update and "FOR UPDATE OF o SKIP LOCKED"}
+""")
 
 
-@cache
-def _claim_these(sql: Sql) -> TextClause:
-    of_route = f"o.seq = these.seq AND o.route = :route AND o.state = 'ready' AND o.due_at <= (SELECT {sql.now})"
-    return _lease(
-        sql,
-        f"""
-    SELECT o.seq, o.route FROM {sql.rows("these", seq="bigint")} JOIN open_delivery o ON {of_route}
-    ORDER BY o.due_at, o.seq
-    LIMIT :most
-    {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}""",
-    )
-
-
+_BODY_BYTES = "coalesce((SELECT i.body_bytes FROM inbox i WHERE i.seq = o.seq), 0) AS body_bytes"
 _LARGEST = 2**31 - 1
 """The column's largest value: one head edited by hand must not keep the statement from claiming others."""
 
 
-def _lease(sql: Sql, due: str, besides: str = "") -> TextClause:
-    """Check the state once more, so that it holds without the row lock, too; written so that no index answers it.
-
-    `state || ''` stops Postgres from scanning the whole index of heads when its statistics are old.
-    """
+@cache
+def _lease(sql: Sql) -> TextClause:
+    """Check the state once more, so that it holds without the row lock, too; written so that no index answers it."""
     return text(f"""
-WITH due AS MATERIALIZED ({due}
-)
 UPDATE open_delivery
 SET state = 'in_flight', due_at = NULL,
     attempt = CASE WHEN open_delivery.attempt < {_LARGEST} THEN open_delivery.attempt + 1 ELSE open_delivery.attempt END,
     lease_until = {sql.plus_seconds(f"(SELECT {sql.now})", ":lease")}, lease_token = :token, relay_node = :node
-FROM due
-WHERE open_delivery.seq = due.seq AND open_delivery.route = due.route AND open_delivery.state || '' = 'ready'
+FROM {sql.keys("due")}
+WHERE {sql.has_key("open_delivery", "due")} AND open_delivery.state || '' = 'ready'
 RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_delivery.attempt, open_delivery.run,
-    open_delivery.lease_token, open_delivery.crashes{besides and f", {besides}"}
+    open_delivery.lease_token, open_delivery.crashes
 """)

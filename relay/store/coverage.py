@@ -288,7 +288,7 @@ WITH found AS MATERIALIZED (
     SELECT o.seq, o.route FROM {found} LIMIT :most
 )
 SELECT {ROW}
-FROM found JOIN open_delivery o ON o.seq = found.seq AND o.route = found.route
+FROM {sql.looked_up("found", "open_delivery o", "o.seq = found.seq AND o.route = found.route")}
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o"}
 """)

@@ -28,6 +28,7 @@ def read_gates(database: Database) -> Gates:
     """Read the paused gates, and the breakers. An unreadable gate counts as paused, so it holds back only its deliveries."""
     with database.read() as transaction:
         now = transaction.now()
+        ((paused_entities,),) = transaction.execute(_PAUSED_ENTITIES)
 
     def part(some: Sequence[GateKey]) -> list[_Gate]:
         return _read(database, _gates_of(database.sql), gates=_keys(some))
@@ -50,6 +51,7 @@ def read_gates(database: Database) -> Gates:
         frozenset(key for key, is_paused, _, _ in found if is_paused),
         {key: breaker for key, _, breaker, _ in found if breaker is not None},
         {key: held for key, _, _, held in found if held is not None},
+        paused_entities,
     )
 
 
@@ -240,8 +242,22 @@ _BREAKER = {
 """The columns of a breaker, and their types; in the order of the fields of `Breaker`."""
 GATE_COLUMNS = f"g.kind, g.name, {', '.join(f'g.{column}' for column in _BREAKER)}"
 """The columns that `as_breaker` reads."""
-_GATES = text(f"SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.held_until, g.hold_reason FROM gate g")
-_GATE_KEYS = text("SELECT g.kind, g.name FROM gate g")
+_GATES = text(
+    f"SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.held_until, g.hold_reason FROM gate g"
+    " WHERE g.kind <> 'entity'"
+)
+_GATE_KEYS = text("SELECT g.kind, g.name FROM gate g WHERE g.kind <> 'entity'")
+_ENTITY = " || '|' || ".join(
+    rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in ("source", "entity_type", "entity_id")
+)
+_IS_PAUSED = "SELECT 1 FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL"
+NOT_PAUSED = f"""(({_IS_PAUSED} LIMIT 1) IS NULL OR (
+    {_IS_PAUSED} AND g.name = (SELECT {_ENTITY} FROM inbox i WHERE i.seq = o.seq) LIMIT 1) IS NULL)"""
+"""A condition on the delivery `o`: its entity is not paused. Where none is, no event is read for it.
+
+The gate of an entity is looked up by its name (`relay.delivery.gates.entity_key`), however many are paused.
+"""
+_PAUSED_ENTITIES = text("SELECT count(*) FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL")
 
 
 @cache

@@ -164,7 +164,7 @@ WITH found AS MATERIALIZED (
     SELECT {ROW} FROM {sql.looked_up(_lanes(sql), "open_delivery o", of_lane)}
 ), ready AS MATERIALIZED (
     SELECT {ROW}
-    FROM found JOIN open_delivery o ON o.seq = found.seq AND o.route = found.route
+    FROM {sql.looked_up("found", "open_delivery o", "o.seq = found.seq AND o.route = found.route")}
     WHERE found.state = 'ready'
     ORDER BY o.seq, o.route
     {sql.for_update and "FOR UPDATE OF o"}

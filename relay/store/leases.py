@@ -49,9 +49,8 @@ def claims_param(claims: Iterable[Claimed]) -> str:
 
 def _held(sql: Sql) -> str:
     return f"""SELECT o.seq, o.route, o.lease_token
-    FROM {sql.rows("held", seq="bigint", route="text", token="bigint")}
-    JOIN open_delivery o ON o.seq = held.seq AND o.route = held.route
-    WHERE o.state = 'in_flight' AND o.lease_token = held.token"""
+    FROM {sql.deliveries("held", token="bigint")}
+    WHERE o.state || '' = 'in_flight' AND o.lease_token = held.token"""
 
 
 @cache
@@ -70,7 +69,7 @@ WITH mine AS MATERIALIZED (
 UPDATE open_delivery
 SET lease_until = {sql.plus_seconds(f"(SELECT {sql.now})", ":lease")}
 FROM mine
-WHERE open_delivery.seq = mine.seq AND open_delivery.route = mine.route AND open_delivery.lease_token = mine.lease_token
+WHERE {sql.has_key("open_delivery", "mine", found=True)} AND open_delivery.lease_token = mine.lease_token
 RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
 """)
 
@@ -127,7 +126,7 @@ UPDATE open_delivery
 SET state = 'ready', attempt = open_delivery.attempt - 1, due_at = (SELECT {sql.now}), lease_until = NULL, lease_token = NULL,
     relay_node = NULL
 FROM {sql.rows("returned", seq="bigint", route="text", token="bigint")}
-WHERE open_delivery.seq = returned.seq AND open_delivery.route = returned.route
-  AND open_delivery.state = 'in_flight' AND open_delivery.lease_token = returned.token
+WHERE {sql.has_key("open_delivery", "returned")} AND open_delivery.state || '' = 'in_flight'
+  AND open_delivery.lease_token = returned.token
 RETURNING open_delivery.route, open_delivery.lane
 """)

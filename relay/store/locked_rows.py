@@ -43,19 +43,18 @@ def locked_rows(
 @cache
 def _locked_rows(sql: Sql) -> TextClause:
     """On `strict` the first that waits is changed only where it may become the head: where none but `keys` is before it."""
-    keys = sql.rows("keys", seq="bigint", route="text")
     lanes, latest, strict = (sql.rows(name, route="text", lane="text") for name in ("lanes", "latest", "strict"))
-    ready = "o.route = lanes.route AND o.lane = lanes.lane AND o.state = 'ready'"
+    head = "o.route = lanes.route AND o.lane = lanes.lane AND o.state IN ('ready', 'in_flight', 'blocked')"
     waiting = "o.route = latest.route AND o.lane = latest.lane AND o.state = 'waiting'"
     waiting_strictly = "o.route = strict.route AND o.lane = strict.lane AND o.state = 'waiting'"
     order = "o.occurred_at, o.seq"
     return text(f"""
 WITH given AS MATERIALIZED (
-    SELECT {ROW} FROM {keys} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
+    SELECT {ROW} FROM {sql.deliveries("keys")}
 ), wanted AS MATERIALIZED (
     SELECT {ROW} FROM given o
     UNION
-    SELECT {ROW} FROM {sql.looked_up(lanes, "open_delivery o", ready)}
+    SELECT {ROW} FROM {sql.looked_up(lanes, "open_delivery o", head)} WHERE o.state = 'ready'
     UNION
     SELECT {ROW} FROM {sql.first_of(latest, "open_delivery o", waiting, order, ":most")}
     UNION
@@ -66,7 +65,7 @@ WITH given AS MATERIALIZED (
           AND (h.seq, h.route) NOT IN (SELECT seq, route FROM given)
           AND (h.state <> 'ready' OR (h.occurred_at, h.seq) < (o.occurred_at, o.seq)))
 ), free AS MATERIALIZED (
-    SELECT o.seq, o.route FROM wanted JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
+    SELECT o.seq, o.route FROM {sql.looked_up("wanted", "open_delivery o", "o.seq = wanted.seq AND o.route = wanted.route")}
     FOR UPDATE OF o SKIP LOCKED
 )
 SELECT {ROW} FROM wanted o WHERE NOT EXISTS (SELECT 1 FROM free WHERE free.seq = o.seq AND free.route = o.route)

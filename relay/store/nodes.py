@@ -16,10 +16,9 @@ from inbox.config.types import Secret
 from inbox.db.dialect import Sql, as_json
 from inbox.db.parameters import rows_param, storable
 from inbox.events.states import GONE_SECONDS
-from relay.delivery.gates import Entity
 from relay.delivery.policy import Policies
 from relay.store.database import Database
-from relay.store.paused_entities import not_paused, paused_param
+from relay.store.gates import NOT_PAUSED
 from relay.store.transaction import Transaction
 
 NOTHING_FAILS: Mapping[str, str] = {}
@@ -161,23 +160,22 @@ def _stop(sql: Sql) -> TextClause:
     return text(f"UPDATE relay_node SET heartbeat_at = {sql.now}, stopped_at = {sql.now} WHERE id = :node")
 
 
-def is_drained(database: Database, routes: Sequence[str], paused: Sequence[Entity] = ()) -> bool:
+def is_drained(database: Database, routes: Sequence[str]) -> bool:
     """True when nothing of these routes is received, due or in flight.
 
-    Retries that are due later, dead letters and what waits for entities that are `paused` may remain.
+    Retries that are due later, dead letters and what waits for paused entities may remain.
     """
     names = rows_param({"route": route} for route in routes)
-    statement = _anything_to_do(database.sql, passing_over=bool(paused))
     with database.read() as transaction:
-        return not transaction.execute(statement, routes=names, **paused_param(paused))
+        return not transaction.execute(_anything_to_do(database.sql), routes=names)
 
 
 @cache
-def _anything_to_do(sql: Sql, *, passing_over: bool) -> TextClause:
+def _anything_to_do(sql: Sql) -> TextClause:
     return text(f"""
 SELECT 1
 FROM {sql.rows("routes", route="text")} JOIN open_delivery o ON o.route = routes.route
 WHERE o.state IN ('received', 'in_flight')
-   OR (o.state = 'ready' AND o.due_at <= (SELECT {sql.now}) {not_paused(sql) if passing_over else ""})
+   OR (o.state = 'ready' AND o.due_at <= (SELECT {sql.now}) AND {NOT_PAUSED})
 LIMIT 1
 """)

@@ -144,7 +144,7 @@ def _is_expired(sql: Sql) -> str:
 def _expired(sql: Sql) -> TextClause:
     return text(f"""
 SELECT {ROW}, o.relay_node
-FROM {sql.rows("keys", seq="bigint", route="text")} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
+FROM {sql.deliveries("keys")}
 WHERE {_is_expired(sql)}
 ORDER BY o.seq, o.route
 {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}

@@ -250,8 +250,7 @@ def _leased(sql: Sql) -> TextClause:
     """`state || ''` stops Postgres from reading an index of states from end to end, where its statistics say it is empty."""
     return text(f"""
 SELECT {ROW}, done.token
-FROM {sql.rows("done", seq="bigint", route="text", token="bigint")}
-JOIN open_delivery o ON o.seq = done.seq AND o.route = done.route
+FROM {sql.deliveries("done", token="bigint")}
 WHERE o.state || '' = 'in_flight' AND o.lease_token = done.token
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o"}

@@ -115,7 +115,7 @@ def _present(sql: Sql, *, locked: bool = True) -> TextClause:
     lock = sql.for_update and "FOR UPDATE OF o" if locked else ""
     return text(f"""
 SELECT {ROW}
-FROM {_wanted(sql)} JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
+FROM {sql.deliveries("wanted")}
 ORDER BY o.seq, o.route
 {lock}
 """)

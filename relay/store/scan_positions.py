@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from typing import Generic, NamedTuple, TypeVar
-
-from relay.delivery.gates import Entity
+from datetime import datetime, timedelta
+from typing import Generic, TypeVar
 
 WHOLE_EVERY_SECONDS = 1.0
 """The least pause between two looks for work from the beginning."""
@@ -72,92 +70,8 @@ class Arrivals:
         """True when the last look was full, so that there are more."""
 
 
-Key = tuple[datetime, int]
-"""Due time and seq: heads of a route are claimed in this order."""
-
-START: Key = (datetime(1, 1, 1, tzinfo=UTC), 0)
-PAGE = 500
-"""Heads in one look at a route where some are paused."""
-_PAGES_AT_FIRST = 10
-
-
-class Seen(NamedTuple):
-    """One head that a look has read."""
-
-    key: Key
-    paused: bool
-
-
-class Cursor:
-    """A place among the due heads of a route: all before it are paused, as far as is known, or were claimed."""
-
-    def __init__(self) -> None:
-        self.at = START
-        self.seen: list[Seen] = []
-        """The heads of the present look."""
-        self.at_end = False
-        """The present look has met all that is due from here on."""
-
-    def saw(self, seen: Sequence[Seen]) -> None:
-        """The next page of the look."""
-        self.seen += seen
-        self.at_end = len(seen) < PAGE
-
-    @property
-    def begin(self) -> Key:
-        """The place where the next page of the look begins."""
-        return self.seen[-1].key if self.seen else self.at
-
-    def move(self, claimed: Collection[int]) -> bool:
-        """End the look: move past paused and claimed heads, but not past one that could have been claimed.
-
-        Returns:
-            Whether nothing due is left from there on.
-        """
-        seen, self.seen = self.seen, []
-        for head in seen:
-            if not head.paused and head.key[1] not in claimed:
-                return False
-            self.at = head.key
-        return self.at_end
-
-
-class Passing:
-    """Two places of one route: one goes through everything that is due and begins again, one stays at what has just become due.
-
-    Behind a hundred thousand heads that are paused, one look from the beginning takes 0.3 s; so it is made a page at a
-    time, and the heads that become due meanwhile are claimed beside it.
-    """
-
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
-        self._paused: tuple[Entity, ...] = ()
-        self._all, self._recent = Cursor(), Cursor()
-        self._pages = _PAGES_AT_FIRST
-        self._again_at = float("-inf")
-
-    def begin(self, paused: tuple[Entity, ...], now: datetime) -> list[tuple[Cursor, int]]:
-        """The places to look from, and how many pages at most. When others are paused than before, from the beginning."""
-        if paused != self._paused:
-            self._paused, self._pages, self._again_at = paused, _PAGES_AT_FIRST, float("-inf")
-            self._all.at = START
-        if self._recent.at == START:
-            self._recent.at = (now - LATE, 0)
-        through_all = [(self._all, self._pages)] if self._monotonic() >= self._again_at else []
-        return [*through_all, (self._recent, 1)]
-
-    def end(self, looked: Sequence[Cursor], claimed: Collection[int], now: datetime) -> None:
-        """End the look from these places, after these seqs were claimed."""
-        for cursor in looked:
-            if cursor.move(claimed):
-                cursor.at = START if cursor is self._all else (now - LATE, 0)
-                if cursor is self._all:
-                    self._pages, self._again_at = 1, self._monotonic() + WHOLE_EVERY_SECONDS
-
-
 class Places:
     """The places of one relay process, for each route."""
 
     def __init__(self) -> None:
         self.due: defaultdict[str, Floor[datetime]] = defaultdict(Floor)
-        self.passing: defaultdict[str, Passing] = defaultdict(Passing)

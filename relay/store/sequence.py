@@ -288,27 +288,24 @@ def _look_from(database: Database, seq: int) -> None:
         database.arrivals.floor.at = seq - LATE_SEQS
 
 
+def _given(sql: Sql) -> str:
+    """`state || ''` stops Postgres from reading the index of received ones from end to end, as in `record`."""
+    return f"""
+SELECT {ROW}
+FROM {sql.deliveries("keys")}
+WHERE o.state || '' IN ('received', 'ready', 'waiting')
+"""
+
+
 @cache
 def _of_keys(sql: Sql) -> TextClause:
-    """`state || ''` stops Postgres from reading the index of received ones from end to end, as in `record`."""
-    return text(f"{_OF_KEYS.format(keys=_keys_rows(sql))} ORDER BY o.seq")
+    return text(f"{_given(sql)} ORDER BY o.seq")
 
 
 @cache
 def _of_keys_before(sql: Sql) -> TextClause:
     waits_for_none = f"(o.state || '' <> 'received' OR {_IS_AFTER_NONE})"
-    return text(f"WITH {_ahead(sql)} {_OF_KEYS.format(keys=_keys_rows(sql))} AND {waits_for_none} ORDER BY o.seq")
-
-
-def _keys_rows(sql: Sql) -> str:
-    return sql.rows("keys", seq="bigint", route="text")
-
-
-_OF_KEYS = f"""
-SELECT {ROW}
-FROM {{keys}} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
-WHERE o.state || '' IN ('received', 'ready', 'waiting')
-"""
+    return text(f"WITH {_ahead(sql)} {_given(sql)} AND {waits_for_none} ORDER BY o.seq")
 
 
 def _ahead(sql: Sql) -> str:
@@ -317,7 +314,7 @@ def _ahead(sql: Sql) -> str:
     A placed one counts as long as it can be locked and changed by what arrives, any other until it is sequenced.
     """
     given = sql.rows("ahead", seq="bigint", route="text", placed="int")
-    found = f"{given} JOIN open_delivery a ON a.seq = ahead.seq AND a.route = ahead.route"
+    found = sql.looked_up(given, "open_delivery a", "a.seq = ahead.seq AND a.route = ahead.route")
     return f"""ahead_rows AS MATERIALIZED (
     SELECT a.route, a.lane, a.occurred_at, a.seq FROM {found} WHERE ahead.placed = 0 AND a.state || '' = 'received'
 ), closed_lanes AS MATERIALIZED (

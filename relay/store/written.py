@@ -24,8 +24,8 @@ FROM {rows}
 def end(sql: Sql) -> TextClause:
     """Remove the open deliveries `ended`."""
     return text(f"""
-DELETE FROM open_delivery
-WHERE (seq, route) IN (SELECT seq, route FROM {sql.rows("ended", seq="bigint", route="text")})
+DELETE FROM open_delivery AS o
+WHERE (o.seq, o.route) IN (SELECT seq, route FROM {sql.keys("ended")}){sql.of_keys("o", "ended")}
 """)
 
 
@@ -43,5 +43,5 @@ UPDATE open_delivery AS o
 SET state = moved.state, attempt = moved.attempt, run = moved.run, crashes = moved.crashes, due_at = moved.due_at,
     lease_until = NULL, lease_token = NULL, relay_node = NULL
 FROM {sql.rows("moved", **MOVED)}
-WHERE o.seq = moved.seq AND o.route = moved.route
+WHERE {sql.has_key("o", "moved")}
 """)

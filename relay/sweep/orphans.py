@@ -14,12 +14,12 @@ from inbox.config.model import Config, Route
 from inbox.config.sweep import Listing
 from inbox.errors import SweepFailed
 from relay.destinations.base import Clients, Context, without_lease
-from relay.destinations.sync_plan import require_no_credentials
+from relay.destinations.sync import require_no_credentials
 from relay.store.database import Database
 from relay.store.entities import ids_of
 from relay.sweep.pages import Page, Pages
-from relay.sync.chunks import ChunkPlan
 from relay.sync.cursor import EVERYTHING
+from relay.sync.paging import ChunkPlan
 
 OnListed = Callable[[str, int], None]
 """Called with the name of the side that is listed, and a number of further entities."""

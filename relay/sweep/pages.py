@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -22,23 +24,26 @@ from relay.delivery.outcome import Call, ErrorClass
 from relay.destinations.base import Caller, Context
 from relay.http.answer import Answer
 from relay.http.client import Request
-from relay.sync.answers import reported_error
-from relay.sync.calls import CallPlan, compile_call
-from relay.sync.chunks import ChunkPlan, compile_chunks
+from relay.sync.calls import CallPlan, compile_call, reported_error
 from relay.sync.cursor import UNTOLD, Listed
 from relay.sync.expressions import Expression, Scope, decode, encode
-from relay.sync.instants import instant_of
-from relay.sync.paging import OF_LISTING, PagesPlan, Paginator, compile_pages, names_of
+from relay.sync.forms import instant_of
+from relay.sync.paging import OF_LISTING, ChunkPlan, PagesPlan, Paginator, compile_chunks, compile_pages, names_of
 from relay.sync.templates import SearchTemplate
 
 MOST_BYTES = 32 * 1024 * 1024
 """The largest page."""
 MOST_MARKS = 1_000_000
 """The most brackets, commas and colons in a page: parsed, they took up to 133 MiB (fractions); 32 MiB of small lists took 807."""
+SMALL = 32
+"""A page is small up to this part of both. All small ones are read at once, of larger ones the process has one at a time."""
+_LARGE_PAGE = threading.Lock()
 _TRANSIENT: frozenset[ErrorClass] = frozenset({"not_sent", "unknown", "throttled", "server_error"})
 """Errors after which a page is asked for again."""
 TRIES = 3
 WAIT: wait_base = wait_exponential(multiplier=0.5, exp_base=4)
+WAITED_AT_A_TIME = 1.0
+"""Seconds; in between, the caller renews the sweep's lease, or stops the sweep."""
 LONGEST_RETRY_AFTER = 20.0
 """The longest wait that a source may ask for, in seconds: a relay has to renew its turn."""
 _SMALLER_PAGES = "ask for less by pages.count"
@@ -79,6 +84,8 @@ class Pages:
             ConfigError: a template or an expression is wrong; `where` names the table.
         """
         self._caller = caller
+        self._parts = SMALL
+        """1 from the first page on that was not small."""
         self.held_by: Call | None = None
         """The last call whose answer asked for no further call for some time; None since it was heeded."""
         known = {"since"} if isinstance(table, Sweep) else {"ids"} if table.ids is not None else set[str]()
@@ -121,11 +128,17 @@ class Pages:
         while not paginator.is_at_end:
             document: Any = None
             link: str | None = None
-            for attempt in _retrying(context):
-                yield BEFORE_A_CALL
-                with attempt:
-                    document, link = self._answer(paginator, context)
-            yield self._page(paginator, document, link)
+            with ExitStack() as room:
+                for attempt in _retrying(context):
+                    room.close()
+                    yield BEFORE_A_CALL
+                    while self._parts == 1 and not _LARGE_PAGE.acquire(timeout=WAITED_AT_A_TIME):
+                        yield Page()
+                    if self._parts == 1:
+                        room.callback(_LARGE_PAGE.release)
+                    with attempt:
+                        document, link = self._answer(paginator, context)
+                yield self._page(paginator, document, link)
 
     def _answer(self, paginator: Paginator[Entry], context: Context) -> tuple[Any, str | None]:
         """Fetch a page. Return its JSON, and its `Link` header."""
@@ -137,13 +150,17 @@ class Pages:
         if body is not None:
             headers["Content-Type"] = paginator.call.media_type
         call = paginator.call
+        most = MOST_BYTES // self._parts
         request = Request(
-            "fetch", call.method, headers, path, query, body, most=MOST_BYTES, own_headers=own, template=call.path.text
+            "fetch", call.method, headers, path, query, body, most=most, own_headers=own, template=call.path.text
         )
         answer = self._caller.call(request, context)
         if answer.call.hold is not None and answer.call.sent != "not_sent":
             self.held_by = answer.call
         _require_success(answer)
+        if self._parts > 1 and (not answer.whole or has_more_marks(answer.body, MOST_MARKS // self._parts)):
+            self._parts = 1
+            raise SweepFailed("a page is large", passes=True)
         if not answer.whole:
             raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; {_SMALLER_PAGES}")
         if has_more_marks(answer.body, MOST_MARKS):

@@ -26,14 +26,14 @@ from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
 from relay.delivery.rate_holds import hold_request
 from relay.destinations.base import Clients, Context
-from relay.destinations.sync_plan import require_no_credentials
+from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.gates import acquire_rate, held_for, hold
 from relay.store.sweeps import SweepFindings
 from relay.sweep.bodies import Bodies
-from relay.sweep.pages import BEFORE_A_CALL, Page, Pages
+from relay.sweep.pages import BEFORE_A_CALL, WAITED_AT_A_TIME, Page, Pages
 from relay.sync.cursor import EVERYTHING, Listed
 
 STEP = "sweep"
@@ -42,8 +42,6 @@ MOST_ADDED_AT_ONCE = 256
 """Events in one transaction, as in a batch of the receiver."""
 MOST_BYTES_ADDED_AT_ONCE = 4 * 1024 * 1024
 """Bytes of the bodies in one transaction; a larger body has its own."""
-WAITED_AT_A_TIME = 1.0
-"""Seconds; in between, the caller renews the sweep's lease, or stops the sweep."""
 
 
 class CompiledSweep:

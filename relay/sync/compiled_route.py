@@ -19,11 +19,9 @@ from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from inbox.sources.fields import FORM, form_fields
 from relay.delivery.outcome import Delivery
 from relay.sync.calls import MEDIA_TYPES, CallPlan, Format, compile_call
-from relay.sync.erasure import ErasedEvent
-from relay.sync.expressions import Expression, Scope, decode, digest
+from relay.sync.expressions import ErasedEvent, Expression, Scope, decode, digest
 from relay.sync.fields import Fields, compile_fields
-from relay.sync.match import Carried, compile_named
-from relay.sync.search import FindPlan, compile_find
+from relay.sync.find import Carried, FindPlan, compile_find, compile_named
 from relay.sync.templates import SearchTemplate
 
 _MOST_FORM_FIELDS = 1000

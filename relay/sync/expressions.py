@@ -1,11 +1,16 @@
-"""JMESPath expressions, and the JSON that they read. Pure."""
+"""JMESPath expressions and functions of your own, and the JSON that they read. Pure."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jmespath
 import msgspec
@@ -16,6 +21,7 @@ from inbox.config.mistakes import nearest
 from inbox.errors import BodyErased, ConfigError, MappingError
 from inbox.events import numbers
 from inbox.events.strict_json import DEEPEST, has_too_long_number, is_too_deep
+from inbox.loader.load import config_path
 
 Scope = dict[str, Any]
 
@@ -194,3 +200,125 @@ def _functions(node: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     for child in node.get("children", []):
         if isinstance(child, dict):  # a slice's are numbers
             yield from _functions(child)
+
+
+# --- Events whose body was erased: whatever looks into the body ends its attempt, and everything else works on. Pure.
+
+
+_BODY = "body"
+
+
+class ErasedEvent(dict[str, Any]):
+    """The scope of such an event. An absent body would map to absent values, and clear fields of the counterpart."""
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401  # any JSON value
+        return self._erased() if name == _BODY else super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:  # noqa: ANN401  # any JSON value
+        """Return a value, as `dict.get`; JMESPath reads with it."""
+        return self._erased() if name == _BODY else super().get(name, default)
+
+    def items(self) -> NoReturn:
+        """Refuse: the body would be among them."""
+        self._erased()
+
+    def values(self) -> NoReturn:
+        """Refuse: the body would be among them."""
+        self._erased()
+
+    def __deepcopy__(self, _memo: object) -> ErasedEvent:
+        """Copy it, for a function of yours; its values are texts and numbers."""
+        return ErasedEvent(dict.items(self))
+
+    @staticmethod
+    def _erased() -> NoReturn:
+        raise BodyErased
+
+
+# --- Your own functions: found by `package.module:name` when the relay starts, and called with copies.
+
+
+Function = Callable[..., object]
+
+
+def function_of(place: str, where: str, takes: Sequence[str] = ("event",)) -> Function:
+    """Import a function, and check that it takes these arguments. `where` names the key in errors.
+
+    Its module is searched where Python searches, and then in the folder of `inbox.toml`: a file there can't replace an
+    installed module.
+
+    Raises:
+        ConfigError: there is no such module, it can't be imported, or it has no such function.
+    """
+    folder = config_path().resolve().parent
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    module_name, _, path = place.partition(":")
+    found: Any = _module(module_name, where, folder)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            there = [each for each in dir(found) if callable(getattr(found, each, None)) and not each.startswith("_")]
+            file = getattr(found, "__file__", None) or module_name
+            raise ConfigError(f"{where}: {file} has no {name!r}; {nearest(name, there)}")
+        found = getattr(found, name)
+    _check(found, place, where, takes)
+    function: Function = found
+    return function
+
+
+class Hook:
+    """A function for what a map can't express. It gets copies, so its changes to them have no effect elsewhere."""
+
+    def __init__(self, reference: str, where: str, takes: Sequence[str]) -> None:
+        self.reference = reference
+        self.where = where
+        self._function = function_of(reference, where, takes)
+
+    def call(self, *arguments: object) -> Any:  # noqa: ANN401  # whatever it returns
+        """Call it, and return its result.
+
+        Raises:
+            MappingError: it raised. The text names only the type of its error, whose own text may hold anything.
+            BodyErased: it looks into the body of an event that has none any more.
+        """
+        try:
+            return self._function(*copy.deepcopy(arguments))
+        except BodyErased:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it does concerns this event alone
+            raise MappingError(f"{self.reference} raised {type(error).__name__}", field=self.where) from None
+
+
+def _module(name: str, where: str, folder: Path) -> object:
+    importlib.invalidate_caches()  # the file may have been written after the folder was last looked at
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            file = f"{name.replace('.', '/')}.py"
+            raise ConfigError(
+                f"{where}: there is no module {name!r}; write {file} in {folder}, or install the package that has it"
+            ) from None
+        raise ConfigError(f"{where}: {name} imports {error.name!r}, which is not installed") from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # a module may do anything when it is imported
+        # Without the error's text, which may hold anything that the module has read.
+        raise ConfigError(
+            f"{where}: {name} can't be imported: {type(error).__name__}; try python -c 'import {name}' in {folder}"
+        ) from None
+
+
+def _check(found: object, place: str, where: str, takes: Sequence[str]) -> None:
+    if not callable(found):
+        raise ConfigError(f"{where}: {place} is not a function, but of type {type(found).__name__}")
+    for each in (found, getattr(found, "__call__", None)):  # noqa: B004  # an object's own, which may be async
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) or inspect.isgeneratorfunction(each):
+            raise ConfigError(
+                f"{where}: {place} does nothing when it is called, being async or a generator; write a plain def"
+            )
+    try:
+        inspect.signature(found).bind(*takes)
+    except TypeError:
+        wanted = "one argument, the event" if len(takes) == 1 else f"{len(takes)} arguments: {', '.join(takes)}"
+        raise ConfigError(f"{where}: {place} must take {wanted}") from None
+    except ValueError:  # written in C: it has no signature
+        pass

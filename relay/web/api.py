@@ -11,17 +11,17 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from relay.destinations.preview import Preview
+from relay.operations.table import Operation
 from relay.web import doctor_run, openapi
-from relay.web.acts.forms import Reason
-from relay.web.acts.kinds import ACTS, ORDERS, ActAnswer, ActKind
+from relay.web.acts.forms import ACTS, FORMS, ORDERS, ActAnswer, Reason
 from relay.web.acts.plan import ActPlan
 from relay.web.acts.stopping import StopOrder
-from relay.web.difference import ENTITY_DIFFERENCE, DifferenceQuery
 from relay.web.problems import API
 from relay.web.query import Number
 from relay.web.reveal import RevealedPayload
 from relay.web.screens import SCREENS
 from relay.web.screens.commands import CommandQuery
+from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceQuery
 
 
 class EventNumber(msgspec.Struct, frozen=True):
@@ -41,20 +41,20 @@ class NoParameters(msgspec.Struct, frozen=True):
     """Nothing but the path."""
 
 
-def _of_act(act: ActKind) -> Iterator[openapi.Operation]:
+def _of_act(act: Operation) -> Iterator[openapi.ApiMethod]:
     """Yield the plan of an act, and the act."""
     path = f"{API}/acts/{act.kind}"
-    yield openapi.Operation(
-        name=f"plan_{act.kind}", title=f"{act.title}: the plan", path=path, query=act.form, answer=ActPlan
+    yield openapi.ApiMethod(
+        name=f"plan_{act.kind}", title=f"{act.title}: the plan", path=path, query=FORMS[act.kind], answer=ActPlan
     )
-    yield openapi.Operation(
+    yield openapi.ApiMethod(
         name=act.kind,
         title=act.title,
         path=path,
         method="post",
         query=NoParameters,
         body=ORDERS[act.kind],
-        body_texts=act.form,
+        body_texts=FORMS[act.kind],
         answer=ActAnswer,
         status=202,
         problems=(*openapi.ALWAYS, 409, 413),
@@ -65,7 +65,7 @@ def _of_act(act: ActKind) -> Iterator[openapi.Operation]:
 OPERATIONS = (
     *openapi.operations_of(SCREENS),
     *(operation for act in ACTS.values() for operation in _of_act(act)),
-    openapi.Operation(
+    openapi.ApiMethod(
         name="reveal",
         title="Reveal the headers and body of an event",
         path=f"{API}/events/{{seq}}/reveal",
@@ -76,7 +76,7 @@ OPERATIONS = (
         problems=(*openapi.ALWAYS, 404, 413),
     ),
     *(
-        openapi.Operation(
+        openapi.ApiMethod(
             name=f"{act}_command",
             title=title,
             path=f"{API}/commands/{{id}}/{act}",
@@ -89,7 +89,7 @@ OPERATIONS = (
         )
         for act, title in (("stop", "Stop a command"), ("resume", "Continue a stopped command"))
     ),
-    openapi.Operation(
+    openapi.ApiMethod(
         name="run_doctor",
         title="Run the examinations of doctor",
         path=f"{API}{doctor_run.PATH}",
@@ -98,7 +98,7 @@ OPERATIONS = (
         status=202,
         headers={"Location": "Path of the report."},
     ),
-    openapi.Operation(
+    openapi.ApiMethod(
         name="difference",
         title="Compare both sides of a sync route for an entity",
         path=f"{API}{ENTITY_DIFFERENCE}",

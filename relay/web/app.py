@@ -1,35 +1,32 @@
-"""The page as an ASGI application: routes of every screen, its JSON and its place in the API, and the form of every problem."""
+"""The page as an ASGI application: routes of every screen, its JSON and its place in the API."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any, cast
-from urllib.parse import unquote
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import falcon
 import falcon.asgi
 import msgspec
 from falcon.asgi import Request, Response
-from falcon.routing import CompiledRouter
 
-from inbox.clock import Clock
+from inbox.clock import Clock, SystemClock
+from inbox.config.model import Config
+from inbox.config.types import Network
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import doctor_run, render
-from relay.web.access.accounts import Actor
-from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard, SignIn, SignOut
+from relay.web.access.accounts import check_accounts
+from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn, SignOut
 from relay.web.acts.resource import add_routes as add_acts
 from relay.web.api import ApiDocument
-from relay.web.difference import ENTITY_DIFFERENCE, DifferenceResource
 from relay.web.doctor_run import DoctorRun
-from relay.web.encoding import encode
-from relay.web.live import LIVE_FIELD, Hub, LiveResource, ShownPage, inside_of_main, live_url
 from relay.web.problems import API, ProblemAnswers, set_status
-from relay.web.query import of_path, parameters, parse, url
-from relay.web.reading import Readers, Spent
+from relay.web.query import encode, of_path, parameters, parse, url
+from relay.web.reading import ListPage, NotYourTurn, Readers, Reading, Screen
 from relay.web.reveal import RevealResource
-from relay.web.screen import ListPage, Reading, Screen
 from relay.web.screens import SCREENS
+from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceResource
 from relay.web.static_files import PublicFiles
 
 App = falcon.asgi.App[Request, Response]
@@ -45,13 +42,10 @@ SECURITY_HEADERS = {
 }
 
 
-class Shown(msgspec.Struct, frozen=True):
-    """A screen as HTML."""
-
-    html: str
-    version: str
-    """Changes with the data on it, and not with the time that has passed."""
-    problem: PageError | None = None
+LIVE_FIELD = "live"
+"""Parameter of every screen: `live=0` makes a page that does not refresh itself."""
+REFRESH_HEADER = "X-Refresh"
+"""Header of a page that asks for what is new on it."""
 
 
 class ScreenResource:
@@ -61,50 +55,42 @@ class ScreenResource:
         self._screen, self._readers, self._renderer, self._clock = screen, readers, renderer, clock
 
     async def on_get(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
-        """Show it as HTML."""
-        shown = await self.show(req.context.actor, path, req.params)
-        if shown.problem is not None:
-            set_status(resp, shown.problem)
-        resp.content_type = render.TYPE
-        resp.text = shown.html
+        """Show it as HTML. A page that refreshes itself gets 304 without news, and 204 where it has to wait for its turn.
 
-    async def show(
-        self, actor: Actor, path: Mapping[str, object], given: Mapping[str, object], spent: Spent | None = None
-    ) -> Shown:
-        """Read and render it. A filter that makes no sense, or takes too long, stays in its form below the problem.
-
-        Args:
-            actor: who asks.
-            path: the parts of the path.
-            given: the parameters of the URL; `live=0` makes a page that does not refresh itself.
-            spent: counts the statements.
-
-        Raises:
-            NothingThere: there is nothing to show.
+        A filter that makes no sense, or takes too long, stays in its form below the problem.
         """
-        now = self._clock.now()
+        now, is_refresh = self._clock.now(), req.get_header(REFRESH_HEADER) is not None
         query = of_path(self._screen.query, path, now)
-        page, problem = None, None
+        page, problem, version = None, None, None
         try:
-            query = parse(self._screen.query, parameters(_asked(given), path), now)
-            page = await self._readers.read(actor, self._reading_of(query), spent, kind=self._screen.name)
+            query = parse(self._screen.query, parameters(_asked(req.params), path), now)
+            read = self._readers.refresh if is_refresh else self._readers.read
+            page = await read(req.context.actor, self._reading_of(query), kind=self._screen.name)
+        except NotYourTurn:
+            resp.status = falcon.HTTP_204
+            return
         except NothingThere:
             raise
         except PageError as error:
             problem = error
-        version = _version(page, problem)
-        is_live = self._screen.is_live and given.get(LIVE_FIELD) != "0" and not isinstance(problem, BadFilter)
-        html = self._renderer.render_screen(
+            set_status(resp, error)
+        else:
+            resp.etag = version = hashlib.sha256(encode(page)).hexdigest()[:16]
+            if req.if_none_match and version in req.if_none_match:
+                resp.status = falcon.HTTP_304
+                return
+        resp.content_type = render.TYPE
+        resp.text = self._renderer.render_screen(
             self._screen,
             now=now,
             query=query,
             page=page,
             problem=problem,
             config=self._readers.config,
-            actor=actor,
-            live=live_url(url(self._screen.path, query), version) if is_live else None,
+            actor=req.context.actor,
+            live=self._screen.is_live and req.params.get(LIVE_FIELD) != "0" and not isinstance(problem, BadFilter),
+            version=version,
         )
-        return Shown(html, version, problem)
 
     async def on_get_json(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
         """Answer with the same as JSON."""
@@ -123,52 +109,9 @@ class ScreenResource:
         return lambda reading: self._screen.read(reading, query)
 
 
-def _version(page: msgspec.Struct | None, problem: PageError | None) -> str:
-    said = encode(page) if problem is None else f"{problem.title} {problem.detail}".encode()
-    return hashlib.sha256(said).hexdigest()[:16]
-
-
 def _asked(given: Mapping[str, object]) -> dict[str, object]:
     """Return the parameters that a screen reads: the page's address means the same as JSON."""
     return {name: value for name, value in given.items() if name != LIVE_FIELD}
-
-
-class _Route:
-    """A screen, in a form that Falcon's router takes outside of an application."""
-
-    def __init__(self, screen: ScreenResource) -> None:
-        self.screen = screen
-
-    def on_get(self) -> None:
-        """Nobody calls it."""
-
-
-class Screens:
-    """The screens by their URLs, for the hub."""
-
-    def __init__(self) -> None:
-        self._router = CompiledRouter()
-
-    def add(self, path: str, resource: ScreenResource) -> None:
-        """Add a screen."""
-        self._router.add_route(path, _Route(resource))
-
-    async def read(self, actor: Actor, address: str) -> ShownPage:
-        """Read the screen at a URL.
-
-        Raises:
-            NothingThere: there is nothing at this URL.
-        """
-        path, _, given = address.partition("?")
-        found = self._router.find(unquote(path))
-        if found is None:
-            raise NothingThere("no page has this address")
-        route, _methods, parts, _template = found
-        spent = Spent()
-        shown = await cast("_Route", route).screen.show(
-            actor, parts, falcon.uri.parse_query_string(given, keep_blank=False, csv=False), spent
-        )
-        return ShownPage(inside_of_main(shown.html), shown.version, spent.statements)
 
 
 class SecurityHeaders:
@@ -190,11 +133,8 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.req_options.keep_blank_qs_values = False
     app.req_options.auto_parse_qs_csv = False
     renderer = render.Renderer(tuple((screen.path, screen.title) for screen in SCREENS if screen.in_menu))
-    screens = Screens()
     for screen in SCREENS:
         resource = ScreenResource(screen, readers, renderer, clock)
-        if screen.is_live:
-            screens.add(screen.path, resource)
         app.add_route(screen.path, resource)
         app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
@@ -204,7 +144,6 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(SIGN_IN, SignIn(access, renderer))
         app.add_route(SIGN_OUT, SignOut(access))
     app.add_route(f"{API}/openapi.json", ApiDocument())
-    app.add_route("/live", LiveResource(Hub(screens.read, clock), access))
     run = DoctorRun(readers.doctor, clock)
     app.add_route(doctor_run.PATH, run)
     app.add_route(f"{API}{doctor_run.PATH}", run, suffix="json")
@@ -216,4 +155,36 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.add_route(f"{ENTITY_DIFFERENCE}.json", difference, suffix="json")
     app.add_route(f"{API}{ENTITY_DIFFERENCE}", difference, suffix="json")
     ProblemAnswers(renderer, clock).add_to(app)
+    return app
+
+
+class _Closing:
+    """Falcon middleware that closes the connections when the worker stops."""
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+
+    async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
+        """Close them. The server calls this after the last request."""
+        self._readers.close()
+
+
+def page_of(config: Config, forwarding: Iterable[str] = (), sessions: Sessions | None = None) -> App:
+    """Make the application. Nothing is connected yet: a process that is forked later may serve it.
+
+    Args:
+        config: the configuration.
+        forwarding: addresses and networks of proxies, as gunicorn's `forwarded_allow_ips`.
+        sessions: those that last longer than this configuration.
+
+    Raises:
+        ConfigError: nobody may use the page, or who may can't be read. The text has a line for each mistake.
+    """
+    clock = SystemClock()
+    check_accounts(config.web)
+    # `*` is nobody here: who believes every address would let a stranger choose the one whose attempts are counted.
+    networks = [Network.parse(each) for each in forwarding if each != "*"]
+    readers = Readers(config, clock)
+    app = create_app(readers, clock, Guard(config.web, clock, sessions or Sessions(), forwarding=networks))
+    app.add_middleware(_Closing(readers))
     return app

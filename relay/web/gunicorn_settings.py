@@ -24,7 +24,7 @@ from inbox.loader.load import ConfigFile, load_file, read_config
 from inbox.logs.fields import fields
 from inbox.logs.lines import write_stderr
 from relay.web.access.guard import Sessions
-from relay.web.start import page_of
+from relay.web.app import page_of
 
 CONNECTIONS = 250
 """Most open connections. A browser has one for the page that is in sight, and a few while it loads one.

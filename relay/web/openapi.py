@@ -15,7 +15,7 @@ from inbox.events.timestamps import TIME_FORMS
 from relay.web.docstrings import field_docstrings, first_line
 from relay.web.problems import API, PROBLEM_TYPE, Problem
 from relay.web.query import GivenTime
-from relay.web.screen import Screen
+from relay.web.reading import Screen
 
 Json = dict[str, Any]
 
@@ -61,7 +61,7 @@ _UNNAMED = {413: "The body is larger than any that makes sense.", 500: "A bug of
 """Problems of the type `about:blank`."""
 
 
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
+class ApiMethod(msgspec.Struct, frozen=True, kw_only=True):
     """One method of one path."""
 
     name: str
@@ -86,10 +86,10 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """Headers of a success, with their meanings."""
 
 
-def operations_of(screens: Iterable[Screen]) -> Iterator[Operation]:
+def operations_of(screens: Iterable[Screen]) -> Iterator[ApiMethod]:
     """Yield the operation of each screen."""
     for screen in screens:
-        yield Operation(
+        yield ApiMethod(
             name=screen.name.replace("-", "_"),
             title=screen.title,
             path=API + (screen.path if screen.path != "/" else "/overview"),
@@ -100,7 +100,7 @@ def operations_of(screens: Iterable[Screen]) -> Iterator[Operation]:
         )
 
 
-def document(operations: Sequence[Operation], version: str) -> Json:
+def document(operations: Sequence[ApiMethod], version: str) -> Json:
     """Write the document of these operations, in their order; `version` is that of Inbox Relay."""
     answers = [each.answer for each in operations if each.answer is not None]
     bodies = {each.body: each.body_texts or each.body for each in operations if each.body is not None}
@@ -138,7 +138,7 @@ def parameters(kind: type[msgspec.Struct], path: str) -> list[Json]:
             "name": name,
             "in": "path" if name in in_path else "query",
             "required": name in in_path or fields[name].required,
-            **_description(texts.get(name) or _EXPLAINED.get(name)),
+            **_description(texts.get(name) or properties[name].get("description") or _EXPLAINED.get(name)),
             **({"style": "form", "explode": False} if _is_list(properties[name]) else {}),
             "schema": _given(properties[name]),
         }
@@ -150,7 +150,7 @@ def _is_list(schema: Json) -> bool:
     return any(each.get("type") == "array" for each in (schema, *schema.get("anyOf", ())))
 
 
-def _operation(operation: Operation) -> Json:
+def _operation(operation: ApiMethod) -> Json:
     ok: Json = {"description": first_line(operation.answer.__doc__) if operation.answer else "Done."}
     if operation.answer is not None:
         ok["content"] = _content(operation.answer)

@@ -11,7 +11,7 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
-from inbox.errors import NothingThere, PageError, SignInNeeded, TooManySignIns, TooManyWatchers, WrongPassword
+from inbox.errors import NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
 from inbox.logs.fields import fields
 from inbox.logs.traces import without_message
 from relay.web import render
@@ -24,7 +24,7 @@ PROBLEMS = "/problems"
 UNNAMED = "about:blank"
 """Type of a problem that its status says all about, as RFC 9457 has it."""
 
-_TURNED_AWAY = (SignInNeeded, TooManySignIns, TooManyWatchers, WrongPassword)
+_TURNED_AWAY = (SignInNeeded, TooManySignIns, WrongPassword)
 
 _log = logging.getLogger(__name__)
 

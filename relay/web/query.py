@@ -1,21 +1,85 @@
-"""Parameters of a URL or form as a frozen query. Pure: `now` is passed in."""
+"""Values in and out: parameters of a URL or form as a frozen query, and answers as JSON. Pure, but for the bodies."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
+import falcon
 import msgspec
+from falcon.asgi import Request
 from msgspec import inspect
 
 from inbox.config.mistakes import nearest
 from inbox.db.parameters import is_storable
 from inbox.errors import BadFilter, NothingThere
 from inbox.events.timestamps import parse_time
+
+_encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
+
+
+def encode(answer: object) -> bytes:
+    r"""Encode an answer. Figures that Postgres has as numeric are numbers; half a surrogate pair becomes `\ud800`.
+
+    SQLite stores such a half as an escape in JSON, and UTF-8 has no form for it: one row must not take its list away.
+    """
+    try:
+        return _encoder.encode(answer)
+    except UnicodeEncodeError:
+        plain = msgspec.to_builtins(answer, enc_hook=str, builtin_types=(datetime, Decimal))
+        return _encoder.encode(_encodable(plain))
+
+
+def _encodable(value: Any) -> Any:  # noqa: ANN401  # any JSON value
+    if isinstance(value, str):
+        return encodable_text(value)
+    if isinstance(value, dict):
+        return {_encodable(name): _encodable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(each) for each in value]
+    return value
+
+
+def encodable_text(text: str) -> str:
+    """Return a text with each half of a surrogate pair as an escape."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+MOST_BYTES = 64 * 1024
+MOST_FIELDS = 500
+FORM_TYPE = "application/x-www-form-urlencoded"
+
+
+async def read_form(req: Request) -> dict[str, str]:
+    """Read the fields of a form.
+
+    Raises:
+        BadFilter: it is no form, has a field twice, or is not UTF-8.
+        HTTPContentTooLarge: it has more than `MOST_BYTES`.
+    """
+    if (req.content_type or "").partition(";")[0].strip().lower() != FORM_TYPE:
+        raise BadFilter(f"expected a form, of the type {FORM_TYPE}")
+    body = await req.stream.read(MOST_BYTES + 1)
+    if len(body) > MOST_BYTES:
+        raise falcon.HTTPContentTooLarge(description=f"a form has at most {MOST_BYTES} bytes")
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
+    except ValueError:
+        raise BadFilter("the form is not UTF-8, or has too many fields") from None
+    if body.startswith((b"{", b"[")):  # as of a program that leaves the type to its library
+        raise BadFilter(f"the body is JSON, though its type says {FORM_TYPE}: send Content-Type: application/json")
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise BadFilter(f"{name} is given twice", field=name)
+        fields[name] = value
+    return fields
+
 
 Query = TypeVar("Query", bound=msgspec.Struct)
 
@@ -41,6 +105,12 @@ class GivenTime(str):
         made = cls(given)
         made.moment = parse_time(given, now)
         return made
+
+
+def filter_of(query: msgspec.Struct) -> dict[str, Any]:
+    """Return the values of a query by their names, with each time as a moment."""
+    given = msgspec.structs.asdict(query)
+    return {name: value.moment if isinstance(value, GivenTime) else value for name, value in given.items()}
 
 
 LONGEST_VALUE = 10_000
@@ -95,11 +165,16 @@ def _lists_of(kind: type[msgspec.Struct]) -> frozenset[str]:
     """Return the names of the fields that are lists."""
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)  # noqa: S101  # as the type says
-    return frozenset(
-        field.name
-        for field in info.fields
-        if any(isinstance(each, inspect.VarTupleType) for each in getattr(field.type, "types", (field.type,)))
-    )
+    return frozenset(field.name for field in info.fields if _is_list(field.type))
+
+
+def _is_list(kind: inspect.Type) -> bool:
+    match kind:
+        case inspect.Metadata(type=inner):
+            return _is_list(inner)
+        case inspect.UnionType(types=types):
+            return any(map(_is_list, types))
+    return isinstance(kind, inspect.VarTupleType)
 
 
 def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, strict: bool = False) -> Query:

@@ -1,15 +1,18 @@
-"""Reads of the page: in threads, read-only, with a time limit, by the database role of the person who asks."""
+"""Screens and their reads: in threads, read-only, with a time limit, by the database role of the person who asks."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import event
+import msgspec
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from inbox.clock import Clock
@@ -17,15 +20,66 @@ from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.db import read_only
 from inbox.db.dialect import failure_of
+from inbox.db.reads import Row
 from inbox.db.trouble import trouble_text
 from inbox.errors import DatabaseAway, QueryTooSlow
-from relay.delivery.policy import policies
+from relay.delivery.policy import Policies, policies
 from relay.store.database import Database
 from relay.web.access.accounts import Actor
-from relay.web.bulkheads import QUICK, SLOW, Bulkheads
 from relay.web.doctor_runner import DoctorRunner
-from relay.web.kept import Kept
-from relay.web.screen import Reading
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """Everything that a screen may read."""
+
+    database: Database
+    """Its transactions only read, and each statement ends after `relay.web.reading.LONGEST_SECONDS`."""
+    config: Config
+    policies: Policies
+    actor: Actor
+    now: datetime
+    """The host's clock, in UTC."""
+    kept: Callable[[object, float, Callable[[], Any]], Any]
+    """Makes the value of a key, and keeps it for so many seconds; a key of the database's is for one role alone."""
+    doctor: DoctorRunner
+
+
+class Screen(msgspec.Struct, frozen=True):
+    """One screen, its JSON twin (`PATH.json`) and its place in the API (`/api/v1/NAME`)."""
+
+    name: str
+    path: str
+    """As Falcon has it; names in braces are fields of the query."""
+    title: str
+    query: type[msgspec.Struct]
+    """Fields are the parameters of the URL, each with a default unless it stands in the path."""
+    page: type[msgspec.Struct]
+    read: Callable[[Reading, Any], Any]
+    """Makes a `page` from a `query`. Raises PageError where there is nothing to show."""
+    template: str
+    """File in `templates/`. It gets `page`, `query`, `screen`, `config`, `actor`, `now` and `values`."""
+    in_menu: bool = True
+    is_live: bool = True
+    """True when its page refreshes itself: its read is cheap, and nobody fills in a form on it."""
+    is_list: bool = False
+    """True when its page has `rows`, which the API answers with a link to the next page."""
+    values: Mapping[str, object] = {}
+    """Further names of the template: constants, and pure functions of the page's values."""
+
+
+class ListPage(msgspec.Struct, frozen=True):
+    """A page of a list, the newest first."""
+
+    rows: tuple[Row, ...]
+    before: int | None = None
+    """Value of the parameter `before` for the next page; None: there is no more."""
+    matching: int | None = None
+    """Number of all that match, where 501 stands for more than 500; None: not counted."""
+
+
+MOST_COUNTED = 500
+"""Counts end here: `500+`."""
+
 
 LONGEST_SECONDS = 2.0
 """Longest time of a statement on Postgres, and of a transaction on SQLite."""
@@ -36,18 +90,23 @@ _AGAIN, _BY_ITSELF = "try again", "this page tries again by itself"
 """Ends of the message about a database that is away: nothing sends a form again by itself."""
 
 
-class Spent:
-    """Statements that reads have sent to the database."""
+AT_ONCE, OF_A_KIND = 12, 2
+"""Reads at a time, and those of one kind, such as of one screen: a slow screen leaves threads to the others."""
+LONGEST_WAIT_SECONDS = 8.0
+"""After so long a wait for its turn, a read ends as one that takes too long."""
+REFRESH_SECONDS = 0.5
+"""Pages that refresh themselves are read so often together, however many are open, and never more than half of the time."""
 
-    def __init__(self) -> None:
-        self.statements = 0
+
+class NotYourTurn(Exception):  # nothing is wrong
+    """Other pages are refreshed first."""
 
 
 class Readers:
     """The database as the page sees it: `read` for screens, `write` for acts. Safe to share between tasks."""
 
-    def __init__(self, config: Config, clock: Clock) -> None:
-        self.config = config
+    def __init__(self, config: Config, clock: Clock, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.config, self._monotonic = config, monotonic
         self._policies = policies(config)
         self._clock = clock
         url = config.database.url
@@ -58,40 +117,64 @@ class Readers:
             if viewer_url is None
             else Database(read_only.connect(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS))
         )
-        self._counting = threading.local()
-        for engine in {self._operators.engine, self._viewers.engine}:
-            event.listen(engine, "before_cursor_execute", self._count)
         self._writer = Database(engines.connect(url, application="relay-web"))
         self.doctor = DoctorRunner(config, clock)
-        self._kept = Kept()
-        self._threads = ThreadPoolExecutor(QUICK + SLOW, thread_name_prefix="web-read")
-        self._bulkheads = Bulkheads()
+        self._kept: dict[object, tuple[float, Any]] = {}
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="web-read")
+        self._of_kind: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(OF_A_KIND))
+        self._next_refresh = 0.0
 
-    async def read(
-        self, actor: Actor, make: Callable[[Reading], Made], spent: Spent | None = None, *, kind: str = "other"
-    ) -> Made:
-        """Run `make` in a thread with everything that it may read. Its statements are added to `spent`.
-
-        Of a `kind`, such as the name of a screen, only some run at a time; `relay.web.bulkheads` has the rules.
+    async def read(self, actor: Actor, make: Callable[[Reading], Made], *, kind: str = "other") -> Made:
+        """Run `make` in a thread with everything that it may read.
 
         Raises:
-            QueryTooSlow: a statement ran into its limit, or others that are slow took all the time.
+            QueryTooSlow: a statement ran into its limit, or others of this kind took all the time.
             DatabaseAway: the database does not answer, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
-        reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._kept, self.doctor)
+        reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep, self.doctor)
+        async with self._turn(kind):
+            then = _AGAIN if kind == "acts" else _BY_ITSELF
+            return await self._in_thread(lambda: _make_on_a_live_connection(make, reading), then)
 
-        def work() -> Made:
-            self._counting.spent = spent
-            return _make_on_a_live_connection(make, reading)
+    async def refresh(self, actor: Actor, make: Callable[[Reading], Made], *, kind: str) -> Made:
+        """Do as `read` for a page that refreshes itself.
 
-        async with self._bulkheads.slot(kind):
-            return await self._in_thread(work, then=_AGAIN if kind == "acts" else _BY_ITSELF)
+        Raises:
+            NotYourTurn: it has to ask again later.
+            QueryTooSlow: as `read`.
+            DatabaseAway: as `read`.
+        """
+        began = self._monotonic()
+        if began < self._next_refresh:
+            raise NotYourTurn
+        self._next_refresh = math.inf
+        try:
+            return await self.read(actor, make, kind=kind)
+        finally:
+            ended = self._monotonic()
+            self._next_refresh = ended + max(REFRESH_SECONDS, ended - began)
 
-    def _count(self, *_: object) -> None:
-        spent: Spent | None = getattr(self._counting, "spent", None)
-        if spent is not None:
-            spent.statements += 1
+    @asynccontextmanager
+    async def _turn(self, kind: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(LONGEST_WAIT_SECONDS):
+                await self._of_kind[kind].acquire()
+        except TimeoutError:
+            why = f"this one waited {LONGEST_WAIT_SECONDS:g} s"
+            raise QueryTooSlow(f"others ask for the same, and it takes long: {why}; try again") from None
+        try:
+            yield
+        finally:
+            self._of_kind[kind].release()
+
+    def _keep(self, key: object, seconds: float, make: Callable[[], Any]) -> Any:  # noqa: ANN401  # whatever is made
+        """Return the value of a key if it is younger than `seconds`; else make it. Keys are of the code, never from a request."""
+        now, (made_at, value) = self._monotonic(), self._kept.get(key, (-math.inf, None))
+        if now - made_at >= seconds:
+            value = make()
+            self._kept[key] = (now, value)
+        return value
 
     async def write(self, make: Callable[[Database], Made]) -> Made:
         """Run `make` in a thread with a connection that may write.
@@ -100,7 +183,7 @@ class Readers:
             QueryTooSlow: as `read`.
             DatabaseAway: as `read`.
         """
-        async with self._bulkheads.slot("write"):
+        async with self._turn("write"):
             return await self._in_thread(lambda: make(self._writer), then=_AGAIN)
 
     async def _in_thread(self, make: Callable[[], Made], then: str) -> Made:

@@ -16,9 +16,9 @@ from inbox.db.intake import Rejected
 from relay.delivery.alerts import Alert
 from relay.delivery.outcome import Call, Failed
 from relay.delivery.policy import policies
+from relay.operations.asks import Selection
 from relay.store import alerts, gates, nodes
 from relay.store.operator import commands
-from relay.store.operator.selection import Selection
 from relay.web.screens import SCREENS
 from tests.helpers.browser import DESK, PHONE, Browser
 from tests.helpers.night import an_arrival, night_config

@@ -10,7 +10,6 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from sqlalchemy import Engine
 
-from relay.web import live
 from tests.helpers.browser import PHONE, Browser, Theme
 from tests.helpers.night import night_config
 from tests.helpers.page import on_database
@@ -104,10 +103,7 @@ def test_a_wrong_password_and_too_many_of_them_are_explained(browser: Browser, d
     assert browser.at() == "/rejected"
 
 
-def test_a_session_that_ends_leads_to_the_form_and_back(
-    browser: Browser, door: Entrance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live, "CHECKED_EVERY_SECONDS", 0.2)
+def test_a_session_that_ends_leads_to_the_form_and_back(browser: Browser, door: Entrance) -> None:
     browser.open("/rejected?source=shop")
     sign_in(browser, "anna", PASSWORD)
     browser.wait(lambda: browser.find("#live").text == "Live", "the page is live")

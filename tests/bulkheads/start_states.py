@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Engine, Table, insert, text, update
 from inbox.clock import SystemClock
 from inbox.db.schema import alert, delivery_log, duplicate_request, open_delivery
 from relay.daemon.loop import Relay
+from relay.operations.asks import Selection
 from relay.steps import Step
 from relay.store.database import Database
 from relay.store.operator import commands
-from relay.store.operator.selection import Selection
 from tests.helpers.daemon import running
 from tests.helpers.downstream import Downstream
 from tests.helpers.filling import fill

@@ -38,7 +38,7 @@ def install(engine: Engine, url: str) -> None:
     )
     database = Database(engine)
     sequence.sequence(database, POLICIES, "r1")
-    claim.claim(database, "r1", [(["strict"], 1)])
+    claim.claim(database, "r1", [claim.Room(["strict"], 1)])
     with engine.begin() as connection:
         for name, row in OTHERS.items():
             connection.execute(metadata.tables[name].insert(), row)

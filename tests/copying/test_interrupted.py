@@ -23,15 +23,15 @@ AGES = '\n[retention]\npayloads = "30d"\nattempts = "30d"\nevents = "30d"\n'
 
 _PRUNE = """
 import os, signal, sys
-from inbox.db.retention import state
-write, calls = state.write, []
+from inbox.db import pruning
+write, calls = pruning.write, []
 def counted(connection, changed):
     write(connection, changed)
     calls.append(changed)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGINT)  # the batch is deleted, the commit is not
         signal.pause()
-state.write = counted
+pruning.write = counted
 sys.argv[1:] = ["prune", "--kind", "events", "--yes"]
 from inbox.cli.main import main
 main()

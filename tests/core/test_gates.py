@@ -196,7 +196,6 @@ def test_the_gate_of_an_entity_names_it_without_doubt(entity: tuple[str, str, st
 
 def test_a_name_that_no_entity_has_pauses_nothing() -> None:
     assert entity_of("trivore|USER") is None
-    assert Gates(NOW, frozenset({("entity", "nonsense")})).paused_entities == ()
 
 
 CONFIG = Config(sources={"trivore": Source(name="trivore", preset="trivore", auth=NoAuth())})

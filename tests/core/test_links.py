@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inbox.errors import UnusableAnswer
-from relay.sync.links import next_in_header, query_of, within
+from relay.sync.cursor import next_in_header, query_of, within
 
 BASE = "https://api.example.com/v1?key=secret"
 CURRENT = "https://api.example.com/v1/users?active=yes"

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from inbox.config.paging import Paging
 from inbox.config.sync import Find, MapField
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
-from relay.sync.match import require_carried
-from relay.sync.search import FindPlan, compile_find
+from relay.sync.find import FindPlan, compile_find, require_carried
 
 EXTERNAL: dict[str, str | MapField] = {"name": "entity.name", "external_id": "event.entity_id"}
 BY_ID = Find(path="/contacts", params={"externalId": "{event.entity_id}"})

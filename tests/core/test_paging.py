@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from inbox.config.paging import Paging, PagingSetting
 from inbox.errors import ConfigError, UnusableAnswer
 from relay.sync.calls import compile_call
-from relay.sync.links import LONGEST
+from relay.sync.cursor import LONGEST
 from relay.sync.paging import OF_LISTING, PagesPlan, Paginator, compile_pages, names_of
 
 BASE = "https://api.example.com/v1"

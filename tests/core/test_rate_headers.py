@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.http.rate_headers import LONGEST_SECONDS, rate_hold
+from relay.http.answer import LONGEST_SECONDS, rate_hold
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EPOCH = int(NOW.timestamp())

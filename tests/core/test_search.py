@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inbox.config.paging import Paging
 from inbox.config.sync import Find
 from inbox.errors import ConfigError
-from relay.sync.search import Search, compile_find
+from relay.sync.find import Search, compile_find
 
 SCOPE = {"event": {"entity_id": "u1"}}
 BASE = "https://crm.example.com"

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from inbox.errors import ConfigError, MappingError
 from relay.demo.scim_filter import parse_filter
 from relay.destinations.slack import MessageTemplate
-from relay.sync.headers import HeaderTemplate
-from relay.sync.query_escaping import FORMS
-from relay.sync.templates import Path, QueryTemplate, SearchTemplate, Template, leads_elsewhere
+from relay.sync.forms import FORMS
+from relay.sync.templates import HeaderTemplate, Path, QueryTemplate, SearchTemplate, Template, leads_elsewhere
 
 KNOWN = ("event", "entity")
 HOSTILE = st.text(st.sampled_from("\"'`\\/.%2eEfF5cC;?#&= ()*|<>{}\0\n\r\t\x7f\x85ab1é\u2028")) | st.text(

@@ -15,8 +15,8 @@ from inbox.config.types import Duration
 from relay.http import guard
 from relay.http.answer import Answer
 from relay.http.client import HttpClient
+from relay.http.guard import CutOffError, RunningCall
 from relay.http.target import prepare
-from relay.http.watchdog import CutOffError, RunningCall
 from tests.destinations.calling import GET, client_of, hanging_lookups, resolving_to
 from tests.helpers.delivering import context
 from tests.helpers.patience import Stopwatch

@@ -13,7 +13,7 @@ import pytest
 from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from relay.destinations import python
-from relay.sync.functions import function_of
+from relay.sync.expressions import function_of
 from tests.destinations.handling import configured
 from tests.helpers.delivering import build
 

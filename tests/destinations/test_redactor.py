@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from inbox.config.endpoint import ApiHeader, Endpoint
 from inbox.config.types import Secret
+from relay.http.answer import MASK, Redactor
 from relay.http.client import MAX_ANSWER
-from relay.http.redactor import MASK, Redactor
 from relay.http.target import header_value, prepare
 from tests.helpers.echoing import spelled
 

@@ -15,9 +15,8 @@ from inbox.config.endpoint import ApiHeader
 from inbox.config.types import Secret
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivery, Outcome
-from relay.sync.answers import AnswerRules, reported_error
-from relay.sync.calls import compile_call
-from relay.sync.headers import HeaderTemplate, compile_headers
+from relay.sync.calls import AnswerRules, compile_call, reported_error
+from relay.sync.templates import HeaderTemplate, compile_headers
 from tests.destinations.syncing import DELETE, FOUND, NONE, SECOND, UPDATE, World, changed
 from tests.helpers.delivering import DELIVERY, a_delivery, build, delivered, failed, failure
 from tests.helpers.scripted import Act, Seen, answer

@@ -26,7 +26,7 @@ from relay.delivery.alerts import Alert, Posted
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.destinations.base import without_lease
 from relay.http.client import HttpClient
-from relay.http.watchdog import RunningCall, Watchdog
+from relay.http.guard import RunningCall, Watchdog
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database

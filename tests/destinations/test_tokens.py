@@ -14,9 +14,8 @@ from inbox.config.model import Config
 from inbox.config.types import Duration, Secret
 from relay.destinations.base import Caller, Clients
 from relay.http import oauth
-from relay.http.answer import Answer
+from relay.http.answer import EXCERPT_BYTES, Answer
 from relay.http.client import Request
-from relay.http.redactor import EXCERPT_BYTES
 from tests.helpers.delivering import context
 from tests.helpers.scripted import ScriptedServer, answer, closed_port, hang, serving
 

@@ -16,9 +16,9 @@ from inbox.config.model import Receiver as Limits
 from inbox.config.types import Duration
 from inbox.errors import StillOpen
 from inbox.http.limits import memory_for
-from inbox.receiver import outcome_waiter
-from inbox.receiver.outcome_waiter import POLL_SECONDS, OutcomeWaiter
-from inbox.receiver.resource import LONGEST_WAIT_SECONDS, wait_timeout
+from inbox.receiver import wait
+from inbox.receiver.wait import POLL_SECONDS, OutcomeWaiter
+from inbox.receiver.webhook import LONGEST_WAIT_SECONDS, wait_timeout
 from relay.delivery.outcome import Failed
 from tests.helpers.filling import fill
 from tests.helpers.reading import count
@@ -95,7 +95,7 @@ async def test_a_retry_is_waited_for_and_when_time_runs_out_the_repeat_waits_for
 async def test_more_than_may_wait_of_a_source_are_told_at_once_and_others_wait(
     patient: Receiver, steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcome_waiter, "MOST_WAITING_OF_A_SOURCE", 2)
+    monkeypatch.setattr(wait, "MOST_WAITING_OF_A_SOURCE", 2)
     waiting = [asyncio.create_task(patient.post(body(f"u{n}", moment(n)))) for n in range(2)]
     await stored(engine, 2)
     await asyncio.sleep(0)
@@ -112,7 +112,7 @@ async def test_more_than_may_wait_of_a_source_are_told_at_once_and_others_wait(
 def test_who_hangs_up_makes_room_and_who_closed_its_half_is_told(
     config: Config, database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcome_waiter, "MOST_WAITING_OF_A_SOURCE", 1)
+    monkeypatch.setattr(wait, "MOST_WAITING_OF_A_SOURCE", 1)
     with served(database_url, config) as port:
         with socket.create_connection(("127.0.0.1", port)) as gone:
             gone.sendall(raw_post(body(), "Prefer: wait=60"))

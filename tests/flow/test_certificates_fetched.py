@@ -23,19 +23,19 @@ from inbox.errors import Unavailable
 from inbox.events.event import Event, Receipt
 from inbox.events.timestamps import rfc3339
 from inbox.loader.load import parse_config
-from inbox.receiver import certificate_fetcher
+from inbox.receiver import fetcher
 from inbox.receiver.app import create_app
-from inbox.receiver.certificate_fetcher import (
+from inbox.receiver.fetcher import (
     LARGEST_BYTES,
     MOST_AT_ONCE,
     MOST_WAITING,
     CertificateFetcher,
     get_over_https,
 )
-from inbox.receiver.resource import Services
+from inbox.receiver.webhook import Services
 from inbox.receiver.writer import CommitTimes
 from inbox.sources.certificates import CertificateStore, CertificateUrl, MissingCertificate
-from inbox.sources.sns import _NAMES, _URL
+from inbox.sources.presets.sns import _NAMES, _URL
 from tests.helpers.certificate_host import CertificateHost, Request, certificate_host, pem_of, signing_key
 from tests.helpers.receiver import Receiver
 from tests.helpers.waiting import until_async
@@ -168,55 +168,55 @@ def missing(path: str = SNS_PATH, store: CertificateStore | None = None) -> Miss
 
 
 async def test_one_fetch_serves_all_who_wait_and_few_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificate_fetcher, "LONGEST_SECONDS", 60.0)
+    monkeypatch.setattr(fetcher, "LONGEST_SECONDS", 60.0)
     held, wanted = Held(), missing()
-    fetcher = CertificateFetcher(held)
-    waiting = [asyncio.create_task(fetcher.fetch(wanted, SNS_AT)) for _ in range(MOST_WAITING)]
+    fetching = CertificateFetcher(held)
+    waiting = [asyncio.create_task(fetching.fetch(wanted, SNS_AT)) for _ in range(MOST_WAITING)]
     await until_async(lambda: held.asked, "the fetch begins")
     with pytest.raises(Unavailable):
-        await fetcher.fetch(wanted, SNS_AT)
-    await fetcher_of_another_source(fetcher)
+        await fetching.fetch(wanted, SNS_AT)
+    await fetcher_of_another_source(fetching)
     held.let_go.set()
     await asyncio.gather(*waiting)
     assert held.asked == [URL]
 
 
 async def test_who_leaves_makes_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificate_fetcher, "LONGEST_SECONDS", 60.0)
+    monkeypatch.setattr(fetcher, "LONGEST_SECONDS", 60.0)
     held, wanted = Held(), missing()
-    fetcher = CertificateFetcher(held)
-    left = [asyncio.create_task(fetcher.fetch(wanted, SNS_AT)) for _ in range(MOST_WAITING)]
+    fetching = CertificateFetcher(held)
+    left = [asyncio.create_task(fetching.fetch(wanted, SNS_AT)) for _ in range(MOST_WAITING)]
     await until_async(lambda: held.asked, "the fetch begins")
     for task in left:
         task.cancel()
     await asyncio.gather(*left, return_exceptions=True)
-    stayed = asyncio.create_task(fetcher.fetch(wanted, SNS_AT))
+    stayed = asyncio.create_task(fetching.fetch(wanted, SNS_AT))
     held.let_go.set()
     await stayed
     assert held.asked == [URL]
 
 
-async def fetcher_of_another_source(fetcher: CertificateFetcher) -> None:
+async def fetcher_of_another_source(fetching: CertificateFetcher) -> None:
     """A source beside the one whose host hangs gets its own."""
-    hanging, fetcher._get = fetcher._get, lambda _: SNS_PEM
-    await fetcher.fetch(missing(), SNS_AT)
-    fetcher._get = hanging
+    hanging, fetching._get = fetching._get, lambda _: SNS_PEM
+    await fetching.fetch(missing(), SNS_AT)
+    fetching._get = hanging
 
 
 async def test_a_fetch_that_hangs_is_waited_for_once_and_comes_into_the_store_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(certificate_fetcher, "LONGEST_SECONDS", 0.05)
+    monkeypatch.setattr(fetcher, "LONGEST_SECONDS", 0.05)
     held, store = Held(), CertificateStore(_URL, _NAMES)
-    fetcher = CertificateFetcher(held)
+    fetching = CertificateFetcher(held)
     for _ in range(5):
         with pytest.raises(Unavailable):
-            await fetcher.fetch(missing(store=store), SNS_AT)
+            await fetching.fetch(missing(store=store), SNS_AT)
     await until_async(lambda: held.asked, "its thread has begun")
     assert held.asked == [URL]
     for number in range(5):
         with pytest.raises(Unavailable):
-            await fetcher.fetch(missing(f"/{number}.pem", store), SNS_AT)
+            await fetching.fetch(missing(f"/{number}.pem", store), SNS_AT)
     await until_async(lambda: len(held.asked) >= MOST_AT_ONCE, "their threads have begun")
     assert len(held.asked) == MOST_AT_ONCE
     held.let_go.set()
@@ -228,23 +228,23 @@ async def test_a_failure_is_not_repeated_at_once_and_is_logged_seldom(
 ) -> None:
     held, store = Held(pem_of("evil.example", signing_key())), CertificateStore(_URL, _NAMES)
     held.let_go.set()
-    fetcher = CertificateFetcher(held)
+    fetching = CertificateFetcher(held)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             with pytest.raises(Unavailable):
-                await fetcher.fetch(missing(store=store), SNS_AT)
+                await fetching.fetch(missing(store=store), SNS_AT)
         assert held.asked == [URL]
-        monkeypatch.setattr(certificate_fetcher, "AGAIN_AFTER_SECONDS", 0.0)
+        monkeypatch.setattr(fetcher, "AGAIN_AFTER_SECONDS", 0.0)
         for number in range(100):
             with pytest.raises(Unavailable):
-                await fetcher.fetch(missing(f"/{number}.pem", store), SNS_AT)
+                await fetching.fetch(missing(f"/{number}.pem", store), SNS_AT)
     (line,) = caplog.records
     assert f"no certificate from {URL}" in line.getMessage()
     assert "another name" in line.getMessage()
-    (source,) = fetcher._sources.values()
+    (source,) = fetching._sources.values()
     assert len(source.again_at) <= 2, "those of long ago are forgotten"
     held.answer = SNS_PEM
-    await fetcher.fetch(missing("/new.pem", store), SNS_AT)
+    await fetching.fetch(missing("/new.pem", store), SNS_AT)
 
 
 async def test_where_no_thread_can_be_started_it_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,8 +282,8 @@ class Memory:
 
 @contextlib.asynccontextmanager
 async def receiving(host: CertificateHost) -> AsyncIterator[tuple[Receiver, Memory]]:
-    memory, fetcher = Memory(), CertificateFetcher(host.get())
-    app = create_app(parse_config(CONFIG), lambda: Services(memory, certificates=fetcher), SystemClock())
+    memory, fetching = Memory(), CertificateFetcher(host.get())
+    app = create_app(parse_config(CONFIG), lambda: Services(memory, certificates=fetching), SystemClock())
     async with ASGIConductor(app) as conductor:
         yield Receiver(conductor), memory
 
@@ -350,7 +350,7 @@ async def test_a_large_message_waits_for_its_certificate_as_any_other(host: Cert
 async def test_while_the_host_hangs_100_other_webhooks_are_stored(
     host: CertificateHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(certificate_fetcher, "LONGEST_SECONDS", 60.0)
+    monkeypatch.setattr(fetcher, "LONGEST_SECONDS", 60.0)
     let_go = threading.Event()
 
     def hang(request: Request) -> None:

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Engine, update
 
 from inbox.clock import SystemClock
-from inbox.db.retention import state
-from inbox.db.retention.rounds import expiry_of
+from inbox.db import pruning as rounds
+from inbox.db.retention import expiry_of
 from inbox.db.schema import pruner, pruning
 from relay.daemon.generation import prepare
 from relay.daemon.pruner import Pruner
@@ -42,7 +42,7 @@ def downstream(tmp_path: Path) -> Iterator[Downstream]:
 def test_it_prunes_soon_after_its_start_and_by_other_ages_after_a_reload(
     steps: Steps, engine: Engine, downstream: Downstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inbox.db.retention.state.ROUND_EVERY_SECONDS", 1.0)
+    monkeypatch.setattr("inbox.db.pruning.ROUND_EVERY_SECONDS", 1.0)
     steps.receive(*(an_event(n, routes=[]) for n in range(1, 201)))
     with running(engine, downstream, more='[retention]\nevents = "forever"\n') as relay:
         until(lambda: count(engine, "pruner WHERE ran_at IS NOT NULL"), "a round has ended")
@@ -119,10 +119,10 @@ def test_rows_that_a_round_leaves_make_it_behind(steps: Steps, engine: Engine) -
     assert turn is not None
     list(one.batches("events", expiry_of(AFTER_A_MONTH, "events", turn.now), seconds=0))
     with engine.begin() as connection:
-        found = state.read(connection, "events")
+        found = rounds.read(connection, "events")
     assert found.behind_seconds > 86400
     assert found.behind_since is not None
     list(one.batches("events", expiry_of(AFTER_A_MONTH, "events", turn.now)))
     with engine.begin() as connection:
-        found = state.read(connection, "events")
+        found = rounds.read(connection, "events")
     assert (found.behind_seconds, found.behind_since) == (0, None)

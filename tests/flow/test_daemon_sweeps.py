@@ -357,3 +357,20 @@ def test_so_it_is_when_the_process_is_to_end(engine: Engine, directory: Director
     assert (left["missed"], left["error"]) == (count(engine, "inbox"), None)
     assert left["missed"] >= 2, "the first page, and the second, where it came before it was cut"
     assert alerted(engine) == [("webhooks_missed", "trivore USER", True)]
+
+
+def test_of_large_pages_a_relay_has_one_at_a_time_and_small_ones_do_not_wait(
+    engine: Engine, directory: Directory, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MOST_BYTES", 500 * pages.SMALL)
+    monkeypatch.setattr(pages, "WAITED_AT_A_TIME", 0.01)
+    with scripted(answer(204)) as audit, pages._LARGE_PAGE, running(engine, audit, more=table + OFTEN):
+        until(lambda: count(engine, "inbox") == 1, "a small page is compared")
+        directory.more["u2"] = {"about": "x" * 500}
+        directory.users["u2"] = "2026-01-02T00:00:00Z"
+        asked = directory.pages
+        until(lambda: directory.pages > asked, "it is found to be large")
+        until(lambda: pages._LARGE_PAGE.locked() and count(engine, "inbox") == 1, "it waits")
+        pages._LARGE_PAGE.release()
+        until(lambda: count(engine, "inbox") == 2, "its turn has come")
+        until(lambda: pages._LARGE_PAGE.acquire(blocking=False), "and ends")

@@ -18,9 +18,8 @@ from inbox.db.intake import Rejected
 from inbox.events.event import Event, Receipt
 from inbox.loader.load import parse_config
 from inbox.receiver.app import create_app
-from inbox.receiver.rejections import MAX_BYTES, MAX_WAITING, PER_SECOND
-from inbox.receiver.resource import Services
-from inbox.receiver.writer import CommitTimes, GroupCommit
+from inbox.receiver.webhook import Services
+from inbox.receiver.writer import MAX_BYTES, MAX_REJECTIONS, PER_SECOND, CommitTimes, GroupCommit
 from tests.helpers.reading import count
 from tests.helpers.receiver import Receiver, a_link
 from tests.helpers.waiting import until_async
@@ -55,7 +54,7 @@ async def test_of_10000_refusals_a_few_hundred_are_kept_and_every_other_is_count
         took = writer._loop.time() - began
 
     kept = count(engine, "rejected_request")
-    assert kept <= MAX_WAITING + 10 * (took + 1), "ten a second, and what waited at the end"
+    assert kept <= MAX_REJECTIONS + 10 * (took + 1), "ten a second, and what waited at the end"
     assert kept + writer.rejections.unkept == 10_000
 
 

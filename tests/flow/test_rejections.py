@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox.http import body as body_reader
+from inbox.http import limits as body_reader
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import PROBLEM, Receiver, exchange, raw_post, served, status_of
 from tests.helpers.waiting import until, until_async
@@ -210,7 +210,7 @@ async def test_a_bug_is_answered_with_500_and_its_message_stands_in_no_log(
     def fail(*_: object) -> None:
         raise KeyError(TOKEN)
 
-    monkeypatch.setattr("inbox.receiver.resource.events_of", fail)
+    monkeypatch.setattr("inbox.receiver.webhook.events_of", fail)
     answer = await receiver.post()
     assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
     assert answer.json == {"type": "about:blank", "title": "Internal Server Error", "status": 500}

@@ -19,7 +19,7 @@ from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.loader.load import parse_config
 from inbox.receiver import readmit
 from inbox.receiver.app import create_app
-from inbox.receiver.resource import Services
+from inbox.receiver.webhook import Services
 from inbox.receiver.writer import GroupCommit
 from inbox.sources import PRESETS
 from inbox.sources.readmission import readers_of

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from inbox.config.model import Config
 from inbox.config.model import Receiver as Limits
 from inbox.events.event import RawRequest
-from inbox.http import connection, protocol
+from inbox.http import protocol
 from inbox.loader.load import parse_config
 from inbox.sources.credentials import Verifier
 from tests.helpers.reading import count, rows
@@ -73,7 +73,7 @@ def dripped(sender: socket.socket, sent: bytes) -> bytes:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEAD_WITHIN_SECONDS", 0.3)
-    monkeypatch.setattr(connection, "TAKEN_WITHIN_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "TAKEN_WITHIN_SECONDS", 0.3)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from inbox.receiver.certificate_fetcher import Get, get_over_https
+from inbox.receiver.fetcher import Get, get_over_https
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 Answer = Callable[["Request"], None]

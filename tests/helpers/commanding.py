@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from inbox.config.model import Config
 from relay.delivery.policy import policies
+from relay.operations.asks import Selection
 from relay.store.database import Database
 from relay.store.operator import commands, execution
-from relay.store.operator.selection import Act, Selection
+from relay.store.operator.selection import Act
 
 
 def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *, who: str = "kim", why: str) -> int:

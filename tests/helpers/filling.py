@@ -44,7 +44,7 @@ def _attempt(engine: Engine, database_url: str, events: Iterable[Event], outcome
     database, known = Database(engine), policies(a_config(database_url))
     while sequence.sequence(database, known, "r1"):
         pass
-    while claimed := claim.claim(database, "r1", [(["everything"], 500)]):
+    while claimed := claim.claim(database, "r1", [claim.Room(["everything"], 500)]):
         record.record(database, known, "r1", [(delivery, outcome) for delivery in claimed])
     return seqs
 

@@ -20,10 +20,10 @@ from inbox.events.event import Enrolment, Event
 from inbox.loader.load import parse_config
 from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import policies
+from relay.operations.asks import Selection
 from relay.store import alerts, gates, nodes, sweeps, throughput
 from relay.store.alert_conditions import Watch
 from relay.store.operator import commands, execution
-from relay.store.operator.selection import Selection
 from tests.helpers.relaying import FakeClock, Steps
 
 MINUTES = 75

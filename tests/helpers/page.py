@@ -15,14 +15,14 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock
 from inbox.config.model import Config, DatabaseSettings
 from inbox.config.types import DatabaseUrl
-from inbox.db import search
 from inbox.errors import SignInNeeded
-from relay.demo.web import served
 from relay.web import reading
 from relay.web.access.accounts import Actor
 from relay.web.acts import deliveries
 from relay.web.app import create_app
 from relay.web.reading import Readers
+from relay.web.screens import deliveries as screen_of_deliveries
+from tests.helpers.stage import staged
 
 OPERATOR = Actor("olga", "operator")
 VIEWER = Actor("veikko", "viewer")
@@ -31,7 +31,7 @@ _HEADER = "X-Test-Actor"
 
 def unhurried(patch: pytest.MonkeyPatch) -> None:
     """A busy machine must not cut a search, a plan or a statement of a page short."""
-    for module in (reading, search, deliveries):
+    for module in (reading, deliveries, screen_of_deliveries):
         patch.setattr(module, "LONGEST_SECONDS", 60.0)
 
 
@@ -97,5 +97,5 @@ def serving(config: Config, clock: Clock) -> Iterator[Page]:
     """The page of a configuration, from its start to its end."""
     readers = Readers(config, clock)
     app = create_app(readers, clock, GivenActor())
-    with contextlib.closing(readers), served(app) as url, contextlib.closing(Page(url)) as page:
+    with contextlib.closing(readers), staged(app) as url, contextlib.closing(Page(url)) as page:
         yield page

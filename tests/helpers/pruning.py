@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Engine
 
 from inbox.config.retention import Retention, RetentionKind
 from inbox.config.types import Age
-from inbox.db.retention.kinds import STEPS
-from inbox.db.retention.rounds import Event, LeasedPruner, expiry_of
+from inbox.db.pruning import Event, LeasedPruner
+from inbox.db.retention import STEPS, expiry_of
 from inbox.events.timestamps import time_text
 
 DAY = 86400

@@ -150,7 +150,7 @@ class Steps:
 
     def claim_due(self, most: int = 100, *routes: str) -> list[Delivery]:
         """Lease what is due, of every route unless some are named."""
-        return claim.claim(self.database, self.node, [(routes or list(self.policies), most)])
+        return claim.claim(self.database, self.node, [claim.Room(routes or list(self.policies), most)])
 
     def deliver(self, claimed: Sequence[Delivery]) -> list[tuple[Delivery, Outcome]]:
         """Make the attempts."""

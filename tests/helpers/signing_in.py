@@ -14,12 +14,12 @@ import requests
 from inbox.config.model import Config
 from inbox.config.types import Network, Secret
 from inbox.config.web import Web, WebProxy
-from relay.demo.web import served
 from relay.web.access.accounts import hash_password, hash_token
 from relay.web.access.guard import Guard, Sessions
 from relay.web.app import create_app
 from relay.web.reading import Readers
 from tests.helpers.relaying import FakeClock, Monotonic
+from tests.helpers.stage import staged
 
 FAST = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 """Hashes that a test need not wait for."""
@@ -106,7 +106,7 @@ def entrance(
     )
     readers = Readers(msgspec.structs.replace(config, web=web), clock)
     app = create_app(readers, clock, guard)
-    with contextlib.closing(readers), served(app) as url:
+    with contextlib.closing(readers), staged(app) as url:
         made = Entrance(url, users, tokens, clock, steady)
         with contextlib.closing(made.browser):
             yield made

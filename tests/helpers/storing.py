@@ -21,10 +21,15 @@ T = TypeVar("T")
 
 
 def an_event(
-    number: int, entity: str = "u1", *, second: int | None = None, routes: Sequence[str] = ("strict",)
+    number: int,
+    entity: str = "u1",
+    *,
+    second: int | None = None,
+    routes: Sequence[str] = ("strict",),
+    body: bytes | None = None,
 ) -> Event:
     """The event of this number, which happened in second `second` (its number, unless told otherwise)."""
-    body = b'{"n": %d}' % number
+    body = b'{"n": %d}' % number if body is None else body
     return Event(
         source="trivore",
         dedup_key=f"{number:08d}|{entity}",

@@ -65,7 +65,6 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "inbox show": ("1", "1 --json", "1000", "1000 --json"),
     "inbox tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--source HOSTILE"),
     "inbox commands": ("", "--json", "--wide", "1", "1 --json", "--kind HOSTILE"),
-    "inbox export": ("", "--with-payloads", "--source HOSTILE", "--output HOSTILE/out.ndjson"),
     "inbox copy": ("--to sqlite:///HOSTILE/target.db", "--to sqlite:///target.db --json", "--to HOSTILE"),
     "inbox prune": ("--dry-run", "--dry-run --json", "--kind HOSTILE"),
     "inbox erase": ("--source trivore --entity HOSTILE", "--source HOSTILE --entity HOSTILE --json"),

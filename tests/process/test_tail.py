@@ -84,6 +84,22 @@ def test_outcomes_are_followed_and_may_begin_earlier(place: Site, database_url: 
     assert objects(others) == []
 
 
+def test_with_end_each_row_that_is_there_is_exported_once_in_order(
+    place: Site, database_url: str, engine: Engine
+) -> None:
+    give_up(engine, database_url, [(f"u{n}", moment(n)) for n in (1, 2, 3)], reason="email: no value")
+    for options, wanted in (((), [1, 2, 3]), (("--entity", "USER/u2"), [2]), (("--since", "2999-01-01"), [])):
+        for side in ("inbox", "relay"):
+            ended = place.invoke(side, "tail", "--end", "--ndjson", *options)
+            assert (ended.status, ended.stderr) == (0, "")
+            assert [json.loads(line)["seq"] for line in ended.stdout.splitlines()] == wanted
+    assert [json.loads(line)["seq"] for line in place.invoke("inbox", "list", "--ndjson").stdout.splitlines()] == [
+        3,
+        2,
+        1,
+    ]
+
+
 def test_a_mistyped_filter_ends_with_2(sqlite_place: Site) -> None:
     for side, option, wrong, right in (
         ("inbox", "--kind", "arived", "arrived"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from relay.store import bulkhead, claim, unreadable
+from relay.store import bulkhead, claim
 from tests.proofs.model.world import World
 
 
@@ -17,7 +17,6 @@ def world(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) ->
     for module, name in (
         (bulkhead, "blames_items"),
         (bulkhead, "is_wait_timeout"),
-        (unreadable, "blames_items"),
         (claim, "is_wait_timeout"),
     ):
         monkeypatch.setattr(module, name, lambda _error: False)

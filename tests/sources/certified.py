@@ -24,8 +24,8 @@ from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.certificates import CertificateNeeded
 from inbox.sources.credentials import Verifier, verifier_of
-from inbox.sources.paypal import Transmission
-from inbox.sources.sns import SignedMessage
+from inbox.sources.presets.paypal import Transmission
+from inbox.sources.presets.sns import SignedMessage
 from tests.helpers.certificate_host import signing_key
 from tests.sources.presenting import a_request, why_refused
 

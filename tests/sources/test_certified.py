@@ -19,7 +19,7 @@ from inbox.events.event import Event, dedup_key
 from inbox.sources import PRESETS, preset_of
 from inbox.sources.certificates import MOST_KEPT, CertificateUrl
 from inbox.sources.normalize import events_of
-from inbox.sources.sns import SignedMessage, _Message, _signed_text
+from inbox.sources.presets.sns import SignedMessage, _Message, _signed_text
 from tests.helpers.certificate_host import pem_of, signing_key
 from tests.helpers.mistakes import mistake
 from tests.sources import anything

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from inbox.config.source import EventFields, Source
 from inbox.errors import InvalidEvent, Unreadable
-from inbox.sources import adyen, custom, fields, msgraph
+from inbox.sources import fields
 from inbox.sources.fields import form_fields, form_payload
+from inbox.sources.presets import adyen, custom, msgraph
 from tests.sources.presenting import a_request, read
 
 MIB = 1024 * 1024

@@ -18,7 +18,7 @@ from inbox.errors import InvalidEvent
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.credentials import Verifier, verifier_of
-from inbox.sources.msgraph import greet
+from inbox.sources.presets.msgraph import greet
 from tests.helpers.mistakes import mistake
 from tests.sources.presenting import NOW, a_request, read, why_refused
 

@@ -16,7 +16,7 @@ from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.receiver.app import endpoints_of
-from inbox.sources import ed25519
+from inbox.sources import keys
 from inbox.sources.credentials import Verifier, pad_work
 from tests.helpers.mistakes import mistake
 from tests.sources.presenting import a_request, a_verifier, why_refused
@@ -142,7 +142,7 @@ def test_a_public_key_of_another_length_is_a_mistake(key: str) -> None:
         by(f"whpk_{key}")
 
 
-@pytest.mark.parametrize("point", sorted(ed25519._SMALL_ORDER), ids=bytes.hex)
+@pytest.mark.parametrize("point", sorted(keys._SMALL_ORDER), ids=bytes.hex)
 @pytest.mark.parametrize("sign", [0, 0x80])
 def test_a_key_for_which_anybody_can_sign_is_a_mistake(point: bytes, sign: int) -> None:
     key = point[:-1] + bytes([point[-1] | sign])

@@ -11,7 +11,8 @@ import pytest
 from inbox.errors import InvalidEvent, RequestError, Unreadable
 from inbox.events.event import RawRequest
 from inbox.events.timestamps import parse_rfc3339
-from inbox.sources import PRESETS, fields, soap
+from inbox.sources import PRESETS, fields
+from inbox.sources.presets import salesforce
 from tests.sources.presenting import NOW, a_request, read, signed_sample
 
 ENVELOPE = (
@@ -49,7 +50,7 @@ def test_one_notification_is_stored_byte_for_byte() -> None:
     assert (event.entity_type, event.entity_id, event.event_type) == ("Opportunity", "0061", "Opportunity.changed")
     assert (event.dedup_key, event.event_id, event.action) == ("04l0800002nrC5BAAU",) * 2 + ("update",)
     assert (event.occurred_at, event.body) == (NOW, body)
-    (parsed,) = soap.parse(body)
+    (parsed,) = salesforce.parse(body)
     assert parsed.record["Name"] == "Tom & Jürgen"
 
 
@@ -143,12 +144,12 @@ def test_a_document_type_declaration_is_refused_before_anything_of_it_is_read() 
     with pytest.raises(Unreadable, match="document type declaration"):
         read(sent(HARMFUL["a billion laughs"]))
     with pytest.raises(Unreadable, match="document type declaration"):
-        soap.parse(b"<!DOCTYPE x [" + b"<!ENTITY a 'b'>" * 100_000)
+        salesforce.parse(b"<!DOCTYPE x [" + b"<!ENTITY a 'b'>" * 100_000)
 
 
 def test_a_large_record_takes_little_more_than_itself() -> None:
     body = message(notification("04l1", f"<sf:Id>1</sf:Id><sf:Text>{'é' * 1_000_000}</sf:Text>"))
-    soap.parse(body)
+    salesforce.parse(body)
     tracemalloc.start()
     try:
         (event,) = read(sent(body))
@@ -164,10 +165,10 @@ def test_reading_leaves_no_cycle_that_keeps_a_body() -> None:
     gc.disable()
     try:
         for _ in range(20):
-            soap.parse(good)
+            salesforce.parse(good)
             with pytest.raises(RequestError):
-                soap.parse(bad)
-        kept = [each for each in gc.get_objects() if isinstance(each, soap._SoapHandlers)]
+                salesforce.parse(bad)
+        kept = [each for each in gc.get_objects() if isinstance(each, salesforce._SoapHandlers)]
     finally:
         gc.enable()
     assert kept == []
@@ -177,6 +178,6 @@ def test_a_sample_with_any_names_is_well_formed() -> None:
     sample = PRESETS["salesforce"].sample
     assert sample is not None
     made = sample('A"&<b>', "1&<2>", "x", NOW)
-    (parsed,) = soap.parse(made.body)
+    (parsed,) = salesforce.parse(made.body)
     assert (parsed.type, parsed.record["Id"]) == ('A"&<b>', "1&<2>")
     assert read(signed_sample("salesforce", ""))[0].occurred_at == NOW

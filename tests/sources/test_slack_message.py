@@ -13,7 +13,8 @@ from inbox.config.source import NoAuth, Source
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.loader.load import parse_config
-from inbox.sources import preset_of, slack_message
+from inbox.sources import preset_of
+from inbox.sources.presets import slack_message
 from tests.helpers.mistakes import mistake
 
 NOW = datetime(2026, 1, 1, 12, 2, 30, tzinfo=UTC)

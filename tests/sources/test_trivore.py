@@ -9,7 +9,8 @@ import pytest
 from inbox.config.source import NoAuth, Source
 from inbox.errors import ConfigError, InvalidEvent, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
-from inbox.sources import preset_of, trivore
+from inbox.sources import preset_of
+from inbox.sources.presets import trivore
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 CLASSIC = {"id": "IDNUMBER1234", "entityType": "USER", "eventType": "UPDATE", "timestamp": "2019-01-01T00:00:00Z"}

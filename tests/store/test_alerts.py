@@ -14,13 +14,13 @@ from inbox.config.model import Alerts
 from inbox.config.types import Duration
 from relay.delivery.alerts import Alert
 from relay.observe import Observer
+from relay.operations.asks import Selection
 from relay.steps import Steps as StepsOfARelay
 from relay.store import alert_conditions, alerts
 from relay.store.alert_conditions import Watch
 from relay.store.claim import claim_suspect
 from relay.store.database import Database
 from relay.store.nodes import heartbeat, start_node
-from relay.store.operator.selection import Selection
 from tests.helpers.commanding import carry_out
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES

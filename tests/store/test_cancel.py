@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from inbox.events.event import Enrolment
+from relay.operations.asks import Selection
 from relay.store.operator.plan import preview
-from relay.store.operator.selection import Choice, Selection
+from relay.store.operator.selection import Choice
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.storing import an_event

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from relay.operations.asks import Selection
 from relay.store.operator import selected
 from relay.store.operator.plan import bounded, preview
-from relay.store.operator.selection import Act, Choice, Selection
+from relay.store.operator.selection import Act, Choice
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import an_event

@@ -23,7 +23,7 @@ from relay.delivery.outcome import Call, Delivered, Failed, RateHold
 from relay.delivery.policy import Policies
 from relay.delivery.rate_holds import HoldRequest
 from relay.store import alerts, nodes, pull_in_deliveries
-from relay.store.claim import claim, claim_probe
+from relay.store.claim import Room, claim, claim_probe
 from relay.store.clock import DatabaseClock
 from relay.store.gates import acquire_rate, held_for, hold, read_gates
 from relay.store.leases import renew
@@ -163,7 +163,7 @@ def test_a_mountain_is_pulled_in_by_some_at_a_time(steps: Steps, engine: Engine)
 def test_retries_that_are_right_cost_one_page_a_look_and_are_passed_one_page_after_the_other(steps: Steps) -> None:
     steps.receive(*(an_event(n, f"u{n}") for n in range(1, BATCH + 11)))
     steps.sequence(BATCH + 10)
-    claimed = claim(steps.database, "r1", [(["strict"], BATCH + 10)])
+    claimed = claim(steps.database, "r1", [Room(["strict"], BATCH + 10)])
     steps.record([(each, Failed((), "throttled", "429", 60)) for each in claimed])
     with an_hour_ahead(steps):
         steps.receive(an_event(BATCH + 11, "late"))

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, event, text
 from inbox.db import engine as engines
 from relay.daemon.lease_renewal import Leases, claim_of
 from relay.delivery.outcome import Delivery
-from relay.store.claim import claim
+from relay.store.claim import Room, claim
 from relay.store.clock import DatabaseClock
 from relay.store.database import Database
 from relay.store.leases import renew
@@ -67,7 +67,7 @@ class Relay:
     def claim(self) -> None:
         sequence(self.world.database, POLICIES, self.name)
         began = self.leases.began_asking()
-        claimed = claim(self.world.database, self.name, [(["strict"], 2)])
+        claimed = claim(self.world.database, self.name, [Room(["strict"], 2)])
         self.leases.granted(map(claim_of, claimed), began)
         self.held += claimed
 

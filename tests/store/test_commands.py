@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
@@ -13,13 +13,14 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from inbox.clock import SystemClock
 from inbox.db.dialect import as_json
 from inbox.errors import NoSuchCommand, UnreadableLog, UnusableCommand
-from inbox.events.commands import COMMAND_STATES, COMMANDS, KEYS, OF_DELIVERIES, OF_GATES, says_why
+from inbox.events.commands import says_why
 from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
+from relay.operations.asks import Selection
 from relay.store import gates
 from relay.store.operator import commands, execution, room
 from relay.store.operator.plan import preview
-from relay.store.operator.selection import Act, Choice, Selection
+from relay.store.operator.selection import Choice
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
@@ -70,114 +71,6 @@ def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> 
     assert row["finished_at"] is not None
 
 
-REFUSED_AT_ONCE: list[tuple[str, object, str]] = [
-    (
-        "replya",
-        {},
-        "there is no such kind of command; there are replay, retry, cancel, unblock, pause, resume, sweep, erase",
-    ),
-    (
-        "replay",
-        {"rout": "strict"},
-        "a replay has no such key in its selection; its keys are route, seq, seqs, deliveries, source",
-    ),
-    ("resume", {"rout": "strict"}, "a resume has no such key in its selection; its keys are route, destination, api"),
-    ("pause", {"route": "strict", "cause": "mapping"}, "a pause has no such key"),
-    ("cancel", {"route": "strict", "force": True}, "a cancel has no such key"),
-    ("unblock", {"route": "strict", "backfill": True}, "an unblock has no such key"),
-    ("replay", {"seq": "seven"}, "seq is a whole number from 0 to 9223372036854775807"),
-    ("replay", {"seq": "7"}, "seq is a whole number"),
-    ("replay", {"seq": 7.5}, "seq is a whole number"),
-    ("replay", {"seq": 7.0}, "seq is a whole number"),
-    ("replay", {"status": 503.0}, "status is a whole number"),
-    ("replay", {"seq": 10**20}, "seq is a whole number"),
-    ("replay", {"seq": 2**63}, "seq is a whole number"),
-    ("replay", {"seq": -1}, "seq is a whole number"),
-    ("replay", {"seq": None}, "seq is a whole number"),
-    ("replay", {"status": 7}, "status is a whole number from 100 to 599"),
-    ("replay", {"route": 7}, "route is a text that is not empty"),
-    ("replay", {"route": ""}, "route is a text that is not empty"),
-    ("replay", {"route": None}, "route is a text that is not empty"),
-    ("replay", {"route": ["strict"]}, "route is a text that is not empty"),
-    ("replay", {"everything": 1}, "everything is true or false"),
-    ("replay", {"everything": "true"}, "everything is true or false"),
-    ("prune", {"kinds": "payloads"}, "kinds is a list of texts"),
-    ("prune", {"kinds": ["payloads", 7]}, "kinds is a list of texts"),
-    ("cancel", {"deliveries": "7/strict"}, "deliveries is a list of texts"),
-    ("cancel", {"deliveries": [7]}, "deliveries is a list of texts"),
-    ("replay", {"seq": 7, "until_fact": "812"}, "until_fact is a whole number"),
-    ("replay", {"until_fact": 812}, "a replay without a condition"),
-    ("cancel", {"seq": 7, "until_fact": 812}, "a cancel has no such key"),
-    (
-        "replay",
-        {"since": "2026-01-01T00:00:00"},
-        "since is a time with an offset from UTC, such as 2026-01-31T10:00:00Z",
-    ),
-    ("replay", {"since": "yesterday"}, "since is a time"),
-    ("replay", {"since": "2026-01-01"}, "since is a time"),
-    ("replay", {"since": 7}, "since is a time"),
-    ("replay", {"until": "2026-02-30T10:00:00Z"}, "a time with an offset"),
-    ("replay", {"until": "2026-13-01T10:00:00Z"}, "a time with an offset"),
-    ("replay", {"since": "2026-01-02T00:00:00Z", "until": "2026-01-02T01:00:00+02:00"}, "since is before until"),
-    ("replay", {}, "a replay without a condition is about everything that it could change: name one of route, seq"),
-    ("replay", {"everything": False}, "a replay without a condition"),
-    ("replay", {"force": True}, "a replay without a condition"),
-    ("retry", {}, "a retry without a condition"),
-    ("cancel", {}, "a cancel without a condition"),
-    ("unblock", {}, "an unblock without a condition"),
-    ("replay", {"backfill": True}, "name one of route"),
-    ("replay", {"backfill": True, "source": "trivore"}, "backfill is about one route"),
-    ("pause", {}, "name one gate: route, destination, api or source"),
-    ("pause", {"route": "strict", "source": "trivore"}, "name one gate"),
-    ("pause", {"entity_type": "USER", "entity_id": "u1"}, "name one gate"),
-    ("pause", {"source": "trivore", "entity_id": "u1"}, "an entity is named by its source, entity_type and entity_id"),
-    ("pause", {"route": "strict", "entity_type": "USER", "entity_id": "u1"}, "an entity is named by its source"),
-    ("sweep", {}, "name the source that is to be swept"),
-    ("sweep", {"entity_type": "USER"}, "name the source that is to be swept"),
-    ("erase", {"source": "trivore", "entity_id": "u1"}, "name the entity that is to be erased"),
-    ("replay", [], "selection is a JSON object"),
-    ("replay", "a text", "selection is a JSON object"),
-    ("replay", 7, "selection is a JSON object"),
-    ("replay", None, "selection is a JSON object"),
-]
-
-REFUSED_AT_ONCE += [
-    ("stop", {}, "name the command by its number"),
-    ("continue", {"command": "7"}, "command is a whole number"),
-    ("retry", {"state": "retrying"}, "a retry has no such key"),
-    ("cancel", {"state": "in_flight"}, "state is one of dead, blocked, retrying"),
-    ("cancel", {"state": None}, "state is one of"),
-    ("cancel", {"state": 7}, "state is one of"),
-    ("cancel", {"state": "delivered"}, "a cancel is about deliveries that are dead, blocked"),
-    ("replay", {"state": "ready"}, "a replay is about deliveries that are dead, blocked, delivered"),
-    *(
-        ("replay", {"seqs": wrong}, "seqs is a list of 1 to 200 numbers")
-        for wrong in (7, [], ["7"], [7.5], [-1], [2**63], [None], [[7]], {"7": 7}, None, [1] * 201)
-    ),
-]
-
-VALID: list[tuple[str, dict[str, object]]] = [
-    ("replay", {"seq": 2**63 - 1, "route": "strict", "force": True}),
-    ("replay", {"everything": True}),
-    ("replay", {"seqs": [2**63 - 1, 0, 7], "state": "delivered"}),
-    ("cancel", {"seqs": [*range(200)]}),
-    ("cancel", {"deliveries": ["12/strict", "7/audit"]}),
-    ("replay", {"seq": 7, "until_fact": 812}),
-    ("cancel", {"state": "dead"}),
-    ("stop", {"command": 7}),
-    ("replay", {"route": "strict", "backfill": True}),
-    ("replay", {"since": "2026-01-31T10:00:00Z", "until": "2026-01-31t10:00:00.123456789-05:30"}),
-    ("retry", {"status": 503, "error": "no route \u2028 \" ' % : to host"}),
-    ("cancel", {"event_type": "UPDATE", "entity_type": "USER"}),
-    ("unblock", {"destination": "crm", "api": "directory", "cause": "mapping"}),
-    ("pause", {"route": "strict"}),
-    ("resume", {"source": "trivore", "entity_type": "USER", "entity_id": "u1"}),
-    ("sweep", {"source": "trivore", "entity_type": "USER"}),
-    ("erase", {"source": "trivore", "entity_type": "USER", "entity_id": "u1"}),
-    ("prune", {}),
-    ("prune", {"kinds": ["payloads", "attempts"]}),
-]
-
 REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object], str]] = [
     ("replay", {"since": "0001-01-01T00:00:00+14:00"}, "since the year 1?"),
     ("replay", {"since": "9999-12-31T23:59:59Z"}, "since the year 9999?"),
@@ -185,10 +78,10 @@ REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object], str]] = [
     ("replay", {"backfill": True, "route": "strict", "cause": "mapping"}, "leave those out"),
     ("replay", {"state": "delivered", "route": "strict"}, "ended deliveries are replayed of named events"),
     ("cancel", {"state": "ready", "status": 503}, "a delivery that is ready has no failure"),
-    *(
-        ("cancel", dict[str, object](deliveries=wrong), "not understood")
-        for wrong in ([], ["7"], ["strict/7"], ["7/"], ["-1/strict"], ["7/a,8/b"], ["7/strict"] * 201)
-    ),
+    ("cancel", {"rout": "strict"}, "a cancel has no key 'rout' in its selection; did you mean 'route'?"),
+    ("unblock", {}, "an unblock without a condition is about everything that it could change"),
+    ("sweep", {}, "missing required field `source`"),
+    ("pause", {"source": "trivore", "entity_id": "u1"}, "an entity is named by its source, its type and its id"),
     ("pause", {"destination": "crm"}, "there is no destination 'crm'"),
     ("replay", {"route": "strikt"}, "there is no route 'strikt'; did you mean 'strict'?"),
     ("cancel", {"source": "trivor"}, "there is no source 'trivor'; did you mean 'trivore'?"),
@@ -201,27 +94,6 @@ def work_all(steps: Steps) -> int:
     while commands.any_open(steps.database):
         changed += working.work(CONFIG, POLICIES)
     return changed
-
-
-def test_the_database_refuses_nonsense_at_once_and_says_what_would_be_right(steps: Steps) -> None:
-    for kind, selection, sentence in REFUSED_AT_ONCE:
-        said = refusal(steps, kind, selection)
-        assert sentence in said, (kind, selection, said)
-    assert steps.rows("SELECT 1 FROM relay_command") == []
-
-
-def refusal(steps: Steps, kind: str, selection: object) -> str:
-    try:
-        by_sql(steps, kind, selection)
-    except IntegrityError as error:
-        return str(error.orig)
-    return "nothing: it was taken"
-
-
-def test_the_database_takes_what_is_right(steps: Steps) -> None:
-    for kind, selection in VALID:
-        by_sql(steps, kind, selection)
-    assert len(steps.rows("SELECT 1 FROM relay_command WHERE state = 'asked'")) == len(VALID)
 
 
 def test_three_columns_are_enough(steps: Steps) -> None:
@@ -239,7 +111,7 @@ def test_three_columns_are_enough(steps: Steps) -> None:
 
 def test_a_command_without_a_reason_is_refused(steps: Steps) -> None:
     for reason in ("", "   ", " \t\r\n ", "…", " -- ", "''…''", "\\ [%] $$ ;"):
-        with pytest.raises(IntegrityError, match="say why in reason"):
+        with pytest.raises(IntegrityError, match="reason"):
             steps.do(f"INSERT INTO relay_command (kind, reason) VALUES ('prune', '{reason}')")
 
 
@@ -251,7 +123,7 @@ def test_a_letter_or_a_digit_of_any_script_is_a_reason(steps: Steps, reason: str
 
 def test_a_reason_that_would_fill_the_log_is_refused(steps: Steps) -> None:
     ask = "INSERT INTO relay_command (kind, reason) VALUES ('prune', '{}')"
-    with pytest.raises(IntegrityError, match="a reason has at most 2000 characters"):
+    with pytest.raises(IntegrityError, match="reason_length"):
         steps.do(ask.format("x" * 2001))
     steps.do(ask.format("x" * 2000))
 
@@ -286,12 +158,10 @@ def test_a_removed_route_can_still_be_named(steps: Steps) -> None:
 
 
 def test_a_pause_and_a_sweep_have_no_dry_run(steps: Steps) -> None:
-    for kind, selection in (("pause", '{"route": "strict"}'), ("sweep", '{"source": "trivore"}')):
-        with pytest.raises(IntegrityError, match="pause, resume, sweep, stop and continue have no dry run"):
-            steps.do(
-                "INSERT INTO relay_command (kind, selection, reason, dry_run)"
-                f" VALUES ('{kind}', '{selection}', 'x', true)"
-            )
+    for kind, selection in (("pause", {"route": "strict"}), ("sweep", {"source": "trivore"})):
+        number = commands.ask(steps.database, kind, selection, who="kim", why="mended", dry_run=True)
+        work_all(steps)
+        assert the(steps, number) == ("refused", 0, f"a {kind} has no dry run")
 
 
 CHANGES = {
@@ -355,26 +225,9 @@ def test_names_that_only_the_configuration_knows_are_refused_by_a_relay(steps: S
     assert [state for _, _, state in steps.states()] == ["dead"]
 
 
-def test_the_keys_of_a_selection_are_those_that_a_relay_understands() -> None:
-    for kind in OF_DELIVERIES:
-        left_out = {"replay": set(), "cancel": {"force", "backfill", "until_fact"}}.get(
-            kind, {"force", "backfill", "until_fact", "state"}
-        )
-        assert {*COMMANDS[kind]} == {*Selection.__struct_fields__} - left_out
-    for kind in OF_GATES:
-        assert {*COMMANDS[kind]} == {*Gate.__struct_fields__}
-    assert {key for keys in COMMANDS.values() for key in keys} == KEYS.keys()
-
-
 def without_constraint(steps: Steps) -> None:
-    """As a database is that has other constraints, and no such trigger."""
+    """As a database is that has other constraints."""
     drop_checks(steps.database.engine, "relay_command", "selection_is_readable", "kind")
-    is_postgres = steps.database.sql.is_postgres
-    steps.do(
-        "DROP TRIGGER relay_command_is_valid ON relay_command"
-        if is_postgres
-        else "DROP TRIGGER relay_command_refuses_insert"
-    )
 
 
 def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: Steps) -> None:
@@ -400,12 +253,6 @@ def test_a_selection_with_a_nul_is_refused_by_postgres_and_ends_alone_on_sqlite(
             bad = by_sql(steps, "pause", selection)
             assert work(steps) == 0
             assert the(steps, bad)[0] == "refused"
-
-
-def test_the_database_admits_the_kinds_that_a_relay_understands() -> None:
-    assert set(OF_DELIVERIES) == set(get_args(Act))
-    assert set(OF_GATES) == set(get_args(commands.GateAct))
-    assert set(COMMAND_STATES) == set(get_args(commands.CommandState))
 
 
 def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
@@ -458,11 +305,11 @@ def test_pause_and_resume_by_sql(steps: Steps) -> None:
     paused = by_sql(steps, "pause", {"source": "trivore", "entity_type": "USER", "entity_id": "u1"})
     work(steps)
     assert the(steps, paused) == ("done", 0, "paused")
-    assert gates.read_gates(steps.database).paused_entities == (("trivore", "USER", "u1"),)
+    assert gates.read_gates(steps.database).paused_entities == 1
     by_sql(steps, "resume", {"source": "trivore", "entity_type": "USER", "entity_id": "u1"})
     again = by_sql(steps, "resume", {"route": "strict"})
     work(steps)
-    assert gates.read_gates(steps.database).paused == frozenset()
+    assert gates.read_gates(steps.database).paused_entities == 0
     assert the(steps, again)[2] == "nothing was held back"
 
 

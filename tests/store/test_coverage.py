@@ -12,8 +12,8 @@ from inbox.config.model import Config
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
 from relay.delivery.outcome import Delivered, Outcome
+from relay.operations.asks import Selection
 from relay.store.duplicates import Judged, judge_duplicates
-from relay.store.operator.selection import Selection
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, fetching
 from tests.helpers.storing import START, a_fact, a_row, an_event

@@ -9,10 +9,10 @@ import pytest
 from relay.delivery import facts
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import CRASHES_ALLOWED, LEFT_TO_OTHERS
-from relay.store.claim import claim, claim_suspect
+from relay.operations.asks import Selection
+from relay.store.claim import Room, claim, claim_suspect
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.nodes import heartbeat, start_node, stop_node
-from relay.store.operator.selection import Selection
 from relay.store.reap import reap
 from relay.store.record import record
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps
@@ -35,7 +35,7 @@ class Relays:
         return node
 
     def claim(self, node: str, route: str = "strict") -> list[Delivery]:
-        return [*claim(self.database, node, [([route], 10)]), *claim_suspect(self.database, node, [route])]
+        return [*claim(self.database, node, [Room([route], 10)]), *claim_suspect(self.database, node, [route])]
 
     def crash_over(self, route: str = "strict", times: int = 1) -> list[int]:
         """So many processes claim what they may and die, and another one takes their leases back. What the last one had."""
@@ -164,9 +164,9 @@ def test_those_that_were_in_hand_with_the_culprit_come_through_alone(steps: Step
     """u2 kills every process that works on it. After two crashes each is tried by itself, and only u2 crashes again."""
     steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
     for _ in range(CRASHES_ALLOWED - 1):
-        claim(relays.database, relays.start(), [(["strict"], 10)])
+        claim(relays.database, relays.start(), [Room(["strict"], 10)])
         relays.leases_run_out()
-    assert claim(relays.database, relays.start(), [(["strict"], 10)]) == []
+    assert claim(relays.database, relays.start(), [Room(["strict"], 10)]) == []
 
     crashed = 0
     for _ in range(3):
@@ -189,7 +189,7 @@ def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) ->
     relays.crash_over(times=CRASHES_ALLOWED - 1)
     (suspect,) = claim_suspect(relays.database, "node", ["strict"])
     give_back(relays.database, POLICIES, "node", [(suspect.seq, suspect.route, suspect.lease_token)])
-    assert claim(relays.database, "node", [(["strict"], 10)]) == []
+    assert claim(relays.database, "node", [Room(["strict"], 10)]) == []
     assert len(claim_suspect(relays.database, "node", ["strict"])) == 1
 
 

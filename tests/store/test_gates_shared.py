@@ -14,10 +14,10 @@ from sqlalchemy import Engine
 
 from inbox.config.breaker import BreakerLimits
 from inbox.config.types import Duration
-from relay.delivery.gates import Breaker, ClaimFilter, Gate, GateKey, RateLimit, Report, entity_key
+from relay.delivery.gates import Breaker, Gate, GateKey, RateLimit, Report, entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, RateHold
 from relay.store import gates
-from relay.store.claim import PROBE_GIVEN_UP_AFTER, claim, claim_probe, claim_suspect
+from relay.store.claim import PROBE_GIVEN_UP_AFTER, Room, claim, claim_probe, claim_suspect
 from relay.store.database import Database
 from relay.store.transaction import FailedAlone
 from tests.helpers.all_orders import all_orders
@@ -269,8 +269,8 @@ def test_a_410_retires_the_destination_until_a_person_resumes_it(steps: Steps) -
 
 def rated(steps: Steps, rate: float, node: str = "r1") -> int:
     """Claim up to eight where the destination has this rate; how many there were."""
-    claim_filter = ClaimFilter(rate_limits=(RateLimit(CRM, rate, 1),))
-    return len(claim(steps.database, node, [(["strict"], 8)], {"strict": claim_filter}))
+    limits = (RateLimit(CRM, rate, 1),)
+    return len(claim(steps.database, node, [Room(["strict"], 8)], {"strict": limits}))
 
 
 def test_all_relays_together_claim_no_more_than_the_rate(steps: Steps) -> None:
@@ -282,9 +282,9 @@ def test_all_relays_together_claim_no_more_than_the_rate(steps: Steps) -> None:
 
 def test_the_lowest_rate_on_the_way_counts_and_an_attempt_pays_for_all_its_calls(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 31)))
-    claim_filter = {"strict": ClaimFilter(rate_limits=(RateLimit(CRM, 10.0, 2), RateLimit(IDENTITY, 100.0, 1)))}
-    assert len(claim(steps.database, "r1", [(["strict"], 100)], claim_filter)) == 5
-    assert claim(steps.database, "r1", [(["strict"], 100)], claim_filter) == []
+    limits = {"strict": (RateLimit(CRM, 10.0, 2), RateLimit(IDENTITY, 100.0, 1))}
+    assert len(claim(steps.database, "r1", [Room(["strict"], 100)], limits)) == 5
+    assert claim(steps.database, "r1", [Room(["strict"], 100)], limits) == []
 
 
 def test_a_claim_that_finds_nothing_uses_nothing_of_the_rate(steps: Steps) -> None:
@@ -297,23 +297,23 @@ def test_a_claim_that_finds_nothing_uses_nothing_of_the_rate(steps: Steps) -> No
 def test_routes_that_share_an_endpoint_use_its_rate_together_in_one_claim(steps: Steps) -> None:
     routes = ["strict", "latest"]
     steps.arrive(*(an_event(n, f"u{n}", routes=routes) for n in range(1, 21)))
-    claim_filters = {
-        "strict": ClaimFilter(rate_limits=(RateLimit(CRM, 10.0, 1), RateLimit(IDENTITY, 5.0, 1))),
-        "latest": ClaimFilter(rate_limits=(RateLimit(CRM, 10.0, 2),)),
+    limits = {
+        "strict": (RateLimit(CRM, 10.0, 1), RateLimit(IDENTITY, 5.0, 1)),
+        "latest": (RateLimit(CRM, 10.0, 2),),
     }
-    both = claim(steps.database, "r1", [(["strict"], 4), (["latest"], 100)], claim_filters)
+    both = claim(steps.database, "r1", [Room(["strict"], 4), Room(["latest"], 100)], limits)
     assert Counter(delivery.route for delivery in both) == {"strict": 4, "latest": 3}, "4 calls and 3 times 2 of 10"
-    assert claim(steps.database, "r2", [(["latest"], 100), (["strict"], 100)], claim_filters) == []
+    assert claim(steps.database, "r2", [Room(["latest"], 100), Room(["strict"], 100)], limits) == []
     steps.advance(0.5)
-    assert len(claim(steps.database, "r2", [(["latest"], 1), (["strict"], 100)], claim_filters)) == 1 + 3
+    assert len(claim(steps.database, "r2", [Room(["latest"], 1), Room(["strict"], 100)], limits)) == 1 + 3
 
 
 # --- two at once: nobody waits for somebody who waits for him
 
 BOTH_WAYS = (["strict", "latest"], ["latest", "strict"])
 RATED = {
-    "strict": ClaimFilter(rate_limits=(RateLimit(CRM, 10.0, 1),)),
-    "latest": ClaimFilter(rate_limits=(RateLimit(IDENTITY, 10.0, 1),)),
+    "strict": (RateLimit(CRM, 10.0, 1),),
+    "latest": (RateLimit(IDENTITY, 10.0, 1),),
 }
 
 
@@ -339,7 +339,7 @@ def test_claims_that_take_turns_at_rated_routes_never_wait_for_each_other_in_a_c
     steps: Steps, there: Sequence[str]
 ) -> None:
     operations = {
-        f"r{number} claims": partial(claim, steps.database, f"r{number}", [(routes, 8)], RATED)
+        f"r{number} claims": partial(claim, steps.database, f"r{number}", [Room(routes, 8)], RATED)
         for number, routes in enumerate(BOTH_WAYS, 1)
     }
     in_all_orders(steps, operations, *there)
@@ -354,17 +354,17 @@ def test_neither_do_a_claim_and_the_attempts_that_breakers_hear_of(steps: Steps,
             gates.listen(transaction, reports, steps.policies, now)
 
     operations: dict[str, Callable[[], object]] = {
-        "r1 claims": lambda: claim(steps.database, "r1", [(["strict", "latest"], 8)], RATED),
+        "r1 claims": lambda: claim(steps.database, "r1", [Room(["strict", "latest"], 8)], RATED),
         "r2 records": hear,
     }
     in_all_orders(steps, operations, *there)
 
 
 def test_neither_do_a_claim_and_one_that_tries_a_breaker(steps: Steps) -> None:
-    claim_filter = ClaimFilter(rate_limits=(RateLimit(IDENTITY, 10.0, 1),))
+    limits = (RateLimit(IDENTITY, 10.0, 1),)
     operations: dict[str, Callable[[], object]] = {
-        "r1 claims": lambda: claim(steps.database, "r1", [(["latest", "strict"], 8)], RATED),
-        "r2 tries": lambda: claim_probe(steps.database, "r2", "strict", [CRM], claim_filter),
+        "r1 claims": lambda: claim(steps.database, "r1", [Room(["latest", "strict"], 8)], RATED),
+        "r2 tries": lambda: claim_probe(steps.database, "r2", "strict", [CRM], limits),
     }
     in_all_orders(steps, operations, GATES_THERE)
 
@@ -422,18 +422,28 @@ def test_a_breaker_that_is_open_is_listed_with_the_time_of_its_next_try(steps: S
 def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "c"))
     pause(steps, entity_key("trivore", "USER", "b"))
-    assert gates.read_gates(steps.database).paused_entities == (("trivore", "USER", "b"),)
-    others = (("github", "USER", "a"), ("trivore", "GROUP", "c"))  # of another source, and of another type
-    claim_filter = ClaimFilter(paused=(("trivore", "USER", "b"), *others))
-    assert seqs(claim(steps.database, "r1", [(["strict"], 8)], {"strict": claim_filter})) == [1, 3]
+    assert gates.read_gates(steps.database).paused_entities == 1
+    pause(steps, entity_key("github", "USER", "a"))  # of another source
+    pause(steps, entity_key("trivore", "GROUP", "c"))  # of another type
+    assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)])) == [1, 3]
+    resume(steps, entity_key("trivore", "USER", "b"))
     assert seqs(steps.claim_due()) == [2]
 
 
 def test_what_may_have_killed_a_process_waits_too_while_its_entity_is_paused(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"))
     steps.do("UPDATE open_delivery SET crashes = 2")
-    assert claim_suspect(steps.database, "r1", ["strict"], [("trivore", "USER", "a")]) == []
+    pause(steps, entity_key("trivore", "USER", "a"))
+    assert claim_suspect(steps.database, "r1", ["strict"]) == []
+    resume(steps, entity_key("trivore", "USER", "a"))
     assert seqs(claim_suspect(steps.database, "r1", ["strict"])) == [1]
+
+
+@pytest.mark.parametrize("entity", ["a|b", "a\\b", "|", "\\|", "ä"])
+def test_an_entity_with_any_id_can_be_paused(steps: Steps, entity: str) -> None:
+    steps.arrive(an_event(1, entity), an_event(2, "other"))
+    pause(steps, entity_key("trivore", "USER", entity))
+    assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)])) == [2]
 
 
 def seqs(deliveries: Sequence[Delivery]) -> list[int]:

@@ -8,12 +8,11 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db import listings, reads
+from inbox.db import listing, reads
 from inbox.db.intake import Rejected
-from inbox.db.listings import EventFilter, RejectionFilter, contains
+from inbox.db.listing import EventFilter, contains
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
-from relay.store.reads import DeadFilter, dead_letters
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.sent_statements import counted_statements
 from tests.helpers.storing import START, Intake, an_event
@@ -22,8 +21,8 @@ LONG = 1000
 
 
 def listed(engine: Engine, **conditions: object) -> list[tuple[int, str | None, str]]:
-    page = listings.events(engine, EventFilter(**conditions), LONG)  # type: ignore[arg-type]  # each is of its kind
-    return [(row["seq"], row["route"], row["state"]) for row in page.rows]
+    found = listing.list_deliveries(engine, EventFilter(**conditions), LONG)  # type: ignore[arg-type]  # each is of its kind
+    return [(row["seq"], row["route"], row["state"]) for row in found.rows]
 
 
 def seqs(engine: Engine, **conditions: object) -> list[int]:
@@ -46,7 +45,7 @@ def test_pages_hold_every_row_once_and_never_part_of_an_event(engine: Engine, st
     steps.receive(*(an_event(n, routes=["strict", "latest"] if n % 2 else ["strict"]) for n in range(1, 8)))
     pages, before = [], None
     while True:
-        page = listings.events(engine, EventFilter(before=before), limit)
+        page = listing.list_deliveries(engine, EventFilter(before=before), limit)
         pages.append([row["seq"] for row in page.rows])
         if page.before is None:
             break
@@ -85,7 +84,8 @@ def test_a_listing_can_be_narrowed_by_everything_that_it_shows(engine: Engine, s
 def test_a_rare_delivery_is_found_behind_pages_of_others(
     engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listings, "_PAGE", 3)
+    monkeypatch.setattr(listing, "_PAGE", 3)
+    monkeypatch.setattr(listing, "_WINDOW", 4)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 12)))
     steps.attempt(DONE)
     steps.attempt(HOPELESS)
@@ -99,18 +99,18 @@ def test_events_that_lie_apart_are_read_by_one_statement(engine: Engine, steps: 
     steps.receive(*(an_event(n, routes=["strict", "latest"]) for n in range(1, 41)))
     wanted = [40, 21, 20, 1]
     with engine.connect() as connection, counted_statements() as seen:
-        found = listings.deliveries_of(connection, wanted)
+        found = listing.deliveries_of(connection, wanted)
     assert [[(row["seq"], row["route"]) for row in rows] for rows in found] == [
         [(seq, "latest"), (seq, "strict")] for seq in wanted
     ]
     assert len([statement for statement in seen if "FROM delivery" in statement]) == 1
     with engine.connect() as connection:
-        assert listings.deliveries_of(connection, []) == []
+        assert listing.deliveries_of(connection, []) == []
 
 
 def test_a_delivery_shows_its_error_until_it_has_ended(engine: Engine, steps: Steps) -> None:
     def last() -> tuple[str, str | None]:
-        (row,) = listings.events(engine, EventFilter(), 1).rows
+        (row,) = listing.list_deliveries(engine, EventFilter(), 1).rows
         return row["state"], row["last_error"]
 
     steps.arrive(an_event(1))
@@ -149,8 +149,7 @@ def test_rejected_requests_are_narrowed_by_everything_that_they_show(engine: Eng
     )
 
     def ids(**conditions: object) -> list[int]:
-        wanted = RejectionFilter(**conditions)  # type: ignore[arg-type]  # each is of its kind
-        return [row["id"] for row in listings.rejected_requests(engine, wanted, LONG)]
+        return [row["id"] for row in listing.read_rows(engine, "rejected", conditions, LONG)]
 
     assert ids() == [3, 2, 1]
     assert ids(source="trivore") == [2, 1]
@@ -169,8 +168,7 @@ def test_dead_letters_are_narrowed_by_everything_that_they_show(steps: Steps) ->
     steps.attempt(Failed((gone,), "mapping", "100% wrong"), "latest")
 
     def dead(**conditions: object) -> list[int]:
-        wanted = DeadFilter(**conditions)  # type: ignore[arg-type]  # each is of its kind
-        return [row["seq"] for row in dead_letters(steps.database, wanted, LONG)]
+        return [row["seq"] for row in listing.read_rows(steps.database.engine, "dead", conditions, LONG)]
 
     assert sorted(dead()) == [1, 2]
     assert dead(routes={"strict"}) == dead(entity_type="USER", entity_id="a") == dead(error="EMAIL:") == [1]

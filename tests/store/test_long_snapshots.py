@@ -11,16 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from inbox.db.dialect import POSTGRES, Sql
-from inbox.db.parameters import rows_param
-from inbox.events.timestamps import time_text
-from relay.store import paused_entities
-from relay.store.claim import claim
+from relay.store.claim import Room, claim
 from relay.store.database import Database
 from relay.store.record import record
-from relay.store.scan_positions import START, Places
+from relay.store.scan_positions import Places
 from relay.store.sequence import any_received, sequence
-from tests.helpers.explaining import explained
 from tests.helpers.relaying import DONE, POLICIES
 
 pytestmark = pytest.mark.long
@@ -113,7 +108,7 @@ def test_what_has_arrived_is_read_from_there(reported: Engine) -> None:
 def test_a_claim_begins_where_the_last_one_ended(reported: Engine) -> None:
     database, places = Database(reported), Places()
     first, second = (
-        pages_read(reported, lambda: claim(database, "r1", [(["strict"], 8)], {}, places=places), "'ready'")
+        pages_read(reported, lambda: claim(database, "r1", [Room(["strict"], 8)], {}, places=places), "body_bytes")
         for _ in range(2)
     )
     assert second * 4 < first
@@ -121,9 +116,11 @@ def test_a_claim_begins_where_the_last_one_ended(reported: Engine) -> None:
 
 def test_a_claim_that_finds_too_little_begins_with_what_has_just_become_due(reported: Engine) -> None:
     database, places = Database(reported), Places()
-    assert len(claim(database, "r1", [(["strict"], 1000)], {}, places=places)) > 100
-    assert pages_read(reported, lambda: claim(database, "r1", [(["strict"], 8)], {}, places=places), "'ready'") < 50
-    first = pages_read(reported, lambda: claim(database, "r1", [(["strict"], 8)]), "'ready'")
+    assert len(claim(database, "r1", [Room(["strict"], 1000)], {}, places=places)) > 100
+    assert (
+        pages_read(reported, lambda: claim(database, "r1", [Room(["strict"], 8)], {}, places=places), "body_bytes") < 50
+    )
+    first = pages_read(reported, lambda: claim(database, "r1", [Room(["strict"], 8)]), "body_bytes")
     assert first > 200, "else this shows nothing"
 
 
@@ -135,45 +132,13 @@ def test_recording_a_few_reads_no_more_than_their_rows(reported: Engine) -> None
     database, places = Database(reported), Places()
     database.sql.pipelines = False  # so that each statement is seen
     sequence(database, POLICIES, "r1", batch=8)
-    (delivery,) = claim(database, "r1", [(["strict"], 1)], {}, places=places)
-    claimed = pages_of_each(reported, lambda: claim(database, "r1", [(["strict"], 1)], {}, places=places), "claimed")
+    (delivery,) = claim(database, "r1", [Room(["strict"], 1)], {}, places=places)
+    claimed = pages_of_each(
+        reported, lambda: claim(database, "r1", [Room(["strict"], 1)], {}, places=places), "claimed"
+    )
     recorded = pages_of_each(
         reported, lambda: record(database, POLICIES, "r1", [(delivery, DONE)]), "jsonb_to_recordset"
     )
     read = claimed | recorded
     assert len(read) > 6
     assert max(read.values()) < 60, read
-
-
-PAUSED_HEADS = (
-    """
-INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
-                   content_type, body_bytes, body_sha256)
-SELECT n, 'trivore', 'key ' || n, 'USER', 'u1', 'UPDATE', 'update', now(), now(), ARRAY['strict'], 'text/plain', 0, '\\x00'
-FROM generate_series(1000001, 1020000) AS n
-""",
-    """
-INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at)
-SELECT n, 'paused', 'event|' || n, now(), 'ready', CAST('2026-01-01 00:00:00Z' AS timestamptz) + n * interval '1 ms'
-FROM generate_series(1000001, 1020000) AS n
-""",
-    "ANALYZE inbox, open_delivery",
-)
-
-
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-def test_who_looks_at_some_paused_heads_reads_not_all_events_of_their_entity(reported: Engine, mode: str) -> None:
-    statement = paused_entities._page(Sql(POSTGRES))
-    with reported.connect() as connection, connection.begin() as transaction:
-        for prepare in (*PAUSED_HEADS, f"SET LOCAL plan_cache_mode = {mode}"):
-            connection.execute(text(prepare))
-        parameters = {"route": "paused", "begin": time_text(START[0]), "begin_seq": 0, "page": 50, "paused": PAUSED}
-        found = explained(connection, statement.text, {"now": None, **parameters}, "ANALYZE, BUFFERS, ")
-        transaction.rollback()
-    plan = found[0]
-    assert plan["Actual Rows"] == 50
-    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 50 * 6
-    assert max(node["Actual Rows"] * node["Actual Loops"] for node in found) <= 50 * 2
-
-
-PAUSED = rows_param([{"source": "trivore", "type": "USER", "id": "u1"}])

@@ -13,7 +13,7 @@ from sqlalchemy import event
 from relay.daemon.lease_renewal import claim_of
 from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivery, Outcome
-from relay.store.claim import claim
+from relay.store.claim import Room, claim
 from relay.store.database import Database
 from relay.store.lanes import heads_of
 from relay.store.leases import give_back, renew
@@ -36,7 +36,7 @@ WHERE l.kind IN ('delivered', 'superseded') ORDER BY l.id
 def one_round(database: Database, name: str, route: str, rng: random.Random) -> int:
     """Every step once; some attempts fail, some are given back. Returns how much there was to do."""
     moved = sequence(database, POLICIES, name, batch=20)
-    claimed = claim(database, name, [([route], 8)])
+    claimed = claim(database, name, [Room([route], 8)])
     kept = [delivery for delivery in claimed if rng.random() > 0.05]
     give_back(database, POLICIES, name, [claim_of(delivery) for delivery in claimed if delivery not in kept])
     record(database, POLICIES, name, [(delivery, an_outcome(rng)) for delivery in kept])
@@ -100,7 +100,7 @@ def test_two_relays_share_two_hundred_routes_and_neither_fails_nor_makes_a_trans
         database, recorded = Database(steps.database.engine, clock), 0
         while sequence(database, known, name):
             pass
-        while claimed := claim(database, name, [(routes, 64)]):
+        while claimed := claim(database, name, [Room(routes, 64)]):
             recorded += len(record(database, known, name, [(delivery, DONE) for delivery in claimed]))
         return recorded
 
@@ -126,8 +126,8 @@ def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_i
             (2, State.READY),
         ]
         assert renew(steps.database, [lease]) == {lease}
-        assert claim(steps.database, "r2", [(["strict"], 8)]) == []
-    assert [delivery.seq for delivery in claim(steps.database, "r2", [(["strict"], 8)])] == [2]
+        assert claim(steps.database, "r2", [Room(["strict"], 8)]) == []
+    assert [delivery.seq for delivery in claim(steps.database, "r2", [Room(["strict"], 8)])] == [2]
 
 
 def test_a_delivery_is_claimed_by_one_relay_only(steps: Steps, database: Database) -> None:
@@ -136,7 +136,7 @@ def test_a_delivery_is_claimed_by_one_relay_only(steps: Steps, database: Databas
 
     def claim_all(name: str) -> list[Delivery]:
         claimed: list[Delivery] = []
-        while got := claim(database, name, [(["strict"], 7)]):
+        while got := claim(database, name, [Room(["strict"], 7)]):
             claimed += got
         return claimed
 

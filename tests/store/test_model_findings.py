@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relay.delivery.outcome import Call, Delivered, Failed
-from relay.store.operator.selection import Selection
+from relay.operations.asks import Selection
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, HOPELESS, FakeClock, Steps
 from tests.helpers.storing import an_event

@@ -11,11 +11,11 @@ from inbox.config.breaker import BreakerLimits
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import Gate, RateLimit, Report, entity_key
 from relay.delivery.outcome import Skipped
+from relay.operations.asks import Selection
 from relay.store import gates, nodes, route_states
 from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.operator import commands, execution
-from relay.store.operator.selection import Selection
 from relay.store.overview import Overview, read_overview
 from relay.store.route_states import RouteState
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps

@@ -10,7 +10,7 @@ import msgspec
 from inbox.db import past, reads
 from inbox.events.past import event_at
 from relay.delivery.outcome import Skipped
-from relay.store.operator.selection import Selection
+from relay.operations.asks import Selection
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, an_event

@@ -14,10 +14,10 @@ from sqlalchemy.exc import OperationalError
 from inbox.db.dialect import is_wait_timeout
 from inbox.db.leaves import LOCK_PAYLOADS
 from inbox.db.roles import Role
+from relay.operations.asks import Selection
 from relay.store.audit import rebuild
 from relay.store.duplicates import judge_duplicates
 from relay.store.operator import commands, execution
-from relay.store.operator.selection import Selection
 from relay.store.reopen import keep_payloads
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import stand_still

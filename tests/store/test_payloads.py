@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from inbox.db.leaves import DEFAULT, LEAST_EVENTS, MOST_EVENTS, SHARE_PAYLOADS
-from inbox.db.retention import payloads
-from inbox.db.retention.kinds import STEPS
-from inbox.db.retention.payloads import leaf_size
-from inbox.db.retention.pruned import Expiry, Pruned
+from inbox.db import leaves as payload_leaves
+from inbox.db.leaves import DEFAULT, LEAST_EVENTS, MOST_EVENTS, SHARE_PAYLOADS, leaf_size
+from inbox.db.retention import STEPS, Pruned
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.patience import stand_still
 from tests.helpers.reading import rows
@@ -25,7 +23,7 @@ from tests.helpers.waiting import until
 
 AGE = timedelta(days=10)
 NOW = START + AGE
-CUT = Expiry(START + timedelta(hours=1))
+CUT = START + timedelta(hours=1)
 DAY = timedelta(days=1)
 
 FILL = """
@@ -50,12 +48,12 @@ def fill(engine: Engine, first: int, last: int, *, days_old: float) -> None:
         )
 
 
-def step(engine: Engine, expiry: Expiry = CUT, position: int = 0, most: int = 500) -> Pruned:
+def step(engine: Engine, expiry: datetime | None = CUT, position: int = 0, most: int = 500) -> Pruned:
     with engine.begin() as connection:
         return STEPS["payloads"](connection, expiry, position, most)
 
 
-def walk(engine: Engine, expiry: Expiry = CUT, most: int = 500) -> list[Pruned]:
+def walk(engine: Engine, expiry: datetime | None = CUT, most: int = 500) -> list[Pruned]:
     """A whole walk, step by step."""
     done: list[Pruned] = []
     position = 0
@@ -72,12 +70,12 @@ def kept(engine: Engine) -> list[int]:
 
 def leaves(engine: Engine) -> list[tuple[int, int]]:
     with engine.connect() as connection:
-        return [(leaf.first, leaf.beyond) for leaf in payloads.leaves(connection)]
+        return [(leaf.first, leaf.beyond) for leaf in payload_leaves.leaves(connection)]
 
 
 def prepare(engine: Engine, age: timedelta | None = AGE) -> int:
     with engine.begin() as connection:
-        return payloads.prepare(connection, NOW, age)
+        return payload_leaves.prepare(connection, NOW, age)
 
 
 @contextmanager
@@ -112,7 +110,7 @@ def test_what_is_open_or_dead_keeps_its_payload(engine: Engine, steps: Steps) ->
 
 def test_without_an_age_nothing_goes(engine: Engine, steps: Steps) -> None:
     steps.receive(an_event(1, routes=[]))
-    assert step(engine, Expiry(None)) == Pruned()
+    assert step(engine, None) == Pruned()
     assert kept(engine) == [1]
 
 
@@ -143,7 +141,7 @@ def test_leaves_are_ready_for_coming_events_and_grow_with_their_rate(engine: Eng
     assert prepare(engine) == 0, "the first one is large enough"
     for hour in range(24):
         fill(engine, 1 + hour * 4000, (hour + 1) * 4000, days_old=1 - hour / 24)
-    assert prepare(engine) == payloads.AHEAD
+    assert prepare(engine) == payload_leaves.AHEAD
     first, *others = leaves(engine)
     assert first == (1, 100_001)
     assert [beyond for _, beyond in leaves(engine)][:-1] == [begin for begin, _ in others], "without gaps"
@@ -167,17 +165,17 @@ def test_where_events_arrive_in_the_default_leaf_already_the_next_ones_get_a_lea
     assert leaves(engine)[1][0] == 120_000 + LEAST_EVENTS
     fill(engine, 140_000, 140_010, days_old=0)
     assert rows(engine, f"SELECT count(*) AS n FROM {DEFAULT}") == [{"n": 20_000}]
-    assert sum(pruned.rows for pruned in walk(engine, Expiry(NOW - 0.5 * DAY))) == 120_000
+    assert sum(pruned.rows for pruned in walk(engine, NOW - 0.5 * DAY)) == 120_000
 
 
 @ON_POSTGRES
 def test_beside_a_large_default_leaf_which_each_new_leaf_reads_whole_there_is_one_new_leaf(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(payloads, "_LARGE_DEFAULT", 1_000_000)
+    monkeypatch.setattr(payload_leaves, "_LARGE_DEFAULT", 1_000_000)
     fill(engine, 100_001, 103_000, days_old=1)
     assert prepare(engine) == 1
-    assert leaves(engine)[1] == (103_000 + LEAST_EVENTS, 103_000 + LEAST_EVENTS + payloads.AHEAD * LEAST_EVENTS)
+    assert leaves(engine)[1] == (103_000 + LEAST_EVENTS, 103_000 + LEAST_EVENTS + payload_leaves.AHEAD * LEAST_EVENTS)
     assert prepare(engine) == 0
     fill(engine, 230_000, 230_001, days_old=0)
     assert prepare(engine) == 1, "before the last one is full"
@@ -204,7 +202,7 @@ def test_an_event_that_arrives_while_the_default_leaf_expires_keeps_its_payload(
     with engine.connect() as receiver, ThreadPoolExecutor(1) as others, receiver.begin() as arriving:
         stand_still(receiver)
         receiver.execute(text(ARRIVING), {"at": NOW})
-        expired = others.submit(step, engine, Expiry(NOW - 8 * DAY))
+        expired = others.submit(step, engine, NOW - 8 * DAY)
         until(lambda: expired.done() or rows(engine, waits), "it waits")
         arriving.commit()
         assert expired.result().rows == 2000
@@ -217,7 +215,7 @@ def test_an_event_from_a_clock_that_was_ahead_holds_up_nothing_behind_it(engine:
     fill(engine, 99_995, 99_995, days_old=-3650)
     fill(engine, 99_996, 100_010, days_old=9)
     fill(engine, 100_011, 100_011, days_old=0)
-    walk(engine, Expiry(NOW - 8 * DAY), most=20_000)
+    walk(engine, NOW - 8 * DAY, most=20_000)
     assert kept(engine) == [99_995, 100_011]
 
 
@@ -232,7 +230,7 @@ def test_a_leaf_expires_at_once_and_keeps_what_is_open(engine: Engine) -> None:
                 ),
                 {"seq": seq, "lane": str(seq)},
             )
-    done = [pruned for pruned in walk(engine, Expiry(NOW - 8 * DAY)) if pruned.rows]
+    done = [pruned for pruned in walk(engine, NOW - 8 * DAY) if pruned.rows]
     assert (done[0].rows, done[0].position) == (99_998, 100_000)
     assert sum(pruned.rows for pruned in done) == 100_998
     assert done[0].bytes > 90_000_000
@@ -244,7 +242,7 @@ def test_a_leaf_expires_at_once_and_keeps_what_is_open(engine: Engine) -> None:
 @ON_POSTGRES
 def test_a_leaf_that_somebody_reads_is_passed_over_and_comes_the_next_time(engine: Engine) -> None:
     fill(engine, 1, 100_500, days_old=9)
-    cut = Expiry(NOW - 8 * DAY)
+    cut = NOW - 8 * DAY
     with transaction(engine, "SELECT count(*) FROM inbox_payload_1"):
         done = walk(engine, cut)
         assert (sum(pruned.passed_over for pruned in done), sum(pruned.rows for pruned in done)) == (1, 500)
@@ -254,7 +252,7 @@ def test_a_leaf_that_somebody_reads_is_passed_over_and_comes_the_next_time(engin
 @ON_POSTGRES
 def test_a_leaf_does_not_go_while_somebody_opens_deliveries(engine: Engine) -> None:
     fill(engine, 1, 100_500, days_old=9)
-    cut = Expiry(NOW - 8 * DAY)
+    cut = NOW - 8 * DAY
     with transaction(engine, SHARE_PAYLOADS):
         assert step(engine, cut) == Pruned(position=100_000, is_done=False, passed_over=1)
     assert step(engine, cut).rows == 100_000
@@ -265,8 +263,8 @@ def test_a_leaf_with_a_young_event_at_its_end_stays(engine: Engine) -> None:
     fill(engine, 1, 99_990, days_old=9)
     fill(engine, 99_991, 100_000, days_old=1)
     fill(engine, 100_001, 100_002, days_old=0)
-    assert step(engine, Expiry(NOW - 8 * DAY), most=10).rows == 10, "row by row"
-    assert step(engine, Expiry(NOW - 0.5 * DAY)).rows == 99_990
+    assert step(engine, NOW - 8 * DAY, most=10).rows == 10, "row by row"
+    assert step(engine, NOW - 0.5 * DAY).rows == 99_990
 
 
 @ON_POSTGRES
@@ -275,19 +273,19 @@ def test_a_leaf_whose_last_event_was_readmitted_waits_for_the_others(engine: Eng
     fill(engine, 1, 99_990, days_old=9)
     fill(engine, 99_991, 99_999, days_old=1)
     fill(engine, 100_000, 100_001, days_old=9)
-    assert step(engine, Expiry(NOW - 8 * DAY), most=10).rows == 10, "row by row"
+    assert step(engine, NOW - 8 * DAY, most=10).rows == 10, "row by row"
 
 
 @ON_POSTGRES
 def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payloads, "MOST_LEAVES", 2)
+    monkeypatch.setattr(payload_leaves, "MOST_LEAVES", 2)
     fill(engine, 1, 100_500, days_old=9)
     with engine.begin() as connection:
         connection.execute(
             text("INSERT INTO open_delivery (seq, route, lane, occurred_at, state) VALUES (7, 'r', 'l', now(), 'dead')")
         )
     prepare(engine)
-    walk(engine, Expiry(NOW - 8 * DAY))
+    walk(engine, NOW - 8 * DAY)
     prepare(engine)
     assert leaves(engine)[0][0] > 1
     assert rows(engine, f"SELECT seq FROM {DEFAULT}") == [{"seq": 7}], "its last payload moved"
@@ -295,7 +293,7 @@ def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monke
 
 @ON_POSTGRES
 def test_a_full_leaf_keeps_no_other_from_being_retired(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payloads, "MOST_LEAVES", 2)
+    monkeypatch.setattr(payload_leaves, "MOST_LEAVES", 2)
     fill(engine, 1, 5000, days_old=0.5)
     fill(engine, 100_001, 100_001, days_old=0.5)
     prepare(engine)

@@ -6,18 +6,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.dialects import postgresql
 
 from inbox.db import engine as engines
-from inbox.db import listings, search
+from inbox.db import listing
 from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.following import ARRIVALS, Follower, Position
-from inbox.db.listings import EventFilter
+from inbox.db.listing import EventFilter
 from inbox.db.parameters import rows_param
 from inbox.doctor import database as doctor_database
 from inbox.events.timestamps import time_text
@@ -35,7 +34,6 @@ from relay.store import (
     leftovers,
     locked_rows,
     overview,
-    paused_entities,
     pull_in_deliveries,
     pull_in_times,
     reap,
@@ -254,25 +252,19 @@ def _of_chosen(made: Callable[[Sql, Which, bool], TextClause], which: Which, sql
 
 
 def _listed(wanted: EventFilter, sql: Sql) -> TextClause:
-    statement, _ = listings._candidates(sql, wanted)
-    return text(statement(wanted.before is not None))
+    return text(listing.candidates(sql, wanted)[0])
 
 
 def _listed_on_sqlite() -> TextClause:
-    return text(listings._OF_LISTED.text.replace(":seqs", "(1010, 1020)"))
-
-
-def _window(wanted: EventFilter, sql: Sql) -> TextClause:
-    walk = search._Walk(cast("Connection", SimpleNamespace(dialect=sql)), wanted, lambda: 0.0)
-    return text(walk._fitting(0, 0)[0])
+    return text(listing._OF_LISTED.text.replace(":seqs", "(1010, 1020)"))
 
 
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
-    "claim": claim._claim,
-    "claim these": claim._claim_these,
-    "due heads, and whether they are paused": paused_entities._page,
-    "claim a suspect": claim._lease_of_suspect,
-    "suspects": claim._keys_of_suspects,
+    "due heads": claim._due,
+    "due routes": claim._due_routes,
+    "due suspect": claim._suspect,
+    "any suspect": claim._any_suspect,
+    "lease": claim._lease,
     "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
     "renew": leases._renew,
@@ -304,7 +296,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "wanted that are due later": retry._due_later,
     "wanted that nobody has begun": lambda sql: replay._untouched(sql, locked=True),
     "due on a route": room._due,
-    "replayed on a route": lambda sql: room._replayed_open(sql, has_paused=False),
+    "replayed on a route": room._replayed_open,
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
     "newest repeat": lambda _: duplicates._NEWEST,
@@ -339,7 +331,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "listed events of an entity": partial(_listed, EventFilter(entity_type="USER", entity_id="u101")),
     "listed events that are dead": partial(_listed, EventFilter(state="dead", before=1500)),
     "listed events with an error": partial(_listed, EventFilter(error="value", before=1500)),
-    "deliveries of a page of events": lambda sql: listings._OF_MANY if sql.has_lateral else _listed_on_sqlite(),
+    "deliveries of a page of events": lambda sql: listing._OF_MANY if sql.has_lateral else _listed_on_sqlite(),
     "delivery by seq": lambda _: BY_SEQ,
     "delivery by entity": lambda _: BY_ENTITY,
     "facts by seq": lambda _: OF_AN_EVENT,
@@ -495,7 +487,7 @@ def test_on_postgres_a_search_reads_its_window_alone(
     big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]], wanted: EventFilter
 ) -> None:
     with big_postgres.connect() as connection:
-        found = planned(connection, _window(wanted, Sql(POSTGRES)))
+        found = planned(connection, _listed(wanted, Sql(POSTGRES)))
     assert "inbox" not in whole_tables(found), described(found)
 
 
@@ -506,7 +498,7 @@ def test_on_postgres_a_search_for_an_entity_looks_it_up_by_each_source(
 ) -> None:
     wanted = EventFilter(source=source, entity_type="USER", entity_id="u1", routes=["crm"])
     with big_postgres.connect() as connection:
-        found = planned(connection, _window(wanted, Sql(POSTGRES)))
+        found = planned(connection, _listed(wanted, Sql(POSTGRES)))
     (look,) = [node for node in found if node.get("Index Name") == "ix_inbox_entity"]
     assert all(f"({name} = " in look["Index Cond"] for name in ("source", "entity_type", "entity_id")), look
     assert "inbox" not in whole_tables(found), described(found)
@@ -524,7 +516,7 @@ def test_on_postgres_stuck_reads_facts_by_delivery_or_the_newest_alone(
 
 @pytest.mark.parametrize("wanted", WINDOWS)
 def test_on_sqlite_a_search_reads_its_window_alone(big_sqlite: Engine, wanted: EventFilter) -> None:
-    statement = _window(wanted, Sql(SQLITE))
+    statement = _listed(wanted, Sql(SQLITE))
     with big_sqlite.connect() as connection:
         found = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement))
         plan = [str(row.detail) for row in found]
@@ -618,11 +610,8 @@ def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlit
         assert [_scans_a_table(str(row.detail)) for row in found] == [True]
 
 
-@pytest.mark.parametrize("look", [claim._claim, paused_entities._page])
-def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(
-    big_postgres: Engine, look: Callable[[Sql], TextClause]
-) -> None:
-    statement = look(Sql(POSTGRES))
+def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(big_postgres: Engine) -> None:
+    statement = claim._due(Sql(POSTGRES))
     with big_postgres.connect() as connection:
         for planned in PLANS:
             found = planned(connection, statement)

@@ -12,6 +12,7 @@ from inbox.db import intake
 from inbox.db.intake import Rejected
 from inbox.events.event import Event
 from inbox.events.timestamps import as_time
+from relay.operations.asks import Rejections
 from relay.store.operator import commands, execution, readmit
 from relay.store.operator.commands import Progress
 from tests.helpers.relaying import CONFIG, POLICIES, Steps
@@ -72,7 +73,7 @@ def test_two_relays_at_one_step_readmit_each_request_once(steps: Steps) -> None:
     steps.intake.reject(a_rejected(a_body(1)))
     number = ask(steps, {"id": 1})
     with steps.database.read() as transaction:
-        task = commands.request_of(commands.read_open(transaction, number))
+        task = commands.request_of(commands.read_open(transaction, number), Rejections(id=1))
     acts = [readmit.readmit(steps.database, CONFIG, task) for _relay in range(2)]
     changed = []
     for act in acts:

@@ -11,10 +11,11 @@ from inbox.config.model import Config, When
 from inbox.db.reads import Row
 from relay.delivery import facts
 from relay.delivery.outcome import Call, Failed
+from relay.operations.asks import Selection
 from relay.store.operator import commands, execution, selected
 from relay.store.operator.plan import Plan, bounded, preview
 from relay.store.operator.replay import replay
-from relay.store.operator.selection import Choice, Selection
+from relay.store.operator.selection import Choice
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
 from tests.helpers.storing import START, a_fact, an_event

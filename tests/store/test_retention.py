@@ -12,13 +12,12 @@ from sqlalchemy.exc import OperationalError
 from inbox.clock import SystemClock
 from inbox.config.retention import Retention, RetentionKind
 from inbox.config.types import Age
+from inbox.db import pruning
 from inbox.db.dialect import Sql
 from inbox.db.intake import Rejected
 from inbox.db.leaves import LOCK_PAYLOADS, SHARE_PAYLOADS
-from inbox.db.retention import state
-from inbox.db.retention.kinds import STEPS
-from inbox.db.retention.pruned import Pruned
-from inbox.db.retention.rounds import Event, LeaseLost, PassedOver, expiry_of
+from inbox.db.pruning import Event, LeaseLost, PassedOver
+from inbox.db.retention import STEPS, Pruned, expiry_of
 from inbox.db.schema import alert, payload_reveal, relay_command, relay_node, throughput_minute
 from inbox.events.timestamps import time_text
 from relay.store.database import Database
@@ -130,11 +129,11 @@ def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
 @ON_POSTGRES
 @pytest.mark.usefixtures("lived_in")
 def test_a_fact_that_somebody_has_locked_does_not_hold_up_those_who_open_deliveries(engine: Engine) -> None:
-    with engine.connect() as somebody, somebody.begin(), engine.connect() as pruning, pruning.begin():
+    with engine.connect() as somebody, somebody.begin(), engine.connect() as deleting, deleting.begin():
         stand_still(somebody)
         somebody.execute(text("SELECT FROM delivery_log WHERE seq = 1 FOR UPDATE"))
         with Stopwatch() as watch, pytest.raises(OperationalError):
-            STEPS["events"](pruning, expiry_of(AFTER_A_MONTH, "events", NOW), 0, 100)
+            STEPS["events"](deleting, expiry_of(AFTER_A_MONTH, "events", NOW), 0, 100)
         assert watch.seconds < 1
 
 
@@ -142,8 +141,8 @@ def test_a_fact_that_somebody_has_locked_does_not_hold_up_those_who_open_deliver
 def test_rebuild_mends_nothing_while_events_are_deleted(lived_in: Steps, engine: Engine) -> None:
     """It would take an event whose facts go at this moment for one that was never delivered."""
     lived_in.do("DELETE FROM open_delivery WHERE seq = 6")
-    with engine.connect() as pruning, pruning.begin():
-        pruning.execute(text(LOCK_PAYLOADS))
+    with engine.connect() as deleting, deleting.begin():
+        deleting.execute(text(LOCK_PAYLOADS))
         with pytest.raises(OperationalError):
             mend(Database(engine))
     assert [each.finding for each in mend(Database(engine))] == ["missing"]
@@ -214,7 +213,7 @@ def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) ->
     batches.close()  # it dies here
     assert first.position == first.rows, "each batch is committed, with its position"
     with engine.begin() as connection:
-        assert state.read(connection, "events").position == first.position
+        assert pruning.read(connection, "events").position == first.position
     pruner.give_back(None)
     happened = prune(engine, "events")
     assert rows_gone(happened) == {"events": 1999 - first.rows}
@@ -262,7 +261,7 @@ def test_a_row_that_can_not_be_deleted_is_passed_over_and_named(steps: Steps, en
     assert seqs(engine) == [theirs, 300]
     assert [each.key for each in happened["events"] if isinstance(each, PassedOver)] == [theirs]
     with engine.begin() as connection:
-        found = state.read(connection, "events")
+        found = pruning.read(connection, "events")
     assert found.passed_over == 1
     assert found.error is not None
     assert found.error.startswith(f"seq={theirs}: ")
@@ -279,27 +278,17 @@ def test_a_row_that_a_person_has_locked_is_passed_over_at_once(steps: Steps, eng
     assert sum(each.passed_over for each in happened["events"] if isinstance(each, Pruned)) == 1
 
 
-def a_rejection(n: int, body: bytes | None) -> Rejected:
-    return Rejected(
-        received_at=NOW, source="s", status=401, cause="unauthenticated", reason=f"{n}", field=None,
-        remote_address=None, body_sha256=b"", headers=None, body=body,
+def test_rejected_requests_go_by_their_age(steps: Steps, engine: Engine) -> None:
+    old = Rejected(
+        received_at=START, source="s", status=401, cause="unauthenticated", reason="no", field=None,
+        remote_address=None, body_sha256=b"", headers=None, body=None,
     )  # fmt: skip
+    steps.intake.reject(*[old] * 3, msgspec.structs.replace(old, received_at=NOW, body=b"{}"))
+    prune(engine, "rejected")
+    assert count(engine, "rejected_request") == 1
 
 
-def test_the_cap_keeps_the_newest_of_strangers_and_theirs_leave_those_of_senders(steps: Steps, engine: Engine) -> None:
-    steps.intake.reject(*(a_rejection(n, b"{}") for n in range(10)))
-    steps.intake.reject(*(a_rejection(n, None) for n in range(3000)))
-    steps.intake.reject(*(a_rejection(n, b"{}") for n in range(10)))
-    prune(engine, "rejected", retention=Retention(rejected_most=1000))
-    assert count(engine, "rejected_request WHERE body IS NULL") == 1000
-    assert count(engine, "rejected_request WHERE body IS NULL AND id > 2010") == 1000, "the newest ones"
-    assert count(engine, "rejected_request WHERE body IS NOT NULL") == 20
-    steps.intake.reject(*(a_rejection(n, b"{}") for n in range(1500)))
-    prune(engine, "rejected", retention=Retention(rejected_most=1000, rejected=FOREVER))
-    assert count(engine, "rejected_request WHERE body IS NOT NULL") == 1000, "they have a cap, too"
-
-
-def test_duplicates_go_by_age_and_cap_once_they_are_judged(steps: Steps, engine: Engine) -> None:
+def test_duplicates_go_by_age_once_they_are_judged(steps: Steps, engine: Engine) -> None:
     steps.receive(an_event(1), an_event(2))
     steps.do(
         *(
@@ -376,12 +365,11 @@ def test_one_prunes_at_a_time_and_another_takes_over_from_one_that_died(engine: 
     assert first.take() is not None
     assert second.take() is None
     with engine.begin() as connection:
-        statement = state.is_due(Sql(engine.dialect.name))
-        assert not connection.execute(statement, state.seconds(time_text(NOW))).scalar()
-        found = state.holder(connection)
-    assert found is not None
-    assert found.name == "r1"
-    at[0] += timedelta(seconds=state.LEASE_SECONDS + 1)
+        statement = pruning.is_due(Sql(engine.dialect.name))
+        assert not connection.execute(statement, pruning.seconds(time_text(NOW))).scalar()
+        found = pruning.holder(connection)
+    assert found == "r1"
+    at[0] += timedelta(seconds=pruning.LEASE_SECONDS + 1)
     assert second.take() is not None
     with pytest.raises(LeaseLost):
         list(first.batches("events", expiry_of(AFTER_A_MONTH, "events", NOW)))
@@ -396,22 +384,10 @@ def test_a_lease_and_a_round_of_a_clock_that_was_ahead_hold_nobody_up(engine: En
 
 
 def test_a_clock_that_jumps_a_year_ahead_deletes_a_day_for_each_hour() -> None:
-    clock = state.trusted_clock(NOW, None)
+    clock = pruning.trusted_clock(NOW, None)
     assert clock == NOW
-    rounds = int(3600 / state.ROUND_EVERY_SECONDS)
+    rounds = int(3600 / pruning.ROUND_EVERY_SECONDS)
     for _ in range(rounds):
-        clock = state.trusted_clock(NOW + timedelta(days=365), clock)
+        clock = pruning.trusted_clock(NOW + timedelta(days=365), clock)
     assert clock - NOW == timedelta(days=1)
-    assert state.trusted_clock(NOW, clock) == NOW, "one that is set right again counts at once"
-
-
-def test_the_figures_of_a_day_slide() -> None:
-    counted = state.KindState("events").begun(NOW, newest=100)
-    counted = counted.after(Pruned(240, 1, 7), NOW, NOW)
-    assert counted.rows_per_day(NOW + timedelta(hours=1)) == 240
-    tomorrow = NOW + timedelta(days=1)
-    counted = counted.begun(tomorrow, newest=150)
-    assert (counted.rows_today, counted.rows_yesterday, counted.arrived_yesterday, counted.position) == (0, 240, 50, 0)
-    assert counted.rows_per_day(tomorrow + timedelta(hours=6)) == 180
-    counted = counted.begun(tomorrow + timedelta(days=3), newest=150)
-    assert counted.rows_yesterday == 0
+    assert pruning.trusted_clock(NOW, clock) == NOW, "one that is set right again counts at once"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine, event
 
-from relay.delivery.gates import ClaimFilter
-from relay.store import scan_positions
-from relay.store.claim import claim, claim_probe
-from relay.store.scan_positions import WHOLE_EVERY_SECONDS, Floor, Passing, Places
+from relay.delivery.gates import entity_key
+from relay.store import gates
+from relay.store.claim import Room, claim, claim_probe
+from relay.store.scan_positions import WHOLE_EVERY_SECONDS, Floor, Places
 from relay.store.sequence import any_received
 from tests.helpers.relaying import Monotonic, Steps
 from tests.helpers.storing import a_row, an_event
@@ -81,23 +79,17 @@ def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: S
     assert behind + claimed(steps, remembered) == [3]
 
 
-def claimed(steps: Steps, remembered: Places, most: int = 8, claim_filter: ClaimFilter | None = None) -> list[int]:
-    claim_filters = {} if claim_filter is None else {"strict": claim_filter}
-    return [
-        delivery.seq for delivery in claim(steps.database, "r1", [(["strict"], most)], claim_filters, places=remembered)
-    ]
+def claimed(steps: Steps, remembered: Places, most: int = 8) -> list[int]:
+    return [delivery.seq for delivery in claim(steps.database, "r1", [Room(["strict"], most)], places=remembered)]
 
 
 # --- pauses
 
-PAUSED = ClaimFilter(paused=(("trivore", "USER", "paused"),))
-
 
 @pytest.fixture
-def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a few heads are as many pages as a hundred thousand."""
-    monkeypatch.setattr("relay.store.scan_positions.PAGE", 3)
-    monkeypatch.setattr("relay.store.paused_entities.PAGE", 3)
+def paused(steps: Steps) -> None:
+    with steps.database.write() as transaction:
+        gates.pause(transaction, entity_key("trivore", "USER", "paused"), who="kim", why="odd")
 
 
 def heads(steps: Steps, *entities: str) -> None:
@@ -108,70 +100,24 @@ def heads(steps: Steps, *entities: str) -> None:
     steps.sequence()
 
 
-@contextmanager
-def counted_pages(engine: Engine) -> Iterator[list[str]]:
-    """The looks at a page that are made meanwhile."""
-    sent: list[str] = []
-
-    def listen(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if "is_paused" in statement:
-            sent.append(statement)
-
-    event.listen(engine, "before_cursor_execute", listen)
-    yield sent
-    event.remove(engine, "before_cursor_execute", listen)
-
-
-@pytest.mark.usefixtures("small_pages")
-def test_a_claim_looks_at_some_pages_however_many_heads_are_paused(steps: Steps) -> None:
-    heads(steps, *["paused"] * 100, "b")
-    steps.advance(3600)
-    remembered, looks, found = Places(), list[int](), list[int]()
-    while not found:
-        with counted_pages(steps.database.engine) as pages:
-            found = claimed(steps, remembered, claim_filter=PAUSED)
-        looks.append(len(pages))
-    assert found == [101]
-    assert len(looks) == 4, "34 pages, ten of them in each claim"
-    assert max(looks) <= 11
-    with counted_pages(steps.database.engine) as pages:
-        for _ in range(20):
-            assert claimed(steps, remembered, claim_filter=PAUSED) == []
-    assert len(pages) <= 2 * 20 + 10
-
-
-@pytest.mark.usefixtures("small_pages")
-def test_what_becomes_due_is_claimed_at_once_although_much_that_is_paused_is_due_before_it(steps: Steps) -> None:
-    heads(steps, *["paused"] * 60)
+@pytest.mark.usefixtures("paused")
+def test_a_claim_goes_on_behind_the_paused_heads_that_the_last_one_has_passed(steps: Steps) -> None:
+    heads(steps, *["paused"] * 20, "b", "c", "d")
     steps.advance(3600)
     remembered = Places()
-    assert claimed(steps, remembered, claim_filter=PAUSED) == []
-    heads(steps, "b")
-    assert claimed(steps, remembered, claim_filter=PAUSED) == [61]
+    assert claimed(steps, remembered, 1) == [21]
+    assert remembered.due["strict"].at is not None
+    assert [claimed(steps, remembered, 1), claimed(steps, remembered, 8)] == [[22], [23]]
 
 
-@pytest.mark.usefixtures("small_pages")
-def test_what_was_paused_is_claimed_when_it_is_not_any_more(steps: Steps) -> None:
-    heads(steps, "other", *["paused"] * 20)
-    steps.advance(3600)
-    remembered = Places()
-    others = ClaimFilter(paused=(("trivore", "USER", "paused"), ("trivore", "USER", "other")))
-    for _ in range(5):
-        assert claimed(steps, remembered, claim_filter=others) == []
-    assert claimed(steps, remembered, claim_filter=PAUSED) == [1]
-    assert claimed(steps, remembered, 30) == list(range(2, 22))
-
-
-@pytest.mark.usefixtures("small_pages")
+@pytest.mark.usefixtures("paused")
 def test_the_attempt_that_tries_a_breaker_is_found_behind_what_is_paused(steps: Steps) -> None:
     heads(steps, *["paused"] * 60, "b")
     steps.advance(3600)
-    remembered = Places()
-    found = [claim_probe(steps.database, "r1", "strict", [], PAUSED, places=remembered) for _ in range(4)]
-    assert [delivery.seq for some in found for delivery in some] == [61]
+    assert [delivery.seq for delivery in claim_probe(steps.database, "r1", "strict", [])] == [61]
 
 
-@pytest.mark.usefixtures("small_pages")
+@pytest.mark.usefixtures("paused")
 @pytest.mark.parametrize("seed", range(3))
 def test_every_head_that_is_not_paused_is_claimed_once_whoever_asks_in_which_turn(steps: Steps, seed: int) -> None:
     rng = random.Random(seed)
@@ -184,22 +130,14 @@ def test_every_head_that_is_not_paused_is_claimed_once_whoever_asks_in_which_tur
         heads(steps, *arrived) if arrived else None
         steps.advance(rng.choice([0, 1, 30]))
         monotonic.seconds += rng.choice([0, 0, 2])
-        found += claimed(steps, rng.choice(relays), rng.randrange(1, 6), PAUSED)
+        found += claimed(steps, rng.choice(relays), rng.randrange(1, 6))
     for _ in range(2 * len(entities)):
         monotonic.seconds += 2
-        found += claimed(steps, rng.choice(relays), 4, PAUSED)
+        found += claimed(steps, rng.choice(relays), 4)
     assert sorted(found) == [seq for seq, entity in enumerate(entities, 1) if entity == "b"]
 
 
 def remembering(monotonic: Callable[[], float]) -> Places:
     remembered = Places()
-    remembered.passing["strict"] = Passing(monotonic)
+    remembered.due["strict"] = Floor(monotonic=monotonic)
     return remembered
-
-
-def test_a_head_that_could_have_been_claimed_is_not_passed() -> None:
-    cursor = scan_positions.Cursor()
-    keys: Sequence[scan_positions.Key] = [(scan_positions.START[0], seq) for seq in (1, 2, 3, 4)]
-    cursor.saw([scan_positions.Seen(key, paused=key[1] == 1) for key in keys])
-    assert not cursor.move(claimed={2, 4})
-    assert cursor.at == keys[1]

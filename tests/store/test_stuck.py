@@ -17,10 +17,10 @@ from inbox.events.timestamps import time_text
 from relay import findings
 from relay.delivery.gates import Gate, GateKey, entity_key
 from relay.findings import checked
+from relay.operations.asks import Selection
 from relay.store import gates, nodes
 from relay.store.database import Database
 from relay.store.operator import commands, execution
-from relay.store.operator.selection import Selection
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
 from tests.helpers.storing import an_event
 

@@ -41,9 +41,9 @@ def fill_with_dead(steps: Steps, number: int, outcome: Failed = HOPELESS, *, fir
 
 
 def asked(database: Database) -> list[dict[str, Any]]:
-    from inbox.db import listings  # noqa: PLC0415
+    from inbox.db import listing  # noqa: PLC0415
 
-    return list(reversed(listings.commands(database.engine, listings.CommandFilter(), 100)))
+    return list(reversed(listing.read_rows(database.engine, "commands", {}, 100)))
 
 
 def work(database: Database, number: int, config: Config = CONFIG) -> Progress:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.web.charts import Series, line_chart, scale, sparkline, summary
+from relay.web.render import Series, line_chart, scale, sparkline, summary
 
 FIGURES = st.lists(st.floats() | st.integers(-10, 10**30).map(float), max_size=70)
 LINES = st.lists(

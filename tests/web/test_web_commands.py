@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from relay.operations.asks import Selection
 from relay.store.operator import commands, execution
-from relay.store.operator.selection import Selection
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.relaying import CONFIG, HOPELESS, POLICIES, Steps
 from tests.helpers.storing import an_event

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 import pytest
 
-from inbox.db import search
+from inbox.db import listing
 from inbox.events.states import LISTED_STATES
 from relay.delivery.outcome import Call, Failed
 from relay.web.screens import deliveries
@@ -118,9 +118,8 @@ def test_a_count_ends_at_500(page: Page, steps: Steps) -> None:
 def test_a_search_whose_time_is_over_says_how_far_it_looked_and_goes_on(
     page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "_FIRST_WINDOW", 2)
-    monkeypatch.setattr(search, "_LARGEST_WINDOW", 2)
-    monkeypatch.setattr(search, "LONGEST_SECONDS", -1.0)
+    monkeypatch.setattr(listing, "_WINDOW", 2)
+    monkeypatch.setattr(deliveries, "LONGEST_SECONDS", -1.0)
     steps.arrive(an_event(1, "u1"))
     steps.attempt(DONE)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(2, 6)))

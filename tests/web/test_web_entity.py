@@ -22,8 +22,8 @@ from sqlalchemy import Engine
 from inbox.config.model import Config
 from inbox.db import entity_reads
 from relay.store import gates
-from relay.web import difference
 from relay.web.query import of_segment, segment, url
+from relay.web.screens import entity as entity_screen
 from relay.web.screens.entity import EntityQuery
 from tests.destinations.syncing import FETCHED, FOUND, World
 from tests.helpers import scripted
@@ -229,7 +229,7 @@ def test_sides_that_agree_or_fail_say_so(compared: Page, server: ScriptedServer)
     server.routes[FETCH] = [FETCHED, *[answer(500)] * 3]
     server.routes[FIND] = [same, FOUND]
     assert "Both sides of route user-to-crm agree" in compared.get(DIFFERENCE).text
-    for _ in range(difference.AT_ONCE + 1):  # each that has ended makes room for another
+    for _ in range(entity_screen.COMPARISONS_AT_ONCE + 1):  # each that has ended makes room for another
         assert "They could not be compared: " in compared.get(DIFFERENCE).text
 
 
@@ -255,7 +255,7 @@ def test_systems_that_hang_block_no_other_page_and_no_third_comparison(
         assert hangs.wait(60)
         raise AssertionError
 
-    monkeypatch.setattr(difference, "_preview", hang)
+    monkeypatch.setattr(entity_screen, "_preview", hang)
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(requests_get, compared.url + DIFFERENCE) for _ in range(2)]
         for _ in running:

@@ -16,10 +16,10 @@ from inbox.config.web import Web
 from inbox.db import engine as engines
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
-from relay.web import body_views
+from relay.web import reveal
 from relay.web.access.accounts import Actor
-from relay.web.body_views import view_of
-from relay.web.forms import FORM_TYPE
+from relay.web.query import FORM_TYPE
+from relay.web.reveal import view_of
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, FakeClock, Steps
 from tests.helpers.roles import granted
@@ -258,7 +258,7 @@ def test_any_body_can_be_shown_in_any_form(body: bytes, form: Any) -> None:  # n
 
 @given(st.integers(0, 8))
 def test_a_cut_body_never_ends_in_half_a_character(more: int) -> None:
-    body = b"x" * more + "ä€😀".encode() * (body_views.MOST_SHOWN // 9 + 9)
+    body = b"x" * more + "ä€😀".encode() * (reveal.MOST_SHOWN // 9 + 9)
     view = view_of(body, "raw")
     assert (view.form, view.is_cut) == ("raw", True)
     assert body.startswith(view.text.encode())

@@ -12,10 +12,8 @@ import pytest
 from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.errors import QueryTooSlow
-from relay.web import bulkheads
 from relay.web import reading as reading_module
-from relay.web.reading import Readers
-from relay.web.screen import Reading
+from relay.web.reading import Readers, Reading
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import connect_postgres
 from tests.helpers.page import OPERATOR, Page, serving
@@ -46,7 +44,7 @@ def test_many_slow_reads_of_a_screen_leave_threads_to_the_others(page_config: Co
 def test_a_read_that_waits_too_long_for_others_of_its_kind_is_told(
     page_config: Config, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulkheads, "LONGEST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(reading_module, "LONGEST_WAIT_SECONDS", 0.05)
     go_on = threading.Event()
 
     async def three() -> None:
@@ -64,99 +62,13 @@ def test_a_read_that_waits_too_long_for_others_of_its_kind_is_told(
         asyncio.run(three())
 
 
-def test_two_slow_kinds_leave_slots_to_a_third_and_are_told_soon(
-    page_config: Config, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulkheads, "SLOW_AFTER_SECONDS", 0.02)
-    monkeypatch.setattr(bulkheads, "SLOW_WAIT_SECONDS", 0.05)
-    go_on = threading.Event()
-
-    async def all_kinds() -> str:
-        slow_ones = [
-            asyncio.create_task(readers.read(OPERATOR, lambda _: go_on.wait(30), kind=kind))
-            for kind in ("deliveries", "dead")
-            for _ in range(bulkheads.OF_A_KIND)
-        ]
-        other = await asyncio.wait_for(readers.read(OPERATOR, lambda _: "quick", kind="rejected"), 20)
-        with pytest.raises(QueryTooSlow, match="waited"):
-            await readers.read(OPERATOR, lambda _: None, kind="dead")
-        go_on.set()
-        await asyncio.gather(*slow_ones)
-        return other
-
-    with contextlib.closing(Readers(page_config, clock)) as readers:
-        assert asyncio.run(all_kinds()) == "quick"
-
-
-def test_a_slow_kind_begins_in_slow_slots_alone_until_it_is_quick_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulkheads, "SLOW_AFTER_SECONDS", 0.5)
-    monkeypatch.setattr(bulkheads, "SLOW", 1)
-    made = bulkheads.Bulkheads()
-
-    async def slow(kind: str, begun: asyncio.Event, end: asyncio.Event) -> None:
-        async with made.slot(kind):
-            begun.set()
-            await end.wait()
-
-    async def became_slow(kind: str) -> None:
-        async with made.slot(kind):
-            await asyncio.sleep(0.6)  # longer than a quick read
-
-    async def scenario() -> None:
-        await asyncio.gather(became_slow("dead"), became_slow("event"))
-        begun, end = asyncio.Event(), asyncio.Event()
-        holds = asyncio.create_task(slow("dead", begun, end))
-        await begun.wait()
-        with pytest.raises(
-            QueryTooSlow, match="none is begun"
-        ):  # the only slow slot is taken, whatever quick ones are free
-            async with made.slot("event"):
-                pass
-        end.set()
-        await holds
-        async with made.slot("event"):  # quick: the kind may use quick slots again
-            pass
-        async with made.slot("dead"), made.slot("event"):
-            pass
-
-    asyncio.run(scenario())
-
-
-def test_four_kinds_that_become_slow_together_hold_the_quick_slots_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulkheads, "SLOW_AFTER_SECONDS", 0.02)
-    monkeypatch.setattr(bulkheads, "OF_A_KIND", 2)
-    made, kinds, end = bulkheads.Bulkheads(), ("deliveries", "dead", "event", "entity"), asyncio.Event()
-    begun: list[str] = []
-
-    async def slow(kind: str) -> None:
-        async with made.slot(kind):
-            begun.append(kind)
-            await end.wait()
-
-    async def quick() -> None:
-        async with made.slot("rejected"):
-            pass
-
-    async def scenario() -> list[BaseException | None]:
-        slow_ones = [asyncio.create_task(slow(kind)) for _ in range(bulkheads.OF_A_KIND) for kind in kinds]
-        await asyncio.sleep(0)
-        await asyncio.wait_for(quick(), 20)
-        assert begun == list(kinds), "the second of each waited for a quick slot, and its kind had become slow"
-        end.set()
-        return await asyncio.gather(*slow_ones, return_exceptions=True)
-
-    ended = asyncio.run(scenario())
-    assert [type(each) for each in ended] == [type(None)] * len(kinds) + [QueryTooSlow] * len(kinds)
-
-
 @ON_POSTGRES
 def test_screens_of_a_locked_table_take_no_other_screen_along(
     page_config: Config, clock: FakeClock, steps: Steps, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(engines.PINNED, "lock_timeout", "60s")  # those of reads end by the lock alone
     monkeypatch.setattr(reading_module, "LONGEST_SECONDS", 60.0)
-    monkeypatch.setattr(bulkheads, "SLOW_AFTER_SECONDS", 0.05)
-    monkeypatch.setattr(bulkheads, "SLOW_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(reading_module, "LONGEST_WAIT_SECONDS", 1.0)
     fill_page(steps)
 
     with (
@@ -170,7 +82,7 @@ def test_screens_of_a_locked_table_take_no_other_screen_along(
             slow_ones = [
                 threads.submit(_alone, page.url, path)
                 for path in ("/dead", "/deliveries")
-                for _ in range(bulkheads.OF_A_KIND)
+                for _ in range(reading_module.OF_A_KIND)
             ]
             waits = (
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"

@@ -12,7 +12,7 @@ import pytest
 
 from relay.web.access.accounts import Actor
 from relay.web.query import segment
-from relay.web.screen import Screen
+from relay.web.reading import Screen
 from relay.web.screens import SCREENS
 from relay.web.screens.problems import KINDS
 from tests.helpers.page import OPERATOR, VIEWER, Page

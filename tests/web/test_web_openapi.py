@@ -18,10 +18,9 @@ from inbox.errors import PageError
 from relay.web import openapi
 from relay.web.api import OPERATIONS
 from relay.web.docstrings import field_docstrings
-from relay.web.encoding import encode
-from relay.web.query import GivenTime, Number, Text
+from relay.web.query import GivenTime, Number, Text, encode
+from relay.web.reading import ListPage, Screen
 from relay.web.rows import rows_of
-from relay.web.screen import ListPage, Screen
 from relay.web.screens import SCREENS
 from tests.helpers.page import Page
 

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, insert, text
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from inbox.db.retention.kinds import STEPS
+from inbox.db.retention import STEPS
 from inbox.db.schema import throughput_minute
 from inbox.examination import Finding
 from relay.delivery.alerts import Alert

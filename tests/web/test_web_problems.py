@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from inbox.config.model import Config
-from inbox.db import listings
+from inbox.db import listing
 from inbox.db.intake import Rejected
 from inbox.errors import PageError
 from relay.web.problems import PROBLEM_TYPE, Problem
@@ -91,7 +91,7 @@ def test_a_bug_is_a_problem_and_the_log_has_its_place_without_its_text(
     def broken(*_: Any) -> Any:  # noqa: ANN401
         raise ZeroDivisionError(SECRET[::-1])
 
-    monkeypatch.setattr(listings, "rejected_requests", broken)
+    monkeypatch.setattr(listing, "read_rows", broken)
     with caplog.at_level(logging.ERROR):
         answer, shown = asked(page, "GET", API), asked(page, "GET", "/rejected", "text/html")
     assert answer.headers["Content-Type"] == PROBLEM_TYPE

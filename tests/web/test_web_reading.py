@@ -14,12 +14,11 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
 from inbox.config.types import DatabaseUrl
-from inbox.db import listings
+from inbox.db import listing
 from inbox.db.intake import Rejected
 from inbox.errors import DatabaseAway
 from relay.web import reading as reading_module
-from relay.web.reading import Readers
-from relay.web.screen import Reading
+from relay.web.reading import Readers, Reading
 from tests.helpers import outage
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import OPERATOR, VIEWER, Page, serving
@@ -58,7 +57,7 @@ def slow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
             connection.execute(text(ENDLESS))
 
     monkeypatch.setattr(reading_module, "LONGEST_SECONDS", LIMIT)
-    monkeypatch.setattr(listings, "rejected_requests", endless)
+    monkeypatch.setattr(listing, "read_rows", endless)
 
 
 @pytest.mark.usefixtures("slow_screen")

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from inbox.config.types import DatabaseUrl
 from inbox.db import engine as engines
-from relay.web.acts.kinds import ACTS
+from relay.web.acts.forms import ACTS
 from relay.web.query import segment
 from relay.web.screens import SCREENS
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving

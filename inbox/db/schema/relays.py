@@ -15,8 +15,10 @@ from sqlalchemy import (
 )
 
 from inbox.db.columns import DatabaseRole, DatabaseTime, JsonValue, UtcDateTime
+from inbox.db.dialect import POSTGRES, SQLITE
+from inbox.db.reasons import says_nothing
 from inbox.db.schema.parts import HOT, count, metadata, number, one_of, optional, partial_index, required
-from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, KEYS, MOST_REASON, MOST_WHO, OPEN_COMMANDS
+from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, MOST_REASON, MOST_WHO, OPEN_COMMANDS
 from inbox.events.states import THROUGHPUT_KINDS
 
 relay_node = Table(
@@ -73,7 +75,7 @@ relay_command = Table(
     metadata,
     number("id", "number of the command"),
     required("kind", Text, ", ".join(COMMAND_KINDS[:-1]) + f" or {COMMAND_KINDS[-1]}"),
-    required("selection", JsonValue, f"what it is about, as a JSON object: {', '.join(KEYS)}", default="'{}'"),
+    required("selection", JsonValue, "what it is about, as a JSON object with the keys of its kind", default="'{}'"),
     required("reason", Text, "reason given by the operator"),
     required("asked_by", Text, "operator; by default the database role", default=DatabaseRole()),
     required("asked_at", UtcDateTime, "time of the request; database clock", default=DatabaseTime()),
@@ -99,7 +101,11 @@ relay_command = Table(
     CheckConstraint("id > 0 AND id < 4000000000000000000", name="id"),  # above that SQLite may soon have no next one
     CheckConstraint(f"kind IN ({one_of(COMMAND_KINDS)})", name="kind"),
     CheckConstraint(f"state IN ({one_of(COMMAND_STATES)})", name="state"),
-    CheckConstraint(f"trim(reason) <> '' AND length(reason) <= {MOST_REASON}", name="reason"),
+    CheckConstraint(f"length(reason) <= {MOST_REASON}", name="reason_length"),
+    *(
+        CheckConstraint(f"NOT ({says_nothing('reason', dialect)})", name="reason").ddl_if(dialect=dialect)
+        for dialect in (POSTGRES, SQLITE)
+    ),
     CheckConstraint(f"trim(asked_by) <> '' AND length(asked_by) <= {MOST_WHO}", name="asked_by"),
     partial_index("ix_relay_command_open", "id", where=f"state IN ({one_of(OPEN_COMMANDS)})"),
     comment="Command of an operator, by SQL or command line; the daemon executes and answers it.",

@@ -11,11 +11,12 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db import commands as statements
-from inbox.db.dialect import Sql, as_json
+from inbox.db.dialect import Sql
 from inbox.db.parameters import json_param
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.commands import COMMAND_KINDS, OF_COMMANDS
+from inbox.events.commands import COMMAND_KINDS
 from inbox.events.timestamps import time_text
+from relay.operations.table import OPERATIONS
 from relay.store.database import Database
 from relay.store.transaction import Transaction
 
@@ -59,8 +60,8 @@ class AskedTask(msgspec.Struct, frozen=True):
     """A command about no delivery, as the function of its kind gets it: see `relay.store.operator.tasks`."""
 
     number: int
-    selection: Mapping[str, Any]
-    """The decoded JSON; a trigger has checked its keys and their types."""
+    asked: Any
+    """The operation's `asks`."""
     reason: str
     asked_by: str
     dry_run: bool
@@ -72,11 +73,11 @@ class AskedTask(msgspec.Struct, frozen=True):
     """The highest id of a rejected request when it was asked: later ones are left alone."""
 
 
-def request_of(command: Any) -> AskedTask:  # noqa: ANN401  # a result row
+def request_of(command: Any, asked: Any) -> AskedTask:  # noqa: ANN401  # a result row
     """A command as the function of its kind gets it."""
     return AskedTask(
         number=command.id,
-        selection=as_json(command.selection),
+        asked=asked,
         reason=command.reason,
         asked_by=command.asked_by,
         dry_run=bool(command.dry_run),
@@ -157,7 +158,7 @@ def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str,
     if not found:
         raise NoSuchCommand(f"there is no command {number}")
     kind, state = found[0].kind, found[0].state
-    if kind in OF_COMMANDS:
+    if OPERATIONS[kind].is_of_a_command:
         raise UnusableCommand(f"command {number} is a {kind} itself, which is done at once")
     if act == "stop":
         said = f"stopped by {who}: {why}"

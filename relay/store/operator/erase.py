@@ -57,10 +57,7 @@ def _order(task: AskedTask) -> ErasureOrder:
     Raises:
         UnusableCommand: it names no entity, or its reason names the person.
     """
-    try:
-        subject = msgspec.convert(dict(task.selection), ErasureSubject)
-    except msgspec.ValidationError as error:
-        raise UnusableCommand(f"not understood: {error}; give source, entity_type and entity_id") from error
+    subject = ErasureSubject(**msgspec.structs.asdict(task.asked))
     if subject.is_named_in(task.reason):
         raise UnusableCommand("the reason names the entity, and it is kept for good: say why without the id")
     return ErasureOrder(subject, task.asked_by, task.reason)

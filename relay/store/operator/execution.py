@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from sqlalchemy.exc import DBAPIError
@@ -22,11 +22,12 @@ from inbox.config.model import Config
 from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
 from inbox.db.known_names import has_route, has_source
 from inbox.errors import UnusableCommand
-from inbox.events.commands import OF_DELIVERIES, OF_GATES
 from inbox.tracing.spans import OFF, Span, Tracer, new_span_id
 from relay.delivery import facts
 from relay.delivery.gates import Gate
 from relay.delivery.policy import Policies
+from relay.operations.asks import OneGate, Selection
+from relay.operations.table import OF_DELIVERIES, OF_GATES, OPERATIONS, parse
 from relay.store import gates
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
@@ -34,7 +35,7 @@ from relay.store.operator import commands, dry_run, room, selected
 from relay.store.operator.commands import BatchResult, Standing
 from relay.store.operator.replay import end_or_unblock, replay
 from relay.store.operator.retry import retry
-from relay.store.operator.selection import Choice, Selection, keys_of
+from relay.store.operator.selection import Choice, keys_of
 from relay.store.operator.tasks import TASKS
 from relay.store.transaction import FailedAlone, Key, Transaction, key_text
 
@@ -44,7 +45,6 @@ MOST_AT_ONCE = 10
 """Commands that get one batch each in one step of a relay."""
 FAULTY_SECONDS = 60.0
 """The wait after a command failed for a reason that is no item's, such as a missing privilege."""
-_Form = TypeVar("_Form")
 
 
 class OpenCommands:
@@ -122,7 +122,12 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
             command = commands.read_open(transaction, number)
         if command is None:
             return 0
-        return _work(database, config, policies, _look(database, config, policies, command))
+        asked = _asked(command)
+        if command.kind in OF_DELIVERIES:
+            return _work(database, policies, _look(database, config, policies, command, asked))
+        if command.kind in OF_GATES:
+            return _turn_gate(database, config, command, asked)
+        return _do_task(database, config, command, asked)
     except Exception as error:
         if not blames_items(error):
             raise
@@ -130,13 +135,23 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
         return 0
 
 
+def _asked(command: Any) -> Any:  # noqa: ANN401  # a result row; the operation's `asks`
+    """Read a row, which anybody may have inserted in SQL.
+
+    Raises:
+        UnusableCommand: it can't be understood, or can't be meant.
+    """
+    if command.dry_run and not OPERATIONS[command.kind].has_dry_run:
+        raise UnusableCommand(f"a {command.kind} has no dry run")
+    return parse(command.kind, as_json(command.selection))
+
+
 class _Batch(msgspec.Struct, frozen=True):
-    """The next batch of a command, as it was read without a lock."""
+    """The next batch of a command about deliveries, as it was read without a lock."""
 
     command: Any
     """The row."""
-    choice: Choice | None = None
-    """None when the command is about a gate."""
+    choice: Choice
     keys: Sequence[Key] = ()
     waits: str | None = None
     """The reason why it has to wait for deliveries that are open."""
@@ -148,18 +163,18 @@ class _Batch(msgspec.Struct, frozen=True):
     @property
     def opens(self) -> bool:
         """Return whether it opens deliveries that have ended, whose payloads have to be there."""
-        return self.choice is not None and self.choice.act == "replay"
+        return self.choice.act == "replay"
 
 
-def _look(database: Database, config: Config, policies: Policies, command: Any) -> _Batch:  # noqa: ANN401  # a result row
+def _look(database: Database, config: Config, policies: Policies, command: Any, asked: Selection) -> _Batch:  # noqa: ANN401  # a result row
     """Read the next batch without a lock, since finding the deliveries may take long.
 
     Raises:
-        UnusableCommand: it can't be understood.
+        UnusableCommand: it can't be meant.
     """
-    if command.kind not in OF_DELIVERIES:
-        return _Batch(command)
-    choice = _choice(command, config)
+    choice = Choice(command.kind, asked, config, until_seq=command.until_seq)
+    if choice.mistake is not None:
+        raise UnusableCommand(choice.mistake)
     if command.progress_seq is None and (mistake := unknown_name(database, choice)):
         raise UnusableCommand(mistake)
     if command.dry_run:
@@ -176,37 +191,35 @@ def _look(database: Database, config: Config, policies: Policies, command: Any) 
     return _Batch(command, choice, keys, waits, page.unreadable, page.upto)
 
 
-def _work(database: Database, config: Config, policies: Policies, batch: _Batch) -> int:
-    if batch.command.kind in TASKS:
-        return _do_task(database, config, batch.command)
-    if batch.choice is None:
-        return _turn_gate(database, config, batch.command)
+def _work(database: Database, policies: Policies, batch: _Batch) -> int:
     if batch.command.dry_run:
         return _look_on(database, batch.choice, batch.command)
     try:
         if batch.waits or not batch.unreadable:
-            return _do(database, policies, batch, batch.choice)
+            return _do(database, policies, batch)
     except Exception as error:  # a smaller part may succeed where a statement took too long, or a row is locked
         if not (blames_items(error) or is_wait_timeout(error)) or not batch.keys:
             raise
-    return _do_apart(database, policies, batch, batch.choice)
+    return _do_apart(database, policies, batch)
 
 
-def _do(database: Database, policies: Policies, batch: _Batch, choice: Choice) -> int:
+def _do(database: Database, policies: Policies, batch: _Batch) -> int:
     """Do a batch in one transaction, unless another process has done it meanwhile."""
     number, routes = batch.command.id, {route for _, route in batch.keys}
     with database.write() as transaction:
         now = transaction.lock_order(routes, keeps_payloads=batch.opens) if routes else transaction.now()
         if not commands.is_as_it_was(transaction, number, commands.standing_of(batch.command)):
             return 0
-        step = _next(transaction, batch, choice, policies, now)
+        step = _next(transaction, batch, policies, now)
         commands.advance(transaction, number, step, now)
     return step.changed
 
 
-def _turn_gate(database: Database, config: Config, command: Any) -> int:  # noqa: ANN401  # a result row
+def _turn_gate(database: Database, config: Config, command: Any, asked: OneGate) -> int:  # noqa: ANN401  # a result row
     """Pause or resume a gate, unless another process has done so meanwhile. It locks the gate alone, and waits for no route."""
-    gate = _gate(command, config)
+    gate = Gate(**msgspec.structs.asdict(asked))
+    if mistake := gate.mistake(config):
+        raise UnusableCommand(mistake)
     with database.write() as transaction:
         now = transaction.now()
         if not commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
@@ -221,9 +234,9 @@ def _turn_gate(database: Database, config: Config, command: Any) -> int:  # noqa
     return 0
 
 
-def _do_task(database: Database, config: Config, command: Any) -> int:  # noqa: ANN401  # a result row
+def _do_task(database: Database, config: Config, command: Any, asked: Any) -> int:  # noqa: ANN401  # a result row
     """Do the next step of a command about no delivery, unless another process has gone on with it or stopped it."""
-    act = TASKS[command.kind](database, config, commands.request_of(command))
+    act = TASKS[command.kind](database, config, commands.request_of(command, asked))
     with database.write() as transaction:
         if not commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
             return 0
@@ -241,7 +254,7 @@ def _look_on(database: Database, choice: Choice, command: Any) -> int:  # noqa: 
     return 0 if step.state == "done" else 1
 
 
-def _do_apart(database: Database, policies: Policies, batch: _Batch, choice: Choice) -> int:
+def _do_apart(database: Database, policies: Policies, batch: _Batch) -> int:
     """Do a batch in parts, after one of its deliveries has failed.
 
     Each part notes how far the command has come: whoever goes on with it, at the same time or after us, does none twice.
@@ -259,7 +272,7 @@ def _do_apart(database: Database, policies: Policies, batch: _Batch, choice: Cho
         if is_stopped:
             return 0
         try:
-            changed, standing = _part(database, policies, batch, choice, some, standing=standing, upto=upto(some[-1]))
+            changed, standing = _part(database, policies, batch, some, standing=standing, upto=upto(some[-1]))
         except DBAPIError as error:
             is_stopped = len(some) == 1 and is_wait_timeout(error)
             raise
@@ -280,7 +293,6 @@ def _part(
     database: Database,
     policies: Policies,
     batch: _Batch,
-    choice: Choice,
     some: Sequence[Key],
     *,
     standing: Standing,
@@ -295,21 +307,8 @@ def _part(
         now = transaction.lock_order({route for _, route in some}, keeps_payloads=batch.opens)
         if not commands.is_as_it_was(transaction, number, standing):
             return 0, standing
-        changed = _change(transaction, choice, batch.command, some, now, policies=policies)
+        changed = _change(transaction, batch.choice, batch.command, some, now, policies=policies)
         return changed, commands.advance_part(transaction, number, upto, changed=changed)
-
-
-def _choice(command: Any, config: Config) -> Choice:  # noqa: ANN401  # a result row
-    """The selection and act of a command.
-
-    Raises:
-        UnusableCommand: it can't be understood, or can't be meant.
-    """
-    chosen = _understood(as_json(command.selection), Selection)
-    choice = Choice(command.kind, chosen, config, until_seq=command.until_seq)
-    if choice.mistake is not None:
-        raise UnusableCommand(choice.mistake)
-    return choice
 
 
 def unknown_name(database: Database, choice: Choice) -> str | None:
@@ -324,14 +323,7 @@ def unknown_name(database: Database, choice: Choice) -> str | None:
     return None
 
 
-def _understood(value: object, form: type[_Form]) -> _Form:
-    try:
-        return msgspec.convert(value, form)
-    except msgspec.ValidationError as error:
-        raise UnusableCommand(f"not understood: {error}") from error
-
-
-def _next(transaction: Transaction, batch: _Batch, choice: Choice, policies: Policies, now: datetime) -> BatchResult:
+def _next(transaction: Transaction, batch: _Batch, policies: Policies, now: datetime) -> BatchResult:
     command = batch.command
     if batch.waits:
         return BatchResult("running", progress=command.progress_seq, answer=batch.waits)
@@ -339,7 +331,7 @@ def _next(transaction: Transaction, batch: _Batch, choice: Choice, policies: Pol
         return BatchResult("running", progress=batch.upto)
     if not batch.keys:
         return BatchResult("done", progress=command.progress_seq, answer=_answer(command))
-    changed = _change(transaction, choice, command, batch.keys, now, policies=policies)
+    changed = _change(transaction, batch.choice, command, batch.keys, now, policies=policies)
     return BatchResult("running", changed, batch.keys[-1][0])
 
 
@@ -387,12 +379,3 @@ def _fail(database: Database, number: int, command: Any, error: Exception) -> No
             return
         commands.end(transaction, number, "refused" if is_refused else "failed", answer)
     database.failed_alone(FailedAlone("commands", f"command={number}", answer))
-
-
-def _gate(command: Any, config: Config) -> Gate:  # noqa: ANN401  # a result row
-    if command.kind not in OF_GATES:
-        raise UnusableCommand(f"no relay of this version can {command.kind}: run `inbox {command.kind}`")
-    gate = _understood(as_json(command.selection), Gate)
-    if mistake := gate.mistake(config):
-        raise UnusableCommand(mistake)
-    return gate

@@ -10,8 +10,8 @@ from sqlalchemy import text
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.config.retention import RetentionKind
-from inbox.db.retention import plan, state
-from inbox.db.retention.kinds import STEPS
+from inbox.db import pruning
+from inbox.db.retention import STEPS, plan
 from inbox.errors import UnusableCommand
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
@@ -27,7 +27,7 @@ def prune(database: Database, config: Config, task: AskedTask) -> Callable[[Tran
     Raises:
         UnusableCommand: the selection names an unknown kind.
     """
-    kinds = _kinds(task.selection.get("kinds"))
+    kinds = _kinds(task.asked.kinds or ())
     if task.dry_run:
         planned = _dry_run(database, config, kinds)
         return lambda _: planned
@@ -45,8 +45,8 @@ def _make_due(transaction: Transaction, *, before: int) -> BatchResult:
     return BatchResult("running", progress=before, answer="a relay prunes")
 
 
-def _kinds(given: Sequence[str] | None) -> list[RetentionKind]:
-    for name in given or ():
+def _kinds(given: Sequence[str]) -> list[RetentionKind]:
+    for name in given:
         if name not in STEPS:
             raise UnusableCommand(f"there is no kind of [retention] {name!r}; {nearest(name, STEPS)}")
     return [kind for kind in STEPS if not given or kind in given]
@@ -54,13 +54,15 @@ def _kinds(given: Sequence[str] | None) -> list[RetentionKind]:
 
 def _dry_run(database: Database, config: Config, kinds: Sequence[RetentionKind]) -> BatchResult:
     with database.read() as transaction:
-        plans = plan.plan(transaction.connection, config.retention, transaction.now())
-    expired: dict[str, int] = {each.kind: each.rows for each in plans if each.kind in kinds and each.rows}
-    rows = sum(expired.values())
-    return BatchResult("done", matched=rows, sample={**expired}, answer=f"would delete about {rows} rows")
+        plans = plan(transaction.connection, config.retention, transaction.now())
+    found = [each for each in plans if each.kind in kinds and each.rows]
+    rows = sum(each.rows for each in found)
+    at_least = "" if all(each.are_all for each in found) else "at least "
+    sample: dict[str, int] = {each.kind: each.rows for each in found}
+    return BatchResult("done", matched=rows, sample=sample, answer=f"would delete {at_least}{rows} rows")
 
 
 def _pruned(database: Database, kinds: Sequence[RetentionKind]) -> int:
     """Return the rows that were ever pruned of these kinds."""
     with database.read() as transaction:
-        return sum(state.read(transaction.connection, kind).rows for kind in kinds)
+        return sum(pruning.read(transaction.connection, kind).rows for kind in kinds)

@@ -23,6 +23,7 @@ from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import CAUSES, UnusableCommand
 from inbox.events.event import Event
 from inbox.sources.readmission import Read, ReadmitResult, read_one, readers_of
+from relay.operations.asks import Rejections
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
 from relay.store.transaction import FailedAlone, Transaction
@@ -70,7 +71,7 @@ def plan(database: Database, config: Config, selected: RejectedFilter, *, most: 
 
 def readmit(database: Database, config: Config, task: AskedTask) -> Callable[[Transaction], BatchResult]:
     """Find the next step; see `relay.store.operator.tasks`."""
-    selected = filter_of(task.selection)
+    selected = filter_of(task.asked)
     if task.progress is None:
         _check_names(database, config, selected)
     if task.dry_run:
@@ -92,17 +93,9 @@ def _act(
     return BatchResult("running", changed=_store(transaction, database, readable, task), progress=page[-1].id)
 
 
-def filter_of(selection: Mapping[str, object]) -> RejectedFilter:
-    """Return the conditions of a selection.
-
-    Raises:
-        UnusableCommand: it can't be understood.
-    """
-    given = {name: value for name, value in selection.items() if name != "everything"}
-    try:
-        return msgspec.convert(given, RejectedFilter)
-    except msgspec.ValidationError as error:
-        raise UnusableCommand(f"not understood: {error}") from error
+def filter_of(asked: Rejections) -> RejectedFilter:
+    """Return the conditions."""
+    return RejectedFilter(**{name: getattr(asked, name) for name in RejectedFilter.__struct_fields__})
 
 
 def _check_names(database: Database, config: Config, selected: RejectedFilter) -> None:

@@ -12,7 +12,6 @@ from relay.delivery.gates import Gates
 from relay.delivery.policy import Policies
 from relay.store import gates
 from relay.store.database import Database
-from relay.store.paused_entities import not_paused, paused_param
 from relay.store.transaction import Key
 
 MOST_OPEN = 1000
@@ -34,9 +33,9 @@ def that_fit(database: Database, policies: Policies, keys: Sequence[Key]) -> tup
     room, full = len(keys), None
     for route in _moving(policies, closed, keys):
         with database.read() as transaction:
-            statement = _replayed_open(transaction.sql, has_paused=bool(closed.paused_entities))
-            known = {"route": route, "most": MOST_OPEN, "sampled": SAMPLED_OPEN}
-            (found,) = transaction.execute(statement, **known, **paused_param(closed.paused_entities))
+            (found,) = transaction.execute(
+                _replayed_open(transaction.sql), route=route, most=MOST_OPEN, sampled=SAMPLED_OPEN
+            )
         of_route = [place for place, key in enumerate(keys) if key[1] == route]
         fitting = max(MOST_OPEN - int(found.count), 0)
         if fitting < len(of_route) and of_route[fitting] < room:
@@ -54,7 +53,7 @@ def _moving(policies: Policies, closed: Gates, keys: Sequence[Key]) -> list[str]
 
 
 @cache
-def _replayed_open(sql: Sql, *, has_paused: bool) -> TextClause:
+def _replayed_open(sql: Sql) -> TextClause:
     later = f"state = 'ready' AND {{}}.due_at > (SELECT {sql.now})"
     stands = f"""SELECT 1 FROM open_delivery b WHERE b.route = replayed.route AND b.lane = replayed.lane
         AND (b.state = 'blocked' OR b.{later.format("b")})"""
@@ -63,7 +62,7 @@ SELECT count(*) AS count FROM (
     SELECT 1 FROM (
         SELECT o.route, o.lane, o.state, o.due_at FROM open_delivery o
         WHERE o.run > 0 AND o.state IN ('received', 'waiting', 'ready', 'in_flight') AND o.route = :route
-          {not_paused(sql) if has_paused else ""}
+          AND {gates.NOT_PAUSED}
         LIMIT :sampled) replayed
     WHERE NOT (replayed.{later.format("replayed")}) AND (replayed.state <> 'waiting' OR NOT EXISTS ({stands}))
     LIMIT :most) moving

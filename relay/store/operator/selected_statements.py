@@ -7,7 +7,7 @@ from functools import cache
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
-from inbox.db.listings import OF_ENTITY, sources_of
+from inbox.db.listing import OF_ENTITY, sources_of
 from relay.store.operator.selection import Which
 
 _WINDOW = 20_000

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import MAXYEAR, MINYEAR, datetime
-from typing import Annotated, Literal
+from datetime import MAXYEAR, MINYEAR
+from typing import Literal
 
 import msgspec
 
@@ -12,10 +12,12 @@ from inbox.config.mistakes import nearest
 from inbox.config.model import Config, Route
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
-from inbox.events.commands import BOUNDS, CANCELLED_BY_STATE, DEAD_STATES, FLAGS, MOST_SEQS, REPLAYED_BY_STATE
+from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_STATE
 from inbox.events.states import OPEN_STATES, RETRYING, State
 from inbox.events.timestamps import time_text
 from relay.delivery.facts import CAUSES
+from relay.operations.asks import Selection
+from relay.operations.table import OPERATIONS, needs_condition
 from relay.store.transaction import Key, keys_param
 
 Act = Literal["replay", "cancel", "unblock", "retry"]
@@ -25,75 +27,6 @@ Which = Literal["dead", "ended or dead", "backfill", "not begun", "blocked", "du
 GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
 _OF_STATE: Mapping[str, Which] = {State.DEAD: "dead", State.BLOCKED: "blocked", RETRYING: "due later"}
 """The kinds of deliveries of a cancel by state; of any other state they are not begun."""
-_CONDITIONS = "a route, seq, source, entity, destination, cause or time"
-
-Seq = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-OneDelivery = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,18}/[^,\x00-\x1f]+$")]
-"""SEQ/ROUTE."""
-
-
-class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Every condition that is given must hold. This is also what `relay_command.selection` holds, as JSON."""
-
-    route: str | None = None
-    seq: Seq | None = None
-    seqs: Annotated[tuple[Seq, ...], msgspec.Meta(min_length=1, max_length=MOST_SEQS)] | None = None
-    """These events."""
-    deliveries: Annotated[tuple[OneDelivery, ...], msgspec.Meta(min_length=1, max_length=MOST_SEQS)] | None = None
-    """Exactly these, of any routes."""
-    source: str | None = None
-    entity_type: str | None = None
-    entity_id: str | None = None
-    destination: str | None = None
-    """All routes to it."""
-    api: str | None = None
-    """All routes that ask it."""
-    cause: str | None = None
-    """Of its death; for a retry: error class of the last failed attempt."""
-    status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
-    """HTTP status of the last call's answer."""
-    error: str | None = None
-    """A part of the last error, in any case."""
-    error_sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
-    """SHA-256 of the whole last error, letter by letter, as UTF-8 in hex."""
-    event_type: str | None = None
-    since: Moment | None = None
-    """Died, or failed last, at or after this time; where others are selected: arrived at or after."""
-    until: Moment | None = None
-    """The same, before this time."""
-    until_fact: Seq | None = None
-    """For a replay: `delivery_log.id` of the newest fact at its plan. What has changed later, such as by another replay, stays."""
-    state: str | None = None
-    """State as listings show it: for a cancel one of `CANCELLED_BY_STATE`, for a replay one of `REPLAYED_BY_STATE`."""
-    force: bool = False
-    """Replay even where that overwrites the last delivered state with an older one."""
-
-    backfill: bool = False
-    """For a replay of one route: also ended deliveries, and events that match the route now and have never taken it."""
-    everything: bool = False
-    """Without any condition: every delivery that the command could change."""
-
-    @property
-    def is_empty(self) -> bool:
-        """True when no condition is given."""
-        conditions = {**dict.fromkeys(FLAGS, False), **dict.fromkeys(BOUNDS)}
-        return msgspec.structs.replace(self, **conditions) == Selection()
-
-    @property
-    def is_about_failures(self) -> bool:
-        """True when a condition is about a failed attempt."""
-        return (self.cause, self.status, self.error, self.error_sha256) != (None, None, None, None)
-
-    @property
-    def names_events(self) -> bool:
-        """True when it names events or one entity, so that ended deliveries can be found, too."""
-        return (self.seq, self.seqs, self.deliveries, self.entity_id) != (None, None, None, None)
-
-    @property
-    def dead_only(self) -> bool:
-        """For a replay: unless events or an entity are named, only dead letters are selected, and ended deliveries left alone."""
-        return self.is_about_failures or self.state in DEAD_STATES or not self.names_events
 
 
 def keys_of(rows: Iterable[Row]) -> list[Key]:
@@ -138,7 +71,7 @@ class Choice(msgspec.Struct, frozen=True):
     def _missing(self) -> str | None:
         chosen = self.selection
         if chosen.is_empty and not chosen.everything:
-            return f"name what the {self.act} is about: {_CONDITIONS}, or everything (--all)"
+            return needs_condition(OPERATIONS[self.act])
         if self.act != "replay" and chosen.force:
             return "only a replay can be forced"
         if self.act != "replay" and chosen.until_fact is not None:

@@ -12,5 +12,5 @@ def turn(transaction: Transaction, act: CommandAct, task: AskedTask) -> BatchRes
     Raises:
         UnusableCommand: there is none, it has ended, or nobody has stopped it.
     """
-    answer = turn_in(transaction, act, int(task.selection["command"]), who=task.asked_by, why=task.reason)
+    answer = turn_in(transaction, act, task.asked.command, who=task.asked_by, why=task.reason)
     return BatchResult("done", answer=answer)

@@ -24,8 +24,8 @@ def sweep(database: Database, config: Config, task: AskedTask) -> Callable[[Tran
     Raises:
         UnusableCommand: the source has no such sweep.
     """
-    source = str(task.selection["source"])
-    types = types_of(config, source, task.selection.get("entity_type"))
+    source = task.asked.source
+    types = types_of(config, source, task.asked.entity_type)
     if task.progress == _ASKED:
         result = _result(sweeps.results(database, source), types, task)
         return lambda _: result

@@ -41,8 +41,8 @@ from relay.web.access.accounts import (
     is_password,
     try_in_vain,
 )
-from relay.web.forms import read_form
 from relay.web.problems import set_status
+from relay.web.query import read_form
 
 _log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
 

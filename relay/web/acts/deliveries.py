@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import cast
 
 import msgspec
@@ -13,15 +12,15 @@ from sqlalchemy import text
 
 from inbox.errors import BadFilter
 from inbox.events.timestamps import rfc3339
+from relay.operations.asks import Selection
 from relay.store import gates
 from relay.store.operator.execution import unknown_name
 from relay.store.operator.plan import LEFT_OUT, BoundedPlan, Plan, bounded
 from relay.store.operator.room import MOST_OPEN
-from relay.store.operator.selection import GIVEN_UP, Act, Choice, Selection
-from relay.web.acts.forms import DeliveriesForm
-from relay.web.acts.plan import ActPlan, sealed
-from relay.web.query import GivenTime
-from relay.web.screen import Reading
+from relay.store.operator.selection import GIVEN_UP, Act, Choice
+from relay.web.acts.forms import Given
+from relay.web.acts.plan import ActPlan, frozen, sealed
+from relay.web.reading import Reading
 
 MOST_COUNTED = 10_000
 """Deliveries that a plan examines."""
@@ -53,7 +52,7 @@ _FORCED = "With force, a replay overwrites the last delivered state with an olde
 _BACKFILL = "A backfill delivers again what was delivered, and what the route would take now and never took."
 
 
-def plan(reading: Reading, kind: str, form: DeliveriesForm) -> ActPlan:
+def plan(reading: Reading, kind: str, given: Given) -> ActPlan:
     """Plan an act on deliveries, of at most `MOST_COUNTED` of them.
 
     Raises:
@@ -62,10 +61,9 @@ def plan(reading: Reading, kind: str, form: DeliveriesForm) -> ActPlan:
     act = cast("Act", kind)
     with reading.database.read() as transaction:
         now, newest = transaction.now(), transaction.execute(_NEWEST_FACT)[0].id
-    given = _selection(form)
-    needs_everything = given.is_empty
-    as_of = now if form.as_of is None else min(form.as_of.moment, now)
-    chosen = _frozen(given, as_of, everything=needs_everything)
+    needs_everything = given.asked.is_empty
+    as_of = now if given.as_of is None else min(given.as_of, now)
+    chosen = frozen(given.asked, as_of, everything=needs_everything)
     choice = Choice(act, chosen, reading.config)
     mistake = choice.mistake or unknown_name(reading.database, choice)
     if mistake is not None:
@@ -106,24 +104,6 @@ def _limits(found: BoundedPlan) -> Mapping[str, int]:
     if found.newest_end_at is not None:
         limits["newest_end"] = int(found.newest_end_at.timestamp() * 1_000_000)
     return limits
-
-
-def _selection(form: DeliveriesForm) -> Selection:
-    given = msgspec.structs.asdict(form)
-    del given["as_of"], given["everything"]
-    for name in ("since", "until"):
-        moment: GivenTime | None = given[name]
-        given[name] = None if moment is None else moment.moment
-    return Selection(**given)
-
-
-def _frozen(given: Selection, as_of: datetime, *, everything: bool) -> Selection:
-    """Return a selection that leaves alone what comes after its plan, so that it grows no more.
-
-    Without it, an act on a failing route would take along deaths that nobody has seen, or ask again for ever.
-    """
-    until = as_of if given.until is None else min(given.until, as_of)
-    return msgspec.structs.replace(given, until=until, everything=everything)
 
 
 def _consequences(act: Act, chosen: Selection) -> Iterator[str]:

@@ -1,146 +1,101 @@
-"""Forms of acts: the fields of each kind's selection, as a URL, a form or a JSON body gives them. Pure."""
+"""Forms of acts: the fields of each operation, as a URL, a form or a JSON body gives them. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 from inbox.db.parameters import is_storable
 from inbox.errors import BadFilter
-from inbox.events.commands import (
-    CANCELLED_BY_STATE,
-    MOST_REASON,
-    MOST_SEQS,
-    REPLAYED_BY_STATE,
-    SAYS_WHY_PATTERN,
-    says_why,
-)
-from relay.store.operator.selection import OneDelivery
-from relay.web.query import GivenTime, Number
+from inbox.events.commands import CANCELLED_BY_STATE, MOST_REASON, REPLAYED_BY_STATE, SAYS_WHY_PATTERN, says_why
+from relay.operations.asks import BOUNDS, Name
+from relay.operations.table import OPERATIONS, Operation
+from relay.web.query import GivenTime
 
-Name = Annotated[str, msgspec.Meta(max_length=20_000)]
-"""A name or id: those of entities may be long."""
-Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Status = Annotated[int, msgspec.Meta(ge=100, le=599)]
 Reason = Annotated[
     str,
-    msgspec.Meta(
-        max_length=MOST_REASON, extra_json_schema={"pattern": SAYS_WHY_PATTERN, "description": "Reason for it."}
-    ),
+    Meta(max_length=MOST_REASON, extra_json_schema={"pattern": SAYS_WHY_PATTERN, "description": "Reason for it."}),
 ]
 """A reason that `checked_reason` takes."""
-Seqs = Annotated[tuple[Number, ...], msgspec.Meta(min_length=1, max_length=MOST_SEQS)]
-"""Numbers of events; in a URL with commas between them."""
-Deliveries = Annotated[tuple[OneDelivery, ...], msgspec.Meta(min_length=1, max_length=MOST_SEQS)]
-"""Deliveries of any routes."""
+ACTS: Mapping[str, Operation] = {kind: each for kind, each in OPERATIONS.items() if not each.is_of_a_command}
+"""Operations that have a plan on the page; the others are buttons of a command."""
+_STATES = {"cancel": CANCELLED_BY_STATE, "replay": REPLAYED_BY_STATE}
+_AS_OF = "Time of the plan that was shown: what died, failed, arrived or was rejected later is left alone."
+_AGAIN = "The entity's id once more, so that nobody erases by mistake."
+_TIMES = ("since", "until")
 
 
-class DeliveriesForm(msgspec.Struct, frozen=True, kw_only=True):
-    """Deliveries that meet every condition."""
-
-    route: Name | None = None
-    seq: Number | None = None
-    seqs: Seqs | None = None
-    """Numbers of events; in a URL with commas between them."""
-    deliveries: Deliveries | None = None
-    """Exactly these, each as SEQ/ROUTE; in a URL with commas between them."""
-    source: Name | None = None
-    entity_type: Name | None = None
-    entity_id: Name | None = None
-    destination: Name | None = None
-    """All routes to it."""
-    api: Name | None = None
-    """All routes that ask it."""
-    cause: Name | None = None
-    """Of the death; for a retry: error class of the last failed attempt."""
-    status: Status | None = None
-    """HTTP status of the last call's answer."""
-    error: Name | None = None
-    """A part of the last error, in any case."""
-    error_sha256: Digest | None = None
-    """SHA-256 of the whole last error, letter by letter, as UTF-8 in hex."""
-    event_type: Name | None = None
-    since: GivenTime | None = None
-    """Died, or failed last, at or after this time; where others are selected: arrived at or after."""
-    until: GivenTime | None = None
-    """The same, before this time."""
-    as_of: GivenTime | None = None
-    """Time of the plan that was shown: what died, failed or arrived later is left alone."""
-    everything: bool = False
-    """Without any condition: all that the act could change."""
+def form_of(operation: Operation) -> type[msgspec.Struct]:
+    """Make the form of an operation: what it asks for with times as people give them, and what a person adds to the plan."""
+    hints = get_type_hints(operation.asks, include_extras=True)
+    fields: list[Any] = []
+    for each in msgspec.structs.fields(operation.asks):
+        if each.name in operation.without or each.name in BOUNDS:
+            continue
+        hint = hints[each.name]
+        if each.name in _TIMES:
+            hint = Annotated[GivenTime | None, *getattr(hint, "__metadata__", (Meta(),))]
+        elif each.name == "state":
+            among = Annotated[Name, Meta(extra_json_schema={"enum": list(_STATES[operation.kind])})]
+            hint = Annotated[among | None, *hint.__metadata__]
+        fields.append((each.name, hint) if each.required else (each.name, hint, each.default))
+    if operation.needs_condition:
+        fields.append(("as_of", Annotated[GivenTime | None, Meta(description=_AS_OF)], None))
+    if operation.kind == "erase":
+        fields.append(("again", Annotated[Name | None, Meta(description=_AGAIN)], None))
+    return msgspec.defstruct(f"{operation.kind.title()}Form", fields, kw_only=True, frozen=True)
 
 
-class CancelForm(DeliveriesForm, frozen=True, kw_only=True):
-    """Deliveries that meet every condition, perhaps of one state."""
-
-    state: Annotated[Name, msgspec.Meta(extra_json_schema={"enum": list(CANCELLED_BY_STATE)})] | None = None
-    """State as lists show it. Times count from the death of a dead or blocked one, and from the failure of a retrying one."""
-
-
-class ReplayForm(DeliveriesForm, frozen=True, kw_only=True):
-    """Deliveries that meet every condition, and how they are replayed."""
-
-    state: Annotated[Name, msgspec.Meta(extra_json_schema={"enum": list(REPLAYED_BY_STATE)})] | None = None
-    """State as lists show it. Ended ones are found by `seq`, `seqs` or an entity alone."""
-    force: bool = False
-    """Replay even where that overwrites the last delivered state with an older one."""
-    backfill: bool = False
-    """Of one route: also ended deliveries, and events that match the route now and have never taken it."""
+def order_of(operation: Operation) -> type[msgspec.Struct]:
+    """Make the struct of the API's body: the fields of the form, `reason`, `plan` and `dry_run`."""
+    hints = get_type_hints(FORMS[operation.kind], include_extras=True)
+    fields: list[Any] = [
+        (each.name, hints[each.name]) if each.required else (each.name, hints[each.name], each.default)
+        for each in msgspec.structs.fields(FORMS[operation.kind])
+    ]
+    more: list[Any] = [("reason", Reason), ("plan", str | None, None), ("dry_run", bool, False)]
+    return msgspec.defstruct(f"{operation.kind.title()}Order", fields + more, kw_only=True, frozen=True)
 
 
-class GateForm(msgspec.Struct, frozen=True, kw_only=True):
-    """One gate: a route, destination, api or source; an entity by its source, type and id."""
-
-    route: Name | None = None
-    destination: Name | None = None
-    api: Name | None = None
-    source: Name | None = None
-    entity_type: Name | None = None
-    entity_id: Name | None = None
+FORMS: Mapping[str, type[msgspec.Struct]] = {kind: form_of(each) for kind, each in ACTS.items()}
+"""Parameters of `/acts/KIND`, and fields of its form."""
+ORDERS: Mapping[str, type[msgspec.Struct]] = {kind: order_of(each) for kind, each in ACTS.items()}
+"""The body of `POST /api/v1/acts/KIND`."""
 
 
-class SweepForm(msgspec.Struct, frozen=True, kw_only=True):
-    """A source that is asked for missed changes."""
+class Given(msgspec.Struct, frozen=True):
+    """The form of an act, read."""
 
-    source: Name
-    entity_type: Name | None = None
-    """Of this type alone."""
-
-
-class EraseForm(msgspec.Struct, frozen=True, kw_only=True):
-    """The entity to erase."""
-
-    source: Name
-    entity_type: Name
-    entity_id: Name
-    again: Name | None = None
-    """The entity's id once more, so that nobody erases by mistake."""
+    asked: Any
+    """The operation's `asks`, without a flag `everything`."""
+    as_of: datetime | None
+    """Time of the plan that was shown."""
+    everything: bool
+    """True when everything was confirmed to be meant."""
+    again: str | None
 
 
-class PruneForm(msgspec.Struct, frozen=True, kw_only=True):
-    """Kinds of rows whose retention is applied now."""
+def read(operation: Operation, form: msgspec.Struct) -> Given:
+    """Read a form."""
+    given: dict[str, Any] = {
+        name: value.moment if isinstance(value, GivenTime) else value
+        for name, value in msgspec.structs.asdict(form).items()
+    }
+    as_of, everything, again = given.pop("as_of", None), given.pop("everything", False), given.pop("again", None)
+    return Given(operation.asks(**given), as_of, everything, again)
 
-    kinds: Name | None = None
-    """Keys of `[retention]`, with commas between them; absent: all."""
 
+class ActAnswer(msgspec.Struct, frozen=True):
+    """The command that was asked for. A relay carries it out; its address tells how far it has come."""
 
-class ReadmitForm(msgspec.Struct, frozen=True, kw_only=True):
-    """Rejected requests that meet every condition and were kept whole."""
-
-    id: Number | None = None
-    source: Name | None = None
-    cause: Name | None = None
-    status: Status | None = None
-    error: Name | None = None
-    """A part of the reason, in any case."""
-    since: GivenTime | None = None
-    until: GivenTime | None = None
-    as_of: GivenTime | None = None
-    """Time of the plan that was shown: what was rejected later is left alone."""
-    everything: bool = False
-    """Without any condition: all that can be readmitted."""
+    id: int
+    kind: str
+    href: str
+    """Path of the command in the API."""
 
 
 class Submission(msgspec.Struct, frozen=True):

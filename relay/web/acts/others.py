@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
+from inbox.db import retention
 from inbox.db.erasure import plan as erasures
 from inbox.db.erasure.carrying_out import held_up_by
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.known_names import has_source
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
-from inbox.db.retention import plan as retention
-from inbox.db.retention.kinds import STEPS
+from inbox.db.retention import STEPS
 from inbox.errors import BadFilter, UnusableCommand
 from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import rfc3339
@@ -26,9 +25,9 @@ from relay.store.operator import readmit
 from relay.store.operator.erase import SEARCHED_PARTS
 from relay.store.operator.sweeping import types_of
 from relay.store.transaction import Transaction
-from relay.web.acts.forms import EraseForm, GateForm, PruneForm, ReadmitForm, SweepForm
-from relay.web.acts.plan import ActPlan, PlanFigure, sealed
-from relay.web.screen import MOST_COUNTED, Reading
+from relay.web.acts.forms import Given
+from relay.web.acts.plan import ActPlan, PlanFigure, frozen, sealed
+from relay.web.reading import MOST_COUNTED, Reading
 
 _NEWEST_OF_ENTITY = 5000
 """Events of an entity among which open deliveries are counted, and about which a plan of an erasure is."""
@@ -39,13 +38,13 @@ _READ_AGAIN = 40
 """Rejected requests that a plan reads."""
 
 
-def plan_gate(reading: Reading, kind: str, form: GateForm) -> ActPlan:
+def plan_gate(reading: Reading, kind: str, given: Given) -> ActPlan:
     """Plan a pause, or its end.
 
     Raises:
         BadFilter: it names no gate.
     """
-    gate = Gate(**msgspec.structs.asdict(form))
+    gate = Gate(**msgspec.structs.asdict(given.asked))
     if mistake := gate.mistake(reading.config):
         raise BadFilter(mistake)
     held = next((row for row in gates.held_back(reading.database) if (row["kind"], row["name"]) == gate.key), None)
@@ -112,44 +111,45 @@ SELECT count(*) AS count FROM (
 """)
 
 
-def plan_sweep(reading: Reading, kind: str, form: SweepForm) -> ActPlan:
+def plan_sweep(reading: Reading, kind: str, given: Given) -> ActPlan:
     """Plan a sweep.
 
     Raises:
         BadFilter: the source has no such sweep.
     """
     try:
-        types = types_of(reading.config, form.source, form.entity_type)
+        types = types_of(reading.config, given.asked.source, given.asked.entity_type)
     except UnusableCommand as error:
         raise BadFilter(str(error)) from None
+    source, of_types = given.asked.source, ", ".join(types)
     consequences = (
-        f"A relay asks {form.source} for changes of {', '.join(types)} since the last sweep, and compares them with the inbox.",
+        f"A relay asks {source} for changes of {of_types} since the last sweep, and compares them with the inbox.",
         "Changes that no webhook reported become events, and are delivered in their order.",
     )
-    selection = {"source": form.source} | ({} if form.entity_type is None else {"entity_type": form.entity_type})
+    selection = msgspec.to_builtins(given.asked)
     return sealed(ActPlan(kind=kind, selection=selection, consequences=consequences), list(types))
 
 
-def plan_prune(reading: Reading, kind: str, form: PruneForm) -> ActPlan:
+def plan_prune(reading: Reading, kind: str, given: Given) -> ActPlan:
     """Plan a round of retention; what expires meanwhile goes, too.
 
     Raises:
         BadFilter: it names an unknown kind of rows.
     """
-    wanted = [name.strip() for name in (form.kinds or "").split(",") if name.strip()]
+    wanted = given.asked.kinds or ()
     for name in wanted:
         if name not in STEPS:
             raise BadFilter(f"there is no kind of [retention] {name!r}; {nearest(name, STEPS)}", field="kinds")
     with reading.database.read() as transaction:
         plans = retention.plan(transaction.connection, reading.config.retention, transaction.now())
     figures = tuple(
-        PlanFigure(each.kind, each.rows, f"{'about; ' if each.is_estimate else ''}older than {each.age}")
+        PlanFigure(each.kind, each.rows, f"{'' if each.are_all else 'or more; '}older than {each.age}")
         for each in plans
         if not wanted or each.kind in wanted
     )
     made = ActPlan(
         kind=kind,
-        selection={"kinds": wanted} if wanted else {},
+        selection=msgspec.to_builtins(given.asked),
         figures=figures,
         consequences=(
             "A relay deletes the expired rows of every kind for good, as it does by itself."
@@ -159,13 +159,13 @@ def plan_prune(reading: Reading, kind: str, form: PruneForm) -> ActPlan:
     return sealed(made, [[each.kind, each.age] for each in plans])
 
 
-def plan_erase(reading: Reading, kind: str, form: EraseForm) -> ActPlan:
+def plan_erase(reading: Reading, kind: str, given: Given) -> ActPlan:
     """Plan the erasure of an entity.
 
     Raises:
         BadFilter: there is no such source.
     """
-    subject = ErasureSubject(form.source, form.entity_type, form.entity_id)
+    subject = ErasureSubject(**msgspec.structs.asdict(given.asked))
     if subject.source not in reading.config.sources and not has_source(reading.database.engine, subject.source):
         raise BadFilter(f"there is no source {subject.source!r}; {nearest(subject.source, reading.config.sources)}")
     planned = erasures.plan(reading.database.engine, subject, most_parts=SEARCHED_PARTS, most_events=_NEWEST_OF_ENTITY)
@@ -208,28 +208,19 @@ def _erasure_obstacle(planned: erasures.ErasurePlan) -> str | None:
     return None
 
 
-def plan_readmit(reading: Reading, kind: str, form: ReadmitForm) -> ActPlan:
+def plan_readmit(reading: Reading, kind: str, given: Given) -> ActPlan:
     """Plan a readmission: the first requests are read again by the present configuration."""
     with reading.database.read() as transaction:
         now = transaction.now()
-    as_of = now if form.as_of is None else min(form.as_of.moment, now)
-    until = as_of if form.until is None else min(form.until.moment, as_of)
-    given: dict[str, Any] = {
-        "id": form.id,
-        "source": form.source,
-        "cause": form.cause,
-        "status": form.status,
-        "error": form.error,
-        "since": None if form.since is None else form.since.moment,
-    }
-    needs_everything = not any(value is not None for value in (*given.values(), form.until))
-    chosen = {name: value for name, value in {**given, "until": until}.items() if value is not None}
+    as_of = now if given.as_of is None else min(given.as_of, now)
+    needs_everything = given.asked.is_empty
+    chosen = frozen(given.asked, as_of, everything=needs_everything)
     selected = readmit.filter_of(chosen)
     planned = readmit.plan(reading.database, reading.config, selected, most=_READ_AGAIN)
     is_whole = planned.matching <= readmit.MOST_COUNTED
     made = ActPlan(
         kind=kind,
-        selection=msgspec.to_builtins(chosen) | ({"everything": True} if needs_everything else {}),
+        selection=msgspec.to_builtins(chosen),
         count=min(planned.matching, readmit.MOST_COUNTED),
         is_whole=is_whole,
         figures=(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
@@ -18,23 +18,41 @@ from inbox.clock import Clock
 from inbox.db.dialect import is_data_error
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.errors import BadFilter, NothingThere, PageError, PlanChanged
+from relay.operations.table import OF_DELIVERIES, OF_GATES, Operation
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import CommandAct
 from relay.web import render
 from relay.web.access.accounts import Actor
-from relay.web.acts.agreement import agrees
-from relay.web.acts.forms import Submission, checked_reason, require_storable
-from relay.web.acts.kinds import ACTS, ORDERS, ActAnswer, ActKind
+from relay.web.acts import deliveries, others
+from relay.web.acts.forms import (
+    ACTS,
+    FORMS,
+    ORDERS,
+    ActAnswer,
+    Given,
+    Submission,
+    checked_reason,
+    read,
+    require_storable,
+)
 from relay.web.acts.once import OnceOnly
-from relay.web.acts.plan import ActPlan
+from relay.web.acts.plan import ActPlan, agrees
 from relay.web.acts.requests import CHOSEN, fields_of_chosen, one_each, read_json, require_operator
 from relay.web.acts.stopping import CommandResource
-from relay.web.encoding import encode
-from relay.web.forms import read_form
 from relay.web.problems import API, set_status
-from relay.web.query import Number, convert, of_path, parse
-from relay.web.reading import Readers
+from relay.web.query import Number, convert, encode, of_path, parse, read_form
+from relay.web.reading import Readers, Reading
+
+PLANS: Mapping[str, Callable[[Reading, str, Given], ActPlan]] = {
+    **dict.fromkeys(OF_DELIVERIES, deliveries.plan),
+    **dict.fromkeys(OF_GATES, others.plan_gate),
+    "sweep": others.plan_sweep,
+    "prune": others.plan_prune,
+    "erase": others.plan_erase,
+    "readmit": others.plan_readmit,
+}
+"""Makes the plan of each kind. Raises BadFilter."""
 
 
 class Acts:
@@ -44,11 +62,13 @@ class Acts:
         self._readers, self.clock = readers, clock
         self._once = OnceOnly()
 
-    async def plan(self, actor: Actor, kind: ActKind, form: msgspec.Struct) -> ActPlan:
+    async def plan(self, actor: Actor, kind: Operation, form: msgspec.Struct) -> ActPlan:
         """Make the plan of now."""
-        return await self._readers.read(actor, lambda reading: kind.plan(reading, kind.kind, form), kind="acts")
+        return await self._readers.read(
+            actor, lambda reading: PLANS[kind.kind](reading, kind.kind, read(kind, form)), kind="acts"
+        )
 
-    async def ask(self, actor: Actor, kind: ActKind, form: msgspec.Struct, sent: Submission) -> int:
+    async def ask(self, actor: Actor, kind: Operation, form: msgspec.Struct, sent: Submission) -> int:
         """Insert the command as it was agreed to. Returns its id; sent twice with one key, it is the same command.
 
         Raises:
@@ -66,9 +86,9 @@ class Acts:
         content = encode([kind.kind, msgspec.structs.replace(sent, key=None, plan=None), form])
         return await self._once.run(f"{actor.name}\n{sent.key}", content, make)
 
-    async def _insert(self, actor: Actor, kind: ActKind, form: msgspec.Struct, sent: Submission) -> int:
+    async def _insert(self, actor: Actor, kind: Operation, form: msgspec.Struct, sent: Submission) -> int:
         planned = await self.plan(actor, kind, form)
-        _check(kind, form, planned, sent)
+        _check(kind, read(kind, form), planned, sent)
 
         def insert(database: Database) -> int:
             return commands.ask(
@@ -89,14 +109,14 @@ class Acts:
             raise BadFilter(f"the database rejects the command: {_first_line(error)}") from error
 
 
-def _check(kind: ActKind, form: msgspec.Struct, planned: ActPlan, sent: Submission) -> None:
+def _check(kind: Operation, given: Given, planned: ActPlan, sent: Submission) -> None:
     if sent.dry_run and not kind.has_dry_run:
         raise BadFilter(f"{kind.kind} has no dry run", field="dry_run")
-    if planned.needs_everything and not getattr(form, "everything", False):
+    if planned.needs_everything and not given.everything:
         raise BadFilter("no condition narrows this: confirm that everything is meant", field="everything")
     if kind.kind == "erase":
         subject = ErasureSubject(**planned.selection)
-        if getattr(form, "again", None) != subject.entity_id and not sent.dry_run:
+        if given.again != subject.entity_id and not sent.dry_run:
             raise BadFilter("type the entity's id again: nothing brings an erased entity back", field="again")
         if subject.is_named_in(sent.reason):
             raise BadFilter("the reason names the entity, and it is kept for good", field="reason")
@@ -113,7 +133,7 @@ def _first_line(error: DBAPIError) -> str:
     return lines[0] if lines else "it gives no reason"
 
 
-def _kind(name: str) -> ActKind:
+def _kind(name: str) -> Operation:
     if name not in ACTS:
         raise NothingThere(f"there is no act {name!r}; there are {', '.join(ACTS)}")
     return ACTS[name]
@@ -155,7 +175,7 @@ class ActPage:
         given = await read_form(req)
         sent = Submission(given.pop("reason", ""), given.pop("plan", "-"), given.pop("key", None))
         try:
-            number = await self._acts.ask(actor, act, parse(act.form, given, self._acts.clock.now()), sent)
+            number = await self._acts.ask(actor, act, parse(FORMS[act.kind], given, self._acts.clock.now()), sent)
         except PageError as error:
             if isinstance(error, PlanChanged):
                 given.pop("as_of", None)  # what is new is shown, too
@@ -168,7 +188,7 @@ class ActPage:
         self,
         resp: Response,
         actor: Actor,
-        act: ActKind,
+        act: Operation,
         given: dict[str, str],
         *,
         problem: PageError | None = None,
@@ -176,7 +196,7 @@ class ActPage:
     ) -> None:
         planned, form = None, None
         try:
-            form = parse(act.form, given, self._acts.clock.now())
+            form = parse(FORMS[act.kind], given, self._acts.clock.now())
             planned = await self._acts.plan(actor, act, form)
         except PageError as error:
             problem = problem or error
@@ -198,7 +218,7 @@ class ActPage:
             problem=problem,
         )
 
-    def _write(self, resp: Response, actor: Actor, act: ActKind, **values: object) -> None:
+    def _write(self, resp: Response, actor: Actor, act: Operation, **values: object) -> None:
         resp.content_type = render.TYPE
         resp.text = self._renderer.render(
             "act.html",
@@ -231,7 +251,7 @@ class ActApi:
     async def on_get(self, req: Request, resp: Response, kind: str) -> None:
         """Answer with the plan of the selection that the parameters give."""
         actor, act = require_operator(req), _kind(kind)
-        form = parse(act.form, one_each(req.params), self._acts.clock.now())
+        form = parse(FORMS[act.kind], one_each(req.params), self._acts.clock.now())
         resp.content_type = falcon.MEDIA_JSON
         resp.data = encode(await self._acts.plan(actor, act, form))
 
@@ -244,7 +264,7 @@ class ActApi:
         sent = Submission(
             fields.pop("reason"), fields.pop("plan"), req.get_header("Idempotency-Key"), fields.pop("dry_run")
         )
-        number = await self._acts.ask(actor, act, act.form(**fields), sent)
+        number = await self._acts.ask(actor, act, FORMS[act.kind](**fields), sent)
         resp.status = HTTPStatus.ACCEPTED
         resp.location = f"{API}/commands/{number}"
         resp.content_type = falcon.MEDIA_JSON

@@ -16,9 +16,8 @@ from relay.web import render
 from relay.web.access.accounts import Actor
 from relay.web.acts.forms import Reason, checked_reason, require_storable
 from relay.web.acts.requests import read_json, require_operator
-from relay.web.forms import read_form
 from relay.web.problems import API, set_status
-from relay.web.query import convert, of_path
+from relay.web.query import convert, of_path, read_form
 from relay.web.reading import Readers
 from relay.web.screens.commands import COMMAND, CommandQuery
 

@@ -1,12 +1,11 @@
-"""Every screen of the page: one file each, and its line here."""
+"""Every screen of the page, in the order of the menu."""
 
 from __future__ import annotations
 
-from relay.web.screen import Screen
+from relay.web.reading import Screen
 from relay.web.screens import (
     alerts,
     commands,
-    dead,
     deliveries,
     doctor,
     entity,
@@ -22,7 +21,7 @@ SCREENS: tuple[Screen, ...] = (
     deliveries.SCREEN,
     event.SCREEN,
     entity.SCREEN,
-    dead.SCREEN,
+    deliveries.DEAD,
     gates.SCREEN,
     rejected.SCREEN,
     commands.SCREEN,

@@ -7,16 +7,16 @@ from typing import Annotated
 
 import msgspec
 
+from inbox.db import listing
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import AlertKind
 from relay.findings import of_alert
-from relay.store import reads
 from relay.store.overview import FiringAlert, alert_text, read_firing
-from relay.web.query import GivenTime, Limit, Number, Text
+from relay.web.query import GivenTime, Limit, Number, Text, filter_of
+from relay.web.reading import ListPage, Reading, Screen
 from relay.web.remedy import button_of
 from relay.web.rows import rows_of
-from relay.web.screen import ListPage, Reading, Screen
 
 MOST_FIRING = 100
 
@@ -45,18 +45,11 @@ class AlertsPage(ListPage, frozen=True, kw_only=True):
 
 def read(reading: Reading, query: AlertsQuery) -> AlertsPage:
     """Read a page of the history, and before it what fires now."""
-    wanted = reads.AlertFilter(
-        kind=query.kind,
-        subject=query.subject,
-        since=_moment(query.since),
-        until=_moment(query.until),
-        before=query.before,
-    )
     with reading.database.snapshot() as transaction:
         firing = (
             [] if query.before is not None else [each for each in read_firing(transaction) if _matches(each, query)]
         )
-        rows = reads.alerts(transaction, wanted, query.limit + 1)
+        rows = listing.list_rows(transaction.connection, "alerts", filter_of(query), query.limit + 1)
     shown = rows[: query.limit]
     return AlertsPage(
         rows=tuple(map(_worded, shown)),

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import msgspec
 
-from inbox.db import listings, reads
+from inbox.db import listing, reads
 from inbox.db.reads import Row
 from inbox.errors import NothingThere
-from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, KEYS, OF_COMMANDS, OPEN_COMMANDS
-from relay.web.query import GivenTime, Limit, Number, Text
+from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, OPEN_COMMANDS
+from relay.operations.table import OPERATIONS
+from relay.web.query import GivenTime, Limit, Number, Text, filter_of
+from relay.web.reading import ListPage, Reading, Screen
 from relay.web.rows import rows_of
-from relay.web.screen import ListPage, Reading, Screen
 
 
 class CommandsQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,14 +40,7 @@ class CommandsPage(ListPage, frozen=True):
 
 def read(reading: Reading, query: CommandsQuery) -> CommandsPage:
     """Read a page of commands."""
-    wanted = listings.CommandFilter(
-        kind=query.kind,
-        state=query.state,
-        since=query.since.moment if query.since else None,
-        until=query.until.moment if query.until else None,
-        before=query.before,
-    )
-    rows = listings.commands(reading.database.engine, wanted, query.limit + 1)
+    rows = listing.read_rows(reading.database.engine, "commands", filter_of(query), query.limit + 1)
     shown = tuple({name: value for name, value in row.items() if name != "sample"} for row in rows[: query.limit])
     return CommandsPage(rows=shown, before=shown[-1]["id"] if len(rows) > query.limit else None)
 
@@ -72,7 +66,7 @@ class CommandQuery(msgspec.Struct, frozen=True):
 
 _SELECTION = msgspec.Meta(
     extra_json_schema={
-        "properties": {name: {} for name in KEYS},
+        "properties": {name: {} for operation in OPERATIONS.values() for name in operation.keys},
         "additionalProperties": False,
     }
 )
@@ -112,12 +106,12 @@ class CommandPage(msgspec.Struct, frozen=True):
     @property
     def can_be_stopped(self) -> bool:
         """Tell whether there is something to stop."""
-        return self.is_open and self.kind not in OF_COMMANDS
+        return self.is_open and not OPERATIONS[self.kind].is_of_a_command
 
     @property
     def can_go_on(self) -> bool:
         """Tell whether it was stopped."""
-        return self.state == "cancelled" and self.kind not in OF_COMMANDS
+        return self.state == "cancelled" and not OPERATIONS[self.kind].is_of_a_command
 
 
 def read_one(reading: Reading, query: CommandQuery) -> CommandPage:

@@ -1,4 +1,4 @@
-"""`/deliveries`: every delivery that meets the filters, the newest event first, and acts on all that match."""
+"""`/deliveries` and `/dead`: every delivery that meets the filters, and dead letters in groups, with acts on all that match."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.config.routing import chosen_routes
-from inbox.db import search
+from inbox.db import listing
 from inbox.db.known_names import has_route, has_source
-from inbox.db.listings import EventFilter
+from inbox.db.listing import EventFilter
 from inbox.db.reads import Row
 from inbox.errors import BadFilter
 from inbox.events.commands import DEAD_STATES
 from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, UNROUTED, State
+from relay.delivery.facts import CAUSES
+from relay.store.dead_groups import MOST_GROUPED, DeadGroup, dead_groups
 from relay.web.query import GivenTime, Limit, Number, Text
+from relay.web.reading import MOST_COUNTED, ListPage, Reading, Screen
 from relay.web.rows import AnyMembers, rows_of
-from relay.web.screen import MOST_COUNTED, ListPage, Reading, Screen
 
+LONGEST_SECONDS = 0.15
+"""After it, no further statement of a search begins."""
 STATES = (*LISTED_STATES, RETRYING)
 """Every value of the filter `state`."""
 
@@ -104,13 +108,13 @@ def read(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
         status=query.status,
         before=query.before,
     )
-    found = search.search(
-        reading.database.engine, wanted, limit=query.limit, most=MOST_COUNTED, seconds=search.LONGEST_SECONDS
-    )
+    counts = query.before is None
+    most = MOST_COUNTED if counts else 0
+    found = listing.list_deliveries(reading.database.engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
     return DeliveriesPage(
         rows=tuple(found.rows),
         before=found.before,
-        matching=found.matching,
+        matching=found.matching if counts else None,
         is_complete=found.is_complete,
         looked_through=found.looked_through,
         offers=offers(query) if reading.actor.may_act else (),
@@ -214,4 +218,49 @@ SCREEN = Screen(
     template="deliveries.html",
     is_list=True,
     values={"states": STATES, "acts_of": acts_of, "acts_of_any": acts_of_any},
+)
+
+
+class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on dead letters."""
+
+    route: Text | None = None
+    cause: Text | None = None
+    since: GivenTime | None = None
+    """Died at or after this time."""
+    limit: Limit = 50
+    """Groups."""
+
+
+class DeadPage(msgspec.Struct, frozen=True):
+    """Groups of dead letters, the largest first."""
+
+    groups: tuple[DeadGroup, ...]
+    grouped: int
+    """Dead letters that were looked at, the newest events first; at most 5,000."""
+    is_whole: bool
+    """False: there are older dead letters, or smaller groups."""
+    routes: tuple[str, ...]
+    """Routes of the configuration."""
+    most_grouped: int = MOST_GROUPED
+
+
+def read_dead(reading: Reading, query: DeadQuery) -> DeadPage:
+    """Read the groups."""
+    since = query.since.moment if query.since else None
+    with reading.database.read() as transaction:
+        found = dead_groups(transaction, route=query.route, cause=query.cause, since=since, limit=query.limit)
+    return DeadPage(tuple(found.groups), found.grouped, found.is_whole, tuple(sorted(reading.config.routes)))
+
+
+DEAD = Screen(
+    name="dead",
+    path="/dead",
+    title="Dead letters",
+    query=DeadQuery,
+    page=DeadPage,
+    read=read_dead,
+    template="dead.html",
+    values={"causes": CAUSES},
+    is_live=False,
 )

@@ -8,7 +8,7 @@ import msgspec
 
 from inbox.doctor.run import ExaminationResult
 from inbox.examination import LEVELS, Finding
-from relay.web.screen import Reading, Screen
+from relay.web.reading import Reading, Screen
 
 
 class DoctorQuery(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,9 +21,9 @@ from relay.store.route_states import Bounds, RouteState
 from relay.store.sections import Sections, together_or_apart
 from relay.store.sizes import NO_DISK, Disk, read_disk, sqlite_file
 from relay.store.transaction import Transaction
+from relay.web.reading import Reading, Screen
 from relay.web.remedy import button_of
 from relay.web.rows import rows_of
-from relay.web.screen import Reading, Screen
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
@@ -40,7 +40,7 @@ class OverviewQuery(msgspec.Struct, frozen=True, kw_only=True):
     """`all`: also list routes with nothing open, however many."""
 
 
-_NOT_SHOWN = ("position", "lap_began_at", "day_began_at", "rows_yesterday", "newest_at_begin", "arrived_yesterday")
+_NOT_SHOWN = ("position", "lap_began_at")
 
 
 class RouteLine(msgspec.Struct, frozen=True):
@@ -122,7 +122,8 @@ def _read(reading: Reading, query: OverviewQuery, part: Sections) -> OverviewPag
     with database.read() as transaction:
 
         def rows(name: str, statement: TextClause) -> list[Row]:
-            return kept.get((name, role), _HEALTH_SECONDS, lambda: _rows(transaction, statement))
+            found: list[Row] = kept((name, role), _HEALTH_SECONDS, lambda: _rows(transaction, statement))
+            return found
 
         hour = part("hour", lambda: read_last_hour(transaction, seen.at), empty_hour(seen.at), transaction)
         sources: list[Row] = part("sources", lambda: rows("sources", _SOURCES), [], transaction)
@@ -130,7 +131,7 @@ def _read(reading: Reading, query: OverviewQuery, part: Sections) -> OverviewPag
         file = sqlite_file(reading.config)
         disk = part(
             "disk",
-            lambda: kept.get(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file)),
+            lambda: kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file)),
             NO_DISK,
             transaction,
         )

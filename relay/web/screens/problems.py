@@ -8,7 +8,7 @@ import msgspec
 
 from inbox.errors import NothingThere, PageError
 from relay.web.query import Text
-from relay.web.screen import Reading, Screen
+from relay.web.reading import Reading, Screen
 
 KINDS = {kind.cause: kind for kind in PageError.__subclasses__()}
 """Every problem that has a page, by its cause."""

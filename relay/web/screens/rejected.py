@@ -6,11 +6,11 @@ from typing import Annotated
 
 import msgspec
 
-from inbox.db import listings
+from inbox.db import listing
 from inbox.db.reads import Row
-from relay.web.query import GivenTime, Limit, Number, Text
+from relay.web.query import GivenTime, Limit, Number, Text, filter_of
+from relay.web.reading import ListPage, Reading, Screen
 from relay.web.rows import rows_of
-from relay.web.screen import ListPage, Reading, Screen
 
 COLUMNS = (
     "id",
@@ -58,17 +58,8 @@ class RejectedPage(ListPage, frozen=True):
 
 def read(reading: Reading, query: RejectedQuery) -> RejectedPage:
     """Read a page of rejected requests."""
-    wanted = listings.RejectionFilter(
-        source=query.source,
-        cause=query.cause,
-        status=query.status,
-        since=query.since.moment if query.since else None,
-        until=query.until.moment if query.until else None,
-        error=query.error,
-        before=query.before,
-    )
     columns = (*COLUMNS, IS_KEPT) if reading.actor.may_act else COLUMNS
-    rows = listings.rejected_requests(reading.database.engine, wanted, query.limit + 1, columns)
+    rows = listing.read_rows(reading.database.engine, "rejected", filter_of(query), query.limit + 1, columns)
     shown = tuple(
         {**row, "is_kept": bool(row["is_kept"]) if "is_kept" in row else None}  # SQLite has numbers
         for row in rows[: query.limit]

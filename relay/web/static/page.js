@@ -11,12 +11,14 @@
 
   // --- live refresh
 
-  const RETRY_MS = 60000;
-  let source = null;
+  const EVERY_MS = 3000;
+  const WHOLE_MS = 30000; // after so long the page is asked for as a whole, for the times on it that are relative
+  let timer = 0;
+  let isAsking = false;
   let waiting = null; // the latest inside of <main>, while somebody works in the one that is shown
-  let version = null;
+  let version = main.dataset.live;
+  let wholeAt = Date.now();
   let isPaused = false;
-  let retry = 0;
 
   function show(state, text) {
     button.hidden = false;
@@ -68,59 +70,60 @@
     replace(html);
   }
 
-  function connect() {
-    if (source !== null || isPaused || document.hidden) return;
-    clearTimeout(retry);
-    const url = new URL(main.dataset.live, location.href);
-    if (version !== null) url.searchParams.set("version", version);
-    source = new EventSource(url);
-    source.addEventListener("open", () => show("on", "Live"));
-    source.addEventListener("main", (event) => {
-      version = event.lastEventId;
-      waiting = event.data;
-      refresh();
-    });
-    source.addEventListener("at", (event) => {
-      if (waiting === null) asOf.textContent = event.data;
-      else refresh();
-    });
-    source.addEventListener("end", (event) => {
-      disconnect();
-      show("lost", event.data);
-      isPaused = true;
-    });
-    source.addEventListener("error", () => {
-      show("lost", "Reconnecting");
-      if (source.readyState !== EventSource.CLOSED) return; // it tries again by itself
-      disconnect();
-      show("lost", "Not live");
-      retry = setTimeout(connect, RETRY_MS);
-    });
-  }
-
-  function disconnect() {
-    source?.close();
-    source = null;
-    clearTimeout(retry);
-  }
-
-  if (main.dataset.live && button && "EventSource" in window) {
+  async function ask() {
+    const headers = { Accept: "text/html", "X-Refresh": "1" };
+    if (version && Date.now() - wholeAt < WHOLE_MS) headers["If-None-Match"] = `"${version}"`;
+    const answer = await fetch(location.href, { headers, cache: "no-store", redirect: "manual" });
+    if (isPaused) return;
+    if (answer.type === "opaqueredirect" || answer.status === 401 || answer.status === 403) {
+      pause();
+      show("lost", "You have been signed out.");
+      return;
+    }
+    if (answer.status === 200 || answer.status >= 400) {
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+      if (page === null) throw new Error("another program answers");
+      version = page.dataset.live ?? "";
+      waiting = page.innerHTML;
+      wholeAt = Date.now();
+    }
+    refresh();
+    if (waiting === null && answer.status !== 204) asOf.textContent = new Date(answer.headers.get("date") ?? Date.now()).toISOString().slice(0, 19).replace("T", " ");
     show("on", "Live");
-    connect();
+  }
+
+  async function poll() {
+    if (isAsking || isPaused || document.hidden) return;
+    isAsking = true;
+    clearTimeout(timer);
+    try {
+      await ask();
+    } catch {
+      if (!isPaused) show("lost", "Reconnecting");
+    }
+    isAsking = false;
+    if (!isPaused) timer = setTimeout(poll, EVERY_MS);
+  }
+
+  function pause() {
+    isPaused = true;
+    clearTimeout(timer);
+  }
+
+  if (main.dataset.live !== undefined && button) {
+    show("on", "Live");
+    timer = setTimeout(poll, EVERY_MS);
     button.addEventListener("click", () => {
-      isPaused = !isPaused;
       if (isPaused) {
-        disconnect();
-        show("paused", "Paused");
-      } else {
+        isPaused = false;
         show("on", "Live");
-        refresh();
-        connect();
+        poll();
+      } else {
+        pause();
+        show("paused", "Paused");
       }
     });
-    // A browser opens few connections to a server: tabs that nobody sees must not use them up.
-    document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
-    window.addEventListener("pagehide", disconnect);
+    document.addEventListener("visibilitychange", poll); // tabs that nobody sees ask for nothing
   }
 
   // --- copying
@@ -179,7 +182,7 @@
     k: () => move(-1),
     o: () => chosen()?.querySelector("a[href]")?.click(),
     x: () => chosen()?.querySelector("td.check input")?.click(),
-    p: () => { if (main.dataset.live) button?.click(); },
+    p: () => { if (main.dataset.live !== undefined) button?.click(); },
   };
 
   document.addEventListener("keydown", (event) => {

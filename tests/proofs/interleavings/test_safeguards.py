@@ -31,7 +31,7 @@ from tests.proofs.planting import (
 
 without_the_order_lock = replaced(Transaction, "lock_order", now_without_a_lock)
 without_locked_heads = changed(lanes, "_heads", ("FOR UPDATE OF o", ""))
-without_skipping = ("FOR UPDATE SKIP LOCKED", "")
+without_skipping = changed(claim, "_due", ("FOR UPDATE OF o SKIP LOCKED", ""))
 
 LEASE_LOST = "a trusted lease is not in force"
 TWO_TRUST = "two trust a lease of one lane"
@@ -105,14 +105,7 @@ def finds(stage: Stage, monkeypatch: pytest.MonkeyPatch, safeguard: Safeguard) -
         "a claim that does not look again takes what another has claimed": Safeguard(
             scenes.an_earlier_one,
             ("r1 claims", "r2 claims two"),
-            (
-                changed(
-                    claim,
-                    "_claim",
-                    without_skipping,
-                    (" = due.route AND open_delivery.state || '' = 'ready'", " = due.route"),
-                ),
-            ),
+            (without_skipping, changed(claim, "_lease", (" AND open_delivery.state || '' = 'ready'", ""))),
             TWO_TRUST,
         ),
     }
@@ -189,5 +182,5 @@ def test_claims_that_do_not_skip_what_is_locked_wait_and_keep_every_promise(
 ) -> None:
     scenes.an_earlier_one(stage)
     stage.keep()
-    changed(claim, "_claim", without_skipping)(monkeypatch)
+    without_skipping(monkeypatch)
     assert stage.all_orders(["r1 claims", "r2 claims two"], kept) > 2

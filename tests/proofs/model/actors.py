@@ -15,8 +15,9 @@ from relay.delivery.audit import Difference
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Gates
 from relay.delivery.outcome import Delivery, Outcome
+from relay.operations.asks import Selection
 from relay.store.leases import Claimed
-from relay.store.operator.selection import Act, Selection
+from relay.store.operator.selection import Act
 from relay.store.record import Recorded
 from tests.proofs.model.history import Key, LaneKey
 from tests.proofs.model.outcomes import CUT, outcome_of

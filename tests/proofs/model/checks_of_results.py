@@ -16,8 +16,9 @@ from relay.delivery.gates import BreakerState, GateKey, entity_key
 from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped
 from relay.delivery.policy import endpoint_of, health_of
+from relay.operations.asks import Selection
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
-from relay.store.operator.selection import Act, Selection
+from relay.store.operator.selection import Act
 from tests.proofs.model.actors import Ledger
 from tests.proofs.model.checks_of_state import is_abandoned
 from tests.proofs.model.history import Entry, Key

@@ -9,7 +9,7 @@ from inbox.events.states import SUSPECT_CRASHES
 from relay.delivery.gates import BreakerState, GateKey
 from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Failed
-from relay.store.operator.selection import Selection
+from relay.operations.asks import Selection
 from tests.proofs.model.actors import Held, Relay
 from tests.proofs.model.history import Key
 from tests.proofs.model.operations import Operation

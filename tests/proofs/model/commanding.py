@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from relay.delivery.gates import Gate, GateKey, entity_of
 from relay.delivery.lifecycle import State
-from relay.store.operator.selection import Act, Selection
+from relay.operations.asks import Selection
+from relay.store.operator.selection import Act
 from tests.proofs.model.choosing import Choosing
 from tests.proofs.model.snapshot import Violation
 from tests.proofs.model.stage import WHICH, one_of, step

@@ -7,7 +7,7 @@ from datetime import timedelta
 from relay.delivery import facts
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered, covers
-from relay.store.operator.selection import Selection
+from relay.operations.asks import Selection
 from tests.proofs.model.actors import Relay
 from tests.proofs.model.checks_of_coverage import healable
 from tests.proofs.model.choosing import Choosing

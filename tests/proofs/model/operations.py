@@ -8,8 +8,9 @@ from typing import Any
 
 from relay.daemon.lease_renewal import claim_of
 from relay.delivery.facts import AnyFact
-from relay.delivery.gates import Admission, ClaimFilter, Gate, Gates
+from relay.delivery.gates import Admission, Gate, Gates
 from relay.delivery.outcome import Delivery
+from relay.operations.asks import Selection
 from relay.store import claim, duplicates, gates, leases, nodes, reap, record, sequence
 from relay.store.audit.rebuild import rebuild
 from relay.store.audit.verify import Checked, verify
@@ -17,10 +18,12 @@ from relay.store.leases import Claimed
 from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
 from relay.store.operator.plan import Plan, preview
-from relay.store.operator.selection import Act, Choice, Selection
+from relay.store.operator.selection import Act, Choice
 from tests.helpers.commanding import carry_out
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
 from tests.proofs.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
+
+LIMITS = {route: policy.rate_limits for route, policy in POLICIES.items()}
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,15 @@ class Operations:
         """Of what the gates let through."""
 
         def claimed(seen: Gates) -> list[Delivery]:
-            wanted = [(_admitted(seen, routes, "all"), room)]
-            return claim.claim(self._database, relay.node, wanted, _claim_filters(seen)) if wanted[0][0] else []
+            wanted = [claim.Room(_admitted(seen, routes, "all"), room)]
+            return claim.claim(self._database, relay.node, wanted, LIMITS) if wanted[0][0] else []
 
         return self._claiming("claim", relay, claimed, answered=answered, seen=seen)
 
     def claim_suspect(self, relay: Relay, routes: Sequence[str], *, seen: Gates | None = None) -> Operation:
         def claimed(seen: Gates) -> list[Delivery]:
             admitted = _admitted(seen, routes, "all")
-            return claim.claim_suspect(self._database, relay.node, admitted, seen.paused_entities) if admitted else []
+            return claim.claim_suspect(self._database, relay.node, admitted, POLICIES) if admitted else []
 
         return self._claiming("claim_suspect", relay, claimed, seen=seen)
 
@@ -77,8 +80,8 @@ class Operations:
 
         def claimed(seen: Gates) -> list[Delivery]:
             for route in _admitted(seen, routes, "probe"):
-                breakers, claim_filter = list(POLICIES[route].breakers), _claim_filters(seen)[route]
-                if found := claim.claim_probe(self._database, relay.node, route, breakers, claim_filter):
+                breakers = list(POLICIES[route].breakers)
+                if found := claim.claim_probe(self._database, relay.node, route, breakers, LIMITS[route]):
                     return found
             return []
 
@@ -212,7 +215,3 @@ class Operations:
 
 def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:
     return [route for route in routes if seen.admit(POLICIES[route].gates) == admission]
-
-
-def _claim_filters(seen: Gates) -> dict[str, ClaimFilter]:
-    return {route: ClaimFilter(seen.paused_entities, policy.rate_limits) for route, policy in POLICIES.items()}

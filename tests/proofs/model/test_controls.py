@@ -17,7 +17,6 @@ from sqlalchemy import Engine, text
 from inbox.config.model import Ordering
 from inbox.db import duplicates as duplicates_at_intake
 from inbox.db import intake
-from relay.delivery.gates import Gates
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
 from relay.delivery.policy import RoutePolicy
@@ -122,7 +121,7 @@ CONTROLS = {
     "a lane that is not settled after a replay": Control((replaced(replay, "settle_lanes", leave_unsettled),), NO_HEAD),
     "a lane that is not settled after a result": Control((replaced(record, "settle_lanes", leave_unsettled),), NO_HEAD),
     "a pause of an entity, which is no matter of routes, that claim does not look at": Control(
-        (replaced(Gates, "paused_entities", ()),), ("claimed while it is paused",)
+        (changed(claim, "_due", ("g.kind = 'entity'", "false")),), ("claimed while it is paused",)
     ),
     "a breaker that nobody hears of": Control(
         (replaced(record, "listen", lambda *_: {}),), ("a breaker turned without a reason",)
@@ -181,15 +180,16 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX ux_open_delivery_head"))
     anything = "IN ('received', 'waiting', 'ready')"
-    plant = changed(
+    looks_again = changed(claim, "_lease", ("open_delivery.state || '' = 'ready'", f"open_delivery.state {anything}"))
+    looks = changed(
         claim,
-        "_claim",
+        "_due",
         ("state = 'ready'", f"state {anything}"),
-        ("state || '' = 'ready'", f"state {anything}"),
         ("due_at <=", "coalesce(due_at, '2020-01-01 00:00:00Z') <="),
         ("due_at >=", "coalesce(due_at, '2020-01-01 00:00:00Z') >="),
     )
-    plant(monkeypatch)
+    looks_again(monkeypatch)
+    looks(monkeypatch)
     finds(
         world,
         "a lane without its one head",

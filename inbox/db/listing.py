@@ -1,0 +1,400 @@
+"""Listings for any filter, the newest rows first: one table of them, which both command lines and the page read.
+
+The state of a delivery is in a view that no index answers. So events are chosen first, page by page: of an open state from
+`open_delivery`, of one entity by its index, otherwise a window of `inbox` at a time. The view then shows their deliveries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import Connection, Engine, TextClause, bindparam, text
+
+from inbox.db.dialect import Sql
+from inbox.db.engine import reading
+from inbox.db.event_views import status_of
+from inbox.db.parameters import rows_param
+from inbox.db.reads import Row, plain
+from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
+from inbox.events.timestamps import as_time, time_text
+
+_LISTED = 50
+"""Rows of a page: one may have a body."""
+ListingName = Literal["rejected", "commands", "alerts", "dead"]
+
+
+class RowListing(msgspec.Struct, frozen=True):
+    """Rows of a table or view, and their filters."""
+
+    table: str
+    time: str
+    """The column of `since` and `until`."""
+    equal: Mapping[str, str]
+    """The column that each filter equals."""
+    error: str | None = None
+    """The column that contains the text of `error`, in any case."""
+    order: str = "id DESC"
+
+
+LISTINGS: Mapping[ListingName, RowListing] = {
+    "rejected": RowListing(
+        "rejected_request", "received_at", {"source": "source", "cause": "cause", "status": "status"}, "reason"
+    ),
+    "commands": RowListing("relay_command", "asked_at", {"kind": "kind", "state": "state"}),
+    "alerts": RowListing("alert", "at", {"kind": "kind", "subject": "subject"}),
+    "dead": RowListing(
+        "dead_letter",
+        "died_at",
+        {name: name for name in ("source", "entity_type", "entity_id", "event_type", "cause")}
+        | {"status": "last_status"},
+        "error",
+        order="died_at DESC, seq DESC, route",
+    ),
+}
+"""Every listing but that of deliveries. `before` is the id that the next page lies below, where rows have one."""
+
+
+def list_rows(
+    connection: Connection, name: ListingName, wanted: Mapping[str, Any], limit: int, columns: Sequence[str] = ("*",)
+) -> list[Row]:
+    """List rows in the transaction that is open.
+
+    Args:
+        connection: of the database.
+        name: the listing.
+        wanted: values of its filters, of `routes`, `since`, `until` and `before`; None: any.
+        limit: the most rows.
+        columns: the columns to read, or expressions.
+    """
+    listing, sql = LISTINGS[name], Sql(connection.dialect.name)
+    conditions, values = _conditions(sql, wanted, listing.equal, listing.time)
+    if wanted.get("error") is not None and listing.error is not None:
+        conditions.append(f"lower({listing.error}) LIKE :error ESCAPE '!'")
+        values["error"] = contains(wanted["error"])
+    if wanted.get("routes") is not None:
+        conditions.append(f"route IN (SELECT name FROM {sql.rows('routes', name='text')})")
+        values["routes"] = rows_param({"name": route} for route in wanted["routes"])
+    if wanted.get("before") is not None:
+        conditions.append("id < :before")
+        values["before"] = wanted["before"]
+    statement = text(
+        f"SELECT {', '.join(columns)} FROM {listing.table} WHERE {_all(conditions)} ORDER BY {listing.order} LIMIT :limit"
+    )
+    return [plain(row) for row in connection.execute(statement, {**values, "limit": limit}).mappings()]
+
+
+def read_rows(
+    engine: Engine, name: ListingName, wanted: Mapping[str, Any], limit: int, columns: Sequence[str] = ("*",)
+) -> list[Row]:
+    """List rows in a transaction that only reads, as `list_rows`."""
+    with engine.connect() as connection, reading(connection).begin():
+        return list_rows(connection, name, wanted, limit, columns)
+
+
+def all_rows(engine: Engine, name: ListingName, wanted: Mapping[str, Any], most: int | None) -> Iterator[Row]:
+    """Yield the rows of a listing whose rows have an id, a page at a time; `most` None: every one."""
+    before, left = wanted.get("before"), most
+    while left is None or left > 0:
+        page = read_rows(engine, name, {**wanted, "before": before}, _LISTED if left is None else min(left, _LISTED))
+        yield from page
+        if len(page) < _LISTED:
+            return
+        before, left = page[-1]["id"], None if left is None else left - len(page)
+
+
+def contains(part: str) -> str:
+    """Return the pattern of LIKE, with `!` as its escape character, for a text in lower case that contains this part."""
+    escaped = part.lower().replace("!", "!!").replace("%", "!%").replace("_", "!_")
+    return f"%{escaped}%"
+
+
+def _conditions(
+    sql: Sql, wanted: Mapping[str, Any], equal: Mapping[str, str], at: str
+) -> tuple[list[str], dict[str, object]]:
+    """Return conditions on columns and on the time, and the values of their parameters."""
+    values: dict[str, object] = {name: wanted[name] for name in equal if wanted.get(name) is not None}
+    conditions = [f"{equal[name]} = :{name}" for name in values]
+    for name, operator in (("since", ">="), ("until", "<")):
+        if wanted.get(name) is not None:
+            conditions.append(f"{at} {operator} {sql.time(f':{name}')}")
+            values[name] = time_text(wanted[name])
+    return conditions, values
+
+
+def _all(conditions: Sequence[str]) -> str:
+    return " AND ".join(conditions or ["1 = 1"])
+
+
+_PAGE = 250
+"""The most events whose deliveries are read together."""
+_WINDOW = 5000
+"""Events that one statement looks through, so that none runs long, however few of them match."""
+_ABOVE_ALL = 2**63 - 1
+_CLOCKS_APART = timedelta(hours=1)
+"""Clocks of receivers differ by less; seqs are in the order of their arrival, but for this."""
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_SEQS_APART = 10_000
+"""A seq is taken before its event is committed, so an earlier event may have a later seq, by at most so much."""
+_NEAR = 1000
+"""Seqs to which the place of a time is narrowed down."""
+_OF_DELIVERIES = ("open_delivery", "delivery_log")
+"""An event that never took a route has no row there."""
+_OF_EVENT = {name: f"i.{name}" for name in ("source", "entity_type", "entity_id", "event_type")}
+
+
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on events and their deliveries; None: any."""
+
+    source: str | None = None
+    entity_type: str | None = None
+    entity_id: str | None = None
+    event_type: str | None = None
+    since: datetime | None = None
+    """Received at or after."""
+    until: datetime | None = None
+    """Received before."""
+    routes: Collection[str] | None = None
+    state: str | None = None
+    retrying_at: datetime | None = None
+    """Of ready ones, only those that wait at this time for their next attempt."""
+    error: str | None = None
+    """A part of the last error, in any case."""
+    status: int | None = None
+    """HTTP status of the last call."""
+    before: int | None = None
+    """Only below this seq."""
+
+    def admits(self, delivery: Row) -> bool:
+        """Return whether a row of the view `delivery` meets the conditions that are not on its event."""
+        error = delivery["last_error"]
+        return (
+            (self.routes is None or delivery["route"] in self.routes)
+            and (self.state is None or delivery["state"] == self.state)
+            and (self.retrying_at is None or self._is_retrying(delivery, self.retrying_at))
+            and (self.status is None or delivery["last_status"] == self.status)
+            and (self.error is None or (error is not None and self.error.casefold() in error.casefold()))
+        )
+
+    @staticmethod
+    def _is_retrying(delivery: Row, now: datetime) -> bool:
+        return is_retrying(delivery["state"], delivery["attempts"], delivery["due_at"], now)
+
+
+class FoundDeliveries(msgspec.Struct, frozen=True):
+    """Deliveries that match, the newest event first."""
+
+    rows: list[Row]
+    """About as many as asked for, as an event is never split between pages."""
+    before: int | None
+    """The seq that the next page lies below, or from which to go on; None: there is no more."""
+    matching: int
+    """Number of deliveries that match, as far as they were looked through; at most one more than `most`."""
+    is_complete: bool
+    """False: the time was over first."""
+    looked_through: int
+    """Events that were looked through; of an open state or one entity, those that met the conditions on events."""
+
+
+def list_deliveries(
+    engine: Engine,
+    wanted: EventFilter,
+    limit: int,
+    *,
+    most: int = 0,
+    seconds: float = float("inf"),
+    clock: Callable[[], float] = time.monotonic,
+) -> FoundDeliveries:
+    """List rows of the view `delivery`: about `limit`, and go on until more than `most` have matched.
+
+    No further statement begins after `seconds`. A row is missed only where the clocks of receivers differ by more than an hour.
+    """
+    end = clock() + seconds
+    rows: list[Row] = []
+    matching = looked = 0
+    is_full, is_complete, place = False, True, wanted.before
+    with engine.connect() as connection:
+        for seqs, place, number in _Candidates(connection, wanted).pages(limit + 1):  # noqa: B007  # the last place counts
+            looked += number
+            for found in deliveries_of(connection, seqs):
+                shown = [row for row in found if wanted.admits(row)]
+                matching += len(shown)
+                is_full = is_full or bool(rows and shown and len(rows) + len(shown) > limit)
+                if not is_full:
+                    rows += shown
+            if is_full and matching > most:
+                break
+            if clock() > end:
+                is_complete = False
+                break
+        else:
+            place = None
+    before = rows[-1]["seq"] if is_full else place
+    return FoundDeliveries(rows, before, min(matching, most + 1), is_complete, looked)
+
+
+class _Candidates:
+    """Finds seqs of events that may match, downwards."""
+
+    def __init__(self, connection: Connection, wanted: EventFilter) -> None:
+        self._connection, self._wanted = connection, wanted
+        self._sql = Sql(connection.dialect.name)
+
+    def pages(self, first: int) -> Iterator[tuple[list[int], int, int]]:
+        """Yield some seqs at a time, the seq below which the next ones lie, and the number of events looked through for them.
+
+        The first ones are at most `first`: for a short listing, the view needn't show more.
+        """
+        wanted, size = self._wanted, min(first, _PAGE)
+        below = _ABOVE_ALL if wanted.before is None else wanted.before
+        statement, values = candidates(self._sql, wanted)
+        if is_open(wanted) or is_of_entity(wanted):
+            while seqs := self._execute(statement, {**values, "before": below, "page": size}):
+                below, size = seqs[-1], _PAGE
+                yield seqs, below, len(seqs)
+            return
+        floor, ceiling = self._bounds()
+        below = min(below, ceiling)
+        while below > floor:
+            found = self._execute(_LOWEST, {"below": below, "size": _WINDOW - 1})
+            lowest = max(found[0] if found else floor, floor)
+            seqs = self._execute(statement, {**values, "before": below, "lowest": lowest})
+            at = 0
+            while page := seqs[at : at + size]:
+                yield page, page[-1], 0
+                at, size = at + len(page), _PAGE
+            below = lowest
+            if below > floor:
+                yield [], below, _WINDOW
+
+    def _bounds(self) -> tuple[int, int]:
+        """Return the seqs between which the wanted times lie."""
+        since, until = self._wanted.since, self._wanted.until
+        early, late = _EARLIEST + _CLOCKS_APART, _LATEST - _CLOCKS_APART
+        floor = 0 if since is None or since < early else self._place(since - _CLOCKS_APART) - _SEQS_APART
+        ceiling = _ABOVE_ALL if until is None or until > late else self._place(until + _CLOCKS_APART) + _SEQS_APART
+        return max(floor, 0), ceiling
+
+    def _place(self, moment: datetime) -> int:
+        """Return about the lowest seq received at or after this time. Each look takes one row by the primary key."""
+        low, high = 0, 1 + max(self._execute("SELECT max(seq) FROM inbox", {})[0] or 0, 0)
+        while high - low > _NEAR:
+            middle = (low + high) // 2
+            found = self._execute(_RECEIVED, {"seq": middle})
+            low, high = (middle, high) if not found or as_time(found[0]) < moment else (low, middle)
+        return high
+
+    def _execute(self, statement: str, values: Mapping[str, object]) -> list[Any]:
+        with reading(self._connection).begin():
+            return list(self._connection.execute(text(statement), values).scalars())
+
+
+_LOWEST = "SELECT seq FROM inbox WHERE seq < :below ORDER BY seq DESC LIMIT 1 OFFSET :size"
+_RECEIVED = "SELECT received_at FROM inbox WHERE seq <= :seq ORDER BY seq DESC LIMIT 1"
+_IN_WINDOW = f"SELECT * FROM inbox w WHERE w.seq < :before AND w.seq >= :lowest ORDER BY w.seq DESC LIMIT {2 * _WINDOW}"
+"""Events of a window, with some that were committed meanwhile. The limit keeps planners from merging it with conditions."""
+
+
+def is_open(wanted: EventFilter) -> bool:
+    """Tell whether only open deliveries match; only such a one has an error."""
+    return wanted.state in OPEN_STATES or wanted.error is not None
+
+
+def is_of_entity(wanted: EventFilter) -> bool:
+    """Tell whether only events of one entity match."""
+    return wanted.entity_type is not None and wanted.entity_id is not None
+
+
+def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
+    """Write the statement for seqs of events that may match, and its values.
+
+    Its parameters are `before`, and `page` where it lists an open state or one entity, otherwise the `lowest` of a window.
+    """
+    conditions, values = _conditions(sql, msgspec.structs.asdict(wanted), _OF_EVENT, "i.received_at")
+    routes = None if wanted.routes is None else f"IN (SELECT name FROM {sql.rows('routes', name='text')})"
+    if wanted.routes is not None:
+        values["routes"] = rows_param({"name": name} for name in wanted.routes)
+    if is_open(wanted):
+        if wanted.state is not None:  # written into it, so that its partial index is used
+            conditions.append(f"o.state = '{wanted.state}'" if wanted.state in OPEN_STATES else "1 = 0")
+        if wanted.retrying_at is not None:
+            conditions.append(f"o.attempt > 0 AND o.due_at > {sql.time(':retrying_at')}")
+            values["retrying_at"] = time_text(wanted.retrying_at)
+        if routes is not None:
+            conditions.append(f"o.route {routes}")
+        if wanted.entity_id is not None and wanted.source is None:  # the index of entities begins with the source
+            conditions.append(f"i.source IN ({SOURCES})")
+        where = _all([*conditions, "o.seq < :before"])
+        source = "SELECT DISTINCT o.seq FROM open_delivery o JOIN inbox i ON i.seq = o.seq"
+        return f"{source} WHERE {where} ORDER BY o.seq DESC LIMIT :page", values
+    conditions += _of_log(sql, wanted, routes, values)
+    if is_of_entity(wanted):
+        where = _all([OF_ENTITY, *conditions, "i.seq < :before"])
+        found = sql.first_of(sources_of(wanted.source), "inbox i", where, "i.seq DESC", ":page")
+        return f"SELECT i.seq FROM {found} ORDER BY i.seq DESC LIMIT :page", values
+    return f"SELECT i.seq FROM ({_IN_WINDOW}) i WHERE {_all(conditions)} ORDER BY i.seq DESC", values
+
+
+def _of_log(sql: Sql, wanted: EventFilter, routes: str | None, values: dict[str, object]) -> list[str]:
+    """Return conditions that an event with such a delivery meets, by its facts."""
+    if wanted.state == UNROUTED:
+        return [f"NOT EXISTS (SELECT 1 FROM {table} t WHERE t.seq = i.seq)" for table in _OF_DELIVERIES]
+    of_fact = []
+    if wanted.state is not None:
+        of_fact.append("f.kind = :state")
+        values["state"] = wanted.state
+    if wanted.status is not None:
+        of_fact.append(f"CAST({status_of('f', sql.name)} AS int) = :status")
+        values["status"] = wanted.status
+    on_route = "" if routes is None else f" AND {{}}.route {routes}"
+    fact = f"EXISTS (SELECT 1 FROM delivery_log f WHERE {_all(['f.seq = i.seq', *of_fact])}{on_route.format('f')})"
+    if of_fact or not on_route:
+        return [fact] if of_fact else []
+    return [f"({fact} OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = i.seq{on_route.format('o')}))"]
+
+
+SOURCES = """
+WITH RECURSIVE known(name) AS (
+    SELECT min(source) FROM inbox
+    UNION ALL
+    SELECT (SELECT min(source) FROM inbox WHERE source > known.name) FROM known WHERE known.name IS NOT NULL)
+SELECT name FROM known WHERE name IS NOT NULL"""
+"""Every source, by one look into the unique index for each."""
+OF_ENTITY = "i.source = of_source.name AND i.entity_type = :entity_type AND i.entity_id = :entity_id"
+"""Condition on the row `i` of the inbox, by the table of `sources_of`: the index of entities begins with the source."""
+
+
+def sources_of(source: str | None) -> str:
+    """Return a table `of_source` with the name that the parameter `source` gives, or with the name of every source."""
+    return f"({SOURCES}) of_source" if source is None else "(SELECT CAST(:source AS text) AS name) of_source"
+
+
+def deliveries_of(connection: Connection, seqs: Sequence[int]) -> list[list[Row]]:
+    """Return the rows of the view for each of these events."""
+    if not seqs:
+        return []
+    of: dict[int, list[Row]] = {seq: [] for seq in seqs}
+    with reading(connection).begin():
+        if Sql(connection.dialect.name).has_lateral:
+            found = connection.execute(_OF_MANY, {"wanted": rows_param({"seq": seq} for seq in seqs)})
+        else:
+            found = connection.execute(_OF_LISTED, {"seqs": list(seqs)})
+        for row in found.mappings():
+            of[row["seq"]].append(plain(row))
+    return list(of.values())
+
+
+_OF_LISTED: TextClause = text("SELECT * FROM delivery WHERE seq IN :seqs ORDER BY seq DESC, route").bindparams(
+    bindparam("seqs", expanding=True)
+)
+"""SQLite takes a list of values into each part of the view, and reads nothing else. A statement for each event takes thrice the
+time.
+"""
+_OF_MANY = text("""
+SELECT d.* FROM jsonb_to_recordset(CAST(:wanted AS jsonb)) AS wanted(seq bigint)
+CROSS JOIN LATERAL (SELECT * FROM delivery v WHERE v.seq = wanted.seq OFFSET 0) d
+ORDER BY d.seq DESC, d.route
+""")

@@ -1,0 +1,386 @@
+"""The webhook resource: takes bytes and headers, and answers after the writer's commit."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+import falcon
+import msgspec
+from falcon.asgi import Request, Response
+
+from inbox.clock import Clock
+from inbox.config.model import Route
+from inbox.config.source import Source
+from inbox.db.intake import Rejected
+from inbox.db.throughput import REJECTED, SOURCE, UNAVAILABLE, Tally
+from inbox.db.wake_up import Notifier
+from inbox.errors import NotAuthenticated, RequestError, StillOpen, TooMany, Unavailable
+from inbox.events.event import Event, RawRequest, Receipt
+from inbox.http.body import read
+from inbox.http.limits import WHEN_GONE, Bucket, MemoryBudget, Reservation
+from inbox.receiver.fetcher import CertificateFetcher
+from inbox.receiver.intake_span import IntakeTrace
+from inbox.receiver.throughput import ThroughputFlusher
+from inbox.receiver.wait import OutcomeWaiter
+from inbox.receiver.writer import CommitTimes
+from inbox.sources import PRESETS
+from inbox.sources.base import Preset
+from inbox.sources.certificates import CertificateNeeded
+from inbox.sources.credentials import UNKNOWN_SOURCE_MAX_BODY, Verifier
+from inbox.sources.normalize import events_of, kept_headers, reject_old
+from inbox.sources.sender import address_text
+from inbox.telemetry import metrics
+from inbox.telemetry.metrics import OFF, Meters
+from inbox.tracing.spans import OFF as OFF_TRACER
+from inbox.tracing.spans import Tracer
+
+OFFLOADED_BYTES = 64 * 1024
+"""Bytes. A larger body is hashed and parsed in a thread: 25 MiB take a good part of a second, and would block every other
+request of the process. Hashing lets other threads run. Parsing seldom does, so one body is parsed at a time: the event loop
+waits for a single one, and memory beyond `MEMORY_FOR_BODY` is taken once."""
+
+OFFLOADED_HASHING = 1024 * 1024
+"""Bytes, which take 1 to 3 ms. A rejection hashes the body with every key of all sources: larger work runs in a thread."""
+
+_HANDSHAKES = frozenset(
+    (preset.handshake.method, preset.handshake.header)
+    for preset in PRESETS.values()
+    if preset.handshake is not None and preset.handshake.header is not None
+)
+
+
+class Writer(Protocol):
+    """Stores events; the product's are `GroupCommit` and `WriterPair`."""
+
+    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:
+        """Store the events of one request, all or none; return after the commit, whose times `times` gets."""
+        ...
+
+    async def probe(self) -> None:
+        """Raise Unavailable when nothing can be stored now."""
+        ...
+
+    def reject(self, row: Rejected) -> None:
+        """Store a rejected request, when there is room."""
+        ...
+
+    async def close(self) -> None:
+        """Store what waits, and stop."""
+        ...
+
+
+class Services(msgspec.Struct, frozen=True):
+    """Everything that one worker opens when it starts."""
+
+    writer: Writer
+    meters: Meters = OFF
+    outcomes: OutcomeWaiter | None = None
+    tally: Tally = msgspec.field(default_factory=Tally)
+    """Figures of the worker, for `throughput_minute`."""
+    flusher: ThroughputFlusher | None = None
+    notifier: Notifier | None = None
+    tracer: Tracer = OFF_TRACER
+    certificates: CertificateFetcher = msgspec.field(default_factory=CertificateFetcher)
+
+
+class SourceEndpoint(msgspec.Struct, frozen=True):
+    """One source as the receiver sees it: everything that can be computed before the first request."""
+
+    source: Source
+    preset: Preset
+    verifier: Verifier
+    routes: tuple[Route, ...]
+    bucket: Bucket | None = None
+    """The source's `rate`; each forked process has a bucket of its own."""
+
+    @property
+    def max_body(self) -> int:
+        """The largest body that the source may send, in bytes."""
+        return self.source.max_body or self.preset.max_body
+
+
+class Awaited(msgspec.Struct, frozen=True):
+    """A stored request whose answer waits for the outcome. It holds nothing of the body."""
+
+    endpoint: SourceEndpoint
+    receipts: Sequence[Receipt]
+    within: float
+
+
+class Webhooks:
+    """`POST /webhooks/{source}`: reads, verifies, identifies, routes, stores and answers."""
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, SourceEndpoint],
+        decoy: Verifier,
+        clock: Clock,
+        memory: MemoryBudget,
+        services: Callable[[], Services],
+    ) -> None:
+        self._endpoints = endpoints
+        self._decoy = decoy
+        self._clock = clock
+        self._memory = memory
+        self._services = services
+        self._parsing = asyncio.Lock()
+
+    async def on_post(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
+        """Answer 200, or the status that the provider wants, once every event of the body is committed."""
+        services = self._services()
+        began, status = time.perf_counter(), "500"
+        trace = IntakeTrace(services.tracer, req, began) if services.tracer.is_on else None
+        try:
+            awaited = await self._handle(services, req, resp, source, token, trace=trace)
+            if awaited is not None:
+                await self._wait(services, req, resp, awaited, trace)
+            status = str(resp.status)[:3]
+        except (RequestError, falcon.HTTPError) as error:
+            status = str(error.status)[:3]
+            raise
+        finally:
+            took = time.perf_counter() - began
+            ids = None if trace is None or trace.is_left_out else trace.end(status)
+            services.meters.observe(metrics.REQUEST_SECONDS, took, status, trace=ids)
+
+    on_get = on_options = on_post
+    """A handshake is answered; everything else gets 405."""
+
+    async def _handle(
+        self,
+        services: Services,
+        req: Request,
+        resp: Response,
+        source: str,
+        token: str | None,
+        *,
+        trace: IntakeTrace | None,
+    ) -> Awaited | None:
+        """Store the events of a request, and answer it, unless the answer waits for their outcome."""
+        headers = req.headers_lower
+        # By the request alone, or the answer would tell which sources there are.
+        if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
+            raise falcon.HTTPMethodNotAllowed(["POST"])
+        endpoint = self._endpoints.get(source)
+        body, read_error, reservation = b"", None, Reservation(self._memory)
+        try:
+            try:
+                body = await read(req, UNKNOWN_SOURCE_MAX_BODY if endpoint is None else endpoint.max_body, reservation)
+            except RequestError as error:
+                read_error = error
+            raw = RawRequest(
+                source=hide_name(source) if endpoint is None else source,
+                headers=headers,
+                body=body,
+                received_at=self._clock.now(),
+                url_token=token,
+                remote_address=sender_of(req),
+                method=req.method,
+                query=req.query_string,
+            )
+            proven: SourceEndpoint | None = None
+            try:
+                if read_error is not None:
+                    raise read_error
+                proven = await self._prove(services, endpoint, raw)
+                if trace is not None:
+                    trace.verified, trace.raw = time.perf_counter(), raw
+                enforce_rate_limit(proven)
+                return await self._accept(services, proven, raw, resp, trace)
+            except RequestError as error:
+                if trace is not None:
+                    trace.cause = error.cause
+                name = metrics.UNKNOWN if endpoint is None else source
+                services.meters.count(metrics.REJECTED, name, error.cause)
+                services.tally.add(SOURCE, name, UNAVAILABLE if isinstance(error, Unavailable) else REJECTED)
+                if not isinstance(error, Unavailable):
+                    services.writer.reject(await _rejected(proven, raw, error))
+                # Raised here, not there: a frame that holds the error whose traceback holds it is a cycle, and keeps the body.
+                if not _answered_as_provider(proven, error, resp):
+                    raise
+                return None
+        finally:
+            read_error = None  # as above
+            reservation.release()
+
+    async def _prove(self, services: Services, endpoint: SourceEndpoint | None, raw: RawRequest) -> SourceEndpoint:
+        """Verify that the request comes from its source, after the same work whether the source exists or not.
+
+        Raises:
+            NotAuthenticated: it is not proven, or there is no such source.
+            Unavailable: it is proven but for a certificate, which can't be fetched now.
+        """
+        verifier, missing = self._decoy if endpoint is None else endpoint.verifier, None
+        try:
+            await _verify(verifier, raw)
+        except CertificateNeeded as needed:
+            missing = needed.missing
+        if missing is not None:
+            await services.certificates.fetch(missing, raw.received_at)
+            await _verify(verifier, raw)
+        if endpoint is None:
+            raise NotAuthenticated("unknown source")  # unreachable: the decoy verifier has raised already
+        return endpoint
+
+    async def _accept(
+        self, services: Services, endpoint: SourceEndpoint, raw: RawRequest, resp: Response, trace: IntakeTrace | None
+    ) -> Awaited | None:
+        preset = endpoint.preset
+        if "access_token" in raw.query:
+            resp.cache_control = ["private"]  # RFC 6750 §2.3 wants it of answers to URLs that hold a token
+        handshake = preset.handshake_response(raw, partial(endpoint.verifier.mac, raw))
+        if handshake is not None:
+            resp.status, resp.data, resp.content_type = handshake.status, handshake.body, handshake.content_type
+            resp.set_headers(handshake.headers)
+            return None
+        if raw.method != "POST":
+            raise falcon.HTTPMethodNotAllowed(["POST"])
+        events: Sequence[Event]
+        if len(raw.body) > OFFLOADED_BYTES:
+            async with self._parsing:
+                events = await asyncio.to_thread(events_of, endpoint.source, preset, raw, endpoint.routes)
+        else:
+            events = events_of(endpoint.source, preset, raw, endpoint.routes)
+        reject_old(endpoint.source, events)
+        times = None
+        if trace is not None:
+            events = trace.sample(events)
+            times = trace.commit
+        receipts = await services.writer.append(events, times) if events else []
+        if trace is not None and not trace.is_left_out:
+            trace.receipts = receipts
+        timeout = wait_timeout(endpoint.source, raw.headers.get("prefer"))
+        if timeout is not None:
+            return Awaited(endpoint, receipts, timeout)
+        _acknowledge(preset, resp, preset.status, [receipt.status for receipt in receipts], receipts)
+        return None
+
+    async def _wait(
+        self, services: Services, req: Request, resp: Response, awaited: Awaited, trace: IntakeTrace | None
+    ) -> None:
+        """Answer by the outcome. Nothing of the body is held any more, nor is its memory reserved."""
+        source, receipts = awaited.endpoint.source.name, awaited.receipts
+        if trace is not None and trace.raw is not None:
+            trace.raw = msgspec.structs.replace(trace.raw, body=b"")
+        try:
+            if services.outcomes is None:
+                raise StillOpen("stored; this receiver does not wait for outcomes")
+            seqs = [receipt.seq for receipt in receipts]
+            await services.outcomes.delivered(source, seqs, within=awaited.within, when_gone=req.scope.get(WHEN_GONE))
+        except RequestError as error:
+            if trace is not None:
+                trace.cause = error.cause
+            services.meters.count(metrics.REJECTED, source, error.cause)
+            raise
+        _acknowledge(awaited.endpoint.preset, resp, falcon.HTTP_200, ["delivered"] * len(receipts), receipts)
+
+
+def _acknowledge(
+    preset: Preset, resp: Response, status: int | str, statuses: Sequence[str], receipts: Sequence[Receipt]
+) -> None:
+    resp.status = status
+    if not preset.answers_empty:
+        own = preset.acknowledgement
+        resp.content_type, resp.data = own or (falcon.MEDIA_JSON, receipt_json(statuses, receipts))
+
+
+async def _verify(verifier: Verifier, raw: RawRequest) -> None:
+    if len(raw.body) > OFFLOADED_BYTES or len(raw.body) * verifier.passes > OFFLOADED_HASHING:
+        await asyncio.to_thread(verifier.verify, raw, raw.received_at)
+    else:
+        verifier.verify(raw, raw.received_at)
+
+
+def sender_of(req: Request) -> str | None:
+    """Return the address of the connection, or the one that a trusted proxy reports; None when neither is an address.
+
+    Falcon's `remote_addr` reports 127.0.0.1 for a connection that is gone already.
+    """
+    client = req.scope.get("client")
+    return address_text(client[0]) if client else None
+
+
+def receipt_json(statuses: Sequence[str], receipts: Sequence[Receipt]) -> bytes:
+    """Write the answer: an object for one event, a list for several or none."""
+    if len(receipts) == 1:
+        return b'{"status":"%b","seq":%d}' % (statuses[0].encode(), receipts[0].seq)
+    listed = [{"status": status, "seq": each.seq} for status, each in zip(statuses, receipts, strict=True)]
+    return msgspec.json.encode({"events": listed})
+
+
+def enforce_rate_limit(endpoint: SourceEndpoint) -> None:
+    """Use one permit of the source's rate. Only proven requests get here, so strangers use up none.
+
+    Raises:
+        TooMany: there is none.
+    """
+    if endpoint.bucket is None:
+        return
+    wait = endpoint.bucket.take(time.monotonic())
+    if wait:
+        raise TooMany("this source sends more than its rate; send it again later", retry_after_seconds=math.ceil(wait))
+
+
+def hide_name(source: str) -> str:
+    """Return a text to store for an unknown source: its name may be a token whose sender has forgotten the source."""
+    return f"unknown ({len(source)} characters)"
+
+
+def _answered_as_provider(proven: SourceEndpoint | None, error: RequestError, resp: Response) -> bool:
+    """Write an error in the form that the provider wants. False where it is answered as every other error."""
+    if proven is None or proven.preset.rejection is None or isinstance(error, Unavailable | TooMany):
+        return False
+    resp.status, resp.data = proven.preset.rejection(error)
+    resp.content_type = falcon.MEDIA_JSON
+    return True
+
+
+async def _rejected(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
+    """Make the row of a rejected request, in a thread where its body is large."""
+    if len(raw.body) > OFFLOADED_BYTES:
+        return await asyncio.to_thread(_row_of, proven, raw, error)
+    return _row_of(proven, raw, error)
+
+
+def _row_of(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
+    """Make the row of a rejected request. For a sender that has proven nothing, it holds neither body nor headers."""
+    return Rejected(
+        received_at=raw.received_at,
+        source=raw.source,
+        status=error.status,
+        cause=error.cause,
+        reason=_storable((error.why if isinstance(error, NotAuthenticated) else None) or error.detail),
+        field=error.field,
+        remote_address=raw.remote_address,
+        body_sha256=hashlib.sha256(raw.body).digest(),
+        headers=None if proven is None else kept_headers(proven.source, proven.preset, raw),
+        body=None if proven is None else raw.body,
+    )
+
+
+def _storable(text: str) -> str:
+    """Escape NUL, which Postgres stores in no text, and halves of surrogate pairs, which UTF-8 does not have."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
+
+
+LONGEST_WAIT_SECONDS = 60.0
+_WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,4})\s*(?:;.*)?", re.IGNORECASE)
+
+
+def wait_timeout(source: Source, prefer: str | None) -> float | None:
+    """Return how many seconds to wait for the outcome; None: the answer is made after the commit.
+
+    A request may ask for it by `Prefer: wait=N` (RFC 7240 §4.3), for a minute at most; other preferences are ignored.
+    """
+    if prefer is not None:
+        for preference in prefer.split(","):
+            if match := _WAIT.fullmatch(preference):
+                return min(float(match[1]), LONGEST_WAIT_SECONDS)
+    return float(source.answer_timeout) if source.answer == "delivered" else None

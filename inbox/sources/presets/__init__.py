@@ -1,0 +1,1 @@
+"""One file for each provider; `inbox.sources.PRESETS` has them by name."""

@@ -1,0 +1,176 @@
+"""Adyen's webhooks of payments ("Standard"), with an HMAC in each notification.
+
+From https://docs.adyen.com/development-resources/webhooks/verify-hmac-signatures (the signed fields, the key in hex),
+https://docs.adyen.com/development-resources/webhooks/handle-webhook-events and
+https://www.adyen.com/knowledge-hub/webhooks-accept-2xx (the answer: a 2xx, or `[accepted]` as it was before; ten seconds),
+https://docs.adyen.com/development-resources/webhooks/troubleshoot (the retries), and `Adyen` on PyPI (`Adyen/util.py`), whose
+tests have the vector.
+
+Signed are eight fields of a notification, and neither its time nor `additionalData`. So the dedup key is made of signed fields
+alone: a duplicate has the same `pspReference`, `eventCode` and `success`, whatever else is in it. A payment is the entity of its
+captures and refunds, too: they name it in `originalReference`.
+
+The signed text has a colon between two fields, and escapes none. So a colon in any field but the merchant's own reference is
+rejected: whoever has a notification could move its fields, and make another event of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+
+import msgspec
+
+from inbox.config.source import Signature
+from inbox.errors import InvalidEvent
+from inbox.events import strict_json
+from inbox.events.event import Identity, RawRequest
+from inbox.events.timestamps import rfc3339
+from inbox.sources import fields, in_body
+from inbox.sources.base import Preset, PresetDocs, Sample
+
+_LONGEST_CODE = 80
+_REPORT = "REPORT_AVAILABLE"
+"""The event code of a file: its `pspReference` is the file's name."""
+
+
+class _Amount(msgspec.Struct, frozen=True):
+    value: int | str | None = None
+    currency: str | None = None
+
+
+class _Additional(msgspec.Struct, frozen=True):
+    hmacSignature: str = ""  # noqa: N815  # Adyen's names, here and below
+
+
+class _AdyenItem(msgspec.Struct, frozen=True):
+    pspReference: str | None = None  # noqa: N815
+    originalReference: str | None = None  # noqa: N815
+    merchantAccountCode: str | None = None  # noqa: N815
+    merchantReference: str | None = None  # noqa: N815
+    amount: _Amount = _Amount()
+    eventCode: str | None = None  # noqa: N815
+    success: str | bool | None = None
+    additionalData: _Additional = _Additional()  # noqa: N815
+
+    def signed_part(self) -> in_body.SignedPart:
+        """Return the signed fields and their signature, or none where a colon gives them a second reading."""
+        success = str(self.success).lower() if isinstance(self.success, bool) else self.success
+        before = (self.pspReference, self.originalReference, self.merchantAccountCode)
+        after = (self.amount.value, self.amount.currency, self.eventCode, success)
+        values = ["" if each is None else str(each) for each in (*before, self.merchantReference, *after)]
+        own = len(before)
+        has_one_reading = not any(":" in each for each in (*values[:own], *values[own + 1 :]))
+        content = ":".join(values).encode("utf-8", "surrogatepass")
+        return in_body.SignedPart(content, (self.additionalData.hmacSignature,) if has_one_reading else ())
+
+
+class _Entry(msgspec.Struct):
+    NotificationRequestItem: _AdyenItem
+
+
+class _Items(msgspec.Struct):
+    notificationItems: list[_Entry]  # noqa: N815
+
+
+_DECODER = msgspec.json.Decoder(_Items)
+
+
+def signed_parts(body: bytes) -> list[in_body.SignedPart]:
+    """Return the signed fields and the signature of each notification; none where they can't be read.
+
+    Of more notifications than may be signed, it returns one too many: strangers could send a million of them.
+    """
+    if strict_json.has_too_many_marks(body):
+        return []
+    try:
+        entries = _DECODER.decode(body).notificationItems[: in_body.MOST_PARTS + 1]
+        return [each.NotificationRequestItem.signed_part() for each in entries]
+    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8, a number too long
+        return []
+
+
+SCHEME = in_body.Scheme(
+    Signature(header="additionalData.hmacSignature", encoding="base64", key="hex"),
+    signed_parts,
+)
+
+
+def sign(sample: Sample, secret: str, _at: datetime) -> Sample:
+    """Sign each notification of a sample.
+
+    Raises:
+        ConfigError: it has no notifications, or the secret is not hex.
+    """
+    signatures = in_body.sign_parts(SCHEME, secret, sample.body)
+    payload = msgspec.json.decode(sample.body)
+    for each, signature in zip(payload["notificationItems"], signatures, strict=True):
+        each["NotificationRequestItem"].setdefault("additionalData", {})["hmacSignature"] = signature
+    return msgspec.structs.replace(sample, body=msgspec.json.encode(payload))
+
+
+def _event(raw: RawRequest, entry: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
+    item = entry.get("NotificationRequestItem")
+    if not isinstance(item, Mapping):
+        raise InvalidEvent("NotificationRequestItem must be an object", field="NotificationRequestItem")
+    code = fields.text_field(item, "eventCode", _LONGEST_CODE)
+    reference = fields.text_field(item, "pspReference", fields.LONGEST_ID)
+    failed = item.get("success") in ("false", False)
+    is_new = code == _REPORT or (code == "AUTHORISATION" and not failed)
+    original = fields.entity_id(item.get("originalReference"))
+    kind, identifier = fields.entity("report" if code == _REPORT else "payment", original or reference)
+    return Identity(
+        entity_type=kind,
+        entity_id=identifier,
+        event_type=f"{code}.failed" if failed else code,
+        action="create" if is_new else "update",
+        occurred_ns=fields.time_field(item, "eventDate", raw.received_at),
+        key_parts=fields.key_of(item, dedup, reference, code, "false" if failed else "true"),
+        event_id=reference,
+        part=part,
+    )
+
+
+def sample(_kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """Make one notification of a payment."""
+    item = {
+        "additionalData": {},
+        "amount": {"currency": "EUR", "value": 1000},
+        "eventCode": event_type,
+        "eventDate": rfc3339(at),
+        "merchantAccountCode": "Sample",
+        "merchantReference": "sample",
+        "originalReference": identifier,
+        "pspReference": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
+        "success": "true",
+    }
+    return Sample(msgspec.json.encode({"live": "false", "notificationItems": [{"NotificationRequestItem": item}]}))
+
+
+PRESET = Preset(
+    name="adyen",
+    read=fields.reader_of_list(_event, "notificationItems"),
+    sample=sample,
+    prover=partial(in_body.InBodyProof, SCHEME),
+    signer=sign,
+    acknowledgement=("text/plain; charset=utf-8", b"[accepted]"),
+    docs=PresetDocs(
+        title="Adyen (standard webhooks)",
+        event_id="`pspReference` of each notification",
+        entity="the `payment` by `originalReference`, else `pspReference`; of `REPORT_AVAILABLE` the `report`",
+        event_type="`eventCode`, with `.failed` behind it where `success` is false: `AUTHORISATION.failed`",
+        time="`eventDate`, which is not signed",
+        same_event="`pspReference`, `eventCode` and `success`",
+        sends="again for 30 days, after 2 minutes to 8 hours; wants a 2xx within 10 s",
+        shown_at="the HMAC key of the webhook: Customer Area, Developers, Webhooks, Security",
+        proof=(
+            "`additionalData.hmacSignature` in the body",
+            "HMAC-SHA256",
+            "eight fields of each notification; neither its time nor `additionalData`",
+            "none: no time is signed",
+        ),
+        acknowledged="`[accepted]`",
+        unchecked="which fields two notifications of the same event share",
+    ),
+)

@@ -1,0 +1,109 @@
+"""Discord's webhook events of an app, signed with Discord's private key.
+
+From https://discord.com/developers/docs/events/webhook-events (the payload, `PING`, a 204 within three seconds, retries for ten
+minutes) and https://discord.com/developers/docs/interactions/overview (Ed25519 over time and body, keys in hex). Discord also
+sends wrong signatures on purpose, and wants a 401 for them.
+
+An event has no id: its time in microseconds and the body are the key. Interactions want answers of their own, and are no
+events of this preset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.config.source import Signature
+from inbox.errors import InvalidEvent
+from inbox.events.event import Identity, RawRequest
+from inbox.events.timestamps import rfc3339
+from inbox.sources import fields
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
+
+_WITHOUT_OFFSET = re.compile(r"[0-9-]{10}T[0-9:.]+")
+_PING = 0
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """Return the one event of a body.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: there is no `event`, or its `type` or `timestamp` is missing or wrong.
+    """
+    payload = fields.json_object(raw.body)
+    event = payload.get("event")
+    if not isinstance(event, dict):
+        raise InvalidEvent("event is missing", field="event")
+    event_type = fields.text_field(event, "type", fields.LONGEST_TYPE)
+    if isinstance(event.get("timestamp"), str) and _WITHOUT_OFFSET.fullmatch(event["timestamp"]):
+        event = {**event, "timestamp": f"{event['timestamp']}Z"}
+    kind, identifier = _entity(event_type, event.get("data"))
+    return (
+        Identity(
+            entity_type=kind,
+            entity_id=identifier,
+            event_type=event_type,
+            action=fields.action_of(event_type.rpartition("_")[2]),
+            occurred_ns=fields.time_field(event, "timestamp", raw.received_at),
+            key_parts=fields.key_of(payload, dedup, hashlib.sha256(raw.body).hexdigest()),
+            key_has_time=dedup is None,
+        ),
+    )
+
+
+def _entity(event_type: str, data: object) -> fields.Entity:
+    """Return the entitlement or message of such an event; else the user."""
+    for word in ("entitlement", "message"):
+        if word.upper() in event_type:
+            return fields.entity(word, fields.member(data, "id"))
+    user = fields.member(data, "user", "id")
+    return fields.entity("user", fields.member(data, "user_id") if user is None else user)
+
+
+def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
+    """Return the empty answer to a `PING`."""
+    if b'"event"' in raw.body or fields.json_object(raw.body).get("type") != _PING:
+        return None
+    return HandshakeResponse(204)
+
+
+def sample(_kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """Make an event about a user."""
+    event = {"type": event_type, "timestamp": rfc3339(at, "milliseconds"), "data": {"user": {"id": identifier}}}
+    return Sample(msgspec.json.encode({"version": 1, "application_id": "1", "type": 1, "event": event}))
+
+
+PRESET = Preset(
+    name="discord",
+    read=read,
+    has_own_time=True,
+    sample=sample,
+    signatures=(
+        Signature(
+            header="X-Signature-Ed25519",
+            timestamp_header="X-Signature-Timestamp",
+            content="{timestamp}{body}",
+            algorithm="ed25519",
+            key="hex",
+        ),
+    ),
+    status=204,
+    answers_empty=True,
+    handshake=Handshake(
+        method="POST", header=None, answer=greet, docs="POST of a `PING` (`type` 0), signed: a 204 comes back"
+    ),
+    docs=PresetDocs(
+        title="Discord (webhook events)",
+        entity="the `entitlement` or `message` by `event.data.id`; else the `user`",
+        event_type="`event.type`",
+        time="`event.timestamp`",
+        same_event="its time and body",
+        sends="again for ten minutes; wants a 204 within 3 s",
+        shown_at="the app's Public Key: General Information, in the Developer Portal",
+    ),
+)

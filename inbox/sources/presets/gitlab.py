@@ -1,0 +1,113 @@
+"""GitLab's webhooks: of projects and groups, and the system hooks of an instance.
+
+From https://docs.gitlab.com/user/project/integrations/webhooks/ (headers, the secret token, the signing token) and
+https://docs.gitlab.com/administration/system_hooks/. With a signing token GitLab signs as Standard Webhooks has it; without
+one it only shows its secret token in `X-Gitlab-Token`, which is `auth = { kind = "header", … }` here. `Idempotency-Key`
+stays the same when a webhook is sent again, and `webhook-id` has the same value; before GitLab 17.4 there is neither, and the
+body has to tell, within five minutes. `X-Gitlab-Event-UUID` is shared by all webhooks that one event leads to, and
+`X-Gitlab-Webhook-UUID` is new for each request (`app/services/web_hook_service.rb`, which also has the limit of 25 MB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.events.event import Action, Identity, RawRequest
+from inbox.sources import fields
+from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.presets import standard_webhooks
+
+_KEY, _MESSAGE, _EVENT = "idempotency-key", "webhook-id", "x-gitlab-event"
+_ACTIONS: Mapping[str, Action] = {
+    "approval": "update",
+    "approved": "update",
+    "award": "create",
+    "close": "update",
+    "merge": "update",
+    "reopen": "update",
+    "revoke": "delete",
+    "unapproval": "update",
+    "unapproved": "update",
+}
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """Return the one event of a body.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: the kind of the event is missing, or an id is wrong.
+    """
+    payload = fields.json_object(raw.body)
+    id_header = next((name for name in (_MESSAGE, _KEY) if name in raw.headers), None)  # the first one is signed
+    delivery = fields.header_field(raw, id_header, fields.LONGEST_ID) if id_header else None
+    name = fields.text_field(payload, "object_kind" if "object_kind" in payload else "event_name", fields.LONGEST_TYPE)
+    word = fields.member(payload, "object_attributes", "action") or payload.get("action")
+    event_type = (fields.entity_type(f"{name}.{word}") if isinstance(word, str) else None) or name
+    kind, identifier = _entity(name, payload)
+    last = event_type.replace("_", ".").rpartition(".")[2]
+    return (
+        Identity(
+            entity_type=kind,
+            entity_id=identifier,
+            event_type=event_type,
+            action=_ACTIONS.get(last, fields.action_of(last)),
+            occurred_ns=fields.arrival(raw),
+            key_parts=fields.key_of(payload, dedup, *((delivery,) if delivery else fields.content_key(raw, raw.body))),
+            event_id=delivery,
+        ),
+    )
+
+
+def _entity(name: str, payload: Mapping[str, object]) -> tuple[str | None, str | None]:
+    """Return the object of the event; of a system hook such as `user_create` the user; else the project."""
+    thing = name.partition("_")[0]
+    for kind, value in (
+        (name, fields.member(payload, "object_attributes", "id")),
+        (name if "object_kind" in payload else thing, payload.get("id")),
+        (thing, payload.get(f"{thing}_id")),
+        ("project", payload.get("project_id")),
+        ("project", fields.member(payload, "project", "id")),
+        ("group", payload.get("group_id")),
+    ):
+        identifier = fields.entity_id(value)
+        if identifier is not None:
+            return kind, identifier
+    return None, None
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """Make an event about an object of a project."""
+    name, _, word = event_type.partition(".")
+    attributes: dict[str, object] = {"id": int(identifier) if identifier.isdigit() else identifier}
+    body = {"object_kind": name or kind, "object_attributes": {**attributes, "action": word} if word else attributes}
+    key = f"sample-{identifier}-{at:%Y%m%d%H%M%S}"
+    headers = {"X-Gitlab-Event": f"{name.title()} Hook", "Idempotency-Key": key}
+    return Sample(msgspec.json.encode(body), headers, message_id=key)
+
+
+PRESET = Preset(
+    name="gitlab",
+    read=read,
+    sample=sample,
+    signatures=(standard_webhooks.signature("webhook"),),
+    may_be_unsigned=True,
+    max_body=25 * 1024 * 1024,
+    kept_headers=frozenset({_KEY, _MESSAGE, _EVENT, "x-gitlab-event-uuid", "x-gitlab-instance"}),
+    starter="""\
+auth = { kind = "header", name = "X-Gitlab-Token", secrets = ["env:{variable}"] }
+# secrets = ["env:GITLAB_SIGNING_TOKEN"]  # instead, where the hook has a signing token""",
+    docs=PresetDocs(
+        title="GitLab",
+        event_id="header `webhook-id` (which is signed), else `Idempotency-Key`; before GitLab 17.4 none",
+        entity="`object_attributes.id`; of a system hook such as `user_create` its `user_id`; else the project or group",
+        event_type="`object_kind` (of a system hook `event_name`), with the `action` behind a dot: `issue.open`",
+        time="of arrival",
+        same_event="the id, else the body within five minutes",
+        sends="not again by itself, and disables a hook that fails; wants a 2xx within 10 s",
+        shown_at="the signing token or the secret token of the hook: Settings, Webhooks, of the project or group",
+    ),
+)

@@ -1,0 +1,101 @@
+"""HubSpot's webhooks of apps, with signatures of version 3: one request holds up to 100 events.
+
+From https://developers.hubspot.com/docs/apps/legacy-apps/authentication/validating-requests (the signature is over method,
+URL, body and time, with the app's client secret; five minutes), https://developers.hubspot.com/docs/api-reference/legacy/webhooks/guide
+(the events, their retries), and the client `hubspot-api-client` on PyPI (`hubspot/utils/signature.py`), which signed the vector.
+
+An `eventId` is not guaranteed to be unique, so the time, the subscription, the account and the object are part of the key: one
+app hears of all accounts that have installed it. `attemptNumber` counts the retries: the body of a retry differs, and the key
+does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.config.source import Signature
+from inbox.events.event import Action, Identity, RawRequest
+from inbox.events.timestamps import to_nanoseconds
+from inbox.sources import fields
+from inbox.sources.base import Preset, PresetDocs, Sample
+
+_ACTIONS: Mapping[str, Action] = {
+    "associationChange": "update",
+    "creation": "create",
+    "deletion": "delete",
+    "merge": "update",
+    "privacyDeletion": "delete",
+    "propertyChange": "update",
+    "restore": "create",
+}
+_KEY = ("subscriptionId", "portalId", "objectId", "fromObjectId", "toObjectId", "propertyName")
+"""Members that tell two events apart besides time and id. None of them differs in a retry."""
+
+
+def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
+    event_type = fields.text_field(event, "subscriptionType", fields.LONGEST_TYPE)
+    number = fields.dedup_part(event, "eventId")
+    more = (fields.entity_id(event.get(name)) or "" for name in _KEY)
+    things, _, word = event_type.partition(".")
+    # `object.creation` is of the type that objectTypeId names, such as 0-1
+    kind = event.get("objectTypeId", things) if things == "object" else things
+    kind, identifier = fields.entity(kind, event.get("objectId", event.get("fromObjectId")))
+    return Identity(
+        entity_type=kind,
+        entity_id=identifier,
+        event_type=event_type,
+        action=_ACTIONS.get(word, "other"),
+        occurred_ns=fields.epoch_field(event, "occurredAt", raw.received_at, per_second=1000),
+        key_parts=fields.key_of(event, dedup, number, *more),
+        key_has_time=dedup is None,
+        event_id=fields.entity_id(number),
+        part=part,
+    )
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """Make a request with one event; `kind` stands before a type that has no dot."""
+    event = {
+        "eventId": to_nanoseconds(at) // 1_000_000_000,
+        "subscriptionId": 1,
+        "subscriptionType": event_type if "." in event_type else f"{kind}.{event_type}",
+        "objectId": int(identifier) if identifier.isdigit() else identifier,
+        "occurredAt": to_nanoseconds(at) // 1_000_000,
+        "attemptNumber": 0,
+    }
+    return Sample(msgspec.json.encode([event]))
+
+
+PRESET = Preset(
+    name="hubspot",
+    read=fields.reader_of_list(_event),
+    has_own_time=True,
+    sample=sample,
+    signatures=(
+        Signature(
+            header="X-HubSpot-Signature-v3",
+            timestamp_header="X-HubSpot-Request-Timestamp",
+            timestamp_unit="ms",
+            content="{method}{url}{body}{timestamp}",
+            encoding="base64",
+        ),
+    ),
+    max_body=1024 * 1024,  # none is documented, but 100 events
+    starter="""\
+secrets = ["env:{variable}"]
+public_url = "https://hooks.example.com/webhooks/hubspot"  # the app's target URL, which is signed""",
+    docs=PresetDocs(
+        title="HubSpot",
+        event_id="`eventId` of each event",
+        entity="`subscriptionType` up to its dot (of `object` the `objectTypeId`), and `objectId`",
+        event_type="`subscriptionType`",
+        time="`occurredAt`",
+        same_event="its time, id, `subscriptionId`, `portalId`, objects and `propertyName`",
+        sends="again, up to 10 times in 24 hours; wants a 2xx within 5 s",
+        shown_at="the app's client secret: Auth, in its settings",
+        unchecked="the number of retries, the time that it waits",
+    ),
+)

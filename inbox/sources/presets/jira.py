@@ -1,0 +1,82 @@
+"""Jira's webhooks that an administrator has registered with a secret.
+
+From https://developer.atlassian.com/cloud/jira/platform/webhooks/ (the signature as in WebSub, its example, the payloads,
+the headers, the retries). `X-Atlassian-Webhook-Identifier` stays the same when a webhook is sent again; it is not signed.
+Webhooks that an app has registered are not signed so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.config.source import Signature
+from inbox.events.event import Identity, RawRequest
+from inbox.events.timestamps import to_nanoseconds
+from inbox.sources import fields
+from inbox.sources.base import Preset, PresetDocs, Sample
+
+_ID = "x-atlassian-webhook-identifier"
+_MEMBERS: Mapping[str, str] = {"issuelink": "issueLink"}
+"""Member of the payload for a kind of thing, where it is not named after it."""
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """Return the one event of a body.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: `webhookEvent` or `timestamp` is missing or wrong.
+    """
+    payload = fields.json_object(raw.body)
+    event_type = fields.text_field(payload, "webhookEvent", fields.LONGEST_TYPE)
+    things, _, word = event_type.removeprefix("jira:").partition("_")
+    thing = payload.get(_MEMBERS.get(things, things))
+    identifier = fields.member(thing, "id")
+    kind, identifier_ = fields.entity(things, fields.member(thing, "accountId") if identifier is None else identifier)
+    sent = fields.header_field(raw, _ID, fields.LONGEST_ID) if _ID in raw.headers else None
+    return (
+        Identity(
+            entity_type=kind,
+            entity_id=identifier_,
+            event_type=event_type,
+            action=fields.action_of(word),
+            occurred_ns=fields.epoch_field(payload, "timestamp", raw.received_at, per_second=1000),
+            key_parts=fields.key_of(payload, dedup, *([sent] if sent else fields.content_key(raw, raw.body))),
+            event_id=sent,
+        ),
+    )
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """Make an event about an issue or another thing with an id; `issue.updated` becomes `jira:issue_updated`."""
+    name = event_type.replace(".", "_")
+    event = {
+        "timestamp": to_nanoseconds(at) // 1_000_000,
+        "webhookEvent": f"jira:{name if name.startswith(f'{kind}_') else f'{kind}_{name}'}",
+        kind: {"id": identifier},
+    }
+    return Sample(msgspec.json.encode(event), {"X-Atlassian-Webhook-Identifier": f"{identifier}-{at:%Y%m%d%H%M%S}"})
+
+
+PRESET = Preset(
+    name="jira",
+    read=read,
+    has_own_time=True,
+    sample=sample,
+    signatures=(Signature(header="X-Hub-Signature", prefix="sha256="),),
+    max_body=4 * 1024 * 1024,  # none is documented; an issue may have descriptions and comments in it
+    kept_headers=frozenset({_ID, "x-atlassian-webhook-flow", "x-atlassian-webhook-retry"}),
+    docs=PresetDocs(
+        title="Jira (Atlassian)",
+        event_id="header `X-Atlassian-Webhook-Identifier`",
+        entity="the thing that the event is named after, such as `issue`, by its `id` (a user by `accountId`)",
+        event_type="`webhookEvent`",
+        time="`timestamp`",
+        same_event="the id, else the body within five minutes",
+        sends="again within about half an hour after a 408, 409, 425, 429 or 5xx; wants a 2xx",
+        shown_at="the field Secret of the webhook: System, WebHooks",
+    ),
+)

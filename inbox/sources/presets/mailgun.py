@@ -1,0 +1,151 @@
+"""Mailgun's webhooks of messages, in JSON. Signed are a time and a token in the body, and not the event beside them.
+
+From https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/securing-webhooks (the signature, a subaccount's
+`parent-signature`, a token that counts once), https://documentation.mailgun.com/docs/mailgun/user-manual/events/webhooks (the
+retries), and `mailgun` on PyPI (`mailgun/security.py`), which verifies what is signed here.
+
+Whoever has a signature could put it beside another event. So the token is the dedup key, as Mailgun advises: with a token that
+was there before, whatever stands beside it is a duplicate. A retry that has a token of its own would be a second event with the
+same `event_id`; `dedup = ["id"]` makes the event's id the key instead.
+
+It is not documented whether a retry is signed anew, and there are retries for eight hours: so a signature counts for nine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+
+import msgspec
+
+from inbox.config.source import Signature
+from inbox.config.types import Duration
+from inbox.errors import ConfigError, InvalidEvent, RequestError
+from inbox.events.event import Identity, RawRequest
+from inbox.events.timestamps import to_nanoseconds
+from inbox.sources import fields, in_body
+from inbox.sources.base import Preset, PresetDocs, Sample
+
+_RETRIED_SECONDS = 9 * 3600
+_TOKEN_CHARACTERS = 50
+
+
+class _Proof(msgspec.Struct):
+    timestamp: str | int = ""
+    token: str = ""
+    signature: str = ""
+    parent: str = msgspec.field(name="parent-signature", default="")
+
+
+class _Webhook(msgspec.Struct):
+    signature: _Proof
+
+
+_DECODER = msgspec.json.Decoder(_Webhook)
+
+
+def signed_parts(body: bytes) -> list[in_body.SignedPart]:
+    """Return the time and the token with their signatures; none where they can't be read."""
+    try:
+        proof = _DECODER.decode(body).signature
+        at = str(proof.timestamp).encode("utf-8", "surrogatepass")
+        token = proof.token.encode("utf-8", "surrogatepass")
+    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8, a number too long
+        return []
+    return [in_body.SignedPart(at + token, (proof.signature, proof.parent), at)] if token else []
+
+
+SCHEME = in_body.Scheme(
+    Signature(header="signature.signature", tolerance=Duration(_RETRIED_SECONDS)), signed_parts, timed=True
+)
+
+
+def sign(sample: Sample, secret: str, at: datetime) -> Sample:
+    """Sign the token of a sample, and the time.
+
+    Raises:
+        ConfigError: it is no JSON object, or has no token.
+    """
+    try:
+        payload = fields.json_object(sample.body)
+    except RequestError as error:
+        raise ConfigError(f"the body can't be signed: {error.detail}") from None
+    proof = {"timestamp": str(int(at.timestamp())), "token": fields.member(payload, "signature", "token")}
+    (signature,) = in_body.sign_parts(SCHEME, secret, msgspec.json.encode({"signature": proof}))
+    return msgspec.structs.replace(
+        sample, body=msgspec.json.encode({**payload, "signature": {**proof, "signature": signature}})
+    )
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """Return the one event of a body.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: `event-data` is no object, or what makes it an event is missing or wrong.
+    """
+    payload = fields.json_object(raw.body)
+    event = payload.get("event-data")
+    if not isinstance(event, dict):
+        raise InvalidEvent("event-data must be an object", field="event-data")
+    word = fields.text_field(event, "event", fields.LONGEST_WORD)
+    severity = event.get("severity")
+    kind, identifier = fields.entity("message", fields.member(event, "message", "headers", "message-id"))
+    return (
+        Identity(
+            entity_type=kind,
+            entity_id=identifier,
+            event_type=fields.entity_type(f"{word}.{severity}" if isinstance(severity, str) else word) or word,
+            action="create" if word == "accepted" else "update",
+            occurred_ns=fields.epoch_field(event, "timestamp", raw.received_at),
+            key_parts=fields.key_of(event, dedup, _token(payload)),
+            event_id=fields.entity_id(event.get("id")),
+        ),
+    )
+
+
+def _token(payload: dict[str, object]) -> str:
+    signature = payload.get("signature")
+    return fields.text_field(signature if isinstance(signature, dict) else {}, "token", fields.LONGEST_ID)
+
+
+def sample(_kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """Make an event of a message."""
+    unique = f"{identifier}-{event_type}-{at:%Y%m%d%H%M%S}"
+    event = {
+        "event": event_type,
+        "id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
+        "message": {"headers": {"message-id": identifier}},
+        "timestamp": to_nanoseconds(at) / 1e9,
+    }
+    token = hashlib.sha256(unique.encode()).hexdigest()[:_TOKEN_CHARACTERS]
+    return Sample(msgspec.json.encode({"signature": {"token": token}, "event-data": event}))
+
+
+PRESET = Preset(
+    name="mailgun",
+    read=read,
+    sample=sample,
+    prover=partial(in_body.InBodyProof, SCHEME),
+    signer=sign,
+    max_body=1024 * 1024,  # none is documented; user variables of a message may be in it
+    docs=PresetDocs(
+        title="Mailgun",
+        event_id="`event-data.id`",
+        entity="the `message` by its header `message-id`",
+        event_type="`event-data.event`, with the `severity` of a failure behind a dot: `failed.permanent`",
+        time="`event-data.timestamp`, which is not signed",
+        same_event="the token",
+        sends="again for 8 hours, after 5 minutes to 4 hours; not after a 406, and never `delivered`; wants a 200",
+        shown_at="the webhook signing key: Mailgun's dashboard, API security",
+        proof=(
+            "`signature.signature` in the body",
+            "HMAC-SHA256",
+            "`signature.timestamp` and `signature.token`; not the event",
+            f"{_RETRIED_SECONDS} s",
+        ),
+        unchecked="whether retries are signed anew",
+    ),
+)

@@ -1,0 +1,190 @@
+"""Microsoft Graph's change notifications, also those of Entra ID, and their lifecycle notifications.
+
+From https://learn.microsoft.com/en-us/graph/change-notifications-delivery-webhooks (the validation, the answers, retries for
+four hours) and https://learn.microsoft.com/en-us/graph/api/resources/changenotification (the payload). Graph signs nothing:
+each notification repeats the subscription's `clientState`, which `secrets` are here.
+
+Graph validates the URL with a POST that has no `clientState`. So the source needs an `auth` as well, `url_token`: without the
+token nobody learns by a validation that the source exists. A `clientState` proves all notifications of a body, or none.
+Encrypted resource data is stored as it comes.
+
+Most notifications have neither an `id` nor a time, and say no more than that something has changed. So two changes of one user
+give the same bytes twice. None of them is taken for a duplicate: that would lose the second change. A notification without an
+`id` that Graph sends again is a second event.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from inbox.config.source import Source
+from inbox.errors import InvalidEvent
+from inbox.events import strict_json, timestamps
+from inbox.events.event import Identity, RawRequest
+from inbox.sources import fields
+from inbox.sources.base import MADE_UP, Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Revealed, Sample
+
+_VALIDATION = "validationToken"
+_MOST_STATES = 5
+"""Different client states in one body: while a secret is rotated, subscriptions have the old one and the new one."""
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+class _Notification(msgspec.Struct):
+    clientState: str = ""  # noqa: N815  # Graph's name
+
+
+class _Notifications(msgspec.Struct):
+    value: list[_Notification]
+
+
+_DECODER = msgspec.json.Decoder(_Notifications)
+
+
+class ClientState:
+    """Proves that each notification of a body has one of the secrets as its client state, or that there is none to prove."""
+
+    passes = 1
+
+    def __init__(self, _source: Source, secrets: Revealed) -> None:
+        self._secrets = tuple(
+            (secret, hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()) for secret, text in secrets
+        )
+        self.kind = ClientState
+
+    @property
+    def keys(self) -> int:
+        """See Proof."""
+        return len(self._secrets)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
+        self._secrets += tuple((MADE_UP, os.urandom(_DIGEST_SIZE)) for _ in range(keys - self.keys))
+
+    def fault(self, raw: RawRequest, now: datetime) -> str | None:
+        """See Proof. A validation holds no notification, and is answered as one whatever else is in it."""
+        states = client_states(raw.body)
+        proven = bool(states)
+        for state in states:
+            digest, known = hashlib.sha256(state.encode("utf-8", "surrogatepass")).digest(), False
+            for secret, expected in self._secrets:
+                known |= hmac.compare_digest(digest, expected) & secret.valid_at(now)
+            proven &= known
+        if proven or is_validation(raw):
+            return None
+        return (
+            "no secret that is valid now is the clientState of each notification"
+            if states
+            else "no clientState is there"
+        )
+
+
+def client_states(body: bytes) -> list[str]:
+    """Return the different client states of the notifications; none where they can't be read, or are too many."""
+    if strict_json.has_too_many_marks(body):
+        return []
+    try:
+        states = {each.clientState for each in _DECODER.decode(body).value}
+    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8
+        return []
+    return sorted(states) if len(states) <= _MOST_STATES else []
+
+
+def is_validation(raw: RawRequest) -> bool:
+    """Return whether a request asks to have its token back; no such request is read as notifications."""
+    return raw.method == "POST" and f"{_VALIDATION}=" in raw.query
+
+
+def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
+    """Return the token of a validation, as plain text."""
+    if not is_validation(raw):
+        return None
+    tokens = [value for name, value in parse_qsl(raw.query, errors="replace") if name == _VALIDATION]
+    if len(tokens) != 1:
+        raise InvalidEvent("validationToken must be there once", field=_VALIDATION)
+    headers = {"X-Content-Type-Options": "nosniff"}
+    return HandshakeResponse(200, headers, tokens[0].encode(), "text/plain; charset=utf-8")
+
+
+def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
+    lifecycle = event.get("lifecycleEvent") is not None
+    word = fields.text_field(event, "lifecycleEvent" if lifecycle else "changeType", fields.LONGEST_WORD)
+    kind, identifier = fields.entity("subscription", event.get("subscriptionId")) if lifecycle else _resource(event)
+    event_id = fields.entity_id(event.get("id"))
+    return Identity(
+        entity_type=kind,
+        entity_id=identifier,
+        event_type=fields.entity_type(f"{kind or 'resource'}.{word}") or word,
+        action="other" if lifecycle else fields.action_of(word),
+        occurred_ns=fields.arrival(raw),
+        key_parts=fields.key_of(event, dedup, *([event_id] if event_id else _arrival_key(raw, part or raw.body))),
+        event_id=event_id,
+        part=part,
+    )
+
+
+def _arrival_key(raw: RawRequest, content: bytes) -> tuple[str, ...]:
+    """Return the key of a notification without an id: equal only for equal ones in one request."""
+    return timestamps.fixed_width(fields.arrival(raw)), hashlib.sha256(content).hexdigest()
+
+
+def _resource(event: Mapping[str, object]) -> fields.Entity:
+    """Return the resource by its data, else by the last two parts of its path: `Users/ddfcd489/Messages/AAMkAD`."""
+    data, path = event.get("resourceData"), event.get("resource")
+    *_, things, last = ["", "", *(path if isinstance(path, str) else "").strip("/").split("/")]
+    odata = fields.member(data, "@odata.type")  # #Microsoft.Graph.User
+    name = odata.rpartition(".")[2] if isinstance(odata, str) else things
+    return fields.entity(name[:1].lower() + name[1:], fields.member(data, "id") or last)
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """Make a body with one notification, without a client state."""
+    data = {"@odata.type": f"#Microsoft.Graph.{kind}", "id": identifier}
+    event = {
+        "id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
+        "changeType": event_type.rpartition(".")[2],
+        "resource": f"{kind}/{identifier}",
+        "resourceData": data,
+    }
+    return Sample(msgspec.json.encode({"value": [event]}))
+
+
+PRESET = Preset(
+    name="msgraph",
+    read=fields.reader_of_list(_event, "value"),
+    sample=sample,
+    prover=ClientState,
+    needs=frozenset({"auth"}),
+    max_body=4 * 1024 * 1024,  # none is documented; encrypted resource data may be in it
+    status=202,
+    answers_empty=True,
+    handshake=Handshake(
+        method="POST",
+        header=None,
+        answer=greet,
+        docs="POST with `?validationToken=…`: the token comes back as plain text",
+    ),
+    starter="""\
+secrets = ["env:{variable}"]
+[sources.msgraph.auth]  # of the notificationUrl: /webhooks/msgraph/TOKEN
+kind = "url_token"
+secrets = ["env:{token}"]""",
+    docs=PresetDocs(
+        title="Microsoft Graph, Entra ID",
+        event_id="`id` of each of `value`, where there is one",
+        entity="`resourceData` (`@odata.type`, `id`), else the last two parts of `resource`; else the `subscription`",
+        event_type="the entity's type and `changeType` or `lifecycleEvent`: `user.updated`",
+        time="of arrival",
+        same_event="the id; without one, the notification in one request",
+        sends="again for up to 4 hours; wants a 2xx within 10 s",
+        shown_at="the clientState with which you created the subscription",
+        proof=("`clientState` in the body", "none: a shared secret", "nothing", ""),
+    ),
+)

@@ -1,0 +1,118 @@
+"""Okta's event hooks: one request holds one event or several.
+
+From https://developer.okta.com/docs/concepts/event-hooks/ and
+https://developer.okta.com/docs/reference/api/event-hooks/. Okta signs nothing: it sends a header that was configured with
+the hook, `Authorization` as a rule, which is `auth = { kind = "header", … }` here. It proves nothing but that, so the hook
+should have an address of its own.
+
+Before it sends anything, a GET with `X-Okta-Verification-Challenge` wants to have its value back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.events.event import Action, Identity, RawRequest
+from inbox.events.timestamps import rfc3339
+from inbox.sources import fields
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
+
+_CHALLENGE = "x-okta-verification-challenge"
+_LONGEST_CHALLENGE = 1000
+
+_TARGETS: Mapping[str, str] = {"application": "AppInstance", "group": "UserGroup", "user": "User"}
+"""Type of the main target by kind of event; an event has several in any order, such as a user and a group."""
+
+_ACTIONS: Mapping[str, Action] = {
+    "group.lifecycle.create": "create",
+    "group.lifecycle.delete": "delete",
+    "group.profile.update": "update",
+    "group.user_membership.add": "update",
+    "group.user_membership.remove": "update",
+    "user.account.update_primary_email": "update",
+    "user.account.update_profile": "update",
+    "user.account.update_secondary_email": "update",
+    "user.lifecycle.activate": "update",
+    "user.lifecycle.create": "create",
+    "user.lifecycle.deactivate": "update",
+    "user.lifecycle.delete.completed": "delete",
+    "user.lifecycle.reactivate": "update",
+    "user.lifecycle.suspend": "update",
+    "user.lifecycle.unsuspend": "update",
+}
+"""Events that change a user or group; others about them, such as a sign-in, don't."""
+
+
+def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
+    uuid = fields.text_field(event, "uuid", fields.LONGEST_ID)
+    event_type = fields.text_field(event, "eventType", fields.LONGEST_TYPE)
+    target = _target(event, event_type)
+    kind, identifier = fields.entity(fields.member(target, "type"), fields.member(target, "id"))
+    succeeded = fields.member(event, "outcome", "result") in {None, "SUCCESS"}
+    return Identity(
+        entity_type=kind,
+        entity_id=identifier,
+        event_type=event_type,
+        action=_ACTIONS.get(event_type, "other") if succeeded else "other",
+        occurred_ns=fields.time_field(event, "published", raw.received_at),
+        key_parts=fields.key_of(event, dedup, uuid),
+        key_has_time=dedup is None,
+        event_id=uuid,
+        part=part,
+    )
+
+
+def _target(event: Mapping[str, object], event_type: str) -> object:
+    """Return the target of the type that the event's type begins with; else the first; else who did it."""
+    targets = event.get("target")
+    if not isinstance(targets, list) or not targets:
+        return event.get("actor")
+    wanted = _TARGETS.get(event_type.partition(".")[0])
+    return next((target for target in targets if fields.member(target, "type") == wanted), targets[0])
+
+
+def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse:
+    """Return the value of the challenge."""
+    challenge = fields.header_field(raw, _CHALLENGE, _LONGEST_CHALLENGE)
+    return HandshakeResponse(200, body=msgspec.json.encode({"verification": challenge}))
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """Make a request with one event."""
+    event = {
+        "uuid": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
+        "eventType": event_type,
+        "published": rfc3339(at, "milliseconds"),
+        "target": [{"type": kind, "id": identifier}],
+    }
+    return Sample(msgspec.json.encode({"eventType": "com.okta.event_hook", "data": {"events": [event]}}))
+
+
+PRESET = Preset(
+    name="okta",
+    read=fields.reader_of_list(_event, "data", "events"),
+    has_own_time=True,
+    sample=sample,
+    max_body=4 * 1024 * 1024,  # no limit is documented, and a batch that is refused does not come again
+    answers_empty=True,
+    handshake=Handshake(
+        method="GET",
+        header=_CHALLENGE,
+        answer=greet,
+        docs='GET with `X-Okta-Verification-Challenge`: `{"verification": …}` with its value comes back',
+    ),
+    starter='auth = { kind = "header", name = "Authorization", secrets = ["env:{variable}"] }',
+    docs=PresetDocs(
+        title="Okta (event hooks)",
+        event_id="`uuid` of each of `data.events`",
+        entity="that `target` which the event's type begins with, by its `type` and `id`; without a target the `actor`",
+        event_type="`eventType`",
+        time="`published`",
+        same_event="its time and id",
+        sends="once more after a failure; wants a 200 or 204 without a body within 3 s",
+        shown_at="the Authentication secret of the event hook: Workflow, Event Hooks, in the Admin Console",
+    ),
+)

@@ -1,0 +1,236 @@
+"""Amazon SNS' messages to HTTP endpoints: notifications, and confirmations of a subscription or its end.
+
+From https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html (what is signed, and with which hash),
+https://docs.aws.amazon.com/sns/latest/dg/http-notification-json.html (the messages), and AWS' own libraries: `sns-validator` on
+npm, which checked the vectors, and `sns-message-manager` of the SDK for Java (the host of the topic's region, the certificate's
+names). Anybody can have SNS sign messages of a topic of his own, so a source lists its `topics`.
+
+Signed are `Type`, `MessageId`, `TopicArn`, `Timestamp`, `Message` and `Subject`; not `MessageAttributes`. The signed text has a
+line for each name and value, so a line break in any value but `Message` is rejected: it could be another value's.
+
+`SubscribeURL` is never visited: a confirmation is an event, in which the operator finds it. Raw message delivery is not signed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.config.source import Source
+from inbox.errors import InvalidEvent
+from inbox.events.event import Identity, RawRequest
+from inbox.sources import fields
+from inbox.sources.base import Preset, PresetDocs, Read, Revealed
+from inbox.sources.certificates import Algorithm, CertificateStore, Claim, MissingCertificate, signature_bytes
+from inbox.sources.presets import custom
+
+_URL = re.compile(
+    r"https://(?P<host>sns\.[a-z0-9-]{1,40}\.amazonaws\.com(?:\.cn)?)(?P<path>/[A-Za-z0-9_-]{1,100}\.pem)", re.ASCII
+)
+_NAMES = re.compile(r"sns(-[a-z0-9-]{1,40})?(\.[a-z0-9-]{1,40})?\.amazonaws\.com(\.cn)?", re.ASCII)
+"""Names in certificates: `sns.amazonaws.com`, `sns-cn-north-1.amazonaws.com.cn`, `sns-signing.eu-south-1.amazonaws.com`."""
+
+_NOTIFICATION = "Notification"
+_CONFIRMED = ("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type")
+_SIGNED: Mapping[str, Sequence[str]] = {
+    _NOTIFICATION: ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"),
+    "SubscriptionConfirmation": _CONFIRMED,
+    "UnsubscribeConfirmation": _CONFIRMED,
+}
+"""Members that are signed, by type and in this order."""
+_ALGORITHMS: Mapping[str, Algorithm] = {"1": "sha1", "2": "sha256"}
+
+
+class _Message(msgspec.Struct):
+    """The members that prove a message, under SNS' names."""
+
+    Type: str
+    Message: str
+    MessageId: str
+    Timestamp: str
+    TopicArn: str
+    SignatureVersion: str
+    Signature: str
+    SigningCertURL: str
+    Subject: str | None = None
+    SubscribeURL: str | None = None
+    Token: str | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Message)
+
+
+class SignedMessage:
+    """Proves that SNS has signed the body for one of the source's topics."""
+
+    keys = 0
+    """Zero, so that none is padded: there is no secret, and this proof itself is tried for rejections of other sources."""
+    passes = 2
+    """It parses a body, and hashes the message in it."""
+
+    def __init__(self, source: Source, _secrets: Revealed) -> None:
+        self._hosts = {str(topic): topic.host for topic in source.topics or ()}
+        self._algorithms = {"2": _ALGORITHMS["2"]} if not source.allow_sha1 else _ALGORITHMS
+        self.certificates = CertificateStore(_URL, _NAMES)
+        # Of each source: its topics and certificates decide how much work a request makes. Another source's rejection without
+        # that work would tell by its time whose they are.
+        self.kind = (SignedMessage, source.name)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
+
+    def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
+        """See Proof. A certificate is missed only for a message of one of the topics, at the host of its region."""
+        claim = self._claim(raw)
+        return claim if isinstance(claim, str) else self.certificates.fault(claim, now)
+
+    def _claim(self, raw: RawRequest) -> Claim | str:
+        """Return what a message claims by its signature, or why that can't be true."""
+        message = _message(raw.body)
+        if message is None:
+            is_raw = "x-amz-sns-rawdelivery" in raw.headers
+            return f"the body is no signed message of SNS{'; turn raw message delivery off' if is_raw else ''}"
+        host = self._hosts.get(message.TopicArn)
+        if host is None:
+            return "its topic is none of this source's topics"
+        algorithm = self._algorithms.get(message.SignatureVersion)
+        if algorithm is None:
+            return "its SignatureVersion is not 2: set that of the topic, or allow_sha1 = true for version 1"
+        url = self.certificates.url(message.SigningCertURL)
+        if url is None or url.host != host:
+            return f"its SigningCertURL is no certificate at {host}"
+        content, signature = _signed_text(message), signature_bytes(message.Signature)
+        if content is None or signature is None:
+            return "it has not the form of a signed message"
+        return Claim(url, (content,), signature, algorithm)
+
+
+def _message(body: bytes) -> _Message | None:
+    try:
+        return _DECODER.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8
+        return None
+
+
+def _signed_text(message: _Message) -> bytes | None:
+    """Return the text that is signed; None where a value is missing, or has a line break and so could be read in two ways."""
+    lines: list[str] = []
+    for name in _SIGNED.get(message.Type, ()):
+        value = getattr(message, name)
+        if value is None and name == "Subject":
+            continue
+        if value is None or (name != "Message" and "\n" in value):
+            return None
+        lines += (name, value)
+    return "\n".join([*lines, ""]).encode() if lines else None
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """Return the one event of a message, as SNS wrapped it.
+
+    Raises:
+        Unreadable, InvalidEvent: it is none.
+    """
+    payload = fields.json_object(raw.body)
+    event_type = fields.text_field(payload, "Type", fields.LONGEST_TYPE)
+    if event_type not in _SIGNED:
+        raise InvalidEvent(f"Type must be one of {', '.join(_SIGNED)}", field="Type")
+    message_id = fields.text_field(payload, "MessageId", fields.LONGEST_ID)
+    return (
+        Identity(
+            entity_type=None,
+            entity_id=None,
+            event_type=event_type,
+            action="other",
+            occurred_ns=fields.time_field(payload, "Timestamp", raw.received_at),
+            key_parts=fields.key_of(payload, dedup, message_id),
+            event_id=message_id,
+        ),
+    )
+
+
+def reader(source: Source) -> Read:
+    """Make the reader of `source`: with `event`, of the JSON in `Message`, which is stored as such and not as text.
+
+    Raises:
+        ValueError: an expression can't be compiled. The text names it.
+    """
+    if source.event is None:
+        return read
+    described, read_message = source.event, custom.reader(source)
+
+    def read_inside(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+        (outer,) = read(raw, None)
+        if outer.event_type != _NOTIFICATION:
+            return (outer,)
+        message = _inner(raw.body)
+        inner = read_message(msgspec.structs.replace(raw, body=message), dedup)
+        by_message = dedup is None and described.id is None
+        return tuple(
+            msgspec.structs.replace(
+                each,
+                key_parts=(*outer.key_parts, str(place)) if by_message else each.key_parts,
+                event_id=each.event_id or outer.event_id,
+                occurred_ns=outer.occurred_ns if described.time is None else each.occurred_ns,
+                part=each.part or _unwrapped(raw.body, message),
+                part_type="application/json",
+            )
+            for place, each in enumerate(inner)
+        )
+
+    return read_inside
+
+
+def _inner(body: bytes) -> bytes:
+    """Return the JSON in `Message`, a text as SNS sends it, or what `_unwrapped` made of it.
+
+    Raises:
+        InvalidEvent: it is missing.
+    """
+    payload = fields.json_object(body)
+    if isinstance(payload.get("Message"), dict | list):
+        return bytes(msgspec.json.decode(body, type=dict[str, msgspec.Raw])["Message"])
+    return fields.text_field(payload, "Message", len(body)).encode()
+
+
+def _unwrapped(body: bytes, message: bytes) -> bytes:
+    """Return the body with `message` as it is, so that routes find its members, and it can be read again."""
+    members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode({**members, "Message": msgspec.Raw(message)})
+
+
+PRESET = Preset(
+    name="sns",
+    read=read,
+    reader=reader,
+    reads_by="event",
+    keeps=custom.keeps,
+    has_own_time=True,
+    prover=SignedMessage,
+    proves_by="topics",
+    own_keys=frozenset({"allow_sha1", "event", "topics"}),
+    # auth: else strangers could have certificates fetched, and keep others waiting
+    needs=frozenset({"auth", "topics"}),
+    media_types=frozenset({"application/json", "text/plain"}),
+    max_body=1024 * 1024,  # messages of 256 KB, which are quoted in the body
+    starter="""\
+topics = ["arn:aws:sns:eu-west-1:123456789012:orders"]  # whose SignatureVersion is 2
+[sources.sns.auth]  # of the endpoint: /webhooks/sns/TOKEN
+kind = "url_token"
+secrets = ["env:{variable}"]""",
+    docs=PresetDocs(
+        title="Amazon SNS",
+        event_id="`MessageId`",
+        entity="none, or what `event` finds in `Message`",
+        event_type="`Type`, or what `event` finds in `Message`",
+        time="`Timestamp`, or what `event` finds in `Message`",
+        same_event="the id",
+        sends="again, 50 times in 6 hours, after a 5xx or 429, and not after another 4xx; wants a 2xx within 15 s",
+        shown_at="a text of your own, as the last part of the endpoint's URL",
+        proof=("`Signature` in the body", "RSA-SHA256, or SHA1 with `allow_sha1`", "the message in the body", ""),
+        unchecked="the chain of its certificate; the number of retries",
+    ),
+)

@@ -1,0 +1,95 @@
+"""Twilio's webhooks: messages, calls and their status, as forms.
+
+From https://www.twilio.com/docs/usage/security (the signature is over the URL and the form's names and values, with the
+account's Auth Token) and the client `twilio` on PyPI (`twilio/request_validator.py`: a value that is there twice counts once).
+Twilio tells nobody what an event is: its type is made of the kind of thing and its status. A request that is sent again has
+the same body.
+
+A webhook that wants an answer of its own, such as TwiML for a call, gets an empty one here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from urllib.parse import urlencode
+
+from inbox.config.source import Signature
+from inbox.events.event import Identity, RawRequest
+from inbox.sources import fields
+from inbox.sources.base import Preset, PresetDocs, Sample
+
+_MOST_FIELDS = 200
+_THINGS: Mapping[str, tuple[str, str]] = {
+    "MessageSid": ("message", "MessageStatus"),
+    "SmsSid": ("message", "SmsStatus"),
+    "RecordingSid": ("recording", "RecordingStatus"),
+    "ConferenceSid": ("conference", "StatusCallbackEvent"),
+    "CallSid": ("call", "CallStatus"),
+    "ConversationSid": ("conversation", "EventType"),
+    "RoomSid": ("room", "StatusCallbackEvent"),
+    "TaskSid": ("task", "EventType"),
+}
+"""Kind of thing and field of the status, by the field with its id; the first that is there counts."""
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """Return the one event of a form.
+
+    Raises:
+        Unreadable: it is no form.
+    """
+    form = dict(fields.form_fields(raw.body, _MOST_FIELDS))
+    named = next((name for name in _THINGS if form.get(name)), None)
+    thing, status = _THINGS.get(named or "", ("", ""))
+    kind, identifier = fields.entity(thing, form.get(named or ""))
+    word = form.get(status) or form.get("SmsStatus") or "webhook"
+    event_type = fields.entity_type(f"{thing}.{word}" if thing else form.get("EventType")) or "webhook"
+    return (
+        Identity(
+            entity_type=kind,
+            entity_id=identifier,
+            event_type=event_type,
+            action="create" if word in {"received", "ringing"} else "update" if kind else "other",
+            occurred_ns=fields.arrival(raw),
+            key_parts=fields.key_of(form, dedup, *fields.content_key(raw, raw.body)),
+        ),
+    )
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """Make the status of a thing: `kind` is `message`, `call` or another of Twilio's."""
+    named = next((name for name, (thing, _) in _THINGS.items() if thing == kind), "MessageSid")
+    form = {
+        named: identifier,
+        _THINGS[named][1]: event_type.rpartition(".")[2],
+        "Timestamp": f"{at:%a, %d %b %Y %T %z}",
+    }
+    return Sample(urlencode(form).encode(), {"Content-Type": fields.FORM})
+
+
+PRESET = Preset(
+    name="twilio",
+    read=read,
+    sample=sample,
+    signatures=(
+        Signature(header="X-Twilio-Signature", content="{url}{sorted_params}", algorithm="sha1", encoding="base64"),
+    ),
+    # Only a form is signed: any other body would not be covered by the signature.
+    media_types=frozenset({fields.FORM}),
+    answers_empty=True,
+    status=204,
+    starter="""\
+secrets = ["env:{variable}"]
+public_url = "https://hooks.example.com/webhooks/twilio"  # as Twilio calls it, which is signed""",
+    docs=PresetDocs(
+        title="Twilio",
+        entity="the `message`, `call`, `recording`, `conference`, `conversation`, `room` or `task` by its `…Sid`",
+        event_type="that kind and its status: `message.delivered`",
+        time="of arrival",
+        same_event="the body within five minutes",
+        sends="as the URL's `#rc=` says, by default not again; wants a 2xx within 15 s",
+        shown_at="the account's Auth Token: Twilio Console, Account, API keys and tokens",
+        unchecked="the retries, the time that it waits",
+    ),
+)

@@ -1,0 +1,106 @@
+"""Zoom's webhooks.
+
+From https://developers.zoom.us/docs/api/webhooks/ (the signature, the validation of the URL, a 200 or 204 within three
+seconds) and https://developers.zoom.us/blog/webhook-delays (retries after 5, 20 and 60 minutes).
+
+An event has no id: its time in milliseconds and its body are the key. Zoom validates the URL when it is configured and
+every 72 hours: a signed POST of `endpoint.url_validation` wants the HMAC of its token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.config.source import Signature
+from inbox.errors import InvalidEvent
+from inbox.events.event import Identity, RawRequest
+from inbox.events.timestamps import to_nanoseconds
+from inbox.sources import fields
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
+
+_VALIDATION = "endpoint.url_validation"
+_LONGEST_TOKEN = 1000
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """Return the one event of a body.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: `event` or `event_ts` is missing or wrong.
+    """
+    payload = fields.json_object(raw.body)
+    event_type = fields.text_field(payload, "event", fields.LONGEST_TYPE)
+    thing = fields.member(payload, "payload", "object")
+    identifier = fields.entity_id(fields.member(thing, "id")) or fields.member(thing, "uuid")
+    kind, identifier = fields.entity(event_type.partition(".")[0], identifier)
+    return (
+        Identity(
+            entity_type=kind,
+            entity_id=identifier,
+            event_type=event_type,
+            action=fields.action_of(event_type.partition(".")[2]),
+            occurred_ns=fields.epoch_field(payload, "event_ts", raw.received_at, per_second=1000),
+            key_parts=fields.key_of(payload, dedup, hashlib.sha256(raw.body).hexdigest()),
+            key_has_time=dedup is None,
+        ),
+    )
+
+
+def greet(raw: RawRequest, mac: Mac) -> HandshakeResponse | None:
+    """Return the token of a validation, and its HMAC with the secret that signed it."""
+    if _VALIDATION.encode() not in raw.body:
+        return None
+    payload = fields.json_object(raw.body)
+    if payload.get("event") != _VALIDATION:
+        return None
+    token = fields.member(payload, "payload", "plainToken")
+    if not isinstance(token, str) or not 0 < len(token) <= _LONGEST_TOKEN or not token.isascii():
+        raise InvalidEvent("payload.plainToken must be a token", field="payload.plainToken")
+    answer = {"plainToken": token, "encryptedToken": mac(token.encode()).hex()}
+    return HandshakeResponse(200, body=msgspec.json.encode(answer))
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """Make an event with little more than the ids; `kind` stands before a type that has no dot."""
+    event = {
+        "event": event_type if "." in event_type else f"{kind}.{event_type}",
+        "event_ts": to_nanoseconds(at) // 1_000_000,
+        "payload": {"account_id": "sample", "object": {"id": identifier}},
+    }
+    return Sample(msgspec.json.encode(event))
+
+
+PRESET = Preset(
+    name="zoom",
+    read=read,
+    has_own_time=True,
+    sample=sample,
+    signatures=(
+        Signature(
+            header="x-zm-signature",
+            prefix="v0=",
+            timestamp_header="x-zm-request-timestamp",
+            content="v0:{timestamp}:{body}",
+        ),
+    ),
+    handshake=Handshake(
+        method="POST",
+        header=None,
+        answer=greet,
+        docs="POST of `endpoint.url_validation`, signed: `plainToken` and its HMAC `encryptedToken` come back",
+    ),
+    docs=PresetDocs(
+        title="Zoom",
+        entity="`event` up to its first dot, and `payload.object.id` (else `uuid`)",
+        event_type="`event`",
+        time="`event_ts`",
+        same_event="its time and body",
+        sends="again after 5, 20 and 60 minutes; wants a 200 or 204 within 3 s",
+        shown_at="the app's Secret Token: Features, Access, in the App Marketplace",
+    ),
+)

@@ -1,0 +1,165 @@
+"""Fields that operations ask for: the JSON of `relay_command.selection`, options, URLs, forms and bodies. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from inbox.events.commands import DEAD_STATES, MOST_SEQS
+
+Name = Annotated[str, Meta(max_length=20_000)]
+"""A name or id: those of entities may be long."""
+Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Moment = Annotated[datetime, Meta(tz=True)]
+Status = Annotated[int, Meta(ge=100, le=599)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Seqs = Annotated[tuple[Number, ...], Meta(min_length=1, max_length=MOST_SEQS)]
+OneDelivery = Annotated[str, Meta(pattern=r"^[0-9]{1,18}/[^,\x00-\x1f]+$")]
+"""SEQ/ROUTE."""
+Deliveries = Annotated[tuple[OneDelivery, ...], Meta(min_length=1, max_length=MOST_SEQS)]
+
+FLAGS = ("force", "backfill", "everything")
+"""Fields that are no condition: they narrow no selection."""
+BOUNDS = ("until_fact",)
+"""Fields that keep a selection as it was planned: alone they are no condition either."""
+
+
+class Asks(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Every condition that is given must hold."""
+
+    @property
+    def is_empty(self) -> bool:
+        """True when no condition is given."""
+        return all(
+            getattr(self, field.name) == field.default
+            for field in msgspec.structs.fields(self)
+            if field.name not in {*FLAGS, *BOUNDS}
+        )
+
+
+class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Deliveries that meet every condition."""
+
+    route: Name | None = None
+    seq: Number | None = None
+    seqs: Annotated[Seqs | None, Meta(description="Numbers of events; in a URL with commas between them.")] = None
+    deliveries: Annotated[
+        Deliveries | None, Meta(description="Exactly these, each as SEQ/ROUTE; in a URL with commas between them.")
+    ] = None
+    source: Name | None = None
+    entity_type: Name | None = None
+    entity_id: Name | None = None
+    destination: Annotated[Name | None, Meta(description="All routes to it.")] = None
+    api: Annotated[Name | None, Meta(description="All routes that ask it.")] = None
+    cause: Annotated[
+        Name | None, Meta(description="Of the death; for a retry: error class of the last failed attempt.")
+    ] = None
+    status: Annotated[Status | None, Meta(description="HTTP status of the last call's answer.")] = None
+    error: Annotated[Name | None, Meta(description="A part of the last error, in any case.")] = None
+    error_sha256: Annotated[
+        Digest | None, Meta(description="SHA-256 of the whole last error, letter by letter, as UTF-8 in hex.")
+    ] = None
+    event_type: Name | None = None
+    since: Annotated[
+        Moment | None,
+        Meta(
+            description="Died, or failed last, at or after this time; where others are selected: arrived at or after."
+        ),
+    ] = None
+    until: Annotated[Moment | None, Meta(description="The same, before this time.")] = None
+    until_fact: Annotated[
+        Number | None,
+        Meta(
+            description="`delivery_log.id` of the newest fact at the plan of a replay: what has changed later, such as by another"
+            " replay, stays."
+        ),
+    ] = None
+    state: Annotated[
+        Name | None,
+        Meta(
+            description="State as lists show it. Times count from the death of a dead or blocked one, and from the failure of"
+            " a retrying one. Ended ones are found by `seq`, `seqs` or an entity alone."
+        ),
+    ] = None
+    force: Annotated[
+        bool, Meta(description="Replay even where that overwrites the last delivered state with an older one.")
+    ] = False
+    backfill: Annotated[
+        bool,
+        Meta(
+            description="Of one route: also ended deliveries, and events that match the route now and have never taken it."
+        ),
+    ] = False
+    everything: Annotated[bool, Meta(description="Without any condition: all that the command could change.")] = False
+
+    @property
+    def is_about_failures(self) -> bool:
+        """True when a condition is about a failed attempt."""
+        return (self.cause, self.status, self.error, self.error_sha256) != (None, None, None, None)
+
+    @property
+    def names_events(self) -> bool:
+        """True when it names events or one entity, so that ended deliveries can be found, too."""
+        return (self.seq, self.seqs, self.deliveries, self.entity_id) != (None, None, None, None)
+
+    @property
+    def dead_only(self) -> bool:
+        """For a replay: unless events or an entity are named, only dead letters are selected, and ended deliveries left alone."""
+        return self.is_about_failures or self.state in DEAD_STATES or not self.names_events
+
+
+class OneGate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One gate: a route, destination, api or source; an entity by its source, type and id."""
+
+    route: Name | None = None
+    destination: Name | None = None
+    api: Name | None = None
+    source: Name | None = None
+    entity_type: Name | None = None
+    entity_id: Name | None = None
+
+
+class OneSource(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A source that is asked for missed changes."""
+
+    source: Name
+    entity_type: Annotated[Name | None, Meta(description="Of this type alone.")] = None
+
+
+class OneEntity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The entity to erase."""
+
+    source: Name
+    entity_type: Name
+    entity_id: Name
+
+
+class KindsOfRows(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Kinds of rows whose retention is applied now."""
+
+    kinds: Annotated[
+        Annotated[tuple[Name, ...], Meta(min_length=1, max_length=100)] | None,
+        Meta(description="Keys of `[retention]`, in a URL with commas between them; absent: all."),
+    ] = None
+
+
+class Rejections(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Rejected requests that meet every condition and were kept whole."""
+
+    id: Number | None = None
+    source: Name | None = None
+    cause: Name | None = None
+    status: Status | None = None
+    error: Annotated[Name | None, Meta(description="A part of the reason, in any case.")] = None
+    since: Moment | None = None
+    until: Moment | None = None
+    everything: Annotated[bool, Meta(description="Without any condition: all that can be readmitted.")] = False
+
+
+class OneCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another command."""
+
+    command: Number

@@ -1,0 +1,227 @@
+"""Forms of a value in a query language, named by the `:NAME` at the end of a placeholder. Pure.
+
+An outside value that is copied into a query unescaped can end its text and go on as query: an injection. Each form
+escapes a value so that it remains one value, or refuses it.
+
+Facts: RFC 7644 §3.4.2.2 (SCIM: a JSON string, RFC 8259 §7), RFC 4515 §3 (LDAP), `SQUOTE-in-string` of OData's ABNF (a quote is
+doubled), and "Quoted String Escape Sequences" of Salesforce's SOQL reference, which has a bell where others have a backspace.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from inbox.config.types import Unit
+from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
+from relay.sync.expressions import encode
+
+_PER_UNIT = {"s": 10**9, "ms": 10**6}
+
+
+def instant_of(value: object, unit: Unit = "rfc3339") -> datetime:
+    """Read an instant as an aware UTC datetime.
+
+    Raises:
+        ValueError: it is none; the text continues `it` or `the value`.
+    """
+    return to_datetime(nanoseconds_of(value, unit))
+
+
+def nanoseconds_of(value: object, unit: Unit = "rfc3339") -> int:
+    """Read an instant as nanoseconds since 1970.
+
+    Raises:
+        ValueError: as `instant_of`.
+    """
+    if unit == "rfc3339":
+        if not isinstance(value, str):
+            raise ValueError("has to be a text of RFC 3339")  # every misfit is a ValueError
+        try:
+            return parse_rfc3339(value)
+        except ValueError as error:
+            raise ValueError(f"has to be RFC 3339: it {error}") from None
+    if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
+        raise ValueError("has to be a number since 1970")  # noqa: TRY004  # likewise
+    try:
+        nanoseconds = int(Decimal(str(value)) * _PER_UNIT[unit])
+    except (ArithmeticError, ValueError):
+        raise ValueError("has to be a number since 1970") from None
+    to_datetime(nanoseconds)  # refuses years that no date has
+    return nanoseconds
+
+
+# --- forms
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LDAP = str.maketrans({character: f"\\{ord(character):02x}" for character in "*()\\\0"})
+_SOQL = str.maketrans({"\\": "\\\\", "'": "\\'", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f"})
+
+
+class Form(msgspec.Struct, frozen=True):
+    """A way to write a value."""
+
+    write: Callable[[Any], str]
+    """Writes the value as text. Raises ValueError for one that the form can't hold; its text continues `the value`."""
+    quote: str | None
+    """The quotes that it writes around the value. It must not stand between others."""
+    meaning: str
+    example: str
+    """Meaning and example are for its row in docs/reference/configuration.md."""
+    escape: str = "\\"
+    """The character that escapes a quote. Empty: the language doubles the quote."""
+
+
+def text_of(value: object) -> str:
+    """Write a single value as text.
+
+    Raises:
+        ValueError: it is a list, an object, or a number that JSON lacks; the text continues `the value`.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str | int | float | Decimal):
+        raise ValueError("is not a single value")  # noqa: TRY004  # every misfit is a ValueError
+    if not is_json(value):
+        raise ValueError("is NaN or an infinite number, which JSON can't hold")
+    return str(value)
+
+
+def is_json(value: object) -> bool:
+    """Return True when JSON has all its numbers: an expression may sum up to infinity, or read `nan` from a text."""
+    if isinstance(value, float | Decimal):
+        return math.isfinite(value)
+    if isinstance(value, list):
+        return all(is_json(inner) for inner in value)
+    if isinstance(value, dict):
+        return all(is_json(inner) for inner in value.values())
+    return True
+
+
+def percent_encoded(text: str) -> str:
+    """Percent-encode everything but letters, digits and `-._~`.
+
+    Raises:
+        ValueError: it holds half of a surrogate pair, which no encoding has; the text continues `the value`.
+    """
+    try:
+        return quote(text, safe="")
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character") from None
+
+
+def path_encoded(text: str) -> str:
+    """Percent-encode each segment of a path, and keep the slashes between them.
+
+    Raises:
+        ValueError: a segment is empty, `.` or `..`, or holds half of a surrogate pair; the text continues `the value`.
+    """
+    segments = text.split("/")
+    if "" in segments:
+        raise ValueError("has an empty segment: it begins or ends with a slash, or has two in a row")
+    if {".", ".."}.intersection(segments):
+        raise ValueError("has a segment . or ..")
+    return "/".join(map(percent_encoded, segments))
+
+
+def _json(value: object) -> str:
+    if not is_json(value):
+        raise ValueError("is NaN or an infinite number, which JSON can't hold")
+    try:
+        return encode(value).decode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character") from None
+
+
+def _odata(value: object) -> str:
+    return "'" + _without_control(text_of(value)).replace("'", "''") + "'"
+
+
+def _soql(value: object) -> str:
+    return "'" + _without_control(text_of(value).translate(_SOQL)) + "'"
+
+
+def _without_control(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError("holds a control character, which this form can't write")
+    return text
+
+
+FORMS: Mapping[str, Form] = {
+    "scim": Form(
+        lambda value: _json(text_of(value)),
+        quote='"',
+        meaning="a text in SCIM's filters (RFC 7644 §3.4.2.2), with its quotes; a number becomes a text",
+        example="externalId eq {event.entity_id:scim}",
+    ),
+    "odata": Form(
+        _odata,
+        quote="'",
+        meaning="a text in OData, with its quotes; one inside is doubled",
+        example="ExternalId eq {event.entity_id:odata}",
+        escape="",
+    ),
+    "soql": Form(
+        _soql,
+        quote="'",
+        meaning="a text in Salesforce's SOQL, with its quotes; one inside gets a backslash",
+        example="SELECT Id FROM Contact WHERE Ext__c = {event.entity_id:soql}",
+    ),
+    "json": Form(
+        _json,
+        quote='"',
+        meaning="any value as JSON: a text with its quotes, a number without",
+        example="external_id == {event.entity_id:json}",
+    ),
+    "ldap": Form(
+        lambda value: text_of(value).translate(_LDAP),
+        quote=None,
+        meaning="a value in an LDAP filter (RFC 4515 §3)",
+        example="(uid={event.entity_id:ldap})",
+    ),
+    "epoch": Form(
+        lambda value: str(nanoseconds_of(value) // 10**9),
+        quote=None,
+        meaning="a time as whole seconds since 1970",
+        example="{event.occurred_at:epoch}",
+    ),
+    "epoch-ms": Form(
+        lambda value: str(nanoseconds_of(value) // 10**6),
+        quote=None,
+        meaning="a time as whole milliseconds since 1970",
+        example="{event.occurred_at:epoch-ms}",
+    ),
+    "date": Form(
+        lambda value: rfc3339(instant_of(value))[:10],
+        quote=None,
+        meaning="the UTC date of a time, as `2026-01-31`",
+        example="{event.occurred_at:date}",
+    ),
+    "url": Form(
+        lambda value: percent_encoded(text_of(value)),
+        quote=None,
+        meaning="percent-encoded, for a URL inside a text",
+        example="https://crm.example.com/{event.entity_id:url}",
+    ),
+    "path": Form(
+        lambda value: path_encoded(text_of(value)),
+        quote=None,
+        meaning="a value with slashes in a path: each segment is percent-encoded; none is empty, `.` or `..`",
+        example="/repos/{event.body.repository.full_name:path}/issues",
+    ),
+    "text": Form(
+        text_of,
+        quote=None,
+        meaning="as it is: where the text is no language, since what comes may change what it says",
+        example="gone since {event.occurred_at:text}",
+    ),
+}
+"""Every form, by the name that a placeholder gives it."""

@@ -1,0 +1,91 @@
+"""The table of operations: one parser for every row, and words that say what would be right."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from inbox.errors import UnusableCommand
+from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES
+from relay.operations.table import OF_DELIVERIES, OF_GATES, OPERATIONS, parse
+from relay.store.operator import commands, tasks
+from relay.store.operator.selection import Act
+
+
+def test_the_schema_and_the_executors_know_the_kinds_of_the_table() -> None:
+    assert tuple(OPERATIONS) == COMMAND_KINDS
+    assert set(OF_DELIVERIES) == set(get_args(Act))
+    assert set(OF_GATES) == set(get_args(commands.GateAct))
+    assert OPERATIONS.keys() == {*OF_DELIVERIES, *OF_GATES, *tasks.TASKS}
+    assert set(COMMAND_STATES) == set(get_args(commands.CommandState))
+
+
+WRONG: list[tuple[str, object, str]] = [
+    ("replay", {"rout": "strict"}, "a replay has no key 'rout' in its selection; did you mean 'route'?"),
+    ("unblock", {"backfill": True}, "an unblock has no key 'backfill'"),
+    ("cancel", {"route": "strict", "force": True}, "a cancel has no key 'force'"),
+    ("retry", {"state": "retrying"}, "a retry has no key 'state'"),
+    ("pause", {"route": "strict", "cause": "mapping"}, "a pause has no key 'cause'"),
+    ("replay", {"since": "2026-01-02T00:00:00Z", "until": "2026-01-02T01:00:00+02:00"}, "exchange the two"),
+    ("readmit", {"since": "2026-01-02T00:00:00Z", "until": "2026-01-02T00:00:00Z"}, "exchange the two"),
+    *((kind, {}, f"{kind} without a condition is about everything") for kind in (*OF_DELIVERIES, "readmit")),
+    *(("replay", {flag: True}, "without a condition") for flag in ("force", "backfill")),
+    ("replay", {"until_fact": 812}, "without a condition"),
+    ("replay", {"everything": False}, "without a condition"),
+    ("sweep", {"entity_type": "USER"}, "`source`"),
+    ("erase", {"source": "trivore", "entity_id": "u1"}, "`entity_type`"),
+    ("stop", {}, "`command`"),
+    ("continue", {"command": "7"}, "command: "),
+    ("replay", [], "selection is a JSON object"),
+    ("replay", "a text", "selection is a JSON object"),
+    ("replay", None, "selection is a JSON object"),
+    *(("replay", {"route": wrong}, "route") for wrong in (7, "", None, ["strict"])),
+    *(("replay", {"seq": wrong}, "seq") for wrong in ("seven", "7", 7.5, 10**20, 2**63, -1, None)),
+    *(
+        ("replay", {"seqs": wrong}, "seqs")
+        for wrong in (7, [], ["7"], [7.5], [-1], [2**63], [None], [[7]], {"7": 7}, None, [1] * 201)
+    ),
+    *(
+        ("cancel", {"deliveries": wrong}, "deliveries")
+        for wrong in ("7/strict", [7], [], ["7"], ["strict/7"], ["7/"], ["-1/strict"], ["7/a,8/b"], ["7/strict"] * 201)
+    ),
+    *(("replay", {"status": wrong}, "status") for wrong in (7, 600, "503")),
+    *(("replay", {"everything": wrong}, "everything") for wrong in (1, "true")),
+    *(("prune", {"kinds": wrong}, "kinds") for wrong in ("payloads", ["payloads", 7])),
+    *(
+        ("replay", {"since": wrong}, "since")
+        for wrong in ("2026-01-01T00:00:00", "yesterday", "2026-01-01", 7, "2026-02-30T10:00:00Z")
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "selection", "says"), WRONG)
+def test_a_selection_that_makes_no_sense_is_refused_with_a_sentence(kind: str, selection: object, says: str) -> None:
+    with pytest.raises(UnusableCommand) as refused:
+        parse(kind, selection)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "selection"),
+    [
+        ("replay", {"seq": 2**63 - 1, "route": "strict", "force": True}),
+        ("replay", {"everything": True}),
+        ("replay", {"seqs": [2**63 - 1, 0, 7], "state": "delivered"}),
+        ("replay", {"seq": 7, "until_fact": 812}),
+        ("replay", {"since": "2026-01-31T10:00:00Z", "until": "2026-01-31t10:00:00.123456789-05:30"}),
+        ("cancel", {"deliveries": ["12/strict", "7/audit"], "state": "dead"}),
+        ("retry", {"status": 503, "error": "no route \u2028 \" ' % : to host"}),
+        ("unblock", {"destination": "crm", "api": "directory", "cause": "mapping"}),
+        ("pause", {"route": "strict"}),
+        ("resume", {"source": "trivore", "entity_type": "USER", "entity_id": "u1"}),
+        ("sweep", {"source": "trivore", "entity_type": "USER"}),
+        ("erase", {"source": "trivore", "entity_type": "USER", "entity_id": "u1"}),
+        ("prune", {}),
+        ("prune", {"kinds": ["payloads", "attempts"]}),
+        ("stop", {"command": 7}),
+    ],
+)
+def test_a_selection_that_makes_sense_is_read(kind: str, selection: dict[str, object]) -> None:
+    assert isinstance(parse(kind, selection), OPERATIONS[kind].asks)
