@@ -1,4 +1,4 @@
-"""What needs a person: every finding with its remedy, made here for status, its check, the page, the doctor and alerts.
+"""Finds everything that needs a person, with its remedy, once for status, its check, the page and the doctor.
 
 `checked` reads conditions under which nothing moves, in the words of the view `stuck`. `findings` adds to them, purely, what
 the overview shows.
