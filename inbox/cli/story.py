@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from rich.cells import cell_len, chop_cells
+from rich.console import Console
 from rich.text import Text
 
 from inbox.cli.event_words import both_times, commands_for, fact_in_words, held_back, next_step
-from inbox.cli.tables import cut, style_of
+from inbox.cli.tables import style_of
 from inbox.cli.wording import byte_count, counted, lasting, relative, shown_state
 from inbox.config.model import Config
 from inbox.events.timestamps import rfc3339
@@ -32,8 +33,8 @@ class _Line(msgspec.Struct, frozen=True):
     label: str
     text: str
     style: str = ""
-    fit: Literal["wrap", "cut", "whole"] = "wrap"
-    """The form of a text that is too long. A command stays whole, as somebody copies it."""
+    wraps: bool = True
+    """False: a command, which people copy."""
 
 
 def story(event: Row, config: Config, now: datetime, width: int | None) -> list[Text]:
@@ -68,10 +69,8 @@ def _beginning(event: Row, now: datetime, width: int | None) -> list[Text]:
 
 
 def _heading(delivery: Row, state: str, width: int | None) -> list[Text]:
-    room = None if width is None else max(width - len(f"route : {state}"), _LEAST_ROOM)
-    name = visible(str(delivery["route"]))
-    route = name if room is None else cut(name, room)
-    return [Text(), Text.assemble((f"route {route}: ", "bold"), (state, style_of(state)))]
+    heading = Text.assemble((f"route {visible(str(delivery['route']))}: ", "bold"), (state, style_of(state)))
+    return [Text(), *([heading] if width is None else heading.wrap(Console(width=width), width))]
 
 
 def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
@@ -106,7 +105,7 @@ def _route(event: Row, delivery: Row, state: str, config: Config, now: datetime)
     if event["erased_at"] is None:  # else there is nothing that could be delivered
         commands += commands_for(event["seq"], delivery, state, head, is_held=bool(held))
     for number, command in enumerate(commands):
-        yield _Line("commands" if number == 0 else "", command, "cyan", fit="whole")
+        yield _Line("commands" if number == 0 else "", command, "cyan", wraps=False)
 
 
 def _past_route(event: Row, delivery: Row, at: datetime) -> Iterator[_Line]:
@@ -133,10 +132,10 @@ def _fact(fact: Row) -> Iterator[_Line]:
     for call in detail.get("calls", ()):
         outcome = str(call.get("status") or call.get("sent", ""))
         took = lasting(call.get("milliseconds", 0) / 1000)
-        yield _Line("", visible(f"{outcome:<3} {took:>7}  {call.get('method', '')} {call.get('url', '')}"), fit="cut")
+        yield _Line("", visible(f"{outcome:<3} {took:>7}  {call.get('method', '')} {call.get('url', '')}"))
         said = call.get("error") or call.get("excerpt")
         if said and said not in str(detail.get("error", "")):
-            yield _Line("", f"    {visible(' '.join(str(said).split()))}", fit="cut")
+            yield _Line("", f"    {visible(' '.join(str(said).split()))}")
 
 
 def _laid_out(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
@@ -144,8 +143,8 @@ def _laid_out(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
     for line in lines:
         room = None if width is None else max(width - _LABEL - 2, _LEAST_ROOM)
         texts: Sequence[str] = [line.text]
-        if room is not None and line.fit != "whole":
-            texts = [cut(line.text, room)] if line.fit == "cut" else wrapped(line.text, room)
+        if room is not None and line.wraps:
+            texts = wrapped(line.text, room)
         for number, text in enumerate(texts):
             label = line.label if number == 0 else ""
             yield Text.assemble("  ", (f"{label:<{_LABEL}}", "bright_black"), (text, line.style))

@@ -1,17 +1,18 @@
 """Listings: tables that fit the terminal, JSON arrays, and JSON lines.
 
-A listing declares its columns, the important ones first. At a terminal as many as fit are shown, a row is one line, and a
-long cell is cut. Elsewhere a table always has the same columns, whole values and absolute times. `--wide` shows everything.
+A listing declares its columns, the important ones first. At a terminal as many as fit are shown, and long texts wrap.
+Elsewhere a table always has the same columns, and a row is one line with absolute times. `--wide` shows everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
+from rich.table import Table
 from rich.text import Text
 
 from inbox.cli.terminal import Row, as_document, as_line, cell, console, fail, put, put_json, say
@@ -23,13 +24,13 @@ Kind = Literal["text", "number", "time", "duration", "state", "entity"]
 
 _SHOWN = 50
 """Rows of a listing where no `--limit` is given."""
-_GAP = "  "
+_GAP = 2
+_ANY_WIDTH = 1_000_000
 _LEAST = {"text": 16, "entity": 24}
-"""Cells of these kinds are cut to so many characters where room is short; others are never cut."""
+"""Cells of these kinds wrap; a column of them is shown where there is room for so many characters."""
 
 _PART_OF_LAST = 3
 """The part of the width that the last column gets at least, before less important columns are shown."""
-_WHOLE_TIME = len("2026-01-31T10:00:00.123Z")
 _USUAL = {"text": 16, "number": 6, "time": 9, "duration": 8, "state": 14, "entity": 24}
 """Room for a column whose values are not known yet."""
 
@@ -154,12 +155,8 @@ def show(
     for line in table.lines:
         put(line, on=out)
     hints = [more] if more else []
-    if not form.has_wide:
-        pass
-    elif table.omitted:
+    if table.omitted and form.has_wide:
         hints.append(f"{counted(len(table.omitted), 'more column')}: --wide")
-    elif table.is_cut:
-        hints.append("whole cells: --wide")
     if hints and out.is_terminal:
         say("; ".join(hints), style="bright_black")
 
@@ -175,15 +172,14 @@ class Rolling:
     def __init__(self, columns: Sequence[Column], form: Format = TABLE) -> None:
         self._form = form
         self._out = console()
-        width = self._out.width if self._out.is_terminal and not form.wide else None
-        usual = {column.name: column.least or _USUAL[column.kind] for column in columns}
-        wanted = usual | {column.name: width or 0 for column in columns if column.last}
-        shown = columns if width is None else _fitting(columns, wanted, width, every=False)
-        self._width = width
-        self._columns = _in_order(shown)
-        if width is None:
-            usual |= {column.name: _WHOLE_TIME for column in columns if column.kind == "time"}
-        self._room = {column.name: max(usual[column.name], len(self._title(column))) for column in shown}
+        self._width = self._out.width if self._out.is_terminal and not form.wide else None
+        self._columns, self._rooms = (
+            _in_order(columns),
+            {column.name: column.least or _USUAL[column.kind] for column in columns},
+        )
+        if self._width is not None:
+            self._columns = _in_order(_fitting(columns, self._rooms, self._width))
+            self._rooms = {column.name: self._rooms[column.name] for column in self._columns if not column.last}
         self._has_heading = False
 
     def add(self, row: Row, *, shown: Row, now: datetime | None = None) -> None:
@@ -191,35 +187,15 @@ class Rolling:
         if not self._form.is_table:
             put_json(as_line(dict(row)))
             return
-        if not self._has_heading:
-            self._print([(column, self._title(column), "bold") for column in self._columns])
-            self._has_heading = True
         moment = now or SystemClock().now()
-        cells = []
-        for column in self._columns:
-            value = _value(column, {**row, **shown})
-            if self._width is not None and isinstance(value, datetime):
-                value = clock_time(value, moment)
-            text = _text(column.kind, value, None)
-            cells.append((column, text, style_of(text) if column.kind == "state" else ""))
-        self._print(cells)
-
-    def _title(self, column: Column) -> str:
-        return column.name if self._width is None else column.title
-
-    def _print(self, cells: Sequence[tuple[Column, str, str]]) -> None:
-        line = Text(no_wrap=True, overflow="ignore")
-        for column, value, style in cells:
-            room = self._room[column.name]
-            is_cut = self._width is not None and column.kind in _LEAST and not column.last
-            text = cut(value, room) if is_cut else value
-            padding = " " * max(room - cell_len(text), 0)
-            line.append(f"{padding}{text}" if column.kind in {"number", "duration"} else f"{text}{padding}", style)
-            line.append(_GAP)
-        line.rstrip()
+        values = {column.name: _value(column, {**row, **shown}) for column in self._columns}
         if self._width is not None:
-            line.truncate(self._width, overflow="ellipsis")
-        put(line, on=self._out)
+            times = {name: value for name, value in values.items() if isinstance(value, datetime)}
+            values |= {name: clock_time(value, moment) for name, value in times.items()}
+        lines = _drawn(self._columns, [values], self._width, None, self._rooms if self._width else {})
+        for line in lines[self._has_heading :]:
+            put(line, on=self._out)
+        self._has_heading = True
         self._out.file.flush()
 
 
@@ -229,104 +205,78 @@ class Layout(msgspec.Struct, frozen=True):
     lines: tuple[Text, ...]
     omitted: tuple[str, ...] = ()
     """Columns that are not shown, and have values."""
-    is_cut: bool = False
-    """A cell is not whole."""
 
 
 def layout(
     rows: Sequence[Row], columns: Sequence[Column], form: Format, *, width: int | None, relative_to: datetime | None
 ) -> Layout:
-    """Arrange rows in lines of at most `width`; None: of any length, with every value whole.
+    """Arrange rows in lines of at most `width`, where long texts wrap; None: lines of any length.
 
     Times are relative to `relative_to`; None: absolute.
     """
     by_name = {column.name: column for column in columns}
-    asked = [by_name[name] for name in form.names]
+    shown = [by_name[name] for name in form.names]
+    values = [{column.name: _value(column, row) for column in columns} for row in rows]
     if width is None:
-        shown = asked or [column for column in columns if form.wide or not column.on_request]
-        cells = {column.name: _cells(column, rows, relative_to) for column in shown}
-        widths = {name: max(map(cell_len, column)) for name, column in cells.items()}
-        return Layout(_lines(asked or _in_order(shown), cells, widths))
-    cells = {column.name: _cells(column, rows, relative_to) for column in asked or columns}
-    filled = [column for column in asked or columns if asked or any(cells[column.name][1:])]
-    possible = [column for column in filled if asked or not column.on_request]
-    natural = {column.name: max(map(cell_len, cells[column.name])) for column in filled}
-    shown = _fitting(possible, natural, width, every=bool(asked))
-    widths = _widths(shown, natural, width)
+        shown = shown or _in_order([column for column in columns if form.wide or not column.on_request])
+        return Layout(_drawn(shown, values, None, relative_to))
+    filled = [each for each in columns if any(value[each.name] not in (None, "", [], {}) for value in values)]
+    natural = {
+        column.name: max(cell_len(_text(column.kind, value[column.name], relative_to)) for value in values)
+        for column in filled
+    }
+    shown = shown or _in_order(_fitting([each for each in filled if not each.on_request], natural, width))
     omitted = tuple(column.name for column in filled if column not in shown)
-    is_cut = any(widths[column.name] < natural[column.name] for column in shown)
-    return Layout(_lines(asked or _in_order(shown), cells, widths), omitted, is_cut)
+    return Layout(_drawn(shown, values, width, relative_to), omitted)
 
 
 def _in_order(shown: Sequence[Column]) -> list[Column]:
     return sorted(shown, key=lambda column: column.last)
 
 
-def _fitting(possible: Sequence[Column], natural: dict[str, int], width: int, *, every: bool) -> list[Column]:
+def _fitting(possible: Sequence[Column], natural: Mapping[str, int], width: int) -> list[Column]:
     """Return the columns that fit with their least widths, in order of importance; at least the first."""
     shown: list[Column] = []
-    used = -len(_GAP)
+    used = -_GAP
     for column in possible:
-        needed = len(_GAP) + _least(column, natural, width)
-        if used + needed > width and shown and not every:
-            continue
-        used += needed
-        shown.append(column)
+        usual = width // _PART_OF_LAST if column.last else _LEAST.get(column.kind, natural[column.name])
+        needed = _GAP + max(min(natural[column.name], column.least or usual), len(column.title))
+        if used + needed <= width or not shown:
+            used += needed
+            shown.append(column)
     return shown
 
 
-def _least(column: Column, natural: dict[str, int], width: int) -> int:
-    usual = width // _PART_OF_LAST if column.last else _LEAST.get(column.kind, natural[column.name])
-    return min(natural[column.name], column.least or usual)
-
-
-def _widths(shown: Sequence[Column], natural: dict[str, int], width: int) -> dict[str, int]:
-    """Share the room: every column gets its least width, and the columns that want more get equal parts of the rest."""
-    widths = {column.name: _least(column, natural, width) for column in shown}
-    room = width - sum(widths.values()) - len(_GAP) * (len(shown) - 1)
-    while room > 0 and (hungry := [name for name in widths if widths[name] < natural[name]]):
-        part = max(room // len(hungry), 1)
-        for name in hungry[:room]:
-            given = min(part, natural[name] - widths[name])
-            widths[name] += given
-            room -= given
-    for name in reversed(widths):  # on the narrowest terminal, or with many chosen columns
-        if room < 0:
-            taken = min(-room, max(widths[name] - 1, 0))
-            widths[name] -= taken
-            room += taken
-    return widths
-
-
-def _lines(shown: Sequence[Column], cells: dict[str, list[str]], widths: dict[str, int]) -> tuple[Text, ...]:
-    lines = []
-    for number in range(len(next(iter(cells.values())))):
-        line = Text(no_wrap=True, overflow="ignore")
-        for column in shown:
-            value, room = cells[column.name][number], widths[column.name]
-            style = "bold" if number == 0 else style_of(value) if column.kind == "state" else ""
-            line.append(_padded(value, room, right=column.kind in {"number", "duration"}), style)
-            line.append(_GAP)
+def _drawn(
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    width: int | None,
+    now: datetime | None,
+    rooms: Mapping[str, int] = {},
+) -> tuple[Text, ...]:
+    """Draw a table; the first line is its heading. Columns have as much room as `rooms` says, or as their values need."""
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for column in columns:
+        is_number = column.kind in {"number", "duration"}
+        table.add_column(
+            Text(column.title if width is not None else column.name),
+            justify="right" if is_number else "left",
+            no_wrap=column.kind not in _LEAST,
+            overflow="fold",
+            width=rooms.get(column.name),
+        )
+    for row in rows:
+        cells = [(_text(column.kind, row[column.name], now), column.kind) for column in columns]
+        table.add_row(*(Text(text, style_of(text) if kind == "state" else "") for text, kind in cells))
+    out = console()
+    options = out.options.update(width=width or _ANY_WIDTH)
+    lines = [
+        Text.assemble(*((segment.text, segment.style or "") for segment in line), no_wrap=True, overflow="ignore")
+        for line in out.render_lines(table, options, pad=False)
+    ]
+    for line in lines:
         line.rstrip()
-        lines.append(line)
     return tuple(lines)
-
-
-def _padded(value: str, room: int, *, right: bool) -> str:
-    shown = cut(value, room)
-    padding = " " * (room - cell_len(shown))
-    return f"{padding}{shown}" if right else f"{shown}{padding}"
-
-
-def cut(value: str, room: int) -> str:
-    """Return a value in at most so many cells, with `…` at its end where something is missing."""
-    return value if cell_len(value) <= room else f"{set_cell_size(value, max(room - 1, 0)).rstrip()}…"
-
-
-def _cells(column: Column, rows: Iterable[Row], now: datetime | None) -> list[str]:
-    """Return the title and the values of a column, escaped."""
-    title = column.name if now is None else column.title
-    return [title, *(_text(column.kind, _value(column, row), now) for row in rows)]
 
 
 def _value(column: Column, row: Row) -> Any:  # noqa: ANN401  # a value of any column

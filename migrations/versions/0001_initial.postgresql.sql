@@ -145,9 +145,9 @@ CREATE TABLE rejected_request (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
-
 CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
+
+CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
 
 COMMENT ON TABLE rejected_request IS 'A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.';
 
@@ -309,11 +309,11 @@ CREATE TABLE delivery_log (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
-
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
+
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
 
@@ -651,11 +651,11 @@ CREATE TABLE alert (
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
+CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
+
 CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
-
-CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
 COMMENT ON TABLE alert IS 'One row when a problem begins and one when it ends, never a second while it lasts.';
 

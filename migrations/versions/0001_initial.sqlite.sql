@@ -118,9 +118,9 @@ CREATE TABLE rejected_request ( -- A rejected request. Each receiver process sto
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (date(substr(readmitted_at, 1, 10)) IS substr(readmitted_at, 1, 10) AND readmitted_at >= '0001-01-01 00:00:00.000000Z' AND (length(readmitted_at) = 10 OR substr(readmitted_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
-
 CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
+
+CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
 
 CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.
     -- the event: inbox.seq
@@ -228,11 +228,11 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
 );
 
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
-
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
+
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or make heads on any route.
     -- always 1
@@ -471,11 +471,11 @@ CREATE TABLE alert ( -- One row when a problem begins and one when it ends, neve
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (date(substr(sent_at, 1, 10)) IS substr(sent_at, 1, 10) AND sent_at >= '0001-01-01 00:00:00.000000Z' AND (length(sent_at) = 10 OR substr(sent_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
+CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
+
 CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
-
-CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
 CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.
     -- the source that was swept

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from inbox.cli.tables import Column, Format, Layout, cut, format_of, layout, next_page, show
+from inbox.cli.tables import Column, Format, Layout, format_of, layout, next_page, show
 from inbox.cli.wording import counted, lasting, relative, shown_state
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -43,20 +43,20 @@ def text_of(made: Layout) -> list[str]:
     return [line.plain for line in made.lines]
 
 
-def test_a_row_is_one_line_and_its_long_text_takes_the_room_that_is_left() -> None:
+def test_a_long_text_wraps_and_nothing_is_cut() -> None:
     made = arranged(80)
-    assert text_of(made) == [
+    assert text_of(made)[:2] == [
         "seq  state  entity             received   last error",
-        "  7  dead   USER/IDNUMBER1234  3 min ago  the call was answered 503: out of ord…",
+        "  7  dead   USER/IDNUMBER1234  3 min ago  the call was answered 503: out of",
     ]
-    assert made.is_cut
     assert made.omitted == ("lane",)
+    assert " ".join(" ".join(text_of(made)[1:]).split()).endswith(str(ROW["last_error"]).strip().partition("503: ")[2])
 
 
 def test_the_less_important_columns_are_left_out_where_room_is_short() -> None:
     assert text_of(arranged(50))[0] == "seq  state  entity             last error"
     assert arranged(50).omitted == ("received_at", "lane")
-    assert text_of(arranged(10))[0] == "seq  state"
+    assert text_of(arranged(12))[0] == "seq  state"
 
 
 def test_columns_without_values_are_not_shown() -> None:
@@ -94,17 +94,10 @@ def test_no_line_is_wider_than_the_terminal(rows: list[dict[str, object]], width
         assert line.isprintable()
 
 
-@given(st.text(), st.integers(1, 30))
-def test_a_cut_value_fits_its_room_and_says_that_it_is_cut(value: str, room: int) -> None:
-    shown = cut(value, room)
-    assert cell_len(shown) <= room
-    assert shown == value or shown.endswith("…")
-
-
 def test_states_that_need_somebody_are_red_and_those_that_are_well_green() -> None:
     rows: list[dict[str, object]] = [{"seq": 1, "state": state} for state in ("dead", "retrying", "delivered", "ready")]
-    styles = [[str(span.style) for span in line.spans] for line in arranged(80, rows=rows).lines]
-    assert styles == [["bold", "bold"], ["red"], ["yellow"], ["green"], []]
+    styles = [{str(span.style) for span in line.spans} for line in arranged(80, rows=rows).lines]
+    assert styles == [{"bold"}, {"red"}, {"yellow"}, {"green"}, set()]
 
 
 def test_no_colour_leaves_where_it_is_not_wanted(
