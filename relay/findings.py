@@ -180,7 +180,11 @@ def _of_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Findi
     order = {kind: number for number, kind in enumerate(kinds)}
     for row in sorted(transaction.execute(_checked(transaction.sql, kinds)), key=lambda row: order[row.finding]):
         why = "; ".join(row.why.splitlines())
-        sentence, subject, fields = f"route {row.route}: {why}", row.route or why, {"route": row.route or ""}
+        sentence, subject, fields = (
+            f"route {row.route}: {why}",
+            row.route or why,
+            {"route": row.route} if row.route else {},
+        )
         if row.finding == "unordered":  # it is named, so that two looks can tell whether it is still the same
             sentence = subject = f"event {row.first} has waited a minute for its place in its lane"
             fields = {}

@@ -157,7 +157,7 @@ SCENES: dict[str, tuple[Callable[[Steps], None], set[tuple[Kind, str | None]]]] 
 
 
 def of_check(database: Database) -> set[tuple[str, str | None]]:
-    return {(each.kind, each.fields.get("route") or None) for each in checked(database)}
+    return {(each.kind, each.fields.get("route")) for each in checked(database)}
 
 
 def of_view(steps: Steps) -> set[tuple[str, str | None]]:
