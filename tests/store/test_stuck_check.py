@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from inbox.clock import SystemClock
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.events.timestamps import time_text
 from relay.delivery.gates import BreakerLimits, GateKey, RateLimit, Report, entity_key
 from relay.delivery.policy import RoutePolicy

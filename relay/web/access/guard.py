@@ -25,8 +25,8 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
-from inbox.config.types import Network
-from inbox.config.web import Web, WebProxy
+from inbox.config.model import Web, WebProxy
+from inbox.config.values import Network
 from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
 from inbox.logs.fields import fields
 from inbox.logs.visible import visible

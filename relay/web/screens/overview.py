@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config.model import Config
-from inbox.config.retention import RetentionKind
+from inbox.config.model import Config, RetentionKind
 from inbox.db.reads import Row
 from relay.next_steps import state_of
 from relay.store import stuck_check
