@@ -19,8 +19,8 @@ from relay.web import doctor_run, render
 from relay.web.access.accounts import check_accounts
 from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn, SignOut
 from relay.web.acts.resource import add_routes as add_acts
-from relay.web.api import ApiDocument
 from relay.web.doctor_run import DoctorRun
+from relay.web.openapi import ApiDocument
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import encode, of_path, parameters, parse, url
 from relay.web.reading import ListPage, NotYourTurn, Readers, Reading, Screen

@@ -22,8 +22,7 @@ from relay.store.sizes import NO_DISK, Disk, read_disk, sqlite_file
 from relay.store.stuck_check import Trouble
 from relay.store.transaction import Transaction
 from relay.web.attention import Concern, concerns
-from relay.web.reading import Reading, Screen
-from relay.web.rows import rows_of
+from relay.web.reading import Reading, Screen, rows_of
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
