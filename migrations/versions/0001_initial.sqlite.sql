@@ -157,17 +157,13 @@ CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_lo
     CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
-
-CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
-
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
-
 CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
 
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
@@ -176,6 +172,10 @@ CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE stat
 CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
 
 CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
 CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
     -- the route
@@ -228,11 +228,11 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
 );
 
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
-
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
 
 CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or make heads on any route.
     -- always 1

@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config.model import Config
-from inbox.config.retention import RetentionKind
+from inbox.config.model import Config, RetentionKind
 from inbox.db.reads import Row
 from inbox.examination import Finding
 from relay.findings import checked, findings, state_of
@@ -21,9 +20,14 @@ from relay.store.route_states import Bounds, RouteState
 from relay.store.sections import Sections, together_or_apart
 from relay.store.sizes import NO_DISK, Disk, read_disk, sqlite_file
 from relay.store.transaction import Transaction
+<<<<<<< HEAD
 from relay.web.reading import Reading, Screen
 from relay.web.remedy import button_of
 from relay.web.rows import rows_of
+=======
+from relay.web.attention import Concern, concerns
+from relay.web.reading import Reading, Screen, rows_of
+>>>>>>> main
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
