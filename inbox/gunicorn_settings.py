@@ -27,7 +27,7 @@ from inbox.gunicorn_worker import WORKER_TMP_DIR, HardenedWorker, LineLogger, al
 from inbox.loader.load import ConfigFile, config_path, load_file, read_config
 from inbox.observe.logs import AccessLogMask, Format, fields, without_message, write_stderr
 from inbox.observe.recorder import ExporterProcess, exporter_at
-from inbox.receiver.app import Receiver, app_of, require_known_proxies
+from inbox.receiver.app import CAPACITY, Receiver, app_of, require_known_proxies
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
@@ -155,7 +155,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         finally:
             checked.dispose()
         _warn_of_exposures(config)
-        allow_files(config.receiver.connections, "[receiver] connections")
+        allow_files(CAPACITY.connections, "the receiver's connections")
         receiver.exporter = exporter_at(
             None if (address := config.metrics.receiver) is None else address.place,
             config.logs.format,
