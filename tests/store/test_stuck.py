@@ -11,7 +11,7 @@ import pytest
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.db.stuck import AFTER_SECONDS, FAILED_FOR_SECONDS, ONLY_IN_VIEW, Kind, SqlClock, branches
 from inbox.events.timestamps import time_text
 from relay import findings
