@@ -15,8 +15,18 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from inbox.db.columns import BigId, JsonValue, TextList, UtcDateTime
-from inbox.db.schema.parts import PRUNED, metadata, number, optional, partial_index, required
+from inbox.db.columns import (
+    PRUNED,
+    BigId,
+    JsonValue,
+    TextList,
+    UtcDateTime,
+    metadata,
+    number,
+    optional,
+    partial_index,
+    required,
+)
 
 inbox = Table(
     "inbox",
