@@ -14,10 +14,9 @@ import falcon.asgi
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock, SystemClock
-from inbox.config.forward_headers import passed_headers
 from inbox.config.model import Config
-from inbox.config.routing import routes_of
-from inbox.config.source import Source
+from inbox.config.routing import passed_headers, routes_of
+from inbox.config.sources import Source
 from inbox.db import engine
 from inbox.db.dialect import SQLITE
 from inbox.db.link import link_to
