@@ -415,8 +415,6 @@ def postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
     }
 
 
-_SQL = Sql(SQLITE)
-
 SQLITE_KNOWN = text(f"""
 SELECT asked.n, i.seq, CASE WHEN i.erased_at IS NULL THEN i.body_sha256 END AS body_sha256,
        (SELECT count(*) FROM (SELECT 1 FROM duplicate_request r WHERE r.seq = i.seq LIMIT :kept)) AS number

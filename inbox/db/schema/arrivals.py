@@ -131,9 +131,6 @@ rejected_request = Table(
     ),
     optional("readmitted_by", Text, "operator who readmitted it"),
     optional("readmit_reason", Text, "reason for readmitting it"),
-    # They count the newest rows of each class for the caps of [retention].
-    partial_index("ix_rejected_request_whole", "id", where="body IS NOT NULL"),
-    partial_index("ix_rejected_request_bare", "id", where="body IS NULL"),
     comment="A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.",
     postgresql_with=PRUNED,
     sqlite_autoincrement=True,
