@@ -131,6 +131,8 @@ rejected_request = Table(
     ),
     optional("readmitted_by", Text, "operator who readmitted it"),
     optional("readmit_reason", Text, "reason for readmitting it"),
+    # those that can be readmitted, beside very many of strangers
+    partial_index("ix_rejected_request_whole", "id", where="body IS NOT NULL"),
     comment="A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.",
     postgresql_with=PRUNED,
     sqlite_autoincrement=True,
