@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli.completion import names_of
 from inbox.cli.options import (
     MOST_NUMBER,
     AsJson,
@@ -19,6 +18,7 @@ from inbox.cli.options import (
     OfStatus,
     Since,
     Until,
+    names_of,
     parse_entity,
 )
 from inbox.cli.terminal import fail
