@@ -16,8 +16,9 @@ import msgspec
 from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
+from inbox.config.mistakes import LocatedMistake
 from inbox.config.model import Config
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.db.trouble import trouble_text
@@ -25,7 +26,6 @@ from inbox.errors import ConfigError, collect_config_errors
 from inbox.examination import Examination
 from inbox.exposure import exposure_warnings, literal_secrets, values_in
 from inbox.loader.load import ConfigFile
-from inbox.loader.places import LocatedMistake
 from inbox.receiver.app import endpoints_of, require_known_proxies
 
 GROUP = "inbox_relay.checks"

@@ -10,8 +10,7 @@ from importlib.metadata import version as version_of
 
 import msgspec
 
-from inbox.config.endpoint import Destination, Endpoint, PythonDestination, SyncDestination
-from inbox.config.model import Config
+from inbox.config.model import Config, Destination, Endpoint, PythonDestination, SyncDestination
 from inbox.errors import ConfigError, InboxRelayError, NotExamined
 from inbox.events.timestamps import as_time, rfc3339
 from inbox.examination import DoctorFinding, Examination, FindingKind, Installation

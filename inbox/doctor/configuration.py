@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography import x509
 
 from inbox import check
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.db.engine import parse_url
 from inbox.errors import ConfigError, NotExamined
 from inbox.examination import DoctorFinding, Examination, FindingKind, Installation

@@ -6,7 +6,8 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import typer
@@ -35,6 +36,7 @@ from inbox.events.commands import says_why
 from inbox.events.timestamps import rfc3339
 from inbox.logs.visible import visible_text
 from relay.cli.options import open_database, require_known_filters
+from relay.operations.table import OPERATIONS, Operation, Words
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -70,20 +72,12 @@ _MOST_LISTED = 10_000
 _LOOK_AGAIN_SECONDS = 0.5
 
 
-class Texts(msgspec.Struct, frozen=True):
-    """The texts of a command: its plan, its end, its progress, and that there is nothing to do."""
-
-    planned: str
-    done: str
-    doing: str
-    nothing: str
-
-
-def carry_out(act: Act, texts: Texts, chosen: Selection, reason: str | None, *, yes: bool, as_json: bool) -> None:
+def carry_out(operation: Operation, chosen: Selection, reason: str | None, *, yes: bool, as_json: bool) -> None:
     """Show the plan; with `yes` carry it out, with a progress bar. Exits with 1 when it is about no delivery."""
     from relay.store.operator import commands
     from relay.store.operator.selection import Choice
 
+    act, texts = cast("Act", operation.kind), operation.words
     if yes and not says_why(reason):
         fail("say why with --reason: it is kept in the log")
     with exit_on_error():
@@ -156,25 +150,16 @@ def follow(database: Database, config: Config, number: int, doing: str, total: i
 
 def command_text(act: Act, chosen: Selection) -> str:
     """Return the command line of an act, to be copied."""
-    entity = None if chosen.entity_id is None else f"{chosen.entity_type}/{chosen.entity_id}"
-    given = {
-        "route": chosen.route,
-        "seq": chosen.seq,
-        "source": chosen.source,
-        "entity": entity,
-        "destination": chosen.destination,
-        "api": chosen.api,
-        "state": chosen.state,
-        "cause": chosen.cause,
-        "status": chosen.status,
-        "error": chosen.error,
-        "event-type": chosen.event_type,
-        "since": None if chosen.since is None else rfc3339(chosen.since),
-        "until": None if chosen.until is None else rfc3339(chosen.until),
-    }
-    options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
-    options += [flag for flag, is_set in (("--backfill", chosen.backfill), ("--all", chosen.everything)) if is_set]
-    return " ".join(["relay", act, *map(str, chosen.seqs or ()), *options, "--reason '…'"])
+    given = {name: getattr(chosen, name) for name in OPERATIONS[act].keys}
+    entity_type, entity_id, seqs = given.pop("entity_type"), given.pop("entity_id"), given.pop("seqs") or ()
+    given["entity"] = None if entity_id is None else f"{entity_type}/{entity_id}"
+    given["all"] = given.pop("everything")
+    words = ["relay", act, *map(str, seqs)]
+    for name, value in given.items():
+        if value is not None and value is not False:
+            text = rfc3339(value) if isinstance(value, datetime) else str(value)
+            words += [f"--{name.replace('_', '-')}", *(() if value is True else (shlex.quote(text),))]
+    return " ".join([*words, "--reason '…'"])
 
 
 def _planned(database: Database, choice: Choice, most: int) -> Plan:
@@ -185,7 +170,7 @@ def _planned(database: Database, choice: Choice, most: int) -> Plan:
         return preview(database, choice, most, seen=lambda number: progress.update(task, completed=number))
 
 
-def _show(texts: Texts, plan: Plan, hints: list[str]) -> None:
+def _show(texts: Words, plan: Plan, hints: list[str]) -> None:
     if not plan.count:
         say(texts.nothing)
     elif plan.count > len(plan.deliveries):

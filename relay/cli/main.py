@@ -5,6 +5,7 @@ A command imports the daemon, the demo services and whatever makes calls only wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from inbox.cli.command_line import Commands, options
 from inbox.cli.command_line import run as run_app
 from inbox.cli.terminal import exit_on_error
-from relay.cli.change_deliveries import cancel, replay, retry, unblock
+from relay.cli.change_deliveries import COMMANDS
 from relay.cli.listings import dead, tail
 from relay.cli.pause import pause, resume
 from relay.cli.plan import plan
@@ -78,5 +79,8 @@ def run(
     raise typer.Exit(start(options, reporting=exit_on_error))
 
 
-for command in (status, dead, tail, replay, retry, cancel, unblock, pause, resume, plan, sweep, verify, rebuild):
+OTHERS: tuple[Callable[..., None], ...] = (
+    status, dead, tail, *COMMANDS, pause, resume, plan, sweep, verify, rebuild,
+)  # fmt: skip
+for command in OTHERS:
     app.command()(command)

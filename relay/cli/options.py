@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from inbox.config.model import Config
     from relay.store.database import Database
 
+Reason = Annotated[str | None, typer.Option(help="Why; it is kept in the log. Needed with --yes.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")]
 ThisEntity = Annotated[str | None, typer.Option("--entity", help="This entity, as TYPE/ID.")]
 
 

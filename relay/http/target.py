@@ -17,9 +17,8 @@ import msgspec
 import requests
 
 from inbox.clock import steady
-from inbox.config.endpoint import ApiBasic, ApiBearer, ApiHeader, Endpoint, OutboundAuth
-from inbox.config.headers import is_name, may_be_set, titled
-from inbox.config.model import Outbound
+from inbox.config.model import ApiBasic, ApiBearer, ApiHeader, Endpoint, Outbound, OutboundAuth
+from inbox.config.values import is_name, may_be_set, titled
 from inbox.errors import ConfigError, collect_config_errors
 from relay.http import guard
 from relay.http.answer import Redactor
@@ -44,8 +43,6 @@ class Target(msgspec.Struct, frozen=True):
     """Configured headers and authentication. Names are in Title-Case, so that they replace a call's header of the same name."""
     timeout: float
     """Seconds, for one call."""
-    longest_hold: float
-    """Seconds for which an answer's rate limit holds further calls, at most."""
     proxies: dict[str, str]
     rules: guard.AddressRules
     tls: ssl.SSLContext
@@ -95,7 +92,6 @@ def prepare(
         shown=f"{parts.scheme}://{parts.netloc}{parts.path if shown_path is None else shown_path}",
         headers={"User-Agent": "inbox-relay", "Accept-Encoding": "identity", **made["headers"], **headers},
         timeout=float(endpoint.timeout),
-        longest_hold=float(endpoint.longest_hold),
         proxies=proxies,
         # A proxy's address is the operator's choice, and it resolves the name itself, where nothing here can look.
         rules=guard.ANYWHERE if proxies else rules,

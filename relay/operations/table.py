@@ -15,10 +15,10 @@ from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, O
 class Words(msgspec.Struct, frozen=True):
     """Texts of an operation on the command line: its plan, its end, its progress, and that there is nothing to do."""
 
-    planned: str
-    done: str
-    doing: str
-    nothing: str
+    planned: str = ""
+    done: str = ""
+    doing: str = ""
+    nothing: str = ""
     thing: str = "delivery"
 
 
@@ -31,8 +31,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of its selection."""
     without: tuple[str, ...] = ()
     """Fields of `asks` that it has no use for."""
-    words: Words | None = None
-    """None where the command line has no plan of it."""
+    words: Words = Words()
+    """Empty where the command line has no plan of it."""
     has_dry_run: bool = True
     is_dangerous: bool = False
     """True when nothing brings back what it ends."""

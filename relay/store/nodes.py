@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.db.dialect import Sql, as_json
 from inbox.db.parameters import rows_param, storable
 from inbox.events.states import GONE_SECONDS

@@ -8,10 +8,9 @@ import msgspec
 import pytest
 
 from inbox.clock import SystemClock
-from inbox.config.breaker import BreakerLimits
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.events.timestamps import time_text
-from relay.delivery.gates import GateKey, RateLimit, Report, entity_key
+from relay.delivery.gates import BreakerLimits, GateKey, RateLimit, Report, entity_key
 from relay.delivery.policy import RoutePolicy
 from relay.operations.asks import Selection
 from relay.store import gates, nodes

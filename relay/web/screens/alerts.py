@@ -14,8 +14,7 @@ from relay.delivery.alerts import AlertKind
 from relay.store.overview import FiringAlert, alert_text, read_firing
 from relay.web.attention import remedy_of_alert
 from relay.web.query import GivenTime, Limit, Number, Text, filter_of
-from relay.web.reading import ListPage, Reading, Screen
-from relay.web.rows import rows_of
+from relay.web.reading import ListPage, Reading, Screen, rows_of
 
 MOST_FIRING = 100
 

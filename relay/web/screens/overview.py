@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config.model import Config
-from inbox.config.retention import RetentionKind
+from inbox.config.model import Config, RetentionKind
 from inbox.db.reads import Row
 from relay.next_steps import state_of
 from relay.store import stuck_check
@@ -23,8 +22,7 @@ from relay.store.sizes import NO_DISK, Disk, read_disk, sqlite_file
 from relay.store.stuck_check import Trouble
 from relay.store.transaction import Transaction
 from relay.web.attention import Concern, concerns
-from relay.web.reading import Reading, Screen
-from relay.web.rows import rows_of
+from relay.web.reading import Reading, Screen, rows_of
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
