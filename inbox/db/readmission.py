@@ -95,7 +95,7 @@ class Taken(msgspec.Struct, frozen=True):
     receipts: Mapping[int, Sequence[Receipt]] = {}
     """Receipts of the events of each."""
     failed: Mapping[int, Exception] = {}
-    """Those that the database rejects, which stay as they are."""
+    """Errors of requests that the database rejects; these stay as they are."""
 
 
 def take(

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from inbox.db.dialect import as_json
-from inbox.db.erasure import searching, work
+from inbox.db.erasure import carrying_out, searching, work
 from inbox.db.erasure.subject import ErasureSubject
 from relay.store.operator import erase, execution
 from tests.helpers.person import ID, PERSON, contents, live, of_person, traces_in
@@ -141,6 +141,31 @@ def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
     (row,) = steps.rows("SELECT state, progress_seq FROM relay_command WHERE id = :id", id=unknown)
     assert (row["state"], row["progress_seq"]) == ("running", 1), "it searches on, step by step"
     assert answered(steps, unknown)["state"] == "done"
+
+
+def test_a_relay_and_the_command_line_do_each_step_once(
+    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "EVENTS_OF_A_STEP", 2)
+    live(steps)
+    order = work.ErasureOrder(PERSON, "kim", "request 2026-17")
+    number = carrying_out.ask(engine, order)
+
+    def looked(
+        connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
+    ) -> work.ErasureStep:
+        found = work.look(connection, subject, position, own_command=own_command)
+        execution.work_on(steps.database, CONFIG, POLICIES, number)  # a relay looked, too, and is faster
+        return found
+
+    if not steps.database.sql.is_postgres:
+        pytest.skip("the command line reads in a transaction that holds up a relay's on SQLite")
+    monkeypatch.setattr(carrying_out, "look", looked)
+    carrying_out.carry_out(engine, order, number, lambda _: None)
+    twice = steps.rows(
+        "SELECT seq, route FROM delivery_log WHERE kind = 'erased' GROUP BY seq, route HAVING count(*) > 1"
+    )
+    assert (twice, traces_in(engine)) == ([], [])
 
 
 def test_a_step_that_was_found_before_a_stop_erases_nothing_after_it(

@@ -12,7 +12,7 @@ from relay.operations.asks import Selection
 from relay.store import gates, record
 from relay.store.operator import commands, execution, room, selected
 from relay.store.operator.plan import Plan, preview
-from relay.store.operator.retry import retry
+from relay.store.operator.replay import retry
 from relay.store.operator.selection import Choice, keys_of
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps

@@ -15,6 +15,7 @@ from inbox.db.engine import reading
 from inbox.db.erasure.subject import ErasureSubject
 from inbox.db.erasure.work import ErasureOrder, OpenFound, StepDone, act, look
 from inbox.db.order_lock import lock_everything
+from inbox.events.commands import OPEN_COMMANDS
 
 LONGEST_REST_SECONDS = 1.0
 
@@ -62,12 +63,17 @@ def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[
     erased = emptied = 0
     while True:
         with engine.connect() as connection, reading(connection).begin():
+            standing = _standing(connection, number)
+            position = standing[1]
             step = look(connection, order.subject, position, own_command=number)
         began = time.monotonic()
         with engine.begin() as connection:
+            now = _standing(connection, number, locked=True)  # before the other locks, as a relay takes them
             lock_everything(connection)
-            if not _is_open(connection, number):  # somebody has stopped it, or a relay was faster
+            if now[0] not in OPEN_COMMANDS:  # somebody has stopped it, or a relay was faster
                 return ErasureResult(number, erased, emptied, is_done=_has_ended_well(connection, number))
+            if now[1:] != standing[1:]:  # a relay has done this step, or another one
+                continue
             done = act(connection, order, step)
             position = done.position if done.position is not None else position
             connection.execute(_PROGRESS, {"id": number, "changed": done.erased, "progress": position})
@@ -112,8 +118,10 @@ def end(connection: Connection, subject: ErasureSubject, number: int, done: Step
         connection.execute(_forget(sql), {"id": number, "pseudonym": subject.pseudonym})
 
 
-def _is_open(connection: Connection, number: int) -> bool:
-    return connection.execute(_STATE, {"id": number}).scalar_one() in {"asked", "running"}
+def _standing(connection: Connection, number: int, *, locked: bool = False) -> tuple[str, int | None, int]:
+    """Return the command's state, where its last step ended, and how many events are erased."""
+    found = connection.execute(_read(Sql(connection.dialect.name), locked=locked), {"id": number}).one()
+    return found.state, found.progress_seq, found.affected
 
 
 def _has_ended_well(connection: Connection, number: int) -> bool:
@@ -124,6 +132,12 @@ _STATE = text("SELECT state FROM relay_command WHERE id = :id")
 _PROGRESS = text("""
 UPDATE relay_command SET state = 'running', affected = affected + :changed, progress_seq = :progress WHERE id = :id
 """)
+
+
+@cache
+def _read(sql: Sql, *, locked: bool) -> TextClause:
+    lock = sql.for_update if locked else ""
+    return text(f"SELECT state, progress_seq, affected FROM relay_command WHERE id = :id {lock}")
 
 
 @cache
