@@ -30,7 +30,7 @@ from inbox.logs.fields import fields
 from inbox.logs.lines import write_stderr
 from inbox.logs.structured import Format
 from inbox.logs.traces import without_message
-from inbox.receiver.app import Receiver, app_of, require_known_proxies
+from inbox.receiver.app import CAPACITY, Receiver, app_of, require_known_proxies
 from inbox.telemetry.outlet import outlet_of
 from inbox.telemetry.recorder import ExporterProcess, exporter_at
 
@@ -162,7 +162,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         finally:
             checked.dispose()
         _warn_of_exposures(config)
-        allow_files(config.receiver.connections, "[receiver] connections")
+        allow_files(CAPACITY.connections, "the receiver's connections")
         receiver.exporter = exporter_at(
             outlet_of(config.metrics, "receiver"), config.logs.format, server.cfg.uid, server.cfg.gid
         )

@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.config.retention import RetentionKind
+from inbox.config.model import RetentionKind
 from inbox.db.dialect import SQLITE, Sql
 from inbox.db.pruning import states
 from inbox.events.timestamps import as_time, time_text

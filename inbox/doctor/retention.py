@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from inbox.config.retention import Retention
+from inbox.config.model import Retention
 from inbox.db.pruning import database_time, states
 from inbox.events.timestamps import as_time
 from inbox.examination import DoctorFinding, Examination, FindingKind, Installation

@@ -17,7 +17,7 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.config.model import Route
-from inbox.config.source import Source
+from inbox.config.sources import Source
 from inbox.db.intake import Rejected
 from inbox.db.throughput import REJECTED, SOURCE, UNAVAILABLE, Tally
 from inbox.db.wake_up import Notifier

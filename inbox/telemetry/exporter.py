@@ -25,7 +25,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from inbox.config.types import Address
+from inbox.config.values import Address
 from inbox.errors import ConfigError
 from inbox.logs.fields import fields
 from inbox.logs.lines import escape_lines

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from inbox.config.model import Metrics
-from inbox.config.types import Address
+from inbox.config.values import Address
 from inbox.otlp.asked import is_asked_for, names_endpoint
 
 Side = Literal["receiver", "relay"]

@@ -20,7 +20,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import Attributes
 
-from inbox.config.traces import Traces
+from inbox.config.model import Traces
 from inbox.logs.fields import fields
 from inbox.logs.trace_ids import TraceIds
 from inbox.otlp.exporters import SCHEMA_URL, Seldom, hear, make_exporter, resource_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from inbox.config.traces import Traces
+from inbox.config.model import Traces
 from inbox.errors import ConfigError
 from inbox.logs.fields import fields
 from inbox.logs.traces import without_message

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from inbox.clock import steady
-from inbox.config.endpoint import PythonDestination
-from inbox.config.model import Route
+from inbox.config.model import PythonDestination, Route
 from inbox.errors import BodyErased
 from inbox.logs.fields import fields
 from inbox.logs.traces import place_of

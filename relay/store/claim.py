@@ -367,12 +367,12 @@ def _routes_param(routes: Sequence[str]) -> str:
 
 @cache
 def _due_routes(sql: Sql) -> TextClause:
-    """One entry of the index for each route, however many there are."""
+    """One entry of the index for each route, however many there are: without the order Postgres may read the whole table."""
     return text(f"""
 SELECT routes.route FROM {sql.rows("routes", route="text")}
 WHERE (SELECT 1 FROM open_delivery o
        WHERE o.state = 'ready' AND o.route = routes.route AND o.due_at <= (SELECT {sql.now})
-       LIMIT 1) IS NOT NULL
+       ORDER BY o.due_at LIMIT 1) IS NOT NULL
 """)
 
 

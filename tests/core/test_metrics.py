@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from inbox.config.types import Address
+from inbox.config.values import Address
 from inbox.errors import CAUSES, RequestError
 from inbox.telemetry.metrics import RECEIVER, RELAY, Metric
 

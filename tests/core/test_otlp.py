@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from inbox.config.model import Config, Metrics
-from inbox.config.traces import Traces
+from inbox.config.model import Config, Metrics, Traces
 from inbox.errors import ConfigError
 from inbox.otlp import asked, exporters
 from inbox.otlp.asked import Signal, is_asked_for, require_extra

@@ -15,7 +15,7 @@ import pytest
 from opentelemetry.sdk.metrics.export import Histogram, MetricExporter, MetricExportResult, MetricsData
 
 from inbox.config.model import Metrics
-from inbox.config.types import Address
+from inbox.config.values import Address
 from inbox.otlp import exporters
 from inbox.otlp.exporters import COMPLAINS_EVERY_SECONDS, resource_of
 from inbox.telemetry import push

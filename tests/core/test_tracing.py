@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
-from inbox.config.traces import Traces
+from inbox.config.model import Traces
 from inbox.logs.trace_ids import current_ids
 from inbox.tracing import exporting, setup, spans
 from inbox.tracing.spans import OFF, new_trace_id, seed_checksum

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config.endpoint import ApiOauth2
-from inbox.config.types import Secret
+from inbox.config.model import ApiOauth2
+from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from relay import destinations
 from relay.delivery.outcome import Delivery, Skipped

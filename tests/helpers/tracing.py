@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util._once import Once
 
-from inbox.config.traces import Traces
+from inbox.config.model import Traces
 from inbox.tracing.exporting import OtelTracer
 
 

@@ -84,7 +84,7 @@ def test_a_scrape_is_answered_beside_connections_that_say_nothing_or_drip(
 
 
 COUNTS = """
-from inbox.config.types import Address
+from inbox.config.values import Address
 from inbox.telemetry.outlet import Outlet
 from inbox.telemetry.recorder import exporter_at, make_recorder
 from inbox.telemetry.metrics import RECEIVED, RECEIVER

@@ -8,8 +8,7 @@ from functools import partial
 from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
-from inbox.config.model import Config
-from inbox.config.retention import RetentionKind
+from inbox.config.model import Config, RetentionKind
 from inbox.db import pruning
 from inbox.db.retention import STEPS, plan
 from inbox.errors import UnusableCommand

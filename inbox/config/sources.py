@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from inbox.config.sweep import Sweep
-from inbox.config.types import Duration, Networks, Rate, Secret, Table, Topics, Unit
+from inbox.config.sync import Sweep
+from inbox.config.values import Duration, Networks, Rate, Secret, Table, Topics, Unit
 from inbox.events.event import Action
 
 Secrets = Annotated[list[Secret], msgspec.Meta(min_length=1)]

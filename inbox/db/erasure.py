@@ -1,4 +1,4 @@
-"""The entity to erase, and texts that name it. Pure."""
+"""The entity to erase, texts that name it, and the form of a fact after an erasure. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,22 @@ from typing import Any
 import msgspec
 
 from inbox.config.routing import entity_lane
+from inbox.db.dialect import POSTGRES
 from inbox.events.event import escape
 
 ERASED = "erased"
 """Stands where a text was that has to be there."""
 PSEUDONYM = f"{ERASED}:"
 """Every pseudonym begins with it; 64 hex digits follow."""
+
+KEPT = (
+    "attempt", "because", "blocks_lane", "by", "cause", "counted", "crashes", "did", "due_at", "duplicate", "error_class",
+    "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "run", "stale_suspected", "state", "was_due_at",
+    "who",
+)  # fmt: skip
+"""Keys of `delivery_log.detail` that stay: from them follows the state of the delivery. `who` is an operator."""
+EMPTIED = ("error", "why")
+"""Keys whose text gives way to a word, since a fact can't be read without them. Every other key goes."""
 
 _IS_PSEUDONYM = re.compile(rf"{PSEUDONYM}[0-9a-f]{{64}}")
 _ESCAPES = re.compile(r'(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))+')
@@ -89,3 +99,17 @@ def _readings(text: str) -> Iterator[str]:
         if plain == text:
             return
         yield (text := plain)
+
+
+def emptied(dialect: str, detail: str) -> str:
+    """Return the expression of `detail` without anything of a person. Applied again, it changes nothing."""
+    kept, texts = _list(KEPT + EMPTIED), _list(EMPTIED)
+    if dialect == POSTGRES:
+        value = f"CASE WHEN d.key IN ({texts}) THEN to_jsonb(CAST('{ERASED}' AS text)) ELSE d.value END"
+        return f"coalesce((SELECT jsonb_object_agg(d.key, {value}) FROM jsonb_each({detail}) d WHERE d.key IN ({kept})), '{{}}')"
+    value = f"CASE WHEN d.key IN ({texts}) THEN '{ERASED}' ELSE json({detail} -> d.fullkey) END"
+    return f"(SELECT json_group_object(d.key, {value}) FROM json_each({detail}) d WHERE d.key IN ({kept}))"
+
+
+def _list(keys: tuple[str, ...]) -> str:
+    return ", ".join(f"'{key}'" for key in keys)

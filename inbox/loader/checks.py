@@ -2,28 +2,144 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
 
-from inbox.config.endpoint import Destination, Endpoint, PythonDestination, SyncDestination
 from inbox.config.mistakes import Mistake, nearest
-from inbox.config.model import Config, Metrics, Route
-from inbox.config.retry import Retry
+from inbox.config.model import (
+    Config,
+    Destination,
+    Endpoint,
+    Metrics,
+    PythonDestination,
+    Retention,
+    RetentionKind,
+    Route,
+    SyncDestination,
+    Web,
+    WebProxy,
+)
 from inbox.config.routing import matches
-from inbox.config.source import Source
-from inbox.config.sweep import Sweep
-from inbox.config.sync import MapField, SyncRoute
-from inbox.http.limits import memory_for
-from inbox.loader.paging_checks import paging_mistakes
-from inbox.loader.passed_headers import passed_header_mistakes
-from inbox.loader.presets import preset_mistakes
-from inbox.loader.retention_checks import retention_mistakes
-from inbox.loader.web_checks import web_mistakes
-from inbox.sources import PRESETS
+from inbox.config.sources import Source
+from inbox.config.sync import Find, ListingCall, MapField, PagedBy, Paging, Sweep, SyncRoute
+from inbox.events.states import RETENTION_FLOOR_DAYS
+from inbox.loader.source_checks import passed_header_mistakes, preset_mistakes
+
+_NUMBERED: tuple[PagedBy, ...] = ("page", "start")
+_LINKED: tuple[PagedBy, ...] = ("link", "url")
+_HAS_MEANING: Mapping[str, tuple[PagedBy, ...]] = {
+    "first": _NUMBERED,
+    "next": ("cursor", "url"),
+    "more": (*_NUMBERED, "cursor"),
+    "total": _NUMBERED,
+    "short_is_last": _NUMBERED,
+    "query_only": _LINKED,
+}
+"""The ways of paging to which a key means something."""
+_PLAIN = Paging(by="page")
+_NEEDS_NEXT: Mapping[str, str] = {"cursor": "the value for {next}", "url": "the URL of the next page"}
+
+
+def paging_mistakes(path: tuple[str, ...], call: Find | ListingCall) -> Iterator[Mistake]:
+    """Yield keys of a call's `pages` that are missing, or mean nothing."""
+    path, pages = (*path, "pages"), call.pages
+    method = call.method if call.graphql is None else "POST"
+    if not isinstance(pages, Paging):
+        if pages == "link" and method != "GET":
+            yield _follows_by_get(path)
+        return
+    for key, kinds in _HAS_MEANING.items():
+        if pages.by not in kinds and getattr(pages, key) != getattr(_PLAIN, key):
+            valid = " or ".join(f'"{kind}"' for kind in kinds)
+            yield Mistake((*path, key), f'means nothing with by = "{pages.by}"; remove it, or set by = {valid}')
+    if pages.by in _NEEDS_NEXT and pages.next is None:
+        yield Mistake((*path, "next"), f"is missing: the JMESPath that finds {_NEEDS_NEXT[pages.by]} in a page")
+    if pages.by in _LINKED and method != "GET" and not pages.query_only:
+        yield _follows_by_get(path)
+
+
+def _follows_by_get(path: tuple[str, ...]) -> Mistake:
+    return Mistake(
+        path, 'follows links by GET alone; page by = "cursor", or set query_only = true, which keeps the path'
+    )
+
+
+# --- Rules of `[retention]`: floors below which a guarantee would break, and ages that would say nothing beside others.
+
+
+_DAY = 86400
+
+FLOORS: dict[RetentionKind, tuple[int, str]] = {
+    "payloads": (1, "a failed delivery has to be seen before its payload is gone"),
+    "events": (RETENTION_FLOOR_DAYS, "the keys recognise late duplicates"),
+    "attempts": (RETENTION_FLOOR_DAYS, "`relay verify` takes a gap in younger attempts for a loss"),
+    "rejected": (1, "a mistake has to be seen before its traces are gone"),
+    "duplicates": (1, "a mistake has to be seen before its traces are gone"),
+    "relay_nodes": (1, "a crash loop has to be seen before its traces are gone"),
+    "alerts": (1, "an alert is posted for as long as a day"),
+    "commands": (1, "an answer has to be seen before it is gone"),
+    "reveals": (30, "an audit asks weeks later who has seen a payload"),
+    "throughput": (1, "the views of sources and destinations show the last day"),
+}
+"""The least age of each kind in days, and the reason."""
+
+_WITH_THEIR_EVENTS: tuple[RetentionKind, ...] = ("payloads", "attempts", "duplicates")
+
+
+def retention_mistakes(retention: Retention) -> Iterator[Mistake]:
+    """Yield each age below its floor, and each above that of the events, with which the rows go."""
+    for kind, (days, reason) in FLOORS.items():
+        if retention.age_of(kind) < days * _DAY:
+            yield Mistake(("retention", kind), f"must be at least {days}d: {reason}")
+    for kind in _WITH_THEIR_EVENTS:
+        if retention.age_of(kind) > retention.events:
+            yield Mistake(
+                ("retention", kind),
+                f"is longer than events, {retention.events.shown}, with which they go; give at most that age",
+            )
+
+
+# --- Rules of `[web]`: an origin that a browser would send, and a proxy that not everybody can claim to be.
+
+
+_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.IGNORECASE)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OF_BROWSERS = frozenset(
+    {"authorization", "cookie", "host", "origin", "referer", "user-agent", "accept", "x-forwarded-for", "forwarded"}
+)
+"""Headers that a browser fills, or that have no name of a person in them."""
+_LEAST_SESSION, _LONGEST_SESSION = 60, 31 * 86400
+
+
+def web_mistakes(web: Web) -> Iterator[Mistake]:
+    """Yield what can't be meant in `[web]`."""
+    if web.origin is not None and not _ORIGIN.fullmatch(web.origin):
+        yield Mistake(("web", "origin"), 'must be a scheme and a host alone, such as "https://relay.example.com"')
+    if not _LEAST_SESSION <= web.session <= _LONGEST_SESSION:
+        yield Mistake(("web", "session"), "must be from 1m to 31d")
+    for key, secret in (("users", web.users), ("tokens", web.tokens)):
+        if secret is not None and (secret.not_before, secret.not_after) != (None, None):
+            yield Mistake(("web", key), "has no times: remove the line of who may no longer use the page")
+    if web.proxy is not None:
+        yield from _proxy(web.proxy)
+
+
+def _proxy(proxy: WebProxy) -> Iterator[Mistake]:
+    if any(ipaddress.ip_network(network).prefixlen == 0 for network in proxy.networks):
+        yield Mistake(("web", "proxy", "networks"), "has every address, and so everybody could say to be anybody")
+    if not _TOKEN.fullmatch(proxy.header) or proxy.header.lower() in _OF_BROWSERS:
+        yield Mistake(("web", "proxy", "header"), 'must be a header of the proxy\'s own, such as "X-Forwarded-User"')
+    if any(not name.strip() for name in proxy.operators):
+        yield Mistake(("web", "proxy", "operators"), "has an empty name")
+
+
+# --- everything else
+
 
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _FUNCTION = re.compile(f"{_NAME}:{_NAME}")
@@ -65,7 +181,6 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
     yield from web_mistakes(config.web)
     for name, source in config.sources.items():
         yield from preset_mistakes(("sources", name), source)
-        yield from _no_room(name, source, config.receiver.memory)
         yield from _sweeps(("sources", name, "sweeps"), source, config, names.apis)
     for name, route in config.routes.items():
         path = ("routes", name)
@@ -73,7 +188,6 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
         yield from _missing_name((*path, "destination"), "destination", route.destination, names.destinations)
         if route.destination in config.destinations:
             yield from _sync_or_not(path, route, config.destinations[route.destination])
-        yield from _one_way_to_retry((*path, "retry"), route.retry)
         if route.sync is not None:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names.apis)
             yield from _sync((*path, "sync"), route.sync)
@@ -83,23 +197,6 @@ def _one_address(metrics: Metrics) -> Iterator[Mistake]:
     """Yield an address at which both programs would listen."""
     if metrics.relay is not None and metrics.relay == metrics.receiver:
         yield Mistake(("metrics", "relay"), "is the receiver's address, too; only one program could listen there")
-
-
-def _one_way_to_retry(path: tuple[str, ...], retry: Retry) -> Iterator[Mistake]:
-    """Yield a schedule that the delays of `exponential` replace."""
-    if retry.exponential is not None and retry.schedule != Retry().schedule:
-        yield Mistake((*path, "schedule"), "says nothing beside exponential, which takes its place; remove one")
-
-
-def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
-    """Yield sources whose largest body exceeds the memory limit."""
-    most = source.max_body or (PRESETS[source.preset].max_body if source.preset in PRESETS else 0)
-    if memory_for(most) > memory:
-        yield Mistake(
-            ("receiver", "memory"),
-            f"is too little for the largest body of [sources.{name}], {most} bytes, which takes {memory_for(most)}: allow"
-            " that, or give the source a smaller max_body",
-        )
 
 
 def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collection[str]) -> Iterator[Mistake]:
