@@ -7,15 +7,7 @@ from importlib.metadata import version as version_of
 
 import msgspec
 
-<<<<<<< HEAD
 from inbox.examination import Examination, Finding, FindingKind, Installation
-=======
-from inbox.config.model import Config, Destination, Endpoint, PythonDestination, SyncDestination
-from inbox.errors import ConfigError, InboxRelayError, NotExamined
-from inbox.events.timestamps import as_time, rfc3339
-from inbox.examination import DoctorFinding, Examination, FindingKind, Installation
-from relay.delivery.gates import resume_command
->>>>>>> main
 from relay.delivery.policy import policies
 from relay.findings import KINDS, checked, findings
 from relay.store.database import Database

@@ -12,8 +12,6 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from inbox.cli.completion import names_of
-from inbox.cli.login import login_name
 from inbox.cli.options import (
     MOST_NUMBER,
     AsJson,
@@ -24,6 +22,8 @@ from inbox.cli.options import (
     Since,
     Until,
     Wide,
+    login_name,
+    names_of,
     open_database,
     require_known,
 )

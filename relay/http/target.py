@@ -14,15 +14,8 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 import msgspec
 import requests
 
-<<<<<<< HEAD
-from inbox.config.endpoint import ApiBasic, ApiBearer, ApiHeader, Endpoint, OutboundAuth
-from inbox.config.headers import is_name, may_be_set, titled
-from inbox.config.model import Outbound
-=======
-from inbox.clock import steady
 from inbox.config.model import ApiBasic, ApiBearer, ApiHeader, Endpoint, Outbound, OutboundAuth
 from inbox.config.values import is_name, may_be_set, titled
->>>>>>> main
 from inbox.errors import ConfigError, collect_config_errors
 from relay.http import guard
 from relay.http.answer import Redactor

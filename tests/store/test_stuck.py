@@ -8,10 +8,10 @@ from typing import get_args
 
 import msgspec
 import pytest
-from inbox.config.types import Secret
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
+from inbox.config.values import Secret
 from inbox.db.stuck import AFTER_SECONDS, FAILED_FOR_SECONDS, ONLY_IN_VIEW, Kind, SqlClock, branches
 from inbox.events.timestamps import time_text
 from relay import findings

@@ -14,13 +14,8 @@ from relay.delivery.alerts import AlertKind
 from relay.findings import of_alert
 from relay.store.overview import FiringAlert, alert_text, read_firing
 from relay.web.query import GivenTime, Limit, Number, Text, filter_of
-<<<<<<< HEAD
-from relay.web.reading import ListPage, Reading, Screen
-from relay.web.remedy import button_of
-from relay.web.rows import rows_of
-=======
 from relay.web.reading import ListPage, Reading, Screen, rows_of
->>>>>>> main
+from relay.web.remedy import button_of
 
 MOST_FIRING = 100
 

@@ -20,14 +20,8 @@ from relay.store.route_states import Bounds, RouteState
 from relay.store.sections import Sections, together_or_apart
 from relay.store.sizes import NO_DISK, Disk, read_disk, sqlite_file
 from relay.store.transaction import Transaction
-<<<<<<< HEAD
-from relay.web.reading import Reading, Screen
-from relay.web.remedy import button_of
-from relay.web.rows import rows_of
-=======
-from relay.web.attention import Concern, concerns
 from relay.web.reading import Reading, Screen, rows_of
->>>>>>> main
+from relay.web.remedy import button_of
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
