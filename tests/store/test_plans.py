@@ -45,7 +45,7 @@ from relay.store import (
     written,
 )
 from relay.store.audit import examine, rebuild, verify
-from relay.store.operator import replay, retry, room, selected_statements
+from relay.store.operator import replay, room, selected_statements
 from relay.store.operator.selection import Which
 from relay.store.reads import OUTCOMES
 from tests.helpers.explaining import Node, explained, nodes
@@ -292,7 +292,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "end": written.end,
     "move": written.move,
     "wanted that are open": reopen._present,
-    "wanted that are due later": retry._due_later,
+    "wanted that are due later": replay._due_later,
     "wanted that nobody has begun": lambda sql: replay._untouched(sql, locked=True),
     "due on a route": room._due,
     "replayed on a route": room._replayed_open,
