@@ -45,9 +45,7 @@ def test_every_state_and_step_is_on_the_page_of_states() -> None:
 
 def test_every_explanation_is_of_something() -> None:
     for name, explained in MEANINGS["config"].items():
-        table = next(
-            found for module in (model, sources, sync) if (found := getattr(module, name, None))
-        )
+        table = next(found for module in (model, sources, sync) if (found := getattr(module, name, None)))
         assert explained.keys() <= set(table.__struct_fields__), name
     page = PAGES["docs/reference/configuration.md"]
     unused = [text for some in MEANINGS["config"].values() for text in some.values() if text not in page]
