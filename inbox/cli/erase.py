@@ -10,9 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from inbox.cli.completion import names_of
-from inbox.cli.login import login_name
-from inbox.cli.options import AsJson, open_database, parse_entity, require_known
+from inbox.cli.options import AsJson, login_name, names_of, open_database, parse_entity, require_known
 from inbox.cli.terminal import (
     FINDING,
     Doing,

@@ -14,8 +14,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn
 
-from inbox.cli.login import login_name
-from inbox.cli.options import AsJson, open_database, require_known
+from inbox.cli.options import AsJson, login_name, open_database, require_known
 from inbox.cli.tables import Column, Format, show
 from inbox.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
 from inbox.cli.wording import byte_count, counted

@@ -14,7 +14,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from inbox.cli.login import login_name
+from inbox.cli.options import login_name
 from inbox.cli.tables import Column, Format, show
 from inbox.cli.terminal import (
     FINDING,

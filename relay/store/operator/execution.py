@@ -31,10 +31,9 @@ from relay.operations.table import OF_DELIVERIES, OF_GATES, OPERATIONS, parse
 from relay.store import gates
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
-from relay.store.operator import commands, dry_run, room, selected
+from relay.store.operator import commands, plan, room, selected
 from relay.store.operator.commands import BatchResult, Standing
-from relay.store.operator.replay import end_or_unblock, replay
-from relay.store.operator.retry import retry
+from relay.store.operator.replay import end_or_unblock, replay, retry
 from relay.store.operator.selection import Choice, keys_of
 from relay.store.operator.tasks import TASKS
 from relay.store.transaction import FailedAlone, Key, Transaction, key_text
@@ -247,7 +246,7 @@ def _do_task(database: Database, config: Config, command: Any, asked: Any) -> in
 
 def _look_on(database: Database, choice: Choice, command: Any) -> int:  # noqa: ANN401  # a result row
     """Examine the next deliveries of a dry run, and note the plan so far. Returns how many there are so far."""
-    step = dry_run.step(database, choice, command)
+    step = plan.dry_run_step(database, choice, command)
     with database.write() as transaction:
         if commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
             commands.advance(transaction, command.id, step, transaction.now())

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import get_args
 
+import msgspec
 import pytest
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.db.stuck import FAILED_FOR_SECONDS, ONLY_IN_VIEW, Finding, SqlClock, branches
+from inbox.config.values import Secret
+from inbox.db.stuck import AFTER_SECONDS, FAILED_FOR_SECONDS, ONLY_IN_VIEW, Kind, SqlClock, branches
+from inbox.events.timestamps import time_text
+from relay import findings
 from relay.delivery.gates import Gate, GateKey, entity_key
+from relay.findings import checked
 from relay.operations.asks import Selection
-from relay.store import gates, nodes, stuck_check
+from relay.store import gates, nodes
 from relay.store.database import Database
 from relay.store.operator import commands, execution
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
@@ -130,7 +135,7 @@ def crash_loop(steps: Steps) -> None:
 
 
 PAUSES = [("source", "trivore"), ("route", "strict"), entity_key("trivore", "USER", ODD)]
-SCENES: dict[str, tuple[Callable[[Steps], None], set[tuple[Finding, str | None]]]] = {
+SCENES: dict[str, tuple[Callable[[Steps], None], set[tuple[Kind, str | None]]]] = {
     "nothing": (lambda _: None, set()),
     "due": (due, {("stuck", "strict"), ("stuck", "latest")}),
     "an expired lease": (leased, {("stuck", "strict")}),
@@ -152,7 +157,7 @@ SCENES: dict[str, tuple[Callable[[Steps], None], set[tuple[Finding, str | None]]
 
 
 def of_check(database: Database) -> set[tuple[str, str | None]]:
-    return {(trouble.finding, trouble.route) for trouble in stuck_check.findings(database, POLICIES)}
+    return {(each.kind, each.fields.get("route")) for each in checked(database)}
 
 
 def of_view(steps: Steps) -> set[tuple[str, str | None]]:
@@ -179,8 +184,8 @@ def test_both_miss_a_relay(long_ago: Steps) -> None:
     assert of_check(long_ago.database) == of_view(long_ago) == {("no_relay", None)}
     alive(long_ago)
     assert of_check(long_ago.database) == of_view(long_ago) == set()
-    assert [each.finding for each in stuck_check.findings(long_ago.database, POLICIES, host="h2")] == ["no_relay"]
-    assert stuck_check.findings(long_ago.database, POLICIES, host="h1") == []
+    assert [each.kind for each in checked(long_ago.database, host="h2")] == ["no_relay"]
+    assert checked(long_ago.database, host="h1") == []
 
 
 def test_where_they_share_a_branch_they_share_the_words(long_ago: Steps) -> None:
@@ -189,7 +194,7 @@ def test_where_they_share_a_branch_they_share_the_words(long_ago: Steps) -> None
     crash_loop(long_ago)
     asked(long_ago)
     now(long_ago)
-    said = {trouble.why for trouble in stuck_check.findings(long_ago.database, POLICIES)}
+    said = {each.sentence for each in checked(long_ago.database)}
     assert {row["why"] for row in long_ago.rows("SELECT why FROM stuck")} == said
     assert any(why.startswith("command 1 (pause): refused: ") and "gone" in why for why in said)
     assert "relay h1 pid 8: step claim fails: ValueError: x" in said
@@ -203,13 +208,13 @@ def test_an_answer_of_several_lines_is_one_line_of_the_check(long_ago: Steps) ->
         else "UPDATE relay_command SET answer = 'one' || char(10) || 'two'"
     )
     alive(long_ago)
-    (found,) = stuck_check.findings(long_ago.database, POLICIES)
-    assert found.why == "command 1 (pause): refused: one; two"
+    (found,) = checked(long_ago.database)
+    assert found.sentence == "command 1 (pause): refused: one; two"
 
 
 def test_every_finding_has_its_branch_and_its_scene() -> None:
     shown = {finding for _, found in SCENES.values() for finding, _ in found}
-    assert set(branches(SqlClock("sqlite"))) == set(get_args(Finding)) == shown | ONLY_IN_VIEW | {"no_relay"}
+    assert set(branches(SqlClock("sqlite"))) == set(get_args(Kind)) == shown | ONLY_IN_VIEW | {"no_relay"}
 
 
 # --- information
@@ -302,3 +307,100 @@ def test_routes_that_no_relay_wrote_break_no_view(long_ago: Steps, routes: str) 
     alive(long_ago)
     long_ago.do(f"UPDATE relay_node SET routes = '{routes}'")
     assert {("stuck", "strict")} <= of_view(long_ago)
+
+
+# --- routes of which every attempt fails
+
+
+def failing_now(steps: Steps) -> list[str]:
+    """Routes that fail, as the check finds them by its own clock, and the view by the database's."""
+    found = [each.sentence for each in checked(steps.database) if each.kind == "failing"]
+    rows = steps.rows("SELECT route, why FROM stuck WHERE finding = 'failing' AND is_finding ORDER BY route")
+    assert found == [f"route {row['route']}: {row['why']}" for row in rows]
+    return found
+
+
+FAILS = "route strict: every attempt since its last success failed: forward answered 503"
+
+
+def test_a_route_fails_from_its_first_failed_attempt_until_its_next_success(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    steps.attempt(DONE)
+    assert failing_now(steps) == []
+    steps.attempt(UNWELL)
+    assert failing_now(steps) == [FAILS]
+    steps.advance(AFTER_SECONDS + 1)
+    steps.attempt(UNWELL)
+    assert failing_now(steps) == [FAILS]
+    steps.advance(3600)
+    steps.attempt(DONE)
+    assert failing_now(steps) == []
+
+
+def test_a_route_whose_deliveries_die_at_once_fails_and_one_whose_dead_are_gone_does_not(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(HOPELESS)
+    assert failing_now(steps) == ["route strict: every attempt since its last success failed: email: no value"]
+    steps.do("DELETE FROM open_delivery")
+    assert failing_now(steps) == []
+
+
+@pytest.mark.parametrize("key", [("route", "strict"), ("destination", "audit")])
+def test_a_route_that_a_person_paused_is_not_told_as_failing(steps: Steps, key: GateKey) -> None:
+    steps.clock.moment = SystemClock().now()  # the view route_gate has the database's own
+    nodes.start_node(steps.database, "r1", "h1", 7, "1", policies=POLICIES)
+    steps.arrive(an_event(1))
+    steps.attempt(UNWELL)
+    assert failing_now(steps) == [FAILS]
+    with steps.database.write() as transaction:
+        gates.pause(transaction, key, who="kim", why="maintenance")
+    assert failing_now(steps) == []
+
+
+def test_a_route_of_which_the_newest_facts_have_no_attempt_is_judged_by_its_figures(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    steps.attempt(UNWELL)
+    monkeypatch.setattr(
+        "inbox.db.stuck._NEWEST_ATTEMPTS", "SELECT n.id, n.route, n.kind, n.at FROM delivery_log n WHERE false"
+    )
+    findings._checked.cache_clear()
+    now = steps.clock.now()
+
+    def figure(outcome: str, minutes: int) -> None:
+        minute = time_text(now + timedelta(minutes=minutes))
+        steps.do(
+            "INSERT INTO throughput_minute (kind, name, outcome, minute, count, bytes)"
+            f" VALUES ('route', 'strict', '{outcome}', '{minute}', 1, 0)"
+        )
+
+    def found() -> list[str]:
+        return [each.sentence for each in checked(steps.database) if each.kind == "failing"]
+
+    assert found() == []
+    figure("attempt_failed", 0)
+    assert found() == [FAILS]
+    figure("delivered", 1)
+    assert found() == []
+    figure("dead", 2)
+    assert found() == [FAILS]
+    findings._checked.cache_clear()
+
+
+def test_relays_with_different_configurations_are_found_until_they_agree(database: Database) -> None:
+    def differ() -> list[str]:
+        return [each.sentence for each in checked(database) if each.kind == "config_differs"]
+
+    told = ["relays h1 pid 7 and h2 pid 8 run with different routes or destinations"]
+    nodes.start_node(database, "r1", "h1", 7, "1", policies=POLICIES, config=CONFIG)
+    nodes.start_node(database, "r2", "h2", 8, "1", policies=POLICIES, config=CONFIG)
+    assert differ() == []
+    less = msgspec.structs.replace(CONFIG, routes={"strict": CONFIG.routes["strict"]})
+    nodes.describe_routes(database, "r2", POLICIES, less)
+    assert differ() == told
+    elsewhere = msgspec.structs.replace(CONFIG.destinations["audit"], url=Secret("https://other.example.com"))
+    nodes.describe_routes(database, "r2", POLICIES, msgspec.structs.replace(CONFIG, destinations={"audit": elsewhere}))
+    assert differ() == told
+    nodes.stop_node(database, "r2")
+    assert differ() == []

@@ -1,4 +1,4 @@
-"""`relay tail`: follows the outcomes of deliveries live."""
+"""`relay dead` and `relay tail`: dead letters, and the outcomes of deliveries as they are recorded."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import msgspec
 import typer
 
 from inbox.cli.options import (
+    MOST_NUMBER,
+    AsJson,
     AsNdjson,
+    Columns,
     End,
+    Limit,
     OfDestination,
     OfEntity,
     OfError,
@@ -19,11 +23,12 @@ from inbox.cli.options import (
     OfSource,
     OfStatus,
     Since,
+    Until,
     Wide,
     parse_entity,
     require_known,
 )
-from inbox.cli.tables import Column, Rolling, format_of
+from inbox.cli.tables import Column, Rolling, format_of, show
 from inbox.cli.tail import follow, until_interrupted
 from inbox.cli.terminal import exit_on_error
 from inbox.cli.wording import counted, lasting
@@ -32,7 +37,79 @@ from relay.cli.options import open_database, require_known_filters
 if TYPE_CHECKING:
     from inbox.db.reads import Row
 
-COLUMNS = (
+DEAD_COLUMNS = (
+    Column("seq", "number"),
+    Column("entity", "entity"),
+    Column("error", last=True),
+    Column("route"),
+    Column("state", "state"),
+    Column("died_at", "time", "died"),
+    Column("cause"),
+    Column("last_status", "number", "status"),
+    Column("event_type"),
+    Column("attempts", "number"),
+    Column("source"),
+    Column("received_at", "time", "received", on_request=True),
+    Column("occurred_at", "time", "occurred", on_request=True),
+    Column("action", on_request=True),
+    Column("lane", on_request=True),
+)
+
+
+def dead(
+    *,
+    route: OfRoute = None,
+    destination: OfDestination = None,
+    source: OfSource = None,
+    entity: OfEntity = None,
+    event_type: OfEventType = None,
+    cause: Annotated[str | None, typer.Option(help="Only of this cause, such as exhausted or mapping.")] = None,
+    status: OfStatus = None,
+    error: OfError = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = None,
+    wide: Wide = False,
+    columns: Columns = None,
+    as_json: AsJson = False,
+    as_ndjson: AsNdjson = False,
+) -> None:
+    """List deliveries that were given up, the newest death first; --since and --until are times of their deaths.
+
+    `inbox show SEQ` shows the whole history of one; `relay replay` replays them.
+
+    Examples:
+      relay dead --cause mapping
+      relay dead --destination crm --status 422 --since 2d
+      relay dead --error "no value" --ndjson
+    """
+    from inbox.config.routing import chosen_routes
+    from inbox.db.listing import read_rows
+
+    form = format_of(DEAD_COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
+    entity_type, entity_id = parse_entity(entity, may_be_a_type=True)
+    with exit_on_error():
+        config, database = open_database()
+        require_known_filters(config, database, route=route, source=source, destination=destination, cause=cause)
+        wanted = {
+            "routes": chosen_routes(config, route, destination),
+            "source": source,
+            "entity_type": entity_type,
+            "entity_id": entity_id,
+            "event_type": event_type,
+            "cause": cause,
+            "status": status,
+            "error": error,
+            "since": since,
+            "until": until,
+        }
+        most = form.most(limit)
+        rows = read_rows(database.engine, "dead", wanted, most or MOST_NUMBER)
+    more = f"{most} shown; more with `--limit {2 * most}`" if most is not None and len(rows) >= most else ""
+    show(rows, DEAD_COLUMNS, form, empty="no dead letters", more=more)
+
+
+OUTCOME_COLUMNS = (
     Column("at", "time"),
     Column("kind", "state"),
     Column("seq", "number"),
@@ -109,7 +186,7 @@ def tail(
     from relay.delivery.facts import KINDS
     from relay.store.reads import OUTCOMES
 
-    form = format_of(COLUMNS, as_ndjson=as_ndjson, wide=wide)
+    form = format_of(OUTCOME_COLUMNS, as_ndjson=as_ndjson, wide=wide)
     entity_type, entity_id = parse_entity(entity, may_be_a_type=True)
     require_known("kind", kind, KINDS)
     with exit_on_error(), until_interrupted():
@@ -126,7 +203,7 @@ def tail(
             status=status,
             error=error,
         )
-        out = Rolling(COLUMNS, form)
+        out = Rolling(OUTCOME_COLUMNS, form)
         for _, row in follow(database.engine, [OUTCOMES], since, ends=end):
             if wanted.admits(row):
                 out.add(row, shown={"what": _what(row)})
