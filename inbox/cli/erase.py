@@ -10,9 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from inbox.cli.completion import names_of
-from inbox.cli.login import login_name
-from inbox.cli.options import AsJson, open_database, parse_entity, require_known
+from inbox.cli.options import AsJson, login_name, names_of, open_database, parse_entity, require_known
 from inbox.cli.terminal import (
     FINDING,
     Doing,
@@ -28,7 +26,7 @@ from inbox.cli.terminal import (
 )
 from inbox.cli.wording import byte_count, counted, stays_open
 from inbox.events.commands import says_why
-from inbox.logs.visible import visible
+from inbox.observe.visible import visible
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

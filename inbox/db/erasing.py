@@ -24,6 +24,7 @@ from inbox.db.erasure import ERASED, ErasureSubject, emptied
 from inbox.db.order_lock import lock_everything
 from inbox.db.parameters import rows_param
 from inbox.db.schema import inbox, metadata, rejected_request, relay_command
+from inbox.events.commands import OPEN_COMMANDS
 
 EVENTS_OF_A_STEP = 100
 """Some 30 ms under the order lock, when each has been delivered on one route."""
@@ -248,17 +249,20 @@ def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[
     Between two steps it rests as long as the last one took, so that relays have the order lock half of the time.
     """
     sql = Sql(engine.dialect.name)
-    position: int | None = None
     erased = others = 0
     while True:
         with engine.connect() as connection, reading(connection).begin():
+            standing = _standing(connection, number)
+            position = standing[1]
             step = look(connection, order.subject, position, own_command=number)
         began = time.monotonic()
         with engine.begin() as connection:
+            now = _standing(connection, number, locked=True)  # before the other locks, as a relay takes them
             lock_everything(connection)
-            state = connection.execute(_STATE, {"id": number}).scalar_one()
-            if state not in {"asked", "running"}:  # somebody has stopped it, or a relay was faster
-                return ErasureResult(number, erased, others, is_done=state == "done")
+            if now[0] not in OPEN_COMMANDS:  # somebody has stopped it, or a relay was faster
+                return ErasureResult(number, erased, others, is_done=now[0] == "done")
+            if now[1:] != standing[1:]:  # a relay has done this step, or another one
+                continue
             done = act(connection, order, step)
             position = done.position if done.position is not None else position
             connection.execute(_PROGRESS, {"id": number, "changed": done.erased, "progress": position})
@@ -270,6 +274,12 @@ def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[
         if done.is_last or done.open:
             return ErasureResult(number, erased, others, done.open, is_done=done.is_last)
         time.sleep(max(sql.pause_after_write, min(took, LONGEST_REST_SECONDS)))
+
+
+def _standing(connection: Connection, number: int, *, locked: bool = False) -> tuple[str, int | None, int]:
+    """Return the command's state, where its last step ended, and how many events are erased."""
+    found = connection.execute(_read(Sql(connection.dialect.name), locked=locked), {"id": number}).one()
+    return found.state, found.progress_seq, found.affected
 
 
 def stop(engine: Engine, number: int) -> None:
@@ -462,7 +472,6 @@ _LATE_DUPLICATES = text(f"""
 SELECT d.id FROM inbox i JOIN duplicate_request d ON d.seq = i.seq
 WHERE {_OF_ENTITY} AND i.erased_at IS NOT NULL AND (d.body IS NOT NULL OR d.error IS NOT NULL)
 """)
-_STATE = text("SELECT state FROM relay_command WHERE id = :id")
 _PROGRESS = text("""
 UPDATE relay_command SET state = 'running', affected = affected + :changed, progress_seq = :progress WHERE id = :id
 """)
@@ -580,6 +589,12 @@ def _remove_lanes(sql: Sql) -> TextClause:
 DELETE FROM lane
 WHERE (route, lane) IN (SELECT lanes.route, lanes.lane FROM {sql.rows("lanes", route="text", lane="text")})
 """)
+
+
+@cache
+def _read(sql: Sql, *, locked: bool) -> TextClause:
+    lock = sql.for_update if locked else ""
+    return text(f"SELECT state, progress_seq, affected FROM relay_command WHERE id = :id {lock}")
 
 
 @cache

@@ -10,10 +10,9 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config.endpoint import Endpoint
-from inbox.config.model import AlertFormat, Config
-from inbox.config.types import Duration
-from inbox.logs.traces import place_of
+from inbox.config.model import AlertFormat, Config, Endpoint
+from inbox.config.values import Duration
+from inbox.observe.logs import place_of
 from relay.delivery.alerts import Posted, payload
 from relay.http.client import HttpClient, Limits, Request
 from relay.http.target import prepare

@@ -21,9 +21,7 @@ from tenacity import (
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from inbox.config.endpoint import Endpoint
-from inbox.config.model import Config, Ordering, Route
-from inbox.config.retry import Retry
+from inbox.config.model import Config, Endpoint, Ordering, Retry, Route
 from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config.endpoint import Api
-from inbox.config.model import Config
+from inbox.config.model import Api, Config
 from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param
 from inbox.events.timestamps import as_time, time_text

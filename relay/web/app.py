@@ -13,7 +13,7 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
-from inbox.config.types import Network
+from inbox.config.values import Network
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import doctor_run, render
 from relay.web.access.accounts import check_accounts

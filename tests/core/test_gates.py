@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.model import Config
-from inbox.config.source import NoAuth, Source
+from inbox.config.sources import NoAuth, Source
 from relay.delivery.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
 from relay.delivery.gates import (
     Breaker,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.retry import Retry
-from inbox.config.types import Duration
+from inbox.config.model import Retry
+from inbox.config.values import Duration
 from inbox.loader.load import parse_config
 from relay.delivery import facts
 from relay.delivery.failure_rules import AGAIN_AT_MOST, RULES, Rule

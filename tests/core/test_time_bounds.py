@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.retry import Retry
-from inbox.config.types import Duration, Rate
+from inbox.config.model import Retry
+from inbox.config.values import Duration, Rate
 from relay.delivery import facts
 from relay.delivery.gates import Breaker, BreakerLimits, BreakerState, RateLimit, after_result, probe
 from relay.delivery.outcome import Failed

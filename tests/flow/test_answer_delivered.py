@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.config.model import Config
-from inbox.config.types import Duration
+from inbox.config.values import Duration
 from inbox.errors import StillOpen
 from inbox.http.limits import memory_for
 from inbox.receiver import app, wait

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from inbox.clock import SystemClock
-from inbox.config.endpoint import Api
+from inbox.config.model import Api
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.alerts import Alert

@@ -143,6 +143,31 @@ def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
     assert answered(steps, unknown)["state"] == "done"
 
 
+def test_a_relay_and_the_command_line_do_each_step_once(
+    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "EVENTS_OF_A_STEP", 2)
+    live(steps)
+    order = erasing.ErasureOrder(PERSON, "kim", "request 2026-17")
+    number = erasing.ask(engine, order)
+
+    def looked(
+        connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
+    ) -> erasing.ErasureStep:
+        found = erasing.look(connection, subject, position, own_command=own_command)
+        execution.work_on(steps.database, CONFIG, POLICIES, number)  # a relay looked, too, and is faster
+        return found
+
+    if not steps.database.sql.is_postgres:
+        pytest.skip("the command line reads in a transaction that holds up a relay's on SQLite")
+    monkeypatch.setattr(erasing, "look", looked)
+    erasing.carry_out(engine, order, number, lambda _: None)
+    twice = steps.rows(
+        "SELECT seq, route FROM delivery_log WHERE kind = 'erased' GROUP BY seq, route HAVING count(*) > 1"
+    )
+    assert (twice, traces_in(engine)) == ([], [])
+
+
 def test_a_step_that_was_found_before_a_stop_erases_nothing_after_it(
     steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

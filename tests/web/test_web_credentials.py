@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from inbox.config.types import Network
+from inbox.config.values import Network
 from inbox.errors import ConfigError
 from relay.web.access import guard
 from relay.web.access.accounts import (

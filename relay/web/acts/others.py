@@ -21,7 +21,7 @@ from inbox.events.timestamps import rfc3339
 from relay.delivery.gates import Gate
 from relay.store import gates
 from relay.store.operator import readmit
-from relay.store.operator.sweeping import types_of
+from relay.store.operator.tasks import types_of
 from relay.store.transaction import Transaction
 from relay.web.acts.forms import Given
 from relay.web.acts.plan import ActPlan, PlanFigure, frozen, sealed

@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Engine, text
 
-from inbox.config.endpoint import ForwardDestination
-from inbox.config.model import Config, Route
-from inbox.config.retry import Retry
-from inbox.config.source import NoAuth, Source
-from inbox.config.types import Duration, Secret
+from inbox.config.model import Config, ForwardDestination, Retry, Route
+from inbox.config.sources import NoAuth, Source
+from inbox.config.values import Duration, Secret
 from inbox.db.dialect import Sql, as_json
 from inbox.db.engine import reading
 from inbox.events.timestamps import as_time
