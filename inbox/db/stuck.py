@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from inbox.db.columns import one_of
 from inbox.db.dialect import Sql
-from inbox.db.schema.parts import one_of
 from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 
 Kind = Literal[
