@@ -31,8 +31,6 @@ GITHUB = f"""
 [sources.github]
 preset = "github"
 secrets = ["{SECRET}"]
-[receiver]
-requests_per_connection = 1000000
 """
 BAR_MEMORY, BAR_MILLISECONDS = 4.0, 300.0
 FREE_SECONDS = 1.5

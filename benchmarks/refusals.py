@@ -105,8 +105,7 @@ def main(
 ) -> None:
     """Ask every source for refusals."""
     figures: dict[str, dict[str, dict[str, float]]] = {}
-    more = f"{SOURCES}\n[receiver]\nrequests_per_connection = 1000000"
-    with databases(Kind.SQLITE) as (url,), configured(url, more=more) as environment:
+    with databases(Kind.SQLITE) as (url,), configured(url, more=SOURCES) as environment:
         port = free_port()
         bind = ("--bind", f"127.0.0.1:{port}", "--workers", "1", "--log-level", "warning")
         ready = f"http://127.0.0.1:{port}/health/ready"

@@ -14,8 +14,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from inbox.config.source import Source
-from inbox.config.types import Secret
+from inbox.config.sources import Source
+from inbox.config.values import Secret
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.credentials import Verifier, verifier_of

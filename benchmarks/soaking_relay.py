@@ -8,8 +8,8 @@ from types import FrameType
 
 import msgspec
 
-from inbox.config.retention import Retention
-from inbox.config.types import Age
+from inbox.config.model import Retention
+from inbox.config.values import Age
 from inbox.db import engine as engines
 from inbox.db import pruning
 from inbox.db.retention import STEPS

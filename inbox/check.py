@@ -16,8 +16,9 @@ import msgspec
 from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
+from inbox.config.mistakes import LocatedMistake
 from inbox.config.model import Config
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.db.trouble import trouble_text
@@ -25,7 +26,6 @@ from inbox.errors import ConfigError, collect_config_errors
 from inbox.examination import Examination
 from inbox.exposure import exposure_warnings, literal_secrets, values_in
 from inbox.loader.load import ConfigFile
-from inbox.loader.places import LocatedMistake
 from inbox.receiver.app import endpoints_of, require_known_proxies
 
 GROUP = "inbox_relay.checks"
@@ -35,7 +35,7 @@ Level = Literal["mistake", "warning"]
 """With a mistake, one of both sides doesn't start."""
 
 
-class Finding(msgspec.Struct, frozen=True):
+class ConfigFinding(msgspec.Struct, frozen=True):
     """A mistake or a warning, with its place."""
 
     level: Level
@@ -45,7 +45,7 @@ class Finding(msgspec.Struct, frozen=True):
     text: str
 
     @classmethod
-    def of(cls, level: Level, located: LocatedMistake) -> Finding:
+    def of(cls, level: Level, located: LocatedMistake) -> ConfigFinding:
         """Make one of a located mistake."""
         return cls(level, located.file, located.line, located.key or None, located.text)
 
@@ -118,25 +118,25 @@ def sides() -> list[Side]:
 
 def findings(
     file: ConfigFile, path: Path, sides: Sequence[Side], environment: Mapping[str, str] = os.environ
-) -> list[Finding]:
+) -> list[ConfigFinding]:
     """List the mistakes of the file and of each side's start, then the warnings; each once."""
     found = mistakes(file, sides)
     places = {each.place for each in found}
     warnings = [each for side in sides for each in file.further_mistakes(side.unused)]
     warnings += [file.source.locate_line(line) for line in _warnings(file, path, environment)]
-    found += [Finding.of("warning", each) for each in warnings if each not in places]
+    found += [ConfigFinding.of("warning", each) for each in warnings if each not in places]
     if len(sides) == 1:
         text = "the relay's part is not checked, as the package is not installed whole: install it again"
-        found.append(Finding("warning", None, None, None, text))
+        found.append(ConfigFinding("warning", None, None, None, text))
     return [*dict.fromkeys(found)]
 
 
-def mistakes(file: ConfigFile, sides: Sequence[Side]) -> list[Finding]:
+def mistakes(file: ConfigFile, sides: Sequence[Side]) -> list[ConfigFinding]:
     """List the mistakes of the file and of each side's start."""
     found = [*file.mistakes]
     for side in sides:
         found += file.further_mistakes(side.start)
-    return [Finding.of("mistake", each) for each in dict.fromkeys(found)]
+    return [ConfigFinding.of("mistake", each) for each in dict.fromkeys(found)]
 
 
 def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> Iterator[str]:
@@ -201,7 +201,7 @@ class DatabaseState(msgspec.Struct, frozen=True):
     state: Literal["current", "not asked", "unusable"]
 
 
-def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[Finding]]:
+def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[ConfigFinding]]:
     """Look at the schema and the settings of the database: of a SQLite file, or of any with `online`."""
     url = file.sound.database.url
     try:
@@ -221,7 +221,9 @@ def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[
     except DBAPIError as error:
         text = f"the database does not answer: {trouble_text(error)}"
         return DatabaseState(shown, url.origin, "unusable"), _located(file, ConfigError(f"{url.origin}: {text}"))
-    return DatabaseState(shown, url.origin, "current"), [Finding("warning", None, None, None, each) for each in doubted]
+    return DatabaseState(shown, url.origin, "current"), [
+        ConfigFinding("warning", None, None, None, each) for each in doubted
+    ]
 
 
 def _examine(url: str) -> list[str]:
@@ -243,8 +245,8 @@ def _require_file(name: str) -> None:
         raise ConfigError(f"there is no database {name} yet: run `inbox migrate`")
 
 
-def _located(file: ConfigFile, error: ConfigError) -> list[Finding]:
-    return [Finding.of("mistake", file.source.locate_line(line)) for line in str(error).splitlines()]
+def _located(file: ConfigFile, error: ConfigError) -> list[ConfigFinding]:
+    return [ConfigFinding.of("mistake", file.source.locate_line(line)) for line in str(error).splitlines()]
 
 
 def asked(probes: Sequence[Probe], done: Callable[[Reply], None]) -> list[Reply]:
@@ -258,10 +260,10 @@ def asked(probes: Sequence[Probe], done: Callable[[Reply], None]) -> list[Reply]
     return [replies[probe.key] for probe in probes]
 
 
-def unreached(file: ConfigFile, replies: Iterable[Reply]) -> list[Finding]:
+def unreached(file: ConfigFile, replies: Iterable[Reply]) -> list[ConfigFinding]:
     """Return a warning for each system that was not reached: both sides start without it."""
     return [
-        Finding.of("warning", file.source.locate_line(f"{reply.key}: {reply.url} was not reached: {reply.text}"))
+        ConfigFinding.of("warning", file.source.locate_line(f"{reply.key}: {reply.url} was not reached: {reply.text}"))
         for reply in replies
         if not reply.reached
     ]

@@ -1,18 +1,18 @@
-"""Examinations of a running installation: their form, their findings, and the installation that they look at.
+"""Findings about a running installation, the examinations that make them, and the installation that they look at.
 
-An examination only reads. Each kind of finding is declared once, with its reason and the command that mends it.
+An examination only reads. Each kind of finding is declared once, with its reason and its remedy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 
 from inbox.config.model import Config
 from inbox.db.dialect import POSTGRES, SQLITE
@@ -20,43 +20,47 @@ from inbox.db.engine import parse_url
 from inbox.errors import NotExamined
 from inbox.loader.load import ConfigFile
 
-Severity = Literal["critical", "warning", "information"]
-"""Webhooks are lost, late or in danger now; they will be; a fact to know, which is no finding."""
-
-Section = Literal["Database", "Server", "Disk", "Configuration", "Traffic", "Relays", "Deliveries", "Other systems"]
+Level = Literal["critical", "warning", "information"]
+"""Webhooks are lost, late or in danger now; they will be, or something waits for a person; a fact, which is no finding."""
+LEVELS: tuple[Level, ...] = ("critical", "warning", "information")
 
 BOTH = (POSTGRES, SQLITE)
 
 
-class DoctorFinding(msgspec.Struct, frozen=True):
-    """A finding, or a line of information."""
+class Finding(msgspec.Struct, frozen=True):
+    """Something that needs a person, or a line of information."""
 
-    name: str
-    subject: str
-    severity: Severity
-    what: str
-    why: str
-    mend: str
+    kind: str
+    level: Level
+    sentence: str
+    subject: str = ""
+    """Name of the route, gate, file or table that it is about."""
+    why: str = ""
+    """Its cause, where one is known, or else its consequence."""
+    since: datetime | None = None
+    remedy: str = ""
     """The command that mends it; empty for information that needs none."""
+    step: str = ""
+    """The next thing to do, in words; empty: the sentence says it."""
+    fields: Mapping[str, str] = {}
+    """Fields of a selection that name what the remedy is about."""
 
 
 class FindingKind(msgspec.Struct, frozen=True):
     """A kind of finding."""
 
     name: str
-    severity: Severity
-    summary: str
+    level: Level
+    meaning: str
     why: str = ""
     """Its consequence; empty for information that has none."""
-    mend: str = ""
+    remedy: str = ""
     """The command, with `{…}` where `found` puts a value."""
 
-    def found(
-        self, subject: str, what: str, *, why: str = "", mend: str | None = None, **values: object
-    ) -> DoctorFinding:
-        """Make a finding of this kind. `why` and `mend` replace the kind's own where they are known better."""
-        command = self.mend.format_map(values) if mend is None else mend
-        return DoctorFinding(self.name, subject, self.severity, what, why or self.why, command)
+    def found(self, subject: str, sentence: str, *, remedy: str | None = None, why: str = "", **values: str) -> Finding:
+        """Make a finding of this kind. `remedy` and `why` replace the kind's own where they are known better."""
+        command = self.remedy.format_map(values) if remedy is None else remedy
+        return Finding(self.name, self.level, sentence, subject, why or self.why, None, command)
 
 
 class Installation(msgspec.Struct, frozen=True):
@@ -77,6 +81,17 @@ class Installation(msgspec.Struct, frozen=True):
         return self.file.sound
 
     @property
+    def reader(self) -> Engine:
+        """The engine.
+
+        Raises:
+            NotExamined: the URL of the database can't be used.
+        """
+        if self.engine is None:
+            raise NotExamined("needs a database url that can be used: run `inbox check`")
+        return self.engine
+
+    @property
     def sqlite_path(self) -> Path | None:
         """Return the SQLite file; None on Postgres, and for a URI of SQLite."""
         parsed = parse_url(self.config.database.url)
@@ -86,14 +101,8 @@ class Installation(msgspec.Struct, frozen=True):
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Open a read-only transaction, which ends after some seconds whatever it does.
-
-        Raises:
-            NotExamined: the URL of the database can't be used.
-        """
-        if self.engine is None:
-            raise NotExamined("needs a database url that can be used: run `inbox check`")
-        with self.engine.connect() as connection, connection.begin():
+        """Open a read-only transaction, which ends after some seconds whatever it does. Raises as `reader`."""
+        with self.reader.connect() as connection, connection.begin():
             yield connection
 
 
@@ -101,36 +110,9 @@ class Examination(msgspec.Struct, frozen=True):
     """An examination: a function from an installation to its findings."""
 
     name: str
-    section: Section
     looks_at: str
-    examine: Callable[[Installation], Iterable[DoctorFinding]]
+    examine: Callable[[Installation], Iterable[Finding]]
     """Raises NotExamined with what it needs; the findings until then count."""
     kinds: tuple[FindingKind, ...]
     on: tuple[str, ...] = BOTH
     needs_database: bool = True
-    is_online: bool = False
-    """It asks other systems, and only with `--online`."""
-
-
-def require_membership(connection: Connection, role: str) -> None:
-    """Require that the present user of Postgres has the rights of a predefined role.
-
-    Raises:
-        NotExamined: it has not; the message names the statement for it.
-    """
-    row = connection.execute(
-        text("SELECT pg_has_role(current_user, :role, 'USAGE') AS has, quote_ident(current_user) AS name"),
-        {"role": role},
-    ).one()
-    if not row.has:
-        raise NotExamined(f"needs a role with more rights: GRANT {role} TO {row.name}")
-
-
-def sql_name(name: str) -> str:
-    """Quote an identifier of SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def sql_text(value: str) -> str:
-    """Quote a text of SQL."""
-    return "'" + value.replace("'", "''") + "'"

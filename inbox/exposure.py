@@ -11,9 +11,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from inbox.config.endpoint import ForwardDestination
-from inbox.config.model import Config
-from inbox.config.types import Secret
+from inbox.config.model import Config, ForwardDestination
+from inbox.config.values import Secret
 from inbox.db.dialect import SQLITE
 from inbox.db.engine import parse_url
 from inbox.sources import PRESETS

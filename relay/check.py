@@ -8,8 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from inbox.check import Probe, Reply, Side, Verdict
-from inbox.config.endpoint import Destination, SyncDestination
-from inbox.config.model import Config, Route
+from inbox.config.model import Config, Destination, Route, SyncDestination
 from inbox.db import engine
 from inbox.errors import ConfigError, collect_config_errors
 from relay.daemon.alert_sender import alert_client

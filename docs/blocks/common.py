@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from relay.web.docstrings import field_docstrings, first_line
+from relay.web.openapi import field_docstrings, first_line
 
 __all__ = ["MEANINGS", "ROOT", "field_docstrings", "first_line", "table"]
 

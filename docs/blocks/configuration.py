@@ -8,10 +8,9 @@ import msgspec
 from msgspec import inspect
 
 from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
-from inbox.config.endpoint import Endpoint
-from inbox.config.model import Config, Route
-from inbox.config.source import Source
-from inbox.config.types import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret, TopicArn
+from inbox.config.model import Config, Endpoint, Route
+from inbox.config.sources import Source
+from inbox.config.values import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret, TopicArn
 from relay.sync.forms import FORMS
 
 _CUSTOM = {

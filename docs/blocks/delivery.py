@@ -8,9 +8,8 @@ from datetime import timedelta
 from typing import get_args
 
 from docs.blocks.common import MEANINGS, table
-from inbox.config.endpoint import Answered
-from inbox.config.forward_headers import ADDED
-from inbox.config.retry import Retry
+from inbox.config.model import Answered, Retry
+from inbox.config.routing import ADDED
 from relay.delivery import gates, outcome
 from relay.delivery.alerts import SENTENCES
 from relay.delivery.failure_rules import HEALTH, RULES
@@ -55,7 +54,7 @@ def forward_headers() -> str:
 
 def retry_schedule() -> str:
     """The default schedule, without jitter: when each attempt is made."""
-    schedule = Schedule(Retry(jitter=0))
+    schedule = Schedule(Retry(), jitter=0)
     rows, elapsed, attempt = [("1", "at once", "")], timedelta(0), 1
     while (delay := schedule.delay_after(attempt)) is not None:
         elapsed, attempt = elapsed + delay, attempt + 1

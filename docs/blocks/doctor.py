@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from docs.blocks.common import table
 from inbox.db.dialect import POSTGRES
-from inbox.doctor.registry import examinations
+from inbox.doctor.run import examinations
 from inbox.examination import Examination
 
 
@@ -22,34 +22,29 @@ def every_examination() -> str:
 
 
 def _where(examination: Examination) -> str:
-    if examination.is_online:
-        return "`--online`"
     if len(examination.on) > 1:
         return ""
     return "Postgres" if examination.on[0] == POSTGRES else "SQLite"
 
 
 def every_finding() -> str:
-    """Every kind of finding, by section."""
-    return "\n".join(_sections())
+    """Every kind of finding, by examination."""
+    return "\n".join(_tables())
 
 
-def _sections() -> Iterator[str]:
-    every = examinations()
-    for section in dict.fromkeys(each.section for each in every):
-        yield f"### {section}\n"
+def _tables() -> Iterator[str]:
+    for each in examinations():
+        yield f"### {each.name.capitalize()}\n"
         yield table(
-            ("finding", "severity", "meaning", "why it matters", "what to do"),
+            ("finding", "level", "meaning", "why it matters", "what to do"),
             (
                 (
                     f"`{kind.name}`",
-                    kind.severity,
-                    kind.summary,
+                    kind.level,
+                    kind.meaning,
                     _sentence(kind.why),
-                    f"`{kind.mend}`" if kind.mend else "",
+                    f"`{kind.remedy}`" if kind.remedy else "",
                 )
-                for each in every
-                if each.section == section
                 for kind in each.kinds
             ),
         )

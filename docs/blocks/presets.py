@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from docs.blocks.common import table
-from inbox.config.source import Signature
+from inbox.config.sources import Signature
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
 

@@ -7,7 +7,7 @@ import inspect
 from docs.blocks.common import first_line, table
 from inbox.errors import PageError
 from relay.web import openapi
-from relay.web.api import OPERATIONS
+from relay.web.openapi import OPERATIONS
 
 
 def api_endpoints() -> str:

@@ -15,10 +15,10 @@ from inbox.cli.options import AsJson
 from inbox.cli.terminal import FINDING, WRONG_USE, Doing, as_document, bar, console, put, put_json
 from inbox.cli.wording import counted
 from inbox.errors import ConfigError
-from inbox.logs.visible import visible
+from inbox.observe.visible import visible
 
 if TYPE_CHECKING:
-    from inbox.check import DatabaseState, Finding, Probe, Reply
+    from inbox.check import ConfigFinding, DatabaseState, Probe, Reply
     from inbox.loader.load import ConfigFile
 
 _LINE = re.compile(r"\(at line (\d+)")
@@ -46,7 +46,7 @@ def check_command(
       inbox check --online
       INBOX_CONFIG=/etc/inbox-relay/new.toml inbox check --json
     """
-    from inbox.check import Finding, database_of, findings, sides, unreached
+    from inbox.check import ConfigFinding, database_of, findings, sides, unreached
     from inbox.loader.load import config_path, load_file
 
     path = config_path()
@@ -55,7 +55,7 @@ def check_command(
     except ConfigError as error:
         line = _LINE.search(str(error))
         text = str(error).removeprefix(f"{path} ")
-        unread = Finding("mistake", str(path), int(line[1]) if line else None, None, text)
+        unread = ConfigFinding("mistake", str(path), int(line[1]) if line else None, None, text)
         _finish(str(path), [unread], as_json=as_json)
         return
     parts = sides()
@@ -81,7 +81,7 @@ def _ask(probes: Sequence[Probe]) -> list[Reply]:
 
 def _finish(
     path: str,
-    found: Sequence[Finding],
+    found: Sequence[ConfigFinding],
     file: ConfigFile | None = None,
     database: DatabaseState | None = None,
     replies: Sequence[Reply] = (),
@@ -102,7 +102,7 @@ def _finish(
 
 def _document(
     path: str,
-    found: Sequence[Finding],
+    found: Sequence[ConfigFinding],
     file: ConfigFile | None,
     database: DatabaseState | None,
     replies: Sequence[Reply],
@@ -120,7 +120,7 @@ def _document(
     }
 
 
-def _show(found: Sequence[Finding], replies: Sequence[Reply]) -> None:
+def _show(found: Sequence[ConfigFinding], replies: Sequence[Reply]) -> None:
     width = console().width if console().is_terminal else None
     for each in sorted(found, key=lambda one: (one.level, one.line is None, one.line or 0)):
         first, *more = _wrapped(visible(str(each.place)), width)

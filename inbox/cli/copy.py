@@ -93,8 +93,7 @@ def copy_command(
 def _opened(to: str) -> Iterator[_Ends]:
     """Open both databases. The schema of the source must be one that this version works with."""
     from inbox.db import engine, migrate
-    from inbox.loader.database import revealed_url
-    from inbox.loader.load import read_config
+    from inbox.loader.load import read_config, revealed_url
 
     config = read_config()
     url, other = config.database.url, revealed_url(to, "--to", os.environ)

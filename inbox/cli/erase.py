@@ -10,9 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from inbox.cli.completion import names_of
-from inbox.cli.login import login_name
-from inbox.cli.options import AsJson, open_database, parse_entity, require_known
+from inbox.cli.options import AsJson, login_name, names_of, open_database, parse_entity, require_known
 from inbox.cli.terminal import (
     FINDING,
     Doing,
@@ -28,15 +26,13 @@ from inbox.cli.terminal import (
 )
 from inbox.cli.wording import byte_count, counted, stays_open
 from inbox.events.commands import says_why
-from inbox.logs.visible import visible
+from inbox.observe.visible import visible
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from inbox.db.erasure.carrying_out import ErasureResult
-    from inbox.db.erasure.plan import ErasurePlan
-    from inbox.db.erasure.subject import ErasureSubject
-    from inbox.db.erasure.work import ErasureOrder, StepDone
+    from inbox.db.erasing import ErasureOrder, ErasurePlan, ErasureResult, StepDone
+    from inbox.db.erasure import ErasureSubject
 
 
 def erase_command(
@@ -65,8 +61,8 @@ def erase_command(
       inbox erase --source trivore --entity USER/IDNUMBER1234 --reason "request 2026-17" --yes
       inbox erase --source trivore --entity USER/IDNUMBER1234 --dry-run --json
     """
-    from inbox.db.erasure.subject import ErasureSubject
-    from inbox.db.erasure.work import ErasureOrder
+    from inbox.db.erasing import ErasureOrder
+    from inbox.db.erasure import ErasureSubject
     from inbox.db.known_names import has_source
     from inbox.loader.load import read_config
 
@@ -91,7 +87,7 @@ def erase_command(
 
 
 def _plan(database: Engine, subject: ErasureSubject) -> ErasurePlan:
-    from inbox.db.erasure.plan import plan
+    from inbox.db.erasing import plan
 
     with bar(SpinnerColumn(), Doing()) as progress:
         task = progress.add_task("counting", total=None)
@@ -165,7 +161,7 @@ def _do(database: Engine, order: ErasureOrder, planned: ErasurePlan) -> ErasureR
     """Erase with a bar. After an interrupt the same command goes on with the rest."""
     from sqlalchemy.exc import DBAPIError
 
-    from inbox.db.erasure.carrying_out import ask, carry_out, stop
+    from inbox.db.erasing import ask, carry_out, stop
 
     number = ask(database, order)
     erased = 0
@@ -191,7 +187,7 @@ def _do(database: Engine, order: ErasureOrder, planned: ErasurePlan) -> ErasureR
 
 
 def _report(done: ErasureResult, planned: ErasurePlan, *, as_json: bool) -> None:
-    from inbox.db.erasure.carrying_out import answer_of
+    from inbox.db.erasing import answer_of
 
     if as_json:
         put_json(as_document({**msgspec.to_builtins(done), "answer": answer_of(done.open)}))

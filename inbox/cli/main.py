@@ -13,12 +13,11 @@ import typer
 
 from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
-from inbox.cli.commands import commands
 from inbox.cli.copy import copy_command
 from inbox.cli.doctor import doctor_command
 from inbox.cli.erase import erase_command
-from inbox.cli.events import list_command, show_command
 from inbox.cli.init import init_command
+from inbox.cli.listings import commands, list_command, show_command
 from inbox.cli.migrate import migrate_command, roles_command
 from inbox.cli.prune import prune_command
 from inbox.cli.rejected import readmit_command, rejected

@@ -1,7 +1,9 @@
-"""Options that commands of both command lines share, and the database that the commands of `inbox` open."""
+"""Options that commands of both command lines share, their completion, and the database that the commands of `inbox` open."""
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -9,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli.completion import names_of
 from inbox.cli.terminal import fail
 from inbox.clock import SystemClock
 from inbox.events.timestamps import parse_time
@@ -18,6 +19,36 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from inbox.config.model import Config
+
+
+def names_of(table: str) -> Callable[[str], list[str]]:
+    """Return a completion of the names in a table of the file, such as `routes`.
+
+    Only the file's text is read: no secret, no function and no database is needed, so that completion always answers.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        import tomllib
+
+        from inbox.loader.load import config_path
+
+        try:
+            named = tomllib.loads(config_path().read_text(encoding="utf-8")).get(table)
+        except (OSError, ValueError, RecursionError):
+            return []
+        names = named if isinstance(named, dict) else {}
+        return sorted(name for name in names if name.startswith(incomplete) and name.isprintable())
+
+    return complete
+
+
+def login_name() -> str:
+    """Return the user's name by the environment or else the system; `uid 12345` where neither knows one, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # Python before 3.13, and since
+        return f"uid {os.getuid()}"
+
 
 MOST_NUMBER = 2**63 - 1
 """Largest number of a row. SQLite's driver has no answer to a larger one."""

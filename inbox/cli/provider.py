@@ -14,8 +14,8 @@ import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
-from inbox.config.source import BasicAuth, BearerAuth, HeaderAuth, NoAuth, Signature, Source, UrlTokenAuth
-from inbox.config.types import Secret
+from inbox.config.sources import BasicAuth, BearerAuth, HeaderAuth, NoAuth, Signature, Source, UrlTokenAuth
+from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset, Sample

@@ -14,18 +14,17 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn
 
-from inbox.cli.login import login_name
-from inbox.cli.options import AsJson, open_database, require_known
+from inbox.cli.options import AsJson, login_name, open_database, require_known
 from inbox.cli.tables import Column, Format, show
 from inbox.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
 from inbox.cli.wording import byte_count, counted
 from inbox.clock import SystemClock
-from inbox.config.retention import RetentionKind
+from inbox.config.model import RetentionKind
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-    from inbox.config.retention import Retention
+    from inbox.config.model import Retention
     from inbox.db.checkpoint import Checkpoints
     from inbox.db.retention import KindPlan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -12,8 +12,6 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from inbox.cli.completion import names_of
-from inbox.cli.login import login_name
 from inbox.cli.options import (
     MOST_NUMBER,
     AsJson,
@@ -24,13 +22,14 @@ from inbox.cli.options import (
     Since,
     Until,
     Wide,
+    login_name,
+    names_of,
     open_database,
     require_known,
 )
 from inbox.cli.tables import Column, Format, format_of, next_page, show
 from inbox.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, fail, say, show_fields
 from inbox.cli.wording import counted
-from inbox.errors import Unavailable
 from inbox.events.commands import says_why
 
 if TYPE_CHECKING:
@@ -190,8 +189,7 @@ def readmit_command(
     """
     from inbox.db import readmission
     from inbox.loader.load import read_config
-    from inbox.receiver import readmit
-    from inbox.sources.readmission import readers_of
+    from inbox.sources.readmission import read_one, readers_of
 
     selected = readmission.RejectedFilter(
         id=number, source=source, cause=cause, status=status, error=error, since=since, until=until
@@ -204,8 +202,9 @@ def readmit_command(
         with open_database(config) as database:
             _require_known(config, database, source=source, cause=cause)
             total = readmission.count(database, selected)
-            pages = readmit.read_again(database, readers, selected)
-            lines = _do(config, database, pages, total, reason) if yes and reason and total else _look(pages, total)
+            found = readmission.pages(database, selected)
+            pages = ([read_one(readers, row) for row in rows] for rows in found)
+            lines = _do(database, pages, total, reason) if yes and reason and total else _look(pages, total)
     if as_json:
         show(lines, GROUPS, Format("json"), empty="")
     else:
@@ -224,37 +223,40 @@ def _look(pages: Iterator[list[ReadmitResult]], total: int) -> list[Row]:
     return lines
 
 
-def _do(config: Config, database: Engine, pages: Iterator[list[ReadmitResult]], total: int, reason: str) -> list[Row]:
+def _do(database: Engine, pages: Iterator[list[ReadmitResult]], total: int, reason: str) -> list[Row]:
     """Readmit them, with a bar. After an interrupt or a database failure, a second call does the rest."""
-    from inbox.clock import SystemClock
-    from inbox.db.link import link_to
-    from inbox.receiver import readmit
-    from inbox.receiver.writer import GroupCommit
+    from sqlalchemy.exc import DBAPIError
+
+    from inbox.db.dialect import error_text
 
     lines: list[Row] = []
-    with _bar() as progress:
-        task = progress.add_task("readmitting", total=total)
+    try:
+        with _bar() as progress:
+            task = progress.add_task("readmitting", total=total)
+            for page in pages:
+                _take(database, page, reason)
+                lines.extend(map(_line, page))
+                progress.update(task, completed=len(lines))
+    except (KeyboardInterrupt, DBAPIError) as error:
+        why = error_text(error) if isinstance(error, DBAPIError) else "interrupted"
+        say(f"stopped after {len(lines)} of {total}: {why}; the same command goes on with the rest")
+        raise typer.Exit(FINDING) from None
+    return lines
 
-        def done(page: Sequence[ReadmitResult]) -> None:
-            lines.extend(map(_line, page))
-            progress.update(task, completed=len(lines))
 
-        async def work() -> None:
-            writer = GroupCommit(link_to(config.database.url, application="inbox-readmit"), SystemClock())
-            try:
-                await readmit.store(database, writer, pages, by=login_name(), reason=reason, done=done)
-            finally:
-                await writer.close()
+def _take(database: Engine, page: Sequence[ReadmitResult], reason: str) -> None:
+    """Readmit those of a page that can be read, and note the receipts of each, or why the database rejects it."""
+    from inbox.db import readmission
+    from inbox.db.dialect import Sql, error_text
 
-        try:
-            asyncio.run(work())
-        except (KeyboardInterrupt, Unavailable) as error:
-            why = error.detail if isinstance(error, Unavailable) else "interrupted"
-            stopped = f"stopped after {len(lines)} of {total}: {why}; the same command goes on with the rest"
-        else:
-            return lines
-    say(stopped)
-    raise typer.Exit(FINDING)
+    readable = [(each.id, each.events) for each in page if each.rejected is None]
+    with database.begin() as connection:
+        taken = readmission.take(connection, readable, by=login_name(), reason=reason)
+    time.sleep(Sql(database.dialect.name).pause_after_write)
+    for each in page:
+        each.receipts = taken.receipts.get(each.id, ())
+        if each.id in taken.failed:
+            each.rejected = error_text(taken.failed[each.id])
 
 
 def _line(again: ReadmitResult) -> Row:

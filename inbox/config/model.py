@@ -10,25 +10,269 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from inbox.config.endpoint import Api, Destination, SyncDestination
-from inbox.config.logs import Logs
-from inbox.config.retention import Retention
-from inbox.config.retry import Retry
-from inbox.config.source import Source
+from inbox.config.sources import Source
 from inbox.config.sync import SyncRoute
-from inbox.config.traces import CollectorUrl, Traces
-from inbox.config.types import Address, DatabaseUrl, Duration, Network, Networks, SchemaName, Secret, Table
-from inbox.config.web import Web
+from inbox.config.values import Address, Age, DatabaseUrl, Duration, Network, Networks, Rate, SchemaName, Secret, Table
 from inbox.events.event import Action
+from inbox.observe.logs import Format
+
+
+class ApiBasic(Table, frozen=True, tag="basic", tag_field="kind"):
+    """HTTP Basic."""
+
+    user: Secret
+    password: Secret
+
+
+class ApiBearer(Table, frozen=True, tag="bearer", tag_field="kind"):
+    """`Authorization: Bearer …`."""
+
+    token: Secret
+
+
+class ApiHeader(Table, frozen=True, tag="header", tag_field="kind"):
+    """A secret in a header of its own."""
+
+    name: str
+    value: Secret
+
+
+class ApiOauth2(Table, frozen=True, tag="oauth2", tag_field="kind"):
+    """A bearer token by client credentials (RFC 6749 §4.4), renewed before it expires, and once when it is rejected."""
+
+    token_url: str
+    """URL that issues tokens. The endpoint's `timeout`, `proxy`, `ca_file` and network rules apply to it, too."""
+    client_id: Secret
+    client_secret: Secret
+    scope: str | None = None
+    """Scopes to request, separated by spaces."""
+    credentials: Literal["header", "body"] = "header"
+    """Place of the id and secret in the request for a token: HTTP Basic, or its form."""
+
+
+OutboundAuth = ApiBasic | ApiBearer | ApiHeader | ApiOauth2
+
+
+class BreakerSettings(Table, frozen=True):
+    """Circuit breaker: it stops calls when half of ten or more attempts in a minute have failed. All relays share it."""
+
+    open_for: Duration = Duration(30)
+    """Time until one attempt probes the endpoint. It doubles each time the probe fails, up to ten minutes."""
+
+
+class Endpoint(Table, frozen=True):
+    """Keys that apis and destinations have in common."""
+
+    name: str = ""
+    auth: OutboundAuth | None = None
+    headers: dict[str, str] = {}
+    timeout: Duration = Duration(15)
+    """Time for one call, from name resolution to the last byte of the answer."""
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    """Concurrent attempts of each relay process."""
+    rate: Rate | None = None
+    """Largest number of calls of all relays together. A burst may have one second's worth, and at least two."""
+    proxy: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    allow_private: bool = False
+    allow_to: Networks | None = None
+    block_to: list[Network] = []
+    allow_http: bool = False
+    breaker: BreakerSettings = BreakerSettings()
+
+
+class Api(Endpoint, frozen=True, kw_only=True):
+    """A service that entities are fetched from."""
+
+    base_url: str
+
+
+Answered = Literal[
+    "throttled", "server_error", "rejected", "auth", "not_found", "gone", "conflict", "redirect", "bad_answer"
+]
+"""Classes of answers; docs/reference/delivery.md lists the statuses of each."""
+Consequence = Literal["retry", "confirm", "again", "dead"]
+
+
+class Downstream(Endpoint, frozen=True):
+    """Keys that destinations have in common."""
+
+    outcomes: dict[Answered, Consequence] = {}
+    """Consequence of each class of answers, where it differs from the default in docs/reference/delivery.md."""
+
+
+class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind", kw_only=True):
+    """Destination that gets the original body, byte for byte. A secret signs it as Standard Webhooks."""
+
+    url: Secret
+    signing_secret: Secret | None = None
+    pass_headers: list[str] = []
+    """Headers of the webhook to pass on, such as `X-GitHub-Event`, in any case. The receiver stores them with the event.
+    None that the relay adds, that belongs to the connection or that may hold a secret."""
+
+
+class SyncDestination(Downstream, frozen=True, tag="sync", tag_field="kind", kw_only=True):
+    """Destination that is kept in sync with the source: fetch, find, map, then create, update or delete."""
+
+    base_url: str
+
+
+class SlackDestination(Downstream, frozen=True, tag="slack", tag_field="kind", kw_only=True):
+    """Destination that gets a message for each event, for Slack's incoming webhooks."""
+
+    url: Secret
+    text: str
+    """Message: a template over `event`. Its own text is Slack's markup; values become escaped text on one line, also
+    inside a link such as `<https://crm.example/{event.entity_id}|open>`."""
+
+
+class PythonDestination(Downstream, frozen=True, tag="python", tag_field="kind", kw_only=True):
+    """Calls a function of yours: docs/how-to/write-a-handler.md. Shared keys: `timeout`, `concurrency`, `rate`, `breaker`."""
+
+    function: str
+    """`package.module:name`, imported when the relay starts; the folder of `inbox.toml` is searched last."""
+
+
+Destination = ForwardDestination | PythonDestination | SlackDestination | SyncDestination
+
+
+# --- `[routes.NAME.retry]`: delays between the attempts of a delivery, with their defaults.
+
+
+class Retry(Table, frozen=True):
+    """Delays between the attempts of a delivery. It dies when the attempt after the last delay fails.
+
+    Each delay is longer by up to a fifth at random, so that deliveries that failed together are not tried together.
+    """
+
+    schedule: tuple[Duration, ...] = tuple(
+        Duration(seconds) for seconds in (5, 30, 300, 1800, 7200, 18000, 36000, 36000, 50400, 72000)
+    )
+    window: Duration | None = None
+    """Time from the first attempt of a run in which further ones may begin. The delivery dies when the next one would be later."""
+
+
+# --- `[retention]`: ages at which relays delete what has ended.
+
+
+RetentionKind = Literal[
+    "payloads",
+    "events",
+    "attempts",
+    "rejected",
+    "duplicates",
+    "relay_nodes",
+    "alerts",
+    "commands",
+    "reveals",
+    "throughput",
+]
+"""Each kind of rows that expires; `inbox.db.retention` has the step of each."""
+
+_DAY = 86400
+
+
+class Retention(Table, frozen=True):
+    """Ages after which relays delete what has ended: a duration such as `"30d"`, or `"forever"`.
+
+    They never delete anything that is open, blocked, dead or not judged yet. A dead delivery keeps its event and its
+    payload until it is delivered or cancelled.
+    """
+
+    payloads: Age = Age(30 * _DAY)
+    """Headers and bodies of events. The events stay, without them; such an event can't be replayed."""
+    events: Age = Age(400 * _DAY)
+    """Events with their keys, facts and duplicates; one with a younger fact stays. A request that comes later counts as new."""
+    attempts: Age = Age(30 * _DAY)
+    """Failed and abandoned attempts of deliveries that have ended. The fact that ended a delivery stays with its event."""
+    rejected: Age = Age(14 * _DAY)
+    """Rejected requests."""
+    duplicates: Age = Age(14 * _DAY)
+    """Duplicate requests that a relay has judged."""
+    relay_nodes: Age = Age(90 * _DAY)
+    """Runs of relay processes that have ended."""
+    alerts: Age = Age(90 * _DAY)
+    """Alerts. The last one of each kind and subject stays."""
+    commands: Age = Age(90 * _DAY)
+    """Commands of operators that have ended."""
+    reveals: Age = Age(400 * _DAY)
+    """Rows of `payload_reveal`: who saw the headers and body of which event on the operator's page, and why."""
+    throughput: Age = Age(30 * _DAY)
+    """Figures of each minute in `throughput_minute`."""
+
+    def age_of(self, kind: RetentionKind) -> Age:
+        """Return the age of a kind."""
+        age: Age = getattr(self, kind)
+        return age
+
+
+# --- `[web]`: who may use the operator's page and its API.
+
+
+class WebProxy(Table, frozen=True):
+    """A proxy in front of the page that has signed people in, and says in a header who they are."""
+
+    networks: Networks
+    """Addresses and networks of the proxy. From others the header does not count. Who can call from one of them is anybody."""
+    header: str = "X-Forwarded-User"
+    """Header with the name of the person."""
+    operators: list[str] = []
+    """Names that may change something; everybody else is a viewer."""
+
+
+class Web(Table, frozen=True):
+    """The operator's page (`relay web`). It does not start unless one of `users`, `tokens` and `proxy` says who may use it."""
+
+    users: Secret | None = None
+    """Lines of `NAME:ROLE:HASH` of people with a password, as `relay web passwd` writes them; usually `file:/path`."""
+    tokens: Secret | None = None
+    """Lines of `NAME:ROLE:HASH` of bearer tokens for the API, as `relay web token` writes them; usually `file:/path`."""
+    proxy: WebProxy | None = None
+    viewer_url: DatabaseUrl | None = None
+    """URL of viewers, with the role `inbox_reader` or `inbox_reader_without_payloads`: then a bug of the page can't write."""
+    origin: str | None = None
+    """Scheme and host of the page as browsers see it, such as `https://relay.example.com`. Else it has
+    IP addresses and `localhost` alone."""
+    session: Duration = Duration(12 * 3600)
+    """Longest time until a person has to sign in again."""
+
+
+# --- `[traces]`: where each side exports its traces to.
+
+
+CollectorUrl = Annotated[str, msgspec.Meta(pattern=r"\Ahttps?://[^\s/@]+(/[^\s@]*)?\Z")]
+
+
+class Traces(Table, frozen=True):
+    """Traces of both sides by OpenTelemetry, with the extra `otel`. Its standard variables (`OTEL_…`) win over these keys."""
+
+    endpoint: CollectorUrl | None = None
+    """URL of a collector that takes OTLP by HTTP, such as `http://127.0.0.1:4318/v1/traces`. Without it, and without the
+    standard variables, nothing is traced."""
+    ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    """Share of the traces that begin here which are sampled. A trace that the sender began is sampled as the sender said."""
+
+
+# --- `[logs]`: the form of the log.
+
+
+class Logs(Table, frozen=True):
+    """The log of both programs and of the operator's page."""
+
+    format: Format = "text"
+    """`text` is for people; `json` and `logfmt` write [the same keys](logs.md) everywhere."""
+
+
+# --- the file
 
 
 class Metrics(Table, frozen=True):
-    """Metrics of each side: served to Prometheus without authentication, or pushed by OTLP. Omit a key to disable it."""
+    """Metrics of each side: served to Prometheus without authentication. Omit a key to disable it."""
 
     receiver: Address | None = None
     relay: Address | None = None
-    endpoint: CollectorUrl | None = None
-    """URL of a collector to which both sides push them, such as `http://127.0.0.1:4318/v1/metrics`; needs the extra `otel`."""
 
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
@@ -49,19 +293,6 @@ class DatabaseSettings(Table, frozen=True):
     """Wake idle relays when an event is stored, by NOTIFY on Postgres. Without it they look every 500 ms."""
 
 
-class Receiver(Table, frozen=True):
-    """Limits of each worker process of the receiver. Beyond them it answers 503."""
-
-    connections: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4000
-    """Open connections; each needs one of the file descriptors that the system allows a process."""
-    requests: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
-    """Requests in progress, including those that wait for an outcome."""
-    requests_per_connection: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
-    """Requests on one connection. The answer to the last one closes it."""
-    memory: Annotated[int, msgspec.Meta(ge=1)] = 256 * 1024 * 1024
-    """Bytes of memory for their bodies: four for each byte, and none for the first 64 KiB of a body."""
-
-
 class Outbound(Table, frozen=True):
     """Networks that all calls of the relay may reach, in addition to the rules of each api, destination and of `[alerts]`."""
 
@@ -79,10 +310,7 @@ class Alerts(Table, frozen=True):
     """URL that gets a POST for each alert. Without it, alerts are written to the log and the table `alert` only."""
     format: AlertFormat = "json"
     """`json` posts the whole alert; `slack` posts a message for Slack's incoming webhooks."""
-    timeout: Duration = Duration(10)
     allow_private: bool = False
-    allow_to: Networks | None = None
-    block_to: list[Network] = []
     allow_http: bool = False
     backlog_after: Duration = Duration(3600)
     """A route is behind when an event has waited this long."""
@@ -115,7 +343,6 @@ class Config(Table, frozen=True):
     """The whole file."""
 
     database: DatabaseSettings = DatabaseSettings()
-    receiver: Receiver = Receiver()
     outbound: Outbound = Outbound()
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()

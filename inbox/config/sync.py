@@ -1,15 +1,200 @@
-"""Tables of a sync route: fetch an entity, find its counterpart in the destination, map and write it."""
+"""Tables of sync routes, of sweeps and of their calls: `[routes.NAME.sync]`, and `[[sources.NAME.sweeps]]`."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from inbox.config.calls import CallKeys
-from inbox.config.paging import PagingSetting, paging_of
-from inbox.config.sweep import Listing
-from inbox.config.types import Duration, Table
+from inbox.config.values import Duration, Table, Unit
+from inbox.events.event import Action
+
+
+class CallKeys(Table, frozen=True, kw_only=True):
+    """Keys that every call of a sync route or a sweep has."""
+
+    headers: dict[str, str] = {}
+    """Headers of this call, before those of the endpoint; values are templates, as in `path`. Secrets belong in the
+    endpoint's `auth` or `headers`."""
+    graphql: str | None = None
+    """GraphQL document, sent by `POST` as `query` in the JSON body. It is no template; `body = { variables = { … } }` has
+    its values. Then `errors` is by default "errors"."""
+    errors: str | None = None
+    """JMESPath into an answer of a success (2xx) that gives errors, as text or a list of texts. If it finds any, the call
+    has failed as `rejected`. With `graphql`, an expression that doesn't look at "errors" counts besides them."""
+    throttled: str | None = None
+    """JMESPath into an answer of a success (2xx): if it finds something, the call has failed as `throttled`."""
+
+
+# --- paging of a find, a sweep and a listing alike
+
+
+PagedBy = Literal["page", "start", "cursor", "link", "url"]
+
+_PARAMS: Mapping[str, Mapping[str, str]] = {
+    "page": {"page": "{page}"},
+    "start": {"startIndex": "{start}", "count": "{count}"},
+}
+_FIRST: Mapping[str, int] = {"page": 1}
+POSITIONS: Mapping[str, str] = {"page": "page", "start": "start", "cursor": "next"}
+"""The name of the position in templates. A link has none: it is the whole request."""
+
+
+class Paging(Table, frozen=True, kw_only=True):
+    """Paging of a listing that comes in several answers.
+
+    Templates of the call (its path, `params` and `body`) and of `params` here may use `count`, and the position: `page`,
+    `start` or `next`. In the first request, each param and each key of the body that uses `next` is left out.
+    """
+
+    by: PagedBy
+    """`page`: pages are numbered. `start`: a page begins at an offset. `cursor`: `next` finds the value for `{next}` in a
+    page. `link`: the `Link` header (RFC 8288) has the URL of the next page. `url`: `next` finds that URL in a page."""
+    params: dict[str, str] | None = None
+    """Further query parameters. Unless the call uses the position itself, the default is `page = "{page}"` by page, and by
+    start SCIM's `startIndex = "{start}"` and `count = "{count}"`."""
+    count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
+    """Size of the page to ask for: the value of `count`. By default 10 for a find, and 100 for a sweep or a listing."""
+    first: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
+    """Position of the first page: by page 1, by start 0, unless given."""
+    next: str | None = None
+    """JMESPath into a page. By cursor, it gives the value for `{next}`; by url, the absolute or relative URL of the next
+    page. On the last page it gives nothing, null, false or an empty text."""
+    more: str | None = None
+    """JMESPath into a page that gives true when there are more pages, and false on the last one. Without it, an empty page
+    is the last by page and by start, and a page without `next` by cursor."""
+    total: str | None = None
+    """By page or start: JMESPath into a page that gives the number of all items. It saves the request for an empty page,
+    and a page of 0 items needs no list."""
+    short_is_last: bool = False
+    """By page or start: take a page with fewer than `count` items as the last. Use it only where pages are always full."""
+    query_only: bool = False
+    """By link or url: take only the query from the link, and the rest from the configuration. It serves a service behind a
+    proxy that names itself by another address."""
+    most: Annotated[int, msgspec.Meta(ge=2, le=100_000)] | None = None
+    """Largest number of pages. More are an error, and nothing is written. By default 10 for a find, otherwise 10,000."""
+
+    @property
+    def first_position(self) -> int:
+        """Return `first`, or its default."""
+        return _FIRST.get(self.by, 0) if self.first is None else self.first
+
+    def query(self, *, has_position: bool) -> Mapping[str, str]:
+        """Return `params`, or their default; none when the call `has_position` itself."""
+        if self.params is not None:
+            return self.params
+        return {} if has_position else _PARAMS.get(self.by, {})
+
+
+PagingPreset = Literal["none", "link", "scim"]
+PagingSetting = Paging | PagingPreset
+
+_PRESETS: Mapping[str, Paging | None] = {
+    "none": None,
+    "link": Paging(by="link"),
+    "scim": Paging(by="start", first=1, total="totalResults"),
+}
+
+
+def paging_of(pages: PagingSetting) -> Paging | None:
+    """Return the table that a preset stands for, or the given one; None when one answer has everything."""
+    return pages if isinstance(pages, Paging) else _PRESETS[pages]
+
+
+# --- listings that sweeps compare
+
+
+_SCIM_PARAMS = {"filter": "meta.lastModified ge {since:scim}", "sortBy": "meta.lastModified"}
+
+
+class ListingCall(CallKeys, frozen=True, kw_only=True):
+    """The call for a listing, and the places of what it lists."""
+
+    path: str
+    method: Literal["GET", "POST"] = "GET"
+    params: dict[str, str] | None = None
+    """Query parameters; values are templates, as in `path`. In a sweep that pages by start, the default is the filter and the
+    order of SCIM and Trivore ID: `meta.lastModified ge {since:scim}`."""
+    body: dict[str, Any] | None = None
+    """JSON body; each text in it is a template, as in `path`."""
+    pages: PagingSetting = Paging(by="start")
+    """Paging: a table, or `"link"` (the `Link` header), `"scim"`, or `"none"`, where one answer has everything. By default
+    `{ by = "start" }`, as Trivore ID pages."""
+    items: str = "items"
+    """JMESPath into a page that gives the list of entities."""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Return `params`, or their default."""
+        return self.params or {}
+
+
+class IdsOfCall(Table, frozen=True, kw_only=True):
+    """The ids in one call of a listing that is asked for certain ids, as `{ids}` in its templates."""
+
+    size: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
+    """Number of ids in a call."""
+    each: str | None = None
+    """Template over `id` that writes one id, such as `externalId eq {id:scim}`. Without it, `{ids}` is a list, for a body."""
+    join: str = ","
+    """Text between the ids that `each` has written."""
+
+
+class Listing(ListingCall, frozen=True, kw_only=True):
+    """A listing of counterparts. `relay sweep --full` compares it with the source."""
+
+    id: str
+    """JMESPath into a counterpart that gives the id of its entity."""
+    ids: IdsOfCall | None = None
+    """Ask for certain ids, in chunks, where the destination takes many at once. The calls ask for the source's entities, and
+    for those that the inbox knows. Without it, everything is listed."""
+
+
+class Sweep(ListingCall, frozen=True, kw_only=True):
+    """A listing of one type of entity.
+
+    The default `params` are those of SCIM (RFC 7644 §3.4.2). It is an assumption that Trivore ID's filter accepts
+    `meta.lastModified ge`; `params` change it.
+    """
+
+    api: str
+    """Api to ask: a name of `[apis]`."""
+    entity_type: str
+    """Entity type, as webhooks name it."""
+    event_type: str = "sweep"
+    """Event type of the events that are added. Routes with `when.event_type` must accept it."""
+    action: Action = "update"
+    items: str = "resources"
+    """JMESPath into a page that gives the list of entities."""
+    id: str = "id"
+    """JMESPath into an entity that gives its id."""
+    modified: str = "meta.lastModified"
+    """JMESPath into an entity that gives the time of its last change."""
+    time_unit: Unit = "rfc3339"
+    """RFC 3339, or seconds or milliseconds since 1970: the form of the time at `modified`."""
+    event_body: dict[str, Any] | None = None
+    """Body of the events that are added, shaped like the webhook's: a table, also a nested one, of JMESPaths over the
+    entity; `@` is the whole entity. Without it, the entity is at `sweep.item`."""
+    overlap: Duration = Duration(300)
+    """A sweep begins this long before the last change that the previous one compared."""
+    grace: Duration = Duration(60)
+    """Younger changes are left to the next sweep, as their webhooks may still arrive."""
+    every: Duration | None = None
+    """Interval of the sweeps that the relay runs; one that failed is repeated after at most five minutes. Without it, only
+    `relay sweep` runs them."""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Return `params`, or their default."""
+        if self.params is not None:
+            return self.params
+        paging = paging_of(self.pages)
+        return _SCIM_PARAMS if paging is not None and paging.by == "start" else {}
+
+
+# --- `[routes.NAME.sync]`
+
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 

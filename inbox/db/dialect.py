@@ -210,6 +210,13 @@ class Sql:
         return f"strftime('%Y-%m-%d %H:%M:%f', {time}, printf('%+.3f seconds', {seconds})) || '000Z'"
 
 
+def status_of(fact: str, dialect: str) -> str:
+    """Return the HTTP status of the last call of a fact; a fact that no relay wrote must not break the view."""
+    if dialect == POSTGRES:
+        return f"CAST(substring({fact}.detail #>> '{{calls,-1,status}}' FROM '^[0-9][0-9][0-9]$') AS int)"
+    return f"{fact}.detail ->> '$.calls[#-1].status'"
+
+
 def sqlite_functions(connection: Any) -> None:  # noqa: ANN401  # sqlite3's connection, or the adapter of aiosqlite's
     """Add functions that statements use, and that SQLite or its older versions lack (`unhex` came with 3.41)."""
     connection.create_function("from_hex", 1, _from_hex, deterministic=True)

@@ -16,7 +16,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
-from inbox.config.types import DatabaseUrl, SchemaName
+from inbox.config.values import DatabaseUrl, SchemaName
 from inbox.db.dialect import POSTGRES, SQLITE, sqlite_functions
 from inbox.errors import ConfigError
 

@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, TextClause, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from inbox.config.retention import RetentionKind
+from inbox.config.model import RetentionKind
 from inbox.db import retention
 from inbox.db.checkpoint import checkpoint
 from inbox.db.dialect import Sql, blames_items, error_text, is_wait_timeout

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 
 import msgspec
 from sqlalchemy import Connection, Engine, TextClause, text
 
-from inbox.db.dialect import Sql
+from inbox.db import intake
+from inbox.db.dialect import Sql, blames_items
 from inbox.db.engine import reading
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row, plain
+from inbox.events.event import Event, Receipt
 from inbox.events.timestamps import time_text
 
 AT_A_TIME = 100
@@ -60,6 +62,18 @@ def page(
     return [plain(row) for row in found.mappings()]
 
 
+def pages(engine: Engine, selected: RejectedFilter) -> Iterator[list[Row]]:
+    """Read the selected requests, the oldest first, some at a time."""
+    after = 0
+    while True:
+        with engine.connect() as connection, reading(connection).begin():
+            rows = page(connection, selected, after=after)
+        if not rows:
+            return
+        after = rows[-1]["id"]
+        yield rows
+
+
 def _until(sizes: Sequence[tuple[int, int]], most_bytes: int) -> int:
     """Return the last id that fits into a page; the first always does."""
     total, last = 0, sizes[0][0]
@@ -71,25 +85,71 @@ def _until(sizes: Sequence[tuple[int, int]], most_bytes: int) -> int:
     return last
 
 
-def lock(connection: Connection, ids: Iterable[int]) -> set[int]:
-    """Lock those of these requests that nobody has readmitted, so that nobody does meanwhile. Returns their ids."""
-    wanted = rows_param({"id": number} for number in ids)
-    return set(connection.execute(_lock(Sql(connection.dialect.name)), {"wanted": wanted}).scalars())
+Request = tuple[int, Sequence[Event]]
+"""A rejected request by its id, and its events as they are read now."""
 
 
-def note(
-    connection: Connection, taken: Iterable[tuple[int, int]], *, by: str, reason: str, now: datetime | None = None
-) -> int:
-    """Note for each request, by its id, the seq that it became. One that somebody noted meanwhile stays.
+class Taken(msgspec.Struct, frozen=True):
+    """Rejected requests that were readmitted in one transaction."""
 
-    `now` is the database's time unless it is given.
+    receipts: Mapping[int, Sequence[Receipt]] = {}
+    """Receipts of the events of each."""
+    failed: Mapping[int, Exception] = {}
+    """Errors of requests that the database rejects; these stay as they are."""
 
-    Returns:
-        How many were noted.
+
+def take(
+    connection: Connection, requests: Sequence[Request], *, by: str, reason: str, now: datetime | None = None
+) -> Taken:
+    """Store the events of these as the receiver does, and note what each request became, in the caller's transaction.
+
+    They are locked first, and one that was readmitted since it was read is left alone: nobody readmits it twice. Where the
+    database rejects one, they are stored one by one.
     """
+    if not requests:
+        return Taken()
+    try:
+        with connection.begin_nested():
+            return Taken(_take_together(connection, requests, by=by, reason=reason, now=now))
+    except Exception as error:
+        if not blames_items(error):
+            raise
+        if len(requests) == 1:
+            return Taken(failed={requests[0][0]: error})
+    each = [take(connection, [request], by=by, reason=reason, now=now) for request in requests]
+    receipts = {number: receipt for one in each for number, receipt in one.receipts.items()}
+    return Taken(receipts, {number: error for one in each for number, error in one.failed.items()})
+
+
+def _take_together(
+    connection: Connection, requests: Sequence[Request], *, by: str, reason: str, now: datetime | None
+) -> dict[int, list[Receipt]]:
+    wanted = rows_param({"id": number} for number, _ in requests)
+    locked = set(connection.execute(_lock(Sql(connection.dialect.name)), {"wanted": wanted}).scalars())
+    requests = [request for request in requests if request[0] in locked]
+    events = [event for _, own in requests for event in own]
+    seqs = intake.append(connection, events)
+    known = [event for event, seq in zip(events, seqs, strict=True) if seq is None]
+    firsts = iter(intake.note_duplicates(connection, known) if known else [])
+    became = iter(
+        [Receipt(next(firsts) or 0, duplicate=True) if seq is None else Receipt(seq, duplicate=False) for seq in seqs]
+    )
+    receipts = {number: [next(became) for _ in own] for number, own in requests}
+    taken = {
+        number: own for number, own in receipts.items() if own[0].seq
+    }  # else retention has just deleted the first one
+    if taken:
+        _note_seqs(connection, ((number, own[0].seq) for number, own in taken.items()), by=by, reason=reason, now=now)
+    return taken
+
+
+def _note_seqs(
+    connection: Connection, taken: Iterable[tuple[int, int]], *, by: str, reason: str, now: datetime | None
+) -> None:
+    """Note for each request, by its id, the seq that it became. `now` is the database's time unless it is given."""
     rows = rows_param({"id": number, "seq": seq} for number, seq in taken)
     values = {"taken": rows, "by": by, "reason": reason, "now": None if now is None else time_text(now)}
-    return connection.execute(_note(Sql(connection.dialect.name)), values).rowcount
+    connection.execute(_note(Sql(connection.dialect.name)), values)
 
 
 _ALL = 2**63 - 1

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, TextClause, text
 
-from inbox.config.retention import Retention, RetentionKind
+from inbox.config.model import Retention, RetentionKind
 from inbox.db import leaves
 from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param

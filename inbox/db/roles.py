@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from sqlalchemy import Engine, text
 
-from inbox.config.types import SchemaName
+from inbox.config.values import SchemaName
 from inbox.db.dialect import POSTGRES
 from inbox.db.engine import DEFAULT_SCHEMA, reading, schema_of, search_path
 from inbox.errors import ConfigError

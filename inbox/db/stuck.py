@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from inbox.db.columns import one_of
 from inbox.db.dialect import Sql
-from inbox.db.schema.parts import one_of
 from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 
-Finding = Literal[
+Kind = Literal[
     "no_relay",  # no relay has a heartbeat
     "crash_loop",  # relays of a host die soon after they start
     "step_failed",  # a step of a running relay fails
@@ -51,7 +51,7 @@ MOST_LISTED = 1000
 """Deliveries that are listed of a route, and the largest count of those that wait."""
 _ENTITY = ("source", "entity_type", "entity_id")
 
-ONLY_IN_VIEW: frozenset[Finding] = frozenset({"ahead", "no_head"})
+ONLY_IN_VIEW: frozenset[Kind] = frozenset({"ahead", "no_head"})
 """Findings that no check looks for: they need every row. A relay repairs the first by itself, `relay rebuild` the second."""
 
 
@@ -95,7 +95,7 @@ SELECT {columns}, false FROM ({_waits(clock)}) b
 """
 
 
-def branches(clock: SqlClock) -> Mapping[Finding, str]:
+def branches(clock: SqlClock) -> Mapping[Kind, str]:
     """Return the statement of each finding."""
     return {
         **_of_relays(clock),
@@ -106,7 +106,7 @@ def branches(clock: SqlClock) -> Mapping[Finding, str]:
     }
 
 
-def _of_relays(clock: SqlClock) -> dict[Finding, str]:
+def _of_relays(clock: SqlClock) -> dict[Kind, str]:
     silent = clock.since("n.heartbeat_at")
     steps = (
         "CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)"
@@ -151,7 +151,7 @@ SUCCEEDED, FAILED = ("delivered", "unchanged", "skipped"), ("attempt_failed", "a
 """Kinds of facts that end an attempt."""
 
 
-def _that_fail(clock: SqlClock) -> dict[Finding, str]:
+def _that_fail(clock: SqlClock) -> dict[Kind, str]:
     """Select routes with something open whose newest attempt failed.
 
     The newest facts say so exactly. Where they have no attempt of a route, its figures do, to the minute.
@@ -261,7 +261,7 @@ def _last_fact(sql: Sql, delivery: str, condition: str = "") -> str:
     return f"LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) {facts})"
 
 
-def _that_do_not_move(clock: SqlClock) -> dict[Finding, str]:
+def _that_do_not_move(clock: SqlClock) -> dict[Kind, str]:
     sql, before = clock.sql, clock.ago(AFTER_SECONDS)
     # No list depends on the row: each is read once.
     nothing_moves = f"""r.route NOT IN (SELECT newest.route FROM ({NEWEST_FACTS}) newest WHERE newest.at > {before})
@@ -306,7 +306,7 @@ WHERE r.state = 'in_flight' AND r.lease_until < {before}
     }
 
 
-def _of_heads(clock: SqlClock) -> dict[Finding, str]:
+def _of_heads(clock: SqlClock) -> dict[Kind, str]:
     sql = clock.sql
     ahead = sql.looked_up(
         f"{_routes_with('ready')} r",
@@ -318,8 +318,8 @@ def _of_heads(clock: SqlClock) -> dict[Finding, str]:
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("l.at")} AS for_seconds,
        'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
        {_counted("w.route = o.route AND w.lane = o.lane AND w.state = 'waiting'")} AS waiting
-FROM open_delivery o {_last_fact(sql, "o", "AND f.kind = 'dead'")}
-WHERE o.state = 'blocked'
+FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT {MOST_LISTED}) o
+{_last_fact(sql, "o", "AND f.kind = 'dead'")}
 """,
         "ahead": f"""
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
@@ -344,7 +344,7 @@ WHERE o.state = 'waiting' AND NOT EXISTS (
     }
 
 
-def _of_commands(clock: SqlClock) -> dict[Finding, str]:
+def _of_commands(clock: SqlClock) -> dict[Kind, str]:
     asked = clock.since("c.asked_at")
     named = "'command ' || c.id || ' (' || c.kind || '): '"
     return {

@@ -11,8 +11,7 @@ from collections.abc import Collection
 from sqlalchemy import Table
 
 from inbox.db import dialect
-from inbox.db.erasure.detail import emptied
-from inbox.db.erasure.subject import PSEUDONYM
+from inbox.db.erasure import PSEUDONYM, emptied
 from inbox.db.schema import delivery_log, inbox
 from inbox.events.states import RETENTION_FLOOR_DAYS
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from cryptography import x509
 
 from inbox import check
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.db.engine import parse_url
 from inbox.errors import ConfigError, NotExamined
-from inbox.examination import DoctorFinding, Examination, FindingKind, Installation
+from inbox.examination import Examination, Finding, FindingKind, Installation
 from inbox.exposure import exposures, literal_secrets, reaches_others, values_in
 
 SOON = timedelta(days=30)
@@ -30,7 +30,7 @@ MISTAKE = FindingKind(
 )
 
 
-def _configuration(installation: Installation) -> Iterator[DoctorFinding]:
+def _configuration(installation: Installation) -> Iterator[Finding]:
     found = check.mistakes(installation.file, check.sides())
     for each in found[:_MOST_MISTAKES]:
         where = f"{each.file}:{each.line}" if each.line else each.file or str(installation.path)
@@ -39,8 +39,6 @@ def _configuration(installation: Installation) -> Iterator[DoctorFinding]:
         yield MISTAKE.found(str(installation.path), f"and {len(found) - _MOST_MISTAKES} more mistakes")
 
 
-# --- secrets
-
 IN_FILE = FindingKind(
     "secret_in_file",
     "warning",
@@ -48,55 +46,44 @@ IN_FILE = FindingKind(
     "everybody who reads the file or a copy of it has the secret",
     'write "env:NAME" or "file:/path" in its place, then: kill -HUP PID',
 )
-EXPIRED = FindingKind(
+SECRET_EXPIRED = FindingKind(
     "secret_expired",
     "critical",
     "No secret of a source is valid now.",
     "every webhook of the source gets 401",
     "inbox check # after adding a secret; then reload the receiver with SIGHUP",
 )
-EXPIRING = FindingKind(
+SECRET_EXPIRING = FindingKind(
     "secret_expiring",
     "warning",
     "The last valid secret of a source expires within 30 days.",
     "from then on every webhook of the source gets 401",
     "inbox check # after adding a secret; then reload the receiver with SIGHUP",
 )
-LEFT_OVER = FindingKind(
-    "secret_left_over", "information", "A secret has expired, and others are valid.", "it has no use any more"
-)
 
 
-def _secrets(installation: Installation) -> Iterator[DoctorFinding]:
+def _secrets(installation: Installation) -> Iterator[Finding]:
     config, now = installation.config, installation.now
     for key in literal_secrets(config):
         yield IN_FILE.found(key, f"{key}: the secret stands in {installation.path}")
-    if config.database.url.is_literal and config.database.password is None and _has_password(config.database.url):
-        yield IN_FILE.found("database.url", f"database.url: the password stands in {installation.path}")
-    viewers = config.web.viewer_url
-    if viewers is not None and viewers.is_literal and _has_password(viewers):
-        yield IN_FILE.found("web.viewer_url", f"web.viewer_url: the password stands in {installation.path}")
+    urls = {"web.viewer_url": config.web.viewer_url}
+    if config.database.password is None:
+        urls["database.url"] = config.database.url
+    for key, url in urls.items():
+        if url is not None and url.is_literal and _has_password(url):
+            yield IN_FILE.found(key, f"{key}: the password stands in {installation.path}")
     together: defaultdict[str, list[Secret]] = defaultdict(list)
     for key, value in values_in(config):
         if isinstance(value, Secret):
             together[key.partition("[")[0]].append(value)
     for key, secrets in together.items():
-        yield from _validity(key, secrets, now)
-
-
-def _validity(key: str, secrets: list[Secret], now: datetime) -> Iterator[DoctorFinding]:
-    """Yield what the times of secrets mean that can stand in for each other."""
-    valid = [each for each in secrets if each.valid_at(now)]
-    if not valid:
-        yield EXPIRED.found(key, f"{key}: none is valid now")
-        return
-    over = sum(each.not_after is not None and each.not_after <= now for each in secrets)
-    if over:
-        yield LEFT_OVER.found(key, f"{key}: {over} of {len(secrets)} have expired, and can be removed")
-    lasting = [each for each in secrets if each.not_after is None or each.not_after > now + SOON]
-    if not lasting:
-        last = max(each.not_after for each in valid if each.not_after is not None)
-        yield EXPIRING.found(key, f"{key}: the last valid one expires at {last:%Y-%m-%d %H:%M}Z")
+        ends = [each.not_after for each in secrets if each.valid_at(now)]
+        lasting = [each for each in secrets if each.not_after is None or each.not_after > now + SOON]
+        if not ends:
+            yield SECRET_EXPIRED.found(key, f"{key}: none is valid now")
+        elif not lasting:
+            last = max(end for end in ends if end is not None)
+            yield SECRET_EXPIRING.found(key, f"{key}: the last valid one expires at {last:%Y-%m-%d %H:%M}Z")
 
 
 def _has_password(url: str) -> bool:
@@ -105,8 +92,6 @@ def _has_password(url: str) -> bool:
     except ConfigError:
         return False
 
-
-# --- certificates
 
 CERTIFICATE_EXPIRED = FindingKind(
     "certificate_expired",
@@ -123,15 +108,13 @@ CERTIFICATE_EXPIRING = FindingKind(
     "openssl x509 -noout -enddate -in {path}",
 )
 _LARGEST_FILE = 4_000_000
-_FILES = ("ca_file", "cert_file")
-_FILES_OF_URL = ("sslrootcert", "sslcert")
 
 
-def _certificates(installation: Installation) -> Iterator[DoctorFinding]:
+def _certificates(installation: Installation) -> Iterator[Finding]:
     unread = []
     for key, name in _certificate_files(installation):
         try:
-            yield from of_file(key, Path(name), installation.now)
+            yield from _of_file(key, Path(name), installation.now)
         except (OSError, ValueError) as error:
             unread.append(f"{key} {name} ({error})")
     if unread:
@@ -140,19 +123,19 @@ def _certificates(installation: Installation) -> Iterator[DoctorFinding]:
 
 def _certificate_files(installation: Installation) -> Iterator[tuple[str, str]]:
     for key, value in values_in(installation.config):
-        if isinstance(value, str) and key.rpartition(".")[2] in _FILES:
+        if isinstance(value, str) and key.rpartition(".")[2] in {"ca_file", "cert_file"}:
             yield key, value
     try:
         query = parse_url(installation.config.database.url).query
     except ConfigError:
         return
-    for name in _FILES_OF_URL:
+    for name in ("sslrootcert", "sslcert"):
         value = query.get(name)
         if isinstance(value, str) and value != "system":
             yield f"database.url {name}", value
 
 
-def of_file(key: str, path: Path, now: datetime) -> Iterator[DoctorFinding]:
+def _of_file(key: str, path: Path, now: datetime) -> Iterator[Finding]:
     """Yield the certificates of a file that have expired or soon will; of several authorities all but one may have.
 
     Raises:
@@ -163,16 +146,12 @@ def of_file(key: str, path: Path, now: datetime) -> Iterator[DoctorFinding]:
     ends = [(each.not_valid_after_utc, each) for each in x509.load_pem_x509_certificates(path.read_bytes())]
     is_of_authorities = key.rpartition(".")[2] in {"ca_file", "database.url sslrootcert"}
     end, certificate = max(ends, key=lambda one: one[0]) if is_of_authorities else ends[0]
-    name = certificate.subject.rfc4514_string()
-    what = f"{key}: the certificate of {name} in {path}"
-    quoted = shlex.quote(str(path))
-    if end <= now:
-        yield CERTIFICATE_EXPIRED.found(key, f"{what} expired at {end:%Y-%m-%d %H:%M}Z", path=quoted)
-    elif end <= now + SOON:
-        yield CERTIFICATE_EXPIRING.found(key, f"{what} expires at {end:%Y-%m-%d %H:%M}Z", path=quoted)
+    if end <= now + SOON:
+        kind, verb = (CERTIFICATE_EXPIRED, "expired") if end <= now else (CERTIFICATE_EXPIRING, "expires")
+        name = certificate.subject.rfc4514_string()
+        told = f"{key}: the certificate of {name} in {path} {verb} at {end:%Y-%m-%d %H:%M}Z"
+        yield kind.found(key, told, path=shlex.quote(str(path)))
 
-
-# --- files and open doors
 
 EXPOSED = FindingKind(
     "exposed",
@@ -190,54 +169,42 @@ WRITABLE = FindingKind(
 )
 
 
-def _files(installation: Installation) -> Iterator[DoctorFinding]:
+def _files(installation: Installation) -> Iterator[Finding]:
     try:
         database = installation.sqlite_path
         for each in exposures(installation.path, installation.config):
-            mend = each.command or each.remedy.strip("; :")
-            yield EXPOSED.found(each.subject, each.what, mend=mend)
+            yield EXPOSED.found(each.subject, each.what, remedy=each.command or each.remedy.strip("; :"))
     except ConfigError as error:
         raise NotExamined(f"needs a database url that can be used: {error}") from None
     web = installation.config.web
     of_page = [Path(each.reference[5:]) for each in (web.users, web.tokens) if each and each.reference[:5] == "file:"]
     for path in filter(None, (installation.path, database, *of_page)):
         if reaches_others(path, stat.S_IWOTH):
-            yield WRITABLE.found(
-                str(path), f"every user of this machine may write to {path}", path=shlex.quote(str(path))
-            )
+            told = f"every user of this machine may write to {path}"
+            yield WRITABLE.found(str(path), told, path=shlex.quote(str(path)))
 
 
-EXAMINATIONS = (
-    Examination(
-        "configuration",
-        "Configuration",
-        "Mistakes of inbox.toml, as both programs would find them.",
-        _configuration,
-        (MISTAKE,),
-        needs_database=False,
-    ),
-    Examination(
-        "secrets",
-        "Configuration",
-        "Secrets that stand in the file, have expired or soon will.",
-        _secrets,
-        (IN_FILE, EXPIRED, EXPIRING, LEFT_OVER),
-        needs_database=False,
-    ),
-    Examination(
-        "certificates",
-        "Configuration",
-        "Client certificates and authorities in files.",
-        _certificates,
-        (CERTIFICATE_EXPIRED, CERTIFICATE_EXPIRING),
-        needs_database=False,
-    ),
-    Examination(
-        "files",
-        "Configuration",
-        "Modes of inbox.toml, of the SQLite file and of the page's users and tokens, and sources without signatures.",
-        _files,
-        (EXPOSED, WRITABLE),
-        needs_database=False,
-    ),
+EXAMINATIONS = tuple(
+    Examination(name, looks_at, examine, kinds, needs_database=False)
+    for name, looks_at, examine, kinds in (
+        ("configuration", "Mistakes of inbox.toml, as both programs would find them.", _configuration, (MISTAKE,)),
+        (
+            "secrets",
+            "Secrets that stand in the file, have expired or soon will.",
+            _secrets,
+            (IN_FILE, SECRET_EXPIRED, SECRET_EXPIRING),
+        ),
+        (
+            "certificates",
+            "Client certificates and authorities in files.",
+            _certificates,
+            (CERTIFICATE_EXPIRED, CERTIFICATE_EXPIRING),
+        ),
+        (
+            "files",
+            "Modes of inbox.toml, of the SQLite file and of the page's users and tokens, and sources without signatures.",
+            _files,
+            (EXPOSED, WRITABLE),
+        ),
+    )
 )

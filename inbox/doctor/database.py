@@ -1,14 +1,15 @@
-"""The database itself: does it answer, has it the schema of this version, what do stored webhooks rest on?"""
+"""The database: does it answer, has it the schema of this version, and what do stored webhooks rest on?"""
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Iterator
-from datetime import date
+from pathlib import Path
+from typing import Any
 
-import psycopg
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
@@ -16,52 +17,36 @@ from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.trouble import trouble_text
-from inbox.errors import ConfigError, NotExamined
+from inbox.errors import ConfigError
 from inbox.events.timestamps import as_time, rfc3339
-from inbox.examination import DoctorFinding, Examination, FindingKind, Installation
-
-# --- does it answer?
+from inbox.examination import Examination, Finding, FindingKind, Installation
 
 UNREACHABLE = FindingKind(
     "database_unreachable",
     "critical",
-    "The database does not answer.",
+    "The database does not answer, or its URL can't be used.",
     "every webhook gets 503, and nothing is delivered",
     "inbox check --online",
-)
-UNUSABLE = FindingKind(
-    "database_url_unusable",
-    "critical",
-    "The URL of the database can't be used.",
-    "neither program starts with it, and nothing of the database is examined",
-    "inbox check",
 )
 UNREADABLE = FindingKind(
     "database_unreadable",
     "critical",
-    "The SQLite file can't be read.",
+    "The SQLite file does not exist, or can't be read.",
     "every webhook gets 503, and nothing is delivered",
     "ls -l {path}; df -h {folder} # mend its rights or make room; a damaged file needs its last backup",
 )
-MISSING = FindingKind(
-    "database_missing",
-    "critical",
-    "The SQLite file does not exist.",
-    "neither program starts without it",
-    "inbox migrate",
-)
 
 
-def _database(installation: Installation) -> Iterator[DoctorFinding]:
+def _database(installation: Installation) -> Iterator[Finding]:
     try:
         engines.parse_url(installation.config.database.url)
     except ConfigError as error:
-        yield UNUSABLE.found("url", str(error))
+        yield UNREACHABLE.found("url", str(error), remedy="inbox check")
         return
     path = installation.sqlite_path
     try:
         if path is not None and not path.exists():
-            yield MISSING.found(str(path), f"there is no file {path}")
+            yield UNREADABLE.found(str(path), f"there is no file {path}", remedy="inbox migrate")
             return
         with installation.reading() as connection:
             # SQLite opens any file, and looks into it only for its schema
@@ -71,7 +56,7 @@ def _database(installation: Installation) -> Iterator[DoctorFinding]:
         yield unreachable(installation, error)
 
 
-def unreachable(installation: Installation, error: Exception) -> DoctorFinding:
+def unreachable(installation: Installation, error: Exception) -> Finding:
     """Make the finding that the database can't be read."""
     why = str(error) if isinstance(error, OSError) else trouble_text(error)
     path = installation.sqlite_path
@@ -81,100 +66,6 @@ def unreachable(installation: Installation, error: Exception) -> DoctorFinding:
     url = engines.shown(engines.parse_url(installation.config.database.url))
     return UNREACHABLE.found(url, f"{url} does not answer: {why}")
 
-
-# --- versions
-
-WAL_RESET = FindingKind(
-    "sqlite_wal_reset_bug",
-    "information",
-    "SQLite has the WAL-reset bug, which both programs avoid.",
-    "a checkpoint that runs while another connection commits can lose committed transactions"
-    " (https://sqlite.org/wal.html#walresetbug). Both programs turn automatic checkpoints off, and copy the log only while they"
-    " hold the write lock. Any other program that writes to the file must do the same",
-    "PRAGMA wal_autocheckpoint = 0; -- in a shell or program of yours, before it writes",
-)
-WITHDRAWN = FindingKind(
-    "sqlite_withdrawn",
-    "warning",
-    "SQLite 3.52.0 was withdrawn by its authors.",
-    "it has problems that they judged important enough to replace it with 3.51.3",
-    "python -c 'import sqlite3; print(sqlite3.sqlite_version)' # after an update of SQLite or of Python",
-)
-UNSUPPORTED = FindingKind(
-    "server_unsupported",
-    "warning",
-    "This major version of Postgres gets no more updates.",
-    "bugs that lose data, and holes in its security, stay open (https://www.postgresql.org/support/versioning/)",
-    "pg_upgrade --check # with the programs of a newer version",
-)
-KNOWN_BUG = FindingKind(
-    "server_known_bug",
-    "warning",
-    "This minor version of Postgres has a bug that concerns these tables.",
-    "indexes that were made CONCURRENTLY can lack rows, so that events are not found and a lane gets a second head"
-    " (https://www.postgresql.org/docs/release/14.4/)",
-    "REINDEX DATABASE {database}; -- after an update to a later minor version",
-)
-VERSIONS = FindingKind("versions", "information", "Versions of server, library and driver.")
-
-_FIXED, _BACKPORTS = (3, 51, 3), ((3, 44, 6), (3, 50, 7))
-_LAST_DAYS = {
-    14: date(2026, 11, 12),
-    15: date(2027, 11, 11),
-    16: date(2028, 11, 9),
-    17: date(2029, 11, 8),
-    18: date(2030, 11, 14),
-}
-"""Last day of each major version, by https://www.postgresql.org/support/versioning/."""
-_CONCURRENTLY_BUG = range(140000, 140004)
-_MAJOR = 10_000
-
-
-def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
-    """Return whether this version of SQLite has the WAL-reset bug: before 3.51.3, but for 3.44.6 and 3.50.7 and later."""
-    is_backport = any(version[:2] == fixed[:2] and version >= fixed for fixed in _BACKPORTS)
-    return version < _FIXED and not is_backport
-
-
-def of_sqlite(version: tuple[int, ...]) -> Iterator[DoctorFinding]:
-    """Yield what is known of a version of SQLite."""
-    shown = ".".join(map(str, version))
-    if has_wal_reset_bug(version):
-        yield WAL_RESET.found("SQLite", f"SQLite {shown} has the WAL-reset bug, fixed in 3.51.3; it does no harm here")
-    if version[:3] == (3, 52, 0):
-        yield WITHDRAWN.found("SQLite", f"SQLite {shown} was withdrawn by its authors")
-
-
-def of_postgres(number: int, today: date, database: str) -> Iterator[DoctorFinding]:
-    """Yield what is known of a version of Postgres, given as `server_version_num`."""
-    major, minor = divmod(number, _MAJOR)
-    end = _LAST_DAYS.get(major)
-    if major < min(_LAST_DAYS) or (end is not None and today > end):
-        yield UNSUPPORTED.found("Postgres", f"Postgres {major} gets no more updates" + (f" since {end}" if end else ""))
-    if number in _CONCURRENTLY_BUG:
-        what = f"Postgres {major}.{minor} can make indexes that lack rows, with CREATE INDEX or REINDEX … CONCURRENTLY"
-        yield KNOWN_BUG.found("Postgres", what, database=database)
-
-
-def _versions(installation: Installation) -> Iterator[DoctorFinding]:
-    with installation.reading() as connection:
-        if connection.dialect.name == SQLITE:
-            shown = connection.execute(text("SELECT sqlite_version()")).scalar_one()
-            yield VERSIONS.found("SQLite", f"SQLite {shown}")
-            yield from of_sqlite(tuple(int(part) for part in str(shown).split(".")))
-            return
-        row = connection.execute(
-            text(
-                "SELECT current_setting('server_version') AS shown, current_setting('server_version_num')::int AS number,"
-                " quote_ident(current_database()) AS name"
-            )
-        ).one()
-    driver = f"psycopg {psycopg.__version__}, libpq {psycopg.pq.version()}"
-    yield VERSIONS.found("Postgres", f"Postgres {row.shown}, {driver}")
-    yield from of_postgres(row.number, installation.now.date(), row.name)
-
-
-# --- schema
 
 PENDING = FindingKind(
     "migrations_pending",
@@ -199,11 +90,9 @@ NEWER = FindingKind(
 )
 
 
-def _migrations(installation: Installation) -> Iterator[DoctorFinding]:
-    if installation.engine is None:
-        raise NotExamined("needs a database url that can be used")
+def _migrations(installation: Installation) -> Iterator[Finding]:
     try:
-        lacking = migrate.plan(installation.engine)
+        lacking = migrate.plan(installation.reader)
     except ConfigError as error:
         yield NEWER.found("alembic_version", str(error))
         return
@@ -213,8 +102,6 @@ def _migrations(installation: Installation) -> Iterator[DoctorFinding]:
     elif lacking:
         yield TO_CONTRACT.found("alembic_version", f"to follow: {', '.join(map(str, lacking))}")
 
-
-# --- clocks
 
 SKEW = FindingKind(
     "clock_skew",
@@ -231,39 +118,32 @@ BACK = FindingKind(
     "a clock went back, or a host's clock is ahead: deliveries are due later than they should be, and ages are wrong",
     "timedatectl timesync-status # on the database's host and the receiver's",
 )
-_LARGEST_SKEW_SECONDS = 2.0
-_LARGEST_LEAD_SECONDS = 5.0
-
-
-def _clock(installation: Installation) -> Iterator[DoctorFinding]:
-    newest = {}
-    with installation.reading() as connection:
-        began = time.monotonic()
-        before = SystemClock().now()
-        database = before  # SQLite has no clock of its own
-        if connection.dialect.name == POSTGRES:
-            database = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-        took = time.monotonic() - began
-        for what, statement in _NEWEST_TIMES.items():
-            if (value := connection.execute(text(statement)).scalar()) is not None:
-                newest[what] = as_time(value)
-    skew = (as_time(database) - before).total_seconds() - took / 2
-    if abs(skew) > _LARGEST_SKEW_SECONDS + took / 2:
-        side = "ahead of" if skew > 0 else "behind"
-        yield SKEW.found("clock", f"the database's clock is {abs(skew):.1f} s {side} this host's")
-    for what, moment in newest.items():
-        lead = (moment - as_time(database)).total_seconds()
-        if lead > _LARGEST_LEAD_SECONDS:
-            yield BACK.found(what, f"the newest {what} is {lead:.0f} s in the future: {rfc3339(moment)}")
-
-
+_LARGEST_SKEW_SECONDS, _LARGEST_LEAD_SECONDS = 2.0, 5.0
 _NEWEST_TIMES = {
     "delivery_log.at": "SELECT at FROM delivery_log ORDER BY id DESC LIMIT 1",
     "inbox.received_at": "SELECT received_at FROM inbox ORDER BY seq DESC LIMIT 1",
 }
 
 
-# --- durability
+def _clock(installation: Installation) -> Iterator[Finding]:
+    with installation.reading() as connection:
+        began = time.monotonic()
+        before = SystemClock().now()
+        database = before  # SQLite has no clock of its own
+        if connection.dialect.name == POSTGRES:
+            database = as_time(connection.execute(text("SELECT clock_timestamp()")).scalar_one())
+        took = time.monotonic() - began
+        rows = {name: connection.execute(text(statement)).first() for name, statement in _NEWEST_TIMES.items()}
+    skew = (database - before).total_seconds() - took / 2
+    if abs(skew) > _LARGEST_SKEW_SECONDS + took / 2:
+        side = "ahead of" if skew > 0 else "behind"
+        yield SKEW.found("clock", f"the database's clock is {abs(skew):.1f} s {side} this host's")
+    for name, row in rows.items():
+        newest = database if row is None else as_time(row[0])
+        lead = (newest - database).total_seconds()
+        if lead > _LARGEST_LEAD_SECONDS:
+            yield BACK.found(name, f"the newest {name} is {lead:.0f} s in the future: {rfc3339(newest)}")
+
 
 LOST = FindingKind(
     "setting_lost",
@@ -279,82 +159,6 @@ DOUBTFUL = FindingKind(
     "what was acknowledged can be lost",
     "ALTER SYSTEM RESET {setting}; SELECT pg_reload_conf();",
 )
-JOURNAL = FindingKind(
-    "journal_mode",
-    "critical",
-    "The SQLite file is not in the journal mode WAL.",
-    "somebody has changed it: readers and the receiver stop each other until a program starts again",
-    "PRAGMA journal_mode = WAL;",
-)
-STANDBY = FindingKind(
-    "standby_missing",
-    "critical",
-    "A synchronous standby is configured, and none is connected.",
-    "every commit waits for it, so every webhook gets 503",
-    "SELECT application_name, state, sync_state FROM pg_stat_replication;",
-)
-DURABILITY = FindingKind(
-    "durability",
-    "information",
-    "Settings that stored webhooks rest on, as they were read back.",
-    "an acknowledged webhook survives what these cover",
-)
-
-
-def _durability(installation: Installation) -> Iterator[DoctorFinding]:
-    with installation.reading() as connection:
-        if connection.dialect.name == POSTGRES:
-            for lost in guarantees.lost_settings(connection):
-                yield LOST.found(lost.subject, lost.what, why=lost.why)
-            for doubtful in guarantees.doubtful_settings(connection):
-                yield DOUBTFUL.found(doubtful.subject, doubtful.what, why=doubtful.why, setting=doubtful.subject)
-            row = connection.execute(_DURABILITY).one()
-            yield from _standbys(row.synchronous_standby_names, row.connected)
-            shown = ", ".join(f"{name} = {getattr(row, name)}" for name in _SHOWN)
-            standby = (
-                f"synchronous standbys: {row.synchronous_standby_names or 'none, so it rests on this server alone'}"
-            )
-            yield DURABILITY.found("Postgres", f"{shown}; {standby}")
-            return
-        mode = connection.execute(text("PRAGMA journal_mode")).scalar_one()
-    if mode != "wal":
-        yield JOURNAL.found("journal_mode", f"the SQLite file has journal_mode = {mode}, not wal")
-        return
-    yield from _pragmas(installation)
-
-
-def _pragmas(installation: Installation) -> Iterator[DoctorFinding]:
-    """Read back the pragmas on a connection as both programs make it. In a file with WAL it changes nothing."""
-    made = engines.connect(installation.config.database.url, application="inbox-doctor")
-    try:
-        with made.connect() as connection:
-            for lost in guarantees.lost_settings(connection):
-                yield LOST.found(lost.subject, lost.what, why=lost.why)
-            driver = connection.connection.cursor()
-            values = {name: driver.execute(f"PRAGMA {name}").fetchone()[0] for name in guarantees.SQLITE_PRAGMAS}
-            driver.close()
-            connection.rollback()
-    finally:
-        made.dispose()
-    yield DURABILITY.found("SQLite", ", ".join(f"{name} = {value}" for name, value in values.items()))
-
-
-def _standbys(names: str, connected: int) -> Iterator[DoctorFinding]:
-    if names and not connected:
-        yield STANDBY.found("synchronous_standby_names", f"synchronous_standby_names = {names}, and none is connected")
-
-
-_SHOWN = ("synchronous_commit", "fsync", "full_page_writes")
-_DURABILITY = text("""
-SELECT current_setting('synchronous_commit') AS synchronous_commit, current_setting('fsync') AS fsync,
-       current_setting('full_page_writes') AS full_page_writes,
-       current_setting('synchronous_standby_names') AS synchronous_standby_names,
-       (SELECT count(*) FROM pg_stat_replication) AS connected
-""")
-
-
-# --- sequences
-
 BEHIND = FindingKind(
     "sequence_behind",
     "critical",
@@ -364,39 +168,147 @@ BEHIND = FindingKind(
 )
 
 
-def _sequences(installation: Installation) -> Iterator[DoctorFinding]:
+def _durability(installation: Installation) -> Iterator[Finding]:
     with installation.reading() as connection:
-        for behind in guarantees.sequences_behind(connection):
-            yield BEHIND.found(behind.subject, behind.what, mend=behind.remedy.removeprefix("Run: "))
+        mode = (
+            None if connection.dialect.name == POSTGRES else connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+        )
+        if mode is None:
+            yield from _settings(connection)
+            for doubtful in guarantees.doubtful_settings(connection):
+                yield DOUBTFUL.found(doubtful.subject, doubtful.what, why=doubtful.why, setting=doubtful.subject)
+            for behind in guarantees.sequences_behind(connection):
+                yield BEHIND.found(behind.subject, behind.what, remedy=behind.remedy.removeprefix("Run: "))
+            return
+    if mode != "wal":
+        told = f"the SQLite file has journal_mode = {mode}, not wal: readers and the receiver stop each other"
+        yield LOST.found("journal_mode", told, remedy="PRAGMA journal_mode = WAL;")
+        return
+    # The other pragmas, on a connection as both programs make it. In a file with WAL it changes nothing.
+    made = engines.connect(installation.config.database.url, application="inbox-doctor")
+    try:
+        with made.connect() as connection:
+            yield from _settings(connection)
+            connection.rollback()
+    finally:
+        made.dispose()
+
+
+def _settings(connection: Connection) -> Iterator[Finding]:
+    for lost in guarantees.lost_settings(connection):
+        yield LOST.found(lost.subject, lost.what, why=lost.why)
+
+
+FILLING = FindingKind(
+    "disk_filling",
+    "critical",
+    "The disk of the database is nearly full.",
+    "when it is full, every webhook gets 503 and nothing is delivered",
+    "df -h {folder} # make room, or keep payloads for less time",
+)
+NETWORK = FindingKind(
+    "network_disk",
+    "critical",
+    "The SQLite file lies on a network file system.",
+    "its locks don't hold there, and the file can be damaged (https://sqlite.org/wal.html)",
+    "INBOX_DATABASE_URL=sqlite:////var/lib/inbox-relay/inbox.db # a folder on a local disk",
+)
+_LEAST_BYTES, _LEAST_PART = 500e6, 0.05
+_NETWORK_TYPES = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "fuse.glusterfs"}
+_MOUNTS = Path("/proc/self/mounts")
+
+
+def _disk(installation: Installation) -> Iterator[Finding]:
+    path = installation.sqlite_path
+    if path is not None and (kind := network_type(path.parent)):
+        yield NETWORK.found(str(path), f"{path} is on a file system of the type {kind}")
+    with installation.reading() as connection:
+        folder = _data_directory(connection) if connection.dialect.name == POSTGRES else path and path.parent
+    if folder is not None:
+        found = os.statvfs(folder)
+        yield from judge_space(folder, found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
+
+
+def judge_space(folder: Path, free: float, whole: float) -> Iterator[Finding]:
+    """Yield a finding where little of a disk is free for users other than root."""
+    if free < min(_LEAST_BYTES, _LEAST_PART * whole):
+        told = f"{folder}: {free / 1e9:,.1f} of {whole / 1e9:,.1f} GB are free"
+        yield FILLING.found(str(folder), told, folder=shlex.quote(str(folder)))
+
+
+def _data_directory(connection: Connection) -> Path | None:
+    """Return the server's folder, where it runs on this host and may be looked at. Only some roles may know it."""
+    row = connection.execute(_DATA_DIRECTORY).one()
+    try:
+        return Path(row.folder) if row.is_local and row.folder and Path(row.folder).is_dir() else None
+    except OSError:
+        return None
+
+
+_DATA_DIRECTORY = text("""
+SELECT (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS folder,
+       coalesce(inet_server_addr() <<= '127.0.0.0/8' OR inet_server_addr() = '::1', true) AS is_local
+""")
+
+
+def network_type(folder: Path, mounts: Path = _MOUNTS) -> str | None:
+    """Return the type of the folder's file system, if it is one of a network."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = ("", "")
+    for line in lines:
+        _, where, kind, *_ = [*line.split(" "), "", "", ""]
+        place = where.replace("\\040", " ")
+        if folder.resolve().is_relative_to(place or "/nowhere") and len(place) >= len(found[0]):
+            found = (place, kind)
+    return found[1] if found[1] in _NETWORK_TYPES else None
+
+
+RETENTION = FindingKind(
+    "retention_behind",
+    "warning",
+    "Rows stay for longer than their age, or can't be pruned.",
+    "more arrives than relays prune, no relay runs, or somebody holds rows locked: the disk fills up",
+    "inbox prune --dry-run",
+)
+_IDLE_DAYS = 1
+
+
+def _retention(installation: Installation) -> Iterator[Finding]:
+    with installation.reading() as connection:
+        ran_at: Any = connection.execute(text("SELECT ran_at FROM pruner WHERE id = 1")).scalar()
+        rows = connection.execute(
+            text("SELECT kind, behind_seconds, behind_since, error FROM pruning ORDER BY kind")
+        ).all()
+    if ran_at is not None and (installation.now - as_time(ran_at)).days >= _IDLE_DAYS:
+        yield RETENTION.found("pruner", f"a relay pruned last at {as_time(ran_at):%Y-%m-%d %H:%M}Z")
+    for row in rows:
+        age = getattr(installation.config.retention, row.kind, None)
+        if age is not None and age.is_forever:
+            continue
+        remedy = f"inbox prune --kind {row.kind}"
+        if row.behind_since is not None:
+            late = f"{row.kind}: the oldest expired row is {row.behind_seconds / 86_400:,.1f} d late"
+            yield RETENTION.found(row.kind, late, remedy=remedy)
+        if row.error:
+            yield RETENTION.found(row.kind, f"{row.kind}: {row.error}", remedy=remedy)
 
 
 DATABASE = Examination(
-    "database",
-    "Database",
-    "Does the database answer?",
-    _database,
-    (UNREACHABLE, UNREADABLE, UNUSABLE, MISSING),
-    needs_database=False,
+    "database", "Does the database answer?", _database, (UNREACHABLE, UNREADABLE), needs_database=False
 )
 EXAMINATIONS = (
     DATABASE,
-    Examination(
-        "versions",
-        "Database",
-        "Versions of server, library and driver, and their known bugs.",
-        _versions,
-        (UNSUPPORTED, KNOWN_BUG, WITHDRAWN, WAL_RESET, VERSIONS),
-    ),
-    Examination(
-        "migrations", "Database", "Migrations that the database lacks.", _migrations, (PENDING, NEWER, TO_CONTRACT)
-    ),
-    Examination("clock", "Database", "Clocks of this host and of the database.", _clock, (SKEW, BACK)),
+    Examination("migrations", "Migrations that the database lacks.", _migrations, (PENDING, NEWER, TO_CONTRACT)),
+    Examination("clock", "Clocks of this host and of the database.", _clock, (SKEW, BACK)),
     Examination(
         "durability",
-        "Database",
-        "Settings that an acknowledged webhook rests on, read back from a connection.",
+        "Settings that an acknowledged webhook rests on, read back from a connection; sequences and their tables.",
         _durability,
-        (LOST, DOUBTFUL, JOURNAL, STANDBY, DURABILITY),
+        (LOST, DOUBTFUL, BEHIND),
     ),
-    Examination("sequences", "Database", "Sequences and their tables.", _sequences, (BEHIND,), on=(POSTGRES,)),
+    Examination("disk", "Free disk of the database, and its file system.", _disk, (FILLING, NETWORK)),
+    Examination("retention", "Progress of retention, kind by kind.", _retention, (RETENTION,)),
 )

@@ -14,10 +14,9 @@ import falcon.asgi
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock, SystemClock
-from inbox.config.forward_headers import passed_headers
 from inbox.config.model import Config
-from inbox.config.routing import routes_of
-from inbox.config.source import Source
+from inbox.config.routing import passed_headers, routes_of
+from inbox.config.sources import Source
 from inbox.db import engine
 from inbox.db.dialect import SQLITE
 from inbox.db.link import link_to
@@ -25,19 +24,18 @@ from inbox.db.throughput import FLUSH_EVERY_SECONDS, Tally
 from inbox.db.wake_up import Notifier
 from inbox.errors import CAUSES, ConfigError, RequestError, Unavailable, collect_config_errors
 from inbox.garbage import freeze_loaded
-from inbox.http.limits import CAPACITY, METERS, Bucket, Capacity, MemoryBudget
+from inbox.http.limits import CAPACITY as CAPACITY_KEY
+from inbox.http.limits import METERS, Bucket, Capacity, MemoryBudget
 from inbox.http.problems import PROBLEM_TYPE, answer_bug, answer_problem, problem
-from inbox.otlp.asked import require_extra
+from inbox.observe.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, REQUEST_SECONDS, UNKNOWN, Meters
+from inbox.observe.recorder import make_recorder
+from inbox.observe.traces import make_tracer, require_extra
 from inbox.receiver.throughput import ThroughputFlusher
 from inbox.receiver.wait import OutcomeWaiter
 from inbox.receiver.webhook import Services, SourceEndpoint, Webhooks
 from inbox.receiver.writer import GroupCommit, WriterPair
 from inbox.sources import preset_of
 from inbox.sources.credentials import pad_work, verifier_of
-from inbox.telemetry.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, REQUEST_SECONDS, UNKNOWN, Meters
-from inbox.telemetry.outlet import outlet_of
-from inbox.telemetry.recorder import make_recorder
-from inbox.tracing.setup import make_tracer
 
 
 def require_known_proxies(config: Config, trusted: Iterable[str]) -> None:
@@ -67,6 +65,12 @@ Receiver = falcon.asgi.App[Request, Response]
 _STATUSES_FROM_THE_START = ("200", "500", "503")
 """Statuses whose number of answers is 0 at the start: the service level objective compares them."""
 
+CAPACITY = Capacity(connections=4000, requests=1000, per_connection=1000)
+"""Of each worker process. Requests that wait for an outcome count, too."""
+
+MEMORY = 256 * 1024 * 1024
+"""Bytes of memory for the bodies of a worker process: more than twice the largest `max_body` takes."""
+
 READY_CACHED_SECONDS = 1.0
 """Seconds. A load balancer may ask as often as it likes."""
 
@@ -78,13 +82,13 @@ def app_of(config: Config) -> Receiver:
         ConfigError: as `create_app`.
     """
     clock = SystemClock()
-    require_extra(config)
+    require_extra(config.traces.endpoint)
     return create_app(config, partial(open_services, config, clock), clock)
 
 
 def open_services(config: Config, clock: Clock) -> Services:
     """Open what a worker of `app_of` needs, inside its event loop and after the last fork."""
-    meters = OFF if outlet_of(config.metrics, "receiver") is None else _at_zero(make_recorder(RECEIVER), config)
+    meters = OFF if config.metrics.receiver is None else _at_zero(make_recorder(RECEIVER), config)
     connections = engine.connect_async(config.database.url, application="inbox-receiver")
     tally = Tally()
     is_sqlite = connections.dialect.name == SQLITE
@@ -97,7 +101,7 @@ def open_services(config: Config, clock: Clock) -> Services:
     writer = make_writer() if is_sqlite else WriterPair(make_writer(), make_writer())
     waiter = OutcomeWaiter(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
     flusher = ThroughputFlusher(connections, tally, FLUSH_EVERY_SECONDS)
-    tracer = make_tracer(config.traces, "inbox-receiver")
+    tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-receiver")
     return Services(writer, meters, waiter, tally, flusher, notifier, tracer)
 
 
@@ -112,14 +116,10 @@ def create_app(config: Config, open_services: Callable[[], Services], clock: Clo
     endpoints = endpoints_of(config)
     decoy = pad_work(endpoint.verifier for endpoint in endpoints.values())
     lifespan = Lifespan(
-        Capacity(
-            connections=config.receiver.connections,
-            requests=config.receiver.requests,
-            per_connection=config.receiver.requests_per_connection,
-        ),
+        CAPACITY,
         open_services,
     )
-    webhooks = Webhooks(endpoints, decoy, clock, MemoryBudget(config.receiver.memory), lifespan.services)
+    webhooks = Webhooks(endpoints, decoy, clock, MemoryBudget(MEMORY), lifespan.services)
     health = Health(lifespan.services)
     app = falcon.asgi.App(middleware=[lifespan])
     app.add_error_handler(RequestError, answer_problem)
@@ -221,7 +221,7 @@ class Lifespan:
     async def process_startup(self, scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
         """Open the services. The ASGI server calls this before the first request."""
         self._services = self._open()
-        scope.get("state", {}).update({CAPACITY: self._capacity, METERS: self._services.meters})
+        scope.get("state", {}).update({CAPACITY_KEY: self._capacity, METERS: self._services.meters})
         freeze_loaded()
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:

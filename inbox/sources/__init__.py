@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from inbox.config.mistakes import nearest
-from inbox.config.source import Source
+from inbox.config.sources import Source
 from inbox.errors import ConfigError
 from inbox.sources.base import Preset
 from inbox.sources.presets import (

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import msgspec
 
-from inbox.config.source import Signature, Source
-from inbox.config.types import Secret
+from inbox.config.sources import Signature, Source
+from inbox.config.values import Secret
 from inbox.errors import RequestError, UnsupportedType
 from inbox.events.event import Identity, RawRequest
 from inbox.sources.certificates import MissingCertificate

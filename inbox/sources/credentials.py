@@ -17,8 +17,8 @@ from datetime import datetime
 from functools import partial
 from urllib.parse import unquote_to_bytes
 
-from inbox.config.source import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Source, UrlTokenAuth
-from inbox.config.types import Secret
+from inbox.config.sources import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Source, UrlTokenAuth
+from inbox.config.values import Secret
 from inbox.errors import ConfigError, NotAuthenticated, collect_config_errors
 from inbox.events.event import RawRequest
 from inbox.sources.base import MADE_UP, Preset, Proof, Revealed

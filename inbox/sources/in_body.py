@@ -14,8 +14,8 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from inbox.config.source import Signature, Source
-from inbox.config.types import Secret
+from inbox.config.sources import Signature, Source
+from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.sources.base import MADE_UP, Revealed

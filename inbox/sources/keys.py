@@ -6,11 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jwt
 import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from inbox.errors import ConfigError, RequestError
 from inbox.events import strict_json
@@ -158,6 +154,10 @@ def _key(jwk: object) -> PublicKey:
     Raises:
         ConfigError: it can't be used. The text is the second half of a sentence.
     """
+    import jwt  # noqa: PLC0415  # only a source with such keys needs it
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey  # noqa: PLC0415
+
     if not isinstance(jwk, dict):
         raise ConfigError("is no table")
     kid, kty, crv, alg = (jwk.get(name) for name in ("kid", "kty", "crv", "alg"))
@@ -187,6 +187,10 @@ def _key(jwk: object) -> PublicKey:
 
 
 def _of_pem(text: str) -> dict[str, object]:
+    import jwt  # noqa: PLC0415  # as above
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
+
     if "PRIVATE KEY" in text:
         raise ConfigError("is a private one: leave that to the sender, and take the public one")
     try:

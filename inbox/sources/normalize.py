@@ -10,7 +10,7 @@ import msgspec
 
 from inbox.config.model import Route
 from inbox.config.routing import enrol
-from inbox.config.source import WHOLE_BODY, HeaderAuth, Source
+from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
 from inbox.errors import TooOld
 from inbox.events import timestamps
 from inbox.events.event import Event, Identity, RawRequest, dedup_key

@@ -9,10 +9,9 @@ from typing import Any
 
 import msgspec
 
-from inbox.config.forward_headers import passed_headers
 from inbox.config.model import Config
-from inbox.config.routing import routes_of
-from inbox.config.source import Source
+from inbox.config.routing import passed_headers, routes_of
+from inbox.config.sources import Source
 from inbox.errors import RequestError
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.sources import preset_of

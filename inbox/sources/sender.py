@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 
-from inbox.config.types import Network
+from inbox.config.values import Network
 from inbox.events.event import RawRequest
 
 _LONGEST = len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255")

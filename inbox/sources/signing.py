@@ -1,6 +1,6 @@
 """Verifies the signatures of requests, and signs as providers do.
 
-A `Signature` (`inbox/config/source.py`) says as data what providers do differently: which header, how it is taken apart,
+A `Signature` (`inbox/config/sources.py`) says as data what providers do differently: which header, how it is taken apart,
 what is signed, with which hash, and how keys and signatures are written. All of them are over the bytes as they came: HMAC
 (RFC 2104) with a shared secret, or Ed25519 or ECDSA with a key of which only the public part is here.
 
@@ -21,8 +21,8 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from inbox.config.source import Algorithm, Signature
-from inbox.config.types import Duration, Secret, Unit
+from inbox.config.sources import Algorithm, Signature
+from inbox.config.values import Duration, Secret, Unit
 from inbox.errors import ConfigError, Unreadable
 from inbox.events import timestamps
 from inbox.events.event import RawRequest

@@ -98,9 +98,9 @@ CREATE TABLE duplicate_request (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
-
 CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
+
+CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
 
 COMMENT ON TABLE duplicate_request IS 'A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.';
 
@@ -146,8 +146,6 @@ CREATE TABLE rejected_request (
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
 CREATE INDEX ix_rejected_request_whole ON rejected_request (id) WHERE body IS NOT NULL;
-
-CREATE INDEX ix_rejected_request_bare ON rejected_request (id) WHERE body IS NULL;
 
 COMMENT ON TABLE rejected_request IS 'A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.';
 
@@ -205,15 +203,15 @@ CREATE TABLE open_delivery (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 
 CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
 
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
 
@@ -309,11 +307,11 @@ CREATE TABLE delivery_log (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
 
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
 COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
 
@@ -651,11 +649,11 @@ CREATE TABLE alert (
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
-CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
-
 CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
+CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
 COMMENT ON TABLE alert IS 'One row when a problem begins and one when it ends, never a second while it lasts.';
 
@@ -972,8 +970,8 @@ UNION ALL
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - l.at), 3) AS for_seconds,
        'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
        (SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT 1000) n) AS waiting
-FROM open_delivery o LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead' ORDER BY f.id DESC LIMIT 1) l ON true
-WHERE o.state = 'blocked'
+FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT 1000) o
+LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead' ORDER BY f.id DESC LIMIT 1) l ON true
 UNION ALL
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
        'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why,

@@ -14,7 +14,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from inbox.cli.login import login_name
+from inbox.cli.options import login_name
 from inbox.cli.tables import Column, Format, show
 from inbox.cli.terminal import (
     FINDING,
@@ -34,7 +34,7 @@ from inbox.clock import SystemClock
 from inbox.errors import UnusableCommand
 from inbox.events.commands import says_why
 from inbox.events.timestamps import rfc3339
-from inbox.logs.visible import visible_text
+from inbox.observe.visible import visible_text
 from relay.cli.options import open_database, require_known_filters
 from relay.operations.table import OPERATIONS, Operation, Words
 

@@ -9,8 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from inbox.cli import options
-from inbox.cli.completion import names_of
-from inbox.cli.options import MOST_NUMBER, AsJson, parse_entity
+from inbox.cli.options import MOST_NUMBER, AsJson, names_of, parse_entity
 from inbox.cli.terminal import fail
 from inbox.events.commands import MOST_SEQS
 from relay.cli.carrying_out import carry_out

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inbox.cli.login import login_name
-from inbox.cli.options import MOST_NUMBER, AsJson, AsNdjson, Columns, OfSource, Wide, parse_entity
+from inbox.cli.options import MOST_NUMBER, AsJson, AsNdjson, Columns, OfSource, Wide, login_name, parse_entity
 from inbox.cli.tables import Column, format_of, show
 from inbox.cli.terminal import exit_on_error, fail, say
 from inbox.cli.wording import counted

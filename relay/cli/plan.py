@@ -1,4 +1,4 @@
-"""`relay plan`: shows the changes that would bring a sync route's two sides in sync, or those of another configuration."""
+"""`relay plan`: the changes that would bring a sync route's two sides in sync, or those of another configuration."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from inbox.cli.completion import names_of
-from inbox.cli.options import AsJson, AsNdjson, Columns, Since, Wide, parse_entity, require_known
+from inbox.cli.options import AsJson, AsNdjson, Columns, Since, Wide, names_of, parse_entity, require_known
 from inbox.cli.tables import Column, Format, format_of, show
 from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
 from inbox.cli.wording import counted
-from relay.cli import plan_config
 from relay.cli.options import ThisEntity, open_database
 
 if TYPE_CHECKING:
@@ -35,6 +33,15 @@ COLUMNS = (
     Column("before"),
     Column("after"),
     Column("why", last=True),
+)
+DIFFERENCE_COLUMNS = (
+    Column("route"),
+    Column("part"),
+    Column("events", "number"),
+    Column("last_seq", "number"),
+    Column("before"),
+    Column("after", last=True),
+    Column("source", on_request=True),
 )
 _PAGE = 200
 
@@ -85,7 +92,7 @@ def plan(
     if config is not None:
         if entity or since:
             fail("--entity and --since belong to --route alone; with --config, --events N chooses the newest N events")
-        plan_config.plan_config(config, form(plan_config.COLUMNS), route=route, events=events, fetch=fetch)
+        _plan_config(config, form(DIFFERENCE_COLUMNS), route=route, events=events, fetch=fetch)
         return
     if route is None:
         fail(
@@ -167,3 +174,42 @@ def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) ->
                 progress.advance(task)
                 yield found
             after = (str(page[-1].entity_type), str(page[-1].entity_id))
+
+
+def _plan_config(path: Path, form: Format, *, route: str | None, events: int, fetch: bool) -> None:
+    """Compare the configuration in `path` with today's, print the differences, and exit by them."""
+    from inbox.loader.load import load_file
+    from relay.destinations.comparison import Variant, compare
+    from relay.store import arrived
+
+    found: dict[tuple[object, ...], dict[str, Any]] = {}
+    number = differ = 0
+    with exit_on_error():
+        today, database = open_database()
+        file = load_file(path)
+        require_known("route", route, (*today.routes, *file.sound.routes))
+        old, new = (
+            each.make(lambda config: Variant(config, only_route=route, fetches=fetch)) for each in (load_file(), file)
+        )
+        try:
+            for event in arrived.newest(database, events):
+                number += 1
+                differences = [*compare(old, new, event)]
+                differ += bool(differences)
+                for each in differences:
+                    key = each.source, each.route, each.part, repr(each.before), repr(each.after)
+                    row = {**msgspec.structs.asdict(each), "events": 0, "last_seq": each.seq}
+                    found.setdefault(key, row)["events"] += 1
+        finally:
+            old.close()
+            new.close()
+    differing = f"{differ:,} differ" if differ else "no difference"
+    summary = f"{counted(number, 'event')} compared: {differing}"
+    show([*found.values()], DIFFERENCE_COLUMNS, form, empty=summary)
+    if found and form.is_table:
+        say(summary)
+    for name in () if fetch else sorted(today.routes.keys() & new.config.routes.keys()):
+        if route in {None, name} and today.routes[name].sync != new.config.routes[name].sync:
+            say(f"[routes.{name}.sync] differs: --fetch compares the writes that would follow")
+    if found:
+        raise typer.Exit(FINDING)

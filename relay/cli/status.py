@@ -21,11 +21,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from inbox.config.model import Config
-    from inbox.db.reads import Row
-    from relay.next_steps import NextStep
+    from inbox.examination import Finding
     from relay.store.database import Database
-    from relay.store.overview import Overview
-    from relay.store.stuck_check import Trouble
 
 SWEEP_COLUMNS = (
     Column("source"),
@@ -93,7 +90,7 @@ def status(
         watch=watch, check=check, here=here, sweeps=sweeps, listing=bool(columns or as_ndjson)
     ):
         fail(mistake)
-    found: list[Row] = []
+    found: list[Finding] = []
     with exit_on_error():
         config = load_config()
         if sweeps:
@@ -115,12 +112,11 @@ def _show_sweeps(config: Config, form: Format) -> None:
     show(reads.sweeps(database_of(config)), SWEEP_COLUMNS, form, empty="no sweep has run yet")
 
 
-def _show_findings(found: list[Row], *, as_json: bool) -> None:
+def _show_findings(found: list[Finding], *, as_json: bool) -> None:
     if as_json:
-        put_json(as_document(found))
-    else:
-        for row in found:
-            answer(row["why"])
+        put_json(as_document(msgspec.to_builtins(found)))
+    for finding in () if as_json else found:
+        answer(finding.sentence)
     if found:
         raise typer.Exit(FINDING)
 
@@ -153,34 +149,28 @@ class _Look:
         Raises:
             DBAPIError: the database does not answer.
         """
-        from relay.cli.status_view import lines_of
-        from relay.next_steps import next_steps
+        from relay.cli.status_view import lines_of, next_of
+        from relay.findings import checked, findings, state_of
         from relay.store.overview import read_overview
-        from relay.store.stuck_check import findings
 
         if self._database is None:
             self._database = database_of(self._config)
         try:
             seen = read_overview(self._database, self._policies)
-            found = findings(self._database, self._policies)
+            found = checked(self._database)
         except Exception:
             self._database.engine.dispose()
             raise
-        steps = next_steps(seen, found)
-        if as_json:
-            return [(as_line if in_lines else as_document)(_as_object(seen, found, steps))]
-        out = console()
-        return list(lines_of(seen, found, steps, width=out.width if out.is_terminal and not wide else None))
-
-
-def _as_object(seen: Overview, found: list[Trouble], steps: tuple[NextStep, ...]) -> dict[str, Any]:
-    from relay.next_steps import state_of
-
-    seen_object: dict[str, Any] = msgspec.to_builtins(seen)
-    for route, each in zip(seen.routes, seen_object["routes"], strict=True):
-        each["state"] = state_of(route, found)
-    following = [{"text": step.text, "command": step.command} for step in steps]
-    return {**seen_object, "findings": msgspec.to_builtins(found), "next": following}
+        every = findings(seen, found)
+        if not as_json:
+            out = console()
+            return list(lines_of(seen, found, every, width=out.width if out.is_terminal and not wide else None))
+        whole: dict[str, Any] = msgspec.to_builtins(seen)
+        for route, each in zip(seen.routes, whole["routes"], strict=True):
+            each["state"] = state_of(route, found)
+        following = [{"text": each.step or each.sentence, "command": each.remedy} for each in next_of(every)]
+        whole |= {"findings": msgspec.to_builtins(found), "next": following}
+        return [(as_line if in_lines else as_document)(whole)]
 
 
 def _put(lines: Iterable[Text | str]) -> None:
@@ -215,7 +205,7 @@ def _looks(look: _Look, every: float, *, as_json: bool, wide: bool) -> Iterator[
     from sqlalchemy.exc import DBAPIError
 
     from inbox.db.trouble import trouble_text
-    from inbox.logs.visible import visible_line
+    from inbox.observe.visible import visible_line
 
     while True:
         try:
@@ -227,22 +217,22 @@ def _looks(look: _Look, every: float, *, as_json: bool, wide: bool) -> Iterator[
         time.sleep(every)
 
 
-def _checked(config: Config, *, here: bool) -> list[Row]:
+def _checked(config: Config, *, here: bool) -> list[Finding]:
     """Return the findings that last for `_LOOK_AGAIN_SECONDS`."""
     from sqlalchemy.exc import DBAPIError
 
     from inbox.db.trouble import trouble_text
-    from relay.delivery.policy import policies
-    from relay.store import stuck_check
+    from inbox.examination import Finding
+    from relay.findings import checked
 
     host = socket.gethostname() if here else None
     try:
         database = database_of(config)
-        found = stuck_check.findings(database, policies(config), host=host)
+        found = checked(database, host=host)
         if found:
             time.sleep(_LOOK_AGAIN_SECONDS)
-            again = stuck_check.findings(database, policies(config), host=host)
-            found = [trouble for trouble in found if trouble in again]
+            again = {(each.kind, each.subject) for each in checked(database, host=host)}
+            found = [each for each in found if (each.kind, each.subject) in again]
     except DBAPIError as error:
-        found = [stuck_check.Trouble("no_database", None, f"the database: {trouble_text(error)}")]
-    return [msgspec.structs.asdict(trouble) for trouble in found]
+        found = [Finding("no_database", "critical", f"the database: {trouble_text(error)}")]
+    return found

@@ -11,11 +11,11 @@ from rich.text import Text
 from inbox.cli.tables import TABLE, Column, layout
 from inbox.cli.terminal import Row
 from inbox.cli.wording import counted, lasting, relative
-from inbox.logs.visible import visible_line
-from relay.next_steps import NextStep, state_of
+from inbox.examination import Finding
+from inbox.observe.visible import visible_line
+from relay.findings import state_of
 from relay.store.overview import FiringAlert, Overview
 from relay.store.route_states import RouteState
-from relay.store.stuck_check import Trouble
 
 ROUTES = (
     Column("route"),
@@ -82,14 +82,19 @@ _MOST_ROWS = 20
 """A terminal gets no more rows of a section."""
 
 
+def next_of(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings with a next thing to do, other than to look at the status."""
+    return [each for each in findings if each.remedy not in {"", "relay status"}][:_MOST_ROWS]
+
+
 def lines_of(
-    seen: Overview, findings: Sequence[Trouble], steps: Sequence[NextStep], *, width: int | None
+    seen: Overview, checked: Sequence[Finding], findings: Sequence[Finding], *, width: int | None
 ) -> Iterator[Text]:
     """Yield the lines of all sections. Without a width lines have any length, and times are absolute."""
-    yield _headline(seen, findings, steps)
-    yield from _prose("Findings", [_escaped(trouble.why) for trouble in findings], width, mark="!")
+    yield _headline(seen, checked, findings)
+    yield from _prose("Findings", [_escaped(each.sentence) for each in checked], width, mark="!")
     routes, quiet = _shown_routes(seen)
-    rows = [_route(route, findings, width) for route in routes]
+    rows = [_route(route, checked, width) for route in routes]
     yield from _table("Routes", rows, ROUTES if width else ROUTES_WHOLE, seen, width)
     if quiet:
         yield Text(f"  and {counted(quiet, 'route')} with nothing open")
@@ -104,11 +109,12 @@ def lines_of(
     sweeps = [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps]
     yield from _table("Sweeps", sweeps, SWEEPS, seen, width)
     yield from _prose("Retention", [_retention(seen)] if seen.retention else [], width)
-    if steps:
+    following = next_of(findings)
+    if following:
         yield from _title("Next")
-        for step in steps:
-            yield from _wrapped(_escaped(step.text), width)
-            yield Text(f"    {_escaped(step.command)}", "cyan")
+    for each in following:
+        yield from _wrapped(_escaped(each.step or each.sentence), width)
+        yield Text(f"    {_escaped(each.remedy)}", "cyan")
 
 
 def _retention(seen: Overview) -> str:
@@ -125,18 +131,18 @@ def _retention(seen: Overview) -> str:
     return f"pruned: {', '.join(ages)}"
 
 
-def _headline(seen: Overview, findings: Sequence[Trouble], steps: Sequence[NextStep]) -> Text:
+def _headline(seen: Overview, checked: Sequence[Finding], findings: Sequence[Finding]) -> Text:
     """Sum it up. Well is what needs nobody, as on the page; `--check` is about findings alone."""
     running = sum(relay.health == "running" for relay in seen.relays)
     number = sum(route.open for route in seen.routes)
     more = " or more" if any(route.at_least for route in seen.routes) else ""
-    is_well = running and not findings and not steps
+    is_well = running and not findings
     line = Text()
     line.append("well" if is_well else "not well", "bold green" if is_well else "bold red")
     line.append(f": {counted(running, 'relay')} running" if running else ": no relay running")
     line.append(f", {number:,}{more} open" if number else ", nothing open")
-    if findings:
-        line.append(f", {counted(len(findings), 'finding')}")
+    if checked:
+        line.append(f", {counted(len(checked), 'finding')}")
     return line
 
 
@@ -148,7 +154,7 @@ def _shown_routes(seen: Overview) -> tuple[list[RouteState], int]:
     return shown, len(seen.routes) - len(shown)
 
 
-def _route(route: RouteState, findings: Sequence[Trouble], width: int | None) -> Row:
+def _route(route: RouteState, findings: Sequence[Finding], width: int | None) -> Row:
     """Return a row; for people without zeros, since a column without any value is left out."""
     row: dict[str, Any] = {name: getattr(route, name) for name in route.__struct_fields__}
     row |= {"state": state_of(route, findings), "held_back_by": list(route.held_back_by)}

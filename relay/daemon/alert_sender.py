@@ -10,9 +10,9 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config.endpoint import Endpoint
-from inbox.config.model import AlertFormat, Config
-from inbox.logs.traces import place_of
+from inbox.config.model import AlertFormat, Config, Endpoint
+from inbox.config.values import Duration
+from inbox.observe.logs import place_of
 from relay.delivery.alerts import Posted, payload
 from relay.http.client import HttpClient, Limits, Request
 from relay.http.target import prepare
@@ -102,12 +102,7 @@ def alert_client(config: Config) -> HttpClient | None:
     if alerts.url is None:
         return None
     endpoint = Endpoint(
-        timeout=alerts.timeout,
-        concurrency=1,
-        allow_private=alerts.allow_private,
-        allow_to=alerts.allow_to,
-        block_to=alerts.block_to,
-        allow_http=alerts.allow_http,
+        timeout=Duration(10), concurrency=1, allow_private=alerts.allow_private, allow_http=alerts.allow_http
     )
     url = alerts.url.reveal(at="alerts.url")
     # The path of a chat's hook is its secret.

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import steady
-from inbox.config.retention import Retention, RetentionKind
+from inbox.config.model import Retention, RetentionKind
 from inbox.db import leaves, pruning
 from inbox.db.pruning import LeasedPruner, LeaseLost, PassedOver
 from inbox.db.retention import STEPS, Pruned, expiry_of

@@ -24,7 +24,6 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from inbox.config.breaker import BreakerLimits
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.events.event import escape, split
@@ -81,6 +80,24 @@ class Breaker(msgspec.Struct, frozen=True):
         if self.state is BreakerState.RETIRED or self.until is None or now < self.until:
             return "none"
         return "probe"
+
+
+class BreakerLimits(msgspec.Struct, frozen=True):
+    """The conditions on which a breaker opens, and for how many seconds."""
+
+    calls: int = 10
+    """Least number of attempts in `window` before it opens."""
+    failed: float = 0.5
+    """Share of failed attempts at which it opens."""
+    window: float = 60.0
+    open_for: float = 30.0
+    """Time until a probe. It doubles each time the probe fails, up to `longest`."""
+    longest: float = 600.0
+
+
+BREAKER = BreakerLimits()
+LONGEST_HOLD = timedelta(hours=1)
+"""Longest time for which an answer's `Retry-After` or rate limit headers hold back further calls."""
 
 
 def probe(breaker: Breaker, now: datetime, given_up_after: timedelta) -> Breaker:

@@ -15,22 +15,18 @@ from tenacity import (
     stop_after_attempt,
     stop_before_delay,
     wait_chain,
-    wait_exponential,
     wait_fixed,
     wait_random,
 )
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from inbox.config.breaker import BreakerLimits
-from inbox.config.endpoint import Endpoint
-from inbox.config.model import Config, Ordering, Route
-from inbox.config.retry import Retry
+from inbox.config.model import Config, Endpoint, Ordering, Retry, Route
 from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
 from relay.delivery.failure_rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, REFETCH_AFTER, RULES, Rule, rule_for
-from relay.delivery.gates import GateKey, Health, RateLimit, Report
+from relay.delivery.gates import BREAKER, LONGEST_HOLD, BreakerLimits, GateKey, Health, RateLimit, Report
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.outcome import (
     Call,
@@ -49,6 +45,9 @@ LONGEST_RETRY_AFTER = timedelta(hours=24)
 
 _READS: frozenset[CallStep] = frozenset({"fetch", "find"})
 
+JITTER = 0.2
+"""Largest part of a delay that is added at random."""
+
 CRASHES_ALLOWED = 3
 """A delivery is set aside after so many crashes of the relay's process in a row: it may be their cause."""
 
@@ -56,14 +55,15 @@ CRASHES_ALLOWED = 3
 class Schedule:
     """The retry schedule of a route: the delay after each failed attempt, and its end."""
 
-    def __init__(self, retry: Retry) -> None:
-        waits = [wait_fixed(delay) + wait_random(0, delay * retry.jitter) for delay in _delays(retry)]
+    def __init__(self, retry: Retry, jitter: float | None = None) -> None:
+        jitter = JITTER if jitter is None else jitter
+        waits = [wait_fixed(delay) + wait_random(0, delay * jitter) for delay in retry.schedule]
         self._wait: wait_base = wait_chain(*waits) if waits else wait_fixed(0)
         self._stop: stop_base = stop_after_attempt(len(waits) + 1)
         if retry.window is not None:
             self._stop |= stop_before_delay(retry.window)
-        self.first_delay = timedelta(seconds=next(iter(_delays(retry)), 0))
-        self.longest_delay = timedelta(seconds=max(_delays(retry), default=0) * (1 + retry.jitter))
+        self.first_delay = timedelta(seconds=next(iter(retry.schedule), 0))
+        self.longest_delay = timedelta(seconds=max(retry.schedule, default=0) * (1 + jitter))
         self.has_window = retry.window is not None
 
     def delay_after(self, attempt: int, elapsed: timedelta = timedelta(0)) -> timedelta | None:
@@ -76,19 +76,6 @@ class Schedule:
         state.upcoming_sleep = self._wait(state)
         state.start_time, state.outcome_timestamp = 0.0, elapsed.total_seconds()
         return None if self._stop(state) else timedelta(seconds=state.upcoming_sleep)
-
-
-def _delays(retry: Retry) -> tuple[float, ...]:
-    """Return the delays without jitter: the given schedule, or the exponential one."""
-    if retry.exponential is None:
-        return retry.schedule
-    growing = retry.exponential
-    exact = wait_exponential(multiplier=growing.first, exp_base=growing.factor, max=growing.longest)
-    state = RetryCallState(retry_object=_NO_RETRYING, fn=None, args=(), kwargs={})
-    delays = []
-    for state.attempt_number in range(1, growing.attempts):
-        delays.append(exact(state))
-    return tuple(delays)
 
 
 _NO_RETRYING: Any = None
@@ -150,6 +137,12 @@ def breaker_limits(policies: Policies) -> dict[GateKey, BreakerLimits]:
     return {key: limits for policy in policies.values() for key, limits in policy.breakers.items()}
 
 
+def limits_of(endpoint: Endpoint) -> BreakerLimits:
+    """Return the limits of an endpoint's breaker."""
+    open_for = endpoint.breaker.open_for
+    return msgspec.structs.replace(BREAKER, open_for=open_for, longest=max(BREAKER.longest, open_for))
+
+
 def _policy(config: Config, route: Route) -> RoutePolicy:
     endpoints: dict[GateKey, Endpoint] = {("destination", route.destination): config.destinations[route.destination]}
     calls = {"destination": 1}
@@ -164,13 +157,13 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
         outcomes={str(name): str(rule) for name, rule in config.destinations[route.destination].outcomes.items()},
         skew=timedelta(seconds=config.sources[route.source].clock_skew),
         gates=(("source", route.source), ("route", route.name), *endpoints),
-        breakers={key: endpoint.breaker for key, endpoint in endpoints.items()},
+        breakers={key: limits_of(endpoint) for key, endpoint in endpoints.items()},
         rate_limits=tuple(
             RateLimit(key, endpoint.rate, calls[key[0]])
             for key, endpoint in endpoints.items()
             if endpoint.rate is not None
         ),
-        longest_holds={key: timedelta(seconds=endpoint.longest_hold) for key, endpoint in endpoints.items()},
+        longest_holds=dict.fromkeys(endpoints, LONGEST_HOLD),
     )
 
 

@@ -25,7 +25,7 @@ class HoldRequest(msgspec.Struct, frozen=True):
 
 
 def hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest]:
-    """Yield what the calls of an attempt were asked for, no longer than each endpoint's `longest_hold`."""
+    """Yield what the calls of an attempt were asked for, no longer than an endpoint may ask for."""
     for call in outcome.calls:
         key = None if call.hold is None else endpoint_of_call(call, policy)
         request = None if key is None else hold_request(key, call, policy.longest_holds.get(key, timedelta(0)))

@@ -10,10 +10,9 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from inbox.config.breaker import BreakerLimits
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
-from relay.delivery.gates import Breaker, BreakerState
+from relay.delivery.gates import Breaker, BreakerLimits, BreakerState
 from relay.delivery.policy import LONGEST_RETRY_AFTER, RoutePolicy
 
 SLACK = timedelta(seconds=5)

@@ -6,8 +6,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from inbox.config.endpoint import Downstream, ForwardDestination, PythonDestination, SlackDestination, SyncDestination
-from inbox.config.model import Config, Route
+from inbox.config.model import (
+    Config,
+    Downstream,
+    ForwardDestination,
+    PythonDestination,
+    Route,
+    SlackDestination,
+    SyncDestination,
+)
 from inbox.errors import collect_config_errors
 from relay.destinations import forward, python, slack, sync
 from relay.destinations.base import Clients, Context, Deliverer

@@ -1,6 +1,6 @@
 """The interface of a kind of destination.
 
-A kind has three parts: a table in `inbox.config.endpoint` that derives from `Downstream`, a module with a `Deliverer` and a
+A kind has three parts: a table in `inbox.config.model` that derives from `Downstream`, a module with a `Deliverer` and a
 `build` function, and its line in `relay.destinations.KINDS`.
 """
 
@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from inbox.clock import SystemClock
-from inbox.config.endpoint import Api, ApiOauth2, Endpoint, SyncDestination
-from inbox.config.model import Config
+from inbox.config.model import Api, ApiOauth2, Config, Endpoint, SyncDestination
 from inbox.errors import collect_config_errors
 from relay.delivery.outcome import Delivery, Outcome
 from relay.http.answer import Answer

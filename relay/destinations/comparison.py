@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from inbox.config.endpoint import Endpoint, PythonDestination, SyncDestination
-from inbox.config.model import Config, Route
+from inbox.config.model import Config, Endpoint, PythonDestination, Route, SyncDestination
 from inbox.config.routing import lane_of, matches
 from inbox.errors import RequestError
 from inbox.events.event import RawRequest, swept_key

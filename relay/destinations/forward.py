@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from inbox.config.endpoint import ForwardDestination
-from inbox.config.model import Route
-from inbox.config.types import Secret
+from inbox.config.model import ForwardDestination, Route
+from inbox.config.values import Secret
 from inbox.errors import BodyErased, ConfigError, collect_config_errors
 from inbox.sources.presets.standard_webhooks import by_private_key, signature
 from inbox.sources.signing import Message, signed_headers

@@ -12,8 +12,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from inbox.config.endpoint import SlackDestination
-from inbox.config.model import Route
+from inbox.config.model import Route, SlackDestination
 from inbox.errors import BodyErased, MappingError, collect_config_errors
 from relay.delivery import slack_escape
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped

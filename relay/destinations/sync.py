@@ -10,10 +10,9 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from inbox.config.endpoint import Api, ApiHeader, Endpoint, SyncDestination
-from inbox.config.headers import titled
-from inbox.config.model import Route
+from inbox.config.model import Api, ApiHeader, Endpoint, Route, SyncDestination
 from inbox.config.sync import SyncRoute
+from inbox.config.values import titled
 from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged

@@ -28,9 +28,9 @@ import tenacity
 
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
-from inbox.logs.fields import fields
-from inbox.logs.traces import place_of
-from inbox.tracing.spans import Span
+from inbox.observe.logs import fields, place_of
+from inbox.observe.traces import Span
+from relay.delivery.gates import LONGEST_HOLD
 from relay.delivery.outcome import Call, CallStep, RateHold, Sent
 from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, rate_hold
 from relay.http.connection import CallState, EndpointAdapter
@@ -256,7 +256,7 @@ class HttpClient:
 
     def _hold(self, asked: RateHold | None, *, is_refusal: bool) -> RateHold | None:
         """Hold back further calls until the gate does, which all relays read; longer ones are the gate's matter."""
-        seconds = 0.0 if asked is None else min(asked.seconds, self._target.longest_hold)
+        seconds = 0.0 if asked is None else min(asked.seconds, LONGEST_HOLD.total_seconds())
         if asked is None or seconds <= 0:
             return None
         until = steady() + min(seconds, HELD_HERE_SECONDS)

@@ -11,7 +11,7 @@ import msgspec
 from oauthlib.oauth2 import BackendApplicationClient
 
 from inbox.clock import steady
-from inbox.config.endpoint import ApiOauth2
+from inbox.config.model import ApiOauth2
 from inbox.errors import Unreadable, UnusableAnswer
 from inbox.events import strict_json
 from relay.delivery.outcome import Call, ErrorClass

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 import ssl
 from base64 import b64encode
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
@@ -16,15 +14,12 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 import msgspec
 import requests
 
-from inbox.clock import steady
-from inbox.config.endpoint import ApiBasic, ApiBearer, ApiHeader, Endpoint, OutboundAuth
-from inbox.config.headers import is_name, may_be_set, titled
-from inbox.config.model import Outbound
+from inbox.config.model import ApiBasic, ApiBearer, ApiHeader, Endpoint, Outbound, OutboundAuth
+from inbox.config.values import is_name, may_be_set, titled
 from inbox.errors import ConfigError, collect_config_errors
 from relay.http import guard
 from relay.http.answer import Redactor
 from relay.http.connection import tls_context
-from relay.http.guard import RunningCall
 
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
 _LEFT_AS_THEY_ARE = "\t" + "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -44,8 +39,6 @@ class Target(msgspec.Struct, frozen=True):
     """Configured headers and authentication. Names are in Title-Case, so that they replace a call's header of the same name."""
     timeout: float
     """Seconds, for one call."""
-    longest_hold: float
-    """Seconds for which an answer's rate limit holds further calls, at most."""
     proxies: dict[str, str]
     rules: guard.AddressRules
     tls: ssl.SSLContext
@@ -95,7 +88,6 @@ def prepare(
         shown=f"{parts.scheme}://{parts.netloc}{parts.path if shown_path is None else shown_path}",
         headers={"User-Agent": "inbox-relay", "Accept-Encoding": "identity", **made["headers"], **headers},
         timeout=float(endpoint.timeout),
-        longest_hold=float(endpoint.longest_hold),
         proxies=proxies,
         # A proxy's address is the operator's choice, and it resolves the name itself, where nothing here can look.
         rules=guard.ANYWHERE if proxies else rules,
@@ -232,29 +224,3 @@ def _query_values(query: str) -> list[str]:
 def _password(proxy: str | None) -> list[str]:
     password = urlsplit(proxy).password if proxy else None
     return [unquote(password)] if password else []
-
-
-# --- The certificate that an endpoint presents: read in a handshake without a request.
-
-
-_HTTPS_PORT = 443
-
-
-def certificate_end(target: Target) -> datetime | None:
-    """Return when the certificate of the endpoint ends; None for plain http, and behind a proxy.
-
-    Raises:
-        ssl.SSLError: the certificate is not accepted.
-        OSError, OutboundRefused: it can't be reached, or may not be.
-    """
-    parts = urlsplit(target.base)
-    if parts.scheme != "https" or target.proxies or parts.hostname is None:
-        return None
-    running = RunningCall(steady() + target.timeout, lambda: math.inf)
-    with guard.connect(parts.hostname, parts.port or _HTTPS_PORT, running, target.rules) as plain:
-        plain.settimeout(running.remaining())
-        running.detach()  # wrapping takes the socket over, which has a timeout of its own
-        with target.tls.wrap_socket(plain, server_hostname=parts.hostname) as wrapped:
-            found = wrapped.getpeercert() or {}
-    end = found.get("notAfter")
-    return None if not isinstance(end, str) else datetime.fromtimestamp(ssl.cert_time_to_seconds(end), UTC)

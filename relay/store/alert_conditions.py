@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.model import Config
-from inbox.config.source import Source
+from inbox.config.sources import Source
 from inbox.db import pruning
 from inbox.db.retention import STEPS
 from inbox.events.timestamps import as_time

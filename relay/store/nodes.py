@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.db.dialect import Sql, as_json
 from inbox.db.parameters import rows_param, storable
 from inbox.events.states import GONE_SECONDS
@@ -36,14 +36,14 @@ def start_node(
 ) -> None:
     """Insert a relay process that starts, with its routes. Idempotent: the answer to its commit may have been lost."""
     routes = None if policies is None else _routes(policies)
-    own = {"host": host, "pid": pid, "version": version, "routes": routes, "config_hash": _hash_of(config)}
+    own = {"host": host, "pid": pid, "version": version, "routes": routes, "config_hash": hash_of(config)}
     with database.write() as transaction:
         transaction.execute(_start(database.sql), node=node, **own)
 
 
 def describe_routes(database: Database, node: str, policies: Policies, config: Config | None = None) -> None:
     """Store its routes after a reload: see `start_node`."""
-    own = {"routes": _routes(policies), "config_hash": _hash_of(config)}
+    own = {"routes": _routes(policies), "config_hash": hash_of(config)}
     with database.write() as transaction:
         transaction.execute(_describe(database.sql), node=node, **own)
 
@@ -53,8 +53,8 @@ def _routes(policies: Policies) -> str:
     return json.dumps({route: policy.gates for route, policy in policies.items()})
 
 
-def _hash_of(config: Config | None) -> str | None:
-    """Hash the tables that relays must agree on."""
+def hash_of(config: Config | None) -> str | None:
+    """Hash the tables that all relays must agree on."""
     if config is None:
         return None
     shared = [config.apis, config.destinations, config.routes]
@@ -88,6 +88,22 @@ def failing_steps(transaction: Transaction) -> list[FailingStep]:
     """The steps that fail in any living relay."""
     found = transaction.execute(_failing(transaction.sql), since=-float(GONE_SECONDS))
     return [FailingStep(row.host, row.pid, *one) for row in found for one in as_json(row.failing).items()]
+
+
+class RunningRelay(NamedTuple):
+    """A living relay, and what it runs."""
+
+    host: str
+    pid: int
+    version: str
+    config_hash: str | None
+
+
+def running(database: Database) -> list[RunningRelay]:
+    """Read the living relays."""
+    with database.read() as transaction:
+        rows = transaction.execute(_running(transaction.sql), since=-float(GONE_SECONDS))
+    return [RunningRelay(row.host, row.pid, row.version, row.config_hash) for row in rows]
 
 
 def stop_node(database: Database, node: str) -> None:
@@ -126,6 +142,15 @@ def _failing(sql: Sql) -> TextClause:
 SELECT n.host, n.pid, n.failing FROM relay_node n
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL
   AND n.heartbeat_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
+ORDER BY n.host, n.pid
+""")
+
+
+@cache
+def _running(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT n.host, n.pid, n.version, n.config_hash FROM relay_node n
+WHERE n.stopped_at IS NULL AND n.heartbeat_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
 ORDER BY n.host, n.pid
 """)
 

@@ -13,14 +13,13 @@ from typing import NamedTuple
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config.endpoint import Api
-from inbox.config.model import Config
+from inbox.config.model import Api, Config
 from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.audit import Difference
-from relay.delivery.gates import GateKey
-from relay.delivery.policy import Policies, breaker_limits
+from relay.delivery.gates import LONGEST_HOLD, GateKey
+from relay.delivery.policy import Policies, breaker_limits, limits_of
 from relay.delivery.rate_holds import longest_holds
 from relay.delivery.time_bounds import SLACK, breaker_within, within
 from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
@@ -159,8 +158,8 @@ def _gates(
     """The first time too far ahead of each gate, and its corrected row; gates without configuration are left alone."""
     # Sweeps hold the gates of apis that no route asks, too.
     of_apis: dict[GateKey, Api] = {("api", name): api for name, api in config.apis.items()}
-    limits = {key: api.breaker for key, api in of_apis.items()} | breaker_limits(policies)
-    holds = {key: timedelta(seconds=api.longest_hold) for key, api in of_apis.items()} | longest_holds(policies)
+    limits = {key: limits_of(api) for key, api in of_apis.items()} | breaker_limits(policies)
+    holds = dict.fromkeys(of_apis, LONGEST_HOLD) | longest_holds(policies)
     used: dict[GateKey, datetime] = {}
     for rate_limit in (rate_limit for policy in policies.values() for rate_limit in policy.rate_limits):
         used[rate_limit.key] = max(used.get(rate_limit.key, now), rate_limit.furthest(now))

@@ -10,7 +10,7 @@ from functools import cache
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config.endpoint import Api
+from inbox.config.model import Api
 from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param
 from inbox.events.event import swept_key

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from inbox.config.sweep import Sweep
+from inbox.config.sync import Sweep
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.events.timestamps import rfc3339
 from relay.sync.cursor import Listed

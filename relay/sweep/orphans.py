@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from inbox.config.model import Config, Route
-from inbox.config.sweep import Listing
+from inbox.config.sync import Listing
 from inbox.errors import SweepFailed
 from relay.destinations.base import Clients, Context, without_lease
 from relay.destinations.sync import require_no_credentials

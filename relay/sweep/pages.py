@@ -14,8 +14,8 @@ import tenacity
 from tenacity import wait_exponential
 from tenacity.wait import wait_base
 
-from inbox.config.sweep import Listing, Sweep
-from inbox.config.types import Unit
+from inbox.config.sync import Listing, Sweep
+from inbox.config.values import Unit
 from inbox.errors import ConfigError, InvalidEvent, MappingError, SweepFailed, UnusableAnswer, collect_config_errors
 from inbox.events.strict_json import has_more_marks
 from inbox.events.timestamps import rfc3339

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 import jmespath.parser
 import msgspec
 
-from inbox.config.calls import CallKeys
+from inbox.config.sync import CallKeys
 from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.sync.expressions import Expression, Scope, encode
 from relay.sync.templates import (

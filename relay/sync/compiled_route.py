@@ -102,7 +102,7 @@ class SyncPlan(msgspec.Struct, frozen=True):
 
 
 def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
-    """Compile the sync table of the route of that name, which `inbox.loader.cross_checks` has accepted.
+    """Compile the sync table of the route of that name, which `inbox.loader.checks` has accepted.
 
     Raises:
         ConfigError: an expression or template is wrong. The text has a line for each mistake, with its place.

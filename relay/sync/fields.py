@@ -218,7 +218,7 @@ class Fields(msgspec.Struct, frozen=True):
 
 
 def compile_fields(route: str, sync: SyncRoute) -> Fields:
-    """Compile the map of the route of that name, which `inbox.loader.cross_checks` has accepted; import its functions.
+    """Compile the map of the route of that name, which `inbox.loader.checks` has accepted; import its functions.
 
     Raises:
         ConfigError: an expression is wrong, or a function can't be used. The text has a line for each, with its place.

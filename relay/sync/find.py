@@ -14,8 +14,7 @@ from typing import Any
 
 import msgspec
 
-from inbox.config.paging import POSITIONS
-from inbox.config.sync import Find, MapField
+from inbox.config.sync import POSITIONS, Find, MapField
 from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.sync.calls import CallPlan, compile_call
 from relay.sync.expressions import Expression, Scope, encode

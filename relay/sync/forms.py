@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from inbox.config.types import Unit
+from inbox.config.values import Unit
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from relay.sync.expressions import encode
 

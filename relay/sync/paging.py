@@ -10,9 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from inbox.config.paging import POSITIONS, PagedBy, PagingSetting, paging_of
-from inbox.config.sweep import IdsOfCall
-from inbox.config.sync import MOST_FIND_PAGES
+from inbox.config.sync import MOST_FIND_PAGES, POSITIONS, IdsOfCall, PagedBy, PagingSetting, paging_of
 from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.sync.calls import CallPlan
 from relay.sync.cursor import LONGEST, Item, OffsetCursor, Repeats, next_in_header, query_of, within

@@ -9,8 +9,8 @@ from typing import Any
 from unicodedata import normalize
 from urllib.parse import quote, unquote
 
-from inbox.config.headers import is_name, may_be_set, titled
 from inbox.config.mistakes import nearest
+from inbox.config.values import is_name, may_be_set, titled
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.expressions import Expression, Scope
 from relay.sync.forms import FORMS, is_json, percent_encoded, text_of

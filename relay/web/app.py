@@ -13,14 +13,14 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
-from inbox.config.types import Network
+from inbox.config.values import Network
 from inbox.errors import BadFilter, NothingThere, PageError
 from relay.web import doctor_run, render
 from relay.web.access.accounts import check_accounts
 from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn, SignOut
 from relay.web.acts.resource import add_routes as add_acts
-from relay.web.api import ApiDocument
 from relay.web.doctor_run import DoctorRun
+from relay.web.openapi import ApiDocument
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import encode, of_path, parameters, parse, url
 from relay.web.reading import ListPage, NotYourTurn, Readers, Reading, Screen

@@ -16,10 +16,7 @@ PATH = "/doctor/run"
 
 
 class DoctorRunQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The examinations to run."""
-
-    online: bool = False
-    """Ask the other systems, too."""
+    """It takes no parameter."""
 
 
 class DoctorRun:
@@ -41,4 +38,5 @@ class DoctorRun:
 
     def _ask(self, req: Request) -> None:
         require_operator(req)
-        self._runner.ask(online=parse(DoctorRunQuery, one_each(req.params), self._clock.now()).online)
+        parse(DoctorRunQuery, one_each(req.params), self._clock.now())
+        self._runner.ask()

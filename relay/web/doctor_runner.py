@@ -14,13 +14,11 @@ import msgspec
 from inbox.clock import Clock
 from inbox.config.model import Config
 from inbox.db import read_only
-from inbox.doctor.registry import examinations
-from inbox.doctor.run import ExaminationResult, run
+from inbox.doctor.run import ExaminationResult, examinations, run
 from inbox.errors import ConfigError
 from inbox.examination import Installation
 from inbox.loader.load import ConfigFile, config_path, load_file, load_text
-from inbox.logs.fields import fields
-from inbox.logs.traces import without_message
+from inbox.observe.logs import fields, without_message
 
 KEPT_SECONDS = 60.0
 """A report that is younger is shown again: the examinations cost the database some seconds of work."""
@@ -33,8 +31,6 @@ class DoctorReport(msgspec.Struct, frozen=True):
 
     began_at: datetime
     seconds: float
-    online: bool
-    """True when the other systems were asked, too."""
     results: tuple[ExaminationResult, ...]
     error: str | None = None
     """Reason why the run ended early; None: it did not."""
@@ -47,12 +43,12 @@ class DoctorRunner:
         self,
         config: Config,
         clock: Clock,
-        examine: Callable[[Installation, bool], list[ExaminationResult]] | None = None,
+        examine: Callable[[Installation], list[ExaminationResult]] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare it. `examine` makes the results of an installation, with or without those that ask other systems."""
+        """Prepare it. `examine` makes the results of an installation."""
         self._config, self._clock, self._monotonic = config, clock, monotonic
-        self._examine = examine or _examined
+        self._examine = examine or (lambda installation: run(installation, examinations()))
         self._lock = threading.Lock()
         self._report: DoctorReport | None = None
         self._ended = 0.0
@@ -68,54 +64,43 @@ class DoctorRunner:
         """Start of the present run; None: none is under way."""
         return self._running_since
 
-    def ask(self, *, online: bool) -> bool:
-        """Start a run, unless one is under way or the last report is young. Returns whether it started one.
-
-        A report without the other systems does not stand in for one with them.
-        """
+    def ask(self) -> bool:
+        """Start a run, unless one is under way or the last report is young. Returns whether it started one."""
         with self._lock:
-            if self._running_since is not None or self._is_fresh(online=online):
+            is_fresh = self._report is not None and self._report.error is None
+            is_fresh = is_fresh and self._monotonic() - self._ended < KEPT_SECONDS
+            if self._running_since is not None or is_fresh:
                 return False
             self._running_since = self._clock.now()
-        threading.Thread(target=self._run, args=(online,), name="web-doctor", daemon=True).start()
+        threading.Thread(target=self._run, name="web-doctor", daemon=True).start()
         return True
 
-    def _is_fresh(self, *, online: bool) -> bool:
-        report = self._report
-        if report is None or report.error is not None or (online and not report.online):
-            return False
-        return self._monotonic() - self._ended < KEPT_SECONDS
-
-    def _run(self, online: bool) -> None:
+    def _run(self) -> None:
         began_at, began = self._clock.now(), self._monotonic()
         results: list[ExaminationResult] = []
         error = None
         try:
-            results = self._with_database(began_at, online=online)
+            results = self._with_database(began_at)
         except Exception as failure:  # whatever it is, the page says so and can run it again
             log.exception("the examinations could not be run", exc_info=without_message(failure), extra=fields("bug"))
             error = f"{type(failure).__name__}: {failure}"
         with self._lock:
             self._ended = self._monotonic()
             seconds = round(self._ended - began, 3)
-            self._report = DoctorReport(began_at, seconds, online, tuple(results), error)
+            self._report = DoctorReport(began_at, seconds, tuple(results), error)
             self._running_since = None
 
-    def _with_database(self, now: datetime, *, online: bool) -> list[ExaminationResult]:
+    def _with_database(self, now: datetime) -> list[ExaminationResult]:
         try:
             engine = read_only.connect(self._config.database.url, application="relay-web-doctor")
         except ConfigError:  # the examinations of the database say so
             engine = None
         try:
             file = _file_of(self._config)
-            return self._examine(Installation(config_path(), file, now, socket.gethostname(), engine), online)
+            return self._examine(Installation(config_path(), file, now, socket.gethostname(), engine))
         finally:
             if engine is not None:
                 engine.dispose()
-
-
-def _examined(installation: Installation, online: bool) -> list[ExaminationResult]:
-    return run(installation, [each for each in examinations() if online or not each.is_online])
 
 
 def _file_of(config: Config) -> ConfigFile:

@@ -1,21 +1,76 @@
-"""The API as an OpenAPI 3.1 document, made from the screens, the classes of queries and pages, and the problems. Pure."""
+"""The API as an OpenAPI 3.1 document, made from the screens, the classes of queries and pages, the acts, and the problems."""
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from inspect import getsource
+from types import ModuleType
 from typing import Any
 
+import falcon
 import msgspec
+from falcon.asgi import Request, Response
 from msgspec import inspect
 
 from inbox.errors import PageError
 from inbox.events.timestamps import TIME_FORMS
-from relay.web.docstrings import field_docstrings, first_line
+from relay.destinations.preview import Preview
+from relay.operations.table import Operation
+from relay.web import doctor_run
+from relay.web.acts.forms import ACTS, FORMS, ORDERS, ActAnswer, Reason
+from relay.web.acts.plan import ActPlan
+from relay.web.acts.stopping import StopOrder
 from relay.web.problems import API, PROBLEM_TYPE, Problem
-from relay.web.query import GivenTime
+from relay.web.query import GivenTime, Number
 from relay.web.reading import Screen
+from relay.web.reveal import RevealedPayload
+from relay.web.screens import SCREENS
+from relay.web.screens.commands import CommandQuery
+from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceQuery
+
+
+def first_line(docstring: str | None) -> str:
+    """Return the first paragraph of a docstring, on one line."""
+    return " ".join((docstring or "").strip().split("\n\n")[0].split())
+
+
+def field_docstrings(cls: type) -> dict[str, str]:
+    """Return the strings below the fields of a class, its bases' too. Without source code there are none."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__ in sys.modules:
+            found.update(_of_module(sys.modules[base.__module__]).get(base.__qualname__, {}))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _of_module(module: ModuleType) -> dict[str, dict[str, str]]:
+    """Return the docstrings of each class at the top of a module."""
+    try:
+        tree = ast.parse(getsource(module))
+    except (OSError, TypeError):  # compiled, or without its source
+        return {}
+    return {node.name: _of_class(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _of_class(node: ast.ClassDef) -> dict[str, str]:
+    return {
+        field.target.id: first_line(after.value.value)
+        for field, after in zip(node.body, node.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and isinstance(after.value.value, str)
+    }
+
 
 Json = dict[str, Any]
 
@@ -257,3 +312,109 @@ def _structs(kinds: Iterable[inspect.Type], seen: set[type]) -> Iterator[type[ms
                 yield from _structs((inner,), seen)
             case inspect.DictType(value_type=inner) | inspect.Metadata(type=inner):
                 yield from _structs((inner,), seen)
+
+
+class EventNumber(msgspec.Struct, frozen=True):
+    """The event in a path."""
+
+    seq: Number
+
+
+class RevealOrder(msgspec.Struct, frozen=True):
+    """Asks for the headers and body of an event. Each such request is kept with the event."""
+
+    reason: Reason
+    """Reason for looking, which everybody sees on the event's page."""
+
+
+class NoParameters(msgspec.Struct, frozen=True):
+    """Nothing but the path."""
+
+
+def _of_act(act: Operation) -> Iterator[ApiMethod]:
+    """Yield the plan of an act, and the act."""
+    path = f"{API}/acts/{act.kind}"
+    yield ApiMethod(
+        name=f"plan_{act.kind}", title=f"{act.title}: the plan", path=path, query=FORMS[act.kind], answer=ActPlan
+    )
+    yield ApiMethod(
+        name=act.kind,
+        title=act.title,
+        path=path,
+        method="post",
+        query=NoParameters,
+        body=ORDERS[act.kind],
+        body_texts=FORMS[act.kind],
+        answer=ActAnswer,
+        status=202,
+        problems=(*ALWAYS, 409, 413),
+        headers={"Location": "Path of the command."},
+    )
+
+
+OPERATIONS = (
+    *operations_of(SCREENS),
+    *(operation for act in ACTS.values() for operation in _of_act(act)),
+    ApiMethod(
+        name="reveal",
+        title="Reveal the headers and body of an event",
+        path=f"{API}/events/{{seq}}/reveal",
+        method="post",
+        query=EventNumber,
+        body=RevealOrder,
+        answer=RevealedPayload,
+        problems=(*ALWAYS, 404, 413),
+    ),
+    *(
+        ApiMethod(
+            name=f"{act}_command",
+            title=title,
+            path=f"{API}/commands/{{id}}/{act}",
+            method="post",
+            query=CommandQuery,
+            body=StopOrder,
+            status=202,
+            problems=(*ALWAYS, 404, 409, 413),
+            headers={"Location": "Path of the command."},
+        )
+        for act, title in (("stop", "Stop a command"), ("resume", "Continue a stopped command"))
+    ),
+    ApiMethod(
+        name="run_doctor",
+        title="Run the examinations of doctor",
+        path=f"{API}{doctor_run.PATH}",
+        method="post",
+        query=doctor_run.DoctorRunQuery,
+        status=202,
+        headers={"Location": "Path of the report."},
+    ),
+    ApiMethod(
+        name="difference",
+        title="Compare both sides of a sync route for an entity",
+        path=f"{API}{ENTITY_DIFFERENCE}",
+        query=DifferenceQuery,
+        answer=Preview,
+        problems=(*ALWAYS, 404),
+    ),
+)
+"""Everything that the API can do."""
+
+
+class ApiDocument:
+    """`/api/v1/json`: the description of the API, made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._made: bytes | None = None
+
+    async def on_get(self, _req: Request, resp: Response) -> None:
+        """Answer with the document."""
+        if self._made is None:
+            self._made = await asyncio.to_thread(self._make)
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = self._made
+
+    on_head = on_get
+
+    @staticmethod
+    def _make() -> bytes:
+        return msgspec.json.encode(document(OPERATIONS, version("inbox-relay")))

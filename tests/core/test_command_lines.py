@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from inbox.cli.login import login_name
+from inbox.cli.options import login_name
 from inbox.cli.tables import Column, show
 from inbox.cli.terminal import answer
 from tests.helpers.processes import invoke

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.endpoint import ApiBasic, ForwardDestination, SyncDestination
 from inbox.config.mistakes import build, mistakes, nearest
-from inbox.config.model import Config, Route
-from inbox.config.source import HeaderAuth
+from inbox.config.model import ApiBasic, Config, ForwardDestination, Route, SyncDestination
+from inbox.config.sources import HeaderAuth
 from inbox.errors import ConfigError
-from inbox.loader.cross_checks import broken_links
+from inbox.loader.checks import broken_links
 from inbox.loader.load import config_path, parse_config, read_config
 from tests.helpers.mistakes import mistake
 

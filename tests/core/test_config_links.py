@@ -30,7 +30,7 @@ source = "trivore"
 destination = "crm"
 [routes.users.sync]
 fetch = { api = "identity", path = "/user/{event.entity_id}" }
-find = { path = "/contacts" }
+find = { path = "/contacts", verify = false }
 create = { path = "/contacts" }
 update = { path = "/contacts/{target.id}" }
 delete = { path = "/contacts/{ target.id }" }
@@ -46,7 +46,7 @@ def changed(*changes: tuple[str, str]) -> str:
     return text
 
 
-NO_FIND = ('find = { path = "/contacts" }\n', "")
+NO_FIND = ('find = { path = "/contacts", verify = false }\n', "")
 NO_CREATE = ('create = { path = "/contacts" }\n', "")
 NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
 
@@ -85,10 +85,6 @@ NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
         (
             ("[routes.all]", '[metrics]\nrelay = "127.0.0.1:9100"\nreceiver = "127.0.0.1:9100"\n[routes.all]'),
             "[metrics] relay: is the receiver's address, too; only one program could listen there",
-        ),
-        (
-            ("[routes.all]", '[routes.all.retry]\nschedule = ["1s"]\nexponential = { first = "1s" }\n[routes.all]'),
-            "[routes.all.retry] schedule: says nothing beside exponential, which takes its place; remove one",
         ),
         (NO_CREATE, 'inbox.toml:18: [routes.users.sync] create: is missing, and missing = "create" (the default)'),
         (NO_DELETE, 'inbox.toml:18: [routes.users.sync] delete: is missing, and gone = "delete" (the default)'),
@@ -236,7 +232,12 @@ def test_a_mistake_in_pages_is_told_alike_for_a_find_a_listing_and_a_sweep(
     call: str, pages: str, expected: str
 ) -> None:
     calls = {
-        "find": changed(('find = { path = "/contacts" }', f'find = {{ path = "/contacts", pages = {pages} }}')),
+        "find": changed(
+            (
+                'find = { path = "/contacts", verify = false }',
+                f'find = {{ path = "/contacts", verify = false, pages = {pages} }}',
+            )
+        ),
         "listing": FILE + LISTING.replace("PAGES", pages),
         "sweep": f"{FILE}{SWEEP}pages = {pages}\n",
     }

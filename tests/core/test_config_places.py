@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from inbox.config.mistakes import Mistake
+from inbox.config.mistakes import Mistake, TomlText
 from inbox.errors import ConfigError
 from inbox.loader.load import load_file, load_text
-from inbox.loader.places import TomlText
 from inbox.receiver.app import endpoints_of
 from relay.daemon.generation import prepare
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from inbox.config.source import BearerAuth
-from inbox.config.types import Duration, Secret
+from inbox.config.sources import BearerAuth
+from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError
 from tests.helpers.mistakes import mistake
 

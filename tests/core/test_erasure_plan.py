@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inbox.db.erasure.plan import MANY_NAMING, ErasurePlan
-from inbox.db.erasure.subject import ErasureSubject
+from inbox.db.erasing import MANY_NAMING, ErasurePlan
+from inbox.db.erasure import ErasureSubject
 
 
 def planned(entity_id: str, **naming: int) -> ErasurePlan:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.db.erasure.subject import ERASED, ErasureSubject
+from inbox.db.erasure import ERASED, ErasureSubject
 
 IDS = st.text(min_size=1, max_size=12).filter(lambda text: text.strip() and text != ERASED)
 

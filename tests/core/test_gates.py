@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.breaker import BreakerLimits
 from inbox.config.model import Config
-from inbox.config.source import NoAuth, Source
-from inbox.config.types import Duration
+from inbox.config.sources import NoAuth, Source
 from relay.delivery.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
 from relay.delivery.gates import (
     Breaker,
+    BreakerLimits,
     BreakerState,
     Gate,
     Gates,
@@ -28,7 +27,7 @@ from relay.delivery.gates import (
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LIMITS = BreakerLimits(calls=4, failed=0.5, window=Duration(60), open_for=Duration(30), longest=Duration(100))
+LIMITS = BreakerLimits(calls=4, failed=0.5, window=60, open_for=30, longest=100)
 CRM = ("destination", "crm")
 
 
@@ -101,7 +100,7 @@ def test_each_time_it_is_found_unwell_it_stays_open_twice_as_long_up_to_a_limit(
 def test_however_often_it_has_opened_it_opens_again_for_no_longer_than_the_longest(
     open_count: int, open_for: float, longest: float
 ) -> None:
-    limits = BreakerLimits(open_for=Duration(open_for), longest=Duration(longest))
+    limits = BreakerLimits(open_for=open_for, longest=longest)
     trying = Breaker(BreakerState.HALF_OPEN, NOW, "answered 503", open_count)
     opened = after_result(trying, "unwell", "answered 503", limits, NOW)
     assert opened.until is not None
@@ -110,7 +109,7 @@ def test_however_often_it_has_opened_it_opens_again_for_no_longer_than_the_longe
 
 
 def test_the_shortest_time_to_open_for_comes_to_the_longest_that_can_be_configured() -> None:
-    limits = BreakerLimits(open_for=Duration.parse("1ms"), longest=Duration.parse("366d"))
+    limits = BreakerLimits(open_for=0.001, longest=366 * 86400.0)
     breaker, began = after("refused"), NOW
     for _ in range(2000):
         breaker = after_result(probe(breaker, began, seconds(60)), "unwell", "answered 503", limits, began)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.model import Route
-from inbox.config.source import HeaderAuth, NoAuth, Source
-from inbox.config.types import Duration, Secret
+from inbox.config.sources import HeaderAuth, NoAuth, Source
+from inbox.config.values import Duration, Secret
 from inbox.events.event import Enrolment, Identity, RawRequest, dedup_key
 from inbox.events.timestamps import to_nanoseconds
 from inbox.sources import PRESETS

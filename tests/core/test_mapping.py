@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from inbox.config.paging import Paging, PagingSetting
-from inbox.config.sync import Deactivate, Fetch, Find, SyncRoute, Update, Write
+from inbox.config.sync import Deactivate, Fetch, Find, Paging, PagingSetting, SyncRoute, Update, Write
 from inbox.errors import BodyErased, ConfigError, MappingError
 from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.expressions import EVENT_FIELDS, Expression, decode, digest, encode

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.paging import Paging
-from inbox.config.sync import Find, MapField
+from inbox.config.sync import Find, MapField, Paging
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
 from relay.sync.find import FindPlan, compile_find, require_carried
 

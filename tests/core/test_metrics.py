@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from inbox.config.types import Address
+from inbox.config.values import Address
 from inbox.errors import CAUSES, RequestError
-from inbox.telemetry.metrics import RECEIVER, RELAY, Metric
+from inbox.observe.metrics import RECEIVER, RELAY, Metric
 
 
 @pytest.mark.parametrize("metric", [*RECEIVER, *RELAY], ids=lambda metric: metric.name)

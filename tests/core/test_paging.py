@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.paging import Paging, PagingSetting
+from inbox.config.sync import Paging, PagingSetting
 from inbox.errors import ConfigError, UnusableAnswer
 from relay.sync.calls import compile_call
 from relay.sync.cursor import LONGEST

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from inbox.config.forward_headers import passed_headers
-from inbox.config.source import NoAuth, Source, UrlTokenAuth
-from inbox.config.types import Secret
+from inbox.config.routing import passed_headers
+from inbox.config.sources import NoAuth, Source, UrlTokenAuth
+from inbox.config.values import Secret
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.sources import preset_of

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.breaker import BreakerLimits
 from relay.delivery import facts
 from relay.delivery.failure_rules import RULES
-from relay.delivery.gates import GateKey, Gates, Held, Report
+from relay.delivery.gates import BreakerLimits, GateKey, Gates, Held, Report
 from relay.delivery.outcome import Call, CallStep, Delivered, ErrorClass, Failed, RateHold, Sent
 from relay.delivery.policy import HELD_AT_MOST, History, breaker_reports, decide, needs_history
 from relay.delivery.rate_holds import HoldRequest, hold_requests, holds_until

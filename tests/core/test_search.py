@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.paging import Paging
-from inbox.config.sync import Find
+from inbox.config.sync import Find, Paging
 from inbox.errors import ConfigError
 from relay.sync.find import Search, compile_find
 

@@ -11,19 +11,19 @@ import pytest
 import typer
 from rich.cells import cell_len
 
+from inbox.examination import Finding
 from relay.cli.main import app
-from relay.cli.status_view import lines_of
+from relay.cli.status_view import lines_of, next_of
 from relay.delivery.gates import entity_key
-from relay.next_steps import NextStep, next_steps, state_of
+from relay.findings import findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
-from relay.store.stuck_check import Trouble
 from tests.helpers.hostile import HOSTILE, harm_of
 from tests.helpers.storing import START
 
 RUNNING = RelayState("r1", "host.example.com", 7, "1.0", "running", START, START, 1.0, 3, {})
 QUIET = RouteState("crm", is_configured=True)
-NO_RELAY = Trouble("no_relay", None, "no relay has sent a heartbeat for 15 s")
+NO_RELAY = Finding("no_relay", "critical", "no relay has sent a heartbeat for 15 s", remedy="relay run")
 
 
 def seen(**parts: Any) -> Overview:  # noqa: ANN401  # fields of Overview
@@ -31,9 +31,8 @@ def seen(**parts: Any) -> Overview:  # noqa: ANN401  # fields of Overview
     return Overview(START, **{**empty, "relays": (RUNNING,), "routes": (QUIET,), **parts})
 
 
-def shown(overview: Overview, *findings: Trouble, width: int | None = 80) -> list[str]:
-    steps = next_steps(overview, findings)
-    return [line.plain for line in lines_of(overview, findings, steps, width=width)]
+def shown(overview: Overview, *checked: Finding, width: int | None = 80) -> list[str]:
+    return [line.plain for line in lines_of(overview, checked, findings(overview, checked), width=width)]
 
 
 def crm(**counts: Any) -> RouteState:  # noqa: ANN401  # fields of RouteState
@@ -72,18 +71,18 @@ def test_where_all_is_well_it_is_a_few_lines() -> None:
 
 def test_it_is_not_well_while_somebody_has_to_do_something() -> None:
     overview = seen(routes=(crm(open=2, dead=2),))
-    assert next_steps(overview, ())
+    assert findings(overview, ())
     assert shown(overview)[0] == "not well: 1 relay running, 2 open"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_no_line_is_wider_than_the_terminal_but_a_command_to_copy(width: int) -> None:
-    trouble = Trouble("failing", None, "relay h1 pid 7: step claim fails: " + "ValueError: year is out of range " * 9)
+    trouble = Finding("step_failed", "critical", "step claim fails: " + "ValueError: year is out of range " * 9)
     lines = shown(EVERYTHING, trouble, width=width)
     wide = [line for line in lines if cell_len(line) > width and not line.startswith("    relay ")]
     assert wide == []
     told = " ".join(" ".join(lines).split())
-    assert " ".join(trouble.why.split()) in told, "a sentence breaks between words, and is whole"
+    assert " ".join(trouble.sentence.split()) in told, "a sentence breaks between words, and is whole"
 
 
 def test_elsewhere_values_are_whole_and_times_absolute() -> None:
@@ -124,7 +123,7 @@ def test_hostile_values_harm_no_terminal() -> None:
         sweeps=({**SWEEP, "source": HOSTILE, "error": HOSTILE},),
     )
     for width in (80, None):
-        lines = shown(overview, Trouble("failing", None, HOSTILE), width=width)
+        lines = shown(overview, Finding("step_failed", "critical", HOSTILE), width=width)
         assert [line for line in lines if harm_of(line)] == []
 
 
@@ -142,11 +141,11 @@ def test_hostile_values_harm_no_terminal() -> None:
 )
 def test_the_state_of_a_route_is_the_worst_of_it(route: RouteState, state: str) -> None:
     assert state_of(route, ()) == state
-    assert state_of(route, [Trouble("stuck", "crm", "")]) == "stuck"
+    assert state_of(route, [Finding("stuck", "critical", "", "crm")]) == "stuck"
 
 
-def steps(overview: Overview, *findings: Trouble) -> list[str]:
-    return [step.command for step in next_steps(overview, findings)]
+def steps(overview: Overview, *checked: Finding) -> list[str]:
+    return [each.remedy for each in next_of(findings(overview, checked))]
 
 
 def held(kind: str, name: str, state: str = "paused") -> Overview:
@@ -158,7 +157,7 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
 
 
 @pytest.mark.parametrize(
-    ("overview", "findings", "commands"),
+    ("overview", "checked", "commands"),
     [
         (seen(), (), []),
         (seen(), (NO_RELAY,), ["relay run"]),
@@ -175,12 +174,11 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
         (seen(routes=(crm(retrying=1, next_due_at=LATER, held_back_by=("destination crm",)),)), (), []),
         (seen(routes=MANY), (), ["relay dead", "relay retry --all --reason '…'"]),
         (seen(routes=(crm(open=3, is_configured=False),)), (), ["relay cancel --route crm --reason '…'"]),
-        (seen(relays=(), commands=({**COMMAND, "state": "asked"},)), (), ["relay run"]),
         (seen(sweeps=(SWEEP,)), (), ["relay sweep --source trivore"]),
     ],
 )
-def test_each_problem_has_its_command(overview: Overview, findings: tuple[Trouble, ...], commands: list[str]) -> None:
-    assert steps(overview, *findings) == commands
+def test_each_problem_has_its_command(overview: Overview, checked: tuple[Finding, ...], commands: list[str]) -> None:
+    assert steps(overview, *checked) == commands
     for command in commands:
         understood(command)
 
@@ -193,13 +191,10 @@ def understood(line: str) -> None:
 
 
 def test_a_step_says_what_is_wrong_with_its_number() -> None:
-    assert next_steps(seen(routes=(crm(retrying=1, next_due_at=LATER),)), ()) == (
-        NextStep(
-            "route crm: 1 attempt waits, due in 2 h", "relay retry --route crm --reason '…'", "retry", {"route": "crm"}
-        ),
-    )
-    (step,) = next_steps(seen(routes=(crm(dead=10_000, at_least=("dead",)),)), ())
-    assert step.text == "route crm: 10,000 or more deliveries are dead"
+    (step,) = findings(seen(routes=(crm(retrying=1, next_due_at=LATER),)), ())
+    assert (step.sentence, step.fields) == ("route crm: 1 attempt waits, due in 2 h", {"route": "crm"})
+    (step,) = findings(seen(routes=(crm(dead=10_000, at_least=("dead",)),)), ())
+    assert step.sentence == "route crm: 10,000 or more deliveries are dead"
 
 
 def test_retention_is_one_line_and_names_what_is_behind() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from inbox.config.endpoint import SyncDestination
+from inbox.config.model import SyncDestination
 from inbox.db import engine as engines
 from inbox.db import migrate
 from inbox.loader.load import read_config

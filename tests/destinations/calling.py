@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from inbox.config.endpoint import Endpoint
-from inbox.config.types import Duration
+from inbox.config.model import Endpoint
+from inbox.config.values import Duration
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Limits, Request
 from relay.http.target import prepare

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from inbox.clock import steady
-from inbox.config.endpoint import ApiHeader
-from inbox.config.types import Duration, Secret
+from inbox.config.model import ApiHeader
+from inbox.config.values import Duration, Secret
 from relay.http.answer import Answer
 from relay.http.client import MAX_ANSWER, Request
 from tests.destinations.calling import POST, Called, client_of, hanging_lookups, resolving_to

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config.forward_headers import ADDED
-from inbox.config.source import Source
-from inbox.config.types import Secret
+from inbox.config.routing import ADDED
+from inbox.config.sources import Source
+from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS

@@ -10,8 +10,8 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 
-from inbox.config.endpoint import Endpoint
-from inbox.config.types import Duration
+from inbox.config.model import Endpoint
+from inbox.config.values import Duration
 from relay.http import guard
 from relay.http.answer import Answer
 from relay.http.client import HttpClient

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from inbox.config.types import Duration
+from inbox.config.values import Duration
 from relay.http import client
 from relay.http.answer import Answer
 from relay.http.client import MAX_ANSWER

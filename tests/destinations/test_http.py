@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from inbox.config.endpoint import ApiBearer
-from inbox.config.types import Duration, Secret
+from inbox.config.model import ApiBearer
+from inbox.config.values import Duration, Secret
 from relay.http import guard
 from relay.http.answer import parse_retry_after
 from relay.http.client import MAX_ANSWER, Request

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from inbox.config.endpoint import ApiBasic, ApiBearer, ApiHeader
-from inbox.config.types import Duration, Secret
+from inbox.config.model import ApiBasic, ApiBearer, ApiHeader
+from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError
 from relay.http import connection
 from relay.http.client import Request

@@ -170,5 +170,5 @@ def test_a_key_that_is_for_http_calls_is_a_mistake(key: str, value: str) -> None
 
 
 def test_what_bounds_a_call_can_be_configured() -> None:
-    extra = 'timeout = "2s"\nconcurrency = 3\nrate = "5/s"\nbreaker = { calls = 3 }'
+    extra = 'timeout = "2s"\nconcurrency = 3\nrate = "5/s"\nbreaker = { open_for = "3s" }'
     assert parse_config(configured("json:loads", extra)).destinations["crm"].concurrency == 3

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from inbox.config.endpoint import Destination, Downstream
+from inbox.config.model import Destination, Downstream
 from relay.delivery.outcome import Delivery, Skipped
 from relay.destinations import KINDS
 from relay.destinations.python import event_of

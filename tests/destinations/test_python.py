@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from inbox.clock import steady
-from inbox.config.retry import Retry as RetryTable
+from inbox.config.model import Retry as RetryTable
 from relay.delivery import facts
 from relay.delivery.outcome import Outcome, Skipped
 from relay.delivery.policy import RoutePolicy, Schedule, can_be_given_back, decide
@@ -24,7 +24,7 @@ from tests.helpers.delivering import NOW, delivered, failed
 from tests.helpers.patience import Stopwatch
 from tests.helpers.waiting import until
 
-POLICY = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(RetryTable(jitter=0)))
+POLICY = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(RetryTable(), jitter=0))
 
 
 @pytest.fixture

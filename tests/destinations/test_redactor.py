@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.endpoint import ApiHeader, Endpoint
-from inbox.config.types import Secret
+from inbox.config.model import ApiHeader, Endpoint
+from inbox.config.values import Secret
 from relay.http.answer import MASK, Redactor
 from relay.http.client import MAX_ANSWER
 from relay.http.target import header_value, prepare

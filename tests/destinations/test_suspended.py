@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from inbox import clock
-from inbox.config.types import Duration
+from inbox.config.values import Duration
 from relay.daemon.lease_renewal import TRUSTED_SECONDS, Leases, claim_of
 from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.outcome import Delivered, Delivery, Outcome

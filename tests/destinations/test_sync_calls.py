@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.calls import CallKeys
-from inbox.config.endpoint import ApiHeader
-from inbox.config.types import Secret
+from inbox.config.model import ApiHeader
+from inbox.config.sync import CallKeys
+from inbox.config.values import Secret
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivery, Outcome
 from relay.sync.calls import AnswerRules, compile_call, reported_error

@@ -9,9 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from inbox.clock import steady
-from inbox.config.endpoint import Api, ApiOauth2
-from inbox.config.model import Config
-from inbox.config.types import Duration, Secret
+from inbox.config.model import Api, ApiOauth2, Config
+from inbox.config.values import Duration, Secret
 from relay.destinations.base import Caller, Clients
 from relay.http import oauth
 from relay.http.answer import EXCERPT_BYTES, Answer

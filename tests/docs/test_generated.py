@@ -18,7 +18,7 @@ from docs import generate
 from docs.blocks.common import MEANINGS
 from docs.blocks.configuration import config_keys
 from inbox.cli.main import app as inbox_app
-from inbox.config import breaker, endpoint, model, retry, source, sweep, sync
+from inbox.config import model, sources, sync
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.loader.load import parse_config
 from relay import destinations
@@ -45,11 +45,7 @@ def test_every_state_and_step_is_on_the_page_of_states() -> None:
 
 def test_every_explanation_is_of_something() -> None:
     for name, explained in MEANINGS["config"].items():
-        table = next(
-            found
-            for module in (model, endpoint, breaker, retry, source, sweep, sync)
-            if (found := getattr(module, name, None))
-        )
+        table = next(found for module in (model, sources, sync) if (found := getattr(module, name, None)))
         assert explained.keys() <= set(table.__struct_fields__), name
     page = PAGES["docs/reference/configuration.md"]
     unused = [text for some in MEANINGS["config"].values() for text in some.values() if text not in page]

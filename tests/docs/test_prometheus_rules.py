@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from docs.blocks.metrics import alerts, runbook_of
-from inbox.doctor.registry import examinations
+from inbox.doctor.run import examinations
 from relay.delivery.alerts import SENTENCES
 from tests.docs.pages import PAGES, ROOT, blocks, shell
 from tests.helpers.dashboard import unknown_in
@@ -33,6 +33,11 @@ OWN = {
     "receiver_gone": "only somebody else sees it",
     "nothing_arrives": "of all sources together, also without silent_after",
     "intake_unavailable": "senders get 503, whatever the cause is",
+    "rejections_rising": "a rate, which Prometheus knows better",
+    "relay_gone": "`relay status` lists it among the relays",
+    "lanes_blocked": "`blocked`, of all routes",
+    "paused_for_days": "`gate_closed`, for longer",
+    "breaker_open_long": "`gate_closed`, for longer",
     "items_failed_alone": "the name of its metric",
     "database_trouble": "the name of its metric",
     "intake_budget_burns": "a service level, not a condition",
@@ -42,8 +47,10 @@ OWN = {
 ALSO = {"breaker_open": "breaker_open_long"}
 """Alerts of the relay that begin at once, and the word for the condition when it lasts."""
 
-SHOWN_AS_ALERTS = {"breaker_open", "backlog_old", "webhooks_missed", "intake_stopped"}
-"""Alerts of the relay that the doctor has no examination for: it lists open ones, as `alert_open`."""
+SHOWN_AS_ALERTS = {
+    "breaker_open", "endpoint_retired", "source_silent", "backlog_old", "webhooks_missed", "intake_stopped"
+}  # fmt: skip
+"""Alerts of the relay that the doctor has no examination for: it lists open ones, as `alert`."""
 
 
 def snake(name: str) -> str:

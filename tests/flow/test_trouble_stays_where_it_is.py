@@ -13,6 +13,8 @@ from inbox.clock import SystemClock
 from inbox.events.timestamps import as_time
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
+from relay.delivery import policy
+from relay.delivery.gates import BreakerLimits
 from relay.store.database import Database
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Answer, Held, serving
@@ -26,8 +28,9 @@ from tests.helpers.webhooks import moment
 
 
 def test_an_entity_that_always_fails_and_one_that_hangs_delay_no_other(
-    database_url: str, engine: Engine, tmp_path: Path
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(policy, "BREAKER", BreakerLimits(calls=1000))
     held = threading.Event()
     seqs = fill(database_url, [(f"u{n % 20}", moment(n)) for n in range(100)])
     failing, hanging = set(seqs[0::20]), set(seqs[1::20])
@@ -37,9 +40,8 @@ def test_an_entity_that_always_fails_and_one_that_hangs_delay_no_other(
             held.wait(30)
         return Answer(503 if seq in failing else 200)
 
-    breaker = "breaker = { calls = 1000 }"
     with serving(tmp_path / "arrivals.jsonl", script) as downstream:
-        with running(engine, downstream, concurrency=2, destination=breaker):
+        with running(engine, downstream, concurrency=2):
             until(lambda: kinds(engine).count("delivered") == 90, "all others are delivered")
             assert held.is_set() is False
             held.set()

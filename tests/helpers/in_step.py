@@ -54,7 +54,7 @@ allow_http = true
 [routes.users-to-crm]
 source = "trivore"
 destination = "crm"
-retry = {{ schedule = {schedule}, jitter = 0 }}
+retry = {{ schedule = {schedule} }}
 [routes.users-to-crm.sync]
 {sync}
 """

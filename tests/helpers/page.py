@@ -14,7 +14,7 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.config.model import Config, DatabaseSettings
-from inbox.config.types import DatabaseUrl
+from inbox.config.values import DatabaseUrl
 from inbox.errors import SignInNeeded
 from relay.web import reading
 from relay.web.access.accounts import Actor

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Engine, Table, insert, select
 
-from inbox.db.erasure.subject import ErasureSubject
+from inbox.db.erasure import ErasureSubject
 from inbox.db.intake import Rejected
 from inbox.db.schema import (
     alert,

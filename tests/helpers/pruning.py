@@ -8,8 +8,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from inbox.config.retention import Retention, RetentionKind
-from inbox.config.types import Age
+from inbox.config.model import Retention, RetentionKind
+from inbox.config.values import Age
 from inbox.db.pruning import Event, LeasedPruner
 from inbox.db.retention import STEPS, expiry_of
 from inbox.events.timestamps import time_text

@@ -39,7 +39,6 @@ source = "trivore"
 destination = "audit"
 ordering = "{ordering}"
 on_dead = "{on_dead}"
-retry = {{ jitter = 0 }}
 """
 CONFIG = parse_config(
     '[sources.trivore]\npreset = "trivore"\nauth = { kind = "none" }\n'

@@ -11,9 +11,8 @@ import argon2
 import msgspec
 import requests
 
-from inbox.config.model import Config
-from inbox.config.types import Network, Secret
-from inbox.config.web import Web, WebProxy
+from inbox.config.model import Config, Web, WebProxy
+from inbox.config.values import Network, Secret
 from relay.web.access.accounts import hash_password, hash_token
 from relay.web.access.guard import Guard, Sessions
 from relay.web.app import create_app

@@ -36,7 +36,7 @@ concurrency = {concurrency}
 source = "trivore"
 destination = "audit"
 ordering = "strict"
-retry = {{ schedule = {schedule}, jitter = 0 }}
+retry = {{ schedule = {schedule} }}
 """
 
 

@@ -79,14 +79,14 @@ def test_a_plan_needs_no_reason_but_its_execution_does(place: Site, act: str) ->
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("cancel", "--reason", "x"), "name what the cancel is about: a route, seq,"),
-        (("cancel", "--reason", "x", "--yes"), "name what the cancel is about: a route, seq,"),
-        (("replay", "--reason", "x"), "or everything (--all)"),
-        (("unblock", "--reason", "x", "--yes"), "or everything (--all)"),
+        (("cancel", "--reason", "x"), "a cancel without a condition is about everything"),
+        (("cancel", "--reason", "x", "--yes"), "a cancel without a condition is about everything"),
+        (("replay", "--reason", "x"), 'if all is meant, {"everything": true} (--all)'),
+        (("unblock", "--reason", "x", "--yes"), 'if all is meant, {"everything": true} (--all)'),
         (("replay", "--reason", "x", "--backfill", "--all"), "a backfill of which route? Configured are: everything"),
         (("replay", "--reason", "x", "--entity", "USER"), "--entity must be TYPE/ID"),
         (("pause", "--route", "nobody", "--reason", "x"), "there is no route 'nobody'; valid here: everything"),
-        (("retry", "--reason", "x"), "name what the retry is about: a route, seq,"),
+        (("retry", "--reason", "x"), "a retry without a condition is about everything"),
         (
             ("retry", "--route", "everythin", "--reason", "x"),
             "there is no route 'everythin'; did you mean 'everything'?",

@@ -16,7 +16,10 @@ from tests.helpers.webhooks import body, config_text
 from tests.helpers.wire import CLOSE, Answer, answers, ask, webhook
 
 MOST = 3
-DRAINS_FOR_LONG = "from inbox.http import connection; connection.DRAIN_SECONDS = 60.0"
+DRAINS_FOR_LONG = "from inbox.http import protocol; protocol.DRAIN_SECONDS = 60.0"
+ENDS_SOON = (
+    f"from inbox.http.limits import Capacity; from inbox.receiver import app; app.CAPACITY = Capacity(99, 99, {MOST})"
+)
 """A machine that is busy elsewhere for two seconds must not make what a sender is slow to send a reset."""
 LINE_OF_1_0 = b"POST /webhooks/trivore HTTP/1.0"
 
@@ -29,9 +32,8 @@ def sent(entity: str, *more: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory, module_database_url: str) -> Iterator[int]:
     """A receiver under gunicorn that ends connections soon."""
-    text = f"[receiver]\nrequests_per_connection = {MOST}\n" + config_text(module_database_url)
-    with site(tmp_path_factory.mktemp("ends"), text) as place:
-        yield place.receiver(1, gunicorn_after(DRAINS_FOR_LONG))[1]
+    with site(tmp_path_factory.mktemp("ends"), config_text(module_database_url)) as place:
+        yield place.receiver(1, gunicorn_after(f"{DRAINS_FOR_LONG}; {ENDS_SOON}"))[1]
 
 
 def all_of(connection: socket.socket) -> list[Answer]:

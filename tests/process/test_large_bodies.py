@@ -21,7 +21,7 @@ from inbox.events.strict_json import LARGEST_TEXT, MOST_MARKS
 from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.fields import LARGEST_FORM_PAYLOAD
-from tests.helpers.processes import site
+from tests.helpers.processes import gunicorn_after, site
 from tests.helpers.reading import rows
 from tests.helpers.receiver import receiving
 from tests.helpers.waiting import until
@@ -162,11 +162,11 @@ async def turns(kind: str, database_url: str) -> None:
 def test_one_huge_body_leaves_room_for_every_small_one_and_another_huge_one_is_told_to_come_again(
     database_url: str, tmp_path: Path
 ) -> None:
-    text = f"[receiver]\nmemory = {4 * LARGEST}\n" + config_text(database_url) + GITHUB
+    text = config_text(database_url) + GITHUB
     head = b"POST /webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
     huge = head + b"Content-Length: %d\r\n\r\n" % LARGEST + b"x" * (LARGEST - 1)
     with site(tmp_path, text) as place:
-        _, port = place.receiver(workers=1)
+        _, port = place.receiver(1, gunicorn_after(f"from inbox.receiver import app; app.MEMORY = {4 * LARGEST}"))
 
         def refused() -> Answer | None:
             """Another one beside the first, which is held as long as a body may take."""

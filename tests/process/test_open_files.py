@@ -1,4 +1,4 @@
-"""A worker may have as many connections as [receiver] says, though most systems let a process open 1,024 files at first."""
+"""A worker may have as many connections as it needs, though most systems let a process open 1,024 files at first."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SCRIPT = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))
 from inbox.gunicorn_worker import allow_files
-allow_files(1000, '[receiver] connections')
+allow_files(1000, 'connections')
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 
 
 @pytest.mark.parametrize(
-    ("hard", "allowed", "told"), [(5000, 1100, ""), (500, 500, "too few for [receiver] connections = 1000\n")]
+    ("hard", "allowed", "told"), [(5000, 1100, ""), (500, 500, "too few for connections = 1000\n")]
 )
 def test_as_many_files_may_be_open_as_are_needed_or_it_is_told(hard: int, allowed: int, told: str) -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= hard

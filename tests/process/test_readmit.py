@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from inbox.db import readmission
 from inbox.events.timestamps import as_time
 from inbox.loader.load import read_config
-from inbox.receiver import readmit
 from tests.helpers.processes import invoke
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import Receiver, receiving
@@ -147,7 +147,7 @@ def test_what_is_still_refused_is_told_with_its_reason_and_what_can_be_read_is_t
 def test_after_an_interrupt_it_exits_1_and_the_same_command_goes_on(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def interrupted(*_: object, **__: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     place.configure(BROKEN)
@@ -155,7 +155,7 @@ def test_after_an_interrupt_it_exits_1_and_the_same_command_goes_on(
     place.configure(PRESET)
 
     with monkeypatch.context() as patch:
-        patch.setattr(readmit, "store", interrupted)
+        patch.setattr(readmission, "take", interrupted)
         status, said = place.inbox("readmit", *REASON, "--yes")
     assert (status, "stopped after 0 of 2: interrupted; the same command goes on" in said) == (1, True)
     assert place.inbox("readmit", *REASON, "--yes")[0] == 0

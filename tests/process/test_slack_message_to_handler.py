@@ -30,7 +30,7 @@ timeout = "15s"
 [routes.chat-to-ours]
 source = "chat"
 destination = "ours"
-retry = {{ schedule = ["0s"], jitter = 0 }}
+retry = {{ schedule = ["0s"] }}
 """
 
 HANDLER = """

@@ -105,7 +105,7 @@ def test_options_that_do_not_go_together_are_wrong_use(sqlite_place: Site, optio
 
 def findings(ended: Ended) -> list[str]:
     assert ended.status == 1
-    return [row["finding"] for row in json.loads(ended.stdout)]
+    return [row["kind"] for row in json.loads(ended.stdout)]
 
 
 def an_hour_ago(engine: Engine, statement: str) -> None:
@@ -132,7 +132,7 @@ def test_it_is_0_while_a_relay_lives_and_1_when_none_does_or_something_is_stuck(
     an_hour_ago(engine, "UPDATE relay_node SET heartbeat_at = :then")
     gone = place.invoke(*CHECK, "--json")
     assert findings(gone) == ["no_relay", "stuck"]
-    assert [row["route"] for row in json.loads(gone.stdout)] == [None, "everything"]
+    assert [row["fields"].get("route") for row in json.loads(gone.stdout)] == [None, "everything"]
     nobody = place.invoke(*CHECK)
     assert (nobody.status, nobody.stderr) == (1, "")
     assert nobody.stdout.splitlines()[0] == "no relay has sent a heartbeat for 15 s"

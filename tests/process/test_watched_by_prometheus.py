@@ -35,7 +35,7 @@ COUNTED = sorted(
     )
 )
 """Counters in which rules look for an increase."""
-SOON = '\nretry = { schedule = ["1s", "1s"], jitter = 0 }\n'
+SOON = '\nretry = { schedule = ["1s", "1s"] }\n'
 """Of the page's last route: what fails is dead soon."""
 HEALTHY = {"ReceiverGone", "NoRelay", "RelayGone"}
 """Alerts that would fire if Prometheus did not find what it looks for."""

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 
-from inbox.config.source import Source, UrlTokenAuth
-from inbox.config.types import Secret, TopicArn
+from inbox.config.sources import Source, UrlTokenAuth
+from inbox.config.values import Secret, TopicArn
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.certificates import CertificateNeeded

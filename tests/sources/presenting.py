@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from inbox.config.source import NoAuth, Source
-from inbox.config.types import Secret
+from inbox.config.sources import NoAuth, Source
+from inbox.config.values import Secret
 from inbox.errors import NotAuthenticated
 from inbox.events.event import Event, RawRequest
 from inbox.sources import PRESETS, preset_of

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.source import EventFields, Source
-from inbox.config.types import Duration, Secret, TopicArn
+from inbox.config.sources import EventFields, Source
+from inbox.config.values import Duration, Secret, TopicArn
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable
 from inbox.events.event import Event, dedup_key
 from inbox.sources import PRESETS, preset_of

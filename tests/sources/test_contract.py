@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.model import Config
-from inbox.config.source import EventFields, Source
-from inbox.config.types import Secret
+from inbox.config.sources import EventFields, Source
+from inbox.config.values import Secret
 from inbox.errors import RequestError
 from inbox.events.event import Event, RawRequest
 from inbox.sources import PRESETS

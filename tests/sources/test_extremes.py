@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 import pytest
 
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.errors import RequestError
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS

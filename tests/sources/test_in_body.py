@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.types import Duration, Secret
+from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError, InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import PRESETS

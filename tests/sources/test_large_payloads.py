@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from inbox.config.source import EventFields, Source
+from inbox.config.sources import EventFields, Source
 from inbox.errors import InvalidEvent, Unreadable
 from inbox.sources import fields
 from inbox.sources.fields import form_fields, form_payload

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.source import Source, UrlTokenAuth
-from inbox.config.types import Secret
+from inbox.config.sources import Source, UrlTokenAuth
+from inbox.config.values import Secret
 from inbox.errors import InvalidEvent
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config

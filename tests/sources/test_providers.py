@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inbox.config.source import EventFields, NoAuth, Source
+from inbox.config.sources import EventFields, NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity
 from inbox.events.timestamps import parse_rfc3339, to_nanoseconds

@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from inbox.config.source import Source
-from inbox.config.types import Secret
+from inbox.config.sources import Source
+from inbox.config.values import Secret
 from inbox.errors import InvalidEvent, TooLarge
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from tests.helpers.scripted import answer, serving
 from tests.sources.test_secevent import CLAIMS, EC, ED, RSA, STRANGE, a_token, jwks, pem, segment, verifier, why_refused

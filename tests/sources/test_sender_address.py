@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.types import Network
+from inbox.config.values import Network
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.receiver.app import endpoints_of

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.source import Signature
-from inbox.config.types import Secret
+from inbox.config.sources import Signature
+from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config

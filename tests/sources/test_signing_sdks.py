@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.clock import SystemClock
-from inbox.config.source import Signature, Source
-from inbox.config.types import Secret
+from inbox.config.sources import Signature, Source
+from inbox.config.values import Secret
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.credentials import verifier_of

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from inbox.clock import SystemClock
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.sources import PRESETS
 from inbox.sources.signing import Message, sign
 from tests.helpers.room import ROOM

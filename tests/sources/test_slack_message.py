@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import pytest
 
 from inbox.config.routing import enrol
-from inbox.config.source import NoAuth, Source
+from inbox.config.sources import NoAuth, Source
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.loader.load import parse_config

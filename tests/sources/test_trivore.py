@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from inbox.config.source import NoAuth, Source
+from inbox.config.sources import NoAuth, Source
 from inbox.errors import ConfigError, InvalidEvent, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.sources import preset_of

@@ -16,7 +16,7 @@ from slack_sdk.signature import SignatureVerifier
 from standardwebhooks.webhooks import Webhook
 
 from inbox.clock import SystemClock
-from inbox.config.types import Secret
+from inbox.config.values import Secret
 from inbox.errors import InvalidEvent, UnsupportedType
 from inbox.events.event import Identity
 from inbox.sources import PRESETS

@@ -11,7 +11,7 @@ from psycopg.errors import QueryCanceled
 from sqlalchemy.exc import OperationalError
 
 from inbox.config.model import Alerts
-from inbox.config.types import Duration
+from inbox.config.values import Duration
 from relay.delivery.alerts import Alert
 from relay.observe import Observer
 from relay.operations.asks import Selection

@@ -12,13 +12,11 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from inbox.clock import SystemClock
-from inbox.config.breaker import BreakerLimits
-from inbox.config.endpoint import Api
-from inbox.config.types import Duration
+from inbox.config.model import Api
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.alerts import Alert
-from relay.delivery.gates import RateLimit
+from relay.delivery.gates import BreakerLimits, RateLimit
 from relay.delivery.outcome import Call, Delivered, Failed, RateHold
 from relay.delivery.policy import Policies
 from relay.delivery.rate_holds import HoldRequest
@@ -41,7 +39,7 @@ AUDIT = ("destination", "audit")
 ROUTED = msgspec.structs.replace(
     POLICIES["strict"],
     gates=(AUDIT,),
-    breakers={AUDIT: BreakerLimits(calls=1, open_for=Duration(30), longest=Duration(600))},
+    breakers={AUDIT: BreakerLimits(calls=1, open_for=30, longest=600)},
     rate_limits=(RateLimit(AUDIT, 0.1, 1),),
     longest_holds={AUDIT: timedelta(seconds=60)},
 )

@@ -17,7 +17,7 @@ from relay.delivery.gates import Gate
 from relay.operations.asks import Selection
 from relay.store import gates
 from relay.store.database import Database
-from relay.store.operator import commands, dry_run, execution, room, tasks
+from relay.store.operator import commands, execution, plan, room, tasks
 from relay.store.operator.plan import preview
 from relay.store.operator.selection import Choice
 from relay.store.transaction import Transaction
@@ -267,7 +267,7 @@ def test_a_dry_run_answers_what_the_plan_shows_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     act: Any,  # noqa: ANN401  # a kind of command
 ) -> None:
-    monkeypatch.setattr(dry_run, "PAGE", 4)
+    monkeypatch.setattr(plan, "DRY_RUN_PAGE", 4)
     fill_with_dead(steps, 13)
     steps.arrive(an_event(14, "u1"))
     steps.attempt(DONE)
@@ -275,7 +275,7 @@ def test_a_dry_run_answers_what_the_plan_shows_and_changes_nothing(
     chosen = Selection(route="strict")
     number = ask(steps, act, chosen, dry_run=True)
     work(steps)
-    planned = preview(steps.database, Choice(act, chosen, CONFIG), dry_run.SAMPLE)
+    planned = preview(steps.database, Choice(act, chosen, CONFIG), plan.SAMPLE)
     row = command(steps, number)
     sample = as_json(row["sample"])
     assert (row["state"], row["affected"], row["matched"]) == ("done", 0, planned.count)

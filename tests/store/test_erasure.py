@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 import pytest
 from sqlalchemy import Engine, Executable, LargeBinary, Text, text, update
 from sqlalchemy.exc import DBAPIError
 
+from inbox.db import erasing
 from inbox.db.columns import JsonValue, TextList
 from inbox.db.dialect import as_json
-from inbox.db.erasure import work
-from inbox.db.erasure.carrying_out import ErasureResult, ask, carry_out
-from inbox.db.erasure.columns import DECISIONS
-from inbox.db.erasure.detail import EMPTIED, KEPT, emptied
-from inbox.db.erasure.plan import plan
-from inbox.db.erasure.subject import ERASED, ErasureSubject
-from inbox.db.erasure.work import ErasureOrder, StepDone
+from inbox.db.erasing import ErasureOrder, ErasureResult, StepDone, ask, carry_out, plan
+from inbox.db.erasure import EMPTIED, ERASED, KEPT, ErasureSubject, emptied
 from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database
@@ -32,6 +28,89 @@ from tests.store.verifying import differences, mend
 
 ORDER = ErasureOrder(PERSON, "kim", "request 2026-17")
 TEXTS = (Text, LargeBinary, type(JsonValue), type(TextList))
+
+
+Decision = Literal["kept", "pseudonym", "emptied", "deleted", "searched"]
+"""kept: it never says anything of a person. pseudonym, emptied, deleted: in the rows of the erased events and their lanes.
+searched: whatever names the entity goes, in any row of the table."""
+
+DECISIONS: Mapping[str, Mapping[str, Decision]] = {
+    "inbox": {
+        "source": "kept",
+        "dedup_key": "kept",  # has a digest in place of the id: `inbox.events.event.dedup_key`
+        "entity_type": "kept",
+        "entity_id": "pseudonym",
+        "event_type": "kept",
+        "action": "kept",
+        "event_id": "emptied",  # where it names the entity
+        "routes": "kept",
+        "content_type": "kept",
+        "body_sha256": "kept",  # proves which body it was, to somebody who has it
+        "traceparent": "emptied",
+    },
+    "inbox_payload": {"headers": "deleted", "body": "deleted"},
+    "duplicate_request": {"body_sha256": "kept", "body": "emptied", "error": "emptied"},
+    "rejected_request": {
+        "source": "kept",
+        "cause": "kept",
+        "reason": "searched",
+        "field": "searched",
+        "remote_address": "searched",
+        "headers": "searched",
+        "body_sha256": "kept",
+        "body": "searched",
+        "readmitted_by": "kept",  # an operator
+        "readmit_reason": "searched",
+    },
+    "open_delivery": {
+        "route": "kept",
+        "lane": "kept",
+        "state": "kept",
+        "relay_node": "kept",
+    },  # an erased event has none
+    "lane": {
+        "route": "kept",
+        "lane": "pseudonym",
+        "applied_hash": "emptied",
+        "etag": "emptied",
+        "etag_config": "emptied",
+    },
+    "route_lock": {"route": "kept"},
+    "delivery_log": {"route": "kept", "kind": "kept", "relay_node": "kept", "detail": "emptied"},
+    "relay_node": {
+        "id": "kept",
+        "host": "kept",
+        "version": "kept",
+        "failing": "searched",
+        "routes": "kept",
+        "config_hash": "kept",
+    },
+    "gate": {
+        "kind": "kept",
+        "name": "deleted",  # the row of the entity; every other one is of the configuration
+        "paused_by": "kept",  # an operator
+        "pause_reason": "searched",
+        "breaker": "kept",
+        "breaker_cause": "searched",
+        "hold_reason": "searched",
+    },
+    "relay_command": {
+        "kind": "kept",
+        "selection": "searched",
+        "reason": "searched",
+        "asked_by": "kept",  # an operator
+        "state": "kept",
+        "sample": "searched",
+        "answer": "searched",
+        "error": "searched",
+    },
+    "alert": {"kind": "kept", "subject": "searched", "detail": "searched", "error": "searched"},
+    "pruner": {"held_by": "kept"},  # a relay, or an operator
+    "pruning": {"kind": "kept", "error": "searched"},
+    "payload_reveal": {"who": "kept", "reason": "searched"},  # an operator or viewer
+    "throughput_minute": {"kind": "kept", "name": "kept", "outcome": "kept"},
+    "sweep_watermark": {"source": "kept", "entity_type": "kept", "error": "searched", "relay_node": "kept"},
+}
 
 
 def erase(
@@ -61,6 +140,13 @@ def test_every_column_that_can_hold_a_text_is_decided() -> None:
     }
     decided = {table: set(columns) for table, columns in DECISIONS.items()}
     assert decided == {table: columns for table, columns in there.items() if columns}
+    searched = {
+        table: {name for name, each in columns.items() if each == "searched"} for table, columns in DECISIONS.items()
+    }
+    assert {table: names for table, names in searched.items() if names} == {
+        "rejected_request": set(erasing.REJECTED),
+        **{table: set(names) for table, names in erasing.SEARCHED.items()},
+    }
 
 
 @pytest.mark.usefixtures("lived")
@@ -186,7 +272,7 @@ def test_nothing_is_erased_while_something_of_it_is_open(steps: Steps, engine: E
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "EVENTS_OF_A_STEP", 1)
+    monkeypatch.setattr(erasing, "EVENTS_OF_A_STEP", 1)
 
 
 class Interrupted(Exception):
@@ -248,6 +334,7 @@ def test_an_event_that_arrives_between_plan_and_act_stops_it_and_is_said(lived: 
     (command,) = lived.rows("SELECT state, answer FROM relay_command WHERE id = :id", id=done.command)
     assert command["state"] == "refused"
     assert "seq 9" in command["answer"]
+    lived.do("DELETE FROM gate WHERE kind = 'entity'")  # it is paused
     for route in ("strict", "latest"):
         lived.record_all(lived.claim_due(100, route))
     assert erase(engine).is_done

@@ -12,9 +12,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config.breaker import BreakerLimits
-from inbox.config.types import Duration
-from relay.delivery.gates import Breaker, Gate, GateKey, RateLimit, Report, entity_key
+from relay.delivery.gates import Breaker, BreakerLimits, Gate, GateKey, RateLimit, Report, entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, RateHold
 from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, Room, claim, claim_probe, claim_suspect
@@ -28,7 +26,7 @@ from tests.helpers.storing import an_event
 
 CRM = ("destination", "crm")
 IDENTITY = ("api", "identity")
-LIMITS = BreakerLimits(calls=3, failed=0.5, window=Duration(60), open_for=Duration(30))
+LIMITS = BreakerLimits(calls=3, failed=0.5, window=60, open_for=30)
 POLICY = msgspec.structs.replace(
     POLICIES["strict"],
     gates=(("source", "trivore"), ("route", "strict"), CRM, IDENTITY),

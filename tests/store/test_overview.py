@@ -7,9 +7,8 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from inbox.config.breaker import BreakerLimits
 from relay.delivery.alerts import Alert
-from relay.delivery.gates import Gate, RateLimit, Report, entity_key
+from relay.delivery.gates import BreakerLimits, Gate, RateLimit, Report, entity_key
 from relay.delivery.outcome import Skipped
 from relay.operations.asks import Selection
 from relay.store import gates, nodes, route_states

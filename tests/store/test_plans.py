@@ -19,8 +19,8 @@ from inbox.db.following import ARRIVALS, Follower, Position
 from inbox.db.listing import EventFilter
 from inbox.db.parameters import rows_param
 from inbox.doctor import database as doctor_database
-from inbox.doctor import traffic
 from inbox.events.timestamps import time_text
+from relay import findings
 from relay.store import (
     alert_conditions,
     claim,
@@ -41,12 +41,11 @@ from relay.store import (
     reopen,
     route_states,
     sequence,
-    stuck_check,
     sweeps,
     written,
 )
 from relay.store.audit import examine, rebuild, verify
-from relay.store.operator import replay, retry, room, selected_statements
+from relay.store.operator import replay, room, selected_statements
 from relay.store.operator.selection import Which
 from relay.store.reads import OUTCOMES
 from tests.helpers.explaining import Node, explained, nodes
@@ -293,7 +292,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "end": written.end,
     "move": written.move,
     "wanted that are open": reopen._present,
-    "wanted that are due later": retry._due_later,
+    "wanted that are due later": replay._due_later,
     "wanted that nobody has begun": lambda sql: replay._untouched(sql, locked=True),
     "due on a route": room._due,
     "replayed on a route": room._replayed_open,
@@ -337,7 +336,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "facts by seq": lambda _: OF_AN_EVENT,
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
     **{name: partial(_constant, text(query)) for name, query in VIEWS.items()},
-    "any event of a source": lambda _: traffic._ANY_OF_SOURCE,
     "events of an entity that a replay names": lambda sql: selected_statements.events(
         sql, ("entity_id", "entity_type")
     ),
@@ -357,8 +355,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
 NEWEST = {
-    "events by source": traffic._NEWEST_OF_SOURCES,
-    "rejected requests": traffic._NEWEST_REJECTED,
     **{what: text(query) for what, query in doctor_database._NEWEST_TIMES.items()},
 }
 """Statements that read a few rows from the end of a table."""
@@ -476,12 +472,11 @@ def test_the_newest_rows_are_read_from_the_end_of_the_table_and_not_sorted(
 
 
 @pytest.mark.parametrize("planned", PLANS)
-@pytest.mark.parametrize("check", [stuck_check._stuck, stuck_check._unordered])
 def test_on_postgres_a_look_for_facts_of_the_last_minute_does_not_read_them_all_when_there_is_none(
-    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]], check: Callable[[Sql], TextClause]
+    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]]
 ) -> None:
     with big_postgres.connect() as connection:
-        found = planned(connection, check(Sql(POSTGRES)))
+        found = planned(connection, findings._checked(Sql(POSTGRES), ("unordered", "stuck", "failing")))
     assert "delivery_log" not in whole_tables(found), described(found)
 
 

@@ -10,8 +10,8 @@ from sqlalchemy import Engine, insert, text
 from sqlalchemy.exc import OperationalError
 
 from inbox.clock import SystemClock
-from inbox.config.retention import Retention, RetentionKind
-from inbox.config.types import Age
+from inbox.config.model import Retention, RetentionKind
+from inbox.config.values import Age
 from inbox.db import pruning
 from inbox.db.dialect import Sql
 from inbox.db.intake import Rejected

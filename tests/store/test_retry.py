@@ -12,7 +12,7 @@ from relay.operations.asks import Selection
 from relay.store import gates, record
 from relay.store.operator import commands, execution, room, selected
 from relay.store.operator.plan import Plan, preview
-from relay.store.operator.retry import retry
+from relay.store.operator.replay import retry
 from relay.store.operator.selection import Choice, keys_of
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
@@ -156,7 +156,7 @@ def test_a_plan_counts_by_route_and_cause_and_says_until_when_they_wait(steps: S
 
 
 def test_without_any_filter_it_has_to_be_everything(steps: Steps) -> None:
-    assert "or everything (--all)" in str(Choice("retry", Selection(), CONFIG).mistake)
+    assert "(--all)" in str(Choice("retry", Selection(), CONFIG).mistake)
     assert Choice("retry", ALL, CONFIG).mistake is None
     assert "only a replay can be forced" in str(Choice("retry", Selection(seq=1, force=True), CONFIG).mistake)
     assert steps.states() == []

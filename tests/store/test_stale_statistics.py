@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db.dialect import POSTGRES, Sql
-from inbox.db.duplicates import POSTGRES_NOTE
+from inbox.db.intake import POSTGRES_NOTE
 from inbox.db.parameters import rows_param
 from inbox.events.timestamps import time_text
 from relay.store import (

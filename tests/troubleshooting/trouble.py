@@ -74,7 +74,7 @@ source = "trivore"
 destination = "{name}"
 when = {{ entity_type = ["USER"] }}
 {more}
-retry = {{ schedule = {schedule}, jitter = 0 }}
+retry = {{ schedule = {schedule} }}
 """
 SYNC = """
 [routes.to-crm.sync]

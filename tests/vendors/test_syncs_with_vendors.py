@@ -94,7 +94,7 @@ auth = {{ kind = "bearer", token = "{OWN_TOKEN}" }}
 [routes.tickets]
 source = "github"
 destination = "tracker"
-retry = {{ schedule = ["10ms"], jitter = 0 }}
+retry = {{ schedule = ["10ms"] }}
 [routes.tickets.sync]
 fetch = {{ api = "github", path = "/repos/acme/shop/issues/{{event.body.issue.number}}", modified = "updated_at" }}
 find = {{ path = "/tickets", params = {{ external_id = "{{event.entity_id}}" }} }}
@@ -379,7 +379,7 @@ auth = {{ kind = "header", name = "X-Shopify-Access-Token", value = "{shopify_ap
 [routes.notes]
 source = "shopify"
 destination = "shopify"
-retry = {{ schedule = ["10ms"], jitter = 0 }}
+retry = {{ schedule = ["10ms"] }}
 [routes.notes.sync]
 gone = "skip"
 missing = "skip"

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from inbox.config.model import Config
-from inbox.config.web import Web
+from inbox.config.model import Config, Web
 from inbox.errors import ConfigError
 from inbox.exposure import exposures
 from inbox.loader.load import parse_config

@@ -6,26 +6,26 @@ import threading
 
 from inbox.config.model import Config
 from inbox.doctor.run import ExaminationResult
-from inbox.examination import DoctorFinding, Installation
+from inbox.examination import Finding, Installation
 from relay.web.doctor_runner import DoctorRunner
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.relaying import FakeClock, Monotonic, Steps
 from tests.helpers.waiting import until
 
-FINDING = DoctorFinding("no_relay", "relay", "critical", "no relay", "why", "relay run")
-RESULT = ExaminationResult("relays", "Relays", "examined", None, 0.1, (FINDING,))
+FINDING = Finding("no_relay", "critical", "no relay", "relay", "why", None, "relay run")
+RESULT = ExaminationResult("relay", "examined", None, 0.1, (FINDING,))
 
 
 class Examiner:
     """Counts runs; each lasts until it is let go."""
 
     def __init__(self) -> None:
-        self.asked: list[bool] = []
+        self.runs = 0
         self.go = threading.Event()
         self.error: Exception | None = None
 
-    def __call__(self, _installation: Installation, online: bool) -> list[ExaminationResult]:
-        self.asked.append(online)
+    def __call__(self, _installation: Installation) -> list[ExaminationResult]:
+        self.runs += 1
         assert self.go.wait(10)
         if self.error is not None:
             raise self.error
@@ -43,29 +43,19 @@ def ended(runner: DoctorRunner) -> bool:
 def test_one_run_at_a_time_and_its_report_is_kept_for_a_minute() -> None:
     examiner, monotonic = Examiner(), Monotonic()
     runner = a_runner(examiner, monotonic)
-    assert runner.ask(online=False)
-    assert not runner.ask(online=False), "one is under way"
+    assert runner.ask()
+    assert not runner.ask(), "one is under way"
     assert runner.running_since is not None
     examiner.go.set()
     until(lambda: ended(runner), "the run ends")
     assert runner.report is not None
     assert runner.report.results == (RESULT,)
     monotonic.seconds = 59
-    assert not runner.ask(online=False)
+    assert not runner.ask()
     monotonic.seconds = 61
-    assert runner.ask(online=False)
+    assert runner.ask()
     until(lambda: ended(runner), "the run ends")
-    assert examiner.asked == [False, False]
-
-
-def test_a_report_without_the_other_systems_does_not_stand_for_one_with_them() -> None:
-    examiner, monotonic = Examiner(), Monotonic()
-    examiner.go.set()
-    runner = a_runner(examiner, monotonic)
-    for online, is_run in ((False, True), (True, True), (True, False), (False, False)):
-        assert runner.ask(online=online) is is_run
-        until(lambda: ended(runner), "the run ends")
-    assert examiner.asked == [False, True]
+    assert examiner.runs == 2
 
 
 def test_a_run_that_fails_says_so_and_can_be_repeated_at_once() -> None:
@@ -73,12 +63,12 @@ def test_a_run_that_fails_says_so_and_can_be_repeated_at_once() -> None:
     examiner.go.set()
     examiner.error = ValueError("broken")
     runner = a_runner(examiner, monotonic)
-    runner.ask(online=False)
+    runner.ask()
     until(lambda: ended(runner), "the run ends")
     assert runner.report is not None
     assert runner.report.error == "ValueError: broken"
     examiner.error = None
-    assert runner.ask(online=False)
+    assert runner.ask()
     until(lambda: ended(runner), "the run ends")
     assert runner.report.error is None
 
@@ -90,9 +80,8 @@ def test_a_look_examines_nothing_and_an_operator_starts_a_run(page: Page, steps:
     assert (answer.status_code, answer.headers["Location"]) == (303, "/doctor")
     until(lambda: page.json("/doctor.json")["began_at"] is not None, "there is a report")
     found = page.json("/doctor.json")
-    assert "no_relay" in [finding["name"] for finding in found["findings"]]
-    assert found["findings"][0]["severity"] == "critical"
-    assert not found["online"]
+    assert "no_relay" in [finding["kind"] for finding in found["findings"]]
+    assert found["findings"][0]["level"] == "critical"
     assert found["error"] is None
     assert "relay run" in page.get("/doctor", VIEWER).text, "a viewer sees the report"
     assert steps.states() == []

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
-from inbox.config.types import DatabaseUrl
-from inbox.config.web import Web
+from inbox.config.model import Web
+from inbox.config.values import DatabaseUrl
 from inbox.db import engine as engines
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import requests
 
 from inbox.config.model import Config
 from relay.web.access import guard
+from relay.web.access.accounts import is_password
 from tests.helpers.signing_in import OTHER_PASSWORD, PASSWORD, TOKEN, Entrance, entrance
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # access reads no database
@@ -30,12 +30,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The setting of each hash that was made."""
     settings: list[str] = []
 
-    def counted(real: Callable[[str, str], bool], password: str, hashed: str) -> bool:
+    def counted(password: str, hashed: str) -> bool:
         settings.append(hashed.split("$")[3])
-        return real(password, hashed)
+        return is_password(password, hashed)
 
-    for name in ("is_password", "try_in_vain"):
-        monkeypatch.setattr(guard, name, partial(counted, getattr(guard, name)))
+    monkeypatch.setattr(guard, "is_password", counted)
     return settings
 
 
@@ -158,7 +157,7 @@ def test_many_at_once_are_hashed_one_by_one_and_the_rest_has_to_wait(
             at_once[0] -= 1
         return False
 
-    monkeypatch.setattr(guard, "try_in_vain", slow)
+    monkeypatch.setattr(guard, "is_password", slow)
     with ThreadPoolExecutor(14) as pool:
         tries = [pool.submit(door.sign_in, f"n{number}", "x" * 12) for number in range(14)]
         denied = [each for each in _first(tries, 4) if each.status_code == 429]

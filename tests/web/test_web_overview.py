@@ -15,14 +15,15 @@ from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.retention import STEPS
 from inbox.db.schema import throughput_minute
+from inbox.examination import Finding
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import entity_key
+from relay.findings import findings
 from relay.store import gates, nodes
 from relay.store.alerts import note
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
-from relay.store.stuck_check import Trouble
-from relay.web.attention import Concern, Remedy, concerns
+from relay.web.remedy import Button, button_of
 from relay.web.screens.overview import RETENTION_WORDS, waits
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.patience import stand_still
@@ -42,52 +43,52 @@ CRM = RouteState("crm", is_configured=True)
 PAUSED = HeldGate("destination", "crm", "open", "503", None, START, None, ("crm",))
 
 
-# --- concerns
+# --- findings and their buttons
+
+
+def all_of(overview: Overview, *checked: Finding) -> list[Finding]:
+    return list(findings(overview, checked, 5))
 
 
 def test_where_nothing_is_wrong_there_is_nothing_to_do() -> None:
-    assert concerns(seen(routes=(CRM,)), ()) == ()
-
-
-def test_a_finding_and_its_step_are_one_concern() -> None:
-    (found,) = concerns(seen(), [Trouble("no_relay", None, "no relay has sent a heartbeat")])
-    assert found == Concern("critical", "no relay has sent a heartbeat", command="relay run")
+    assert all_of(seen(routes=(CRM,))) == []
 
 
 def test_an_alert_says_since_when_and_why_about_the_problem_that_has_the_button() -> None:
     dead = msgspec.structs.replace(CRM, open=2, dead=2)
     alert = FiringAlert("delivery_dead", "crm", START, "route crm has dead deliveries: mapping")
-    (found,) = concerns(seen(routes=(dead,), alerts=(alert,)), ())
-    assert (found.what, found.why, found.since) == ("route crm: 2 deliveries are dead", alert.text, START)
-    assert found.remedy == Remedy("Dead letters", path="/dead?route=crm")
+    (found,) = all_of(seen(routes=(dead,), alerts=(alert,)))
+    assert (found.sentence, found.why, found.since) == ("route crm: 2 deliveries are dead", alert.text, START)
+    assert button_of(found) == Button("Dead letters", path="/dead?route=crm")
 
 
-def test_an_alert_whose_dead_letters_are_replayed_is_no_concern_any_more() -> None:
+def test_an_alert_whose_dead_letters_are_replayed_is_no_finding_any_more() -> None:
     alert = FiringAlert("delivery_dead", "crm", START, "route crm has dead deliveries: mapping")
-    assert concerns(seen(routes=(CRM,), alerts=(alert,)), ()) == ()
+    assert all_of(seen(routes=(CRM,), alerts=(alert,))) == []
 
 
-def test_an_open_breaker_and_its_alert_are_one_concern_with_a_button() -> None:
+def test_an_open_breaker_and_its_alert_are_one_finding_with_a_button() -> None:
     alert = FiringAlert("breaker_open", "destination crm", START, "destination crm is not called for now: 503")
-    (found,) = concerns(seen(gates=(PAUSED,), alerts=(alert,)), ())
-    assert found.remedy == Remedy("Resume", "resume", {"destination": "crm"})
+    (found,) = all_of(seen(gates=(PAUSED,), alerts=(alert,)))
+    assert button_of(found) == Button("Resume", "resume", {"destination": "crm"})
     assert (found.why, found.since) == ("503", START)
 
 
 def test_an_entity_is_resumed_by_its_three_fields() -> None:
     gate = msgspec.structs.replace(PAUSED, kind="entity", name=entity_key("trivore", "USER", "a|b")[1], state="paused")
-    (found,) = concerns(seen(gates=(gate,)), ())
-    assert found.remedy is not None
-    assert found.remedy.fields == {"source": "trivore", "entity_type": "USER", "entity_id": "a|b"}
+    (found,) = all_of(seen(gates=(gate,)))
+    button = button_of(found)
+    assert button is not None
+    assert button.fields == {"source": "trivore", "entity_type": "USER", "entity_id": "a|b"}
 
 
-def test_a_blocked_lane_and_the_death_that_blocks_it_are_one_concern() -> None:
+def test_a_blocked_lane_and_the_death_that_blocks_it_are_one_finding() -> None:
     blocked = msgspec.structs.replace(CRM, open=1, blocked=1)
     alert = FiringAlert("delivery_dead", "crm", START, "route crm has dead deliveries: mapping")
-    finding = Trouble("blocked", "crm", "route crm: 1 lane is blocked")
-    (found,) = concerns(seen(routes=(blocked,), alerts=(alert,)), [finding])
-    assert (found.what, found.why, found.since) == (finding.why, alert.text, START)
-    assert found.remedy == Remedy("Dead letters", path="/dead?route=crm")
+    check = Finding("blocked", "warning", "route crm: 1 lane is blocked", "crm", remedy="x", fields={"route": "crm"})
+    (found,) = all_of(seen(routes=(blocked,), alerts=(alert,)), check)
+    assert (found.sentence, found.why, found.since) == (check.sentence, alert.text, START)
+    assert button_of(found) == Button("Dead letters", path="/dead?route=crm")
 
 
 def test_critical_ones_come_first_and_alerts_of_other_things_are_kept() -> None:
@@ -95,10 +96,12 @@ def test_critical_ones_come_first_and_alerts_of_other_things_are_kept() -> None:
         FiringAlert("backlog_old", "crm", START, "route crm is behind"),
         FiringAlert("breaker_open", "destination other", START, "destination other is not called"),
     )
-    found = concerns(seen(gates=(PAUSED,), alerts=alerts), [Trouble("stuck", "crm", "route crm: nothing moves")])
+    stuck = Finding("stuck", "critical", "route crm: nothing moves", "crm", remedy="x", fields={"route": "crm"})
+    found = all_of(seen(gates=(PAUSED,), alerts=alerts), stuck)
     assert [each.level for each in found] == ["critical", "warning", "warning", "warning"]
-    assert [each.what for each in found[2:]] == [alert.text for alert in alerts]
-    assert found[0].remedy == Remedy("Deliveries", path="/deliveries?route=crm&state=ready")
+    assert [each.sentence for each in found[2:]] == [alert.text for alert in alerts]
+    assert button_of(found[0]) == Button("Deliveries", path="/deliveries?route=crm&state=ready")
+    assert button_of(found[2]) == Button("Deliveries", path="/deliveries?route=crm")
 
 
 def test_reasons_to_wait_tell_what_is_held_back_from_what_is_not_taken_up() -> None:
@@ -145,7 +148,7 @@ def lived_in(steps: Steps) -> Steps:
 
 def test_a_fresh_database_shows_that_no_relay_runs(page: Page) -> None:
     found = page.json("/overview.json")
-    assert [concern["what"] for concern in found["concerns"]] == ["no relay has sent a heartbeat for 15 s"]
+    assert [each["sentence"] for each in found["findings"]] == ["no relay has sent a heartbeat for 15 s"]
     assert (sum(found["arrived"]), len(found["arrived"])) == (0, 60)
     assert page.get("/").status_code == 200
 
@@ -188,7 +191,7 @@ def test_it_costs_few_statements_however_many_routes_there_are(page: Page, lived
     with counted_statements() as statements:
         page.json("/overview.json")
     read = [each for each in statements if each.lstrip().startswith(("SELECT", "WITH"))]
-    assert len(read) <= 23, read
+    assert len(read) <= 24, read
     assert lived_in.states()
 
 

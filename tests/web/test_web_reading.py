@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
-from inbox.config.types import DatabaseUrl
+from inbox.config.values import DatabaseUrl
 from inbox.db import listing
 from inbox.db.intake import Rejected
 from inbox.errors import DatabaseAway

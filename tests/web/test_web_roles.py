@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config.types import DatabaseUrl
+from inbox.config.values import DatabaseUrl
 from inbox.db import engine as engines
 from relay.web.acts.forms import ACTS
 from relay.web.query import segment

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from relay.web import openapi
-from relay.web.api import OPERATIONS
+from relay.web.openapi import OPERATIONS
 from tests.helpers.page import on_database
 from tests.helpers.page_rows import fill_page
 from tests.helpers.relaying import CONFIG, Steps

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from sqlalchemy import CheckConstraint
 
-from inbox.db.columns import readable
+from inbox.db.columns import metadata, readable
 from inbox.db.schema.arrivals import duplicate_request, inbox, inbox_payload, rejected_request
 from inbox.db.schema.deliveries import delivery_log, lane, open_delivery, order_lock, route_lock
-from inbox.db.schema.parts import metadata
-from inbox.db.schema.payloads import (
+from inbox.db.schema.relays import (
+    alert,
+    gate,
     payload_lock,
     payload_reveal,
     pruner,
     pruning,
-)
-from inbox.db.schema.relays import (
-    alert,
-    gate,
     relay_command,
     relay_node,
     sweep_watermark,

@@ -15,8 +15,18 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from inbox.db.columns import BigId, JsonValue, TextList, UtcDateTime
-from inbox.db.schema.parts import PRUNED, metadata, number, optional, partial_index, required
+from inbox.db.columns import (
+    PRUNED,
+    BigId,
+    JsonValue,
+    TextList,
+    UtcDateTime,
+    metadata,
+    number,
+    optional,
+    partial_index,
+    required,
+)
 
 inbox = Table(
     "inbox",
@@ -121,9 +131,8 @@ rejected_request = Table(
     ),
     optional("readmitted_by", Text, "operator who readmitted it"),
     optional("readmit_reason", Text, "reason for readmitting it"),
-    # They count the newest rows of each class for the caps of [retention].
+    # those that can be readmitted, beside very many of strangers
     partial_index("ix_rejected_request_whole", "id", where="body IS NOT NULL"),
-    partial_index("ix_rejected_request_bare", "id", where="body IS NULL"),
     comment="A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.",
     postgresql_with=PRUNED,
     sqlite_autoincrement=True,

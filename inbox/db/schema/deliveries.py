@@ -14,8 +14,19 @@ from sqlalchemy import (
     Text,
 )
 
-from inbox.db.columns import JsonValue, UtcDateTime
-from inbox.db.schema.parts import HOT, PRUNED, count, metadata, number, one_of, optional, partial_index, required
+from inbox.db.columns import (
+    HOT,
+    PRUNED,
+    JsonValue,
+    UtcDateTime,
+    count,
+    metadata,
+    number,
+    one_of,
+    optional,
+    partial_index,
+    required,
+)
 from inbox.events.states import HEADS, OPEN_STATES, SUSPECT_CRASHES
 
 FIRST_DUE, LAST_DUE = "1970-01-01 00:00:00.000000Z", "9000-01-01 00:00:00.000000Z"

@@ -22,7 +22,7 @@ from functools import partial
 
 import msgspec
 
-from inbox.config.source import Signature
+from inbox.config.sources import Signature
 from inbox.errors import InvalidEvent
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest

@@ -14,7 +14,7 @@ import msgspec
 from jmespath.exceptions import JMESPathError
 from jmespath.parser import ParsedResult
 
-from inbox.config.source import EventFields, NoAuth, Source
+from inbox.config.sources import EventFields, NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest

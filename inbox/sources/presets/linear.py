@@ -13,8 +13,8 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config.source import Signature
-from inbox.config.types import Duration
+from inbox.config.sources import Signature
+from inbox.config.values import Duration
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import rfc3339, to_nanoseconds
 from inbox.sources import fields

@@ -20,8 +20,8 @@ from functools import partial
 
 import msgspec
 
-from inbox.config.source import Signature
-from inbox.config.types import Duration
+from inbox.config.sources import Signature
+from inbox.config.values import Duration
 from inbox.errors import ConfigError, InvalidEvent, RequestError
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import to_nanoseconds

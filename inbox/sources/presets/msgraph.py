@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from inbox.config.source import Source
+from inbox.config.sources import Source
 from inbox.errors import InvalidEvent
 from inbox.events import strict_json, timestamps
 from inbox.events.event import Identity, RawRequest

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from inbox.config.source import Source
+from inbox.config.sources import Source
 from inbox.errors import ConfigError
 from inbox.events import timestamps
 from inbox.events.event import Identity, RawRequest

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from inbox.config.source import Source
-from inbox.config.types import Secret
+from inbox.config.sources import Source
+from inbox.config.values import Secret
 from inbox.errors import ConfigError, InvalidEvent, RequestError, TooLarge, Unreadable
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import fields

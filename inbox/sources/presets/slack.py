@@ -13,7 +13,7 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config.source import Signature
+from inbox.config.sources import Signature
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields

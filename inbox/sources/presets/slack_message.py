@@ -26,7 +26,7 @@ from typing import TypeAlias
 import msgspec
 import re2
 
-from inbox.config.source import NoAuth, Source
+from inbox.config.sources import NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields

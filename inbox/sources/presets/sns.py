@@ -19,7 +19,7 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config.source import Source
+from inbox.config.sources import Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from urllib.parse import urlencode
 
-from inbox.config.source import Signature
+from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample

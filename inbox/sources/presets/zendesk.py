@@ -14,7 +14,7 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config.source import Signature
+from inbox.config.sources import Signature
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import rfc3339
 from inbox.sources import fields

@@ -9,21 +9,14 @@ import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
-from inbox.db.erasure.carrying_out import answer_of, end, held_up_by
-from inbox.db.erasure.plan import ALL_EVENTS, ErasurePlan, plan
-from inbox.db.erasure.subject import ErasureSubject
-from inbox.db.erasure.work import ErasureOrder, ErasureStep, act, look
+from inbox.db.erasing import ErasureOrder, ErasurePlan, ErasureStep, act, answer_of, end, held_up_by, look, plan
+from inbox.db.erasure import ErasureSubject
 from inbox.db.known_names import has_source
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
 from relay.store.transaction import Transaction
-
-SEARCHED_PARTS = 2
-"""Parts of the rejected requests that a plan searches, each of which takes some 0.2 s: deliveries wait for it."""
-COUNTED_EVENTS = 20_000
-"""Events that a plan counts with their facts, some 0.2 s: deliveries wait for it, too."""
 
 
 def erase(database: Database, config: Config, task: AskedTask) -> Callable[[Transaction], BatchResult]:
@@ -71,13 +64,7 @@ def _planned(database: Database, config: Config, subject: ErasureSubject) -> Era
     """
     if subject.source not in config.sources and not has_source(database.engine, subject.source):
         raise UnusableCommand(f"there is no source {subject.source!r}; {nearest(subject.source, config.sources)}")
-    planned = plan(
-        database.engine,
-        subject,
-        most_parts=SEARCHED_PARTS,
-        most_events=COUNTED_EVENTS,
-        most_looked_at=ALL_EVENTS,  # an open one stops it before it begins
-    )
+    planned = plan(database.engine, subject, quick=True)
     if planned.open:
         raise UnusableCommand(held_up_by(planned.open))
     if planned.open_commands:

@@ -22,7 +22,7 @@ from inbox.config.model import Config
 from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
 from inbox.db.known_names import has_route, has_source
 from inbox.errors import UnusableCommand
-from inbox.tracing.spans import OFF, Span, Tracer, new_span_id
+from inbox.observe.traces import OFF, Span, Tracer
 from relay.delivery import facts
 from relay.delivery.gates import Gate
 from relay.delivery.policy import Policies
@@ -31,10 +31,9 @@ from relay.operations.table import OF_DELIVERIES, OF_GATES, OPERATIONS, parse
 from relay.store import gates
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
-from relay.store.operator import commands, dry_run, room, selected
+from relay.store.operator import commands, plan, room, selected
 from relay.store.operator.commands import BatchResult, Standing
-from relay.store.operator.replay import end_or_unblock, replay
-from relay.store.operator.retry import retry
+from relay.store.operator.replay import end_or_unblock, replay, retry
 from relay.store.operator.selection import Choice, keys_of
 from relay.store.operator.tasks import TASKS
 from relay.store.transaction import FailedAlone, Key, Transaction, key_text
@@ -56,8 +55,6 @@ class OpenCommands:
         self._database = database
         self._monotonic = monotonic
         self._tracer = tracer
-        self._process = new_span_id()
-        """Part of the seed of a command's trace, which all its batches in this process share."""
         self._after = 0
         self._faulty: dict[int, float] = {}
         """Commands that failed for a reason that is no item's, and when each is tried again."""
@@ -75,7 +72,7 @@ class OpenCommands:
         for number in numbers:
             if number in self._faulty:
                 continue
-            span = self._tracer.begin("command", "internal", seed=f"command {self._process} {number}")
+            span = self._tracer.begin("command", "internal")
             try:
                 batch = work_on(self._database, config, policies, number)
                 changed += batch
@@ -247,7 +244,7 @@ def _do_task(database: Database, config: Config, command: Any, asked: Any) -> in
 
 def _look_on(database: Database, choice: Choice, command: Any) -> int:  # noqa: ANN401  # a result row
     """Examine the next deliveries of a dry run, and note the plan so far. Returns how many there are so far."""
-    step = dry_run.step(database, choice, command)
+    step = plan.dry_run_step(database, choice, command)
     with database.write() as transaction:
         if commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
             commands.advance(transaction, command.id, step, transaction.now())

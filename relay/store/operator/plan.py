@@ -1,4 +1,4 @@
-"""Plans: the deliveries that a command would change if it were given now. Changes nothing, and locks nothing."""
+"""Plans: the deliveries that a command would change if it were given now, also as dry runs. Changes nothing, and locks nothing."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from inbox.db.dialect import blames_items
+from inbox.db.dialect import as_json, blames_items
 from inbox.db.reads import Row
 from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import as_time
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.operator import selected
+from relay.store.operator.commands import BatchResult
 from relay.store.operator.replay import LeftOut, replayable
-from relay.store.operator.selection import Choice, keys_of
+from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.transaction import Key, key_text
 
 _PAGE = 200
@@ -209,3 +210,41 @@ def _largest_first(group: Group) -> tuple[int, str, str, str]:
 
 def _time(value: datetime | str | None) -> datetime | None:
     return None if value is None else as_time(value)
+
+
+SAMPLE = 10
+"""Deliveries that the row lists; `relay_command.matched` counts all."""
+DRY_RUN_PAGE = 200
+
+_WORDS: dict[Act, str] = {"replay": "replayed", "retry": "retried", "cancel": "cancelled", "unblock": "unblocked"}
+
+
+def dry_run_step(database: Database, choice: Choice, command: Any) -> BatchResult:  # noqa: ANN401  # a result row
+    """Examine the next page of the selected deliveries. It changes none, and never takes longer than a page takes."""
+    page = selected.page(database, choice, after=command.progress_seq or 0, most=DRY_RUN_PAGE)
+    so_far = merged(_noted(command), examine(database, choice, page), SAMPLE)
+    is_done = page.upto is None
+    return BatchResult(
+        "done" if is_done else "running",
+        progress=command.progress_seq if is_done else page.upto,
+        answer=_answer_of_dry_run(choice.act, so_far) if is_done else "counting",
+        matched=so_far.count,
+        sample={
+            "groups": [msgspec.structs.asdict(group) for group in so_far.groups],
+            "left_out": so_far.left_out,
+            "deliveries": so_far.deliveries,
+        },
+    )
+
+
+def _noted(command: Any) -> Plan:  # noqa: ANN401  # a result row
+    if command.sample is None:
+        return Plan(0)
+    return msgspec.convert({"count": command.matched, **as_json(command.sample)}, Plan)
+
+
+def _answer_of_dry_run(act: Act, planned: Plan) -> str:
+    word = "delivery" if planned.count == 1 else "deliveries"
+    said = [f"dry run: {planned.count} {word} would be {_WORDS[act]}"]
+    said += [f"{number} left out: {LEFT_OUT[why]}" for why, number in planned.left_out.items()]
+    return "; ".join(said)

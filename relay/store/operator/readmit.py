@@ -14,14 +14,13 @@ import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
-from inbox.db import intake, readmission
+from inbox.db import readmission
 from inbox.db.dialect import blames_items, error_text
 from inbox.db.known_names import has_rejected_source
 from inbox.db.readmission import RejectedFilter
 from inbox.db.reads import Row
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import CAUSES, UnusableCommand
-from inbox.events.event import Event
 from inbox.sources.readmission import Read, ReadmitResult, read_one, readers_of
 from relay.operations.asks import Rejections
 from relay.store.database import Database
@@ -89,8 +88,22 @@ def _act(
     transaction: Transaction, *, database: Database, page: Sequence[ReadmitResult], task: AskedTask
 ) -> BatchResult:
     transaction.hurry()  # a receiver's transaction may hold a key
-    readable = [each for each in page if each.rejected is None]
-    return BatchResult("running", changed=_store(transaction, database, readable, task), progress=page[-1].id)
+    readable = {each.id: each for each in page if each.rejected is None}
+    taken = readmission.take(
+        transaction.connection,
+        [(each.id, each.events) for each in readable.values()],
+        by=task.asked_by,
+        reason=task.reason,
+        now=transaction.now(),
+    )
+    transaction.left_out += (
+        FailedAlone("commands", f"rejected={number}", error_text(error)) for number, error in taken.failed.items()
+    )
+    for number, receipts in taken.receipts.items():
+        transaction.rows += len(receipts)
+        for event, receipt in zip(readable[number].events, receipts, strict=True):
+            database.tally.add(SOURCE, event.source, DUPLICATE if receipt.duplicate else STORED, size=len(event.body))
+    return BatchResult("running", changed=len(taken.receipts), progress=page[-1].id)
 
 
 def filter_of(asked: Rejections) -> RejectedFilter:
@@ -122,48 +135,6 @@ def _read_one(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
             raise
         failed = f"its preset failed: {type(error).__name__}"
         return ReadmitResult(row["id"], row["received_at"], row["source"], row["cause"], rejected=failed)
-
-
-def _store(transaction: Transaction, database: Database, results: Sequence[ReadmitResult], task: AskedTask) -> int:
-    """Store these together, or one by one where the database rejects one. Returns how many were readmitted."""
-    try:
-        with transaction.connection.begin_nested():
-            return _store_together(transaction, database, results, task)
-    except Exception as error:
-        if not blames_items(error):
-            raise
-        if len(results) == 1:
-            transaction.left_out.append(FailedAlone("commands", f"rejected={results[0].id}", error_text(error)))
-            return 0
-    return sum(_store(transaction, database, [each], task) for each in results)
-
-
-def _store_together(
-    transaction: Transaction, database: Database, results: Sequence[ReadmitResult], task: AskedTask
-) -> int:
-    connection = transaction.connection
-    rejected = readmission.lock(connection, [each.id for each in results])
-    results = [each for each in results if each.id in rejected]  # others were readmitted since they were read
-    events = [event for each in results for event in each.events]
-    transaction.rows += len(events)
-    seqs = intake.append(connection, events)
-    known = [event for event, seq in zip(events, seqs, strict=True) if seq is None]
-    firsts = iter(intake.note_duplicates(connection, known) if known else [])
-    became = iter([next(firsts) if seq is None else seq for seq in seqs])
-    taken = []
-    for each in results:
-        own = [next(became) for _ in each.events]
-        if own[0] is not None:
-            taken.append((each.id, own[0]))
-    said = {"by": task.asked_by, "reason": task.reason}
-    noted = readmission.note(connection, taken, **said, now=transaction.now()) if taken else 0
-    _count(database, events, seqs)
-    return noted
-
-
-def _count(database: Database, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
-    for event, seq in zip(events, seqs, strict=True):
-        database.tally.add(SOURCE, event.source, DUPLICATE if seq is None else STORED, size=len(event.body))
 
 
 def _answer(database: Database, selected: RejectedFilter, readmitted: int) -> str:

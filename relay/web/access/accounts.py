@@ -25,11 +25,11 @@ import argon2
 import msgspec
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from inbox.config.types import Secret
-from inbox.config.web import Web
+from inbox.config.model import Web
+from inbox.config.values import Secret
 from inbox.errors import AccessBroken, ConfigError
-from inbox.logs.fields import fields
-from inbox.logs.visible import visible
+from inbox.observe.logs import fields
+from inbox.observe.visible import visible
 
 Role = Literal["viewer", "operator"]
 ROLES: tuple[Role, ...] = ("viewer", "operator")
@@ -79,6 +79,11 @@ def check_password_hash(text: str) -> None:
         raise ValueError("the hash needs too much memory or time; make it anew with `relay web passwd`")
 
 
+def _normalised(password: str) -> bytes:
+    """Normalise a password, as keyboards write `é` in two ways."""
+    return unicodedata.normalize("NFKC", password).encode("utf-8", "surrogatepass")
+
+
 def hash_password(password: str, hasher: argon2.PasswordHasher = HASHER) -> str:
     """Hash a new password.
 
@@ -92,24 +97,12 @@ def hash_password(password: str, hasher: argon2.PasswordHasher = HASHER) -> str:
 
 def is_password(password: str, hashed: str) -> bool:
     """Tell whether the password is the one. Slow by design."""
-    if len(password) > LONGEST_PASSWORD:
+    if len(password) > LONGEST_PASSWORD:  # before it is normalised, whose time grows by the square
         return False
     try:
         return HASHER.verify(hashed, _normalised(password))
     except (VerificationError, InvalidHashError):
         return False
-
-
-def try_in_vain(password: str, hashed: str | None) -> bool:
-    """Do the same work as with this hash; the answer is no."""
-    hasher = HASHER if hashed is None else argon2.PasswordHasher.from_parameters(argon2.extract_parameters(hashed))
-    hasher.hash(_normalised(password))
-    return False
-
-
-def _normalised(password: str) -> bytes:
-    """Normalise a password, as keyboards write `é` in two ways: only a short one, as the time grows by the square."""
-    return unicodedata.normalize("NFKC", password[:LONGEST_PASSWORD]).encode("utf-8", "surrogatepass")
 
 
 def new_token() -> str:
@@ -155,6 +148,8 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 Entries = Mapping[str, Entry]
+NOBODY = Entry("", "viewer", "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + "A" * 43, "")
+"""Nobody's password has this hash."""
 
 
 def is_name(name: str) -> bool:
@@ -254,32 +249,15 @@ _log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings 
 
 
 class AccountFile:
-    """One file, read again while the process runs."""
+    """One file, read again while the process runs; without a secret nobody is in it."""
 
-    def __init__(self, secret: Secret, key: str, check: Check, monotonic: Callable[[], float]) -> None:
-        self._secret, self._key, self._check, self._monotonic = secret, key, check, monotonic
+    def __init__(self, secret: Secret | None, command: str, check: Check, monotonic: Callable[[], float]) -> None:
+        self._secret, self._command, self._check, self._monotonic = secret, command, check, monotonic
         self._lock = asyncio.Lock()
         self._read_at = float("-inf")
         self._content: str | None = None
         self._error: str | None = None
         self._entries: Entries = {}
-
-    @classmethod
-    def of(cls, secret: Secret | None, key: str, check: Check, monotonic: Callable[[], float]) -> AccountFile | None:
-        """Make it where the configuration has one."""
-        return None if secret is None else cls(secret, key, check, monotonic)
-
-    def load(self) -> Entries:
-        """Read the file.
-
-        Raises:
-            ConfigError: it can't be read, or has a wrong line.
-        """
-        content = self._secret.reveal(at=self._key, as_file=True)
-        if content != self._content:
-            where = self._secret.reference.removeprefix("file:") if self._secret.names_a_place else "its text"
-            self._entries, self._content = parse_entries(content, where, self._check), content
-        return self._entries
 
     async def entries(self, *, fresh: bool = False) -> Entries:
         """Return the entries as they are now, or were `RECHECK_SECONDS` ago; `fresh` reads the file in any case.
@@ -290,7 +268,7 @@ class AccountFile:
         async with self._lock:
             now = self._monotonic()
             if fresh or now - self._read_at >= RECHECK_SECONDS:
-                error = await asyncio.to_thread(self._mistake)
+                error = await asyncio.to_thread(self._load)
                 if error is not None and error != self._error:
                     _log.error("nobody can sign in: %s", error, extra=fields("nobody_can_sign_in"))
                 self._error, self._read_at = error, now
@@ -298,45 +276,45 @@ class AccountFile:
             raise AccessBroken("the file of those who may use this page can't be read; its log says why")
         return self._entries
 
-    def _mistake(self) -> str | None:
+    def mistake(self) -> str | None:
+        """Read it at the start; return the mistakes in it, a line for each, with the command that mends them."""
+        key, command = f"[web] {self._command}s:", f"`relay web {_COMMANDS[self._command]} NAME --role operator"
+        error = self._load()
+        if self._secret is None or (error is None and self._entries):
+            return None
+        if error is None:
+            return f"{key} has no line; add one with {command}`"
+        text = "\n".join(each if each.startswith("[web]") else f"{key} {each}" for each in error.splitlines())
+        kind, _, place = self._secret.reference.partition(":")
+        if kind == "file" and Path(place).parent.is_dir() and not Path(place).exists():
+            text += f"; write it with {command} --into {shlex.quote(place)}`"
+        return text
+
+    def _load(self) -> str | None:
+        """Read the file; return what is wrong with it."""
+        if self._secret is None:
+            return None
         try:
-            self.load()
+            content = self._secret.reveal(at=f"[web] {self._command}s", as_file=True)
+            if content != self._content:
+                where = self._secret.reference.removeprefix("file:") if self._secret.names_a_place else "its text"
+                self._entries, self._content = parse_entries(content, where, self._check), content
         except ConfigError as error:
             self._content = None
             return str(error)
         return None
 
-    def mistake(self, command: str) -> str | None:
-        """Read it at the start; return the mistakes in it, a line for each, with the command that mends them."""
-        error = self._mistake()
-        if error is None:
-            return (
-                None
-                if self._entries
-                else f"{self._key}: has no line; add one with `relay web {command} NAME --role operator`"
-            )
-        text = "\n".join(each if each.startswith("[web]") else f"{self._key}: {each}" for each in error.splitlines())
-        kind, _, place = self._secret.reference.partition(":")
-        path = Path(place)
-        if kind == "file" and path.parent.is_dir() and not path.exists():
-            text += f"; write it with `relay web {command} NAME --role operator --into {shlex.quote(place)}`"
-        return text
+
+_COMMANDS = {"user": "passwd", "token": "token"}
 
 
 class Accounts:
     """Both files of `[web]`."""
 
     def __init__(self, web: Web, monotonic: Callable[[], float]) -> None:
-        self._users = AccountFile.of(web.users, "[web] users", check_password_hash, monotonic)
-        self._tokens = AccountFile.of(web.tokens, "[web] tokens", check_token_hash, monotonic)
-
-    async def people(self, *, fresh: bool = False) -> Entries:
-        """Return the people with a password.
-
-        Raises:
-            AccessBroken: as `AccountFile.entries`.
-        """
-        return {} if self._users is None else await self._users.entries(fresh=fresh)
+        self._users = AccountFile(web.users, "user", check_password_hash, monotonic)
+        self._tokens = AccountFile(web.tokens, "token", check_token_hash, monotonic)
+        self.people = self._users.entries
 
     async def of_token(self, token: str) -> Actor | None:
         """Return the program with a token.
@@ -344,7 +322,7 @@ class Accounts:
         Raises:
             AccessBroken: as `AccountFile.entries`.
         """
-        if self._tokens is None or not 0 < len(token) <= _LONGEST_TOKEN:
+        if not 0 < len(token) <= _LONGEST_TOKEN:
             return None
         hashed, entries = hash_token(token), (await self._tokens.entries()).values()
         found = [entry for entry in entries if hmac.compare_digest(hashed, entry.hash)]
@@ -352,8 +330,7 @@ class Accounts:
 
     def mistakes(self) -> list[str]:
         """Read both files at the start; return the mistakes in them."""
-        files = ((self._users, "passwd"), (self._tokens, "token"))
-        return [text for file, command in files if file is not None and (text := file.mistake(command)) is not None]
+        return [text for text in (self._users.mistake(), self._tokens.mistake()) if text is not None]
 
 
 def check_accounts(web: Web) -> None:

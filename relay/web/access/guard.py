@@ -12,10 +12,9 @@ import mmap
 import re
 import secrets
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from http import HTTPStatus
 from urllib.parse import quote, urlencode
 
@@ -25,21 +24,22 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
-from inbox.config.types import Network
-from inbox.config.web import Web, WebProxy
+from inbox.config.model import Web, WebProxy
+from inbox.config.values import Network
 from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
-from inbox.logs.fields import fields
-from inbox.logs.visible import visible
+from inbox.observe.logs import fields
+from inbox.observe.visible import visible
+from inbox.sources.sender import address_of as parse_address
 from relay.web import render
 from relay.web.access.accounts import (
     LONGEST_NAME,
     LONGEST_PASSWORD,
+    NOBODY,
     Accounts,
     Actor,
     Entries,
     Entry,
     is_password,
-    try_in_vain,
 )
 from relay.web.problems import set_status
 from relay.web.query import read_form
@@ -74,7 +74,11 @@ def is_own_host(headers: Headers, origin: str | None) -> bool:
         return False
     name = (match[1] or match[2]).lower()
     own = _HOST.match((origin or "").partition("://")[2])
-    return name == "localhost" or _is_address(name) or (own is not None and name == (own[1] or own[2]).lower())
+    return (
+        name == "localhost"
+        or parse_address(name) is not None
+        or (own is not None and name == (own[1] or own[2]).lower())
+    )
 
 
 def is_same_origin(headers: Headers, own: str, configured: str | None) -> bool:
@@ -124,36 +128,22 @@ def address_of(headers: Headers, peer: str | None, proxies: Iterable[Network]) -
         return peer
     for given in reversed(",".join(values_of(headers, "x-forwarded-for")).split(",")):
         address = given.strip()
-        if not _is_address(address):
+        if "%" in address or parse_address(address) is None:
             break
         if not is_listed(address, proxies):
             return address
     return peer or "a socket"
 
 
-def _address(given: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Parse an address; IPv4 in IPv6 is IPv4."""
-    try:
-        address = ipaddress.ip_address(given.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
-
-
-def _is_address(given: str) -> bool:
-    return "%" not in given and _address(given) is not None
-
-
 def is_listed(peer: str, networks: Iterable[Network]) -> bool:
     """Tell whether an address is in one of the networks."""
-    address = _address(peer)
+    address = parse_address(peer)
     return address is not None and any(address in ipaddress.ip_network(network) for network in networks)
 
 
 def network_of(address: str) -> str:
     """Return the network that one person may have: an IPv4 address alone, or the /64 of an IPv6 address."""
-    given = _address(address)
+    given = parse_address(address)
     if isinstance(given, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((given, 64), strict=False))
     return address if given is None else str(given)
@@ -245,86 +235,56 @@ BY_NAME = Limit(burst=10, pause_seconds=30)
 """About 2,900 guesses a day."""
 BY_ADDRESS = Limit(burst=30, pause_seconds=5)
 """A proxy or an office is one address for many people."""
-
-
-class Failures:
-    """Failed attempts by key, until they count no more. Each has cost a hash, so there are never many. Pure."""
-
-    def __init__(self, limit: Limit) -> None:
-        self._limit = limit
-        self._used: dict[str, tuple[float, float]] = {}
-        """The failures that count, and when they were counted; the last one stands last."""
-
-    def wait_seconds(self, key: str, now: float) -> float:
-        """Return the time until one more attempt is allowed; 0: now."""
-        return max(0.0, (self._counted(key, now) + 1 - self._limit.burst) * self._limit.pause_seconds)
-
-    def add(self, key: str, now: float) -> None:
-        """Count a failure, and forget those that count no more."""
-        counted = self._counted(key, now) + 1
-        self._used.pop(key, None)
-        self._used[key] = (counted, now)
-        while not self._counted(oldest := next(iter(self._used)), now):
-            del self._used[oldest]
-
-    def _counted(self, key: str, now: float) -> float:
-        used, at = self._used.get(key, (0.0, now))
-        return max(0.0, used - max(0.0, now - at) / self._limit.pause_seconds)
-
-
-MOST_WAITING, MOST_WAITING_AT_HOME = 10, 3
-"""Attempts that may wait for their turn: of strangers, all together, and of each person at a known address."""
+MOST_WAITING = 10
+"""Attempts whose hash waits for its turn; those of known places come beside them."""
 MOST_PLACES = 100
-"""Addresses that are known of each person."""
+"""Places that are known of each person."""
 _BUSY_SECONDS = 5
+Keys = tuple[tuple[Limit, str], ...]
 
 
 class SignInLimits:
-    """Limits by name and by address.
+    """Failed attempts by name and by address, until they count no more: each cost a hash, so there are never many. Pure.
 
-    An address from which a person has signed in is known. The attempts with this name from there are counted apart, and wait
-    apart: strangers elsewhere keep nobody out of the usual place.
+    An address from which a person has signed in is a known place. The attempts with this name from there are counted apart:
+    strangers elsewhere keep nobody out of the usual place.
     """
 
     def __init__(self) -> None:
-        self._by_name, self._by_address, self._at_home = Failures(BY_NAME), Failures(BY_ADDRESS), Failures(BY_NAME)
+        self.waiting = 0
         self._known: dict[str, deque[str]] = {}
-        self._waiting: Counter[str] = Counter()
+        self._used: dict[tuple[Limit, str], tuple[float, float]] = {}
+        """The failures that count, and when they were counted; the last one stands last."""
 
-    def begin(self, name: str, address: str, now: float) -> tuple[str, float]:
-        """Take a place for an attempt, and return its name and 0; or return the seconds until an attempt is allowed."""
+    def begin(self, name: str, address: str, now: float) -> tuple[Keys, float]:
+        """Count an attempt, and return by what, and 0; or count nothing, and return the seconds until one is allowed."""
         place = network_of(address)
-        if place in self._known.get(name, ()):
-            key, most = f"{place}\n{name}", MOST_WAITING_AT_HOME
-            wait = self._at_home.wait_seconds(key, now)
-        else:
-            key, most = "", MOST_WAITING
-            wait = max(self._by_name.wait_seconds(name, now), self._by_address.wait_seconds(place, now))
-        if not wait and self._waiting[key] >= most:
+        is_known = place in self._known.get(name, ())
+        keys: Keys = ((BY_NAME, f"{place}\n{name}"),) if is_known else ((BY_NAME, name), (BY_ADDRESS, place))
+        wait = max((self._counted(key, now) + 1 - key[0].burst) * key[0].pause_seconds for key in keys)
+        if wait <= 0 and not is_known and self.waiting >= MOST_WAITING:
             wait = _BUSY_SECONDS
-        if not wait:
-            self._waiting[key] += 1
-        return key, wait
+        if wait > 0:
+            return keys, wait
+        for key in keys:
+            counted = self._counted(key, now) + 1
+            self._used.pop(key, None)
+            self._used[key] = (counted, now)
+        while not self._counted(oldest := next(iter(self._used)), now):
+            del self._used[oldest]
+        return keys, 0.0
 
-    def end(self, key: str) -> None:
-        """Give the place back."""
-        self._waiting[key] -= 1
-        if not self._waiting[key]:
-            del self._waiting[key]
-
-    def failed(self, key: str, name: str, address: str, now: float) -> None:
-        """Count a wrong password."""
-        if key:
-            self._at_home.add(key, now)
-        else:
-            self._by_name.add(name, now)
-            self._by_address.add(network_of(address), now)
-
-    def succeeded(self, name: str, address: str) -> None:
-        """Remember the address."""
+    def succeeded(self, keys: Keys, name: str, address: str, now: float) -> None:
+        """Count an attempt no longer, as the password was right, and remember the place."""
+        for key in keys:
+            self._used[key] = (max(0.0, self._counted(key, now) - 1), now)
         known, place = self._known.setdefault(name, deque(maxlen=MOST_PLACES)), network_of(address)
         if place not in known:
             known.append(place)
+
+    def _counted(self, key: tuple[Limit, str], now: float) -> float:
+        used, at = self._used.get(key, (0.0, now))
+        return max(0.0, used - max(0.0, now - at) / key[0].pause_seconds)
 
 
 # --- the door
@@ -515,33 +475,31 @@ class SignIn:
             WrongPassword: of a known name or an unknown one, which takes the same time.
         """
         by = (visible(name), visible(address))
-        place, wait = self._limits.begin(name, address, self._guard.monotonic())
+        keys, wait = self._limits.begin(name, address, self._guard.monotonic())
         if wait:
-            about = fields("sign_in_held", subject=name)
-            _log.warning("too many attempts to sign in, the last as %s from %s", *by, extra=about)
+            text = "too many attempts to sign in, the last as %s from %s"
+            _log.warning(text, *by, extra=fields("sign_in_held", subject=name))
             seconds = math.ceil(wait)
             raise TooManySignIns(f"wait {seconds} s, and try again", retry_after_seconds=seconds)
+        self._limits.waiting += 1
         try:
             person = await self._compare(name, password)
         finally:
-            self._limits.end(place)
+            self._limits.waiting -= 1
         if person is None:
-            self._limits.failed(place, name, address, self._guard.monotonic())
             _log.warning("failed sign-in as %s from %s", *by, extra=fields("sign_in_failed", subject=name))
             raise WrongPassword("try again; after many attempts there is a pause")
-        self._limits.succeeded(name, address)
+        self._limits.succeeded(keys, name, address, self._guard.monotonic())
         _log.info("%s has signed in from %s as %s", *by, person.role, extra=fields("signed_in", subject=name))
         return person
 
     async def _compare(self, name: str, password: str) -> Entry | None:
-        """Return the person with this name, if the password is right. A name of nobody takes the same work."""
+        """Return the person with this name, if the password is right. For a name of nobody it is compared with another's."""
         people = await self._guard.accounts.people(fresh=True)
-        person, another = people.get(name), next(iter(people.values()), None)
-        if person is not None:
-            work = partial(is_password, password, person.hash)
-        else:
-            work = partial(try_in_vain, password, None if another is None else another.hash)
-        return person if await asyncio.get_running_loop().run_in_executor(self._hashing, work) else None
+        person = people.get(name)
+        hashed = (person or next(iter(people.values()), NOBODY)).hash
+        is_right = await asyncio.get_running_loop().run_in_executor(self._hashing, is_password, password, hashed)
+        return person if is_right else None
 
     def _show(self, resp: Response, following: str, name: str = "", problem: PageError | None = None) -> None:
         resp.content_type = render.TYPE

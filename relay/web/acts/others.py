@@ -8,10 +8,9 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
-from inbox.db import retention
-from inbox.db.erasure import plan as erasures
-from inbox.db.erasure.carrying_out import held_up_by
-from inbox.db.erasure.subject import ErasureSubject
+from inbox.db import erasing, retention
+from inbox.db.erasing import ErasurePlan, held_up_by
+from inbox.db.erasure import ErasureSubject
 from inbox.db.known_names import has_source
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
@@ -22,18 +21,15 @@ from inbox.events.timestamps import rfc3339
 from relay.delivery.gates import Gate
 from relay.store import gates
 from relay.store.operator import readmit
-from relay.store.operator.erase import SEARCHED_PARTS
-from relay.store.operator.sweeping import types_of
+from relay.store.operator.tasks import types_of
 from relay.store.transaction import Transaction
 from relay.web.acts.forms import Given
 from relay.web.acts.plan import ActPlan, PlanFigure, frozen, sealed
 from relay.web.reading import MOST_COUNTED, Reading
 
 _NEWEST_OF_ENTITY = 5000
-"""Events of an entity among which open deliveries are counted, and about which a plan of an erasure is."""
-_OF_NEWEST = (
-    f"The numbers are of its {_NEWEST_OF_ENTITY:,} newest events. The erasure takes all, unless one of them is open."
-)
+"""Events of an entity among which open deliveries are counted."""
+_OF_NEWEST = f"The numbers are of its {erasing.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
 _READ_AGAIN = 40
 """Rejected requests that a plan reads."""
 
@@ -168,7 +164,7 @@ def plan_erase(reading: Reading, kind: str, given: Given) -> ActPlan:
     subject = ErasureSubject(**msgspec.structs.asdict(given.asked))
     if subject.source not in reading.config.sources and not has_source(reading.database.engine, subject.source):
         raise BadFilter(f"there is no source {subject.source!r}; {nearest(subject.source, reading.config.sources)}")
-    planned = erasures.plan(reading.database.engine, subject, most_parts=SEARCHED_PARTS, most_events=_NEWEST_OF_ENTITY)
+    planned = erasing.plan(reading.database.engine, subject, quick=True)
     figures = [
         PlanFigure("events", planned.events),
         PlanFigure("payloads", planned.payloads, "no replay is possible any more"),
@@ -197,7 +193,7 @@ def plan_erase(reading: Reading, kind: str, given: Given) -> ActPlan:
     return sealed(made, [[each.name, each.count] for each in figures], is_exact=True)
 
 
-def _erasure_obstacle(planned: erasures.ErasurePlan) -> str | None:
+def _erasure_obstacle(planned: ErasurePlan) -> str | None:
     if planned.open:
         return held_up_by(planned.open)
     if planned.open_commands:

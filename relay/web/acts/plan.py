@@ -17,7 +17,7 @@ import msgspec
 
 from relay.operations.asks import Rejections, Selection
 from relay.store.operator.plan import Group
-from relay.web.rows import AnyMembers
+from relay.web.reading import AnyMembers
 
 Frozen = TypeVar("Frozen", Selection, Rejections)
 

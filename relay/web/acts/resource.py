@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import Clock
 from inbox.db.dialect import is_data_error
-from inbox.db.erasure.subject import ErasureSubject
+from inbox.db.erasure import ErasureSubject
 from inbox.errors import BadFilter, NothingThere, PageError, PlanChanged
 from relay.operations.table import OF_DELIVERIES, OF_GATES, Operation
 from relay.store.database import Database

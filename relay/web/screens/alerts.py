@@ -11,11 +11,11 @@ from inbox.db import listing
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import AlertKind
+from relay.findings import of_alert
 from relay.store.overview import FiringAlert, alert_text, read_firing
-from relay.web.attention import remedy_of_alert
 from relay.web.query import GivenTime, Limit, Number, Text, filter_of
-from relay.web.reading import ListPage, Reading, Screen
-from relay.web.rows import rows_of
+from relay.web.reading import ListPage, Reading, Screen, rows_of
+from relay.web.remedy import button_of
 
 MOST_FIRING = 100
 
@@ -86,6 +86,6 @@ SCREEN = Screen(
     page=AlertsPage,
     read=read,
     template="alerts.html",
-    values={"remedy_of": remedy_of_alert},
+    values={"button_of": button_of, "of_alert": of_alert},
     is_list=True,
 )

@@ -13,8 +13,7 @@ from inbox.errors import NothingThere
 from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, OPEN_COMMANDS
 from relay.operations.table import OPERATIONS
 from relay.web.query import GivenTime, Limit, Number, Text, filter_of
-from relay.web.reading import ListPage, Reading, Screen
-from relay.web.rows import rows_of
+from relay.web.reading import ListPage, Reading, Screen, rows_of
 
 
 class CommandsQuery(msgspec.Struct, frozen=True, kw_only=True):

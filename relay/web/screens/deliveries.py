@@ -19,8 +19,7 @@ from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, UNROUTED, Stat
 from relay.delivery.facts import CAUSES
 from relay.store.dead_groups import MOST_GROUPED, DeadGroup, dead_groups
 from relay.web.query import GivenTime, Limit, Number, Text
-from relay.web.reading import MOST_COUNTED, ListPage, Reading, Screen
-from relay.web.rows import AnyMembers, rows_of
+from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, Reading, Screen, rows_of
 
 LONGEST_SECONDS = 0.15
 """After it, no further statement of a search begins."""

@@ -6,8 +6,8 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.doctor.run import SEVERITIES, ExaminationResult
-from inbox.examination import DoctorFinding
+from inbox.doctor.run import ExaminationResult
+from inbox.examination import LEVELS, Finding
 from relay.web.reading import Reading, Screen
 
 
@@ -23,10 +23,8 @@ class DoctorPage(msgspec.Struct, frozen=True):
     began_at: datetime | None
     """Start of the run that the rest is of; None: there was none since the page started."""
     seconds: float | None
-    online: bool
-    """True when the other systems were asked, too."""
     error: str | None
-    findings: tuple[DoctorFinding, ...]
+    findings: tuple[Finding, ...]
     """The critical ones first, then warnings, then information."""
     not_examined: tuple[ExaminationResult, ...]
     """Examinations that were not made, or only in part, with their requirement."""
@@ -38,15 +36,14 @@ def read(reading: Reading, _query: DoctorQuery) -> DoctorPage:
     """Show the last report. Nothing is examined here."""
     report, running_since = reading.doctor.report, reading.doctor.running_since
     if report is None:
-        return DoctorPage(running_since, None, None, False, None, (), (), ())  # a struct's field
+        return DoctorPage(running_since, None, None, None, (), (), ())  # a struct's field
     found = [finding for result in report.results for finding in result.findings]
     return DoctorPage(
         running_since,
         report.began_at,
         report.seconds,
-        report.online,
         report.error,
-        tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))),
+        tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))),
         tuple(result for result in report.results if not result.is_whole),
         tuple(result.name for result in report.results if result.state == "examined" and not result.findings),
     )

@@ -16,8 +16,7 @@ from falcon.asgi import Request, Response
 
 from inbox.cli.event_words import command, held_back
 from inbox.clock import Clock, steady
-from inbox.config.endpoint import SyncDestination
-from inbox.config.model import Config, Route
+from inbox.config.model import Config, Route, SyncDestination
 from inbox.config.routing import ROUTE_LANE, entity_lane, routes_of
 from inbox.db.entity_reads import EntityRead, entity
 from inbox.db.reads import Row

@@ -16,8 +16,7 @@ from inbox.db.reads import Row
 from inbox.errors import NothingThere
 from relay.store import reveals
 from relay.web.query import Number
-from relay.web.reading import Reading, Screen
-from relay.web.rows import rows_of
+from relay.web.reading import Reading, Screen, rows_of
 from relay.web.screens.deliveries import acts_of
 
 View = Literal["pretty", "raw", "hex"]

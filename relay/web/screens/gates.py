@@ -17,8 +17,7 @@ from relay.delivery.policy import Policies
 from relay.store import reads
 from relay.store.overview import HeldGate, read_held_gates
 from relay.web.query import Text
-from relay.web.reading import Reading, Screen
-from relay.web.rows import rows_of
+from relay.web.reading import Reading, Screen, rows_of
 
 MOST_SHOWN = 200
 """Gates of one page: thousands of entities may be paused."""

@@ -10,21 +10,18 @@ from typing import Annotated, Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config.model import Config
-from inbox.config.retention import RetentionKind
+from inbox.config.model import Config, RetentionKind
 from inbox.db.reads import Row
-from relay.next_steps import state_of
-from relay.store import stuck_check
+from inbox.examination import Finding
+from relay.findings import checked, findings, state_of
 from relay.store.last_hour import NOTHING, Counts, LastHour, empty_hour, read_last_hour, total
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState, read_overview
 from relay.store.route_states import Bounds, RouteState
 from relay.store.sections import Sections, together_or_apart
 from relay.store.sizes import NO_DISK, Disk, read_disk, sqlite_file
-from relay.store.stuck_check import Trouble
 from relay.store.transaction import Transaction
-from relay.web.attention import Concern, concerns
-from relay.web.reading import Reading, Screen
-from relay.web.rows import rows_of
+from relay.web.reading import Reading, Screen, rows_of
+from relay.web.remedy import button_of
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
@@ -83,7 +80,8 @@ class OverviewPage(msgspec.Struct, frozen=True):
     at: datetime
     """The database's clock."""
     is_well: bool
-    concerns: tuple[Concern, ...]
+    findings: tuple[Finding, ...]
+    """Everything that needs a person, the critical ones first."""
     began_at: datetime
     """Beginning of the first minute of the figures."""
     arrived: Counts
@@ -118,7 +116,7 @@ def read(reading: Reading, query: OverviewQuery) -> OverviewPage:
 def _read(reading: Reading, query: OverviewQuery, part: Sections) -> OverviewPage:
     database, role, kept = reading.database, reading.actor.role, reading.kept
     seen = read_overview(database, reading.policies, _BOUNDS, part)
-    found: list[Trouble] = part("findings", lambda: stuck_check.findings(database, reading.policies), [])
+    found: list[Finding] = part("findings", lambda: checked(database), [])
     with database.read() as transaction:
 
         def rows(name: str, statement: TextClause) -> list[Row]:
@@ -160,15 +158,15 @@ class _Slow(msgspec.Struct, frozen=True):
 
 
 def page_of(
-    seen: Overview, found: Sequence[Trouble], hour: LastHour, config: Config, slow: _Slow, *, show_all: bool
+    seen: Overview, found: Sequence[Finding], hour: LastHour, config: Config, slow: _Slow, *, show_all: bool
 ) -> OverviewPage:
     """Put the page together. Pure."""
     shown = [route for route in seen.routes if show_all or len(seen.routes) <= MOST_ROUTES or _is_busy(route, hour)]
-    attention = (*map(_unread, slow.unread.items()), *concerns(seen, found))
+    attention = (*map(_unread, slow.unread.items()), *findings(seen, found, _MOST_NAMED))
     return OverviewPage(
         seen.at,
         is_well=not attention,
-        concerns=attention,
+        findings=attention,
         began_at=hour.began_at,
         arrived=total(hour.arrived),
         ended=total(hour.ended),
@@ -192,12 +190,14 @@ _SECTIONS: Mapping[str, str] = {"gates": "what is held back", "hour": "the last 
 """Sections that people call otherwise."""
 
 
-def _unread(section: tuple[str, str]) -> Concern:
+def _unread(section: tuple[str, str]) -> Finding:
     name, why = section
-    return Concern("warning", f"{_SECTIONS.get(name, name)} can't be read now", why)
+    return Finding("unread", "warning", f"{_SECTIONS.get(name, name)} can't be read now", name, why)
 
 
 _MOST_GATES = 20
+_MOST_NAMED = 5
+"""Routes or gates of one problem that have a line of their own."""
 
 
 def _is_busy(route: RouteState, hour: LastHour) -> bool:
@@ -205,7 +205,7 @@ def _is_busy(route: RouteState, hour: LastHour) -> bool:
     return bool(route.open or route.held_back_by or moved)
 
 
-def _route(route: RouteState, found: Sequence[Trouble], hour: LastHour, config: Config) -> RouteLine:
+def _route(route: RouteState, found: Sequence[Finding], hour: LastHour, config: Config) -> RouteLine:
     configured = config.routes.get(route.route)
     return RouteLine(
         state_of(route, found),
@@ -264,5 +264,5 @@ SCREEN = Screen(
     page=OverviewPage,
     read=read,
     template="overview.html",
-    values={"retention_words": RETENTION_WORDS},
+    values={"retention_words": RETENTION_WORDS, "button_of": button_of},
 )

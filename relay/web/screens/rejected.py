@@ -9,8 +9,7 @@ import msgspec
 from inbox.db import listing
 from inbox.db.reads import Row
 from relay.web.query import GivenTime, Limit, Number, Text, filter_of
-from relay.web.reading import ListPage, Reading, Screen
-from relay.web.rows import rows_of
+from relay.web.reading import ListPage, Reading, Screen, rows_of
 
 COLUMNS = (
     "id",

@@ -15,8 +15,8 @@ from hypothesis.errors import FlakyFailure
 from sqlalchemy import Engine, text
 
 from inbox.config.model import Ordering
-from inbox.db import duplicates as duplicates_at_intake
 from inbox.db import intake
+from inbox.db import intake as duplicates_at_intake
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
 from relay.delivery.policy import RoutePolicy

@@ -11,17 +11,14 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Engine, text
 
-from inbox.config.breaker import BreakerLimits
-from inbox.config.endpoint import ForwardDestination
-from inbox.config.model import Config, Route
-from inbox.config.retry import Retry
-from inbox.config.source import NoAuth, Source
-from inbox.config.types import Duration, Secret
+from inbox.config.model import Config, ForwardDestination, Retry, Route
+from inbox.config.sources import NoAuth, Source
+from inbox.config.values import Duration, Secret
 from inbox.db.dialect import Sql, as_json
 from inbox.db.engine import reading
 from inbox.events.timestamps import as_time
 from relay.delivery.facts import decode
-from relay.delivery.gates import BreakerState, GateKey
+from relay.delivery.gates import BreakerLimits, BreakerState, GateKey
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered
 from relay.store.database import Database
@@ -49,14 +46,12 @@ def _route(name: str) -> Route:
         destination="mirror" if name == "latest" else "audit",
         ordering="latest" if name == "latest" else "strict",
         on_dead="block" if name == "blocking" else "continue",
-        retry=Retry(schedule=tuple(Duration(delay.total_seconds()) for delay in SCHEDULE), jitter=0),
+        retry=Retry(schedule=tuple(Duration(delay.total_seconds()) for delay in SCHEDULE)),
     )
 
 
 def _destination(name: str) -> ForwardDestination:
-    opens_for = Duration(OPEN_FOR.total_seconds())
-    limits = BreakerLimits(open_for=opens_for, longest=Duration(2 * opens_for))
-    return ForwardDestination(name=name, url=Secret(f"https://{name}.example.com/hook"), breaker=limits)
+    return ForwardDestination(name=name, url=Secret(f"https://{name}.example.com/hook"))
 
 
 CONFIG = Config(
@@ -66,7 +61,11 @@ CONFIG = Config(
     destinations={name: _destination(name) for name in ("audit", "mirror")},
     routes={name: _route(name) for name in ROUTES},
 )
-POLICIES = fetching(CONFIG)
+LIMITS = BreakerLimits(open_for=OPEN_FOR.total_seconds(), longest=2 * OPEN_FOR.total_seconds())
+POLICIES = {
+    name: msgspec.structs.replace(each, breakers=dict.fromkeys(each.breakers, LIMITS))
+    for name, each in fetching(CONFIG).items()
+}
 BEFORE_THE_CHANGE = {
     name: msgspec.structs.replace(policy, ordering="strict") if policy.ordering == "latest" else policy
     for name, policy in POLICIES.items()

@@ -1,0 +1,405 @@
+"""Base of the file's tables, and values that TOML has no type for: durations, rates, addresses and secrets."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import msgspec
+
+from inbox.errors import ConfigError
+
+Unit = Literal["s", "ms", "rfc3339"]
+"""Forms of a time: seconds or milliseconds since 1970, or RFC 3339."""
+
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_SECONDS = 366 * 86400
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file; an unknown key is an error."""
+
+
+class Duration(float):
+    """Seconds, written as `"250ms"`, `"15s"`, `"10m"`, `"2h"` or `"1d"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Duration:
+        """Parse a duration.
+
+        Raises:
+            ValueError: not a number with a unit, or longer than 366 days.
+        """
+        match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f'expected a duration such as "15s", "10m" or "2h", got {text!r}')
+        seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
+        if seconds > _LONGEST_SECONDS:
+            raise ValueError(f"expected a duration of at most 366d, got {text!r}")
+        return cls(seconds)
+
+
+_LONGEST_AGE_SECONDS = 100 * 366 * 86400
+FOREVER = "forever"
+
+
+class Age(float):
+    """Seconds after which rows are deleted, written as a duration such as `"30d"`; infinite for `"forever"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Age:
+        """Parse an age.
+
+        Raises:
+            ValueError: neither a duration nor `forever`, or longer than a hundred years.
+        """
+        if text == FOREVER:
+            return cls("inf")
+        match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f'expected an age such as "30d" or "12h", or "{FOREVER}", got {text!r}')
+        seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
+        if seconds > _LONGEST_AGE_SECONDS:
+            raise ValueError(f'expected an age of at most a hundred years, or "{FOREVER}", got {text!r}')
+        return cls(seconds)
+
+    @property
+    def is_forever(self) -> bool:
+        """Return whether nothing ever reaches this age."""
+        return self == float("inf")
+
+    @property
+    def shown(self) -> str:
+        """Return it as the file has it: in days where that is a whole number, or else in hours."""
+        if self.is_forever:
+            return FOREVER
+        return f"{self / 86400:g}d" if self % 86400 == 0 else f"{self / 3600:g}h"
+
+
+_RATE = re.compile(r"([0-9]{1,9})/(s|m|h|d)")
+
+
+class Rate(float):
+    """Calls per second, written as `"10/s"`, `"600/m"`, `"1000/h"` or `"5000/d"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Rate:
+        """Parse a rate.
+
+        Raises:
+            ValueError: not a whole number of calls per unit of time, or zero.
+        """
+        match = _RATE.fullmatch(text) if isinstance(text, str) else None
+        if match is None or int(match[1]) == 0:
+            raise ValueError(f'expected a rate such as "10/s", "600/m" or "1000/h", got {text!r}')
+        return cls(int(match[1]) / _UNIT_SECONDS[match[2]])
+
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_HIGHEST_PORT = 65535
+
+
+class Address(str):
+    """A listening address: `"127.0.0.1:9100"`, `"localhost:9100"` or `"[::1]:9100"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Address:
+        """Parse an address.
+
+        Raises:
+            ValueError: not a host and a port.
+        """
+        match = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
+        if match is None or not 0 < int(match[2]) <= _HIGHEST_PORT:
+            raise ValueError(f'expected a host and a port such as "127.0.0.1:9100", got {text!r}')
+        return cls(text)
+
+    @property
+    def host(self) -> str:
+        """Return its host, without the brackets of an IPv6 address."""
+        return self.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """Return its port."""
+        return int(self.rpartition(":")[2])
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Return both."""
+        return self.host, self.port
+
+
+_MAPPED_BITS = 96
+"""Prefix length of `::ffff:0:0/96`, which has IPv4 in IPv6 (RFC 4291 §2.5.5.2)."""
+
+
+class Network(str):
+    """An address or a network: `"192.0.2.7"`, `"192.0.2.0/24"` or `"2001:db8::/32"`; IPv4 in IPv6 becomes IPv4."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Network:
+        """Parse a network.
+
+        Raises:
+            ValueError: no address and no network, or bits set beyond a prefix length.
+        """
+        try:
+            given = ipaddress.ip_interface(text if isinstance(text, str) else "")
+        except ValueError:
+            raise ValueError(
+                f'expected an address or a network such as "192.0.2.7", "192.0.2.0/24" or "2001:db8::/32", got {text!r}'
+            ) from None
+        network = given.network
+        if given.ip != network.network_address:
+            raise ValueError(f"has bits set beyond its prefix length; did you mean {str(network)!r}?")
+        mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+        if mapped is not None and network.prefixlen >= _MAPPED_BITS:
+            return cls(ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS)))
+        return cls(network)
+
+
+_TOPIC = re.compile(r"arn:(aws|aws-cn|aws-us-gov):sns:([a-z0-9-]{1,40}):[0-9]{12}:[A-Za-z0-9_-]{1,256}", re.ASCII)
+
+
+class TopicArn(str):
+    """The ARN of a topic of Amazon SNS: `"arn:aws:sns:eu-west-1:123456789012:orders"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> TopicArn:
+        """Parse an ARN.
+
+        Raises:
+            ValueError: no ARN of a topic that can send to a URL.
+        """
+        if not isinstance(text, str) or _TOPIC.fullmatch(text) is None:
+            raise ValueError(f'expected a topic such as "arn:aws:sns:eu-west-1:123456789012:orders", got {text!r}')
+        return cls(text)
+
+    @property
+    def host(self) -> str:
+        """Return the host of SNS in the topic's region."""
+        _, partition, _, region, *_ = self.split(":")
+        return f"sns.{region}.amazonaws.com{'.cn' if partition == 'aws-cn' else ''}"
+
+
+_PLACE = re.compile(r"\s*(env|file)\s*:\s*", re.IGNORECASE)
+_VARIABLE = re.compile(r"\$\w+|\$\{.*\}|\$\(.*\)|%\w+%|\{\{.*\}\}", re.DOTALL)
+"""Placeholders of shells and templates, which nothing expands here."""
+_UNEXPANDED = re.compile(r"~|.*(\{\{|\$[\w{(])", re.DOTALL)
+
+
+def _check_reference(reference: str) -> None:
+    """Reject a text that was meant as a reference and would become the secret itself, known to every reader of this file.
+
+    Raises:
+        ValueError: such a text. The message does not repeat it.
+    """
+    if_meant = "a secret that really looks like this belongs in a variable or a file"
+    if _VARIABLE.fullmatch(reference.strip()):
+        raise ValueError(f'is not expanded: this text itself would be the secret; write "env:NAME", and {if_meant}')
+    found = _PLACE.match(reference)
+    if found is None:
+        return
+    kind, place = found[1].lower(), reference[found.end() :]
+    right = '"env:NAME"' if kind == "env" else '"file:/path"'
+    if not reference.startswith(f"{kind}:"):
+        raise ValueError(f"would be the secret as it stands; write {right}, with {kind}: in small letters; {if_meant}")
+    if found[0] != f"{kind}:" or place != place.strip():
+        raise ValueError(f"has spaces around the place that it names; write {right}")
+    if _UNEXPANDED.match(place):
+        raise ValueError(f"names a place with $, ~ or {{{{ in it, and nothing is put in here; write {right}")
+
+
+class Secret:
+    """A secret's reference (`env:NAME`, `file:/path`, or the secret itself) and the time in which it is valid.
+
+    `reveal` reads its value; `repr` never shows it.
+    """
+
+    __slots__ = ("not_after", "not_before", "reference")
+
+    def __init__(self, reference: str, not_before: datetime | None = None, not_after: datetime | None = None) -> None:
+        self.reference = reference
+        self.not_before = not_before
+        self.not_after = not_after
+
+    @classmethod
+    def parse(cls, given: object) -> Secret:
+        """Parse a secret: a string, or a table of `value`, `not_before` and `not_after`.
+
+        Raises:
+            ValueError: neither of them, a reference without a place, or a time in which it is never valid. The message
+                never repeats the secret.
+        """
+        table: dict[object, object]
+        match given:
+            case str(reference):
+                table = {}
+            case {"value": str(reference), **table}:
+                pass
+            case _:
+                raise ValueError(
+                    'expected "env:NAME", "file:/path" or { value = "env:NAME", not_after = 2027-01-31T00:00:00Z }'
+                )
+        unknown = set(table) - {"not_before", "not_after"}
+        if unknown:
+            raise ValueError(f"unknown key {min(map(str, unknown))!r}; a secret has value, not_before and not_after")
+        if reference.strip() in {"", "env:", "file:"}:
+            raise ValueError('is empty; write "env:NAME" or "file:/path"')
+        _check_reference(reference)
+        not_before, not_after = _instant(table.get("not_before")), _instant(table.get("not_after"))
+        if not_before is not None and not_after is not None and not_before >= not_after:
+            raise ValueError("is never valid: not_before must come before not_after")
+        return cls(reference, not_before, not_after)
+
+    @property
+    def names_a_place(self) -> bool:
+        """Return whether the secret stands elsewhere, in a variable or a file."""
+        return self.reference.startswith(("env:", "file:"))
+
+    def reveal(self, environment: Mapping[str, str] = os.environ, *, at: str = "", as_file: bool = False) -> str:
+        """Read the secret; `as_file` keeps the white space around what a file has, and so the numbers of its lines.
+
+        Raises:
+            ConfigError: the variable or file is missing or empty. The text begins with `at`, the key.
+        """
+        kind, _, place = self.reference.partition(":")
+        before = f"{at}: " if at else ""
+        if kind == "env":
+            value = environment.get(place, "")
+            if not value:
+                problem = "is empty" if place in environment else "is not set"
+                raise ConfigError(
+                    f"{before}the environment variable {place} {problem}; the configuration takes a secret from it"
+                )
+            return value
+        if kind == "file":
+            try:
+                value = Path(place).read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
+                raise ConfigError(f"{before}can't read the secret in {place}: {error}") from None
+            if not value.strip():
+                raise ConfigError(f"{before}the secret file {place} is empty")
+            return value if as_file else value.strip()
+        return self.reference
+
+    def valid_at(self, now: datetime) -> bool:
+        """Return whether the secret is valid: from `not_before` on, until just before `not_after`."""
+        return (self.not_before is None or self.not_before <= now) and (self.not_after is None or now < self.not_after)
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+
+_SCHEMA_NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
+
+
+class SchemaName(str):
+    """The name of a Postgres schema that needs no quotes in SQL, and is not the system's."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, given: object) -> SchemaName:
+        """Parse the key of the file.
+
+        Raises:
+            ValueError: no such name.
+        """
+        if not isinstance(given, str) or not _SCHEMA_NAME.fullmatch(given):
+            raise ValueError(
+                "a schema has small letters, digits and _, at most 63; the first is no digit, and pg_ is the system's"
+            )
+        return cls(given)
+
+
+class DatabaseUrl(str):
+    """The database's URL, which may hold a password: `repr` never shows it."""
+
+    __slots__ = ("is_literal", "origin")
+
+    origin: str
+    """The key or variable that it comes from, with its place: for messages."""
+    is_literal: bool
+    """True when the configuration's file itself has it."""
+
+    def __new__(cls, text: str, origin: str = "[database] url", *, is_literal: bool = True) -> Self:
+        """Make one."""
+        made = super().__new__(cls, text)
+        made.origin, made.is_literal = origin, is_literal
+        return made
+
+    @classmethod
+    def parse(cls, text: object) -> DatabaseUrl:
+        """Parse the key of the file: a URL, or the place of one as `Secret` has it.
+
+        Raises:
+            ValueError: no text, or a misspelled place.
+        """
+        if not isinstance(text, str):
+            raise ValueError('expected "sqlite:///inbox.db", "postgresql+psycopg://…", "env:NAME" or "file:/path"')  # noqa: TRY004  # as every type here
+        Secret.parse(text)
+        return cls(text)
+
+    def __repr__(self) -> str:
+        return "DatabaseUrl(…)"
+
+
+def _instant(given: object) -> datetime | None:
+    if given is None:
+        return None
+    if isinstance(given, datetime) and given.tzinfo is not None:
+        return given.astimezone(UTC)
+    raise ValueError(f"expected a date and time with an offset, such as 2027-01-31T00:00:00Z, got {given}")
+
+
+Networks = Annotated[list[Network], msgspec.Meta(min_length=1)]
+Topics = Annotated[list[TopicArn], msgspec.Meta(min_length=1)]
+
+
+# --- Names of the headers that a configuration may set on the relay's calls. Pure.
+
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
+_FRAMING = (
+    "host|content-length|transfer-encoding|connection|keep-alive|proxy-.*|accept-encoding|content-encoding|expect|te|trailer"
+    "|upgrade|traceparent|webhook-.*|inbox-.*"
+)
+_OF_AN_ENDPOINT = re.compile(f"{_FRAMING}|idempotency-key", re.IGNORECASE)
+_OF_A_CALL = re.compile(f"{_FRAMING}|authorization|cookie|if-none-match", re.IGNORECASE)
+"""Headers that frame the message, cause an answer that can't be read here, hold secrets, or belong to the delivery."""
+
+
+def is_name(name: str) -> bool:
+    """Return True for a header's name (RFC 9110 §5.1)."""
+    return _NAME.fullmatch(name) is not None
+
+
+def may_be_set(name: str, *, on_a_call: bool = False) -> bool:
+    """Return True for a header that an endpoint's `headers` may set, or those of a single call."""
+    forbidden = _OF_A_CALL if on_a_call else _OF_AN_ENDPOINT
+    return is_name(name) and forbidden.fullmatch(name) is None
+
+
+def titled(name: str) -> str:
+    """Return the name in Title-Case, so that names that differ in case alone are equal."""
+    return "-".join(part.capitalize() for part in name.split("-"))

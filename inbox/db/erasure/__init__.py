@@ -1,1 +1,0 @@
-"""Erases what the database holds of one entity: a plan, then steps that are short, repeatable and go on where they were."""

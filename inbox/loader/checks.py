@@ -1,0 +1,424 @@
+"""Rules between the tables of `inbox.toml`: references that resolve, and sync routes that can run."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from inbox.config.mistakes import Mistake, nearest
+from inbox.config.model import (
+    Config,
+    Destination,
+    Endpoint,
+    Metrics,
+    PythonDestination,
+    Retention,
+    RetentionKind,
+    Route,
+    SyncDestination,
+    Web,
+    WebProxy,
+)
+from inbox.config.routing import matches
+from inbox.config.sources import Source
+from inbox.config.sync import Find, ListingCall, MapField, PagedBy, Paging, Sweep, SyncRoute
+from inbox.events.states import RETENTION_FLOOR_DAYS
+from inbox.loader.source_checks import passed_header_mistakes, preset_mistakes
+
+_NUMBERED: tuple[PagedBy, ...] = ("page", "start")
+_LINKED: tuple[PagedBy, ...] = ("link", "url")
+_HAS_MEANING: Mapping[str, tuple[PagedBy, ...]] = {
+    "first": _NUMBERED,
+    "next": ("cursor", "url"),
+    "more": (*_NUMBERED, "cursor"),
+    "total": _NUMBERED,
+    "short_is_last": _NUMBERED,
+    "query_only": _LINKED,
+}
+"""The ways of paging to which a key means something."""
+_PLAIN = Paging(by="page")
+_NEEDS_NEXT: Mapping[str, str] = {"cursor": "the value for {next}", "url": "the URL of the next page"}
+
+
+def paging_mistakes(path: tuple[str, ...], call: Find | ListingCall) -> Iterator[Mistake]:
+    """Yield keys of a call's `pages` that are missing, or mean nothing."""
+    path, pages = (*path, "pages"), call.pages
+    method = call.method if call.graphql is None else "POST"
+    if not isinstance(pages, Paging):
+        if pages == "link" and method != "GET":
+            yield _follows_by_get(path)
+        return
+    for key, kinds in _HAS_MEANING.items():
+        if pages.by not in kinds and getattr(pages, key) != getattr(_PLAIN, key):
+            valid = " or ".join(f'"{kind}"' for kind in kinds)
+            yield Mistake((*path, key), f'means nothing with by = "{pages.by}"; remove it, or set by = {valid}')
+    if pages.by in _NEEDS_NEXT and pages.next is None:
+        yield Mistake((*path, "next"), f"is missing: the JMESPath that finds {_NEEDS_NEXT[pages.by]} in a page")
+    if pages.by in _LINKED and method != "GET" and not pages.query_only:
+        yield _follows_by_get(path)
+
+
+def _follows_by_get(path: tuple[str, ...]) -> Mistake:
+    return Mistake(
+        path, 'follows links by GET alone; page by = "cursor", or set query_only = true, which keeps the path'
+    )
+
+
+# --- Rules of `[retention]`: floors below which a guarantee would break, and ages that would say nothing beside others.
+
+
+_DAY = 86400
+
+FLOORS: dict[RetentionKind, tuple[int, str]] = {
+    "payloads": (1, "a failed delivery has to be seen before its payload is gone"),
+    "events": (RETENTION_FLOOR_DAYS, "the keys recognise late duplicates"),
+    "attempts": (RETENTION_FLOOR_DAYS, "`relay verify` takes a gap in younger attempts for a loss"),
+    "rejected": (1, "a mistake has to be seen before its traces are gone"),
+    "duplicates": (1, "a mistake has to be seen before its traces are gone"),
+    "relay_nodes": (1, "a crash loop has to be seen before its traces are gone"),
+    "alerts": (1, "an alert is posted for as long as a day"),
+    "commands": (1, "an answer has to be seen before it is gone"),
+    "reveals": (30, "an audit asks weeks later who has seen a payload"),
+    "throughput": (1, "the views of sources and destinations show the last day"),
+}
+"""The least age of each kind in days, and the reason."""
+
+_WITH_THEIR_EVENTS: tuple[RetentionKind, ...] = ("payloads", "attempts", "duplicates")
+
+
+def retention_mistakes(retention: Retention) -> Iterator[Mistake]:
+    """Yield each age below its floor, and each above that of the events, with which the rows go."""
+    for kind, (days, reason) in FLOORS.items():
+        if retention.age_of(kind) < days * _DAY:
+            yield Mistake(("retention", kind), f"must be at least {days}d: {reason}")
+    for kind in _WITH_THEIR_EVENTS:
+        if retention.age_of(kind) > retention.events:
+            yield Mistake(
+                ("retention", kind),
+                f"is longer than events, {retention.events.shown}, with which they go; give at most that age",
+            )
+
+
+# --- Rules of `[web]`: an origin that a browser would send, and a proxy that not everybody can claim to be.
+
+
+_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.IGNORECASE)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OF_BROWSERS = frozenset(
+    {"authorization", "cookie", "host", "origin", "referer", "user-agent", "accept", "x-forwarded-for", "forwarded"}
+)
+"""Headers that a browser fills, or that have no name of a person in them."""
+_LEAST_SESSION, _LONGEST_SESSION = 60, 31 * 86400
+
+
+def web_mistakes(web: Web) -> Iterator[Mistake]:
+    """Yield what can't be meant in `[web]`."""
+    if web.origin is not None and not _ORIGIN.fullmatch(web.origin):
+        yield Mistake(("web", "origin"), 'must be a scheme and a host alone, such as "https://relay.example.com"')
+    if not _LEAST_SESSION <= web.session <= _LONGEST_SESSION:
+        yield Mistake(("web", "session"), "must be from 1m to 31d")
+    for key, secret in (("users", web.users), ("tokens", web.tokens)):
+        if secret is not None and (secret.not_before, secret.not_after) != (None, None):
+            yield Mistake(("web", key), "has no times: remove the line of who may no longer use the page")
+    if web.proxy is not None:
+        yield from _proxy(web.proxy)
+
+
+def _proxy(proxy: WebProxy) -> Iterator[Mistake]:
+    if any(ipaddress.ip_network(network).prefixlen == 0 for network in proxy.networks):
+        yield Mistake(("web", "proxy", "networks"), "has every address, and so everybody could say to be anybody")
+    if not _TOKEN.fullmatch(proxy.header) or proxy.header.lower() in _OF_BROWSERS:
+        yield Mistake(("web", "proxy", "header"), 'must be a header of the proxy\'s own, such as "X-Forwarded-User"')
+    if any(not name.strip() for name in proxy.operators):
+        yield Mistake(("web", "proxy", "operators"), "has an empty name")
+
+
+# --- everything else
+
+
+_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_FUNCTION = re.compile(f"{_NAME}:{_NAME}")
+"""Pattern of `package.module:name`."""
+_OF_A_FUNCTION = {"name", "timeout", "concurrency", "rate", "breaker"}
+_TARGET = re.compile(r"\{\s*target\b")
+_NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate", "gone", False))
+"""A table of a sync route, the key whose value of the same name needs it, and whether that value is the default."""
+
+
+class Names(msgspec.Struct, frozen=True):
+    """The names of tables that others may refer to, also of those with mistakes of their own."""
+
+    sources: Collection[str]
+    apis: Collection[str]
+    destinations: Collection[str]
+
+
+def names_of(config: Config) -> Names:
+    """Return the names in a whole configuration."""
+    return Names(config.sources, config.apis, config.destinations)
+
+
+def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake]:
+    """Yield every unresolved name, every sync route that can't run, and every timeout of zero.
+
+    `names` has also those of tables that `config` lacks because of their mistakes.
+    """
+    names = names or names_of(config)
+    for section, endpoints in (("apis", config.apis), ("destinations", config.destinations)):
+        for name, endpoint in endpoints.items():
+            if endpoint.timeout <= 0:
+                yield Mistake((section, name, "timeout"), "must be longer than nothing; leave it out for 15s")
+            if isinstance(endpoint, PythonDestination):
+                yield from _function((section, name), endpoint)
+    yield from passed_header_mistakes(config)
+    yield from _one_address(config.metrics)
+    yield from retention_mistakes(config.retention)
+    yield from web_mistakes(config.web)
+    for name, source in config.sources.items():
+        yield from preset_mistakes(("sources", name), source)
+        yield from _sweeps(("sources", name, "sweeps"), source, config, names.apis)
+    for name, route in config.routes.items():
+        path = ("routes", name)
+        yield from _missing_name((*path, "source"), "source", route.source, names.sources)
+        yield from _missing_name((*path, "destination"), "destination", route.destination, names.destinations)
+        if route.destination in config.destinations:
+            yield from _sync_or_not(path, route, config.destinations[route.destination])
+        if route.sync is not None:
+            yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names.apis)
+            yield from _sync((*path, "sync"), route.sync)
+
+
+def _one_address(metrics: Metrics) -> Iterator[Mistake]:
+    """Yield an address at which both programs would listen."""
+    if metrics.relay is not None and metrics.relay == metrics.receiver:
+        yield Mistake(("metrics", "relay"), "is the receiver's address, too; only one program could listen there")
+
+
+def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collection[str]) -> Iterator[Mistake]:
+    """Yield mistakes in sweeps. The watermark is kept per entity type, so two sweeps of one type would share it."""
+    swept: set[str] = set()
+    for number, sweep in enumerate(source.sweeps):
+        where = (*path, f"[{number}]")
+        yield from _missing_name((*where, "api"), "api", sweep.api, apis)
+        if sweep.entity_type in swept:
+            yield Mistake(
+                (*where, "entity_type"), f"{sweep.entity_type!r} has a sweep already; one table for each type"
+            )
+        yield from paging_mistakes(where, sweep)
+        if sweep.every is not None and sweep.every <= 0:
+            yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
+        yield from _taken_by_none(where, sweep, [each for each in config.routes.values() if each.source == source.name])
+        swept.add(sweep.entity_type)
+
+
+def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
+    """Yield a sweep whose events no route takes, although routes take its entity type."""
+    fit = [each.when for each in routes if not each.when.entity_type or sweep.entity_type in each.when.entity_type]
+    if not fit or any(matches(when, sweep.entity_type, sweep.event_type, sweep.action) for when in fit):
+        return
+    types = {name for when in fit if not when.action or sweep.action in when.action for name in when.event_type}
+    key, names = ("event_type", types) if types else ("action", {name for when in fit for name in when.action})
+    yield Mistake(
+        (*path, key),
+        f"{getattr(sweep, key)!r} is taken by no route of {sweep.entity_type!r}; name one of theirs: "
+        + ", ".join(sorted(names)),
+    )
+
+
+def _function(path: tuple[str, ...], destination: PythonDestination) -> Iterator[Mistake]:
+    yield from _reference((*path, "function"), destination.function)
+    plain = PythonDestination(function=destination.function)
+    for key in (*Endpoint.__struct_fields__, "outcomes"):
+        if key not in _OF_A_FUNCTION and getattr(destination, key) != getattr(plain, key):
+            yield Mistake((*path, key), "says nothing to a function, which makes its own calls; remove it")
+
+
+def _missing_name(path: tuple[str, ...], kind: str, name: str, existing: Collection[str]) -> Iterator[Mistake]:
+    if name not in existing:
+        yield Mistake(path, f"there is no {kind} {name!r}; {nearest(name, existing)}")
+
+
+def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) -> Iterator[Mistake]:
+    is_sync = isinstance(destination, SyncDestination)
+    if is_sync and route.sync is None:
+        yield Mistake(
+            path, f"{route.destination!r} is a sync destination; add [routes.{route.name}.sync] with fetch and map"
+        )
+    elif not is_sync and route.sync is not None:
+        yield Mistake(
+            (*path, "sync"),
+            f'{route.destination!r} is not a sync destination; give it kind = "sync", or remove this table',
+        )
+
+
+def _sync(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    for step, call in (("find", sync.find), ("listing", sync.listing)):
+        if call is not None:
+            yield from paging_mistakes((*path, step), call)
+    yield from _sync_steps(path, sync)
+    yield from map_mistakes(path, sync)
+
+
+def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    for step, key, is_default in _NEEDED:
+        if getattr(sync, key) == step and getattr(sync, step) is None:
+            default = " (the default)" if is_default else ""
+            yield Mistake((*path, step), f'is missing, and {key} = "{step}"{default} needs it; or set {key} = "skip"')
+    if sync.find is None and sync.update is None and sync.create is None:
+        yield Mistake(path, "does nothing without a create or an update table")
+    if sync.find is None and sync.update is not None and sync.update.if_match is not None:
+        yield Mistake((*path, "update", "if_match"), "matches the version that find gives; add find = { path = … }")
+    yield from _bodies(path, sync)
+    yield from _conditional((*path, "fetch", "conditional"), sync)
+    for step in ("create", "update", "delete", "deactivate"):
+        write = getattr(sync, step)
+        if write is None or not _TARGET.search(write.path):
+            continue
+        if step == "create":
+            yield Mistake((*path, step, "path"), "uses {target.…}, but there is none yet when it is created")
+        elif sync.find is None:
+            yield Mistake((*path, step, "path"), "uses {target.…}, which only find gives; add find = { path = … }")
+
+
+def _bodies(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    """Yield a format that a body of its own replaces, and a deactivation that would change nothing."""
+    update, deactivate = sync.update, sync.deactivate
+    if (
+        update is not None
+        and update.format != "merge-patch"
+        and (update.body is not None or update.graphql is not None)
+    ):
+        yield Mistake((*path, "update", "format"), "says nothing beside a body or graphql, which is JSON; remove it")
+    if deactivate is not None and not deactivate.body and deactivate.graphql is None:
+        yield Mistake((*path, "deactivate", "body"), "is missing")
+
+
+def _conditional(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    """Yield the reasons for which an unchanged entity may not end an event: a POST has no ETag, or other data counts."""
+    if not sync.fetch.conditional:
+        return
+    if sync.fetch.method == "POST" or sync.fetch.graphql is not None:
+        yield Mistake(path, "needs a GET: servers give no ETag for a POST; remove it")
+    mapped = [field if isinstance(field, str) else field.expression or "" for field in sync.map.values()]
+    for name in _names_that_differ(mapped):
+        yield Mistake(path, f"would leave out {name}, which the map sends, when the entity is unchanged; remove one")
+    update = sync.update
+    parts = [] if update is None else [update.path, *update.headers.values(), *_texts_in(update.body)]
+    for name in _names_that_differ(found for part in parts for found in _PLACEHOLDER.findall(part)):
+        yield Mistake(path, f"would leave out {name}, which the update sends, when the entity is unchanged; remove one")
+
+
+def _names_that_differ(expressions: Iterable[str]) -> list[str]:
+    """Return what these read of an event that may differ while its entity stays the same."""
+    found = {match[1] for text in expressions for match in _EVENT_FIELD.finditer(text)}
+    return sorted("event" if name is None else f"event.{name}" for name in found - _SAME_FOR_AN_ENTITY)
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(inner)
+
+
+_EVENT_FIELD = re.compile(r"""(?<![.\w'])event\b(?!\s*:)(?:"?\s*\.\s*"?([A-Za-z_]+))?""")
+"""The event in an expression, and its field; not a key or a literal of this name."""
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_SAME_FOR_AN_ENTITY = {"source", "entity_type", "entity_id"}
+
+_DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
+_DIRECTIVES = frozenset("YymbBdjaAHIMSfpz%")
+"""Directives that every platform reads and writes alike."""
+_SOME_DAY = datetime(2000, 12, 31, tzinfo=UTC)
+
+
+def map_mistakes(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    """Yield every mistake in the map of the sync table at `path` that shows without compiling it."""
+    if not sync.map and sync.transform is None:
+        yield Mistake((*path, "map"), "at least one field must be mapped, or a transform given")
+    for name, field in sync.map.items():
+        if isinstance(field, MapField):
+            yield from _field((*path, "map", name), field)
+    if sync.transform is not None:
+        yield from _reference((*path, "transform"), sync.transform)
+    for name in sync.clear_when_absent:
+        mapped = sync.map.get(name)
+        if mapped is None and sync.transform is None:  # which may give any field
+            yield Mistake(
+                (*path, "clear_when_absent"), f"{name!r} is not a field of the map; {nearest(name, sync.map)}"
+            )
+        elif isinstance(mapped, MapField) and _always_has_one(mapped):
+            yield Mistake((*path, "clear_when_absent"), f"{name!r} always has a value, or is an error")
+
+
+def _always_has_one(mapped: MapField) -> bool:
+    return mapped.required or mapped.value is not None or mapped.default is not None
+
+
+def _field(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
+    ways = {"from": field.expression, "value": field.value, "function": field.function}
+    given = [name for name, way in ways.items() if way is not None]
+    if len(given) != 1:
+        has = f"this has {' and '.join(given)}" if given else "this has none of them"
+        yield Mistake(path, f"a field takes one of from, value and function; {has}")
+    if field.value is not None and field != MapField(
+        value=field.value, expression=field.expression, function=field.function
+    ):
+        yield Mistake((*path, "value"), "is sent as it is, so that no other key has a meaning beside it")
+    if field.function is not None:
+        yield from _reference((*path, "function"), field.function)
+    if field.required and field.default is not None:
+        yield Mistake((*path, "required"), "has no meaning beside a default, with which there always is a value")
+    if field.lookup is not None and not field.lookup:
+        yield Mistake((*path, "lookup"), "must not be empty; leave the key out, or give at least one value")
+    yield from _dates(path, field)
+    for name, constant in (("value", field.value), ("default", field.default), ("lookup", field.lookup)):
+        yield from _constant((*path, name), constant)
+
+
+def _reference(path: tuple[str, ...], text: str) -> Iterator[Mistake]:
+    if _FUNCTION.fullmatch(text) is None:
+        yield Mistake(path, f'expected "package.module:name", got {text!r}')
+
+
+def _constant(path: tuple[str, ...], value: object) -> Iterator[Mistake]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Mistake(path, f"JSON has no {value}")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _constant((*path, str(key)), inner)
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _constant((*path, f"[{position}]"), inner)
+
+
+def _dates(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
+    for name, form in (("read", field.read), ("write", field.write)):
+        if form is None:
+            continue
+        if field.cast not in {"date", "datetime"}:
+            yield Mistake((*path, name), 'is about dates; add cast = "date" or cast = "datetime"')
+        unknown = [letter for letter in _DIRECTIVE.findall(form) if letter not in _DIRECTIVES]
+        if unknown:
+            valid = " ".join(f"%{letter}" for letter in sorted(_DIRECTIVES))
+            yield Mistake((*path, name), f"{form!r} has %{unknown[0]}; valid here: {valid}")
+        elif name == "read" and not _names_a_day(form):
+            yield Mistake((*path, name), f"{form!r} must name a day with its year, once, such as %Y-%m-%d")
+
+
+def _names_a_day(form: str) -> bool:
+    letters = _DIRECTIVE.findall(form)
+    has_year, has_month = bool({"Y", "y"} & {*letters}), bool({"m", "b", "B"} & {*letters})
+    if not has_year or not ("j" in letters or ("d" in letters and has_month)):
+        return False
+    try:
+        datetime.strptime(_SOME_DAY.strftime(form), form)  # noqa: DTZ007  # tries the format; no time is kept
+    except (ValueError, re.error):
+        return False
+    return True

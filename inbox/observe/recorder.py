@@ -1,0 +1,206 @@
+"""Counts the metrics of one process and writes them to the exporter through a pipe.
+
+The first process of a side makes the pipe before it starts others, and each of them has a writing end. There is no file
+and no folder: nothing that another user could prepare, that could fill the memory, or that a killed process would leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from inbox.observe.logs import Format, fields
+from inbox.observe.metrics import OFF, Meters, Metric
+
+PIPE = "INBOX_METRICS_PIPE"
+"""Environment variable with the pipe's writing end, for the processes of a side."""
+
+WRITTEN_AFTER_SECONDS = 0.25
+"""Longest time that counts are collected before they are written."""
+REWRITE_EVERY_SECONDS = 15.0
+"""Interval at which all series are written, also unchanged ones: a new exporter may have replaced a dead one."""
+_EXPORTER_ENDS_WITHIN_SECONDS = 5.0
+_LAST_WRITE_WITHIN_SECONDS = 1.0
+
+
+class Line(msgspec.Struct, frozen=True, array_like=True):
+    """A series, as a process tells of it."""
+
+    name: str
+    """The metric's."""
+    labels: tuple[str, ...]
+    """Their values."""
+    values: tuple[float, ...]
+    """A counter has the number to add, a histogram the number for each bucket and their sum. A gauge has its value and the
+    time of it by the monotonic clock, which all processes share."""
+
+
+_log = logging.getLogger(__name__)
+
+
+def exporter_at(
+    place: tuple[str, int] | None, form: Format = "text", uid: int | None = None, gid: int | None = None
+) -> ExporterProcess | None:
+    """Make the exporter that serves at this host and port, for this process and its children; None without one.
+
+    If this process runs as root, the exporter changes to `uid` and `gid`.
+    """
+    os.environ.pop(PIPE, None)  # left by a parent process
+    if place is None:
+        return None
+    try:
+        return ExporterProcess(place, form, os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
+    except OSError as error:  # too many files; everything else continues
+        _log.error("metrics: nothing is counted: %a", error, extra=fields("metrics_trouble"))
+        return None
+
+
+class ExporterProcess:
+    """Starts and stops the program that serves metrics (`inbox.observe.exporter`), and owns the pipe to it."""
+
+    def __init__(self, place: tuple[str, int], form: Format, uid: int, gid: int) -> None:
+        arguments = [*map(str, (*place, uid, gid)), form]
+        self._command = [sys.executable, "-m", "inbox.observe.exporter", *arguments]
+        self._process: subprocess.Popen[bytes] | None = None
+        # This process keeps the reading end, too, so that data written while no exporter runs waits for the next one.
+        self._reading, self.pipe = os.pipe()
+        os.environ[PIPE] = str(self.pipe)
+
+    def ensure(self) -> None:
+        """Start it unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        try:
+            self._process = subprocess.Popen(self._command, stdin=self._reading)  # noqa: S603  # our own Python and arguments
+        except OSError as error:  # no memory, or too many processes; everything else continues
+            _log.error(
+                "metrics: can't be served now: %s", error, extra=fields("metrics_trouble")
+            )  # the traceback adds nothing
+
+    def stop(self) -> None:
+        """Stop it by closing the pipe; the counting processes have closed their ends."""
+        os.close(self.pipe)
+        os.environ.pop(PIPE, None)
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_EXPORTER_ENDS_WITHIN_SECONDS)
+            self._process.kill()
+            self._process.wait()
+        os.close(self._reading)
+
+
+def make_recorder(table: Sequence[Metric]) -> Meters:
+    """Make a recorder of the metrics in `table` for this process; on failure log an error and return `OFF`."""
+    try:
+        pipe = int(os.environ[PIPE])
+        os.set_inheritable(pipe, False)  # inherited by this process; a grandchild's would keep the exporter running
+        return Recorder(table, os.dup(pipe))
+    except (OSError, KeyError, ValueError) as error:
+        _log.error("metrics: this process counts nothing: %a", error, extra=fields("metrics_trouble"))
+        return OFF
+
+
+class Recorder(Meters):
+    """Adds up the counts of all threads and writes them from its own thread, so that counting makes no system call.
+
+    While nobody reads the pipe, that thread waits and the numbers add up here, in the same memory.
+    """
+
+    def __init__(self, table: Sequence[Metric], pipe: int) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+        self._values: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+        """All series: the value of a gauge, the unwritten part of others."""
+        self._changed: set[tuple[str, tuple[str, ...]]] = set()
+        self._gauges = {metric.name for metric in table if metric.kind == "gauge"}
+        self._wanted, self._ended = threading.Event(), threading.Event()
+        for metric in table:
+            if not metric.labels and metric.kind != "gauge":
+                with self._lock:
+                    self._of(metric, ())
+        self._thread = threading.Thread(target=self._keep_writing, name="metrics", daemon=True)
+        self._thread.start()
+
+    def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
+        """Add to a counter."""
+        with self._lock:
+            self._of(metric, labels)[0] += by
+
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
+        """Add a value to a histogram. A value equal to a limit belongs to the bucket below it (`le`)."""
+        place = bisect_left(metric.buckets, value)
+        with self._lock:
+            held = self._of(metric, labels)
+            held[place] += 1
+            held[-1] += value
+
+    def put(self, metric: Metric, value: float, *labels: str) -> None:
+        """Set a gauge."""
+        with self._lock:
+            self._of(metric, labels)[:] = value, time.monotonic()
+
+    def close(self) -> None:
+        """Write the rest, and wait at most a second for the exporter to read it."""
+        self._ended.set()
+        self._wanted.set()
+        self._thread.join(_LAST_WRITE_WITHIN_SECONDS)
+
+    def _of(self, metric: Metric, labels: tuple[str, ...]) -> list[float]:
+        """Return the numbers of one series, to be changed. The caller holds the lock."""
+        key = (metric.name, labels)
+        held = self._values.get(key)
+        if held is None:
+            held = self._values[key] = [0.0] * metric.numbers
+        if not self._changed:
+            self._wanted.set()
+        self._changed.add(key)
+        return held
+
+    def _keep_writing(self) -> None:
+        again = time.monotonic() + REWRITE_EVERY_SECONDS
+        try:
+            ending = False
+            while not ending:
+                self._wanted.wait(max(again - time.monotonic(), 0))
+                ending = self._ended.wait(WRITTEN_AFTER_SECONDS)
+                everything = time.monotonic() >= again
+                if everything:
+                    again = time.monotonic() + REWRITE_EVERY_SECONDS
+                self._write(self._take(everything=everything))
+        except OSError as error:  # neither an exporter nor its parent is left
+            _log.error("metrics: what this process counts gets nowhere: %s", error, extra=fields("metrics_trouble"))
+        finally:
+            os.close(self._pipe)
+
+    def _take(self, *, everything: bool) -> list[Line]:
+        """Take the lines to write, and reset counters and histograms to zero."""
+        with self._lock:
+            keys, self._changed = set(self._values) if everything else self._changed, set()
+            self._wanted.clear()
+            lines = [Line(*key, tuple(self._values[key])) for key in keys]
+            for key in keys:
+                if key[0] not in self._gauges:
+                    self._values[key] = [0.0] * len(self._values[key])
+        return lines
+
+    def _write(self, lines: Iterable[Line]) -> None:
+        """Write whole lines, up to PIPE_BUF at once: POSIX keeps such a write in one piece."""
+        held = b""
+        for line in lines:
+            encoded = msgspec.json.encode(line) + b"\n"
+            if len(held) + len(encoded) > select.PIPE_BUF:
+                os.write(self._pipe, held)
+                held = b""
+            held += encoded
+        if held:
+            os.write(self._pipe, held)

@@ -1,0 +1,104 @@
+"""Findings in the database's clock, settings, sequences and rights, and of relays, by what a test stores."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.clock import SystemClock
+from inbox.db import roles
+from inbox.events.timestamps import time_text
+from relay.store.nodes import hash_of
+from tests.doctor.examining import HOST, environment_of, examined, found, installation, run_sql, start_a_relay, told
+from tests.helpers.filling import give_up
+from tests.helpers.processes import invoke
+from tests.helpers.webhooks import config_text, moment
+
+HOSTILE = "a\x1b]0;owned\x07 [red]`$(id)'"
+
+
+def ago(**span: float) -> str:
+    return time_text(SystemClock().now() - timedelta(**span))
+
+
+def test_settings_that_a_guarantee_needs_are_read_back(
+    tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
+) -> None:
+    place = installation(tmp_path, postgres_database_url)
+    of_the_owner = {"fsync", "full_page_writes"}  # of the tests' own Postgres, which writes nothing through to its disk
+    assert {subject for kind, subject in found(place, "durability") if kind == "setting_doubtful"} == of_the_owner
+    run_sql(
+        postgres_engine,
+        "CREATE FUNCTION at_login() RETURNS event_trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM set_config('synchronous_commit', 'off', false); END $$",
+        "CREATE EVENT TRIGGER at_login ON login EXECUTE FUNCTION at_login()",
+    )
+    assert ("setting_lost", "synchronous_commit") in found(installation(tmp_path, postgres_database_url), "durability")
+
+
+def test_a_sequence_behind_its_table_is_found_and_its_statement_mends_it(
+    tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
+) -> None:
+    alert = "INSERT INTO alert (id, at, kind, subject, firing, detail) VALUES (70, now(), 'k', 's', false, '{}')"
+    run_sql(postgres_engine, alert)
+    place = installation(tmp_path, postgres_database_url)
+    assert ("sequence_behind", "public.alert_id_seq") in found(place, "durability")
+    run_sql(postgres_engine, told(place, "durability")["sequence_behind"].remedy)
+    assert "sequence_behind" not in told(place, "durability")
+
+
+def test_stored_times_in_the_future_are_found(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    insert = (
+        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES (:at, 1, 'r', 'delivered', 1, '{}')"
+    )
+    run_sql(engine, insert, at=ago(hours=-1))
+    assert found(installation(tmp_path, database_url), "clock") == [("clock_went_back", "delivery_log.at")]
+
+
+def test_a_table_without_rights_for_the_roles_is_found(
+    tmp_path: Path, postgres_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = installation(tmp_path, postgres_database_url)
+    assert found(place, "rights") == []  # where there are no roles
+    monkeypatch.setattr(roles, "lacking", lambda _engine: ["mine"])
+    assert found(place, "rights") == [("rights_lacking", "mine")]
+
+
+# --- relays and what needs a person
+
+
+def test_a_relay_of_another_version_or_configuration_is_found(
+    tmp_path: Path, database_url: str, engine: Engine
+) -> None:
+    place = installation(tmp_path, database_url)
+    start_a_relay(engine, version="'0.0.9'", config_hash=f"'{hash_of(place.config)}'")
+    start_a_relay(engine, "r2", host="elsewhere", config_hash="'other'")
+    assert found(place, "relays") == [
+        ("configuration_changed", "relay elsewhere pid 4711"),
+        ("version_differs", f"relay {HOST} pid 4711"),
+    ] or found(place, "relays") == [
+        ("version_differs", f"relay {HOST} pid 4711"),
+        ("configuration_changed", "relay elsewhere pid 4711"),
+    ]
+
+
+def test_it_finds_what_needs_a_person_as_the_status_does(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    config = config_text(database_url).replace("{", "{{").replace("}", "}}")
+    give_up(engine, database_url, [("u1", moment(1)), ("u2", moment(2))])
+    pause = "INSERT INTO gate (kind, name, paused_at, paused_by, pause_reason) VALUES ('api', 'a', :at, 'kim', :why)"
+    run_sql(engine, pause, at=ago(days=4), why=HOSTILE)
+    place = installation(tmp_path, database_url, config=config)
+    kinds = [kind for kind, _ in found(place, "relay")]
+    assert kinds == ["no_relay", "failing", "gate_closed", "delivery_dead"]
+    dead = told(place, "relay")["delivery_dead"]
+    assert (dead.sentence, dead.remedy) == ("route everything: 2 deliveries are dead", "relay dead --route everything")
+    assert all(each.why and each.remedy for each in examined(place, "relay").findings)
+    status = json.loads(invoke("relay", "status", "--json", **environment_of(place)).stdout)
+    commands = [each.remedy for each in examined(place, "relay").findings]
+    assert [each["command"] for each in status["next"]] == commands
+    shown = invoke("inbox", "doctor", "--only", "relay", **environment_of(place))
+    assert (shown.status, "\x1b" in shown.stdout, "[red]`$(id)'" in shown.stdout) == (1, False, True)
