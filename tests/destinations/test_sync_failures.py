@@ -130,6 +130,25 @@ def test_an_event_that_has_no_value_for_a_template_is_a_mapping_failure(world: W
     assert outcome.calls == ()
 
 
+MARKS = "\u0301" * 60_000 + "\u0316" * 60_000
+"""A run of marks, which Python sorts for seconds while it normalises them, without letting another thread run."""
+
+
+def test_a_value_of_a_webhook_that_is_too_long_for_a_path_fails_at_once(world: World) -> None:
+    event = msgspec.structs.replace(DELIVERY, body=msgspec.json.encode({"note": MARKS}))
+    outcome = failed(world.deliver(event, sync=changed("/user/{event.entity_id}", "/user/{event.body.note}")))
+    where = "routes.user-to-crm.sync.fetch.path: {event.body.note}"
+    assert failure(outcome) == ("mapping", f"{where} has 120000 characters, and may have at most 1024 here")
+    assert outcome.calls == ()
+
+
+def test_an_id_in_an_answer_that_is_too_long_for_a_path_fails_at_once(world: World) -> None:
+    found = answer(200, {"items": [{"id": MARKS[59_000:61_000], "external_id": "u1"}]})
+    outcome = failed(world.deliver(find=found))
+    assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", ["fetch", "find"])
+    assert "{target.id} has 2000 characters" in outcome.error
+
+
 def test_a_mapping_failure_keeps_the_calls_made_before_it(world: World) -> None:
     outcome = failed(world.deliver(sync=changed('"entity.name"', "\"join(' ', entity.name)\"")))
     assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", ["fetch", "find"])
