@@ -25,7 +25,6 @@ Kind = Literal["text", "number", "time", "duration", "state", "entity"]
 _SHOWN = 50
 """Rows of a listing where no `--limit` is given."""
 _GAP = 2
-_ANY_WIDTH = 1_000_000
 _LEAST = {"text": 16, "entity": 24}
 """Cells of these kinds wrap; a column of them is shown where there is room for so many characters."""
 
@@ -255,11 +254,13 @@ def _drawn(
     rooms: Mapping[str, int] = {},
 ) -> tuple[Text, ...]:
     """Draw a table; the first line is its heading. Columns have as much room as `rooms` says, or as their values need."""
+    if width is None:
+        return _whole(columns, rows, now)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for column in columns:
         is_number = column.kind in {"number", "duration"}
         table.add_column(
-            Text(column.title if width is not None else column.name),
+            Text(column.title),
             justify="right" if is_number else "left",
             no_wrap=column.kind not in _LEAST,
             overflow="fold",
@@ -269,13 +270,31 @@ def _drawn(
         cells = [(_text(column.kind, row[column.name], now), column.kind) for column in columns]
         table.add_row(*(Text(text, style_of(text) if kind == "state" else "") for text, kind in cells))
     out = console()
-    options = out.options.update(width=width or _ANY_WIDTH)
+    options = out.options.update(width=width)
     lines = [
         Text.assemble(*((segment.text, segment.style or "") for segment in line), no_wrap=True, overflow="ignore")
         for line in out.render_lines(table, options, pad=False)
     ]
     for line in lines:
         line.rstrip()
+    return tuple(lines)
+
+
+def _whole(columns: Sequence[Column], rows: Sequence[Row], now: datetime | None) -> tuple[Text, ...]:
+    """Draw a table whose rows are one line each, of any length."""
+    cells = [[column.name for column in columns]]
+    cells += [[_text(column.kind, row[column.name], now) for column in columns] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        made = Text(no_wrap=True, overflow="ignore", style="" if lines else "bold")
+        for column, text, room in zip(columns, line, widths, strict=True):
+            padding = " " * (room - cell_len(text))
+            number = column.kind in {"number", "duration"}
+            style = style_of(text) if column.kind == "state" else ""
+            made.append(f"{padding}{text}" if number else f"{text}{padding}", style).append(" " * _GAP)
+        made.rstrip()
+        lines.append(made)
     return tuple(lines)
 
 
