@@ -39,8 +39,3 @@ def steady() -> float:
     The trust in a lease and the deadline of a call depend on this clock alone.
     """
     return time.monotonic() if _BOOT_CLOCK is None else time.clock_gettime(_BOOT_CLOCK)
-
-
-def epoch_nanoseconds() -> int:
-    """Read the machine's clock, in nanoseconds since 1970-01-01T00:00:00Z."""
-    return time.time_ns()

@@ -25,14 +25,9 @@ from inbox.exposure import exposure_warnings
 from inbox.garbage import freeze_loaded
 from inbox.gunicorn_worker import WORKER_TMP_DIR, HardenedWorker, LineLogger, allow_files, escape_logs, reactivate
 from inbox.loader.load import ConfigFile, config_path, load_file, read_config
-from inbox.logs.access_log import AccessLogMask
-from inbox.logs.fields import fields
-from inbox.logs.lines import write_stderr
-from inbox.logs.structured import Format
-from inbox.logs.traces import without_message
+from inbox.observe.logs import AccessLogMask, Format, fields, without_message, write_stderr
+from inbox.observe.recorder import ExporterProcess, exporter_at
 from inbox.receiver.app import CAPACITY, Receiver, app_of, require_known_proxies
-from inbox.telemetry.outlet import outlet_of
-from inbox.telemetry.recorder import ExporterProcess, exporter_at
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
@@ -65,8 +60,6 @@ class ActiveApp:
         config, mistakes = file.sound, []
         if self._config is not None and config.metrics.receiver != self._config.metrics.receiver:
             mistakes.append("[metrics] receiver: another address needs a restart")
-        if self._config is not None and config.metrics.endpoint != self._config.metrics.endpoint:
-            mistakes.append("[metrics] endpoint: another URL needs a restart")
         if self._config is not None and config.database.url != self._config.database.url:
             # Its schema is checked and the number of workers is chosen at the start; and an event in a
             # database that no relay reads is never delivered.
@@ -164,7 +157,10 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         _warn_of_exposures(config)
         allow_files(CAPACITY.connections, "the receiver's connections")
         receiver.exporter = exporter_at(
-            outlet_of(config.metrics, "receiver"), config.logs.format, server.cfg.uid, server.cfg.gid
+            None if (address := config.metrics.receiver) is None else address.place,
+            config.logs.format,
+            server.cfg.uid,
+            server.cfg.gid,
         )
         freeze_loaded()  # here, too: a collection writes to the memory that it walks, which workers share
     except ConfigError as error:

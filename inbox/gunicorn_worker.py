@@ -17,10 +17,7 @@ from uvicorn_worker import UvicornWorker
 from inbox.errors import ConfigError
 from inbox.http.body import LimitedApp
 from inbox.http.protocol import HardenedHttpProtocol
-from inbox.logs.fields import fields
-from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
-from inbox.logs.structured import Format
-from inbox.logs.traces import without_message
+from inbox.observe.logs import Format, LineFormatter, escape_lines, fields, without_message, write_stderr
 
 __all__ = [
     "WORKER_TMP_DIR",

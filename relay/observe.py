@@ -11,11 +11,10 @@ from functools import partial
 from inbox.clock import Clock, SystemClock
 from inbox.db.trouble import trouble_text
 from inbox.events.timestamps import time_text
-from inbox.logs.fields import LogKeys, fields
-from inbox.logs.traces import without_message
-from inbox.telemetry import metrics
-from inbox.telemetry.metrics import OFF, Meters
-from inbox.tracing.spans import OFF as OFF_TRACER
+from inbox.observe import metrics
+from inbox.observe.logs import LogKeys, fields, without_message
+from inbox.observe.metrics import OFF, Meters
+from inbox.observe.traces import OFF as OFF_TRACER
 from relay.delivery import facts
 from relay.delivery.alerts import Posted, sentence
 from relay.delivery.gates import Breaker, BreakerState, Gates
@@ -88,7 +87,7 @@ class Observer:
             self.meters.count(metrics.ATTEMPTS, delivery.route, outcome)
             if isinstance(fact, facts.DeliveredFact | facts.UnchangedFact) and delivery.run == 0:
                 took = (self._now() - delivery.received_at).total_seconds()
-                self.meters.observe(metrics.DELIVERY_SECONDS, max(took, 0), delivery.route, trace=delivery.trace_ids)
+                self.meters.observe(metrics.DELIVERY_SECONDS, max(took, 0), delivery.route)
 
     def appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
         """Count facts that were added to the log, by route and kind."""

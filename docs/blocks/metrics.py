@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from docs.blocks.common import ROOT, table
-from inbox.telemetry.metrics import RECEIVER, RELAY, Metric
+from inbox.observe.metrics import RECEIVER, RELAY, Metric
 
 
 def receiver_metrics() -> str:

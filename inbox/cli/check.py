@@ -15,7 +15,7 @@ from inbox.cli.options import AsJson
 from inbox.cli.terminal import FINDING, WRONG_USE, Doing, as_document, bar, console, put, put_json
 from inbox.cli.wording import counted
 from inbox.errors import ConfigError
-from inbox.logs.visible import visible
+from inbox.observe.visible import visible
 
 if TYPE_CHECKING:
     from inbox.check import ConfigFinding, DatabaseState, Probe, Reply

@@ -17,7 +17,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from inbox.cli.terminal import answer
-from inbox.logs.visible import visible_text
+from inbox.observe.visible import visible_text
 
 _EXAMPLES = re.compile(r"^Examples?:$", re.MULTILINE)
 

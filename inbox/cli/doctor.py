@@ -14,7 +14,7 @@ from inbox.cli.options import AsJson
 from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, fail, put, put_json
 from inbox.cli.wording import counted
 from inbox.clock import SystemClock
-from inbox.logs.visible import visible_line
+from inbox.observe.visible import visible_line
 
 if TYPE_CHECKING:
     from inbox.doctor.run import ExaminationResult

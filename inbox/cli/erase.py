@@ -26,7 +26,7 @@ from inbox.cli.terminal import (
 )
 from inbox.cli.wording import byte_count, counted, stays_open
 from inbox.events.commands import says_why
-from inbox.logs.visible import visible
+from inbox.observe.visible import visible
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -12,7 +12,7 @@ from inbox.cli.wording import relative
 from inbox.config.model import Config
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time, rfc3339
-from inbox.logs.visible import visible
+from inbox.observe.visible import visible
 
 _LATE_SECONDS = 60
 """A due delivery that waits longer, with all its gates open, lacks a relay."""

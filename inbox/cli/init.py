@@ -13,7 +13,7 @@ from rich.text import Text
 
 from inbox.cli.options import require_known
 from inbox.cli.terminal import answer, fail, put, say
-from inbox.logs.visible import visible
+from inbox.observe.visible import visible
 
 if TYPE_CHECKING:
     from inbox.cli.starter import Database, Kind, Starter

@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from inbox.cli.terminal import answer, exit_on_error, fail, put, say
-from inbox.logs.visible import visible
+from inbox.observe.visible import visible
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -16,7 +16,7 @@ from inbox.cli.tables import style_of
 from inbox.cli.wording import byte_count, counted, lasting, relative, shown_state
 from inbox.config.model import Config
 from inbox.events.timestamps import rfc3339
-from inbox.logs.visible import visible
+from inbox.observe.visible import visible
 
 Row = dict[str, Any]
 

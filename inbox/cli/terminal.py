@@ -1,6 +1,6 @@
 """Output of both command lines: lines, fields, JSON, progress bars, exit statuses and errors.
 
-Everything that a command writes goes through here, and values through `inbox.logs.visible`. Rich reads a string as markup,
+Everything that a command writes goes through here, and values through `inbox.observe.visible`. Rich reads a string as markup,
 so values are given as `rich.text.Text`.
 """
 
@@ -23,7 +23,7 @@ from rich.text import Text
 
 from inbox.errors import ConfigError
 from inbox.events.timestamps import rfc3339
-from inbox.logs.visible import visible, visible_json, visible_text
+from inbox.observe.visible import visible, visible_json, visible_text
 
 FINDING, WRONG_USE = 1, 2
 """Exit statuses besides 0: the answer is a finding; the command or the configuration is wrong."""

@@ -14,7 +14,7 @@ from inbox.config.sources import Source
 from inbox.config.sync import SyncRoute
 from inbox.config.values import Address, Age, DatabaseUrl, Duration, Network, Networks, Rate, SchemaName, Secret, Table
 from inbox.events.event import Action
-from inbox.logs.structured import Format
+from inbox.observe.logs import Format
 
 
 class ApiBasic(Table, frozen=True, tag="basic", tag_field="kind"):
@@ -269,12 +269,10 @@ class Logs(Table, frozen=True):
 
 
 class Metrics(Table, frozen=True):
-    """Metrics of each side: served to Prometheus without authentication, or pushed by OTLP. Omit a key to disable it."""
+    """Metrics of each side: served to Prometheus without authentication. Omit a key to disable it."""
 
     receiver: Address | None = None
     relay: Address | None = None
-    endpoint: CollectorUrl | None = None
-    """URL of a collector to which both sides push them, such as `http://127.0.0.1:4318/v1/metrics`; needs the extra `otel`."""
 
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]

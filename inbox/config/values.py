@@ -138,6 +138,11 @@ class Address(str):
         """Return its port."""
         return int(self.rpartition(":")[2])
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """Return both."""
+        return self.host, self.port
+
 
 _MAPPED_BITS = 96
 """Prefix length of `::ffff:0:0/96`, which has IPv4 in IPv6 (RFC 4291 §2.5.5.2)."""

@@ -16,7 +16,7 @@ from inbox.db.dialect import SQLITE
 from inbox.db.engine import PINNED, schema_of, search_path
 from inbox.db.schema import metadata
 from inbox.errors import UnfitDatabase
-from inbox.logs.fields import fields
+from inbox.observe.logs import fields
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 
 from inbox.db.engine import one_transaction
 from inbox.db.trouble import trouble_text
-from inbox.logs.fields import fields
+from inbox.observe.logs import fields
 
 if TYPE_CHECKING:
     from inbox.db.link import Link

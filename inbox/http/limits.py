@@ -24,7 +24,7 @@ CAPACITY = "inbox.capacity"
 """App state key: the `inbox.http.limits.Capacity` of the process."""
 
 METERS = "inbox.meters"
-"""App state key: the `inbox.telemetry.metrics.Meters` of the process."""
+"""App state key: the `inbox.observe.metrics.Meters` of the process."""
 
 
 # --- limits of what may be open

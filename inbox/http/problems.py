@@ -9,8 +9,7 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.errors import NotAuthenticated, RequestError
-from inbox.logs.fields import fields
-from inbox.logs.traces import without_message
+from inbox.observe.logs import fields, without_message
 
 PROBLEM_TYPE = "application/problem+json"
 

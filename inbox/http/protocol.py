@@ -36,10 +36,10 @@ from inbox.http.limits import (
     Capacity,
 )
 from inbox.http.problems import problem_headers, problem_of
-from inbox.logs.fields import fields
+from inbox.observe import metrics
+from inbox.observe.logs import fields
+from inbox.observe.metrics import OFF, Meters
 from inbox.sources.sender import address_text
-from inbox.telemetry import metrics
-from inbox.telemetry.metrics import OFF, Meters
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle

@@ -27,17 +27,15 @@ from inbox.garbage import freeze_loaded
 from inbox.http.limits import CAPACITY as CAPACITY_KEY
 from inbox.http.limits import METERS, Bucket, Capacity, MemoryBudget
 from inbox.http.problems import PROBLEM_TYPE, answer_bug, answer_problem, problem
-from inbox.otlp.asked import require_extra
+from inbox.observe.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, REQUEST_SECONDS, UNKNOWN, Meters
+from inbox.observe.recorder import make_recorder
+from inbox.observe.traces import make_tracer, require_extra
 from inbox.receiver.throughput import ThroughputFlusher
 from inbox.receiver.wait import OutcomeWaiter
 from inbox.receiver.webhook import Services, SourceEndpoint, Webhooks
 from inbox.receiver.writer import GroupCommit, WriterPair
 from inbox.sources import preset_of
 from inbox.sources.credentials import pad_work, verifier_of
-from inbox.telemetry.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, REQUEST_SECONDS, UNKNOWN, Meters
-from inbox.telemetry.outlet import outlet_of
-from inbox.telemetry.recorder import make_recorder
-from inbox.tracing.setup import make_tracer
 
 
 def require_known_proxies(config: Config, trusted: Iterable[str]) -> None:
@@ -84,13 +82,13 @@ def app_of(config: Config) -> Receiver:
         ConfigError: as `create_app`.
     """
     clock = SystemClock()
-    require_extra(config)
+    require_extra(config.traces.endpoint)
     return create_app(config, partial(open_services, config, clock), clock)
 
 
 def open_services(config: Config, clock: Clock) -> Services:
     """Open what a worker of `app_of` needs, inside its event loop and after the last fork."""
-    meters = OFF if outlet_of(config.metrics, "receiver") is None else _at_zero(make_recorder(RECEIVER), config)
+    meters = OFF if config.metrics.receiver is None else _at_zero(make_recorder(RECEIVER), config)
     connections = engine.connect_async(config.database.url, application="inbox-receiver")
     tally = Tally()
     is_sqlite = connections.dialect.name == SQLITE
@@ -103,7 +101,7 @@ def open_services(config: Config, clock: Clock) -> Services:
     writer = make_writer() if is_sqlite else WriterPair(make_writer(), make_writer())
     waiter = OutcomeWaiter(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
     flusher = ThroughputFlusher(connections, tally, FLUSH_EVERY_SECONDS)
-    tracer = make_tracer(config.traces, "inbox-receiver")
+    tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-receiver")
     return Services(writer, meters, waiter, tally, flusher, notifier, tracer)
 
 

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from datetime import datetime
 
 from inbox.errors import Unavailable
-from inbox.logs.fields import fields
-from inbox.logs.visible import visible
+from inbox.observe.logs import fields
+from inbox.observe.visible import visible
 from inbox.sources.certificates import UNAVAILABLE, CertificateStore, CertificateUrl, MissingCertificate
 
 _log = logging.getLogger(__name__)

@@ -9,10 +9,9 @@ import msgspec
 from falcon.asgi import Request
 
 from inbox.events.event import Event, RawRequest, Receipt
-from inbox.logs.trace_ids import TraceIds
+from inbox.observe.traces import Span, Tracer
 from inbox.receiver.writer import CommitTimes
 from inbox.sources.normalize import valid_traceparent
-from inbox.tracing.spans import Span, Tracer, event_seed, seed_checksum, unsampled_context
 
 SERVER_ERROR = 500
 
@@ -21,8 +20,6 @@ class IntakeTrace(msgspec.Struct, eq=False, gc=False):
     """Notes of one request in progress, in `time.perf_counter` seconds; made only where traces are on.
 
     Nothing that it holds refers to it, so the collector of garbage need not look at it.
-
-    Nearly all requests are left out: for one of them, it is two calls of Python.
     """
 
     tracer: Tracer
@@ -45,28 +42,22 @@ class IntakeTrace(msgspec.Struct, eq=False, gc=False):
         """Decide whether it is sampled. Return the events; those of a sampled request continue its span."""
         if not events:
             return events
-        first = events[0]
-        seed = event_seed(first.source, first.dedup_key)
-        if first.traceparent is not None or seed_checksum(seed.encode()) < self.tracer.least_ruled_out:
-            self.span = self._begin(first.traceparent, seed)
-        if self.span is not None:
-            self.queued, self.commit = time.perf_counter(), CommitTimes()
-            traceparent = self.span.traceparent
-        else:
+        self.span = self._begin(events[0].traceparent)
+        if self.span is None:
             self.is_left_out = True
-            if len(events) == 1 or first.traceparent is not None:
-                return events
-            traceparent = unsampled_context(seed)  # relays know only the seed of each, and would sample some alone
+            return events
+        self.queued, self.commit = time.perf_counter(), CommitTimes()
+        traceparent = self.span.traceparent
         return [msgspec.structs.replace(event, traceparent=traceparent) for event in events]
 
-    def end(self, status: str) -> TraceIds | None:
-        """End a request that is not left out: make and export its spans. Returns the ids of its own; None if it is not sampled."""
+    def end(self, status: str) -> None:
+        """End a request that is not left out: make and export its spans, if it is sampled."""
         span = self.span
         if span is None:  # it was rejected, or holds no event
             sent = None if self.raw is None else self.raw.headers.get("traceparent")
-            span = self._begin(valid_traceparent(sent), None)
+            span = self._begin(valid_traceparent(sent))
         if span is None:
-            return None
+            return
         span.attributes |= {
             "http.request.method": self.req.method,
             "http.route": "/webhooks/{source}",
@@ -81,12 +72,9 @@ class IntakeTrace(msgspec.Struct, eq=False, gc=False):
             span.attributes["inbox.cause"] = self.cause
         failed = int(status) >= SERVER_ERROR
         span.end(error=(self.cause or status) if failed else None)
-        return span.ids
 
-    def _begin(self, parent: str | None, seed: str | None) -> Span | None:
-        return self.tracer.begin(
-            f"{self.req.method} /webhooks/{{source}}", "server", parent=parent, seed=seed, began=self.began
-        )
+    def _begin(self, parent: str | None) -> Span | None:
+        return self.tracer.begin(f"{self.req.method} /webhooks/{{source}}", "server", parent=parent, began=self.began)
 
     def _end_commit(self, span: Span) -> None:
         if self.receipts:

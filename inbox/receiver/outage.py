@@ -17,7 +17,7 @@ from inbox.db.engine import one_transaction
 from inbox.db.trouble import trouble_text
 from inbox.errors import UnfitDatabase
 from inbox.events.timestamps import time_text
-from inbox.logs.fields import fields
+from inbox.observe.logs import fields
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from inbox.db.dialect import Sql
 from inbox.db.engine import one_transaction
 from inbox.db.throughput import Tally, add_up, figures_param
 from inbox.db.trouble import trouble_text
-from inbox.logs.fields import fields
+from inbox.observe.logs import fields
 
 LONGEST_FLUSH_SECONDS = 5.0
 LAST_FLUSH_SECONDS = 2.0

@@ -25,6 +25,10 @@ from inbox.errors import NotAuthenticated, RequestError, StillOpen, TooMany, Una
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.http.body import read
 from inbox.http.limits import WHEN_GONE, Bucket, MemoryBudget, Reservation
+from inbox.observe import metrics
+from inbox.observe.metrics import OFF, Meters
+from inbox.observe.traces import OFF as OFF_TRACER
+from inbox.observe.traces import Tracer
 from inbox.receiver.fetcher import CertificateFetcher
 from inbox.receiver.intake_span import IntakeTrace
 from inbox.receiver.throughput import ThroughputFlusher
@@ -36,10 +40,6 @@ from inbox.sources.certificates import CertificateNeeded
 from inbox.sources.credentials import UNKNOWN_SOURCE_MAX_BODY, Verifier
 from inbox.sources.normalize import events_of, kept_headers, reject_old
 from inbox.sources.sender import address_text
-from inbox.telemetry import metrics
-from inbox.telemetry.metrics import OFF, Meters
-from inbox.tracing.spans import OFF as OFF_TRACER
-from inbox.tracing.spans import Tracer
 
 OFFLOADED_BYTES = 64 * 1024
 """Bytes. A larger body is hashed and parsed in a thread: 25 MiB take a good part of a second, and would block every other
@@ -147,8 +147,9 @@ class Webhooks:
             raise
         finally:
             took = time.perf_counter() - began
-            ids = None if trace is None or trace.is_left_out else trace.end(status)
-            services.meters.observe(metrics.REQUEST_SECONDS, took, status, trace=ids)
+            if trace is not None and not trace.is_left_out:
+                trace.end(status)
+            services.meters.observe(metrics.REQUEST_SECONDS, took, status)
 
     on_get = on_options = on_post
     """A handshake is answered; everything else gets 405."""

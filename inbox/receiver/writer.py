@@ -26,11 +26,10 @@ from inbox.db.throughput import DUPLICATE, SOURCE, STORED, Tally
 from inbox.db.wake_up import Notifier
 from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
-from inbox.logs.fields import fields
-from inbox.logs.traces import without_message
+from inbox.observe import metrics
+from inbox.observe.logs import fields, without_message
+from inbox.observe.metrics import OFF, Meters, Metric
 from inbox.receiver.outage import IntakeAlert, Outage
-from inbox.telemetry import metrics
-from inbox.telemetry.metrics import OFF, Meters, Metric
 
 PER_SECOND = 10
 """Rows, of each receiver process."""

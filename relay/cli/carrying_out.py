@@ -34,7 +34,7 @@ from inbox.clock import SystemClock
 from inbox.errors import UnusableCommand
 from inbox.events.commands import says_why
 from inbox.events.timestamps import rfc3339
-from inbox.logs.visible import visible_text
+from inbox.observe.visible import visible_text
 from relay.cli.options import open_database, require_known_filters
 from relay.operations.table import OPERATIONS, Operation, Words
 

@@ -205,7 +205,7 @@ def _looks(look: _Look, every: float, *, as_json: bool, wide: bool) -> Iterator[
     from sqlalchemy.exc import DBAPIError
 
     from inbox.db.trouble import trouble_text
-    from inbox.logs.visible import visible_line
+    from inbox.observe.visible import visible_line
 
     while True:
         try:

@@ -12,7 +12,7 @@ from inbox.cli.tables import TABLE, Column, layout
 from inbox.cli.terminal import Row
 from inbox.cli.wording import counted, lasting, relative
 from inbox.examination import Finding
-from inbox.logs.visible import visible_line
+from inbox.observe.visible import visible_line
 from relay.findings import state_of
 from relay.store.overview import FiringAlert, Overview
 from relay.store.route_states import RouteState

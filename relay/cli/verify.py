@@ -15,7 +15,7 @@ from rich.text import Text
 from inbox.cli.options import AsNdjson, login_name
 from inbox.cli.terminal import FINDING, Doing, answer, as_line, bar, console, exit_on_error, fail, put, put_json, say
 from inbox.cli.wording import counted
-from inbox.logs.visible import visible, visible_json
+from inbox.observe.visible import visible, visible_json
 from relay.cli.options import open_database
 
 if TYPE_CHECKING:

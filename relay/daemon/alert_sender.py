@@ -12,7 +12,7 @@ import msgspec
 
 from inbox.config.model import AlertFormat, Config, Endpoint
 from inbox.config.values import Duration
-from inbox.logs.traces import place_of
+from inbox.observe.logs import place_of
 from relay.delivery.alerts import Posted, payload
 from relay.http.client import HttpClient, Limits, Request
 from relay.http.target import prepare

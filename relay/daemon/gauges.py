@@ -18,10 +18,9 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.dialect import failure_of
 from inbox.events.states import OPEN_STATES
-from inbox.telemetry import metrics
-from inbox.telemetry.metrics import OFF, Meters
-from inbox.telemetry.outlet import outlet_of
-from inbox.telemetry.recorder import ExporterProcess, make_recorder
+from inbox.observe import metrics
+from inbox.observe.metrics import OFF, Meters
+from inbox.observe.recorder import ExporterProcess, make_recorder
 from relay.delivery.facts import KINDS
 from relay.delivery.gates import BreakerState
 from relay.observe import BREAKER_VALUES, Observer
@@ -38,7 +37,7 @@ _JOIN_SECONDS = 1.0
 
 def meters_of(config: Config) -> Meters:
     """Make the meters of this process. Counters whose labels are known stand at zero from the start."""
-    if outlet_of(config.metrics, "relay") is None:
+    if config.metrics.relay is None:
         return OFF
     meters = make_recorder(metrics.RELAY)
     for kind, names in (("destination", config.destinations), ("api", config.apis)):

@@ -14,12 +14,10 @@ import msgspec
 
 from inbox.config.model import Config
 from inbox.errors import collect_config_errors
-from inbox.otlp.asked import require_extra
-from inbox.tracing.spans import OFF, Tracer
+from inbox.observe.traces import OFF, Tracer, require_extra
 from relay.daemon.alert_sender import AlertSender, PostResult, alert_client
-from relay.daemon.attempt_span import begin_attempt
 from relay.daemon.lease_renewal import Leases, claim_of
-from relay.daemon.pool import FinishedAttempt, WorkerPool
+from relay.daemon.pool import FinishedAttempt, WorkerPool, begin_attempt
 from relay.delivery.gates import Admission, GateKey, Gates, RateLimit
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import breaker_limits, policies
@@ -52,7 +50,7 @@ def prepare(config: Config) -> PreparedConfig:
         "alert_client": partial(alert_client, config),
         "sweeps": partial(scheduled, config),
     }
-    require_extra(config)
+    require_extra(config.traces.endpoint)
     return PreparedConfig(config, **collect_config_errors(parts))
 
 
@@ -156,7 +154,7 @@ class Generations:
         tracer: Tracer = OFF,
     ) -> None:
         def context_of(delivery: Delivery) -> Context:
-            span = begin_attempt(tracer, delivery, now()) if tracer.is_on else None
+            span = begin_attempt(tracer, delivery) if tracer.is_on else None
             return Context(partial(leases.trusted_until, claim_of(delivery)), stop, now, span)
 
         self._start = partial(Generation, context_of=context_of, stop=stop, now=now, put=events.put)

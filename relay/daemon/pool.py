@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from inbox.logs.fields import fields
-from inbox.logs.traces import without_message
-from relay.daemon.attempt_span import end_attempt
-from relay.delivery.outcome import Delivery, Failed, Outcome
+from inbox.observe.logs import fields, without_message
+from inbox.observe.traces import Span, Tracer
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.destinations import Context, Deliverer
 
 _log = logging.getLogger(__name__)
@@ -131,5 +130,32 @@ class WorkerPool:
                 delivery = msgspec.structs.replace(delivery, trace_ids=context.span.ids)  # for its log lines
                 with context.span.current():
                     outcome = attempt(delivery, deliverer, context)
-                end_attempt(context.span, outcome)
+                _end(context.span, outcome)
             self._finished(FinishedAttempt(delivery, outcome, self))
+
+
+def begin_attempt(tracer: Tracer, delivery: Delivery) -> Span | None:
+    """Begin the span of an attempt, by the semantic conventions of messaging; None unless its event's trace is sampled."""
+    if delivery.traceparent is None:
+        return None
+    span = tracer.begin(f"process {delivery.route}", "consumer", parent=delivery.traceparent)
+    if span is not None:
+        span.attributes |= {
+            "messaging.system": "inbox_relay",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": delivery.route,
+            "messaging.message.id": delivery.webhook_id,
+            "inbox.source": delivery.source,
+            "inbox.seq": delivery.seq,
+            "inbox.attempt": delivery.attempt,
+            "inbox.run": delivery.run,
+        }
+    return span
+
+
+def _end(span: Span, outcome: Outcome) -> None:
+    error = outcome.error_class if isinstance(outcome, Failed) else None
+    did = outcome.did if isinstance(outcome, Delivered) else type(outcome).__name__.lower()
+    span.attributes["inbox.outcome"] = "failed" if error is not None else did
+    span.end(error=error)

@@ -156,8 +156,6 @@ def _require_same(old: Config, new: Config) -> None:
         raise ConfigError("[database] wake_up: another value needs a restart")
     if new.metrics.relay != old.metrics.relay:
         raise ConfigError("[metrics] relay: another address needs a restart")
-    if new.metrics.endpoint != old.metrics.endpoint:
-        raise ConfigError("[metrics] endpoint: another URL needs a restart")
     if new.logs != old.logs:
         raise ConfigError("[logs] needs a restart for another value")
     if new.traces != old.traces:

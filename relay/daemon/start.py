@@ -17,10 +17,9 @@ from inbox.db.dialect import failure_of
 from inbox.exposure import exposure_warnings
 from inbox.garbage import freeze_loaded
 from inbox.loader.load import config_path, load_file
-from inbox.logs import lines
-from inbox.telemetry.outlet import outlet_of
-from inbox.telemetry.recorder import exporter_at
-from inbox.tracing.setup import make_tracer
+from inbox.observe import logs
+from inbox.observe.recorder import exporter_at
+from inbox.observe.traces import make_tracer
 from relay.daemon.gauges import meters_of, publishing_gauges
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
@@ -68,14 +67,15 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
     with reporting():
         prepared = load_file().make(prepare)
         config = prepared.config
-        lines.escape_lines(logging.getLogger().handlers, form=config.logs.format)
+        logs.escape_lines(logging.getLogger().handlers, form=config.logs.format)
         connections = engine.connect(config.database.url, application="inbox-relay")
         if not _is_fit(connections, orders, observer, is_patient=not options.drain):
             return 0
         if not options.supervised:
             observer.exposed(exposure_warnings(config_path(), config))
     with ExitStack() as leaving:
-        exporter = None if options.supervised else exporter_at(outlet_of(config.metrics, "relay"), config.logs.format)
+        served = None if config.metrics.relay is None else config.metrics.relay.place
+        exporter = None if options.supervised else exporter_at(served, config.logs.format)
         if exporter is not None:
             leaving.callback(exporter.stop)
             exporter.ensure()
@@ -93,7 +93,7 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
         database = Database(connections)
         observer.meters, database.on_facts = meters_of(config), observer.appended
         leaving.callback(observer.meters.close)
-        observer.tracer = make_tracer(config.traces, "inbox-relay")
+        observer.tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-relay")
         leaving.callback(observer.tracer.close)
         relay = Relay(database, prepared, observer=observer, grace_seconds=options.grace_seconds)
         freeze_loaded()
@@ -139,6 +139,6 @@ def _log_to_stderr(*, verbose: bool, several: bool) -> None:
     pid = "%(process)d " if several else ""
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format=f"%(asctime)s {pid}%(levelname)s %(message)s")
-    lines.escape_lines(logging.getLogger().handlers)
+    logs.escape_lines(logging.getLogger().handlers)
     logging.getLogger("relay.node").setLevel(logging.INFO)  # starts, stops and reloads are always logged
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it only reads which revision the database has

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from inbox.config.model import Config
 from inbox.errors import ConfigError
-from inbox.telemetry.recorder import ExporterProcess
+from inbox.observe.recorder import ExporterProcess
 from relay.daemon.process import HANDLED, Order, Orders, capture_signal, ignore_signals, read_again
 from relay.observe import Observer
 

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from inbox.events.event import Action
-from inbox.logs.trace_ids import TraceIds
+from inbox.observe.logs import TraceIds
 
 CallStep = Literal["forward", "fetch", "find", "create", "update", "delete", "alert", "handle"]
 Sent = Literal["answered", "not_sent", "unknown"]

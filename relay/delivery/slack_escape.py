@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-from inbox.logs.visible import visible_line
+from inbox.observe.visible import visible_line
 
 _BREAKS = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
 _MENTION = re.compile(r"(?<!\w)@(?=\w)")

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from inbox.cli.terminal import cell, say
 from inbox.clock import Clock, SystemClock
-from inbox.logs.visible import visible, visible_text
+from inbox.observe.visible import visible, visible_text
 from relay.demo.commercial import CallMade
 from relay.demo.compare import Mismatch
 from relay.demo.events import CommandRun, DemoEvent, NoCallNeeded

@@ -14,9 +14,8 @@ from contextlib import nullcontext
 from inbox.clock import steady
 from inbox.config.model import PythonDestination, Route
 from inbox.errors import BodyErased
-from inbox.logs.fields import fields
-from inbox.logs.traces import place_of
-from inbox.tracing.spans import Span
+from inbox.observe.logs import fields, place_of
+from inbox.observe.traces import Span
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Sent, Skipped
 from relay.destinations.base import Clients, Context
 from relay.handler import Event, GiveUp, Retry, Skip

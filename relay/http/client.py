@@ -28,9 +28,8 @@ import tenacity
 
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
-from inbox.logs.fields import fields
-from inbox.logs.traces import place_of
-from inbox.tracing.spans import Span
+from inbox.observe.logs import fields, place_of
+from inbox.observe.traces import Span
 from relay.delivery.gates import LONGEST_HOLD
 from relay.delivery.outcome import Call, CallStep, RateHold, Sent
 from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, rate_hold

@@ -21,8 +21,7 @@ import msgspec
 
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
-from inbox.logs.fields import fields
-from inbox.logs.traces import without_message
+from inbox.observe.logs import fields, without_message
 
 _log = logging.getLogger(__name__)
 

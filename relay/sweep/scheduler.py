@@ -18,7 +18,7 @@ from inbox.clock import steady
 from inbox.config.model import Config
 from inbox.db.dialect import error_text
 from inbox.errors import SweepFailed, collect_config_errors
-from inbox.tracing.spans import Span
+from inbox.observe.traces import Span
 from relay.delivery.alerts import Alert
 from relay.destinations.base import Context
 from relay.observe import Observer

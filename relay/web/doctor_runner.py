@@ -18,8 +18,7 @@ from inbox.doctor.run import ExaminationResult, examinations, run
 from inbox.errors import ConfigError
 from inbox.examination import Installation
 from inbox.loader.load import ConfigFile, config_path, load_file, load_text
-from inbox.logs.fields import fields
-from inbox.logs.traces import without_message
+from inbox.observe.logs import fields, without_message
 
 KEPT_SECONDS = 60.0
 """A report that is younger is shown again: the examinations cost the database some seconds of work."""

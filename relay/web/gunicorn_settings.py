@@ -21,8 +21,7 @@ from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError
 from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, LineLogger, allow_files, escape_logs, reactivate
 from inbox.loader.load import ConfigFile, load_file, read_config
-from inbox.logs.fields import fields
-from inbox.logs.lines import write_stderr
+from inbox.observe.logs import fields, write_stderr
 from relay.web.access.guard import Sessions
 from relay.web.app import page_of
 

@@ -12,8 +12,7 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.errors import NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
-from inbox.logs.fields import fields
-from inbox.logs.traces import without_message
+from inbox.observe.logs import fields, without_message
 from relay.web import render
 
 API = "/api/v1"

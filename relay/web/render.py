@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from inbox.cli import wording
 from inbox.events.timestamps import as_time, rfc3339
-from inbox.logs.visible import visible, visible_line
+from inbox.observe.visible import visible, visible_line
 from relay.web import query as queries
 from relay.web.query import encodable_text
 from relay.web.reading import MOST_COUNTED, Screen

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from inbox.clock import SystemClock
-from inbox.logs.lines import escape_lines, write_stderr
+from inbox.observe.logs import escape_lines, write_stderr
 from tests.helpers.hostile import HOSTILE, MARK, harm_of
 
 

@@ -12,11 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import choose_encoder
 
-from inbox.logs.trace_ids import TraceIds
-from inbox.telemetry.exporter import LONGEST_LINE, drop_privileges
-from inbox.telemetry.metrics import (
+from inbox.observe.exporter import LONGEST_LINE, Totals, drop_privileges
+from inbox.observe.metrics import (
     ATTEMPTS,
     BATCH_EVENTS,
     BREAKER,
@@ -30,8 +28,7 @@ from inbox.telemetry.metrics import (
     Meters,
     Metric,
 )
-from inbox.telemetry.recorder import PIPE, Recorder, exporter_at, make_recorder
-from inbox.telemetry.totals import Totals
+from inbox.observe.recorder import PIPE, Recorder, exporter_at, make_recorder
 from tests.helpers.scraping import Samples, parsed, total
 from tests.helpers.waiting import until
 
@@ -182,7 +179,7 @@ def test_the_newest_value_of_a_gauge_stands_in_whichever_order_processes_write(p
 def test_what_does_not_change_is_told_again_to_an_exporter_that_came_later(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inbox.telemetry.recorder.REWRITE_EVERY_SECONDS", 0.3)
+    monkeypatch.setattr("inbox.observe.recorder.REWRITE_EVERY_SECONDS", 0.3)
     recorder = pipe.recorder()
     recorder.put(BREAKER, 2, "destination", "crm")
     recorder.count(RECEIVED, "trivore", by=0)
@@ -214,8 +211,6 @@ def test_what_does_not_change_is_told_again_to_an_exporter_that_came_later(
         b'["inbox_received_total",["a"],[1.0,2.0]]\n',
         b'["inbox_received_total",["a"],["1"]]\n',
         b'["inbox_batch_events",[],[1.0]]\n',
-        b'["inbox_received_total",["a"],[1.0],[[0,1.0,2.0,"a","b"]]]\n',
-        b'["inbox_batch_events",[],[1,0,0,0,0,0,0,0,0,0,1],[[10,1.0,2.0,"a","b"]]]\n',
         b"\xff" * LONGEST_LINE,
     ],
 )
@@ -224,23 +219,6 @@ def test_anything_but_a_line_of_a_recorder_is_left_out(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         totals.add(line)
     assert exposition(totals) == {}
-
-
-def test_the_newest_sampled_value_of_each_bucket_is_an_exemplar_where_openmetrics_is_asked_for(pipe: Pipe) -> None:
-    first, second = pipe.recorder(), pipe.recorder()
-    for recorder, digit in ((first, "a"), (second, "b")):
-        ids = TraceIds(digit * 32, digit * 16)
-        recorder.observe(DELIVERY_SECONDS, 0.2, "crm", trace=ids)
-        recorder.observe(DELIVERY_SECONDS, 0.2, "crm")
-        recorder.close()
-    pipe.drain()
-    registry = CollectorRegistry()
-    registry.register(pipe.totals)
-    encode, _ = choose_encoder("application/openmetrics-text; version=1.0.0")
-    (shown,) = [line for line in encode(registry).decode().splitlines() if "#" in line[1:]]
-    bucket = 'relay_delivery_seconds_bucket{le="0.25",route="crm"} 4.0'
-    assert shown.startswith(f'{bucket} # {{span_id="{"b" * 16}",trace_id="{"b" * 32}"}} 0.2 ')
-    assert "trace_id" not in generate_latest(registry).decode()
 
 
 @pytest.mark.parametrize("given", [None, "", "x", "100000"], ids=str)

@@ -8,7 +8,7 @@ import pytest
 
 from inbox.config.values import Address
 from inbox.errors import CAUSES, RequestError
-from inbox.telemetry.metrics import RECEIVER, RELAY, Metric
+from inbox.observe.metrics import RECEIVER, RELAY, Metric
 
 
 @pytest.mark.parametrize("metric", [*RECEIVER, *RELAY], ids=lambda metric: metric.name)

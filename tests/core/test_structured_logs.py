@@ -11,10 +11,16 @@ from typing import Any, Literal
 
 import pytest
 
-from inbox.logs.fields import KEYS, LogKeys, fields
-from inbox.logs.lines import LineFormatter, escape_lines
-from inbox.logs.structured import StructuredFormatter
-from inbox.logs.trace_ids import TraceIds, working_on
+from inbox.observe.logs import (
+    KEYS,
+    LineFormatter,
+    LogKeys,
+    StructuredFormatter,
+    TraceIds,
+    escape_lines,
+    fields,
+    working_on,
+)
 from tests.docs.pages import PAGES, ROOT
 from tests.helpers.hostile import HOSTILE, MARK, harm_of
 

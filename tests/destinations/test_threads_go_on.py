@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from inbox.config.values import Duration
-from inbox.logs.traces import without_message
+from inbox.observe.logs import without_message
 from relay.daemon import process
 from relay.daemon.alert_sender import AlertSender, PostResult
 from relay.daemon.pool import FinishedAttempt, WorkerPool

@@ -18,7 +18,7 @@ from inbox.db import views  # noqa: F401  # it attaches the views to the metadat
 from inbox.db.dialect import sqlite_functions
 from inbox.db.engine import PINNED
 from inbox.db.schema import metadata
-from inbox.telemetry import metrics
+from inbox.observe import metrics
 from relay.delivery.alerts import SENTENCES
 from relay.delivery.audit import Finding
 from relay.delivery.lifecycle import State, Step

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import timedelta
 
 import pytest
 from opentelemetry.semconv._incubating.attributes import messaging_attributes, url_attributes
 from opentelemetry.semconv.attributes import error_attributes, http_attributes, server_attributes
 from sqlalchemy import Engine
 
-from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from relay.daemon.attempt_span import begin_attempt
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
+from relay.daemon.pool import begin_attempt
 from relay.observe import Observer
 from relay.store.database import Database
 from relay.sweep import scheduler
@@ -72,7 +70,7 @@ def test_calls_have_their_templates_and_no_value(kept: Kept) -> None:
             SYNC.format(api=server.url),
         )
         delivery = a_delivery(entity_id="p-1", body=b'{"id": "p-1"}')
-        span = begin_attempt(kept.tracer, delivery, delivery.received_at)
+        span = begin_attempt(kept.tracer, delivery)
         assert span is not None
         bounds = context()
         deliver(text, delivery, type(bounds)(bounds.lease, bounds.stop, bounds.now, span))
@@ -97,29 +95,10 @@ def test_calls_have_their_templates_and_no_value(kept: Kept) -> None:
     assert not re.search("p-1|k-1|Ada", shown)
 
 
-def test_past_a_day_an_attempt_is_linked(kept: Kept) -> None:
-    delivery = a_delivery()
-    for days in (0.9, 1.1):
-        span = begin_attempt(kept.tracer, delivery, delivery.received_at + timedelta(days=days))
-        assert span is not None
-        span.end()
-    early, late = kept.spans(f"process {delivery.route}")
-    assert (early.context.trace_id, len(early.links)) == (int("a" * 32, 16), 0)
-    assert late.parent is None
-    assert late.links[0].context.trace_id == int("a" * 32, 16)
-
-
-def test_attempts_of_one_event_are_sampled_alike_and_a_sender_who_samples_nothing_is_followed() -> None:
-    now = SystemClock().now()
-    with keeping(ratio=0.5) as kept:
-        tracer = kept.tracer
-        for number in range(50):
-            delivery = a_delivery(traceparent=None, dedup_key=str(number))
-            begun = [begin_attempt(tracer, a_delivery(traceparent=None, dedup_key=str(number)), now) for _ in range(3)]
-            traces = {None if span is None else span.ids.trace_id for span in begun}
-            assert len(traces) == 1 or delivery.received_at + timedelta(days=1) < now
-            assert len({span is None for span in begun}) == 1
-        assert begin_attempt(tracer, a_delivery(traceparent=f"00-{'a' * 32}-{'b' * 16}-00"), now) is None
+def test_an_attempt_is_traced_where_the_trace_of_its_event_is_sampled(kept: Kept) -> None:
+    contexts = (None, f"00-{'a' * 32}-{'b' * 16}-00", f"00-{'a' * 32}-{'b' * 16}-01")
+    begun = [begin_attempt(kept.tracer, a_delivery(traceparent=each)) is not None for each in contexts]
+    assert begun == [False, False, True]
 
 
 def test_a_relay_traces_attempts_sweeps_and_commands(
@@ -129,8 +108,11 @@ def test_a_relay_traces_attempts_sweeps_and_commands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.02)
-    give_up(sqlite_engine, sqlite_database_url, [("u1", "2026-01-01T00:00:00Z")])
-    fill(sqlite_database_url, [("u2", "2026-01-01T00:00:00Z")])
+    with keeping() as of_first, keeping() as of_second, monkeypatch.context() as patched:
+        tracers = iter([of_first.tracer, of_second.tracer])  # a receiver that stops closes its tracer
+        patched.setattr("inbox.receiver.app.make_tracer", lambda *_: next(tracers))
+        give_up(sqlite_engine, sqlite_database_url, [("u1", "2026-01-01T00:00:00Z")])
+        fill(sqlite_database_url, [("u2", "2026-01-01T00:00:00Z")])
     directory = Directory({"u9": "2026-01-02T00:00:00Z"})
     with serving(directory) as api, serving(answer(500), answer(204)) as audit:
         config = configured(audit.url, more=TABLE.format(url=api.url, count=2) + 'every = "1h"\n')

@@ -1,4 +1,4 @@
-"""An OTLP collector of the tests' own: it takes traces and metrics by HTTP as protobuf, and can hang."""
+"""An OTLP collector of the tests' own: it takes traces by HTTP as protobuf, and can hang."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import msgspec
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Sent
 
 from tests.helpers.waiting import until
@@ -34,23 +32,11 @@ class Span(msgspec.Struct, frozen=True):
     failed: bool
 
 
-class Point(msgspec.Struct, frozen=True):
-    """A series of a metric; `number` is that of observations where it is a histogram."""
-
-    service: str
-    labels: dict[str, Any]
-    number: float
-    traces: set[str]
-    """Trace ids of its exemplars."""
-
-
 class Collector:
-    """Keeps every span, and the newest points of each metric. While `hangs` is set, it answers nobody."""
+    """Keeps every span. While `hangs` is set, it answers nobody."""
 
     def __init__(self, port: int = 0) -> None:
         self.spans: list[Span] = []
-        self.metrics: dict[tuple[str, str], list[Point]] = {}
-        """By service and name."""
         self.asked = 0
         self.hangs, self.closing = threading.Event(), threading.Event()
         collector = self
@@ -60,7 +46,7 @@ class Collector:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                collector.take(self.path, body)
+                collector.take(body)
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -73,17 +59,11 @@ class Collector:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
-    def take(self, path: str, body: bytes) -> None:
+    def take(self, body: bytes) -> None:
         """Decode a request."""
         self.asked += 1
         if self.hangs.is_set():
             self.closing.wait(60)
-        if path == "/v1/metrics":
-            for of in ExportMetricsServiceRequest.FromString(body).resource_metrics:
-                service = _values(of.resource.attributes)["service.name"]
-                for metric in [metric for scope in of.scope_metrics for metric in scope.metrics]:
-                    self.metrics[service, metric.name] = list(_points(metric, service))
-            return
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             service = _values(resource.resource.attributes)["service.name"]
             self.spans += [_span(sent, service) for scope in resource.scope_spans for sent in scope.spans]
@@ -125,13 +105,6 @@ def _span(sent: Sent, service: str) -> Span:
         [(link.trace_id.hex(), link.span_id.hex()) for link in sent.links],
         failed=sent.status.code == 2,
     )
-
-
-def _points(metric: Metric, service: str) -> Iterator[Point]:
-    for point in getattr(metric, str(metric.WhichOneof("data"))).data_points:
-        number = point.count if metric.HasField("histogram") else point.as_double
-        traces = {seen.trace_id.hex() for seen in point.exemplars}
-        yield Point(service, _values(point.attributes), number, traces)
 
 
 def _values(pairs: Any) -> dict[str, Any]:  # noqa: ANN401  # a list of protobuf's own

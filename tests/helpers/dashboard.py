@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from inbox.telemetry.metrics import RECEIVER, RELAY
+from inbox.observe.metrics import RECEIVER, RELAY
 
 DASHBOARD = Path(__file__).resolve().parent.parent.parent / "deploy" / "grafana" / "inbox-relay.json"
 LABELS: Mapping[str, frozenset[str]] = {

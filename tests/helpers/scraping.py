@@ -21,7 +21,7 @@ def metrics_at(side: str) -> tuple[int, str]:
 
 def exporter_of(program: Program) -> int:
     """The pid of the child that serves its metrics."""
-    return next(pid for pid in program.children() if b"inbox.telemetry.exporter" in _command_line(pid))
+    return next(pid for pid in program.children() if b"inbox.observe.exporter" in _command_line(pid))
 
 
 def _command_line(pid: int) -> bytes:

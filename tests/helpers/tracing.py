@@ -11,8 +11,7 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util._once import Once
 
-from inbox.config.model import Traces
-from inbox.tracing.exporting import OtelTracer
+from inbox.observe.otel import OtelTracer
 
 
 class Kept:
@@ -24,7 +23,7 @@ class Kept:
 
     def spans(self, name: str | None = None) -> list[ReadableSpan]:
         """Return those of this name, or all, in the order of their ends."""
-        self.tracer._processor.force_flush()
+        self.tracer._provider.force_flush()
         return [span for span in self._exporter.get_finished_spans() if name in {None, span.name}]
 
 
@@ -39,7 +38,7 @@ def keeping(ratio: float = 1.0) -> Iterator[Kept]:
 @contextlib.contextmanager
 def traced(exporter: SpanExporter, ratio: float = 1.0) -> Iterator[OtelTracer]:
     """A tracer as long as the block runs; the process's own provider is as before afterwards."""
-    made = OtelTracer(Traces(ratio=ratio), "tests", exporter)
+    made = OtelTracer(None, ratio, "tests", exporter)
     try:
         yield made
     finally:

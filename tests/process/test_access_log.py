@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.logs.access_log import AccessLogMask
+from inbox.observe.logs import AccessLogMask
 from tests.helpers.hostile import harm_of
 from tests.helpers.processes import GUNICORN, site
 from tests.helpers.webhooks import config_text

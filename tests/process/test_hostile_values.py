@@ -343,7 +343,7 @@ def test_a_number_that_no_row_can_have_is_wrong_use(arguments: str) -> None:
 
 
 def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
-    """Search the code for calls that could pass markup to rich, or bypass `inbox.logs.visible`."""
+    """Search the code for calls that could pass markup to rich, or bypass `inbox.observe.visible`."""
     paths = [path for side in ("inbox", "relay") for path in Path(side).rglob("*.py") if "demo" not in path.parts]
     calls = [
         (path, node) for path in paths for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
@@ -355,7 +355,7 @@ PLAIN = {
     ("inbox/cli/terminal.py", "console.print"),
     ("inbox/cli/terminal.py", "sys.stdout.write"),
     ("inbox/cli/command_line.py", "sys.stderr.write"),
-    ("inbox/logs/lines.py", "sys.stderr.write"),
+    ("inbox/observe/logs.py", "sys.stderr.write"),
     ("relay/cli/verify.py", "sys.stdout.write"),  # JSON, element by element
 }
 """Each is tested above, or gets no value from outside. The demo is tested by tests/demo/test_screen.py."""

@@ -188,6 +188,7 @@ def test_what_relays_count_is_what_the_log_says(
             )
             assert relay.runs, relay.output
             logged = facts(engine)
+            until(lambda: served(port), "metrics are served")
             until(lambda: counted(scrape(port)) == Counter(fact["kind"] for fact in logged), "all of it is told")
             until(lambda: total(scrape(port), "relay_backlog_read_timestamp_seconds") > 0, "the backlog was read")
             found = scrape(port)

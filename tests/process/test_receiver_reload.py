@@ -154,7 +154,6 @@ def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force
         ],
         elsewhere + source("added", TOKEN): [needs_a_restart],
         f"{good}[metrics]\nreceiver = '127.0.0.1:1'": ["[metrics] receiver: another address needs a restart"],
-        f"{good}[metrics]\nendpoint = 'http://127.0.0.1:9/'": ["[metrics] endpoint: another URL needs a restart"],
         elsewhere + source("added", "env:NOT_THERE"): [needs_a_restart, "[sources.added] auth: "],
     }
     with site(tmp_path, good) as place:

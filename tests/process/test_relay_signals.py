@@ -108,11 +108,6 @@ SPOILED = (
         "[metrics]\nrelay = '127.0.0.1:1'\n[database]",
         ["[metrics] relay: another address needs a restart"],
     ),
-    (
-        "[database]",
-        "[metrics]\nendpoint = 'http://127.0.0.1:9/'\n[database]",
-        ["[metrics] endpoint: another URL needs a restart"],
-    ),
 )
 """A part of a good file, what stands there instead, and what is told of it."""
 

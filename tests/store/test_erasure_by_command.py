@@ -149,12 +149,12 @@ def test_a_relay_and_the_command_line_do_each_step_once(
     monkeypatch.setattr(erasing, "EVENTS_OF_A_STEP", 2)
     live(steps)
     order = erasing.ErasureOrder(PERSON, "kim", "request 2026-17")
-    number = erasing.ask(engine, order)
+    number, look = erasing.ask(engine, order), erasing.look
 
     def looked(
         connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
     ) -> erasing.ErasureStep:
-        found = erasing.look(connection, subject, position, own_command=own_command)
+        found = look(connection, subject, position, own_command=own_command)
         execution.work_on(steps.database, CONFIG, POLICIES, number)  # a relay looked, too, and is faster
         return found
 

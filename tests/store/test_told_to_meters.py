@@ -12,9 +12,9 @@ from sqlalchemy import text
 
 from inbox.clock import SystemClock
 from inbox.config.model import Route
-from inbox.logs.trace_ids import TraceIds
-from inbox.telemetry import metrics
-from inbox.telemetry.metrics import Meters, Metric
+from inbox.observe import metrics
+from inbox.observe.logs import TraceIds
+from inbox.observe.metrics import Meters, Metric
 from relay.daemon import gauges
 from relay.daemon.gauges import Backlog, HealthGauges
 from relay.delivery import facts

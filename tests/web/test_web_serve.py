@@ -19,7 +19,7 @@ from sqlalchemy import Engine, text
 from inbox.events.commands import MOST_SEQS
 from inbox.http import limits
 from inbox.http.body import LimitedApp, Message, Receive, Send
-from inbox.logs.fields import KEYS
+from inbox.observe.logs import KEYS
 from relay.web.access.accounts import hash_password, hash_token
 from relay.web.gunicorn_settings import CONNECTIONS, LARGEST_FORM, graceful_timeout
 from relay.web.static_files import FILES, static_url

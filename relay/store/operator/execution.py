@@ -22,7 +22,7 @@ from inbox.config.model import Config
 from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
 from inbox.db.known_names import has_route, has_source
 from inbox.errors import UnusableCommand
-from inbox.tracing.spans import OFF, Span, Tracer, new_span_id
+from inbox.observe.traces import OFF, Span, Tracer
 from relay.delivery import facts
 from relay.delivery.gates import Gate
 from relay.delivery.policy import Policies
@@ -55,8 +55,6 @@ class OpenCommands:
         self._database = database
         self._monotonic = monotonic
         self._tracer = tracer
-        self._process = new_span_id()
-        """Part of the seed of a command's trace, which all its batches in this process share."""
         self._after = 0
         self._faulty: dict[int, float] = {}
         """Commands that failed for a reason that is no item's, and when each is tried again."""
@@ -74,7 +72,7 @@ class OpenCommands:
         for number in numbers:
             if number in self._faulty:
                 continue
-            span = self._tracer.begin("command", "internal", seed=f"command {self._process} {number}")
+            span = self._tracer.begin("command", "internal")
             try:
                 batch = work_on(self._database, config, policies, number)
                 changed += batch

@@ -28,8 +28,8 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from inbox.config.model import Web
 from inbox.config.values import Secret
 from inbox.errors import AccessBroken, ConfigError
-from inbox.logs.fields import fields
-from inbox.logs.visible import visible
+from inbox.observe.logs import fields
+from inbox.observe.visible import visible
 
 Role = Literal["viewer", "operator"]
 ROLES: tuple[Role, ...] = ("viewer", "operator")

@@ -27,8 +27,8 @@ from inbox.clock import Clock
 from inbox.config.model import Web, WebProxy
 from inbox.config.values import Network
 from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
-from inbox.logs.fields import fields
-from inbox.logs.visible import visible
+from inbox.observe.logs import fields
+from inbox.observe.visible import visible
 from inbox.sources.sender import address_of as parse_address
 from relay.web import render
 from relay.web.access.accounts import (

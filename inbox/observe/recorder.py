@@ -19,12 +19,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from inbox.clock import epoch_nanoseconds
-from inbox.logs.fields import fields
-from inbox.logs.structured import Format
-from inbox.logs.trace_ids import TraceIds
-from inbox.telemetry.metrics import OFF, Meters, Metric
-from inbox.telemetry.outlet import Outlet
+from inbox.observe.logs import Format, fields
+from inbox.observe.metrics import OFF, Meters, Metric
 
 PIPE = "INBOX_METRICS_PIPE"
 """Environment variable with the pipe's writing end, for the processes of a side."""
@@ -37,18 +33,6 @@ _EXPORTER_ENDS_WITHIN_SECONDS = 5.0
 _LAST_WRITE_WITHIN_SECONDS = 1.0
 
 
-class Exemplar(msgspec.Struct, frozen=True, array_like=True):
-    """A value of a histogram that was observed in a sampled trace."""
-
-    place: int
-    """The bucket, counted from 0."""
-    value: float
-    at: float
-    """Seconds since 1970."""
-    trace_id: str
-    span_id: str
-
-
 class Line(msgspec.Struct, frozen=True, array_like=True):
     """A series, as a process tells of it."""
 
@@ -59,46 +43,34 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
     values: tuple[float, ...]
     """A counter has the number to add, a histogram the number for each bucket and their sum. A gauge has its value and the
     time of it by the monotonic clock, which all processes share."""
-    exemplars: tuple[Exemplar, ...] = ()
-    """The newest of each bucket since the last line."""
 
 
 _log = logging.getLogger(__name__)
 
 
 def exporter_at(
-    outlet: Outlet | None, form: Format = "text", uid: int | None = None, gid: int | None = None
+    place: tuple[str, int] | None, form: Format = "text", uid: int | None = None, gid: int | None = None
 ) -> ExporterProcess | None:
-    """Make the exporter for this process and its children; None when metrics are off or it can't be made.
+    """Make the exporter that serves at this host and port, for this process and its children; None without one.
 
     If this process runs as root, the exporter changes to `uid` and `gid`.
     """
     os.environ.pop(PIPE, None)  # left by a parent process
-    if outlet is None:
+    if place is None:
         return None
     try:
-        return ExporterProcess(outlet, form, os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
+        return ExporterProcess(place, form, os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
     except OSError as error:  # too many files; everything else continues
         _log.error("metrics: nothing is counted: %a", error, extra=fields("metrics_trouble"))
         return None
 
 
 class ExporterProcess:
-    """Starts and stops the program that exports metrics (`inbox.telemetry.exporter`), and owns the pipe to it."""
+    """Starts and stops the program that serves metrics (`inbox.observe.exporter`), and owns the pipe to it."""
 
-    def __init__(self, outlet: Outlet, form: Format, uid: int, gid: int) -> None:
-        self._command = [
-            sys.executable,
-            "-m",
-            "inbox.telemetry.exporter",
-            outlet.address or "",
-            str(uid),
-            str(gid),
-            form,
-        ]
-        self._command += [] if outlet.service is None else [outlet.service]
-        # A URL may hold a password, and everybody can read a command line.
-        self._variables = {} if outlet.endpoint is None else {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": outlet.endpoint}
+    def __init__(self, place: tuple[str, int], form: Format, uid: int, gid: int) -> None:
+        arguments = [*map(str, (*place, uid, gid)), form]
+        self._command = [sys.executable, "-m", "inbox.observe.exporter", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
         # This process keeps the reading end, too, so that data written while no exporter runs waits for the next one.
         self._reading, self.pipe = os.pipe()
@@ -109,9 +81,7 @@ class ExporterProcess:
         if self._process is not None and self._process.poll() is None:
             return
         try:
-            self._process = subprocess.Popen(  # noqa: S603  # our own Python, our own arguments
-                self._command, stdin=self._reading, env={**os.environ, **self._variables}
-            )
+            self._process = subprocess.Popen(self._command, stdin=self._reading)  # noqa: S603  # our own Python and arguments
         except OSError as error:  # no memory, or too many processes; everything else continues
             _log.error(
                 "metrics: can't be served now: %s", error, extra=fields("metrics_trouble")
@@ -152,7 +122,6 @@ class Recorder(Meters):
         self._values: dict[tuple[str, tuple[str, ...]], list[float]] = {}
         """All series: the value of a gauge, the unwritten part of others."""
         self._changed: set[tuple[str, tuple[str, ...]]] = set()
-        self._exemplars: dict[tuple[str, tuple[str, ...]], dict[int, Exemplar]] = {}
         self._gauges = {metric.name for metric in table if metric.kind == "gauge"}
         self._wanted, self._ended = threading.Event(), threading.Event()
         for metric in table:
@@ -167,16 +136,13 @@ class Recorder(Meters):
         with self._lock:
             self._of(metric, labels)[0] += by
 
-    def observe(self, metric: Metric, value: float, *labels: str, trace: TraceIds | None = None) -> None:
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add a value to a histogram. A value equal to a limit belongs to the bucket below it (`le`)."""
         place = bisect_left(metric.buckets, value)
         with self._lock:
             held = self._of(metric, labels)
             held[place] += 1
             held[-1] += value
-            if trace is not None:
-                exemplar = Exemplar(place, value, epoch_nanoseconds() / 1e9, trace.trace_id, trace.span_id)
-                self._exemplars.setdefault((metric.name, labels), {})[place] = exemplar
 
     def put(self, metric: Metric, value: float, *labels: str) -> None:
         """Set a gauge."""
@@ -220,9 +186,8 @@ class Recorder(Meters):
         """Take the lines to write, and reset counters and histograms to zero."""
         with self._lock:
             keys, self._changed = set(self._values) if everything else self._changed, set()
-            exemplars, self._exemplars = self._exemplars, {}
             self._wanted.clear()
-            lines = [Line(*key, tuple(self._values[key]), tuple(exemplars.get(key, {}).values())) for key in keys]
+            lines = [Line(*key, tuple(self._values[key])) for key in keys]
             for key in keys:
                 if key[0] not in self._gauges:
                     self._values[key] = [0.0] * len(self._values[key])

@@ -1,6 +1,6 @@
 """All metrics of both sides, with their names, labels and meanings. There are no others.
 
-`inbox.telemetry.recorder` counts them where `[metrics]` enables it; otherwise `OFF` does, which counts nothing. A label has
+`inbox.observe.recorder` counts them where `[metrics]` enables it; otherwise `OFF` does, which counts nothing. A label has
 few values, and never one from a request: each new value makes a series that stays for ever.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-
-from inbox.logs.trace_ids import TraceIds
 
 UNKNOWN = "(unknown)"
 """Label `source` of a request for an unknown source; no source can have this name."""
@@ -28,7 +26,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     @property
     def numbers(self) -> int:
-        """Return how many numbers a series of it has in `inbox.telemetry.recorder.Line`."""
+        """Return how many numbers a series of it has in `inbox.observe.recorder.Line`."""
         return {"counter": 1, "gauge": 2, "histogram": len(self.buckets) + 2}[self.kind]
 
 
@@ -172,7 +170,7 @@ RELAY = (
 
 
 class Meters:
-    """Counters, histograms and gauges. This class counts nothing; `inbox.telemetry.recorder.Recorder` does.
+    """Counters, histograms and gauges. This class counts nothing; `inbox.observe.recorder.Recorder` does.
 
     The labels come in the order of the metric's own.
     """
@@ -180,7 +178,7 @@ class Meters:
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         """Add `by` to a counter."""
 
-    def observe(self, metric: Metric, value: float, *labels: str, trace: TraceIds | None = None) -> None:
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add a value to a histogram."""
 
     def put(self, metric: Metric, value: float, *labels: str) -> None:

@@ -1,1 +1,0 @@
-"""Text for logs and terminals: escaped, masked, and without messages of exceptions."""

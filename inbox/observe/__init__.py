@@ -1,0 +1,1 @@
+"""Watches both programs: log lines, metrics for Prometheus, and traces by OpenTelemetry."""

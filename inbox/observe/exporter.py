@@ -1,0 +1,185 @@
+"""Serves the metrics of one side's processes at `/metrics`, as a separate program: no load on its port delays a request.
+
+All processes write to its standard input, a pipe (`inbox.observe.recorder`). It adds up the lines, opens no database, and
+ends when the last writer is gone. It ignores signals, which often reach the whole process group.
+"""
+
+from __future__ import annotations
+
+import encodings.idna  # noqa: F401  # a host's name needs it, and Python's own files may be out of reach after `drop_privileges`
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from inbox.observe.logs import Format, escape_lines, fields
+from inbox.observe.metrics import RECEIVER, RELAY, Metric
+from inbox.observe.recorder import Line
+
+LONGEST_LINE = 16 * 1024
+_TRY_AGAIN_SECONDS = 1.0
+_METRICS = {metric.name: metric for metric in (*RECEIVER, *RELAY)}
+_Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+
+_log = logging.getLogger("inbox.metrics")
+
+
+class Totals(Collector):
+    """Sums over all processes, including ended ones. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._series: dict[str, dict[tuple[str, ...], tuple[float, ...]]] = {}
+        self._decoder = msgspec.json.Decoder(Line)
+
+    def add(self, line: bytes) -> None:
+        """Add a line from a process.
+
+        Raises:
+            ValueError: it is no line of `inbox.observe.recorder`, or only the end of one, after an exporter was killed.
+        """
+        try:
+            told = self._decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise ValueError(str(error)) from None
+        metric = _METRICS.get(told.name)
+        if metric is None or (len(told.labels), len(told.values)) != (len(metric.labels), metric.numbers):
+            raise ValueError(f"no metric is like this: {line!r}")
+        with self._lock:
+            series = self._series.setdefault(told.name, {})
+            held = series.get(told.labels)
+            if held is None:
+                series[told.labels] = told.values
+            elif metric.kind == "gauge":
+                series[told.labels] = max(held, told.values, key=lambda each: each[1])  # the newest of any process
+            else:
+                series[told.labels] = tuple(map(sum, zip(held, told.values, strict=True)))
+
+    def collect(self) -> Iterator[_Family]:
+        """Yield every counted metric in prometheus-client's form."""
+        with self._lock:
+            series = [(_METRICS[name], sorted(found.items())) for name, found in sorted(self._series.items())]
+        for metric, found in series:
+            yield _family(metric, found)
+
+
+def _family(metric: Metric, series: list[tuple[tuple[str, ...], tuple[float, ...]]]) -> _Family:
+    if metric.kind == "histogram":
+        histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+        limits = (*map(str, metric.buckets), "+Inf")
+        for labels, values in series:
+            buckets = [(limit, sum(values[: place + 1])) for place, limit in enumerate(limits)]
+            histogram.add_metric(labels, buckets, values[-1])
+        return histogram
+    made = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family = made(metric.name, metric.help, labels=metric.labels)
+    for labels, values in series:
+        family.add_metric(labels, values[0])
+    return family
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind without looking up the host's name, which may take long."""
+        TCPServer.server_bind(self)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep silent about a scraper that hangs up."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 5.0
+    server: _Server
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0] != "/metrics":
+            self.send_error(404)
+            return
+        try:
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        except (TypeError, ValueError):  # it compares versions, and these are not numbers
+            encode, content_type = choose_encoder("")
+        body = encode(self.server.registry)
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
+        pass
+
+
+def _serve(host: str, port: int, registry: CollectorRegistry) -> None:
+    reported = False
+    while True:
+        try:
+            server = _Server(host, port, registry)
+        except OSError as error:  # another program has the port, perhaps a predecessor that is about to end
+            if not reported:
+                why = f"can't listen on {host}:{port}, trying again: {error.strerror or error}"
+                _log.warning("metrics: %s", why, extra=fields("metrics_trouble", error=why))
+            reported = True
+            time.sleep(_TRY_AGAIN_SECONDS)
+        else:
+            server.serve_forever()
+
+
+def drop_privileges(uid: int, gid: int) -> None:
+    """Drop to the rights of this user and group, permanently. Does nothing unless this process runs as root.
+
+    `Popen(user=…)` would drop them before Python starts, and only root may be able to read Python's files, as below /root.
+
+    Raises:
+        OSError: it failed, and this process must not continue.
+    """
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until standard input ends. It neither listens nor reads before it drops root's rights.
+
+    Args:
+        arguments: the host and port to serve at, the user and group to become, and the form of the log.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    host, port, uid, gid, form = arguments
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    escape_lines(logging.getLogger().handlers, form=msgspec.convert(form, Format))
+    drop_privileges(int(uid), int(gid))
+    totals, registry = Totals(), CollectorRegistry()
+    registry.register(totals)
+    threading.Thread(target=_serve, args=(host, int(port), registry), daemon=True).start()
+    for line in iter(partial(sys.stdin.buffer.readline, LONGEST_LINE), b""):
+        try:
+            totals.add(line)
+        except ValueError:  # the rest of a line whose beginning a killed exporter had read
+            continue
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,287 @@
+"""Log lines of both programs: their keys, their forms, and exceptions without their messages, which may hold secrets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import copy
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypedDict, Unpack
+
+import msgspec
+
+from inbox.observe.visible import visible_json, visible_line, visible_text
+
+
+class TraceIds(msgspec.Struct, frozen=True):
+    """Ids of a span, in lower-case hexadecimal: 32 and 16 digits."""
+
+    trace_id: str
+    span_id: str
+
+
+_current: ContextVar[TraceIds | None] = ContextVar("trace_ids", default=None)
+
+
+def current_ids() -> TraceIds | None:
+    """Return the ids of the span that this thread or task works on; None without one."""
+    return _current.get()
+
+
+@contextmanager
+def working_on(ids: TraceIds | None) -> Iterator[None]:
+    """Let log lines of this thread or task have these ids."""
+    token = _current.set(ids)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+KEYS = {
+    "time": "RFC 3339 in UTC, with milliseconds.",
+    "level": "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`.",
+    "logger": "Part of the program.",
+    "process": "Process id.",
+    "event": "Name of the line, of few names; missing in lines of gunicorn and other libraries.",
+    "message": "The line of the format `text`, without time and level.",
+    "source": "Source.",
+    "route": "Route.",
+    "seq": "Number of the event in `inbox`.",
+    "lane": "Lane of the delivery.",
+    "attempt": "Number of the attempt, as in `delivery_log`.",
+    "due_at": "When the next attempt is due.",
+    "did": "What a success did, as in `delivery_log`.",
+    "late": "True when a later event of the lane was delivered before.",
+    "cause": "Why a delivery is dead, as in `delivery_log`, or why a request was rejected, as in `rejected_request`.",
+    "status": "Status of the answer to a request.",
+    "error": "Text of the failure, without secrets.",
+    "step": "Step of the relay, as in `relay_node.failing`.",
+    "item": "Item that failed alone.",
+    "kind": "Kind of an alert, of rows that were deleted, or of what is paused.",
+    "subject": "What an alert or a sweep is about.",
+    "firing": "True when an alert begins, false when it has recovered.",
+    "compared": "Entities that a sweep compared.",
+    "missed": "Changes that no webhook reported.",
+    "added": "Events that a sweep added.",
+    "rows": "Rows, or deliveries, that were changed.",
+    "seconds": "Seconds that the line names.",
+    "node": "Id of the relay, as in `relay_node`.",
+    "routes": "Routes of the configuration, with commas.",
+    "child": "Process id of a child.",
+    "trace_id": "Trace that the line belongs to, where that is sampled: 32 hexadecimal digits.",
+    "span_id": "Span of it: 16 hexadecimal digits.",
+    "traceback": "Traceback of an error, without the texts of exceptions that may hold values.",
+}
+"""Every key, in the order of a line. A line has those that it has a value for."""
+
+
+class LogKeys(TypedDict, total=False):
+    """Keys that a line adds to those which every line has."""
+
+    source: str | None
+    route: str
+    seq: int
+    lane: str
+    attempt: int
+    due_at: str
+    did: str
+    late: bool
+    cause: str
+    status: int
+    error: str
+    step: str
+    item: str
+    kind: str
+    subject: str
+    firing: bool
+    compared: int
+    missed: int
+    added: int
+    rows: int
+    seconds: float
+    node: str
+    routes: str
+    child: int
+
+
+_ATTRIBUTE = "inbox_fields"
+
+
+def fields(event: str, ids: TraceIds | None = None, **values: Unpack[LogKeys]) -> dict[str, Any]:
+    """Make the `extra` of a log call: the line's name, its keys, and the span it belongs to unless that is the current one."""
+    return {_ATTRIBUTE: (ids, {"event": event, **values})}
+
+
+def keys_of(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the keys that a record adds, with its trace."""
+    given: tuple[TraceIds | None, dict[str, Any]] = getattr(record, _ATTRIBUTE, (None, {}))
+    ids, values = given[0] or current_ids(), given[1]
+    return values if ids is None else {**values, "trace_id": ids.trace_id, "span_id": ids.span_id}
+
+
+Format = Literal["text", "json", "logfmt"]
+
+_BARE = re.compile(r"[A-Za-z0-9_.:/+-]+")
+_LONGEST_VALUE = 10_000
+"""Characters. A collector of logs cuts or drops longer lines."""
+
+
+class StructuredFormatter(logging.Formatter):
+    """Formats a record as one line of JSON or logfmt. `text` is the formatter of the format `text`, for the message."""
+
+    def __init__(self, form: Literal["json", "logfmt"], text: logging.Formatter) -> None:
+        super().__init__()
+        self.text = text
+        self._write = _json if form == "json" else _logfmt
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format it."""
+        values: dict[str, Any] = {
+            "time": self.text.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+            **keys_of(record),
+        }
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return self._write({key: _plain(values[key]) for key in KEYS if values.get(key) is not None})
+
+
+def _plain(value: object) -> str | int | float | bool:
+    if isinstance(value, int | float):
+        return value
+    text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+def _quoted(value: object) -> str:
+    return visible_json(json.dumps(value, ensure_ascii=False))
+
+
+def _json(values: dict[str, Any]) -> str:
+    return _quoted(values)
+
+
+def _logfmt(values: dict[str, Any]) -> str:
+    return " ".join(f"{key}={_logfmt_value(value)}" for key, value in values.items())
+
+
+def _logfmt_value(value: object) -> str:
+    if isinstance(value, str) and not _BARE.fullmatch(value):
+        return _quoted(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line, with an indented traceback below it. Times are RFC 3339 in UTC, on both sides."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
+        """Format the time as `2026-01-31T12:00:00.123Z`, unless the handler's own format has another."""
+        if datefmt is not None:
+            return super().formatTime(record, datefmt)
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """Format the line and escape it."""
+        return visible_line(super().formatMessage(record))
+
+    def formatException(self, ei: Raised) -> str:  # noqa: N802  # likewise
+        """Format the traceback and escape it: texts of exceptions may contain values."""
+        return visible_text(super().formatException(ei))
+
+
+def escape_lines(
+    handlers: Iterable[logging.Handler], default_datefmt: str | None = None, form: Format = "text"
+) -> None:
+    """Let these handlers write escaped lines of this form. A handler with another kind of formatter keeps it.
+
+    Such a formatter may write JSON of its own, which has its own escapes. `default_datefmt` is a library's own form of times:
+    it gives way to ours, and a form that an operator has chosen stays.
+    """
+    for handler in handlers:
+        plain = handler.formatter or logging.Formatter()
+        if isinstance(plain, StructuredFormatter):
+            plain = plain.text
+        if type(plain) is logging.Formatter:
+            lines = copy(plain)
+            lines.__class__ = LineFormatter
+            if lines.datefmt == default_datefmt:
+                lines.datefmt = None
+            plain = lines
+        if isinstance(plain, LineFormatter):
+            handler.setFormatter(plain if form == "text" else StructuredFormatter(form, plain))
+
+
+def write_stderr(message: str) -> None:
+    """Write a message to standard error, independent of the configuration of logging."""
+    sys.stderr.write(f"{visible_text(message)}\n")
+    sys.stderr.flush()
+
+
+_MOST_FRAMES = 8
+_MOST_CAUSES = 5
+
+
+def place_of(error: BaseException, *, skip: int = 0) -> str:
+    """Format its frames in one line, from the outermost down, as `FILE:LINE`, without the first `skip`."""
+    frames = traceback.extract_tb(error.__traceback__)[skip:]
+    return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[:_MOST_FRAMES])
+
+
+def without_message(error: BaseException, causes: int = _MOST_CAUSES) -> Exception:
+    """Copy an exception with its frames, type and causes, and without its message."""
+    kind = type(error)
+    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    bare: Exception = type(kind.__name__, (Exception,), named)().with_traceback(error.__traceback__)
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None and causes > 0:
+        bare.__cause__ = without_message(cause, causes - 1)
+    return bare
+
+
+_WEBHOOK = re.compile(r"/webhooks/(?P<source>[^/]+)(?P<token>/[^/]+)?")
+_SHOWN = frozenset({"/health/live", "/health/ready"})
+
+
+class AccessLogMask:
+    """A filter for log records.
+
+    An unknown path may be a mistyped one with a token in it, so nothing of it is shown. An unknown source may itself be a
+    token whose sender left the source out.
+    """
+
+    def __init__(self, sources: Callable[[], Container[str]]) -> None:
+        self._sources = sources
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        """Mask the record's arguments; the record is always shown."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                self._masked(value) if isinstance(value, str) and "/" in value else value for value in record.args
+            )
+        return True
+
+    def _masked(self, target: str) -> str:
+        path = target.partition("?")[0]
+        if path in _SHOWN:
+            return path
+        found = _WEBHOOK.fullmatch(path)
+        if found is None:
+            return "/…"
+        if found["source"] not in self._sources():
+            return "/webhooks/…"
+        return f"/webhooks/{found['source']}{'/…' if found['token'] else ''}"

@@ -1,1 +1,0 @@
-"""Common parts of traces and metrics by OpenTelemetry. Only `exporters` imports the SDK."""

@@ -1,1 +1,0 @@
-"""Spans of sampled work, exported by OpenTelemetry where the configuration or the environment asks for it."""
