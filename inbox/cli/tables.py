@@ -285,7 +285,7 @@ def _whole(columns: Sequence[Column], rows: Sequence[Row], now: datetime | None)
     cells = [[column.name for column in columns]]
     cells += [[_text(column.kind, row[column.name], now) for column in columns] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    lines = []
+    lines: list[Text] = []
     for line in cells:
         made = Text(no_wrap=True, overflow="ignore", style="" if lines else "bold")
         for column, text, room in zip(columns, line, widths, strict=True):

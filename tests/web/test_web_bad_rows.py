@@ -23,7 +23,7 @@ LONE = '{"error": "\\ud800", "cause": "\\udfff", "calls": [{"url": "\\ud800", "e
 """Halves of surrogate pairs: SQLite keeps them, and UTF-8 has no form for them."""
 COMMAND = (
     "INSERT INTO relay_command (kind, selection, reason, asked_by, state, answer, sample)"
-    " VALUES ('cancel', '{}', 'r', '', 'done', '', '{{\"groups\": [1, null, {{}}], \"deliveries\": 5, \"left_out\": []}}')"
+    " VALUES ('cancel', '{}', 'r', 'x', 'done', '', '{{\"groups\": [1, null, {{}}], \"deliveries\": 5, \"left_out\": []}}')"
 )
 
 
