@@ -109,7 +109,7 @@ def _lease_wanted(
         transaction.hurry()
         # Two relays that claim at once wait for each other here, and nowhere else.
         gates = lock_all(transaction, {limit.key for route in due for limit in limits.get(route, ())})
-        rates = _Rates(gates, transaction.now())
+        rates = _Rates(gates, transaction.now() if gates else _BEGINNING)  # without rates a trip to the server less
         claiming = _Claim(transaction, _lease_of(relay_node), rates, places)
         claimed: list[Any] = []
         for room in wanted:
@@ -332,7 +332,8 @@ class _Claim(NamedTuple):
             due = self.transaction.execute(_due(self.transaction.sql), route=route, most=affordable, begin=first)
         fitting = list(_beginning_within(due, most_bytes))
         is_full = len(fitting) == affordable or len(fitting) < len(due)
-        floor.at = max(as_time(row.due_at) for row in fitting) if is_full else self.rates.now - LATE
+        if due:
+            floor.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - LATE
         if fitting:
             self.rates.use(limits, len(fitting))
         return _leased(self.transaction, self.lease, fitting)
@@ -402,7 +403,7 @@ LIMIT 1
 @cache
 def _due(sql: Sql) -> TextClause:
     return text(f"""
-SELECT o.seq, o.route, o.due_at, {_BODY_BYTES} FROM open_delivery o
+SELECT o.seq, o.route, o.due_at, {_BODY_BYTES}, (SELECT {sql.now}) AS now FROM open_delivery o
 WHERE o.state = 'ready' AND o.route = :route AND o.crashes < {SUSPECT_CRASHES}
   AND o.due_at <= (SELECT {sql.now}) AND o.due_at >= {sql.time(":begin")} AND {NOT_PAUSED}
 ORDER BY o.due_at, o.seq
