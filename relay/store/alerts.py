@@ -66,7 +66,8 @@ def take_untold(database: Database) -> list[Posted]:
 def take_unsent(database: Database) -> list[Posted]:
     """Take an alert to be posted, if any; no other relay gets it for a minute.
 
-    Alerts that were never tried go first, then those that have waited longest: one that can't be posted holds no other up.
+    Alerts that were never tried go first, then those that have waited longest: one that can't be posted holds up none of
+    another subject. Those of one subject are posted in their order, so that the last one to be read says how it is.
     """
     with database.read() as transaction:
         unsent = transaction.execute(_unsent(database.sql), since=-POSTED_WITHIN.total_seconds())
@@ -183,9 +184,14 @@ def _is_unsent(sql: Sql) -> str:
 
 @cache
 def _unsent(sql: Sql) -> TextClause:
+    since = sql.plus_seconds(f"(SELECT {sql.now})", ":since")
     return text(f"""
 SELECT id FROM alert
-WHERE {_is_unsent(sql)} AND {_IS_KNOWN} AND at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
+WHERE {_is_unsent(sql)} AND {_IS_KNOWN} AND at > {since}
+  AND NOT EXISTS (
+    SELECT 1 FROM alert b
+    WHERE b.kind = alert.kind AND b.subject = alert.subject AND b.id < alert.id AND b.sent_at IS NULL AND NOT b.is_unsendable
+      AND b.at > {since})
 ORDER BY post_after NULLS FIRST, at, id
 LIMIT 1
 """)

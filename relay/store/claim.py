@@ -104,12 +104,12 @@ def _lease_wanted(
     due = set(asked if len(asked) <= MANY_ROUTES else due_routes(database, asked))
     if not due:
         return []
-    until = time.monotonic() + LONGEST_SECONDS
     with database.write() as transaction:
         transaction.hurry()
         # Two relays that claim at once wait for each other here, and nowhere else.
         gates = lock_all(transaction, {limit.key for route in due for limit in limits.get(route, ())})
         rates = _Rates(gates, transaction.now() if gates else _BEGINNING)  # without rates a trip to the server less
+        until = time.monotonic() + LONGEST_SECONDS  # whatever it has waited for so far, it is to claim something
         claiming = _Claim(transaction, _lease_of(relay_node), rates, places)
         claimed: list[Any] = []
         for room in wanted:

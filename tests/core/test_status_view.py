@@ -101,7 +101,7 @@ def test_a_count_that_ended_early_says_so() -> None:
 
 def test_of_very_many_a_terminal_gets_a_few_and_their_number() -> None:
     routes = tuple(crm(route=f"r{n:03}", open=int(n < 30), dead=int(n < 30)) for n in range(100))
-    gates = tuple(msgspec.structs.replace(PAUSED, name=f"d{n}") for n in range(5000))
+    gates = tuple(msgspec.structs.replace(PAUSED, name=f"d{n}", why="maintenance") for n in range(5000))
     alerts = tuple(FiringAlert("backlog_old", "crm", START, f"behind {n}") for n in range(100))
     overview = seen(routes=routes, gates=gates, alerts=alerts)
     lines = shown(overview)

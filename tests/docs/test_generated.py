@@ -86,7 +86,7 @@ def examples() -> list[tuple[str, list[str]]]:
     found = []
     for block in blocks(PAGES["docs/reference/cli.md"]):
         for line in block.text.splitlines():
-            words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+            words = [word for word in shlex.split(line.partition(" > ")[0]) if not re.match(r"[A-Z_]+=", word)]
             found.append((line, words))
     return found
 

@@ -307,6 +307,20 @@ def test_alerts_that_can_never_be_posted_hold_no_newer_one_up(steps: Steps) -> N
     assert [posted.alert.subject for posted in alerts.take_unsent(steps.database)] == ["destination a"]
 
 
+def test_the_end_of_a_condition_is_posted_after_its_begin_also_where_that_had_to_be_tried_twice(steps: Steps) -> None:
+    note(steps, A)
+    (begin,) = alerts.take_unsent(steps.database)
+    alerts.posted(steps.database, begin.id, "no answer")
+    note(steps, msgspec.structs.replace(A, firing=False), B)
+    assert [posted.alert.subject for posted in alerts.take_unsent(steps.database)] == ["destination b"]
+    assert alerts.take_unsent(steps.database) == []
+    steps.advance(60)
+    for firing in (True, False):
+        (taken,) = [each for each in alerts.take_unsent(steps.database) if each.alert.subject == A.subject]
+        assert taken.alert.firing is firing
+        alerts.posted(steps.database, taken.id)
+
+
 def test_one_that_could_not_be_posted_for_a_day_is_left(steps: Steps) -> None:
     note(steps, A)
     steps.advance(86_401)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -10,12 +11,14 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import is_wait_timeout
+from relay.delivery.gates import GateKey
 from relay.delivery.outcome import Delivery
 from relay.store import claim as claims
 from relay.store.claim import Room, claim
 from relay.store.events import with_events
+from relay.store.gates import Locked
 from relay.store.transaction import Transaction
-from tests.helpers.relaying import POLICIES, Steps
+from tests.helpers.relaying import POLICIES, Monotonic, Steps
 from tests.helpers.storing import an_event
 
 
@@ -133,4 +136,17 @@ def test_a_claim_of_very_many_routes_that_takes_long_ends_with_what_it_has(
     monkeypatch.setattr(claims, "LONGEST_SECONDS", -1.0)
     assert claim(steps.database, "r1", [Room(["strict"], 8)]) == []
     monkeypatch.setattr(claims, "LONGEST_SECONDS", 1.0)
+    assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)])) == [1]
+
+
+def test_a_claim_that_had_to_wait_for_its_turn_still_claims(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived(steps, 1)
+    clock = Monotonic()
+
+    def waits(*_: object) -> dict[GateKey, Locked]:
+        clock.seconds += 5
+        return {}
+
+    monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(claims, "lock_all", waits)
     assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)])) == [1]
