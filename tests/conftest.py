@@ -27,7 +27,9 @@ from tests.helpers.room import ROOM
 
 policy.JITTER = 0.0  # so that delays are exact in this process
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs and their children would see no Ctrl-C
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background jobs and their children would see no Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = count(1)
