@@ -82,8 +82,8 @@ _COLLECTOR = """
 from tests.helpers.collector import Collector
 
 class Writing(Collector):
-    def take(self, path, body):
-        super().take(path, body)
+    def take(self, body):
+        super().take(body)
         while self.spans:
             span = self.spans.pop()
             print(span.trace_id, span.service, span.name, flush=True)
