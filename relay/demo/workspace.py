@@ -58,7 +58,6 @@ auth = {{ kind = "bearer", token = "demo" }}
 timeout = "5s"
 allow_http = true
 allow_private = true
-breaker = {{ calls = 100 }}  # ten times the default: an outage leaves dead letters before the breaker opens
 
 [routes.users-to-contacts]
 source = "trivore"
