@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine
@@ -31,6 +31,8 @@ from tests.helpers.scripted import Act, ScriptedServer, answer, serving
 from tests.helpers.webhooks import TOKEN, body
 
 ROUTE = "users-to-crm"
+BEHIND = timedelta(hours=1)
+"""A stepped clock runs so far behind the database's, so that its times are ahead of no arrival."""
 BASIC = '{ kind = "basic", user = "me", password = "pass-word" }'
 
 _CONFIG = """
@@ -93,10 +95,10 @@ class Flow:
 
 
 class SyncSteps(Steps):
-    """The relay's steps with the real deliverer of the route, by one clock that starts now and then stands still."""
+    """The relay's steps with the real deliverer of the route, by one clock that starts `BEHIND` and then stands still."""
 
     def __init__(self, engine: Engine, flow: Flow) -> None:
-        super().__init__(engine, policies(flow.config), FakeClock(SystemClock().now()))
+        super().__init__(engine, policies(flow.config), FakeClock(SystemClock().now() - BEHIND))
         self._flow = flow
         self._engine = engine
         self._sync: Deliverer = build(flow.config)[ROUTE]
