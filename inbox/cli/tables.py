@@ -191,7 +191,7 @@ class Rolling:
         if self._width is not None:
             times = {name: value for name, value in values.items() if isinstance(value, datetime)}
             values |= {name: clock_time(value, moment) for name, value in times.items()}
-        lines = _drawn(self._columns, [values], self._width, None, self._rooms if self._width else {})
+        lines = _drawn(self._columns, [values], self._width, None, self._rooms)
         for line in lines[self._has_heading :]:
             put(line, on=self._out)
         self._has_heading = True
@@ -255,7 +255,7 @@ def _drawn(
 ) -> tuple[Text, ...]:
     """Draw a table; the first line is its heading. Columns have as much room as `rooms` says, or as their values need."""
     if width is None:
-        return _whole(columns, rows, now)
+        return _whole(columns, rows, now, rooms)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for column in columns:
         is_number = column.kind in {"number", "duration"}
@@ -280,11 +280,14 @@ def _drawn(
     return tuple(lines)
 
 
-def _whole(columns: Sequence[Column], rows: Sequence[Row], now: datetime | None) -> tuple[Text, ...]:
-    """Draw a table whose rows are one line each, of any length."""
+def _whole(
+    columns: Sequence[Column], rows: Sequence[Row], now: datetime | None, rooms: Mapping[str, int]
+) -> tuple[Text, ...]:
+    """Draw a table whose rows are one line each, of any length; columns have at least as much room as `rooms` says."""
     cells = [[column.name for column in columns]]
     cells += [[_text(column.kind, row[column.name], now) for column in columns] for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    needed = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(room, rooms.get(column.name, 0)) for column, room in zip(columns, needed, strict=True)]
     lines: list[Text] = []
     for line in cells:
         made = Text(no_wrap=True, overflow="ignore", style="" if lines else "bold")

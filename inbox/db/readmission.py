@@ -36,10 +36,14 @@ class RejectedFilter(msgspec.Struct, frozen=True):
     until: datetime | None = None
 
 
-def count(engine: Engine, selected: RejectedFilter, most: int | None = None) -> int:
-    """Count the selected requests, up to `most`."""
+def count(engine: Engine, selected: RejectedFilter, most: int | None = None, last: int | None = None) -> int:
+    """Count the selected requests up to the id `last`, and stop at `most`."""
     with engine.connect() as connection, reading(connection).begin():
-        given = {**_bound(selected), "most": _ALL if most is None else most}
+        given = {
+            **_bound(selected),
+            "most": _ALL if most is None else most,
+            "last": _ALL if last is None else last,
+        }
         counted = connection.execute(_count(Sql(engine.dialect.name)), given).scalar_one()
     return int(counted)
 
@@ -177,7 +181,11 @@ def _conditions(sql: Sql) -> str:
 
 @cache
 def _count(sql: Sql) -> TextClause:
-    return text(f"SELECT count(*) FROM (SELECT 1 FROM rejected_request WHERE {_conditions(sql)} LIMIT :most) found")
+    return text(f"""
+SELECT count(*) FROM (
+  SELECT 1 FROM rejected_request WHERE id <= :last AND {_conditions(sql)} LIMIT :most
+) found
+""")
 
 
 @cache

@@ -192,11 +192,12 @@ def _gate(
 
 def _request(kind: GateAct, gate: Gate, reason: str) -> None:
     from relay.delivery.policy import policies
+    from relay.store import gates
     from relay.store.operator import commands, execution
 
     with exit_on_error():
         config, database = open_database()
-        if mistake := gate.mistake(config):
+        if mistake := gates.mistake_in(database, gate, kind, config):
             fail(mistake)
         number = commands.ask(database, kind, gate, who=login_name(), why=reason)
         execution.work_on(database, config, policies(config), number)

@@ -195,13 +195,15 @@ class Gate(OneGate, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
         ((kind, name),) = self._named()
         return kind, name
 
-    def mistake(self, config: Config) -> str | None:
-        """Return the reason why it names no gate; None when it names one."""
+    def mistake(self, config: Config | None) -> str | None:
+        """Return the reason why it names no gate; None when it names one: of this configuration, or of any."""
         named = self._named()
         if len(named) != 1:
             return "name one of route, destination, api and source; for an entity its source, and its type and id"
         if (self.entity_type is None) != (self.entity_id is None) or (self.entity_id is not None and not self.source):
             return "an entity is named by its source, its type and its id"
+        if config is None:
+            return None
         kind, name = named[0]
         known: dict[str, Mapping[str, object]] = {
             "route": config.routes,

@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 from sqlalchemy import TextClause, text
 
+from inbox.config.model import Config
 from inbox.db.dialect import Sql
 from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
-from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Held, RateLimit, Report, after_result
+from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, Held, RateLimit, Report, after_result
 from relay.delivery.policy import Policies, breaker_limits
 from relay.delivery.rate_holds import HoldRequest, holds_until
 from relay.store.alerts import note
@@ -205,6 +206,18 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
     found = transaction.execute(_resume(transaction.sql), kind=key[0], name=key[1])
     note(transaction, changes(before, {gate: Breaker() for gate in before}), now)
     return bool(found)
+
+
+def mistake_in(database: Database, gate: Gate, act: str, config: Config) -> str | None:
+    """Return the reason why it names no gate; None when it names one.
+
+    What is closed can be resumed though it was removed from the configuration: else it would be closed for good.
+    """
+    mistake = gate.mistake(config)
+    if mistake is None or act != "resume" or gate.mistake(None) is not None:
+        return mistake
+    is_closed = any((row["kind"], row["name"]) == gate.key for row in held_back(database))
+    return None if is_closed else mistake
 
 
 def held_back(database: Database) -> list[Row]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from inbox.cli.tables import Column, Format, Layout, format_of, layout, next_page, show
+from inbox.cli.tables import Column, Format, Layout, Rolling, format_of, layout, next_page, show
 from inbox.cli.wording import counted, lasting, relative, shown_state
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -138,6 +138,16 @@ def test_json_has_every_field_as_an_array_or_one_object_a_line(capsys: pytest.Ca
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == expected
     show([], COLUMNS, Format("ndjson"), empty="none")
     assert capsys.readouterr() == ("", "")
+
+
+def test_rows_that_come_one_by_one_stand_below_each_other_outside_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = Rolling([Column("kind"), Column("seq", "number"), Column("what", last=True)])
+    for kind, seq in (("dead", 7), ("attempt_failed", 1234)):
+        table.add({"kind": kind, "seq": seq, "what": "it"}, shown={})
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.index(word) for line, word in zip(lines, ("what", "it", "it"), strict=True)}) == 1, lines
 
 
 @pytest.mark.parametrize(

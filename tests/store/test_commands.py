@@ -313,6 +313,15 @@ def test_pause_and_resume_by_sql(steps: Steps) -> None:
     assert the(steps, again)[2] == "nothing was held back"
 
 
+def test_what_was_removed_from_the_configuration_while_it_was_closed_can_be_resumed(steps: Steps) -> None:
+    with steps.database.write() as transaction:
+        gates.pause(transaction, ("destination", "old"), who="kim", why="it moves")
+    asked = [by_sql(steps, kind, {"destination": "old"}) for kind in ("pause", "resume", "resume")]
+    work(steps)
+    assert gates.held_back(steps.database) == []
+    assert [the(steps, number)[0] for number in asked] == ["refused", "done", "refused"]
+
+
 @ON_POSTGRES
 @pytest.mark.parametrize("kind", ["pause", "resume"])
 def test_a_pause_and_a_resume_wait_for_no_route_that_somebody_keeps_locked(steps: Steps, kind: str) -> None:

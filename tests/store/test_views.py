@@ -223,7 +223,9 @@ def stuck(steps: Steps) -> list[tuple[int | None, str, str]]:
 def test_a_blocked_lane_is_stuck_until_a_person_says_how_it_goes_on(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["blocking"]))
     steps.attempt(HOPELESS, "blocking")
-    assert stuck(steps) == [(1, "blocked", "it is dead and blocks its lane: relay replay, unblock or cancel")]
+    blocked = (1, "blocked", "it is dead and blocks its lane: relay replay, unblock or cancel")
+    failing = (None, "failing", "every attempt since its last success failed: email: no value")
+    assert stuck(steps) == [failing, blocked]
 
 
 def test_a_command_that_no_relay_takes_up_is_stuck_after_a_minute(steps: Steps) -> None:

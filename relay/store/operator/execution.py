@@ -215,7 +215,7 @@ def _do(database: Database, policies: Policies, batch: _Batch) -> int:
 def _turn_gate(database: Database, config: Config, command: Any, asked: OneGate) -> int:  # noqa: ANN401  # a result row
     """Pause or resume a gate, unless another process has done so meanwhile. It locks the gate alone, and waits for no route."""
     gate = Gate(**msgspec.structs.asdict(asked))
-    if mistake := gate.mistake(config):
+    if mistake := gates.mistake_in(database, gate, command.kind, config):
         raise UnusableCommand(mistake)
     with database.write() as transaction:
         now = transaction.now()

@@ -79,7 +79,7 @@ def readmit(database: Database, config: Config, task: AskedTask) -> Callable[[Tr
     page = _read(database, readers_of(config), selected, task.progress or 0)
     page = [each for each in page if task.until is None or each.id <= task.until]
     if not page:
-        answer = _answer(database, selected, task.affected)
+        answer = _answer(database, selected, task)
         return lambda _: BatchResult("done", progress=task.progress, answer=answer)
     return partial(_act, database=database, page=page, task=task)
 
@@ -137,9 +137,9 @@ def _read_one(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
         return ReadmitResult(row["id"], row["received_at"], row["source"], row["cause"], rejected=failed)
 
 
-def _answer(database: Database, selected: RejectedFilter, readmitted: int) -> str:
-    left = readmission.count(database.engine, selected, MOST_COUNTED + 1)
-    said = f"{readmitted} readmitted"
+def _answer(database: Database, selected: RejectedFilter, task: AskedTask) -> str:
+    left = readmission.count(database.engine, selected, MOST_COUNTED + 1, last=task.until)
+    said = f"{task.affected} readmitted"
     if left:
         number = f"more than {MOST_COUNTED}" if left > MOST_COUNTED else str(left)
         said += f", {number} still rejected: their reasons are in a dry run"

@@ -41,7 +41,7 @@ def plan_gate(reading: Reading, kind: str, given: Given) -> ActPlan:
         BadFilter: it names no gate.
     """
     gate = Gate(**msgspec.structs.asdict(given.asked))
-    if mistake := gate.mistake(reading.config):
+    if mistake := gates.mistake_in(reading.database, gate, kind, reading.config):
         raise BadFilter(mistake)
     held = next((row for row in gates.held_back(reading.database) if (row["kind"], row["name"]) == gate.key), None)
     with reading.database.read() as transaction:
