@@ -42,6 +42,7 @@ _DEFAULTS: dict[str, Document] = {
     GROUP: {"nsCode": "demo", "name": "", "memberOf": []},
 }
 _FIELDS = {CONTACT: ("external_id", "email", "first_name", "last_name", "phone"), TEAM: ("external_id", "name")}
+_OWN = ("id", "meta", "password")
 _API = "/api/rest/v1"
 _CLAUSE = re.compile(r'([\w.]+) (eq|ge) "([^"\\]*)"', re.IGNORECASE)
 _DEFAULT_COUNT, _MAX_COUNT = 100, 500  # the largest page, by the docstrings of trivoreid 2.0.10
@@ -270,8 +271,8 @@ class IdentityService:
         self, entity_type: str, entity_id: str, body: Document, meta: Document, event_type: str, *, report: bool
     ) -> Document:
         # Without null members: the vendor's client iterates over `emails` without asking.
-        kept = {name: value for name, value in body.items() if value is not None and name != "password"}
-        document = {**_DEFAULTS[entity_type], **kept, "id": entity_id, "meta": meta}
+        kept = {name: value for name, value in body.items() if value is not None and name not in _OWN}
+        document = {"id": entity_id, **_DEFAULTS[entity_type], **kept, "meta": meta}
         self._documents[entity_type][entity_id] = document
         self._report(entity_type, entity_id, event_type, meta["lastModified"], report=report)
         return document
