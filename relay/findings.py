@@ -99,7 +99,7 @@ KINDS: Mapping[str, FindingKind] = {
         FindingKind(
             "gate_closed",
             "warning",
-            "A pause or a circuit breaker lets nothing through.",
+            "A gate has been paused for three days, its breaker open for an hour, or its endpoint is gone; before, information.",
             "its deliveries wait, and use no attempt; a pause may have been forgotten",
             "relay resume --KIND NAME",
         ),
@@ -119,7 +119,7 @@ KINDS: Mapping[str, FindingKind] = {
         ),
         FindingKind(
             "retrying",
-            "warning",
+            "information",
             "Attempts wait for more than a minute after a failure.",
             "they are repeated by themselves; once the cause is gone, `relay retry` need not wait",
             f"relay retry --route {{route}}{_REASON}",
@@ -151,7 +151,7 @@ def _found(kind: str, sentence: str, subject: str = "", **more: Any) -> Finding:
     fields: Mapping[str, str] = more.get("fields", {})
     quoted = {name: shlex.quote(value) for name, value in fields.items()}
     command = {} if "remedy" in more else {"remedy": KINDS[kind].remedy.format_map(quoted)}
-    return Finding(kind, KINDS[kind].level, sentence, subject, **{**command, **more})
+    return Finding(kind, more.pop("level", KINDS[kind].level), sentence, subject, **{**command, **more})
 
 
 # --- conditions of the view
@@ -233,6 +233,8 @@ _SOON = timedelta(minutes=1)
 """A retry that is due by then needs nobody."""
 _END_SOON = frozenset({"limited", "held"})
 """States of a gate that end by themselves, as the endpoint or its rate wants it."""
+_PAUSED_FOR, _OPEN_FOR = timedelta(days=3), timedelta(hours=1)
+"""A pause is meant, and a breaker closes by itself: they are information for so long."""
 _CRITICAL_ALERTS = frozenset({"intake_stopped", "step_failed"})
 _SAID_BY = {
     "delivery_dead": ("delivery_dead", "blocked"),
@@ -245,29 +247,38 @@ _SAID_BY = {
 
 
 def findings(seen: Overview, checked: Sequence[Finding], most_named: int = MOST_NAMED) -> tuple[Finding, ...]:
-    """List everything that needs a person, the most urgent first; empty when nothing does.
+    """List everything that needs a person, the most urgent first, and information last, such as a pause of today.
 
     Args:
         seen: the state of everything.
         checked: the findings of `checked` at the same time.
         most_named: largest number of routes or gates with the same problem that have a finding each.
     """
-    gates = [gate for gate in seen.gates if gate.state not in _END_SOON]
+    gates = _by_urgency(_of_gate(gate, seen.at) for gate in seen.gates if gate.state not in _END_SOON)
     blocked = {finding.subject for finding in checked if finding.kind == "blocked"}
     if len(blocked) > most_named:
         checked, blocked = [finding for finding in checked if finding.kind != "blocked"], set()
     found = [
         *checked,
-        *map(_of_gate, gates[:most_named]),
-        *_of_more_gates(len(gates) - most_named),
+        *gates[:most_named],
+        *_of_more_gates(gates[most_named:]),
         *_of_routes(seen, most_named, blocked),
         *_of_sweeps(seen),
     ]
     alerts = [alert for alert in seen.alerts if not _is_over(alert, seen)]
-    said = {alert for alert in alerts for finding in found if _says(finding, alert)}
+    said = {alert for alert in alerts for finding in (*found, *gates) if _says(finding, alert)}
     found = [_with_alert(finding, [alert for alert in alerts if _says(finding, alert)]) for finding in found]
     found += [of_alert(alert) for alert in alerts if alert not in said]
-    return tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level)))
+    return _by_urgency(found)
+
+
+def is_well(findings: Iterable[Finding]) -> bool:
+    """Tell whether nothing needs a person: information doesn't."""
+    return all(finding.level == "information" for finding in findings)
+
+
+def _by_urgency(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level)))
 
 
 def _says(finding: Finding, alert: FiringAlert) -> bool:
@@ -299,7 +310,10 @@ def of_alert(alert: FiringAlert) -> Finding:
     )
 
 
-def _of_gate(gate: HeldGate) -> Finding:
+def _of_gate(gate: HeldGate, now: datetime) -> Finding:
+    lasts = timedelta() if gate.since is None else now - gate.since
+    is_long = gate.state == "retired" or lasts > (_PAUSED_FOR if gate.state == "paused" else _OPEN_FOR)
+    level: Level = "warning" if is_long else "information"
     if gate.state == "paused":
         sentence = f"{gate.title} is paused: resume it to deliver again"
     elif gate.state == "retired":
@@ -308,13 +322,14 @@ def _of_gate(gate: HeldGate) -> Finding:
         sentence = f"{gate.title} is not called, its circuit breaker is open: resume it once it works again"
     why = ": ".join(part for part in (gate.by, gate.why) if part)
     command = resume_command(gate.kind, gate.name)
-    return _found("gate_closed", sentence, gate.title, why=why, since=gate.since, remedy=command, fields=gate.fields)
+    more = {"why": why, "since": gate.since, "remedy": command, "fields": gate.fields}
+    return _found("gate_closed", sentence, gate.title, level=level, **more)
 
 
-def _of_more_gates(number: int) -> Iterator[Finding]:
-    if number > 0:
-        sentence = f"{counted(number, 'more gate')} let nothing through: list them all"
-        yield _found("gate_closed", sentence, remedy="relay pause")
+def _of_more_gates(more: Sequence[Finding]) -> Iterator[Finding]:
+    if more:
+        sentence = f"{counted(len(more), 'more gate')} let nothing through: list them all"
+        yield _found("gate_closed", sentence, level=more[0].level, remedy="relay pause")
 
 
 def state_of(route: RouteState, findings: Iterable[Finding]) -> str:

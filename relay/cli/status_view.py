@@ -13,7 +13,7 @@ from inbox.cli.terminal import Row
 from inbox.cli.wording import counted, lasting, relative
 from inbox.examination import Finding
 from inbox.observe.visible import visible_line
-from relay.findings import state_of
+from relay.findings import is_well, state_of
 from relay.store.overview import FiringAlert, Overview
 from relay.store.route_states import RouteState
 
@@ -136,9 +136,9 @@ def _headline(seen: Overview, checked: Sequence[Finding], findings: Sequence[Fin
     running = sum(relay.health == "running" for relay in seen.relays)
     number = sum(route.open for route in seen.routes)
     more = " or more" if any(route.at_least for route in seen.routes) else ""
-    is_well = running and not findings
+    well = running and is_well(findings)
     line = Text()
-    line.append("well" if is_well else "not well", "bold green" if is_well else "bold red")
+    line.append("well" if well else "not well", "bold green" if well else "bold red")
     line.append(f": {counted(running, 'relay')} running" if running else ": no relay running")
     line.append(f", {number:,}{more} open" if number else ", nothing open")
     if checked:

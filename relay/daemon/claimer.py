@@ -76,6 +76,7 @@ class Claimer:
 
         While there are any, the next call claims again at once; otherwise a second later.
         """
+        self._keep_failing(claim.STEP_OF_SUSPECTS)
         if self._generations.suspects or time.monotonic() < self._suspects_at:
             return 0
         generation = self._generations.active

@@ -109,7 +109,8 @@ def test_of_very_many_a_terminal_gets_a_few_and_their_number() -> None:
     assert [line for line in lines if line.startswith("  and ")] == [
         "  and 70 routes with nothing open", "  and 4,980 more", "  and 80 more"
     ]  # fmt: skip
-    assert steps(overview)[-2:] == ["relay pause", "relay dead"]
+    assert steps(overview)[-2:] == ["relay resume --destination d2", "relay pause"]
+    assert "relay dead" in steps(overview)
     assert len(shown(overview, width=None)) > 5000, "a program gets all"
 
 
@@ -181,6 +182,35 @@ def test_each_problem_has_its_command(overview: Overview, checked: tuple[Finding
     assert steps(overview, *checked) == commands
     for command in commands:
         understood(command)
+
+
+@pytest.mark.parametrize(
+    ("state", "days", "level"),
+    [
+        ("paused", 2.9, "information"),
+        ("paused", 3.1, "warning"),
+        ("open", 0.04, "information"),
+        ("open", 0.05, "warning"),
+        ("half_open", 0.05, "warning"),
+        ("retired", 0, "warning"),
+    ],
+)
+def test_a_gate_that_has_not_been_closed_for_long_is_information(state: str, days: float, level: str) -> None:
+    gates = [msgspec.structs.replace(PAUSED, name=f"d{n}", state=state, since=START) for n in range(4)]
+    gates[-1] = msgspec.structs.replace(gates[-1], since=START - timedelta(days=days))
+    alerts = tuple(FiringAlert("breaker_open", gate.title, START, "503") for gate in gates)
+    first, *_, rest = findings(seen(gates=tuple(gates), alerts=alerts), (), 2)
+    assert (first.subject, first.level, rest.remedy) == (
+        f"destination d{3 if days > 0.04 and level == 'warning' else 0}",
+        level,
+        "relay pause",
+    )
+
+
+def test_information_alone_is_well() -> None:
+    overview = seen(routes=(crm(open=2, retrying=1, next_due_at=LATER),), gates=(PAUSED,))
+    assert [each.level for each in findings(overview, ())] == ["information", "information"]
+    assert shown(overview)[0] == "well: 1 relay running, 2 open"
 
 
 def understood(line: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox.http import limits as body_reader
+from inbox.http import body as body_reader
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import PROBLEM, Receiver, exchange, raw_post, served, status_of
 from tests.helpers.waiting import until, until_async

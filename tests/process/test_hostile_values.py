@@ -99,6 +99,7 @@ WITHOUT_VALUES = {
     "inbox send": "shows the answer of the receiver that it is pointed at: below",
     "relay run": "writes a log: below",
     "relay web": "becomes gunicorn; its pages are tested with hostile values in a browser",
+    "inbox roles": "shows SQL of the code; only a sound prefix gets into it: tests/store/test_roles.py",
     "relay web passwd": "shows a name that it has checked: tests/web/test_web_account_commands.py",
     "relay web token": "likewise",
     "relay demo": "shows its own services: tests/demo/test_screen.py",

@@ -98,10 +98,10 @@ def test_critical_ones_come_first_and_alerts_of_other_things_are_kept() -> None:
     )
     stuck = Finding("stuck", "critical", "route crm: nothing moves", "crm", remedy="x", fields={"route": "crm"})
     found = all_of(seen(gates=(PAUSED,), alerts=alerts), stuck)
-    assert [each.level for each in found] == ["critical", "warning", "warning", "warning"]
-    assert [each.sentence for each in found[2:]] == [alert.text for alert in alerts]
+    assert [each.level for each in found] == ["critical", "warning", "warning", "information"]
+    assert [each.sentence for each in found[1:3]] == [alert.text for alert in alerts]
     assert button_of(found[0]) == Button("Deliveries", path="/deliveries?route=crm&state=ready")
-    assert button_of(found[2]) == Button("Deliveries", path="/deliveries?route=crm")
+    assert button_of(found[1]) == Button("Deliveries", path="/deliveries?route=crm")
 
 
 def test_reasons_to_wait_tell_what_is_held_back_from_what_is_not_taken_up() -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import TextClause, text
 from inbox.config.model import Config, RetentionKind
 from inbox.db.reads import Row
 from inbox.examination import Finding
-from relay.findings import checked, findings, state_of
+from relay.findings import checked, findings, is_well, state_of
 from relay.store.last_hour import NOTHING, Counts, LastHour, empty_hour, read_last_hour, total
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState, read_overview
 from relay.store.route_states import Bounds, RouteState
@@ -80,8 +80,9 @@ class OverviewPage(msgspec.Struct, frozen=True):
     at: datetime
     """The database's clock."""
     is_well: bool
+    """Nothing needs a person; information may be among the findings."""
     findings: tuple[Finding, ...]
-    """Everything that needs a person, the critical ones first."""
+    """Everything that needs a person, the critical ones first, and information last."""
     began_at: datetime
     """Beginning of the first minute of the figures."""
     arrived: Counts
@@ -165,7 +166,7 @@ def page_of(
     attention = (*map(_unread, slow.unread.items()), *findings(seen, found, _MOST_NAMED))
     return OverviewPage(
         seen.at,
-        is_well=not attention,
+        is_well=is_well(attention),
         findings=attention,
         began_at=hour.began_at,
         arrived=total(hour.arrived),
