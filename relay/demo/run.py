@@ -86,7 +86,7 @@ def configuration(**values: str) -> str:
     return template.substitute({name: json.dumps(value, ensure_ascii=False) for name, value in values.items()})
 
 
-class Screen:
+class DemoScreen:
     """Prints a line for each event, from any thread."""
 
     def __init__(self, console: Console, clock: Clock | None = None) -> None:
@@ -223,7 +223,7 @@ def _environment(folder: Path) -> dict[str, str]:
 class Demo:
     """All parts of the demo, running. Main thread only."""
 
-    def __init__(self, exits: ExitStack, screen: Screen, folder: Path) -> None:
+    def __init__(self, exits: ExitStack, screen: DemoScreen, folder: Path) -> None:
         """Start all parts; `exits` stops them in order. Raises DemoError when one does not start."""
         self.screen, self.folder, self._children = screen, folder, dict[str, Child]()
         self._last_note = 0
@@ -370,7 +370,7 @@ def run_demo(console: Console, folder: Path | None, *, once: bool) -> bool:
     with _folder(folder) as path:
         try:
             with ExitStack() as exits:
-                demo = Demo(exits, Screen(console), path)
+                demo = Demo(exits, DemoScreen(console), path)
                 scenario = Scenario(demo.identity, random.Random())  # noqa: S311  # luck
                 is_well = _run_once(demo, scenario) if once else _run_on(demo, scenario)
         except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from relay.demo.run import Screen
+from relay.demo.run import DemoScreen
 from relay.demo.scenario import ChangeMade
 from relay.demo.services import USER, CallMade
 from tests.helpers.hostile import HOSTILE, harm_of
@@ -22,7 +22,7 @@ ALL_FIELDS = "email=aino.aalto.1@example.com, last_name=Aalto, phone=+4477009000
 CREATED = ChangeMade("create", USER, ID, "Aino Aalto", {"email": "aino.aalto.1@example.com"})
 WEBHOOK = {"entityType": "USER", "id": ID, "eventType": "CREATE"}
 
-Shown = Callable[[Screen], None]
+Shown = Callable[[DemoScreen], None]
 
 
 class Noon:
@@ -36,7 +36,7 @@ def lines(*shown: Shown, width: int | None = None) -> list[str]:
     console = Console(
         file=output, force_terminal=width is not None, color_system=None, width=width or 10_000, highlight=False
     )
-    screen = Screen(console, Noon())
+    screen = DemoScreen(console, Noon())
     screen.change(CREATED)
     for show in shown:
         show(screen)
@@ -112,7 +112,7 @@ def test_a_change_that_no_webhook_reports_or_that_changes_nothing_there_says_so(
     change: ChangeMade, detail: str
 ) -> None:
     output = io.StringIO()
-    Screen(Console(file=output, color_system=None, width=200, highlight=False), Noon()).change(change)
+    DemoScreen(Console(file=output, color_system=None, width=200, highlight=False), Noon()).change(change)
     assert output.getvalue().rstrip().endswith(f"Aino Aalto                   {detail}")
 
 
@@ -120,7 +120,7 @@ def test_a_change_that_no_webhook_reports_or_that_changes_nothing_there_says_so(
 def test_no_value_of_a_change_a_webhook_or_a_call_moves_a_cursor_hides_or_is_markup(width: int | None) -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=width is not None, width=width or 10_000, highlight=False)
-    screen = Screen(console, Noon())
+    screen = DemoScreen(console, Noon())
     screen.change(ChangeMade("create", USER, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}))
     screen.webhook({"entityType": HOSTILE, "id": HOSTILE, "eventType": HOSTILE}, 200)
     screen.call(CallMade(HOSTILE, HOSTILE, 201, HOSTILE, {HOSTILE: HOSTILE}))
