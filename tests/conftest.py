@@ -9,6 +9,7 @@ import functools
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from itertools import count
@@ -25,6 +26,11 @@ from tests.helpers.one_at_a_time import postgres_user
 from tests.helpers.room import ROOM
 
 policy.JITTER = 0.0  # so that delays are exact in this process
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background jobs and their children would see no Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = count(1)
 

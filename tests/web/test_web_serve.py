@@ -17,7 +17,7 @@ import requests
 from sqlalchemy import Engine, text
 
 from inbox.events.commands import MOST_SEQS
-from inbox.http import limits
+from inbox.http import body as body_reader
 from inbox.http.body import LimitedApp, Message, Receive, Send
 from inbox.observe.logs import KEYS
 from relay.web.access.accounts import hash_password, hash_token
@@ -329,7 +329,7 @@ def test_a_body_in_parts_is_handed_over_whole() -> None:
 def test_a_body_that_is_too_large_or_late_never_reaches_the_page(
     messages: list[dict[str, Any]], headers: dict[str, str], status: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "READ_WITHIN_SECONDS", 0.05)
+    monkeypatch.setattr(body_reader, "READ_WITHIN_SECONDS", 0.05)
     echo = Echo()
     assert sent(echo, *messages, headers=headers) == status
     assert echo.bodies == []
