@@ -102,3 +102,16 @@ def test_it_finds_what_needs_a_person_as_the_status_does(tmp_path: Path, databas
     assert [each["command"] for each in status["next"]] == commands
     shown = invoke("inbox", "doctor", "--only", "relay", **environment_of(place))
     assert (shown.status, "\x1b" in shown.stdout, "[red]`$(id)'" in shown.stdout) == (1, False, True)
+
+
+def test_a_pause_of_today_is_information_for_the_doctor_and_nothing_for_the_check(
+    tmp_path: Path, database_url: str, engine: Engine
+) -> None:
+    start_a_relay(engine)
+    pause = "INSERT INTO gate (kind, name, paused_at, paused_by) VALUES ('api', 'a', :at, 'kim')"
+    run_sql(engine, pause, at=ago(days=2))
+    place = installation(tmp_path, database_url)
+    assert [(each.kind, each.level) for each in examined(place, "relay").findings] == [("gate_closed", "information")]
+    for side, *words in (("inbox", "doctor", "--only", "relay"), ("relay", "status", "--check")):
+        ended = invoke(side, *words, **environment_of(place))
+        assert ended.status == 0, ended
