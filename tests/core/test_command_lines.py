@@ -36,7 +36,7 @@ CALLS = {
     "relay.destinations",
     "relay.http",
     "relay.demo.run",
-    "relay.demo.web",
+    "relay.demo.services",
 }
 SERVES = {"falcon", "gunicorn", "httptools", "uvicorn", "inbox.receiver", "relay.daemon.loop", "relay.sweep"}
 MIGRATES = {"alembic", "mako", "sqlalchemy.orm"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,19 +11,18 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from relay.demo.commercial import CallMade
-from relay.demo.compare import Mismatch
-from relay.demo.events import CommandRun, DemoEvent, NoCallNeeded
-from relay.demo.identity import USER
+from relay.demo.run import DemoScreen
 from relay.demo.scenario import ChangeMade
-from relay.demo.screen import Bars, DemoScreen, show_summary, summary_of
-from relay.demo.webhooks import WebhookSent
+from relay.demo.services import USER, CallMade
 from tests.helpers.hostile import HOSTILE, harm_of
 
 ID = "6a5f3e210123456789000042"
 CONTACT = {"email": "aino.aalto.1@example.com", "last_name": "Aalto", "phone": "+447700900001"}
 ALL_FIELDS = "email=aino.aalto.1@example.com, last_name=Aalto, phone=+447700900001"
 CREATED = ChangeMade("create", USER, ID, "Aino Aalto", {"email": "aino.aalto.1@example.com"})
+WEBHOOK = {"entityType": "USER", "id": ID, "eventType": "CREATE"}
+
+Shown = Callable[[DemoScreen], None]
 
 
 class Noon:
@@ -31,33 +30,37 @@ class Noon:
         return datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
 
-def lines(*events: DemoEvent, width: int | None = None) -> list[str]:
+def lines(*shown: Shown, width: int | None = None) -> list[str]:
     """The output after the contact's user was created: on a terminal of that width, or into a file."""
     output = io.StringIO()
     console = Console(
         file=output, force_terminal=width is not None, color_system=None, width=width or 10_000, highlight=False
     )
     screen = DemoScreen(console, Noon())
-    screen.show_change(CREATED)
-    for event in events:
-        screen.show(event)
+    screen.change(CREATED)
+    for show in shown:
+        show(screen)
     return output.getvalue().splitlines()
 
 
-STORY: tuple[DemoEvent, ...] = (
-    WebhookSent("USER", ID, "CREATE", 200),
-    WebhookSent("USER", ID, "CREATE", None),
-    CallMade("GET", f"/contacts?externalId={ID}", 200),
-    CallMade("POST", "/contacts", 503),
-    CallMade("POST", "/contacts", 201, ID, CONTACT),
-    CallMade("PATCH", "/contacts/contact-1", 200, ID, {"last_name": "Berg", "phone": None}),
-    CallMade("PATCH", "/contacts/contact-1", 200, ID),
-    CallMade("PATCH", "/contacts/contact-1", 409),
-    CallMade("DELETE", "/contacts/contact-1", 204, ID),
-    NoCallNeeded("USER", ID, "stale"),
-    NoCallNeeded("USER", ID, "same"),
-    CommandRun("sweep", "--source trivore"),
-    CommandRun("sweep", f"USER {ID}", "an orphan: its entity is gone"),
+def call(*made: object) -> Shown:
+    return lambda screen: screen.call(CallMade(*made))  # type: ignore[arg-type]
+
+
+STORY: tuple[Shown, ...] = (
+    lambda screen: screen.webhook(WEBHOOK, 200),
+    lambda screen: screen.webhook(WEBHOOK, None),
+    call("GET", f"/contacts?externalId={ID}", 200),
+    call("POST", "/contacts", 503),
+    call("POST", "/contacts", 201, ID, CONTACT),
+    call("PATCH", "/contacts/contact-1", 200, ID, {"last_name": "Berg", "phone": None}),
+    call("PATCH", "/contacts/contact-1", 200, ID),
+    call("PATCH", "/contacts/contact-1", 409),
+    call("DELETE", "/contacts/contact-1", 204, ID),
+    lambda screen: screen.note("stale", f"USER {ID}"),
+    lambda screen: screen.note("same", f"USER {ID}"),
+    lambda screen: screen.command("sweep", "--source trivore"),
+    lambda screen: screen.command("sweep", f"USER {ID}", "an orphan: its entity is gone"),
 )
 
 
@@ -109,7 +112,7 @@ def test_a_change_that_no_webhook_reports_or_that_changes_nothing_there_says_so(
     change: ChangeMade, detail: str
 ) -> None:
     output = io.StringIO()
-    DemoScreen(Console(file=output, color_system=None, width=200, highlight=False), Noon()).show_change(change)
+    DemoScreen(Console(file=output, color_system=None, width=200, highlight=False), Noon()).change(change)
     assert output.getvalue().rstrip().endswith(f"Aino Aalto                   {detail}")
 
 
@@ -118,32 +121,13 @@ def test_no_value_of_a_change_a_webhook_or_a_call_moves_a_cursor_hides_or_is_mar
     output = io.StringIO()
     console = Console(file=output, force_terminal=width is not None, width=width or 10_000, highlight=False)
     screen = DemoScreen(console, Noon())
-    screen.show_change(ChangeMade("create", USER, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}))
-    for event in (
-        WebhookSent(HOSTILE, HOSTILE, HOSTILE, 200),
-        CallMade(HOSTILE, HOSTILE, 201, HOSTILE, {HOSTILE: HOSTILE}),
-        CallMade("DELETE", HOSTILE, 204, HOSTILE),
-        NoCallNeeded(HOSTILE, HOSTILE, "stale"),
-        CommandRun(HOSTILE, HOSTILE, HOSTILE),
-    ):
-        screen.show(event)
+    screen.change(ChangeMade("create", USER, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}))
+    screen.webhook({"entityType": HOSTILE, "id": HOSTILE, "eventType": HOSTILE}, 200)
+    screen.call(CallMade(HOSTILE, HOSTILE, 201, HOSTILE, {HOSTILE: HOSTILE}))
+    screen.call(CallMade("DELETE", HOSTILE, 204, HOSTILE))
+    screen.note("stale", HOSTILE)
+    screen.command(HOSTILE, HOSTILE, HOSTILE)
     shown = output.getvalue()
     assert harm_of(shown, terminal=width is not None) == []
     assert len(shown.splitlines()) == 6
     assert "[link=https://evil.example]" in shown
-
-
-@pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
-def test_nor_does_one_in_the_summary_or_above_the_bars(terminal: bool) -> None:
-    output = io.StringIO()
-    console = Console(file=output, force_terminal=terminal, width=10_000, highlight=False)
-    numbers = Counter(still_open=1)
-    found = Mismatch("contact", HOSTILE, HOSTILE, HOSTILE, HOSTILE)
-    show_summary(console, Counter(summary_of([found], numbers, seed=1, seconds=1.0, folder=HOSTILE)))
-    bars = Bars(console, 1)
-    with bars.progress:
-        bars.say(HOSTILE)
-        bars.show(CommandRun(HOSTILE, HOSTILE, HOSTILE))
-    shown = output.getvalue()
-    assert harm_of(shown, terminal=terminal) == []
-    assert shown.count("[link=https://evil.example]") == 2 * 9

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import re
 import signal
 import subprocess
@@ -17,11 +16,19 @@ from typing import Any
 import pytest
 import requests
 
-from relay.demo.commercial import CONTACT, TEAM, CallMade, CommercialService
-from relay.demo.identity import REPLICA_BEHIND, IdentityService, rfc3339_milliseconds
+from inbox.events.timestamps import rfc3339
 from relay.demo.scenario import sample_user
-from relay.demo.web import App, served
-from relay.demo.webhooks import WebhookSender
+from relay.demo.services import (
+    CONTACT,
+    REPLICA_BEHIND,
+    TEAM,
+    App,
+    CallMade,
+    CommercialService,
+    IdentityService,
+    WebhookSender,
+    served,
+)
 
 START = datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)
 WAIT = 60.0
@@ -183,7 +190,7 @@ def test_of_a_slow_update_whoever_reads_first_gets_the_older_document_unless_it_
 def test_no_two_changes_bear_the_same_millisecond_even_when_the_clock_stands_still() -> None:
     with api_of(now=lambda: START) as api:
         times = [api.add("user", {})["meta"]["created"] for _ in range(10)]
-    assert times == [rfc3339_milliseconds(START + timedelta(milliseconds=number)) for number in range(10)]
+    assert times == [rfc3339(START + timedelta(milliseconds=number), "milliseconds") for number in range(10)]
 
 
 # --- commercial
@@ -236,19 +243,13 @@ def test_a_field_that_a_contact_does_not_have_is_refused_and_changes_nothing(
     assert service.all(CONTACT) == [contact]
 
 
-def test_a_seeded_share_of_calls_fails_the_same_way_every_time_and_changes_nothing() -> None:
-    def statuses() -> list[int]:
-        service = CommercialService(fail_share=0.3, rng=random.Random(1))
-        with crm_of(service) as crm:
-            answers = [crm.call("POST", "contacts", json={}) for _ in range(100)]
-        assert {answer.headers.get("Retry-After") for answer in answers if not answer.ok} == {"0.2"}
-        assert len(service.all(CONTACT)) == len([answer for answer in answers if answer.ok])
-        return [answer.status_code for answer in answers]
-
-    first = statuses()
-    assert first == statuses()
-    assert set(first) == {201, 503}
-    assert 15 <= first.count(503) <= 45
+def test_a_share_of_calls_fails_and_changes_nothing() -> None:
+    service = CommercialService(fail_share=0.3)
+    with crm_of(service) as crm:
+        answers = [crm.call("POST", "contacts", json={}) for _ in range(100)]
+    assert {answer.headers.get("Retry-After") for answer in answers if not answer.ok} == {"0.2"}
+    assert {answer.status_code for answer in answers} == {201, 503}
+    assert len(service.all(CONTACT)) == len([answer for answer in answers if answer.ok])
 
 
 def test_the_screen_gets_every_call_and_its_effect(service: CommercialService) -> None:
@@ -271,7 +272,7 @@ def test_the_screen_gets_every_call_and_its_effect(service: CommercialService) -
         CallMade("POST", "/contacts", 201, "u1", fields),
         CallMade("PATCH", "/contacts/contact-1", 200, "u1", {"last_name": "Aalto", "phone": None}),
         CallMade("PATCH", "/contacts/contact-1", 200, "u1"),
-        CallMade("POST", "/contacts", 415),
+        CallMade("POST", "/contacts", 400),
         CallMade("DELETE", "/contacts/contact-1", 204, "u1"),
         CallMade("GET", "/teams", 503),
         CallMade("GET", "/nowhere", 401),
@@ -288,13 +289,11 @@ def test_a_body_that_is_no_json_object_is_refused(api: Client, crm: Client, body
         assert client.ids(path) == []
 
 
-def test_unknown_places_methods_and_types_are_refused(api: Client, crm: Client) -> None:
+def test_unknown_places_and_methods_are_refused(api: Client, crm: Client) -> None:
     assert [crm.call("GET", path).status_code for path in ("contacts/contact-1", "orders")] == [404, 404]
     assert [client.call("PUT", path, json={}).status_code for client, path in ((crm, "contacts"), (api, "user"))] == [
         *(405, 405)
     ]
-    assert crm.call("POST", "contacts", data="a=b", headers={"Content-Type": "text/plain"}).status_code == 415
-    assert crm.call("POST", "contacts", data=b" " * 2**21, headers=JSON).status_code == 413
 
 
 def test_only_the_right_credentials_open(api: Client, crm: Client) -> None:

@@ -15,10 +15,10 @@ from falcon.asgi import Request, Response
 
 from inbox.errors import ConfigError
 from relay.delivery.outcome import Outcome
-from relay.demo.scim_filter import InvalidFilterError, parse_filter
-from relay.demo.web import App, answer, read_object, served
+from relay.demo.services import App, answer, read_object, served
 from tests.destinations.syncing import DELETE
 from tests.helpers.delivering import LOCAL, config_text, deliver, delivered, failed
+from tests.helpers.scim_filter import InvalidFilterError, parse_filter
 
 INJECTED = 'x" or userName eq "admin'
 """With the filter of an early documentation, `externalId eq "{event.entity_id}"`, this found and deleted the admin."""

@@ -15,7 +15,6 @@ from sqlalchemy import Engine
 
 from inbox.errors import SweepFailed
 from inbox.loader.load import parse_config
-from relay.demo.scim_filter import parse_filter
 from relay.destinations.base import without_lease
 from relay.store.database import Database
 from relay.store.sweeps import SweepFindings
@@ -24,6 +23,7 @@ from relay.sweep.run import CompiledSweep
 from tests.docs.pages import PAGES
 from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
+from tests.helpers.scim_filter import parse_filter
 from tests.helpers.scripted import Act, ScriptedServer, Seen, answer
 
 SIZE = 250

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, cast
 
-from relay.demo.web import App, served
+from relay.demo.services import App, served
 
 _rest = contextlib.ExitStack()
 atexit.register(_rest.close)

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.events.timestamps import as_time
-from relay.demo.scim_filter import parse_filter
 from tests.helpers.filling import fill
 from tests.helpers.processes import Ended, Site
 from tests.helpers.reading import count, rows
+from tests.helpers.scim_filter import parse_filter
 from tests.helpers.scripted import Act, ScriptedServer, answer, serving
 from tests.helpers.webhooks import config_text
 

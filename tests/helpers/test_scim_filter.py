@@ -1,10 +1,10 @@
-"""The filter language of the demo identity service's lists."""
+"""The filter language by which tests read filters as a server does."""
 
 from __future__ import annotations
 
 import pytest
 
-from relay.demo.scim_filter import InvalidFilterError, parse_filter
+from tests.helpers.scim_filter import InvalidFilterError, parse_filter
 
 DOCUMENT = {
     "username": "aino",

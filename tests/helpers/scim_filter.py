@@ -1,4 +1,4 @@
-"""The filter language of the identity service's lists: the part of SCIM's (RFC 7644 section 3.4.2.2) that clients use.
+"""A filter language: the part of SCIM's (RFC 7644 section 3.4.2.2) that clients use.
 
 A clause is `attribute eq value`, `attribute ge timestamp` or `attribute pr`. Clauses are joined by `and`, or by `or`;
 both in one filter are not offered, so parentheses may stand around anything and change nothing. An attribute is a dotted

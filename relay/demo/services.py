@@ -1,0 +1,443 @@
+"""Two services to try the product with: identity sends webhooks, commercial is kept in sync. Their state is in memory.
+
+Identity has the paths of the Trivore Management API as the vendor's client reads them (PyPI `trivoreid` 2.0.10), and
+webhooks of the classic form (trivore.atlassian.net/wiki/spaces/TISpubdoc/pages/20515352).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import re
+import secrets
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import falcon
+import falcon.asgi
+import msgspec
+import urllib3
+import uvicorn
+from falcon.asgi import Request, Response
+
+from inbox.clock import SystemClock
+from inbox.events.timestamps import parse_rfc3339, rfc3339
+
+App = falcon.asgi.App[Request, Response]
+Document = dict[str, Any]
+
+USER, GROUP = "USER", "GROUP"
+CONTACT, TEAM = "contacts", "teams"
+REPLICA_BEHIND = timedelta(seconds=5)
+_PATHS = {USER: "user", GROUP: "group"}
+_DEFAULTS: dict[str, Document] = {
+    USER: {"nsCode": "demo", "name": {}, "emails": [], "mobiles": [], "memberOf": []},
+    GROUP: {"nsCode": "demo", "name": "", "memberOf": []},
+}
+_FIELDS = {CONTACT: ("external_id", "email", "first_name", "last_name", "phone"), TEAM: ("external_id", "name")}
+_OWN = ("id", "meta", "password")
+_API = "/api/rest/v1"
+_CLAUSE = re.compile(r'([\w.]+) (eq|ge) "([^"\\]*)"', re.IGNORECASE)
+_DEFAULT_COUNT, _MAX_COUNT = 100, 500  # the largest page, by the docstrings of trivoreid 2.0.10
+_RETRY_AFTER = "0.2"  # RFC 9110 section 10.2.3 knows whole seconds only; fractions are seen in the field
+_FIRST_PAUSE, _LONGEST_PAUSE, _TIMEOUT = 0.05, 1.0, 10.0
+_SUCCESSES = range(200, 300)
+
+
+@contextmanager
+def served(app: App, port: int = 0) -> Iterator[str]:
+    """Serve the app on 127.0.0.1 in a thread; yield its URL. Port 0 takes a free one.
+
+    Leaving it finishes running requests and closes every connection.
+
+    Raises:
+        OSError: another process has the port.
+    """
+    listener = socket.create_server(("127.0.0.1", port))
+    options = {"lifespan": "off", "ws": "none", "log_config": None, "access_log": False, "proxy_headers": False}
+    server = uvicorn.Server(uvicorn.Config(app, timeout_keep_alive=300, timeout_graceful_shutdown=5, **options))  # type: ignore[arg-type]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="demo-server", daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+async def read_object(req: Request) -> Document:
+    """Read the JSON object in a request's body. Raises `falcon.HTTPBadRequest`."""
+    try:
+        return msgspec.json.decode(await req.stream.read(), type=dict[str, Any])
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: bad UTF-8, a number of thousands of digits
+        raise falcon.HTTPBadRequest(description="The body is not a JSON object.") from None
+
+
+def answer(resp: Response, value: object, status: int = 200) -> None:
+    """Answer with `value` as JSON."""
+    resp.status, resp.content_type, resp.data = status, "application/json", msgspec.json.encode(value)
+
+
+class _Authorization:
+    """Middleware that accepts only calls with these credentials; others get 401."""
+
+    def __init__(self, scheme: str, credentials: str) -> None:
+        self._scheme, self._credentials = scheme, credentials
+
+    async def process_request(self, req: Request, _: Response) -> None:
+        scheme, _space, credentials = (req.auth or "").partition(" ")
+        if (scheme.capitalize(), credentials.strip()) != (self._scheme, self._credentials):
+            challenges = [f'{self._scheme} realm="demo"']
+            raise falcon.HTTPUnauthorized(description="Authentication failed.", challenges=challenges)
+
+
+def _app_with(error_body: Callable[[str, int], object], *middleware: Any) -> App:  # noqa: ANN401  # any of Falcon's
+    def serialize(_: Request, resp: Response, error: falcon.HTTPError) -> None:
+        answer(resp, error_body(error.description or error.title or "Error", error.status_code), error.status_code)
+
+    app: App = falcon.asgi.App(middleware=list(middleware))
+    app.set_error_serializer(serialize)
+    return app
+
+
+class WebhookSender:
+    """Sends webhooks in the background and in order, each until it is accepted; only `close` gives up."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        on_webhook: Callable[[Mapping[str, str], int | None], None] = lambda _payload, _status: None,
+        loses_answer: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            url: where webhooks go, also those that wait when it changes; without one, none are queued.
+            headers: sent with each webhook, such as a token.
+            on_webhook: gets each try and its status, or None without an answer, on the thread; must not raise.
+            loses_answer: asked after each accepted webhook; true has it sent again.
+        """
+        self.url = url
+        self._on_webhook, self._loses_answer = on_webhook, loses_answer
+        # urllib3 itself, since it heeds no proxy.
+        json = {"User-Agent": "identity-demo", "Content-Type": "application/json"}
+        self._http = urllib3.PoolManager(retries=False, timeout=_TIMEOUT, headers={**(headers or {}), **json})
+        self._changed = threading.Condition()
+        self._waiting: deque[Mapping[str, str]] = deque()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
+        self._thread.start()
+
+    def put(self, payload: Mapping[str, str]) -> None:
+        """Queue a webhook; do nothing without a URL, or after `close`."""
+        with self._changed:
+            if self.url is not None and not self._is_closed:
+                self._waiting.append(payload)
+                self._changed.notify_all()
+
+    def pending(self) -> int:
+        """Count the webhooks that have not been accepted yet."""
+        return len(self._waiting)
+
+    def wait_until_sent(self, timeout: float | None = None) -> bool:
+        """Wait until every webhook has been accepted; False if that took longer than `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting, timeout)
+
+    def close(self) -> None:
+        """End the thread; webhooks that still wait are given up."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._http.clear()
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                if self._is_closed:
+                    return
+            is_accepted = self._send(self._waiting[0])
+            with self._changed:
+                if is_accepted:
+                    self._waiting.popleft()
+                    self._changed.notify_all()
+                    pause = _FIRST_PAUSE
+                else:
+                    self._changed.wait_for(lambda: self._is_closed, pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _send(self, payload: Mapping[str, str]) -> bool:
+        status = None
+        with suppress(urllib3.exceptions.HTTPError):  # no answer
+            status = self._http.request("POST", self.url or "", json=payload, redirect=False).status
+        self._on_webhook(payload, status)
+        return status in _SUCCESSES and not self._loses_answer()
+
+
+class IdentityService:
+    """Users and groups, for any thread; `app` is the Falcon app. Documents are replaced, never changed."""
+
+    def __init__(
+        self,
+        webhooks: WebhookSender,
+        *,
+        is_slow: Callable[[], bool] = lambda: False,
+        now: Callable[[], datetime] | None = None,
+    ) -> None:
+        """Start without users.
+
+        Args:
+            webhooks: sends a webhook for each change.
+            is_slow: asked at each update; when true, the first read within `REPLICA_BEHIND` gets the older document.
+            now: the time as an aware datetime in UTC; the machine's clock without it.
+        """
+        self.webhooks, self._is_slow = webhooks, is_slow
+        self._now, self._latest = now or SystemClock().now, datetime.min.replace(tzinfo=UTC)
+        self._before: dict[str, tuple[datetime, Document]] = {}  # until when the next read gives this
+        self._lock = threading.Lock()  # held while a webhook is queued: they have the order of the changes
+        self._documents: dict[str, dict[str, Document]] = {USER: {}, GROUP: {}}
+        self._process, self._counter = secrets.token_hex(5), itertools.count()
+        credentials = _Authorization("Basic", "ZGVtbzpkZW1v")  # demo:demo, RFC 7617
+        self.app = _app_with(lambda message, status: {"errorMessage": message, "statusCode": status}, credentials)
+        for entity_type, path in _PATHS.items():
+            resource = _EntityResource(self, entity_type)
+            self.app.add_route(f"{_API}/{path}", resource, suffix="all")
+            self.app.add_route(f"{_API}/{path}/{{entity_id}}", resource)
+
+    def create(self, entity_type: str, body: Document, *, report: bool = True) -> Document:
+        """Store a new user or group, send the webhook unless told not to, and return the document."""
+        with self._lock:
+            moment = self._tick()
+            # As MongoDB's ObjectId: seconds, process, counter; so ids sort by creation.
+            entity_id = f"{int(moment.timestamp()):08x}{self._process}{next(self._counter):06x}"
+            at, location = rfc3339(moment, "milliseconds"), f"{_API}/{_PATHS[entity_type]}/{entity_id}"
+            meta = {"created": at, "lastModified": at, "location": location}
+            return self._put(entity_type, entity_id, body, meta, "CREATE", report=report)
+
+    def replace(self, entity_type: str, entity_id: str, body: Document, *, report: bool = True) -> Document:
+        """Replace the whole document, send the webhook and return the new one. Raises as `get`."""
+        with self._lock:
+            old = self.get(entity_type, entity_id)
+            moment = self._tick()
+            self._before.pop(entity_id, None)
+            if report and self._is_slow():
+                self._before[entity_id] = (moment + REPLICA_BEHIND, old)
+            meta = {**old["meta"], "lastModified": rfc3339(moment, "milliseconds")}
+            return self._put(entity_type, entity_id, body, meta, "UPDATE", report=report)
+
+    def delete(self, entity_type: str, entity_id: str, *, report: bool = True) -> None:
+        """Remove a user or group and send the webhook. Raises as `get`."""
+        with self._lock:
+            self.get(entity_type, entity_id)
+            del self._documents[entity_type][entity_id]
+            self._report(entity_type, entity_id, "DELETE", rfc3339(self._tick(), "milliseconds"), report=report)
+
+    def get(self, entity_type: str, entity_id: str) -> Document:
+        """Return the document of a user or group. Raises `falcon.HTTPNotFound`."""
+        try:
+            return self._documents[entity_type][entity_id]
+        except KeyError:
+            raise falcon.HTTPNotFound(description=f"There is no {_PATHS[entity_type]} {entity_id}.") from None
+
+    def read(self, entity_type: str, entity_id: str) -> Document:
+        """Return the document from a replica, which may lag. Raises as `get`."""
+        with self._lock:
+            present = self.get(entity_type, entity_id)
+            until, before = self._before.pop(entity_id, (None, present))
+            return present if until is None or until <= self._now() else before
+
+    def all(self, entity_type: str) -> list[Document]:
+        """List every document of a type, oldest first."""
+        return list(self._documents[entity_type].values())
+
+    def _tick(self) -> datetime:
+        """Return the time, at least a millisecond after the one before: else two webhooks could be the same bytes."""
+        self._latest = max(self._now(), self._latest + timedelta(milliseconds=1))
+        return self._latest
+
+    def _put(
+        self, entity_type: str, entity_id: str, body: Document, meta: Document, event_type: str, *, report: bool
+    ) -> Document:
+        # Without null members: the vendor's client iterates over `emails` without asking.
+        kept = {name: value for name, value in body.items() if value is not None and name not in _OWN}
+        document = {"id": entity_id, **_DEFAULTS[entity_type], **kept, "meta": meta}
+        self._documents[entity_type][entity_id] = document
+        self._report(entity_type, entity_id, event_type, meta["lastModified"], report=report)
+        return document
+
+    def _report(self, entity_type: str, entity_id: str, event_type: str, at: str, *, report: bool) -> None:
+        if report:
+            self.webhooks.put({"id": entity_id, "entityType": entity_type, "eventType": event_type, "timestamp": at})
+
+
+class _EntityResource:
+    def __init__(self, service: IdentityService, entity_type: str) -> None:
+        self._service, self._type = service, entity_type
+
+    async def on_get_all(self, req: Request, resp: Response) -> None:
+        documents = self._service.all(self._type)
+        start = req.get_param_as_int("startIndex", min_value=0, default=0)
+        count = req.get_param_as_int("count", min_value=1, max_value=_MAX_COUNT, default=_DEFAULT_COUNT)
+        if text := req.get_param("filter"):
+            documents = _filtered(documents, text)
+        page = [_located(req, document) for document in documents[start : start + count]]
+        answer(
+            resp,
+            {"totalResults": len(documents), "startIndex": start, "itemsPerPage": len(page), "resources": page},
+        )
+
+    async def on_post_all(self, req: Request, resp: Response) -> None:
+        answer(resp, _located(req, self._service.create(self._type, await read_object(req))), 201)
+
+    async def on_get(self, req: Request, resp: Response, entity_id: str) -> None:
+        answer(resp, _located(req, self._service.read(self._type, entity_id)))
+
+    async def on_put(self, req: Request, resp: Response, entity_id: str) -> None:
+        answer(resp, _located(req, self._service.replace(self._type, entity_id, await read_object(req))))
+
+    async def on_delete(self, _: Request, resp: Response, entity_id: str) -> None:
+        self._service.delete(self._type, entity_id)
+        resp.status = falcon.HTTP_NO_CONTENT
+
+
+def _filtered(documents: list[Document], text: str) -> list[Document]:
+    """Return the documents that pass a filter of SCIM: one clause of a dotted path with `eq` or, for times, `ge`."""
+    clause = _CLAUSE.fullmatch(text)
+    if clause is None:
+        raise falcon.HTTPBadRequest(description='invalidFilter: one `PATH eq "TEXT"` or `PATH ge "TIME"` is offered.')
+    path, operator, value = clause.groups()
+
+    def passes(document: Document) -> bool:
+        found: Any = document
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if operator.lower() == "eq" or found is None:
+            return bool(found == value)
+        return parse_rfc3339(found) >= parse_rfc3339(value)  # as text, `05.708Z` would come before `05Z`
+
+    try:
+        return [document for document in documents if passes(document)]
+    except (TypeError, ValueError):
+        raise falcon.HTTPBadRequest(description="invalidFilter: `ge` is for times.") from None
+
+
+def _located(req: Request, document: Document) -> Document:
+    """Make the document's location an absolute URL."""
+    meta = document["meta"]
+    return {**document, "meta": {**meta, "location": f"{req.prefix}{meta['location']}"}}
+
+
+@dataclass(frozen=True, slots=True)
+class CallMade:
+    """A call to the commercial service: its path with the query, its answer's status, and its effect on a record."""
+
+    method: str
+    path: str
+    status: int
+    external_id: str | None = None
+    changed: Mapping[str, str | None] = field(default_factory=dict)
+
+
+class CommercialService:
+    """Contacts and teams, found by external id. `app` is the Falcon app, whose event loop alone changes records."""
+
+    def __init__(
+        self,
+        *,
+        fail_share: float = 0.0,
+        latency: float = 0.0,
+        on_call: Callable[[CallMade], None] = lambda _: None,
+    ) -> None:
+        """Start without records.
+
+        Args:
+            fail_share: the share of calls, from 0 to 1, that is answered with 503 and changes nothing.
+            latency: seconds between a call's effect and its answer.
+            on_call: gets each call before it is answered, on the server's thread; must not raise.
+        """
+        self.fail_share = fail_share
+        self._latency, self._on_call = latency, on_call
+        self.app = _app_with(lambda message, _: {"error": message}, self, _Authorization("Bearer", "demo"))
+        self._resources = {record_type: _RecordResource(record_type) for record_type in _FIELDS}
+        for record_type, resource in self._resources.items():
+            self.app.add_route(f"/{record_type}", resource, suffix="all")
+            self.app.add_route(f"/{record_type}/{{record_id}}", resource)
+
+    def all(self, record_type: str) -> list[Document]:
+        """List every record of a type, oldest first, for any thread: records are replaced, never changed."""
+        return list(self._resources[record_type].records.values())
+
+    async def process_request(self, _req: Request, resp: Response) -> None:
+        """Fail a call before anything else happens to it."""
+        if random.random() < self.fail_share:  # noqa: S311  # luck
+            resp.set_header("Retry-After", _RETRY_AFTER)
+            raise falcon.HTTPServiceUnavailable(description="try again later")
+
+    async def process_response(self, req: Request, resp: Response, _resource: object, _succeeded: bool) -> None:
+        """Report a call once its answer is known."""
+        self._on_call(CallMade(req.method, req.relative_uri, resp.status_code, **getattr(req.context, "effect", {})))
+        await asyncio.sleep(self._latency)
+
+
+class _RecordResource:
+    """The records of one type, by id."""
+
+    def __init__(self, record_type: str) -> None:
+        self._type = record_type
+        self.records: dict[str, Document] = {}
+        self._numbers = itertools.count(1)
+
+    async def on_get_all(self, req: Request, resp: Response) -> None:
+        external_id = req.get_param("externalId")
+        found = [each for each in self.records.values() if external_id in {None, each["external_id"]}]
+        offset = req.get_param_as_int("offset", min_value=0, default=0)
+        limit = req.get_param_as_int("limit", min_value=1, default=len(found))
+        answer(resp, {"items": found[offset : offset + limit]})
+
+    async def on_post_all(self, req: Request, resp: Response) -> None:
+        body = await read_object(req)
+        answer(resp, self._put(req, f"{self._type[:-1]}-{next(self._numbers)}", {}, body), 201)
+
+    async def on_get(self, _: Request, resp: Response, record_id: str) -> None:
+        answer(resp, self._get(record_id))
+
+    async def on_patch(self, req: Request, resp: Response, record_id: str) -> None:
+        answer(resp, self._put(req, record_id, self._get(record_id), await read_object(req)))
+
+    async def on_delete(self, req: Request, resp: Response, record_id: str) -> None:
+        req.context.effect = {"external_id": self._get(record_id)["external_id"]}
+        del self.records[record_id]
+        resp.status = falcon.HTTP_NO_CONTENT
+
+    def _get(self, record_id: str) -> Document:
+        try:
+            return self.records[record_id]
+        except KeyError:
+            raise falcon.HTTPNotFound(description=f"there is no {record_id} in {self._type}") from None
+
+    def _put(self, req: Request, record_id: str, before: Document, changes: Document) -> Document:
+        fields = _FIELDS[self._type]
+        for name, value in changes.items():
+            if name not in fields or not isinstance(value, str | None):
+                raise falcon.HTTPUnprocessableEntity(description=f"{self._type} have no text field {name}")
+        record = {"id": record_id, **dict.fromkeys(fields), **before, **changes}
+        external_id = record["external_id"]
+        others = [each["external_id"] for each in self.records.values() if each["id"] != record_id]
+        if external_id is not None and external_id in others:
+            raise falcon.HTTPConflict(description=f"external_id {external_id} exists already")
+        self.records[record_id] = record
+        changed = {name: record[name] for name in fields[1:] if record[name] != before.get(name)}
+        req.context.effect = {"external_id": external_id, "changed": changed}
+        return record
