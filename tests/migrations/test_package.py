@@ -33,7 +33,7 @@ def test_the_wheel_holds_every_file_of_both_sides_and_the_migrations_below_inbox
         ("inbox/" if folder == "migrations" else "") + str(path.relative_to(ROOT))
         for folder in ("inbox", "relay", "migrations")
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix in {".py", ".sql", ".mako", ".typed", ".html", ".css", ".js", ".svg"}
+        if path.is_file() and path.suffix in {".py", ".sql", ".mako", ".typed", ".html", ".css", ".js", ".svg", ".toml"}
     }
     assert packed == here
     assert any(name.endswith(".sql") for name in here)
