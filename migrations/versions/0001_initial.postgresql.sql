@@ -98,9 +98,9 @@ CREATE TABLE duplicate_request (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
-
 CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
 
 COMMENT ON TABLE duplicate_request IS 'A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.';
 
@@ -203,25 +203,25 @@ CREATE TABLE open_delivery (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
-
-CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
-
-CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
-
-CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
-
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
-
-CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
-
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
 
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
-CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+
+CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
+
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
 
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+
+CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
 COMMENT ON TABLE open_delivery IS 'Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.';
 
@@ -307,9 +307,9 @@ CREATE TABLE delivery_log (
 )
  WITH (autovacuum_vacuum_scale_factor = 0.02);
 
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
-
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
+
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -649,9 +649,9 @@ CREATE TABLE alert (
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
-CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
-
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
+CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 

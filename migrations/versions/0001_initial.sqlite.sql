@@ -78,9 +78,9 @@ CREATE TABLE duplicate_request ( -- A duplicate: a request whose key is already 
     CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (date(substr(last_received_at, 1, 10)) IS substr(last_received_at, 1, 10) AND last_received_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_received_at) = 10 OR substr(last_received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
-
 CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
 
 CREATE TABLE rejected_request ( -- A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.
     -- number of the rejected request
@@ -155,25 +155,25 @@ CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_lo
     CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
-
-CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
-
-CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
-
-CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
-
-CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
-
-CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
-
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
 
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
-CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
+CREATE INDEX ix_open_delivery_given_up ON open_delivery (seq, route) WHERE state IN ('dead', 'blocked');
+
+CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
+
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
 
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+
+CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
 CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
     -- the route
@@ -226,9 +226,9 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
 );
 
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
-
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
+
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -469,9 +469,9 @@ CREATE TABLE alert ( -- One row when a problem begins and one when it ends, neve
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (date(substr(sent_at, 1, 10)) IS substr(sent_at, 1, 10) AND sent_at >= '0001-01-01 00:00:00.000000Z' AND (length(sent_at) = 10 OR substr(sent_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
-
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
+CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
