@@ -15,12 +15,12 @@ from relay.cli.check import check_command
 from relay.cli.command_line import Commands, options, run
 from relay.cli.copy import copy_command
 from relay.cli.doctor import doctor_command
-from relay.cli.erase import erase_command
 from relay.cli.events import commands, list_command, show_command
 from relay.cli.init import init_command
 from relay.cli.migrate import migrate_command, roles_command
+from relay.cli.operations import OF_INBOX
 from relay.cli.prune import prune_command
-from relay.cli.rejected import readmit_command, rejected
+from relay.cli.rejected import rejected
 from relay.cli.send import send_command
 from relay.cli.tail import tail
 from relay.cli.terminal import exit_on_error
@@ -78,7 +78,7 @@ app.command("show")(show_command)
 app.command("tail")(tail)
 app.command("commands")(commands)
 app.command("rejected")(rejected)
-app.command("readmit")(readmit_command)
-app.command("erase")(erase_command)
+for command in OF_INBOX:
+    app.command()(command)
 app.command("copy")(copy_command)
 app.command("prune")(prune_command)
