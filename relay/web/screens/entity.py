@@ -25,7 +25,7 @@ from relay.delivery.outcome import Delivery
 from relay.destinations import sync
 from relay.destinations.base import Clients, Context
 from relay.destinations.preview import Preview, preview
-from relay.store import entities
+from relay.store import events
 from relay.web import render
 from relay.web.access.accounts import Actor
 from relay.web.problems import set_status
@@ -327,7 +327,7 @@ def _check_route(config: Config, query: DifferenceQuery) -> None:
 
 
 def _newest(reading: Reading, query: DifferenceQuery) -> Delivery:
-    found = entities.newest(reading.database, query.source, str(query.route), (query.type, query.id))
+    found = events.newest_of_entity(reading.database, query.source, str(query.route), (query.type, query.id))
     if found is None:
         raise NothingThere(f"no event of the source {query.source!r} is about {query.type}/{query.id}")
     return found
