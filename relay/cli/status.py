@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from inbox.cli.options import AsJson, AsNdjson, Columns, Wide
-from inbox.cli.tables import Column, Format, format_of, show
-from inbox.cli.terminal import FINDING, answer, as_document, as_line, console, exit_on_error, fail, put, put_json
-from relay.cli.options import database_of, load_config
+from relay.cli.options import AsJson, AsNdjson, Columns, Wide, database_of, load_config
+from relay.cli.tables import Column, Format, format_of, show
+from relay.cli.terminal import FINDING, answer, as_document, as_line, console, exit_on_error, fail, put, put_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

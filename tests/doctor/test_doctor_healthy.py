@@ -284,7 +284,7 @@ def test_a_sqlite_file_on_a_full_disk_is_a_finding_of_the_command(tmp_path: Path
     statement = (
         "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         " resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));"
-        " from inbox.cli.main import main; main()"
+        " from relay.cli.inbox import main; main()"
     )
     command = (sys.executable, "-c", statement, "doctor", "--json")
     ended = subprocess.run(

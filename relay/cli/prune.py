@@ -14,12 +14,12 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn
 
-from inbox.cli.options import AsJson, login_name, open_database, require_known
-from inbox.cli.tables import Column, Format, show
-from inbox.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
-from inbox.cli.wording import byte_count, counted
 from inbox.clock import SystemClock
 from inbox.config.model import RetentionKind
+from relay.cli.options import AsJson, login_name, open_engine, require_known
+from relay.cli.tables import Column, Format, show
+from relay.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
+from relay.words import byte_count, counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -81,7 +81,7 @@ def prune_command(
     wanted: list[RetentionKind] = [kind for kind in STEPS if not kinds or kind in kinds]
     with exit_on_error():
         config = read_config()
-        with open_database(config) as database:
+        with open_engine(config) as database:
             plans = [each for each in _plans(database, config.retention) if each.kind in wanted]
             if not as_json:
                 shown = [{**msgspec.structs.asdict(each), "rows": rows_in(each)} for each in plans]

@@ -10,8 +10,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from inbox.cli.options import AsJson, login_name, names_of, open_database, parse_entity, require_known
-from inbox.cli.terminal import (
+from inbox.events.commands import says_why
+from inbox.observe.visible import visible
+from relay.cli.options import AsJson, login_name, names_of, open_engine, parse_entity, require_known
+from relay.cli.terminal import (
     FINDING,
     Doing,
     answer,
@@ -24,9 +26,7 @@ from inbox.cli.terminal import (
     put_json,
     say,
 )
-from inbox.cli.wording import byte_count, counted, stays_open
-from inbox.events.commands import says_why
-from inbox.observe.visible import visible
+from relay.words import byte_count, counted, stays_open
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -74,7 +74,7 @@ def erase_command(
         fail("the reason names the entity, and it is kept for good: say why without the id")
     with exit_on_error():
         config = read_config()
-        with open_database(config) as database:
+        with open_engine(config) as database:
             require_known("source", source, config.sources, stored=lambda name: has_source(database, name))
             planned = _plan(database, subject)
             if not yes or dry_run or planned.is_empty or planned.is_held_up:

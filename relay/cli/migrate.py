@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from inbox.cli.terminal import answer, exit_on_error, fail, put, say
 from inbox.observe.visible import visible
+from relay.cli.terminal import answer, exit_on_error, fail, put, say
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from inbox.cli.options import AsJson
-from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, fail, put, put_json
-from inbox.cli.wording import counted
 from inbox.clock import SystemClock
 from inbox.observe.visible import visible_line
+from relay.cli.options import AsJson
+from relay.cli.terminal import FINDING, as_document, console, exit_on_error, fail, put, put_json
+from relay.words import counted
 
 if TYPE_CHECKING:
     from inbox.doctor.run import ExaminationResult
