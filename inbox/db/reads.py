@@ -90,7 +90,9 @@ def event(engine: Engine, seq: int, *, is_whole: bool = False) -> Row | None:
             "deliveries": deliveries,
             "facts": facts[:most][::-1],
             "has_earlier_facts": len(facts) > most,
-            "duplicates": _rows(connection, _DUPLICATES.format(body), seq=seq, most=_ALL if is_whole else MOST_DUPLICATES),
+            "duplicates": _rows(
+                connection, _DUPLICATES.format(body), seq=seq, most=_ALL if is_whole else MOST_DUPLICATES
+            ),
             "lanes": _lanes(connection, open_ones),
             "gates": _gates(connection, *(str(row[name]) for name in ENTITY)),
             "relays": _rows(connection, _RELAYS, seq=seq),
@@ -115,9 +117,7 @@ def _neighbour(connection: Connection, row: Row, which: str, side: str) -> int |
 
 
 _DELIVERIES = "SELECT * FROM delivery WHERE seq = :seq AND route IS NOT NULL ORDER BY route"
-_FACTS = (
-    "SELECT id, at, route, kind, attempt, relay_node, detail FROM delivery_log WHERE seq = :seq ORDER BY id DESC LIMIT :most"
-)
+_FACTS = "SELECT id, at, route, kind, attempt, relay_node, detail FROM delivery_log WHERE seq = :seq ORDER BY id DESC LIMIT :most"
 _DUPLICATES = """
 SELECT d.id, d.received_at, d.times, d.last_received_at, d.handled_at, d.error, d.body_sha256 <> i.body_sha256 AS is_other{}
 FROM duplicate_request d JOIN inbox i ON i.seq = d.seq
@@ -261,7 +261,9 @@ NEWEST = 10_000
 """The number of newest rows that are searched where no index has the name: a mistyped one must not cost a scan."""
 _PLACES = {
     "route": (
-        *(f"open_delivery WHERE state = '{state}' AND route = :name" for state in OPEN_STATES),  # each by its partial index
+        *(
+            f"open_delivery WHERE state = '{state}' AND route = :name" for state in OPEN_STATES
+        ),  # each by its partial index
         "lane WHERE route = :name",
         "gate WHERE kind = 'route' AND name = :name",
         f"(SELECT route FROM delivery_log ORDER BY id DESC LIMIT {NEWEST}) newest WHERE route = :name",

@@ -63,7 +63,7 @@ def erase_command(
     """
     from inbox.db.erasing import ErasureOrder
     from inbox.db.erasure import ErasureSubject
-    from inbox.db.known_names import has_source
+    from inbox.db.reads import has_source
     from inbox.loader.load import read_config
 
     entity_type, entity_id = parse_entity(entity)

@@ -197,9 +197,7 @@ def ids_of(database: Database, source: str, entity_type: str, most: int) -> Iter
 
 
 def _as_if_due(event: Any, payload: Any | None, route: str, lane: str = "") -> Delivery:  # noqa: ANN401  # result rows
-    return Delivery(
-        seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_of_event(event, payload)
-    )
+    return Delivery(seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_of_event(event, payload))
 
 
 def _of_its_lane(event: Any, payload: Any | None, route: str) -> Delivery:  # noqa: ANN401  # result rows

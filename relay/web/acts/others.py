@@ -11,9 +11,8 @@ from inbox.config.mistakes import nearest
 from inbox.db import erasing, retention
 from inbox.db.erasing import ErasurePlan, held_up_by
 from inbox.db.erasure import ErasureSubject
-from inbox.db.known_names import has_source
 from inbox.db.parameters import rows_param
-from inbox.db.reads import Row
+from inbox.db.reads import Row, has_source
 from inbox.db.retention import STEPS
 from inbox.errors import BadFilter, UnusableCommand
 from inbox.events.states import OPEN_STATES
