@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Engine, text
 
-from inbox.db.dialect import Sql, as_json, as_list
+from inbox.db.dialect import Sql, as_json, as_list, rows_param
 from inbox.db.engine import reading
-from inbox.db.parameters import rows_param
 from inbox.events.event import escape
 from inbox.events.states import HEADS, OPEN_STATES
 from inbox.events.timestamps import as_time, rfc3339

@@ -165,8 +165,7 @@ def _look(database: Engine, followers: Sequence[Follower], rows: list[tuple[Feed
 
 def while_reachable(look: Callable[[], None]) -> None:
     """Look, again and again while the database can't be reached."""
-    from inbox.db.dialect import failure_of
-    from inbox.db.trouble import trouble_text
+    from inbox.db.dialect import failure_of, trouble_text
 
     is_away = False
     while True:

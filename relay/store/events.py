@@ -11,8 +11,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.routing import possible_lanes
-from inbox.db.dialect import Sql, as_json
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
