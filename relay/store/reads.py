@@ -137,7 +137,7 @@ def dead_groups(
     """Group the newest dead letters; `since` is the time of their death."""
     given = {"route": route, "cause": cause, "since": None if since is None else time_text(since)}
     rows = transaction.rows_of(_grouped(transaction.sql), **given, most=MOST_GROUPED, limit=limit + 1)
-    looked_at = max((row.pop("looked_at") for row in rows), default=0)
+    looked_at = max((row.pop("among") for row in rows), default=0)
     groups = [DeadGroup(**row) for row in rows]
     return DeadGroups(groups[:limit], looked_at, is_whole=len(groups) <= limit and looked_at < MOST_GROUPED)
 
@@ -170,7 +170,7 @@ WITH newest AS (
 SELECT d.route, d.cause, d.error_sha256, min(substr(d.error, 1, {MOST_SHOWN})) AS error, count(*) AS count,
        sum(CASE WHEN d.state = 'blocked' THEN 1 ELSE 0 END) AS blocked,
        min(d.died_at) AS first_died_at, max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq,
-       (SELECT count(*) FROM newest) AS looked_at
+       (SELECT count(*) FROM newest) AS among
 FROM dead d
 WHERE {conditions}
 GROUP BY d.route, d.cause, d.error_sha256
