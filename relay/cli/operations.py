@@ -35,7 +35,7 @@ from relay.cli.terminal import (
 )
 from relay.operations.asks import FLAGS
 from relay.operations.table import OPERATIONS, Operation, parse
-from relay.words import counted, gate_state, holds, shown_state, stays_open
+from relay.words import counted, gate_holds, gate_state, shown_state, stays_open
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -166,7 +166,7 @@ def _option(kind: type, *names: str, text: str, **more: Any) -> Any:  # noqa: AN
     return Annotated[kind if kind is bool else kind | None, typer.Option(*names, help=text, **more)]
 
 
-_NUMBER = {"min": 0, "max": MOST_NUMBER}
+_NUMBER: Any = {"min": 0, "max": MOST_NUMBER}
 OPTIONS: Mapping[str, Any] = {
     "seqs": Annotated[
         list[int] | None,
@@ -301,8 +301,8 @@ def follow(database: Database, config: Config, number: int, operation: Operation
                 progress.update(task, completed=now.affected + now.failed, description=doing)
                 began = time.monotonic()
                 changed = execution.work_on(database, config, policies_of, number)
-                if not changed and _progress(database, number).answer:
-                    time.sleep(_LOOK_AGAIN_SECONDS)  # it waits
+                if not changed and now.answer:  # it waits
+                    time.sleep(_LOOK_AGAIN_SECONDS)
                 elif operation.kind == "erase":  # so that relays have the lock of all routes half of the time
                     time.sleep(min(time.monotonic() - began, _LONGEST_REST_SECONDS))
     except KeyboardInterrupt:
@@ -328,7 +328,7 @@ def _continue(number: int, reason: str | None, *, yes: bool) -> None:
 
     with exit_on_error():
         config, database = open_database()
-        row = reads.command(database.engine, number)
+        row = reads.row_of(database.engine, "relay_command", number)
         if row is None:
             fail(f"there is no command {number}")
         if not yes:
@@ -431,7 +431,7 @@ def _list_gates(*, as_json: bool, as_ndjson: bool, wide: bool, columns: str | No
         _, database = open_database()
         held = gates.held_back(database)
     now = SystemClock().now()
-    rows = [{**row, "held": gate_state(row), "why": "; ".join(holds(row, now))} for row in held]
+    rows = [{**row, "held": gate_state(row), "why": "; ".join(gate_holds(row, now))} for row in held]
     show(rows if form.is_table else held, GATE_COLUMNS, form, empty="nothing is held back")
 
 

@@ -197,15 +197,17 @@ SAMPLED_OPEN = 5 * MOST_OPEN
 
 
 def that_fit(
-    database: Database, policies: Policies, keys: Sequence[Key], *, is_replay: bool
+    database: Database, policies: Policies, act: str, keys: Sequence[Key], *, affected: int
 ) -> tuple[Sequence[Key], str | None]:
-    """The first of these for which their routes have room; where there is none, the route that is full.
+    """The first of these for which their routes have room; where there is none, the reason to wait.
 
-    Only what can move takes room: replayed deliveries for a replay, due ones for a retry. Those behind a closed gate or a
-    blocked head may stay for good, and those whose next attempt is due later, with those behind them, for days: a command
-    would wait with them, and every other route with it.
+    A replay needs room, and a retry after its first `MOST_OPEN`. Only what can move takes it: replayed deliveries for a
+    replay, due ones for a retry. Those behind a closed gate or a blocked head may stay for good, and those whose next
+    attempt is due later, with those behind them, for days: a command would wait with them, and every other route with it.
     """
-    closed, statement = gates.read_gates(database), (_replayed_open if is_replay else _due)(database.sql)
+    if act != "replay" and (act != "retry" or affected < MOST_OPEN):
+        return keys, None
+    closed, statement = gates.read_gates(database), (_replayed_open if act == "replay" else _due)(database.sql)
     room, full = len(keys), None
     for route in sorted({route for _, route in keys}):
         if route not in policies or closed.admit(policies[route].gates) != "all":
@@ -219,7 +221,8 @@ def that_fit(
     if room == len(keys):
         return keys, None
     whole = [key for key in keys[:room] if key[0] != keys[room][0]]  # an event's deliveries stay together
-    return whole, None if whole else full
+    are = "replayed deliveries are open" if act == "replay" else "deliveries are due"
+    return whole, None if whole else f"waits: {MOST_OPEN} {are} on route {full}"
 
 
 @cache

@@ -26,8 +26,8 @@ from relay.delivery.policy import Policies
 from relay.operations.asks import Selection
 from relay.operations.table import OF_DELIVERIES, OPERATIONS, parse
 from relay.store.database import Database
-from relay.store.operator import changes, commands, selected
-from relay.store.operator.changes import end_or_unblock, replay, retry
+from relay.store.operator import commands, selected
+from relay.store.operator.changes import end_or_unblock, replay, retry, that_fit
 from relay.store.operator.commands import BatchResult, Command
 from relay.store.operator.plan import dry_run_answer, mistake_in, plan, quick
 from relay.store.operator.selection import Choice, keys_of
@@ -187,12 +187,7 @@ def _look(database: Database, config: Config, policies: Policies, command: Comma
     if command.progress is None and (mistake := mistake_in(database, choice)):
         raise UnusableCommand(mistake)
     page = selected.page(database, choice, after=command.progress or 0, most=BATCH)
-    keys: Sequence[Key] = keys_of(page.rows)
-    waits, is_replay = None, choice.act == "replay"
-    if is_replay or (choice.act == "retry" and command.affected >= changes.MOST_OPEN):
-        keys, full = changes.that_fit(database, policies, keys, is_replay=is_replay)
-        are = "replayed deliveries are open" if is_replay else "deliveries are due"
-        waits = None if full is None else f"waits: {changes.MOST_OPEN} {are} on route {full}"
+    keys, waits = that_fit(database, policies, choice.act, keys_of(page.rows), affected=command.affected)
     return _Batch(command, choice, keys, waits, page.unreadable, page.upto)
 
 
@@ -251,7 +246,7 @@ def _change(
     *,
     policies: Policies,
 ) -> int:
-    said = {"who": command.asked_by, "why": command.reason}
+    said: Any = {"who": command.asked_by, "why": command.reason}
     if choice.act == "retry":
         return retry(transaction, keys, now, **said)
     more: Any = {"policies": policies, "states": choice.states}

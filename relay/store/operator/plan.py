@@ -16,13 +16,11 @@ from sqlalchemy import text
 from inbox.clock import SystemClock
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config, RetentionKind
-from inbox.db import erasing, readmission, reads, retention
-from inbox.db.dialect import blames_items, error_text
+from inbox.db import erasure, readmission, reads, retention
+from inbox.db.dialect import blames_items, error_text, rows_param
 from inbox.db.erasure import ErasureSubject
-from inbox.db.known_names import has_rejected_source, has_route, has_source
-from inbox.db.parameters import rows_param
 from inbox.db.readmission import RejectedFilter
-from inbox.db.reads import Row
+from inbox.db.reads import Row, has_rejected_source, has_route, has_source
 from inbox.errors import CAUSES, UnusableCommand
 from inbox.events.commands import MOST_REASON, says_why
 from inbox.events.states import OPEN_STATES
@@ -38,7 +36,7 @@ from relay.store.operator import selected
 from relay.store.operator.changes import LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.transaction import Key, Transaction
-from relay.words import counted, gate_state, holds
+from relay.words import counted, gate_holds, gate_state
 
 _PAGE = 500
 _MOST_BEHIND = 500
@@ -268,8 +266,11 @@ def _left_out(
             found = replayable(transaction, choice.config, some, too=too, states=choice.states, locked=False)
         return {key: found.left_out.get(key) for key in some}
 
+    def fail(key: Key, _error: Exception) -> dict[Key, str | None]:
+        return {key: "unreadable"}
+
     examined: dict[Key, str | None] = {}
-    for some in selected.together_or_apart(keys, part, lambda key, _: {key: "unreadable"}, is_late):
+    for some in selected.together_or_apart(keys, part, fail, is_late):
         examined |= some
     return left | {key: why for key in keys if (why := examined.get(key, "not examined")) is not None}
 
@@ -284,7 +285,7 @@ def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
 
 
 def _holds(row: Row) -> Iterator[str]:
-    return (f"{row['kind']} {row['name']} {each}" for each in holds(row, SystemClock().now()))
+    return (f"{row['kind']} {row['name']} {each}" for each in gate_holds(row, SystemClock().now()))
 
 
 def _instead(database: Database, choice: Choice) -> Iterator[str]:
@@ -424,7 +425,7 @@ def _plan_erase(it: _Planning) -> Plan:
     subject, known = subject_of(it.asked), it.config.sources
     if subject.source not in known and not has_source(it.database.engine, subject.source):
         raise UnusableCommand(f"there is no source {subject.source!r}; {nearest(subject.source, known)}")
-    found = erasing.plan(it.database.engine, subject, quick=it.bound.rows is not None, searching=it.seen)
+    found = erasure.plan(it.database.engine, subject, quick=it.bound.rows is not None, searching=it.seen)
     figures = (
         Figure("events", found.events),
         Figure("payloads", found.payloads, "no replay is possible any more"),
@@ -445,7 +446,7 @@ def _plan_erase(it: _Planning) -> Plan:
     obstacle, instead = None, tuple[str, ...]()
     named = ("--source", subject.source, "--entity", f"{subject.entity_type}/{subject.entity_id}")
     if found.open:
-        obstacle = erasing.held_up_by(found.open)
+        obstacle = erasure.held_up_by(found.open)
         instead = (f"{shlex.join(['relay', 'cancel', *named])} --reason '…' --yes",)
     elif found.open_commands:
         numbers = ", ".join(map(str, found.open_commands))
@@ -465,7 +466,7 @@ def _plan_erase(it: _Planning) -> Plan:
 
 
 _OF_NAMING = {"rejected_request": "headers, body and address go, and it can't be readmitted"}
-_OF_NEWEST = f"The numbers are of its {erasing.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
+_OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
 
 
 def _plan_readmit(it: _Planning) -> Plan:
@@ -477,7 +478,7 @@ def _plan_readmit(it: _Planning) -> Plan:
     if cause is not None and cause not in CAUSES:
         raise UnusableCommand(f"there is no cause {cause!r}; {nearest(cause, CAUSES)}")
     matching = readmission.count(it.database.engine, chosen, None if it.bound.rows is None else MOST_REQUESTS + 1)
-    readers, after, read, readable = readers_of(it.config), 0, 0, 0
+    readers, after, read = readers_of(it.config), 0, 0
     rejected: Counter[str] = Counter()
     first: list[Row] = []
     while it.bound.rows is None or (read < it.bound.rows and not it.bound.is_late()):
@@ -488,20 +489,22 @@ def _plan_readmit(it: _Planning) -> Plan:
             rejected.update(() if each.rejected is None else (f"still rejected: {each.rejected}",))
             first += [_request(each)] if len(first) < it.bound.listed else ()
         read, after = read + len(page), page[-1].id
-        readable += sum(each.rejected is None for each in page)
         it.seen(read)
-    is_counted = it.bound.rows is None or matching <= MOST_REQUESTS
+    unreadable = sum(rejected.values())
     return Plan(
-        count=matching if is_counted else MOST_REQUESTS,
-        is_whole=is_counted,
+        count=min(matching, MOST_REQUESTS if it.bound.rows is not None else matching) - unreadable,
+        is_whole=it.bound.rows is None or matching <= MOST_REQUESTS,
         requests=tuple(first),
         figures=(
             Figure("requests read again for this plan", read),
-            Figure("of these would be readmitted", readable),
+            Figure("of these would be readmitted", read - unreadable),
         ),
         left_out=dict(rejected),
-        obstacle=None if matching else it.words.nothing,
+        obstacle=it.words.nothing if not matching else _UNREADABLE if unreadable == matching else None,
     )
+
+
+_UNREADABLE = "nothing to readmit: the present configuration rejects each of them, too"
 
 
 def filter_of(asked: Rejections) -> RejectedFilter:
@@ -565,4 +568,4 @@ def dry_run_answer(kind: str, planned: Plan) -> str:
     number = f"{'' if planned.is_whole else 'at least '}{counted(planned.matched, words.thing)}"
     said = [planned.obstacle or f"{number} {words.planned}"]
     said += [f"{number} left out: {why_left_out(why)}" for why, number in planned.left_out.items()]
-    return "; ".join(("dry run: " + said[0], *said[1:], *planned.warnings))
+    return ". ".join(("dry run: " + "; ".join(said), *planned.warnings))

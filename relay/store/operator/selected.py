@@ -9,9 +9,8 @@ from typing import TypeVar
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, blames_items
+from inbox.db.dialect import Sql, blames_items, rows_param
 from inbox.db.listing import OF_ENTITY, sources_of
-from inbox.db.parameters import rows_param
 from inbox.db.reads import Row
 from relay.store.database import Database
 from relay.store.operator.selection import Choice, Which, keys_of

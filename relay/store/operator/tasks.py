@@ -11,9 +11,9 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.model import Config, RetentionKind
-from inbox.db import erasing, pruning, readmission
+from inbox.db import erasure, pruning, readmission
 from inbox.db.dialect import error_text
-from inbox.db.erasing import ErasureOrder, ErasureStep
+from inbox.db.erasure import ErasureOrder, ErasureStep
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
@@ -22,7 +22,7 @@ from relay.delivery.gates import Gate
 from relay.operations.table import OPERATIONS
 from relay.store import gates, sweeps
 from relay.store.database import Database
-from relay.store.operator.commands import BatchResult, Command, CommandAct, turn_in
+from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
 from relay.store.operator.plan import filter_of, kinds_of, plan, quick, read_again, reason_mistake, subject_of, types_of
 from relay.store.sweeps import SweepResult
 from relay.store.transaction import FailedAlone, Transaction
@@ -137,11 +137,11 @@ def _erase(database: Database, config: Config, command: Command, asked: Any) -> 
     if mistake := reason_mistake(asked, command.reason):
         raise UnusableCommand(mistake)
     if command.progress is None and not command.affected:
-        planned = plan(database, config, command.kind, asked, quick(erasing.COUNTED_EVENTS, 1.0))
+        planned = plan(database, config, command.kind, asked, quick(erasure.COUNTED_EVENTS, 1.0))
         if planned.obstacle is not None:
             raise UnusableCommand(planned.obstacle)
     with database.read() as transaction:
-        step = erasing.look(transaction.connection, subject, command.progress, own_command=command.id)
+        step = erasure.look(transaction.connection, subject, command.progress, own_command=command.id)
     order = ErasureOrder(subject, command.asked_by, command.reason)
     return partial(_act_of_erasure, order=order, step=step, command=command)
 
@@ -150,14 +150,16 @@ def _act_of_erasure(
     transaction: Transaction, _now: datetime, *, order: ErasureOrder, step: ErasureStep, command: Command
 ) -> BatchResult:
     now = transaction.lock_order()
-    done = erasing.act(transaction.connection, order, step, now=time_text(now))
+    done = erasure.act(transaction.connection, order, step, now=time_text(now))
     if done.open:
-        raise UnusableCommand(f"an event arrived meanwhile; {erasing.held_up_by(done.open)}")
+        raise UnusableCommand(f"an event arrived meanwhile; {erasure.held_up_by(done.open)}")
     position = command.progress if done.position is None else done.position
     if not done.is_last:
         return BatchResult("running", done.erased, position)
-    erasing.end(transaction.connection, order.subject, command.id)
-    return BatchResult("done", done.erased, position, answer_of(command))
+    answer = answer_of(command)
+    end(transaction, command.id, "done", answer)  # an open command keeps its selection
+    erasure.end(transaction.connection, order.subject, command.id)
+    return BatchResult("done", progress=position, answer=answer)
 
 
 def _readmit(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
