@@ -30,7 +30,6 @@ from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.delivery.policy import Policies, policies
 from relay.store.database import Database
 from relay.web.access.accounts import Actor
-from relay.web.doctor_runner import DoctorRunner
 
 Schema = dict[str, Any]
 
@@ -100,7 +99,6 @@ class Reading(msgspec.Struct, frozen=True):
     """The host's clock, in UTC."""
     kept: Callable[[object, float, Callable[[], Any]], Any]
     """Makes the value of a key, and keeps it for so many seconds; a key of the database's is for one role alone."""
-    doctor: DoctorRunner
 
 
 class Screen(msgspec.Struct, frozen=True):
@@ -177,7 +175,6 @@ class Readers:
             else Database(read_only.connect(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS))
         )
         self._writer = Database(engines.connect(url, application="relay-web"))
-        self.doctor = DoctorRunner(config, clock)
         self._kept: dict[object, tuple[float, Any]] = {}
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="web-read")
         self._of_kind: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(OF_A_KIND))
@@ -191,7 +188,7 @@ class Readers:
             DatabaseAway: the database does not answer, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
-        reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep, self.doctor)
+        reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep)
         async with self._turn(kind):
             then = _AGAIN if kind == "acts" else _BY_ITSELF
             return await self._in_thread(lambda: _make_on_a_live_connection(make, reading), then)
