@@ -80,7 +80,7 @@ def doctor_command(
 
 
 def _installation() -> Installation:
-    from inbox.db import read_only
+    from inbox.db.engine import connect_read_only
     from inbox.errors import ConfigError
     from inbox.examination import Installation
     from inbox.loader.load import config_path, load_file
@@ -88,7 +88,7 @@ def _installation() -> Installation:
     path = config_path()
     file = load_file(path)
     try:
-        engine = read_only.connect(file.sound.database.url, application="inbox-doctor")
+        engine = connect_read_only(file.sound.database.url, application="inbox-doctor")
     except ConfigError:  # the examinations of the database say so
         engine = None
     return Installation(path, file, SystemClock().now(), socket.gethostname(), engine)

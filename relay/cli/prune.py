@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from inbox.config.model import Retention
-    from inbox.db.checkpoint import Checkpoints
+    from inbox.db.engine import Checkpoints
     from inbox.db.retention import KindPlan
 
 COLUMNS = (
@@ -139,7 +139,7 @@ def _asks(plans: Sequence[KindPlan], *, as_json: bool) -> bool:
 
 def _prune(database: Engine, plans: Sequence[KindPlan]) -> list[Done]:
     """Prune with a bar. After an interruption the same command goes on with the rest."""
-    from inbox.db.checkpoint import Checkpoints
+    from inbox.db.engine import Checkpoints
     from inbox.db.pruning import LeasedPruner, LeaseLost
     from inbox.db.retention import STEPS, Pruned
 
@@ -181,8 +181,8 @@ def _prune(database: Engine, plans: Sequence[KindPlan]) -> list[Done]:
 @contextmanager
 def _begin(database: Engine, rows: int, checkpoints: Checkpoints) -> Iterator[Connection]:
     """Begin a transaction; on SQLite the write-ahead log is copied back from time to time."""
-    from inbox.db.checkpoint import checkpoint
     from inbox.db.dialect import Sql
+    from inbox.db.engine import checkpoint
 
     with database.begin() as connection:
         yield connection

@@ -203,7 +203,7 @@ def _looks(look: _Look, every: float, *, as_json: bool, wide: bool) -> Iterator[
     from rich.text import Text
     from sqlalchemy.exc import DBAPIError
 
-    from inbox.db.trouble import trouble_text
+    from inbox.db.dialect import trouble_text
     from inbox.observe.visible import visible_line
 
     while True:
@@ -220,7 +220,7 @@ def _checked(config: Config, *, here: bool) -> list[Finding]:
     """Return the findings that last for `_LOOK_AGAIN_SECONDS`."""
     from sqlalchemy.exc import DBAPIError
 
-    from inbox.db.trouble import trouble_text
+    from inbox.db.dialect import trouble_text
     from inbox.examination import Finding
     from relay.findings import checked
 

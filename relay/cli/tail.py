@@ -113,7 +113,7 @@ def tail(
 
 
 def _require_source(source: str | None, known: Any, database: Engine) -> None:  # noqa: ANN401  # the configuration's table
-    from inbox.db.known_names import has_rejected_source, has_source
+    from inbox.db.reads import has_rejected_source, has_source
 
     require_known(
         "source", source, known, stored=lambda name: has_source(database, name) or has_rejected_source(database, name)
@@ -165,8 +165,7 @@ def _look(database: Engine, followers: Sequence[Follower], rows: list[tuple[Feed
 
 def while_reachable(look: Callable[[], None]) -> None:
     """Look, again and again while the database can't be reached."""
-    from inbox.db.dialect import failure_of
-    from inbox.db.trouble import trouble_text
+    from inbox.db.dialect import failure_of, trouble_text
 
     is_away = False
     while True:

@@ -10,7 +10,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import urlencode
 
 import falcon
@@ -20,8 +20,8 @@ from falcon.asgi import Request, Response
 from msgspec import Meta
 
 from inbox.clock import Clock
+from inbox.db.dialect import is_storable
 from inbox.db.erasure import ErasureSubject
-from inbox.db.parameters import is_storable
 from inbox.errors import BadFilter, NotAllowed, NothingThere, NotNow, PageError, PlanChanged, UnusableCommand
 from inbox.events.commands import MOST_REASON, MOST_SEQS, SAYS_WHY_PATTERN, says_why
 from inbox.events.timestamps import parse_time, rfc3339
@@ -29,6 +29,7 @@ from relay.operations.asks import BOUNDS, Name
 from relay.operations.table import OPERATIONS, Operation
 from relay.store.database import Database
 from relay.store.operator import commands
+from relay.store.operator.commands import CommandAct
 from relay.web import render
 from relay.web.access.accounts import Actor
 from relay.web.plans import ActPlan, Agreed, make_plan
@@ -251,9 +252,9 @@ class Acts:
 
         def insert(database: Database) -> int:
             said = {"who": actor.name, "why": sent.reason}
-            if operation.kind == "stop" or operation.kind == "continue":
+            if operation.is_of_a_command:
                 try:
-                    commands.turn(database, operation.kind, asked.command, **said)
+                    commands.turn(database, cast("CommandAct", operation.kind), asked.command, **said)
                 except UnusableCommand as error:
                     raise NotNow(str(error)) from None
                 return int(asked.command)

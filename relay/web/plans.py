@@ -18,11 +18,10 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
-from inbox.db import erasing, reads, retention
-from inbox.db.erasing import ErasurePlan, held_up_by
-from inbox.db.erasure import ErasureSubject
-from inbox.db.known_names import has_source
-from inbox.db.parameters import rows_param
+from inbox.db import erasure, retention
+from inbox.db.dialect import rows_param
+from inbox.db.erasure import ErasurePlan, ErasureSubject, held_up_by
+from inbox.db.reads import has_source
 from inbox.errors import BadFilter, NothingThere, UnusableCommand
 from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import rfc3339
@@ -38,7 +37,7 @@ from relay.operations.asks import (
 )
 from relay.operations.table import Operation
 from relay.store import gates
-from relay.store.operator import readmit
+from relay.store.operator import commands, readmit
 from relay.store.operator.execution import unknown_name
 from relay.store.operator.plan import LEFT_OUT, Group, bounded
 from relay.store.operator.room import MOST_OPEN
@@ -190,7 +189,8 @@ def _plan_deliveries(reading: Reading, kind: str, asked: Selection, agreed: Agre
         chosen, as_of = _frozen(transaction, asked, agreed)
         until_fact = int(transaction.execute(_NEWEST_FACT)[0].id) if kind == "replay" else None
     if until_fact is not None:
-        until_fact = min(filter(None, (until_fact, agreed and agreed.until_fact)), default=0)
+        shown = None if agreed is None else agreed.until_fact
+        until_fact = until_fact if shown is None else min(until_fact, shown)
         chosen = msgspec.structs.replace(chosen, until_fact=until_fact)
     choice = Choice(cast("Act", kind), chosen, reading.config)
     mistake = choice.mistake or unknown_name(reading.database, choice)
@@ -299,7 +299,7 @@ def _plan_sweep(reading: Reading, kind: str, asked: OneSource, _agreed: Agreed |
 
 def _plan_turn(reading: Reading, kind: str, asked: OneCommand, _agreed: Agreed | None) -> ActPlan:
     """Plan the stop of a command, or that it goes on."""
-    if reads.command(reading.database.engine, asked.command) is None:
+    if commands.progress(reading.database, asked.command) is None:
         raise NothingThere(f"there is no command {asked.command}")
     goes_on = "It goes on where it was stopped." if kind == "continue" else "A stopped command can go on later."
     consequences = (f"Everything that it has done stays done. {goes_on}",)
@@ -339,7 +339,7 @@ def _plan_erase(reading: Reading, kind: str, asked: OneEntity, _agreed: Agreed |
     subject = ErasureSubject(**msgspec.structs.asdict(asked))
     if subject.source not in reading.config.sources and not has_source(reading.database.engine, subject.source):
         raise BadFilter(f"there is no source {subject.source!r}; {nearest(subject.source, reading.config.sources)}")
-    planned = erasing.plan(reading.database.engine, subject, quick=True)
+    planned = erasure.plan(reading.database.engine, subject, quick=True)
     figures = [
         PlanFigure("events", planned.events),
         PlanFigure("payloads", planned.payloads, "no replay is possible any more"),
@@ -368,7 +368,7 @@ def _erasure_consequences(planned: ErasurePlan) -> Iterator[str]:
         yield "Only a part of the rejected requests was searched; the erasure searches all."
     if planned.has_more_events:
         yield (
-            f"The numbers are of its {erasing.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
+            f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
         )
 
 

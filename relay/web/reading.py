@@ -19,13 +19,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from inbox.clock import Clock
 from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.db import read_only
 from inbox.db.columns import JsonValue, TextList, UtcDateTime
-from inbox.db.dialect import failure_of
+from inbox.db.dialect import failure_of, trouble_text
 from inbox.db.reads import Row
 from inbox.db.schema import metadata
-from inbox.db.trouble import trouble_text
-from inbox.db.view_comments import VIEWS
+from inbox.db.views import VIEWS
 from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.delivery.policy import Policies, policies
 from relay.store.database import Database
@@ -167,12 +165,14 @@ class Readers:
         self._policies = policies(config)
         self._clock = clock
         url = config.database.url
-        self._operators = Database(read_only.connect(url, application="relay-web", seconds=LONGEST_SECONDS))
+        self._operators = Database(engines.connect_read_only(url, application="relay-web", seconds=LONGEST_SECONDS))
         viewer_url = config.web.viewer_url
         self._viewers = (
             self._operators
             if viewer_url is None
-            else Database(read_only.connect(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS))
+            else Database(
+                engines.connect_read_only(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS)
+            )
         )
         self._writer = Database(engines.connect(url, application="relay-web"))
         self._kept: dict[object, tuple[float, Any]] = {}
@@ -191,7 +191,7 @@ class Readers:
         reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep)
         async with self._turn(kind):
             then = _AGAIN if kind == "acts" else _BY_ITSELF
-            return await self._in_thread(lambda: _make_on_a_live_connection(make, reading), then)
+            return await self._in_thread(lambda: self._make_on_a_live_connection(make, reading), then)
 
     async def refresh(self, actor: Actor, make: Callable[[Reading], Made], *, kind: str) -> Made:
         """Do as `read` for a page that refreshes itself.
@@ -242,6 +242,16 @@ class Readers:
         async with self._turn("write"):
             return await self._in_thread(lambda: make(self._writer), then=_AGAIN)
 
+    def _make_on_a_live_connection(self, make: Callable[[Reading], Made], reading: Reading) -> Made:
+        """Read again, once, where the connection was broken since its last use, as by a restart of the server."""
+        try:
+            return make(reading)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            self._writer.engine.dispose()  # its connections are broken, too, and no write is made twice
+            return make(reading)
+
     async def _in_thread(self, make: Callable[[], Made], then: str) -> Made:
         def work() -> Made:
             with translated_errors(then):
@@ -254,16 +264,6 @@ class Readers:
         self._threads.shutdown(cancel_futures=True)
         for database in {id(each): each for each in (self._operators, self._viewers, self._writer)}.values():
             database.engine.dispose()
-
-
-def _make_on_a_live_connection(make: Callable[[Reading], Made], reading: Reading) -> Made:
-    """Read again, once, where the connection was broken since its last use, as by a restart of the server."""
-    try:
-        return make(reading)
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        return make(reading)
 
 
 _INTERRUPTED = "interrupted"

@@ -9,7 +9,7 @@ from datetime import datetime
 import msgspec
 
 from inbox.config.model import Config
-from inbox.db import read_only
+from inbox.db.engine import connect_read_only
 from inbox.doctor.run import ExaminationResult, examinations, run
 from inbox.errors import ConfigError
 from inbox.examination import LEVELS, Finding, Installation
@@ -47,7 +47,7 @@ def read(reading: Reading, _query: DoctorQuery) -> DoctorPage:
 def _examine(reading: Reading) -> DoctorPage:
     began = time.monotonic()
     try:
-        engine = read_only.connect(reading.config.database.url, application="relay-web-doctor")
+        engine = connect_read_only(reading.config.database.url, application="relay-web-doctor")
     except ConfigError:  # the examinations of the database say so
         engine = None
     try:
