@@ -30,7 +30,6 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import text
 
-from inbox.cli.terminal import cell, say
 from inbox.clock import Clock, SystemClock
 from inbox.db import engine, migrate
 from inbox.observe.visible import visible
@@ -137,7 +136,7 @@ class DemoScreen:
 
     def say(self, sentence: str) -> None:
         """Show a sentence."""
-        say(sentence, on=self.console, style="dim")
+        self.console.print(Text(visible(sentence), "dim"))
 
     def _line(self, kind: str, verb: str, status: int | str | None, about: str, detail: Text) -> None:
         """Print columns, cut to a terminal's width; whole elsewhere. `detail` is made of visible text already."""
@@ -374,7 +373,7 @@ def run_demo(console: Console, folder: Path | None, *, once: bool) -> bool:
                 scenario = Scenario(demo.identity, random.Random())  # noqa: S311  # luck
                 is_well = _run_once(demo, scenario) if once else _run_on(demo, scenario)
         except KeyboardInterrupt:
-            say("stopped in order", on=console)
+            console.print("stopped in order")
             is_well = not once
     return is_well
 
@@ -397,7 +396,7 @@ def _run_once(demo: Demo, scenario: Scenario) -> bool:
         f" {counts.get('unchanged', 0)} with nothing new, {counts.get('dead', 0)} dead"
     )
     for difference in found:
-        say(difference, on=screen.console)
+        screen.console.print(Text(visible(difference)))
     is_well = in_sync and not found and demo.is_settled()
     verdict = ("[bold green]Both services agree[/]", "[bold red]The services do not agree[/]")[not is_well]
     records = len(demo.identity.all(USER)) + len(demo.identity.all(GROUP))
@@ -443,7 +442,7 @@ def _box(demo: Demo) -> Padding:
         ("break it", f"kill -USR1 {os.getpid()}  fails all calls; once more ends that"),
         ("end it", "Ctrl-C; until then a user or a group changes every few seconds"),
     ):
-        table.add_row(name, cell(value))
+        table.add_row(name, Text(visible(value)))
     return Padding(table, (1, 0), expand=False)
 
 
