@@ -135,8 +135,12 @@ PRESET = Preset(
             "notificationItems": [
                 {
                     "NotificationRequestItem": {
+                        "additionalData": {},
+                        "amount": {"currency": "EUR", "value": 1000},
                         "eventCode": "{type}",
                         "eventDate": "{time}",
+                        "merchantAccountCode": "Sample",
+                        "merchantReference": "sample",
                         "originalReference": "{id}",
                         "pspReference": "{unique}",
                         "success": "true",
