@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 import msgspec
 from sqlalchemy import Engine, text
 
-from inbox.db.dialect import Sql
+from inbox.db.dialect import Sql, rows_param
 from inbox.db.engine import reading
-from inbox.db.parameters import rows_param
 from inbox.db.reads import EVENT_GATES, Row, plain
 from inbox.events.event import escape
 from inbox.events.states import HEADS

@@ -19,9 +19,8 @@ from inbox.config.routing import passed_headers, routes_of
 from inbox.config.sources import Source
 from inbox.db import engine
 from inbox.db.dialect import SQLITE
-from inbox.db.link import link_to
+from inbox.db.link import Notifier, link_to
 from inbox.db.throughput import FLUSH_EVERY_SECONDS, Tally
-from inbox.db.wake_up import Notifier
 from inbox.errors import CAUSES, ConfigError, RequestError, Unavailable, collect_config_errors
 from inbox.garbage import freeze_loaded
 from inbox.http.limits import CAPACITY as CAPACITY_KEY

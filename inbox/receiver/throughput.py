@@ -9,10 +9,9 @@ from contextlib import suppress
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from inbox.db.dialect import Sql
+from inbox.db.dialect import Sql, trouble_text
 from inbox.db.engine import one_transaction
 from inbox.db.throughput import Tally, add_up, figures_param
-from inbox.db.trouble import trouble_text
 from inbox.observe.logs import fields
 
 LONGEST_FLUSH_SECONDS = 5.0

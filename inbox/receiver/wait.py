@@ -15,8 +15,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.errors import NotDelivered, StillOpen
 
 POLL_SECONDS = 0.05

@@ -13,11 +13,21 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from inbox.cli.options import AsJson, AsNdjson, Columns, Since, Wide, names_of, parse_entity, require_known
-from inbox.cli.tables import Column, Format, format_of, show
-from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
-from inbox.cli.wording import counted
-from relay.cli.options import ThisEntity, open_database
+from relay.cli.options import (
+    AsJson,
+    AsNdjson,
+    Columns,
+    Since,
+    ThisEntity,
+    Wide,
+    names_of,
+    open_database,
+    parse_entity,
+    require_known,
+)
+from relay.cli.tables import Column, Format, format_of, show
+from relay.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
+from relay.words import counted
 
 if TYPE_CHECKING:
     from inbox.config.model import Config

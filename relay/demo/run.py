@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.text import Text
 from sqlalchemy import text
 
-from inbox.cli.terminal import say
 from inbox.clock import Clock, SystemClock
 from inbox.db import engine, migrate
 from inbox.observe.visible import visible
@@ -121,7 +120,7 @@ class DemoScreen:
 
     def say(self, sentence: str) -> None:
         """Show a sentence."""
-        say(sentence, on=self.console, style="dim")
+        self.console.print(Text(visible(sentence), "dim"))
 
     def _line(self, kind: str, verb: str, status: int | None, about: str, detail: Text) -> None:
         """Print columns, cut to a terminal's width; whole elsewhere. `detail` is made of visible text already."""
@@ -318,7 +317,7 @@ def run_demo(console: Console, folder: Path | None, *, stay: bool) -> bool:
                 if stay:
                     _stay(demo, scenario)
         except KeyboardInterrupt:
-            say("stopped in order", on=console)
+            console.print("stopped in order")
     return is_well
 
 
@@ -345,7 +344,7 @@ def _judge(demo: Demo, scenario: Scenario) -> bool:
         f" {counts.get('unchanged', 0)} with nothing new, {counts.get('dead', 0)} dead"
     )
     for difference in found:
-        say(difference, on=screen.console)
+        screen.console.print(Text(visible(difference)))
     is_well = in_sync and not found and demo.is_settled()
     records = len(demo.identity.all(USER)) + len(demo.identity.all(GROUP))
     agree = f"[bold green]Both services agree[/] in all fields of {records} users and groups."

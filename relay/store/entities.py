@@ -11,8 +11,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.routing import possible_lanes
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Delivery
 from relay.store.database import Database

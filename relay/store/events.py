@@ -8,8 +8,7 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, as_json
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time

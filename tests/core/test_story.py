@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from inbox.cli.story import story, wrapped
 from inbox.loader.load import parse_config
+from relay.cli.story import story, wrapped
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 CONFIG = parse_config("""

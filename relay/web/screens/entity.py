@@ -14,7 +14,6 @@ import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
-from inbox.cli.event_words import command, held_back
 from inbox.clock import Clock, steady
 from inbox.config.model import Config, Route, SyncDestination
 from inbox.config.routing import ROUTE_LANE, entity_lane, routes_of
@@ -32,6 +31,7 @@ from relay.web.problems import set_status
 from relay.web.query import Limit, Number, Text, encode, of_path, parameters, parse
 from relay.web.reading import Readers, Reading, Screen
 from relay.web.screens.event import Hold
+from relay.words import command, held_back
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 

@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from inbox.cli.event_words import both_times, commands_for, fact_in_words, held_back, next_step
-from inbox.cli.wording import shown_state
 from inbox.config.model import Config
 from inbox.db.event_reads import EventRead, event_without_payload
 from inbox.db.reads import Row
@@ -18,6 +16,7 @@ from relay.store import reveals
 from relay.web.query import Number
 from relay.web.reading import Reading, Screen, rows_of
 from relay.web.screens.deliveries import acts_of
+from relay.words import both_times, commands_for, fact_in_words, held_back, next_step, shown_state
 
 View = Literal["pretty", "raw", "hex"]
 MOST_FACTS_OF_A_ROUTE = 40

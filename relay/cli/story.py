@@ -11,12 +11,22 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from inbox.cli.event_words import both_times, commands_for, fact_in_words, held_back, next_step
-from inbox.cli.tables import style_of
-from inbox.cli.wording import byte_count, counted, lasting, relative, shown_state
 from inbox.config.model import Config
 from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible
+from relay.cli.tables import style_of
+from relay.words import (
+    both_times,
+    byte_count,
+    commands_for,
+    counted,
+    fact_in_words,
+    held_back,
+    lasting,
+    next_step,
+    relative,
+    shown_state,
+)
 
 Row = dict[str, Any]
 

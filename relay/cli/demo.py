@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from inbox.cli.command_line import Commands
-from inbox.cli.terminal import FINDING, console, fail, say
+from relay.cli.command_line import Commands
+from relay.cli.terminal import FINDING, console, fail, say
 
 app = typer.Typer(cls=Commands, add_completion=False)
 
@@ -40,7 +40,7 @@ def demo(
     """
     if context.invoked_subcommand is not None:
         return
-    from relay.demo.run import DemoError, run_demo  # noqa: PLC0415  # other commands need not load the services
+    from relay.demo.run import DemoError, run_demo
 
     try:
         is_well = run_demo(console(), folder, stay=stay)
@@ -62,8 +62,8 @@ def identity(
     Example:
       relay demo identity --port 8301 --webhook-url http://127.0.0.1:8000/webhooks/trivore
     """
-    from relay.demo.scenario import sample_user  # noqa: PLC0415  # likewise
-    from relay.demo.services import USER, IdentityService, WebhookSender  # noqa: PLC0415
+    from relay.demo.scenario import sample_user
+    from relay.demo.services import USER, IdentityService, WebhookSender
 
     webhooks = WebhookSender(headers={"X-Webhook-Token": webhook_token} if webhook_token else None)
     service = IdentityService(webhooks)
@@ -84,13 +84,13 @@ def commercial(
     Example:
       relay demo commercial --port 8302 --fail-share 0.1
     """
-    from relay.demo.services import CommercialService  # noqa: PLC0415  # likewise
+    from relay.demo.services import CommercialService
 
     _serve(CommercialService(fail_share=fail_share).app, port, "the commercial service")
 
 
 def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon app, which other commands need not load
-    from relay.demo.services import served  # noqa: PLC0415  # likewise
+    from relay.demo.services import served
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
