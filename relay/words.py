@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from inbox.events.states import RETRYING, is_retrying
 from inbox.events.timestamps import as_time, rfc3339
 from inbox.observe.visible import visible
@@ -99,7 +101,7 @@ def stays_open(number: int) -> str:
 _LATE_SECONDS = 60
 """A due delivery that waits longer, with all its gates open, lacks a relay."""
 
-_DONE, _FAILED, _DEAD, _QUIET = "green", "yellow", "red", "bright_black"
+_DONE, _FAILED, _DEAD, _QUIET = "good", "warn", "bad", "quiet"
 _FACTS = {
     "delivered": ("attempt {attempt}: {did}", _DONE),
     "unchanged": ("attempt {attempt}: nothing to send, the other side has the change", _DONE),
@@ -115,11 +117,142 @@ _FACTS = {
     "corrected": ("corrected to {state}{person}", ""),
     "erased": ("the entity was erased{person}", _QUIET),
 }
-"""The sentence for each kind of fact, and its colour."""
+"""The sentence for each kind of fact, and its tone."""
+
+
+MOST_FACTS_OF_A_ROUTE = 40
+"""The newest facts of a route are told."""
+
+
+class HttpCall(msgspec.Struct, frozen=True):
+    """An HTTP call of an attempt."""
+
+    step: str
+    method: str
+    url: str
+    outcome: str
+    """HTTP status of the answer; `not_sent` or `unknown` where there was none."""
+    milliseconds: float
+    error: str | None
+    excerpt: str | None
+    """The beginning of an answer that is no success, redacted; absent for viewers."""
+
+
+class FactShown(msgspec.Struct, frozen=True):
+    """A fact of a route."""
+
+    id: int
+    at: datetime
+    kind: str
+    attempt: int
+    says: str
+    """It in one sentence; values in it are escaped."""
+    tone: str
+    """`good`, `warn`, `bad`, `quiet` or nothing."""
+    relay_node: str | None
+    calls: tuple[HttpCall, ...]
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """A gate that holds a delivery back."""
+
+    says: str
+    command: str
+    """Command that opens it; empty where it opens by itself."""
+
+
+class RouteProgress(msgspec.Struct, frozen=True):
+    """An event on one route."""
+
+    route: str
+    state: str
+    """As listings show it: `retrying` while it waits for its next attempt."""
+    is_configured: bool
+    attempts: int
+    due_at: datetime | None
+    lane: str | None
+    last_error: str | None
+    last_status: int | None
+    next: str
+    """The next step, in one sentence."""
+    holds: tuple[Hold, ...]
+    facts: tuple[FactShown, ...]
+    """The newest facts, the oldest first."""
+    earlier_facts: int
+    """Facts before those."""
+    head_seq: int | None
+    """The head of its lane, where it is another event."""
+    waiting: int | None
+    """Deliveries that wait in its lane, counted up to 501; None: it has ended."""
+    superseded_by: int | None
+    commands: tuple[str, ...]
+    acts: tuple[str, ...] = ()
+    """Acts that change it, for operators: `/acts/ACT?seq=…&route=…`."""
+
+
+def progress(event: Row, row: Row, config: Config, now: datetime, *, with_excerpts: bool = True) -> RouteProgress:
+    """Tell how an event does on a route, by `inbox.db.reads.event` and its row of the view `delivery`."""
+    state, seq, route = shown_state(row, now), event["seq"], row["route"]
+    lane = next((each for each in event["lanes"] if each["route"] == route), None)
+    head = None if lane is None or lane["head_seq"] in {None, seq} else lane
+    holds = tuple(held_back(event, route, config, now)) if state in {"ready", "retrying"} else ()
+    facts, earlier = facts_of(event, route, with_excerpts=with_excerpts)
+    commands = [hold.command for hold in holds if hold.command]
+    commands += () if is_gone(event) else commands_for(seq, row, state, head, is_held=bool(holds))
+    return RouteProgress(
+        route=route,
+        state=state,
+        is_configured=route in config.routes,
+        **{name: row[name] for name in ("attempts", "due_at", "lane", "last_error", "last_status", "superseded_by")},
+        next=next_step(event, row, state, head, now, is_held=bool(holds)),
+        holds=holds,
+        facts=facts,
+        earlier_facts=earlier,
+        head_seq=None if head is None else head["head_seq"],
+        waiting=None if lane is None else lane["waiting"],
+        commands=tuple(commands),
+    )
+
+
+def is_gone(event: Row) -> bool:
+    """Tell whether nothing of an event could be delivered any more."""
+    return event["is_pruned"] or event["erased_at"] is not None
+
+
+def facts_of(event: Row, route: str, *, with_excerpts: bool = True) -> tuple[tuple[FactShown, ...], int]:
+    """Put the newest facts of a route into words; and the number of earlier ones."""
+    facts = [fact for fact in event["facts"] if fact["route"] == route]
+    shown = tuple(fact_shown(fact, with_excerpts=with_excerpts) for fact in facts[-MOST_FACTS_OF_A_ROUTE:])
+    return shown, len(facts) - len(shown)
+
+
+def fact_shown(fact: Row, *, with_excerpts: bool) -> FactShown:
+    """Put a row of `delivery_log` into words, with its calls. A detail of another form, as a hand may write, shows as it can."""
+    detail = fact["detail"] if isinstance(fact["detail"], dict) else {}
+    says, tone = fact_in_words(fact["kind"], fact["attempt"], detail)
+    given = detail.get("calls")
+    calls = [call for call in given if isinstance(call, dict)] if isinstance(given, list) else []
+    columns = {name: fact[name] for name in ("id", "at", "kind", "attempt", "relay_node")}
+    return FactShown(**columns, says=says, tone=tone, calls=tuple(_call(call, with_excerpts) for call in calls))
+
+
+def _call(call: Row, with_excerpts: bool) -> HttpCall:
+    error, excerpt = call.get("error"), call.get("excerpt")
+    try:
+        took = float(call.get("milliseconds", 0))
+    except (TypeError, ValueError, OverflowError):
+        took = 0.0
+    return HttpCall(
+        **{name: str(call.get(name, "")) for name in ("step", "method", "url")},
+        outcome=str(call.get("status") or call.get("sent", "")),
+        milliseconds=took,
+        error=None if error is None else str(error),
+        excerpt=str(excerpt) if excerpt is not None and with_excerpts else None,
+    )
 
 
 def fact_in_words(kind: str, attempt: int, detail: Row) -> tuple[str, str]:
-    """Return a fact in words, and its colour. Other kinds, such as those of a newer version, are shown by their name."""
+    """Return a fact in words, and its tone. Other kinds, such as those of a newer version, are shown by their name."""
     sentence, style = _FACTS.get(kind, ("{kind}{person}", ""))
     words = defaultdict(str, {name: visible(str(value)) for name, value in detail.items()})
     if isinstance(detail.get("due_at"), str):
@@ -137,13 +270,13 @@ def fact_in_words(kind: str, attempt: int, detail: Row) -> tuple[str, str]:
     return sentence.format_map(words), style
 
 
-def held_back(event: Row, delivery: Row, config: Config, now: datetime) -> Iterator[tuple[str, str]]:
-    """Yield the gates that hold the delivery back, each with the command that opens it."""
-    keys = {("source", event["source"]), ("route", delivery["route"])}
-    if (route := config.routes.get(delivery["route"])) is not None:
-        keys.add(("destination", route.destination))
-        if route.sync is not None:
-            keys.add(("api", route.sync.fetch.api))
+def held_back(event: Row, route: str, config: Config, now: datetime) -> Iterator[Hold]:
+    """Yield the gates that hold deliveries of an event or entity back on a route, each with the command that opens it."""
+    keys = {("source", event["source"]), ("route", route)}
+    if (configured := config.routes.get(route)) is not None:
+        keys.add(("destination", configured.destination))
+        if configured.sync is not None:
+            keys.add(("api", configured.sync.fetch.api))
     for gate in event["gates"]:
         kind, name = gate["kind"], gate["name"]
         if kind != "entity" and (kind, name) not in keys:
@@ -151,22 +284,18 @@ def held_back(event: Row, delivery: Row, config: Config, now: datetime) -> Itera
         entity = f"{event['entity_type']}/{event['entity_id']}"
         where = f"entity {visible(entity)}" if kind == "entity" else f"{kind} {visible(name)}"
         named = ("--source", event["source"], "--entity", entity) if kind == "entity" else (f"--{kind}", name)
+        resume = command("resume", *named)
         if gate["paused_at"] is not None:
             by, why = visible(str(gate["paused_by"])), visible(str(gate["pause_reason"]))
-            yield (
-                f"{where} was paused {relative(gate['paused_at'], now)} by {by}: {why}",
-                command("resume", *named),
-            )
+            yield Hold(f"{where} was paused {relative(gate['paused_at'], now)} by {by}: {why}", resume)
         if gate["held_until"] is not None and gate["held_until"] > now:
-            why = visible(str(gate["hold_reason"]))
-            yield (
-                f"{where} asked for no call until its limit ends {relative(gate['held_until'], now)}: {why}",
-                command("resume", *named),
-            )
+            why, ends = visible(str(gate["hold_reason"])), relative(gate["held_until"], now)
+            yield Hold(f"{where} asked for no call until its limit ends {ends}: {why}", resume)
         if gate["breaker"] != "closed":
-            yield _breaker(gate, where, now), command("resume", *named)
+            yield Hold(_breaker(gate, where, now), resume)
         elif gate["rate_used_until"] is not None and gate["rate_used_until"] > now:
-            yield f"{where}: its rate limit is used up, more calls follow {relative(gate['rate_used_until'], now)}", ""
+            ends = relative(gate["rate_used_until"], now)
+            yield Hold(f"{where}: its rate limit is used up, more calls follow {ends}", "")
 
 
 def _breaker(gate: Row, where: str, now: datetime) -> str:
@@ -192,8 +321,8 @@ def next_step(event: Row, delivery: Row, state: str, head: Row | None, now: date
         then = ", when nothing holds it back" if is_held else "; no relay has claimed it yet" if late else ""
         return f"attempt {delivery['attempts'] + 1}, due {both_times(delivery['due_at'], now)}{then}"
     if state == "waiting" and head is not None:
-        stopped = ", which is dead and blocks their lane" if head["state"] == "blocked" else ""
-        return f"waits in its lane behind event {head['seq']}{stopped}"
+        stopped = ", which is dead and blocks their lane" if head["head_state"] == "blocked" else ""
+        return f"waits in its lane behind event {head['head_seq']}{stopped}"
     if state == "in_flight":
         relay = next((each for each in event["relays"] if each["id"] == delivery["relay_node"]), None)
         by = "" if relay is None else f", by the relay on {visible(relay['host'])} with pid {relay['pid']}"
@@ -216,7 +345,7 @@ def commands_for(seq: int, delivery: Row, state: str, head: Row | None, *, is_he
             yield command("replay", *of_it)
             yield command("cancel", *of_it)
         case "waiting" if head is not None:
-            yield f"inbox show {head['seq']}"
+            yield f"inbox show {head['head_seq']}"
         case "superseded":
             yield f"inbox show {delivery['superseded_by']}"
         case "delivered" | "unchanged" | "skipped" | "cancelled":

@@ -61,7 +61,7 @@ def erase_command(
       inbox erase --source trivore --entity USER/IDNUMBER1234 --dry-run --json
     """
     from inbox.db.erasure import ErasureOrder, ErasureSubject
-    from inbox.db.known_names import has_source
+    from inbox.db.reads import has_source
     from inbox.loader.load import read_config
 
     entity_type, entity_id = parse_entity(entity)

@@ -192,7 +192,7 @@ def show_command(
       inbox show 42 --json
       inbox show 42 --at 2026-01-31T10:00:00Z
     """
-    from inbox.db import past, reads
+    from inbox.db import reads
     from inbox.loader.load import read_config
     from relay.cli.story import story
 
@@ -202,9 +202,9 @@ def show_command(
     with exit_on_error():
         config = read_config()
         with open_engine(config) as database:
-            row = reads.event(database, seq)
+            row = reads.event(database, seq, is_whole=True)
             if row is not None and at is not None:
-                removed = past.removed_from(database, row, at)
+                removed = reads.removed_from(database, row, at)
     if row is None:
         say(f"there is no event {seq}")
         raise typer.Exit(FINDING)
@@ -310,7 +310,7 @@ def _show_command(number: int, form: Format) -> None:
     from inbox.db import reads
 
     with exit_on_error(), open_engine() as database:
-        row = reads.command(database, number)
+        row = reads.row_of(database, "relay_command", number)
     if row is None:
         say(f"there is no command {number}")
         raise typer.Exit(FINDING)

@@ -162,7 +162,7 @@ def require_known_filters(
     cause: str | None = None,
 ) -> None:
     """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
-    from inbox.db.known_names import has_route, has_source
+    from inbox.db.reads import has_route, has_source
     from inbox.events.states import LISTED_STATES, RETRYING
     from relay.delivery.facts import CAUSES
 

@@ -135,7 +135,7 @@ def rejected(
 
 def _require_known(config: Config, database: Engine, *, source: str | None, cause: str | None) -> None:
     """Exit with 2 when a filter names no source that rejected anything, or no cause."""
-    from inbox.db.known_names import has_rejected_source
+    from inbox.db.reads import has_rejected_source
     from inbox.errors import CAUSES
 
     require_known("source", source, config.sources, stored=lambda name: has_rejected_source(database, name))
@@ -146,7 +146,7 @@ def _show_one(number: int, form: Format) -> None:
     from inbox.db import reads
 
     with exit_on_error(), open_engine() as database:
-        row = reads.rejected_request(database, number)
+        row = reads.row_of(database, "rejected_request", number)
     if row is None:
         say(f"there is no rejected request {number}")
         raise typer.Exit(FINDING)

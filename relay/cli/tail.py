@@ -113,7 +113,7 @@ def tail(
 
 
 def _require_source(source: str | None, known: Any, database: Engine) -> None:  # noqa: ANN401  # the configuration's table
-    from inbox.db.known_names import has_rejected_source, has_source
+    from inbox.db.reads import has_rejected_source, has_source
 
     require_known(
         "source", source, known, stored=lambda name: has_source(database, name) or has_rejected_source(database, name)

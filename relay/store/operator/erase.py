@@ -21,7 +21,7 @@ from inbox.db.erasure import (
     look,
     plan,
 )
-from inbox.db.known_names import has_source
+from inbox.db.reads import has_source
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
 from relay.store.database import Database

@@ -11,8 +11,7 @@ from inbox.config.mistakes import nearest
 from inbox.db import erasure, retention
 from inbox.db.dialect import rows_param
 from inbox.db.erasure import ErasurePlan, ErasureSubject, held_up_by
-from inbox.db.known_names import has_source
-from inbox.db.reads import Row
+from inbox.db.reads import Row, has_source
 from inbox.db.retention import STEPS
 from inbox.errors import BadFilter, UnusableCommand
 from inbox.events.states import OPEN_STATES
