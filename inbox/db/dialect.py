@@ -365,7 +365,7 @@ def status_of(fact: str, dialect: str) -> str:
     return f"{fact}.detail ->> '$.calls[#-1].status'"
 
 
-def sqlite_functions(connection: Any) -> None:  # noqa: ANN401  # sqlite3's connection, or the adapter of aiosqlite's
+def sqlite_functions(connection: Any) -> None:  # noqa: ANN401  # the driver's connection
     """Add functions that statements use, and that SQLite or its older versions lack (`unhex` came with 3.41)."""
     connection.create_function("from_hex", 1, _from_hex, deterministic=True)
     connection.create_function("sha256_hex", 1, _sha256_hex, deterministic=True)

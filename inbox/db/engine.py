@@ -146,28 +146,18 @@ def connect_thread(url: str) -> Engine:
 
 
 def connect_async(url: str, *, application: str) -> AsyncEngine:
-    """Make an engine for the receiver's event loop, in autocommit: one statement is one transaction.
+    """Make an engine for the receiver's event loop on Postgres, in autocommit: one statement is one transaction.
 
-    Behind a pooler there is no autocommit: see `one_transaction`. It pools no connections: the writer keeps its own.
+    Behind a pooler there is no autocommit: see `one_transaction`. It pools no connections: each link keeps its own.
 
     Raises:
         ConfigError: as `parse_url`.
     """
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415  # it loads sqlalchemy.orm, which no command needs
 
-    parsed = parse_url(url)
-    if parsed.get_backend_name() == SQLITE:
-        _check_sqlite(parsed, _origin(url))
-        engine = create_async_engine(
-            parsed.set(drivername="sqlite+aiosqlite"),
-            connect_args={"timeout": LOCK_TIMEOUT_SECONDS},
-            poolclass=NullPool,
-        )
-        _prepare_sqlite(engine.sync_engine)
-        return engine
     from inbox.db.unanswered import ImpatientConnection  # noqa: PLC0415  # as below
 
-    way = _way_to_postgres(parsed, application)
+    way = _way_to_postgres(parse_url(url), application)
     level = {} if way.pooled else {"isolation_level": "AUTOCOMMIT"}
     arguments = {**way.arguments, "async_creator_fn": ImpatientConnection.connect}
     made = create_async_engine(way.url, connect_args=arguments, poolclass=NullPool, **level)
