@@ -217,11 +217,21 @@ OPERATIONS: Mapping[str, Operation] = {
             ),
             needs_condition=True,
         ),
-        Operation(kind="stop", title="Stop a command", asks=OneCommand, has_dry_run=False, is_of_a_command=True),
+        Operation(
+            kind="stop",
+            title="Stop a command",
+            asks=OneCommand,
+            words=Words(
+                consequences=("Everything that it has done stays done. A stopped command can go on later.",),
+            ),
+            has_dry_run=False,
+            is_of_a_command=True,
+        ),
         Operation(
             kind="continue",
             title="Continue a stopped command",
             asks=OneCommand,
+            words=Words(consequences=("Everything that it has done stays done. It goes on where it was stopped.",)),
             has_dry_run=False,
             is_of_a_command=True,
         ),

@@ -21,22 +21,22 @@ from inbox.db.dialect import blames_items, error_text, rows_param
 from inbox.db.erasure import ErasureSubject
 from inbox.db.readmission import RejectedFilter
 from inbox.db.reads import Row, has_rejected_source, has_route, has_source
-from inbox.errors import CAUSES, UnusableCommand
+from inbox.errors import CAUSES, NoSuchCommand, UnusableCommand
 from inbox.events.commands import MOST_REASON, says_why
 from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import as_time
-from inbox.sources.readmission import Read, ReadmitResult, read_one, readers_of
+from inbox.sources.normalize import Read, ReadmitResult, read_one, readers_of
 from relay.delivery.gates import Gate, resume_command
 from relay.delivery.policy import policies
-from relay.operations.asks import KindsOfRows, OneEntity, OneGate, OneSource, Rejections, Selection
+from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 from relay.operations.table import OPERATIONS, Words, command_line
 from relay.store import gates
 from relay.store.database import Database
-from relay.store.operator import selected
+from relay.store.operator import commands, selected
 from relay.store.operator.changes import LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.transaction import Key, Transaction
-from relay.words import counted, gate_holds, gate_state
+from relay.words import counted, gate_holds
 
 _PAGE = 500
 _MOST_BEHIND = 500
@@ -110,8 +110,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Reason why it can't be done now, or has nothing to do."""
     instead: tuple[str, ...] = ()
     """Sentences with the command that is meant perhaps."""
-    agreed: Any = None
-    """What else must be the same when it is carried out as it was shown."""
 
     @property
     def matched(self) -> int:
@@ -138,7 +136,7 @@ def why_left_out(reason: str) -> str:
     return LEFT_OUT.get(cast("LeftOut", reason), reason)
 
 
-def reason_mistake(asked: msgspec.Struct, reason: str | None) -> str | None:
+def reason_mistake(asked: msgspec.Struct | None, reason: str | None) -> str | None:
     """Return what is wrong with a reason; None when it says why."""
     if not says_why(reason) or reason is None:
         return "say why, in letters or digits: the reason is kept in the log"
@@ -203,7 +201,6 @@ def _plan_deliveries(it: _Planning) -> Plan:
         warnings=warnings,
         obstacle=it.words.nothing if is_nothing else None,
         instead=tuple(_instead(it.database, choice)) if is_nothing else (),
-        agreed=sorted({group.route for group in found.groups}) if found.is_whole else [],
     )
 
 
@@ -324,16 +321,15 @@ def _plan_gate(it: _Planning) -> Plan:
     if mistake := gates.mistake_in(it.database, gate, it.kind, it.config):
         raise UnusableCommand(mistake)
     held = next((row for row in gates.held_back(it.database) if (row["kind"], row["name"]) == gate.key), None)
-    state = "open" if held is None else gate_state(held)
     with it.database.read() as transaction:
         behind = _open_behind(transaction, it.config, gate)
+    is_so = held is None if it.kind == "resume" else held is not None and held["paused_at"] is not None
     note = f"counted up to {_MOST_BEHIND}" if behind > _MOST_BEHIND else ""
     return Plan(
         figures=(Figure("open deliveries behind it", behind, note),),
         warnings=() if held is None else tuple(_holds(held)),
-        obstacle=it.words.nothing if (state == "paused" if it.kind == "pause" else held is None) else None,
+        obstacle=it.words.nothing if is_so else None,
         instead=(command_line("retry", Selection(**msgspec.structs.asdict(gate))),) if it.kind == "resume" else (),
-        agreed=state,
     )
 
 
@@ -367,7 +363,7 @@ SELECT count(*) AS count FROM (
 def _plan_sweep(it: _Planning) -> Plan:
     types = types_of(it.config, it.asked.source, it.asked.entity_type)
     asks = f"A relay asks {it.asked.source} for changes of {', '.join(types)} since the last sweep."
-    return Plan(warnings=(asks,), agreed=list(types))
+    return Plan(warnings=(asks,))
 
 
 def types_of(config: Config, source: str, entity_type: str | None) -> Sequence[str]:
@@ -400,7 +396,6 @@ def _plan_prune(it: _Planning) -> Plan:
             if each.kind in wanted
         ),
         warnings=("The answer counts the chosen kinds.",) if it.asked.kinds else (),
-        agreed=[[each.kind, each.age] for each in plans],
     )
 
 
@@ -461,7 +456,6 @@ def _plan_erase(it: _Planning) -> Plan:
         warnings=tuple(filter(None, warnings)),
         obstacle=obstacle,
         instead=instead,
-        agreed=[[each.name, each.count] for each in figures],
     )
 
 
@@ -552,6 +546,12 @@ def _request(again: ReadmitResult) -> Row:
     }
 
 
+def _plan_turn(it: _Planning) -> Plan:
+    if commands.progress(it.database, it.asked.command) is None:
+        raise NoSuchCommand(f"there is no command {it.asked.command}")
+    return Plan()
+
+
 _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
     Selection: _plan_deliveries,
     OneGate: _plan_gate,
@@ -559,6 +559,7 @@ _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
     OneEntity: _plan_erase,
     KindsOfRows: _plan_prune,
     Rejections: _plan_readmit,
+    OneCommand: _plan_turn,
 }
 
 

@@ -17,7 +17,7 @@ from inbox.db.erasure import ErasureOrder, ErasureStep
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
-from inbox.sources.readmission import ReadmitResult, readers_of
+from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate
 from relay.operations.table import OPERATIONS
 from relay.store import gates, sweeps
