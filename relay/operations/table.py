@@ -264,10 +264,19 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
         raise UnusableCommand(f"{place.rstrip('`') or 'selection'}: {says}") from error
     if operation.needs_condition and asked.is_empty and not asked.everything:
         raise UnusableCommand(needs_condition(operation))
+    require_order(asked)
+    return asked
+
+
+def require_order(asked: msgspec.Struct) -> None:
+    """Check that its times are in their order.
+
+    Raises:
+        UnusableCommand: they are not.
+    """
     since, until = getattr(asked, "since", None), getattr(asked, "until", None)
     if since is not None and until is not None and since >= until:
         raise UnusableCommand("nothing is since a time and until an earlier one: exchange the two")
-    return asked
 
 
 def needs_condition(operation: Operation) -> str:

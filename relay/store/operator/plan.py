@@ -29,7 +29,7 @@ from inbox.sources.normalize import Read, ReadmitResult, read_one, readers_of
 from relay.delivery.gates import Gate, resume_command
 from relay.delivery.policy import policies
 from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
-from relay.operations.table import OPERATIONS, Words, command_line
+from relay.operations.table import OPERATIONS, Words, command_line, require_order
 from relay.store import gates
 from relay.store.database import Database
 from relay.store.operator import commands, selected
@@ -178,6 +178,7 @@ def plan(
     Raises:
         UnusableCommand: it can't be meant; the message says what would be right.
     """
+    require_order(asked)
     return _PLANS[OPERATIONS[kind].asks](_Planning(database, config, kind, asked, bound, seen))
 
 
