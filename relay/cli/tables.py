@@ -6,7 +6,6 @@ Elsewhere a table always has the same columns, and a row is one line with absolu
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inbox.clock import SystemClock
-from relay.cli.terminal import Row, as_document, as_line, cell, console, fail, put, put_json, say
+from relay.cli.terminal import Row, as_document, as_line, cell, console, fail, put, put_json, put_whole, say
 from relay.words import clock_time, counted, lasting, relative
 
 Kind = Literal["text", "number", "time", "duration", "state", "entity"]
@@ -144,8 +143,7 @@ def show(rows: Iterable[Row], columns: Sequence[Column], form: Format = TABLE, *
         if hints := [hint for hint in (more, omitted) if hint]:
             say("; ".join(hints), style="bright_black")
     else:
-        for line in layout(rows, columns, form, width=None).lines:
-            sys.stdout.write(f"{line.plain}\n")
+        put_whole(layout(rows, columns, form, width=None).lines)
 
 
 class Layout(msgspec.Struct, frozen=True):
