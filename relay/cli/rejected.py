@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from inbox.db.reads import Row
-    from inbox.sources.readmission import ReadmitResult
+    from inbox.sources.normalize import ReadmitResult
 
 _PLAN = Format(has_wide=False)
 GROUPS = (
@@ -80,7 +80,7 @@ def readmit_command(
     """
     from inbox.db import readmission
     from inbox.loader.load import read_config
-    from inbox.sources.readmission import read_one, readers_of
+    from inbox.sources.normalize import read_one, readers_of
     from relay.filters import unknown
 
     selected = readmission.RejectedFilter(
