@@ -93,7 +93,7 @@ def read_rows(
         return list_rows(connection, name, wanted, limit, columns)
 
 
-class Page(msgspec.Struct, frozen=True):
+class RowPage(msgspec.Struct, frozen=True):
     """Rows of a listing, the newest first."""
 
     rows: list[Row]
@@ -108,14 +108,14 @@ def read_page(
     wanted: Mapping[str, Any],
     limit: int,
     columns: Sequence[str] = ("*",),
-) -> Page:
+) -> RowPage:
     """Read a page of any listing: of deliveries about `limit` rows, of others at most so many."""
     if name == "deliveries":
         found = list_deliveries(engine, EventFilter(**wanted), limit)
-        return Page(found.rows, found.before, found.before is not None)
+        return RowPage(found.rows, found.before, found.before is not None)
     rows = read_rows(engine, name, wanted, limit + 1, columns)
     has_more, shown = len(rows) > limit, rows[:limit]
-    return Page(shown, shown[-1].get("id") if has_more else None, has_more)
+    return RowPage(shown, shown[-1].get("id") if has_more else None, has_more)
 
 
 def every_row(engine: Engine, name: ListingName | Literal["deliveries"], wanted: Mapping[str, Any]) -> Iterator[Row]:

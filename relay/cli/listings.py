@@ -40,7 +40,7 @@ _OUTPUT = {"limit": options.Limit, "wide": options.Wide, "columns": options.Colu
            "as_ndjson": options.AsNdjson}  # fmt: skip
 
 
-class Listed(msgspec.Struct, frozen=True):
+class ListCommand(msgspec.Struct, frozen=True):
     """The rows that a command lists, the newest first."""
 
     listing: Literal["deliveries", "dead", "rejected", "commands"]
@@ -66,8 +66,8 @@ def _shown_command(row: Row, _now: datetime) -> Row:
     return {"kind": kind, "about": " ".join(f"{key}={value}" for key, value in row["selection"].items())}
 
 
-LISTED: Mapping[str, Listed] = {
-    "list": Listed(
+LISTED: Mapping[str, ListCommand] = {
+    "list": ListCommand(
         "deliveries",
         {
             **_ABOUT,
@@ -101,7 +101,7 @@ LISTED: Mapping[str, Listed] = {
         "events",
         lambda row, now: {"state": shown_state(row, now)},
     ),
-    "rejected": Listed(
+    "rejected": ListCommand(
         "rejected",
         {
             "number": option(int, "--id", text="This one, with everything that was kept of it.", min=0, max=MOST_NUMBER),
@@ -131,7 +131,7 @@ LISTED: Mapping[str, Listed] = {
         _shown_rejection,
         ("rejected_request", "rejected request"),
     ),
-    "commands": Listed(
+    "commands": ListCommand(
         "commands",
         {
             "number": Annotated[
@@ -163,7 +163,7 @@ LISTED: Mapping[str, Listed] = {
         _shown_command,
         ("relay_command", "command"),
     ),
-    "dead": Listed(
+    "dead": ListCommand(
         "dead",
         {
             **_ABOUT,
@@ -195,7 +195,7 @@ LISTED: Mapping[str, Listed] = {
 }  # fmt: skip
 
 
-def list_rows(listed: Listed, *, number: int | None = None, limit: int | None, **given: Any) -> None:  # noqa: ANN401  # as the options say
+def list_rows(listed: ListCommand, *, number: int | None = None, limit: int | None, **given: Any) -> None:  # noqa: ANN401  # as the options say
     """Show the rows that meet the filters, or the one of a number."""
     from inbox.db.listing import every_row, read_page
 
@@ -263,7 +263,7 @@ _LOOK_AGAIN_SECONDS = 1.0
 _FOLLOWING = {"since": options.Since, "end": options.End, "wide": options.Wide, "as_ndjson": options.AsNdjson}
 
 
-class Followed(msgspec.Struct, frozen=True):
+class TailCommand(msgspec.Struct, frozen=True):
     """The rows that a command follows as they come."""
 
     listing: Literal["arrivals", "facts"]
@@ -296,8 +296,8 @@ def _shown_fact(_kind: str, row: Row) -> Row:
     return {"what": what}
 
 
-FOLLOWED: Mapping[str, Followed] = {
-    "inbox": Followed(
+FOLLOWED: Mapping[str, TailCommand] = {
+    "inbox": TailCommand(
         "arrivals",
         {
             **{name: each for name, each in _ABOUT.items() if name != "destination"},
@@ -315,7 +315,7 @@ FOLLOWED: Mapping[str, Followed] = {
         ),
         _shown_arrival,
     ),
-    "relay": Followed(
+    "relay": TailCommand(
         "facts",
         {
             **_ABOUT,
@@ -340,7 +340,7 @@ FOLLOWED: Mapping[str, Followed] = {
 }
 
 
-def follow_rows(followed: Followed, *, since: datetime | None, end: bool, **given: Any) -> None:  # noqa: ANN401  # as the options say
+def follow_rows(followed: TailCommand, *, since: datetime | None, end: bool, **given: Any) -> None:  # noqa: ANN401  # as the options say
     """Show each row that comes and meets the filters."""
     from relay.filters import admits
 

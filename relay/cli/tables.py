@@ -226,7 +226,7 @@ def _whole(columns: Sequence[Column], rows: Sequence[Row], rooms: Mapping[str, i
         max(rooms.get(column.name, 0), *map(cell_len, texts))
         for column, texts in zip(columns, zip(*cells, strict=True), strict=True)
     ]
-    lines = []
+    lines: list[Text] = []
     for texts in cells:
         padded = (
             " " * (width - cell_len(text)) + text if column.kind in _NUMBERS else text + " " * (width - cell_len(text))
