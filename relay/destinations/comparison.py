@@ -16,7 +16,7 @@ from inbox.config.routing import lane_of, matches
 from inbox.errors import RequestError
 from inbox.events.event import RawRequest, swept_key
 from inbox.events.timestamps import to_nanoseconds
-from inbox.sources.readmission import readers_of
+from inbox.sources.normalize import readers_of
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.destinations import KINDS
 from relay.destinations.base import Caller, Clients, Deliverer, without_lease

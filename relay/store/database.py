@@ -11,10 +11,8 @@ from datetime import datetime
 from sqlalchemy import Engine, TextClause
 
 from inbox.db import order_lock
-from inbox.db.checkpoint import Checkpoints, checkpoint
-from inbox.db.dialect import Sql, error_text
-from inbox.db.engine import reading, snapshot
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, error_text, rows_param
+from inbox.db.engine import Checkpoints, checkpoint, reading, snapshot
 from inbox.db.throughput import ROUTE, Tally
 from inbox.events.timestamps import time_text
 from relay.store.scan_positions import Floor

@@ -13,9 +13,8 @@ import msgspec
 from sqlalchemy import Connection, TextClause, text
 
 from inbox.db import order_lock
-from inbox.db.dialect import Sql, failure_of
+from inbox.db.dialect import Sql, failure_of, is_storable, rows_param, storable
 from inbox.db.leaves import SHARE_PAYLOADS
-from inbox.db.parameters import is_storable, rows_param, storable
 from inbox.db.pipeline import Statement, send_together
 from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time

@@ -16,7 +16,7 @@ from inbox.errors import SweepFailed
 from relay.destinations.base import Clients, Context, without_lease
 from relay.destinations.sync import require_no_credentials
 from relay.store.database import Database
-from relay.store.entities import ids_of
+from relay.store.events import ids_of
 from relay.sweep.pages import Page, Pages
 from relay.sync.cursor import EVERYTHING
 from relay.sync.paging import ChunkPlan

@@ -15,8 +15,7 @@ import msgspec
 from inbox.config.model import Config
 from inbox.config.routing import matches, routes_of
 from inbox.db import intake
-from inbox.db.dialect import error_text
-from inbox.db.parameters import storable
+from inbox.db.dialect import error_text, storable
 from inbox.db.throughput import SOURCE, SWEPT
 from inbox.errors import SweepFailed
 from inbox.events.event import Event, Identity, RawRequest, swept_parts

@@ -14,10 +14,9 @@ from sqlalchemy.dialects import postgresql
 
 from inbox.db import engine as engines
 from inbox.db import listing
-from inbox.db.dialect import POSTGRES, SQLITE, Sql
+from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.db.following import ARRIVALS, Follower, Position
 from inbox.db.listing import EventFilter
-from inbox.db.parameters import rows_param
 from inbox.doctor import database as doctor_database
 from inbox.events.timestamps import time_text
 from relay import findings
@@ -26,7 +25,6 @@ from relay.store import (
     claim,
     coverage,
     duplicates,
-    entities,
     events,
     lanes,
     last_hour,
@@ -304,7 +302,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "events that come late": coverage._of_late,
     "sweeps' events of the same change": coverage._swept,
     "listed that are missing": sweeps._missing,
-    "ids of known entities": lambda _: entities.IDS,
+    "ids of known entities": lambda _: events._IDS,
     "next seqs": lambda _: examine._NEXT_SEQS,
     "events of a span": examine._events,
     "rows of a span": lambda sql: examine._rows(sql, locked=True),
