@@ -200,7 +200,7 @@ PARAMETERS: dict[str, Any] = {
             "decided",
             "counted",
             "keys",
-            "left_routes",
+            "resting",
             "known_routes",
             "known",
             "ahead",
