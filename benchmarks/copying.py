@@ -30,7 +30,7 @@ def main(
     """Measure `inbox copy` as a process of its own: copying, comparing, and verifying."""
     with databases(source) as (from_url,), databases(target) as (to_url,), configured(from_url) as environment:
         fill(from_url, events)
-        command = [sys.executable, "-c", "from inbox.cli.main import main; main()", "copy", "--to", "env:THERE"]
+        command = [sys.executable, "-c", "from relay.cli.inbox import main; main()", "copy", "--to", "env:THERE"]
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
                 [*command, "--yes", "--json"], stdout=output, env={**environment, "THERE": to_url}

@@ -97,7 +97,7 @@ def main(
 
 def erase(environment: dict[str, str]) -> None:
     """Run the command."""
-    command = [sys.executable, "-c", "from inbox.cli.main import main; main()", "erase", "--source", "trivore"]
+    command = [sys.executable, "-c", "from relay.cli.inbox import main; main()", "erase", "--source", "trivore"]
     options = ["--entity", f"USER/{ENTITY}", "--reason", "benchmark", "--yes", "--json"]
     done = subprocess.run([*command, *options], env=environment, stdout=subprocess.PIPE, check=True)
     if json.loads(done.stdout)["erased"] == 0:

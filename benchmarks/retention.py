@@ -24,8 +24,8 @@ from benchmarks.load import Answers, send
 from benchmarks.support import Kind, Side, before_url, configured, databases, machine, report, serving
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from inbox.db.checkpoint import checkpoint
 from inbox.db.dialect import POSTGRES
+from inbox.db.engine import checkpoint
 from inbox.db.leaves import FIRST_LEAF
 from inbox.db.pruning import LeasedPruner
 from inbox.db.retention import Pruned

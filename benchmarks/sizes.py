@@ -26,8 +26,8 @@ from sqlalchemy import Engine, text
 from benchmarks.support import Kind, databases, machine
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from inbox.db.checkpoint import checkpoint
 from inbox.db.dialect import POSTGRES
+from inbox.db.engine import checkpoint
 from inbox.db.intake import STORES
 from inbox.db.link import link_to
 from inbox.events.event import Enrolment, Event

@@ -89,7 +89,7 @@ def before_url(kind: Kind, checkout: Path) -> Iterator[str]:
             stack.callback(_administer, server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
             url = make_url(server).set(database=name).render_as_string(hide_password=False)
         with configured(url) as environment:
-            command = [sys.executable, "-c", "from inbox.cli.main import main; main()", "migrate"]
+            command = [sys.executable, "-c", "from relay.cli.inbox import main; main()", "migrate"]
             subprocess.run(command, check=True, env=environment, cwd=checkout, stdout=subprocess.DEVNULL)
         yield url
 

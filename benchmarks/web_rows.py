@@ -8,8 +8,8 @@ from datetime import datetime
 import msgspec
 from sqlalchemy import Engine, text
 
-from inbox.db.checkpoint import checkpoint
 from inbox.db.dialect import POSTGRES
+from inbox.db.engine import checkpoint
 
 _DAYS = 30
 """Time that the events span."""

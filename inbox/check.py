@@ -20,8 +20,7 @@ from inbox.config.mistakes import LocatedMistake
 from inbox.config.model import Config
 from inbox.config.values import Secret
 from inbox.db import engine, guarantees, migrate
-from inbox.db.dialect import SQLITE
-from inbox.db.trouble import trouble_text
+from inbox.db.dialect import SQLITE, trouble_text
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.examination import Examination
 from inbox.exposure import exposure_warnings, literal_secrets, values_in

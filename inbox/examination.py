@@ -73,7 +73,7 @@ class Installation(msgspec.Struct, frozen=True):
     """The host's clock."""
     host: str
     engine: Engine | None = None
-    """Opened by `inbox.db.read_only`; None while the URL can't be used."""
+    """Opened by `inbox.db.engine.connect_read_only`; None while the URL can't be used."""
 
     @property
     def config(self) -> Config:

@@ -18,8 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from inbox.config.model import Config
 from inbox.db import engine, guarantees, migrate
-from inbox.db.dialect import SQLITE
-from inbox.db.trouble import trouble_text
+from inbox.db.dialect import SQLITE, trouble_text
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
 from inbox.garbage import freeze_loaded

@@ -15,7 +15,6 @@ from typing import Any, get_args
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.cli.wording import counted, relative
 from inbox.db.dialect import Sql
 from inbox.db.stuck import MOST_LISTED, Kind, SqlClock, branches
 from inbox.events.states import GONE_SECONDS
@@ -25,6 +24,7 @@ from relay.store.database import Database
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
 from relay.store.transaction import Transaction
+from relay.words import counted, relative
 
 _REASON = " --reason '…'"
 KINDS: Mapping[str, FindingKind] = {

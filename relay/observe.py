@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from inbox.clock import Clock, SystemClock
-from inbox.db.trouble import trouble_text
+from inbox.db.dialect import trouble_text
 from inbox.events.timestamps import time_text
 from inbox.observe import metrics
 from inbox.observe.logs import LogKeys, fields, without_message

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from docs.blocks.common import table
-from inbox.cli.main import app as inbox_app
+from relay.cli.inbox import app as inbox_app
 from relay.cli.main import app as relay_app
 from relay.operations.table import OPERATIONS
 

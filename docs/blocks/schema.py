@@ -6,7 +6,7 @@ from sqlalchemy import create_engine
 
 from docs.blocks.common import table
 from inbox.db.schema import metadata
-from inbox.db.view_comments import VIEWS
+from inbox.db.views import VIEWS
 
 
 def schema_tables() -> str:

@@ -60,7 +60,7 @@ def fact_kinds() -> str:
     return table(("kind", "meaning", "ends it", "`detail` holds", "made in"), rows)
 
 
-MADE_BY_SQL = {"Erased": "inbox/db/erasing.py"}
+MADE_BY_SQL = {"Erased": "inbox/db/erasure.py"}
 """Facts that no call of the relay makes."""
 
 

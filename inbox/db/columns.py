@@ -14,7 +14,6 @@ from sqlalchemy import (
     DateTime,
     Index,
     Integer,
-    MetaData,
     Text,
     text,
 )
@@ -133,15 +132,6 @@ def _table_with_comment(element: CreateTable, compiler: DDLCompiler, **kw: Any) 
 
 
 _Type = type[TypeEngine[Any]] | TypeEngine[Any]
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
 
 HOT = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_cost_delay": 0}
 """Storage of rows that change often: room on the page for the next version, and early vacuum."""

@@ -34,9 +34,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import leaves, migrate
-from inbox.db.checkpoint import checkpoint
 from inbox.db.dialect import SQLITE, Sql, error_text, is_lock_wait
-from inbox.db.engine import reading, snapshot
+from inbox.db.engine import checkpoint, reading, snapshot
 from inbox.db.schema import metadata
 from inbox.db.views import ROWS
 from inbox.errors import ConfigError, CopyFailed

@@ -6,12 +6,13 @@ import contextlib
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
@@ -22,6 +23,7 @@ from inbox.errors import ConfigError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
 
 LOCK_TIMEOUT_SECONDS = 2
 """Longest wait for a lock. After it the statement fails: the receiver answers 503, the relay retries."""
@@ -51,6 +53,11 @@ _OPTION = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w-]*)\s*=")
 
 _PARAMETER_REFUSED = "unsupported startup parameter"
 """PgBouncer's error for options that it can't pass on: https://www.pgbouncer.org/config.html#ignore_startup_parameters."""
+
+CHANNEL = "left('inbox_relay_' || current_schema(), 63)"
+"""SQL expression of the channel on which receivers wake relays: one for each schema. Two that are equal when cut only wake each
+other."""
+NOTIFY = text(f"SELECT pg_notify({CHANNEL}, '')")
 
 OLDEST_SQLITE = (3, 38, 0)
 """First version with the `->>` operator, which the views use."""
@@ -139,28 +146,18 @@ def connect_thread(url: str) -> Engine:
 
 
 def connect_async(url: str, *, application: str) -> AsyncEngine:
-    """Make an engine for the receiver's event loop, in autocommit: one statement is one transaction.
+    """Make an engine for the receiver's event loop on Postgres, in autocommit: one statement is one transaction.
 
-    Behind a pooler there is no autocommit: see `one_transaction`. It pools no connections: the writer keeps its own.
+    Behind a pooler there is no autocommit: see `one_transaction`. It pools no connections: each link keeps its own.
 
     Raises:
         ConfigError: as `parse_url`.
     """
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415  # it loads sqlalchemy.orm, which no command needs
 
-    parsed = parse_url(url)
-    if parsed.get_backend_name() == SQLITE:
-        _check_sqlite(parsed, _origin(url))
-        engine = create_async_engine(
-            parsed.set(drivername="sqlite+aiosqlite"),
-            connect_args={"timeout": LOCK_TIMEOUT_SECONDS},
-            poolclass=NullPool,
-        )
-        _prepare_sqlite(engine.sync_engine)
-        return engine
     from inbox.db.unanswered import ImpatientConnection  # noqa: PLC0415  # as below
 
-    way = _way_to_postgres(parsed, application)
+    way = _way_to_postgres(parse_url(url), application)
     level = {} if way.pooled else {"isolation_level": "AUTOCOMMIT"}
     arguments = {**way.arguments, "async_creator_fn": ImpatientConnection.connect}
     made = create_async_engine(way.url, connect_args=arguments, poolclass=NullPool, **level)
@@ -372,7 +369,7 @@ def _prepare_sqlite(engine: Engine) -> None:
             cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA wal_autocheckpoint=0")  # inbox.db.checkpoint does it instead
+        cursor.execute("PRAGMA wal_autocheckpoint=0")  # `checkpoint` does it instead
         cursor.close()
         sqlite_functions(connection)
 
@@ -380,3 +377,138 @@ def _prepare_sqlite(engine: Engine) -> None:
     def _begin(connection: Connection) -> None:
         mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
         connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+LONGEST_READ_SECONDS = 5.0
+"""Longest time of a statement on Postgres, and of a transaction on SQLite, where nothing is to be changed."""
+_STEPS_BETWEEN_LOOKS = 10_000
+"""Steps of SQLite's virtual machine between two looks at the time: about a millisecond."""
+
+
+def connect_read_only(url: str, *, application: str, seconds: float = LONGEST_READ_SECONDS) -> Engine:
+    """Make an engine whose transactions can change nothing, and whose statements end after some seconds.
+
+    A SQLite file is opened read-only: an engine of the programs would make a missing file, and set its journal mode.
+
+    Raises:
+        ConfigError: as `parse_url`.
+    """
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == SQLITE:
+        return _read_sqlite(parsed, seconds)
+    made = connect(url, application=application)
+
+    @event.listens_for(made, "begin")
+    def _begin(connection: Connection) -> None:
+        # The wait for a lock ends first: else it would be told as a query that is slow.
+        waiting = min(seconds / 2, LOCK_TIMEOUT_SECONDS)
+        connection.exec_driver_sql(
+            f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {round(seconds * 1000)};"
+            f" SET LOCAL lock_timeout = {round(waiting * 1000)}"
+        )
+
+    return made
+
+
+def _decoded(stored: bytes) -> str:
+    """Decode a text. SQLite stores bytes that are no UTF-8, too, by the hand of a person: they take no list away."""
+    return stored.decode(errors="replace")
+
+
+def _read_sqlite(url: URL, seconds: float) -> Engine:
+    name = url.database or ""
+    if not name.startswith("file:"):
+        name = Path(name).absolute().as_uri() + "?mode=ro"
+    made = create_engine(URL.create("sqlite+pysqlite"), poolclass=NullPool, connect_args={"timeout": 1.0})
+
+    @event.listens_for(made, "do_connect")
+    def _connecting(_dialect: object, _record: object, arguments: list[Any], given: dict[str, Any]) -> None:
+        arguments[:] = [name]
+        given["uri"] = True
+
+    @event.listens_for(made, "connect")
+    def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
+        connection.isolation_level = None  # we begin transactions ourselves
+        connection.text_factory = _decoded
+        sqlite_functions(connection)
+
+    @event.listens_for(made, "begin")
+    def _begin(connection: Connection) -> None:
+        end = time.monotonic() + seconds
+        driver: Any = connection.connection.driver_connection
+        driver.set_progress_handler(lambda: int(time.monotonic() > end), _STEPS_BETWEEN_LOOKS)
+        connection.exec_driver_sql("BEGIN")
+
+    return made
+
+
+# --- Copying SQLite's write-ahead log back into the file, only while no other connection can commit.
+#
+# SQLite up to 3.51.2 can lose committed transactions (https://sqlite.org/wal.html#walresetbug). A checkpoint reads the log's
+# length. A commit of another connection then restarts the log, and the checkpoint marks as copied in the new log the
+# pages that it has not. A later checkpoint leaves those pages out. So two conditions must hold during a checkpoint:
+#
+# - No connection commits. One connection holds the write lock, and only its holder can commit or restart the log.
+# - There is one checkpoint at a time: SQLite has a lock for that, and the write lock separates ours as well.
+#
+# A checkpoint of the mode FULL gives no such guarantee. It takes the write lock itself, but continues without it after its
+# busy timeout (`sqlite3WalCheckpoint` in wal.c: the mode becomes PASSIVE). So there are two connections here: one takes the
+# lock, or nothing is done; the other copies.
+#
+# Automatic checkpoints run beside commits, so they are off on every connection. The checkpoint of the last connection that
+# closes is safe: SQLite first makes sure that there is no other.
+
+EVERY_ROWS = 1000
+LONGEST_EVERY_ROWS = 64_000
+_CHECKPOINT_WAIT_SECONDS = 0.05
+"""Wait for the write lock and for readers of an older state; a long read must not delay the receiver."""
+_TICK = 0.002
+"""Seconds between two checks whether such a reader has ended; most reads are shorter."""
+
+
+class Checkpoints:
+    """Schedule of a writer's checkpoints; its interval doubles while a long read keeps the log from being copied."""
+
+    def __init__(self) -> None:
+        self._every = EVERY_ROWS
+        self._written = 0
+
+    def due(self, rows: int) -> bool:
+        """Count written rows; return whether a checkpoint is due now."""
+        self._written += rows
+        return self._written >= self._every
+
+    def made(self, *, complete: bool) -> None:
+        """Note a checkpoint; `complete` if it copied everything."""
+        self._written = 0
+        self._every = EVERY_ROWS if complete else min(self._every * 2, LONGEST_EVERY_ROWS)
+
+
+def checkpoint(engine: Engine) -> bool:
+    """Copy the log back into the file, outside any transaction of the caller. Returns whether all of it was copied.
+
+    Earlier commits are safe whatever happens here; at worst the log stays longer.
+    """
+    path = Path(engine.url.database or "").absolute()
+    try:
+        with closing(_connect_apart(path)) as holder, closing(_connect_apart(path)) as copier:
+            holder.execute("BEGIN IMMEDIATE")
+            return _copy_all(copier, time.monotonic() + _CHECKPOINT_WAIT_SECONDS)
+    except sqlite3.Error:
+        return False
+
+
+def _connect_apart(path: Path) -> sqlite3.Connection:
+    """Open a separate connection, as a pool's may all be in use. Closing it ends its transaction and frees its lock."""
+    return sqlite3.connect(path, timeout=_CHECKPOINT_WAIT_SECONDS, isolation_level=None)
+
+
+def _copy_all(copier: sqlite3.Connection, until: float) -> bool:
+    """Copy until nothing is left or the time is over. Pages that a reader of an older state needs stay in the log."""
+    while True:
+        busy, in_log, copied = copier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if not busy and in_log == copied:
+            return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_TICK)

@@ -5,14 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from functools import cached_property
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from itertools import accumulate, count
 from typing import Any
 
 import msgspec
+from sqlalchemy import Connection, Engine, Table, TextClause, and_, exists, func, select, text, update
 
 from inbox.config.routing import entity_lane
-from inbox.db.dialect import POSTGRES
+from inbox.db import commands
+from inbox.db.dialect import POSTGRES, Sql, as_json, rows_param
+from inbox.db.engine import reading
+from inbox.db.order_lock import lock_everything
+from inbox.db.schema import inbox, metadata, rejected_request, relay_command
+from inbox.events.commands import OPEN_COMMANDS
 from inbox.events.event import escape
 
 ERASED = "erased"
@@ -113,3 +122,579 @@ def emptied(dialect: str, detail: str) -> str:
 
 def _list(keys: tuple[str, ...]) -> str:
     return ", ".join(f"'{key}'" for key in keys)
+
+
+EVENTS_OF_A_STEP = 100
+"""Some 30 ms under the order lock, when each has been delivered on one route."""
+FACTS_OF_A_STEP = 1000
+"""Of events that were tried often, a step takes fewer; always one."""
+ROWS_OF_A_PART = 500
+BYTES_OF_A_PART = 4 * 1024 * 1024
+"""Bodies of rejected requests that a step searches; a single one may be larger."""
+COUNTED_EVENTS = 20_000
+SEARCHED_PARTS = 2
+"""A quick plan counts so many events, and searches so many parts of the rejected requests: each some 0.2 s."""
+LONGEST_REST_SECONDS = 1.0
+MOST_SHOWN = 5
+"""Open deliveries that a plan names."""
+SHORT_ID = 4
+"""Characters from which on an id hardly stands in a text that means something else."""
+MANY_NAMING = 100
+"""Rows of other tables beyond which a plan warns."""
+
+REJECTED = ("reason", "field", "remote_address", "headers", "body", "readmit_reason")
+"""All that a sender sent goes from each rejected request of the source in which one of these names the entity."""
+SEARCHED: Mapping[str, tuple[str, ...]] = {
+    "relay_command": ("selection", "reason", "sample", "answer", "error"),
+    "alert": ("subject", "detail", "error"),
+    "payload_reveal": ("reason",),
+    "gate": ("pause_reason", "breaker_cause", "hold_reason"),
+    "relay_node": ("failing",),
+    "pruning": ("error",),
+    "sweep_watermark": ("error",),
+}
+"""Columns of tables that stay small: whatever names the entity goes, in any row."""
+_HAS_ENDED = relay_command.c.state.not_in(("asked", "running"))
+
+
+class ErasureOrder(msgspec.Struct, frozen=True):
+    """An order to erase: who gave it and why. It stays in the log, so that it must not name the person."""
+
+    subject: ErasureSubject
+    who: str
+    why: str
+
+
+class OpenFound(msgspec.Struct, frozen=True):
+    """A delivery of the entity that has not ended: nothing is erased before it has."""
+
+    seq: int
+    route: str
+    state: str
+
+
+class NamingRow(msgspec.Struct, frozen=True):
+    """A row that names the entity."""
+
+    table: str
+    key: Mapping[str, Any]
+    emptied: Mapping[str, Any]
+    """The columns that change, without the entity."""
+
+
+class Naming(msgspec.Struct, frozen=True):
+    """Rows that name the entity, and the place up to which `rejected_request` has been searched."""
+
+    rows: tuple[NamingRow, ...]
+    position: int | None
+
+
+class ErasureStep(msgspec.Struct, frozen=True):
+    """The next step of an erasure, as it was found without a lock."""
+
+    events: Sequence[Any] = ()
+    """seq and event_id of the next events."""
+    naming: Naming | None = None
+    """Rows that name the entity, where its events are erased; None in the last step."""
+    routes: Sequence[str] = ()
+    """In the last step: the routes on which the entity has had a lane."""
+    late: Sequence[int] = ()
+    """In the last step: ids of duplicates that arrived while their event was erased, and kept a body."""
+
+
+class StepDone(msgspec.Struct, frozen=True):
+    """The result of a step."""
+
+    erased: int = 0
+    """Events."""
+    emptied: int = 0
+    """Rows that named the entity."""
+    position: int | None = None
+    """The place where the next step goes on."""
+    open: tuple[OpenFound, ...] = ()
+    """Deliveries that stopped it."""
+    is_last: bool = False
+
+
+class ErasureResult(msgspec.Struct, frozen=True):
+    """The end of an erasure."""
+
+    command: int
+    """relay_command.id."""
+    erased: int
+    """Events."""
+    emptied: int
+    """Rows of other tables that named the entity."""
+    open: tuple[OpenFound, ...] = ()
+    """Deliveries of events that arrived meanwhile, which have to end first."""
+    is_done: bool = True
+
+
+class ErasurePlan(msgspec.Struct, frozen=True):
+    """The rows that an erasure would find."""
+
+    subject: ErasureSubject
+    events: int
+    """Events that are not erased yet."""
+    erased_before: int
+    """Events that were erased before."""
+    payloads: int
+    payload_bytes: int
+    duplicates: int
+    """Rows of duplicate requests."""
+    facts: int
+    lanes: int
+    pauses: int
+    """1 if the entity is paused, else 0; its pause goes."""
+    naming: dict[str, int]
+    """Rows of other tables that name the entity, by table."""
+    open: tuple[OpenFound, ...] = ()
+    """The first deliveries that have not ended."""
+    open_commands: tuple[int, ...] = ()
+    """Commands that name the entity and have not ended."""
+    is_whole: bool = True
+    """False when there are more rejected requests than were searched: `naming` counts a part."""
+    has_more_events: bool = False
+    """True when there are more events than were counted: the numbers are of the newest."""
+
+    @property
+    def is_empty(self) -> bool:
+        """True when the database certainly holds nothing of the entity."""
+        return self.is_whole and not (self.events or self.pauses or self.naming)
+
+    @property
+    def is_held_up(self) -> bool:
+        """True when something open has to end first."""
+        return bool(self.open or self.open_commands)
+
+    @property
+    def warning(self) -> str | None:
+        """Say why rows of other tables may be about something else than the entity; None: it is unlikely."""
+        rows, length = sum(self.naming.values()), len(self.subject.entity_id)
+        if length < SHORT_ID:
+            characters = "1 character" if length == 1 else f"{length} characters"
+            return (
+                f"careful: its id has {characters}. Rows of other tables with it may mean something else, and they are"
+                " cleared too: look at them first"
+            )
+        if rows > MANY_NAMING:
+            return f"careful: {rows} rows of other tables name it, and some may mean something else: look at them first"
+        return None
+
+
+def plan(
+    engine: Engine, subject: ErasureSubject, *, quick: bool = False, searching: Callable[[int], None] = lambda _: None
+) -> ErasurePlan:
+    """Count what the database holds of an entity; a quick plan counts a part where there is much.
+
+    `searching` hears up to which rejected request it has searched.
+    """
+    sql, most = Sql(engine.dialect.name), COUNTED_EVENTS if quick else 2**62
+    given = {**_named(subject), "most_events": most}
+    with engine.connect() as connection, reading(connection).begin():
+        counted = connection.execute(_COUNTS, given).one()
+        bodies = connection.execute(_PAYLOADS, given).one()
+        lanes = connection.execute(_lanes(sql), {**given, "lane": subject.lane}).scalar_one()
+        before = connection.execute(_ERASED_BEFORE, {**given, "entity_id": subject.pseudonym}).scalar_one()
+        pauses = connection.execute(_PAUSES, {"name": subject.gate}).scalar_one()
+        found = connection.execute(_open_of_entity(sql), {**_named(subject), "most": MOST_SHOWN}).all()
+        working = select(relay_command.c.id, relay_command.c.selection).where(
+            ~_HAS_ENDED, relay_command.c.kind != "erase"
+        )
+        open_commands = [row.id for row in connection.execute(working) if _differs(subject, as_json(row.selection))]
+    naming: Counter[str] = Counter()
+    position: int | None = None
+    is_whole = False
+    for number in count(1):
+        with engine.connect() as connection, reading(connection).begin():
+            part = _search(connection, subject, position) or Naming((), position)
+        naming.update(row.table for row in part.rows)
+        if is_whole := part.position == position:
+            break
+        position = part.position
+        searching(position or 0)
+        if quick and number == SEARCHED_PARTS:
+            break
+    return ErasurePlan(
+        subject,
+        counted.events,
+        before,
+        bodies.payloads,
+        int(bodies.payload_bytes),
+        int(counted.duplicates),
+        int(counted.facts),
+        lanes,
+        pauses,
+        dict(naming),
+        tuple(OpenFound(row.seq, row.route, row.state) for row in found),
+        tuple(open_commands),
+        is_whole,
+        counted.events >= most,
+    )
+
+
+def ask(engine: Engine, order: ErasureOrder) -> int:
+    """Store the command. Returns its id."""
+    given = {"kind": "erase", "selection": msgspec.json.encode(_named(order.subject)).decode()}
+    more = {"reason": order.why, "who": order.who, "dry_run": False, "planned": None, "now": None}
+    with engine.begin() as connection:
+        return int(connection.execute(commands.ask(Sql(engine.dialect.name)), {**given, **more}).scalar_one())
+
+
+def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[[StepDone], None]) -> ErasureResult:
+    """Erase in this process, step by step, until nothing is left or something open stops it. `heard` hears of each step.
+
+    Between two steps it rests as long as the last one took, so that relays have the order lock half of the time.
+    """
+    sql = Sql(engine.dialect.name)
+    erased = others = 0
+    while True:
+        with engine.connect() as connection, reading(connection).begin():
+            standing = _standing(connection, number)
+            position = standing[1]
+            step = look(connection, order.subject, position, own_command=number)
+        began = time.monotonic()
+        with engine.begin() as connection:
+            now = _standing(connection, number, locked=True)  # before the other locks, as a relay takes them
+            lock_everything(connection)
+            if now[0] not in OPEN_COMMANDS:  # somebody has stopped it, or a relay was faster
+                return ErasureResult(number, erased, others, is_done=now[0] == "done")
+            if now[1:] != standing[1:]:  # a relay has done this step, or another one
+                continue
+            done = act(connection, order, step)
+            position = done.position if done.position is not None else position
+            connection.execute(_PROGRESS, {"id": number, "changed": done.erased, "progress": position})
+            if done.is_last or done.open:
+                end(connection, order.subject, number, done)
+        took = time.monotonic() - began
+        erased, others = erased + done.erased, others + done.emptied
+        heard(done)
+        if done.is_last or done.open:
+            return ErasureResult(number, erased, others, done.open, is_done=done.is_last)
+        time.sleep(max(sql.pause_after_write, min(took, LONGEST_REST_SECONDS)))
+
+
+def _standing(connection: Connection, number: int, *, locked: bool = False) -> tuple[str, int | None, int]:
+    """Return the command's state, where its last step ended, and how many events are erased."""
+    found = connection.execute(_read(Sql(connection.dialect.name), locked=locked), {"id": number}).one()
+    return found.state, found.progress_seq, found.affected
+
+
+def stop(engine: Engine, number: int) -> None:
+    """Stop the command; what it has erased stays erased."""
+    with engine.begin() as connection:
+        connection.execute(commands.stop(Sql(engine.dialect.name)), {"id": number, "answer": None, "now": None})
+
+
+def answer_of(found: Sequence[OpenFound]) -> str:
+    """Return the answer to a command that has come to its end, or was stopped by open deliveries."""
+    return f"an event arrived meanwhile; {held_up_by(found)}" if found else "done"
+
+
+def held_up_by(found: Sequence[OpenFound]) -> str:
+    """Return the sentence about deliveries that keep an entity from being erased."""
+    first = found[0]
+    return (
+        f"its deliveries have to end first, such as seq {first.seq} on route {first.route}, which is {first.state}:"
+        " cancel them, then ask again"
+    )
+
+
+def end(connection: Connection, subject: ErasureSubject, number: int, done: StepDone) -> None:
+    """End the command, in the transaction of its last step; one that is done has the pseudonym in place of the entity."""
+    sql, state = Sql(connection.dialect.name), "done" if done.is_last else "refused"
+    connection.execute(_end(sql), {"id": number, "state": state, "answer": answer_of(done.open), "now": None})
+    if done.is_last:
+        selection = {**_named(subject), "entity_id": subject.pseudonym}
+        connection.execute(update(relay_command).where(relay_command.c.id == number).values(selection=selection))
+
+
+def look(
+    connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int | None = None
+) -> ErasureStep:
+    """Find the next step; `position` is of the last one, None at the start. Reads only."""
+    sql = Sql(connection.dialect.name)
+    events = connection.execute(_NEXT, {**_named(subject), "most": EVENTS_OF_A_STEP}).all()
+    if events:
+        found = rows_param({"seq": event.seq} for event in events)
+        facts = accumulate(connection.execute(_facts_of(sql), {"found": found}).scalars())
+        return ErasureStep(events=[e for e, n in zip(events, facts, strict=True) if n <= FACTS_OF_A_STEP] or events[:1])
+    naming = _search(connection, subject, position, own_command)
+    if naming is not None:
+        return ErasureStep(naming=naming)
+    erased = {**_named(subject), "entity_id": subject.pseudonym}
+    return ErasureStep(
+        routes=connection.execute(_routes(sql), erased).scalars().all(),
+        late=connection.execute(_LATE_DUPLICATES, erased).scalars().all(),
+    )
+
+
+def act(connection: Connection, order: ErasureOrder, step: ErasureStep, *, now: str | None = None) -> StepDone:
+    """Do a step, in a transaction that holds the order lock; `now` is the database's clock, unless a test passes one."""
+    sql = Sql(connection.dialect.name)
+    if sql.overwrites_on_request:
+        connection.exec_driver_sql("PRAGMA secure_delete = ON")
+    try:
+        if step.events:
+            return _erase_events(connection, sql, order, step.events, now)
+        if step.naming is not None:
+            for row in step.naming.rows:
+                table = metadata.tables[row.table]
+                is_it = and_(*(table.c[name] == value for name, value in row.key.items()))
+                connection.execute(update(table).where(is_it).values(dict(row.emptied)))
+            return StepDone(emptied=len(step.naming.rows), position=step.naming.position)
+        return _finish(connection, sql, order.subject, step)
+    finally:
+        if sql.overwrites_on_request:
+            connection.exec_driver_sql("PRAGMA secure_delete = OFF")
+
+
+def _erase_events(
+    connection: Connection, sql: Sql, order: ErasureOrder, events: Sequence[Any], now: str | None
+) -> StepDone:
+    subject = order.subject
+    named = ({"seq": e.seq, "names": e.event_id is not None and subject.is_named_in(e.event_id)} for e in events)
+    chosen = {"erased": rows_param(named)}
+    if found := connection.execute(_open_of(sql), chosen).all():
+        return StepDone(open=tuple(OpenFound(row.seq, row.route, row.state) for row in found))
+    erased = connection.execute(_erase(sql), {**chosen, "pseudonym": subject.pseudonym, "now": now}).rowcount
+    for statement in _forgetting(sql):
+        connection.execute(statement, chosen)
+    connection.execute(_say(sql), {**chosen, "who": order.who, "why": order.why, "now": now})
+    connection.execute(_keep_lanes(sql), {**chosen, "lane": subject.lane, "pseudonym": subject.lane_of_pseudonym})
+    return StepDone(erased=erased)
+
+
+def _finish(connection: Connection, sql: Sql, subject: ErasureSubject, step: ErasureStep) -> StepDone:
+    """Remove the lane and the pause of the entity, and bodies of duplicates that arrived while it was erased."""
+    if connection.execute(_NEXT, {**_named(subject), "most": 1}).first() is not None:
+        return StepDone()  # another event has arrived
+    lanes = rows_param({"route": route, "lane": subject.lane} for route in step.routes)
+    connection.execute(_remove_lanes(sql), {"lanes": lanes})
+    connection.execute(_REMOVE_GATE, {"name": subject.gate})
+    connection.execute(_empty_late(sql), {"late": rows_param({"id": number} for number in step.late)})
+    return StepDone(is_last=True)
+
+
+def _search(
+    connection: Connection, subject: ErasureSubject, position: int | None, own_command: int | None = None
+) -> Naming | None:
+    """Search the next part for rows that name the entity. None: there is none any more.
+
+    Texts may be written in several ways, so they are compared here and not in SQL. `rejected_request` is read in parts.
+    """
+    until = _end_of_part(connection, position or 0)
+    if until is not None:
+        return Naming(tuple(_rejected(connection, subject, position or 0, until)), until)
+    rows = tuple(row for name in SEARCHED for row in _in_table(connection, subject, metadata.tables[name], own_command))
+    return Naming(rows, position) if rows else None
+
+
+def _end_of_part(connection: Connection, after: int) -> int | None:
+    """Return the last id of the next part of the rejected requests; None behind the last row."""
+    size = func.coalesce(func.length(rejected_request.c.body), 0).label("size")
+    number = rejected_request.c.id
+    rows = connection.execute(select(number, size).where(number > after).order_by(number).limit(ROWS_OF_A_PART)).all()
+    sizes = accumulate(row.size for row in rows)
+    fitting = [row.id for row, together in zip(rows, sizes, strict=True) if together <= BYTES_OF_A_PART]
+    return (fitting or [rows[0].id])[-1] if rows else None
+
+
+def _rejected(connection: Connection, subject: ErasureSubject, after: int, until: int) -> Iterator[NamingRow]:
+    """Yield requests of the source that name the entity, or have become an event of it. Nothing of their sender stays."""
+    table = rejected_request
+    became = exists().where(
+        inbox.c.seq == table.c.readmitted_seq,
+        inbox.c.source == subject.source,
+        inbox.c.entity_type == subject.entity_type,
+        inbox.c.entity_id.in_((subject.entity_id, subject.pseudonym)),
+    )
+    chosen = (table.c.id > after, table.c.id <= until, table.c.source == subject.source)
+    for row in connection.execute(select(table, became.label("became")).where(*chosen)).mappings():
+        if row["became"] or any(_differs(subject, row[name]) for name in REJECTED):
+            empty = {name: None if table.c[name].nullable else ERASED for name in REJECTED}
+            if changed := {name: value for name, value in empty.items() if row[name] != value}:
+                yield NamingRow(table.name, {"id": row["id"]}, changed)
+
+
+def _in_table(
+    connection: Connection, subject: ErasureSubject, table: Table, own_command: int | None
+) -> Iterator[NamingRow]:
+    names, keys = SEARCHED[table.name], [column.name for column in table.primary_key]
+    statement = select(*(table.c[each] for each in (*keys, *names)))
+    if table is relay_command:  # an open one can't be done without its selection
+        statement = statement.where(_HAS_ENDED, table.c.id != (own_command or 0))
+    for row in connection.execute(statement).mappings():
+        changed = {each: _without(subject, row[each]) for each in names if _differs(subject, row[each])}
+        if changed:
+            yield NamingRow(table.name, {each: row[each] for each in keys}, changed)
+
+
+def _without(subject: ErasureSubject, value: Any) -> Any:  # noqa: ANN401  # a value of any column
+    """Return a value without the entity; a JSON object keeps its keys, as they are the product's own."""
+    if isinstance(value, dict):
+        return {key: subject.without(item) for key, item in value.items()}
+    return subject.without(value)
+
+
+def _differs(subject: ErasureSubject, value: Any) -> bool:  # noqa: ANN401  # as above
+    return bool(_without(subject, value) != value)
+
+
+def _named(subject: ErasureSubject) -> dict[str, str]:
+    """Return the parameters of `_OF_ENTITY`."""
+    return {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}
+
+
+_OF_ENTITY = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id = :entity_id"
+"""Condition on the row `i` of the inbox; an index answers it. An entity may be called like a pseudonym, so `erased_at` decides."""
+_NEXT = text(f"""
+SELECT i.seq, i.event_id FROM inbox i WHERE {_OF_ENTITY} AND i.erased_at IS NULL ORDER BY i.seq LIMIT :most
+""")
+_EVENTS = f"(SELECT i.seq FROM inbox i WHERE {_OF_ENTITY} AND {{}} ORDER BY i.seq DESC LIMIT :most_events) i"
+_NOT_ERASED = _EVENTS.format("i.erased_at IS NULL")
+_COUNTS = text(f"""
+SELECT count(*) AS events,
+       coalesce(sum((SELECT count(*) FROM duplicate_request d WHERE d.seq = i.seq)), 0) AS duplicates,
+       coalesce(sum((SELECT count(*) FROM delivery_log l WHERE l.seq = i.seq)), 0) AS facts
+FROM {_NOT_ERASED}
+""")
+_PAYLOADS = text(f"""
+SELECT count(*) AS payloads, coalesce(sum(length(p.body)), 0) AS payload_bytes
+FROM {_NOT_ERASED} JOIN inbox_payload p ON p.seq = i.seq
+""")
+_ERASED_BEFORE = text(f"SELECT count(*) FROM {_EVENTS.format('i.erased_at IS NOT NULL')}")
+_PAUSES = text("SELECT count(*) FROM gate WHERE kind = 'entity' AND name = :name")
+_REMOVE_GATE = text("DELETE FROM gate WHERE kind = 'entity' AND name = :name")
+_LATE_DUPLICATES = text(f"""
+SELECT d.id FROM inbox i JOIN duplicate_request d ON d.seq = i.seq
+WHERE {_OF_ENTITY} AND i.erased_at IS NOT NULL AND (d.body IS NOT NULL OR d.error IS NOT NULL)
+""")
+_PROGRESS = text("""
+UPDATE relay_command SET state = 'running', affected = affected + :changed, progress_seq = :progress WHERE id = :id
+""")
+
+
+def _chosen(sql: Sql) -> str:
+    return sql.rows("erased", seq="bigint", names="boolean")
+
+
+@cache
+def _lanes(sql: Sql) -> TextClause:
+    routes = f"SELECT DISTINCT l.route FROM {sql.looked_up(_NOT_ERASED, 'delivery_log l', 'l.seq = i.seq')}"
+    return text(f"SELECT count(*) FROM ({routes}) r JOIN lane ON lane.route = r.route AND lane.lane = :lane")
+
+
+@cache
+def _open_of_entity(sql: Sql) -> TextClause:
+    events = f"(SELECT i.seq FROM inbox i WHERE {_OF_ENTITY} AND i.erased_at IS NULL) i"
+    found = sql.looked_up(events, "open_delivery o", "o.seq = i.seq")
+    return text(f"SELECT o.seq, o.route, o.state FROM {found} ORDER BY o.seq, o.route LIMIT :most")
+
+
+@cache
+def _open_of(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT o.seq, o.route, o.state FROM {_chosen(sql)} JOIN open_delivery o ON o.seq = erased.seq ORDER BY o.seq, o.route
+""")
+
+
+@cache
+def _routes(sql: Sql) -> TextClause:
+    facts = sql.looked_up("inbox i", "delivery_log l", "l.seq = i.seq")
+    return text(f"SELECT DISTINCT l.route FROM {facts} WHERE {_OF_ENTITY} AND i.erased_at IS NOT NULL")
+
+
+@cache
+def _facts_of(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT (SELECT count(*) FROM delivery_log l WHERE l.seq = found.seq) AS facts
+FROM {sql.rows("found", seq="bigint")} ORDER BY found.seq
+""")
+
+
+@cache
+def _erase(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE inbox SET entity_id = :pseudonym, event_id = CASE WHEN erased.names THEN NULL ELSE inbox.event_id END,
+    traceparent = NULL, erased_at = {sql.now}
+FROM {_chosen(sql)}
+WHERE inbox.seq = erased.seq AND inbox.erased_at IS NULL
+""")
+
+
+@cache
+def _forgetting(sql: Sql) -> tuple[TextClause, ...]:
+    """Forget what was sent, called and said, and in lanes that other entities share, what was applied last."""
+    erased = f"(SELECT erased.seq FROM {_chosen(sql)})"
+    return tuple(
+        map(
+            text,
+            (
+                f"DELETE FROM inbox_payload WHERE seq IN {erased}",
+                f"""UPDATE duplicate_request SET body = NULL, error = NULL
+WHERE (body IS NOT NULL OR error IS NOT NULL) AND seq IN {erased}""",
+                f"UPDATE delivery_log SET detail = {emptied(sql.name, 'delivery_log.detail')} WHERE seq IN {erased}",
+                f"""UPDATE lane SET applied_hash = NULL, etag = NULL, etag_config = NULL
+WHERE lane = '*' AND seq IN {erased}
+  AND route IN (SELECT l.route FROM {_chosen(sql)} JOIN delivery_log l ON l.seq = erased.seq)""",
+            ),
+        )
+    )
+
+
+@cache
+def _empty_late(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE duplicate_request SET body = NULL, error = NULL WHERE id IN (SELECT late.id FROM {sql.rows("late", id="bigint")})
+""")
+
+
+@cache
+def _say(sql: Sql) -> TextClause:
+    """One fact for each delivery, with the attempts that its last one counts."""
+    said = (
+        "jsonb_build_object('who', CAST(:who AS text), 'why', CAST(:why AS text))"
+        if sql.is_postgres
+        else "json_object('who', :who, 'why', :why)"
+    )
+    return text(f"""
+INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
+SELECT (SELECT {sql.now}), l.seq, l.route, 'erased', l.attempt, NULL, {said}
+FROM delivery_log l
+WHERE l.id IN (
+    SELECT max(f.id) FROM {_chosen(sql)} JOIN delivery_log f ON f.seq = erased.seq GROUP BY f.seq, f.route)
+ORDER BY l.seq, l.route
+""")
+
+
+@cache
+def _keep_lanes(sql: Sql) -> TextClause:
+    """Let the lane of the pseudonym remember the last success, for `relay verify`; nothing of what was applied."""
+    return text(f"""
+INSERT INTO lane (route, lane, occurred_at, seq)
+SELECT route, :pseudonym, occurred_at, seq FROM lane
+WHERE lane.lane = :lane AND lane.route IN (
+    SELECT l.route FROM {_chosen(sql)} JOIN delivery_log l ON l.seq = erased.seq)
+ON CONFLICT (route, lane) DO UPDATE SET occurred_at = excluded.occurred_at, seq = excluded.seq
+WHERE (excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)
+""")
+
+
+@cache
+def _remove_lanes(sql: Sql) -> TextClause:
+    return text(f"""
+DELETE FROM lane
+WHERE (route, lane) IN (SELECT lanes.route, lanes.lane FROM {sql.rows("lanes", route="text", lane="text")})
+""")
+
+
+@cache
+def _read(sql: Sql, *, locked: bool) -> TextClause:
+    lock = sql.for_update if locked else ""
+    return text(f"SELECT state, progress_seq, affected FROM relay_command WHERE id = :id {lock}")
+
+
+@cache
+def _end(sql: Sql) -> TextClause:
+    return text(f"UPDATE relay_command SET state = :state, answer = :answer, finished_at = {sql.now} WHERE id = :id")

@@ -12,9 +12,8 @@ from datetime import datetime
 import msgspec
 from sqlalchemy import Connection, text
 
-from inbox.db.dialect import Sql
+from inbox.db.dialect import Sql, rows_param
 from inbox.db.engine import reading
-from inbox.db.parameters import rows_param
 from inbox.db.reads import Row, plain
 from inbox.events.timestamps import time_text
 

@@ -24,10 +24,18 @@ from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from inbox.clock import SystemClock
-from inbox.db.checkpoint import Checkpoints, checkpoint
-from inbox.db.dialect import POSTGRES, SQLITE, Sql
-from inbox.db.engine import one_transaction
-from inbox.db.parameters import Blobs, array_param, json_text, require_storable, rows_param, verbatim_param
+from inbox.db.dialect import (
+    POSTGRES,
+    SQLITE,
+    Blobs,
+    Sql,
+    array_param,
+    json_text,
+    require_storable,
+    rows_param,
+    verbatim_param,
+)
+from inbox.db.engine import Checkpoints, checkpoint, one_transaction
 from inbox.events.event import Event
 from inbox.events.states import State
 from inbox.events.timestamps import time_text

@@ -14,9 +14,8 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import Connection, Engine, TextClause, bindparam, text
 
-from inbox.db.dialect import Sql, status_of
+from inbox.db.dialect import Sql, rows_param, status_of
 from inbox.db.engine import reading
-from inbox.db.parameters import rows_param
 from inbox.db.reads import Row, plain
 from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
 from inbox.events.timestamps import as_time, time_text

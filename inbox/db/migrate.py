@@ -9,23 +9,27 @@ programs of both versions work with both. The next round thousand, 1000, removes
 from __future__ import annotations
 
 import ast
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 import tenacity
 from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from inbox.config.values import SchemaName
 from inbox.db.dialect import POSTGRES, is_lock_wait
-from inbox.db.engine import reading, schema_of
+from inbox.db.engine import DEFAULT_SCHEMA, reading, schema_of, search_path
 from inbox.errors import ConfigError
 
 if TYPE_CHECKING:
     from alembic.config import Config as AlembicConfig
+
 
 LOCK_TIMEOUT = "1s"
 """Wait for a lock in a migration's transaction: every insert queues behind an ALTER that waits for the inbox."""
@@ -294,3 +298,104 @@ def _alembic() -> AlembicConfig:
     config = AlembicConfig()
     config.set_main_option("script_location", str(_SCRIPTS))
     return config
+
+
+_CONCURRENTLY = re.compile(
+    r"^(CREATE|DROP)\b[^;(]*?\bINDEX\s+CONCURRENTLY\s+(?:IF\s+(?:NOT\s+)?EXISTS\s+)?(\w+)", re.MULTILINE
+)
+_LONG_WAIT = "10min"
+"""Wait of an index for old transactions: it delays nobody."""
+_IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
+
+
+def run_script(migration: str) -> None:
+    """Run the SQL file of this database beside a migration, which a DBA can read. `;` and an empty line separate its statements.
+
+    Postgres makes an index CONCURRENTLY outside a transaction, so a migration that does so contains nothing else: its
+    other statements would run again with each try.
+
+    Raises:
+        ValueError: statements with and without CONCURRENTLY in one migration.
+    """
+    from alembic import op  # noqa: PLC0415  # only a migration needs it
+
+    connection = op.get_bind()
+    file = Path(migration).with_suffix(f".{connection.dialect.name}.sql")
+    written = file.read_text(encoding="utf-8").split(";\n\n")
+    statements = [statement.rstrip().removesuffix(";") for statement in written]
+    concurrent = [found for found in map(_CONCURRENTLY.search, statements) if found]
+    if not concurrent:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+        return
+    if len(concurrent) < len(statements):
+        raise ValueError(f"{file.name}: a statement with CONCURRENTLY needs its own migration")
+    with op.get_context().autocommit_block():
+        for statement, found in zip(statements, concurrent, strict=True):
+            _change_index(connection, statement, creates=found[1] == "CREATE", name=found[2])
+
+
+def _change_index(connection: Connection, statement: str, *, creates: bool, name: str) -> None:
+    """Create or drop an index. An earlier try that failed may have left it invalid."""
+    is_valid = connection.scalar(_IS_VALID, {"name": name})
+    if creates and is_valid:
+        return
+    if creates and is_valid is False:
+        connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
+    if creates or is_valid is not None:
+        connection.exec_driver_sql(f"SET lock_timeout = '{_LONG_WAIT}'")
+        connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("RESET lock_timeout")
+
+
+# --- The roles of a Postgres database: `roles.sql` gives each its rights and timeouts, and nothing more.
+
+Role = Literal["receiver", "relay", "web", "operator", "reader", "reader_without_payloads"]
+"""A group role: its name in the database has a prefix. Login roles become its members."""
+ROLES: tuple[Role, ...] = get_args(Role)
+DEFAULT_PREFIX = "inbox"
+_LONGEST_PREFIX = 63 - max(len(f"_{role}") for role in ROLES)
+_NAME = re.compile(rf"\binbox_({'|'.join(sorted(ROLES, reverse=True))})\b")
+_PATH = "search_path = public, pg_temp"
+
+
+def roles_script(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str:
+    """Return the statements for psql. The prefix of the names is the schema's name unless given, or `inbox` in `public`.
+
+    Raises:
+        ConfigError: the prefix makes no names that Postgres takes without quotes.
+    """
+    before = prefix or _prefix_in(schema)
+    try:
+        for role in ROLES:
+            SchemaName.parse(f"{before}_{role}")  # the same rule
+    except ValueError:
+        raise ConfigError(
+            f"the prefix {before!r} makes no name of a role: use small letters, digits and _, at most {_LONGEST_PREFIX}, with"
+            " --prefix"
+        ) from None
+    written = files("inbox.db").joinpath("roles.sql").read_text(encoding="utf-8")
+    return _NAME.sub(rf"{before}_\1", written).replace(_PATH, f"search_path = {search_path(schema)}", 1)
+
+
+def lacking_rights(engine: Engine) -> list[str]:
+    """List the tables and views that the relay's role can't read, where there is one: after a migration, the new ones."""
+    if engine.dialect.name != POSTGRES:
+        return []
+    with engine.connect() as connection, reading(connection).begin():
+        relay = f"{_prefix_in(schema_of(connection))}_relay"
+        return [str(row.name) for row in connection.execute(_LACKING, {"relay": relay})]
+
+
+def _prefix_in(schema: str) -> str:
+    return DEFAULT_PREFIX if schema == DEFAULT_SCHEMA else schema
+
+
+_LACKING = text("""
+SELECT c.relname AS name
+FROM pg_class c JOIN pg_roles r ON r.rolname = :relay
+WHERE c.relnamespace = CAST(current_schema() AS regnamespace) AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+  AND c.relowner = (SELECT o.relowner FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))
+  AND NOT has_table_privilege(r.oid, c.oid, 'SELECT')
+ORDER BY c.relname
+""")

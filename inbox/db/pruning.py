@@ -17,8 +17,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from inbox.config.model import RetentionKind
 from inbox.db import retention
-from inbox.db.checkpoint import checkpoint
 from inbox.db.dialect import Sql, blames_items, error_text, is_wait_timeout
+from inbox.db.engine import checkpoint
 from inbox.db.retention import STEPS, WALKS, Pruned
 from inbox.db.schema import pruner, pruning
 from inbox.errors import ConfigError

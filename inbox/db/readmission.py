@@ -10,9 +10,8 @@ import msgspec
 from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db import intake
-from inbox.db.dialect import Sql, blames_items
+from inbox.db.dialect import Sql, blames_items, rows_param
 from inbox.db.engine import reading
-from inbox.db.parameters import rows_param
 from inbox.db.reads import Row, plain
 from inbox.events.event import Event, Receipt
 from inbox.events.timestamps import time_text

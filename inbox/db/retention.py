@@ -20,8 +20,7 @@ from sqlalchemy import Connection, TextClause, text
 
 from inbox.config.model import Retention, RetentionKind
 from inbox.db import leaves
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.db.schema import metadata
 from inbox.events.timestamps import as_time, time_text
 

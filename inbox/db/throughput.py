@@ -18,8 +18,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import Sql, is_data_error
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, is_data_error, rows_param
 from inbox.events.states import THROUGHPUT_KINDS
 
 FLUSH_EVERY_SECONDS = 10.0

@@ -15,8 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
-from inbox.db.dialect import POSTGRES, SQLITE
-from inbox.db.trouble import trouble_text
+from inbox.db.dialect import POSTGRES, SQLITE, trouble_text
 from inbox.errors import ConfigError
 from inbox.events.timestamps import as_time, rfc3339
 from inbox.examination import Examination, Finding, FindingKind, Installation

@@ -11,9 +11,8 @@ import msgspec
 from sqlalchemy.exc import DBAPIError
 
 from inbox import check
-from inbox.db.dialect import failure_of
+from inbox.db.dialect import failure_of, trouble_text
 from inbox.db.engine import parse_url
-from inbox.db.trouble import trouble_text
 from inbox.doctor import configuration, database, schema_drift
 from inbox.errors import ConfigError, NotExamined
 from inbox.examination import Examination, Finding, Installation

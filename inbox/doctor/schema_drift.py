@@ -18,7 +18,7 @@ from sqlalchemy import CheckConstraint, Connection, create_engine, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
-from inbox.db import migrate, roles, views
+from inbox.db import migrate, views
 from inbox.db.dialect import POSTGRES
 from inbox.db.leaves import is_leaf
 from inbox.db.schema import metadata
@@ -178,7 +178,7 @@ def _plan(connection: Connection, query: str) -> tuple[tuple[str, ...], str]:
 
 
 def _rights(installation: Installation) -> Iterator[Finding]:
-    for name in roles.lacking(installation.reader):
+    for name in migrate.lacking_rights(installation.reader):
         yield RIGHTS.found(name, f"the roles of `inbox roles` have no rights on {name}")
 
 

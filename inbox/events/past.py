@@ -76,7 +76,7 @@ def deliveries_at(routes: Iterable[str], facts: Sequence[Mapping[str, Any]], at:
     return [{"route": route, **msgspec.structs.asdict(state_at(last[route], at))} for route in sorted(last)]
 
 
-_NOT_KEPT = ("duplicates", "heads", "gates", "relays")
+_NOT_KEPT = ("duplicates", "lanes", "gates", "relays", "previous_seq", "next_seq")
 """Parts of an event as `inbox.db.reads.event` reads it whose earlier values are not kept."""
 
 

@@ -17,11 +17,9 @@ from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
 from inbox.config.routing import passed_headers, routes_of
 from inbox.config.sources import Source
-from inbox.db import engine
 from inbox.db.dialect import SQLITE
-from inbox.db.link import link_to
+from inbox.db.link import Notifier, link_to
 from inbox.db.throughput import FLUSH_EVERY_SECONDS, Tally
-from inbox.db.wake_up import Notifier
 from inbox.errors import CAUSES, ConfigError, RequestError, Unavailable, collect_config_errors
 from inbox.garbage import freeze_loaded
 from inbox.http.limits import CAPACITY as CAPACITY_KEY
@@ -89,18 +87,18 @@ def app_of(config: Config) -> Receiver:
 def open_services(config: Config, clock: Clock) -> Services:
     """Open what a worker of `app_of` needs, inside its event loop and after the last fork."""
     meters = OFF if config.metrics.receiver is None else _at_zero(make_recorder(RECEIVER), config)
-    connections = engine.connect_async(config.database.url, application="inbox-receiver")
     tally = Tally()
-    is_sqlite = connections.dialect.name == SQLITE
     make_link = partial(link_to, config.database.url, application="inbox-receiver")
+    figures_link = make_link()
+    is_sqlite = figures_link.dialect == SQLITE
     notifier = Notifier(make_link()) if config.database.wake_up and not is_sqlite else None
 
     def make_writer() -> GroupCommit:
         return GroupCommit(make_link(), clock, meters=meters, tally=tally, notifier=notifier)
 
     writer = make_writer() if is_sqlite else WriterPair(make_writer(), make_writer())
-    waiter = OutcomeWaiter(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
-    flusher = ThroughputFlusher(connections, tally, FLUSH_EVERY_SECONDS)
+    waiter = OutcomeWaiter(partial(link_to, config.database.url, application="inbox-receiver-waiting"))
+    flusher = ThroughputFlusher(figures_link, tally, FLUSH_EVERY_SECONDS)
     tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-receiver")
     return Services(writer, meters, waiter, tally, flusher, notifier, tracer)
 

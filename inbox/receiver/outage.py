@@ -12,9 +12,8 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.db import guarantees
-from inbox.db.dialect import Sql
+from inbox.db.dialect import Sql, trouble_text
 from inbox.db.engine import one_transaction
-from inbox.db.trouble import trouble_text
 from inbox.errors import UnfitDatabase
 from inbox.events.timestamps import time_text
 from inbox.observe.logs import fields

@@ -7,12 +7,11 @@ import logging
 from contextlib import suppress
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from inbox.db.dialect import Sql
+from inbox.db.dialect import Sql, trouble_text
 from inbox.db.engine import one_transaction
+from inbox.db.link import Link
 from inbox.db.throughput import Tally, add_up, figures_param
-from inbox.db.trouble import trouble_text
 from inbox.observe.logs import fields
 
 LONGEST_FLUSH_SECONDS = 5.0
@@ -28,9 +27,9 @@ class ThroughputFlusher:
     A flush that fails is logged once, until one succeeds, and its figures are kept.
     """
 
-    def __init__(self, engine: AsyncEngine, tally: Tally, every: float) -> None:
-        self._engine = engine
-        self._statement = add_up(Sql(engine.dialect.name))
+    def __init__(self, link: Link, tally: Tally, every: float) -> None:
+        self._link = link
+        self._statement = add_up(Sql(link.dialect))
         self._tally = tally
         self._every = every
         self._is_failing = False
@@ -72,8 +71,11 @@ class ThroughputFlusher:
     async def _write(self) -> None:
         with self._tally.taken() as figures:
             if figures:
-                async with self._engine.connect() as connection:
-                    await connection.run_sync(self._add_up, figures_param(figures))
+                try:
+                    await self._link.open()
+                    await self._link.run(self._add_up, figures_param(figures))
+                finally:
+                    await self._link.drop()
 
     def _add_up(self, connection: Connection, figures: str) -> None:
         with one_transaction(connection):

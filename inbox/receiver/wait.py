@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
+from inbox.db.engine import reading
+from inbox.db.link import Link
 from inbox.errors import NotDelivered, StillOpen
 
 POLL_SECONDS = 0.05
@@ -38,9 +38,8 @@ class _Failed(msgspec.Struct, frozen=True):
 class OutcomeWaiter:
     """Polls for outcomes. Make it inside the running event loop, and `close` it there."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._sql = Sql(engine.dialect.name)
+    def __init__(self, make_link: Callable[[], Link]) -> None:
+        self._make_link = make_link
         self._wanted: dict[int, set[asyncio.Future[_Failed | None]]] = defaultdict(set)
         self._poller: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,7 +84,6 @@ class OutcomeWaiter:
         for futures in self._wanted.values():
             _fail(futures, "stored; the receiver is stopping")
         await asyncio.gather(*self._tasks)
-        await self._engine.dispose()
 
     def _forget(self, futures: dict[int, asyncio.Future[_Failed | None]]) -> None:
         for seq, future in futures.items():
@@ -95,40 +93,45 @@ class OutcomeWaiter:
                 del self._wanted[seq]
 
     async def _poll(self) -> None:
+        link = self._make_link()
         try:
-            async with self._engine.connect() as connection:
-                await connection.execution_options(sqlite_begin="DEFERRED")
-                while self._wanted:
-                    await self._poll_once(connection)
-                    await asyncio.sleep(POLL_SECONDS)
-                self._poller = None  # a request that comes while the connection is being closed starts another task
+            await link.open()
+            while self._wanted:
+                await self._poll_once(link)
+                await asyncio.sleep(POLL_SECONDS)
+            self._poller = None  # a request that comes while the connection is being closed starts another task
         except (SQLAlchemyError, OSError):
             for futures in self._wanted.values():
                 _fail(futures, "stored; the database does not say how it ended")
         finally:
             if self._poller is asyncio.current_task():
                 self._poller = None
+            await link.drop()
 
-    async def _poll_once(self, connection: AsyncConnection) -> None:
+    async def _poll_once(self, link: Link) -> None:
         wanted = {seq: set(futures) for seq, futures in self._wanted.items()}
-        rows = await connection.execute(
-            _open_deliveries(self._sql), {"wanted": rows_param({"seq": seq} for seq in wanted)}
-        )
+        is_open, failed = await link.run(_look, wanted)
         self.polls += 1
-        is_open: set[int] = set()
-        failed: dict[int, _Failed] = {}
-        for row in rows.all():
-            if row.state in {"dead", "blocked"}:
-                given_up = (await connection.execute(_GIVEN_UP, {"seq": row.seq, "route": row.route})).first()
-                failed[row.seq] = _Failed(row.route, given_up.error if given_up is not None else None)
-            else:
-                is_open.add(row.seq)
-        await connection.rollback()
         for seq, futures in wanted.items():
             if seq not in is_open:
                 for future in futures:
                     if not future.done():
                         future.set_result(failed.get(seq))
+
+
+def _look(connection: Connection, wanted: Iterable[int]) -> tuple[set[int], dict[int, _Failed]]:
+    """Find out which of these events have open deliveries, and which a delivery that was given up."""
+    is_open: set[int] = set()
+    failed: dict[int, _Failed] = {}
+    with reading(connection).begin():
+        found = {"wanted": rows_param({"seq": seq} for seq in wanted)}
+        for row in connection.execute(_open_deliveries(Sql(connection.dialect.name)), found).all():
+            if row.state in {"dead", "blocked"}:
+                given_up = connection.execute(_GIVEN_UP, {"seq": row.seq, "route": row.route}).first()
+                failed[row.seq] = _Failed(row.route, given_up.error if given_up is not None else None)
+            else:
+                is_open.add(row.seq)
+    return is_open, failed
 
 
 def _fail(futures: Iterable[asyncio.Future[_Failed | None]], why: str) -> None:

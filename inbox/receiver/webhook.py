@@ -19,8 +19,8 @@ from inbox.clock import Clock
 from inbox.config.model import Route
 from inbox.config.sources import Source
 from inbox.db.intake import Rejected
+from inbox.db.link import Notifier
 from inbox.db.throughput import REJECTED, SOURCE, UNAVAILABLE, Tally
-from inbox.db.wake_up import Notifier
 from inbox.errors import NotAuthenticated, RequestError, StillOpen, TooMany, Unavailable
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.http.body import read

@@ -21,9 +21,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from inbox.clock import Clock
 from inbox.db.dialect import constraint_of, is_data_error, is_deadlock, is_unique_violation
 from inbox.db.intake import STORES, IntakeStore, Rejected
-from inbox.db.link import Link
+from inbox.db.link import Link, Notifier
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED, Tally
-from inbox.db.wake_up import Notifier
 from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
 from inbox.observe import metrics

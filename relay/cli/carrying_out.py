@@ -14,9 +14,14 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from inbox.cli.options import login_name
-from inbox.cli.tables import Column, Format, show
-from inbox.cli.terminal import (
+from inbox.clock import SystemClock
+from inbox.errors import UnusableCommand
+from inbox.events.commands import says_why
+from inbox.events.timestamps import rfc3339
+from inbox.observe.visible import visible_text
+from relay.cli.options import login_name, open_database, require_known_filters
+from relay.cli.tables import Column, Format, show
+from relay.cli.terminal import (
     FINDING,
     Doing,
     answer,
@@ -29,14 +34,8 @@ from inbox.cli.terminal import (
     put_json,
     say,
 )
-from inbox.cli.wording import counted, shown_state, stays_open
-from inbox.clock import SystemClock
-from inbox.errors import UnusableCommand
-from inbox.events.commands import says_why
-from inbox.events.timestamps import rfc3339
-from inbox.observe.visible import visible_text
-from relay.cli.options import open_database, require_known_filters
 from relay.operations.table import OPERATIONS, Operation, Words
+from relay.words import counted, shown_state, stays_open
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -84,7 +83,7 @@ def carry_out(operation: Operation, chosen: Selection, reason: str | None, *, ye
         config, database = open_database()
         require_known_filters(
             config,
-            database,
+            database.engine,
             route=chosen.route,
             source=chosen.source,
             destination=chosen.destination,

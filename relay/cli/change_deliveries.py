@@ -8,12 +8,11 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from inbox.cli import options
-from inbox.cli.options import MOST_NUMBER, AsJson, names_of, parse_entity
-from inbox.cli.terminal import fail
 from inbox.events.commands import MOST_SEQS
+from relay.cli import options
 from relay.cli.carrying_out import carry_out
-from relay.cli.options import Reason, ThisEntity, Yes
+from relay.cli.options import MOST_NUMBER, AsJson, Reason, ThisEntity, Yes, names_of, parse_entity
+from relay.cli.terminal import fail
 from relay.operations.asks import FLAGS
 from relay.operations.table import OPERATIONS, Operation
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inbox.cli.options import (
+from relay.cli.options import (
     MOST_NUMBER,
     AsJson,
     AsNdjson,
@@ -25,14 +25,15 @@ from inbox.cli.options import (
     Since,
     Until,
     Wide,
+    open_database,
     parse_entity,
     require_known,
+    require_known_filters,
 )
-from inbox.cli.tables import Column, Rolling, format_of, show
-from inbox.cli.tail import follow, until_interrupted
-from inbox.cli.terminal import exit_on_error
-from inbox.cli.wording import counted, lasting
-from relay.cli.options import open_database, require_known_filters
+from relay.cli.tables import Column, Rolling, format_of, show
+from relay.cli.tail import follow, until_interrupted
+from relay.cli.terminal import exit_on_error
+from relay.words import counted, lasting
 
 if TYPE_CHECKING:
     from inbox.db.reads import Row
@@ -90,7 +91,7 @@ def dead(
     entity_type, entity_id = parse_entity(entity, may_be_a_type=True)
     with exit_on_error():
         config, database = open_database()
-        require_known_filters(config, database, route=route, source=source, destination=destination, cause=cause)
+        require_known_filters(config, database.engine, route=route, source=source, destination=destination, cause=cause)
         wanted = {
             "routes": chosen_routes(config, route, destination),
             "source": source,
@@ -191,7 +192,7 @@ def tail(
     require_known("kind", kind, KINDS)
     with exit_on_error(), until_interrupted():
         config, database = open_database()
-        require_known_filters(config, database, route=route, source=source, destination=destination, cause=cause)
+        require_known_filters(config, database.engine, route=route, source=source, destination=destination, cause=cause)
         wanted = OutcomeFilter(
             routes=chosen_routes(config, route, destination),
             source=source,

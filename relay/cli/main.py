@@ -10,18 +10,18 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.command_line import Commands, options
-from inbox.cli.command_line import run as run_app
-from inbox.cli.terminal import exit_on_error
 from relay.cli.change_deliveries import COMMANDS
+from relay.cli.command_line import Commands, options
+from relay.cli.command_line import run as run_app
+from relay.cli.demo import app as demo_app
 from relay.cli.listings import dead, tail
 from relay.cli.pause import pause, resume
 from relay.cli.plan import plan
 from relay.cli.status import status
 from relay.cli.sweep import sweep
+from relay.cli.terminal import exit_on_error
 from relay.cli.verify import rebuild, verify
 from relay.cli.web import app as web_app
-from relay.demo.cli import app as demo_app
 
 GRACE_SECONDS = 20.0
 

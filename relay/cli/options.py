@@ -1,20 +1,200 @@
-"""Options that several commands of `relay` share, and the way to the configuration and its database."""
+"""Options that commands of both command lines share, their completion, and the way to the configuration and its database."""
 
 from __future__ import annotations
 
+import getpass
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli import options
+from inbox.clock import SystemClock
+from inbox.events.timestamps import parse_time
+from relay.cli.terminal import fail
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from inbox.config.model import Config
     from relay.store.database import Database
 
+
+def names_of(table: str) -> Callable[[str], list[str]]:
+    """Return a completion of the names in a table of the file, such as `routes`.
+
+    Only the file's text is read: no secret, no function and no database is needed, so that completion always answers.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        import tomllib
+
+        from inbox.loader.load import config_path
+
+        try:
+            named = tomllib.loads(config_path().read_text(encoding="utf-8")).get(table)
+        except (OSError, ValueError, RecursionError):
+            return []
+        names = named if isinstance(named, dict) else {}
+        return sorted(name for name in names if name.startswith(incomplete) and name.isprintable())
+
+    return complete
+
+
+def login_name() -> str:
+    """Return the user's name by the environment or else the system; `uid 12345` where neither knows one, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # Python before 3.13, and since
+        return f"uid {os.getuid()}"
+
+
+MOST_NUMBER = 2**63 - 1
+"""Largest number of a row. SQLite's driver has no answer to a larger one."""
+
+
+def _time(given: str) -> datetime:
+    try:
+        return parse_time(given, SystemClock().now())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def time_option(*names: str, text: str) -> object:
+    """Make a typer option that takes a time; its value is aware, in UTC."""
+    return typer.Option(*names, parser=_time, metavar="TIME", help=text)
+
+
+def require_past(at: datetime) -> datetime:
+    """Return the time of `--at`; exit with 2 when it lies in the future."""
+    if at > SystemClock().now():
+        fail("--at lies in the future: give a time that has been")
+    return at
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
+AsNdjson = Annotated[bool, typer.Option("--ndjson", help="JSON, one object a line, with every column.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Every column, whole and with absolute times, in lines of any length.")
+]
+Columns = Annotated[
+    str | None, typer.Option("--columns", metavar="A,B,…", help="These columns; a wrong name lists the right ones.")
+]
+Since = Annotated[
+    datetime | None,
+    time_option("--since", text="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it."),
+]
+Until = Annotated[datetime | None, time_option("--until", text="Only before this time; forms as for --since.")]
+At = Annotated[
+    datetime | None,
+    time_option(
+        "--at", text="As it was at this time, folded from the log; forms as for --since, and not in the future."
+    ),
+]
+End = Annotated[
+    bool,
+    typer.Option("--end", help="End with the newest row instead of following; without --since, begin with the oldest."),
+]
+Before = Annotated[
+    int | None, typer.Option("--before", min=0, max=MOST_NUMBER, help="Only below this seq or id: the next page.")
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, max=10_000, help="At most so many rows; by default 50, and all with --ndjson."),
+]
 Reason = Annotated[str | None, typer.Option(help="Why; it is kept in the log. Needed with --yes.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")]
 ThisEntity = Annotated[str | None, typer.Option("--entity", help="This entity, as TYPE/ID.")]
+OfSource = Annotated[
+    str | None, typer.Option("--source", help="Only of this source.", autocompletion=names_of("sources"))
+]
+OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.", autocompletion=names_of("routes"))]
+OfDestination = Annotated[
+    str | None,
+    typer.Option(
+        "--destination", help="Only of the routes to this destination.", autocompletion=names_of("destinations")
+    ),
+]
+OfEntity = Annotated[str | None, typer.Option("--entity", help="Only about this entity: TYPE/ID, or a TYPE.")]
+OfEventType = Annotated[
+    str | None, typer.Option("--event-type", help="Only events of this type, as the sender wrote it.")
+]
+OfStatus = Annotated[
+    int | None,
+    typer.Option("--status", min=100, max=599, help="Only where the last call was answered with this HTTP status."),
+]
+OfError = Annotated[
+    str | None,
+    typer.Option("--error", metavar="TEXT", help="Only where the last error contains this text, in any case."),
+]
+
+
+def require_known(
+    kind: str, given: str | None, known: Iterable[str], *, stored: Callable[[str], bool] | None = None
+) -> None:
+    """Exit with 2 unless the value of a filter is a known one; the error names the nearest.
+
+    Args:
+        kind: the concept in one word, such as `route` or `cause`.
+        given: the value; None, where no filter was given, is right.
+        known: the names of the configuration, or a closed set.
+        stored: asked only about other names: true when the database has rows of such a one, such as of a removed route.
+    """
+    from inbox.config.mistakes import nearest
+
+    if given is None:
+        return
+    names = tuple(known)
+    if given not in names and not (stored is not None and stored(given)):
+        fail(f"there is no {kind} {given!r}; {nearest(given, names)}")
+
+
+def require_known_filters(
+    config: Config,
+    database: Engine,
+    *,
+    source: str | None = None,
+    route: str | None = None,
+    destination: str | None = None,
+    state: str | None = None,
+    cause: str | None = None,
+) -> None:
+    """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
+    from inbox.db.reads import has_route, has_source
+    from inbox.events.states import LISTED_STATES, RETRYING
+    from relay.delivery.facts import CAUSES
+
+    require_known("source", source, config.sources, stored=lambda name: has_source(database, name))
+    require_known("route", route, config.routes, stored=lambda name: has_route(database, name))
+    require_known("destination", destination, config.destinations)
+    require_known("state", state, (*LISTED_STATES, RETRYING))
+    require_known("cause", cause, CAUSES)
+
+
+def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[str | None, str | None]:
+    """Return the type and the id that `--entity` names; the id is None for a type alone, where that is allowed."""
+    if entity is None:
+        return None, None
+    entity_type, _, entity_id = entity.partition("/")
+    if not may_be_a_type and not (entity_type and entity_id):
+        fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
+    return entity_type or None, entity_id or None
+
+
+@contextmanager
+def open_engine(config: Config | None = None) -> Iterator[Engine]:
+    """Open the database that the configuration names. Its schema must be one that this version works with."""
+    from inbox.db import engine, migrate
+    from inbox.loader.load import read_config
+
+    made = engine.connect((config or read_config()).database.url, application="inbox-cli")
+    try:
+        migrate.require_current(made)
+        yield made
+    finally:
+        made.dispose()
 
 
 def load_config() -> Config:
@@ -38,19 +218,3 @@ def open_database() -> tuple[Config, Database]:
     """Read the configuration, and connect to its database."""
     config = load_config()
     return config, database_of(config)
-
-
-def require_known_filters(
-    config: Config,
-    database: Database,
-    *,
-    route: str | None = None,
-    source: str | None = None,
-    destination: str | None = None,
-    cause: str | None = None,
-) -> None:
-    """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
-    from relay.delivery.facts import CAUSES
-
-    options.require_known_filters(config, database.engine, route=route, source=source, destination=destination)
-    options.require_known("cause", cause, CAUSES)

@@ -7,15 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inbox.cli.options import MOST_NUMBER, AsJson, AsNdjson, Columns, OfSource, Wide, login_name, parse_entity
-from inbox.cli.tables import Column, format_of, show
-from inbox.cli.terminal import exit_on_error, fail, say
-from inbox.cli.wording import counted
 from inbox.errors import UnusableCommand
 from inbox.events.commands import says_why
 from inbox.events.timestamps import rfc3339
 from relay.cli.carrying_out import command_text, follow
-from relay.cli.options import ThisEntity, open_database
+from relay.cli.options import (
+    MOST_NUMBER,
+    AsJson,
+    AsNdjson,
+    Columns,
+    OfSource,
+    ThisEntity,
+    Wide,
+    login_name,
+    open_database,
+    parse_entity,
+)
+from relay.cli.tables import Column, format_of, show
+from relay.cli.terminal import exit_on_error, fail, say
+from relay.words import counted
 
 if TYPE_CHECKING:
     from inbox.db.reads import Row

@@ -13,18 +13,28 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from inbox.cli.options import AsJson, AsNdjson, Columns, Since, Wide, names_of, parse_entity, require_known
-from inbox.cli.tables import Column, Format, format_of, show
-from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
-from inbox.cli.wording import counted
-from relay.cli.options import ThisEntity, open_database
+from relay.cli.options import (
+    AsJson,
+    AsNdjson,
+    Columns,
+    Since,
+    ThisEntity,
+    Wide,
+    names_of,
+    open_database,
+    parse_entity,
+    require_known,
+)
+from relay.cli.tables import Column, Format, format_of, show
+from relay.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
+from relay.words import counted
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
     from relay.destinations.preview import Preview
     from relay.destinations.sync import Sync
     from relay.store.database import Database
-    from relay.store.entities import Chosen
+    from relay.store.events import Chosen
 
 COLUMNS = (
     Column("entity", "entity"),
@@ -104,7 +114,7 @@ def plan(
 
 
 def _plan_route(route: str, form: Format, *, entity: str | None, since: datetime | None) -> None:
-    from relay.store.entities import Chosen
+    from relay.store.events import Chosen
 
     entity_type, entity_id = parse_entity(entity)
     with exit_on_error():
@@ -159,17 +169,17 @@ def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) ->
     """Preview page by page, as many at a time as the destination takes calls."""
     from relay.destinations.base import without_lease
     from relay.destinations.preview import preview
-    from relay.store import entities
+    from relay.store import events
 
     context = without_lease()
     at_once = config.destinations[config.routes[chosen.route].destination].concurrency
     columns = (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    after = entities.FIRST
+    after = events.FIRST
     with bar(*columns) as progress, ThreadPoolExecutor(at_once) as pool:
         # Counting reads the index of all events of the source: only where somebody looks at the bar.
-        total = None if progress.disable else entities.count(database, chosen)
+        total = None if progress.disable else events.count_entities(database, chosen)
         task = progress.add_task("comparing", total=total)
-        while page := entities.page(database, chosen, after, _PAGE):
+        while page := events.entities(database, chosen, after, _PAGE):
             for found in pool.map(lambda delivery: preview(sync, delivery, context), page):
                 progress.advance(task)
                 yield found
@@ -180,7 +190,7 @@ def _plan_config(path: Path, form: Format, *, route: str | None, events: int, fe
     """Compare the configuration in `path` with today's, print the differences, and exit by them."""
     from inbox.loader.load import load_file
     from relay.destinations.preview import Variant, compare
-    from relay.store import arrived
+    from relay.store import events as stored
 
     found: dict[tuple[object, ...], dict[str, Any]] = {}
     number = differ = 0
@@ -192,7 +202,7 @@ def _plan_config(path: Path, form: Format, *, route: str | None, events: int, fe
             each.make(lambda config: Variant(config, only_route=route, fetches=fetch)) for each in (load_file(), file)
         )
         try:
-            for event in arrived.newest(database, events):
+            for event in stored.newest_events(database, events):
                 number += 1
                 differences = [*compare(old, new, event)]
                 differ += bool(differences)

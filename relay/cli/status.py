@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from inbox.cli.options import AsJson, AsNdjson, Columns, Wide
-from inbox.cli.tables import Column, Format, format_of, show
-from inbox.cli.terminal import FINDING, answer, as_document, as_line, console, exit_on_error, fail, put, put_json
-from relay.cli.options import database_of, load_config
+from relay.cli.options import AsJson, AsNdjson, Columns, Wide, database_of, load_config
+from relay.cli.tables import Column, Format, format_of, show
+from relay.cli.terminal import FINDING, answer, as_document, as_line, console, exit_on_error, fail, put, put_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -204,7 +203,7 @@ def _looks(look: _Look, every: float, *, as_json: bool, wide: bool) -> Iterator[
     from rich.text import Text
     from sqlalchemy.exc import DBAPIError
 
-    from inbox.db.trouble import trouble_text
+    from inbox.db.dialect import trouble_text
     from inbox.observe.visible import visible_line
 
     while True:
@@ -221,7 +220,7 @@ def _checked(config: Config, *, here: bool) -> list[Finding]:
     """Return the findings that last for `_LOOK_AGAIN_SECONDS`."""
     from sqlalchemy.exc import DBAPIError
 
-    from inbox.db.trouble import trouble_text
+    from inbox.db.dialect import trouble_text
     from inbox.examination import Finding
     from relay.findings import checked
 

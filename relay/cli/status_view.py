@@ -8,14 +8,14 @@ from typing import Any
 
 from rich.text import Text
 
-from inbox.cli.tables import TABLE, Column, layout
-from inbox.cli.terminal import Row
-from inbox.cli.wording import counted, lasting, relative
 from inbox.examination import Finding
 from inbox.observe.visible import visible_line
+from relay.cli.tables import TABLE, Column, layout
+from relay.cli.terminal import Row
 from relay.findings import is_well, state_of
 from relay.store.overview import FiringAlert, Overview
 from relay.store.route_states import RouteState
+from relay.words import counted, lasting, relative
 
 ROUTES = (
     Column("route"),

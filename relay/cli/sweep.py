@@ -9,12 +9,11 @@ import msgspec
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn, TaskID
 
-from inbox.cli.options import AsJson, AsNdjson, Columns, Since, Wide
-from inbox.cli.tables import Column, format_of, show
-from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
-from inbox.cli.wording import counted
 from inbox.errors import SweepFailed
-from relay.cli.options import open_database
+from relay.cli.options import AsJson, AsNdjson, Columns, Since, Wide, open_database
+from relay.cli.tables import Column, format_of, show
+from relay.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
+from relay.words import counted
 
 if TYPE_CHECKING:
     from inbox.config.model import Config

@@ -12,11 +12,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
-from inbox.cli.options import AsNdjson, login_name
-from inbox.cli.terminal import FINDING, Doing, answer, as_line, bar, console, exit_on_error, fail, put, put_json, say
-from inbox.cli.wording import counted
 from inbox.observe.visible import visible, visible_json
-from relay.cli.options import open_database
+from relay.cli.options import AsNdjson, login_name, open_database
+from relay.cli.terminal import FINDING, Doing, answer, as_line, bar, console, exit_on_error, fail, put, put_json, say
+from relay.words import counted
 
 if TYPE_CHECKING:
     from relay.delivery.audit import Difference

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.command_line import Commands
-from inbox.cli.terminal import answer, exit_on_error, fail, say
+from relay.cli.command_line import Commands
+from relay.cli.terminal import answer, exit_on_error, fail, say
 
 app = typer.Typer(cls=Commands, add_completion=False)
 

@@ -1,6 +1,6 @@
 """Hears of commits, and wakes the relay's loop, so that an idle relay delivers at once instead of at its next look.
 
-On Postgres it listens for the receivers' notifications (`inbox.db.wake_up`); on SQLite it looks whether the file has
+On Postgres it listens for the receivers' notifications (`inbox.db.link`); on SQLite it looks whether the file has
 changed. Polling goes on beside it, so nothing depends on a wake-up: without any, a delivery begins half a second later.
 
 Behind a pooler in transaction mode, LISTEN succeeds and hears nothing, and the pooler's connection keeps it for others.
@@ -24,8 +24,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.db.dialect import POSTGRES, error_text
-from inbox.db.engine import is_behind_pooler
-from inbox.db.wake_up import CHANNEL, NOTIFY
+from inbox.db.engine import CHANNEL, NOTIFY, is_behind_pooler
 from relay.observe import Observer
 
 if TYPE_CHECKING:

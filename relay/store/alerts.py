@@ -9,8 +9,7 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, as_json, error_text
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, as_json, error_text, rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.alerts import SENTENCES, Alert, Posted

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import Sql, is_turn_timeout, is_wait_timeout
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, is_turn_timeout, is_wait_timeout, rows_param
 from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text

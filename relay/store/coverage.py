@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import TextClause, text
 
 from inbox.config.routing import OWN_LANE
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery import facts

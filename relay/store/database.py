@@ -14,10 +14,8 @@ from sqlalchemy import Engine, TextClause
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import order_lock
-from inbox.db.checkpoint import Checkpoints, checkpoint
-from inbox.db.dialect import Sql, is_turn_timeout, is_wait_timeout
-from inbox.db.engine import LOCK_TIMEOUT_SECONDS, reading, snapshot
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, is_turn_timeout, is_wait_timeout, rows_param
+from inbox.db.engine import LOCK_TIMEOUT_SECONDS, Checkpoints, checkpoint, reading, snapshot
 from inbox.db.throughput import ROUTE, Tally
 from inbox.events.timestamps import time_text
 from relay.store.scan_positions import Arrivals

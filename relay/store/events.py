@@ -1,19 +1,22 @@
-"""Reads the events of claimed deliveries, and whether a later one of the lane went before."""
+"""Reads events as deliveries: those that were claimed, the newest ones, and the newest of each entity."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any
 
+import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, as_json
-from inbox.db.parameters import rows_param
+from inbox.config.routing import possible_lanes
+from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
-from inbox.events.timestamps import as_time
+from inbox.events.timestamps import as_time, time_text
 from relay.delivery.outcome import Delivery
+from relay.store.database import Database
 from relay.store.transaction import Transaction, run_begins
 
 
@@ -62,7 +65,7 @@ def _delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN401  
         run=row.run,
         lease_token=row.lease_token,
         is_suspect=row.crashes >= SUSPECT_CRASHES,
-        **of_event(event, payload),
+        **_of_event(event, payload),
         late=late,
         applied_hash=event.applied_hash,
         applied_etag=event.etag,
@@ -76,11 +79,11 @@ _FIELDS = (
     "source", "entity_type", "entity_id", "event_type", "action", "event_id", "dedup_key", "occurred_at", "received_at",
     "content_type", "traceparent",
 )  # fmt: skip
-EVENT = ", ".join(f"i.{name}" for name in _FIELDS)
-"""The columns of the inbox that `of_event` reads."""
+_EVENT = ", ".join(f"i.{name}" for name in _FIELDS)
+"""The columns of the inbox that `_of_event` reads."""
 
 
-def of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN401  # result rows
+def _of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN401  # result rows
     """The fields of a `Delivery` that come from its event; without a payload no headers, and None as its body."""
     return {name: getattr(event, name) for name in _FIELDS} | {
         "occurred_at": as_time(event.occurred_at),
@@ -94,7 +97,7 @@ def of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN401
 def _events(sql: Sql) -> TextClause:
     """Read events and successes; `kind || ''` stops Postgres from reading the index of failed attempts from end to end."""
     return text(f"""
-SELECT i.seq, claimed.route, {EVENT},
+SELECT i.seq, claimed.route, {_EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
        l.applied_hash, l.etag, l.etag_config, l.last_modified,
        (SELECT count(*) FROM delivery_log f
@@ -103,4 +106,125 @@ SELECT i.seq, claimed.route, {EVENT},
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
+""")
+
+
+def newest_events(database: Database, most: int) -> Iterator[Delivery]:
+    """Yield as many events, the newest first, as deliveries on no route. Without its payload, one has no headers and no body."""
+    with database.read() as transaction:
+        numbers = [row.seq for row in transaction.execute(_NEWEST_SEQS, most=most)]
+    for seq in numbers:  # each in a short transaction
+        with database.read() as transaction:
+            rows = transaction.execute(_BY_SEQ, seq=seq)
+            payloads = payload_rows(transaction, (seq,))
+        for row in rows:  # unless retention has deleted it just now
+            yield _as_if_due(row, payloads[0] if payloads else None, "")
+
+
+_NEWEST_SEQS = text("SELECT seq FROM inbox ORDER BY seq DESC LIMIT :most")
+_BY_SEQ = text(f"SELECT i.seq, {_EVENT} FROM inbox i WHERE i.seq = :seq")
+
+
+# --- the newest event of each entity
+
+Place = tuple[str, str]
+"""Type and id: pages go by them."""
+FIRST: Place = ("", "")
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """A selection of entities."""
+
+    source: str
+    route: str
+    types: tuple[str, ...] = ()
+    """Only these types of entities; empty: all."""
+    entity_type: str | None = None
+    entity_id: str | None = None
+    since: datetime | None = None
+    """Only entities with an event since this time."""
+
+
+def entities(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
+    """Deliveries of the newest events of the next entities beyond this place, as if each were delivered now.
+
+    Those whose newest event did not take the route are among them: what they are now may concern it all the same.
+    """
+    with database.read() as transaction:
+        statement = _newest(database.sql, of_types=bool(chosen.types))
+        rows = transaction.execute(statement, after_type=after[0], after_id=after[1], most=most, **_parameters(chosen))
+        payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
+    return [_of_its_lane(row, payloads.get(row.seq), chosen.route) for row in rows]
+
+
+def newest_of_entity(database: Database, source: str, route: str, place: Place) -> Delivery | None:
+    """A delivery of the newest event of one entity, as if it were delivered now; None: it has no event. It reads one row."""
+    with database.read() as transaction:
+        rows = transaction.execute(_NEWEST_OF_ONE, source=source, entity_type=place[0], entity_id=place[1])
+        payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
+    return _of_its_lane(rows[0], payloads.get(rows[0].seq), route) if rows else None
+
+
+def count_entities(database: Database, chosen: Chosen) -> int:
+    """Count the entities; it reads the index of all events of the source."""
+    with database.read() as transaction:
+        statement = _number(database.sql, of_types=bool(chosen.types))
+        return int(transaction.execute(statement, **_parameters(chosen))[0].number)
+
+
+def _parameters(chosen: Chosen) -> dict[str, str | None]:
+    types = {"types": rows_param({"name": name} for name in chosen.types)} if chosen.types else {}
+    return {
+        "source": chosen.source,
+        "entity_type": chosen.entity_type,
+        "entity_id": chosen.entity_id,
+        "since": None if chosen.since is None else time_text(chosen.since),
+        **types,
+    }
+
+
+def _as_if_due(event: Any, payload: Any | None, route: str, lane: str = "") -> Delivery:  # noqa: ANN401  # result rows
+    return Delivery(seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_of_event(event, payload))
+
+
+def _of_its_lane(event: Any, payload: Any | None, route: str) -> Delivery:  # noqa: ANN401  # result rows
+    lanes = possible_lanes(entity_type=event.entity_type, entity_id=event.entity_id, key="")
+    return _as_if_due(event, payload, route, min(lanes))
+
+
+def _is_chosen(sql: Sql, *, of_types: bool) -> str:
+    types = f"AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})" if of_types else ""
+    return f"""source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL {types}
+      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
+      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}"""
+
+
+_NEWEST_OF_ONE = text(f"""
+SELECT i.seq, {_EVENT} FROM inbox i
+WHERE i.source = :source AND i.entity_type = :entity_type AND i.entity_id = :entity_id
+ORDER BY i.seq DESC LIMIT 1
+""")
+
+
+@cache
+def _newest(sql: Sql, *, of_types: bool) -> TextClause:
+    return text(f"""
+SELECT i.seq, {_EVENT}
+FROM (
+    SELECT entity_type, entity_id, max(seq) AS seq
+    FROM inbox
+    WHERE {_is_chosen(sql, of_types=of_types)} AND (entity_type, entity_id) > (:after_type, :after_id)
+    GROUP BY entity_type, entity_id
+    ORDER BY entity_type, entity_id
+    LIMIT :most) newest
+JOIN inbox i ON i.seq = newest.seq
+ORDER BY i.entity_type, i.entity_id
+""")
+
+
+@cache
+def _number(sql: Sql, *, of_types: bool) -> TextClause:
+    return text(f"""
+SELECT count(*) AS number FROM (
+    SELECT 1 FROM inbox WHERE {_is_chosen(sql, of_types=of_types)} GROUP BY entity_type, entity_id) entities
 """)

@@ -11,8 +11,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.db.pipeline import Statement
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.ordering import LanePosition, settle

@@ -8,8 +8,7 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.events import states
 from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts_by_route

@@ -12,8 +12,7 @@ from functools import cache
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from relay.delivery.lifecycle import State
 from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts_by_route

@@ -13,8 +13,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.config.values import Secret
-from inbox.db.dialect import Sql, as_json
-from inbox.db.parameters import rows_param, storable
+from inbox.db.dialect import Sql, as_json, rows_param, storable
 from inbox.events.states import GONE_SECONDS
 from relay.delivery.policy import Policies
 from relay.store.database import Database

@@ -15,8 +15,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import append

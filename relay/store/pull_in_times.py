@@ -14,8 +14,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.model import Api, Config
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.audit import Difference
 from relay.delivery.gates import LONGEST_HOLD, GateKey

@@ -1,15 +1,20 @@
-"""Reads for listings: rows of the public views, as they are."""
+"""Reads and rows for people beside the inbox: relays, sweeps, facts as they come, groups of dead letters, and reveals."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
 
+import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
 from inbox.db.following import Feed
 from inbox.db.reads import Row
+from inbox.events.timestamps import time_text
 from relay.store.database import Database
+from relay.store.transaction import Transaction
 
 
 def backlog(database: Database) -> list[Row]:
@@ -57,3 +62,118 @@ OUTCOMES = Feed(
     " i.source, i.entity_type, i.entity_id, i.event_type FROM delivery_log t LEFT JOIN inbox i ON i.seq = t.seq",
 )
 """The facts of all deliveries, as they are recorded."""
+
+MOST_REVEALS = 50
+
+
+def record_reveal(database: Database, seq: int, *, who: str, reason: str) -> int:
+    """Record who sees the headers and body of an event, and why, before they are shown. Returns the number of the row.
+
+    Raises:
+        IntegrityError: the name or the reason is empty.
+    """
+    with database.write() as transaction:
+        return int(transaction.execute(_insert_reveal(transaction.sql), seq=seq, who=who, reason=reason)[0].id)
+
+
+def reveals_of(database: Database, seq: int) -> list[Row]:
+    """Return the last reveals of an event, the newest first: `id`, `at`, `who` and `reason`, at most `MOST_REVEALS`."""
+    with database.read() as transaction:
+        return transaction.rows_of(_REVEALS, seq=seq, most=MOST_REVEALS)
+
+
+@cache
+def _insert_reveal(sql: Sql) -> TextClause:
+    return text(
+        f"INSERT INTO payload_reveal (at, seq, who, reason) VALUES ({sql.now}, :seq, :who, :reason) RETURNING id"
+    )
+
+
+_REVEALS = text("SELECT id, at, who, reason FROM payload_reveal WHERE seq = :seq ORDER BY id DESC LIMIT :most")
+
+
+MOST_GROUPED = 5000
+"""Dead letters that are grouped: the newest events."""
+MOST_SHOWN = 300
+"""Characters of an error that a group has."""
+
+
+class DeadGroup(msgspec.Struct, frozen=True):
+    """Dead letters with the same route, cause and whole error."""
+
+    route: str
+    cause: str | None
+    error: str | None
+    """Its first `MOST_SHOWN` characters."""
+    error_sha256: str | None
+    """SHA-256 of the whole error: the condition of an act on this group alone."""
+    count: int
+    blocked: int
+    """Number of those that block their lane."""
+    first_died_at: datetime | None
+    last_died_at: datetime | None
+    sample_seq: int
+    """The newest event among them."""
+
+
+class DeadGroups(msgspec.Struct, frozen=True):
+    """The largest groups, and what they were made of."""
+
+    groups: Sequence[DeadGroup]
+    grouped: int
+    """Dead letters that were looked at."""
+    is_whole: bool
+    """False: there are older dead letters, or smaller groups."""
+
+
+def dead_groups(
+    transaction: Transaction,
+    *,
+    route: str | None,
+    cause: str | None,
+    since: datetime | None,
+    limit: int,
+) -> DeadGroups:
+    """Group the newest dead letters; `since` is the time of their death."""
+    given = {"route": route, "cause": cause, "since": None if since is None else time_text(since)}
+    rows = transaction.rows_of(_grouped(transaction.sql), **given, most=MOST_GROUPED, limit=limit + 1)
+    looked_at = max((row.pop("among") for row in rows), default=0)
+    groups = [DeadGroup(**row) for row in rows]
+    return DeadGroups(groups[:limit], looked_at, is_whole=len(groups) <= limit and looked_at < MOST_GROUPED)
+
+
+@cache
+def _grouped(sql: Sql) -> TextClause:
+    newest = f"""SELECT o.seq, o.route, o.state FROM open_delivery o
+    WHERE o.state IN ('dead', 'blocked') AND {sql.optional("o.route", "text", parameter="route")}
+    ORDER BY o.seq DESC LIMIT :most"""
+    deaths = "delivery_log f WHERE f.seq = n.seq AND f.route = n.route AND f.kind = 'dead'"
+    died = f"delivery_log l ON l.id = (SELECT max(f.id) FROM {deaths})"
+    if sql.has_lateral:  # one look instead of two
+        died = f"""LATERAL (
+        SELECT f.at, f.detail FROM {deaths}
+        ORDER BY f.id DESC LIMIT 1) l ON true"""
+    conditions = " AND ".join(
+        (
+            sql.optional("d.cause", "text", parameter="cause"),
+            sql.optional("d.died_at", "time", parameter="since", operator=">="),
+        )
+    )
+    return text(f"""
+WITH newest AS (
+    {newest}
+), dead AS (
+    SELECT n.seq, n.route, n.state, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+           {sql.sha256("l.detail ->> 'error'")} AS error_sha256
+    FROM newest n LEFT JOIN {died}
+)
+SELECT d.route, d.cause, d.error_sha256, min(substr(d.error, 1, {MOST_SHOWN})) AS error, count(*) AS count,
+       sum(CASE WHEN d.state = 'blocked' THEN 1 ELSE 0 END) AS blocked,
+       min(d.died_at) AS first_died_at, max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq,
+       (SELECT count(*) FROM newest) AS among
+FROM dead d
+WHERE {conditions}
+GROUP BY d.route, d.cause, d.error_sha256
+ORDER BY count(*) DESC, max(d.seq) DESC, d.route, d.cause
+LIMIT :limit
+""")

@@ -8,8 +8,7 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import time_text
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact

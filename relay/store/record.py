@@ -10,8 +10,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.routing import OWN_LANE
-from inbox.db.dialect import Sql, blames_items
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, blames_items, rows_param
 from inbox.db.pipeline import Statement
 from inbox.events.timestamps import as_time
 from relay.delivery import facts

@@ -12,8 +12,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.config.routing import lane_of
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.errors import UnreadableLog
 from inbox.events.timestamps import as_time
 from relay.delivery import facts

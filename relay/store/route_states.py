@@ -14,8 +14,7 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, as_list
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, as_list, rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.store.transaction import Transaction
 

@@ -8,8 +8,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import failure_of
-from inbox.db.trouble import trouble_text
+from inbox.db.dialect import failure_of, trouble_text
 from relay.store.transaction import Transaction
 
 MOST_UNREAD = 4

@@ -13,8 +13,7 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import OperationalError
 
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.ordering import LanePosition
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies

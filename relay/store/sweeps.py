@@ -11,8 +11,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.model import Api
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, time_text, to_nanoseconds
 from relay.delivery.alerts import Alert

@@ -15,9 +15,8 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from inbox.db import order_lock
-from inbox.db.dialect import Sql, failure_of, is_turn_timeout
+from inbox.db.dialect import Sql, failure_of, is_storable, is_turn_timeout, rows_param, storable
 from inbox.db.leaves import SHARE_PAYLOADS
-from inbox.db.parameters import is_storable, rows_param, storable
 from inbox.db.pipeline import Statement, send_together
 from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time

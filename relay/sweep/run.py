@@ -17,8 +17,7 @@ from inbox.config.model import Config
 from inbox.config.routing import matches, routes_of
 from inbox.config.sync import Sweep
 from inbox.db import intake
-from inbox.db.dialect import error_text
-from inbox.db.parameters import storable
+from inbox.db.dialect import error_text, storable
 from inbox.db.throughput import SOURCE, SWEPT
 from inbox.errors import ConfigError, SweepFailed, collect_config_errors
 from inbox.events.event import Event, Identity, RawRequest, swept_parts

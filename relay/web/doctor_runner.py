@@ -13,7 +13,7 @@ import msgspec
 
 from inbox.clock import Clock
 from inbox.config.model import Config
-from inbox.db import read_only
+from inbox.db.engine import connect_read_only
 from inbox.doctor.run import ExaminationResult, examinations, run
 from inbox.errors import ConfigError
 from inbox.examination import Installation
@@ -92,7 +92,7 @@ class DoctorRunner:
 
     def _with_database(self, now: datetime) -> list[ExaminationResult]:
         try:
-            engine = read_only.connect(self._config.database.url, application="relay-web-doctor")
+            engine = connect_read_only(self._config.database.url, application="relay-web-doctor")
         except ConfigError:  # the examinations of the database say so
             engine = None
         try:

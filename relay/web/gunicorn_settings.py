@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from inbox.config.model import Config
 from inbox.db import engine, migrate
-from inbox.db.trouble import trouble_text
+from inbox.db.dialect import trouble_text
 from inbox.errors import ConfigError
 from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, LineLogger, allow_files, escape_logs, reactivate
 from inbox.loader.load import ConfigFile, load_file, read_config

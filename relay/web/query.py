@@ -16,7 +16,7 @@ from falcon.asgi import Request
 from msgspec import inspect
 
 from inbox.config.mistakes import nearest
-from inbox.db.parameters import is_storable
+from inbox.db.dialect import is_storable
 from inbox.errors import BadFilter, NothingThere
 from inbox.events.timestamps import parse_time
 

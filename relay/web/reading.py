@@ -19,13 +19,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from inbox.clock import Clock
 from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.db import read_only
 from inbox.db.columns import JsonValue, TextList, UtcDateTime
-from inbox.db.dialect import failure_of
+from inbox.db.dialect import failure_of, trouble_text
 from inbox.db.reads import Row
 from inbox.db.schema import metadata
-from inbox.db.trouble import trouble_text
-from inbox.db.view_comments import VIEWS
+from inbox.db.views import VIEWS
 from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.delivery.policy import Policies, policies
 from relay.store.database import Database
@@ -169,12 +167,14 @@ class Readers:
         self._policies = policies(config)
         self._clock = clock
         url = config.database.url
-        self._operators = Database(read_only.connect(url, application="relay-web", seconds=LONGEST_SECONDS))
+        self._operators = Database(engines.connect_read_only(url, application="relay-web", seconds=LONGEST_SECONDS))
         viewer_url = config.web.viewer_url
         self._viewers = (
             self._operators
             if viewer_url is None
-            else Database(read_only.connect(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS))
+            else Database(
+                engines.connect_read_only(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS)
+            )
         )
         self._writer = Database(engines.connect(url, application="relay-web"))
         self.doctor = DoctorRunner(config, clock)

@@ -13,9 +13,9 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from inbox.cli import wording
 from inbox.events.timestamps import as_time, rfc3339
 from inbox.observe.visible import visible, visible_line
+from relay import words
 from relay.web import query as queries
 from relay.web.query import encodable_text
 from relay.web.reading import MOST_COUNTED, Screen
@@ -254,16 +254,16 @@ def _environment(menu: tuple[tuple[str, str], ...]) -> Environment:
         sentence=_sentence,
         brief=_brief,
         visible_lines=_visible_lines,
-        shown_state=wording.shown_state,
+        shown_state=words.shown_state,
         segment=queries.segment,
         time=_time,
         number=_number,
-        counted=wording.counted,
+        counted=words.counted,
         count_up_to=_count_up_to,
         pretty=_pretty,
         one_line=_one_line,
-        lasting=wording.lasting,
-        byte_count=wording.byte_count,
+        lasting=words.lasting,
+        byte_count=words.byte_count,
     )
     made.tests["harmless"] = _is_harmless
     return made
@@ -310,7 +310,7 @@ def _time(value: datetime | str | None, now: datetime) -> Markup:
         return Markup("")
     moment = as_time(value)
     return Markup('<time datetime="{exact}" title="{exact}">{said}</time>').format(
-        exact=rfc3339(moment), said=wording.relative(moment, now)
+        exact=rfc3339(moment), said=words.relative(moment, now)
     )
 
 

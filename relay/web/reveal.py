@@ -11,9 +11,9 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
-from inbox.db.event_reads import payload
+from inbox.db.reads import payload
 from inbox.errors import NothingThere, PageError
-from relay.store import reveals
+from relay.store import reads
 from relay.store.database import Database
 from relay.web import render
 from relay.web.access.accounts import Actor
@@ -182,7 +182,7 @@ class RevealResource:
                 raise NothingThere(
                     f"there is no payload of event {seq}: retention or erasure has deleted it, or there is no such event"
                 )
-            reveals.record(database, seq, who=actor.name, reason=reason)
+            reads.record_reveal(database, seq, who=actor.name, reason=reason)
             return found
 
         return await self._readers.write(make)

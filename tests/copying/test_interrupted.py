@@ -33,7 +33,7 @@ def counted(connection, changed):
         signal.pause()
 pruning.write = counted
 sys.argv[1:] = ["prune", "--kind", "events", "--yes"]
-from inbox.cli.main import main
+from relay.cli.inbox import main
 main()
 """
 
@@ -48,7 +48,7 @@ def interrupted(target, table, rows):
         signal.pause()
 copying._insert = interrupted
 sys.argv[1:] = ["copy", "--to", "env:THERE", "--yes"]
-from inbox.cli.main import main
+from relay.cli.inbox import main
 main()
 """
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from inbox.cli.options import login_name
-from inbox.cli.tables import Column, show
-from inbox.cli.terminal import answer
+from relay.cli.options import login_name
+from relay.cli.tables import Column, show
+from relay.cli.terminal import answer
 from tests.helpers.processes import invoke
 
 LOADED = """
@@ -21,7 +21,7 @@ import sys
 from importlib import import_module
 name, unwanted, *sys.argv[1:] = sys.argv[1:]
 try:
-    import_module(f"{name}.cli.main").main()
+    import_module({"inbox": "relay.cli.inbox", "relay": "relay.cli.main"}[name]).main()
 except SystemExit:
     pass
 print("loaded:", *(module for module in unwanted.split() if module in sys.modules))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from inbox.cli.main import app as inbox_app
 from inbox.loader.load import parse_config
+from relay.cli.inbox import app as inbox_app
 from relay.cli.main import app as relay_app
 from tests.helpers.mistakes import mistake
 

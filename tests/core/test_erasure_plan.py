@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inbox.db.erasing import MANY_NAMING, ErasurePlan
-from inbox.db.erasure import ErasureSubject
+from inbox.db.erasure import MANY_NAMING, ErasurePlan, ErasureSubject
 
 
 def planned(entity_id: str, **naming: int) -> ErasurePlan:

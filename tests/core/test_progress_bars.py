@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
-from inbox.cli import terminal
-from inbox.cli.terminal import Doing, bar
+from relay.cli import terminal
+from relay.cli.terminal import Doing, bar
 from tests.helpers.waiting import until
 
 

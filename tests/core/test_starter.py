@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import OKPAlgorithm
 
 from inbox import check
-from inbox.cli.starter import DATABASES, HANDLERS, MEANINGS, Database, Kind, starter, url_problem
 from inbox.loader.load import load_text
 from inbox.sources import PRESETS
+from relay.cli.starter import DATABASES, HANDLERS, MEANINGS, Database, Kind, starter, url_problem
 
 KEY = json.loads(OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key()))
 ECDSA_KEY = ec.generate_private_key(ec.SECP256R1()).public_key()

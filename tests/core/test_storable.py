@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.db.parameters import is_storable, rows_param, storable, verbatim_param
+from inbox.db.dialect import is_storable, rows_param, storable, verbatim_param
 
 TEXTS = st.text(st.characters(codec=None, categories=None), max_size=20)
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from inbox.cli.story import story, wrapped
 from inbox.loader.load import parse_config
+from relay.cli.story import story, wrapped
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 CONFIG = parse_config("""
@@ -65,13 +65,14 @@ def a_gate(kind: str, name: str, **closed: object) -> dict[str, Any]:
 def an_event(state: str = "ready", attempts: int = 0, **more: Any) -> dict[str, Any]:  # noqa: ANN401  # parts of the row
     due_at = NOW + timedelta(hours=2) if state == "ready" else None
     delivery = {"route": "to-crm", "state": state, "attempts": attempts, "due_at": due_at, "relay_node": "r1",
-                "superseded_by": 9}  # fmt: skip
+                "lane": "ORDER|o1", "superseded_by": 9,
+                "last_error": None, "last_status": None}  # fmt: skip
     return {
         "seq": 7, "source": "shop", "entity_type": "ORDER", "entity_id": "o1", "event_type": "order.paid",
         "event_id": None, "received_at": NOW - timedelta(minutes=3), "occurred_at": NOW - timedelta(minutes=4),
         "content_type": "application/json", "body": b"x" * 1234, "body_bytes": 1234,
-        "erased_at": None, "deliveries": [delivery], "facts": [], "duplicates": [],
-        "heads": [], "gates": [], "relays": [], **more,
+        "erased_at": None, "is_pruned": False, "deliveries": [delivery], "facts": [], "duplicates": [],
+        "lanes": [], "gates": [], "relays": [], **more,
     }  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def test_gates_of_other_routes_and_open_gates_are_not_told() -> None:
     [
         (an_event("received"), "a relay orders it in its lane", ["relay status"]),
         (
-            an_event("waiting", heads=[{"route": "to-crm", "seq": 5, "state": "blocked"}]),
+            an_event("waiting", lanes=[{"route": "to-crm", "head_seq": 5, "head_state": "blocked", "waiting": 1}]),
             "waits in its lane behind event 5, which is dead and blocks their lane",
             ["inbox show 5"],
         ),
@@ -234,8 +235,8 @@ def test_of_a_thousand_facts_the_newest_are_told() -> None:
 
 
 def test_an_event_without_a_route_and_without_its_payload_says_so() -> None:
-    duplicate = {"times": 3, "received_at": NOW, "last_received_at": None, "body": b"other"}
-    said = told(an_event(deliveries=[], body=None, duplicates=[duplicate]))
+    duplicate = {"times": 3, "received_at": NOW, "last_received_at": None, "is_other": True}
+    said = told(an_event(deliveries=[], is_pruned=True, duplicates=[duplicate]))
     assert said[3:] == [
         "  body                  1.2 kB, application/json; payload pruned",
         "  duplicates            3 requests with the same key, the last now; 1 of them with another body",
@@ -245,7 +246,9 @@ def test_an_event_without_a_route_and_without_its_payload_says_so() -> None:
 
 
 def test_an_erased_event_says_when_by_whom_and_why_and_offers_no_replay() -> None:
-    erased = an_event("delivered", body=None, erased_at=NOW, facts=[a_fact("erased", who="kim", why="request 2026-17")])
+    erased = an_event(
+        "delivered", is_pruned=True, erased_at=NOW, facts=[a_fact("erased", who="kim", why="request 2026-17")]
+    )
     said = told(erased)
     assert said[3:5] == [
         "  entity erased         now (2026-11-26T12:00:00Z)",

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from inbox.cli.tables import Column, Format, Layout, Rolling, format_of, layout, next_page, show
-from inbox.cli.wording import counted, lasting, relative, shown_state
+from relay.cli.tables import Column, Format, Layout, Rolling, format_of, layout, next_page, show
+from relay.words import counted, lasting, relative, shown_state
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 COLUMNS = (

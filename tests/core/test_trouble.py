@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from inbox.db import engine as engines
-from inbox.db.trouble import trouble_text
+from inbox.db.dialect import trouble_text
 
 PASSWORD = "s3cretZq"  # planted
 

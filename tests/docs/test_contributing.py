@@ -119,7 +119,7 @@ def test_their_tests_pass_and_the_migrations_make_the_schema_on_both_databases(c
 def test_the_new_column_is_written(copy: Path, tmp_path: Path) -> None:
     config, database = tmp_path / "inbox.toml", tmp_path / "inbox.db"
     config.write_text(f'[database]\nurl = "sqlite:///{database}"\n', encoding="utf-8")
-    (copy / "migrate.py").write_text("from inbox.cli.main import app\napp(['migrate'])\n", encoding="utf-8")
+    (copy / "migrate.py").write_text("from relay.cli.inbox import app\napp(['migrate'])\n", encoding="utf-8")
     run(copy, "migrate", INBOX_CONFIG=str(config))
     run(copy, "relay", "run", "--drain", INBOX_CONFIG=str(config))
     with closing(sqlite3.connect(database)) as connection:
@@ -130,7 +130,7 @@ def test_a_relay_delivers_a_note_and_follows_the_outcomes_of_its_destination(cop
     config, database = tmp_path / "inbox.toml", tmp_path / "inbox.db"
     with serving(answer(204), answer(500)) as server:
         config.write_text(NOTES.replace("URL", server.url).replace("DATABASE", str(database)), encoding="utf-8")
-        (copy / "migrate.py").write_text("from inbox.cli.main import app\napp(['migrate'])\n", encoding="utf-8")
+        (copy / "migrate.py").write_text("from relay.cli.inbox import app\napp(['migrate'])\n", encoding="utf-8")
         (copy / "receive.py").write_text(RECEIVE, encoding="utf-8")
         for arguments in (["migrate"], ["receive"], ["relay", "run", "--drain"]):
             run(copy, *arguments, INBOX_CONFIG=str(config))

@@ -17,11 +17,11 @@ import typer
 from docs import generate
 from docs.blocks.common import MEANINGS
 from docs.blocks.configuration import config_keys
-from inbox.cli.main import app as inbox_app
 from inbox.config import model, sources, sync
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.loader.load import parse_config
 from relay import destinations
+from relay.cli.inbox import app as inbox_app
 from relay.cli.main import app as relay_app
 from relay.delivery.lifecycle import State, Step
 from tests.docs.pages import PAGES, blocks, the_block

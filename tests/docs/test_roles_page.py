@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 
-from inbox.db.roles import ROLES, script
+from inbox.db.migrate import ROLES, roles_script
 from tests.docs.pages import PAGES, the_block
 from tests.helpers.outage import connect_postgres
 from tests.helpers.roles import granted
@@ -19,7 +19,7 @@ PAGE = "docs/how-to/limit-what-roles-may-do.md"
 def test_each_role_and_each_of_its_settings_has_its_row() -> None:
     for role in ROLES:
         assert f"| `inbox_{role}` |" in PAGES[PAGE]
-    settings = re.findall(r"\(\d, 'inbox_(\w+)', '(\w+)', '(\w+)'\)", script())
+    settings = re.findall(r"\(\d, 'inbox_(\w+)', '(\w+)', '(\w+)'\)", roles_script())
     assert len(settings) == 13
     for role, name, value in settings:
         said = f"{role}, reader_without_payloads" if role == "reader" else role

@@ -12,8 +12,8 @@ from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from inbox.db import read_only
 from inbox.db.dialect import Sql
+from inbox.db.engine import connect_read_only
 from inbox.doctor.run import ExaminationResult, examinations, run
 from inbox.examination import Examination, Finding, Installation
 from inbox.loader.load import load_text
@@ -45,7 +45,7 @@ def installation(
     path.write_text(config.format(database=database_url) + more, encoding="utf-8")
     path.chmod(0o600)
     file = load_text(path.read_text(encoding="utf-8"), str(path), ENVIRONMENT)
-    engine = read_only.connect(database_url, application="inbox-doctor", seconds=seconds)
+    engine = connect_read_only(database_url, application="inbox-doctor", seconds=seconds)
     OPENED.append(engine)
     return Installation(path, file, SystemClock().now(), HOST, engine)
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from inbox.db import roles
+from inbox.db import migrate
 from inbox.events.timestamps import time_text
 from relay.store.nodes import hash_of
 from tests.doctor.examining import HOST, environment_of, examined, found, installation, run_sql, start_a_relay, told
@@ -64,7 +64,7 @@ def test_a_table_without_rights_for_the_roles_is_found(
 ) -> None:
     place = installation(tmp_path, postgres_database_url)
     assert found(place, "rights") == []  # where there are no roles
-    monkeypatch.setattr(roles, "lacking", lambda _engine: ["mine"])
+    monkeypatch.setattr(migrate, "lacking_rights", lambda _engine: ["mine"])
     assert found(place, "rights") == [("rights_lacking", "mine")]
 
 

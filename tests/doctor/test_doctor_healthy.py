@@ -16,7 +16,8 @@ import pytest
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db import migrate, read_only
+from inbox.db import migrate
+from inbox.db.engine import connect_read_only
 from inbox.doctor import run as runs
 from inbox.doctor.run import examinations
 from inbox.examination import Examination, Finding, Installation
@@ -196,7 +197,7 @@ def test_a_locked_table_is_not_waited_for(tmp_path: Path, postgres_database_url:
 
 
 def test_it_changes_nothing(database_url: str) -> None:
-    made = read_only.connect(database_url, application="inbox-doctor")
+    made = connect_read_only(database_url, application="inbox-doctor")
     for statement in ("DELETE FROM gate", "CREATE TABLE mine (id int)"):
         with pytest.raises(DBAPIError), made.begin() as connection:
             connection.execute(text(statement))
@@ -284,7 +285,7 @@ def test_a_sqlite_file_on_a_full_disk_is_a_finding_of_the_command(tmp_path: Path
     statement = (
         "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         " resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));"
-        " from inbox.cli.main import main; main()"
+        " from relay.cli.inbox import main; main()"
     )
     command = (sys.executable, "-c", statement, "doctor", "--json")
     ended = subprocess.run(

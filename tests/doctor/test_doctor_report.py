@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from inbox.cli.doctor import lines_of
 from inbox.doctor.run import ExaminationResult, examinations
 from inbox.examination import Finding
+from relay.cli.doctor import lines_of
 
 HOSTILE = "\x1b]0;owned\x07\n  ! forged: [red] \u202e"
 TESTS = Path(__file__).parent

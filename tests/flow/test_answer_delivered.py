@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ from tests.helpers.reading import count
 from tests.helpers.receiver import (
     PROBLEM,
     Receiver,
-    async_engine,
+    a_link,
     exchange,
     raw_post,
     receiving,
@@ -174,7 +175,7 @@ def test_one_request_may_ask_for_it(config: Config, answer: str, prefer: str | N
 async def test_however_many_wait_it_is_one_statement_for_all_of_them(database_url: str) -> None:
     seqs = await asyncio.to_thread(fill, database_url, [(f"u{n}", moment(n)) for n in range(300)])
     began = time.monotonic()
-    waiting = OutcomeWaiter(async_engine(database_url))
+    waiting = OutcomeWaiter(partial(a_link, database_url))
     waits = [asyncio.create_task(waiting.delivered(str(seq % 5), [seq], within=60)) for seq in seqs]
     await until_async(lambda: waiting.polls >= 5, "it asks again and again")
     await waiting.close()
@@ -185,7 +186,7 @@ async def test_however_many_wait_it_is_one_statement_for_all_of_them(database_ur
 
 async def test_who_waits_when_the_receiver_stops_is_told(database_url: str) -> None:
     seqs = await asyncio.to_thread(fill, database_url, [("u1", moment(1))])
-    waiting = OutcomeWaiter(async_engine(database_url))
+    waiting = OutcomeWaiter(partial(a_link, database_url))
     wait = asyncio.create_task(waiting.delivered("trivore", seqs, within=60))
     await until_async(lambda: waiting.polls, "it is waited for")
     await waiting.close()

@@ -15,7 +15,7 @@ from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import down
 from tests.helpers.patience import Stopwatch, stand_still
 from tests.helpers.reading import rows
-from tests.helpers.receiver import async_engine, receiving
+from tests.helpers.receiver import a_link, receiving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body
 
@@ -67,11 +67,10 @@ async def test_what_could_not_be_stored_is_counted_when_the_database_is_back(
 
 @pytest.fixture
 async def flusher(database_url: str) -> AsyncIterator[tuple[ThroughputFlusher, Tally]]:
-    tally, connections = Tally(), async_engine(database_url)
-    made = ThroughputFlusher(connections, tally, every=LONG)
+    tally = Tally()
+    made = ThroughputFlusher(a_link(database_url), tally, every=LONG)
     yield made, tally
     await made.close()
-    await connections.dispose()
 
 
 async def test_a_flush_that_fails_is_logged_once_and_written_later(
@@ -89,12 +88,11 @@ async def test_a_flush_that_fails_is_logged_once_and_written_later(
 
 
 async def test_it_writes_by_itself(engine: Engine, database_url: str) -> None:
-    tally, connections = Tally(), async_engine(database_url)
-    made = ThroughputFlusher(connections, tally, every=0.01)
+    tally = Tally()
+    made = ThroughputFlusher(a_link(database_url), tally, every=0.01)
     tally.add(SOURCE, "trivore", "stored")
     await asyncio.to_thread(until, lambda: bool(figures(engine)), "the figures are there")
     await made.close()
-    await connections.dispose()
 
 
 @ON_POSTGRES

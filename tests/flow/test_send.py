@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from inbox.cli import provider
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.base import Sample
+from relay.cli import provider
 from tests.helpers.receiver import served
 from tests.helpers.scripted import answer, serving
 from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, a_secret
@@ -105,7 +105,7 @@ def test_no_redirect_and_no_proxy_of_the_environment_gets_the_secret(
 ) -> None:
     with serving(answer(200)) as elsewhere, serving(answer(302, Location=elsewhere.url)) as receiver:
         monkeypatch.setenv("http_proxy", elsewhere.url)
-        monkeypatch.setattr("inbox.cli.provider", provider)  # put back in the end, as is the module
+        monkeypatch.setattr("relay.cli.provider", provider)  # put back in the end, as is the module
         monkeypatch.delitem(sys.modules, provider.__name__)
         started = importlib.import_module(provider.__name__)  # as in a process that starts in this environment
         sent = started.send(config, "custom", receiver.url, Sample(b'{"type": "t", "id": "1"}'), SystemClock().now())

@@ -20,7 +20,8 @@ from sqlalchemy import Engine, make_url, text
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.db.wake_up import CHANNEL, NOTIFY, REST_SECONDS, Notifier
+from inbox.db.engine import CHANNEL, NOTIFY
+from inbox.db.link import REST_SECONDS, Notifier
 from inbox.events.timestamps import time_text
 from inbox.receiver.writer import GroupCommit
 from relay.daemon.generation import prepare
@@ -260,10 +261,10 @@ async def test_intake_waits_for_no_notification(database_url: str, caplog: pytes
 async def test_a_notifier_without_a_server_says_so_once_and_recovers(
     database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inbox.db.wake_up.REST_AFTER_FAILURE_SECONDS", 0.0)
+    monkeypatch.setattr("inbox.db.link.REST_AFTER_FAILURE_SECONDS", 0.0)
     notifier = Notifier(a_link(database_url))
     with heard(database_url) as notifications, monkeypatch.context() as patched:
-        patched.setattr("inbox.db.wake_up.NOTIFY", text("SELECT pg_notify('', '')"))
+        patched.setattr("inbox.db.link.NOTIFY", text("SELECT pg_notify('', '')"))
         for n in range(3):
             notifier.wake_up()
             await until_async(lambda: not notifier._is_wanted.is_set() and not notifier._link.is_open, f"failure {n}")

@@ -19,14 +19,14 @@ _MODULE = '''"""{says}"""
 
 from __future__ import annotations
 
-from inbox.db import migration_script
+from inbox.db import migrate
 
 revision = "{revision}"
 down_revision = "{before}"
 
 
 def upgrade() -> None:
-    migration_script.run(__file__)
+    migrate.run_script(__file__)
 '''
 
 

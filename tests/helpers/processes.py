@@ -22,15 +22,15 @@ from typer import testing
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from inbox.cli.main import app as inbox_app
 from inbox.db import engine as engines
+from relay.cli.inbox import app as inbox_app
 from relay.cli.main import app as relay_app
 from tests.helpers.waiting import LONGEST_SECONDS, until
 
 GUNICORN = ("-m", "gunicorn", "-c", "python:inbox.gunicorn_settings")
 """Arguments with which `python` serves the receiver."""
 RELAY = ("-m", "relay")
-INBOX = ("-c", "from inbox.cli.main import main; main()")
+INBOX = ("-c", "from relay.cli.inbox import main; main()")
 APPS = {"inbox": inbox_app, "relay": relay_app}
 PORTS = range(10_240, 32_768)
 """Ports for programs: below those that Linux gives to connections, and to whoever asks for any port, at any time."""

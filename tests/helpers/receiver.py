@@ -11,10 +11,8 @@ from typing import Any
 
 import uvicorn
 from falcon.testing import ASGIConductor, Result
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from inbox.config.model import Config
-from inbox.db import engine as engines
 from inbox.db.link import Link, link_to
 from inbox.gunicorn_settings import Worker
 from inbox.receiver.app import app_of
@@ -52,11 +50,6 @@ async def receiving(config: Config) -> AsyncIterator[Receiver]:
     """The receiver from its start to its end, inside the running event loop."""
     async with ASGIConductor(app_of(config)) as conductor:
         yield Receiver(conductor)
-
-
-def async_engine(database_url: str) -> AsyncEngine:
-    """An engine as a receiver process has it, besides its writer."""
-    return engines.connect_async(database_url, application="inbox-receiver")
 
 
 def a_link(database_url: str) -> Link:

@@ -9,7 +9,7 @@ import psycopg
 import tenacity
 from sqlalchemy import make_url
 
-from inbox.db.roles import ROLES, Role, script
+from inbox.db.migrate import ROLES, Role, roles_script
 from tests.helpers.outage import connect_postgres
 
 
@@ -37,7 +37,7 @@ class Granted:
     def grant(self) -> None:
         """Run the statements, as the superuser."""
         with contextlib.closing(connect_postgres(self.server_url)) as admin:
-            admin.execute(script(self.schema, self.prefix).encode())
+            admin.execute(roles_script(self.schema, self.prefix).encode())
 
     @contextlib.contextmanager
     def connected(self, role: Role) -> Iterator[psycopg.Connection]:

@@ -15,10 +15,10 @@ import tenacity
 from sqlalchemy import Engine, event, make_url, text
 from typer.testing import CliRunner
 
-from inbox.cli.main import app
 from inbox.db import migrate
 from inbox.db.migrate import MigrationResult
 from inbox.errors import ConfigError
+from relay.cli.inbox import app
 from tests.helpers.filling import fill
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.later import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine, inspect, text
 
 from inbox.db.schema import metadata
-from inbox.db.view_comments import VIEWS
+from inbox.db.views import VIEWS
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.reading import rows
 

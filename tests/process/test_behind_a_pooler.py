@@ -14,10 +14,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import engine as engines
-from inbox.db import guarantees, migrate, read_only
+from inbox.db import guarantees, migrate
 from inbox.db.engine import PINNED
-from inbox.db.link import link_to
-from inbox.db.wake_up import Notifier
+from inbox.db.link import Notifier, link_to
 from inbox.errors import ConfigError, UnfitDatabase
 from relay.daemon.wake_up import Listener
 from relay.observe import Observer
@@ -128,7 +127,7 @@ def test_the_doctor_examines_everything_and_writes_nothing(through: str, tmp_pat
         document = json.loads(place.invoke("inbox", "doctor", "--json").stdout)
     states = {each["name"]: (each["state"], each["needs"]) for each in document["examinations"]}
     assert {state for state, _ in states.values()} == {"examined"}, states
-    looking = read_only.connect(through + IN_TRANSACTIONS, application="inbox-doctor")
+    looking = engines.connect_read_only(through + IN_TRANSACTIONS, application="inbox-doctor")
     with pytest.raises(DBAPIError, match="read-only"), looking.begin() as connection:
         connection.execute(text("DELETE FROM gate"))
     looking.dispose()

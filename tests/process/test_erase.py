@@ -8,8 +8,8 @@ import shlex
 import pytest
 from sqlalchemy import Engine
 
-from inbox.db import erasing
-from inbox.db.erasing import StepDone
+from inbox.db import erasure
+from inbox.db.erasure import StepDone
 from tests.helpers.filling import give_up
 from tests.helpers.person import ID, live, traces_in
 from tests.helpers.processes import Ended, Site
@@ -93,8 +93,8 @@ def test_after_an_interrupt_it_exits_with_1_and_the_same_command_goes_on(
     sqlite_place: Site, sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live(Steps(sqlite_engine))
-    monkeypatch.setattr(erasing, "EVENTS_OF_A_STEP", 2)
-    act = erasing.act
+    monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 2)
+    act = erasure.act
     acts = 0
 
     def interrupted(*arguments: object, **named: object) -> StepDone:
@@ -105,7 +105,7 @@ def test_after_an_interrupt_it_exits_with_1_and_the_same_command_goes_on(
         return act(*arguments, **named)  # type: ignore[arg-type]  # passed on
 
     with monkeypatch.context() as patch:
-        patch.setattr(erasing, "act", interrupted)
+        patch.setattr(erasure, "act", interrupted)
         stopped = erase(sqlite_place, *NAMED, "--reason", "asked", "--yes")
     assert (stopped.status, stopped.stderr) == (
         1,

@@ -12,12 +12,11 @@ import pytest
 import typer
 from sqlalchemy import insert, text, update
 
-from inbox.cli import tail
-from inbox.cli.command_line import run as run_app
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.schema import relay_command, relay_node
-from relay.cli import status
+from relay.cli import status, tail
+from relay.cli.command_line import run as run_app
 from tests.helpers.filling import give_up
 from tests.helpers.hostile import HOSTILE, MARK, harm_of, plant, text_columns
 from tests.helpers.processes import APPS, Ended, invoke, site
@@ -353,9 +352,9 @@ def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
 
 
 PLAIN = {
-    ("inbox/cli/terminal.py", "console.print"),
-    ("inbox/cli/terminal.py", "sys.stdout.write"),
-    ("inbox/cli/command_line.py", "sys.stderr.write"),
+    ("relay/cli/terminal.py", "console.print"),
+    ("relay/cli/terminal.py", "sys.stdout.write"),
+    ("relay/cli/command_line.py", "sys.stderr.write"),
     ("inbox/observe/logs.py", "sys.stderr.write"),
     ("relay/cli/verify.py", "sys.stdout.write"),  # JSON, element by element
 }

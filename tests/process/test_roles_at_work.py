@@ -13,7 +13,7 @@ from sqlalchemy import Engine, make_url
 
 from inbox.db import engine as engines
 from inbox.db import migrate
-from inbox.db.roles import ROLES, Role
+from inbox.db.migrate import ROLES, Role
 from tests.conftest import _administer, _create_database
 from tests.helpers import checkers
 from tests.helpers.downstream import serving

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DataError
 
-from inbox.db.parameters import array_param
+from inbox.db.dialect import array_param
 from inbox.events.timestamps import as_time
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db import checkpoint as checkpoints
 from inbox.db import engine as engines
-from inbox.db.checkpoint import EVERY_ROWS, LONGEST_EVERY_ROWS, Checkpoints, checkpoint
+from inbox.db.engine import EVERY_ROWS, LONGEST_EVERY_ROWS, Checkpoints, checkpoint
 from inbox.db.intake import SqliteIntake
 from relay.store.database import Database
 from tests.helpers.storing import an_event
@@ -74,14 +73,14 @@ def test_nor_does_a_receiver_copy_anything_then(sqlite_database_url: str) -> Non
 
 def trace(monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
     """Have each statement of a checkpoint told before it runs."""
-    connected = checkpoints._connect
+    connected = engines._connect_apart
 
     def traced(of: Path) -> sqlite3.Connection:
         connection = connected(of)
         connection.set_trace_callback(tell)
         return connection
 
-    monkeypatch.setattr(checkpoints, "_connect", traced)
+    monkeypatch.setattr(engines, "_connect_apart", traced)
 
 
 def test_while_the_log_is_copied_nobody_else_can_begin_to_write(
@@ -119,7 +118,7 @@ def test_a_checkpoint_waits_for_who_has_yet_to_end_reading_an_older_state(
             reading.rollback()
 
     trace(monkeypatch, end_reading_at_the_second_try)
-    monkeypatch.setattr(checkpoints, "_WAIT_SECONDS", 60)
+    monkeypatch.setattr(engines, "_CHECKPOINT_WAIT_SECONDS", 60)
     engines.reading(reading).execute(text("SELECT * FROM write_probe"))
     write(database)
     assert checkpoint(engine)

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from relay.store import entities
-from relay.store.entities import Chosen
+from relay.store import events
+from relay.store.events import Chosen
 from tests.helpers.relaying import Steps
 from tests.helpers.storing import START, an_event
 
@@ -41,9 +41,9 @@ def known(steps: Steps) -> Steps:
 def test_what_is_counted_is_what_the_pages_have(known: Steps, chosen: dict[str, Any], expected: list[str]) -> None:
     choice = Chosen(**{"source": "trivore", "route": "strict", **chosen})
     found: list[str] = []
-    after = entities.FIRST
-    while page := entities.page(known.database, choice, after, 2):
+    after = events.FIRST
+    while page := events.entities(known.database, choice, after, 2):
         found += [f"{each.entity_type}/{each.entity_id}" for each in page]
         after = (str(page[-1].entity_type), str(page[-1].entity_id))
     assert found == expected
-    assert entities.count(known.database, choice) == len(expected)
+    assert events.count_entities(known.database, choice) == len(expected)

@@ -12,11 +12,22 @@ import pytest
 from sqlalchemy import Engine, Executable, LargeBinary, Text, text, update
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db import erasing
+from inbox.db import erasure
 from inbox.db.columns import JsonValue, TextList
 from inbox.db.dialect import as_json
-from inbox.db.erasing import ErasureOrder, ErasureResult, StepDone, ask, carry_out, plan
-from inbox.db.erasure import EMPTIED, ERASED, KEPT, ErasureSubject, emptied
+from inbox.db.erasure import (
+    EMPTIED,
+    ERASED,
+    KEPT,
+    ErasureOrder,
+    ErasureResult,
+    ErasureSubject,
+    StepDone,
+    ask,
+    carry_out,
+    emptied,
+    plan,
+)
 from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database
@@ -144,8 +155,8 @@ def test_every_column_that_can_hold_a_text_is_decided() -> None:
         table: {name for name, each in columns.items() if each == "searched"} for table, columns in DECISIONS.items()
     }
     assert {table: names for table, names in searched.items() if names} == {
-        "rejected_request": set(erasing.REJECTED),
-        **{table: set(names) for table, names in erasing.SEARCHED.items()},
+        "rejected_request": set(erasure.REJECTED),
+        **{table: set(names) for table, names in erasure.SEARCHED.items()},
     }
 
 
@@ -272,7 +283,7 @@ def test_nothing_is_erased_while_something_of_it_is_open(steps: Steps, engine: E
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(erasing, "EVENTS_OF_A_STEP", 1)
+    monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 1)
 
 
 class Interrupted(Exception):

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from inbox.db import erasing
+from inbox.db import erasure
 from inbox.db.dialect import as_json
 from inbox.db.erasure import ErasureSubject
 from relay.store.operator import erase, execution
@@ -40,7 +40,7 @@ def answered(steps: Steps, number: int) -> dict[str, Any]:
 
 
 def test_relays_do_it_step_by_step(steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(erasing, "EVENTS_OF_A_STEP", 2)
+    monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 2)
     live(steps)
     number = ask(steps, OF_PERSON)
     assert [execution.work_on(steps.database, CONFIG, POLICIES, number) for _ in range(3)] == [2, 2, 1]
@@ -58,7 +58,7 @@ def test_events_with_many_facts_are_erased_fewer_at_a_time(
     """Deliveries wait for the lock of a step."""
     live(steps)
     most = max(row["n"] for row in steps.rows("SELECT count(*) AS n FROM delivery_log GROUP BY seq"))
-    monkeypatch.setattr(erasing, "FACTS_OF_A_STEP", most - 1)
+    monkeypatch.setattr(erasure, "FACTS_OF_A_STEP", most - 1)
     number = ask(steps, OF_PERSON)
     assert 1 <= execution.work_on(steps.database, CONFIG, POLICIES, number) < 5
     assert answered(steps, number)["affected"] == 5
@@ -129,8 +129,8 @@ def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
 ) -> None:
     """A relay plans and delivers in the same thread."""
     live(steps)
-    monkeypatch.setattr(erasing, "ROWS_OF_A_PART", 1)
-    monkeypatch.setattr(erasing, "SEARCHED_PARTS", 1)
+    monkeypatch.setattr(erasure, "ROWS_OF_A_PART", 1)
+    monkeypatch.setattr(erasure, "SEARCHED_PARTS", 1)
     row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
     assert row["answer"] == (
         "would erase 5 events; it searched a part of the rejected requests, `inbox erase --dry-run` searches all"
@@ -146,22 +146,22 @@ def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
 def test_a_relay_and_the_command_line_do_each_step_once(
     steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(erasing, "EVENTS_OF_A_STEP", 2)
+    monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 2)
     live(steps)
-    order = erasing.ErasureOrder(PERSON, "kim", "request 2026-17")
-    number, look = erasing.ask(engine, order), erasing.look
+    order = erasure.ErasureOrder(PERSON, "kim", "request 2026-17")
+    number, look = erasure.ask(engine, order), erasure.look
 
     def looked(
         connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
-    ) -> erasing.ErasureStep:
+    ) -> erasure.ErasureStep:
         found = look(connection, subject, position, own_command=own_command)
         execution.work_on(steps.database, CONFIG, POLICIES, number)  # a relay looked, too, and is faster
         return found
 
     if not steps.database.sql.is_postgres:
         pytest.skip("the command line reads in a transaction that holds up a relay's on SQLite")
-    monkeypatch.setattr(erasing, "look", looked)
-    erasing.carry_out(engine, order, number, lambda _: None)
+    monkeypatch.setattr(erasure, "look", looked)
+    erasure.carry_out(engine, order, number, lambda _: None)
     twice = steps.rows(
         "SELECT seq, route FROM delivery_log WHERE kind = 'erased' GROUP BY seq, route HAVING count(*) > 1"
     )
@@ -177,8 +177,8 @@ def test_a_step_that_was_found_before_a_stop_erases_nothing_after_it(
 
     def looked(
         connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
-    ) -> erasing.ErasureStep:
-        found = erasing.look(connection, subject, position, own_command=own_command)
+    ) -> erasure.ErasureStep:
+        found = erasure.look(connection, subject, position, own_command=own_command)
         steps.do(f"UPDATE relay_command SET state = 'cancelled' WHERE id = {number}")
         return found
 
@@ -192,7 +192,7 @@ def test_a_relay_counts_a_part_of_many_events_and_finds_an_open_delivery_of_any(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relay plans and delivers in the same thread."""
-    monkeypatch.setattr(erasing, "COUNTED_EVENTS", 2)
+    monkeypatch.setattr(erasure, "COUNTED_EVENTS", 2)
     steps.receive(of_person(1), *(msgspec.structs.replace(of_person(n), enrolments=()) for n in (2, 3, 4)))
     row = answered(steps, ask(steps, OF_PERSON))
     assert row["answer"].startswith("its deliveries have to end first, such as seq 1 on route latest")

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db.erasing import ErasureOrder, ask, carry_out
+from inbox.db.erasure import ErasureOrder, ask, carry_out
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.person import BODY, PERSON, TRACES, live, of_person
 from tests.helpers.relaying import Steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
-from inbox.db.known_names import has_rejected_source, has_route, has_source
+from inbox.db.reads import has_rejected_source, has_route, has_source
 from tests.helpers.relaying import DONE, Steps
 from tests.helpers.storing import an_event
 

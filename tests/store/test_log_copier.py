@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.db import engine as engines
-from inbox.db.checkpoint import checkpoint
+from inbox.db.engine import checkpoint
 from relay.store.database import Database
 from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.log_copier import LogCopier

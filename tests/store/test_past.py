@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from inbox.db import past, reads
+from inbox.db import reads
 from inbox.events.past import event_at
 from relay.delivery.outcome import Skipped
 from relay.operations.asks import Selection
@@ -65,8 +65,8 @@ def test_removals_by_retention_and_erasure_are_said_only_where_they_matter(steps
     steps.do("INSERT INTO pruning (kind, pruned_until, rows) VALUES ('attempts', '2026-01-02 00:00:00.000000Z', 0)")
     event = reads.event(steps.database.engine, 1)
     assert event is not None
-    assert past.removed_from(steps.database.engine, event, START) == []
+    assert reads.removed_from(steps.database.engine, event, START) == []
     steps.do("UPDATE pruning SET rows = 1 WHERE kind = 'attempts'")
     erased = {**event, "erased_at": until}
-    assert len(past.removed_from(steps.database.engine, erased, START)) == 2
-    assert len(past.removed_from(steps.database.engine, {**erased, "received_at": until}, until)) == 0
+    assert len(reads.removed_from(steps.database.engine, erased, START)) == 2
+    assert len(reads.removed_from(steps.database.engine, {**erased, "received_at": until}, until)) == 0

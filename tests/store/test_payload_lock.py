@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from inbox.db.dialect import is_wait_timeout
 from inbox.db.leaves import LOCK_PAYLOADS
-from inbox.db.roles import Role
+from inbox.db.migrate import Role
 from relay.operations.asks import Selection
 from relay.store.audit import rebuild
 from relay.store.duplicates import judge_duplicates

@@ -14,10 +14,9 @@ from sqlalchemy.dialects import postgresql
 
 from inbox.db import engine as engines
 from inbox.db import listing
-from inbox.db.dialect import POSTGRES, SQLITE, Sql
+from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.db.following import ARRIVALS, Follower, Position
 from inbox.db.listing import EventFilter
-from inbox.db.parameters import rows_param
 from inbox.doctor import database as doctor_database
 from inbox.events.timestamps import time_text
 from relay import findings

@@ -100,7 +100,7 @@ def test_while_a_relay_prunes_it_says_which(inbox: Inbox, engine: Engine) -> Non
 @pytest.mark.usefixtures("full")
 def test_clocks_that_differ_much_delete_nothing(inbox: Inbox, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = SystemClock().now() - timedelta(days=365)
-    monkeypatch.setattr("inbox.cli.prune.SystemClock", lambda: _Standing(wrong))
+    monkeypatch.setattr("relay.cli.prune.SystemClock", lambda: _Standing(wrong))
     ran = inbox("--yes")
     assert ran.status == 2
     assert "set the wrong one right first" in ran.stderr

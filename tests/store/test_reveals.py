@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from relay.store import reveals
+from relay.store import reads
 from relay.store.database import Database
 from tests.helpers.relaying import FakeClock
 from tests.helpers.storing import START
 
 
 def test_a_reveal_has_who_saw_it_when_and_why(database: Database, clock: FakeClock) -> None:
-    first = reveals.record(database, 7, who="anna", reason="the customer called")
+    first = reads.record_reveal(database, 7, who="anna", reason="the customer called")
     clock.advance(60)
-    second = reveals.record(database, 7, who="b\x00ot", reason="r\ud800")
-    reveals.record(database, 8, who="anna", reason="another event")
+    second = reads.record_reveal(database, 7, who="b\x00ot", reason="r\ud800")
+    reads.record_reveal(database, 8, who="anna", reason="another event")
     assert second == first + 1
-    newest, oldest = reveals.of_event(database, 7)
+    newest, oldest = reads.reveals_of(database, 7)
     assert (oldest["id"], oldest["who"], oldest["reason"]) == (first, "anna", "the customer called")
     assert oldest["at"] == START
     assert newest["at"] > oldest["at"]
@@ -25,12 +25,12 @@ def test_a_reveal_has_who_saw_it_when_and_why(database: Database, clock: FakeClo
 
 
 def test_the_newest_are_shown(database: Database) -> None:
-    numbers = [reveals.record(database, 1, who="anna", reason=str(n)) for n in range(reveals.MOST_SHOWN + 2)]
-    assert [row["id"] for row in reveals.of_event(database, 1)] == numbers[:1:-1]
+    numbers = [reads.record_reveal(database, 1, who="anna", reason=str(n)) for n in range(reads.MOST_REVEALS + 2)]
+    assert [row["id"] for row in reads.reveals_of(database, 1)] == numbers[:1:-1]
 
 
 @pytest.mark.parametrize(("who", "reason"), [("", "r"), ("  ", "r"), ("anna", ""), ("anna", "  ")])
 def test_nobody_and_no_reason_are_no_reveal(database: Database, who: str, reason: str) -> None:
     with pytest.raises(IntegrityError):
-        reveals.record(database, 1, who=who, reason=reason)
-    assert reveals.of_event(database, 1) == []
+        reads.record_reveal(database, 1, who=who, reason=reason)
+    assert reads.reveals_of(database, 1) == []

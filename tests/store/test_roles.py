@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
-from inbox.db.roles import ROLES, Role, script
+from inbox.db.migrate import ROLES, Role, roles_script
 from inbox.db.schema import metadata
-from inbox.db.view_comments import VIEWS
+from inbox.db.views import VIEWS
 from inbox.errors import ConfigError
 from tests.helpers.outage import connect_postgres
 from tests.helpers.reading import rows
@@ -261,4 +261,4 @@ def test_a_right_that_somebody_gave_by_hand_goes(roles: Granted) -> None:
 @pytest.mark.parametrize("prefix", ["Inbox", "a-b", "9a", "pg_x", "x" * 41, 'x"'])
 def test_a_prefix_that_makes_no_name_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigError, match="--prefix"):
-        script("public", prefix)
+        roles_script("public", prefix)

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.db import engine as engines
-from inbox.db.checkpoint import checkpoint
+from inbox.db.engine import checkpoint
 from relay.store.database import Database
 from tests.docs.pages import PAGES, blocks
 from tests.helpers.kinds import ON_SQLITE

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 
-from inbox.db.dialect import POSTGRES, Sql
+from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.db.intake import POSTGRES_NOTE
-from inbox.db.parameters import rows_param
 from inbox.events.timestamps import time_text
 from relay.store import (
     alert_conditions,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from inbox.config.model import Config
-from inbox.db import erasing
+from inbox.db import erasure
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import policies
 from relay.store.database import Database
@@ -264,7 +264,7 @@ def test_an_entity_with_open_deliveries_is_not_erased(page: Page, steps: Steps) 
 def test_the_plan_of_an_erasure_is_of_the_newest_events_and_the_erasure_takes_all(
     page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(erasing, "COUNTED_EVENTS", 2)
+    monkeypatch.setattr(erasure, "COUNTED_EVENTS", 2)
     steps.arrive(*(an_event(n) for n in range(1, 4)))
     for _ in range(3):
         steps.attempt(DONE)

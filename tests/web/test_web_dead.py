@@ -8,7 +8,7 @@ from html import unescape
 import pytest
 
 from relay.delivery.outcome import Failed
-from relay.store import dead_groups
+from relay.store import reads
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.relaying import Steps
 from tests.helpers.storing import an_event
@@ -86,7 +86,7 @@ def test_cancelling_a_group_cancels_its_dead_alone(page: Page, steps: Steps) -> 
 def test_only_the_newest_dead_letters_are_grouped_and_the_page_says_so(
     page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_groups, "MOST_GROUPED", 3)
+    monkeypatch.setattr(reads, "MOST_GROUPED", 3)
     die(steps, ("a", "b", "c", "d"))
     found = page.json("/dead.json")
     assert ([each["error"] for each in found["groups"]], found["is_whole"]) == (["d", "c", "b"], False)

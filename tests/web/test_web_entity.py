@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from inbox.config.model import Config
-from inbox.db import entity_reads
+from inbox.db import reads
 from relay.store import gates
 from relay.web.query import of_segment, segment, url
 from relay.web.screens import entity as entity_screen
@@ -159,7 +159,7 @@ def test_an_entity_without_events_has_a_page_that_says_so(page: Page, path: str)
 def test_an_event_of_thousands_of_facts_does_not_fill_the_page(
     page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entity_reads, "MOST_LINES", 5)
+    monkeypatch.setattr(reads, "MOST_LINES", 5)
     steps.receive(*(an_event(n, "u1") for n in range(1, 9)))
     found = page.json("/entities/trivore/USER/u1.json")
     assert found["is_cut"]

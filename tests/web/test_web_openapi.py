@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from inbox.db import engine as engines
 from inbox.db.schema import metadata
-from inbox.db.view_comments import VIEWS
+from inbox.db.views import VIEWS
 from inbox.errors import PageError
 from relay.web import openapi
 from relay.web.openapi import OPERATIONS, field_docstrings

@@ -14,8 +14,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.config.routing import OWN_LANE, kind_of_lane, lane_of, possible_lanes
-from inbox.db.dialect import Sql, as_list
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, as_list, rows_param
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.events.timestamps import as_time
 from relay.delivery import facts

@@ -15,8 +15,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import IntegrityError
 
 from inbox.config.model import Config
-from inbox.db.dialect import Sql
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import Sql, rows_param
 from relay.delivery import facts
 from relay.delivery.audit import Difference, Finding
 from relay.delivery.lifecycle import (

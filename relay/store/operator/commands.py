@@ -11,8 +11,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db import commands as statements
-from inbox.db.dialect import Sql
-from inbox.db.parameters import json_param
+from inbox.db.dialect import Sql, json_param
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.commands import COMMAND_KINDS
 from inbox.events.timestamps import time_text

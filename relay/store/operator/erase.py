@@ -9,9 +9,19 @@ import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
-from inbox.db.erasing import ErasureOrder, ErasurePlan, ErasureStep, act, answer_of, end, held_up_by, look, plan
-from inbox.db.erasure import ErasureSubject
-from inbox.db.known_names import has_source
+from inbox.db.erasure import (
+    ErasureOrder,
+    ErasurePlan,
+    ErasureStep,
+    ErasureSubject,
+    act,
+    answer_of,
+    end,
+    held_up_by,
+    look,
+    plan,
+)
+from inbox.db.reads import has_source
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
 from relay.store.database import Database

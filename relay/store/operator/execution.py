@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
-from inbox.db.known_names import has_route, has_source
+from inbox.db.reads import has_route, has_source
 from inbox.errors import UnusableCommand
 from inbox.observe.traces import OFF, Span, Tracer
 from relay.delivery import facts

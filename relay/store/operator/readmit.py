@@ -16,9 +16,8 @@ from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.db import readmission
 from inbox.db.dialect import blames_items, error_text
-from inbox.db.known_names import has_rejected_source
 from inbox.db.readmission import RejectedFilter
-from inbox.db.reads import Row
+from inbox.db.reads import Row, has_rejected_source
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import CAUSES, UnusableCommand
 from inbox.sources.readmission import Read, ReadmitResult, read_one, readers_of

@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import TextClause
 
-from inbox.db.dialect import blames_items
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import blames_items, rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.store.database import Database

@@ -10,7 +10,7 @@ import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config, Route
-from inbox.db.parameters import rows_param
+from inbox.db.dialect import rows_param
 from inbox.db.reads import Row
 from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_STATE
 from inbox.events.states import OPEN_STATES, RETRYING, State

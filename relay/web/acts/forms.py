@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from inbox.db.parameters import is_storable
+from inbox.db.dialect import is_storable
 from inbox.errors import BadFilter
 from inbox.events.commands import CANCELLED_BY_STATE, MOST_REASON, REPLAYED_BY_STATE, SAYS_WHY_PATTERN, says_why
 from relay.operations.asks import BOUNDS, Name

@@ -8,12 +8,10 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
-from inbox.db import erasing, retention
-from inbox.db.erasing import ErasurePlan, held_up_by
-from inbox.db.erasure import ErasureSubject
-from inbox.db.known_names import has_source
-from inbox.db.parameters import rows_param
-from inbox.db.reads import Row
+from inbox.db import erasure, retention
+from inbox.db.dialect import rows_param
+from inbox.db.erasure import ErasurePlan, ErasureSubject, held_up_by
+from inbox.db.reads import Row, has_source
 from inbox.db.retention import STEPS
 from inbox.errors import BadFilter, UnusableCommand
 from inbox.events.states import OPEN_STATES
@@ -29,7 +27,7 @@ from relay.web.reading import MOST_COUNTED, Reading
 
 _NEWEST_OF_ENTITY = 5000
 """Events of an entity among which open deliveries are counted."""
-_OF_NEWEST = f"The numbers are of its {erasing.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
+_OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
 _READ_AGAIN = 40
 """Rejected requests that a plan reads."""
 
@@ -164,7 +162,7 @@ def plan_erase(reading: Reading, kind: str, given: Given) -> ActPlan:
     subject = ErasureSubject(**msgspec.structs.asdict(given.asked))
     if subject.source not in reading.config.sources and not has_source(reading.database.engine, subject.source):
         raise BadFilter(f"there is no source {subject.source!r}; {nearest(subject.source, reading.config.sources)}")
-    planned = erasing.plan(reading.database.engine, subject, quick=True)
+    planned = erasure.plan(reading.database.engine, subject, quick=True)
     figures = [
         PlanFigure("events", planned.events),
         PlanFigure("payloads", planned.payloads, "no replay is possible any more"),

@@ -119,7 +119,7 @@ def read_one(reading: Reading, query: CommandQuery) -> CommandPage:
     Raises:
         NothingThere: there is none of this id.
     """
-    row = reads.command(reading.database.engine, query.id)
+    row = reads.row_of(reading.database.engine, "relay_command", query.id)
     if row is None:
         raise NothingThere(f"there is no command {query.id}")
     return CommandPage(**{name: row[name] for name in CommandPage.__struct_fields__})

@@ -10,14 +10,13 @@ import msgspec
 from inbox.config.mistakes import nearest
 from inbox.config.routing import chosen_routes
 from inbox.db import listing
-from inbox.db.known_names import has_route, has_source
 from inbox.db.listing import EventFilter
-from inbox.db.reads import Row
+from inbox.db.reads import Row, has_route, has_source
 from inbox.errors import BadFilter
 from inbox.events.commands import DEAD_STATES
 from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, UNROUTED, State
 from relay.delivery.facts import CAUSES
-from relay.store.dead_groups import MOST_GROUPED, DeadGroup, dead_groups
+from relay.store.reads import MOST_GROUPED, DeadGroup, dead_groups
 from relay.web.query import GivenTime, Limit, Number, Text
 from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, Reading, Screen, rows_of
 

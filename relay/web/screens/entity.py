@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -14,24 +13,22 @@ import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
-from inbox.cli.event_words import command, held_back
 from inbox.clock import Clock, steady
 from inbox.config.model import Config, Route, SyncDestination
 from inbox.config.routing import ROUTE_LANE, entity_lane, routes_of
-from inbox.db.entity_reads import EntityRead, entity
-from inbox.db.reads import Row
+from inbox.db.reads import EventOfEntity, Row, entity
 from inbox.errors import BadFilter, ConfigError, NotAllowed, NothingThere, PageError, TooManyComparisons
 from relay.delivery.outcome import Delivery
 from relay.destinations import sync
 from relay.destinations.base import Clients, Context
 from relay.destinations.preview import Preview, preview
-from relay.store import entities
+from relay.store import events
 from relay.web import render
 from relay.web.access.accounts import Actor
 from relay.web.problems import set_status
 from relay.web.query import Limit, Number, Text, encode, of_path, parameters, parse
 from relay.web.reading import Readers, Reading, Screen
-from relay.web.screens.event import Hold
+from relay.words import Hold, command, held_back
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 
@@ -69,27 +66,6 @@ class EntityLane(msgspec.Struct, frozen=True):
     """It is a sync route that takes this type: both sides can be compared."""
 
 
-class TimelineLine(msgspec.Struct, frozen=True):
-    """Something that happened to an event."""
-
-    at: datetime
-    what: str
-    """`arrived`, `duplicate`, or a kind of fact."""
-    route: str | None
-    summary: str | None
-
-
-class EventOfEntity(msgspec.Struct, frozen=True):
-    """An event of the entity with all that happened to it, the oldest first."""
-
-    seq: int
-    event_type: str
-    action: str
-    occurred_at: datetime
-    received_at: datetime
-    timeline: tuple[TimelineLine, ...]
-
-
 class EntityPage(msgspec.Struct, frozen=True):
     """An entity, and a page of its events, the newest first."""
 
@@ -117,12 +93,21 @@ def read(reading: Reading, query: EntityQuery) -> EntityPage:
     if not found.events and query.before is None:
         raise NothingThere(f"no event of the source {query.source!r} is about {query.type}/{query.id}")
     about: Row = {"source": query.source, "entity_type": query.type, "entity_id": query.id, "gates": found.gates}
-    holds = {hold.says: hold for route in routes for hold in _holds(about, route, reading.config, reading.now)}
+    holds = {hold.says: hold for route in routes for hold in held_back(about, route.name, reading.config, reading.now)}
     return EntityPage(
-        events=tuple(_events(found)),
+        events=found.events,
         before=found.before,
         is_cut=found.is_cut,
-        lanes=tuple(_entity_lane(found, route, query) for route in routes if route.name in found.lanes),
+        lanes=tuple(
+            EntityLane(
+                **found.lanes[route.name],
+                destination=route.destination,
+                unit="route" if route.lane == "route" else "entity",
+                can_compare=can_compare(route, query.type),
+            )
+            for route in routes
+            if route.name in found.lanes
+        ),
         holds=tuple(holds.values()),
         is_paused=any(gate["kind"] == "entity" and gate["paused_at"] is not None for gate in found.gates),
         cli=command_for(query),
@@ -137,44 +122,9 @@ def _lane(route: Route, query: EntityQuery) -> str | None:
     return entity_lane(query.type, query.id) if route.lane == "entity" else None
 
 
-def _holds(about: Row, route: Route, config: Config, now: datetime) -> Iterator[Hold]:
-    for says, opens in held_back(about, {"route": route.name}, config, now):
-        yield Hold(says, opens)
-
-
-def _entity_lane(found: EntityRead, route: Route, query: EntityQuery) -> EntityLane:
-    row = found.lanes[route.name]
-    return EntityLane(
-        route=route.name,
-        destination=route.destination,
-        unit="route" if route.lane == "route" else "entity",
-        head_seq=row["head_seq"],
-        head_state=row["head_state"],
-        waiting=row["waiting"],
-        dead=row["dead"],
-        delivered_seq=row["delivered_seq"],
-        can_compare=can_compare(route, query.type),
-    )
-
-
 def can_compare(route: Route, entity_type: str) -> bool:
     """Tell whether both sides of a route can be compared for entities of this type."""
     return route.sync is not None and (not route.when.entity_type or entity_type in route.when.entity_type)
-
-
-def _events(found: EntityRead) -> Iterator[EventOfEntity]:
-    for event in found.events:
-        lines = (
-            TimelineLine(line["at"], line["what"], line["route"], line["summary"]) for line in found.lines[event["seq"]]
-        )
-        yield EventOfEntity(
-            seq=event["seq"],
-            event_type=event["event_type"],
-            action=event["action"],
-            occurred_at=event["occurred_at"],
-            received_at=event["received_at"],
-            timeline=tuple(lines),
-        )
 
 
 def command_for(query: EntityQuery) -> str:
@@ -233,6 +183,7 @@ class DifferenceResource:
     def __init__(self, readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
         self._readers, self._renderer, self._clock = readers, renderer, clock
         self._free = threading.BoundedSemaphore(COMPARISONS_AT_ONCE)
+        self._threads = ThreadPoolExecutor(COMPARISONS_AT_ONCE, thread_name_prefix="web-difference")
 
     async def on_get(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
         """Show the difference as HTML."""
@@ -288,31 +239,14 @@ class DifferenceResource:
         return await self._apart(lambda: _preview(config, delivery, self._clock))
 
     async def _apart(self, make: Callable[[], Made]) -> Made:
-        """Run `make` in a thread of its own. It counts as running until it has ended, whoever waits for it."""
+        """Run `make` in a thread. It counts as running until it has ended, whoever waits for it."""
         if not self._free.acquire(blocking=False):
             raise TooManyComparisons(
                 f"{COMPARISONS_AT_ONCE} comparisons run, and no more may at a time; try again in some seconds"
             )
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Made] = loop.create_future()
-
-        def answer(set_it: Callable[[], None]) -> None:
-            if not future.done():  # who asked may have gone
-                set_it()
-
-        def work() -> None:
-            try:
-                made = make()
-                done = partial(future.set_result, made)
-            except Exception as error:  # noqa: BLE001  # who waits for it raises it
-                done = partial(future.set_exception, error)
-            finally:
-                self._free.release()
-            with contextlib.suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(answer, done)
-
-        threading.Thread(target=work, name="web-difference", daemon=True).start()
-        return await future
+        running = self._threads.submit(make)
+        running.add_done_callback(lambda _: self._free.release())
+        return await asyncio.wrap_future(running)
 
 
 def _check_route(config: Config, query: DifferenceQuery) -> None:
@@ -327,7 +261,7 @@ def _check_route(config: Config, query: DifferenceQuery) -> None:
 
 
 def _newest(reading: Reading, query: DifferenceQuery) -> Delivery:
-    found = entities.newest(reading.database, query.source, str(query.route), (query.type, query.id))
+    found = events.newest_of_entity(reading.database, query.source, str(query.route), (query.type, query.id))
     if found is None:
         raise NothingThere(f"no event of the source {query.source!r} is about {query.type}/{query.id}")
     return found

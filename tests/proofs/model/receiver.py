@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
+from sqlalchemy import Connection, Engine, RootTransaction, event
 
 from inbox.db import engine as engines
 from inbox.db.dialect import Sql
@@ -33,57 +31,51 @@ class Uncommitted(NamedTuple):
 
     events: tuple[Event, ...]
     seqs: list[int | None]
-    connection: AsyncConnection
-    transaction: AsyncTransaction
+    connection: Connection
+    transaction: RootTransaction
 
 
 class Receiver:
-    """The receiver's store functions, for a caller that is not asynchronous."""
+    """The receiver's store functions."""
 
     def __init__(self, url: str) -> None:
-        self._runner = asyncio.Runner()
-        self._engine = engines.connect_async(url, application="tests")
-        in_haste(self._engine.sync_engine)
-        self._store = STORES[self._engine.dialect.name](KEPT_REPEATS)
-        self._connection = self._runner.run(self._engine.connect().start())
-        self._spare: list[AsyncConnection] = []
+        engine = engines.connect(url, application="tests")
+        in_haste(engine)
+        is_postgres = Sql(engine.dialect.name).is_postgres
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgres else engine
+        self._store = STORES[engine.dialect.name](KEPT_REPEATS)
+        self._connection = self._engine.connect()
+        self._spare: list[Connection] = []
 
     def append(self, *events: Event) -> list[int | None]:
         """Store them; None for one that is there already."""
-        return self._runner.run(self._connection.run_sync(self._store.append, events))
+        return self._store.append(self._connection, events)
 
     def repeat(self, event: Event) -> int | None:
         """Note that it came again; its number."""
-        return self._runner.run(self._connection.run_sync(self._store.note_duplicates, [event]))[0]
+        return self._store.note_duplicates(self._connection, [event])[0]
 
     def hold(self, *events: Event) -> Uncommitted:
         """Store them, but let the commit wait: other numbers are committed before these."""
-        return self._runner.run(self._hold(events))
+        if self._spare:
+            connection = self._spare.pop()
+        else:
+            connection = self._engine.connect().execution_options(isolation_level="READ COMMITTED")
+            connection.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")  # held as long as a run likes
+            connection.commit()
+        transaction = connection.begin()
+        return Uncommitted(events, self._store.append(connection, events), connection, transaction)
 
     def commit(self, held: Uncommitted) -> None:
-        self._runner.run(held.transaction.commit())
+        held.transaction.commit()
         self._spare.append(held.connection)
 
     def roll_back(self, held: Uncommitted) -> None:
         """As if the receiver had died before the commit."""
-        self._runner.run(held.transaction.rollback())
+        held.transaction.rollback()
         self._spare.append(held.connection)
 
     def close(self) -> None:
         for connection in (self._connection, *self._spare):
-            self._runner.run(connection.close())
-        self._runner.run(self._engine.dispose())
-        self._runner.close()
-
-    async def _hold(self, events: tuple[Event, ...]) -> Uncommitted:
-        if self._spare:
-            connection = self._spare.pop()
-        else:
-            connection = await self._engine.connect()
-            await connection.execution_options(isolation_level="READ COMMITTED")
-            await connection.exec_driver_sql(
-                "SET idle_in_transaction_session_timeout = 0"
-            )  # held as long as a run likes
-            await connection.commit()
-        transaction = await connection.begin()
-        return Uncommitted(events, await connection.run_sync(self._store.append, events), connection, transaction)
+            connection.close()
+        self._engine.dispose()

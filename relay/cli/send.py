@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.options import parse_entity, time_option
-from inbox.cli.terminal import FINDING, answer, exit_on_error, fail
+from relay.cli.options import parse_entity, time_option
+from relay.cli.terminal import FINDING, answer, exit_on_error, fail
 
 
 def send_command(
@@ -36,10 +36,10 @@ def send_command(
       inbox send github --entity issue/1 --event issues.opened
       inbox send acme --body order.json --header "X-Acme-Event: order.updated"
     """
-    from inbox.cli.provider import sample_of, send
     from inbox.clock import SystemClock
     from inbox.loader.load import read_config
     from inbox.sources.base import Sample
+    from relay.cli.provider import sample_of, send
 
     entity_type, entity_id = parse_entity(entity)
     given = dict(_header(each) for each in header or [])

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inbox.cli.options import (
+from inbox.clock import SystemClock
+from inbox.events.past import event_at
+from inbox.events.timestamps import rfc3339
+from relay.cli.options import (
     MOST_NUMBER,
     AsJson,
     AsNdjson,
@@ -26,18 +29,15 @@ from inbox.cli.options import (
     Since,
     Until,
     Wide,
-    open_database,
+    open_engine,
     parse_entity,
     require_known,
     require_known_filters,
     require_past,
 )
-from inbox.cli.tables import Column, Format, format_of, next_page, show
-from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, put, put_json, say, show_fields
-from inbox.cli.wording import shown_state
-from inbox.clock import SystemClock
-from inbox.events.past import event_at
-from inbox.events.timestamps import rfc3339
+from relay.cli.tables import Column, Format, format_of, next_page, show
+from relay.cli.terminal import FINDING, as_document, console, exit_on_error, put, put_json, say, show_fields
+from relay.words import shown_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,7 +122,7 @@ def list_command(
     entity_type, entity_id = parse_entity(entity, may_be_a_type=True)
     with exit_on_error():
         config = read_config()
-        with open_database(config) as database:
+        with open_engine(config) as database:
             require_known_filters(config, database, source=source, route=route, destination=destination, state=state)
             wanted = listing.EventFilter(
                 source=source,
@@ -192,19 +192,19 @@ def show_command(
       inbox show 42 --json
       inbox show 42 --at 2026-01-31T10:00:00Z
     """
-    from inbox.cli.story import story
-    from inbox.db import past, reads
+    from inbox.db import reads
     from inbox.loader.load import read_config
+    from relay.cli.story import story
 
     if at is not None:
         require_past(at)
     removed: list[str] = []
     with exit_on_error():
         config = read_config()
-        with open_database(config) as database:
-            row = reads.event(database, seq)
+        with open_engine(config) as database:
+            row = reads.event(database, seq, is_whole=True)
             if row is not None and at is not None:
-                removed = past.removed_from(database, row, at)
+                removed = reads.removed_from(database, row, at)
     if row is None:
         say(f"there is no event {seq}")
         raise typer.Exit(FINDING)
@@ -224,7 +224,7 @@ def _show_at(row: Row, at: datetime, removed: list[str], *, as_json: bool) -> No
     if row["received_at"] > at:
         say(f"event {row['seq']} arrived later, at {rfc3339(row['received_at'], 'milliseconds')}")
         raise typer.Exit(FINDING)
-    from inbox.cli.story import story_at
+    from relay.cli.story import story_at
 
     then = event_at(row, at)
     if as_json:
@@ -291,7 +291,7 @@ def commands(
     require_known("kind", kind, COMMAND_KINDS)
     require_known("state", state, COMMAND_STATES)
     wanted = {"kind": kind, "state": state, "since": since, "until": until, "before": before}
-    with exit_on_error(), open_database() as database:
+    with exit_on_error(), open_engine() as database:
         found = all_rows(database, "commands", wanted, form.most(limit))
         if not form.is_table:
             show(found, COMMAND_COLUMNS, form, empty="")
@@ -309,8 +309,8 @@ def _shown_command(row: Row) -> Row:
 def _show_command(number: int, form: Format) -> None:
     from inbox.db import reads
 
-    with exit_on_error(), open_database() as database:
-        row = reads.command(database, number)
+    with exit_on_error(), open_engine() as database:
+        row = reads.row_of(database, "relay_command", number)
     if row is None:
         say(f"there is no command {number}")
         raise typer.Exit(FINDING)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from inbox.cli.options import AsJson
-from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, fail, put, put_json
-from inbox.cli.wording import counted
 from inbox.clock import SystemClock
 from inbox.observe.visible import visible_line
+from relay.cli.options import AsJson
+from relay.cli.terminal import FINDING, as_document, console, exit_on_error, fail, put, put_json
+from relay.words import counted
 
 if TYPE_CHECKING:
     from inbox.doctor.run import ExaminationResult
@@ -80,7 +80,7 @@ def doctor_command(
 
 
 def _installation() -> Installation:
-    from inbox.db import read_only
+    from inbox.db.engine import connect_read_only
     from inbox.errors import ConfigError
     from inbox.examination import Installation
     from inbox.loader.load import config_path, load_file
@@ -88,7 +88,7 @@ def _installation() -> Installation:
     path = config_path()
     file = load_file(path)
     try:
-        engine = read_only.connect(file.sound.database.url, application="inbox-doctor")
+        engine = connect_read_only(file.sound.database.url, application="inbox-doctor")
     except ConfigError:  # the examinations of the database say so
         engine = None
     return Installation(path, file, SystemClock().now(), socket.gethostname(), engine)

@@ -12,10 +12,10 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from inbox.cli.options import AsJson
-from inbox.cli.tables import Column, Format, show
-from inbox.cli.terminal import FINDING, Doing, Speed, answer, as_document, bar, exit_on_error, fail, put_json, say
-from inbox.cli.wording import counted, lasting
+from relay.cli.options import AsJson
+from relay.cli.tables import Column, Format, show
+from relay.cli.terminal import FINDING, Doing, Speed, answer, as_document, bar, exit_on_error, fail, put_json, say
+from relay.words import counted, lasting
 
 if TYPE_CHECKING:
     from inbox.check import Verdict

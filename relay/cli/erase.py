@@ -10,8 +10,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
 from rich.text import Text
 
-from inbox.cli.options import AsJson, login_name, names_of, open_database, parse_entity, require_known
-from inbox.cli.terminal import (
+from inbox.events.commands import says_why
+from inbox.observe.visible import visible
+from relay.cli.options import AsJson, login_name, names_of, open_engine, parse_entity, require_known
+from relay.cli.terminal import (
     FINDING,
     Doing,
     answer,
@@ -24,15 +26,12 @@ from inbox.cli.terminal import (
     put_json,
     say,
 )
-from inbox.cli.wording import byte_count, counted, stays_open
-from inbox.events.commands import says_why
-from inbox.observe.visible import visible
+from relay.words import byte_count, counted, stays_open
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from inbox.db.erasing import ErasureOrder, ErasurePlan, ErasureResult, StepDone
-    from inbox.db.erasure import ErasureSubject
+    from inbox.db.erasure import ErasureOrder, ErasurePlan, ErasureResult, ErasureSubject, StepDone
 
 
 def erase_command(
@@ -61,9 +60,8 @@ def erase_command(
       inbox erase --source trivore --entity USER/IDNUMBER1234 --reason "request 2026-17" --yes
       inbox erase --source trivore --entity USER/IDNUMBER1234 --dry-run --json
     """
-    from inbox.db.erasing import ErasureOrder
-    from inbox.db.erasure import ErasureSubject
-    from inbox.db.known_names import has_source
+    from inbox.db.erasure import ErasureOrder, ErasureSubject
+    from inbox.db.reads import has_source
     from inbox.loader.load import read_config
 
     entity_type, entity_id = parse_entity(entity)
@@ -74,7 +72,7 @@ def erase_command(
         fail("the reason names the entity, and it is kept for good: say why without the id")
     with exit_on_error():
         config = read_config()
-        with open_database(config) as database:
+        with open_engine(config) as database:
             require_known("source", source, config.sources, stored=lambda name: has_source(database, name))
             planned = _plan(database, subject)
             if not yes or dry_run or planned.is_empty or planned.is_held_up:
@@ -87,7 +85,7 @@ def erase_command(
 
 
 def _plan(database: Engine, subject: ErasureSubject) -> ErasurePlan:
-    from inbox.db.erasing import plan
+    from inbox.db.erasure import plan
 
     with bar(SpinnerColumn(), Doing()) as progress:
         task = progress.add_task("counting", total=None)
@@ -161,7 +159,7 @@ def _do(database: Engine, order: ErasureOrder, planned: ErasurePlan) -> ErasureR
     """Erase with a bar. After an interrupt the same command goes on with the rest."""
     from sqlalchemy.exc import DBAPIError
 
-    from inbox.db.erasing import ask, carry_out, stop
+    from inbox.db.erasure import ask, carry_out, stop
 
     number = ask(database, order)
     erased = 0
@@ -187,7 +185,7 @@ def _do(database: Engine, order: ErasureOrder, planned: ErasurePlan) -> ErasureR
 
 
 def _report(done: ErasureResult, planned: ErasurePlan, *, as_json: bool) -> None:
-    from inbox.db.erasing import answer_of
+    from inbox.db.erasure import answer_of
 
     if as_json:
         put_json(as_document({**msgspec.to_builtins(done), "answer": answer_of(done.open)}))

@@ -11,11 +11,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn
 from rich.text import Text
 
-from inbox.cli.options import AsJson
-from inbox.cli.terminal import FINDING, WRONG_USE, Doing, as_document, bar, console, put, put_json
-from inbox.cli.wording import counted
 from inbox.errors import ConfigError
 from inbox.observe.visible import visible
+from relay.cli.options import AsJson
+from relay.cli.terminal import FINDING, WRONG_USE, Doing, as_document, bar, console, put, put_json
+from relay.words import counted
 
 if TYPE_CHECKING:
     from inbox.check import ConfigFinding, DatabaseState, Probe, Reply

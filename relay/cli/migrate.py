@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from inbox.cli.terminal import answer, exit_on_error, fail, put, say
 from inbox.observe.visible import visible
+from relay.cli.terminal import answer, exit_on_error, fail, put, say
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -33,7 +33,7 @@ def migrate_command(
       inbox migrate
       INBOX_DATABASE_URL=postgresql+psycopg://localhost/inbox inbox migrate
     """
-    from inbox.db import engine, migrate, roles
+    from inbox.db import engine, migrate
     from inbox.exposure import exposure_warnings
     from inbox.loader.load import config_path, read_config
 
@@ -45,7 +45,7 @@ def migrate_command(
             made.dispose()
             return
         done = migrate.upgrade(made, say, contract=contract)
-        behind = roles.lacking(made)
+        behind = migrate.lacking_rights(made)
         made.dispose()
         for exposure in exposure_warnings(config_path(), config):
             say(f"warning: {exposure}")
@@ -96,13 +96,13 @@ def roles_command(
       inbox roles
       inbox roles --prefix orders
     """
-    from inbox.db import engine, roles
+    from inbox.db import engine, migrate
     from inbox.loader.load import read_config
 
     with exit_on_error():
         url = engine.parse_url(read_config().database.url)
         if url.get_backend_name() != "postgresql":
             fail("a SQLite file has no roles; its mode decides who may read and write it")
-        script = roles.script(str(url.query.get("schema", engine.DEFAULT_SCHEMA)), prefix)
+        script = migrate.roles_script(str(url.query.get("schema", engine.DEFAULT_SCHEMA)), prefix)
     for line in script.splitlines():
         put(Text(visible(line)))

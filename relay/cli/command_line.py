@@ -16,8 +16,8 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from inbox.cli.terminal import answer
 from inbox.observe.visible import visible_text
+from relay.cli.terminal import answer
 
 _EXAMPLES = re.compile(r"^Examples?:$", re.MULTILINE)
 

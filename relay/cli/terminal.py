@@ -156,7 +156,7 @@ def exit_on_error() -> Iterator[None]:
 
         if not isinstance(error, DBAPIError):
             raise
-        from inbox.db.trouble import remedy, trouble_text
+        from inbox.db.dialect import remedy, trouble_text
 
         fail(f"the database: {trouble_text(error)}{remedy(error)}")
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inbox.cli.options import (
+from inbox.clock import steady
+from relay.cli.options import (
     AsNdjson,
     End,
     OfEntity,
@@ -20,15 +21,14 @@ from inbox.cli.options import (
     OfSource,
     Since,
     Wide,
-    open_database,
+    open_engine,
     parse_entity,
     require_known,
     require_known_filters,
 )
-from inbox.cli.rejected import OfCause
-from inbox.cli.tables import Column, Rolling, format_of
-from inbox.cli.terminal import exit_on_error, say
-from inbox.clock import steady
+from relay.cli.rejected import OfCause
+from relay.cli.tables import Column, Rolling, format_of
+from relay.cli.terminal import exit_on_error, say
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -90,7 +90,7 @@ def tail(
     require_known("cause", cause, CAUSES)
     with exit_on_error(), until_interrupted():
         config = read_config()
-        with open_database(config) as database:
+        with open_engine(config) as database:
             require_known_filters(config, database, route=route)
             _require_source(source, config.sources, database)
             on_events = (route, entity_type, entity_id, event_type) != (None,) * 4
@@ -113,7 +113,7 @@ def tail(
 
 
 def _require_source(source: str | None, known: Any, database: Engine) -> None:  # noqa: ANN401  # the configuration's table
-    from inbox.db.known_names import has_rejected_source, has_source
+    from inbox.db.reads import has_rejected_source, has_source
 
     require_known(
         "source", source, known, stored=lambda name: has_source(database, name) or has_rejected_source(database, name)
@@ -165,8 +165,7 @@ def _look(database: Engine, followers: Sequence[Follower], rows: list[tuple[Feed
 
 def while_reachable(look: Callable[[], None]) -> None:
     """Look, again and again while the database can't be reached."""
-    from inbox.db.dialect import failure_of
-    from inbox.db.trouble import trouble_text
+    from inbox.db.dialect import failure_of, trouble_text
 
     is_away = False
     while True:

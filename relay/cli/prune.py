@@ -14,18 +14,18 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn
 
-from inbox.cli.options import AsJson, login_name, open_database, require_known
-from inbox.cli.tables import Column, Format, show
-from inbox.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
-from inbox.cli.wording import byte_count, counted
 from inbox.clock import SystemClock
 from inbox.config.model import RetentionKind
+from relay.cli.options import AsJson, login_name, open_engine, require_known
+from relay.cli.tables import Column, Format, show
+from relay.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
+from relay.words import byte_count, counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from inbox.config.model import Retention
-    from inbox.db.checkpoint import Checkpoints
+    from inbox.db.engine import Checkpoints
     from inbox.db.retention import KindPlan
 
 COLUMNS = (
@@ -81,7 +81,7 @@ def prune_command(
     wanted: list[RetentionKind] = [kind for kind in STEPS if not kinds or kind in kinds]
     with exit_on_error():
         config = read_config()
-        with open_database(config) as database:
+        with open_engine(config) as database:
             plans = [each for each in _plans(database, config.retention) if each.kind in wanted]
             if not as_json:
                 shown = [{**msgspec.structs.asdict(each), "rows": rows_in(each)} for each in plans]
@@ -139,7 +139,7 @@ def _asks(plans: Sequence[KindPlan], *, as_json: bool) -> bool:
 
 def _prune(database: Engine, plans: Sequence[KindPlan]) -> list[Done]:
     """Prune with a bar. After an interruption the same command goes on with the rest."""
-    from inbox.db.checkpoint import Checkpoints
+    from inbox.db.engine import Checkpoints
     from inbox.db.pruning import LeasedPruner, LeaseLost
     from inbox.db.retention import STEPS, Pruned
 
@@ -181,8 +181,8 @@ def _prune(database: Engine, plans: Sequence[KindPlan]) -> list[Done]:
 @contextmanager
 def _begin(database: Engine, rows: int, checkpoints: Checkpoints) -> Iterator[Connection]:
     """Begin a transaction; on SQLite the write-ahead log is copied back from time to time."""
-    from inbox.db.checkpoint import checkpoint
     from inbox.db.dialect import Sql
+    from inbox.db.engine import checkpoint
 
     with database.begin() as connection:
         yield connection

@@ -1,4 +1,8 @@
-"""Tables of relays and operators: retention, reveals, processes, gates, commands, alerts, sweeps and figures."""
+"""Tables of both sides. Their names are public: DBAs write queries against them.
+
+A change here needs a migration, a changelog line and a reason. Append-only tables hold facts, small hot tables hold the
+work. The triggers that protect the append-only ones are in `inbox.db.triggers`.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +13,271 @@ from sqlalchemy import (
     Column,
     Index,
     Integer,
+    LargeBinary,
+    MetaData,
     PrimaryKeyConstraint,
     Table,
     Text,
+    UniqueConstraint,
 )
 
 from inbox.db.columns import (
     HOT,
     PRUNED,
+    BigId,
     DatabaseRole,
     DatabaseTime,
     JsonValue,
+    TextList,
     UtcDateTime,
     count,
-    metadata,
     number,
     one_of,
     optional,
     partial_index,
+    readable,
     required,
     says_nothing,
 )
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, MOST_REASON, MOST_WHO, OPEN_COMMANDS
-from inbox.events.states import THROUGHPUT_KINDS
+from inbox.events.states import HEADS, OPEN_STATES, SUSPECT_CRASHES, THROUGHPUT_KINDS
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+inbox = Table(
+    "inbox",
+    metadata,
+    number("seq", "number of the event in arrival order; gaps mean nothing"),
+    required("source", Text, "sender: a name of [sources] in inbox.toml"),
+    required(
+        "dedup_key",
+        Text,
+        "key of the event: a request of the source with the same key is a duplicate; it has a digest in place of an entity's id",
+    ),
+    optional("entity_type", Text, "type of the entity that changed, such as USER; empty when the event has no entity"),
+    optional("entity_id", Text, "id of the entity that changed, as the source gives it; a pseudonym after erasure"),
+    required("event_type", Text, "event type, verbatim from the sender"),
+    required("action", Text, "effect on the entity: create, update, delete or other"),
+    optional("event_id", Text, "the sender's own id of the event, if any"),
+    required(
+        "occurred_at",
+        UtcDateTime,
+        "the event's own time, to the microsecond; of its arrival where none can be true",
+    ),
+    required("received_at", UtcDateTime, "time at which the receiver had read the request"),
+    required("routes", TextList, "names of the routes that matched when it arrived; empty: unrouted"),
+    required("content_type", Text, "Content-Type of the body"),
+    required("body_bytes", Integer, "size of the body in bytes; stays after its payload is gone"),
+    required(
+        "body_is_text", Boolean, "true: the body is UTF-8 without NUL; the view event has it as text", default="false"
+    ),
+    required("body_sha256", LargeBinary, "SHA-256 of the body; stays after its payload is gone"),
+    optional(
+        "traceparent",
+        Text,
+        "W3C trace context of the request: of the receiver's span where that is sampled, else the sender's; empty after erasure",
+    ),
+    optional(
+        "erased_at",
+        UtcDateTime,
+        "time at which the entity was erased: entity_id is a pseudonym, and nothing else names it",
+    ),
+    UniqueConstraint("source", "dedup_key"),
+    Index("ix_inbox_entity", "source", "entity_type", "entity_id", "seq"),
+    CheckConstraint("action IN ('create', 'update', 'delete', 'other')", name="action"),
+    comment="One row per accepted webhook, immutable. Written by the receiver before it answers 200.",
+    postgresql_with=PRUNED,
+    sqlite_autoincrement=True,  # a number is never used again, even when the newest row is pruned
+)
+
+inbox_payload = Table(
+    "inbox_payload",
+    metadata,
+    Column("seq", BigId, primary_key=True, autoincrement=False, comment="the event: inbox.seq"),
+    required("headers", JsonValue, "allow-listed request headers"),
+    required("body", LargeBinary, "body of the request, byte for byte"),
+    comment="Headers and body of each event, until retention or erasure deletes them. The views and commands join it by seq.",
+    # ranges of seq, as retention gives the space of a whole range back at once: see inbox.db.leaves
+    postgresql_partition_by="RANGE (seq)",
+)
+
+duplicate_request = Table(
+    "duplicate_request",
+    metadata,
+    number("id", "number of the duplicate"),
+    required("seq", BigInteger, "the event that it duplicates: inbox.seq"),
+    required("received_at", UtcDateTime, "time of its arrival"),
+    required("body_sha256", LargeBinary, "SHA-256 of its body"),
+    optional("body", LargeBinary, "its body, only when it differs from the event's"),
+    optional("handled_at", UtcDateTime, "time at which a relay judged it; empty: not judged yet"),
+    required(
+        "times",
+        BigInteger,
+        "number of requests in this row: after the first 20 of an event, further ones are only counted",
+        default="1",
+    ),
+    optional("last_received_at", UtcDateTime, "if times is more than 1: time of the last arrival"),
+    optional("error", Text, "reason why it could not be judged; clear it to have it judged again"),
+    Index("ix_duplicate_request_seq", "seq"),
+    partial_index("ix_duplicate_request_open", "seq", where="handled_at IS NULL"),
+    comment="A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.",
+    postgresql_with=PRUNED,
+    sqlite_autoincrement=True,
+)
+
+rejected_request = Table(
+    "rejected_request",
+    metadata,
+    number("id", "number of the rejected request"),
+    required("received_at", UtcDateTime, "time of its arrival"),
+    required("source", Text, "source in the URL, known or unknown"),
+    required("status", Integer, "HTTP status of the answer"),
+    required("cause", Text, "cause in one word, as in the metrics"),
+    required("reason", Text, "reason in one sentence"),
+    optional("field", Text, "invalid field, if any"),
+    optional("remote_address", Text, "address of the client"),
+    optional("headers", JsonValue, "allow-listed request headers, only of an authenticated sender"),
+    required("body_sha256", LargeBinary, "SHA-256 of the body"),
+    optional("body", LargeBinary, "the body, only of an authenticated sender, so that it can be readmitted"),
+    optional("readmitted_at", UtcDateTime, "time at which an operator readmitted it; empty: not readmitted"),
+    optional(
+        "readmitted_seq",
+        BigInteger,
+        "the event that it became or duplicates: inbox.seq; the first, when its body has several",
+    ),
+    optional("readmitted_by", Text, "operator who readmitted it"),
+    optional("readmit_reason", Text, "reason for readmitting it"),
+    # those that can be readmitted, beside very many of strangers
+    partial_index("ix_rejected_request_whole", "id", where="body IS NOT NULL"),
+    comment="A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.",
+    postgresql_with=PRUNED,
+    sqlite_autoincrement=True,
+)
+
+
+FIRST_DUE, LAST_DUE = "1970-01-01 00:00:00.000000Z", "9000-01-01 00:00:00.000000Z"
+
+open_delivery = Table(
+    "open_delivery",
+    metadata,
+    required("seq", BigInteger, "the event: inbox.seq"),
+    required("route", Text, "the route it takes: a name of [routes] in inbox.toml"),
+    required("lane", Text, "the unit of order on the route: TYPE|ID of the entity, * or the event itself"),
+    required("occurred_at", UtcDateTime, "copy of inbox.occurred_at: order in the lane, before seq"),
+    required("state", Text, "received, waiting (behind its head), ready, in_flight, blocked or dead"),
+    count("attempt", Integer, "attempts used in this run"),
+    count("run", Integer, "number of times it was replayed or re-armed"),
+    count("crashes", Integer, "attempts in a row whose lease expired"),
+    optional("due_at", UtcDateTime, "if ready: time of the next attempt; database clock"),
+    optional("lease_until", UtcDateTime, "if in_flight: end of the lease; database clock"),
+    optional(
+        "lease_token", BigInteger, "if in_flight: fencing token of the claim; a result with another token is discarded"
+    ),
+    optional("relay_node", Text, "if in_flight: relay_node.id of the process that delivers it"),
+    PrimaryKeyConstraint("seq", "route"),
+    CheckConstraint(f"state IN ({one_of(OPEN_STATES)})", name="state"),
+    CheckConstraint("(state = 'ready') = (due_at IS NOT NULL)", name="due_when_ready"),
+    # 'infinity', or a year outside datetime's range, could not be read.
+    CheckConstraint(f"due_at BETWEEN '{FIRST_DUE}' AND '{LAST_DUE}'", name="due_at"),
+    CheckConstraint(
+        "(state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL)",
+        name="leased_when_in_flight",
+    ),
+    # The database itself keeps the invariant of order: one head per lane.
+    partial_index("ux_open_delivery_head", "route", "lane", where=f"state IN ({one_of(HEADS)})", unique=True),
+    partial_index("ix_open_delivery_received", "seq", where="state = 'received'"),
+    partial_index("ix_open_delivery_ready", "route", "due_at", "seq", where="state = 'ready'"),
+    partial_index(
+        "ix_open_delivery_suspect", "due_at", "seq", where=f"state = 'ready' AND crashes >= {SUSPECT_CRASHES}"
+    ),
+    partial_index("ix_open_delivery_waiting", "route", "lane", "occurred_at", "seq", where="state = 'waiting'"),
+    partial_index("ix_open_delivery_in_flight", "seq", "route", where="state = 'in_flight'"),
+    partial_index("ix_open_delivery_dead", "route", "lane", "occurred_at", "seq", where="state = 'dead'"),
+    partial_index(
+        "ix_open_delivery_replayed", "route", where="run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight')"
+    ),
+    partial_index("ix_open_delivery_given_up", "seq", "route", where="state IN ('dead', 'blocked')"),
+    partial_index("ix_open_delivery_blocked", "route", "lane", where="state = 'blocked'"),
+    comment="Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.",
+    postgresql_with=HOT,
+)
+
+lane = Table(
+    "lane",
+    metadata,
+    required("route", Text, "the route"),
+    required("lane", Text, "the lane, as in open_delivery"),
+    required("occurred_at", UtcDateTime, "time of the newest event delivered in this lane"),
+    required("seq", BigInteger, "the newest event delivered in this lane: inbox.seq"),
+    optional("fetch_began_at", UtcDateTime, "time at which that delivery fetched the entity; sync routes only"),
+    optional("last_modified", UtcDateTime, "the source's own time of the applied state"),
+    optional("applied_hash", LargeBinary, "SHA-256 of the data sent downstream"),
+    optional("etag", Text, "ETag of the entity in that state; only where the route fetches conditionally"),
+    optional(
+        "etag_config", LargeBinary, "SHA-256 of the route as it was configured then: another one fetches it whole"
+    ),
+    optional(
+        "healing_seq",
+        BigInteger,
+        "while older dead deliveries of the lane are ended in batches: inbox.seq of the success that replaces them",
+    ),
+    PrimaryKeyConstraint("route", "lane"),
+    partial_index("ix_lane_healing", "route", "lane", where="healing_seq IS NOT NULL"),
+    comment="Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.",
+    postgresql_with=HOT,
+)
+
+delivery_log = Table(
+    "delivery_log",
+    metadata,
+    number("id", "number of the fact"),
+    required("at", UtcDateTime, "time of recording; database clock"),
+    required("seq", BigInteger, "the event: inbox.seq"),
+    required("route", Text, "the route"),
+    required("kind", Text, "kind of fact; explained in docs/reference/states.md"),
+    required("attempt", Integer, "attempts used in this run at that time"),
+    optional("relay_node", Text, "relay_node.id of the process that recorded it; empty for an operator's command"),
+    required("detail", JsonValue, "calls, statuses, durations, error, next due time, operator and reason"),
+    CheckConstraint(
+        "kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over',"
+        " 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')",
+        name="kind",
+    ),
+    Index("ix_delivery_log_delivery", "seq", "route", "id"),
+    # Without autosummarize, a look at the last minute reads all that has been added since the last VACUUM.
+    Index("ix_delivery_log_at", "at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
+    partial_index("ix_delivery_log_attempt", "id", where="kind IN ('attempt_failed', 'abandoned')"),
+    comment="Facts about deliveries, append-only. The state of every delivery is the fold of its facts.",
+    postgresql_with=PRUNED,
+    sqlite_autoincrement=True,
+)
+
+order_lock = Table(
+    "order_lock",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    CheckConstraint("id = 1", name="one_row"),
+    comment="One row, locked by every transaction that may end or make heads on any route.",
+)
+
+route_lock = Table(
+    "route_lock",
+    metadata,
+    Column("route", Text, primary_key=True, comment="name of the route"),
+    comment=(
+        "One row for each route, locked by every transaction that ends or makes the head of a lane on it."
+        " Added by relays, and never removed. Empty on SQLite."
+    ),
+)
+
 
 payload_lock = Table(
     "payload_lock",
@@ -269,3 +514,10 @@ throughput_minute = Table(
     " that is killed takes its last ones with it.",
     postgresql_with=HOT,
 )
+
+for _table in metadata.sorted_tables:
+    for _column in list(_table.columns):
+        for _dialect, _condition in readable(_column).items():
+            _table.append_constraint(
+                CheckConstraint(_condition, name=f"{_column.name}_is_readable").ddl_if(dialect=_dialect)
+            )

@@ -11,19 +11,19 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.check import check_command
-from inbox.cli.command_line import Commands, options, run
-from inbox.cli.copy import copy_command
-from inbox.cli.doctor import doctor_command
-from inbox.cli.erase import erase_command
-from inbox.cli.init import init_command
-from inbox.cli.listings import commands, list_command, show_command
-from inbox.cli.migrate import migrate_command, roles_command
-from inbox.cli.prune import prune_command
-from inbox.cli.rejected import readmit_command, rejected
-from inbox.cli.send import send_command
-from inbox.cli.tail import tail
-from inbox.cli.terminal import exit_on_error
+from relay.cli.check import check_command
+from relay.cli.command_line import Commands, options, run
+from relay.cli.copy import copy_command
+from relay.cli.doctor import doctor_command
+from relay.cli.erase import erase_command
+from relay.cli.events import commands, list_command, show_command
+from relay.cli.init import init_command
+from relay.cli.migrate import migrate_command, roles_command
+from relay.cli.prune import prune_command
+from relay.cli.rejected import readmit_command, rejected
+from relay.cli.send import send_command
+from relay.cli.tail import tail
+from relay.cli.terminal import exit_on_error
 
 app = typer.Typer(
     cls=Commands,

@@ -11,20 +11,19 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from inbox.cli.event_words import both_times, commands_for, fact_in_words, held_back, next_step
-from inbox.cli.tables import style_of
-from inbox.cli.wording import byte_count, counted, lasting, relative, shown_state
 from inbox.config.model import Config
 from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible
+from relay.cli.tables import style_of
+from relay.words import FactShown, RouteProgress, both_times, byte_count, counted, facts_of, lasting, progress, relative
 
 Row = dict[str, Any]
 
-_MOST_FACTS = 40
-"""The most facts of a route in its story; the older ones are counted."""
 _LABEL = 22
 """Room for the labels and times before the texts."""
 _LEAST_ROOM = 30
+_STYLES = {"good": "green", "warn": "yellow", "bad": "red", "quiet": "bright_black"}
+"""The colour of each tone."""
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -41,9 +40,9 @@ def story(event: Row, config: Config, now: datetime, width: int | None) -> list[
     """Tell the story of an event, as `inbox.db.reads.event` reads it, in lines of at most `width`; None: of any length."""
     lines = _beginning(event, now, width)
     for delivery in event["deliveries"]:
-        state = visible(shown_state(delivery, now))
-        lines += _heading(delivery, state, width)
-        lines += _laid_out(_route(event, delivery, state, config, now), width)
+        told = progress(event, delivery, config, now)
+        lines += _heading(told.route, told.state, width)
+        lines += _laid_out(_route(told), width)
     return lines
 
 
@@ -51,7 +50,7 @@ def story_at(event: Row, at: datetime, width: int | None) -> list[Text]:
     """Tell the story of an event up to a moment, as `inbox.events.past.event_at` gives it; spans of time end then."""
     lines = [Text(f"as it was at {rfc3339(at, 'milliseconds')}"), *_beginning({**event, "duplicates": ()}, at, width)]
     for delivery in event["deliveries"]:
-        lines += _heading(delivery, visible(delivery["state"]), width)
+        lines += _heading(delivery["route"], delivery["state"], width)
         lines += _laid_out(_past_route(event, delivery, at), width)
     return lines
 
@@ -68,8 +67,8 @@ def _beginning(event: Row, now: datetime, width: int | None) -> list[Text]:
     return lines
 
 
-def _heading(delivery: Row, state: str, width: int | None) -> list[Text]:
-    heading = Text.assemble((f"route {visible(str(delivery['route']))}: ", "bold"), (state, style_of(state)))
+def _heading(route: str, state: str, width: int | None) -> list[Text]:
+    heading = Text.assemble((f"route {visible(route)}: ", "bold"), (visible(state), style_of(state)))
     return [Text(), *([heading] if width is None else heading.wrap(Console(width=width), width))]
 
 
@@ -81,61 +80,47 @@ def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
     is_erased = event["erased_at"] is not None
     if is_erased:
         yield _Line("entity erased", both_times(event["erased_at"], now))
-    pruned = f"; payload {'erased' if is_erased else 'pruned'}" if event["body"] is None else ""
+    pruned = f"; payload {'erased' if is_erased else 'pruned'}" if event["is_pruned"] else ""
     yield _Line("body", f"{byte_count(event['body_bytes'])}, {visible(event['content_type'])}{pruned}")
     times = sum(duplicate["times"] for duplicate in event["duplicates"])
     if times:
         last = max(each["last_received_at"] or each["received_at"] for each in event["duplicates"])
-        different = sum(each["body"] is not None for each in event["duplicates"])
+        different = sum(each["is_other"] for each in event["duplicates"])
         bodies = f"; {different} of them with another body" if different else ""
         yield _Line(
             "duplicates", f"{counted(times, 'request')} with the same key, the last {relative(last, now)}{bodies}"
         )
 
 
-def _route(event: Row, delivery: Row, state: str, config: Config, now: datetime) -> Iterator[_Line]:
-    route = delivery["route"]
-    yield from _facts(event, route)
-    held = list(held_back(event, delivery, config, now)) if state in {"ready", "retrying"} else []
-    for line, _ in held:
-        yield _Line("held back", line, "yellow")
-    head = next((head for head in event["heads"] if head["route"] == route), None)
-    yield _Line("next", next_step(event, delivery, state, head, now, is_held=bool(held)))
-    commands = [command for _, command in held if command]
-    if event["erased_at"] is None:  # else there is nothing that could be delivered
-        commands += commands_for(event["seq"], delivery, state, head, is_held=bool(held))
-    for number, command in enumerate(commands):
-        yield _Line("commands" if number == 0 else "", command, "cyan", wraps=False)
+def _route(told: RouteProgress) -> Iterator[_Line]:
+    yield from _facts(told.facts, told.earlier_facts)
+    for hold in told.holds:
+        yield _Line("held back", hold.says, "yellow")
+    yield _Line("next", told.next)
+    for number, command in enumerate(told.commands):
+        yield _Line("" if number else "commands", command, "cyan", wraps=False)
 
 
 def _past_route(event: Row, delivery: Row, at: datetime) -> Iterator[_Line]:
-    yield from _facts(event, delivery["route"])
+    yield from _facts(*facts_of(event, delivery["route"]))
     if delivery["last_fact"] is None:
         yield _Line("", "no attempt had ended")
     if delivery["due_at"] is not None:
         yield _Line("next attempt", both_times(delivery["due_at"], at))
 
 
-def _facts(event: Row, route: str) -> Iterator[_Line]:
-    facts = [fact for fact in event["facts"] if fact["route"] == route]
-    if len(facts) > _MOST_FACTS:
-        yield _Line("", f"{counted(len(facts) - _MOST_FACTS, 'earlier fact')}: --json")
-    for fact in facts[-_MOST_FACTS:]:
-        yield from _fact(fact)
-
-
-def _fact(fact: Row) -> Iterator[_Line]:
-    """Tell one fact: what happened, then each call on a line of its own."""
-    detail = fact["detail"]
-    text, style = fact_in_words(fact["kind"], fact["attempt"], detail)
-    yield _Line(rfc3339(fact["at"], "seconds"), text, style)
-    for call in detail.get("calls", ()):
-        outcome = str(call.get("status") or call.get("sent", ""))
-        took = lasting(call.get("milliseconds", 0) / 1000)
-        yield _Line("", visible(f"{outcome:<3} {took:>7}  {call.get('method', '')} {call.get('url', '')}"))
-        said = call.get("error") or call.get("excerpt")
-        if said and said not in str(detail.get("error", "")):
-            yield _Line("", f"    {visible(' '.join(str(said).split()))}")
+def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
+    """Tell each fact: what happened, then each call on a line of its own."""
+    if earlier:
+        yield _Line("", f"{counted(earlier, 'earlier fact')}: --json")
+    for fact in facts:
+        yield _Line(rfc3339(fact.at, "seconds"), fact.says, _STYLES.get(fact.tone, ""))
+        for call in fact.calls:
+            took = lasting(call.milliseconds / 1000)
+            yield _Line("", visible(f"{call.outcome:<3} {took:>7}  {call.method} {call.url}"))
+            said = visible(" ".join((call.error or call.excerpt or "").split()))
+            if said and said not in fact.says:
+                yield _Line("", f"    {said}")
 
 
 def _laid_out(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:

@@ -12,7 +12,8 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from inbox.cli.options import (
+from inbox.events.commands import says_why
+from relay.cli.options import (
     MOST_NUMBER,
     AsJson,
     AsNdjson,
@@ -24,13 +25,12 @@ from inbox.cli.options import (
     Wide,
     login_name,
     names_of,
-    open_database,
+    open_engine,
     require_known,
 )
-from inbox.cli.tables import Column, Format, format_of, next_page, show
-from inbox.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, fail, say, show_fields
-from inbox.cli.wording import counted
-from inbox.events.commands import says_why
+from relay.cli.tables import Column, Format, format_of, next_page, show
+from relay.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, fail, say, show_fields
+from relay.words import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -123,7 +123,7 @@ def rejected(
     wanted = {"source": source, "cause": cause, "status": status, "error": error, "before": before}
     with exit_on_error():
         config = read_config()
-        with open_database(config) as database:
+        with open_engine(config) as database:
             _require_known(config, database, source=source, cause=cause)
             found = all_rows(database, "rejected", {**wanted, "since": since, "until": until}, form.most(limit))
             if not form.is_table:
@@ -135,7 +135,7 @@ def rejected(
 
 def _require_known(config: Config, database: Engine, *, source: str | None, cause: str | None) -> None:
     """Exit with 2 when a filter names no source that rejected anything, or no cause."""
-    from inbox.db.known_names import has_rejected_source
+    from inbox.db.reads import has_rejected_source
     from inbox.errors import CAUSES
 
     require_known("source", source, config.sources, stored=lambda name: has_rejected_source(database, name))
@@ -145,8 +145,8 @@ def _require_known(config: Config, database: Engine, *, source: str | None, caus
 def _show_one(number: int, form: Format) -> None:
     from inbox.db import reads
 
-    with exit_on_error(), open_database() as database:
-        row = reads.rejected_request(database, number)
+    with exit_on_error(), open_engine() as database:
+        row = reads.row_of(database, "rejected_request", number)
     if row is None:
         say(f"there is no rejected request {number}")
         raise typer.Exit(FINDING)
@@ -199,7 +199,7 @@ def readmit_command(
     with exit_on_error():
         config = read_config()
         readers = readers_of(config)
-        with open_database(config) as database:
+        with open_engine(config) as database:
             _require_known(config, database, source=source, cause=cause)
             total = readmission.count(database, selected)
             found = readmission.pages(database, selected)

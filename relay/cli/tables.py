@@ -15,9 +15,9 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from inbox.cli.terminal import Row, as_document, as_line, cell, console, fail, put, put_json, say
-from inbox.cli.wording import clock_time, counted, lasting, relative
 from inbox.clock import SystemClock
+from relay.cli.terminal import Row, as_document, as_line, cell, console, fail, put, put_json, say
+from relay.words import clock_time, counted, lasting, relative
 
 Kind = Literal["text", "number", "time", "duration", "state", "entity"]
 """A `duration` is in seconds. An `entity` shows `entity_type` and `entity_id` of the row as TYPE/ID."""

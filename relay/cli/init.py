@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.text import Text
 
-from inbox.cli.options import require_known
-from inbox.cli.terminal import answer, fail, put, say
 from inbox.observe.visible import visible
+from relay.cli.options import require_known
+from relay.cli.terminal import answer, fail, put, say
 
 if TYPE_CHECKING:
-    from inbox.cli.starter import Database, Kind, Starter
+    from relay.cli.starter import Database, Kind, Starter
 
 
 def init_command(
@@ -47,9 +47,9 @@ def init_command(
       inbox init --source github --kind forward --destination https://ci.example.com/hook
       inbox init --source shopify --kind python --database postgresql --yes
     """
-    from inbox.cli.starter import DATABASES, HANDLERS, MEANINGS, starter
     from inbox.loader.load import config_path
     from inbox.sources import PRESETS
+    from relay.cli.starter import DATABASES, HANDLERS, MEANINGS, starter
 
     file = path or config_path()
     _require_free(file, force=force)
@@ -95,7 +95,7 @@ def _choice(option: str, given: str | None, valid: Mapping[Any, str], default: s
 
 
 def _url(given: str | None, *, needed: bool, asks: bool) -> str:
-    from inbox.cli.starter import DEFAULT_URL, url_problem
+    from relay.cli.starter import DEFAULT_URL, url_problem
 
     if given is not None:
         return given if (problem := url_problem(given)) is None else fail(f"--destination {problem}")

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from inbox.cli.command_line import Commands
-from inbox.cli.terminal import FINDING, console, fail, say
+from relay.cli.command_line import Commands
+from relay.cli.terminal import FINDING, console, fail, say
 
 app = typer.Typer(cls=Commands, add_completion=False)
 
@@ -20,8 +20,8 @@ app = typer.Typer(cls=Commands, add_completion=False)
 def demo(
     context: typer.Context,
     *,
-    once: Annotated[
-        bool, typer.Option("--once", help="End when both services agree: one round of changes, and a killed relay.")
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep everything running after the verdict, until Ctrl-C, to look around.")
     ] = False,
     folder: Annotated[
         Path | None,
@@ -30,20 +30,20 @@ def demo(
 ) -> None:
     """Run the whole product with demo services, and watch webhooks become calls of another system.
 
-    Starts an identity service, the receiver, the relay, its page and a commercial service, changes some users, and
-    shows what follows, until Ctrl-C. With --once it kills the relay over its work, compares both services at the end,
-    and exits 0 when they agree, or else 1 with what differs.
+    Starts an identity service, the receiver, the relay, its page and a commercial service, changes some users, kills the
+    relay over its work, and shows what follows. At the end, after a minute, it compares both services, and exits 0 when
+    they agree, or else 1 with what differs.
 
     Examples:
       relay demo
-      relay demo --once
+      relay demo --stay
     """
     if context.invoked_subcommand is not None:
         return
-    from relay.demo.run import DemoError, run_demo  # noqa: PLC0415  # other commands need not load the services
+    from relay.demo.run import DemoError, run_demo
 
     try:
-        is_well = run_demo(console(), folder, once=once)
+        is_well = run_demo(console(), folder, stay=stay)
     except (DemoError, OSError) as error:
         fail(str(error))
     if not is_well:
@@ -62,8 +62,8 @@ def identity(
     Example:
       relay demo identity --port 8301 --webhook-url http://127.0.0.1:8000/webhooks/trivore
     """
-    from relay.demo.scenario import sample_user  # noqa: PLC0415  # likewise
-    from relay.demo.services import USER, IdentityService, WebhookSender  # noqa: PLC0415
+    from relay.demo.scenario import sample_user
+    from relay.demo.services import USER, IdentityService, WebhookSender
 
     webhooks = WebhookSender(headers={"X-Webhook-Token": webhook_token} if webhook_token else None)
     service = IdentityService(webhooks)
@@ -84,13 +84,13 @@ def commercial(
     Example:
       relay demo commercial --port 8302 --fail-share 0.1
     """
-    from relay.demo.services import CommercialService  # noqa: PLC0415  # likewise
+    from relay.demo.services import CommercialService
 
     _serve(CommercialService(fail_share=fail_share).app, port, "the commercial service")
 
 
 def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon app, which other commands need not load
-    from relay.demo.services import served  # noqa: PLC0415  # likewise
+    from relay.demo.services import served
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

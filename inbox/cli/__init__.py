@@ -1,1 +1,0 @@
-"""The `inbox` command: one file per group of commands, and the output that both commands share."""

@@ -1,0 +1,362 @@
+"""Words for people, of the page and both command lines: counted things, times and states, and a delivery's story. Pure."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from inbox.events.states import RETRYING, is_retrying
+from inbox.events.timestamps import as_time, rfc3339
+from inbox.observe.visible import visible
+
+if TYPE_CHECKING:
+    from inbox.config.model import Config
+    from inbox.db.reads import Row
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_KILO = 1000
+_FEW = 10
+"""Below so many seconds a duration has a decimal."""
+_OLDEST_IN_DAYS = 60
+"""Older times are shown as a date."""
+
+
+def plural(word: str) -> str:
+    """Return the plural of an English noun, such as `deliveries` of `delivery`."""
+    if word.endswith("y") and word[-2:-1] not in "aeiou":
+        return f"{word[:-1]}ies"
+    return f"{word}es" if word.endswith(("s", "x", "ch", "sh")) else f"{word}s"
+
+
+def counted(number: int, word: str) -> str:
+    """Return a number with its noun: `1 event`, `2 events`, `12,000 deliveries`."""
+    return f"{number:,} {word if number == 1 else plural(word)}"
+
+
+def relative(moment: datetime, now: datetime) -> str:
+    """Return a time as seen from now: `3 min ago`, `in 2 h`, or a date when it is far away."""
+    seconds = (now - moment).total_seconds()
+    if abs(seconds) < 1:
+        return "now"
+    if abs(seconds) > _OLDEST_IN_DAYS * _DAY:
+        return f"{moment:%Y-%m-%d}"
+    amount = _rough(abs(seconds))
+    return f"{amount} ago" if seconds > 0 else f"in {amount}"
+
+
+def clock_time(moment: datetime, now: datetime) -> str:
+    """Return the time of day, in UTC; on another day the date too."""
+    is_today = moment.date() == now.date()
+    return f"{moment:%H:%M:%S}Z" if is_today else f"{moment:%m-%d %H:%M:%S}Z"
+
+
+def lasting(seconds: float) -> str:
+    """Return a duration: `45 ms`, `1.2 s`, `12 s`, `3 min`, `2 h`, `5 d`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < _FEW else _rough(seconds)
+
+
+def byte_count(size: int) -> str:
+    """Return a size: `0 bytes`, `1 byte`, `1.2 kB`, `3.4 MB`, `5.6 GB`."""
+    if size < _KILO:
+        return counted(size, "byte")
+    if size < _KILO**2:
+        return f"{size / _KILO:.1f} kB"
+    return f"{size / _KILO**2:.1f} MB" if size < _KILO**3 else f"{size / _KILO**3:,.1f} GB"
+
+
+def shown_state(delivery: Mapping[str, Any], now: datetime) -> str:
+    """Return the state of a row of the view `delivery`; one that waits for its next attempt is not simply ready.
+
+    A row without `due_at` is an ended delivery of a backfill.
+    """
+    waits = is_retrying(delivery["state"], delivery["attempts"], delivery.get("due_at"), now)
+    return RETRYING if waits else str(delivery["state"])
+
+
+def _rough(seconds: float) -> str:
+    """Return a duration in the largest unit that it has at least one of; hours and days from two on."""
+    if seconds < _MINUTE:
+        return f"{int(seconds)} s"
+    if seconds < 2 * _HOUR:
+        return f"{seconds // _MINUTE:.0f} min"
+    return f"{seconds // _HOUR:.0f} h" if seconds < 2 * _DAY else f"{seconds // _DAY:.0f} d"
+
+
+def stays_open(number: int) -> str:
+    """Say that a stored command is carried out although this process fails, and how to stop it."""
+    return (
+        f"command {number} stays open, and a relay carries it out: don't ask again. To stop it:"
+        f" UPDATE relay_command SET state = 'cancelled' WHERE id = {number}"
+    )
+
+
+_LATE_SECONDS = 60
+"""A due delivery that waits longer, with all its gates open, lacks a relay."""
+
+_DONE, _FAILED, _DEAD, _QUIET = "good", "warn", "bad", "quiet"
+_FACTS = {
+    "delivered": ("attempt {attempt}: {did}", _DONE),
+    "unchanged": ("attempt {attempt}: nothing to send, the other side has the change", _DONE),
+    "attempt_failed": ("attempt {attempt} failed{given_back}, {error_class}: {error}", _FAILED),
+    "abandoned": ("attempt {attempt} was cut off: its relay died, or lost the database", _FAILED),
+    "dead": ("given up after attempt {attempt}{blocks}, {cause}: {error}", _DEAD),
+    "superseded": ("superseded by event {by}", _QUIET),
+    "skipped": ("skipped{person}", _QUIET),
+    "cancelled": ("cancelled{person}", _QUIET),
+    "took_over": ("goes on with the attempts of event {of}, which it superseded", ""),
+    "rescheduled": ("rescheduled{person}: due {due_at}", ""),
+    "rearmed": ("to be delivered again: a duplicate request may stand for a change that is not delivered yet", ""),
+    "corrected": ("corrected to {state}{person}", ""),
+    "erased": ("the entity was erased{person}", _QUIET),
+}
+"""The sentence for each kind of fact, and its tone."""
+
+
+MOST_FACTS_OF_A_ROUTE = 40
+"""The newest facts of a route are told."""
+
+
+class HttpCall(msgspec.Struct, frozen=True):
+    """An HTTP call of an attempt."""
+
+    step: str
+    method: str
+    url: str
+    outcome: str
+    """HTTP status of the answer; `not_sent` or `unknown` where there was none."""
+    milliseconds: float
+    error: str | None
+    excerpt: str | None
+    """The beginning of an answer that is no success, redacted; absent for viewers."""
+
+
+class FactShown(msgspec.Struct, frozen=True):
+    """A fact of a route."""
+
+    id: int
+    at: datetime
+    kind: str
+    attempt: int
+    says: str
+    """It in one sentence; values in it are escaped."""
+    tone: str
+    """`good`, `warn`, `bad`, `quiet` or nothing."""
+    relay_node: str | None
+    calls: tuple[HttpCall, ...]
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """A gate that holds a delivery back."""
+
+    says: str
+    command: str
+    """Command that opens it; empty where it opens by itself."""
+
+
+class RouteProgress(msgspec.Struct, frozen=True):
+    """An event on one route."""
+
+    route: str
+    state: str
+    """As listings show it: `retrying` while it waits for its next attempt."""
+    is_configured: bool
+    attempts: int
+    due_at: datetime | None
+    lane: str | None
+    last_error: str | None
+    last_status: int | None
+    next: str
+    """The next step, in one sentence."""
+    holds: tuple[Hold, ...]
+    facts: tuple[FactShown, ...]
+    """The newest facts, the oldest first."""
+    earlier_facts: int
+    """Facts before those."""
+    head_seq: int | None
+    """The head of its lane, where it is another event."""
+    waiting: int | None
+    """Deliveries that wait in its lane, counted up to 501; None: it has ended."""
+    superseded_by: int | None
+    commands: tuple[str, ...]
+    acts: tuple[str, ...] = ()
+    """Acts that change it, for operators: `/acts/ACT?seq=…&route=…`."""
+
+
+def progress(event: Row, row: Row, config: Config, now: datetime, *, with_excerpts: bool = True) -> RouteProgress:
+    """Tell how an event does on a route, by `inbox.db.reads.event` and its row of the view `delivery`."""
+    state, seq, route = shown_state(row, now), event["seq"], row["route"]
+    lane = next((each for each in event["lanes"] if each["route"] == route), None)
+    head = None if lane is None or lane["head_seq"] in {None, seq} else lane
+    holds = tuple(held_back(event, route, config, now)) if state in {"ready", "retrying"} else ()
+    facts, earlier = facts_of(event, route, with_excerpts=with_excerpts)
+    commands = [hold.command for hold in holds if hold.command]
+    commands += () if is_gone(event) else commands_for(seq, row, state, head, is_held=bool(holds))
+    return RouteProgress(
+        route=route,
+        state=state,
+        is_configured=route in config.routes,
+        **{name: row[name] for name in ("attempts", "due_at", "lane", "last_error", "last_status", "superseded_by")},
+        next=next_step(event, row, state, head, now, is_held=bool(holds)),
+        holds=holds,
+        facts=facts,
+        earlier_facts=earlier,
+        head_seq=None if head is None else head["head_seq"],
+        waiting=None if lane is None else lane["waiting"],
+        commands=tuple(commands),
+    )
+
+
+def is_gone(event: Row) -> bool:
+    """Tell whether nothing of an event could be delivered any more."""
+    return event["is_pruned"] or event["erased_at"] is not None
+
+
+def facts_of(event: Row, route: str, *, with_excerpts: bool = True) -> tuple[tuple[FactShown, ...], int]:
+    """Put the newest facts of a route into words; and the number of earlier ones."""
+    facts = [fact for fact in event["facts"] if fact["route"] == route]
+    shown = tuple(fact_shown(fact, with_excerpts=with_excerpts) for fact in facts[-MOST_FACTS_OF_A_ROUTE:])
+    return shown, len(facts) - len(shown)
+
+
+def fact_shown(fact: Row, *, with_excerpts: bool) -> FactShown:
+    """Put a row of `delivery_log` into words, with its calls. A detail of another form, as a hand may write, shows as it can."""
+    detail = fact["detail"] if isinstance(fact["detail"], dict) else {}
+    says, tone = fact_in_words(fact["kind"], fact["attempt"], detail)
+    given = detail.get("calls")
+    calls = [call for call in given if isinstance(call, dict)] if isinstance(given, list) else []
+    columns = {name: fact[name] for name in ("id", "at", "kind", "attempt", "relay_node")}
+    return FactShown(**columns, says=says, tone=tone, calls=tuple(_call(call, with_excerpts) for call in calls))
+
+
+def _call(call: Row, with_excerpts: bool) -> HttpCall:
+    error, excerpt = call.get("error"), call.get("excerpt")
+    try:
+        took = float(call.get("milliseconds", 0))
+    except (TypeError, ValueError, OverflowError):
+        took = 0.0
+    return HttpCall(
+        **{name: str(call.get(name, "")) for name in ("step", "method", "url")},
+        outcome=str(call.get("status") or call.get("sent", "")),
+        milliseconds=took,
+        error=None if error is None else str(error),
+        excerpt=str(excerpt) if excerpt is not None and with_excerpts else None,
+    )
+
+
+def fact_in_words(kind: str, attempt: int, detail: Row) -> tuple[str, str]:
+    """Return a fact in words, and its tone. Other kinds, such as those of a newer version, are shown by their name."""
+    sentence, style = _FACTS.get(kind, ("{kind}{person}", ""))
+    words = defaultdict(str, {name: visible(str(value)) for name, value in detail.items()})
+    if isinstance(detail.get("due_at"), str):
+        with contextlib.suppress(ValueError, OverflowError):  # another text, as a hand may write it, shows as it is
+            words["due_at"] = rfc3339(as_time(detail["due_at"]), "seconds")
+    by = f" by {words['who']}" if "who" in detail else ""
+    words |= {
+        "kind": visible(kind).replace("_", " "),
+        "attempt": str(attempt),
+        "did": words["did"].replace("_", " "),
+        "person": f"{by}: {words['why']}" if "why" in detail else by,
+        "blocks": ", and blocks its lane" if detail.get("blocks_lane") else "",
+        "given_back": "" if detail.get("counted", True) else " (not counted)",
+    }
+    return sentence.format_map(words), style
+
+
+def held_back(event: Row, route: str, config: Config, now: datetime) -> Iterator[Hold]:
+    """Yield the gates that hold deliveries of an event or entity back on a route, each with the command that opens it."""
+    keys = {("source", event["source"]), ("route", route)}
+    if (configured := config.routes.get(route)) is not None:
+        keys.add(("destination", configured.destination))
+        if configured.sync is not None:
+            keys.add(("api", configured.sync.fetch.api))
+    for gate in event["gates"]:
+        kind, name = gate["kind"], gate["name"]
+        if kind != "entity" and (kind, name) not in keys:
+            continue
+        entity = f"{event['entity_type']}/{event['entity_id']}"
+        where = f"entity {visible(entity)}" if kind == "entity" else f"{kind} {visible(name)}"
+        named = ("--source", event["source"], "--entity", entity) if kind == "entity" else (f"--{kind}", name)
+        resume = command("resume", *named)
+        if gate["paused_at"] is not None:
+            by, why = visible(str(gate["paused_by"])), visible(str(gate["pause_reason"]))
+            yield Hold(f"{where} was paused {relative(gate['paused_at'], now)} by {by}: {why}", resume)
+        if gate["held_until"] is not None and gate["held_until"] > now:
+            why, ends = visible(str(gate["hold_reason"])), relative(gate["held_until"], now)
+            yield Hold(f"{where} asked for no call until its limit ends {ends}: {why}", resume)
+        if gate["breaker"] != "closed":
+            yield Hold(_breaker(gate, where, now), resume)
+        elif gate["rate_used_until"] is not None and gate["rate_used_until"] > now:
+            ends = relative(gate["rate_used_until"], now)
+            yield Hold(f"{where}: its rate limit is used up, more calls follow {ends}", "")
+
+
+def _breaker(gate: Row, where: str, now: datetime) -> str:
+    cause = visible(str(gate["breaker_cause"]))
+    if gate["breaker"] == "retired":
+        return f"{where} is retired: {cause}"
+    until = "" if gate["breaker_until"] is None else f", the next probe {relative(gate['breaker_until'], now)}"
+    return f"{where}: its circuit breaker is {gate['breaker'].replace('_', ' ')}{until}: {cause}"
+
+
+_NEXT = {
+    "received": "a relay orders it in its lane",
+    "waiting": "waits in its lane",
+    "blocked": "nothing: it is dead, and its lane waits until somebody decides",
+    "dead": "nothing, until somebody replays it",
+}
+
+
+def next_step(event: Row, delivery: Row, state: str, head: Row | None, now: datetime, *, is_held: bool) -> str:
+    """Say what comes next for a delivery of an event, by its row of the view `delivery` and the head of its lane."""
+    if state in {"ready", "retrying"}:
+        late = (now - delivery["due_at"]).total_seconds() > _LATE_SECONDS
+        then = ", when nothing holds it back" if is_held else "; no relay has claimed it yet" if late else ""
+        return f"attempt {delivery['attempts'] + 1}, due {both_times(delivery['due_at'], now)}{then}"
+    if state == "waiting" and head is not None:
+        stopped = ", which is dead and blocks their lane" if head["head_state"] == "blocked" else ""
+        return f"waits in its lane behind event {head['head_seq']}{stopped}"
+    if state == "in_flight":
+        relay = next((each for each in event["relays"] if each["id"] == delivery["relay_node"]), None)
+        by = "" if relay is None else f", by the relay on {visible(relay['host'])} with pid {relay['pid']}"
+        return f"attempt {delivery['attempts']} runs now{by}"
+    return _NEXT.get(state, "nothing: it has ended")
+
+
+def commands_for(seq: int, delivery: Row, state: str, head: Row | None, *, is_held: bool) -> Iterator[str]:
+    """Yield the commands that help a delivery in this state."""
+    of_it = ("--seq", str(seq), "--route", str(delivery["route"]), "--reason", "…")
+    match state:
+        case "retrying":
+            yield command("retry", *of_it)
+            yield command("cancel", *of_it)
+        case "ready" | "received" if not is_held:
+            yield "relay status"
+        case "blocked":
+            yield from (command(each, *of_it) for each in ("replay", "unblock", "cancel"))
+        case "dead":
+            yield command("replay", *of_it)
+            yield command("cancel", *of_it)
+        case "waiting" if head is not None:
+            yield f"inbox show {head['head_seq']}"
+        case "superseded":
+            yield f"inbox show {delivery['superseded_by']}"
+        case "delivered" | "unchanged" | "skipped" | "cancelled":
+            yield command("replay", *of_it)
+
+
+def command(name: str, *arguments: str) -> str:
+    """Return a command of `relay` to copy."""
+    return visible(shlex.join(("relay", name, *arguments)))
+
+
+def both_times(moment: datetime, now: datetime) -> str:
+    """Write a time as seen from now, with the exact one."""
+    return f"{relative(moment, now)} ({rfc3339(as_time(moment), 'seconds')})"
