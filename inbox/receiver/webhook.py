@@ -36,10 +36,9 @@ from inbox.receiver.wait import OutcomeWaiter
 from inbox.receiver.writer import CommitTimes
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
-from inbox.sources.certificates import CertificateNeeded
-from inbox.sources.credentials import UNKNOWN_SOURCE_MAX_BODY, Verifier
+from inbox.sources.credentials import UNKNOWN_SOURCE_MAX_BODY, Verifier, address_text
+from inbox.sources.keys import CertificateNeeded
 from inbox.sources.normalize import events_of, kept_headers, reject_old
-from inbox.sources.sender import address_text
 
 OFFLOADED_BYTES = 64 * 1024
 """Bytes. A larger body is hashed and parsed in a thread: 25 MiB take a good part of a second, and would block every other

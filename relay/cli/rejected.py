@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from inbox.config.model import Config
     from inbox.db.reads import Row
-    from inbox.sources.readmission import ReadmitResult
+    from inbox.sources.normalize import ReadmitResult
 
 OfSource = Annotated[
     str | None,
@@ -189,7 +189,7 @@ def readmit_command(
     """
     from inbox.db import readmission
     from inbox.loader.load import read_config
-    from inbox.sources.readmission import read_one, readers_of
+    from inbox.sources.normalize import read_one, readers_of
 
     selected = readmission.RejectedFilter(
         id=number, source=source, cause=cause, status=status, error=error, since=since, until=until

@@ -13,7 +13,7 @@ from inbox.config.routing import lane_of, matches
 from inbox.errors import BodyErased, MappingError, RequestError
 from inbox.events.event import RawRequest, swept_key
 from inbox.events.timestamps import to_nanoseconds
-from inbox.sources.readmission import readers_of
+from inbox.sources.normalize import readers_of
 from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import CallStep, Delivery, Failed, Outcome
 from relay.destinations import KINDS

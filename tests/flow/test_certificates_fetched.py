@@ -34,7 +34,7 @@ from inbox.receiver.fetcher import (
 )
 from inbox.receiver.webhook import Services
 from inbox.receiver.writer import CommitTimes
-from inbox.sources.certificates import CertificateStore, CertificateUrl, MissingCertificate
+from inbox.sources.keys import CertificateStore, CertificateUrl, MissingCertificate
 from inbox.sources.presets.sns import _NAMES, _URL
 from tests.helpers.certificate_host import CertificateHost, Request, certificate_host, pem_of, signing_key
 from tests.helpers.receiver import Receiver

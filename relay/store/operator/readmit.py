@@ -20,7 +20,7 @@ from inbox.db.readmission import RejectedFilter
 from inbox.db.reads import Row, has_rejected_source
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import CAUSES, UnusableCommand
-from inbox.sources.readmission import Read, ReadmitResult, read_one, readers_of
+from inbox.sources.normalize import Read, ReadmitResult, read_one, readers_of
 from relay.operations.asks import Rejections
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
