@@ -302,7 +302,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "events that come late": coverage._of_late,
     "sweeps' events of the same change": coverage._swept,
     "listed that are missing": sweeps._missing,
-    "ids of known entities": lambda _: events._IDS,
     "next seqs": lambda _: examine._NEXT_SEQS,
     "events of a span": examine._events,
     "rows of a span": lambda sql: examine._rows(sql, locked=True),
