@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +17,8 @@ from inbox.errors import UnusableCommand
 from inbox.events.commands import MOST_SEQS
 from inbox.observe.visible import visible_text
 from relay.cli import options
-from relay.cli.options import MOST_NUMBER, login_name, names_of, open_database, parse_entity
+from relay.cli.command_line import as_command
+from relay.cli.options import MOST_NUMBER, login_name, names_of, open_database, option, parse_entity
 from relay.cli.tables import Column, Format, format_of, show
 from relay.cli.terminal import (
     FINDING,
@@ -33,7 +33,6 @@ from relay.cli.terminal import (
     put_json,
     say,
 )
-from relay.operations.asks import FLAGS
 from relay.operations.table import OPERATIONS, Operation, parse
 from relay.words import counted, gate_holds, gate_state, shown_state, stays_open
 
@@ -162,10 +161,6 @@ EXAMPLES: Mapping[str, str] = {
 """The end of the help text of each; it begins with the consequences."""
 
 
-def _option(kind: type, *names: str, text: str, **more: Any) -> Any:  # noqa: ANN401  # an annotation
-    return Annotated[kind if kind is bool else kind | None, typer.Option(*names, help=text, **more)]
-
-
 _NUMBER: Any = {"min": 0, "max": MOST_NUMBER}
 OPTIONS: Mapping[str, Any] = {
     "seqs": Annotated[
@@ -173,25 +168,25 @@ OPTIONS: Mapping[str, Any] = {
         typer.Argument(metavar="[SEQ]...", **_NUMBER, help=f"These events, at most {MOST_SEQS}.", show_default=False),
     ],
     "reason": options.Reason,
-    "id": _option(int, "--id", text="This rejected request.", **_NUMBER),
+    "id": option(int, "--id", text="This rejected request.", **_NUMBER),
     "route": options.OfRoute,
-    "seq": _option(int, "--seq", text="This event.", **_NUMBER),
+    "seq": option(int, "--seq", text="This event.", **_NUMBER),
     "source": options.OfSource,
     "entity_id": options.ThisEntity,
     "destination": options.OfDestination,
-    "api": _option(str, "--api", text="Only of the routes that ask this api.", autocompletion=names_of("apis")),
+    "api": option(str, "--api", text="Only of the routes that ask this api.", autocompletion=names_of("apis")),
     "event_type": options.OfEventType,
-    "state": _option(str, "--state", text="Only in this state, such as dead, blocked or retrying.", show_default=False),
-    "cause": _option(str, "--cause", text="Only of this cause, such as exhausted or mapping."),
+    "state": option(str, "--state", text="Only in this state, such as dead, blocked or retrying.", show_default=False),
+    "cause": option(str, "--cause", text="Only of this cause, such as exhausted or mapping."),
     "status": options.OfStatus,
     "error": options.OfError,
     "since": options.Since,
     "until": options.Until,
-    "force": _option(bool, "--force", text="Even where a later event was delivered, and this would undo it."),
-    "backfill": _option(
+    "force": option(bool, "--force", text="Even where a later event was delivered, and this would undo it."),
+    "backfill": option(
         bool, "--backfill", text="Of --route: also what was delivered, and what it would take now and never took."
     ),
-    "everything": _option(bool, "--all", text="All of them; needed without any filter."),
+    "everything": option(bool, "--all", text="All of them; needed without any filter."),
     "yes": options.Yes,
     "as_json": options.AsJson,
 }
@@ -203,7 +198,7 @@ _CAUSES = {
 }
 _OF_ONE: Mapping[str, Mapping[str, Any]] = {
     "pause": {"wide": options.Wide, "columns": options.Columns, "as_ndjson": options.AsNdjson},
-    "resume": {"command": _option(int, "--command", text="A command that was stopped or interrupted.", **_NUMBER)},
+    "resume": {"command": option(int, "--command", text="A command that was stopped or interrupted.", **_NUMBER)},
 }
 
 
@@ -233,11 +228,8 @@ def command_of(kind: str) -> Callable[..., None]:
             fail(str(error))
         carry_out(operation, asked, reason, yes=yes, as_json=as_json)
 
-    signature = inspect.Signature([*_parameters(operation)])
     command.__name__, command.__doc__ = kind, _help(operation)
-    command.__annotations__ = {name: each.annotation for name, each in signature.parameters.items()}
-    vars(command)["__signature__"] = signature  # typer reads it
-    return command
+    return as_command(command, _options(operation))
 
 
 def _help(operation: Operation) -> str:
@@ -245,14 +237,11 @@ def _help(operation: Operation) -> str:
     return f"{operation.title}. Shows the plan; --yes does it.\n\n    {consequences}\n{EXAMPLES[operation.kind]}"
 
 
-def _parameters(operation: Operation) -> Iterator[inspect.Parameter]:
+def _options(operation: Operation) -> Mapping[str, Any]:
     asked = {name: each for name, each in OPTIONS.items() if name in _OF_ALL or name in operation.keys}
-    if "cause" in asked and operation.kind in _CAUSES:
-        asked["cause"] = _option(str, "--cause", text=_CAUSES[operation.kind])
-    for name, annotation in {**asked, **_OF_ONE.get(operation.kind, {})}.items():
-        is_flag = name in {*FLAGS, "yes", "as_json", "as_ndjson", "wide"}
-        kind = inspect.Parameter.KEYWORD_ONLY
-        yield inspect.Parameter(name, kind, default=False if is_flag else None, annotation=annotation)
+    if operation.kind in _CAUSES:
+        asked["cause"] = option(str, "--cause", text=_CAUSES[operation.kind])
+    return {**asked, **_OF_ONE.get(operation.kind, {})}
 
 
 def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *, yes: bool, as_json: bool) -> None:

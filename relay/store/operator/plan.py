@@ -20,14 +20,15 @@ from inbox.db import erasure, readmission, reads, retention
 from inbox.db.dialect import blames_items, error_text, rows_param
 from inbox.db.erasure import ErasureSubject
 from inbox.db.readmission import RejectedFilter
-from inbox.db.reads import Row, has_rejected_source, has_route, has_source
-from inbox.errors import CAUSES, NoSuchCommand, UnusableCommand
+from inbox.db.reads import Row
+from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.commands import MOST_REASON, says_why
 from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import as_time
 from inbox.sources.normalize import Read, ReadmitResult, read_one, readers_of
 from relay.delivery.gates import Gate, resume_command
 from relay.delivery.policy import policies
+from relay.filters import Filtered, unknown
 from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 from relay.operations.table import OPERATIONS, Words, command_line, require_order
 from relay.store import gates
@@ -207,8 +208,13 @@ def _plan_deliveries(it: _Planning) -> Plan:
 
 def mistake_in(database: Database, choice: Choice) -> str | None:
     """Return the reason why a selection is invalid; None when it is valid."""
-    engine = database.engine
-    return choice.mistake(lambda kind, name: (has_route if kind == "route" else has_source)(engine, name))
+    return choice.mistake or _unknown_name(database, choice.config, "dead", choice.selection)
+
+
+def _unknown_name(database: Database, config: Config, listing: Filtered, asked: msgspec.Struct) -> str | None:
+    """Return the sentence about a name that neither the configuration nor the database has."""
+    given = {name: getattr(asked, name, None) for name in ("destination", "api", "cause", "route", "source")}
+    return next((sentence for _, sentence in unknown(listing, given, config, database.engine)), None)
 
 
 def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = lambda _: None) -> Plan:
@@ -418,9 +424,9 @@ def subject_of(asked: OneEntity) -> ErasureSubject:
 
 
 def _plan_erase(it: _Planning) -> Plan:
-    subject, known = subject_of(it.asked), it.config.sources
-    if subject.source not in known and not has_source(it.database.engine, subject.source):
-        raise UnusableCommand(f"there is no source {subject.source!r}; {nearest(subject.source, known)}")
+    subject = subject_of(it.asked)
+    if mistake := _unknown_name(it.database, it.config, "deliveries", it.asked):
+        raise UnusableCommand(mistake)
     found = erasure.plan(it.database.engine, subject, quick=it.bound.rows is not None, searching=it.seen)
     figures = (
         Figure("events", found.events),
@@ -466,12 +472,8 @@ _OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. 
 
 def _plan_readmit(it: _Planning) -> Plan:
     chosen = filter_of(it.asked)
-    known: Mapping[str, object] = it.config.sources
-    source, cause = chosen.source, chosen.cause
-    if source is not None and source not in known and not has_rejected_source(it.database.engine, source):
-        raise UnusableCommand(f"there is no source {source!r}; {nearest(source, known)}")
-    if cause is not None and cause not in CAUSES:
-        raise UnusableCommand(f"there is no cause {cause!r}; {nearest(cause, CAUSES)}")
+    if mistake := _unknown_name(it.database, it.config, "rejected", it.asked):
+        raise UnusableCommand(mistake)
     matching = readmission.count(it.database.engine, chosen, None if it.bound.rows is None else MOST_REQUESTS + 1)
     readers, after, read = readers_of(it.config), 0, 0
     rejected: Counter[str] = Counter()

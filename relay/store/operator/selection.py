@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import MAXYEAR, MINYEAR
 from typing import Literal
 
@@ -15,7 +15,6 @@ from inbox.db.reads import Row
 from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_STATE
 from inbox.events.states import OPEN_STATES, RETRYING, State
 from inbox.events.timestamps import time_text
-from relay.delivery.facts import CAUSES
 from relay.operations.asks import Selection
 from relay.store.transaction import Key, keys_param
 
@@ -42,35 +41,14 @@ class Choice(msgspec.Struct, frozen=True):
     until_seq: int | None = None
     """The highest seq when the command was asked: later events are left alone. None: it is not asked yet."""
 
-    def mistake(self, is_stored: Callable[[str, str], bool]) -> str | None:
-        """Return the reason why this selection is invalid; None when it is valid.
-
-        Args:
-            is_stored: asked about a route or source by its kind and name which the configuration lacks; rows of a removed
-                one stay.
-        """
+    @property
+    def mistake(self) -> str | None:
+        """The reason why this selection is invalid, whatever its names; None when it is valid."""
         chosen = self.selection
         for name, moment in (("since", chosen.since), ("until", chosen.until)):
             if moment is not None and not MINYEAR < moment.year < MAXYEAR:
                 return f"{name} the year {moment.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
-        return self._backfill_of_what or self._unknown_name(is_stored) or self._state_of_what
-
-    def _unknown_name(self, is_stored: Callable[[str, str], bool]) -> str | None:
-        chosen, config = self.selection, self.config
-        known = (
-            ("destination", chosen.destination, config.destinations),
-            ("api", chosen.api, config.apis),
-            ("cause", chosen.cause, CAUSES),
-            ("route", chosen.route, config.routes),
-            ("source", chosen.source, config.sources),
-        )
-        for kind, given, names in known:
-            is_kept = (
-                kind in {"route", "source"} and given is not None and given not in names and is_stored(kind, given)
-            )
-            if given is not None and given not in names and not is_kept:
-                return f"there is no {kind} {given!r}; {nearest(given, names)}"
-        return None
+        return self._backfill_of_what or self._state_of_what
 
     @property
     def _backfill_of_what(self) -> str | None:

@@ -177,7 +177,6 @@ def _act_of_readmission(
     """Store them. What has been readmitted since they were read is left alone."""
     if not page:
         return BatchResult("done", progress=command.progress, answer=answer_of(command))
-    transaction.hurry()  # a receiver's transaction may hold a key
     readable = {each.id: each for each in page if each.rejected is None}
     taken = readmission.take(
         transaction.connection,
