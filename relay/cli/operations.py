@@ -192,14 +192,35 @@ OPTIONS: Mapping[str, Any] = {
 }
 """Every option in its place. Those that are fields of what operations ask for belong to the ones that ask for them."""
 _OF_ALL = {"reason", "yes", "as_json"}
-_CAUSES = {
-    "retry": "Only where the last attempt failed with this error class, such as server_error.",
-    "readmit": "Only of this cause, such as invalid_event.",
+_GATES: Mapping[str, Any] = {
+    "route": option(str, "--route", text="This route.", autocompletion=names_of("routes")),
+    "destination": option(
+        str, "--destination", text="All routes to this destination.", autocompletion=names_of("destinations")
+    ),
+    "api": option(str, "--api", text="All routes that ask this api.", autocompletion=names_of("apis")),
+    "source": option(str, "--source", text="All routes of this source.", autocompletion=names_of("sources")),
+    "entity_id": option(str, "--entity", text="This entity of --source, as TYPE/ID."),
 }
-_OF_ONE: Mapping[str, Mapping[str, Any]] = {
-    "pause": {"wide": options.Wide, "columns": options.Columns, "as_ndjson": options.AsNdjson},
-    "resume": {"command": option(int, "--command", text="A command that was stopped or interrupted.", **_NUMBER)},
+_LISTS: Mapping[str, Any] = {"wide": options.Wide, "columns": options.Columns, "as_ndjson": options.AsNdjson}
+_INSTEAD: Mapping[str, Mapping[str, Any]] = {
+    "retry": {
+        "cause": option(
+            str, "--cause", text="Only where the last attempt failed with this error class, such as server_error."
+        )
+    },
+    "pause": {**_GATES, **_LISTS},
+    "resume": {
+        **_GATES,
+        "command": option(int, "--command", text="A command that was stopped or interrupted.", **_NUMBER),
+    },
+    "readmit": {
+        "source": options.RejectedSource,
+        "cause": options.RejectedCause,
+        "status": options.RejectedStatus,
+        "error": options.RejectedError,
+    },
 }
+"""Options of one command, in place of those or besides."""
 
 
 def command_of(kind: str) -> Callable[..., None]:
@@ -208,7 +229,7 @@ def command_of(kind: str) -> Callable[..., None]:
 
     def command(**given: Any) -> None:  # noqa: ANN401  # as the options say
         reason, yes, as_json = (given.pop(name) for name in ("reason", "yes", "as_json"))
-        more = {name: given.pop(name) for name in _OF_ONE.get(kind, {})}
+        more = {name: given.pop(name) for name in (*_LISTS, "command") if name in given}
         if (seqs := given.get("seqs")) and len(seqs) > MOST_SEQS:
             fail(f"name at most {MOST_SEQS} events: {len(seqs)} are given")
         if "entity_id" in given:
@@ -239,9 +260,7 @@ def _help(operation: Operation) -> str:
 
 def _options(operation: Operation) -> Mapping[str, Any]:
     asked = {name: each for name, each in OPTIONS.items() if name in _OF_ALL or name in operation.keys}
-    if operation.kind in _CAUSES:
-        asked["cause"] = option(str, "--cause", text=_CAUSES[operation.kind])
-    return {**asked, **_OF_ONE.get(operation.kind, {})}
+    return {**asked, **_INSTEAD.get(operation.kind, {})}
 
 
 def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *, yes: bool, as_json: bool) -> None:

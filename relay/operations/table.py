@@ -135,7 +135,7 @@ OPERATIONS: Mapping[str, Operation] = {
         ),
         Operation(
             kind="pause",
-            title="Pause",
+            title="Pause deliveries",
             asks=OneGate,
             words=Words(
                 done="paused",
@@ -150,7 +150,7 @@ OPERATIONS: Mapping[str, Operation] = {
         ),
         Operation(
             kind="resume",
-            title="Resume",
+            title="Resume deliveries",
             asks=OneGate,
             words=Words(
                 done="resumed",
