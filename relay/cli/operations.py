@@ -378,7 +378,7 @@ def _show(operation: Operation, planned: Plan) -> None:
     if rows:
         show(rows, COLUMNS if planned.deliveries else REQUEST_COLUMNS, _FORM, empty="")
     for each in planned.figures:
-        answer(f"{each.count:,} {each.name}{each.note and f': {each.note}'}")
+        answer(f"{each.name}: {each.count:,}{each.note and f' ({each.note})'}")
     if operation.is_dangerous and planned.obstacle is None:
         for sentence in operation.words.consequences:
             say(sentence)

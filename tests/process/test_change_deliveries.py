@@ -114,7 +114,7 @@ def test_wrong_use_is_status_2_and_says_what_to_do(place: Site, arguments: tuple
 
 def test_a_pause_is_listed_with_who_and_why_until_it_is_over(place: Site, engine: Engine) -> None:
     plan = relay(place, "pause", "--destination", "audit")
-    assert (plan.status, plan.stdout) == (0, "0 open deliveries behind it\n")
+    assert (plan.status, plan.stdout) == (0, "open deliveries behind it: 0\n")
     assert plan.stderr == "--reason '…' --yes does it\n"
     paused = relay(place, "pause", "--destination", "audit", *MAINTENANCE)
     assert (paused.status, paused.stderr) == (0, "paused\n")
@@ -156,7 +156,7 @@ def test_a_repair_is_followed_by_a_retry(place: Site, database_url: str, engine:
     assert "7 deliveries would be retried, 5 of them shown; --yes does it" in plan.stderr
 
     resumed = relay(place, "resume", "--destination", "audit", *MAINTENANCE)
-    assert resumed.stdout == "7 open deliveries behind it\n"
+    assert resumed.stdout == "open deliveries behind it: 7\n"
     assert "relay retry --destination audit --reason '…'" in resumed.stderr
     assert resumed.stderr.splitlines()[-1] == "resumed"
 

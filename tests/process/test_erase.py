@@ -29,7 +29,7 @@ def test_it_shows_its_plan_and_erases_when_it_is_told_to(place: Site, engine: En
     live(Steps(engine))
     plan = erase(place, *NAMED)
     assert plan.status == 0, plan.stderr
-    assert plan.stdout.splitlines()[:2] == ["5 events", "5 payloads: no replay is possible any more"]
+    assert plan.stdout.splitlines()[:2] == ["events: 5", "payloads: 5 (no replay is possible any more)"]
     assert plan.stderr.startswith("Nothing brings it back. ")
     assert plan.stderr.endswith("5 events would be erased; --reason '…' --yes does it\n")
     document = json.loads(erase(place, *NAMED, "--json").stdout)

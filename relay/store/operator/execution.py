@@ -18,7 +18,7 @@ import msgspec
 from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
-from inbox.db.dialect import as_json, blames_items, error_text, failure_of, takes_too_long
+from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
 from inbox.errors import UnusableCommand
 from inbox.observe.traces import OFF, Span, Tracer
 from relay.delivery import facts
@@ -198,7 +198,7 @@ def _change_deliveries(database: Database, policies: Policies, batch: _Batch) ->
         if batch.waits or not batch.unreadable:
             return _note(database, batch.command, partial(_do, batch=batch, policies=policies), routes, opens=opens)
     except Exception as error:
-        if not (blames_items(error) or takes_too_long(error)) or not batch.keys:
+        if not (blames_items(error) or is_wait_timeout(error)) or not batch.keys:
             raise
     after: Command | None = batch.command
     for place, key in enumerate(batch.keys):

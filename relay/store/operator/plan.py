@@ -80,7 +80,7 @@ class Group(msgspec.Struct, frozen=True):
     last_due_at: datetime | None = None
 
 
-class Figure(msgspec.Struct, frozen=True):
+class PlanFigure(msgspec.Struct, frozen=True):
     """A number of things that an operation is about."""
 
     name: str
@@ -103,7 +103,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The first rejected requests, as they are read now."""
     left_out: dict[str, int] = {}
     """Selected deliveries or requests that stay as they are, by the reason: see `why_left_out`."""
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[PlanFigure, ...] = ()
     """Numbers of rows by kind."""
     warnings: tuple[str, ...] = ()
     """Sentences about this plan, beside the consequences of the operation."""
@@ -333,7 +333,7 @@ def _plan_gate(it: _Planning) -> Plan:
     is_so = held is None if it.kind == "resume" else held is not None and held["paused_at"] is not None
     note = f"counted up to {_MOST_BEHIND}" if behind > _MOST_BEHIND else ""
     return Plan(
-        figures=(Figure("open deliveries behind it", behind, note),),
+        figures=(PlanFigure("open deliveries behind it", behind, note),),
         warnings=() if held is None else tuple(_holds(held)),
         obstacle=it.words.nothing if is_so else None,
         instead=(command_line("retry", Selection(**msgspec.structs.asdict(gate))),) if it.kind == "resume" else (),
@@ -398,7 +398,7 @@ def _plan_prune(it: _Planning) -> Plan:
         plans = retention.plan(transaction.connection, it.config.retention, transaction.now())
     return Plan(
         figures=tuple(
-            Figure(each.kind, each.rows, f"{'' if each.are_all else 'or more; '}older than {each.age}")
+            PlanFigure(each.kind, each.rows, f"{'' if each.are_all else 'or more; '}older than {each.age}")
             for each in plans
             if each.kind in wanted
         ),
@@ -429,14 +429,14 @@ def _plan_erase(it: _Planning) -> Plan:
         raise UnusableCommand(mistake)
     found = erasure.plan(it.database.engine, subject, quick=it.bound.rows is not None, searching=it.seen)
     figures = (
-        Figure("events", found.events),
-        Figure("payloads", found.payloads, "no replay is possible any more"),
-        Figure("facts", found.facts, "calls, URLs, errors and reasons go, states and times stay"),
-        Figure("duplicate requests", found.duplicates, "bodies go, the count stays"),
-        Figure("lanes", found.lanes, "the next event of the entity begins a new one"),
-        Figure("pauses", found.pauses, "later events are delivered"),
+        PlanFigure("events", found.events),
+        PlanFigure("payloads", found.payloads, "no replay is possible any more"),
+        PlanFigure("facts", found.facts, "calls, URLs, errors and reasons go, states and times stay"),
+        PlanFigure("duplicate requests", found.duplicates, "bodies go, the count stays"),
+        PlanFigure("lanes", found.lanes, "the next event of the entity begins a new one"),
+        PlanFigure("pauses", found.pauses, "later events are delivered"),
         *(
-            Figure(f"rows of {table} that name it", number, _OF_NAMING.get(table, "its texts go"))
+            PlanFigure(f"rows of {table} that name it", number, _OF_NAMING.get(table, "its texts go"))
             for table, number in sorted(found.naming.items())
         ),
     )
@@ -493,8 +493,8 @@ def _plan_readmit(it: _Planning) -> Plan:
         is_whole=it.bound.rows is None or matching <= MOST_REQUESTS,
         requests=tuple(first),
         figures=(
-            Figure("requests read again for this plan", read),
-            Figure("of these would be readmitted", read - unreadable),
+            PlanFigure("requests read again for this plan", read),
+            PlanFigure("of these would be readmitted", read - unreadable),
         ),
         left_out=dict(rejected),
         obstacle=it.words.nothing if not matching else _UNREADABLE if unreadable == matching else None,
