@@ -15,8 +15,8 @@ from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
 from inbox.config.values import Network
 from inbox.errors import BadFilter, NothingThere, PageError
+from relay.accounts import check_accounts
 from relay.web import doctor_run, render
-from relay.web.access.accounts import check_accounts
 from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn, SignOut
 from relay.web.acts.resource import add_routes as add_acts
 from relay.web.doctor_run import DoctorRun

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,12 +12,9 @@ import msgspec
 
 from inbox.clock import Clock
 from inbox.config.model import Config
-from inbox.db.engine import connect_read_only
-from inbox.doctor.run import ExaminationResult, examinations, run
-from inbox.errors import ConfigError
-from inbox.examination import Installation
-from inbox.loader.load import ConfigFile, config_path, load_file, load_text
 from inbox.observe.logs import fields, without_message
+from relay.doctor.examinations import EXAMINATIONS
+from relay.doctor.run import ExaminationResult, Installation, installed, run
 
 KEPT_SECONDS = 60.0
 """A report that is younger is shown again: the examinations cost the database some seconds of work."""
@@ -48,7 +44,7 @@ class DoctorRunner:
     ) -> None:
         """Prepare it. `examine` makes the results of an installation."""
         self._config, self._clock, self._monotonic = config, clock, monotonic
-        self._examine = examine or (lambda installation: run(installation, examinations()))
+        self._examine = examine or (lambda installation: run(installation, EXAMINATIONS))
         self._lock = threading.Lock()
         self._report: DoctorReport | None = None
         self._ended = 0.0
@@ -80,7 +76,8 @@ class DoctorRunner:
         results: list[ExaminationResult] = []
         error = None
         try:
-            results = self._with_database(began_at)
+            with installed(self._config) as installation:
+                results = self._examine(installation)
         except Exception as failure:  # whatever it is, the page says so and can run it again
             log.exception("the examinations could not be run", exc_info=without_message(failure), extra=fields("bug"))
             error = f"{type(failure).__name__}: {failure}"
@@ -89,25 +86,3 @@ class DoctorRunner:
             seconds = round(self._ended - began, 3)
             self._report = DoctorReport(began_at, seconds, tuple(results), error)
             self._running_since = None
-
-    def _with_database(self, now: datetime) -> list[ExaminationResult]:
-        try:
-            engine = connect_read_only(self._config.database.url, application="relay-web-doctor")
-        except ConfigError:  # the examinations of the database say so
-            engine = None
-        try:
-            file = _file_of(self._config)
-            return self._examine(Installation(config_path(), file, now, socket.gethostname(), engine))
-        finally:
-            if engine is not None:
-                engine.dispose()
-
-
-def _file_of(config: Config) -> ConfigFile:
-    """Return the file as it is now, on the page's database; without a file, the page's own configuration."""
-    try:
-        found = load_file()
-    except ConfigError:
-        found = load_text("")
-        return msgspec.structs.replace(found, sound=config)
-    return msgspec.structs.replace(found, sound=msgspec.structs.replace(found.sound, database=config.database))

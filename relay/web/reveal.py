@@ -13,10 +13,10 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock
 from inbox.db.reads import payload
 from inbox.errors import NothingThere, PageError
+from relay.accounts import Actor
 from relay.store import reads
 from relay.store.database import Database
 from relay.web import render
-from relay.web.access.accounts import Actor
 from relay.web.acts.forms import checked_reason
 from relay.web.acts.requests import read_json
 from relay.web.problems import set_status

@@ -16,8 +16,8 @@ from inbox.clock import Clock
 from inbox.config.model import Config, DatabaseSettings
 from inbox.config.values import DatabaseUrl
 from inbox.errors import SignInNeeded
+from relay.accounts import Actor
 from relay.web import reading
-from relay.web.access.accounts import Actor
 from relay.web.acts import deliveries
 from relay.web.app import create_app
 from relay.web.reading import Readers

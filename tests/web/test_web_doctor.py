@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 
 from inbox.config.model import Config
-from inbox.doctor.run import ExaminationResult
-from inbox.examination import Finding, Installation
+from relay.doctor.run import ExaminationResult, Installation
+from relay.findings import Finding
 from relay.web.doctor_runner import DoctorRunner
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.relaying import FakeClock, Monotonic, Steps
 from tests.helpers.waiting import until
 
 FINDING = Finding("no_relay", "critical", "no relay", "relay", "why", None, "relay run")
-RESULT = ExaminationResult("relay", "examined", None, 0.1, (FINDING,))
+RESULT = ExaminationResult("relay", None, (FINDING,))
 
 
 class Examiner:

@@ -14,10 +14,10 @@ from sqlalchemy import make_url
 from inbox.config.model import Web
 from inbox.config.values import DatabaseUrl
 from inbox.db import engine as engines
+from relay.accounts import Actor
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from relay.web import reveal
-from relay.web.access.accounts import Actor
 from relay.web.query import FORM_TYPE
 from relay.web.reveal import view_of
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving

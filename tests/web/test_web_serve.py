@@ -20,7 +20,7 @@ from inbox.events.commands import MOST_SEQS
 from inbox.http import body as body_reader
 from inbox.http.body import LimitedApp, Message, Receive, Send
 from inbox.observe.logs import KEYS
-from relay.web.access.accounts import hash_password, hash_token
+from relay.accounts import hash_password, hash_token
 from relay.web.gunicorn_settings import CONNECTIONS, LARGEST_FORM, graceful_timeout
 from relay.web.static_files import FILES, static_url
 from tests.helpers import outage

@@ -30,8 +30,7 @@ from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, SignInN
 from inbox.observe.logs import fields
 from inbox.observe.visible import visible
 from inbox.sources.sender import address_of as parse_address
-from relay.web import render
-from relay.web.access.accounts import (
+from relay.accounts import (
     LONGEST_NAME,
     LONGEST_PASSWORD,
     NOBODY,
@@ -41,6 +40,7 @@ from relay.web.access.accounts import (
     Entry,
     is_password,
 )
+from relay.web import render
 from relay.web.problems import set_status
 from relay.web.query import read_form
 

@@ -11,7 +11,7 @@ from falcon.asgi import Request
 
 from inbox.errors import BadFilter, NotAllowed
 from inbox.events.commands import MOST_SEQS
-from relay.web.access.accounts import Actor
+from relay.accounts import Actor
 from relay.web.query import MOST_BYTES
 
 

@@ -18,12 +18,12 @@ from inbox.clock import Clock
 from inbox.db.dialect import is_data_error
 from inbox.db.erasure import ErasureSubject
 from inbox.errors import BadFilter, NothingThere, PageError, PlanChanged
+from relay.accounts import Actor
 from relay.operations.table import OF_DELIVERIES, OF_GATES, Operation
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import CommandAct
 from relay.web import render
-from relay.web.access.accounts import Actor
 from relay.web.acts import deliveries, others
 from relay.web.acts.forms import (
     ACTS,

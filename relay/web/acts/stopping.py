@@ -9,11 +9,11 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.errors import NoSuchCommand, NothingThere, NotNow, PageError, UnusableCommand
+from relay.accounts import Actor
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import CommandAct
 from relay.web import render
-from relay.web.access.accounts import Actor
 from relay.web.acts.forms import Reason, checked_reason, require_storable
 from relay.web.acts.requests import read_json, require_operator
 from relay.web.problems import API, set_status

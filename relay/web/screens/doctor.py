@@ -6,8 +6,8 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.doctor.run import ExaminationResult
-from inbox.examination import LEVELS, Finding
+from relay.doctor.run import ExaminationResult
+from relay.findings import LEVELS, Finding
 from relay.web.reading import Reading, Screen
 
 
@@ -44,8 +44,8 @@ def read(reading: Reading, _query: DoctorQuery) -> DoctorPage:
         report.seconds,
         report.error,
         tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))),
-        tuple(result for result in report.results if not result.is_whole),
-        tuple(result.name for result in report.results if result.state == "examined" and not result.findings),
+        tuple(result for result in report.results if result.needs),
+        tuple(result.name for result in report.results if not result.needs and not result.findings),
     )
 
 
