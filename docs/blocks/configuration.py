@@ -70,12 +70,14 @@ def _structs(kind: inspect.Type, name: str) -> Iterator[tuple[type, tuple[str, .
 
 def _config_table(title: str, cls: type) -> Iterator[str]:
     bases = [base for base in _SHARED if issubclass(cls, base) and cls is not base]
-    shared = {field.name for base in bases for field in msgspec.structs.fields(base)}
+    shared = {name for base in bases for name in (*field_docstrings(base), *_added_meanings(base))}
     own_docs, added = field_docstrings(cls), _added_meanings(cls)
     rows = []
     for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
         name = field.name
-        if name in shared or (name == "name" and cls in {Source, Limited, Route}):
+        if name in shared or (name == "name" and issubclass(cls, Source | Limited | Route)):
+            continue
+        if cls in _SHARED and name not in {*own_docs, *added}:  # each table has its own meaning
             continue
         if (name in own_docs) == (name in added):
             raise SystemExit(f"{cls.__name__}.{name} needs a docstring in inbox/config, or a line in meanings.toml")
