@@ -53,7 +53,7 @@ class FindingKind(msgspec.Struct, frozen=True):
     name: str
     level: Level
     meaning: str
-    """What it is, and what follows from it."""
+    """The condition, and what follows from it."""
     remedy: str = ""
     """The command, with `{…}` where `found` puts a field."""
 

@@ -120,7 +120,7 @@ def test_secrets_in_the_file_or_at_their_end_are_found(
     )
     place = installation(tmp_path, sqlite_database_url, more)
     assert found(place, "configuration") == [
-        ("configuration_warning", "[sources.bare] secrets"),
+        ("configuration_warning", "[sources.bare] secrets[0]"),
         ("configuration_warning", "[sources.over] secrets"),
         ("expiring", "sources.soon.secrets"),
     ]
