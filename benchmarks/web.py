@@ -34,7 +34,7 @@ from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.loader.load import read_config
 from relay.demo.services import served
-from relay.web.access.accounts import Actor
+from relay.accounts import Actor
 from relay.web.app import create_app
 from relay.web.reading import Readers
 
