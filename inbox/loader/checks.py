@@ -37,8 +37,6 @@ _HAS_MEANING: Mapping[str, tuple[PagedBy, ...]] = {
     "next": ("cursor", "url"),
     "more": (*_NUMBERED, "cursor"),
     "total": _NUMBERED,
-    "short_is_last": _NUMBERED,
-    "query_only": _LINKED,
 }
 """The ways of paging to which a key means something."""
 _PLAIN = Paging(by="page")
@@ -59,14 +57,12 @@ def paging_mistakes(path: tuple[str, ...], call: Find | ListingCall) -> Iterator
             yield Mistake((*path, key), f'means nothing with by = "{pages.by}"; remove it, or set by = {valid}')
     if pages.by in _NEEDS_NEXT and pages.next is None:
         yield Mistake((*path, "next"), f"is missing: the JMESPath that finds {_NEEDS_NEXT[pages.by]} in a page")
-    if pages.by in _LINKED and method != "GET" and not pages.query_only:
+    if pages.by in _LINKED and method != "GET":
         yield _follows_by_get(path)
 
 
 def _follows_by_get(path: tuple[str, ...]) -> Mistake:
-    return Mistake(
-        path, 'follows links by GET alone; page by = "cursor", or set query_only = true, which keeps the path'
-    )
+    return Mistake(path, 'follows links by GET alone; page by = "cursor"')
 
 
 # --- Rules of `[retention]`: floors below which a guarantee would break, and ages that would say nothing beside others.

@@ -12,7 +12,7 @@ from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.sources.normalize import readers_of
 from relay.delivery.outcome import Delivery
-from relay.destinations.comparison import Variant, compare
+from relay.destinations.preview import Variant, compare
 from tests.helpers.delivering import NOW, delivery_of
 
 CONFIG = """

@@ -21,7 +21,7 @@ from inbox.events.event import Event, RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.fields import FORM, form_fields
 from inbox.sources.signing import Message, sign
-from relay.destinations.comparison import Variant
+from relay.destinations.preview import Variant
 from tests.helpers.delivering import delivery_of
 from tests.sources import anything
 from tests.sources.presenting import (

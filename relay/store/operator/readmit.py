@@ -86,7 +86,6 @@ def readmit(database: Database, config: Config, task: AskedTask) -> Callable[[Tr
 def _act(
     transaction: Transaction, *, database: Database, page: Sequence[ReadmitResult], task: AskedTask
 ) -> BatchResult:
-    transaction.hurry()  # a receiver's transaction may hold a key
     readable = {each.id: each for each in page if each.rejected is None}
     taken = readmission.take(
         transaction.connection,
