@@ -123,7 +123,7 @@ class SecurityHeaders:
         resp.set_headers({**SECURITY_HEADERS, "Cache-Control": kept if req.path.startswith("/static/") else "no-store"})
 
 
-class Health:
+class Live:
     """`/health/live`: the process answers."""
 
     async def on_get(self, _req: Request, resp: Response) -> None:
@@ -153,7 +153,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(SIGN_IN, SignIn(access, renderer))
         app.add_route(SIGN_OUT, SignOut(access))
     app.add_route(f"{API}/openapi.json", ApiDocument())
-    app.add_route("/health/live", Health())
+    app.add_route("/health/live", Live())
     app.add_static_route("/static", render.STATIC_FOLDER)
     reveal = RevealResource(readers, renderer, clock)
     app.add_route("/events/{seq}/reveal", reveal)
