@@ -39,6 +39,8 @@ class GivenActor:
 
     async def process_request(self, req: Request, _resp: Response) -> None:
         given = req.get_header(_HEADER)
+        if given is None and req.path.startswith("/static/"):
+            return
         if given is None:
             raise SignInNeeded("nobody is signed in")
         role, name = given.split(" ")

@@ -24,8 +24,8 @@ from relay.accounts import (
     parse_entries,
     write_entry,
 )
-from relay.web.access import guard
-from relay.web.access.guard import (
+from relay.web import guard
+from relay.web.guard import (
     BY_NAME,
     Sessions,
     SignInLimits,
