@@ -13,7 +13,6 @@ from sqlalchemy import Engine, insert, text
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from inbox.db.retention import STEPS
 from inbox.db.schema import throughput_minute
 from inbox.examination import Finding
 from relay.delivery.alerts import Alert
@@ -22,6 +21,7 @@ from relay.findings import findings
 from relay.store import gates, nodes
 from relay.store.alerts import note
 from relay.store.overview import FiringAlert, HeldGate, Overview
+from relay.store.retention import STEPS
 from relay.store.route_states import RouteState
 from relay.web.remedy import Button, button_of
 from relay.web.screens.overview import RETENTION_WORDS, waits

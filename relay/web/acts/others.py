@@ -8,18 +8,18 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
-from inbox.db import erasure, retention
+from inbox.db import erasure
 from inbox.db.dialect import rows_param
 from inbox.db.erasure import ErasurePlan, ErasureSubject, held_up_by
 from inbox.db.reads import Row, has_source
-from inbox.db.retention import STEPS
 from inbox.errors import BadFilter, UnusableCommand
 from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import rfc3339
 from relay.delivery.gates import Gate
-from relay.store import gates
+from relay.store import gates, retention
 from relay.store.operator import readmit
 from relay.store.operator.tasks import types_of
+from relay.store.retention import STEPS
 from relay.store.transaction import Transaction
 from relay.web.acts.forms import Given
 from relay.web.acts.plan import ActPlan, PlanFigure, frozen, sealed
@@ -135,7 +135,7 @@ def plan_prune(reading: Reading, kind: str, given: Given) -> ActPlan:
         if name not in STEPS:
             raise BadFilter(f"there is no kind of [retention] {name!r}; {nearest(name, STEPS)}", field="kinds")
     with reading.database.read() as transaction:
-        plans = retention.plan(transaction.connection, reading.config.retention, transaction.now())
+        plans = retention.plan(transaction, reading.config.retention, transaction.now())
     figures = tuple(
         PlanFigure(each.kind, each.rows, f"{'' if each.are_all else 'or more; '}older than {each.age}")
         for each in plans
