@@ -10,7 +10,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from datetime import datetime
 from functools import partial
 from itertools import accumulate
@@ -179,8 +179,7 @@ def _read(
     for keys in _chunks(connection, table):
         try:
             rows = _rows(connection, table, keys[0], keys[-1])
-            with nullcontext() if into is None else into.begin_nested():
-                _insert(into, table, rows)
+            _put(into, table, rows)
         except _REJECTED:
             raise CopyFailed(_first_bad(connection, table, keys, into)) from None
         done, total = done + len(rows), total + sum(map(_digest, rows))
@@ -210,10 +209,15 @@ def _key(table: Table, row: Row[Any]) -> ColumnElement[Any]:
     return tuple_(*(literal(value, key.type) for key, value in zip(table.primary_key, row, strict=False)))
 
 
-def _insert(target: Connection | None, table: Table, rows: Rows) -> None:
+def _put(target: Connection | None, table: Table, rows: Rows) -> None:
+    """Insert rows so that an error ends nothing else; without a target do nothing."""
+    if target is not None:
+        with target.begin_nested():
+            _insert(target, table, rows)
+
+
+def _insert(target: Connection, table: Table, rows: Rows) -> None:
     """Insert rows; on Postgres by COPY, which is much faster."""
-    if target is None or not rows:
-        return
     if target.dialect.name == SQLITE:
         target.execute(table.insert(), [dict(zip(table.c.keys(), row, strict=True)) for row in rows])
         return
@@ -230,8 +234,7 @@ def _first_bad(source: Connection, table: Table, keys: Rows, target: Connection 
         try:
             rows = _rows(source, table, key, key)
             said = "the target rejects it"
-            with nullcontext() if target is None else target.begin_nested():
-                _insert(target, table, rows)
+            _put(target, table, rows)
         except _REJECTED as error:
             named = " ".join(f"{column.name}={value}" for column, value in zip(table.primary_key, key, strict=False))
             return f"{table.name} {named}: {said}: {error_text(error)}. Repair the row in the source, then run it again"
