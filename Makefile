@@ -32,7 +32,7 @@ $(BENCH)/.ready: requirements-bench.lock pyproject.toml
 setup: $(READY)  ## make .venv with every locked dependency
 
 run: $(READY)  ## run the product with demo services, until Ctrl-C
-	$(BIN)/relay demo
+	$(BIN)/relay demo --stay
 
 quick: $(READY)  ## test without processes and Postgres (90 s on two cores)
 	$(TEST) -q --hypothesis-profile quick --database sqlite -m "not long" $(QUICK)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, TypeVar
 
 import msgspec
 import tenacity
 
-from inbox.db.dialect import error_text, failure_of, is_turn_timeout, is_wait_timeout
+from inbox.db.dialect import error_text, failure_of
 from relay.observe import Observer
-from relay.store.database import Left
 
 Step = Literal[
     "give_back",
@@ -56,9 +55,6 @@ FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 60.0
 LONGEST_URGENT_WAIT_SECONDS = 5.0
 _MOST_DOUBLINGS = 10
-TOLD_EVERY_SECONDS = 5.0
-"""The least time between two lines of the log about what one step leaves: it is tried twice a second."""
-_MOST_NAMED = 3
 _NEVER = -math.inf
 
 Result = TypeVar("Result")
@@ -70,16 +66,12 @@ class Failing(msgspec.Struct, frozen=True):
     error: str
     times: int
     since: float
-    """Since then it has failed, or left items as they were, each time."""
-    whole_since: float
     """Since then it has failed each time."""
     again_at: float
     alerted_at: float
     """The last time; `_NEVER` before the first."""
     is_held_up: bool
-    """True when the database holds up the whole step. False for a fault, or a locked row or route: others are done then."""
-    is_whole: bool = True
-    """False when the step was run and has left some items as they were."""
+    """True when the database holds up the step; false for a fault."""
 
 
 class Steps:
@@ -103,9 +95,6 @@ class Steps:
         self._is_healthy = is_healthy
         self._monotonic = monotonic
         self._failing: dict[str, Failing] = {}
-        self._left: dict[str, Left] = {}
-        """Of steps that have left items as they are in this run, the worst try, if there was any."""
-        self._told_at: dict[str, float] = {}
 
     @property
     def failing(self) -> Mapping[str, str]:
@@ -115,7 +104,7 @@ class Steps:
     def is_awaited(self, step: Step) -> bool:
         """Return whether the database holds up a whole step, for less than `AWAITED_SECONDS` so far: others wait for it."""
         failing = self._failing.get(step)
-        return failing is not None and failing.is_held_up and self._monotonic() - failing.whole_since < AWAITED_SECONDS
+        return failing is not None and failing.is_held_up and self._monotonic() - failing.since < AWAITED_SECONDS
 
     def run(self, step: Step, work: Callable[[], Result], otherwise: Result, *, subject: str = "") -> Result:
         """Run a step, unless it waits for its next retry.
@@ -137,7 +126,6 @@ class Steps:
         before = self._failing.get(name)
         if before is not None and self._monotonic() < before.again_at:
             return otherwise
-        self._left.pop(name, None)
         try:
             result = work()
         except Exception as error:
@@ -147,34 +135,27 @@ class Steps:
                 raise
             self._failed(step, name, before, error, is_fault=failure == "fault")
             return otherwise
-        if name in self._left:
-            self._has_left(name, before, self._left.pop(name))
-        elif before is not None:
+        if before is not None:
             self._failing.pop(name, None)  # after a reload, a sweep may be in two threads for a moment
             self._observer.step_recovered(name, before.times)
         return result
 
     def _failed(self, step: Step, name: str, before: Failing | None, error: Exception, *, is_fault: bool) -> None:
         now = self._monotonic()
-        since = now if before is None else before.since
-        if before is not None and not before.is_whole:
-            before = None  # to have left some items was no failure of all
-        times, whole_since = (1, now) if before is None else (before.times + 1, before.whole_since)
+        times, since = (1, now) if before is None else (before.times + 1, before.since)
         is_to_be_alerted = is_fault or now - since >= LASTS_SECONDS
-        is_kept_out = is_turn_timeout(error)
-        is_held_up = not is_fault and not is_kept_out and not is_wait_timeout(error)
-        is_awaited = step in AWAITED and is_held_up and now - whole_since < AWAITED_SECONDS
+        is_awaited = step in AWAITED and not is_fault and now - since < AWAITED_SECONDS
         longest = LONGEST_URGENT_WAIT_SECONDS if step in URGENT else LONGEST_WAIT_SECONDS
-        longest = AWAITED_AGAIN_SECONDS if is_awaited or (is_kept_out and step in URGENT) else longest
+        longest = AWAITED_AGAIN_SECONDS if is_awaited else longest
         wait = min(FIRST_WAIT_SECONDS * 2 ** min(times - 1, _MOST_DOUBLINGS), longest)
         if is_fault:
             self._observer.step_failed(step, error, wait)
         else:
             self._observer.database_trouble(name, error)
         alerted_at = _NEVER if before is None else before.alerted_at
-        failing = Failing(error_text(error), times, since, whole_since, now + wait, alerted_at, is_held_up)
+        failing = Failing(error_text(error), times, since, now + wait, alerted_at, is_held_up=not is_fault)
         self._fails(name, failing, is_to_be_alerted=is_to_be_alerted)
-        if step in CRITICAL and is_fault and now - whole_since >= LASTS_SECONDS and self._is_healthy():
+        if step in CRITICAL and is_fault and now - since >= LASTS_SECONDS and self._is_healthy():
             raise error
 
     def _fails(self, name: str, failing: Failing, *, is_to_be_alerted: bool) -> None:
@@ -182,40 +163,6 @@ class Steps:
         is_due = is_to_be_alerted and self._monotonic() - failing.alerted_at >= LASTS_SECONDS
         if is_due and self._alert(name, failing.error):
             self._failing[name] = msgspec.structs.replace(failing, alerted_at=self._monotonic())
-
-    def left(self, left: Left) -> None:
-        """Note that a step leaves items as they are. Call from the step's thread.
-
-        The step goes on with all others, so it does not wait; it counts as failing, and is alerted when that lasts.
-        """
-        if left.error is None:
-            self._left.setdefault(left.step, left)
-            return
-        if failure_of(left.error) == "fault":
-            self._observer.step_failed(left.step, left.error, left.again_in)
-        elif self._monotonic() - self._told_at.get(left.step, _NEVER) >= TOLD_EVERY_SECONDS:
-            self._told_at[left.step] = self._monotonic()
-            self._observer.database_trouble(f"{left.step} of {_named(left.routes)}", left.error)
-        known = self._left.get(left.step)
-        if known is None or known.error is None or failure_of(known.error) != "fault":
-            self._left[left.step] = left
-
-    def _has_left(self, name: str, before: Failing | None, left: Left) -> None:
-        """The step has done all but some items, so that it is not held up any more."""
-        now, is_fault = self._monotonic(), False
-        if left.error is not None:
-            told, is_fault = f"{_named(left.routes)}: {error_text(left.error)}", failure_of(left.error) == "fault"
-        elif before is not None:
-            told = before.error
-        else:
-            return
-        times, since, alerted_at = (
-            (0, now, _NEVER) if before is None else (before.times, before.since, before.alerted_at)
-        )
-        is_to_be_alerted = left.error is not None and (is_fault or now - since >= LASTS_SECONDS)
-        times += bool(left.error)
-        failing = Failing(told, times, since, now, now, alerted_at, is_held_up=False, is_whole=False)
-        self._fails(name, failing, is_to_be_alerted=is_to_be_alerted)
 
     def retry_until_done(self, what: str, work: Callable[[], Result], *, unless: threading.Event) -> Result | None:
         """Do this until the database takes it. Returns None once `unless` is set. Raises a fault of the work itself."""
@@ -242,7 +189,3 @@ class Steps:
     def _log_trouble(self, what: str, state: tenacity.RetryCallState) -> None:
         exception = None if state.outcome is None else state.outcome.exception()
         self._observer.database_trouble(what, exception or RuntimeError("no outcome"))
-
-
-def _named(routes: Sequence[str]) -> str:
-    return ", ".join(routes[:_MOST_NAMED]) + (", …" if len(routes) > _MOST_NAMED else "")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 import tomllib
 from collections.abc import Iterable
+from functools import cache
+from inspect import getsource
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-from relay.web.openapi import field_docstrings, first_line
-
-__all__ = ["MEANINGS", "ROOT", "field_docstrings", "first_line", "table"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEANINGS: dict[str, dict[str, Any]] = tomllib.loads((ROOT / "docs" / "meanings.toml").read_text(encoding="utf-8"))
@@ -20,3 +21,38 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [list(heads), *map(list, rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def first_line(docstring: str | None) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join((docstring or "").strip().split("\n\n")[0].split())
+
+
+def field_docstrings(cls: type) -> dict[str, str]:
+    """The strings below the fields of a class, its bases' too."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if base is not object:
+            found.update(_of_module(sys.modules[base.__module__]).get(base.__qualname__, {}))
+    return found
+
+
+@cache
+def _of_module(module: ModuleType) -> dict[str, dict[str, str]]:
+    try:
+        tree = ast.parse(getsource(module))
+    except (OSError, TypeError):  # compiled
+        return {}
+    return {node.name: _of_class(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _of_class(node: ast.ClassDef) -> dict[str, str]:
+    return {
+        field.target.id: first_line(after.value.value)
+        for field, after in zip(node.body, node.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and isinstance(after.value.value, str)
+    }

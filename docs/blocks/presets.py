@@ -74,12 +74,12 @@ def _proof(preset: Preset) -> tuple[str, str, str, str]:
             _NAMES.get(each.algorithm) or f"HMAC-{each.algorithm.upper()}" for each in preset.signatures
         )
         is_timed = first.timestamp_header or first.timestamp_prefix or preset.signed_at is not None
-        tolerance = f"{first.tolerance:g} s" if is_timed else "none: no time is signed"
+        tolerance = f"{preset.tolerance:g} s" if is_timed else "none: no time is signed"
         return f"`{header}`", " or ".join(algorithms), f"`{first.content}`", tolerance
     if preset.prover is not None:
         return preset.docs.proof
     if "signature" in preset.own_keys:
-        return "`signature.header`", "`signature.algorithm`", "`signature.content`", "`signature.tolerance`"
+        return "`signature.header`", "`signature.algorithm`", "`signature.content`", "`tolerance`"
     return "as `auth` says", "none", "nothing", ""
 
 

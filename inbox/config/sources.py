@@ -64,8 +64,6 @@ class Signature(Table, frozen=True, kw_only=True):
     """Prefix of the time, where it is one of the parts of `header`, such as `t=`."""
     timestamp_unit: Unit = "s"
     """Seconds or milliseconds since 1970, or RFC 3339."""
-    tolerance: Duration = Duration(300)
-    """Largest difference between the time of signing and the time of arrival, before and after."""
     id_header: str = ""
     """Header with the id of the message."""
     content: str = "{body}"

@@ -14,6 +14,8 @@ from inbox.events.event import Action
 class CallKeys(Table, frozen=True, kw_only=True):
     """Keys that every call of a sync route or a sweep has."""
 
+    path: str
+    body: dict[str, Any] | None = None
     headers: dict[str, str] = {}
     """Headers of this call, before those of the endpoint; values are templates, as in `path`. Secrets belong in the
     endpoint's `auth` or `headers`."""
@@ -25,6 +27,23 @@ class CallKeys(Table, frozen=True, kw_only=True):
     has failed as `rejected`. With `graphql`, an expression that doesn't look at "errors" counts besides them."""
     throttled: str | None = None
     """JMESPath into an answer of a success (2xx): if it finds something, the call has failed as `throttled`."""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Return its query parameters; a call that writes has none."""
+        return {}
+
+
+class ReadingCall(CallKeys, frozen=True, kw_only=True):
+    """Keys that every call that reads has."""
+
+    method: Literal["GET", "POST"] = "GET"
+    params: dict[str, str] | None = None
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Return `params`."""
+        return self.params or {}
 
 
 # --- paging of a find, a sweep and a listing alike
@@ -67,11 +86,6 @@ class Paging(Table, frozen=True, kw_only=True):
     total: str | None = None
     """By page or start: JMESPath into a page that gives the number of all items. It saves the request for an empty page,
     and a page of 0 items needs no list."""
-    short_is_last: bool = False
-    """By page or start: take a page with fewer than `count` items as the last. Use it only where pages are always full."""
-    query_only: bool = False
-    """By link or url: take only the query from the link, and the rest from the configuration. It serves a service behind a
-    proxy that names itself by another address."""
     most: Annotated[int, msgspec.Meta(ge=2, le=100_000)] | None = None
     """Largest number of pages. More are an error, and nothing is written. By default 10 for a find, otherwise 10,000."""
 
@@ -108,37 +122,14 @@ def paging_of(pages: PagingSetting) -> Paging | None:
 _SCIM_PARAMS = {"filter": "meta.lastModified ge {since:scim}", "sortBy": "meta.lastModified"}
 
 
-class ListingCall(CallKeys, frozen=True, kw_only=True):
+class ListingCall(ReadingCall, frozen=True, kw_only=True):
     """The call for a listing, and the places of what it lists."""
 
-    path: str
-    method: Literal["GET", "POST"] = "GET"
-    params: dict[str, str] | None = None
-    """Query parameters; values are templates, as in `path`. In a sweep that pages by start, the default is the filter and the
-    order of SCIM and Trivore ID: `meta.lastModified ge {since:scim}`."""
-    body: dict[str, Any] | None = None
-    """JSON body; each text in it is a template, as in `path`."""
     pages: PagingSetting = Paging(by="start")
     """Paging: a table, or `"link"` (the `Link` header), `"scim"`, or `"none"`, where one answer has everything. By default
     `{ by = "start" }`, as Trivore ID pages."""
     items: str = "items"
     """JMESPath into a page that gives the list of entities."""
-
-    @property
-    def query(self) -> Mapping[str, str]:
-        """Return `params`, or their default."""
-        return self.params or {}
-
-
-class IdsOfCall(Table, frozen=True, kw_only=True):
-    """The ids in one call of a listing that is asked for certain ids, as `{ids}` in its templates."""
-
-    size: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
-    """Number of ids in a call."""
-    each: str | None = None
-    """Template over `id` that writes one id, such as `externalId eq {id:scim}`. Without it, `{ids}` is a list, for a body."""
-    join: str = ","
-    """Text between the ids that `each` has written."""
 
 
 class Listing(ListingCall, frozen=True, kw_only=True):
@@ -146,9 +137,6 @@ class Listing(ListingCall, frozen=True, kw_only=True):
 
     id: str
     """JMESPath into a counterpart that gives the id of its entity."""
-    ids: IdsOfCall | None = None
-    """Ask for certain ids, in chunks, where the destination takes many at once. The calls ask for the source's entities, and
-    for those that the inbox knows. Without it, everything is listed."""
 
 
 class Sweep(ListingCall, frozen=True, kw_only=True):
@@ -203,14 +191,10 @@ MOST_FIND_PAGES = 10
 """Pages that a find reads at most, unless its `pages` give another number."""
 
 
-class Fetch(CallKeys, frozen=True):
+class Fetch(ReadingCall, frozen=True, kw_only=True):
     """Reading of the entity from its source."""
 
     api: str
-    path: str
-    method: Literal["GET", "POST"] = "GET"
-    params: dict[str, str] = {}
-    body: dict[str, Any] | None = None
     pick: str | None = None
     """JMESPath into the answer that gives the entity, such as `data.user`. An explicit null there means that it is gone."""
     modified: str = "meta.lastModified"
@@ -218,8 +202,6 @@ class Fetch(CallKeys, frozen=True):
     tolerance: Duration | None = None
     """An entity whose last change is longer than this before its event is stale. It is fetched again after 1, 5 and 30 s,
     and then applied with `stale_suspected` in the log. Without it, no entity is stale."""
-    exempt: list[str] = []
-    """Event types that don't change the entity, such as a login, so that an older entity is not stale."""
     conditional: bool = False
     """Ask with `If-None-Match` for an entity that was applied before. After a 304 the event ends `unchanged`, and nothing
     is looked up in the destination. Replays, deletions and a changed configuration fetch the whole entity."""
@@ -228,13 +210,9 @@ class Fetch(CallKeys, frozen=True):
     Without it, any object in the api's answer is accepted."""
 
 
-class Find(CallKeys, frozen=True):
+class Find(ReadingCall, frozen=True, kw_only=True):
     """Lookup of the counterpart in the destination; without it, nothing is looked up."""
 
-    path: str
-    method: Literal["GET", "POST"] = "GET"
-    params: dict[str, str] = {}
-    body: dict[str, Any] | None = None
     pick: str | None = None
     """JMESPath into the answer that gives the list of matches, or the one match. An answer without either is unusable."""
     pages: PagingSetting = "none"
@@ -257,21 +235,17 @@ class Find(CallKeys, frozen=True):
         return 2 if paging.by in {"page", "start"} and paging.more is None else paging.most or MOST_FIND_PAGES
 
 
-class Write(CallKeys, frozen=True):
+class Write(CallKeys, frozen=True, kw_only=True):
     """Creation or deletion of the counterpart."""
 
-    path: str
     method: Method | None = None
-    body: dict[str, Any] | None = None
 
 
-class Update(CallKeys, frozen=True):
+class Update(CallKeys, frozen=True, kw_only=True):
     """Change of the counterpart."""
 
-    path: str
     method: Method = "PATCH"
-    body: dict[str, Any] | None = None
-    format: Literal["merge-patch", "json-patch", "json", "form"] = "merge-patch"
+    format: Literal["merge-patch", "json", "form"] = "merge-patch"
     if_match: str | None = None
     """JMESPath over `target` and `etag`, the version in the answer to `find`. Its value is sent as `If-Match`. On 412
     (somebody else changed the counterpart) the process starts again."""
@@ -280,9 +254,7 @@ class Update(CallKeys, frozen=True):
 class Deactivate(CallKeys, frozen=True, kw_only=True):
     """Deactivation of the counterpart, where it is not to be deleted."""
 
-    path: str
     method: Method = "PATCH"
-    body: dict[str, Any] = {}
     unless: str | None = None
     """JMESPath over `event` and `target` that is true when the counterpart is inactive already. Then nothing is sent, and
     `relay plan` finds it in sync. Without it, each event of an entity that is gone deactivates it again."""

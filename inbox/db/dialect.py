@@ -414,13 +414,6 @@ def is_unique_violation(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlite_errorcode", None) in _UNIQUE_VIOLATIONS_OF_SQLITE
 
 
-def constraint_of(error: DBAPIError) -> str:
-    """Return the name of the constraint that rejected a row, without any value; SQLite gives the columns."""
-    diagnosis = getattr(error.orig, "diag", None)
-    name = getattr(diagnosis, "constraint_name", None) or str(error.orig).rpartition(":")[2].strip()
-    return str(name)
-
-
 def is_deadlock(error: DBAPIError) -> bool:
     """Return whether the database ended this transaction because of a deadlock."""
     return _sqlstate(error) == _DEADLOCK
@@ -492,26 +485,18 @@ def blames_items(error: BaseException) -> bool:
     return _STATEMENT_ERROR_OF_SQLITE.match(str(error.orig)) is None
 
 
-_HELD_UP = frozenset({"55P03", "57014", "25P03", "25P04"})
-_TAKEN_IN_TURN = re.compile(r"\b(?:order|route)_lock\b|\bpayload_lock\b.*FOR SHARE")
-"""Statements that wait for a lock of a whole step: no smaller part of it would wait less."""
+_TOO_LONG = frozenset({"57014", "25P03", "25P04"})
+_HELD_UP = _TOO_LONG | {"55P03"}
+
+
+def takes_too_long(error: BaseException) -> bool:
+    """Return whether Postgres has ended a statement or a transaction by a limit, so that fewer items may succeed."""
+    return isinstance(error, DBAPIError) and _sqlstate(error) in _TOO_LONG
 
 
 def is_wait_timeout(error: BaseException) -> bool:
-    """Return whether a statement took too long, for example because of a locked row, so that fewer items may succeed.
-
-    A wait for the order lock doesn't count, as all take it in turn; nor does one for retention to end a batch.
-    """
-    return (
-        isinstance(error, DBAPIError)
-        and _sqlstate(error) in _HELD_UP
-        and _TAKEN_IN_TURN.search(error.statement or "") is None
-    )
-
-
-def is_turn_timeout(error: BaseException) -> bool:
-    """Return whether the wait for the order lock of some routes was in vain: who needs none of these may succeed."""
-    return isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP and "route_lock" in (error.statement or "")
+    """Return whether it has done so, or a lock was waited for in vain."""
+    return isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP
 
 
 LONGEST_ERROR_TEXT = 300

@@ -20,8 +20,8 @@ from inbox.db.reads import Row, plain
 from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
 from inbox.events.timestamps import as_time, time_text
 
-_LISTED = 50
-"""Rows of a page: one may have a body."""
+_LISTED, _EXPORTED = 50, 500
+"""Rows of a page where all are read: of requests and commands, whose rows may have a body, and of deliveries."""
 ListingName = Literal["rejected", "commands", "alerts", "dead"]
 
 
@@ -93,15 +93,41 @@ def read_rows(
         return list_rows(connection, name, wanted, limit, columns)
 
 
-def all_rows(engine: Engine, name: ListingName, wanted: Mapping[str, Any], most: int | None) -> Iterator[Row]:
-    """Yield the rows of a listing whose rows have an id, a page at a time; `most` None: every one."""
-    before, left = wanted.get("before"), most
-    while left is None or left > 0:
-        page = read_rows(engine, name, {**wanted, "before": before}, _LISTED if left is None else min(left, _LISTED))
-        yield from page
-        if len(page) < _LISTED:
+class RowPage(msgspec.Struct, frozen=True):
+    """Rows of a listing, the newest first."""
+
+    rows: list[Row]
+    before: int | None = None
+    """The seq or id that the next page lies below; None: there is no more, or the listing has no pages."""
+    has_more: bool = False
+
+
+def read_page(
+    engine: Engine,
+    name: ListingName | Literal["deliveries"],
+    wanted: Mapping[str, Any],
+    limit: int,
+    columns: Sequence[str] = ("*",),
+) -> RowPage:
+    """Read a page of any listing: of deliveries about `limit` rows, of others at most so many."""
+    if name == "deliveries":
+        found = list_deliveries(engine, EventFilter(**wanted), limit)
+        return RowPage(found.rows, found.before, found.before is not None)
+    rows = read_rows(engine, name, wanted, limit + 1, columns)
+    has_more, shown = len(rows) > limit, rows[:limit]
+    return RowPage(shown, shown[-1].get("id") if has_more else None, has_more)
+
+
+def every_row(engine: Engine, name: ListingName | Literal["deliveries"], wanted: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield every row of a listing, page by page; of dead letters, which have no pages, all at once."""
+    size = {"deliveries": _EXPORTED, "dead": _ABOVE_ALL - 1}.get(name, _LISTED)
+    before = wanted.get("before")
+    while True:
+        page = read_page(engine, name, {**wanted, "before": before}, size)
+        yield from page.rows
+        if page.before is None:
             return
-        before, left = page[-1]["id"], None if left is None else left - len(page)
+        before = page.before
 
 
 def contains(part: str) -> str:

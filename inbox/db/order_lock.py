@@ -23,10 +23,11 @@ The limit for idle transactions, 3 s, does not count while a pipeline is open: a
 statements would keep its routes for good.
 """
 
+LOCKED_ROW_SECONDS = 1
+"""Longest wait for a row under the lock of its route: all others who need the route wait meanwhile."""
+
 FIRST = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
 """The first of the two statements that lock everything: the other one has to see rows that are added until now."""
-FIRST_TO_ADD = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE /* to add to route_lock */")
-"""The same for who adds rows: whose routes have theirs does not need it."""
 FIRST_TO_ADD_NOW = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE NOWAIT /* to add to route_lock */")
 """The same for who has a route already. It fails rather than waits, as who has this row may wait for that route."""
 
@@ -44,21 +45,8 @@ def given_routes(sql: Sql) -> TextClause:
 
 
 @cache
-def free_routes(sql: Sql) -> TextClause:
-    """Do the same with those of the given routes that nobody has locked, and name them."""
-    return _locking(sql, f"{_given(sql)} SKIP LOCKED", f", array_agg(route) AS names {_limited()}")
-
-
-@cache
-def missing_routes(sql: Sql) -> TextClause:
-    """Find those of the given routes that have no row."""
-    given = sql.rows("given", route="text")
-    return text(f"SELECT route FROM {given} WHERE NOT EXISTS (SELECT 1 FROM route_lock l WHERE l.route = given.route)")
-
-
-@cache
 def added_routes(sql: Sql) -> TextClause:
-    """Add the rows of given routes that have none yet, after `FIRST_TO_ADD`."""
+    """Add the rows of given routes that have none yet, after `FIRST`."""
     return text(f"""
 INSERT INTO route_lock (route) SELECT route FROM {sql.rows("given", route="text")} ON CONFLICT DO NOTHING
 """)
@@ -86,11 +74,13 @@ SELECT count(*) AS routes, {sql.now} AS now {more} FROM granted
 
 
 def _limited() -> str:
-    """Start the timer. The 0 ends one that runs already by a setting of the server or the role, and would go on otherwise.
+    """Limit the wait for each row, and start the timer.
 
+    The 0 ends a timer that runs already by a setting of the server or the role, and would go on otherwise.
     Older servers than Postgres 17 lack the setting: there, `Transaction` opens no pipeline.
     """
     return f""",
+    set_config('lock_timeout', '{LOCKED_ROW_SECONDS}s', true),
     CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
         THEN concat(set_config('transaction_timeout', '0', true), set_config('transaction_timeout', '{HELD_SECONDS}s', true))
     END AS limited

@@ -52,7 +52,7 @@ class Identity(msgspec.Struct, frozen=True):
     action: Action
     occurred_ns: int
     """The event's own time, in nanoseconds since 1970-01-01T00:00:00Z."""
-    key_parts: tuple[str, ...]
+    key_parts: tuple[str, ...] = ()
     """Parts of the dedup key, besides the source; the time is put in front when `key_has_time`."""
     key_has_time: bool = False
     event_id: str | None = None

@@ -39,7 +39,7 @@ from inbox.http.problems import problem_headers, problem_of
 from inbox.observe import metrics
 from inbox.observe.logs import fields
 from inbox.observe.metrics import OFF, Meters
-from inbox.sources.sender import address_text
+from inbox.sources.credentials import address_text
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle

@@ -14,7 +14,6 @@ from inbox.config.mistakes import Mistake, nearest
 from inbox.config.model import (
     Config,
     Destination,
-    Endpoint,
     Metrics,
     PythonDestination,
     Retention,
@@ -37,8 +36,6 @@ _HAS_MEANING: Mapping[str, tuple[PagedBy, ...]] = {
     "next": ("cursor", "url"),
     "more": (*_NUMBERED, "cursor"),
     "total": _NUMBERED,
-    "short_is_last": _NUMBERED,
-    "query_only": _LINKED,
 }
 """The ways of paging to which a key means something."""
 _PLAIN = Paging(by="page")
@@ -59,14 +56,12 @@ def paging_mistakes(path: tuple[str, ...], call: Find | ListingCall) -> Iterator
             yield Mistake((*path, key), f'means nothing with by = "{pages.by}"; remove it, or set by = {valid}')
     if pages.by in _NEEDS_NEXT and pages.next is None:
         yield Mistake((*path, "next"), f"is missing: the JMESPath that finds {_NEEDS_NEXT[pages.by]} in a page")
-    if pages.by in _LINKED and method != "GET" and not pages.query_only:
+    if pages.by in _LINKED and method != "GET":
         yield _follows_by_get(path)
 
 
 def _follows_by_get(path: tuple[str, ...]) -> Mistake:
-    return Mistake(
-        path, 'follows links by GET alone; page by = "cursor", or set query_only = true, which keeps the path'
-    )
+    return Mistake(path, 'follows links by GET alone; page by = "cursor"')
 
 
 # --- Rules of `[retention]`: floors below which a guarantee would break, and ages that would say nothing beside others.
@@ -144,7 +139,6 @@ def _proxy(proxy: WebProxy) -> Iterator[Mistake]:
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _FUNCTION = re.compile(f"{_NAME}:{_NAME}")
 """Pattern of `package.module:name`."""
-_OF_A_FUNCTION = {"name", "timeout", "concurrency", "rate", "breaker"}
 _TARGET = re.compile(r"\{\s*target\b")
 _NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate", "gone", False))
 """A table of a sync route, the key whose value of the same name needs it, and whether that value is the default."""
@@ -174,7 +168,7 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
             if endpoint.timeout <= 0:
                 yield Mistake((section, name, "timeout"), "must be longer than nothing; leave it out for 15s")
             if isinstance(endpoint, PythonDestination):
-                yield from _function((section, name), endpoint)
+                yield from _reference((section, name, "function"), endpoint.function)
     yield from passed_header_mistakes(config)
     yield from _one_address(config.metrics)
     yield from retention_mistakes(config.retention)
@@ -228,14 +222,6 @@ def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route])
         f"{getattr(sweep, key)!r} is taken by no route of {sweep.entity_type!r}; name one of theirs: "
         + ", ".join(sorted(names)),
     )
-
-
-def _function(path: tuple[str, ...], destination: PythonDestination) -> Iterator[Mistake]:
-    yield from _reference((*path, "function"), destination.function)
-    plain = PythonDestination(function=destination.function)
-    for key in (*Endpoint.__struct_fields__, "outcomes"):
-        if key not in _OF_A_FUNCTION and getattr(destination, key) != getattr(plain, key):
-            yield Mistake((*path, key), "says nothing to a function, which makes its own calls; remove it")
 
 
 def _missing_name(path: tuple[str, ...], kind: str, name: str, existing: Collection[str]) -> Iterator[Mistake]:

@@ -21,7 +21,7 @@ from datetime import datetime
 from inbox.errors import Unavailable
 from inbox.observe.logs import fields
 from inbox.observe.visible import visible
-from inbox.sources.certificates import UNAVAILABLE, CertificateStore, CertificateUrl, MissingCertificate
+from inbox.sources.keys import UNAVAILABLE, CertificateStore, CertificateUrl, MissingCertificate
 
 _log = logging.getLogger(__name__)
 

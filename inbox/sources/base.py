@@ -8,18 +8,23 @@ them with what `inbox/sources/fields.py` has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import hashlib
+import hmac
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 import msgspec
 
 from inbox.config.sources import Signature, Source
 from inbox.config.values import Secret
 from inbox.errors import RequestError, UnsupportedType
+from inbox.events import timestamps
 from inbox.events.event import Identity, RawRequest
-from inbox.sources.certificates import MissingCertificate
+from inbox.sources.keys import MissingCertificate
 
 Read = Callable[[RawRequest, Sequence[str] | None], tuple[Identity, ...]]
 """Reads the events of a body, in its order. The second argument is the source's `dedup`, if it has one.
@@ -30,36 +35,65 @@ Raises `Unreadable` or `InvalidEvent`.
 Revealed = Sequence[tuple[Secret, str]]
 """Pairs of a secret and its text."""
 
-
 MADE_UP = Secret("")
 """The secret of decoy keys, which only make a rejection take as long as another source's."""
+TOLERANCE_SECONDS = 300.0
+"""Largest difference between the time of signing and the time of arrival, before and after."""
+_DECOY_BYTES = 32
+_SEPARATOR = re.compile(r"[./-]")
 
 
-class Proof(Protocol):
+class Proof(ABC):
     """One thing that a request has to prove. Nothing it does may raise, whatever the request holds."""
 
-    @property
-    def kind(self) -> Hashable:
-        """A key that is equal for proofs that do the same work for any request, apart from their number of keys."""
-        ...
+    kind: Hashable = None
+    """A key that is equal for proofs that do the same work for any request, apart from their number of keys."""
 
     @property
     def keys(self) -> int:
-        """Count of the keys that it tries on each request, decoys included."""
-        ...
+        """Count of the keys that it tries on each request, decoys included; 0: it needs no decoys."""
+        return 0
 
     @property
     def passes(self) -> int:
         """The largest number of its passes through a body."""
-        ...
+        return 0
 
-    def pad(self, keys: int) -> None:
+    def pad(self, keys: int) -> None:  # noqa: B027  # most have no keys
         """Add decoy keys, which prove nothing, up to `keys` in all."""
-        ...
 
+    @abstractmethod
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
         """Return for the operator why it is not proven, or the certificate without which nobody can tell; None when it is."""
-        ...
+
+
+class KeyedProof(Proof):
+    """A proof by one of several secret keys, of which only those count that are valid."""
+
+    def __init__(self, keys: Iterable[tuple[Secret, bytes]]) -> None:
+        self._keys = tuple(keys)
+
+    @property
+    def keys(self) -> int:
+        """See Proof."""
+        return len(self._keys)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
+        self._keys += tuple((MADE_UP, os.urandom(_DECOY_BYTES)) for _ in range(keys - self.keys))
+
+    def is_known(self, secret: bytes, now: datetime) -> bool:
+        """Return whether a text is one of the secrets, of which `digest_of` has made the keys. Takes the same time for any."""
+        digest, known = hashlib.sha256(secret).digest(), False
+        for valid, expected in self._keys:
+            known |= hmac.compare_digest(digest, expected) & valid.valid_at(now)
+        return known
+
+
+def digest_of(secret: str) -> bytes:
+    """Return the digest by which a shared secret is known: those of secrets of any length compare in constant time."""
+    # A variable of the environment may hold bytes that are not UTF-8; Python shows them as lone surrogates.
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 Prover = Callable[[Source, Revealed], Proof]
@@ -103,15 +137,57 @@ class Sample(msgspec.Struct, frozen=True):
     """Of the message, where the signature covers one."""
 
 
+MakeSample = Callable[[str, str, str, datetime], Sample]
+"""Makes a webhook about an entity from its type, its id, the event type and the time."""
+
+
+def json_sample(body: object, headers: Mapping[str, str] = {}, message_id: str = "") -> MakeSample:
+    """Make samples of a template, in whose texts `{…}` stands for these.
+
+    `kind`, `id`, `type`; `last`, the type's last word; `dotted`, the type behind the kind, unless it has a dot; `unique`, an
+    id of the event; `time`; and where a text is nothing else, as numbers: `number`, the id, and `s` and `ms`, the time.
+    """
+
+    def make(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+        values: dict[str, object] = {
+            "kind": kind,
+            "id": identifier,
+            "number": int(identifier) if identifier.isdigit() else identifier,
+            "type": event_type,
+            "last": _SEPARATOR.split(event_type)[-1],
+            "dotted": event_type if "." in event_type else f"{kind}.{event_type}",
+            "unique": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
+            "time": timestamps.rfc3339(at, "milliseconds"),
+            "s": int(at.timestamp()),
+            "ms": timestamps.to_nanoseconds(at) // 1_000_000,
+        }
+
+        def fill(template: object) -> object:
+            match template:
+                case str():
+                    is_whole = template.startswith("{") and template[1:-1] in values
+                    return values[template[1:-1]] if is_whole else template.format_map(values)
+                case list():
+                    return [fill(each) for each in template]
+                case dict():
+                    return {fill(name): fill(each) for name, each in template.items()}
+            return template
+
+        own = {name: value.format_map(values) for name, value in headers.items()}
+        return Sample(msgspec.json.encode(fill(body)), own, message_id.format_map(values))
+
+    return make
+
+
 class PresetDocs(msgspec.Struct, frozen=True, kw_only=True):
     """The place of each part of an event in a request, in words: a row of the documentation."""
 
     title: str
     event_id: str = "none"
     entity: str
-    event_type: str
-    time: str
-    same_event: str
+    event_type: str = "`type`"
+    time: str = "of arrival"
+    same_event: str = "the id"
     """The parts that make two requests the same event."""
     sends: str
     """The provider's retries, and the answer that it expects."""
@@ -140,6 +216,8 @@ class Preset:
     """Its signatures; several are the same under other names of headers."""
     signed_at: Callable[[bytes], bytes] | None = None
     """Finds the time of sending in a body, as it is written, where no header has it; empty where the body has none."""
+    tolerance: float = TOLERANCE_SECONDS
+    """Seconds between signing and arrival, unless a source has its own."""
     may_be_unsigned: bool = False
     """True when the provider signs only where somebody has set that up; otherwise its signature is required."""
     prover: Prover | None = None
@@ -174,8 +252,7 @@ class Preset:
     starter: str = 'secrets = ["env:{variable}"]'
     """Lines of a source's table in a new configuration. `{variable}` is the environment variable with its secret,
     `{token}` one for the end of the URL."""
-    sample: Callable[[str, str, str, datetime], Sample] | None = None
-    """Makes a webhook about an entity from its type, its id, the event type and the time."""
+    sample: MakeSample | None = None
 
     @property
     def always_signs(self) -> bool:

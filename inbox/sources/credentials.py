@@ -9,21 +9,19 @@ SHA-256 digest: digests of secrets of any length compare in constant time, and n
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
+import ipaddress
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from urllib.parse import unquote_to_bytes
 
 from inbox.config.sources import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Source, UrlTokenAuth
-from inbox.config.values import Secret
+from inbox.config.values import Network, Secret
 from inbox.errors import ConfigError, NotAuthenticated, collect_config_errors
 from inbox.events.event import RawRequest
-from inbox.sources.base import MADE_UP, Preset, Proof, Revealed
-from inbox.sources.certificates import CertificateNeeded, MissingCertificate
-from inbox.sources.sender import SentFrom
+from inbox.sources.base import KeyedProof, Preset, Proof, Revealed, digest_of
+from inbox.sources.keys import CertificateNeeded, MissingCertificate
 from inbox.sources.signing import SignatureProof
 
 Way = Callable[[RawRequest], bytes]
@@ -35,39 +33,21 @@ UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
 """Bytes: the limit of most presets. A larger request can tell a source with another limit from one that does not exist;
 reading all for everybody would let strangers send as much as the largest source may."""
 
-_DIGEST_SIZE = hashlib.sha256().digest_size
 
-
-class SharedSecretProof:
+class SharedSecretProof(KeyedProof):
     """Proves that a request carries one of the valid secrets, in the place that `auth` names."""
-
-    __slots__ = ("_open", "_read_secret", "_secrets", "kind")
-    passes = 0
 
     def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
         prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
-        self._open = isinstance(auth, NoAuth)
+        super().__init__((secret, digest_of(prefix + revealed)) for secret, revealed in secrets)
+        self._is_open = isinstance(auth, NoAuth)
         self._read_secret = _secret_reader(auth)
-        self._secrets = tuple((secret, _digest(prefix + revealed)) for secret, revealed in secrets)
         self.kind = (type(auth), auth.name.lower() if isinstance(auth, HeaderAuth) else None)
-
-    @property
-    def keys(self) -> int:
-        """See Proof."""
-        return len(self._secrets)
-
-    def pad(self, keys: int) -> None:
-        """See Proof."""
-        self._secrets += tuple((MADE_UP, os.urandom(_DIGEST_SIZE)) for _ in range(keys - self.keys))
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""
         given = self._read_secret(raw)
-        digest = hashlib.sha256(given).digest()
-        proven = self._open
-        for secret, expected in self._secrets:
-            proven |= hmac.compare_digest(digest, expected) & secret.valid_at(now)
-        if proven:
+        if self.is_known(given, now) | self._is_open:
             return None
         return "the secret it shows is none that is valid now" if given else "it shows no secret"
 
@@ -122,14 +102,8 @@ class Verifier:
         return next(found, b"")
 
 
-class _NoSuchSource:
+class _NoSuchSource(Proof):
     """The proof of a source that does not exist: always fails."""
-
-    kind = None
-    keys = passes = 0
-
-    def pad(self, keys: int) -> None:
-        """Add nothing: no key can be tried."""
 
     def fault(self, _raw: RawRequest, _now: datetime) -> str:
         """Return the fault."""
@@ -174,9 +148,8 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
         elif source.secrets is not None:
             signatures = preset.signatures if source.signature is None else (source.signature,)
             url = source.public_url or ""
-            proofs.append(
-                SignatureProof(signatures, known, url=url, tolerance=source.tolerance, signed_at=preset.signed_at)
-            )
+            tolerance = preset.tolerance if source.tolerance is None else source.tolerance
+            proofs.append(SignatureProof(signatures, known, url=url, tolerance=tolerance, signed_at=preset.signed_at))
     except ConfigError as error:
         mistakes += [f"{preset.proves_by}: {mistake}" for mistake in str(error).splitlines()]
     if not proofs and not mistakes:
@@ -196,11 +169,6 @@ def revealed(secrets: Sequence[Secret], environment: Mapping[str, str]) -> Revea
     """
     texts = collect_config_errors({str(n): partial(secret.reveal, environment) for n, secret in enumerate(secrets)})
     return list(zip(secrets, texts.values(), strict=True))
-
-
-def _digest(secret: str) -> bytes:
-    # A variable of the environment may hold bytes that are not UTF-8; Python shows them as lone surrogates.
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def _secret_reader(auth: InboundAuth) -> Way:
@@ -247,3 +215,63 @@ def _header_bytes(value: str) -> bytes:
         return value.encode("latin-1")
     except UnicodeEncodeError:
         return value.encode("utf-8", "surrogatepass")
+
+
+# --- The address of a sender: that of the connection, or the one that a trusted proxy reports.
+
+
+_LONGEST = len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255")
+"""Characters of an address; longer texts are not remembered."""
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def address_of(text: str | None) -> IpAddress | None:
+    """Parse an address without its zone, and IPv4 in IPv6 as IPv4; None when it is none.
+
+    A proxy may hand on a claim of its sender, and Python takes any text after `%` for a zone.
+    """
+    found = (text or "").partition("%")[0]
+    return _known(found)[0] if len(found) <= _LONGEST else None
+
+
+def address_text(text: str | None) -> str | None:
+    """Write an address as `address_of` parses it, in its usual form."""
+    found = (text or "").partition("%")[0]
+    return _known(found)[1] if len(found) <= _LONGEST else None
+
+
+@lru_cache(maxsize=4096)  # a worker sees the addresses of a few senders all day
+def _known(text: str) -> tuple[IpAddress, str] | tuple[None, None]:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None, None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address, str(mapped or address)
+
+
+class SentFrom(Proof):
+    """Proves that the sender's address is in one of these networks.
+
+    A sender that wants an answer can't forge it. Others in the provider's network share it, so it is required besides a
+    secret, never instead.
+    """
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        networks = tuple(networks)
+        self.kind = (SentFrom, networks)
+        parsed = [ipaddress.ip_network(network) for network in networks]
+        self._networks = {  # as numbers: thirty add 7 µs to a rejection, and 11 as the library compares them
+            version: [(int(each.netmask), int(each.network_address)) for each in parsed if each.version == version]
+            for version in (4, 6)
+        }
+
+    def fault(self, raw: RawRequest, _now: datetime) -> str | None:
+        """See Proof."""
+        address = address_of(raw.remote_address)
+        if address is None:
+            return "it comes from an address that is not known, and allow_from lists addresses"
+        number = int(address)
+        if any(number & mask == network for mask, network in self._networks[address.version]):
+            return None
+        return f"it comes from {address}, which allow_from does not have"

@@ -11,8 +11,9 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import starmap
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -309,15 +310,6 @@ def entity_type(value: object) -> str | None:
     return _storable(value, LONGEST_TYPE)
 
 
-def key_of(payload: Mapping[str, object], dedup: Sequence[str] | None, *parts: str) -> tuple[str, ...]:
-    """Return the parts of a dedup key: the fields that the source names, or else the provider's own.
-
-    Raises:
-        InvalidEvent: as `dedup_part`.
-    """
-    return parts if dedup is None else tuple(dedup_part(payload, field) for field in dedup)
-
-
 def _storable(value: object, longest: int) -> str | None:
     if not isinstance(value, str) or not value or len(value) > longest or not _is_storable(value):
         return None
@@ -340,22 +332,37 @@ def _in_range(instant: int, field: str, received_at: datetime) -> int:
     return instant
 
 
-# --- Readers that several presets share: a list of events in one body, and the entity that an event is about.
+# --- Readers that presets share: of a body that is one event or a list of them, and of the entity that an event is about.
 
 
-Entity = tuple[str, str] | tuple[None, None]
-"""Type and id of an entity."""
+Entity = tuple[str | None, str | None]
+"""Type and id of an entity; None for both where there is none."""
 
-NO_ENTITY: Entity = (None, None)
-
-ReadOne = Callable[[RawRequest, Mapping[str, object], bytes | None, Sequence[str] | None], Identity]
-"""Reads one event of a list: the request, the event, its `Identity.part`, and the source's `dedup`."""
+ReadOne = Callable[[RawRequest, Mapping[str, object]], Identity]
+"""Reads one event, which is this object of the request. Without `key_parts`, the event's own id is its key."""
 
 
 def entity(kind: object, identifier: object) -> Entity:
     """Return the type and id of an entity; None for both where one of them is missing or can't be stored."""
     of, named = entity_type(kind), entity_id(identifier)
-    return (of, named) if of is not None and named is not None else NO_ENTITY
+    return (of, named) if of is not None and named is not None else (None, None)
+
+
+def first_entity(found: Iterable[tuple[object, object]]) -> Entity:
+    """Return the first of these types and ids that can be stored."""
+    return next((each for each in starmap(entity, found) if each[0] is not None), (None, None))
+
+
+def object_field(payload: Mapping[str, object], field: str) -> Mapping[str, object]:
+    """Return a field that must be an object.
+
+    Raises:
+        InvalidEvent: it is missing, or something else.
+    """
+    value = payload.get(field)
+    if not isinstance(value, Mapping):
+        raise InvalidEvent(f"{field} must be an object", field=field)
+    return value
 
 
 def listed(raw: RawRequest, *path: str) -> Iterator[tuple[Mapping[str, object], bytes | None]]:
@@ -379,11 +386,43 @@ def listed(raw: RawRequest, *path: str) -> Iterator[tuple[Mapping[str, object], 
         yield event, part
 
 
-def reader_of_list(read_one: ReadOne, *path: str) -> Read:
+def keyed(
+    identity: Identity, payload: Mapping[str, object], dedup: Sequence[str] | None, part: bytes | None = None
+) -> Identity:
+    """Return the identity with its key: the fields that the source names in `payload`, or else the provider's own.
+
+    Raises:
+        InvalidEvent: as `dedup_part`.
+    """
+    if dedup is not None:
+        parts = tuple(dedup_part(payload, field) for field in dedup)
+        return msgspec.structs.replace(identity, key_parts=parts, key_has_time=False, part=part)
+    return msgspec.structs.replace(identity, key_parts=identity.key_parts or (identity.event_id or "",), part=part)
+
+
+def reader_of_object(read_one: ReadOne, inner: str = "") -> Read:
+    """Make the `read` of a preset whose bodies are one event; the fields of a source's `dedup` are in its object `inner`.
+
+    Where a preset takes forms, too, their field `payload` has the JSON.
+    """
+
+    def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+        """Return the event of a body: see `Read`."""
+        payload = json_object(form_payload(raw.body) if raw.content_type == FORM else raw.body)
+        identity = read_one(raw, payload)
+        return (keyed(identity, object_field(payload, inner) if inner else payload, dedup),)
+
+    return read
+
+
+def reader_of_list(read_one: ReadOne, *path: str, inner: str = "") -> Read:
     """Make the `read` of a preset whose bodies have a list of events at `path`; without one, the body is the list."""
 
     def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         """Return the events of a body: see `Read`."""
-        return tuple(read_one(raw, event, part, dedup) for event, part in listed(raw, *path))
+        return tuple(
+            keyed(read_one(raw, event), object_field(event, inner) if inner else event, dedup, part)
+            for event, part in listed(raw, *path)
+        )
 
     return read

@@ -17,17 +17,17 @@ import hmac
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import msgspec
 
-from inbox.config.sources import Algorithm, Signature
-from inbox.config.values import Duration, Secret, Unit
+from inbox.config.sources import Algorithm, Signature, Source
+from inbox.config.values import Secret, Unit
 from inbox.errors import ConfigError, Unreadable
 from inbox.events import timestamps
 from inbox.events.event import RawRequest
 from inbox.sources import keys
-from inbox.sources.base import MADE_UP
+from inbox.sources.base import MADE_UP, TOLERANCE_SECONDS, KeyedProof, Proof, Revealed
 from inbox.sources.fields import FORM, form_fields
 
 MOST_SIGNATURES = 5
@@ -46,7 +46,7 @@ _NO_SECRETS = {
     "whsk_": "a secret is a private key of Standard Webhooks: leave that to the sender, and take the public one (whpk_…)",
 }
 """Prefixes of keys that must never be a shared secret."""
-PUBLIC: Mapping[Algorithm, Callable[[bytes], Callable[[bytes, Sequence[bytes]], bool]]] = {
+PUBLIC: Mapping[Algorithm, Callable[[bytes], keys.Verifies]] = {
     "ecdsa": keys.ecdsa_verifier,
     "ed25519": keys.ed25519_verifier,
 }
@@ -68,23 +68,21 @@ class Message(msgspec.Struct, frozen=True):
 class _VerifyingKey(msgspec.Struct, frozen=True):
     secret: Secret
     algorithm: Algorithm
-    matches: Callable[[bytes, Sequence[bytes]], bool]
+    matches: keys.Verifies
     mac: Callable[[bytes], bytes] | None = None
     """None of a public key, and of one that is made up."""
 
 
-class SignatureProof:
+class SignatureProof(Proof):
     """Proves that a request was signed with one of a source's secrets."""
-
-    __slots__ = ("_algorithms", "_keys", "_signatures", "_signed_at", "_templates", "_tolerance", "_url", "kind")
 
     def __init__(
         self,
         signatures: Sequence[Signature],
-        secrets: Sequence[tuple[Secret, str]],
+        secrets: Revealed,
         *,
         url: str = "",
-        tolerance: Duration | None = None,
+        tolerance: float = TOLERANCE_SECONDS,
         signed_at: Callable[[bytes], bytes] | None = None,
     ) -> None:
         """Several signatures are the same under other headers, or for other keys.
@@ -102,7 +100,7 @@ class SignatureProof:
         self._algorithms = {key.algorithm for key in self._keys}
         self._url = url
         self._signed_at = signed_at
-        self._tolerance = timedelta(seconds=signatures[0].tolerance if tolerance is None else tolerance)
+        self._tolerance = tolerance
         public = (each for (_, each), key in zip(secrets, self._keys, strict=True) if key.algorithm in PUBLIC)
         self.kind = (self._signatures, url, tuple(public), signed_at)
 
@@ -256,7 +254,7 @@ def _key(signatures: Sequence[Signature], secret: Secret, revealed: str) -> _Ver
     return _VerifyingKey(secret, algorithm, _matcher(algorithm, key), mac)
 
 
-def _matcher(algorithm: Algorithm, key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
+def _matcher(algorithm: Algorithm, key: bytes) -> keys.Verifies:
     if algorithm in PUBLIC:
         return PUBLIC[algorithm](key)
 
@@ -336,18 +334,18 @@ def _header(raw: RawRequest, name: str, faults: list[str]) -> bytes:
     return value.encode("latin-1", "replace")
 
 
-def out_of_time(unit: Unit, timestamp: bytes, now: datetime, tolerance: timedelta) -> Iterator[str]:
-    """Yield why a time of signing, written in this unit, is not within `tolerance` of `now`."""
+def out_of_time(unit: Unit, timestamp: bytes, now: datetime, tolerance: float) -> Iterator[str]:
+    """Yield why a time of signing, written in this unit, is not within `tolerance` seconds of `now`."""
     try:
         signed_ns = _instant(unit, timestamp.decode("ascii", "replace"))
     except ValueError:
         yield "the time of signing can't be read"
         return
     seconds = (timestamps.to_nanoseconds(now) - signed_ns) / 1e9
-    if abs(seconds) > tolerance.total_seconds():
+    if abs(seconds) > tolerance:
         yield (
             f"it was signed {abs(seconds):.0f} s {'before' if seconds > 0 else 'after'} it arrived, more than the"
-            f" {tolerance.total_seconds():g} s allowed; check both clocks"
+            f" {tolerance:g} s allowed; check both clocks"
         )
 
 
@@ -386,3 +384,82 @@ def _params(raw: RawRequest, faults: list[str]) -> bytes:
     except ValueError:
         faults.append("the form can't be read")
         return b""
+
+
+# --- Signatures that stand in the body, over chosen parts of it: HMAC with a shared secret, as those of a header.
+#
+# The rest of such a body is not signed. Its provider has to be reached by TLS, and what is not signed must not be a dedup key.
+#
+# Whatever a request holds, each key makes one HMAC of each signed part, and a body has at most `MOST_PARTS`.
+
+
+MOST_PARTS = 100
+"""Signed parts of one body: a body with more proves nothing."""
+
+
+class SignedPart(msgspec.Struct, frozen=True):
+    """A signed part of a body: one of its signatures has to match."""
+
+    content: bytes
+    signatures: tuple[str, ...]
+    signed_at: bytes = b""
+    """Time of signing, as it is written; a part of `content`."""
+
+
+class Scheme(msgspec.Struct, frozen=True):
+    """A provider's way to sign in a body."""
+
+    signature: Signature
+    """Algorithm and encodings; its `header` names the place of the signature, for operators."""
+    parts: Callable[[bytes], Sequence[SignedPart]]
+    """Returns the signed parts of a body; none where it can't be read. Must not raise, whatever the bytes are."""
+    tolerance: float | None = None
+    """Seconds between signing and arrival, unless a source has its own; None: no time is signed."""
+
+
+class InBodyProof(KeyedProof):
+    """Proves that each signed part of a body, at least one, was signed with one of a source's secrets."""
+
+    passes = 1
+
+    def __init__(self, scheme: Scheme, source: Source, secrets: Revealed) -> None:
+        """Take the keys of a source.
+
+        Raises:
+            ConfigError: a secret is not written as keys are here. The text does not repeat it.
+        """
+        super().__init__((secret, key_of(scheme.signature, text)) for secret, text in secrets)
+        self._scheme = self.kind = scheme
+        self._tolerance = scheme.tolerance if source.tolerance is None else source.tolerance
+
+    def fault(self, raw: RawRequest, now: datetime) -> str | None:
+        """See Proof."""
+        place, parts = self._scheme.signature.header, self._scheme.parts(raw.body)
+        if not 0 < len(parts) <= MOST_PARTS:
+            return f"{place} is missing" if not parts else f"more than {MOST_PARTS} parts of the body are signed"
+        faults: list[str] = []
+        for part in parts:
+            given = digests(self._scheme.signature, part.signatures)
+            proven = False
+            for secret, key in self._keys:
+                expected = hmac.digest(key, part.content, self._scheme.signature.algorithm)
+                matches = sum(hmac.compare_digest(expected, each) for each in given)
+                proven |= bool(matches) & secret.valid_at(now)
+            if self._scheme.tolerance is not None and self._tolerance is not None:
+                faults += out_of_time(self._scheme.signature.timestamp_unit, part.signed_at, now, self._tolerance)
+            if not proven:
+                faults.append(f"no secret that is valid now gives the signature in {place}")
+        return faults[0] if faults else None
+
+
+def sign_parts(scheme: Scheme, secret: str, body: bytes) -> list[str]:
+    """Return the signature of each signed part of a body, as its provider writes it.
+
+    Raises:
+        ConfigError: the body has no such parts, or the secret is not written as keys are here.
+    """
+    parts, key = scheme.parts(body), key_of(scheme.signature, secret)
+    if not parts:
+        raise ConfigError(f"the body has no place for {scheme.signature.header}: it is no webhook of this provider")
+    digests = (hmac.digest(key, part.content, scheme.signature.algorithm) for part in parts)
+    return [encoded(scheme.signature, each) for each in digests]

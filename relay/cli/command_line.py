@@ -7,10 +7,11 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version as version_of
-from typing import Annotated, Any
+from inspect import Parameter, Signature
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.markup import escape
@@ -71,6 +72,17 @@ def _cut(docstring: str) -> tuple[str, str, str]:
     if found is None:
         return docstring, "", ""
     return docstring[: found.start()], found.group(), docstring[found.end() :]
+
+
+def as_command(run: Callable[..., None], options: Mapping[str, Any]) -> Callable[..., None]:
+    """Give a function that takes its options by name the ones that typer reads; an option that is not given is None or False."""
+    parameters = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=False if get_args(each)[0] is bool else None, annotation=each)
+        for name, each in options.items()
+    ]
+    run.__annotations__ = dict(options)
+    vars(run)["__signature__"] = Signature(parameters)
+    return run
 
 
 def _print_version(context: typer.Context, wanted: bool) -> None:

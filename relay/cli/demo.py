@@ -20,8 +20,8 @@ app = typer.Typer(cls=Commands, add_completion=False)
 def demo(
     context: typer.Context,
     *,
-    once: Annotated[
-        bool, typer.Option("--once", help="End when both services agree: one round of changes, and a killed relay.")
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep everything running after the verdict, until Ctrl-C, to look around.")
     ] = False,
     folder: Annotated[
         Path | None,
@@ -30,20 +30,20 @@ def demo(
 ) -> None:
     """Run the whole product with demo services, and watch webhooks become calls of another system.
 
-    Starts an identity service, the receiver, the relay, its page and a commercial service, changes some users, and
-    shows what follows, until Ctrl-C. With --once it kills the relay over its work, compares both services at the end,
-    and exits 0 when they agree, or else 1 with what differs.
+    Starts an identity service, the receiver, the relay, its page and a commercial service, changes some users, kills the
+    relay over its work, and shows what follows. At the end, after a minute, it compares both services, and exits 0 when
+    they agree, or else 1 with what differs.
 
     Examples:
       relay demo
-      relay demo --once
+      relay demo --stay
     """
     if context.invoked_subcommand is not None:
         return
     from relay.demo.run import DemoError, run_demo
 
     try:
-        is_well = run_demo(console(), folder, once=once)
+        is_well = run_demo(console(), folder, stay=stay)
     except (DemoError, OSError) as error:
         fail(str(error))
     if not is_well:

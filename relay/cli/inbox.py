@@ -16,13 +16,13 @@ from relay.cli.command_line import Commands, options, run
 from relay.cli.copy import copy_command
 from relay.cli.doctor import doctor_command
 from relay.cli.erase import erase_command
-from relay.cli.events import commands, list_command, show_command
 from relay.cli.init import init_command
+from relay.cli.listings import INBOX
 from relay.cli.migrate import migrate_command, roles_command
 from relay.cli.prune import prune_command
-from relay.cli.rejected import readmit_command, rejected
+from relay.cli.rejected import readmit_command
 from relay.cli.send import send_command
-from relay.cli.tail import tail
+from relay.cli.story import show_command
 from relay.cli.terminal import exit_on_error
 
 app = typer.Typer(
@@ -73,11 +73,11 @@ app.command("init")(init_command)
 app.command("check")(check_command)
 app.command("doctor")(doctor_command)
 app.command("send")(send_command)
-app.command("list")(list_command)
+app.command("list")(INBOX["list"])
 app.command("show")(show_command)
-app.command("tail")(tail)
-app.command("commands")(commands)
-app.command("rejected")(rejected)
+app.command("tail")(INBOX["tail"])
+app.command("commands")(INBOX["commands"])
+app.command("rejected")(INBOX["rejected"])
 app.command("readmit")(readmit_command)
 app.command("erase")(erase_command)
 app.command("copy")(copy_command)

@@ -14,7 +14,7 @@ from relay.cli.change_deliveries import COMMANDS
 from relay.cli.command_line import Commands, options
 from relay.cli.command_line import run as run_app
 from relay.cli.demo import app as demo_app
-from relay.cli.listings import dead, tail
+from relay.cli.listings import RELAY
 from relay.cli.pause import pause, resume
 from relay.cli.plan import plan
 from relay.cli.status import status
@@ -79,8 +79,9 @@ def run(
     raise typer.Exit(start(options, reporting=exit_on_error))
 
 
-OTHERS: tuple[Callable[..., None], ...] = (
-    status, dead, tail, *COMMANDS, pause, resume, plan, sweep, verify, rebuild,
-)  # fmt: skip
+app.command()(status)
+for name, each in RELAY.items():
+    app.command(name)(each)
+OTHERS: tuple[Callable[..., None], ...] = (*COMMANDS, pause, resume, plan, sweep, verify, rebuild)
 for command in OTHERS:
     app.command()(command)

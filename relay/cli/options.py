@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -67,11 +67,9 @@ def time_option(*names: str, text: str) -> object:
     return typer.Option(*names, parser=_time, metavar="TIME", help=text)
 
 
-def require_past(at: datetime) -> datetime:
-    """Return the time of `--at`; exit with 2 when it lies in the future."""
-    if at > SystemClock().now():
-        fail("--at lies in the future: give a time that has been")
-    return at
+def option(kind: type, *names: str, text: str, **more: Any) -> Any:  # noqa: ANN401  # an annotation
+    """Make the annotation of an option that need not be given."""
+    return Annotated[kind if kind is bool else kind | None, typer.Option(*names, help=text, **more)]
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
@@ -130,6 +128,20 @@ OfError = Annotated[
     typer.Option("--error", metavar="TEXT", help="Only where the last error contains this text, in any case."),
 ]
 
+RejectedSource = Annotated[
+    str | None,
+    typer.Option("--source", help="Only of this source, as the URL named it.", autocompletion=names_of("sources")),
+]
+RejectedCause = Annotated[str | None, typer.Option("--cause", help="Only of this cause, such as invalid_event.")]
+RejectedStatus = Annotated[
+    int | None,
+    typer.Option("--status", min=100, max=599, help="Only those that were answered with this HTTP status."),
+]
+RejectedError = Annotated[
+    str | None,
+    typer.Option("--error", metavar="TEXT", help="Only where the reason contains this text, in any case."),
+]
+
 
 def require_known(
     kind: str, given: str | None, known: Iterable[str], *, stored: Callable[[str], bool] | None = None
@@ -158,19 +170,14 @@ def require_known_filters(
     source: str | None = None,
     route: str | None = None,
     destination: str | None = None,
-    state: str | None = None,
     cause: str | None = None,
 ) -> None:
     """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
-    from inbox.db.reads import has_route, has_source
-    from inbox.events.states import LISTED_STATES, RETRYING
-    from relay.delivery.facts import CAUSES
+    from relay.filters import unknown
 
-    require_known("source", source, config.sources, stored=lambda name: has_source(database, name))
-    require_known("route", route, config.routes, stored=lambda name: has_route(database, name))
-    require_known("destination", destination, config.destinations)
-    require_known("state", state, (*LISTED_STATES, RETRYING))
-    require_known("cause", cause, CAUSES)
+    given = {"source": source, "route": route, "destination": destination, "cause": cause}
+    for _, sentence in unknown("dead", given, config, database):
+        fail(sentence)
 
 
 def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[str | None, str | None]:

@@ -189,7 +189,7 @@ def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) ->
 def _plan_config(path: Path, form: Format, *, route: str | None, events: int, fetch: bool) -> None:
     """Compare the configuration in `path` with today's, print the differences, and exit by them."""
     from inbox.loader.load import load_file
-    from relay.destinations.comparison import Variant, compare
+    from relay.destinations.preview import Variant, compare
     from relay.store import events as stored
 
     found: dict[tuple[object, ...], dict[str, Any]] = {}

@@ -190,7 +190,7 @@ def _table(
         columns,
         TABLE,
         width=None if width is None else max(width - 2, _LEAST_WIDTH),
-        relative_to=None if width is None else seen.at,
+        now=seen.at,
     )
     for line in made.lines:
         yield Text("  ").append_text(line)

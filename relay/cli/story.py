@@ -1,21 +1,27 @@
-"""The story of one event for people: its arrival, and for each route the attempts, what holds it, what comes next. Pure."""
+"""`inbox show`: the story of one event, with its arrival, and for each route the attempts, what holds it, what comes next."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import typer
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from inbox.config.model import Config
+from inbox.clock import SystemClock
 from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible
+from relay.cli.options import MOST_NUMBER, AsJson, At, open_database
 from relay.cli.tables import style_of
+from relay.cli.terminal import FINDING, as_document, console, exit_on_error, fail, put, put_json, say
 from relay.words import FactShown, RouteProgress, both_times, byte_count, counted, facts_of, lasting, progress, relative
+
+if TYPE_CHECKING:
+    from inbox.config.model import Config
 
 Row = dict[str, Any]
 
@@ -146,3 +152,54 @@ def wrapped(text: str, room: int) -> Sequence[str]:
             else:
                 lines.append(part)
     return lines
+
+
+# --- the command
+
+
+def show_command(
+    seq: Annotated[int, typer.Argument(min=0, max=MOST_NUMBER, help="The event's number.")],
+    *,
+    at: At = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one event: its arrival, each attempt with its calls, what comes next on each route, and the commands for it.
+
+    With --at, its deliveries are shown as they were then, with the facts until then. An open one is `open` or `retrying`, as the
+    log has no scheduling. Duplicates, gates and lanes of that time are not kept.
+
+    Exits 1 when there is none of that number, or when it arrived after --at.
+
+    Examples:
+      inbox show 42
+      inbox show 42 --json
+      inbox show 42 --at 2026-01-31T10:00:00Z
+    """
+    from inbox.db import reads
+    from inbox.events.past import event_at
+
+    now = SystemClock().now()
+    if at is not None and at > now:
+        fail("--at lies in the future: give a time that has been")
+    removed: list[str] = []
+    with exit_on_error():
+        config, database = open_database()
+        row = reads.event(database.engine, seq, is_whole=True)
+        if row is not None and at is not None:
+            removed = reads.removed_from(database.engine, row, at)
+    if row is None:
+        say(f"there is no event {seq}")
+        raise typer.Exit(FINDING)
+    if at is not None and row["received_at"] > at:
+        say(f"event {seq} arrived later, at {rfc3339(row['received_at'], 'milliseconds')}")
+        raise typer.Exit(FINDING)
+    shown = row if at is None else {"at": at, **event_at(row, at), "removed": removed}
+    if as_json:
+        put_json(as_document(shown))
+        return
+    out = console()
+    width = out.width if out.is_terminal else None
+    for line in story(row, config, now, width) if at is None else story_at(shown, at, width):
+        put(line, on=out)
+    for sentence in removed:
+        say(sentence)

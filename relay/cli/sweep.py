@@ -69,7 +69,7 @@ def sweep(
         if not tables:
             fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
         if full:
-            found = [row for number in range(len(tables)) for row in _orphans(config, database, source, number)]
+            found = [row for number in range(len(tables)) for row in _orphans(config, source, number)]
             show(found, ORPHAN_COLUMNS, form, empty="both sides have the same")
             raise typer.Exit(FINDING if found else 0)
         results = [_one(config, database, source, number, since, dry=dry) for number in range(len(tables))]
@@ -86,8 +86,8 @@ def sweep(
         raise typer.Exit(FINDING)
 
 
-def _orphans(config: Config, database: Database, source: str, number: int) -> list[dict[str, str]]:
-    from relay.sweep.orphans import orphans
+def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
+    from relay.sweep.run import orphans
 
     with bar(SpinnerColumn(), Doing("listing "), MofNCompleteColumn()) as progress:
         tasks: dict[str, TaskID] = {}
@@ -98,7 +98,7 @@ def _orphans(config: Config, database: Database, source: str, number: int) -> li
             progress.advance(tasks[side], entities)
 
         try:
-            return list(orphans(config, database, source, number, listed))
+            return list(orphans(config, source, number, listed))
         except SweepFailed as error:
             fail(str(error))
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inbox.clock import SystemClock
-from relay.cli.terminal import Row, as_document, as_line, cell, console, fail, put, put_json, say
+from relay.cli.terminal import Row, as_document, as_line, cell, console, fail, put, put_json, put_whole, say
 from relay.words import clock_time, counted, lasting, relative
 
 Kind = Literal["text", "number", "time", "duration", "state", "entity"]
@@ -25,13 +25,11 @@ Kind = Literal["text", "number", "time", "duration", "state", "entity"]
 _SHOWN = 50
 """Rows of a listing where no `--limit` is given."""
 _GAP = 2
-_LEAST = {"text": 16, "entity": 24}
+_WRAPS = {"text": 16, "entity": 24}
 """Cells of these kinds wrap; a column of them is shown where there is room for so many characters."""
-
-_PART_OF_LAST = 3
-"""The part of the width that the last column gets at least, before less important columns are shown."""
-_USUAL = {"text": 16, "number": 6, "time": 9, "duration": 8, "state": 14, "entity": 24}
+_USUAL = {**_WRAPS, "number": 6, "time": 9, "duration": 8, "state": 14}
 """Room for a column whose values are not known yet."""
+_NUMBERS = frozenset({"number", "duration"})
 
 _STYLES: dict[str, str] = {
     **dict.fromkeys(("dead", "blocked", "failed", "refused", "rejected", "retired", "gone", "firing", "stuck"), "red"),
@@ -118,15 +116,7 @@ def format_of(
     return Format(style, wide, tuple(known[name] for name in wanted))
 
 
-def show(
-    rows: Iterable[Row],
-    columns: Sequence[Column],
-    form: Format = TABLE,
-    *,
-    empty: str,
-    more: str = "",
-    now: datetime | None = None,
-) -> None:
+def show(rows: Iterable[Row], columns: Sequence[Column], form: Format = TABLE, *, empty: str, more: str = "") -> None:
     """Print a listing: a table for people, or whole objects as JSON.
 
     Args:
@@ -135,7 +125,6 @@ def show(
         form: the form that the user wants.
         empty: a sentence for people, in place of a table without rows.
         more: a hint under the table, such as how to get the next page.
-        now: the time that relative times are seen from.
     """
     if form.style == "ndjson":
         for row in rows:
@@ -144,62 +133,21 @@ def show(
     rows = list(rows)
     if form.style == "json":
         put_json(as_document([dict(row) for row in rows]))
-        return
-    if not rows:
+    elif not rows:
         say(empty)
-        return
-    out = console()
-    width = out.width if out.is_terminal and not form.wide else None
-    table = layout(rows, columns, form, width=width, relative_to=(now or SystemClock().now()) if width else None)
-    for line in table.lines:
-        put(line, on=out)
-    hints = [more] if more else []
-    if table.omitted and form.has_wide:
-        hints.append(f"{counted(len(table.omitted), 'more column')}: --wide")
-    if hints and out.is_terminal:
-        say("; ".join(hints), style="bright_black")
-
-
-def next_page(rows: Sequence[Row], limit: int | None, key: str) -> str:
-    """Return the hint for the next page of a listing, whose rows are ordered by `key` downwards; empty on the last."""
-    return f"{len(rows)} shown; `--before {rows[-1][key]}` for the next page" if len(rows) == limit else ""
-
-
-class Rolling:
-    """A table whose rows come one after another: its heading once, then columns of a constant width."""
-
-    def __init__(self, columns: Sequence[Column], form: Format = TABLE) -> None:
-        self._form = form
-        self._out = console()
-        self._width = self._out.width if self._out.is_terminal and not form.wide else None
-        self._columns, self._rooms = (
-            _in_order(columns),
-            {column.name: column.least or _USUAL[column.kind] for column in columns},
-        )
-        if self._width is not None:
-            self._columns = _in_order(_fitting(columns, self._rooms, self._width))
-            self._rooms = {column.name: self._rooms[column.name] for column in self._columns if not column.last}
-        self._has_heading = False
-
-    def add(self, row: Row, *, shown: Row, now: datetime | None = None) -> None:
-        """Print a row, as soon as it is there. `shown` has fields that only the table shows."""
-        if not self._form.is_table:
-            put_json(as_line(dict(row)))
-            return
-        moment = now or SystemClock().now()
-        values = {column.name: _value(column, {**row, **shown}) for column in self._columns}
-        if self._width is not None:
-            times = {name: value for name, value in values.items() if isinstance(value, datetime)}
-            values |= {name: clock_time(value, moment) for name, value in times.items()}
-        lines = _drawn(self._columns, [values], self._width, None, self._rooms)
-        for line in lines[self._has_heading :]:
-            put(line, on=self._out)
-        self._has_heading = True
-        self._out.file.flush()
+    elif (out := console()).is_terminal:
+        table = layout(rows, columns, form, width=None if form.wide else out.width, now=SystemClock().now())
+        for line in table.lines:
+            put(line, on=out)
+        omitted = f"{counted(len(table.omitted), 'more column')}: --wide" if table.omitted and form.has_wide else ""
+        if hints := [hint for hint in (more, omitted) if hint]:
+            say("; ".join(hints), style="bright_black")
+    else:
+        put_whole(layout(rows, columns, form, width=None).lines)
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """A table as lines."""
+    """A table as lines; the first is its heading."""
 
     lines: tuple[Text, ...]
     omitted: tuple[str, ...] = ()
@@ -207,98 +155,115 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 def layout(
-    rows: Sequence[Row], columns: Sequence[Column], form: Format, *, width: int | None, relative_to: datetime | None
+    rows: Sequence[Row], columns: Sequence[Column], form: Format, *, width: int | None, now: datetime | None = None
 ) -> Layout:
-    """Arrange rows in lines of at most `width`, where long texts wrap; None: lines of any length.
+    """Arrange rows in lines of at most `width`, where long texts wrap and times are relative to `now`.
 
-    Times are relative to `relative_to`; None: absolute.
+    Without a width lines have any length, and times are absolute.
     """
     by_name = {column.name: column for column in columns}
-    shown = [by_name[name] for name in form.names]
     values = [{column.name: _value(column, row) for column in columns} for row in rows]
+    asked = [by_name[name] for name in form.names]
     if width is None:
-        shown = shown or _in_order([column for column in columns if form.wide or not column.on_request])
-        return Layout(_drawn(shown, values, None, relative_to))
+        shown = asked or _in_order(column for column in columns if form.wide or not column.on_request)
+        return Layout(_whole(shown, values))
     filled = [each for each in columns if any(value[each.name] not in (None, "", [], {}) for value in values)]
-    natural = {
-        column.name: max(cell_len(_text(column.kind, value[column.name], relative_to)) for value in values)
-        for column in filled
-    }
-    shown = shown or _in_order(_fitting([each for each in filled if not each.on_request], natural, width))
+    natural = {each.name: max(cell_len(_text(each, value, now)) for value in values) for each in filled}
+    shown = asked or _fitting([each for each in filled if not each.on_request], natural, width)
     omitted = tuple(column.name for column in filled if column not in shown)
-    return Layout(_drawn(shown, values, width, relative_to), omitted)
+    return Layout(_drawn(shown, values, width, now), omitted)
 
 
-def _in_order(shown: Sequence[Column]) -> list[Column]:
+def _in_order(shown: Iterable[Column]) -> list[Column]:
     return sorted(shown, key=lambda column: column.last)
 
 
 def _fitting(possible: Sequence[Column], natural: Mapping[str, int], width: int) -> list[Column]:
-    """Return the columns that fit with their least widths, in order of importance; at least the first."""
+    """Return the columns that fit with their least widths, by importance; at least the first. The last gets a third."""
     shown: list[Column] = []
     used = -_GAP
     for column in possible:
-        usual = width // _PART_OF_LAST if column.last else _LEAST.get(column.kind, natural[column.name])
+        usual = width // 3 if column.last else _WRAPS.get(column.kind, natural[column.name])
         needed = _GAP + max(min(natural[column.name], column.least or usual), len(column.title))
         if used + needed <= width or not shown:
             used += needed
             shown.append(column)
-    return shown
+    return _in_order(shown)
 
 
 def _drawn(
     columns: Sequence[Column],
     rows: Sequence[Row],
-    width: int | None,
+    width: int,
     now: datetime | None,
     rooms: Mapping[str, int] = {},
 ) -> tuple[Text, ...]:
-    """Draw a table; the first line is its heading. Columns have as much room as `rooms` says, or as their values need."""
-    if width is None:
-        return _whole(columns, rows, now, rooms)
+    """Draw a table for a terminal. Columns have the room that `rooms` says, or as much as their values need."""
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for column in columns:
-        is_number = column.kind in {"number", "duration"}
         table.add_column(
             Text(column.title),
-            justify="right" if is_number else "left",
-            no_wrap=column.kind not in _LEAST,
+            justify="right" if column.kind in _NUMBERS else "left",
+            no_wrap=column.kind not in _WRAPS,
             overflow="fold",
             width=rooms.get(column.name),
         )
     for row in rows:
-        cells = [(_text(column.kind, row[column.name], now), column.kind) for column in columns]
+        cells = [(_text(column, row, now), column.kind) for column in columns]
         table.add_row(*(Text(text, style_of(text) if kind == "state" else "") for text, kind in cells))
     out = console()
-    options = out.options.update(width=width)
-    lines = [
-        Text.assemble(*((segment.text, segment.style or "") for segment in line), no_wrap=True, overflow="ignore")
-        for line in out.render_lines(table, options, pad=False)
-    ]
-    for line in lines:
+    lines = out.render_lines(table, out.options.update(width=width), pad=False)
+    drawn = tuple(Text.assemble(*((part.text, part.style or "") for part in line)) for line in lines)
+    for line in drawn:
         line.rstrip()
-    return tuple(lines)
+    return drawn
 
 
-def _whole(
-    columns: Sequence[Column], rows: Sequence[Row], now: datetime | None, rooms: Mapping[str, int]
-) -> tuple[Text, ...]:
+def _whole(columns: Sequence[Column], rows: Sequence[Row], rooms: Mapping[str, int] = {}) -> tuple[Text, ...]:
     """Draw a table whose rows are one line each, of any length; columns have at least as much room as `rooms` says."""
-    cells = [[column.name for column in columns]]
-    cells += [[_text(column.kind, row[column.name], now) for column in columns] for row in rows]
-    needed = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    widths = [max(room, rooms.get(column.name, 0)) for column, room in zip(columns, needed, strict=True)]
+    cells = [[column.name for column in columns], *([_text(column, row, None) for column in columns] for row in rows)]
+    widths = [
+        max(rooms.get(column.name, 0), *map(cell_len, texts))
+        for column, texts in zip(columns, zip(*cells, strict=True), strict=True)
+    ]
     lines: list[Text] = []
-    for line in cells:
-        made = Text(no_wrap=True, overflow="ignore", style="" if lines else "bold")
-        for column, text, room in zip(columns, line, widths, strict=True):
-            padding = " " * (room - cell_len(text))
-            number = column.kind in {"number", "duration"}
-            style = style_of(text) if column.kind == "state" else ""
-            made.append(f"{padding}{text}" if number else f"{text}{padding}", style).append(" " * _GAP)
-        made.rstrip()
-        lines.append(made)
+    for texts in cells:
+        padded = (
+            " " * (width - cell_len(text)) + text if column.kind in _NUMBERS else text + " " * (width - cell_len(text))
+            for column, text, width in zip(columns, texts, widths, strict=True)
+        )
+        lines.append(Text((" " * _GAP).join(padded).rstrip(), style="" if lines else "bold"))
     return tuple(lines)
+
+
+class Rolling:
+    """A table whose rows come one after another: its heading once, then columns of a constant width."""
+
+    def __init__(self, columns: Sequence[Column], form: Format = TABLE) -> None:
+        self._form, self._out = form, console()
+        self._is_narrow = self._out.is_terminal and not form.wide
+        rooms = {column.name: column.least or _USUAL[column.kind] for column in columns}
+        self._columns = _fitting(columns, rooms, self._out.width) if self._is_narrow else _in_order(columns)
+        self._rooms = {each.name: rooms[each.name] for each in self._columns if not each.last}
+        self._has_heading = False
+
+    def add(self, row: Row, *, shown: Row) -> None:
+        """Print a row, as soon as it is there. `shown` has fields that only the table shows."""
+        if not self._form.is_table:
+            put_json(as_line(dict(row)))
+            return
+        values = {column.name: _value(column, {**row, **shown}) for column in self._columns}
+        if self._is_narrow:
+            now = SystemClock().now()
+            times = {name: value for name, value in values.items() if isinstance(value, datetime)}
+            values |= {name: clock_time(value, now) for name, value in times.items()}
+            lines = _drawn(self._columns, [values], self._out.width, None, self._rooms)
+        else:
+            lines = _whole(self._columns, [values], self._rooms)
+        for line in lines[self._has_heading :]:
+            put(line, on=self._out)
+        self._has_heading = True
+        self._out.file.flush()
 
 
 def _value(column: Column, row: Row) -> Any:  # noqa: ANN401  # a value of any column
@@ -308,10 +273,11 @@ def _value(column: Column, row: Row) -> Any:  # noqa: ANN401  # a value of any c
     return row.get(column.name)
 
 
-def _text(kind: Kind, value: object, now: datetime | None) -> str:
+def _text(column: Column, row: Row, now: datetime | None) -> str:
+    value = row[column.name]
     if now is not None and isinstance(value, datetime):
         return relative(value, now)
-    if kind == "duration" and isinstance(value, int | float):
+    if column.kind == "duration" and isinstance(value, int | float):
         return lasting(value) if now is not None else f"{value:g}"
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         value = ", ".join(value)

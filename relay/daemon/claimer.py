@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from relay import steps
 from relay.daemon.generation import Generations
 from relay.daemon.lease_renewal import Leases, claim_of
 from relay.delivery.gates import Admission, Gates
@@ -48,7 +47,6 @@ class Claimer:
         wanted = [room._replace(routes=self._admitted(room.routes)) for room in generation.wanted()]
         claimed = 0
         self.ran_short = False
-        self._keep_failing(claim.STEP)
         if any(room.routes for room in wanted):
             asked_at = self._leases.began_asking()
             found = claim.claim(
@@ -76,7 +74,6 @@ class Claimer:
 
         While there are any, the next call claims again at once; otherwise a second later.
         """
-        self._keep_failing(claim.STEP_OF_SUSPECTS)
         if self._generations.suspects or time.monotonic() < self._suspects_at:
             return 0
         generation = self._generations.active
@@ -91,18 +88,11 @@ class Claimer:
         routes = self._admitted(self._generations.active.routes, "probe")
         return claim.due_routes(self._database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
-    def _keep_failing(self, step: str) -> None:
-        """Let a step that has left deliveries not count as recovered because it asks for none this time."""
-        if self._database.back_offs.of(step, even_late=True):
-            self._database.still_leaves(step)
-
     def _admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
-        """The routes that gates admit, and where no lock keeps what has arrived from its place, or outcomes from the log."""
-        awaited_from = time.monotonic() - steps.AWAITED_SECONDS
-        kept_out = {route for route, since in self._database.arrivals.locked_since.items() if since > awaited_from}
-        kept_out |= self._database.back_offs.of("record")  # its calls would keep the places of others
+        """The routes that gates admit, but those that rest: what has arrived there may have no place yet."""
+        resting = self._database.resting()
         admitted = self._generations.active.admitted(self.gates, routes, admission)
-        return [route for route in admitted if route not in kept_out]
+        return [route for route in admitted if route not in resting]
 
     def _submit(self, claimed: Sequence[Delivery], asked_at: float) -> int:
         self._leases.granted(map(claim_of, claimed), asked_at)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,7 +23,6 @@ from relay.store.leases import LEASE_SECONDS, Claimed
 SAFETY_SECONDS = 1
 TRUSTED_SECONDS = LEASE_SECONDS - SAFETY_SECONDS
 RENEW_EVERY_SECONDS = LEASE_SECONDS / 3
-RENEW_AGAIN_SECONDS = 0.2
 
 
 def claim_of(delivery: Delivery) -> Claimed:
@@ -106,26 +104,15 @@ class LeaseRenewer:
         self._observer = observer
 
     def run(self) -> None:
-        """Renew until `ended`. A renewal skips locked rows, such as those whose lanes are settled: it asks again soon."""
-        nothing: set[Claimed] = set()
-        pause = RENEW_EVERY_SECONDS
-        while not self._ended.wait(pause):
-            pause = RENEW_EVERY_SECONDS
+        """Renew until `ended`. A renewal skips locked rows: others follow before a lease ends."""
+        while not self._ended.wait(RENEW_EVERY_SECONDS):
             try:
-                left = self._steps.run("renew", lambda: self._renew(self._leases.held()), nothing)
+                self._steps.run("renew", self._renew, None)
                 self._steps.run("heartbeat", self._heartbeat, None)
-                while left and pause > RENEW_AGAIN_SECONDS and not self._ended.wait(RENEW_AGAIN_SECONDS):
-                    pause -= RENEW_AGAIN_SECONDS
-                    again = left.intersection(self._leases.held())
-                    left = self._steps.run("renew", partial(self._renew, again), nothing)
             except SQLAlchemyError as error:  # there was no connection either
                 self._observer.database_trouble("renewing leases", error)
 
-    def _renew(self, held: Collection[Claimed]) -> set[Claimed]:
-        """Renew these leases. Returns the skipped ones, which are to be asked for again; lost ones are not among them."""
-        if not held:
-            return set()
-        asked_at = self._leases.began_asking()
-        renewed = leases.renew(self._database, held)
-        self._leases.renewed(renewed, asked_at)
-        return leases.passed_over(self._database, set(held) - renewed)
+    def _renew(self) -> None:
+        if held := self._leases.held():
+            asked_at = self._leases.began_asking()
+            self._leases.renewed(leases.renew(self._database, held), asked_at)

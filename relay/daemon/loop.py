@@ -38,7 +38,6 @@ from relay.sweep.scheduler import Sweeper
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
-UNRECORDABLE_AGAIN_SECONDS = 30.0
 HEARTBEAT_WAITS_SECONDS = 1.0
 """For another thread's. The one that renews leases has no time to wait for long."""
 CUT_SECONDS = 1.0
@@ -72,8 +71,6 @@ class Relay:
         self._described: Policies | None = None
         """The policies whose routes `relay_node` has."""
         self._unrecorded: dict[leases.Claimed, FinishedAttempt] = {}
-        self._unrecordable: list[tuple[float, FinishedAttempt]] = []
-        """Outcomes that could neither be recorded nor become dead, and when to try again (monotonic seconds)."""
         self._to_give_back: list[leases.Claimed] = []
         """Claims to release: never started, or cut before anything was sent."""
         self._poll = BUSY_POLL_SECONDS
@@ -82,7 +79,7 @@ class Relay:
         self._is_idle = False
         """True when no result came for as long as the last poll, or until the loop was woken."""
         self._steps = steps = Steps(observer, alert=self._alert, is_healthy=self._takes_writes)
-        database.on_failed_alone, database.on_left = observer.failed_alone, steps.left
+        database.on_failed_alone, database.on_rest = observer.failed_alone, observer.database_trouble
         self._generations = Generations(
             prepared, leases=held, stop=stop, now=now, events=self._events, tracer=observer.tracer
         )
@@ -180,7 +177,7 @@ class Relay:
         self._generations.close_drained()
         done += self._maintenance.run()
         # Of a large backlog, a part is sequenced whenever claims run short or the loop is idle, so that deliveries go on.
-        if not self._database.arrivals.is_behind or self._claimer.ran_short or self._is_idle:
+        if not self._database.is_behind or self._claimer.ran_short or self._is_idle:
             done += run("sequence", self._sequence, 0)
         if not self._steps.is_awaited("sequence"):
             done += run("claim", self._claimer.claim, 0) + run("claim_suspect", self._claimer.claim_suspect, 0)
@@ -222,8 +219,10 @@ class Relay:
         """Release unused claims. After a failure all are still there, and repeating it is harmless."""
         if not self._to_give_back:
             return 0
-        policies, left = self._generations.active.policies, list[leases.Claimed]()
-        returned = leases.give_back(self._database, policies, self.node, self._to_give_back, left)
+        policies = self._generations.active.policies
+        returned = leases.give_back(self._database, policies, self.node, self._to_give_back)
+        resting = self._database.resting()
+        left = [one for one in self._to_give_back if one[1] in resting]
         self._leases.forget(set(self._to_give_back) - set(left))
         self._to_give_back = left
         if returned or not left:
@@ -232,7 +231,6 @@ class Relay:
 
     def _record(self) -> int:
         """Record finished attempts. After a failure the rest is still there: fencing discards a second record."""
-        self._take_up_unrecordable()
         if not self._unrecorded:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
@@ -246,7 +244,7 @@ class Relay:
             for result in results:
                 self._recorded(result)
             number += len(results)
-            self._observer.recorded(result for result in results if result.error is None)
+            self._observer.recorded(results)
         done = [outcome for delivery, outcome in outcomes if claim_of(delivery) not in self._unrecorded]
         if done and (recently_failing or any(isinstance(each, Failed) or asks_for_hold(each) for each in done)):
             self._claimer.read_gates()
@@ -255,17 +253,8 @@ class Relay:
     def _recorded(self, result: record.Recorded) -> None:
         key = claim_of(result.delivery)
         finished = self._unrecorded.pop(key)
-        if result.error is None:
-            finished.pool.release(finished.delivery)
-            self._leases.forget([key])
-        else:  # it stays leased, so that its call is not repeated
-            self._observer.step_failed("record", result.error, UNRECORDABLE_AGAIN_SECONDS)
-            self._unrecordable.append((time.monotonic() + UNRECORDABLE_AGAIN_SECONDS, finished))
-
-    def _take_up_unrecordable(self) -> None:
-        while self._unrecordable and self._unrecordable[0][0] <= time.monotonic():
-            finished = self._unrecordable.pop(0)[1]
-            self._unrecorded[claim_of(finished.delivery)] = finished
+        finished.pool.release(finished.delivery)
+        self._leases.forget([key])
 
     def _sequence(self) -> int:
         """Sequence all that arrived before any of it is claimed; of a large backlog, a part."""
@@ -273,13 +262,8 @@ class Relay:
         while sequence.any_received(self._database, self._generations.active.policies):
             batch = sequence.sequence(self._database, self._generations.active.policies, self.node)
             done += batch
-            # Where all of a full batch was done by another relay, or is locked, the next look is for the next round.
-            if (
-                not batch
-                or not self._database.arrivals.is_behind
-                or done >= MOST_SEQUENCED_AT_ONCE
-                or self._generations.in_hand
-            ):
+            # Where all of a full batch was done by another relay, the next scan is for the next round.
+            if not batch or not self._database.is_behind or done >= MOST_SEQUENCED_AT_ONCE or self._generations.in_hand:
                 break
         return done
 
@@ -328,16 +312,19 @@ class Relay:
         while (self._generations.in_hand or self._to_give_back) and not unless() and time.monotonic() < deadline:
             self._accept_within(max(min(deadline - time.monotonic(), IDLE_POLL_SECONDS), 0))
             self._collect()
-            self._database.back_offs.all_ended()  # there may be no next try
+            self._database.end_rests()  # there may be no next try
             self._steps.attempt("giving back", self._give_back)
             self._steps.attempt("recording", self._record)
 
     def _heartbeat(self) -> bool:
-        """Store which steps fail now. Returns False while another thread does: of two, the older must not come last."""
+        """Store which steps fail now, or meet a locked route.
+
+        Returns False while another thread does: of two, the older must not come last.
+        """
         if not self._one_heartbeat.acquire(timeout=HEARTBEAT_WAITS_SECONDS):
             return False
         try:
-            nodes.heartbeat(self._database, self.node, self._steps.failing)
+            nodes.heartbeat(self._database, self.node, {**self._database.rests(), **self._steps.failing})
         finally:
             self._one_heartbeat.release()
         active = self._generations.active

@@ -12,7 +12,7 @@ from relay.daemon.generation import Generation, Generations
 from relay.daemon.lease_renewal import Leases
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store import alert_conditions, alerts, duplicates, reap, throughput
+from relay.store import alerts, duplicates, reap, throughput
 from relay.store.alert_conditions import Watch
 from relay.store.clock import DatabaseClock
 from relay.store.database import Database
@@ -124,9 +124,7 @@ class Maintenance:
     def _look_at_conditions(self) -> None:
         if time.monotonic() >= self._watch_at:
             self._watch.look(self._database, self._active.config)
-            # While an end of an alert is left, it looks again soon: else it would count as well until then.
-            if not self._database.back_offs.of(alert_conditions.STEP, even_late=True):
-                self._watch_at = time.monotonic() + WATCH_EVERY_SECONDS
+            self._watch_at = time.monotonic() + WATCH_EVERY_SECONDS
 
     def _log_alerts(self) -> None:
         for kind in alerts.of_newer_version(self._database):

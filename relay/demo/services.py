@@ -35,7 +35,6 @@ Document = dict[str, Any]
 
 USER, GROUP = "USER", "GROUP"
 CONTACT, TEAM = "contacts", "teams"
-REPLICA_BEHIND = timedelta(seconds=5)
 _PATHS = {USER: "user", GROUP: "group"}
 _DEFAULTS: dict[str, Document] = {
     USER: {"nsCode": "demo", "name": {}, "emails": [], "mobiles": [], "memberOf": []},
@@ -131,52 +130,40 @@ class WebhookSender:
         # urllib3 itself, since it heeds no proxy.
         json = {"User-Agent": "identity-demo", "Content-Type": "application/json"}
         self._http = urllib3.PoolManager(retries=False, timeout=_TIMEOUT, headers={**(headers or {}), **json})
-        self._changed = threading.Condition()
         self._waiting: deque[Mapping[str, str]] = deque()
-        self._is_closed = False
+        self._is_wanted, self._is_closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
         self._thread.start()
 
     def put(self, payload: Mapping[str, str]) -> None:
-        """Queue a webhook; do nothing without a URL, or after `close`."""
-        with self._changed:
-            if self.url is not None and not self._is_closed:
-                self._waiting.append(payload)
-                self._changed.notify_all()
+        """Queue a webhook; do nothing without a URL."""
+        if self.url is not None:
+            self._waiting.append(payload)
+            self._is_wanted.set()
 
     def pending(self) -> int:
         """Count the webhooks that have not been accepted yet."""
         return len(self._waiting)
 
-    def wait_until_sent(self, timeout: float | None = None) -> bool:
-        """Wait until every webhook has been accepted; False if that took longer than `timeout` seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting, timeout)
-
     def close(self) -> None:
         """End the thread; webhooks that still wait are given up."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
+        self._is_closed.set()
+        self._is_wanted.set()
         self._thread.join()
         self._http.clear()
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._is_closed)
-                if self._is_closed:
-                    return
-            is_accepted = self._send(self._waiting[0])
-            with self._changed:
-                if is_accepted:
-                    self._waiting.popleft()
-                    self._changed.notify_all()
-                    pause = _FIRST_PAUSE
-                else:
-                    self._changed.wait_for(lambda: self._is_closed, pause)
-                    pause = min(2 * pause, _LONGEST_PAUSE)
+        while not self._is_closed.is_set():
+            if not self._waiting:
+                self._is_wanted.wait()
+                self._is_wanted.clear()
+            elif self._send(self._waiting[0]):
+                self._waiting.popleft()
+                pause = _FIRST_PAUSE
+            else:
+                self._is_closed.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _send(self, payload: Mapping[str, str]) -> bool:
         status = None
@@ -189,32 +176,17 @@ class WebhookSender:
 class IdentityService:
     """Users and groups, for any thread; `app` is the Falcon app. Documents are replaced, never changed."""
 
-    def __init__(
-        self,
-        webhooks: WebhookSender,
-        *,
-        is_slow: Callable[[], bool] = lambda: False,
-        now: Callable[[], datetime] | None = None,
-    ) -> None:
-        """Start without users.
-
-        Args:
-            webhooks: sends a webhook for each change.
-            is_slow: asked at each update; when true, the first read within `REPLICA_BEHIND` gets the older document.
-            now: the time as an aware datetime in UTC; the machine's clock without it.
-        """
-        self.webhooks, self._is_slow = webhooks, is_slow
+    def __init__(self, webhooks: WebhookSender, now: Callable[[], datetime] | None = None) -> None:
+        """Start without users. `webhooks` sends one for each change."""
+        self.webhooks = webhooks
         self._now, self._latest = now or SystemClock().now, datetime.min.replace(tzinfo=UTC)
-        self._before: dict[str, tuple[datetime, Document]] = {}  # until when the next read gives this
         self._lock = threading.Lock()  # held while a webhook is queued: they have the order of the changes
         self._documents: dict[str, dict[str, Document]] = {USER: {}, GROUP: {}}
         self._process, self._counter = secrets.token_hex(5), itertools.count()
         credentials = _Authorization("Basic", "ZGVtbzpkZW1v")  # demo:demo, RFC 7617
         self.app = _app_with(lambda message, status: {"errorMessage": message, "statusCode": status}, credentials)
-        for entity_type, path in _PATHS.items():
-            resource = _EntityResource(self, entity_type)
-            self.app.add_route(f"{_API}/{path}", resource, suffix="all")
-            self.app.add_route(f"{_API}/{path}/{{entity_id}}", resource)
+        self.app.add_route(f"{_API}/{{path}}", self, suffix="all")
+        self.app.add_route(f"{_API}/{{path}}/{{entity_id}}", self)
 
     def create(self, entity_type: str, body: Document, *, report: bool = True) -> Document:
         """Store a new user or group, send the webhook unless told not to, and return the document."""
@@ -231,9 +203,6 @@ class IdentityService:
         with self._lock:
             old = self.get(entity_type, entity_id)
             moment = self._tick()
-            self._before.pop(entity_id, None)
-            if report and self._is_slow():
-                self._before[entity_id] = (moment + REPLICA_BEHIND, old)
             meta = {**old["meta"], "lastModified": rfc3339(moment, "milliseconds")}
             return self._put(entity_type, entity_id, body, meta, "UPDATE", report=report)
 
@@ -250,13 +219,6 @@ class IdentityService:
             return self._documents[entity_type][entity_id]
         except KeyError:
             raise falcon.HTTPNotFound(description=f"There is no {_PATHS[entity_type]} {entity_id}.") from None
-
-    def read(self, entity_type: str, entity_id: str) -> Document:
-        """Return the document from a replica, which may lag. Raises as `get`."""
-        with self._lock:
-            present = self.get(entity_type, entity_id)
-            until, before = self._before.pop(entity_id, (None, present))
-            return present if until is None or until <= self._now() else before
 
     def all(self, entity_type: str) -> list[Document]:
         """List every document of a type, oldest first."""
@@ -281,35 +243,41 @@ class IdentityService:
         if report:
             self.webhooks.put({"id": entity_id, "entityType": entity_type, "eventType": event_type, "timestamp": at})
 
-
-class _EntityResource:
-    def __init__(self, service: IdentityService, entity_type: str) -> None:
-        self._service, self._type = service, entity_type
-
-    async def on_get_all(self, req: Request, resp: Response) -> None:
-        documents = self._service.all(self._type)
+    async def on_get_all(self, req: Request, resp: Response, path: str) -> None:
+        """List a page."""
+        documents = self.all(_type_at(path))
         start = req.get_param_as_int("startIndex", min_value=0, default=0)
         count = req.get_param_as_int("count", min_value=1, max_value=_MAX_COUNT, default=_DEFAULT_COUNT)
         if text := req.get_param("filter"):
             documents = _filtered(documents, text)
         page = [_located(req, document) for document in documents[start : start + count]]
         answer(
-            resp,
-            {"totalResults": len(documents), "startIndex": start, "itemsPerPage": len(page), "resources": page},
+            resp, {"totalResults": len(documents), "startIndex": start, "itemsPerPage": len(page), "resources": page}
         )
 
-    async def on_post_all(self, req: Request, resp: Response) -> None:
-        answer(resp, _located(req, self._service.create(self._type, await read_object(req))), 201)
+    async def on_post_all(self, req: Request, resp: Response, path: str) -> None:
+        """Create one."""
+        answer(resp, _located(req, self.create(_type_at(path), await read_object(req))), 201)
 
-    async def on_get(self, req: Request, resp: Response, entity_id: str) -> None:
-        answer(resp, _located(req, self._service.read(self._type, entity_id)))
+    async def on_get(self, req: Request, resp: Response, path: str, entity_id: str) -> None:
+        """Read one."""
+        answer(resp, _located(req, self.get(_type_at(path), entity_id)))
 
-    async def on_put(self, req: Request, resp: Response, entity_id: str) -> None:
-        answer(resp, _located(req, self._service.replace(self._type, entity_id, await read_object(req))))
+    async def on_put(self, req: Request, resp: Response, path: str, entity_id: str) -> None:
+        """Replace one."""
+        answer(resp, _located(req, self.replace(_type_at(path), entity_id, await read_object(req))))
 
-    async def on_delete(self, _: Request, resp: Response, entity_id: str) -> None:
-        self._service.delete(self._type, entity_id)
+    async def on_delete(self, _: Request, resp: Response, path: str, entity_id: str) -> None:
+        """Delete one."""
+        self.delete(_type_at(path), entity_id)
         resp.status = falcon.HTTP_NO_CONTENT
+
+
+def _type_at(path: str) -> str:
+    found = {path: entity_type for entity_type, path in _PATHS.items()}
+    if path not in found:
+        raise falcon.HTTPNotFound(description=f"There is no {_API}/{path}.")
+    return found[path]
 
 
 def _filtered(documents: list[Document], text: str) -> list[Document]:
@@ -370,14 +338,16 @@ class CommercialService:
         self.fail_share = fail_share
         self._latency, self._on_call = latency, on_call
         self.app = _app_with(lambda message, _: {"error": message}, self, _Authorization("Bearer", "demo"))
-        self._resources = {record_type: _RecordResource(record_type) for record_type in _FIELDS}
-        for record_type, resource in self._resources.items():
-            self.app.add_route(f"/{record_type}", resource, suffix="all")
-            self.app.add_route(f"/{record_type}/{{record_id}}", resource)
+        self._records: dict[str, dict[str, Document]] = {record_type: {} for record_type in _FIELDS}
+        self._numbers = {record_type: itertools.count(1) for record_type in _FIELDS}
+        self.app.add_route("/{record_type}", self, suffix="all")
+        self.app.add_route("/{record_type}/{record_id}", self)
 
     def all(self, record_type: str) -> list[Document]:
         """List every record of a type, oldest first, for any thread: records are replaced, never changed."""
-        return list(self._resources[record_type].records.values())
+        if record_type not in self._records:
+            raise falcon.HTTPNotFound(description=f"there is no /{record_type}")
+        return list(self._records[record_type].values())
 
     async def process_request(self, _req: Request, resp: Response) -> None:
         """Fail a call before anything else happens to it."""
@@ -390,54 +360,52 @@ class CommercialService:
         self._on_call(CallMade(req.method, req.relative_uri, resp.status_code, **getattr(req.context, "effect", {})))
         await asyncio.sleep(self._latency)
 
-
-class _RecordResource:
-    """The records of one type, by id."""
-
-    def __init__(self, record_type: str) -> None:
-        self._type = record_type
-        self.records: dict[str, Document] = {}
-        self._numbers = itertools.count(1)
-
-    async def on_get_all(self, req: Request, resp: Response) -> None:
+    async def on_get_all(self, req: Request, resp: Response, record_type: str) -> None:
+        """List a page."""
         external_id = req.get_param("externalId")
-        found = [each for each in self.records.values() if external_id in {None, each["external_id"]}]
+        found = [each for each in self.all(record_type) if external_id in {None, each["external_id"]}]
         offset = req.get_param_as_int("offset", min_value=0, default=0)
         limit = req.get_param_as_int("limit", min_value=1, default=len(found))
         answer(resp, {"items": found[offset : offset + limit]})
 
-    async def on_post_all(self, req: Request, resp: Response) -> None:
-        body = await read_object(req)
-        answer(resp, self._put(req, f"{self._type[:-1]}-{next(self._numbers)}", {}, body), 201)
+    async def on_post_all(self, req: Request, resp: Response, record_type: str) -> None:
+        """Create one."""
+        self.all(record_type)
+        body, number = await read_object(req), next(self._numbers[record_type])
+        answer(resp, self._put(req, record_type, f"{record_type[:-1]}-{number}", {}, body), 201)
 
-    async def on_get(self, _: Request, resp: Response, record_id: str) -> None:
-        answer(resp, self._get(record_id))
+    async def on_get(self, _: Request, resp: Response, record_type: str, record_id: str) -> None:
+        """Read one."""
+        answer(resp, self._get(record_type, record_id))
 
-    async def on_patch(self, req: Request, resp: Response, record_id: str) -> None:
-        answer(resp, self._put(req, record_id, self._get(record_id), await read_object(req)))
+    async def on_patch(self, req: Request, resp: Response, record_type: str, record_id: str) -> None:
+        """Change one."""
+        before = self._get(record_type, record_id)
+        answer(resp, self._put(req, record_type, record_id, before, await read_object(req)))
 
-    async def on_delete(self, req: Request, resp: Response, record_id: str) -> None:
-        req.context.effect = {"external_id": self._get(record_id)["external_id"]}
-        del self.records[record_id]
+    async def on_delete(self, req: Request, resp: Response, record_type: str, record_id: str) -> None:
+        """Delete one."""
+        req.context.effect = {"external_id": self._get(record_type, record_id)["external_id"]}
+        del self._records[record_type][record_id]
         resp.status = falcon.HTTP_NO_CONTENT
 
-    def _get(self, record_id: str) -> Document:
-        try:
-            return self.records[record_id]
-        except KeyError:
-            raise falcon.HTTPNotFound(description=f"there is no {record_id} in {self._type}") from None
+    def _get(self, record_type: str, record_id: str) -> Document:
+        for record in self.all(record_type):
+            if record["id"] == record_id:
+                return record
+        raise falcon.HTTPNotFound(description=f"there is no {record_id} in {record_type}")
 
-    def _put(self, req: Request, record_id: str, before: Document, changes: Document) -> Document:
-        fields = _FIELDS[self._type]
+    def _put(self, req: Request, record_type: str, record_id: str, before: Document, changes: Document) -> Document:
+        fields = _FIELDS[record_type]
         for name, value in changes.items():
             if name not in fields or not isinstance(value, str | None):
-                raise falcon.HTTPUnprocessableEntity(description=f"{self._type} have no text field {name}")
+                raise falcon.HTTPUnprocessableEntity(description=f"{record_type} have no text field {name}")
         record = {"id": record_id, **dict.fromkeys(fields), **before, **changes}
         external_id = record["external_id"]
-        others = [each["external_id"] for each in self.records.values() if each["id"] != record_id]
+        others = [each["external_id"] for each in self.all(record_type) if each["id"] != record_id]
         if external_id is not None and external_id in others:
             raise falcon.HTTPConflict(description=f"external_id {external_id} exists already")
-        self.records[record_id] = record
+        self._records[record_type][record_id] = record
         changed = {name: record[name] for name in fields[1:] if record[name] != before.get(name)}
         req.context.effect = {"external_id": external_id, "changed": changed}
         return record

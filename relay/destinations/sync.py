@@ -20,7 +20,7 @@ from relay.destinations.base import Caller, Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request
 from relay.http.target import header_value
-from relay.sync.calls import FIELDS, CallPlan, patch_body, picked, reported_error
+from relay.sync.calls import FIELDS, MEDIA_TYPES, CallPlan, form_body, picked, reported_error
 from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified, usable_etag
 from relay.sync.expressions import Scope, decode, digest, encode
 from relay.sync.find import FindPlan, Search, can_be_named, require_carried, require_entity
@@ -57,7 +57,7 @@ def require_no_credentials(call: CallPlan, where: str, endpoint: Endpoint) -> No
 # --- an attempt, step by step
 
 
-_REPLICA_LAG = timedelta(seconds=5)
+REPLICA_LAG = timedelta(seconds=5)
 """For so long after the arrival of its event, an entity that is not found may be missing on a lagging replica only."""
 NO_HEADERS: Mapping[str, str] = {}
 
@@ -72,7 +72,7 @@ class Sync:
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Bring the counterpart in sync with the current entity, whatever change the event describes."""
-        attempt = Attempt(self.plan, self.api, self.destination, delivery, context)
+        attempt = Attempt(self, delivery, context)
         try:
             return attempt.run()
         except Ended as end:
@@ -119,11 +119,11 @@ class Ended(Exception):
 class Attempt:
     """An attempt in progress, step by step."""
 
-    def __init__(self, plan: SyncPlan, api: Caller, destination: Caller, delivery: Delivery, context: Context) -> None:
+    def __init__(self, sync: Sync, delivery: Delivery, context: Context) -> None:
         self.calls: list[Call] = []
-        self._plan = plan
-        self._api = api
-        self._destination = destination
+        self._plan, self._table = sync.plan, sync.plan.table
+        self._api = sync.api
+        self._destination = sync.destination
         self._delivery = delivery
         self._context = context
         self.scope: Scope = {"event": event_scope(delivery), "entity": None, "target": None, "etag": None}
@@ -162,13 +162,13 @@ class Attempt:
         """
         self._fetch_began_at = self._context.now()
         fetch = self._plan.fetch
-        self._config = self._plan.config_of_fetch(self.scope) if self._plan.is_conditional else None
+        self._config = self._plan.config_of_fetch(self.scope) if self._table.fetch.conditional else None
         etag = None if self._config is None else self._plan.known_etag(self._delivery, self._config)
         condition = NO_HEADERS if etag is None else {"If-None-Match": etag}
         answer = self._call("fetch", fetch, self._api, fetch.json(self.scope), more=condition)
         if answer.call.status == HTTPStatus.NOT_MODIFIED:
             raise self._not_modified()
-        self._etag = usable_etag(answer.etag) if self._plan.is_conditional else None
+        self._etag = usable_etag(answer.etag) if self._table.fetch.conditional else None
         entity = None if answer.error_class in ABSENT else self._picked(answer)
         if entity is None and (answer.error_class in ABSENT or self._plan.pick is not None):
             if answer.error_class != "gone" and self.may_be_behind():
@@ -222,12 +222,12 @@ class Attempt:
         """Return True when a 404 may come from a lagging replica. After a delete event it means that the entity is gone."""
         if self._delivery.action == "delete":
             return False
-        return self._delivery.attempt == 1 or self._context.now() - self._delivery.received_at < _REPLICA_LAG
+        return self._delivery.attempt == 1 or self._context.now() - self._delivery.received_at < REPLICA_LAG
 
     def _find(self) -> bool:
         """Find the counterpart and put it into the scope. Return False without one."""
         find = cast("FindPlan", self._plan.find)
-        enough = 1 if self._plan.many == "first" else 2
+        enough = 1 if self._table.many == "first" else 2
         search = Search(find, self.scope, self._destination.base, enough=enough)
         goes_on = True
         while goes_on:
@@ -240,7 +240,7 @@ class Attempt:
                 goes_on = search.take(self._json(answer), answer.etag, answer.link)
             except UnusableAnswer as error:
                 raise self._bad_answer(answer, str(error)) from None
-        if len(search.matches) > 1 and self._plan.many == "dead":
+        if len(search.matches) > 1 and self._table.many == "dead":
             raise Ended(Failed(self._all(), "ambiguous", f"find: {len(search.matches)} counterparts"))
         self.scope["target"] = search.matches[0] if search.matches else None
         self.scope["etag"] = search.etag
@@ -259,16 +259,17 @@ class Attempt:
             raise self._bad_answer(answer, str(error)) from None
 
     def _missing(self) -> Outcome:
-        if self._plan.missing == "create":
-            return self._create()
-        if self._plan.missing == "skip":
-            return self._skipped('it has no counterpart, and missing = "skip"')
-        if self._plan.missing == "retry":
-            return Failed(self._all(), "not_found", "find: no counterpart yet")
+        match self._table.missing:
+            case "create":
+                return self._create()
+            case "skip":
+                return self._skipped('it has no counterpart, and missing = "skip"')
+            case "retry":
+                return Failed(self._all(), "not_found", "find: no counterpart yet")
         return Failed(self._all(), "no_target", 'find: no counterpart, and missing = "dead"')
 
     def _create(self) -> Outcome:
-        fields = self._plan.mapped(self.scope, creating=True)
+        fields = self._plan.fields.of(self.scope, creating=True)
         create = cast("CallPlan", self._plan.create)
         body = encode(fields) if create.body is None else create.json({**self.scope, FIELDS: fields})
         answer = self.write("create", create, fields, body)
@@ -287,18 +288,19 @@ class Attempt:
 
     def _try_update(self) -> tuple[Answer, bytes]:
         """Send the change. Return the answer and the hash of the content."""
-        fields, plan = self._plan.mapped(self.scope), self._plan
+        plan = self._plan
+        fields = plan.fields.of(self.scope, creating=False)
         update = cast("CallPlan", plan.update)
         if update.body is None:
-            body = patch_body(plan.update_format, fields, self.scope["target"], update.path.where)
+            body: bytes | None
+            is_form = update.media_type == MEDIA_TYPES["form"]
+            body = form_body(fields, update.path.where) if is_form else encode(fields)
             content = digest(fields)
         else:
             body = update.json({**self.scope, FIELDS: fields})
             content = digest([fields, (body or b"").decode()])  # it may send more than the fields
         is_asked_for = self._delivery.run > 0  # by an operator, or by a duplicate request
-        if plan.skip_unchanged and not is_asked_for and content == self._delivery.applied_hash:
-            raise Ended(Unchanged(self._all()))
-        if body is None:
+        if self._table.skip_unchanged and not is_asked_for and content == self._delivery.applied_hash:
             raise Ended(Unchanged(self._all()))
         headers = {}
         if plan.if_match is not None and (version := plan.if_match.value(self.scope)) is not None:
@@ -306,13 +308,13 @@ class Attempt:
         return self.write("update", update, fields, body, headers), content
 
     def _gone(self) -> Outcome:
-        plan = self._plan
-        if plan.gone == "skip":
+        plan, gone = self._plan, self._table.gone
+        if gone == "skip":
             return self._skipped('the entity is gone, and gone = "skip"')
         self.scope["entity"] = None
         if plan.find is not None and not self._find():
             return self._delivered("nothing_to_delete")
-        if plan.gone == "deactivate":
+        if gone == "deactivate":
             if plan.inactive is not None and plan.inactive.value(self.scope) is True:
                 return self._delivered("nothing_to_delete")
             call = cast("CallPlan", plan.deactivate)
@@ -323,7 +325,7 @@ class Attempt:
         if answer.error_class in ABSENT:
             return self._delivered("nothing_to_delete")
         self._ensure(answer)
-        return self._delivered("deactivated" if plan.gone == "deactivate" else "deleted")
+        return self._delivered("deactivated" if gone == "deactivate" else "deleted")
 
     def write(
         self,
@@ -384,7 +386,7 @@ class Attempt:
         except UnusableAnswer as error:
             raise self._bad_answer(answer, str(error)) from None
         if reported is not None:
-            failed = answer.reporting(reported.error_class, reported.text)
+            failed = answer.reporting(*reported)
             self.calls[-1] = failed.call
             raise Ended(failed.failed(self._all()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -16,7 +17,7 @@ from inbox.config.sources import Source
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
 from relay.store.alerts import note
-from relay.store.bulkhead import in_parts, in_parts_by_route
+from relay.store.bulkhead import in_parts
 from relay.store.database import SEQS_OUT_OF_ORDER, Database
 from relay.store.nodes import failing_steps
 from relay.store.retention import STEPS, state_of
@@ -125,38 +126,24 @@ class Watch:
 
 
 def _store(database: Database, changed: Sequence[Alert]) -> None:
-    # Who records a delivery stores `delivery_dead` under the lock of its route; nobody stores the others under one.
-    try:
-        _store_ends_of_deaths(database, [alert for alert in changed if alert.kind == "delivery_dead"])
-    finally:
-        _store_others(database, [alert for alert in changed if alert.kind != "delivery_dead"])
-
-
-def _store_ends_of_deaths(database: Database, ended: Sequence[Alert]) -> None:
-    """Store these, as read again under the locks of their routes: who died in between has stored no alert."""
+    """Store them. An end is checked again under the lock of those who store such alerts: what died or fails since lasts."""
 
     def part(some: Sequence[Alert]) -> None:
         with database.write() as transaction:
-            now = transaction.lock_known_routes({alert.subject for alert in some})
-            note(transaction, [end for alert in some for end in _dead_again(alert.subject, transaction)], now)
-
-    for _ in in_parts_by_route(database, STEP, ended, part=part, name=_name, route_of=lambda alert: alert.subject):
-        pass
-
-
-def _store_others(database: Database, changed: Sequence[Alert]) -> None:
-    """Store these. A step that fails again by now has found the alert firing, and stored none: its end is left out."""
-
-    def part(some: Sequence[Alert]) -> None:
-        with database.write() as transaction:
-            now = transaction.lock_first()
-            is_any = any(alert.kind == "step_failed" for alert in some)
-            failing = {step.step for step in failing_steps(transaction)} if is_any else set[str]()
-            lasting = [alert for alert in some if alert.kind != "step_failed" or alert.subject not in failing]
-            note(transaction, lasting, now)
+            # Who records a delivery stores `delivery_dead` under the lock of its route.
+            is_any_dead = any(alert.kind == "delivery_dead" for alert in some)
+            now = transaction.lock_order() if is_any_dead else transaction.lock_first()
+            failing = {step.step for step in failing_steps(transaction)}
+            note(transaction, [alert for alert in some if _lasts(alert, failing, transaction)], now)
 
     for _ in in_parts(database, STEP, changed, part=part, name=_name):
         pass
+
+
+def _lasts(alert: Alert, failing: AbstractSet[str], transaction: Transaction) -> bool:
+    if alert.kind == "delivery_dead":
+        return bool([*_dead_again(alert.subject, transaction)])
+    return alert.kind != "step_failed" or alert.subject not in failing
 
 
 def _name(alert: Alert) -> str:

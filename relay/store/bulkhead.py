@@ -7,13 +7,13 @@ failures into each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import TypeVar
 
-from inbox.db.dialect import blames_items, error_text, failure_of, is_turn_timeout, is_wait_timeout
+from inbox.db.dialect import blames_items, error_text, is_wait_timeout, takes_too_long
 from relay.store.database import Database
-from relay.store.transaction import FailedAlone, RoutesLocked
-from relay.store.turns import Turns
+from relay.store.transaction import FailedAlone
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,28 +29,11 @@ def isolated(
     alone: Callable[[Item, Exception], Result],
     name: Callable[[Item], str] = str,
 ) -> Iterator[Result]:
-    """Process a batch; when an item is at fault, process the items in ever smaller parts.
-
-    Args:
-        database: whose `on_failed_alone` hears of each item that fails alone.
-        step: the step's name, for the log and the metrics.
-        batch: all of it in one transaction: what is done when nothing is wrong.
-        items: what the batch is made of, read as plainly as possible; asked for only after the batch has failed.
-        part: some of the items in one transaction.
-        alone: puts an item that has failed alone into a state that an operator sees.
-        name: an item in words.
-
-    Yields:
-        The result of each transaction, after its commit. One bad item among n costs about 2 log2(n) transactions.
-
-    Raises:
-        Exception: the database is unreachable or busy, or the statement can't be run at all. What was yielded is done. Or
-            an item is locked, or could not even be put aside: then all others are done.
-    """
+    """Process a batch; when an item is at fault, process the items, which are read only then, as `in_parts` does."""
     try:
         result = batch()
     except Exception as error:  # whatever one item raises, it must not stop the others
-        if not is_wait_timeout(error) and not blames_items(error):
+        if not blames_items(error):
             raise
     else:
         yield result
@@ -68,17 +51,46 @@ def in_parts(
     name: Callable[[Item], str] = str,
     apart: Callable[[Sequence[Item]], Sequence[Sequence[Item]]] = lambda items: [items],
 ) -> Iterator[Result]:
-    """Process items together, and in ever smaller parts when one is at fault: `isolated` has the arguments.
+    """Process items together, and in ever smaller parts when one is at fault, or when all take the database too long.
 
-    Without `alone`, an item that fails alone stays as it is. With `apart`, each of its parts is a transaction from the start.
+    Args:
+        database: whose `on_failed_alone` hears of each item that fails alone.
+        step: the step's name, for the log and the metrics.
+        items: all of them.
+        part: some of the items in one transaction.
+        alone: puts an item that has failed alone into a state that an operator sees. Without it, the item stays as it is.
+        name: an item in words.
+        apart: the parts that are transactions of their own from the start.
 
-    An item that somebody has locked all the while, such as a person in a transaction that stays open, is left as it is, too.
-    After one wait for it the others are not kept waiting: see `relay.store.database.HASTE_SECONDS`.
+    Yields:
+        The result of each transaction, after its commit. One bad item among n costs about 2 log2(n) transactions.
+
+    Raises:
+        Exception: the database is unreachable or busy, or the statement can't be run at all. What was yielded is done. Or
+            an item could not even be put aside: then all others are done.
     """
-    turns = Turns(apart(items), database.stalls)
-    yield from _in_turn(database, step, turns, part=part, alone=alone, name=name)
-    if turns.left:
-        raise _worst(error for _, error in turns.left)
+    todo, stays = [some for some in reversed(apart(items)) if some], None
+    while todo:
+        some = todo.pop()
+        try:
+            yield part(some)
+        except Exception as error:  # whatever one item raises, it must not stop the others
+            if len(some) > 1 and (blames_items(error) or takes_too_long(error)):
+                todo += [some[len(some) // 2 :], some[: len(some) // 2]]
+                continue
+            if not blames_items(error):
+                raise
+            try:
+                aside = [] if alone is None else [alone(some[0], error)]
+            except Exception as second:  # the others go on
+                if not blames_items(second):
+                    raise
+                stays = second
+            else:
+                database.failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
+                yield from aside
+    if stays is not None:
+        raise stays
 
 
 def in_parts_by_route(
@@ -91,92 +103,48 @@ def in_parts_by_route(
     alone: Callable[[Item, Exception], Result] | None = None,
     name: Callable[[Item], str] = str,
     enough: int = 1,
-    left: list[Item] | None = None,
-    left_alone: list[Item] | None = None,
 ) -> Iterator[Result]:
-    """Do as `in_parts`, and process all items but those of routes which somebody keeps locked, wholly or in rows.
+    """Do as `in_parts`, on Postgres route by route: one that stays locked, or one of its rows, rests and delays no other.
 
-    On Postgres parts are made by routes, and may wait for each other: see `relay.store.turns.Turns`. What is locked is
-    added to `left`, and `Database.on_left` hears of it. The step does not try these routes, or items, again at once: they
-    are left at each call until then. So is an item that can't even be put aside. `left_alone` gets those that were tried by
-    themselves, before the next part begins.
+    Routes with fewer than `enough` items go together. Items of routes that rest are left as they are.
 
     Raises:
-        Exception: as `isolated`, but not because items are locked.
+        Exception: as `in_parts`, but not because a route or a row is locked.
     """
-    left = [] if left is None else left
-    off = database.back_offs.of(step)
-    todo = [item for item in items if route_of(item) not in off and name(item) not in off] if off else items
-    turns = Turns([todo], database.stalls, route_of if database.sql.locks_routes else None, enough)
-    yield from _in_turn(database, step, turns, part=part, alone=alone, name=name, left_alone=left_alone)
-    # By what waits for its next try: the route and the error.
-    waits = {route: (route, error) for route, error in turns.given_up.items()} | {
-        name(item): (route_of(item), error) for item, error in turns.alone
-    }
-    if database.back_offs.of(step, even_late=True):
-        done = {subject for item in todo for subject in (route_of(item), name(item))}
-        database.back_offs.ended(step, done - waits.keys() - {name(item) for item in left_alone or ()})
-    for is_lock in (True, False):
-        these = {subject: why for subject, why in waits.items() if is_turn_timeout(why[1]) is is_lock}
-        if these:
-            error = _worst(error for _, error in these.values())
-            database.leave(step, these, {route for route, _ in these.values()}, error)
-    left += (item for item, _ in turns.left)
-    if len(todo) < len(items):
-        left += (item for item in items if route_of(item) in off or name(item) in off)
-        database.still_leaves(step)
-
-
-def _in_turn(
-    database: Database,
-    step: str,
-    turns: Turns[Item],
-    *,
-    part: Callable[[Sequence[Item]], Result],
-    alone: Callable[[Item, Exception], Result] | None,
-    name: Callable[[Item], str],
-    left_alone: list[Item] | None = None,
-) -> Iterator[Result]:
-    """Yield the results of all parts, in turn. What is left as it is stands in `turns.left` then."""
-    while some := turns.next():
+    if not database.sql.locks_routes:
+        yield from in_parts(database, step, items, part=part, alone=alone, name=name)
+        return
+    resting, stays = database.resting(), None
+    todo = _by_route([item for item in items if route_of(item) not in resting], route_of, enough)
+    while todo:
+        some, is_begun = todo.pop(0), False
+        routes = {route_of(item) for item in some}
         try:
-            with database.trying(at_once=turns.tries):
-                result = part(some)
-        except Exception as error:  # whatever one item raises, it must not stop the others
-            if is_turn_timeout(error):
-                turns.keep_out(some, error, error.free if isinstance(error, RoutesLocked) else None)
-            elif not is_wait_timeout(error) and not blames_items(error):
+            for result in in_parts(database, step, some, part=part, alone=alone, name=name):
+                is_begun = True
+                yield result
+        except Exception as error:
+            if blames_items(error):
+                stays = error
+            elif not is_wait_timeout(error):
                 raise
-            elif len(some) > 1:
-                turns.halve(some)
+            elif len(routes) > 1 and not is_begun:
+                database.rest(step, routes, error, is_tried_now=True)
+                todo += _by_route(some, route_of, 1)
             else:
-                aside, stays = _put_aside(alone, some[0], error)
-                if stays is None:
-                    database.failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
-                    yield from aside
-                else:
-                    turns.leave(some[0], stays, is_stalled=is_turn_timeout(stays), waited=is_wait_timeout(stays))
-                    if left_alone is not None:
-                        left_alone.append(some[0])
+                database.rest(step, routes, error)
         else:
-            yield result
+            database.end_rest(routes)
+    if stays is not None:
+        raise stays
 
 
-def _worst(errors: Iterable[Exception]) -> Exception:
-    """Pick the first fault, which lasts; or the last of the errors that end by themselves."""
-    known = list(errors)
-    return next((error for error in known if failure_of(error) == "fault"), known[-1])
-
-
-def _put_aside(
-    alone: Callable[[Item, Exception], Result] | None, item: Item, error: Exception
-) -> tuple[list[Result], Exception | None]:
-    """Put aside an item that has failed alone. Returns the results, and the error with which it stays as it is."""
-    if is_wait_timeout(error):
-        return [], error
-    try:
-        return ([] if alone is None else [alone(item, error)]), None
-    except Exception as second:  # the others go on
-        if not blames_items(second) and not is_turn_timeout(second) and not is_wait_timeout(second):
-            raise
-        return [], second
+def _by_route(items: Sequence[Item], route_of: Callable[[Item], str], enough: int) -> list[list[Item]]:
+    """Part items by their routes, as a transaction keeps off all others that work on one of its routes."""
+    parts: list[list[Item]] = []
+    for _, some in groupby(sorted(items, key=route_of), route_of):
+        if parts and len(parts[-1]) < enough:
+            parts[-1] += some
+        else:
+            parts.append(list(some))
+    return parts

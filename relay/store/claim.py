@@ -17,21 +17,20 @@ from typing import Any, NamedTuple
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import Sql, is_turn_timeout, is_wait_timeout, rows_param
+from inbox.db.dialect import Sql, blames_items, error_text, is_wait_timeout, rows_param, takes_too_long
 from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import Policies
-from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.events import with_events
 from relay.store.gates import NOT_PAUSED, Locked, lock_all, store, use_rates
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.quarantine import Cause, quarantine
 from relay.store.scan_positions import LATE, Places
-from relay.store.transaction import Transaction, key_text, keys_param
+from relay.store.transaction import FailedAlone, Transaction, key_text, keys_param
 
 STEP = "claim"
 STEP_OF_SUSPECTS = "claim_suspect"
@@ -78,21 +77,9 @@ def claim(
 
     Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
     makes SKIP LOCKED a mere optimisation. A head that can't be loaded becomes dead, by the `policies` of the routes, and the
-    others are claimed. When the gate of a destination stays locked, only that one goes without.
+    others are claimed.
     """
-    places = places or Places()
-    try:
-        rows = _lease_wanted(database, relay_node, wanted, limits, places)
-    except DBAPIError as error:
-        if not is_wait_timeout(error) or len(wanted) == 1:
-            raise
-        claimed: list[Delivery] = []
-        for some in wanted:
-            with suppress(Exception):  # what is claimed is not to be lost; the next claim meets it again
-                claimed += claim(database, relay_node, [some], limits, places=places, policies=policies)
-        if not claimed:
-            raise
-        return claimed
+    rows = _lease_wanted(database, relay_node, wanted, limits, places or Places())
     return _load(database, policies, relay_node, rows, step=STEP)
 
 
@@ -104,7 +91,6 @@ def _lease_wanted(
     if not due:
         return []
     with database.write() as transaction:
-        transaction.hurry()
         # Two relays that claim at once wait for each other here, and nowhere else.
         gates = lock_all(transaction, {limit.key for route in due for limit in limits.get(route, ())})
         rates = _Rates(gates, transaction.now() if gates else _BEGINNING)  # without rates a trip to the server less
@@ -133,37 +119,38 @@ def _load(
     without a table, they are given back.
     """
     loaded: list[Delivery] = []
-
-    def load(some: Sequence[Any]) -> list[Delivery]:
-        with database.read() as transaction:
-            return with_events(transaction, some)
-
-    def set_aside(row: Any, error: Exception) -> list[Delivery]:  # noqa: ANN401  # a result row
-        cause: Cause = "payload_gone" if isinstance(error, PayloadGone) else "unprocessable"
-        key = (row.seq, row.route)
-        quarantine(database, policies, relay_node, key, cause=cause, error=error, token=row.lease_token)
-        return []
-
-    parts = in_parts(
-        database,
-        step,
-        sorted(leased, key=lambda row: (row.seq, row.route)),
-        part=load,
-        alone=set_aside,
-        name=lambda row: key_text((row.seq, row.route)),
-        apart=_that_fit,
-    )
+    todo = _that_fit(sorted(leased, key=lambda row: (row.seq, row.route)))
     try:
-        for part in parts:
-            loaded += part
-    except Exception as error:
+        for some in todo:
+            try:
+                with database.read() as transaction:
+                    loaded += with_events(transaction, some)
+            except Exception as error:
+                if not blames_items(error) and not takes_too_long(error):
+                    raise
+                if len(some) > 1:
+                    todo += [[row] for row in some]
+                else:
+                    _set_aside(database, policies, relay_node, some[0], error, step=step)
+    except Exception:
         if not loaded:
-            if not is_wait_timeout(error) and not is_turn_timeout(error):
+            with suppress(Exception):
                 claims = [(row.seq, row.route, row.lease_token) for row in leased]
-                with suppress(Exception):
-                    give_back(database, policies, relay_node, claims)
+                give_back(database, policies, relay_node, claims)
             raise
     return loaded
+
+
+def _set_aside(
+    database: Database, policies: Policies, relay_node: str, row: ClaimedRow, error: Exception, *, step: str
+) -> None:
+    """Let a delivery become dead that can't be loaded; where that fails, too, its lease runs out."""
+    key = (row.seq, row.route)
+    database.failed_alone(FailedAlone(step, key_text(key), error_text(error)))
+    if blames_items(error):
+        cause: Cause = "payload_gone" if isinstance(error, PayloadGone) else "unprocessable"
+        with suppress(DBAPIError):
+            quarantine(database, policies, relay_node, key, cause=cause, error=error, token=row.lease_token)
 
 
 def _that_fit(leased: Sequence[Any]) -> list[list[Any]]:
@@ -195,25 +182,17 @@ def claim_probe(
     nothing when another relay probes already, or the breaker has opened again; nor when another has the route locked.
     Unloadable heads are handled as by `claim`.
     """
-    if database.back_offs.of(STEP, even_late=True):
-        database.still_leaves(STEP)
-    if route in database.back_offs.of(STEP):
-        return []
     try:
-        with database.trying(at_once=True), database.write() as transaction:
+        with database.write() as transaction:
             now = transaction.lock_order([route])
             lease = _lease_of(relay_node)
             rows = _probe(
                 transaction, now, route, breakers=breakers, limits=limits, lease=lease, places=places or Places()
             )
-            database.back_offs.ended(STEP, [route])
     except DBAPIError as error:
-        if not is_turn_timeout(error) and not is_wait_timeout(error):  # the latter of a gate that a person has locked
+        if not is_wait_timeout(error):
             raise
-        if route in database.back_offs.of(STEP, even_late=True):
-            database.leave(STEP, [route], [route], error)
-        else:  # another relay may have it for a moment
-            database.back_offs.began(STEP, [route])
+        database.rest(STEP, {route}, error)
         return []
     return _load(database, policies, relay_node, rows, step=STEP)
 

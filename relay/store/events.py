@@ -183,18 +183,6 @@ def _parameters(chosen: Chosen) -> dict[str, str | None]:
     }
 
 
-def ids_of(database: Database, source: str, entity_type: str, most: int) -> Iterator[list[str]]:
-    """Yield the ids of all entities of this type in the inbox, in order, at most so many at a time."""
-    after = ""
-    while True:
-        with database.read() as transaction:
-            rows = transaction.execute(_IDS, source=source, entity_type=entity_type, after_id=after, most=most)
-        if not rows:
-            return
-        yield [row.entity_id for row in rows]
-        after = rows[-1].entity_id
-
-
 def _as_if_due(event: Any, payload: Any | None, route: str, lane: str = "") -> Delivery:  # noqa: ANN401  # result rows
     return Delivery(seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_of_event(event, payload))
 
@@ -215,11 +203,6 @@ _NEWEST_OF_ONE = text(f"""
 SELECT i.seq, {_EVENT} FROM inbox i
 WHERE i.source = :source AND i.entity_type = :entity_type AND i.entity_id = :entity_id
 ORDER BY i.seq DESC LIMIT 1
-""")
-_IDS = text("""
-SELECT DISTINCT entity_id FROM inbox
-WHERE source = :source AND entity_type = :entity_type AND entity_id > :after_id
-ORDER BY entity_id LIMIT :most
 """)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
-from typing import Any
 
 from sqlalchemy import TextClause, text
 
@@ -14,7 +13,7 @@ from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts_by_route
 from relay.store.database import Database
 from relay.store.lanes import settle_lanes
-from relay.store.transaction import Transaction, key_text
+from relay.store.transaction import key_text
 
 LEASE_SECONDS = states.LEASE_SECONDS
 
@@ -23,7 +22,7 @@ Claimed = tuple[int, str, int]
 
 
 def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:
-    """Extend these leases. Returns the extended ones: one that is missing is lost, or `passed_over`.
+    """Extend these leases. Returns the extended ones: one that is missing is lost, or locked at this moment.
 
     Only what is held is renewed: a claim whose commit was never confirmed to us has to run out.
     """
@@ -32,36 +31,18 @@ def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:
         return {(row.seq, row.route, row.lease_token) for row in renewed}
 
 
-def passed_over(database: Database, held: Collection[Claimed]) -> set[Claimed]:
-    """Leases that were not renewed and are not lost: somebody had their rows locked at that moment."""
-    if not held:
-        return set()
-    with database.read() as transaction:
-        found = transaction.execute(_ours(database.sql), held=claims_param(held))
-    return {(row.seq, row.route, row.lease_token) for row in found}
-
-
 def claims_param(claims: Iterable[Claimed]) -> str:
     """The claims as rows of a bound parameter."""
     return rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in claims)
-
-
-def _held(sql: Sql) -> str:
-    return f"""SELECT o.seq, o.route, o.lease_token
-    FROM {sql.deliveries("held", token="bigint")}
-    WHERE o.state || '' = 'in_flight' AND o.lease_token = held.token"""
-
-
-@cache
-def _ours(sql: Sql) -> TextClause:
-    return text(_held(sql))
 
 
 @cache
 def _renew(sql: Sql) -> TextClause:
     return text(f"""
 WITH mine AS MATERIALIZED (
-    {_held(sql)}
+    SELECT o.seq, o.route, o.lease_token
+    FROM {sql.deliveries("held", token="bigint")}
+    WHERE o.state || '' = 'in_flight' AND o.lease_token = held.token
     ORDER BY o.seq, o.route
     {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
 )
@@ -73,17 +54,11 @@ RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
 """)
 
 
-def give_back(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
-    claimed: Sequence[Claimed],
-    left: list[Claimed] | None = None,
-) -> int:
+def give_back(database: Database, policies: Policies, relay_node: str, claimed: Sequence[Claimed]) -> int:
     """Return leases whose attempt never began: the attempt is not used, and the delivery is due at once. Returns how many.
 
-    Their lanes are settled again: an older event that came meanwhile goes first. A delivery whose lane can't be settled is
-    returned all the same. Leases of routes that somebody keeps locked stay as they are, and are added to `left`.
+    Their lanes are settled again: an older event that came meanwhile goes first. Leases of lanes that can't be settled
+    run out; those of routes that rest stay as they are.
     """
     return sum(
         in_parts_by_route(
@@ -91,11 +66,10 @@ def give_back(
             "give_back",
             claimed,
             part=lambda some: _give_back_in_order(database, policies, relay_node, some),
-            alone=lambda one, _: _give_back_unsettled(database, one),
+            alone=lambda _one, _error: 0,
             name=lambda one: key_text(one[:2]),
             route_of=lambda one: one[1],
             enough=len(claimed),
-            left=left,
         )
     )
 
@@ -103,19 +77,10 @@ def give_back(
 def _give_back_in_order(database: Database, policies: Policies, relay_node: str, claimed: Sequence[Claimed]) -> int:
     with database.write() as transaction:
         now = transaction.lock_order(route for _, route, _ in claimed)
-        returned = _returned(transaction, claimed)
+        returned = transaction.execute(_give_back(transaction.sql), returned=claims_param(claimed))
         lanes = [(row.route, row.lane) for row in returned]
         transaction.write_back(settle_lanes(transaction, (), policies, now, lanes), relay_node)
     return len(returned)
-
-
-def _give_back_unsettled(database: Database, claimed: Claimed) -> int:
-    with database.write() as transaction:
-        return len(_returned(transaction, [claimed]))
-
-
-def _returned(transaction: Transaction, claimed: Sequence[Claimed]) -> list[Any]:
-    return transaction.execute(_give_back(transaction.sql), returned=claims_param(claimed))
 
 
 @cache

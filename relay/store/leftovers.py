@@ -19,7 +19,6 @@ from relay.store.bulkhead import in_parts_by_route
 from relay.store.coverage import heal_more, lanes_to_heal, stop_healing
 from relay.store.database import Database
 from relay.store.lanes import Lane, settle_lanes
-from relay.store.locked_rows import locked_rows
 
 OWN_TRANSACTION = 8
 """Lanes of a route that are worth a transaction of their own, under the lock of that route alone."""
@@ -36,8 +35,6 @@ class Leftovers:
         self._looked_to: dict[str, str] = {}
         self._unfoldable: set[Lane] = set()
         """Lanes that could not be settled; they are skipped."""
-        self._locked: set[Lane] = set()
-        """Lanes with a row that somebody has locked; they are skipped until the look begins again."""
 
     def work_off(self, database: Database, policies: Policies, relay_node: str) -> int:
         """Do a batch of each kind, in transactions of their own.
@@ -54,11 +51,8 @@ class Leftovers:
         def part(lanes: Sequence[Lane]) -> int:
             with database.write() as transaction:
                 now = transaction.lock_order({route for route, _ in lanes})
-                rows = locked_rows(transaction, (), lanes, policies) if database.sql.for_update else []
-                locked = {(row.route, row.lane) for row in rows}
-                folded = settle_lanes(transaction, [], policies, now, [lane for lane in lanes if lane not in locked])
+                folded = settle_lanes(transaction, [], policies, now, lanes)
                 transaction.write_back(folded, relay_node)
-            self._locked |= locked
             return len(folded)
 
         def alone(lane: Lane, _error: Exception) -> int:
@@ -88,14 +82,12 @@ class Leftovers:
             if len(lanes) == most:
                 last = lanes[-1]
                 end = last + _NEXT if self._is_skipped((route, last)) else last
-            else:
-                self._locked -= {lane for lane in self._locked if lane[0] == route}
             # A lane that was found is looked at again: there may be more of it than is folded now.
             self._looked_to[route] = next((lane for name, lane in crowded if name == route), end)
         return crowded
 
     def _is_skipped(self, lane: Lane) -> bool:
-        return lane in self._unfoldable or lane in self._locked
+        return lane in self._unfoldable
 
 
 def _heal(database: Database, policies: Policies, relay_node: str) -> int:

@@ -48,45 +48,31 @@ def reap(
         seq, route and what was recorded of each.
     """
     clock = clock or DatabaseClock()
-    held, expired = claims_param(trusted), list[Any]()
+    held = claims_param(trusted)
     with database.read() as transaction:
         expired_at = time_text(clock.look(transaction))
         if not clock.is_settled():
-            if database.unreaped:
-                database.still_leaves(STEP)
             return []
-        before = rows_param({"route": route} for route in sorted(database.unreaped))
-        known = rows_param({"route": route} for route in sorted(policies))
-        # The leases of routes that were left the last time hide no others.
-        for are_left in (False, True) if database.unreaped else (False,):
-            statement = _expired_leases(database.sql, are_left=are_left)
-            expired += transaction.execute(
-                statement,
-                batch=BATCH,
-                at=expired_at,
-                trusted=held,
-                left_routes=before,
-                known=known,
-                since=-LEFT_TO_OTHERS.total_seconds(),
-            )
-    left: list[Claimed] = []
+        expired = transaction.execute(
+            _expired_leases(database.sql),
+            batch=BATCH,
+            at=expired_at,
+            trusted=held,
+            resting=rows_param({"route": route} for route in sorted(database.resting())),
+            known=rows_param({"route": route} for route in sorted(policies)),
+            since=-LEFT_TO_OTHERS.total_seconds(),
+        )
     parts = in_parts_by_route(
         database,
         STEP,
         [(row.seq, row.route, row.lease_token) for row in expired],
-        left=left,
         part=lambda leases: _reap(database, policies, relay_node, clock, leases, trusted=held),
         alone=lambda lease, error: _set_aside(database, policies, relay_node, lease, error),
         name=lambda lease: key_text(lease[:2]),
         route_of=lambda lease: lease[1],
         enough=OWN_TRANSACTION,
     )
-    taken = [fact for part in parts for fact in part]
-    if clock.is_settled():
-        database.unreaped = {route for _, route, _ in left}
-    elif database.unreaped:
-        database.still_leaves(STEP)
-    return taken
+    return [fact for part in parts for fact in part]
 
 
 def _reap(
@@ -151,12 +137,12 @@ ORDER BY o.seq, o.route
 
 
 @cache
-def _expired_leases(sql: Sql, *, are_left: bool) -> TextClause:
+def _expired_leases(sql: Sql) -> TextClause:
     """Pass over locked ones here, too: they would fill a batch, and hide the others."""
-    left, known = sql.rows("left_routes", route="text"), sql.rows("known", route="text")
+    resting, known = sql.rows("resting", route="text"), sql.rows("known", route="text")
     return text(f"""
 SELECT o.seq, o.route, o.lease_token FROM open_delivery o
-WHERE {_is_expired(sql)} AND o.route {"" if are_left else "NOT"} IN (SELECT route FROM {left})
+WHERE {_is_expired(sql)} AND o.route NOT IN (SELECT route FROM {resting})
   AND (o.route IN (SELECT route FROM {known}) OR o.lease_until < {sql.plus_seconds(sql.time(":at"), ":since")})
 ORDER BY o.seq, o.route
 LIMIT :batch

@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.routing import OWN_LANE
-from inbox.db.dialect import Sql, blames_items, rows_param
+from inbox.db.dialect import Sql, blames_items, error_text, rows_param
 from inbox.db.pipeline import Statement
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
@@ -38,9 +38,8 @@ from relay.store.coverage import go_on_healing, heal
 from relay.store.database import Database
 from relay.store.gates import listen
 from relay.store.lanes import first_waiting, settle_lanes
-from relay.store.locked_rows import LOCKED, locked_rows
 from relay.store.quarantine import quarantine
-from relay.store.transaction import ROW, Transaction, as_open_delivery, key_text, run_begins
+from relay.store.transaction import ROW, FailedAlone, Transaction, as_open_delivery, key_text, run_begins
 
 STEP = "record"
 OWN_TRANSACTION = 8
@@ -52,8 +51,6 @@ class Recorded(msgspec.Struct, frozen=True):
 
     delivery: Delivery
     fact: AnyFact | None
-    error: Exception | None = None
-    """The error when it could neither be recorded nor become dead: it is still leased, and is recorded again later."""
 
 
 def record(
@@ -65,8 +62,8 @@ def record(
 ) -> list[Recorded]:
     """Record the outcomes of attempts whose lease is still the present one; others are discarded.
 
-    All are recorded when this returns but those of routes or lanes that somebody keeps locked; when it raises, none of those
-    that `record_each` has not yielded.
+    All are recorded when this returns but those of routes that rest; when it raises, none of those that `record_each` has not
+    yielded.
     """
     return [
         recorded
@@ -86,8 +83,8 @@ def record_each(
 ) -> Iterator[list[Recorded]]:
     """Record the outcomes of attempts: all in one transaction, or in parts when one of them can't be recorded.
 
-    That one becomes dead with the cause `unrecordable`. Where even that fails, it is handed back with the error. Outcomes of
-    routes or lanes that somebody keeps locked are not recorded: hand them in again.
+    That one becomes dead with the cause `unrecordable`. Where even that fails, its lease runs out, and `reap` deals with it.
+    Outcomes of routes that rest are not recorded: hand them in again.
 
     Args:
         database: of the deliveries.
@@ -100,16 +97,9 @@ def record_each(
     Yields:
         What is recorded, after each commit.
     """
-    locked: list[tuple[Delivery, Outcome]] = []
 
     def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
-        recorded, these = _record(
-            database, policies, relay_node, some, recently_failing=recently_failing, host_now=host_now
-        )
-        if these:
-            locked.extend(these)
-            database.leave(STEP, map(_name, these), {delivery.route for delivery, _ in these}, LOCKED)
-        return recorded
+        return _record(database, policies, relay_node, some, recently_failing=recently_failing, host_now=host_now)
 
     def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
         return [_set_aside(database, policies, relay_node, one[0], error)]
@@ -123,7 +113,6 @@ def record_each(
         name=_name,
         route_of=lambda one: one[0].route,
         enough=OWN_TRANSACTION,
-        left_alone=locked,
     )
 
 
@@ -143,7 +132,8 @@ def _set_aside(
     except Exception as second:
         if not blames_items(second):
             raise
-        return Recorded(delivery, None, second)
+        database.failed_alone(FailedAlone(STEP, key_text(key), error_text(second)))
+        return Recorded(delivery, None)
     return Recorded(delivery, fact)
 
 
@@ -155,12 +145,8 @@ def _record(
     *,
     recently_failing: Collection[GateKey],
     host_now: Callable[[], datetime] | None,
-) -> tuple[list[Recorded], list[tuple[Delivery, Outcome]]]:
-    """Returns what is recorded, and the outcomes that are not, since somebody has locked what they change."""
+) -> list[Recorded]:
     with database.write() as transaction:
-        handed_in, locked = _without_locked(transaction, handed_in, policies)
-        if not handed_in:
-            return [], locked
         deliveries = [delivery for delivery, _ in handed_in]
         now, (rows, first) = transaction.lock_order_and_read(
             {delivery.route for delivery in deliveries},
@@ -204,21 +190,7 @@ def _record(
         )
         forget_applied(transaction, lanes_in_doubt(leased_outcomes(outcomes, leased)))
         go_on_healing(transaction, healing.unfinished)
-    return recorded, locked
-
-
-def _without_locked(
-    transaction: Transaction, handed_in: Sequence[tuple[Delivery, Outcome]], policies: Policies
-) -> tuple[Sequence[tuple[Delivery, Outcome]], list[tuple[Delivery, Outcome]]]:
-    """Part outcomes from those of locked lanes, where this thread has waited for a locked row in vain lately."""
-    if not transaction.is_hasty:
-        return handed_in, []
-    transaction.lock_order({delivery.route for delivery, _ in handed_in})
-    keys = [(delivery.seq, delivery.route) for delivery, _ in handed_in]
-    rows = locked_rows(transaction, keys, {(d.route, d.lane) for d, _ in handed_in}, policies)
-    lanes = {(row.route, row.lane) for row in rows}
-    locked = [one for one in handed_in if (one[0].route, one[0].lane) in lanes]
-    return [one for one in handed_in if (one[0].route, one[0].lane) not in lanes], locked
+    return recorded
 
 
 def leased_outcomes(

@@ -50,26 +50,6 @@ class Floor(Generic[_Value]):
         self._whole_at = ended + max(self._whole_every, (ended - began) / _PART_OF_THE_TIME)
 
 
-class Arrivals:
-    """Knowledge of deliveries that have arrived and are not sequenced, from one look for them to the next."""
-
-    def __init__(self, floor: Floor[int] | None = None) -> None:
-        self.floor: Floor[int] = floor or Floor()
-        """The seq at which the next look begins."""
-        self.left: set[str] = set()
-        """Routes of deliveries that the last look has left as they are."""
-        self.rows: set[tuple[int, str]] = set()
-        """Deliveries that were themselves locked, or at fault and not to be set aside: seq and route."""
-        self.placed = frozenset[tuple[int, str]]()
-        """Of `rows`, those that have their place in a lane already: whatever arrives in that lane waits for them."""
-        self.locked_since: dict[str, float] = {}
-        """Routes whose lock somebody had, and since when (monotonic seconds). It may be free before the next try."""
-        self.rests_until = 0.0
-        """Until then (monotonic seconds) it looks at none of these routes, as the last such look took long."""
-        self.is_behind = False
-        """True when the last look was full, so that there are more."""
-
-
 class Places:
     """The places of one relay process, for each route."""
 

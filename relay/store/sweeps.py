@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 
 import msgspec
@@ -18,7 +18,15 @@ from relay.delivery.alerts import Alert
 from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.transaction import Transaction
-from relay.sync.cursor import Listed
+
+UNTOLD = datetime.min.replace(tzinfo=UTC)
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """An entity, and the UTC time of its last change; `UNTOLD` where the listing has none."""
+
+    id: str
+    modified: datetime
 
 
 class Turn(msgspec.Struct, frozen=True):

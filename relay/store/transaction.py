@@ -10,12 +10,10 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, TextClause, text
-from sqlalchemy.exc import DBAPIError, OperationalError
 
 from inbox.db import order_lock
-from inbox.db.dialect import Sql, failure_of, is_storable, is_turn_timeout, rows_param, storable
+from inbox.db.dialect import Sql, failure_of, is_storable, rows_param, storable
 from inbox.db.leaves import SHARE_PAYLOADS
 from inbox.db.pipeline import Statement, send_together
 from inbox.db.reads import Row, plain
@@ -23,12 +21,9 @@ from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State
 from relay.store import written
-from relay.store.turns import SOME_ROUTE, Stalls
 
-HASTY_WAIT_MS = 50
-"""Wait of a hasty thread under the order lock, where all relays wait with it."""
-HASTY_WAIT_ALONE_MS = 500
-"""Its wait without that lock: a row that is locked only for a moment costs it nothing."""
+IMPATIENT_WAIT_MS = 100
+"""The wait for the lock of a route that stayed locked before, and for its rows: all others wait meanwhile."""
 PIPELINES_SINCE = (17,)
 """The first Postgres whose `transaction_timeout` ends a transaction that stands still within a pipeline."""
 _ROWS_OF_A_WRITE = 4
@@ -48,14 +43,6 @@ class FailedAlone(msgspec.Struct, frozen=True):
     """One line, without the database's details: those may hold values."""
 
 
-class RoutesLocked(OperationalError):
-    """Somebody has locked some of the routes that a transaction needs. `free` are the others, where that is known."""
-
-    def __init__(self, statement: str, free: Iterable[str] | None) -> None:
-        super().__init__(statement, None, LockNotAvailable("somebody has locked one of the routes"))
-        self.free = None if free is None else frozenset(free)
-
-
 class Transaction:
     """A connection inside one transaction, with the fragments of its dialect."""
 
@@ -65,10 +52,9 @@ class Transaction:
         sql: Sql,
         now: str | None,
         *,
-        stalls: Stalls | None = None,
-        is_hasty: bool = False,
-        tries: bool = False,
+        impatient_of: AbstractSet[str] = frozenset(),
     ) -> None:
+        """It waits only shortly for routes that it is `impatient_of`."""
         self.connection = connection
         self.sql = sql
         self.appended: Counter[tuple[str, str]] = Counter()
@@ -84,10 +70,7 @@ class Transaction:
         self._pipelines = sql.pipelines and version is not None and version >= PIPELINES_SINCE
         self._writes: list[Statement] | None = None
         """Statements that are sent with the commit, once it only writes."""
-        self._stalls = stalls or Stalls()
-        self.is_hasty = is_hasty and sql.is_postgres
-        """True when its thread has waited for a locked row in vain lately."""
-        self._tries = tries
+        self._impatient_of = impatient_of
 
     def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
         """Run a statement; its rows, if it has any. Texts become `storable`, and `:now` is bound for it."""
@@ -139,9 +122,7 @@ class Transaction:
         self.has_payloads = keeps_payloads
         if not self.sql.locks_routes:
             return self.now()
-        now = self._lock_everything() if routes is None else self._lock_routes(set(routes))
-        self.hurry(HASTY_WAIT_MS)
-        return now
+        return self._lock_everything() if routes is None else self._lock_routes(set(routes))
 
     def lock_first(self) -> datetime:
         """Take the row that whoever locks everything takes first, for what no transaction on given routes touches."""
@@ -149,21 +130,12 @@ class Transaction:
             self.execute(order_lock.FIRST)
         return self.now()
 
-    def lock_known_routes(self, routes: AbstractSet[str]) -> datetime:
-        """Take the order lock of those of these routes that ever had one, and let no other get its first meanwhile."""
-        now = self.lock_first()
-        if not self.sql.locks_routes:
-            return now
-        given = rows_param({"route": route} for route in sorted(routes))
-        known = routes - {row.route for row in self.execute(order_lock.missing_routes(self.sql), given=given)}
-        return self.lock_order(known) if known else now
-
     def lock_order_and_read(self, routes: AbstractSet[str], *reads: Statement) -> tuple[datetime, list[list[Any]]]:
         """Take the order lock of these routes, and read what these statements select then. Returns the time, and all rows.
 
         On Postgres they are sent together, so that nobody waits for trips to the server and back, nor for this process.
         """
-        if self._pipelines and not self.is_hasty and not self._stalls.has(routes):
+        if self._pipelines and self._impatient_of.isdisjoint(routes):
             (granted, *found) = send_together(self.connection, [self._lock_of(routes), *reads])
             if granted[0].routes == len(routes):
                 return as_time(granted[0].now), found
@@ -171,48 +143,29 @@ class Transaction:
         return now, [self.execute(statement, **parameters) for statement, parameters in reads]
 
     def _lock_everything(self) -> datetime:
-        """Lock every route. All others wait for who waits here, so where a route stays locked it waits shortly.
-
-        Such a wait in vain is no news: routes may be busy and not locked, so that a longer wait must have its turn again.
-        """
         self.execute(order_lock.FIRST)
-        is_short = bool(self._stalls.locked())
-        if is_short:
-            self.limit_waits(HASTY_WAIT_MS)
-        try:
-            granted = self.execute(order_lock.every_route(self.sql))[0]
-        except DBAPIError as error:
-            if is_turn_timeout(error) and not is_short:
-                self._stalls.began((SOME_ROUTE,))
-            raise
-        self._stalls.all_ended()
-        return as_time(granted.now)
+        if self._impatient_of:
+            self.limit_waits(IMPATIENT_WAIT_MS)
+        return as_time(self.execute(order_lock.every_route(self.sql))[0].now)
 
     def _lock_routes(self, routes: AbstractSet[str]) -> datetime:
-        """Lock these routes. Rows are added only when some are missing, after a look without the row that all need for it."""
+        """Lock these routes. The row is missing of one that no relay has been started with."""
+        is_impatient = not self._impatient_of.isdisjoint(routes)
+        if is_impatient:
+            self.limit_waits(IMPATIENT_WAIT_MS)
         lock, parameters = self._lock_of(routes)
-        if not self._tries and self._stalls.has(routes):
-            self.limit_waits(HASTY_WAIT_MS)
         granted = self.execute(lock, **parameters)[0]
-        if granted.routes < len(routes) and self._is_any_missing(routes, parameters["given"]):
-            may_wait = not granted.routes and not self._tries
-            self.execute(order_lock.FIRST_TO_ADD if may_wait else order_lock.FIRST_TO_ADD_NOW)
+        if granted.routes < len(routes):
+            self.execute(order_lock.FIRST_TO_ADD_NOW if granted.routes else order_lock.FIRST)
             self.execute(order_lock.added_routes(self.sql), given=parameters["given"])
             granted = self.execute(lock, **parameters)[0]
-        if granted.routes < len(routes):
-            raise RoutesLocked(str(lock), (granted.names or ()) if self._tries else None)
-        self._stalls.ended(routes)
+        if is_impatient:
+            self.limit_waits(IMPATIENT_WAIT_MS)
         return as_time(granted.now)
-
-    def _is_any_missing(self, routes: AbstractSet[str], given: object) -> bool:
-        if not self._tries:
-            return True
-        return not self._stalls.has(routes) and bool(self.execute(order_lock.missing_routes(self.sql), given=given))
 
     def _lock_of(self, routes: AbstractSet[str]) -> Statement:
         given = rows_param({"route": route} for route in sorted(routes))
-        locking = order_lock.free_routes if self._tries else order_lock.given_routes
-        return locking(self.sql), {"given": given, "now": self._now}
+        return order_lock.given_routes(self.sql), {"given": given, "now": self._now}
 
     def only_write(self) -> None:
         """From now on keep statements, and send them all at once with the commit. None of them may return rows.
@@ -226,11 +179,6 @@ class Transaction:
         """Send what was kept, and commit."""
         if self._writes:
             send_together(self.connection, self._writes, commit=True)
-
-    def hurry(self, milliseconds: int = HASTY_WAIT_ALONE_MS) -> None:
-        """Wait for locked rows no longer than this from now on, if this thread has waited for one in vain lately."""
-        if self.is_hasty:
-            self.limit_waits(milliseconds)
 
     def limit_waits(self, milliseconds: int) -> None:
         """Wait for locks no longer than this from now on. SQLite's only lock is taken already."""

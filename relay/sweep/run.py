@@ -7,35 +7,42 @@ the one room of the relay that knows how the receiver stores them.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 
 from inbox.config.model import Config
 from inbox.config.routing import matches, routes_of
+from inbox.config.sync import Sweep
 from inbox.db import intake
 from inbox.db.dialect import error_text, storable
 from inbox.db.throughput import SOURCE, SWEPT
-from inbox.errors import SweepFailed
+from inbox.errors import ConfigError, SweepFailed, collect_config_errors
 from inbox.events.event import Event, Identity, RawRequest, swept_parts
-from inbox.events.timestamps import to_nanoseconds
+from inbox.events.timestamps import rfc3339, to_nanoseconds
 from inbox.sources import PRESETS
 from inbox.sources.normalize import to_event
 from relay.delivery.gates import LONGEST_HOLD, RateLimit
 from relay.delivery.rate_holds import hold_request
-from relay.destinations.base import Clients, Context
+from relay.destinations.base import Clients, Context, without_lease
 from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.gates import acquire_rate, held_for, hold
-from relay.store.sweeps import SweepFindings
-from relay.sweep.bodies import Bodies
-from relay.sweep.pages import BEFORE_A_CALL, WAITED_AT_A_TIME, Page, Pages
-from relay.sync.cursor import EVERYTHING, Listed
+from relay.store.sweeps import Listed, SweepFindings
+from relay.sweep.pages import BEFORE_A_CALL, Page, Pages
+from relay.sync.expressions import Expression, encode
 
 STEP = "sweep"
+EVERYTHING = datetime(1970, 1, 1, tzinfo=UTC)
+"""A listing since then contains everything."""
+WAITED_AT_A_TIME = 1.0
+"""Seconds; in between, the caller renews the sweep's lease, or stops the sweep."""
+MARK = "sweep"
+"""The key of a body that marks it as swept."""
 Result = TypeVar("Result")
 MOST_ADDED_AT_ONCE = 256
 """Events in one transaction, as in a batch of the receiver."""
@@ -65,7 +72,9 @@ class CompiledSweep:
         require_no_credentials(self._pages.call, where, self.api)
         self._left_out: set[Listed] = set()
         """Entities that were too large for the bodies of their events."""
-        self._bodies = Bodies(self.table, where, self.source.max_body or PRESETS[self.source.preset].max_body)
+        self._shape = None if self.table.event_body is None else _shape(self.table, f"{where}.event_body")
+        self._most = self.source.max_body or PRESETS[self.source.preset].max_body
+        """The largest body in bytes, as for a webhook of the source."""
 
     @property
     def subject(self) -> str:
@@ -111,7 +120,7 @@ class CompiledSweep:
             failed += [unlisted.why for unlisted in page.unlisted]
             old = [each for each in page.entities if each.modified <= young]
             lost = self._missing(database, old, failed)
-            added = 0 if dry else self._add(database, lost, page.items, now, failed, traceparent=traceparent)
+            added = 0 if dry else self._add(database, lost, page.entities, now, failed, traceparent=traceparent)
             swept = msgspec.structs.replace(
                 swept,
                 until=max([swept.until, *(each.modified for each in old)]),
@@ -190,12 +199,48 @@ class CompiledSweep:
             key_parts=swept_parts(table.entity_type, listed.id),
             key_has_time=True,
         )
-        body, is_whole = self._bodies.body_of(listed, item)
-        if not is_whole:
-            self._left_out.add(listed)
-        raw = RawRequest(self.source.name, {"content-type": "application/json"}, body, now)
+        raw = RawRequest(self.source.name, {"content-type": "application/json"}, self._body(listed, item), now)
         event = to_event(self.source, raw, identity, self._routes, raw.headers)
         return event if traceparent is None else msgspec.structs.replace(event, traceparent=traceparent)
+
+    def _body(self, listed: Listed, item: Any) -> bytes:  # noqa: ANN401  # any JSON
+        """Encode the listed entity, marked as swept, or shaped like the webhook's body; one that is too large is left out.
+
+        Raises:
+            MappingError: the shape can't be evaluated on this entity.
+        """
+        mark = {"entity_type": self.table.entity_type, "entity_id": listed.id, "modified": rfc3339(listed.modified)}
+        if self._shape is None:
+            body = encode({MARK: {**mark, "item": item}})
+        else:
+            body = encode({**_evaluated(self._shape, item), MARK: mark})
+        if len(body) <= self._most:
+            return body
+        self._left_out.add(listed)
+        why = f"the body would have {len(body)} bytes, and the source takes {self._most}"
+        return encode({MARK: {**mark, "left_out": why}})
+
+
+def _shape(table: Sweep, where: str) -> Any:  # noqa: ANN401  # a tree of expressions
+    """Compile `event_body`; ConfigError where an expression is wrong, or a key is taken."""
+    if MARK in (table.event_body or ()):
+        raise ConfigError(f"{where}: {MARK!r} is the mark of swept events; choose another key")
+    return _compiled(table.event_body, where)
+
+
+def _compiled(shape: object, where: str) -> Any:  # noqa: ANN401  # a tree of expressions
+    if isinstance(shape, str):
+        return Expression(shape, where, None)
+    if isinstance(shape, dict):
+        parts = {key: partial(_compiled, inner, f"{where}.{key}") for key, inner in shape.items()}
+        return collect_config_errors(parts)
+    raise ConfigError(f"{where}: expected a JMESPath in quotes, or a table of them; a constant text is \"'text'\"")
+
+
+def _evaluated(shape: Any, item: Any) -> Any:  # noqa: ANN401  # a tree of expressions
+    if isinstance(shape, Expression):
+        return shape.value(item)
+    return {key: _evaluated(inner, item) for key, inner in shape.items()}
 
 
 def _id_of(listed: Listed) -> str:
@@ -234,9 +279,65 @@ def _batches(events: Iterable[Event]) -> Iterator[list[Event]]:
 def _append(database: Database, batch: Sequence[Event]) -> int:
     with database.write() as transaction:
         transaction.rows = len(batch)
-        transaction.hurry()  # another receiver's or sweep's transaction may hold a key
         seqs = intake.append(transaction.connection, batch)
     added = [event for event, seq in zip(batch, seqs, strict=True) if seq is not None]
     for event in added:
         database.tally.add(SOURCE, event.source, SWEPT, size=len(event.body))
     return len(added)
+
+
+# --- Compares all ids of both sides of sync routes. A million of them take about 100 MB.
+
+
+OnListed = Callable[[str, int], None]
+"""Called with the name of the side that is listed, and a number of further entities."""
+
+
+def orphans(config: Config, source: str, number: int, progress: OnListed) -> Iterator[dict[str, str]]:
+    """Find what either side lacks, for one sweep of `source`, on each of its sync routes with a listing.
+
+    Raises:
+        SweepFailed: a side can't be listed; the text names it.
+    """
+    table = config.sources[source].sweeps[number]
+    clients = Clients(config)
+    here: set[str] | None = None
+    for route in config.routes.values():
+        types = route.when.entity_type
+        if route.source != source or route.sync is None or route.sync.listing is None:
+            continue
+        if types and table.entity_type not in types:
+            continue
+        if here is None:
+            pages = Pages(table, f"sources.{source}.sweeps[{number}]", clients.api(table.api))
+            here = _ids(pages, table.entity_type, progress)
+        destination: Any = config.destinations[route.destination]
+        where = f"routes.{route.name}.sync.listing"
+        listing = Pages(route.sync.listing, where, clients.destination(destination, destination.base_url))
+        require_no_credentials(listing.call, where, destination)
+        there = _ids(listing, destination.name, progress)
+        for finding, ids in (
+            ("orphan: its entity is not at the source", there - here),
+            ("missing: it has no counterpart", here - there),
+        ):
+            about = {"route": route.name, "entity_type": table.entity_type, "finding": finding}
+            yield from ({**about, "entity_id": entity_id} for entity_id in sorted(ids))
+    for client in clients.made.values():
+        client.close()
+
+
+def _ids(pages: Pages, side: str, progress: OnListed) -> set[str]:
+    found: set[str] = set()
+    why = None
+    try:
+        for page in pages.since(EVERYTHING, without_lease()):
+            found.update(each.id for each in page.entities)
+            progress(side, len(page.entities))
+            if page.unlisted:  # its entity would look as if it had no counterpart
+                why = page.unlisted[0].why
+                break
+    except SweepFailed as error:
+        why = str(error)
+    if why is not None:
+        raise SweepFailed(f"{side}: {why}")
+    return found

@@ -45,27 +45,21 @@ class AnswerRules(msgspec.Struct, frozen=True):
 NO_RULES = AnswerRules()
 
 
-class ReportedError(msgspec.Struct, frozen=True):
-    """An error that an answer reports."""
+def reported_error(rules: AnswerRules, answer: object) -> tuple[Literal["throttled", "rejected"], str] | None:
+    """Return the class and the text of an error that an answer reports; None without one. Null, false or empty is no error.
 
-    error_class: Literal["throttled", "rejected"]
-    text: str
-    """Text of the other side, of any length: redact it before it is stored."""
-
-
-def reported_error(rules: AnswerRules, answer: object) -> ReportedError | None:
-    """Return the error that an answer reports; None without one. A null, false or empty value is no error.
+    The text is the other side's, of any length: redact it before it is stored.
 
     Raises:
         UnusableAnswer: an expression can't be evaluated on the answer, so that an error could go unseen; or GraphQL is
             expected, and the answer is none, so that perhaps nothing was done.
     """
-    throttled = _evaluated(rules.throttled, answer)
-    errors = _evaluated(rules.errors, answer)
+    throttled = evaluated(rules.throttled, answer)
+    errors = evaluated(rules.errors, answer)
     if _is_something(throttled):
-        return ReportedError("throttled", _text(errors if _is_something(errors) else throttled))
+        return "throttled", _text(errors if _is_something(errors) else throttled)
     if _is_something(errors):
-        return ReportedError("rejected", _text(errors))
+        return "rejected", _text(errors)
     if rules.is_graphql and not _is_graphql(answer):
         raise UnusableAnswer("the answer is no response of GraphQL: it has neither data nor errors")
     return None
@@ -83,7 +77,7 @@ def picked(pick: Expression, answer: object) -> object:
         UnusableAnswer: it doesn't say so. Only an explicit null, or a list without the item, does: an answer of another
             shape is perhaps an error, and must not delete a counterpart.
     """
-    found = _evaluated(pick, answer)
+    found = evaluated(pick, answer)
     if found is None and not _says_none(pick.tree, answer):
         raise UnusableAnswer(
             f"the answer has nothing at {pick.text}, and no null there either, which would mean that the entity is gone"
@@ -108,12 +102,18 @@ def _says_none(tree: Any, answer: object) -> bool:  # noqa: ANN401  # jmespath's
     return _says_none(last, answer)
 
 
-def _evaluated(expression: Expression | None, answer: Any) -> Any:  # noqa: ANN401  # whatever the JSON holds
+def evaluated(expression: Expression | None, answer: Any) -> Any:  # noqa: ANN401  # whatever the JSON holds
+    """Evaluate an expression on an answer; None without one.
+
+    Raises:
+        UnusableAnswer: it can't be evaluated.
+    """
+    if expression is None:
+        return None
     try:
-        return None if expression is None else expression.value(answer)
+        return expression.value(answer)
     except MappingError:
-        text = "" if expression is None else expression.text
-        raise UnusableAnswer(f"{text} can't be evaluated on the answer") from None
+        raise UnusableAnswer(f"{expression.text} can't be evaluated on the answer") from None
 
 
 def _is_something(value: object) -> bool:
@@ -132,16 +132,11 @@ def _text(value: object) -> str:
 # --- calls
 
 
-Format = Literal["merge-patch", "json-patch", "json", "form"]
-
-MEDIA_TYPES: dict[Format, str] = {
+MEDIA_TYPES = {
     "merge-patch": "application/merge-patch+json",  # RFC 7396
-    "json-patch": "application/json-patch+json",  # RFC 6902
     "json": "application/json",
     "form": "application/x-www-form-urlencoded",
 }
-_NO_PARAMS: Mapping[str, str] = {}
-_NO_KEYS = CallKeys()
 FIELDS = "fields"
 """Name of the mapped fields in the body of a create or an update: `"{fields}"` stands for all of them."""
 
@@ -195,13 +190,10 @@ class CallPlan(msgspec.Struct, frozen=True):
 def compile_call(
     where: str,
     known: Collection[str],
-    *,
+    call: CallKeys,
     method: str,
-    path: str,
-    params: Mapping[str, str] = _NO_PARAMS,
-    body: Mapping[str, Any] | None = None,
+    *,
     texts: type[Template] = Template,
-    keys: CallKeys = _NO_KEYS,
     sends_fields: bool = False,
 ) -> CallPlan:
     """Compile a call.
@@ -209,38 +201,45 @@ def compile_call(
     Args:
         where: the table, named in errors.
         known: the values that templates may use.
+        call: the table.
         method: of the call; with `graphql` it is POST.
-        path: a template.
-        params: templates of the query.
-        body: JSON whose texts are templates.
         texts: the kind of template in the body.
-        keys: headers, a GraphQL document, and rules for the answer.
         sends_fields: the body, if there is one, has the mapped fields.
 
     Raises:
         ConfigError: a template is wrong. The text has a line for each.
     """
     in_body = {*known, FIELDS} if sends_fields else known
-    parts: dict[str, Callable[[], Any]] = {"path": lambda: Path(path, f"{where}.path", known)}
-    parts |= {
-        f"params.{name}": partial(QueryTemplate, text, f"{where}.params.{name}", known) for name, text in params.items()
+    parts: dict[str, Callable[[], Any]] = {
+        "path": partial(Path, call.path, f"{where}.path", known),
+        "params": partial(compile_query, call.query, f"{where}.params", known),
+        "headers": partial(compile_headers, call.headers, f"{where}.headers", known),
+        "body": partial(templated, call.body, f"{where}.body", in_body, texts),
+        "rules": partial(_rules, call, where),
     }
-    parts["headers"] = lambda: compile_headers(keys.headers, f"{where}.headers", known)
-    parts["body"] = lambda: None if body is None else templated(dict(body), f"{where}.body", in_body, texts)
-    parts["rules"] = lambda: _rules(keys, where)
     made = collect_config_errors(parts)
-    query = tuple((quote(name, safe=""), made[f"params.{name}"]) for name in params)
-    content = _with_document(keys.graphql, made["body"], where)
-    if sends_fields and content is not None and not _has_fields(content):
+    content = made["body"]
+    if call.graphql is not None:  # the document stays as it is: its braces are no placeholders
+        if content is not None and "query" in content:
+            raise ConfigError(f"{where}.body: has a query beside graphql, which is sent as query; remove one")
+        method, content = "POST", {"query": call.graphql, **(content or {})}
+    if sends_fields and content is not None and not any(each.looks_into(FIELDS) for each in templates_in(content)):
         raise ConfigError(f'{where}.body: sends no mapped field; write "{{{FIELDS}}}" where they belong')
-    return CallPlan(
-        method if keys.graphql is None else "POST",
-        made["path"],
-        query,
-        content,
-        headers=made["headers"],
-        rules=made["rules"],
+    return CallPlan(method, **{**made, "body": content})
+
+
+def compile_query(
+    params: Mapping[str, str], where: str, known: Collection[str]
+) -> tuple[tuple[str, QueryTemplate], ...]:
+    """Compile the parameters of a query, with names percent-encoded.
+
+    Raises:
+        ConfigError: a template is wrong. The text has a line for each.
+    """
+    made = collect_config_errors(
+        {name: partial(QueryTemplate, text, f"{where}.{name}", known) for name, text in params.items()}
     )
+    return tuple((quote(name, safe=""), template) for name, template in made.items())
 
 
 def _rules(keys: CallKeys, where: str) -> AnswerRules:
@@ -258,19 +257,6 @@ def _rules(keys: CallKeys, where: str) -> AnswerRules:
     return AnswerRules(**made, is_graphql=is_graphql)
 
 
-def _with_document(document: str | None, body: Any, where: str) -> Any:  # noqa: ANN401  # compiled JSON
-    """Add a GraphQL document to a body. It stays as it is: its braces are no placeholders."""
-    if document is None:
-        return body
-    if isinstance(body, dict) and "query" in body:
-        raise ConfigError(f"{where}.body: has a query beside graphql, which is sent as query; remove one")
-    return {"query": document, **(body or {})}
-
-
-def _has_fields(body: object) -> bool:
-    return any(template.looks_into(FIELDS) for template in templates_in(body))
-
-
 def _keys_to_fields(body: object) -> tuple[str, ...] | None:
     if isinstance(body, Template):
         return () if body.looks_into(FIELDS) else None
@@ -281,33 +267,9 @@ def _keys_to_fields(body: object) -> tuple[str, ...] | None:
     return None
 
 
-def patch_body(form: Format, fields: Mapping[str, Any], target: object, where: str) -> bytes | None:
-    """Encode a change that gives these fields to the counterpart `target`, as it was found. A null removes the field.
-
-    Returns:
-        The body; None when a JSON patch would only remove fields that are not there.
-
-    Raises:
-        MappingError: a form can't hold a list or an object.
-    """
-    if form == "json-patch":
-        operations = [*_operations(fields, target if isinstance(target, dict) else {})]
-        return encode(operations) if operations else None
-    if form == "form":
-        return urlencode([(name, _form_text(name, value, where)) for name, value in fields.items()]).encode()
-    return encode(dict(fields))
-
-
-def _operations(fields: Mapping[str, Any], target: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List RFC 6902 operations: `add` replaces a member that is there (§4.1), `remove` fails where there is none (§4.2)."""
-    operations: list[dict[str, Any]] = []
-    for name, value in fields.items():
-        path = "/" + name.replace("~", "~0").replace("/", "~1")  # RFC 6901 §3
-        if value is not None:
-            operations.append({"op": "add", "path": path, "value": value})
-        elif name in target:
-            operations.append({"op": "remove", "path": path})
-    return operations
+def form_body(fields: Mapping[str, Any], where: str) -> bytes:
+    """Encode fields as a form; MappingError for a list or an object, which it can't hold."""
+    return urlencode([(name, _form_text(name, value, where)) for name, value in fields.items()]).encode()
 
 
 def _form_text(name: str, value: object, where: str) -> str:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from inbox.config.sync import Deactivate, Fetch, SyncRoute, Update, Write
+from inbox.config.sync import CallKeys, SyncRoute, Update
 from inbox.errors import MappingError, Unreadable, collect_config_errors
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from inbox.sources.fields import FORM, form_fields
 from relay.delivery.outcome import Delivery
-from relay.sync.calls import MEDIA_TYPES, CallPlan, Format, compile_call
+from relay.sync.calls import MEDIA_TYPES, CallPlan, compile_call
 from relay.sync.expressions import ErasedEvent, Expression, Scope, decode, digest
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.find import Carried, FindPlan, compile_find, compile_named
@@ -30,6 +30,7 @@ _MOST_FORM_FIELDS = 1000
 class SyncPlan(msgspec.Struct, frozen=True):
     """A sync route, compiled."""
 
+    table: SyncRoute
     fetch: CallPlan
     modified: Expression
     """Finds the time of the entity's last change."""
@@ -38,25 +39,17 @@ class SyncPlan(msgspec.Struct, frozen=True):
     create: CallPlan | None
     update: CallPlan | None
     delete: CallPlan | None
+    deactivate: CallPlan | None
     identity: tuple[Expression, ...]
     """The values of a counterpart in the paths of update and delete: without them it can't be addressed."""
-    missing: Literal["create", "skip", "retry", "dead"]
-    many: Literal["dead", "first"]
-    gone: Literal["delete", "deactivate", "skip"]
-    deactivate: CallPlan | None = None
-    inactive: Expression | None = None
+    inactive: Expression | None
     """Finds true in a counterpart that is inactive already."""
-    update_format: Format = "merge-patch"
-    if_match: Expression | None = None
-    skip_unchanged: bool = False
-    tolerance: timedelta | None = None
-    exempt: frozenset[str] = frozenset()
-    carried: tuple[Carried, ...] = ()
+    if_match: Expression | None
+    carried: tuple[Carried, ...]
     """The values that a fetched entity must carry."""
-    pick: Expression | None = None
+    pick: Expression | None
     """Finds the entity in the answer of the fetch."""
-    is_conditional: bool = False
-    config: bytes = b""
+    config: bytes
     """Hash of its tables: an ETag of an entity that was applied under others doesn't count."""
 
     @property
@@ -82,23 +75,18 @@ class SyncPlan(msgspec.Struct, frozen=True):
 
     def known_etag(self, delivery: Delivery, config: bytes) -> str | None:
         """Return the ETag by which to ask for the entity of a delivery under this `config_of_fetch`; None to fetch it whole."""
-        can_be_unchanged = self.is_conditional and delivery.run == 0 and delivery.action != "delete"
+        can_be_unchanged = self.table.fetch.conditional and delivery.run == 0 and delivery.action != "delete"
         etag = delivery.applied_etag if can_be_unchanged and delivery.etag_config == config else None
         return None if etag is None else usable_etag(etag)
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
         """Return True when an entity last changed at this time is older than the event implies."""
-        if self.tolerance is None or modified is None or delivery.event_type in self.exempt:
-            return False
-        return modified + self.tolerance < delivery.occurred_at
-
-    def mapped(self, scope: Scope, *, creating: bool = False) -> dict[str, Any]:
-        """Map the scope to the counterpart's fields.
-
-        Raises:
-            MappingError: a field has no usable value, or none has any.
-        """
-        return self.fields.of(scope, creating=creating)
+        tolerance = self.table.fetch.tolerance
+        return (
+            tolerance is not None
+            and modified is not None
+            and modified + timedelta(seconds=tolerance) < delivery.occurred_at
+        )
 
 
 def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
@@ -109,36 +97,46 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
     """
     where = f"routes.{route}.sync"
     target = {"target"} if sync.find is not None else set()
+    fetch, find, create, update, deactivate = sync.fetch, sync.find, sync.create, sync.update, sync.deactivate
     # Before a delete there is no entity to look into.
     findable = {"event", "entity"} if sync.gone == "skip" else {"event"}
+
+    def call(key: str, table: CallKeys | None, method: str, known: Collection[str], **options: Any) -> CallPlan | None:  # noqa: ANN401  # those of compile_call
+        return None if table is None else compile_call(f"{where}.{key}", known, table, method, **options)
+
+    def expression(key: str, text: str | None, known: Collection[str] | None) -> Expression | None:
+        return None if text is None else Expression(text, f"{where}.{key}", known)
+
     parts: dict[str, Callable[[], Any]] = {
-        "fetch": lambda: _fetch(sync.fetch, f"{where}.fetch"),
-        "pick": lambda: None if sync.fetch.pick is None else Expression(sync.fetch.pick, f"{where}.fetch.pick", None),
-        "modified": lambda: Expression(sync.fetch.modified, f"{where}.fetch.modified", None),
-        "carried": lambda: compile_named(sync.fetch.verify, f"{where}.fetch.verify", {"event"}),
+        "fetch": lambda: call("fetch", fetch, fetch.method, {"event"}, texts=SearchTemplate),
+        "pick": lambda: expression("fetch.pick", fetch.pick, None),
+        "modified": lambda: expression("fetch.modified", fetch.modified, None),
+        "carried": lambda: compile_named(fetch.verify, f"{where}.fetch.verify", {"event"}),
         "fields": lambda: compile_fields(route, sync),
-        "find": lambda: None if sync.find is None else compile_find(sync.find, f"{where}.find", findable, sync.map),
-        "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}, sends_fields=True),
-        "update": lambda: _update(sync.update, f"{where}.update", {"event", "entity"} | target),
-        "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match"),
-        "delete": lambda: _write(sync.delete, f"{where}.delete", "DELETE", {"event"} | target),
-        "deactivate": lambda: _deactivate(sync.deactivate, f"{where}.deactivate", {"event"} | target),
-        "inactive": lambda: _inactive(sync.deactivate, f"{where}.deactivate.unless", {"event"} | target),
+        "find": lambda: find and compile_find(find, f"{where}.find", findable, sync.map),
+        "create": lambda: call(
+            "create", create, (create and create.method) or "POST", {"event", "entity"}, sends_fields=True
+        ),
+        "update": lambda: update and _update(update, f"{where}.update", {"event", "entity"} | target),
+        "if_match": lambda: update and expression("update.if_match", update.if_match, {"target", "etag"}),
+        "delete": lambda: call(
+            "delete", sync.delete, (sync.delete and sync.delete.method) or "DELETE", {"event"} | target
+        ),
+        "deactivate": lambda: deactivate and call("deactivate", deactivate, deactivate.method, {"event"} | target),
+        "inactive": lambda: deactivate and expression("deactivate.unless", deactivate.unless, {"event"} | target),
     }
     made = collect_config_errors(parts)
     return SyncPlan(
+        sync,
         **made,
         identity=_identity(made["update"], made["delete"], made["deactivate"]),
-        missing=sync.missing,
-        many=sync.many,
-        gone=sync.gone,
-        update_format="merge-patch" if sync.update is None else sync.update.format,
-        skip_unchanged=sync.skip_unchanged,
-        tolerance=None if sync.fetch.tolerance is None else timedelta(seconds=sync.fetch.tolerance),
-        exempt=frozenset(sync.fetch.exempt),
-        is_conditional=sync.fetch.conditional,
         config=digest(msgspec.to_builtins(sync, enc_hook=float)),
     )
+
+
+def _update(update: Update, where: str, known: Collection[str]) -> CallPlan:
+    call = compile_call(where, known, update, update.method, sends_fields=True)
+    return call if call.body is not None else msgspec.structs.replace(call, media_type=MEDIA_TYPES[update.format])
 
 
 def event_scope(delivery: Delivery) -> Scope:
@@ -177,64 +175,6 @@ def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | No
         return to_datetime(parse_rfc3339(text)) if isinstance(text, str) else None
     except (ValueError, MappingError):
         return None
-
-
-def _fetch(fetch: Fetch, where: str) -> CallPlan:
-    return compile_call(
-        where,
-        {"event"},
-        method=fetch.method,
-        path=fetch.path,
-        params=fetch.params,
-        body=fetch.body,
-        texts=SearchTemplate,
-        keys=fetch,
-    )
-
-
-def _write(
-    write: Write | None, where: str, method: str, known: Collection[str], *, sends_fields: bool = False
-) -> CallPlan | None:
-    if write is None:
-        return None
-    return compile_call(
-        where,
-        known,
-        method=write.method or method,
-        path=write.path,
-        body=write.body,
-        keys=write,
-        sends_fields=sends_fields,
-    )
-
-
-def _update(update: Update | None, where: str, known: Collection[str]) -> CallPlan | None:
-    if update is None:
-        return None
-    call = compile_call(
-        where, known, method=update.method, path=update.path, body=update.body, keys=update, sends_fields=True
-    )
-    return call if call.body is not None else msgspec.structs.replace(call, media_type=MEDIA_TYPES[update.format])
-
-
-def _deactivate(deactivate: Deactivate | None, where: str, known: Collection[str]) -> CallPlan | None:
-    if deactivate is None:
-        return None
-    return compile_call(
-        where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body, keys=deactivate
-    )
-
-
-def _inactive(deactivate: Deactivate | None, where: str, known: Collection[str]) -> Expression | None:
-    if deactivate is None or deactivate.unless is None:
-        return None
-    return Expression(deactivate.unless, where, known)
-
-
-def _if_match(update: Update | None, where: str) -> Expression | None:
-    if update is None or update.if_match is None:
-        return None
-    return Expression(update.if_match, where, {"target", "etag"})
 
 
 def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:

@@ -16,10 +16,10 @@ import msgspec
 
 from inbox.config.sync import POSITIONS, Find, MapField
 from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
-from relay.sync.calls import CallPlan, compile_call
+from relay.sync.calls import compile_call, evaluated
 from relay.sync.expressions import Expression, Scope, encode
 from relay.sync.forms import text_of
-from relay.sync.paging import OF_FIND, PagesPlan, Paginator, compile_pages, evaluated, names_of
+from relay.sync.paging import OF_FIND, PagesPlan, Paginator, compile_pages, names_of
 from relay.sync.templates import Placeholder, SearchTemplate
 
 _LONGEST_SHOWN = 80
@@ -207,28 +207,19 @@ def compile_find(
     Raises:
         ConfigError: a template or an expression is wrong, or every page would be the first.
     """
+
+    def pages() -> PagesPlan:
+        call = compile_call(where, {*known, *names_of(find.pages)}, find, find.method, texts=SearchTemplate)
+        return compile_pages(find.pages, f"{where}.pages", call, known, OF_FIND)
+
     parts: dict[str, Callable[[], Any]] = {
-        "pages": lambda: compile_pages(find.pages, f"{where}.pages", _call(find, where, known), known, OF_FIND),
+        "pages": pages,
         "pick": lambda: None if find.pick is None else Expression(find.pick, f"{where}.pick", None),
     }
     made = collect_config_errors(parts)
     asked = made["pages"].further.placeholders
     return FindPlan(
         **made, carried=compile_verify(find, f"{where}.verify", known, asked, mapped), ignore_case=find.ignore_case
-    )
-
-
-def _call(find: Find, where: str, known: Collection[str]) -> CallPlan:
-    names = {*known, *names_of(find.pages)}
-    return compile_call(
-        where,
-        names,
-        method=find.method,
-        path=find.path,
-        params=find.params,
-        body=find.body,
-        texts=SearchTemplate,
-        keys=find,
     )
 
 

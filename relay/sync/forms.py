@@ -3,7 +3,7 @@
 An outside value that is copied into a query unescaped can end its text and go on as query: an injection. Each form
 escapes a value so that it remains one value, or refuses it.
 
-Facts: RFC 7644 §3.4.2.2 (SCIM: a JSON string, RFC 8259 §7), RFC 4515 §3 (LDAP), `SQUOTE-in-string` of OData's ABNF (a quote is
+Facts: RFC 7644 §3.4.2.2 (SCIM: a JSON string, RFC 8259 §7), `SQUOTE-in-string` of OData's ABNF (a quote is
 doubled), and "Quoted String Escape Sequences" of Salesforce's SOQL reference, which has a bell where others have a backspace.
 """
 
@@ -62,7 +62,6 @@ def nanoseconds_of(value: object, unit: Unit = "rfc3339") -> int:
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_LDAP = str.maketrans({character: f"\\{ord(character):02x}" for character in "*()\\\0"})
 _SOQL = str.maketrans({"\\": "\\\\", "'": "\\'", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f"})
 
 
@@ -180,12 +179,6 @@ FORMS: Mapping[str, Form] = {
         quote='"',
         meaning="any value as JSON: a text with its quotes, a number without",
         example="external_id == {event.entity_id:json}",
-    ),
-    "ldap": Form(
-        lambda value: text_of(value).translate(_LDAP),
-        quote=None,
-        meaning="a value in an LDAP filter (RFC 4515 §3)",
-        example="(uid={event.entity_id:ldap})",
     ),
     "epoch": Form(
         lambda value: str(nanoseconds_of(value) // 10**9),

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, Literal
-from urllib.parse import quote
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
-from inbox.config.sync import MOST_FIND_PAGES, POSITIONS, IdsOfCall, PagedBy, PagingSetting, paging_of
-from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
-from relay.sync.calls import CallPlan
-from relay.sync.cursor import LONGEST, Item, OffsetCursor, Repeats, next_in_header, query_of, within
+from inbox.config.sync import MOST_FIND_PAGES, POSITIONS, Paging, PagingSetting, paging_of
+from inbox.errors import ConfigError, UnusableAnswer, collect_config_errors
+from relay.sync.calls import CallPlan, compile_query, evaluated
 from relay.sync.expressions import Expression, Scope
-from relay.sync.templates import QueryTemplate, Template
+from relay.sync.templates import Template, leads_elsewhere
+
+Item = TypeVar("Item", bound=Hashable)
+"""An item of a page; an item that changed in between is another one."""
+MOST_SETBACKS = 10
+"""Limit of returns to the beginning, or without anything new."""
 
 
 class Usual(msgspec.Struct, frozen=True):
@@ -32,23 +36,19 @@ OF_LISTING = Usual(count=100, most=10_000)
 class PagesPlan(msgspec.Struct, frozen=True):
     """A call that is made page by page, compiled."""
 
-    by: PagedBy | Literal["none"]
+    paging: Paging | None
+    """None: one answer has everything."""
     first: CallPlan
     """The call for the first page, which knows no `next`."""
     further: CallPlan
-    count: int = 1
-    start: int = 0
-    """Position of the first page."""
-    most: int = 1
+    usual: Usual
     next: Expression | None = None
     more: Expression | None = None
     total: Expression | None = None
-    short_is_last: bool = False
-    query_only: bool = False
 
     def total_in(self, document: object) -> int | None:
         """Return the number of all items that a page states; None without one."""
-        total = None if self.total is None else evaluated(self.total, document)
+        total = evaluated(self.total, document)
         return total if isinstance(total, int) and not isinstance(total, bool) else None
 
 
@@ -66,45 +66,27 @@ def compile_pages(pages: PagingSetting, where: str, call: CallPlan, known: Colle
     """
     paging = paging_of(pages)
     if paging is None:
-        return PagesPlan("none", call, call)
+        return PagesPlan(None, call, call, usual)
     position = POSITIONS.get(paging.by)
     given = paging.query(has_position=position is not None and call.looks_into(position))
-    names = {*known, *names_of(pages)}
     parts: dict[str, Callable[[], Any]] = {
-        f"params.{name}": partial(QueryTemplate, text, f"{where}.params.{name}", names) for name, text in given.items()
+        "params": partial(compile_query, given, f"{where}.params", {*known, *names_of(pages)})
     }
     for key in ("next", "more", "total"):
-        parts[key] = partial(_expression, getattr(paging, key), f"{where}.{key}")
+        text = getattr(paging, key)
+        if text is not None:
+            parts[key] = partial(Expression, text, f"{where}.{key}", None)
     made = collect_config_errors(parts)
-    query = tuple((quote(name, safe=""), made[f"params.{name}"]) for name in given)
-    further = msgspec.structs.replace(call, params=call.params + query)
+    further = first = msgspec.structs.replace(call, params=call.params + made.pop("params"))
     if position is not None and not further.looks_into(position):
         raise ConfigError(
             f"{where}: no param has {{{position}}}, so that each page would be the first; "
             f'write params = {{ NAME = "{{{position}}}" }}'
         )
-    return PagesPlan(
-        paging.by,
-        _without_next(further) if position == "next" else further,
-        further,
-        paging.count or usual.count,
-        paging.first_position,
-        paging.most or usual.most,
-        made["next"],
-        made["more"],
-        made["total"],
-        paging.short_is_last,
-        paging.query_only,
-    )
-
-
-def _expression(text: str | None, where: str) -> Expression | None:
-    return None if text is None else Expression(text, where, None)
-
-
-def _without_next(call: CallPlan) -> CallPlan:
-    params = tuple((name, template) for name, template in call.params if not template.looks_into("next"))
-    return msgspec.structs.replace(call, params=params, body=_pruned(call.body))
+    if position == "next":
+        params = tuple(each for each in further.params if not each[1].looks_into("next"))
+        first = msgspec.structs.replace(further, params=params, body=_pruned(further.body))
+    return PagesPlan(paging, first, further, Usual(paging.count or usual.count, paging.most or usual.most), **made)
 
 
 def _pruned(body: Any) -> Any:  # noqa: ANN401  # JSON with templates
@@ -120,7 +102,13 @@ def _reads_next(value: object) -> bool:
 
 
 class Paginator(Generic[Item]):
-    """The way through the pages of one call: `call`, `at` and `body` describe the request for its next page."""
+    """The way through the pages of one call: `call`, `at` and `body` describe the request for its next page.
+
+    A listing in the order of changes moves while it is read. A changed entity goes to the end, and all behind it move up
+    by one, so an entity could fall between two pages. So where pages go by start and overlap, each begins with the last
+    entity of the one before. A page that has no entity of the last page unchanged has moved too far: then it goes back,
+    twice as far each time. An entity changed since proves nothing: it came here by way of the end.
+    """
 
     def __init__(self, plan: PagesPlan, scope: Scope, base: str, *, overlaps: bool = False) -> None:
         """Prepare the first request.
@@ -138,17 +126,19 @@ class Paginator(Generic[Item]):
         self.call = plan.first
         self._plan = plan
         self._base = base
-        self._scope = {**scope, "count": plan.count}
-        if plan.by in {"page", "start"}:
-            self._scope[plan.by] = plan.start
-        self._offsets: OffsetCursor[Item] | None = None
-        if overlaps and plan.by == "start":
-            self._offsets = OffsetCursor(plan.start, plan.count)
+        self._by = "none" if plan.paging is None else plan.paging.by
+        self._first = 0 if plan.paging is None else plan.paging.first_position
+        self._scope = {**scope, "count": plan.usual.count}
+        if self._by in {"page", "start"}:
+            self._scope[self._by] = self._first
+        self._overlaps = overlaps and self._by == "start"
         self._link: tuple[str, str] | None = None
-        self._seen: set[bytes] = set()
-        self._repeats = Repeats()
+        self._seen: set[int] = set()
+        """Hashes of the positions and pages so far: of any length, and there may be many."""
         self._before: Sequence[Item] = ()
         self._read = 0
+        self._back = 1
+        self._setbacks = 0
 
     @property
     def at(self) -> tuple[str, str]:
@@ -171,7 +161,7 @@ class Paginator(Generic[Item]):
         Raises:
             UnusableAnswer: the page before leads here, so it must exist.
         """
-        leads = self._plan.by not in {"page", "start"} or self._plan.total is not None or self._plan.more is not None
+        leads = self._by not in {"page", "start"} or self._plan.total is not None or self._plan.more is not None
         if self.number > 1 and leads:
             raise UnusableAnswer(f"page {self.number} is not there, though the one before leads to it")
         self.is_at_end = True
@@ -182,11 +172,24 @@ class Paginator(Generic[Item]):
         Raises:
             UnusableAnswer: the pages can't be followed. The text names the reason and a remedy.
         """
-        fresh = self._fresh(items) if self._offsets is None else self._offsets.advance(items)
-        self._read += len(items)
-        self._before = items
-        self.is_at_end = not self._turn(document, link, len(items))
-        if not self.is_at_end and self.number >= self._plan.most:
+        known, went_back = set(self._before), self._back > 1
+        has_moved = self._overlaps and len(known) > 1 and known.isdisjoint(items)
+        if has_moved and self._scope["start"] > self._first:
+            fresh = []
+            self._scope["start"] = max(self._scope["start"] - self._back, self._first)
+            self._back *= 2
+        else:
+            # What was added meanwhile moves others to the next page.
+            fresh = [item for item in items if item not in known]
+            self._read += len(items)
+            self.is_at_end = not self._turn(document, link, len(items), has_new=bool(fresh))
+            if not self.is_at_end:
+                if has_moved or (went_back and not fresh):  # before the first page nothing lies, so nothing is missed
+                    self._set_back()
+                elif items and not went_back:
+                    self._never_again(("page", *items), "came before: does the call take what pages says?")
+            self._before, self._back = items, 1
+        if not self.is_at_end and self.number >= self._plan.usual.most:
             raise UnusableAnswer(
                 f"no end after {self.number} pages, so that it is not known what there is; "
                 "narrow the call down by its params, or raise pages.most"
@@ -195,70 +198,66 @@ class Paginator(Generic[Item]):
         self.call = self._plan.further
         return fresh
 
-    def _fresh(self, items: Sequence[Item]) -> list[Item]:
-        """Return the items that the page before lacks: what was added meanwhile moves others to the next page."""
-        if items and list(items) == list(self._before):
-            raise UnusableAnswer(f"page {self.number} is the one before it: does the call take what pages says?")
-        if self._repeats.has(items):
-            raise UnusableAnswer(f"page {self.number} came before: does the call take what pages says?")
-        known = set(self._before)
-        return [item for item in items if item not in known]
+    def _set_back(self) -> None:
+        self._seen.clear()
+        self._setbacks += 1
+        if self._setbacks > MOST_SETBACKS:
+            raise UnusableAnswer(
+                "the listing changes faster than it can be read, or starts at whole pages only: its pages don't connect; "
+                'where pages have numbers, set by = "page"'
+            )
 
-    def _turn(self, document: object, link: str | None, length: int) -> bool:
+    def _turn(self, document: object, link: str | None, length: int, *, has_new: bool) -> bool:
         """Turn to the next page; False when there is none."""
-        plan = self._plan
-        if plan.by == "none":
-            return False
-        if plan.by == "link":
-            return self._follow(next_in_header(link))
-        if plan.by == "url":
-            return self._follow(self._next(document))
-        if plan.by == "cursor":
-            return self._turn_by_cursor(document)
-        return self._turn_by_number(document, length)
+        match self._by:
+            case "none":
+                return False
+            case "link":
+                return self._follow(next_in_header(link))
+            case "url":
+                return self._follow(self._next(document))
+            case "cursor":
+                return self._turn_by_cursor(document)
+        return self._turn_by_number(document, length, has_new=has_new)
 
-    def _turn_by_number(self, document: object, length: int) -> bool:
-        plan, offsets = self._plan, self._offsets
+    def _turn_by_number(self, document: object, length: int, *, has_new: bool) -> bool:
         more, left = self._more(document), self._left(document, length)
         if not length and left:
             raise UnusableAnswer(
                 f"page {self.number} is empty, and {left} items are said to be left; "
                 "where total counts items that no page has, remove it"
             )
-        is_last = more is False or (plan.short_is_last and length < plan.count and more is None)
-        if offsets is not None:
-            if offsets.is_at_end and more is True:
+        if self._overlaps:
+            # SCIM reads start 0 as 1, and gives the only page twice.
+            is_only = self._scope["start"] <= self._first + 1 and length < self._plan.usual.count
+            has_ended = not has_new and (length < max(len(self._before), 1) or is_only)
+            if has_ended and more is True:
                 raise UnusableAnswer(f"page {self.number} has nothing new, and the answer says that there are more")
-            self._scope["start"] = offsets.start
+            self._scope["start"] += length - (length > 1)
             # Behind the first page, `total` is no reason to end: items that moved were counted twice.
-            is_only = left == 0 and self.number == 1
-            return not (offsets.is_at_end or is_only or (is_last and offsets.connects))
+            return not (has_ended or more is False or (left == 0 and self.number == 1))
         # An empty page that is not the last has been filtered by the service.
-        self._scope[plan.by] += 1 if plan.by == "page" else length or plan.count
-        if is_last or left == 0:
-            return False
-        return length > 0 or more is True
+        self._scope[self._by] += 1 if self._by == "page" else length or self._plan.usual.count
+        return more is not False and left != 0 and (length > 0 or more is True)
 
     def _left(self, document: object, length: int) -> int | None:
         """Return the number of items behind this page by `total`; None without it."""
-        plan = self._plan
-        if plan.total is None:
+        if self._plan.total is None:
             return None
-        total = plan.total_in(document)
+        total = self._plan.total_in(document)
         if total is None:
-            raise UnusableAnswer(f"the answer has no number at {plan.total.text}")
-        read = self._read if plan.by == "page" else self._scope["start"] - plan.start + length
+            raise UnusableAnswer(f"the answer has no number at {self._plan.total.text}")
+        read = self._read if self._by == "page" else self._scope["start"] - self._first + length
         return max(total - read, 0)
 
     def _turn_by_cursor(self, document: object) -> bool:
-        more, following = self._more(document), None
-        if more is not False:
-            following = self._next(document)
-        if more is True and following is None:
-            raise UnusableAnswer(f"the answer says that there are more, and has nothing at {self._named('next')}")
+        more = self._more(document)
+        following = None if more is False else self._next(document)
         if following is None:
+            if more is True:
+                raise UnusableAnswer("the answer says that there are more, and has nothing at next")
             return False
-        self._never_again(str(following))
+        self._never_again(("position", str(following)))
         self._scope["next"] = following
         return True
 
@@ -266,99 +265,106 @@ class Paginator(Generic[Item]):
         if link is None:
             return False
         path, query = self.at
-        if self._plan.query_only:
-            self._link = (path, query_of(str(link), self._base))
-        else:
-            base = self._base.partition("?")[0].rstrip("/")
-            self._link = within(str(link), self._base, f"{base}{path}{'?' if query else ''}{query}")
-        self._seen.add(_digest(f"{path}?{query}"))
-        self._never_again("?".join(self._link))
+        base = self._base.partition("?")[0].rstrip("/")
+        self._seen.add(hash(("position", path, query)))
+        self._link = within(str(link), self._base, f"{base}{path}{'?' if query else ''}{query}")
+        self._never_again(("position", *self._link))
         return True
 
-    def _never_again(self, following: str) -> None:
-        """Note a position, by its digest, since there may be many long ones."""
-        digest = _digest(following)
-        if digest in self._seen:
-            raise UnusableAnswer(f"page {self.number} names one as the next that was asked for already: it has no end")
-        self._seen.add(digest)
+    def _never_again(
+        self, seen: Hashable, problem: str = "names one as the next that was asked for already: it has no end"
+    ) -> None:
+        if hash(seen) in self._seen:
+            raise UnusableAnswer(f"page {self.number} {problem}")
+        self._seen.add(hash(seen))
 
     def _more(self, document: object) -> bool | None:
-        if self._plan.more is None:
-            return None
-        more = evaluated(self._plan.more, document)
-        if not isinstance(more, bool):
-            raise UnusableAnswer(f"the answer has neither true nor false at {self._named('more')}")
+        more: bool | None = evaluated(self._plan.more, document)
+        if self._plan.more is not None and not isinstance(more, bool):
+            raise UnusableAnswer(f"the answer has neither true nor false at {self._plan.more.text}")
         return more
 
     def _next(self, document: object) -> str | int | None:
-        following = None if self._plan.next is None else evaluated(self._plan.next, document)
+        following = evaluated(self._plan.next, document)
         if following is None or following is False or following == "":
             return None
         if not isinstance(following, str | int) or following is True:
-            raise UnusableAnswer(f"what the answer has at {self._named('next')} is neither a text nor a number")
+            raise UnusableAnswer("next finds neither a text nor a number in the answer")
         if len(str(following)) > LONGEST:
-            raise UnusableAnswer(f"what the answer has at {self._named('next')} has more than {LONGEST} characters")
+            raise UnusableAnswer(f"next finds more than {LONGEST} characters in the answer")
         return following
 
-    def _named(self, key: Literal["next", "more"]) -> str:
-        expression: Expression | None = getattr(self._plan, key)
-        return "" if expression is None else expression.text
+
+# --- Links to the next page: reads the `Link` header (RFC 8288), and keeps a link within its endpoint.
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+LONGEST = 8192
+"""Characters of a link."""
+_PATH_SAFE = "%/:@!$&'()*+,;=~-._"
+_QUERY_SAFE = "%!$&'()*+,;=:@/?-._~"
+_PORTS = {"http": 80, "https": 443}
 
 
-def evaluated(expression: Expression, document: Any) -> Any:  # noqa: ANN401  # whatever the JSON holds
-    """Evaluate an expression on an answer.
+_LINK = re.compile(r"""[\s,]*+<([^<>]*+)>\s*+((?:;(?:[^;,"<>]++|"(?:[^"\\]++|\\.)*+")*+)*+)(?:,|\Z)""")
+"""A link of RFC 8288 §3, and its parameters."""
+_REL = re.compile(r""";\s*rel\s*=\s*(?:"([^"]*)"|([^\s;,"]*))""", re.IGNORECASE)
+_ANCHOR = re.compile(r";\s*anchor\s*=", re.IGNORECASE)
+
+
+def next_in_header(header: str | None) -> str | None:
+    """Return the URL of `rel="next"` in a `Link` header; None without one.
 
     Raises:
-        UnusableAnswer: it can't be evaluated.
+        UnusableAnswer: the header can't be read, or names several next pages. Its end would be mistaken for the last page.
     """
+    text, at, found = (header or "").rstrip(" \t,"), 0, set()
+    while at < len(text):
+        link = _LINK.match(text, at)
+        if link is None:
+            raise UnusableAnswer("the Link header can't be read")
+        relations = _REL.search(link[2])  # the first counts (§3.3)
+        if relations and "next" in (relations[1] or relations[2] or "").lower().split() and not _ANCHOR.search(link[2]):
+            found.add(link[1])  # none with an anchor: it is a link of another resource (§3.2)
+        at = link.end()
+    if len(found) > 1:
+        raise UnusableAnswer("the Link header names several next pages")
+    return next(iter(found), None)
+
+
+def within(link: str, base: str, current: str) -> tuple[str, str]:
+    """Return the path and the query of a link, for a call below `base`. A relative link is one from the URL `current`.
+
+    The call has the endpoint's secrets, so a link to another origin, or beside the path of `base`, is never followed. The
+    query of `base` comes with every call, so it is left out.
+
+    Raises:
+        UnusableAnswer: the link can't be read, or leads elsewhere. The text has a remedy, and nothing of the link.
+    """
+    home = urlsplit(base)
+    if len(link) > LONGEST:
+        raise UnusableAnswer(f"the link to the next page has more than {LONGEST} characters")
     try:
-        return expression.value(document)
-    except MappingError:
-        raise UnusableAnswer(f"{expression.text} can't be evaluated on the answer") from None
-
-
-# --- Ids that a listing is asked for, in chunks, as its templates see them. Pure.
-
-
-class ChunkPlan(msgspec.Struct, frozen=True):
-    """A table of `ids`, compiled."""
-
-    size: int
-    join: str
-    each: Template | None
-
-    def scope_of(self, ids: Sequence[str]) -> Scope:
-        """Return the scope of a call that asks for these ids, of which each passes `can_ask_for`."""
-        return {"ids": [*ids] if self.each is None else self.join.join(map(self._written, ids))}
-
-    def can_ask_for(self, entity_id: str) -> bool:
-        """Return False for an id that the form can't write, or that the other side would read as several."""
-        if self.each is None:
-            return True
-        try:
-            self._written(entity_id)
-        except MappingError:
-            return False
-        is_quoted = all(each.form is not None and each.form.quote is not None for each in self.each.placeholders)
-        return is_quoted or self.join not in entity_id
-
-    def _written(self, entity_id: str) -> str:
-        return "" if self.each is None else self.each.expand({"id": entity_id})
-
-
-def compile_chunks(ids: IdsOfCall, where: str) -> ChunkPlan:
-    """Compile a table of `ids`.
-
-    Raises:
-        ConfigError: the template is wrong or has no id, or nothing stands between two ids.
-    """
-    each = None if ids.each is None else Template(ids.each, f"{where}.each", {"id"})
-    if each is not None and not each.placeholders:
-        raise ConfigError(f'{where}.each: has no {{id}}, so that every id would be the same; write each = "{{id}}"')
-    if not ids.join:
-        raise ConfigError(f'{where}.join: must not be empty, since two ids would be read as one; write join = ","')
-    return ChunkPlan(ids.size, ids.join, each)
+        link.encode()  # half of a surrogate pair raises a ValueError
+        parts = urlsplit(urljoin(current, link))
+        origin = (parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme))
+        is_plain = parts.username is None and parts.password is None
+    except ValueError:
+        raise UnusableAnswer("the link to the next page can't be read") from None
+    if not is_plain or origin != (home.scheme, home.hostname, home.port or _PORTS.get(home.scheme)):
+        raise UnusableAnswer(
+            "the link to the next page leads elsewhere: it must have the scheme, host and port of base_url, and no user; "
+            "correct base_url"
+        )
+    path, prefix = quote(parts.path, safe=_PATH_SAFE), home.path.rstrip("/")
+    below = path.removeprefix(prefix) or "/"
+    if not path.startswith(prefix) or not below.startswith("/") or below.startswith("//"):
+        raise UnusableAnswer(
+            "the link to the next page leads elsewhere: its path is not below that of base_url; "
+            "shorten the path of base_url"
+        )
+    if leads_elsewhere(path):
+        raise UnusableAnswer("the link to the next page has a path that could lead to another resource")
+    known = home.query.split("&")
+    return below, "&".join(
+        pair for pair in quote(parts.query, safe=_QUERY_SAFE).split("&") if pair and pair not in known
+    )

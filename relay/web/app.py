@@ -15,11 +15,10 @@ from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
 from inbox.config.values import Network
 from inbox.errors import BadFilter, NothingThere, PageError
-from relay.web import doctor_run, render
+from relay.web import render
 from relay.web.access.accounts import check_accounts
 from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn, SignOut
-from relay.web.acts.resource import add_routes as add_acts
-from relay.web.doctor_run import DoctorRun
+from relay.web.acts import ActResource
 from relay.web.openapi import ApiDocument
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import encode, of_path, parameters, parse, url
@@ -139,14 +138,13 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
         app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
 
-    add_acts(app, readers, renderer, clock)
+    act = ActResource(readers, renderer, clock)
+    app.add_route("/acts/{kind}", act)
+    app.add_route(f"{API}/acts/{{kind}}", act, suffix="json")
     if isinstance(access, Guard):
         app.add_route(SIGN_IN, SignIn(access, renderer))
         app.add_route(SIGN_OUT, SignOut(access))
     app.add_route(f"{API}/openapi.json", ApiDocument())
-    run = DoctorRun(readers.doctor, clock)
-    app.add_route(doctor_run.PATH, run)
-    app.add_route(f"{API}{doctor_run.PATH}", run, suffix="json")
     reveal = RevealResource(readers, renderer, clock)
     app.add_route("/events/{seq}/reveal", reveal)
     app.add_route(f"{API}/events/{{seq}}/reveal", reveal, suffix="json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
@@ -119,15 +119,18 @@ _AT = " - at `$"
 _FIELD = re.compile(r"\.?([A-Za-z_]*)")
 
 
-def parse(kind: type[Query], given: Mapping[str, str], now: datetime) -> Query:
+def parse(kind: type[Query], given: Mapping[str, str], now: datetime, *, known: Sequence[str] | None = None) -> Query:
     """Make a query from the parameters of a URL; empty ones count as absent, as forms send them. A list has commas.
+
+    Others than those in `known` count as unknown; None: any field of it is known.
 
     Raises:
         BadFilter: a parameter is unknown or has a wrong value.
     """
     lists = _lists_of(kind)
     filled = {name: value for name, value in given.items() if value != ""}
-    return convert(kind, {name: value.split(",") if name in lists else value for name, value in filled.items()}, now)
+    listed = {name: value.split(",") if name in lists else value for name, value in filled.items()}
+    return convert(kind, listed, now, known=known)
 
 
 def of_path(kind: type[Query], path: Mapping[str, object], now: datetime) -> Query:
@@ -177,17 +180,24 @@ def _is_list(kind: inspect.Type) -> bool:
     return isinstance(kind, inspect.VarTupleType)
 
 
-def convert(kind: type[Query], filled: Mapping[str, object], now: datetime, *, strict: bool = False) -> Query:
-    """Make a query from named values; texts stand for other types unless `strict`.
+def convert(
+    kind: type[Query],
+    filled: Mapping[str, object],
+    now: datetime,
+    *,
+    strict: bool = False,
+    known: Sequence[str] | None = None,
+) -> Query:
+    """Make a query from named values; texts stand for other types unless `strict`. `known` is as in `parse`.
 
     Raises:
         BadFilter: as `parse`.
     """
-    known = kind.__struct_fields__
+    names = kind.__struct_fields__ if known is None else known
     for name, value in filled.items():
-        if name not in known:
+        if name not in names:
             given = name[:100]
-            raise BadFilter(f"there is no filter {given!r}; {nearest(given, known)}", field=name)
+            raise BadFilter(f"there is no filter {given!r}; {nearest(given, names)}", field=name)
         texts = value if isinstance(value, list | tuple) else (value,)
         if any(isinstance(each, str) and len(each) > LONGEST_VALUE for each in texts):
             raise BadFilter(f"{name}: a value has at most {LONGEST_VALUE:,} characters", field=name)

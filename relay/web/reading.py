@@ -28,7 +28,6 @@ from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.delivery.policy import Policies, policies
 from relay.store.database import Database
 from relay.web.access.accounts import Actor
-from relay.web.doctor_runner import DoctorRunner
 
 Schema = dict[str, Any]
 
@@ -98,7 +97,6 @@ class Reading(msgspec.Struct, frozen=True):
     """The host's clock, in UTC."""
     kept: Callable[[object, float, Callable[[], Any]], Any]
     """Makes the value of a key, and keeps it for so many seconds; a key of the database's is for one role alone."""
-    doctor: DoctorRunner
 
 
 class Screen(msgspec.Struct, frozen=True):
@@ -177,7 +175,6 @@ class Readers:
             )
         )
         self._writer = Database(engines.connect(url, application="relay-web"))
-        self.doctor = DoctorRunner(config, clock)
         self._kept: dict[object, tuple[float, Any]] = {}
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="web-read")
         self._of_kind: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(OF_A_KIND))
@@ -191,10 +188,10 @@ class Readers:
             DatabaseAway: the database does not answer, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
-        reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep, self.doctor)
+        reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep)
         async with self._turn(kind):
             then = _AGAIN if kind == "acts" else _BY_ITSELF
-            return await self._in_thread(lambda: _make_on_a_live_connection(make, reading), then)
+            return await self._in_thread(lambda: self._make_on_a_live_connection(make, reading), then)
 
     async def refresh(self, actor: Actor, make: Callable[[Reading], Made], *, kind: str) -> Made:
         """Do as `read` for a page that refreshes itself.
@@ -245,6 +242,16 @@ class Readers:
         async with self._turn("write"):
             return await self._in_thread(lambda: make(self._writer), then=_AGAIN)
 
+    def _make_on_a_live_connection(self, make: Callable[[Reading], Made], reading: Reading) -> Made:
+        """Read again, once, where the connection was broken since its last use, as by a restart of the server."""
+        try:
+            return make(reading)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            self._writer.engine.dispose()  # its connections are broken, too, and no write is made twice
+            return make(reading)
+
     async def _in_thread(self, make: Callable[[], Made], then: str) -> Made:
         def work() -> Made:
             with translated_errors(then):
@@ -257,16 +264,6 @@ class Readers:
         self._threads.shutdown(cancel_futures=True)
         for database in {id(each): each for each in (self._operators, self._viewers, self._writer)}.values():
             database.engine.dispose()
-
-
-def _make_on_a_live_connection(make: Callable[[Reading], Made], reading: Reading) -> Made:
-    """Read again, once, where the connection was broken since its last use, as by a restart of the server."""
-    try:
-        return make(reading)
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        return make(reading)
 
 
 _INTERRUPTED = "interrupted"

@@ -17,8 +17,7 @@ from relay.store import reads
 from relay.store.database import Database
 from relay.web import render
 from relay.web.access.accounts import Actor
-from relay.web.acts.forms import checked_reason
-from relay.web.acts.requests import read_json
+from relay.web.acts import checked_reason, read_json
 from relay.web.problems import set_status
 from relay.web.query import FORM_TYPE, encode, of_path, parse, read_form
 from relay.web.reading import Readers

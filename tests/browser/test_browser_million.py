@@ -41,7 +41,7 @@ SAID = {
     "/rejected": "wrong secret 20000",
     "/commands": "benchmark 20000",
     "/alerts": "route 99",
-    "/doctor": "Examine now",
+    "/doctor": "a report is kept for a minute",
     "/events/{only}": "ONLY",
     "/entities/trivore/USER/large": "Lanes",
     "/acts/replay?route=everything": r"[\d,]+\+? deliveries",

@@ -223,10 +223,6 @@ START_STATES: dict[Step, Callable[[str, Engine, Downstream], StartState]] = {
 }
 
 
-def _has_something_unused(_engine: Engine, relay: Relay) -> None:
-    relay._to_give_back.append((1, ROUTE, 1))
-
-
 def _asks(engine: Engine, _relay: Relay) -> None:
     commands.ask(Database(engine), "replay", Selection(seq=10_000), who="kim", why="mended")
 
@@ -240,7 +236,6 @@ def _has_counted(_engine: Engine, relay: Relay) -> None:
 
 
 PROVOKE: dict[Step, Callable[[Engine, Relay], None]] = {
-    "give_back": _has_something_unused,
     "flush_throughput": _has_counted,
     "commands": _asks,
     "renew": _holds_a_lease,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 
 import pytest
-from psycopg.errors import LockNotAvailable
 from sqlalchemy.exc import OperationalError
 
 from relay.observe import Observer
@@ -18,12 +17,10 @@ from relay.steps import (
     LASTS_SECONDS,
     LONGEST_URGENT_WAIT_SECONDS,
     LONGEST_WAIT_SECONDS,
-    TOLD_EVERY_SECONDS,
     URGENT,
     Step,
     Steps,
 )
-from relay.store.database import Left
 
 
 class World:
@@ -65,8 +62,6 @@ def of_sqlite(code: int) -> OperationalError:
 
 
 LOCKED = of_sqlite(sqlite3.SQLITE_BUSY)
-ROW_LOCKED = OperationalError("SELECT 1 FROM open_delivery", {}, LockNotAvailable("canceled"))
-ROUTE_LOCKED = OperationalError("SELECT route FROM route_lock", {}, LockNotAvailable("canceled"))
 GONE = of_sqlite(sqlite3.SQLITE_CANTOPEN)
 
 
@@ -147,122 +142,21 @@ def test_a_step_that_the_database_holds_up_is_awaited_no_longer_than_a_lease(wor
     assert not world.steps.is_awaited("sequence")
 
 
-@pytest.mark.parametrize("step", ["record", "sequence"])
-def test_a_step_that_one_route_is_kept_from_goes_on_with_the_others_soon(world: World, step: Step) -> None:
-    for times in range(1, 21):
-        world.fail(step, ROUTE_LOCKED)
-        assert world.observer.counts["database_trouble"] == times, "it was tried again"
-        world.now += AWAITED_AGAIN_SECONDS
-
-
-@pytest.mark.parametrize("trouble", [None, ROW_LOCKED, ROUTE_LOCKED], ids=["a fault", "a locked row", "a locked route"])
-def test_a_step_whose_items_are_at_fault_is_not_awaited(world: World, trouble: Exception | None) -> None:
+def test_a_step_whose_items_are_at_fault_is_not_awaited(world: World) -> None:
     """The other items are done by then, so that only the lane of one item is in doubt."""
-    world.fail("sequence", trouble)
+    world.fail("sequence")
     assert not world.steps.is_awaited("sequence")
-
-
-def left(world: World, error: Exception | None, *routes: str) -> int:
-    def work() -> int:
-        world.steps.left(Left("sequence", routes, error, 0.1))
-        return 7
-
-    return world.steps.run("sequence", work, 0)
-
-
-def test_a_step_that_leaves_some_items_goes_on_with_the_others_and_fails_until_it_leaves_none(world: World) -> None:
-    for error in (ROUTE_LOCKED, None, None, ROUTE_LOCKED):
-        assert left(world, error, *(["crm"] if error else [])) == 7
-        assert list(world.steps.failing) == ["sequence"]
-        assert not world.steps.is_awaited("sequence")
-        world.now += TOLD_EVERY_SECONDS / 2
-    assert world.observer.counts["database_trouble"] == 2, "not at each try"
-    assert world.alerts == []
-    assert world.steps.run("sequence", lambda: 7, 0) == 7
-    assert world.steps.failing == {}
-    left(world, None)
-    assert world.steps.failing == {}
-
-
-def test_a_step_that_leaves_items_for_long_is_alerted_once(world: World) -> None:
-    for _ in range(3):
-        left(world, ROUTE_LOCKED, "crm")
-        world.now += LASTS_SECONDS / 2
-        left(world, None)
-    assert [name for name, _ in world.alerts] == ["sequence"]
 
 
 def test_an_alert_that_could_not_be_stored_is_tried_again_with_the_step(world: World) -> None:
     world.is_healthy = False
-    left(world, ValueError("year 10000 is out of range"), "crm")
-    left(world, None)
+    world.fail("reap")
     assert world.alerts == []
     world.is_healthy = True
-    left(world, None)
-    assert world.alerts == []
-    left(world, ValueError("year 10000 is out of range"), "crm")
-    left(world, ValueError("year 10000 is out of range"), "crm")
-    assert len(world.alerts) == 1
-
-
-@pytest.mark.parametrize("step", ["record", "sequence"])
-def test_a_failure_of_all_after_items_were_left_for_long_begins_anew(world: World, step: Step) -> None:
     for _ in range(2):
-        world.steps.run(step, lambda: world.steps.left(Left(step, ["crm"], ROUTE_LOCKED, 0.1)), None)
-        world.now += LASTS_SECONDS
+        world.now += LONGEST_URGENT_WAIT_SECONDS
+        world.fail("reap")
     assert len(world.alerts) == 1
-    world.fail(step)
-    assert len(world.alerts) == 2, "of the fault, too"
-    world.now += FIRST_WAIT_SECONDS
-    world.steps.run(step, lambda: world.steps.left(Left(step, ["crm"], ROUTE_LOCKED, 0.1)), None)
-    world.fail(step, LOCKED)
-    assert world.steps.is_awaited(step)
-    world.now += FIRST_WAIT_SECONDS
-    assert world.steps.run(step, lambda: 7, 0) == 7
-
-
-def test_a_deadlock_now_and_then_does_not_put_off_the_alert_of_a_step_that_leaves_items(world: World) -> None:
-    left(world, ROUTE_LOCKED, "crm")
-    for _ in range(3):
-        world.now += LASTS_SECONDS / 4
-        world.fail("sequence", LOCKED)
-        world.now += FIRST_WAIT_SECONDS
-        left(world, ROUTE_LOCKED, "crm")
-    assert world.alerts == []
-    world.now += LASTS_SECONDS / 4
-    left(world, ROUTE_LOCKED, "crm")
-    assert [name for name, _ in world.alerts] == ["sequence"]
-
-
-def test_a_fault_is_not_hidden_by_a_lock(world: World) -> None:
-    def work() -> None:
-        for error in (ROUTE_LOCKED, ValueError("bad"), ROUTE_LOCKED):
-            world.steps.left(Left("sequence", ["crm"], error, 0.1))
-
-    world.steps.run("sequence", work, None)
-    assert world.alerts == [("sequence", "crm: ValueError: bad")]
-
-
-def test_a_step_that_leaves_items_which_are_at_fault_is_alerted_at_once(world: World) -> None:
-    assert left(world, ValueError("year 10000 is out of range"), "crm") == 7
-    assert world.alerts == [("sequence", "crm: ValueError: year 10000 is out of range")]
-    assert world.observer.counts["step_failed"] == 1
-    left(world, None)
-    assert len(world.alerts) == 1
-
-
-def test_a_step_that_has_failed_as_a_whole_is_not_awaited_once_it_leaves_only_some_items(world: World) -> None:
-    world.fail("sequence", LOCKED)
-    assert world.steps.is_awaited("sequence")
-    world.now += FIRST_WAIT_SECONDS
-    assert left(world, None) == 7
-    assert not world.steps.is_awaited("sequence")
-    assert list(world.steps.failing) == ["sequence"]
-
-
-def test_the_log_says_which_routes_are_locked(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    left(world, ROUTE_LOCKED, "a", "b", "c", "d")
-    assert "database trouble while sequence of a, b, c, …, trying again" in caplog.text
 
 
 @pytest.mark.parametrize("step", sorted(AWAITED))

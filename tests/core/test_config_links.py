@@ -219,11 +219,6 @@ LISTING = 'listing = { path = "/contacts", id = "id", pages = PAGES }\n'
         ),
         ('{ by = "url", next = "x", more = "y" }', 'pages.more: means nothing with by = "url"'),
         ('{ by = "link", first = 0 }', 'pages.first: means nothing with by = "link"'),
-        (
-            '{ by = "cursor", next = "x", short_is_last = true }',
-            'pages.short_is_last: means nothing with by = "cursor"',
-        ),
-        ('{ by = "page", query_only = true }', 'pages.query_only: means nothing with by = "page"'),
         ('{ by = "page", most = 1 }', "pages.most: expected a whole number from 2 to 100000, got 1"),
     ],
 )
@@ -247,9 +242,5 @@ def test_a_mistake_in_pages_is_told_alike_for_a_find_a_listing_and_a_sweep(
 @pytest.mark.parametrize("posts", ['method = "POST"', 'graphql = "{ x }"'])
 @pytest.mark.parametrize("pages", ['"link"', '{ by = "url", next = "next" }'])
 def test_links_are_followed_by_get_alone(posts: str, pages: str) -> None:
-    expected = 'follows links by GET alone; page by = "cursor", or set query_only = true'
+    expected = 'follows links by GET alone; page by = "cursor"'
     assert expected in mistake(f"{FILE}{SWEEP}{posts}\npages = {pages}\n")
-
-
-def test_where_the_query_of_a_link_alone_is_taken_any_method_will_do() -> None:
-    parse_config(f'{FILE}{SWEEP}method = "POST"\npages = {{ by = "link", query_only = true }}\n')

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.sync import Paging, PagingSetting
+from inbox.config.sync import Listing, Paging, PagingSetting
 from inbox.errors import ConfigError, UnusableAnswer
 from relay.sync.calls import compile_call
-from relay.sync.cursor import LONGEST
-from relay.sync.paging import OF_LISTING, PagesPlan, Paginator, compile_pages, names_of
+from relay.sync.paging import LONGEST, OF_LISTING, PagesPlan, Paginator, compile_pages, names_of
 
 BASE = "https://api.example.com/v1"
 Asked = dict[str, str]
@@ -27,7 +26,8 @@ Answered = tuple[dict[str, Any], str | None]
 def plan(
     pages: PagingSetting, method: str = "GET", body: dict[str, Any] | None = None, path: str = "/users"
 ) -> PagesPlan:
-    call = compile_call("r.listing", names_of(pages), method=method, path=path, params={"active": "yes"}, body=body)
+    table = Listing(path=path, params={"active": "yes"}, body=body, id="id")
+    call = compile_call("r.listing", names_of(pages), table, method)
     return compile_pages(pages, "r.listing.pages", call, set(), OF_LISTING)
 
 
@@ -82,12 +82,6 @@ def test_by_links_of_any_spelling(sizes: list[int], written: str, by: str) -> No
     assert read(pages, answer) == list(range(sum(sizes)))
 
 
-@given(SIZES)
-def test_by_the_query_of_links_that_name_another_address(sizes: list[int]) -> None:
-    answer = by_links(cut(sizes), "http://10.0.0.7:8080/internal?active=yes&cursor={}".format)
-    assert read(Paging(by="link", query_only=True), answer) == list(range(sum(sizes)))
-
-
 @given(SIZES, st.booleans())
 def test_by_a_cursor_also_over_empty_pages(sizes: list[int], has_more: bool) -> None:
     pages = cut(sizes)
@@ -122,7 +116,6 @@ ENDS: dict[str, dict[str, Any]] = {
     "empty": {},
     "total": {"total": "total"},
     "more": {"more": "more"},
-    "short": {"short_is_last": True},
 }
 
 
@@ -227,7 +220,7 @@ MORE = Paging(by="cursor", next="next", more="more", params={"after": "{next}"})
 BAD: dict[str, tuple[Paging, list[dict[str, Any]], str]] = {
     "the same cursor": (CURSOR, [{"items": [1], "next": "a"}, {"items": [2], "next": "a"}], "asked for already"),
     "cursors in a circle": (CURSOR, [{"items": [n], "next": f"{n % 3}"} for n in range(9)], "asked for already"),
-    "the same page": (CURSOR, [{"items": [1], "next": "a"}, {"items": [1], "next": "b"}], "page 2 is the one before it"),
+    "the same page": (CURSOR, [{"items": [1], "next": "a"}, {"items": [1], "next": "b"}], "page 2 came before"),
     "pages in a circle": (
         Paging(by="page"), [{"items": [n % 3, 9 - n % 3]} for n in range(30)], "came before: does the call take what pages",
     ),

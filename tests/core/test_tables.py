@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from relay.cli.tables import Column, Format, Layout, Rolling, format_of, layout, next_page, show
+from relay.cli.tables import Column, Format, Layout, Rolling, format_of, layout, show
 from relay.words import counted, lasting, relative, shown_state
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -35,8 +35,7 @@ ROW = {
 
 
 def arranged(width: int | None, *, names: tuple[str, ...] = (), rows: list[dict[str, object]] | None = None) -> Layout:
-    relative_to = None if width is None else NOW
-    return layout(rows or [ROW], COLUMNS, Format(names=names), width=width, relative_to=relative_to)
+    return layout(rows or [ROW], COLUMNS, Format(names=names), width=width, now=NOW)
 
 
 def text_of(made: Layout) -> list[str]:
@@ -70,7 +69,7 @@ def test_chosen_columns_come_in_the_order_of_their_names_even_where_room_is_shor
 
 
 def test_wide_shows_the_columns_on_request_too() -> None:
-    (heading, _) = text_of(layout([ROW], COLUMNS, Format(wide=True), width=None, relative_to=None))
+    (heading, _) = text_of(layout([ROW], COLUMNS, Format(wide=True), width=None))
     assert heading.split() == ["seq", "state", "entity", "received_at", "lane", "last_error"]
 
 
@@ -104,27 +103,26 @@ def test_no_colour_leaves_where_it_is_not_wanted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    show([ROW], COLUMNS, empty="", now=NOW)
+    show([ROW], COLUMNS, empty="")
     assert "\x1b[31m" in capsys.readouterr().out
     monkeypatch.setenv("NO_COLOR", "1")
-    show([ROW], COLUMNS, empty="", now=NOW)
+    show([ROW], COLUMNS, empty="")
     assert "\x1b[3" not in capsys.readouterr().out
     monkeypatch.delenv("FORCE_COLOR")
-    show([ROW], COLUMNS, empty="", now=NOW)
+    show([ROW], COLUMNS, empty="")
     assert "\x1b" not in capsys.readouterr().out
 
 
 def test_below_a_table_on_a_terminal_stands_how_to_see_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show([ROW], COLUMNS, empty="", more=next_page([ROW], 1, "seq"))
+    show([ROW], COLUMNS, empty="", more="1 shown")
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "90")
-    show([ROW], COLUMNS, empty="", more=next_page([ROW], 1, "seq"))
-    assert capsys.readouterr().err == "1 shown; `--before 7` for the next page; 1 more column: --wide\n"
-    assert next_page([ROW], 2, "seq") == ""
+    show([ROW], COLUMNS, empty="", more="1 shown")
+    assert capsys.readouterr().err == "1 shown; 1 more column: --wide\n"
     show([ROW], COLUMNS, Format(has_wide=False), empty="")
     assert capsys.readouterr().err == ""
 

@@ -41,7 +41,6 @@ UNWRITTEN: Mapping[str, Callable[[str], str]] = {
         lambda escaped: {"n": "\n", "r": "\r", "t": "\t", "f": "\f"}.get(escaped[1], escaped[1]),
         re.fullmatch(r"'((?:[^'\\]|\\.)*)'", text)[1],  # type: ignore[index]
     ),
-    "ldap": lambda text: re.sub(r"\\([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), text),
     "url": unquote,
     "path": unquote,
     "text": str,
@@ -79,11 +78,6 @@ def test_a_scim_filter_finds_who_was_searched_for_and_nobody_else(value: str) ->
     assert not passes({"externalId": value, "active": False})
 
 
-@given(HOSTILE)
-def test_no_value_of_an_ldap_filter_has_a_character_of_the_filter(value: str) -> None:
-    assert not set("*()\0") & set(expanded("{event.entity_id:ldap}", value))
-
-
 @pytest.mark.parametrize(
     ("form", "value", "written"),
     [
@@ -95,7 +89,6 @@ def test_no_value_of_an_ldap_filter_has_a_character_of_the_filter(value: str) ->
         ("json", "a", '"a"'),
         ("json", 5, "5"),
         ("json", [1, {"a": "b"}], '[1,{"a":"b"}]'),
-        ("ldap", "a*(b)\\\0", r"a\2a\28b\29\5c\00"),
         ("url", "a b/ä", "a%20b%2F%C3%A4"),
         ("path", "acme/my shop", "acme/my%20shop"),
         ("text", "a'b", "a'b"),
@@ -180,7 +173,7 @@ def test_a_colon_within_an_expression_names_no_form(text: str) -> None:
 def test_a_placeholder_beside_other_text_needs_a_form(text: str) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"here: \{.*\} in .*; valid forms: scim, odata, soql, json, ldap, epoch, epoch-ms, date, url, path, text$",
+        match=r"here: \{.*\} in .*; valid forms: scim, odata, soql, json, epoch, epoch-ms, date, url, path, text$",
     ):
         Template(text, "here", KNOWN)
 

@@ -57,8 +57,6 @@ STORY: tuple[Shown, ...] = (
     call("PATCH", "/contacts/contact-1", 200, ID),
     call("PATCH", "/contacts/contact-1", 409),
     call("DELETE", "/contacts/contact-1", 204, ID),
-    lambda screen: screen.note("stale", f"USER {ID}"),
-    lambda screen: screen.note("same", f"USER {ID}"),
     lambda screen: screen.command("sweep", "--source trivore"),
     lambda screen: screen.command("sweep", f"USER {ID}", "an orphan: its entity is gone"),
 )
@@ -76,8 +74,6 @@ def test_a_story_reads_from_the_change_to_the_call() -> None:
         "12:00:00 call    PATCH  200 /contacts/contact-1          nothing new",
         "12:00:00 call    PATCH  409 /contacts/contact-1          refused",
         "12:00:00 call    DELETE 204 /contacts/contact-1          Aino Aalto",
-        "12:00:00 relay   stale      USER …0042                   too old: it is read again",
-        "12:00:00 relay   same       USER …0042                   nothing new: nothing is sent",
         "12:00:00 command sweep      --source trivore",
         "12:00:00 command sweep      USER …0042                   an orphan: its entity is gone",
     ]
@@ -95,7 +91,7 @@ def test_statuses_and_details_stand_in_columns(width: int | None) -> None:
     shown = lines(*STORY, width=width)
     statuses = {line[24:27] for line in shown}
     assert statuses == {"   ", "200", "---", "503", "201", "409", "204"}
-    words = ("email=", "last_name=Berg", "on purpose", "too old", "nothing new", "an orphan")
+    words = ("email=", "last_name=Berg", "on purpose", "nothing new", "an orphan")
     details = {line.index(word) for line in shown for word in words if word in line}
     assert len(details) == 1
 
@@ -125,9 +121,8 @@ def test_no_value_of_a_change_a_webhook_or_a_call_moves_a_cursor_hides_or_is_mar
     screen.webhook({"entityType": HOSTILE, "id": HOSTILE, "eventType": HOSTILE}, 200)
     screen.call(CallMade(HOSTILE, HOSTILE, 201, HOSTILE, {HOSTILE: HOSTILE}))
     screen.call(CallMade("DELETE", HOSTILE, 204, HOSTILE))
-    screen.note("stale", HOSTILE)
     screen.command(HOSTILE, HOSTILE, HOSTILE)
     shown = output.getvalue()
     assert harm_of(shown, terminal=width is not None) == []
-    assert len(shown.splitlines()) == 6
+    assert len(shown.splitlines()) == 5
     assert "[link=https://evil.example]" in shown

@@ -20,7 +20,6 @@ from inbox.events.timestamps import rfc3339
 from relay.demo.scenario import sample_user
 from relay.demo.services import (
     CONTACT,
-    REPLICA_BEHIND,
     TEAM,
     App,
     CallMade,
@@ -168,23 +167,6 @@ def test_a_list_that_cannot_be_given_is_refused(api: Client, params: dict[str, A
     refused = api.call("GET", "user", params=params)
     assert (refused.status_code, refused.json()["statusCode"]) == (400, 400)
     assert ("invalidFilter" in refused.json()["errorMessage"]) is ("filter" in params)
-
-
-def test_of_a_slow_update_whoever_reads_first_gets_the_older_document_unless_it_is_long_ago() -> None:
-    moment = START
-    with api_of(now=lambda: moment, is_slow=lambda: True) as api:
-        path = f"user/{api.add('user', {'username': 'Aino'})['id']}"
-
-        def read() -> str:
-            name: str = api.call("GET", path).json()["username"]
-            return name
-
-        api.call("PUT", path, json={"username": "Anna"})
-        assert [each["username"] for each in api.call("GET", "user").json()["resources"]] == ["Anna"]
-        assert [read(), read()] == ["Aino", "Anna"]
-        api.call("PUT", path, json={"username": "Asta"})
-        moment += REPLICA_BEHIND * 2
-        assert read() == "Asta"
 
 
 def test_no_two_changes_bear_the_same_millisecond_even_when_the_clock_stands_still() -> None:

@@ -68,7 +68,7 @@ class Site:
 
     def all_received(self, number: int) -> None:
         """Wait until so many webhooks are stored."""
-        assert self.identity.webhooks.wait_until_sent(60)
+        until(lambda: not self.identity.webhooks.pending(), "all is received")
         assert count(self.engine, "inbox") == number
 
     def all_delivered(self) -> None:

@@ -10,9 +10,9 @@ import pytest
 from inbox.config.model import Config
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
-from inbox.sources.readmission import readers_of
+from inbox.sources.normalize import readers_of
 from relay.delivery.outcome import Delivery
-from relay.destinations.comparison import Variant, compare
+from relay.destinations.preview import Variant, compare
 from tests.helpers.delivering import NOW, delivery_of
 
 CONFIG = """

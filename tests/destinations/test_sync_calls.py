@@ -355,8 +355,7 @@ def test_a_configuration_may_let_errors_of_the_whole_request_pass() -> None:
 
 
 def _rules_of(errors: str) -> AnswerRules:
-    keys = CallKeys(graphql="mutation { a }", errors=errors)
-    return compile_call("here", (), method="POST", path="/graphql", keys=keys).rules
+    return compile_call("here", (), CallKeys(path="/graphql", graphql="mutation { a }", errors=errors), "POST").rules
 
 
 def test_a_value_stays_a_variable_however_hostile_it_is(world: World) -> None:

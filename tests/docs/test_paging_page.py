@@ -18,8 +18,7 @@ from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
 from relay.store.database import Database
 from relay.store.sweeps import SweepFindings
-from relay.sweep.orphans import orphans
-from relay.sweep.run import CompiledSweep
+from relay.sweep.run import CompiledSweep, orphans
 from tests.docs.pages import PAGES
 from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
@@ -135,10 +134,11 @@ COUNTERPARTS = [f"{number}" for number in range(SIZE - 1)]
 def scim(_: Vendor, seen: Seen, asked: Asked, __: object) -> Act:
     """At most 100 a page, from 1; without results there is no list (RFC 7644 §3.4.2)."""
     assert urlsplit(seen.target).path == "/scim/v2/Users"
-    passes = parse_filter(asked["filter"])
+    criterion = asked.get("filter")
+    passes = (lambda _: True) if criterion is None else parse_filter(criterion)
     users = [
         {"id": str(n), "externalId": f"{n}", "meta": {"lastModified": iso(n)}}
-        for n in range(SIZE if "lastModified" in asked["filter"] else SIZE - 1)
+        for n in range(SIZE if "lastModified" in (criterion or "") else SIZE - 1)
     ]
     found = [user for user in users if passes(user)]
     begin = max(int(asked["startIndex"]), 1) - 1
@@ -206,11 +206,10 @@ def test_the_sweep_of_the_page_reads_all_changes_of_the_vendor_once(vendor: str,
         )
 
 
-@ON_SQLITE
-def test_the_listing_of_the_page_asks_for_users_at_once(engine: Engine) -> None:
+def test_the_listing_of_the_page_finds_the_user_without_a_counterpart() -> None:
     with contextlib.closing(Vendor(scim)) as server:
         config = parse_config(config_of("SCIM", server.url))
-        found = list(orphans(config, Database(engine), "directory", 0, lambda *_: None))
+        found = list(orphans(config, "directory", 0, lambda *_: None))
     assert found == [
         {
             "route": "users",
@@ -219,8 +218,6 @@ def test_the_listing_of_the_page_asks_for_users_at_once(engine: Engine) -> None:
             "finding": "missing: it has no counterpart",
         }
     ]
-    listings = [seen for seen in server.seen if "externalId" in seen.target]
-    assert len(listings) == -(-SIZE // 20)
 
 
 @ON_SQLITE

@@ -6,12 +6,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import pytest
 from sqlalchemy import Connection, Engine, text
 
 from inbox.clock import SystemClock
 from relay.daemon.lease_renewal import (
-    RENEW_AGAIN_SECONDS,
     RENEW_EVERY_SECONDS,
     TRUSTED_SECONDS,
     LeaseRenewer,
@@ -82,7 +80,7 @@ def renewed(engine: Engine) -> list[int]:
 
 
 @ON_POSTGRES
-def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(engine: Engine) -> None:
+def test_a_lease_whose_row_is_locked_is_renewed_in_the_next_round(engine: Engine) -> None:
     seen: list[list[int]] = []
     with engine.connect() as other:
 
@@ -90,25 +88,10 @@ def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(en
             seen.append(renewed(engine))
             other.rollback()
 
-        moments = Moments(
-            lambda: lock(other),
-            lambda: seen.append(renewed(engine)),
-            let_go,
-            lambda: seen.append(renewed(engine)),
-        )
-        waited = keeping(engine, moments)
-    assert seen == [[2], [2], [1, 2]]
-    again = RENEW_AGAIN_SECONDS
-    assert waited == [RENEW_EVERY_SECONDS, again, again, RENEW_EVERY_SECONDS - 2 * again, RENEW_EVERY_SECONDS]
-
-
-@ON_POSTGRES
-def test_a_row_that_stays_locked_delays_neither_the_next_round_nor_the_sign_of_life(engine: Engine) -> None:
-    with engine.connect() as other:
-        waited = keeping(engine, Moments(lambda: lock(other), *[nothing] * 24, nothing))
-    assert waited[:25] == [RENEW_EVERY_SECONDS] + [RENEW_AGAIN_SECONDS] * 24
-    assert waited[25] == pytest.approx(RENEW_AGAIN_SECONDS), "then the next round begins, as if nothing had been locked"
-    assert sum(waited[1:26]) == pytest.approx(RENEW_EVERY_SECONDS)
+        waited = keeping(engine, Moments(lambda: lock(other), let_go, lambda: seen.append(renewed(engine))))
+    assert seen == [[2], [1, 2]]
+    assert waited == [RENEW_EVERY_SECONDS] * 4
+    assert 2 * RENEW_EVERY_SECONDS < TRUSTED_SECONDS, "it is asked for twice more before its calls are cut"
 
 
 def test_a_lease_that_is_lost_is_not_asked_for_again_before_the_next_round(engine: Engine) -> None:

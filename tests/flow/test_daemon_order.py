@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
 from relay.daemon.loop import Relay
-from relay.steps import AWAITED_SECONDS, LASTS_SECONDS, Step
-from relay.store import alerts, turns
+from relay.steps import LASTS_SECONDS
+from relay.store import alerts
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database
 from relay.store.sequence import sequence
-from relay.store.turns import LONGEST_FOR_A_ROUTE
 from tests.helpers.daemon import running
 from tests.helpers.downstream import serving
 from tests.helpers.filling import fill
@@ -42,7 +40,7 @@ def nobody_can_order(engine: Engine) -> Iterator[None]:
 
 
 def could_not_order(relay: Relay) -> bool:
-    return "sequence" in relay._steps.failing
+    return "sequence" in {*relay._steps.failing, *relay._database.rests()}
 
 
 @pytest.fixture
@@ -69,25 +67,9 @@ def test_while_nothing_can_be_ordered_nothing_is_claimed_and_the_older_one_goes_
 
 @ON_POSTGRES
 @pytest.mark.usefixtures("an_older_one_has_come")
-def test_when_nothing_could_be_ordered_for_long_what_is_due_is_claimed_all_the_same(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("relay.steps.AWAITED_SECONDS", 0.0)
-    with (
-        serving(tmp_path / "arrivals.jsonl") as downstream,
-        nobody_can_order(engine),
-        running(engine, downstream, grace_seconds=0.0) as relay,
-    ):
-        until(lambda: could_not_order(relay), "it can't be ordered")
-        until(lambda: downstream.events == {1}, "what was due is called")
-
-
-@ON_POSTGRES
-@pytest.mark.usefixtures("an_older_one_has_come")
 def test_a_route_whose_lock_another_step_gets_first_is_not_claimed_from_before_it_is_ordered(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(turns, "AGAIN_SECONDS", LONGEST_FOR_A_ROUTE)
     Database(engine).add_routes({ROUTE})
     with serving(tmp_path / "arrivals.jsonl") as downstream, contextlib.ExitStack() as trouble:
         trouble.enter_context(nobody_can_order(engine))
@@ -102,7 +84,7 @@ def test_a_route_whose_lock_another_step_gets_first_is_not_claimed_from_before_i
 
 
 @ON_POSTGRES
-def test_a_row_that_a_person_has_locked_keeps_only_itself_waiting(
+def test_a_row_that_a_person_has_locked_keeps_its_route_waiting_until_it_is_free(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
     fill(database_url, [(f"u{number}", moment(number)) for number in range(20)])
@@ -110,9 +92,10 @@ def test_a_row_that_a_person_has_locked_keeps_only_itself_waiting(
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         connection.execute(text("SELECT seq FROM open_delivery WHERE seq = 7 FOR UPDATE"))
         with running(engine, downstream) as relay:
-            until(lambda: len(downstream.events) == 19, "all others are called", within=AWAITED_SECONDS - 1)
-            assert could_not_order(relay)
-        assert 7 not in downstream.events
+            until(lambda: could_not_order(relay), "it can't be ordered")
+            assert downstream.events == set()
+            connection.rollback()
+            until(lambda: len(downstream.events) == 20, "all are called")
 
 
 def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_step_well(
@@ -123,29 +106,9 @@ def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_ste
         pass
     relay._steps.run("sequence", lambda: 1 // 0, 0)
     relay._steps._monotonic = lambda: time.monotonic() + LASTS_SECONDS  # its next try is due
-    relay._database.arrivals.is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
+    relay._database.is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
     relay._cycle()
     assert could_not_order(relay)
-
-
-def test_a_claim_that_asks_for_none_does_not_make_one_well_that_has_left_some(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:
-        pass
-    database = relay._database
-    claims: dict[Step, Callable[[], int]] = {
-        "claim": relay._claimer.claim,
-        "claim_suspect": relay._claimer.claim_suspect,
-    }
-    monkeypatch.setattr(relay._generations.active, "wanted", list)
-    for step, claim in claims.items():
-        relay._steps.run(step, partial(database.leave, step, [ROUTE], [ROUTE], OSError("locked")), None)
-        relay._steps.run(step, claim, 0)
-        assert step in relay._steps.failing
-        database.back_offs.all_ended()
-        relay._steps.run(step, claim, 0)
-        assert step not in relay._steps.failing
 
 
 def test_a_relay_that_looks_just_behind_an_alert_of_a_failing_step_does_not_end_it(

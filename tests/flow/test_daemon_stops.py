@@ -15,7 +15,7 @@ from relay import steps
 from relay.daemon import lease_renewal
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
-from relay.store import claim, database, turns
+from relay.store import claim, database
 from relay.store.database import Database
 from tests.flow.test_daemon_order import nobody_can_order
 from tests.helpers.daemon import configured, kinds, running
@@ -160,15 +160,19 @@ def test_what_is_left_of_a_give_back_stays_leased_and_is_given_back_later(
     with one_of_three_is_called(database_url, engine, tmp_path) as (relay, downstream, held):
         with nobody_can_order(engine):
             relay.reload(prepare(configured(downstream.url)))
-            until(lambda: "give_back" in relay._steps.failing, "two are to be given back")
+            until(lambda: "give_back" in failing(relay), "two are to be given back")
             for _ in range(2):
                 relay.wake()
                 assert len(relay._leases.trusted()) == 3
-        until(lambda: "give_back" not in relay._steps.failing, "they are given back")
+        until(lambda: "give_back" not in failing(relay), "they are given back")
         held.go.set()
         until(lambda: not count_rows(engine, "open_delivery"), "all are delivered")
     assert kinds(engine) == ["delivered"] * 3
     assert len(downstream.arrivals.lines()) == 3
+
+
+def failing(relay: Relay) -> set[str]:
+    return {*relay._steps.failing, *relay._database.rests()}
 
 
 @ON_POSTGRES
@@ -176,7 +180,7 @@ def test_a_route_whose_outcomes_cannot_be_recorded_takes_no_more_places(engine: 
     with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:
         pass
     assert relay._claimer._admitted([ROUTE]) == [ROUTE]
-    relay._database.back_offs.began("record", [ROUTE], longest=600)
+    relay._database.rest("record", {ROUTE}, OSError("locked"))
     assert relay._claimer._admitted([ROUTE]) == []
 
 
@@ -185,13 +189,12 @@ def test_what_could_not_be_recorded_as_its_route_was_locked_is_recorded_before_t
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(turns, "AGAIN_SECONDS", 600.0)
-    monkeypatch.setattr(database, "LONGEST_FOR_A_ROUTE", 600.0)
+    monkeypatch.setattr(database, "REST_SECONDS", 600.0)
     with one_of_three_is_called(database_url, engine, tmp_path) as (relay, downstream, held), nobody_can_order(engine):
         relay.reload(prepare(configured(downstream.url)))
-        until(lambda: "give_back" in relay._steps.failing, "two are left, and their calls never begin")
+        until(lambda: "give_back" in failing(relay), "two are left, and their calls never begin")
         held.go.set()
-        until(lambda: "record" in relay._steps.failing, "the third is left, too")
+        until(lambda: relay._unrecorded, "the third is left, too")
         relay._give_back()
     assert kinds(engine) == ["delivered"]
     assert open_states(engine) == {"ready": 2}

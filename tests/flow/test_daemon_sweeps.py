@@ -12,7 +12,6 @@ from typing import Any, Literal
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
-from tenacity import wait_none
 
 from inbox.clock import SystemClock
 from inbox.errors import ConfigError
@@ -27,11 +26,11 @@ from relay.steps import Steps
 from relay.store.database import Database
 from relay.store.gates import acquire_rate, held_for
 from relay.store.operator import commands, execution
+from relay.store.sweeps import Listed
 from relay.sweep import pages, scheduler
 from relay.sweep import run as sweep_run
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper, scheduled
-from relay.sync.cursor import Listed
 from tests.helpers.daemon import configured, running
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.evidence import open_states
@@ -47,7 +46,7 @@ OFTEN = 'every = "50ms"\n'
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.02)
-    monkeypatch.setattr(pages, "WAIT", wait_none())
+    monkeypatch.setattr(pages, "FIRST_WAIT_SECONDS", 0)
 
 
 @pytest.fixture
@@ -359,18 +358,10 @@ def test_so_it_is_when_the_process_is_to_end(engine: Engine, directory: Director
     assert alerted(engine) == [("webhooks_missed", "trivore USER", True)]
 
 
-def test_of_large_pages_a_relay_has_one_at_a_time_and_small_ones_do_not_wait(
-    engine: Engine, directory: Directory, table: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pages, "MOST_BYTES", 500 * pages.SMALL)
-    monkeypatch.setattr(pages, "WAITED_AT_A_TIME", 0.01)
-    with scripted(answer(204)) as audit, pages._LARGE_PAGE, running(engine, audit, more=table + OFTEN):
-        until(lambda: count(engine, "inbox") == 1, "a small page is compared")
-        directory.more["u2"] = {"about": "x" * 500}
-        directory.users["u2"] = "2026-01-02T00:00:00Z"
-        asked = directory.pages
-        until(lambda: directory.pages > asked, "it is found to be large")
-        until(lambda: pages._LARGE_PAGE.locked() and count(engine, "inbox") == 1, "it waits")
-        pages._LARGE_PAGE.release()
-        until(lambda: count(engine, "inbox") == 2, "its turn has come")
-        until(lambda: pages._LARGE_PAGE.acquire(blocking=False), "and ends")
+def test_a_relay_parses_one_page_at_a_time(engine: Engine, directory: Directory, table: str) -> None:
+    with scripted(answer(204)) as audit, pages.ONE_PAGE, running(engine, audit, more=table + OFTEN):
+        until(lambda: directory.pages > 0, "a page is fetched")
+        assert count(engine, "inbox") == 0, "another one is compared"
+        pages.ONE_PAGE.release()
+        until(lambda: count(engine, "inbox") == 1, "its turn has come")
+        until(lambda: pages.ONE_PAGE.acquire(blocking=False), "and ends")

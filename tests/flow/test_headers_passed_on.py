@@ -11,7 +11,7 @@ from inbox.config.model import Config
 from inbox.db.dialect import as_json
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
-from inbox.sources.readmission import readers_of
+from inbox.sources.normalize import readers_of
 from tests.helpers.daemon import running
 from tests.helpers.reading import rows
 from tests.helpers.receiver import receiving

@@ -22,7 +22,7 @@ from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
 from inbox.receiver.writer import GroupCommit
 from inbox.sources import PRESETS
-from inbox.sources.readmission import read_one, readers_of
+from inbox.sources.normalize import read_one, readers_of
 from inbox.sources.signing import Message, sign
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver, a_link

@@ -16,9 +16,8 @@ from inbox.clock import Clock
 from inbox.config.model import Config, DatabaseSettings
 from inbox.config.values import DatabaseUrl
 from inbox.errors import SignInNeeded
-from relay.web import reading
+from relay.web import plans, reading
 from relay.web.access.accounts import Actor
-from relay.web.acts import deliveries
 from relay.web.app import create_app
 from relay.web.reading import Readers
 from relay.web.screens import deliveries as screen_of_deliveries
@@ -31,7 +30,7 @@ _HEADER = "X-Test-Actor"
 
 def unhurried(patch: pytest.MonkeyPatch) -> None:
     """A busy machine must not cut a search, a plan or a statement of a page short."""
-    for module in (reading, deliveries, screen_of_deliveries):
+    for module in (reading, plans, screen_of_deliveries):
         patch.setattr(module, "LONGEST_SECONDS", 60.0)
 
 

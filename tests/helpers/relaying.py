@@ -23,9 +23,8 @@ from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import Policies, policies
 from relay.http.client import Limits
 from relay.store import claim, reap, record, sequence
-from relay.store.database import Database, Left
+from relay.store.database import Database
 from relay.store.record import Recorded
-from relay.store.turns import BackOffs
 from tests.helpers.agreement import facts_agree
 from tests.helpers.storing import START, Intake
 
@@ -197,15 +196,19 @@ class Steps:
             found = transaction.connection.execute(text(statement), parameters)
             return [plain(row) for row in found.mappings()]
 
-    def hear_of_left(self) -> list[Left]:
-        """Return a list that gets what a step leaves, from now on."""
-        left: list[Left] = []
-        self.database.on_left = left.append
-        return left
+    def hear_of_rests(self) -> list[str]:
+        """Return a list that gets each step whose routes rest from now on, such as `reap of strict`."""
+        heard: list[str] = []
+        self.database.on_rest = lambda step, _error: heard.append(step)
+        return heard
 
     def try_again(self) -> None:
-        """Let no step wait any longer before it tries a route that it has left."""
-        self.database.back_offs = BackOffs()
+        """Let no route rest any longer."""
+        self.database.end_rests()
+
+    def wait_shortly_for(self, *routes: str) -> None:
+        """Let steps wait for the locks of these routes as if they had waited in vain before."""
+        self.database.rest("a step", {*routes}, OSError("locked"), is_tried_now=True)
 
     def states(self) -> list[tuple[int, str, str]]:
         """seq, route and state of all that is open."""

@@ -37,9 +37,9 @@ def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments, before=before), capture_output=True, text=True, timeout=WAIT, check=False)
 
 
-def test_once_ends_well_when_both_services_agree(tmp_path: Path) -> None:
+def test_it_ends_well_when_both_services_agree(tmp_path: Path) -> None:
     """One call in ten failing, answers lost, the relay killed over its work: nothing is missing, no orphan is left."""
-    ended = run("--once", "--folder", str(tmp_path))
+    ended = run("--folder", str(tmp_path))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for expected in (
         r"killed the relay \(SIGKILL\)",
@@ -57,16 +57,16 @@ def test_once_ends_well_when_both_services_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_once_exits_1_with_the_differences_when_the_services_do_not_agree() -> None:
+def test_it_exits_1_with_the_differences_when_the_services_do_not_agree() -> None:
     """The negative control: a mapping that puts the wrong thing into a field."""
-    ended = run("--once", before=WRONG_MAPPING)
+    ended = run(before=WRONG_MAPPING)
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "The services do not agree" in ended.stdout
     assert re.search(r"contacts [0-9a-f]{24}: .*'phone': '[A-Z][a-z]+'", ended.stdout), ended.stdout
 
 
 def test_a_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
-    ended = run("--once", "--folder", str(tmp_path), before=BROKEN_FILE)
+    ended = run("--folder", str(tmp_path), before=BROKEN_FILE)
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert "has ended" in ended.stderr
     assert "pre_set" in ended.stderr
@@ -75,13 +75,12 @@ def test_a_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: P
 @pytest.mark.long
 def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
     demo = Program(
-        command("--folder", str(tmp_path / "demo"), before=SHORT_ROUND), log=tmp_path / "log", environment={}
+        command("--stay", "--folder", str(tmp_path / "demo"), before=SHORT_ROUND), log=tmp_path / "log", environment={}
     )
     try:
         demo.writes("\nend it", within=WAIT)
         children = [int(number) for number in re.findall(r"\bpid (\d+)", demo.output)]
         assert len(children) == 2, demo.output
-        demo.writes("groups-to-teams  ", within=WAIT)
         assert demo.stop(within=SOON) == 0, demo.output
     finally:
         demo.clean_up()
@@ -94,6 +93,6 @@ def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
 
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "inbox.toml").write_text("[database]\n")
-    ended = invoke("relay", "demo", "--once", "--folder", str(tmp_path))
+    ended = invoke("relay", "demo", "--folder", str(tmp_path))
     assert (ended.status, "is not empty, and stays as it is" in ended.stderr) == (2, True)
     assert (tmp_path / "inbox.toml").read_text() == "[database]\n"

@@ -15,7 +15,7 @@ from sqlalchemy import insert, text, update
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.schema import relay_command, relay_node
-from relay.cli import status, tail
+from relay.cli import listings, status
 from relay.cli.command_line import run as run_app
 from tests.helpers.filling import give_up
 from tests.helpers.hostile import HOSTILE, MARK, harm_of, plant, text_columns
@@ -163,7 +163,7 @@ def configure(folder: Path, database_url: str, server: ScriptedServer, monkeypat
     monkeypatch.setenv("INBOX_CONFIG", str(folder / "inbox.toml"))
     monkeypatch.setenv("COLUMNS", "20000")
     monkeypatch.setattr(status, "_LOOK_AGAIN_SECONDS", 0)
-    monkeypatch.setattr(tail, "wait_for_more", interrupted)
+    monkeypatch.setattr(listings, "wait_for_more", interrupted)
 
 
 def interrupted() -> None:

@@ -80,7 +80,7 @@ def test_with_fetch_entities_are_mapped_under_both_and_nothing_is_written(
             "seq": 4,
             "source": "trivore",
             "route": "user-to-crm",
-            "part": "field phone",
+            "part": "body.phone",
             "before": "1",
             "after": "2",
             "events": 4,

@@ -14,12 +14,9 @@ from tests.proofs.model.world import World
 @pytest.fixture
 def world(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Make every failure end its step. Else a missing safeguard, which the database notices, would only set items aside."""
-    for module, name in (
-        (bulkhead, "blames_items"),
-        (bulkhead, "is_wait_timeout"),
-        (claim, "is_wait_timeout"),
-    ):
-        monkeypatch.setattr(module, name, lambda _error: False)
+    for module in (bulkhead, claim):
+        for name in ("blames_items", "is_wait_timeout", "takes_too_long"):
+            monkeypatch.setattr(module, name, lambda _error: False)
     made = World(engine, database_url)
     yield made
     made.close()

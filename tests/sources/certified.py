@@ -22,8 +22,8 @@ from inbox.config.sources import Source, UrlTokenAuth
 from inbox.config.values import Secret, TopicArn
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.certificates import CertificateNeeded
 from inbox.sources.credentials import Verifier, verifier_of
+from inbox.sources.keys import CertificateNeeded
 from inbox.sources.presets.paypal import Transmission
 from inbox.sources.presets.sns import SignedMessage
 from tests.helpers.certificate_host import signing_key

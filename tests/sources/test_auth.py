@@ -154,4 +154,4 @@ def test_a_secret_that_is_not_there_stops_the_start_and_names_the_source() -> No
 
 def test_a_verifier_keeps_no_secret_that_could_be_shown() -> None:
     shown = SharedSecretProof(BearerAuth(secrets=[Secret("env:TOKEN")]), [(Secret("env:TOKEN"), "hunter2")])
-    assert "hunter2" not in repr(shown._secrets)
+    assert "hunter2" not in repr(shown._keys)

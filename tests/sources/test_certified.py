@@ -17,7 +17,7 @@ from inbox.config.values import Duration, Secret, TopicArn
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable
 from inbox.events.event import Event, dedup_key
 from inbox.sources import PRESETS, preset_of
-from inbox.sources.certificates import MOST_KEPT, CertificateUrl
+from inbox.sources.keys import MOST_KEPT, CertificateUrl
 from inbox.sources.normalize import events_of
 from inbox.sources.presets.sns import SignedMessage, _Message, _signed_text
 from tests.helpers.certificate_host import pem_of, signing_key

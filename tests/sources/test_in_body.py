@@ -18,7 +18,7 @@ from inbox.events.event import Identity, RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.base import Sample
 from inbox.sources.credentials import verifier_of
-from inbox.sources.in_body import MOST_PARTS
+from inbox.sources.signing import MOST_PARTS
 from tests.sources.presenting import NOW, a_request, a_secret, a_source, a_verifier, read, signed_sample, why_refused
 
 JSON = {"Content-Type": "application/json"}

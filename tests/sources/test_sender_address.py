@@ -13,7 +13,7 @@ from inbox.config.values import Network
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.receiver.app import endpoints_of
-from inbox.sources.sender import SentFrom
+from inbox.sources.credentials import SentFrom
 from tests.helpers.mistakes import mistake
 from tests.sources.presenting import NOW, why_refused
 

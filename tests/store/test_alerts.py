@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -13,18 +12,13 @@ from sqlalchemy.exc import OperationalError
 from inbox.config.model import Alerts
 from inbox.config.values import Duration
 from relay.delivery.alerts import Alert
-from relay.observe import Observer
 from relay.operations.asks import Selection
-from relay.steps import Steps as StepsOfARelay
 from relay.store import alert_conditions, alerts
 from relay.store.alert_conditions import Watch
 from relay.store.claim import claim_suspect
 from relay.store.database import Database
 from relay.store.nodes import heartbeat, start_node
 from tests.helpers.commanding import carry_out
-from tests.helpers.daemon import maintenance_of
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.storing import a_row, an_event
 
@@ -81,7 +75,7 @@ def test_a_death_that_comes_while_the_end_of_the_last_is_noticed_stays_alerted(
     steps.attempt(HOPELESS)
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
     with monkeypatch.context() as patched:
-        between_look_and_store(patched, "_store_ends_of_deaths", lambda: steps.attempt(HOPELESS))
+        between_look_and_store(patched, "_store", lambda: steps.attempt(HOPELESS))
         Watch().look(steps.database, CONFIG)
     assert listed(steps) == [("delivery_dead", "strict", True)]
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
@@ -100,42 +94,6 @@ def test_a_look_that_fails_keeps_no_alert_of_another_from_being_stored(
     with pytest.raises(OperationalError):
         Watch().look(steps.database, CONFIG)
     assert listed(steps) == [("step_failed", "reap", True), ("step_failed", "reap", False)]
-
-
-@ON_POSTGRES
-def test_looks_that_have_left_an_end_count_as_failing_until_it_is_stored(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(HOPELESS)
-    carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
-    own = StepsOfARelay(Observer())
-    steps.database.on_left = own.left
-    maintenance = maintenance_of(steps.database, CONFIG, Observer(), own)
-    with steps.database.write() as other:
-        other.lock_order(["strict"])
-        stand_still(other.connection)
-        for _ in range(3):
-            maintenance._next_at = 0.0
-            maintenance.run()
-            assert "look_at_conditions" in own.failing
-    steps.try_again()
-    maintenance._next_at = 0.0
-    maintenance.run()
-    assert "look_at_conditions" not in own.failing
-    assert listed(steps)[-1] == ("delivery_dead", "strict", False)
-
-
-def test_the_end_of_deaths_waits_for_nobody_on_another_route_and_locks_no_unknown_one(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]))
-    note(steps, *(Alert("delivery_dead", route, firing=True) for route in ("strict", "latest", "gone")))
-    with contextlib.ExitStack() as stack:
-        if steps.database.sql.is_postgres:
-            other = stack.enter_context(steps.database.write())
-            other.lock_order(["latest"])
-            stand_still(other.connection)
-        Watch().look(steps.database, CONFIG)
-    ended = {"gone", "strict"} | (set() if steps.database.sql.is_postgres else {"latest"})
-    assert {subject for _, subject, is_firing in listed(steps) if not is_firing} == ended
-    assert "gone" not in {row["route"] for row in steps.rows("SELECT route FROM route_lock")}
 
 
 def test_a_step_that_fails_again_while_its_recovery_is_noticed_stays_alerted(

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from inbox.db.dialect import is_wait_timeout
+from inbox.db.dialect import takes_too_long
 from inbox.db.leaves import LOCK_PAYLOADS
 from inbox.db.migrate import Role
 from relay.operations.asks import Selection
@@ -69,7 +69,7 @@ def test_who_waits_for_retention_does_not_have_the_order_lock(
         with pytest.raises(OperationalError) as raised:
             waiting.result()
     assert "payload_lock" in str(raised.value.statement)
-    assert not is_wait_timeout(raised.value), "smaller parts would wait as long, one after the other"
+    assert not takes_too_long(raised.value), "smaller parts would wait as long, one after the other"
     open_again(steps)
 
 

@@ -30,7 +30,6 @@ from relay.store import (
     last_hour,
     leases,
     leftovers,
-    locked_rows,
     overview,
     pull_in_deliveries,
     pull_in_times,
@@ -201,7 +200,7 @@ PARAMETERS: dict[str, Any] = {
             "decided",
             "counted",
             "keys",
-            "left_routes",
+            "resting",
             "known_routes",
             "known",
             "ahead",
@@ -265,10 +264,8 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
     "renew": leases._renew,
-    "still ours": leases._ours,
     "give back": leases._give_back,
-    "expired leases": partial(reap._expired_leases, are_left=False),
-    "expired leases of locked routes": partial(reap._expired_leases, are_left=True),
+    "expired leases": reap._expired_leases,
     "reap": reap._expired,
     "routes that are due later": pull_in_deliveries._routes_ahead,
     "due later": pull_in_deliveries._due_later,
@@ -277,10 +274,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "leases that last too long": lambda sql: pull_in_times._find(sql, pull_in_times._TIMES[0]),
     "leases that are shortened": lambda sql: pull_in_times._pull(sql, pull_in_times._TIMES[0]),
     "given deliveries": sequence._of_keys,
-    "given deliveries that wait for none": sequence._of_keys_before,
-    "locked rows of lanes": locked_rows._locked_rows,
     "received keys": sequence._received,
-    "received keys of some routes": sequence._received_of,
     "any received": sequence._any_received,
     "any dead on a route": lambda _: alert_conditions._ANY_DEAD,
     "oldest of a route": lambda _: alert_conditions._OLDEST,
@@ -308,7 +302,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "events that come late": coverage._of_late,
     "sweeps' events of the same change": coverage._swept,
     "listed that are missing": sweeps._missing,
-    "ids of known entities": lambda _: events._IDS,
     "next seqs": lambda _: examine._NEXT_SEQS,
     "events of a span": examine._events,
     "rows of a span": lambda sql: examine._rows(sql, locked=True),
@@ -415,9 +408,6 @@ def described(found: list[Node]) -> list[str]:
     ]
 
 
-ONLY_ON_POSTGRES = {"locked rows of lanes"}
-
-
 @pytest.mark.parametrize("name", STATEMENTS)
 @pytest.mark.parametrize("planned", PLANS)
 def test_on_postgres_it_reads_no_big_table_from_end_to_end(
@@ -439,7 +429,7 @@ PARTIAL = (
 """Indexes that hold nothing but what is asked for: to scan one is not to scan its table."""
 
 
-@pytest.mark.parametrize("name", [name for name in STATEMENTS if name not in ONLY_ON_POSTGRES])
+@pytest.mark.parametrize("name", STATEMENTS)
 @pytest.mark.parametrize("filled", [True, False])
 def test_on_sqlite_it_reads_no_big_table_from_end_to_end(
     big_sqlite: Engine, sqlite_database_url: str, name: str, filled: bool

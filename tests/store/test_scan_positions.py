@@ -49,7 +49,7 @@ def test_a_look_from_the_beginning_that_takes_long_is_made_less_often() -> None:
 
 def test_an_event_that_is_committed_far_behind_the_others_is_found_within_a_second(steps: Steps) -> None:
     monotonic = Monotonic()
-    steps.database.arrivals.floor = Floor(monotonic=monotonic)
+    steps.database.received = Floor(monotonic=monotonic)
     steps.do(arrived(50_000))
     assert any_received(steps.database, steps.policies)
     assert steps.sequence() == 1

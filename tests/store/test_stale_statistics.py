@@ -23,7 +23,6 @@ from relay.store import (
     lanes,
     leases,
     leftovers,
-    locked_rows,
     reap,
     record,
     sequence,
@@ -67,11 +66,6 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     "reap": (reap._expired(SQL), LEASED, {"keys": KEYS, "at": "2027-01-01 00:00:00.000000Z", "trusted": "[]"}),
     "move": (written.move(SQL), LEASED, {"moved": KEYS}),
     "end": (written.end(SQL), LEASED, {"ended": KEYS}),
-    "locked rows": (
-        locked_rows._locked_rows(SQL),
-        f"state = 'ready', {DUE}",
-        {"keys": KEYS, "lanes": LANES, "latest": LANES, "strict": "[]", "most": 2},
-    ),
     "received": (
         sequence._of_keys(SQL),
         "state = 'received'",

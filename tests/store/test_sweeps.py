@@ -13,7 +13,6 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
-from tenacity import wait_none
 
 from inbox.clock import SystemClock
 from inbox.db import intake
@@ -25,11 +24,10 @@ from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
 from relay.store import sweeps
 from relay.store.database import Database
-from relay.store.sweeps import SweepFindings
+from relay.store.sweeps import Listed, SweepFindings
 from relay.sweep import pages
 from relay.sweep import run as sweep_run
 from relay.sweep.run import CompiledSweep
-from relay.sync.cursor import Listed
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import Stopwatch, be_patient, stand_still
@@ -237,7 +235,7 @@ def test_a_key_that_another_has_not_committed_yet_is_waited_for_once(
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(
     sweeping: CompiledSweep, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "WAIT", wait_none())
+    monkeypatch.setattr(pages, "FIRST_WAIT_SECONDS", 0)
     directory.statuses = [200, 503, 429, 200, 503]
     assert (run(sweeping, engine).compared, directory.pages) == (10, 6 + 3)
     directory.statuses = [200, 503, 503, 503]

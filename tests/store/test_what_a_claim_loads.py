@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import is_wait_timeout
+from inbox.db.dialect import takes_too_long
 from relay.delivery.gates import GateKey
 from relay.delivery.outcome import Delivery
 from relay.store import claim as claims
@@ -108,7 +108,7 @@ def test_what_takes_the_database_too_long_stays_leased_and_the_others_are_delive
 
 
 def test_a_transaction_that_stood_idle_for_too_long_counts_as_held_up() -> None:
-    assert is_wait_timeout(DBAPIError("SELECT", {}, psycopg.errors.IdleInTransactionSessionTimeout("too long")))
+    assert takes_too_long(DBAPIError("SELECT", {}, psycopg.errors.IdleInTransactionSessionTimeout("too long")))
 
 
 def test_of_many_routes_only_those_with_something_due_cost_a_statement(

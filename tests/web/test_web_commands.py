@@ -42,18 +42,18 @@ def test_a_command_says_how_far_it_is(page: Page, steps: Steps) -> None:
 def test_a_command_is_stopped_by_name_and_goes_on(page: Page, steps: Steps) -> None:
     (number,) = ask(steps)
     assert "Stop</button>" in page.get(f"/commands/{number}").text
-    why = {"reason": " the wrong route "}
-    answer = page.post(f"/commands/{number}/stop", why)
+    why = {"command": number, "reason": " the wrong route "}
+    answer = page.post("/acts/stop", why)
     assert (answer.status_code, answer.headers["location"]) == (303, f"/commands/{number}")
     stopped = page.json(f"/commands/{number}.json")
     assert (stopped["state"], stopped["answer"]) == ("cancelled", "stopped by olga: the wrong route")
     assert "Continue</button>" in page.get(f"/commands/{number}").text
-    assert page.post(f"/commands/{number}/resume", why).status_code == 303
+    assert page.post("/acts/continue", why).status_code == 303
     assert page.json(f"/api/v1/commands/{number}")["state"] == "running"
-    again = page.post(f"/commands/{number}/resume", why)
+    again = page.post("/acts/continue", why)
     assert again.status_code == 409
     assert "only one that was stopped goes on" in again.text
-    assert 'value=" the wrong route "' in again.text
+    assert "> the wrong route </textarea>" in again.text
     rows = page.json("/commands.json")["rows"]
     assert [(row["kind"], row["asked_by"], row["reason"]) for row in rows[:2]] == [
         ("continue", "olga", "the wrong route"),
@@ -64,21 +64,21 @@ def test_a_command_is_stopped_by_name_and_goes_on(page: Page, steps: Steps) -> N
 @pytest.mark.parametrize("reason", ["", " ", "…", "?!", "x" * 2001])
 def test_a_stop_needs_a_reason(page: Page, steps: Steps, reason: str) -> None:
     (number,) = ask(steps)
-    assert page.post(f"/commands/{number}/stop", {"reason": reason}).status_code == 400
-    assert page.post(f"/api/v1/commands/{number}/stop", json={"reason": reason}).status_code == 400
+    assert page.post("/acts/stop", {"command": number, "reason": reason}).status_code == 400
+    assert page.post("/api/v1/acts/stop", json={"command": number, "reason": reason}).status_code == 400
     assert page.json(f"/commands/{number}.json")["state"] == "asked"
 
 
 def test_the_api_stops_what_is_there_and_open(page: Page, steps: Steps) -> None:
     (number,) = ask(steps)
-    order = {"reason": "the wrong route"}
-    for act in ("stop", "resume"):
-        answer = page.post(f"/api/v1/commands/{number}/{act}", json=order)
+    order = {"command": number, "reason": "the wrong route"}
+    for act in ("stop", "continue"):
+        answer = page.post(f"/api/v1/acts/{act}", json=order)
         assert (answer.status_code, answer.headers["location"]) == (202, f"/api/v1/commands/{number}")
     execution.work_on(steps.database, CONFIG, POLICIES, number)
-    ended = page.post(f"/api/v1/commands/{number}/stop", json=order)
+    ended = page.post("/api/v1/acts/stop", json=order)
     assert (ended.status_code, "has ended" in ended.json()["detail"]) == (409, True)
-    missing = page.post("/api/v1/commands/99/stop", json=order)
+    missing = page.post("/api/v1/acts/stop", json={**order, "command": 99})
     assert (missing.status_code, missing.json()["detail"]) == (404, "there is no command 99")
 
 
@@ -92,7 +92,7 @@ def test_viewers_see_no_buttons(page: Page, steps: Steps) -> None:
 def test_a_number_that_is_none_is_not_there(page: Page) -> None:
     for path in ("/commands/7", "/commands/x", "/commands/99999999999999999999"):
         assert page.get(path).status_code == 404, path
-    assert page.post("/commands/x/stop").status_code == 404
+    assert page.post("/acts/stop", {"command": 7, "reason": "x y"}).status_code == 404
 
 
 def test_hostile_texts_are_shown_harmless(page: Page, steps: Steps) -> None:

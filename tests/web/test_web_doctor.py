@@ -1,100 +1,41 @@
-"""The doctor: one run at a time, on request of an operator, whose report everybody sees for a minute."""
+"""The doctor: a look examines, and its report is shown to everybody for a minute."""
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Sequence
 
-from inbox.config.model import Config
+import pytest
+
 from inbox.doctor.run import ExaminationResult
-from inbox.examination import Finding, Installation
-from relay.web.doctor_runner import DoctorRunner
+from inbox.examination import Installation
+from relay.web.screens import doctor
 from tests.helpers.page import VIEWER, Page
-from tests.helpers.relaying import FakeClock, Monotonic, Steps
-from tests.helpers.waiting import until
-
-FINDING = Finding("no_relay", "critical", "no relay", "relay", "why", None, "relay run")
-RESULT = ExaminationResult("relay", "examined", None, 0.1, (FINDING,))
+from tests.helpers.relaying import Steps
 
 
-class Examiner:
-    """Counts runs; each lasts until it is let go."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-        self.go = threading.Event()
-        self.error: Exception | None = None
-
-    def __call__(self, _installation: Installation) -> list[ExaminationResult]:
-        self.runs += 1
-        assert self.go.wait(10)
-        if self.error is not None:
-            raise self.error
-        return [RESULT]
-
-
-def a_runner(examiner: Examiner, monotonic: Monotonic) -> DoctorRunner:
-    return DoctorRunner(Config(), FakeClock(), examiner, monotonic)
-
-
-def ended(runner: DoctorRunner) -> bool:
-    return runner.running_since is None
-
-
-def test_one_run_at_a_time_and_its_report_is_kept_for_a_minute() -> None:
-    examiner, monotonic = Examiner(), Monotonic()
-    runner = a_runner(examiner, monotonic)
-    assert runner.ask()
-    assert not runner.ask(), "one is under way"
-    assert runner.running_since is not None
-    examiner.go.set()
-    until(lambda: ended(runner), "the run ends")
-    assert runner.report is not None
-    assert runner.report.results == (RESULT,)
-    monotonic.seconds = 59
-    assert not runner.ask()
-    monotonic.seconds = 61
-    assert runner.ask()
-    until(lambda: ended(runner), "the run ends")
-    assert examiner.runs == 2
-
-
-def test_a_run_that_fails_says_so_and_can_be_repeated_at_once() -> None:
-    examiner, monotonic = Examiner(), Monotonic()
-    examiner.go.set()
-    examiner.error = ValueError("broken")
-    runner = a_runner(examiner, monotonic)
-    runner.ask()
-    until(lambda: ended(runner), "the run ends")
-    assert runner.report is not None
-    assert runner.report.error == "ValueError: broken"
-    examiner.error = None
-    assert runner.ask()
-    until(lambda: ended(runner), "the run ends")
-    assert runner.report.error is None
-
-
-def test_a_look_examines_nothing_and_an_operator_starts_a_run(page: Page, steps: Steps) -> None:
-    assert page.json("/doctor.json")["began_at"] is None
-    assert "Nothing has been examined" in page.get("/doctor").text
-    answer = page.post("/doctor/run")
-    assert (answer.status_code, answer.headers["Location"]) == (303, "/doctor")
-    until(lambda: page.json("/doctor.json")["began_at"] is not None, "there is a report")
+def test_a_look_examines_and_changes_nothing(page: Page, steps: Steps) -> None:
     found = page.json("/doctor.json")
     assert "no_relay" in [finding["kind"] for finding in found["findings"]]
     assert found["findings"][0]["level"] == "critical"
-    assert found["error"] is None
+    assert found["seconds"] > 0
     assert "relay run" in page.get("/doctor", VIEWER).text, "a viewer sees the report"
     assert steps.states() == []
 
 
-def test_a_viewer_starts_no_run(page: Page) -> None:
-    answer = page.post("/doctor/run", actor=VIEWER)
-    assert answer.status_code == 403
-    assert page.json("/doctor.json")["running_since"] is None
-    assert 'action="/doctor/run"' not in page.get("/doctor", VIEWER).text
+def test_a_report_is_kept_for_everybody_and_one_that_failed_is_not(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Installation] = []
 
+    def counted(installation: Installation, _examinations: Sequence[object]) -> list[ExaminationResult]:
+        runs.append(installation)
+        if len(runs) == 1:
+            raise ValueError("broken")
+        return []
 
-def test_a_program_hears_where_the_report_will_be(page: Page) -> None:
-    answer = page.post("/api/v1/doctor/run")
-    assert (answer.status_code, answer.headers["Location"]) == (202, "/api/v1/doctor")
-    until(lambda: page.json("/doctor.json")["began_at"] is not None, "there is a report")
+    monkeypatch.setattr(doctor, "run", counted)
+    assert page.get("/doctor").status_code == 500
+    first = page.json("/doctor.json")
+    assert page.json("/api/v1/doctor", VIEWER) == first
+    assert len(runs) == 2
+    monkeypatch.setattr(doctor, "KEPT_SECONDS", 0.0)
+    page.json("/doctor.json")
+    assert len(runs) == 3

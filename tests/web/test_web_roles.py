@@ -11,7 +11,6 @@ from sqlalchemy import Engine
 
 from inbox.config.values import DatabaseUrl
 from inbox.db import engine as engines
-from relay.web.acts.forms import ACTS
 from relay.web.query import segment
 from relay.web.screens import SCREENS
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
@@ -77,7 +76,7 @@ def test_every_screen_answers_to_both_roles(page: Page) -> None:
 
 def test_an_operator_plans_and_asks_for_every_act(page: Page, admin: Engine) -> None:
     """An error of rights would be a 500. Some acts have nothing to do here, or no meaning: they say so."""
-    for kind in ACTS:
+    for kind in SELECTIONS:
         assert page.get(f"/acts/{kind}", params=SELECTIONS[kind]).status_code in {200, 400}, kind
         order = {**SELECTIONS[kind], "reason": "a test"}
         assert page.post(f"/api/v1/acts/{kind}", json=order).status_code in {202, 400, 409}, kind
@@ -86,8 +85,8 @@ def test_an_operator_plans_and_asks_for_every_act(page: Page, admin: Engine) -> 
 
 
 def test_an_operator_stops_a_command_and_lets_it_go_on(page: Page, admin: Engine) -> None:
-    for step, state in (("stop", "cancelled"), ("resume", "running")):
-        assert page.post(f"/commands/1/{step}", {"reason": "the wrong route"}).status_code == 303
+    for step, state in (("stop", "cancelled"), ("continue", "running")):
+        assert page.post(f"/acts/{step}", {"command": 1, "reason": "the wrong route"}).status_code == 303
         assert rows(admin, "SELECT state FROM relay_command WHERE id = 1") == [{"state": state}]
 
 

@@ -16,21 +16,20 @@ rejected: whoever has a notification could move its fields, and make another eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 
 import msgspec
 
 from inbox.config.sources import Signature
-from inbox.errors import InvalidEvent
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
-from inbox.events.timestamps import rfc3339
-from inbox.sources import fields, in_body
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources import fields, signing
+from inbox.sources.base import Preset, PresetDocs, Sample, json_sample
 
 _LONGEST_CODE = 80
+_ITEM = "NotificationRequestItem"
 _REPORT = "REPORT_AVAILABLE"
 """The event code of a file: its `pspReference` is the file's name."""
 
@@ -54,7 +53,7 @@ class _AdyenItem(msgspec.Struct, frozen=True):
     success: str | bool | None = None
     additionalData: _Additional = _Additional()  # noqa: N815
 
-    def signed_part(self) -> in_body.SignedPart:
+    def signed_part(self) -> signing.SignedPart:
         """Return the signed fields and their signature, or none where a colon gives them a second reading."""
         success = str(self.success).lower() if isinstance(self.success, bool) else self.success
         before = (self.pspReference, self.originalReference, self.merchantAccountCode)
@@ -63,7 +62,7 @@ class _AdyenItem(msgspec.Struct, frozen=True):
         own = len(before)
         has_one_reading = not any(":" in each for each in (*values[:own], *values[own + 1 :]))
         content = ":".join(values).encode("utf-8", "surrogatepass")
-        return in_body.SignedPart(content, (self.additionalData.hmacSignature,) if has_one_reading else ())
+        return signing.SignedPart(content, (self.additionalData.hmacSignature,) if has_one_reading else ())
 
 
 class _Entry(msgspec.Struct):
@@ -77,7 +76,7 @@ class _Items(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Items)
 
 
-def signed_parts(body: bytes) -> list[in_body.SignedPart]:
+def signed_parts(body: bytes) -> list[signing.SignedPart]:
     """Return the signed fields and the signature of each notification; none where they can't be read.
 
     Of more notifications than may be signed, it returns one too many: strangers could send a million of them.
@@ -85,13 +84,13 @@ def signed_parts(body: bytes) -> list[in_body.SignedPart]:
     if strict_json.has_too_many_marks(body):
         return []
     try:
-        entries = _DECODER.decode(body).notificationItems[: in_body.MOST_PARTS + 1]
+        entries = _DECODER.decode(body).notificationItems[: signing.MOST_PARTS + 1]
         return [each.NotificationRequestItem.signed_part() for each in entries]
     except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8, a number too long
         return []
 
 
-SCHEME = in_body.Scheme(
+SCHEME = signing.Scheme(
     Signature(header="additionalData.hmacSignature", encoding="base64", key="hex"),
     signed_parts,
 )
@@ -103,56 +102,54 @@ def sign(sample: Sample, secret: str, _at: datetime) -> Sample:
     Raises:
         ConfigError: it has no notifications, or the secret is not hex.
     """
-    signatures = in_body.sign_parts(SCHEME, secret, sample.body)
+    signatures = signing.sign_parts(SCHEME, secret, sample.body)
     payload = msgspec.json.decode(sample.body)
     for each, signature in zip(payload["notificationItems"], signatures, strict=True):
         each["NotificationRequestItem"].setdefault("additionalData", {})["hmacSignature"] = signature
     return msgspec.structs.replace(sample, body=msgspec.json.encode(payload))
 
 
-def _event(raw: RawRequest, entry: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
-    item = entry.get("NotificationRequestItem")
-    if not isinstance(item, Mapping):
-        raise InvalidEvent("NotificationRequestItem must be an object", field="NotificationRequestItem")
+def _event(raw: RawRequest, entry: Mapping[str, object]) -> Identity:
+    item = fields.object_field(entry, _ITEM)
     code = fields.text_field(item, "eventCode", _LONGEST_CODE)
     reference = fields.text_field(item, "pspReference", fields.LONGEST_ID)
     failed = item.get("success") in ("false", False)
     is_new = code == _REPORT or (code == "AUTHORISATION" and not failed)
     original = fields.entity_id(item.get("originalReference"))
-    kind, identifier = fields.entity("report" if code == _REPORT else "payment", original or reference)
     return Identity(
-        entity_type=kind,
-        entity_id=identifier,
+        *fields.entity("report" if code == _REPORT else "payment", original or reference),
         event_type=f"{code}.failed" if failed else code,
         action="create" if is_new else "update",
         occurred_ns=fields.time_field(item, "eventDate", raw.received_at),
-        key_parts=fields.key_of(item, dedup, reference, code, "false" if failed else "true"),
+        key_parts=(reference, code, "false" if failed else "true"),
         event_id=reference,
-        part=part,
     )
-
-
-def sample(_kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make one notification of a payment."""
-    item = {
-        "additionalData": {},
-        "amount": {"currency": "EUR", "value": 1000},
-        "eventCode": event_type,
-        "eventDate": rfc3339(at),
-        "merchantAccountCode": "Sample",
-        "merchantReference": "sample",
-        "originalReference": identifier,
-        "pspReference": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
-        "success": "true",
-    }
-    return Sample(msgspec.json.encode({"live": "false", "notificationItems": [{"NotificationRequestItem": item}]}))
 
 
 PRESET = Preset(
     name="adyen",
-    read=fields.reader_of_list(_event, "notificationItems"),
-    sample=sample,
-    prover=partial(in_body.InBodyProof, SCHEME),
+    read=fields.reader_of_list(_event, "notificationItems", inner=_ITEM),
+    sample=json_sample(
+        {
+            "live": "false",
+            "notificationItems": [
+                {
+                    "NotificationRequestItem": {
+                        "additionalData": {},
+                        "amount": {"currency": "EUR", "value": 1000},
+                        "eventCode": "{type}",
+                        "eventDate": "{time}",
+                        "merchantAccountCode": "Sample",
+                        "merchantReference": "sample",
+                        "originalReference": "{id}",
+                        "pspReference": "{unique}",
+                        "success": "true",
+                    }
+                }
+            ],
+        }
+    ),
+    prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,
     acknowledgement=("text/plain; charset=utf-8", b"[accepted]"),
     docs=PresetDocs(

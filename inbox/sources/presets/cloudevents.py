@@ -15,17 +15,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from urllib.parse import unquote_to_bytes
-
-import msgspec
 
 from inbox.errors import InvalidEvent, UnsupportedType
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
-from inbox.events.timestamps import rfc3339
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, json_sample
 
 STRUCTURED, BATCHED = "application/cloudevents+json", "application/cloudevents-batch+json"
 _ORIGIN, _RATE = "webhook-request-origin", "webhook-request-rate"
@@ -44,7 +40,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         UnsupportedType: none of the three modes.
     """
     if raw.content_type == STRUCTURED:
-        return (_event(raw, fields.json_object(raw.body), dedup, None),)
+        return (_event(raw, fields.json_object(raw.body), dedup),)
     if raw.content_type == BATCHED:
         batch = strict_json.parse(raw.body)
         if not isinstance(batch, list) or len(batch) > fields.MOST_EVENTS:
@@ -57,10 +53,10 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             f"send the body as {STRUCTURED} or {BATCHED}, or the attributes in ce-… headers", field="content-type"
         )
     attributes = {name: _decoded(raw, name) for name in _ATTRIBUTES if f"ce-{name}" in raw.headers}
-    return (_event(raw, attributes, dedup, None),)
+    return (_event(raw, attributes, dedup),)
 
 
-def _event(raw: RawRequest, attributes: object, dedup: Sequence[str] | None, part: bytes | None) -> Identity:
+def _event(raw: RawRequest, attributes: object, dedup: Sequence[str] | None, part: bytes | None = None) -> Identity:
     if not isinstance(attributes, Mapping):
         raise InvalidEvent("an event of the batch is no object", field="body")
     if attributes.get("specversion") != "1.0":
@@ -69,19 +65,17 @@ def _event(raw: RawRequest, attributes: object, dedup: Sequence[str] | None, par
     source = fields.text_field(attributes, "source", _LONGEST_SOURCE)
     event_type = fields.text_field(attributes, "type", fields.LONGEST_TYPE)
     things, _, word = event_type.rpartition(".")
-    kind, identifier = fields.entity_type(things), fields.entity_id(attributes.get("subject"))
     timed = attributes.get("time") is not None
-    return Identity(
-        entity_type=kind if identifier else None,
-        entity_id=identifier if kind else None,
+    identity = Identity(
+        *fields.entity(things, attributes.get("subject")),
         event_type=event_type,
         action=fields.action_of(word),
         occurred_ns=fields.time_field(attributes, "time", raw.received_at) if timed else fields.arrival(raw),
-        key_parts=fields.key_of(attributes, dedup, source, event_id),
+        key_parts=(source, event_id),
         event_id=event_id,
-        part=part,
         part_type=STRUCTURED if part is not None else None,
     )
+    return fields.keyed(identity, attributes, dedup, part)
 
 
 def _decoded(raw: RawRequest, attribute: str) -> str:
@@ -106,24 +100,21 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse:
     return HandshakeResponse(200, headers)
 
 
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make a structured event; `kind` stands before a type that has no dot."""
-    event = {
-        "specversion": "1.0",
-        "id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
-        "source": "urn:inbox-relay:sample",
-        "type": event_type if "." in event_type else f"{kind}.{event_type}",
-        "subject": identifier,
-        "time": rfc3339(at, "milliseconds"),
-    }
-    return Sample(msgspec.json.encode(event), {"Content-Type": STRUCTURED})
-
-
 PRESET = Preset(
     name="cloudevents",
     read=read,
     has_own_time=True,
-    sample=sample,
+    sample=json_sample(
+        {
+            "specversion": "1.0",
+            "id": "{unique}",
+            "source": "urn:inbox-relay:sample",
+            "type": "{dotted}",
+            "subject": "{id}",
+            "time": "{time}",
+        },
+        {"Content-Type": STRUCTURED},
+    ),
     media_types=frozenset(),
     kept_headers=frozenset(f"ce-{name}" for name in _ATTRIBUTES),
     status=202,
@@ -138,7 +129,6 @@ PRESET = Preset(
         title="CloudEvents",
         event_id="`id`",
         entity="the type up to its last dot, and `subject`",
-        event_type="`type`",
         time="`time`, else of arrival",
         same_event="`source` and `id`",
         sends="as its sender does; gets a 202",

@@ -12,47 +12,29 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from datetime import datetime
-
-import msgspec
+from collections.abc import Mapping
 
 from inbox.config.sources import Signature
-from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
-from inbox.events.timestamps import rfc3339
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, json_sample
 
 _WITHOUT_OFFSET = re.compile(r"[0-9-]{10}T[0-9:.]+")
 _PING = 0
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a body.
-
-    Raises:
-        Unreadable: the body is not strict JSON.
-        InvalidEvent: there is no `event`, or its `type` or `timestamp` is missing or wrong.
-    """
-    payload = fields.json_object(raw.body)
-    event = payload.get("event")
-    if not isinstance(event, dict):
-        raise InvalidEvent("event is missing", field="event")
-    event_type = fields.text_field(event, "type", fields.LONGEST_TYPE)
-    if isinstance(event.get("timestamp"), str) and _WITHOUT_OFFSET.fullmatch(event["timestamp"]):
-        event = {**event, "timestamp": f"{event['timestamp']}Z"}
-    kind, identifier = _entity(event_type, event.get("data"))
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier,
-            event_type=event_type,
-            action=fields.action_of(event_type.rpartition("_")[2]),
-            occurred_ns=fields.time_field(event, "timestamp", raw.received_at),
-            key_parts=fields.key_of(payload, dedup, hashlib.sha256(raw.body).hexdigest()),
-            key_has_time=dedup is None,
-        ),
+def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
+    event = fields.object_field(payload, "event")
+    event_type, at = fields.text_field(event, "type", fields.LONGEST_TYPE), event.get("timestamp")
+    if isinstance(at, str) and _WITHOUT_OFFSET.fullmatch(at):
+        event = {**event, "timestamp": f"{at}Z"}
+    return Identity(
+        *_entity(event_type, event.get("data")),
+        event_type=event_type,
+        action=fields.action_of(event_type.rpartition("_")[2]),
+        occurred_ns=fields.time_field(event, "timestamp", raw.received_at),
+        key_parts=(hashlib.sha256(raw.body).hexdigest(),),
+        key_has_time=True,
     )
 
 
@@ -72,17 +54,13 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
     return HandshakeResponse(204)
 
 
-def sample(_kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make an event about a user."""
-    event = {"type": event_type, "timestamp": rfc3339(at, "milliseconds"), "data": {"user": {"id": identifier}}}
-    return Sample(msgspec.json.encode({"version": 1, "application_id": "1", "type": 1, "event": event}))
-
-
 PRESET = Preset(
     name="discord",
-    read=read,
+    read=fields.reader_of_object(_event),
     has_own_time=True,
-    sample=sample,
+    sample=json_sample(
+        {"type": 1, "event": {"type": "{type}", "timestamp": "{time}", "data": {"user": {"id": "{id}"}}}}
+    ),
     signatures=(
         Signature(
             header="X-Signature-Ed25519",

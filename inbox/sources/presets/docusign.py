@@ -11,16 +11,12 @@ about neither an envelope nor a template, such as one of Click, has its body as 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-
-import msgspec
+from collections.abc import Mapping
 
 from inbox.config.sources import Signature
 from inbox.events.event import Action, Identity, RawRequest
-from inbox.events.timestamps import rfc3339
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, PresetDocs, json_sample
 
 _ACTIONS: Mapping[str, Action] = {
     "envelope-created": "create",
@@ -31,52 +27,30 @@ _ACTIONS: Mapping[str, Action] = {
 }
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a body.
-
-    Raises:
-        Unreadable: the body is not strict JSON.
-        InvalidEvent: `event` or `generatedDateTime` is missing or wrong.
-    """
-    payload = fields.json_object(raw.body)
-    event_type = fields.text_field(payload, "event", fields.LONGEST_TYPE)
-    data = payload.get("data")
+def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+    event_type = fields.text_field(event, "event", fields.LONGEST_TYPE)
+    data = event.get("data")
     kind, identifier = fields.entity("envelope", fields.member(data, "envelopeId"))
     if kind is None:
         kind, identifier = fields.entity("template", fields.member(data, "templateId"))
     about = identifier or hashlib.sha256(raw.body).hexdigest()
-    recipient = fields.entity_id(fields.member(data, "recipientId")) or ""
     known = event_type.startswith(("envelope-", "recipient-", "template-"))
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier,
-            event_type=event_type,
-            action=_ACTIONS.get(event_type, "update" if known else "other"),
-            occurred_ns=fields.time_field(payload, "generatedDateTime", raw.received_at),
-            key_parts=fields.key_of(payload, dedup, event_type, about, recipient),
-            key_has_time=dedup is None,
-        ),
+    return Identity(
+        kind,
+        identifier,
+        event_type=event_type,
+        action=_ACTIONS.get(event_type, "update" if known else "other"),
+        occurred_ns=fields.time_field(event, "generatedDateTime", raw.received_at),
+        key_parts=(event_type, about, fields.entity_id(fields.member(data, "recipientId")) or ""),
+        key_has_time=True,
     )
-
-
-def sample(_kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make a message about an envelope."""
-    event = {
-        "event": event_type,
-        "apiVersion": "v2.1",
-        "retryCount": 0,
-        "generatedDateTime": rfc3339(at, "milliseconds"),
-        "data": {"envelopeId": identifier},
-    }
-    return Sample(msgspec.json.encode(event))
 
 
 PRESET = Preset(
     name="docusign",
-    read=read,
+    read=fields.reader_of_object(_event),
     has_own_time=True,
-    sample=sample,
+    sample=json_sample({"event": "{type}", "generatedDateTime": "{time}", "data": {"envelopeId": "{id}"}}),
     signatures=(Signature(header="X-DocuSign-Signature-1", encoding="base64"),),
     max_body=16 * 1024 * 1024,  # none is documented; documents may be in it
     docs=PresetDocs(

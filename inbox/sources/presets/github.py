@@ -15,7 +15,7 @@ covers the form, which may be nearly three times as large: choose `application/j
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -52,43 +52,27 @@ _ENTITIES: Mapping[str, tuple[str, str]] = {
 Counted over the 249 example payloads of https://github.com/octokit/webhooks.
 """
 
-_ROUND_ABOUT = ("repository", "organization", "installation")
+_ROUND_ABOUT = tuple((each, each) for each in ("repository", "organization", "installation"))
 """Objects that an event without an object of its own is about, such as a push."""
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a delivery.
-
-    Raises:
-        Unreadable: the body is not strict JSON.
-        InvalidEvent: a header is missing.
-    """
-    payload = fields.json_object(fields.form_payload(raw.body) if raw.content_type == fields.FORM else raw.body)
+def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     event = fields.header_field(raw, _EVENT, _LONGEST_NAME)
-    delivery = fields.header_field(raw, _DELIVERY, fields.LONGEST_ID)
     word = payload.get("action")
     word = word if isinstance(word, str) and word and len(word) <= _LONGEST_NAME and word.isascii() else ""
-    kind, identifier = _entity(event, payload)
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier,
-            event_type=fields.entity_type(f"{event}.{word}" if word else event) or event,
-            action=fields.action_of(word),
-            occurred_ns=fields.arrival(raw),
-            key_parts=fields.key_of(payload, dedup, delivery),
-            event_id=delivery,
-        ),
+    return Identity(
+        *_entity(event, payload),
+        event_type=fields.entity_type(f"{event}.{word}" if word else event) or event,
+        action=fields.action_of(word),
+        occurred_ns=fields.arrival(raw),
+        event_id=fields.header_field(raw, _DELIVERY, fields.LONGEST_ID),
     )
 
 
-def _entity(event: str, payload: Mapping[str, object]) -> tuple[str | None, str | None]:
+def _entity(event: str, payload: Mapping[str, object]) -> fields.Entity:
     kind, place = _ENTITIES.get(event, (event, event))
-    for name, where in ((kind, place), *((each, each) for each in _ROUND_ABOUT)):
-        identifier = fields.entity_id(fields.member(payload, where, "id"))
-        if identifier is not None:
-            return name, identifier
-    return None, None
+    found = ((name, fields.member(payload, where, "id")) for name, where in ((kind, place), *_ROUND_ABOUT))
+    return fields.first_entity(found)
 
 
 def sample(_kind: str, identifier: str, event_type: str, _at: datetime) -> Sample:
@@ -102,7 +86,7 @@ def sample(_kind: str, identifier: str, event_type: str, _at: datetime) -> Sampl
 
 PRESET = Preset(
     name="github",
-    read=read,
+    read=fields.reader_of_object(_event),
     sample=sample,
     signatures=(Signature(header="X-Hub-Signature-256", prefix="sha256="),),
     media_types=frozenset({"application/json", fields.FORM}),
@@ -113,8 +97,6 @@ PRESET = Preset(
         event_id="header `X-GitHub-Delivery`",
         entity="the object that the event is named after, by its `id`; else the repository, organization or installation",
         event_type="header `X-GitHub-Event`, with the payload's `action` behind a dot: `issues.opened`",
-        time="of arrival",
-        same_event="the id",
         sends="once: redeliver by hand or by the API within three days; wants a 2xx within 10 s",
         shown_at="the field Secret of the hook: Settings, Webhooks, of the repository, organisation or app",
     ),

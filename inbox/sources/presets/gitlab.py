@@ -10,7 +10,7 @@ body has to tell, within five minutes. `X-Gitlab-Event-UUID` is shared by all we
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -34,49 +34,36 @@ _ACTIONS: Mapping[str, Action] = {
 }
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a body.
-
-    Raises:
-        Unreadable: the body is not strict JSON.
-        InvalidEvent: the kind of the event is missing, or an id is wrong.
-    """
-    payload = fields.json_object(raw.body)
+def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     id_header = next((name for name in (_MESSAGE, _KEY) if name in raw.headers), None)  # the first one is signed
     delivery = fields.header_field(raw, id_header, fields.LONGEST_ID) if id_header else None
     name = fields.text_field(payload, "object_kind" if "object_kind" in payload else "event_name", fields.LONGEST_TYPE)
     word = fields.member(payload, "object_attributes", "action") or payload.get("action")
     event_type = (fields.entity_type(f"{name}.{word}") if isinstance(word, str) else None) or name
-    kind, identifier = _entity(name, payload)
     last = event_type.replace("_", ".").rpartition(".")[2]
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier,
-            event_type=event_type,
-            action=_ACTIONS.get(last, fields.action_of(last)),
-            occurred_ns=fields.arrival(raw),
-            key_parts=fields.key_of(payload, dedup, *((delivery,) if delivery else fields.content_key(raw, raw.body))),
-            event_id=delivery,
-        ),
+    return Identity(
+        *_entity(name, payload),
+        event_type=event_type,
+        action=_ACTIONS.get(last, fields.action_of(last)),
+        occurred_ns=fields.arrival(raw),
+        key_parts=() if delivery else fields.content_key(raw, raw.body),
+        event_id=delivery,
     )
 
 
-def _entity(name: str, payload: Mapping[str, object]) -> tuple[str | None, str | None]:
+def _entity(name: str, payload: Mapping[str, object]) -> fields.Entity:
     """Return the object of the event; of a system hook such as `user_create` the user; else the project."""
     thing = name.partition("_")[0]
-    for kind, value in (
-        (name, fields.member(payload, "object_attributes", "id")),
-        (name if "object_kind" in payload else thing, payload.get("id")),
-        (thing, payload.get(f"{thing}_id")),
-        ("project", payload.get("project_id")),
-        ("project", fields.member(payload, "project", "id")),
-        ("group", payload.get("group_id")),
-    ):
-        identifier = fields.entity_id(value)
-        if identifier is not None:
-            return kind, identifier
-    return None, None
+    return fields.first_entity(
+        (
+            (name, fields.member(payload, "object_attributes", "id")),
+            (name if "object_kind" in payload else thing, payload.get("id")),
+            (thing, payload.get(f"{thing}_id")),
+            ("project", payload.get("project_id")),
+            ("project", fields.member(payload, "project", "id")),
+            ("group", payload.get("group_id")),
+        )
+    )
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
@@ -91,7 +78,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 PRESET = Preset(
     name="gitlab",
-    read=read,
+    read=fields.reader_of_object(_event),
     sample=sample,
     signatures=(standard_webhooks.signature("webhook"),),
     may_be_unsigned=True,
@@ -105,7 +92,6 @@ auth = { kind = "header", name = "X-Gitlab-Token", secrets = ["env:{variable}"] 
         event_id="header `webhook-id` (which is signed), else `Idempotency-Key`; before GitLab 17.4 none",
         entity="`object_attributes.id`; of a system hook such as `user_create` its `user_id`; else the project or group",
         event_type="`object_kind` (of a system hook `event_name`), with the `action` behind a dot: `issue.open`",
-        time="of arrival",
         same_event="the id, else the body within five minutes",
         sends="not again by itself, and disables a hook that fails; wants a 2xx within 10 s",
         shown_at="the signing token or the secret token of the hook: Settings, Webhooks, of the project or group",

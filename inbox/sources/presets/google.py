@@ -12,13 +12,13 @@ channel expires is part of the key; it is the same in all its messages.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 
 from inbox.events import strict_json
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, PresetDocs, json_sample
 
+_LONGEST_NUMBER = 20
 _CHANNEL, _NUMBER, _STATE, _RESOURCE = (
     f"x-goog-{name}" for name in ("channel-id", "message-number", "resource-state", "resource-id")
 )
@@ -39,50 +39,34 @@ _ACTIONS: Mapping[str, Action] = {
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a request.
-
-    Raises:
-        Unreadable: there is a body, and it is not strict JSON.
-        InvalidEvent: a header is missing or wrong.
-    """
+    """Return the one event of a request: see `Read`. Most bodies are empty."""
+    payload = strict_json.parse(raw.body) if raw.body.strip() else None
+    expires = fields.entity_id(fields.printable(raw.headers.get(_EXPIRES, "")))
     channel = fields.header_field(raw, _CHANNEL, fields.LONGEST_ID)
     number = fields.header_field(raw, _NUMBER, _LONGEST_NUMBER)
     state = fields.header_field(raw, _STATE, fields.LONGEST_TYPE)
-    expires = fields.entity_id(fields.printable(raw.headers.get(_EXPIRES, "")))
-    payload = strict_json.parse(raw.body) if raw.body.strip() else {}
-    kind, identifier = fields.entity("resource", fields.printable(raw.headers.get(_RESOURCE, "")))
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier,
-            event_type=state,
-            action=_ACTIONS.get(state, "other"),
-            occurred_ns=fields.arrival(raw),
-            key_parts=fields.key_of(
-                payload if isinstance(payload, Mapping) else {}, dedup, channel, number, *([expires] if expires else [])
-            ),
-        ),
+    identity = Identity(
+        *fields.entity("resource", fields.printable(raw.headers.get(_RESOURCE, ""))),
+        event_type=state,
+        action=_ACTIONS.get(state, "other"),
+        occurred_ns=fields.arrival(raw),
+        key_parts=(channel, number, *([expires] if expires else [])),
     )
-
-
-_LONGEST_NUMBER = 20
-
-
-def sample(_kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make a message about a resource; the number is the time."""
-    headers = {
-        "X-Goog-Channel-ID": "sample",
-        "X-Goog-Message-Number": f"{at:%Y%m%d%H%M%S}",
-        "X-Goog-Resource-State": event_type,
-        "X-Goog-Resource-ID": identifier,
-    }
-    return Sample(b"{}", headers)
+    return (fields.keyed(identity, payload if isinstance(payload, Mapping) else {}, dedup),)
 
 
 PRESET = Preset(
     name="google",
     read=read,
-    sample=sample,
+    sample=json_sample(
+        {},
+        {
+            "X-Goog-Channel-ID": "sample",
+            "X-Goog-Message-Number": "{s}",
+            "X-Goog-Resource-State": "{type}",
+            "X-Goog-Resource-ID": "{id}",
+        },
+    ),
     media_types=frozenset(),
     kept_headers=frozenset({_CHANNEL, _NUMBER, _STATE, _RESOURCE, "x-goog-changed", _EXPIRES, "x-goog-resource-uri"}),
     starter='auth = { kind = "header", name = "X-Goog-Channel-Token", secrets = ["env:{variable}"] }',
@@ -90,7 +74,6 @@ PRESET = Preset(
         title="Google Workspace (push channels)",
         entity="the `resource` by the header `X-Goog-Resource-ID`",
         event_type="header `X-Goog-Resource-State`",
-        time="of arrival",
         same_event="the headers `X-Goog-Channel-ID`, `X-Goog-Channel-Expiration` and `X-Goog-Message-Number`",
         sends="again after a 500, 502, 503 or 504; wants a 200, 201, 202, 204 or 102",
         shown_at="the token with which you created the channel",

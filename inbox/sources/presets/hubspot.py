@@ -11,16 +11,12 @@ does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-
-import msgspec
+from collections.abc import Mapping
 
 from inbox.config.sources import Signature
 from inbox.events.event import Action, Identity, RawRequest
-from inbox.events.timestamps import to_nanoseconds
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, PresetDocs, json_sample
 
 _ACTIONS: Mapping[str, Action] = {
     "associationChange": "update",
@@ -35,45 +31,30 @@ _KEY = ("subscriptionId", "portalId", "objectId", "fromObjectId", "toObjectId", 
 """Members that tell two events apart besides time and id. None of them differs in a retry."""
 
 
-def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
+def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
     event_type = fields.text_field(event, "subscriptionType", fields.LONGEST_TYPE)
     number = fields.dedup_part(event, "eventId")
-    more = (fields.entity_id(event.get(name)) or "" for name in _KEY)
     things, _, word = event_type.partition(".")
     # `object.creation` is of the type that objectTypeId names, such as 0-1
     kind = event.get("objectTypeId", things) if things == "object" else things
-    kind, identifier = fields.entity(kind, event.get("objectId", event.get("fromObjectId")))
     return Identity(
-        entity_type=kind,
-        entity_id=identifier,
+        *fields.entity(kind, event.get("objectId", event.get("fromObjectId"))),
         event_type=event_type,
         action=_ACTIONS.get(word, "other"),
         occurred_ns=fields.epoch_field(event, "occurredAt", raw.received_at, per_second=1000),
-        key_parts=fields.key_of(event, dedup, number, *more),
-        key_has_time=dedup is None,
+        key_parts=(number, *(fields.entity_id(event.get(name)) or "" for name in _KEY)),
+        key_has_time=True,
         event_id=fields.entity_id(number),
-        part=part,
     )
-
-
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make a request with one event; `kind` stands before a type that has no dot."""
-    event = {
-        "eventId": to_nanoseconds(at) // 1_000_000_000,
-        "subscriptionId": 1,
-        "subscriptionType": event_type if "." in event_type else f"{kind}.{event_type}",
-        "objectId": int(identifier) if identifier.isdigit() else identifier,
-        "occurredAt": to_nanoseconds(at) // 1_000_000,
-        "attemptNumber": 0,
-    }
-    return Sample(msgspec.json.encode([event]))
 
 
 PRESET = Preset(
     name="hubspot",
     read=fields.reader_of_list(_event),
     has_own_time=True,
-    sample=sample,
+    sample=json_sample(
+        [{"eventId": "{s}", "subscriptionType": "{dotted}", "objectId": "{number}", "occurredAt": "{ms}"}]
+    ),
     signatures=(
         Signature(
             header="X-HubSpot-Signature-v3",

@@ -7,7 +7,7 @@ Webhooks that an app has registered are not signed so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -23,30 +23,19 @@ _MEMBERS: Mapping[str, str] = {"issuelink": "issueLink"}
 """Member of the payload for a kind of thing, where it is not named after it."""
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a body.
-
-    Raises:
-        Unreadable: the body is not strict JSON.
-        InvalidEvent: `webhookEvent` or `timestamp` is missing or wrong.
-    """
-    payload = fields.json_object(raw.body)
+def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     event_type = fields.text_field(payload, "webhookEvent", fields.LONGEST_TYPE)
     things, _, word = event_type.removeprefix("jira:").partition("_")
     thing = payload.get(_MEMBERS.get(things, things))
     identifier = fields.member(thing, "id")
-    kind, identifier_ = fields.entity(things, fields.member(thing, "accountId") if identifier is None else identifier)
     sent = fields.header_field(raw, _ID, fields.LONGEST_ID) if _ID in raw.headers else None
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier_,
-            event_type=event_type,
-            action=fields.action_of(word),
-            occurred_ns=fields.epoch_field(payload, "timestamp", raw.received_at, per_second=1000),
-            key_parts=fields.key_of(payload, dedup, *([sent] if sent else fields.content_key(raw, raw.body))),
-            event_id=sent,
-        ),
+    return Identity(
+        *fields.entity(things, fields.member(thing, "accountId") if identifier is None else identifier),
+        event_type=event_type,
+        action=fields.action_of(word),
+        occurred_ns=fields.epoch_field(payload, "timestamp", raw.received_at, per_second=1000),
+        key_parts=() if sent else fields.content_key(raw, raw.body),
+        event_id=sent,
     )
 
 
@@ -63,7 +52,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 PRESET = Preset(
     name="jira",
-    read=read,
+    read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=sample,
     signatures=(Signature(header="X-Hub-Signature", prefix="sha256="),),

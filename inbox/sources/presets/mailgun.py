@@ -13,23 +13,20 @@ It is not documented whether a retry is signed anew, and there are retries for e
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 
 import msgspec
 
 from inbox.config.sources import Signature
-from inbox.config.values import Duration
-from inbox.errors import ConfigError, InvalidEvent, RequestError
+from inbox.errors import ConfigError, RequestError
 from inbox.events.event import Identity, RawRequest
-from inbox.events.timestamps import to_nanoseconds
-from inbox.sources import fields, in_body
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources import fields, signing
+from inbox.sources.base import Preset, PresetDocs, Sample, json_sample
 
 _RETRIED_SECONDS = 9 * 3600
-_TOKEN_CHARACTERS = 50
+_INNER = "event-data"
 
 
 class _Proof(msgspec.Struct):
@@ -46,7 +43,7 @@ class _Webhook(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Webhook)
 
 
-def signed_parts(body: bytes) -> list[in_body.SignedPart]:
+def signed_parts(body: bytes) -> list[signing.SignedPart]:
     """Return the time and the token with their signatures; none where they can't be read."""
     try:
         proof = _DECODER.decode(body).signature
@@ -54,12 +51,10 @@ def signed_parts(body: bytes) -> list[in_body.SignedPart]:
         token = proof.token.encode("utf-8", "surrogatepass")
     except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8, a number too long
         return []
-    return [in_body.SignedPart(at + token, (proof.signature, proof.parent), at)] if token else []
+    return [signing.SignedPart(at + token, (proof.signature, proof.parent), at)] if token else []
 
 
-SCHEME = in_body.Scheme(
-    Signature(header="signature.signature", tolerance=Duration(_RETRIED_SECONDS)), signed_parts, timed=True
-)
+SCHEME = signing.Scheme(Signature(header="signature.signature"), signed_parts, tolerance=_RETRIED_SECONDS)
 
 
 def sign(sample: Sample, secret: str, at: datetime) -> Sample:
@@ -73,62 +68,42 @@ def sign(sample: Sample, secret: str, at: datetime) -> Sample:
     except RequestError as error:
         raise ConfigError(f"the body can't be signed: {error.detail}") from None
     proof = {"timestamp": str(int(at.timestamp())), "token": fields.member(payload, "signature", "token")}
-    (signature,) = in_body.sign_parts(SCHEME, secret, msgspec.json.encode({"signature": proof}))
+    (signature,) = signing.sign_parts(SCHEME, secret, msgspec.json.encode({"signature": proof}))
     return msgspec.structs.replace(
         sample, body=msgspec.json.encode({**payload, "signature": {**proof, "signature": signature}})
     )
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a body.
-
-    Raises:
-        Unreadable: the body is not strict JSON.
-        InvalidEvent: `event-data` is no object, or what makes it an event is missing or wrong.
-    """
-    payload = fields.json_object(raw.body)
-    event = payload.get("event-data")
-    if not isinstance(event, dict):
-        raise InvalidEvent("event-data must be an object", field="event-data")
+def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
+    event, signature = fields.object_field(payload, _INNER), payload.get("signature")
     word = fields.text_field(event, "event", fields.LONGEST_WORD)
     severity = event.get("severity")
-    kind, identifier = fields.entity("message", fields.member(event, "message", "headers", "message-id"))
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier,
-            event_type=fields.entity_type(f"{word}.{severity}" if isinstance(severity, str) else word) or word,
-            action="create" if word == "accepted" else "update",
-            occurred_ns=fields.epoch_field(event, "timestamp", raw.received_at),
-            key_parts=fields.key_of(event, dedup, _token(payload)),
-            event_id=fields.entity_id(event.get("id")),
-        ),
+    token = fields.text_field(signature if isinstance(signature, dict) else {}, "token", fields.LONGEST_ID)
+    return Identity(
+        *fields.entity("message", fields.member(event, "message", "headers", "message-id")),
+        event_type=fields.entity_type(f"{word}.{severity}" if isinstance(severity, str) else word) or word,
+        action="create" if word == "accepted" else "update",
+        occurred_ns=fields.epoch_field(event, "timestamp", raw.received_at),
+        key_parts=(token,),
+        event_id=fields.entity_id(event.get("id")),
     )
-
-
-def _token(payload: dict[str, object]) -> str:
-    signature = payload.get("signature")
-    return fields.text_field(signature if isinstance(signature, dict) else {}, "token", fields.LONGEST_ID)
-
-
-def sample(_kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make an event of a message."""
-    unique = f"{identifier}-{event_type}-{at:%Y%m%d%H%M%S}"
-    event = {
-        "event": event_type,
-        "id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
-        "message": {"headers": {"message-id": identifier}},
-        "timestamp": to_nanoseconds(at) / 1e9,
-    }
-    token = hashlib.sha256(unique.encode()).hexdigest()[:_TOKEN_CHARACTERS]
-    return Sample(msgspec.json.encode({"signature": {"token": token}, "event-data": event}))
 
 
 PRESET = Preset(
     name="mailgun",
-    read=read,
-    sample=sample,
-    prover=partial(in_body.InBodyProof, SCHEME),
+    read=fields.reader_of_object(_event, _INNER),
+    sample=json_sample(
+        {
+            "signature": {"token": "{unique}-{type}"},
+            "event-data": {
+                "event": "{type}",
+                "id": "{unique}",
+                "message": {"headers": {"message-id": "{id}"}},
+                "timestamp": "{s}",
+            },
+        }
+    ),
+    prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,
     max_body=1024 * 1024,  # none is documented; user variables of a message may be in it
     docs=PresetDocs(

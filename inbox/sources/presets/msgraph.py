@@ -16,9 +16,7 @@ give the same bytes twice. None of them is taken for a duplicate: that would los
 from __future__ import annotations
 
 import hashlib
-import hmac
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from urllib.parse import parse_qsl
 
@@ -29,12 +27,21 @@ from inbox.errors import InvalidEvent
 from inbox.events import strict_json, timestamps
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import MADE_UP, Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Revealed, Sample
+from inbox.sources.base import (
+    Handshake,
+    HandshakeResponse,
+    KeyedProof,
+    Mac,
+    Preset,
+    PresetDocs,
+    Revealed,
+    digest_of,
+    json_sample,
+)
 
 _VALIDATION = "validationToken"
 _MOST_STATES = 5
 """Different client states in one body: while a secret is rotated, subscriptions have the old one and the new one."""
-_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class _Notification(msgspec.Struct):
@@ -48,42 +55,23 @@ class _Notifications(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Notifications)
 
 
-class ClientState:
+class ClientState(KeyedProof):
     """Proves that each notification of a body has one of the secrets as its client state, or that there is none to prove."""
 
     passes = 1
 
     def __init__(self, _source: Source, secrets: Revealed) -> None:
-        self._secrets = tuple(
-            (secret, hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()) for secret, text in secrets
-        )
+        super().__init__((secret, digest_of(text)) for secret, text in secrets)
         self.kind = ClientState
-
-    @property
-    def keys(self) -> int:
-        """See Proof."""
-        return len(self._secrets)
-
-    def pad(self, keys: int) -> None:
-        """See Proof."""
-        self._secrets += tuple((MADE_UP, os.urandom(_DIGEST_SIZE)) for _ in range(keys - self.keys))
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof. A validation holds no notification, and is answered as one whatever else is in it."""
         states = client_states(raw.body)
-        proven = bool(states)
-        for state in states:
-            digest, known = hashlib.sha256(state.encode("utf-8", "surrogatepass")).digest(), False
-            for secret, expected in self._secrets:
-                known |= hmac.compare_digest(digest, expected) & secret.valid_at(now)
-            proven &= known
-        if proven or is_validation(raw):
+        known = [self.is_known(state.encode("utf-8", "surrogatepass"), now) for state in states]
+        if (states and all(known)) or is_validation(raw):
             return None
-        return (
-            "no secret that is valid now is the clientState of each notification"
-            if states
-            else "no clientState is there"
-        )
+        none = "no secret that is valid now is the clientState of each notification"
+        return none if states else "no clientState is there"
 
 
 def client_states(body: bytes) -> list[str]:
@@ -113,26 +101,22 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
     return HandshakeResponse(200, headers, tokens[0].encode(), "text/plain; charset=utf-8")
 
 
-def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
+def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
     lifecycle = event.get("lifecycleEvent") is not None
     word = fields.text_field(event, "lifecycleEvent" if lifecycle else "changeType", fields.LONGEST_WORD)
     kind, identifier = fields.entity("subscription", event.get("subscriptionId")) if lifecycle else _resource(event)
     event_id = fields.entity_id(event.get("id"))
+    # Without an id, equal only for equal ones in one request.
+    unique = timestamps.fixed_width(fields.arrival(raw)), hashlib.sha256(msgspec.json.encode(event)).hexdigest()
     return Identity(
-        entity_type=kind,
-        entity_id=identifier,
+        kind,
+        identifier,
         event_type=fields.entity_type(f"{kind or 'resource'}.{word}") or word,
         action="other" if lifecycle else fields.action_of(word),
         occurred_ns=fields.arrival(raw),
-        key_parts=fields.key_of(event, dedup, *([event_id] if event_id else _arrival_key(raw, part or raw.body))),
+        key_parts=() if event_id else unique,
         event_id=event_id,
-        part=part,
     )
-
-
-def _arrival_key(raw: RawRequest, content: bytes) -> tuple[str, ...]:
-    """Return the key of a notification without an id: equal only for equal ones in one request."""
-    return timestamps.fixed_width(fields.arrival(raw)), hashlib.sha256(content).hexdigest()
 
 
 def _resource(event: Mapping[str, object]) -> fields.Entity:
@@ -144,22 +128,21 @@ def _resource(event: Mapping[str, object]) -> fields.Entity:
     return fields.entity(name[:1].lower() + name[1:], fields.member(data, "id") or last)
 
 
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make a body with one notification, without a client state."""
-    data = {"@odata.type": f"#Microsoft.Graph.{kind}", "id": identifier}
-    event = {
-        "id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
-        "changeType": event_type.rpartition(".")[2],
-        "resource": f"{kind}/{identifier}",
-        "resourceData": data,
-    }
-    return Sample(msgspec.json.encode({"value": [event]}))
-
-
 PRESET = Preset(
     name="msgraph",
     read=fields.reader_of_list(_event, "value"),
-    sample=sample,
+    sample=json_sample(
+        {
+            "value": [
+                {
+                    "id": "{unique}",
+                    "changeType": "{last}",
+                    "resource": "{kind}/{id}",
+                    "resourceData": {"@odata.type": "#Microsoft.Graph.{kind}", "id": "{id}"},
+                }
+            ]
+        }
+    ),
     prover=ClientState,
     needs=frozenset({"auth"}),
     max_body=4 * 1024 * 1024,  # none is documented; encrypted resource data may be in it
@@ -181,7 +164,6 @@ secrets = ["env:{token}"]""",
         event_id="`id` of each of `value`, where there is one",
         entity="`resourceData` (`@odata.type`, `id`), else the last two parts of `resource`; else the `subscription`",
         event_type="the entity's type and `changeType` or `lifecycleEvent`: `user.updated`",
-        time="of arrival",
         same_event="the id; without one, the notification in one request",
         sends="again for up to 4 hours; wants a 2xx within 10 s",
         shown_at="the clientState with which you created the subscription",

@@ -10,15 +10,13 @@ Before it sends anything, a GET with `X-Okta-Verification-Challenge` wants to ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping
 
 import msgspec
 
 from inbox.events.event import Action, Identity, RawRequest
-from inbox.events.timestamps import rfc3339
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, json_sample
 
 _CHALLENGE = "x-okta-verification-challenge"
 _LONGEST_CHALLENGE = 1000
@@ -46,22 +44,17 @@ _ACTIONS: Mapping[str, Action] = {
 """Events that change a user or group; others about them, such as a sign-in, don't."""
 
 
-def _event(raw: RawRequest, event: Mapping[str, object], part: bytes | None, dedup: Sequence[str] | None) -> Identity:
-    uuid = fields.text_field(event, "uuid", fields.LONGEST_ID)
+def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
     event_type = fields.text_field(event, "eventType", fields.LONGEST_TYPE)
     target = _target(event, event_type)
-    kind, identifier = fields.entity(fields.member(target, "type"), fields.member(target, "id"))
     succeeded = fields.member(event, "outcome", "result") in {None, "SUCCESS"}
     return Identity(
-        entity_type=kind,
-        entity_id=identifier,
+        *fields.entity(fields.member(target, "type"), fields.member(target, "id")),
         event_type=event_type,
         action=_ACTIONS.get(event_type, "other") if succeeded else "other",
         occurred_ns=fields.time_field(event, "published", raw.received_at),
-        key_parts=fields.key_of(event, dedup, uuid),
-        key_has_time=dedup is None,
-        event_id=uuid,
-        part=part,
+        key_has_time=True,
+        event_id=fields.text_field(event, "uuid", fields.LONGEST_ID),
     )
 
 
@@ -80,22 +73,24 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse:
     return HandshakeResponse(200, body=msgspec.json.encode({"verification": challenge}))
 
 
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make a request with one event."""
-    event = {
-        "uuid": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
-        "eventType": event_type,
-        "published": rfc3339(at, "milliseconds"),
-        "target": [{"type": kind, "id": identifier}],
-    }
-    return Sample(msgspec.json.encode({"eventType": "com.okta.event_hook", "data": {"events": [event]}}))
-
-
 PRESET = Preset(
     name="okta",
     read=fields.reader_of_list(_event, "data", "events"),
     has_own_time=True,
-    sample=sample,
+    sample=json_sample(
+        {
+            "data": {
+                "events": [
+                    {
+                        "uuid": "{unique}",
+                        "eventType": "{type}",
+                        "published": "{time}",
+                        "target": [{"type": "{kind}", "id": "{id}"}],
+                    }
+                ]
+            }
+        }
+    ),
     max_body=4 * 1024 * 1024,  # no limit is documented, and a batch that is refused does not come again
     answers_empty=True,
     handshake=Handshake(

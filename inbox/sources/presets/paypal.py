@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
-from datetime import datetime, timedelta
-
-import msgspec
+from collections.abc import Mapping
+from datetime import datetime
 
 from inbox.config.sources import Source
 from inbox.errors import ConfigError
-from inbox.events import timestamps
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Revealed, Sample
-from inbox.sources.certificates import CertificateStore, Claim, MissingCertificate, signature_bytes
+from inbox.sources.base import Preset, PresetDocs, Proof, Revealed, json_sample
+from inbox.sources.keys import CertificateStore, Claim, MissingCertificate, signature_bytes
 from inbox.sources.signing import out_of_time
 
 MOST_IDS = 5
@@ -44,11 +41,9 @@ _PRINTED = re.compile(r"[!-{}~]{1,100}", re.ASCII)
 """Printable characters without the `|` between the parts of the signed text."""
 
 
-class Transmission:
+class Transmission(Proof):
     """Proves that PayPal has signed the request for one of the source's webhooks."""
 
-    keys = 0
-    """Zero, so that none is padded: there is no secret, and this proof itself is tried for rejections of other sources."""
     passes = 1
 
     def __init__(self, source: Source, secrets: Revealed) -> None:
@@ -62,14 +57,11 @@ class Transmission:
         if len(secrets) > MOST_IDS:
             raise ConfigError(f"there are {len(secrets)} ids of webhooks, and {MOST_IDS} may be tried on a request")
         self._webhooks = tuple(secrets)
-        self._tolerance = timedelta(seconds=TOLERANCE_SECONDS if source.tolerance is None else source.tolerance)
+        self._tolerance = TOLERANCE_SECONDS if source.tolerance is None else source.tolerance
         self.certificates = CertificateStore(_URL, _NAMES)
         # Of each source: its ids and certificates decide how much work a request makes. Another source's rejection without
         # that work would tell by its time whose they are.
         self.kind = (Transmission, source.name)
-
-    def pad(self, keys: int) -> None:
-        """See Proof."""
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
         """See Proof."""
@@ -99,46 +91,31 @@ class Transmission:
         return why or Claim(url, contents, signature, "sha256")
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a body.
-
-    Raises:
-        Unreadable, InvalidEvent: it is none.
-    """
-    event = fields.json_object(raw.body)
+def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
     event_type = fields.text_field(event, "event_type", fields.LONGEST_TYPE)
-    kind, identifier = fields.entity(event.get("resource_type"), fields.member(event, "resource", "id"))
-    transmission = fields.header_field(raw, _TRANSMISSION, _LONGEST_TRANSMISSION)
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier,
-            event_type=event_type,
-            action=fields.action_of(event_type.rpartition(".")[2]),
-            occurred_ns=fields.time_field(event, "create_time", raw.received_at),
-            key_parts=fields.key_of(event, dedup, transmission),
-            event_id=fields.text_field(event, "id", fields.LONGEST_ID),
-        ),
+    return Identity(
+        *fields.entity(event.get("resource_type"), fields.member(event, "resource", "id")),
+        event_type=event_type,
+        action=fields.action_of(event_type.rpartition(".")[2]),
+        occurred_ns=fields.time_field(event, "create_time", raw.received_at),
+        key_parts=(fields.header_field(raw, _TRANSMISSION, _LONGEST_TRANSMISSION),),
+        event_id=fields.text_field(event, "id", fields.LONGEST_ID),
     )
-
-
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make an event, with the id of its transmission."""
-    event_id = f"WH-{identifier}-{at:%Y%m%d%H%M%S}"
-    event = {
-        "id": event_id,
-        "create_time": timestamps.rfc3339(at, "milliseconds"),
-        "resource_type": kind,
-        "event_type": event_type,
-        "resource": {"id": identifier},
-    }
-    return Sample(msgspec.json.encode(event), {"PAYPAL-TRANSMISSION-ID": f"sample-{event_id}"})
 
 
 PRESET = Preset(
     name="paypal",
-    read=read,
-    sample=sample,
+    read=fields.reader_of_object(_event),
+    sample=json_sample(
+        {
+            "id": "WH-{unique}",
+            "create_time": "{time}",
+            "resource_type": "{kind}",
+            "event_type": "{type}",
+            "resource": {"id": "{id}"},
+        },
+        {"PAYPAL-TRANSMISSION-ID": "{unique}"},
+    ),
     prover=Transmission,
     needs=frozenset({"auth"}),  # else strangers could have certificates fetched, and see that the source exists
     kept_headers=frozenset({_TRANSMISSION}),

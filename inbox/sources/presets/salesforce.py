@@ -166,28 +166,20 @@ _TIMES = ("SystemModstamp", "LastModifiedDate")
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the notifications of a message.
-
-    Raises:
-        Unreadable: it is no such XML.
-        InvalidEvent: there is no notification, or one of them is none.
-    """
-    return tuple(_event(raw, each, dedup) for each in parse(raw.body))
+    """Return the notifications of a message: see `Read`."""
+    return tuple(fields.keyed(_event(raw, each), each.record, dedup, each.part) for each in parse(raw.body))
 
 
-def _event(raw: RawRequest, notification: Notification, dedup: Sequence[str] | None) -> Identity:
-    event_id = fields.text_field(notification.fields, "Id", fields.LONGEST_ID)
+def _event(raw: RawRequest, notification: Notification) -> Identity:
     kind, identifier = fields.entity(notification.type, notification.record.get("Id"))
     timed = next((name for name in _TIMES if notification.record.get(name)), None)
     return Identity(
-        entity_type=kind,
-        entity_id=identifier,
+        kind,
+        identifier,
         event_type=fields.entity_type(f"{kind}.changed" if kind else None) or "changed",
         action="update",
         occurred_ns=fields.time_field(notification.record, timed, raw.received_at) if timed else fields.arrival(raw),
-        key_parts=fields.key_of(notification.record, dedup, event_id),
-        event_id=event_id,
-        part=notification.part,
+        event_id=fields.text_field(notification.fields, "Id", fields.LONGEST_ID),
     )
 
 
@@ -222,7 +214,6 @@ secrets = ["env:{variable}"]""",
         entity="the record's type (`xsi:type`: `Opportunity`) and `Id`",
         event_type="the record's type and `changed`: `Opportunity.changed`",
         time="the record's `SystemModstamp` or `LastModifiedDate`, if the message has it; else of arrival",
-        same_event="the id",
         sends="again for 24 hours, at most two hours apart, until it gets an `Ack`",
         shown_at="a text of your own, at the end of the Endpoint URL: Setup, Outbound Messages",
         acknowledged="a SOAP `Ack`",

@@ -24,7 +24,7 @@ from inbox.config.values import Secret
 from inbox.errors import ConfigError, InvalidEvent, RequestError, TooLarge, Unreadable
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Revealed
+from inbox.sources.base import Preset, PresetDocs, Proof, Revealed
 
 if TYPE_CHECKING:
     from inbox.sources.keys import PublicKey
@@ -36,7 +36,6 @@ LARGEST_HEADER = 4096
 """Bytes, encoded: an algorithm, a type and the name of a key, read once for each key that is tried."""
 LEEWAY_SECONDS = 300.0
 _LONGEST_ISSUER = 500
-_SUBJECT = "subject"
 _IDS = ("sub", "id", "email", "phone_number", "uri", "url")
 """Members of a subject identifier (RFC 9493) that hold its value, the most identifying first."""
 
@@ -58,11 +57,8 @@ class _TokenKey(msgspec.Struct, frozen=True):
     public: PublicKey
 
 
-class Token:
+class Token(Proof):
     """Proves that the body is a token of this issuer, for this audience, signed with one of its keys."""
-
-    keys = 0
-    """Zero, so that none is padded: the keys are public, and this proof itself is tried for rejections of other sources."""
 
     def __init__(self, source: Source, secrets: Revealed) -> None:
         """Read the keys.
@@ -83,9 +79,6 @@ class Token:
     def passes(self) -> int:
         """See Proof."""
         return min(len(self._keys), MOST_KEYS)
-
-    def pad(self, keys: int) -> None:
-        """See Proof."""
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""
@@ -127,12 +120,7 @@ class Token:
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a token that has been verified.
-
-    Raises:
-        Unreadable: its claims are not strict JSON.
-        InvalidEvent: a claim is missing or wrong.
-    """
+    """Return the one event of a token that has been verified: see `Read`."""
     claims = _segment(raw.body.strip(), 1)
     events = claims.get("events")
     if not isinstance(events, Mapping) or not events:
@@ -142,19 +130,15 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     if event_type is None:
         raise InvalidEvent("the name of the event can't be stored", field="events")
     jti = fields.text_field(claims, "jti", fields.LONGEST_ID)
-    issuer = fields.text_field(claims, "iss", _LONGEST_ISSUER)
-    identifier = _subject(claims, event)
-    return (
-        Identity(
-            entity_type=_SUBJECT if identifier else None,
-            entity_id=identifier,
-            event_type=event_type,
-            action=_action(event_type, event),
-            occurred_ns=fields.epoch_field(claims, "iat" if claims.get("toe") is None else "toe", raw.received_at),
-            key_parts=fields.key_of(claims, dedup, issuer, jti),
-            event_id=jti,
-        ),
+    identity = Identity(
+        *fields.entity("subject", _subject(claims, event)),
+        event_type=event_type,
+        action=_action(event_type, event),
+        occurred_ns=fields.epoch_field(claims, "iat" if claims.get("toe") is None else "toe", raw.received_at),
+        key_parts=(fields.text_field(claims, "iss", _LONGEST_ISSUER), jti),
+        event_id=jti,
     )
+    return (fields.keyed(identity, claims, dedup),)
 
 
 def _action(event_type: str, event: object) -> Action:

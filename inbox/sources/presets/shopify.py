@@ -15,7 +15,7 @@ a megabyte has been seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -30,54 +30,38 @@ _LONGEST_TOPIC = 49
 _NAMES = ("topic", "webhook-id", "triggered-at", "event-id", "shop-domain", "action")
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a body.
-
-    Raises:
-        Unreadable: the body is not strict JSON.
-        InvalidEvent: a header is missing or wrong.
-    """
-    payload = fields.json_object(raw.body)
+def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     prefix = "x-shopify-" if "x-shopify-topic" in raw.headers else "shopify-"
     topic = fields.header_field(raw, f"{prefix}topic", _LONGEST_TOPIC)
     if f"{prefix}action" in raw.headers:
         topic = f"{topic}/{fields.header_field(raw, f'{prefix}action', _LONGEST_TOPIC)}"
-    webhook = fields.header_field(raw, f"{prefix}webhook-id", fields.LONGEST_ID)
     triggered = f"{prefix}triggered-at"
     things, _, word = topic.rpartition("/")
-    identifier = fields.entity_id(payload.get("id"))
-    return (
-        Identity(
-            entity_type=things if identifier and things else None,
-            entity_id=identifier if things else None,
-            event_type=topic,
-            action=fields.action_of(word),
-            occurred_ns=fields.time_field(raw.headers, triggered, raw.received_at)
-            if triggered in raw.headers
-            else fields.arrival(raw),
-            key_parts=fields.key_of(payload, dedup, webhook),
-            event_id=webhook,
-        ),
+    return Identity(
+        *fields.entity(things, payload.get("id")),
+        event_type=topic,
+        action=fields.action_of(word),
+        occurred_ns=fields.time_field(raw.headers, triggered, raw.received_at)
+        if triggered in raw.headers
+        else fields.arrival(raw),
+        event_id=fields.header_field(raw, f"{prefix}webhook-id", fields.LONGEST_ID),
     )
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
     """Make a webhook with the id alone; `kind` is the first part of the topic, such as `orders`."""
     topic = event_type if "/" in event_type else f"{kind}/{event_type}"
-    body = msgspec.json.encode({"id": int(identifier) if identifier.isdigit() else identifier})
-    return Sample(
-        body,
-        {
-            "X-Shopify-Topic": topic,
-            "X-Shopify-Webhook-Id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
-            "X-Shopify-Triggered-At": rfc3339(at, "milliseconds"),
-        },
-    )
+    headers = {
+        "X-Shopify-Topic": topic,
+        "X-Shopify-Webhook-Id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
+        "X-Shopify-Triggered-At": rfc3339(at, "milliseconds"),
+    }
+    return Sample(msgspec.json.encode({"id": int(identifier) if identifier.isdigit() else identifier}), headers)
 
 
 PRESET = Preset(
     name="shopify",
-    read=read,
+    read=fields.reader_of_object(_event),
     sample=sample,
     signatures=(
         Signature(header="X-Shopify-Hmac-Sha256", encoding="base64"),
@@ -91,7 +75,6 @@ PRESET = Preset(
         entity="the topic before its `/`, and the payload's `id`",
         event_type="header `X-Shopify-Topic`: `orders/create`",
         time="header `X-Shopify-Triggered-At`, else of arrival",
-        same_event="the id",
         sends="again, eight times in four hours, then the subscription is removed; wants a 200 within 5 s",
         shown_at="the app's client secret in the Dev Dashboard; for webhooks of the shop's own settings, below their list",
     ),

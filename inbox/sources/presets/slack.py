@@ -39,35 +39,26 @@ _ABOUT: Mapping[str, tuple[str, str]] = {
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a request.
-
-    Raises:
-        Unreadable: neither strict JSON nor a form.
-        InvalidEvent: what makes it an event is missing or wrong.
-    """
+    """Return the one event of a request: see `Read`."""
     if raw.content_type == fields.FORM:
         return (_of_a_person(raw, dedup),)
     payload = fields.json_object(raw.body)
     event = payload.get("event")
     if not isinstance(event, Mapping):  # such as app_rate_limited, which has no id
         outer = fields.text_field(payload, "type", fields.LONGEST_TYPE)
-        return (_identity(raw, outer, None, fields.key_of(payload, dedup, outer, *fields.content_key(raw, raw.body))),)
-    event_id = fields.text_field(payload, "event_id", fields.LONGEST_ID)
+        key = (outer, *fields.content_key(raw, raw.body))
+        return (fields.keyed(Identity(None, None, outer, "other", fields.arrival(raw), key), payload, dedup),)
     event_type = fields.text_field(event, "type", fields.LONGEST_TYPE)
-    kind, identifier = _entity(payload, event, event_type)
     subtype = event.get("subtype")
     whole = f"{event_type}.{subtype}" if isinstance(subtype, str) else event_type
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier,
-            event_type=fields.entity_type(whole) or event_type,
-            action=fields.action_of(whole.rpartition("_")[2]),
-            occurred_ns=fields.epoch_field(payload, "event_time", raw.received_at),
-            key_parts=fields.key_of(payload, dedup, event_id),
-            event_id=event_id,
-        ),
+    identity = Identity(
+        *_entity(payload, event, event_type),
+        event_type=fields.entity_type(whole) or event_type,
+        action=fields.action_of(whole.rpartition("_")[2]),
+        occurred_ns=fields.epoch_field(payload, "event_time", raw.received_at),
+        event_id=fields.text_field(payload, "event_id", fields.LONGEST_ID),
     )
+    return (fields.keyed(identity, payload, dedup),)
 
 
 def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
@@ -83,9 +74,7 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
     return HandshakeResponse(200, body=msgspec.json.encode({"challenge": challenge}))
 
 
-def _entity(
-    payload: Mapping[str, object], event: Mapping[str, object], event_type: str
-) -> tuple[str | None, str | None]:
+def _entity(payload: Mapping[str, object], event: Mapping[str, object], event_type: str) -> fields.Entity:
     """Return the user of `user_change`, the channel of `channel_rename`; else the channel of the event, if there is one."""
     kind, place = _USER if event_type == "team_join" else _ABOUT.get(event_type.partition("_")[0], _CHANNEL)
     # An object where it was made or changed, its id alone where it was only named.
@@ -94,8 +83,7 @@ def _entity(
         value = payload.get("team_id")
     if value is None and event_type.startswith("reaction_"):
         value = fields.member(event, "item", "channel")
-    identifier = fields.entity_id(fields.member(value, "id") if isinstance(value, Mapping) else value)
-    return (kind, identifier) if identifier else (None, None)
+    return fields.entity(kind, fields.member(value, "id") if isinstance(value, Mapping) else value)
 
 
 def _of_a_person(raw: RawRequest, dedup: Sequence[str] | None) -> Identity:
@@ -108,39 +96,16 @@ def _of_a_person(raw: RawRequest, dedup: Sequence[str] | None) -> Identity:
     elif "command" not in form:
         raise InvalidEvent("neither payload nor command is there", field="payload")
     trigger = fields.entity_id(payload.get("trigger_id"))
-    return _identity(
-        raw,
-        event_type,
-        trigger,
-        fields.key_of(payload, dedup, *((event_type, trigger) if trigger else fields.content_key(raw, raw.body))),
-    )
-
-
-def _identity(raw: RawRequest, event_type: str, event_id: str | None, key_parts: tuple[str, ...]) -> Identity:
-    return Identity(
-        entity_type=None,
-        entity_id=None,
-        event_type=event_type,
-        action="other",
-        occurred_ns=fields.arrival(raw),
-        key_parts=key_parts,
-        event_id=event_id,
-    )
+    key = (event_type, trigger) if trigger else fields.content_key(raw, raw.body)
+    identity = Identity(None, None, event_type, "other", fields.arrival(raw), key, event_id=trigger)
+    return fields.keyed(identity, payload, dedup)
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
     """Make an event about a user or a channel."""
-    place = _ABOUT.get(kind, _CHANNEL)[1]
-    return Sample(
-        msgspec.json.encode(
-            {
-                "type": "event_callback",
-                "event_id": f"EvSample{identifier}{at:%Y%m%d%H%M%S}",
-                "event_time": int(at.timestamp()),
-                "event": {"type": event_type, place: identifier},
-            }
-        )
-    )
+    event = {"type": event_type, _ABOUT.get(kind, _CHANNEL)[1]: identifier}
+    body = {"event_id": f"EvSample{identifier}{at:%Y%m%d%H%M%S}", "event_time": int(at.timestamp()), "event": event}
+    return Sample(msgspec.json.encode({"type": "event_callback", **body}))
 
 
 PRESET = Preset(
@@ -169,7 +134,6 @@ PRESET = Preset(
         entity="the user, file, subteam or team, as the event's type begins; else the channel it happened in",
         event_type="`event.type`, with its `subtype` behind a dot: `message.channel_join`; `slash_command`; an action's `type`",
         time="`event_time`, else of arrival",
-        same_event="the id",
         sends="again at once, after one and five minutes; wants a 2xx within 3 s",
         shown_at="the Signing Secret of the app: api.slack.com/apps, Basic Information, App Credentials",
     ),

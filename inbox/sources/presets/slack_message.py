@@ -19,18 +19,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias, cast
 
-import msgspec
 import re2
 
 from inbox.config.sources import NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Read, Sample
+from inbox.sources.base import Preset, PresetDocs, Read, json_sample
 
 NAME = "slack-message"
 SEARCHED = 256 * 1024
@@ -47,7 +45,6 @@ _CONTENT = ("text", "attachments", "blocks")
 _TEXTS = frozenset({"text", "fallback", "pretext", "title", "title_link", "value", "url", "footer"})
 """Members of attachments and blocks, at any depth, that hold text or a link."""
 _KEY_HEADERS = ("idempotency-key", "webhook-id")
-_NUL = "\x00"
 
 
 def compiled(pattern: str | None, entity_type: str | None) -> Pattern | None:
@@ -95,22 +92,13 @@ def reader(source: Source) -> Read:
     """
     pattern = compiled(source.pattern, source.entity_type)
 
-    def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-        message = _message(raw)
-        entity = _entity(pattern, message, source.entity_type)
-        entity_type, entity_id, event_type = entity or (None, None, WITHOUT_ENTITY)
-        return (
-            Identity(
-                entity_type=entity_type,
-                entity_id=entity_id,
-                event_type=event_type,
-                action=fields.action_of(event_type),
-                occurred_ns=fields.arrival(raw),
-                key_parts=fields.key_of(message, dedup, *_key(raw)),
-            ),
-        )
+    def read_one(raw: RawRequest, message: Mapping[str, object]) -> Identity:
+        if not any(name in message for name in _CONTENT):
+            raise InvalidEvent("text is missing, and so are attachments and blocks", field="text")
+        kind, identifier, event_type = _entity(pattern, message, source.entity_type) or (None, None, WITHOUT_ENTITY)
+        return Identity(kind, identifier, event_type, fields.action_of(event_type), fields.arrival(raw), _key(raw))
 
-    return read
+    return fields.reader_of_object(read_one)
 
 
 def texts(message: Mapping[str, object]) -> Iterator[str]:
@@ -161,21 +149,8 @@ def _entity(
     found = match.groupdict()
     kind, identifier = found.get("type") or entity_type, found["id"]
     event_type = found.get("event_type") or WITHOUT_ENTITY
-    if not kind or not identifier or _NUL in f"{kind}{identifier}{event_type}":
-        return None
-    if len(identifier) > fields.LONGEST_ID or len(kind) > fields.LONGEST_TYPE or len(event_type) > fields.LONGEST_TYPE:
-        return None
-    return kind, identifier, event_type
-
-
-def _message(raw: RawRequest) -> dict[str, object]:
-    body = raw.body
-    if raw.content_type == fields.FORM:
-        body = fields.form_payload(body)
-    message = fields.json_object(body)
-    if not any(name in message for name in _CONTENT):
-        raise InvalidEvent("text is missing, and so are attachments and blocks", field="text")
-    return message
+    stored = fields.entity_type(kind), fields.entity_id(identifier), fields.entity_type(event_type)
+    return None if None in stored else cast("tuple[str, str, str]", stored)
 
 
 def _key(raw: RawRequest) -> tuple[str, ...]:
@@ -187,17 +162,12 @@ def _key(raw: RawRequest) -> tuple[str, ...]:
     return fields.content_key(raw, raw.body)
 
 
-def sample(kind: str, identifier: str, event_type: str, _at: datetime) -> Sample:
-    """Make a message that names all parts; the source's pattern may not find them."""
-    return Sample(msgspec.json.encode({"text": f"{event_type} {kind} {identifier}"}))
-
-
 PRESET = Preset(
     name=NAME,
     read=reader(Source(preset=NAME, auth=NoAuth())),
     reader=reader,
     reads_by="pattern",
-    sample=sample,
+    sample=json_sample({"text": "{type} {kind} {id}"}),
     own_keys=frozenset({"pattern", "entity_type"}),
     media_types=frozenset({"application/json", fields.FORM}),
     kept_headers=frozenset(_KEY_HEADERS),
@@ -209,7 +179,6 @@ entity_type = "TICKET"''',
         title="Slack-compatible messages",
         entity="what the source's `pattern` finds in the text",
         event_type="the pattern's group `event_type`, else `message`",
-        time="of arrival",
         same_event="the message within five minutes, or its `Idempotency-Key` or `Webhook-Id`",
         sends="as its sender does; looks at the status alone",
         shown_at="a text of your own, which ends the URL that the sender posts to",

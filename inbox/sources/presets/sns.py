@@ -23,8 +23,8 @@ from inbox.config.sources import Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Read, Revealed
-from inbox.sources.certificates import Algorithm, CertificateStore, Claim, MissingCertificate, signature_bytes
+from inbox.sources.base import Preset, PresetDocs, Proof, Read, Revealed
+from inbox.sources.keys import CertificateStore, Claim, MissingCertificate, RsaHash, signature_bytes
 from inbox.sources.presets import custom
 
 _URL = re.compile(
@@ -41,7 +41,7 @@ _SIGNED: Mapping[str, Sequence[str]] = {
     "UnsubscribeConfirmation": _CONFIRMED,
 }
 """Members that are signed, by type and in this order."""
-_ALGORITHMS: Mapping[str, Algorithm] = {"1": "sha1", "2": "sha256"}
+_ALGORITHMS: Mapping[str, RsaHash] = {"1": "sha1", "2": "sha256"}
 
 
 class _Message(msgspec.Struct):
@@ -63,11 +63,9 @@ class _Message(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Message)
 
 
-class SignedMessage:
+class SignedMessage(Proof):
     """Proves that SNS has signed the body for one of the source's topics."""
 
-    keys = 0
-    """Zero, so that none is padded: there is no secret, and this proof itself is tried for rejections of other sources."""
     passes = 2
     """It parses a body, and hashes the message in it."""
 
@@ -78,9 +76,6 @@ class SignedMessage:
         # Of each source: its topics and certificates decide how much work a request makes. Another source's rejection without
         # that work would tell by its time whose they are.
         self.kind = (SignedMessage, source.name)
-
-    def pad(self, keys: int) -> None:
-        """See Proof."""
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
         """See Proof. A certificate is missed only for a message of one of the topics, at the host of its region."""
@@ -128,28 +123,17 @@ def _signed_text(message: _Message) -> bytes | None:
     return "\n".join([*lines, ""]).encode() if lines else None
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a message, as SNS wrapped it.
-
-    Raises:
-        Unreadable, InvalidEvent: it is none.
-    """
-    payload = fields.json_object(raw.body)
+def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     event_type = fields.text_field(payload, "Type", fields.LONGEST_TYPE)
     if event_type not in _SIGNED:
         raise InvalidEvent(f"Type must be one of {', '.join(_SIGNED)}", field="Type")
     message_id = fields.text_field(payload, "MessageId", fields.LONGEST_ID)
-    return (
-        Identity(
-            entity_type=None,
-            entity_id=None,
-            event_type=event_type,
-            action="other",
-            occurred_ns=fields.time_field(payload, "Timestamp", raw.received_at),
-            key_parts=fields.key_of(payload, dedup, message_id),
-            event_id=message_id,
-        ),
-    )
+    at = fields.time_field(payload, "Timestamp", raw.received_at)
+    return Identity(None, None, event_type, "other", at, event_id=message_id)
+
+
+read = fields.reader_of_object(_event)
+"""Reads the one event of a message, as SNS wrapped it."""
 
 
 def reader(source: Source) -> Read:
@@ -227,7 +211,6 @@ secrets = ["env:{variable}"]""",
         entity="none, or what `event` finds in `Message`",
         event_type="`Type`, or what `event` finds in `Message`",
         time="`Timestamp`, or what `event` finds in `Message`",
-        same_event="the id",
         sends="again, 50 times in 6 hours, after a 5xx or 429, and not after another 4xx; wants a 2xx within 15 s",
         shown_at="a text of your own, as the last part of the endpoint's URL",
         proof=("`Signature` in the body", "RSA-SHA256, or SHA1 with `allow_sha1`", "the message in the body", ""),

@@ -11,16 +11,14 @@ left out; only the id has to be there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping
 
 import msgspec
 
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
-from inbox.events.timestamps import rfc3339
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, PresetDocs, json_sample
 
 _PREFIXES = ("webhook", "svix")
 WITHOUT_TYPE = "message"
@@ -47,36 +45,18 @@ def by_private_key(prefix: str) -> Signature:
     return msgspec.structs.replace(signature(prefix), prefix="v1a,", algorithm="ed25519", key_prefix="whpk_")
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one message of a body.
-
-    Raises:
-        Unreadable: the body is not strict JSON.
-        InvalidEvent: the id is missing; `type` or `timestamp` is there and wrong.
-    """
-    payload = fields.json_object(raw.body)
-    message = fields.header_field(raw, _id_header(raw), fields.LONGEST_ID)
+def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     event_type = fields.text_field(payload, "type", fields.LONGEST_TYPE) if "type" in payload else WITHOUT_TYPE
-    kind, _, word = event_type.rpartition(".")
-    data = payload.get("data")
-    kind = (
-        fields.entity_type(fields.member(data, "object"))
-        or fields.entity_type(fields.member(data, "type"))
-        or fields.entity_type(kind)
-        or ""
-    )
-    identifier = fields.entity_id(fields.member(data, "id"))
+    things, _, word = event_type.rpartition(".")
+    data, identifier = payload.get("data"), fields.member(payload, "data", "id")
+    kinds = fields.member(data, "object"), fields.member(data, "type"), things
     timed = isinstance(payload.get("timestamp"), str)
-    return (
-        Identity(
-            entity_type=kind if identifier and kind else None,
-            entity_id=identifier if kind else None,
-            event_type=event_type,
-            action=fields.action_of(word),
-            occurred_ns=fields.time_field(payload, "timestamp", raw.received_at) if timed else fields.arrival(raw),
-            key_parts=fields.key_of(payload, dedup, message),
-            event_id=message,
-        ),
+    return Identity(
+        *fields.first_entity((kind, identifier) for kind in kinds),
+        event_type=event_type,
+        action=fields.action_of(word),
+        occurred_ns=fields.time_field(payload, "timestamp", raw.received_at) if timed else fields.arrival(raw),
+        event_id=fields.header_field(raw, _id_header(raw), fields.LONGEST_ID),
     )
 
 
@@ -89,17 +69,13 @@ def _id_header(raw: RawRequest) -> str:
     return f"{_PREFIXES[0]}-id"
 
 
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make a message as the specification recommends."""
-    body = {"type": event_type, "timestamp": rfc3339(at, "milliseconds"), "data": {"id": identifier, "type": kind}}
-    return Sample(msgspec.json.encode(body), message_id=f"msg_sample_{identifier}_{at:%Y%m%d%H%M%S}")
-
-
 PRESET = Preset(
     name="standard-webhooks",
-    read=read,
+    read=fields.reader_of_object(_event),
     has_own_time=True,
-    sample=sample,
+    sample=json_sample(
+        {"type": "{type}", "timestamp": "{time}", "data": {"id": "{id}", "type": "{kind}"}}, message_id="msg_{unique}"
+    ),
     signatures=(*map(signature, _PREFIXES), *map(by_private_key, _PREFIXES)),
     kept_headers=frozenset(f"{prefix}-id" for prefix in _PREFIXES),
     docs=PresetDocs(
@@ -108,7 +84,6 @@ PRESET = Preset(
         entity="`data.object`, `data.type`, or else `type` up to its last dot; and `data.id`",
         event_type="`type`, else `message`",
         time="`timestamp`, else of arrival",
-        same_event="the id",
         sends="again for about three days; wants a 2xx within 15 to 30 s",
         shown_at="the signing secret of the endpoint, whsec_…, in the provider's list of webhooks",
     ),

@@ -17,14 +17,10 @@ event is its time, entity and event type, since one edit of a user may raise sev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-
-import msgspec
 
 from inbox.errors import InvalidEvent
 from inbox.events.event import Action, Identity, RawRequest
-from inbox.events.timestamps import rfc3339
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, PresetDocs, json_sample
 from inbox.sources.fields import LONGEST_ID, LONGEST_TYPE, dedup_part, json_object, text_field, time_field
 
 _CLASSIC_FIELDS = frozenset({"entityType", "eventType", "timestamp"})
@@ -70,17 +66,9 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     key_parts: tuple[str, ...] = (entity_id, entity_type, event_type)
     if dedup is not None:
         key_parts = tuple(dedup_part(payload, field) for field in dedup if field not in _TIME_FIELDS)
-    return (
-        Identity(
-            entity_type=entity_type,
-            entity_id=entity_id,
-            event_type=event_type,
-            action=action_of(entity_type, change),
-            occurred_ns=occurred_ns,
-            key_parts=key_parts,
-            key_has_time=dedup is None or not _TIME_FIELDS.isdisjoint(dedup),
-        ),
-    )
+    has_time = dedup is None or not _TIME_FIELDS.isdisjoint(dedup)
+    action = action_of(entity_type, change)
+    return (Identity(entity_type, entity_id, event_type, action, occurred_ns, key_parts, has_time),)
 
 
 def action_of(entity_type: str, change: str) -> Action:
@@ -90,17 +78,11 @@ def action_of(entity_type: str, change: str) -> Action:
     return _ACTIONS.get(change, "other")
 
 
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make a webhook in the classic form."""
-    payload = {"id": identifier, "entityType": kind, "eventType": event_type, "timestamp": rfc3339(at, "milliseconds")}
-    return Sample(msgspec.json.encode(payload))
-
-
 PRESET = Preset(
     name="trivore",
     read=read,
     has_own_time=True,
-    sample=sample,
+    sample=json_sample({"id": "{id}", "entityType": "{kind}", "eventType": "{type}", "timestamp": "{time}"}),
     starter='auth = { kind = "header", name = "X-Webhook-Token", secrets = ["env:{variable}"] }',
     docs=PresetDocs(
         title="Trivore ID",

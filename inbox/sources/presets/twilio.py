@@ -34,27 +34,21 @@ _THINGS: Mapping[str, tuple[str, str]] = {
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a form.
-
-    Raises:
-        Unreadable: it is no form.
-    """
+    """Return the one event of a form: see `Read`."""
     form = dict(fields.form_fields(raw.body, _MOST_FIELDS))
-    named = next((name for name in _THINGS if form.get(name)), None)
-    thing, status = _THINGS.get(named or "", ("", ""))
-    kind, identifier = fields.entity(thing, form.get(named or ""))
+    named = next((name for name in _THINGS if form.get(name)), "")
+    thing, status = _THINGS.get(named, ("", ""))
+    kind, identifier = fields.entity(thing, form.get(named))
     word = form.get(status) or form.get("SmsStatus") or "webhook"
-    event_type = fields.entity_type(f"{thing}.{word}" if thing else form.get("EventType")) or "webhook"
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier,
-            event_type=event_type,
-            action="create" if word in {"received", "ringing"} else "update" if kind else "other",
-            occurred_ns=fields.arrival(raw),
-            key_parts=fields.key_of(form, dedup, *fields.content_key(raw, raw.body)),
-        ),
+    identity = Identity(
+        kind,
+        identifier,
+        event_type=fields.entity_type(f"{thing}.{word}" if thing else form.get("EventType")) or "webhook",
+        action="create" if word in {"received", "ringing"} else "update" if kind else "other",
+        occurred_ns=fields.arrival(raw),
+        key_parts=fields.content_key(raw, raw.body),
     )
+    return (fields.keyed(identity, form, dedup),)
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
@@ -86,7 +80,6 @@ public_url = "https://hooks.example.com/webhooks/twilio"  # as Twilio calls it, 
         title="Twilio",
         entity="the `message`, `call`, `recording`, `conference`, `conversation`, `room` or `task` by its `…Sid`",
         event_type="that kind and its status: `message.delivered`",
-        time="of arrival",
         same_event="the body within five minutes",
         sends="as the URL's `#rc=` says, by default not again; wants a 2xx within 15 s",
         shown_at="the account's Auth Token: Twilio Console, Account, API keys and tokens",

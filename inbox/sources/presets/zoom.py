@@ -10,44 +10,31 @@ every 72 hours: a signed POST of `endpoint.url_validation` wants the HMAC of its
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping
 
 import msgspec
 
 from inbox.config.sources import Signature
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
-from inbox.events.timestamps import to_nanoseconds
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, json_sample
 
 _VALIDATION = "endpoint.url_validation"
 _LONGEST_TOKEN = 1000
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a body.
-
-    Raises:
-        Unreadable: the body is not strict JSON.
-        InvalidEvent: `event` or `event_ts` is missing or wrong.
-    """
-    payload = fields.json_object(raw.body)
-    event_type = fields.text_field(payload, "event", fields.LONGEST_TYPE)
-    thing = fields.member(payload, "payload", "object")
-    identifier = fields.entity_id(fields.member(thing, "id")) or fields.member(thing, "uuid")
-    kind, identifier = fields.entity(event_type.partition(".")[0], identifier)
-    return (
-        Identity(
-            entity_type=kind,
-            entity_id=identifier,
-            event_type=event_type,
-            action=fields.action_of(event_type.partition(".")[2]),
-            occurred_ns=fields.epoch_field(payload, "event_ts", raw.received_at, per_second=1000),
-            key_parts=fields.key_of(payload, dedup, hashlib.sha256(raw.body).hexdigest()),
-            key_has_time=dedup is None,
-        ),
+def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+    event_type = fields.text_field(event, "event", fields.LONGEST_TYPE)
+    kind, _, word = event_type.partition(".")
+    thing = fields.member(event, "payload", "object")
+    return Identity(
+        *fields.entity(kind, fields.entity_id(fields.member(thing, "id")) or fields.member(thing, "uuid")),
+        event_type=event_type,
+        action=fields.action_of(word),
+        occurred_ns=fields.epoch_field(event, "event_ts", raw.received_at, per_second=1000),
+        key_parts=(hashlib.sha256(raw.body).hexdigest(),),
+        key_has_time=True,
     )
 
 
@@ -65,21 +52,11 @@ def greet(raw: RawRequest, mac: Mac) -> HandshakeResponse | None:
     return HandshakeResponse(200, body=msgspec.json.encode(answer))
 
 
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make an event with little more than the ids; `kind` stands before a type that has no dot."""
-    event = {
-        "event": event_type if "." in event_type else f"{kind}.{event_type}",
-        "event_ts": to_nanoseconds(at) // 1_000_000,
-        "payload": {"account_id": "sample", "object": {"id": identifier}},
-    }
-    return Sample(msgspec.json.encode(event))
-
-
 PRESET = Preset(
     name="zoom",
-    read=read,
+    read=fields.reader_of_object(_event),
     has_own_time=True,
-    sample=sample,
+    sample=json_sample({"event": "{dotted}", "event_ts": "{ms}", "payload": {"object": {"id": "{id}"}}}),
     signatures=(
         Signature(
             header="x-zm-signature",

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
-from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
+from inbox.db.dialect import as_json, blames_items, error_text, failure_of, takes_too_long
 from inbox.db.reads import has_route, has_source
 from inbox.errors import UnusableCommand
 from inbox.observe.traces import OFF, Span, Tracer
@@ -194,8 +194,8 @@ def _work(database: Database, policies: Policies, batch: _Batch) -> int:
     try:
         if batch.waits or not batch.unreadable:
             return _do(database, policies, batch)
-    except Exception as error:  # a smaller part may succeed where a statement took too long, or a row is locked
-        if not (blames_items(error) or is_wait_timeout(error)) or not batch.keys:
+    except Exception as error:  # a smaller part may succeed where a statement took too long
+        if not (blames_items(error) or takes_too_long(error)) or not batch.keys:
             raise
     return _do_apart(database, policies, batch)
 
@@ -255,24 +255,16 @@ def _do_apart(database: Database, policies: Policies, batch: _Batch) -> int:
     """Do a batch in parts, after one of its deliveries has failed.
 
     Each part notes how far the command has come: whoever goes on with it, at the same time or after us, does none twice.
-    So nothing after a locked delivery is done: the place would be behind it, and it would be passed over for good.
     """
     number, standing = batch.command.id, commands.standing_of(batch.command)
-    is_stopped = False
 
     def upto(last: Key) -> int:
         following = batch.keys[batch.keys.index(last) + 1 :][:1]
         return last[0] - int(bool(following) and following[0][0] == last[0])  # more of its event is to come
 
     def part(some: Sequence[Key]) -> int:
-        nonlocal is_stopped, standing
-        if is_stopped:
-            return 0
-        try:
-            changed, standing = _part(database, policies, batch, some, standing=standing, upto=upto(some[-1]))
-        except DBAPIError as error:
-            is_stopped = len(some) == 1 and is_wait_timeout(error)
-            raise
+        nonlocal standing
+        changed, standing = _part(database, policies, batch, some, standing=standing, upto=upto(some[-1]))
         return changed
 
     def alone(key: Key, error: Exception) -> int:

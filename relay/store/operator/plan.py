@@ -12,7 +12,6 @@ import msgspec
 
 from inbox.db.dialect import as_json, blames_items
 from inbox.db.reads import Row
-from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import as_time
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
@@ -88,8 +87,6 @@ class BoundedPlan(msgspec.Struct, frozen=True):
     plan: Plan
     is_whole: bool
     """False: there are more than were examined."""
-    newest_end_at: datetime | None = None
-    """Time of the newest fact of the ended deliveries among those that were looked at; None where there are none."""
 
 
 def bounded(database: Database, choice: Choice, *, listed: int, most: int, is_late: Callable[[], bool]) -> BoundedPlan:
@@ -102,21 +99,15 @@ def bounded(database: Database, choice: Choice, *, listed: int, most: int, is_la
         most: the number of deliveries after which it ends.
         is_late: true when it shall end soon, with the present page or a part of it.
     """
-    planned, examined, newest = Plan(0), 0, None
+    planned, examined = Plan(0), 0
     for page in _pages(database, choice, _LARGE_PAGE, is_late):
         part = examine(database, choice, page, is_late)
         planned = merged(planned, part, listed)
-        newest = max(filter(None, (newest, *map(_end_of, page.rows))), default=None)
         examined += len(page.rows)
         is_cut = part.count + sum(part.left_out.values()) < len(page.rows)
         if is_cut or (page.upto is not None and (examined >= most or is_late())):
-            return BoundedPlan(planned, is_whole=False, newest_end_at=newest)
-    return BoundedPlan(planned, is_whole=True, newest_end_at=newest)
-
-
-def _end_of(row: Row) -> datetime | None:
-    """Return the time at which a delivery ended; None of one that is open, or whose row does not say."""
-    return None if row.get("state") in OPEN_STATES else _time(row.get("last_fact_at"))
+            return BoundedPlan(planned, is_whole=False)
+    return BoundedPlan(planned, is_whole=True)
 
 
 def _counted(database: Database, choice: Choice, most: int) -> Plan:

@@ -20,7 +20,7 @@ from inbox.db.readmission import RejectedFilter
 from inbox.db.reads import Row, has_rejected_source
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import CAUSES, UnusableCommand
-from inbox.sources.readmission import Read, ReadmitResult, read_one, readers_of
+from inbox.sources.normalize import Read, ReadmitResult, read_one, readers_of
 from relay.operations.asks import Rejections
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult
@@ -86,7 +86,6 @@ def readmit(database: Database, config: Config, task: AskedTask) -> Callable[[Tr
 def _act(
     transaction: Transaction, *, database: Database, page: Sequence[ReadmitResult], task: AskedTask
 ) -> BatchResult:
-    transaction.hurry()  # a receiver's transaction may hold a key
     readable = {each.id: each for each in page if each.rejected is None}
     taken = readmission.take(
         transaction.connection,

@@ -29,7 +29,7 @@ from inbox.config.values import Network
 from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
 from inbox.observe.logs import fields
 from inbox.observe.visible import visible
-from inbox.sources.sender import address_of as parse_address
+from inbox.sources.credentials import address_of as parse_address
 from relay.web import render
 from relay.web.access.accounts import (
     LONGEST_NAME,

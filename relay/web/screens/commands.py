@@ -134,5 +134,4 @@ COMMAND = Screen(
     read=read_one,
     template="command.html",
     in_menu=False,
-    values={"reason": "", "sent": None},
 )

@@ -1,29 +1,35 @@
-"""`/doctor`: findings of `inbox doctor`, as the last run has them."""
+"""`/doctor`: findings of `inbox doctor`. A look examines, unless another did in the last minute."""
 
 from __future__ import annotations
 
+import socket
+import time
 from datetime import datetime
 
 import msgspec
 
-from inbox.doctor.run import ExaminationResult
-from inbox.examination import LEVELS, Finding
+from inbox.config.model import Config
+from inbox.db.engine import connect_read_only
+from inbox.doctor.run import ExaminationResult, examinations, run
+from inbox.errors import ConfigError
+from inbox.examination import LEVELS, Finding, Installation
+from inbox.loader.load import ConfigFile, config_path, load_file, load_text
 from relay.web.reading import Reading, Screen
+
+KEPT_SECONDS = 60.0
+"""A report that is younger is shown again: the examinations cost the database some seconds of work."""
 
 
 class DoctorQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The doctor takes no parameter: `POST /doctor/run` runs it."""
+    """The doctor takes no parameter."""
 
 
-class DoctorPage(msgspec.Struct, frozen=True):
-    """The last report of this page, for everybody."""
+class DoctorPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The last report, for everybody; it is made when it is asked for and the one before is a minute old."""
 
-    running_since: datetime | None
-    """Start of the run that is under way; None: there is none."""
-    began_at: datetime | None
-    """Start of the run that the rest is of; None: there was none since the page started."""
-    seconds: float | None
-    error: str | None
+    began_at: datetime
+    seconds: float
+    """Duration of the examinations."""
     findings: tuple[Finding, ...]
     """The critical ones first, then warnings, then information."""
     not_examined: tuple[ExaminationResult, ...]
@@ -33,20 +39,41 @@ class DoctorPage(msgspec.Struct, frozen=True):
 
 
 def read(reading: Reading, _query: DoctorQuery) -> DoctorPage:
-    """Show the last report. Nothing is examined here."""
-    report, running_since = reading.doctor.report, reading.doctor.running_since
-    if report is None:
-        return DoctorPage(running_since, None, None, None, (), (), ())  # a struct's field
-    found = [finding for result in report.results for finding in result.findings]
+    """Show the last report, or make it."""
+    page: DoctorPage = reading.kept("doctor", KEPT_SECONDS, lambda: _examine(reading))
+    return page
+
+
+def _examine(reading: Reading) -> DoctorPage:
+    began = time.monotonic()
+    try:
+        engine = connect_read_only(reading.config.database.url, application="relay-web-doctor")
+    except ConfigError:  # the examinations of the database say so
+        engine = None
+    try:
+        file = _file_of(reading.config)
+        results = run(Installation(config_path(), file, reading.now, socket.gethostname(), engine), examinations())
+    finally:
+        if engine is not None:
+            engine.dispose()
+    found = [finding for result in results for finding in result.findings]
     return DoctorPage(
-        running_since,
-        report.began_at,
-        report.seconds,
-        report.error,
-        tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))),
-        tuple(result for result in report.results if not result.is_whole),
-        tuple(result.name for result in report.results if result.state == "examined" and not result.findings),
+        began_at=reading.now,
+        seconds=round(time.monotonic() - began, 3),
+        findings=tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))),
+        not_examined=tuple(result for result in results if not result.is_whole),
+        clean=tuple(result.name for result in results if result.state == "examined" and not result.findings),
     )
+
+
+def _file_of(config: Config) -> ConfigFile:
+    """Return the file as it is now, on the page's database; without a file, the page's own configuration."""
+    try:
+        found = load_file()
+    except ConfigError:
+        found = load_text("")
+        return msgspec.structs.replace(found, sound=config)
+    return msgspec.structs.replace(found, sound=msgspec.structs.replace(found.sound, database=config.database))
 
 
 SCREEN = Screen(
@@ -57,4 +84,5 @@ SCREEN = Screen(
     page=DoctorPage,
     read=read,
     template="doctor.html",
+    is_live=False,
 )

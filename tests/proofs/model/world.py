@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,8 +21,6 @@ from relay.delivery.gates import BreakerLimits, BreakerState, GateKey
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered
 from relay.store.database import Database
-from relay.store.scan_positions import Arrivals
-from relay.store.turns import BackOffs, Stalls
 from tests.helpers.relaying import fetching
 from tests.helpers.stepping import Stepper
 from tests.proofs.model.history import Entry, History, Key, LaneKey
@@ -219,9 +216,7 @@ class World:
 
     def _forget(self) -> None:
         """Let the relays know of no route that was locked in another run, nor wait for one: real time has no part in a run."""
-        ever_later = itertools.count(step=60)
-        self.database.back_offs, self.database.stalls = BackOffs(lambda: next(ever_later)), Stalls()
-        self.database.arrivals = Arrivals(self.database.arrivals.floor)
+        self.database._rests.clear()
 
     def vacuum(self, *tables: str) -> None:
         """Remove what was deleted: nobody else does it on the tests' Postgres, and each look would read past more of it."""

@@ -1,0 +1,94 @@
+"""Filters of listings, the same for the command line and the page: names that nothing has, and conditions on rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from inbox.config.mistakes import nearest
+from inbox.config.routing import chosen_routes
+from inbox.db.listing import ListingName
+from inbox.db.reads import Row, has_rejected_source, has_route, has_source
+from inbox.errors import CAUSES as REJECTIONS
+from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES
+from inbox.events.states import LISTED_STATES, RETRYING, State
+from relay.delivery.alerts import AlertKind
+from relay.delivery.facts import CAUSES, KINDS
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from inbox.config.model import Config
+
+Filtered = ListingName | Literal["deliveries", "arrivals", "facts"]
+"""A listing, or what a command follows."""
+
+STATES = (*LISTED_STATES, RETRYING)
+"""Every value of the filter `state` of deliveries."""
+ARRIVALS = ("arrived", "rejected")
+_NAMES: Mapping[tuple[Filtered, str], Collection[str]] = {
+    ("deliveries", "state"): STATES,
+    ("dead", "cause"): CAUSES,
+    ("commands", "state"): COMMAND_STATES,
+    ("commands", "kind"): COMMAND_KINDS,
+    ("rejected", "cause"): sorted(REJECTIONS),
+    ("alerts", "kind"): get_args(AlertKind),
+    ("arrivals", "kind"): ARRIVALS,
+    ("arrivals", "cause"): sorted(REJECTIONS),
+    ("facts", "kind"): KINDS,
+    ("facts", "cause"): CAUSES,
+}
+"""The values of filters that have a closed set of them."""
+_SOURCES: Mapping[Filtered, tuple[Callable[[Engine, str], bool], ...]] = {
+    "rejected": (has_rejected_source,),
+    "arrivals": (has_source, has_rejected_source),
+}
+
+
+def unknown(listing: Filtered, given: Mapping[str, Any], config: Config, engine: Engine) -> Iterator[tuple[str, str]]:
+    """Yield each filter that names nothing, neither of the configuration nor of the database, and a sentence with the nearest."""
+    known: dict[str, tuple[Collection[str], tuple[Callable[[Engine, str], bool], ...]]] = {
+        "source": (config.sources, _SOURCES.get(listing, (has_source,))),
+        "route": (config.routes, (has_route,)),
+        "destination": (config.destinations, ()),
+    }
+    for name, value in given.items():
+        names, stored = known.get(name, (_NAMES.get((listing, name)), ()))
+        if (
+            value is not None
+            and names is not None
+            and value not in names
+            and not any(has(engine, value) for has in stored)
+        ):
+            yield name, f"there is no {name} {value!r}; {nearest(value, names)}"
+
+
+def conditions(given: Mapping[str, Any], config: Config, now: datetime) -> dict[str, Any]:
+    """Return the conditions of `inbox.db.listing` by the filters that were given: routes by names, and states as stored."""
+    wanted = {name: value for name, value in given.items() if name not in {"route", "destination"}}
+    if "route" in given:
+        wanted["routes"] = chosen_routes(config, given["route"], given.get("destination"))
+    if given.get("state") == RETRYING:
+        wanted |= {"state": State.READY.value, "retrying_at": now}
+    return wanted
+
+
+def admits(wanted: Mapping[str, Any], row: Row) -> bool:
+    """Return whether a row that is followed meets the conditions; a fact has its cause, status and error in its detail."""
+    detail = row.get("detail", {})
+    calls = detail.get("calls") or [{}]
+    had = {**row, "status": calls[-1].get("status"), "error": detail.get("error")} if detail else row
+    causes = {detail.get("cause"), detail.get("error_class")} if "detail" in row else {row.get("cause")}
+    for name, value in wanted.items():
+        if value is None:
+            continue
+        if name == "routes":
+            met = not value.isdisjoint(row.get("routes", (row.get("route"),)))
+        elif name == "error":
+            met = value.casefold() in str(had.get("error") or "").casefold()
+        else:
+            met = value in causes if name == "cause" else had.get(name) == value
+        if not met:
+            return False
+    return True
