@@ -13,7 +13,6 @@ from sqlalchemy import Engine, insert, text
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from inbox.db.retention import STEPS
 from inbox.db.schema import throughput_minute
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import entity_key
@@ -21,6 +20,7 @@ from relay.findings import Finding, findings
 from relay.store import gates, nodes
 from relay.store.alerts import note
 from relay.store.overview import FiringAlert, HeldGate, Overview
+from relay.store.retention import STEPS
 from relay.store.route_states import RouteState
 from relay.web.remedy import Button, button_of
 from relay.web.screens.overview import RETENTION_WORDS, waits
