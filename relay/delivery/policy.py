@@ -21,12 +21,12 @@ from tenacity import (
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from inbox.config.model import Config, Endpoint, Ordering, Retry, Route
+from inbox.config.model import Config, Downstream, Limited, Ordering, Retry, Route
 from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
 from relay.delivery.failure_rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, REFETCH_AFTER, RULES, Rule, rule_for
-from relay.delivery.gates import BREAKER, LONGEST_HOLD, BreakerLimits, GateKey, Health, RateLimit, Report
+from relay.delivery.gates import BREAKER, BreakerLimits, GateKey, Health, RateLimit, Report
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.outcome import (
     Call,
@@ -63,7 +63,6 @@ class Schedule:
         if retry.window is not None:
             self._stop |= stop_before_delay(retry.window)
         self.first_delay = timedelta(seconds=next(iter(retry.schedule), 0))
-        self.longest_delay = timedelta(seconds=max(retry.schedule, default=0) * (1 + jitter))
         self.has_window = retry.window is not None
 
     def delay_after(self, attempt: int, elapsed: timedelta = timedelta(0)) -> timedelta | None:
@@ -100,8 +99,6 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     """The gates that have a circuit breaker, with its limits."""
     rate_limits: tuple[RateLimit, ...] = ()
     """The rate limits that an attempt uses."""
-    longest_holds: Mapping[GateKey, timedelta] = {}
-    """Its endpoints, each with the longest time for which its answers can hold back further calls."""
 
 
 class History(msgspec.Struct, frozen=True):
@@ -137,14 +134,15 @@ def breaker_limits(policies: Policies) -> dict[GateKey, BreakerLimits]:
     return {key: limits for policy in policies.values() for key, limits in policy.breakers.items()}
 
 
-def limits_of(endpoint: Endpoint) -> BreakerLimits:
+def limits_of(endpoint: Limited) -> BreakerLimits:
     """Return the limits of an endpoint's breaker."""
     open_for = endpoint.breaker.open_for
     return msgspec.structs.replace(BREAKER, open_for=open_for, longest=max(BREAKER.longest, open_for))
 
 
 def _policy(config: Config, route: Route) -> RoutePolicy:
-    endpoints: dict[GateKey, Endpoint] = {("destination", route.destination): config.destinations[route.destination]}
+    destination = config.destinations[route.destination]
+    endpoints: dict[GateKey, Limited] = {("destination", route.destination): destination}
     calls = {"destination": 1}
     if route.sync is not None:
         endpoints["api", route.sync.fetch.api] = config.apis[route.sync.fetch.api]
@@ -154,7 +152,7 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
         blocks_on_death=route.on_dead == "block",
         schedule=Schedule(route.retry),
         fetches=route.sync is not None,
-        outcomes={str(name): str(rule) for name, rule in config.destinations[route.destination].outcomes.items()},
+        outcomes=dict[str, str](destination.outcomes.items()) if isinstance(destination, Downstream) else {},
         skew=timedelta(seconds=config.sources[route.source].clock_skew),
         gates=(("source", route.source), ("route", route.name), *endpoints),
         breakers={key: limits_of(endpoint) for key, endpoint in endpoints.items()},
@@ -163,7 +161,6 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
             for key, endpoint in endpoints.items()
             if endpoint.rate is not None
         ),
-        longest_holds=dict.fromkeys(endpoints, LONGEST_HOLD),
     )
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from inbox.clock import SystemClock
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config, RetentionKind
-from inbox.db import erasure, readmission, reads, retention
+from inbox.db import erasure, readmission, reads
 from inbox.db.dialect import blames_items, error_text, rows_param
 from inbox.db.erasure import ErasureSubject
 from inbox.db.readmission import RejectedFilter
@@ -31,7 +31,7 @@ from relay.delivery.policy import policies
 from relay.filters import Filtered, unknown
 from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 from relay.operations.table import OPERATIONS, Words, command_line, require_order
-from relay.store import gates
+from relay.store import gates, retention
 from relay.store.database import Database
 from relay.store.operator import commands, selected
 from relay.store.operator.changes import LeftOut, replayable
@@ -395,7 +395,7 @@ def types_of(config: Config, source: str, entity_type: str | None) -> Sequence[s
 def _plan_prune(it: _Planning) -> Plan:
     wanted = kinds_of(it.asked.kinds or ())
     with it.database.read() as transaction:
-        plans = retention.plan(transaction.connection, it.config.retention, transaction.now())
+        plans = retention.plan(transaction, it.config.retention, transaction.now())
     return Plan(
         figures=tuple(
             PlanFigure(each.kind, each.rows, f"{'' if each.are_all else 'or more; '}older than {each.age}")

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.model import Config, RetentionKind
-from inbox.db import erasure, pruning, readmission
+from inbox.db import erasure, readmission
 from inbox.db.dialect import error_text
 from inbox.db.erasure import ErasureOrder, ErasureStep
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
@@ -24,6 +24,7 @@ from relay.store import gates, sweeps
 from relay.store.database import Database
 from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
 from relay.store.operator.plan import filter_of, kinds_of, plan, quick, read_again, reason_mistake, subject_of, types_of
+from relay.store.retention import state_of
 from relay.store.sweeps import SweepResult
 from relay.store.transaction import FailedAlone, Transaction
 from relay.words import counted
@@ -128,7 +129,7 @@ def _prune(database: Database, _config: Config, command: Command, asked: Any) ->
 def _pruned(database: Database, kinds: Sequence[RetentionKind]) -> int:
     """Return the rows that were ever pruned of these kinds."""
     with database.read() as transaction:
-        return sum(pruning.read(transaction.connection, kind).rows for kind in kinds)
+        return sum(state_of(transaction, kind).rows for kind in kinds)
 
 
 def _erase(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
