@@ -47,7 +47,7 @@ def _own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator
             fits = " or ".join(name for name, each in sorted(PRESETS.items()) if key in each.own_keys)
             yield Mistake((*path, key), f"is for preset = {fits!r} only; remove it")
         elif not given and key in preset.needs:
-            yield Mistake((*path, key), f"is missing, and preset = {preset.name!r} needs it")
+            yield Mistake((*path, key), f"is missing, and preset = {source.preset!r} needs it")
 
 
 def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:

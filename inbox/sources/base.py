@@ -175,7 +175,6 @@ class PresetDocs(msgspec.Struct, frozen=True, kw_only=True):
 class Preset:
     """One provider. The receiver knows nothing else about it."""
 
-    name: str
     read: Read
     docs: PresetDocs
     reader: Callable[[Source], Read] | None = None

@@ -183,7 +183,6 @@ def _time(fields: EventFields, found: Mapping[str, object], raw: RawRequest) -> 
 
 
 PRESET = Preset(
-    name="custom",
     read=reader(Source(preset="custom", auth=NoAuth())),
     reader=reader,
     reads_by="event",

@@ -127,21 +127,12 @@ def _resource(event: Mapping[str, object]) -> fields.Entity:
     return fields.entity(name[:1].lower() + name[1:], fields.member(data, "id") or last)
 
 
+_DATA = {"@odata.type": "#Microsoft.Graph.{kind}", "id": "{id}"}
+_SAMPLE = {"id": "{unique}", "changeType": "{last}", "resource": "{kind}/{id}", "resourceData": _DATA}
+
 PRESET = Preset(
-    name="msgraph",
     read=fields.reader_of_list(_event, "value"),
-    sample=json_sample(
-        {
-            "value": [
-                {
-                    "id": "{unique}",
-                    "changeType": "{last}",
-                    "resource": "{kind}/{id}",
-                    "resourceData": {"@odata.type": "#Microsoft.Graph.{kind}", "id": "{id}"},
-                }
-            ]
-        }
-    ),
+    sample=json_sample({"value": [_SAMPLE]}),
     prover=ClientState,
     needs=frozenset({"auth"}),
     max_body=4 * 1024 * 1024,  # none is documented; encrypted resource data may be in it

@@ -100,19 +100,11 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
     )
 
 
+_SAMPLE = {"id": "WH-{unique}", "create_time": "{time}", "resource_type": "{kind}", "event_type": "{type}"}
+
 PRESET = Preset(
-    name="paypal",
     read=fields.reader_of_object(_event),
-    sample=json_sample(
-        {
-            "id": "WH-{unique}",
-            "create_time": "{time}",
-            "resource_type": "{kind}",
-            "event_type": "{type}",
-            "resource": {"id": "{id}"},
-        },
-        {"PAYPAL-TRANSMISSION-ID": "{unique}"},
-    ),
+    sample=json_sample({**_SAMPLE, "resource": {"id": "{id}"}}, {"PAYPAL-TRANSMISSION-ID": "{unique}"}),
     prover=Transmission,
     needs=frozenset({"auth"}),  # else strangers could have certificates fetched, and see that the source exists
     kept_headers=frozenset({_TRANSMISSION}),

@@ -176,7 +176,6 @@ def rejection(error: RequestError) -> tuple[int, bytes]:
 
 
 PRESET = Preset(
-    name="secevent",
     read=read,
     has_own_time=True,
     prover=Token,

@@ -184,7 +184,6 @@ def _unwrapped(body: bytes, message: bytes) -> bytes:
 
 
 PRESET = Preset(
-    name="sns",
     read=read,
     reader=reader,
     reads_by="event",
