@@ -11,6 +11,7 @@ from inbox.check import Probe, Reply, Side, Verdict
 from inbox.config.model import Config, Destination, Route, SyncDestination
 from inbox.db import engine
 from inbox.errors import ConfigError, collect_config_errors
+from relay.accounts import check_files
 from relay.daemon.alert_sender import alert_client
 from relay.daemon.generation import prepare
 from relay.destinations import KINDS
@@ -21,7 +22,6 @@ from relay.store.audit.verify import verify
 from relay.store.database import Database
 from relay.sweep.pages import Pages
 from relay.sweep.run import CompiledSweep
-from relay.web.access.accounts import check_files
 
 _QUESTION = Request("fetch", "OPTIONS", {"Accept": "*/*"})
 """A safe method (RFC 9110 §9.2.1). A GET makes some services that take webhooks act, and any answer will do."""

@@ -23,7 +23,6 @@ Kind = Literal[
     "blocked",  # a dead delivery blocks its lane
     "command",  # no relay takes up a command
     "command_failed",  # a command failed, or could not change some deliveries
-    "ahead",  # due or leased further ahead than any rule allows
     "no_head",  # a lane has no head
 ]
 
@@ -51,8 +50,8 @@ MOST_LISTED = 1000
 """Deliveries that are listed of a route, and the largest count of those that wait."""
 _ENTITY = ("source", "entity_type", "entity_id")
 
-ONLY_IN_VIEW: frozenset[Kind] = frozenset({"ahead", "no_head"})
-"""Findings that no check looks for: they need every row. A relay repairs the first by itself, `relay rebuild` the second."""
+ONLY_IN_VIEW: frozenset[Kind] = frozenset({"no_head"})
+"""Findings that no check looks for: they need every row. `relay rebuild` repairs it."""
 
 
 class SqlClock:
@@ -308,11 +307,6 @@ WHERE r.state = 'in_flight' AND r.lease_until < {before}
 
 def _of_heads(clock: SqlClock) -> dict[Kind, str]:
     sql = clock.sql
-    ahead = sql.looked_up(
-        f"{_routes_with('ready')} r",
-        "open_delivery o",
-        f"o.route = r.route AND o.state = 'ready' AND o.due_at > {clock.ago(-AFTER_SECONDS)}",
-    )
     return {
         "blocked": f"""
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("l.at")} AS for_seconds,
@@ -320,18 +314,6 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("l.at
        {_counted("w.route = o.route AND w.lane = o.lane AND w.state = 'waiting'")} AS waiting
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT {MOST_LISTED}) o
 {_last_fact(sql, "o", "AND f.kind = 'dead'")}
-""",
-        "ahead": f"""
-SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why,
-       NULL AS waiting
-FROM {ahead} {_last_fact(sql, "o")}
-WHERE l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR {clock.since("l.at")} < -{AFTER_SECONDS}
-UNION ALL
-SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
-       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it', NULL
-FROM open_delivery o
-WHERE o.state = 'in_flight' AND {clock.since("o.lease_until")} < -{AFTER_SECONDS}
 """,
         "no_head": """
 SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,

@@ -973,22 +973,6 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoc
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT 1000) o
 LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead' ORDER BY f.id DESC LIMIT 1) l ON true
 UNION ALL
-SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why,
-       NULL AS waiting
-FROM (
-        WITH RECURSIVE found(route) AS (
-            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
-            UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) r CROSS JOIN LATERAL (SELECT * FROM open_delivery o WHERE o.route = r.route AND o.state = 'ready' AND o.due_at > statement_timestamp() - interval '-60 seconds' OFFSET 0) AS o LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route  ORDER BY f.id DESC LIMIT 1) l ON true
-WHERE l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round(extract(epoch FROM statement_timestamp() - l.at), 3) < -60
-UNION ALL
-SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
-       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it', NULL
-FROM open_delivery o
-WHERE o.state = 'in_flight' AND round(extract(epoch FROM statement_timestamp() - o.lease_until), 3) < -60
-UNION ALL
 SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
        'its lane has no head: relay rebuild gives it one' AS why, NULL AS waiting
 FROM open_delivery o
@@ -1383,7 +1367,7 @@ COMMENT ON COLUMN relay_health.failing IS 'steps that fail now, with the errors;
 
 COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why: findings, as relay status --check reports them, and what waits behind a closed gate, as information. Of each route, the 1,000 that are due for longest. Empty when all is well. What inbox.toml says is known here as far as running relays have stored it: see route_gate.';
 
-COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head; for information paused, breaker, held or rate';
+COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command, command_failed or no_head; for information paused, breaker, held or rate';
 
 COMMENT ON COLUMN stuck.seq IS 'number of the event in arrival order; gaps mean nothing';
 

@@ -13,9 +13,7 @@ from inbox.config.model import Config, Web
 from inbox.errors import ConfigError
 from inbox.exposure import exposures
 from inbox.loader.load import parse_config
-from relay.check import RELAY
-from relay.cli.web import app
-from relay.web.access.accounts import (
+from relay.accounts import (
     check_accounts,
     check_password_hash,
     check_token_hash,
@@ -23,6 +21,8 @@ from relay.web.access.accounts import (
     is_password,
     parse_entries,
 )
+from relay.check import RELAY
+from relay.cli.web import app
 from tests.helpers.signing_in import PASSWORD, behind_proxy, token, user
 
 Run = CliRunner()
