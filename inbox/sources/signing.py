@@ -21,7 +21,7 @@ from datetime import datetime
 import msgspec
 
 from inbox.config.sources import Algorithm, Signature, Source
-from inbox.config.values import Secret, Unit
+from inbox.config.values import Secret, Unit, is_name
 from inbox.errors import ConfigError, Unreadable
 from inbox.events import timestamps
 from inbox.events.event import RawRequest
@@ -33,7 +33,6 @@ MOST_SIGNATURES = 5
 
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 _PLACES = ("body", "id", "method", "sorted_params", "timestamp", "url")
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _DIGITS = re.compile(r"[0-9]{1,12}")
 _MILLIS = re.compile(r"[0-9]{1,15}")
 _HEX = re.compile(rb"[0-9a-fA-F]+")
@@ -172,7 +171,7 @@ def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]
     """Yield the mistakes in a signature's configuration: each key, and the reason."""
     for key in ("header", "timestamp_header", "id_header"):
         name = getattr(signature, key)
-        if (name or key == "header") and _TOKEN.fullmatch(name) is None:
+        if (name or key == "header") and not is_name(name):
             yield key, f"{name!r} is not a header's name"
     if signature.timestamp_header and signature.timestamp_prefix:
         yield "timestamp_prefix", "says the same as timestamp_header; remove one"
