@@ -138,7 +138,7 @@ class ConfigFile(msgspec.Struct, frozen=True):
     sound: Config
     """All tables without a mistake, and no others. It may run only where `mistakes` is empty."""
     readable: Config
-    """Those, too, whose mistake leaves them readable."""
+    """With the tables, too, whose mistake leaves them readable."""
     mistakes: tuple[LocatedMistake, ...]
 
     @property

@@ -57,7 +57,7 @@ class Verifier:
         self.proofs = tuple(proofs)
         self.max_body = max(max_body, UNKNOWN_SOURCE_MAX_BODY)
         self.others: Sequence[Verifier] = ()
-        """Those whose proofs are tried, too, before a rejection: of a body that their own source may send."""
+        """Verifiers whose proofs are tried, too, before a rejection: of a body that their own source may send."""
         self.passes = sum(proof.passes for proof in self.proofs)
         """Most passes of a rejection through the body: the same for all verifiers of a receiver."""
 
