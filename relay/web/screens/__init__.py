@@ -5,27 +5,25 @@ from __future__ import annotations
 from relay.web.reading import Screen
 from relay.web.screens import (
     alerts,
-    commands,
-    deliveries,
     doctor,
     entity,
     event,
     gates,
+    lists,
     overview,
     problems,
-    rejected,
 )
 
 SCREENS: tuple[Screen, ...] = (
     overview.SCREEN,
-    deliveries.SCREEN,
+    lists.DELIVERIES,
     event.SCREEN,
     entity.SCREEN,
-    deliveries.DEAD,
+    lists.DEAD,
     gates.SCREEN,
-    rejected.SCREEN,
-    commands.SCREEN,
-    commands.COMMAND,
+    lists.REJECTED,
+    lists.COMMANDS,
+    lists.COMMAND,
     alerts.SCREEN,
     doctor.SCREEN,
     problems.SCREEN,
