@@ -11,7 +11,6 @@ from inbox.events.event import Event, Receipt
 from inbox.loader.load import read_config
 from inbox.receiver.app import Receiver, create_app
 from inbox.receiver.webhook import Services
-from inbox.receiver.writer import CommitTimes
 
 
 class AnswersAtOnce:
@@ -20,7 +19,7 @@ class AnswersAtOnce:
     def __init__(self) -> None:
         self._seqs = count(1)
 
-    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:  # noqa: ARG002
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
         return [Receipt(next(self._seqs), duplicate=False) for _ in events]
 
     async def probe(self) -> None:

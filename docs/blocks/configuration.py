@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 from msgspec import inspect
 
 from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
-from inbox.config.model import Config, Endpoint, Route
+from inbox.config.model import Config, Downstream, Endpoint, Limited, Route
 from inbox.config.sources import Source
+from inbox.config.sync import CallKeys
 from inbox.config.values import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret, TopicArn
 from relay.sync.forms import FORMS
 
@@ -26,9 +27,18 @@ _CUSTOM = {
 }
 
 
+_SHARED: Mapping[type, str] = {
+    Limited: "Apis and destinations alike",
+    Endpoint: "Calls by HTTP",
+    Downstream: "Results of calls by HTTP",
+    CallKeys: "Every call of a sync or a sweep",
+}
+"""Classes of keys that several tables have, with their titles."""
+
+
 def config_keys() -> str:
     """Every table of inbox.toml, each class of `inbox.config` once."""
-    shared = _config_table("Apis and destinations alike", Endpoint, ())
+    shared = (line for cls, title in _SHARED.items() for line in _config_table(title, cls))
     return "\n".join([*_config_tables((), Config, {}), *shared])
 
 
@@ -36,7 +46,7 @@ def _config_tables(path: tuple[str, ...], cls: type, seen: dict[type, str]) -> I
     kind = cls.__struct_config__.tag  # type: ignore[attr-defined]  # a msgspec class
     title = f"`[{'.'.join(path)}]`" if path else "The file"
     seen[cls] = title = f'{title} with `kind = "{kind}"`' if kind else title
-    yield from _config_table(title, cls, Endpoint.__struct_fields__ if cls is not Endpoint else ())
+    yield from _config_table(title, cls)
     for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
         for inner, name in _structs(field.type, field.encode_name):
             if inner not in seen:
@@ -58,23 +68,30 @@ def _structs(kind: inspect.Type, name: str) -> Iterator[tuple[type, tuple[str, .
                 yield cls, (name, "NAME")
 
 
-def _config_table(title: str, cls: type, elsewhere: Iterable[str]) -> Iterator[str]:
-    shared = set(elsewhere) if issubclass(cls, Endpoint) else set()
+def _config_table(title: str, cls: type) -> Iterator[str]:
+    bases = [base for base in _SHARED if issubclass(cls, base) and cls is not base]
+    shared = {name for base in bases for name in (*field_docstrings(base), *_added_meanings(base))}
     own_docs, added = field_docstrings(cls), _added_meanings(cls)
     rows = []
     for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
         name = field.name
-        if name in shared or (name == "name" and cls in {Source, Endpoint, Route}):
+        if name in shared or (name == "name" and issubclass(cls, Source | Limited | Route)):
+            continue
+        if cls in _SHARED and name not in {*own_docs, *added}:  # each table has its own meaning
             continue
         if (name in own_docs) == (name in added):
             raise SystemExit(f"{cls.__name__}.{name} needs a docstring in inbox/config, or a line in meanings.toml")
         meaning = own_docs.get(name) or added[name]
         rows.append((f"`{field.encode_name}`", _type_text(field.type), _default_text(field), meaning))
     yield f"### {title}\n"
-    alike = " Besides the keys of [apis and destinations alike](#apis-and-destinations-alike):" if shared else ""
-    yield f"{first_line(cls.__doc__)}{alike}\n"
+    links = [f"[{text.lower()}](#{text.lower().replace(' ', '-')})" for text in map(_SHARED.__getitem__, bases)]
+    yield f"{first_line(cls.__doc__)}{f' Besides the keys of {_joined(links)}:' if links else ''}\n"
     if rows:
         yield table(("key", "type", "default", "meaning"), rows)
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
 def template_forms() -> str:

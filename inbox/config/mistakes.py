@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 import msgspec
 from msgspec import inspect
 
-from inbox.config.model import Config, Endpoint, Route
+from inbox.config.model import Config, Limited, Route
 from inbox.config.sources import Source
 from inbox.config.values import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret, TopicArn
 
@@ -24,7 +24,7 @@ Path = tuple[str, ...]
 """Keys from the top of the file down; an item of a list is `[0]`."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_NAMED_BY_THEIR_TABLE = (Source, Endpoint, Route)
+_NAMED_BY_THEIR_TABLE = (Source, Limited, Route)
 _SCALARS: dict[type[inspect.Type], tuple[tuple[type, ...], str]] = {
     inspect.StrType: ((str,), "text in quotes"),
     inspect.BoolType: ((bool,), "true or false"),

@@ -60,18 +60,24 @@ class BreakerSettings(Table, frozen=True):
     """Time until one attempt probes the endpoint. It doubles each time the probe fails, up to ten minutes."""
 
 
-class Endpoint(Table, frozen=True):
+class Limited(Table, frozen=True):
     """Keys that apis and destinations have in common."""
 
     name: str = ""
-    auth: OutboundAuth | None = None
-    headers: dict[str, str] = {}
     timeout: Duration = Duration(15)
     """Time for one call, from name resolution to the last byte of the answer."""
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
     """Concurrent attempts of each relay process."""
     rate: Rate | None = None
     """Largest number of calls of all relays together. A burst may have one second's worth, and at least two."""
+    breaker: BreakerSettings = BreakerSettings()
+
+
+class Endpoint(Limited, frozen=True):
+    """Keys of apis and destinations that are called by HTTP."""
+
+    auth: OutboundAuth | None = None
+    headers: dict[str, str] = {}
     proxy: str | None = None
     ca_file: str | None = None
     cert_file: str | None = None
@@ -80,7 +86,6 @@ class Endpoint(Table, frozen=True):
     allow_to: Networks | None = None
     block_to: list[Network] = []
     allow_http: bool = False
-    breaker: BreakerSettings = BreakerSettings()
 
 
 class Api(Endpoint, frozen=True, kw_only=True):
@@ -97,7 +102,7 @@ Consequence = Literal["retry", "confirm", "again", "dead"]
 
 
 class Downstream(Endpoint, frozen=True):
-    """Keys that destinations have in common."""
+    """Keys of destinations that are called by HTTP."""
 
     outcomes: dict[Answered, Consequence] = {}
     """Consequence of each class of answers, where it differs from the default in docs/reference/delivery.md."""
@@ -128,8 +133,8 @@ class SlackDestination(Downstream, frozen=True, tag="slack", tag_field="kind", k
     inside a link such as `<https://crm.example/{event.entity_id}|open>`."""
 
 
-class PythonDestination(Downstream, frozen=True, tag="python", tag_field="kind", kw_only=True):
-    """Calls a function of yours: docs/how-to/write-a-handler.md. Shared keys: `timeout`, `concurrency`, `rate`, `breaker`."""
+class PythonDestination(Limited, frozen=True, tag="python", tag_field="kind", kw_only=True):
+    """Calls a function of yours: docs/how-to/write-a-handler.md."""
 
     function: str
     """`package.module:name`, imported when the relay starts; the folder of `inbox.toml` is searched last."""

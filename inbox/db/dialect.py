@@ -414,13 +414,6 @@ def is_unique_violation(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlite_errorcode", None) in _UNIQUE_VIOLATIONS_OF_SQLITE
 
 
-def constraint_of(error: DBAPIError) -> str:
-    """Return the name of the constraint that rejected a row, without any value; SQLite gives the columns."""
-    diagnosis = getattr(error.orig, "diag", None)
-    name = getattr(diagnosis, "constraint_name", None) or str(error.orig).rpartition(":")[2].strip()
-    return str(name)
-
-
 def is_deadlock(error: DBAPIError) -> bool:
     """Return whether the database ended this transaction because of a deadlock."""
     return _sqlstate(error) == _DEADLOCK

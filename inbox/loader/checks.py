@@ -14,7 +14,6 @@ from inbox.config.mistakes import Mistake, nearest
 from inbox.config.model import (
     Config,
     Destination,
-    Endpoint,
     Metrics,
     PythonDestination,
     Retention,
@@ -140,7 +139,6 @@ def _proxy(proxy: WebProxy) -> Iterator[Mistake]:
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _FUNCTION = re.compile(f"{_NAME}:{_NAME}")
 """Pattern of `package.module:name`."""
-_OF_A_FUNCTION = {"name", "timeout", "concurrency", "rate", "breaker"}
 _TARGET = re.compile(r"\{\s*target\b")
 _NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate", "gone", False))
 """A table of a sync route, the key whose value of the same name needs it, and whether that value is the default."""
@@ -170,7 +168,7 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
             if endpoint.timeout <= 0:
                 yield Mistake((section, name, "timeout"), "must be longer than nothing; leave it out for 15s")
             if isinstance(endpoint, PythonDestination):
-                yield from _function((section, name), endpoint)
+                yield from _reference((section, name, "function"), endpoint.function)
     yield from passed_header_mistakes(config)
     yield from _one_address(config.metrics)
     yield from retention_mistakes(config.retention)
@@ -224,14 +222,6 @@ def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route])
         f"{getattr(sweep, key)!r} is taken by no route of {sweep.entity_type!r}; name one of theirs: "
         + ", ".join(sorted(names)),
     )
-
-
-def _function(path: tuple[str, ...], destination: PythonDestination) -> Iterator[Mistake]:
-    yield from _reference((*path, "function"), destination.function)
-    plain = PythonDestination(function=destination.function)
-    for key in (*Endpoint.__struct_fields__, "outcomes"):
-        if key not in _OF_A_FUNCTION and getattr(destination, key) != getattr(plain, key):
-            yield Mistake((*path, key), "says nothing to a function, which makes its own calls; remove it")
 
 
 def _missing_name(path: tuple[str, ...], kind: str, name: str, existing: Collection[str]) -> Iterator[Mistake]:

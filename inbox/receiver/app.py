@@ -28,7 +28,7 @@ from inbox.http.problems import PROBLEM_TYPE, answer_bug, answer_problem, proble
 from inbox.observe.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, REQUEST_SECONDS, UNKNOWN, Meters
 from inbox.observe.recorder import make_recorder
 from inbox.observe.traces import make_tracer, require_extra
-from inbox.receiver.throughput import ThroughputFlusher
+from inbox.receiver.reporting import ThroughputFlusher
 from inbox.receiver.wait import OutcomeWaiter
 from inbox.receiver.webhook import Services, SourceEndpoint, Webhooks
 from inbox.receiver.writer import GroupCommit, WriterPair

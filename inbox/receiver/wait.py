@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 
-import msgspec
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -28,19 +27,12 @@ WhenGone = Callable[[Callable[[], None]], None]
 """Takes a function to call when the sender hangs up."""
 
 
-class _Failed(msgspec.Struct, frozen=True):
-    """A delivery that was given up."""
-
-    route: str
-    error: str | None
-
-
 class OutcomeWaiter:
     """Polls for outcomes. Make it inside the running event loop, and `close` it there."""
 
     def __init__(self, make_link: Callable[[], Link]) -> None:
         self._make_link = make_link
-        self._wanted: dict[int, set[asyncio.Future[_Failed | None]]] = defaultdict(set)
+        self._wanted: dict[int, set[asyncio.Future[str | None]]] = defaultdict(set)
         self._poller: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = Counter[str]()
@@ -77,7 +69,7 @@ class OutcomeWaiter:
             self._waiting[source] -= 1
             self._forget(futures)
         if failed:
-            raise NotDelivered(f"route {failed[0].route}: {failed[0].error}")
+            raise NotDelivered(failed[0])
 
     async def close(self) -> None:
         """End every wait."""
@@ -85,7 +77,7 @@ class OutcomeWaiter:
             _fail(futures, "stored; the receiver is stopping")
         await asyncio.gather(*self._tasks)
 
-    def _forget(self, futures: dict[int, asyncio.Future[_Failed | None]]) -> None:
+    def _forget(self, futures: dict[int, asyncio.Future[str | None]]) -> None:
         for seq, future in futures.items():
             future.cancel()
             self._wanted[seq].discard(future)
@@ -119,22 +111,22 @@ class OutcomeWaiter:
                         future.set_result(failed.get(seq))
 
 
-def _look(connection: Connection, wanted: Iterable[int]) -> tuple[set[int], dict[int, _Failed]]:
+def _look(connection: Connection, wanted: Iterable[int]) -> tuple[set[int], dict[int, str]]:
     """Find out which of these events have open deliveries, and which a delivery that was given up."""
     is_open: set[int] = set()
-    failed: dict[int, _Failed] = {}
+    failed: dict[int, str] = {}
     with reading(connection).begin():
         found = {"wanted": rows_param({"seq": seq} for seq in wanted)}
         for row in connection.execute(_open_deliveries(Sql(connection.dialect.name)), found).all():
             if row.state in {"dead", "blocked"}:
                 given_up = connection.execute(_GIVEN_UP, {"seq": row.seq, "route": row.route}).first()
-                failed[row.seq] = _Failed(row.route, given_up.error if given_up is not None else None)
+                failed[row.seq] = f"route {row.route}: {None if given_up is None else given_up.error}"
             else:
                 is_open.add(row.seq)
     return is_open, failed
 
 
-def _fail(futures: Iterable[asyncio.Future[_Failed | None]], why: str) -> None:
+def _fail(futures: Iterable[asyncio.Future[str | None]], why: str) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(StillOpen(why))

@@ -28,17 +28,15 @@ from inbox.http.limits import WHEN_GONE, Bucket, MemoryBudget, Reservation
 from inbox.observe import metrics
 from inbox.observe.metrics import OFF, Meters
 from inbox.observe.traces import OFF as OFF_TRACER
-from inbox.observe.traces import Tracer
+from inbox.observe.traces import Span, Tracer
 from inbox.receiver.fetcher import CertificateFetcher
-from inbox.receiver.intake_span import IntakeTrace
-from inbox.receiver.throughput import ThroughputFlusher
+from inbox.receiver.reporting import ThroughputFlusher
 from inbox.receiver.wait import OutcomeWaiter
-from inbox.receiver.writer import CommitTimes
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
 from inbox.sources.credentials import UNKNOWN_SOURCE_MAX_BODY, Verifier, address_text
 from inbox.sources.keys import CertificateNeeded
-from inbox.sources.normalize import events_of, kept_headers, reject_old
+from inbox.sources.normalize import events_of, kept_headers, reject_old, valid_traceparent
 
 OFFLOADED_BYTES = 64 * 1024
 """Bytes. A larger body is hashed and parsed in a thread: 25 MiB take a good part of a second, and would block every other
@@ -48,6 +46,8 @@ waits for a single one, and memory beyond `MEMORY_FOR_BODY` is taken once."""
 OFFLOADED_HASHING = 1024 * 1024
 """Bytes, which take 1 to 3 ms. A rejection hashes the body with every key of all sources: larger work runs in a thread."""
 
+SERVER_ERROR = 500
+
 _HANDSHAKES = frozenset(
     (preset.handshake.method, preset.handshake.header)
     for preset in PRESETS.values()
@@ -55,11 +55,68 @@ _HANDSHAKES = frozenset(
 )
 
 
+class IntakeTrace(msgspec.Struct, eq=False, gc=False):
+    """Notes of one request in progress, of which its span is made at the end; made only where traces are on.
+
+    Nothing that it holds refers to it, so the collector of garbage need not look at it.
+    """
+
+    tracer: Tracer
+    req: Request
+    began: float
+    """In `time.perf_counter` seconds."""
+    raw: RawRequest | None = None
+    """Set once the sender is proven: from then on its trace context counts."""
+    receipts: Sequence[Receipt] = ()
+    cause: str | None = None
+    """Of a rejection, as in `rejected_request`."""
+    span: Span | None = None
+    is_left_out: bool = False
+    """True once its events have decided that it is not sampled."""
+
+    def sample(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Decide whether it is sampled. Return the events; those of a sampled request continue its span."""
+        if not events:
+            return events
+        self.span = self._begin(events[0].traceparent)
+        if self.span is None:
+            self.is_left_out = True
+            return events
+        traceparent = self.span.traceparent
+        return [msgspec.structs.replace(event, traceparent=traceparent) for event in events]
+
+    def end(self, status: str) -> None:
+        """End a request that is not left out: make and export its span, if it is sampled."""
+        span = self.span
+        if span is None:  # it was rejected, or holds no event
+            span = self._begin(valid_traceparent(None if self.raw is None else self.raw.headers.get("traceparent")))
+        if span is None:
+            return
+        span.attributes |= {
+            "http.request.method": self.req.method,
+            "http.route": "/webhooks/{source}",
+            "url.scheme": self.req.scheme,
+            "http.response.status_code": int(status),
+        }
+        if self.raw is not None:
+            span.attributes |= {"inbox.source": self.raw.source, "url.path": f"/webhooks/{self.raw.source}"}
+        if self.receipts:
+            span.attributes["inbox.seq"] = self.receipts[0].seq
+            span.attributes["inbox.duplicates"] = sum(receipt.duplicate for receipt in self.receipts)
+            span.attributes["messaging.batch.message_count"] = len(self.receipts)
+        if self.cause is not None:
+            span.attributes["inbox.cause"] = self.cause
+        span.end(error=(self.cause or status) if int(status) >= SERVER_ERROR else None)
+
+    def _begin(self, parent: str | None) -> Span | None:
+        return self.tracer.begin(f"{self.req.method} /webhooks/{{source}}", "server", parent=parent, began=self.began)
+
+
 class Writer(Protocol):
     """Stores events; the product's are `GroupCommit` and `WriterPair`."""
 
-    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:
-        """Store the events of one request, all or none; return after the commit, whose times `times` gets."""
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+        """Store the events of one request, all or none; return after the commit."""
         ...
 
     async def probe(self) -> None:
@@ -191,7 +248,7 @@ class Webhooks:
                     raise read_error
                 proven = await self._prove(services, endpoint, raw)
                 if trace is not None:
-                    trace.verified, trace.raw = time.perf_counter(), raw
+                    trace.raw = raw
                 enforce_rate_limit(proven)
                 return await self._accept(services, proven, raw, resp, trace)
             except RequestError as error:
@@ -249,11 +306,9 @@ class Webhooks:
         else:
             events = events_of(endpoint.source, preset, raw, endpoint.routes)
         reject_old(endpoint.source, events)
-        times = None
         if trace is not None:
             events = trace.sample(events)
-            times = trace.commit
-        receipts = await services.writer.append(events, times) if events else []
+        receipts = await services.writer.append(events) if events else []
         if trace is not None and not trace.is_left_out:
             trace.receipts = receipts
         timeout = wait_timeout(endpoint.source, raw.headers.get("prefer"))

@@ -19,32 +19,34 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from inbox.clock import Clock
-from inbox.db.dialect import constraint_of, is_data_error, is_deadlock, is_unique_violation
+from inbox.db.dialect import is_data_error, is_deadlock
 from inbox.db.intake import STORES, IntakeStore, Rejected
 from inbox.db.link import Link, Notifier
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED, Tally
 from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
+from inbox.http.limits import Bucket
 from inbox.observe import metrics
 from inbox.observe.logs import fields, without_message
 from inbox.observe.metrics import OFF, Meters, Metric
-from inbox.receiver.outage import IntakeAlert, Outage
+from inbox.receiver.reporting import IntakeAlert, Outage
 
 PER_SECOND = 10
 """Rows, of each receiver process."""
 MAX_REJECTIONS = 200
+"""Rows at once, after a time without any."""
 MAX_BYTES = 4 * 1024 * 1024
 """Bytes of all bodies that wait or are being written, so that large ones don't fill the memory. A single one may be larger."""
 
 
 class RejectionQueue:
-    """Rejected requests that wait to be written. `now` is monotonic, in seconds."""
+    """Rejected requests that wait to be written."""
 
     def __init__(self, meters: Meters) -> None:
         self._meters = meters
-        self._waiting: deque[Rejected] = deque()
+        self._waiting: list[Rejected] = []
         self._bytes = 0
-        self._next_at = 0.0
+        self._pace = Bucket(PER_SECOND, MAX_REJECTIONS)
         self.unkept = 0
         """Count of those without a row: there was no room, or the database did not take them."""
 
@@ -54,21 +56,16 @@ class RejectionQueue:
     def add(self, row: Rejected) -> bool:
         """Queue a row when there is room. Returns whether there was."""
         size = _size(row)
-        if len(self._waiting) >= MAX_REJECTIONS or (self._bytes and self._bytes + size > MAX_BYTES):
+        if (self._bytes and self._bytes + size > MAX_BYTES) or self._pace.take(time.monotonic()):
             self.count_unkept(1)
             return False
         self._waiting.append(row)
         self._bytes += size
         return True
 
-    def delay(self, now: float) -> float | None:
-        """Return the seconds until some may be written, 0 or less for now; None: there are none."""
-        return self._next_at - now if self._waiting else None
-
-    def take(self, now: float) -> list[Rejected]:
-        """Take at most a second's worth of rows to write; the next may be taken when that time is over."""
-        rows = [self._waiting.popleft() for _ in range(min(len(self._waiting), PER_SECOND))]
-        self._next_at = now + len(rows) / PER_SECOND
+    def take(self) -> list[Rejected]:
+        """Take all rows, to write them."""
+        rows, self._waiting = self._waiting, []
         return rows
 
     def release(self, rows: Sequence[Rejected]) -> None:
@@ -88,21 +85,11 @@ def _size(row: Rejected) -> int:
 # --- the writer
 
 
-class CommitTimes(msgspec.Struct, eq=False):
-    """Times of the commit of a sampled request's batch, in `time.perf_counter` seconds, and the number of its events."""
-
-    began: float = 0.0
-    ended: float = 0.0
-    events: int = 0
-
-
 class Pending(msgspec.Struct, eq=False):
     """The events of one request: all are stored, or none."""
 
     events: Sequence[Event]
     receipts: asyncio.Future[list[Receipt]]
-    times: CommitTimes | None = None
-    """To be filled in; None for a request that is not sampled."""
     taken: bool = False
     """True once they are part of a batch."""
 
@@ -176,10 +163,8 @@ class GroupCommit:
         self._task = self._loop.create_task(self._run(), name="group-commit")
         self._task.add_done_callback(_end_worker)
 
-    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
         """Store the events of one request in one transaction, or find them stored already; return after the commit.
-
-        `times` gets the times of the commit.
 
         Raises:
             Unavailable: they are not stored, or it is not known whether they are.
@@ -188,7 +173,7 @@ class GroupCommit:
         if self._closing or len(self._pending) >= MAX_WAITING:
             raise Unavailable("the receiver is stopping" if self._closing else "too many requests are waiting")
         receipts: asyncio.Future[list[Receipt]] = self._loop.create_future()
-        pending = Pending(events, receipts, times)
+        pending = Pending(events, receipts)
         self._pending.append(pending)
         self._has_work.set()
         try:
@@ -233,34 +218,21 @@ class GroupCommit:
 
     async def _run(self) -> None:
         while True:
-            await self._wait()
+            if not (self._pending or self._probes or self.rejections or self._closing):
+                self._has_work.clear()
+                await self._has_work.wait()
             batch = self._collect()
             if batch:
                 await self._commit(batch)
             if self._probes:  # also where there is always a batch: a busy receiver is ready
                 await self._probe()
-            elif not batch and self._closing and not self.rejections:
-                return
-            delay = self.rejections.delay(self._loop.time())
-            if delay is not None and (self._closing or delay <= 0):
+            if self.rejections:
                 await self._store_rejections()
+            elif not batch and self._closing and not self._probes:
+                return
             del batch  # or its bodies would be kept until the next has come
             if self._largest > LARGE_BODY:
                 await self._drop_connection()
-
-    async def _wait(self) -> None:
-        """Wait until there is work. A rejected request that came too soon after the last ones waits for its turn."""
-        if self._pending or self._probes or self._closing:
-            return
-        delay = self.rejections.delay(self._loop.time())
-        if delay is not None and delay <= 0:
-            return
-        self._has_work.clear()
-        try:
-            async with asyncio.timeout(delay):
-                await self._has_work.wait()
-        except TimeoutError:
-            return
 
     def _collect(self) -> list[Pending]:
         batch: list[Pending] = []
@@ -307,14 +279,9 @@ class GroupCommit:
 
     async def _store_batch(self, batch: Sequence[Pending]) -> None:
         """Answer requests whose events are all new; then those with a duplicate among them."""
-        began = time.perf_counter()
-        stored = await self._append([event for pending in batch for event in pending.events])
-        seqs = iter(stored)
+        seqs = iter(await self._append([event for pending in batch for event in pending.events]))
         with_duplicates: list[tuple[Pending, list[int | None]]] = []
         for pending in batch:
-            if pending.times is not None:
-                pending.times.began, pending.times.events = began, len(stored)
-                pending.times.ended = time.perf_counter()
             own = [next(seqs) for _ in pending.events]
             if None in own:
                 with_duplicates.append((pending, own))
@@ -371,9 +338,7 @@ class GroupCommit:
 
     async def _fail(self, batch: Sequence[Pending], error: Exception) -> None:
         """Answer 503 to all, as nothing is known to be stored, and use a new connection for the next batch."""
-        if isinstance(error, DBAPIError) and is_unique_violation(error):
-            self._alert.number_taken(constraint_of(error))
-        elif isinstance(error, _FAILURES):
+        if isinstance(error, _FAILURES):
             self._outage.began(error, sum(not pending.receipts.done() for pending in batch))
         for pending in batch:
             pending.answer(_unavailable(error))
@@ -394,7 +359,7 @@ class GroupCommit:
                 probe.set_result(None) if outcome is None else probe.set_exception(outcome)
 
     async def _store_rejections(self) -> None:
-        rows = self.rejections.take(self._loop.time())
+        rows = self.rejections.take()
         self._largest = max([self._largest, *(len(row.body or b"") for row in rows)])
         try:
             await self._in_database(self._store.reject, rows)
@@ -455,9 +420,9 @@ class WriterPair:
         self._small = small
         self._large = large
 
-    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
         """See GroupCommit."""
-        return await self._for(sum(len(event.body) for event in events)).append(events, times)
+        return await self._for(sum(len(event.body) for event in events)).append(events)
 
     async def probe(self) -> None:
         """See GroupCommit."""

@@ -21,7 +21,7 @@ from tenacity import (
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from inbox.config.model import Config, Endpoint, Ordering, Retry, Route
+from inbox.config.model import Config, Downstream, Limited, Ordering, Retry, Route
 from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
@@ -137,14 +137,15 @@ def breaker_limits(policies: Policies) -> dict[GateKey, BreakerLimits]:
     return {key: limits for policy in policies.values() for key, limits in policy.breakers.items()}
 
 
-def limits_of(endpoint: Endpoint) -> BreakerLimits:
+def limits_of(endpoint: Limited) -> BreakerLimits:
     """Return the limits of an endpoint's breaker."""
     open_for = endpoint.breaker.open_for
     return msgspec.structs.replace(BREAKER, open_for=open_for, longest=max(BREAKER.longest, open_for))
 
 
 def _policy(config: Config, route: Route) -> RoutePolicy:
-    endpoints: dict[GateKey, Endpoint] = {("destination", route.destination): config.destinations[route.destination]}
+    destination = config.destinations[route.destination]
+    endpoints: dict[GateKey, Limited] = {("destination", route.destination): destination}
     calls = {"destination": 1}
     if route.sync is not None:
         endpoints["api", route.sync.fetch.api] = config.apis[route.sync.fetch.api]
@@ -154,7 +155,7 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
         blocks_on_death=route.on_dead == "block",
         schedule=Schedule(route.retry),
         fetches=route.sync is not None,
-        outcomes={str(name): str(rule) for name, rule in config.destinations[route.destination].outcomes.items()},
+        outcomes=dict[str, str](destination.outcomes.items()) if isinstance(destination, Downstream) else {},
         skew=timedelta(seconds=config.sources[route.source].clock_skew),
         gates=(("source", route.source), ("route", route.name), *endpoints),
         breakers={key: limits_of(endpoint) for key, endpoint in endpoints.items()},

@@ -8,8 +8,8 @@ from typing import Any
 
 from inbox.config.model import (
     Config,
-    Downstream,
     ForwardDestination,
+    Limited,
     PythonDestination,
     Route,
     SlackDestination,
@@ -19,7 +19,7 @@ from inbox.errors import collect_config_errors
 from relay.destinations import forward, python, slack, sync
 from relay.destinations.base import Clients, Context, Deliverer
 
-KINDS: Mapping[type[Downstream], Callable[[Route, Any, Clients], Deliverer]] = {
+KINDS: Mapping[type[Limited], Callable[[Route, Any, Clients], Deliverer]] = {
     ForwardDestination: forward.build,
     PythonDestination: python.build,
     SlackDestination: slack.build,
@@ -27,7 +27,8 @@ KINDS: Mapping[type[Downstream], Callable[[Route, Any, Clients], Deliverer]] = {
 }
 """Class of a destination's table → factory of the deliverer of a route to it.
 
-The class derives from `Downstream`: `relay.delivery.policy` reads its `outcomes`, and the client its other settings.
+The class derives from `Downstream` where it is called by HTTP: `relay.delivery.policy` reads its `outcomes`, and the client its
+other settings.
 """
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from inbox.config.model import ForwardDestination
 from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from relay import destinations
@@ -53,7 +54,8 @@ def call_each(text: str, *, alerts_too: bool = False) -> list[Answer]:
     config = parse_config(text)
     clients = destinations.base.Clients(config)
     destination = config.destinations["d"]
-    url = destination.url.reveal()  # type: ignore[union-attr]  # a forward destination
+    assert isinstance(destination, ForwardDestination)
+    url = destination.url.reveal()
     alerts = alert_client(config)
     assert alerts is not None
     callers = (clients.destination(destination, url), clients.api("a"), *([alerts] if alerts_too else []))

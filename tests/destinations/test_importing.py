@@ -165,7 +165,7 @@ def test_a_function_is_named_by_module_and_name(function: str) -> None:
     ],
 )
 def test_a_key_that_is_for_http_calls_is_a_mistake(key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=rf"\[destinations.crm\] {key}: says nothing to a function"):
+    with pytest.raises(ConfigError, match=rf"\[destinations.crm\] {key}: unknown key"):
         build(configured("json:loads", f"{key} = {value}"))
 
 

@@ -33,7 +33,6 @@ from inbox.receiver.fetcher import (
     get_over_https,
 )
 from inbox.receiver.webhook import Services
-from inbox.receiver.writer import CommitTimes
 from inbox.sources.keys import CertificateStore, CertificateUrl, MissingCertificate
 from inbox.sources.presets.sns import _NAMES, _URL
 from tests.helpers.certificate_host import CertificateHost, Request, certificate_host, pem_of, signing_key
@@ -266,7 +265,7 @@ class Memory:
         self.events: list[Event] = []
         self.rejected: list[Rejected] = []
 
-    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:  # noqa: ARG002
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
         self.events += events
         return [Receipt(len(self.events), duplicate=False)] * len(events)
 

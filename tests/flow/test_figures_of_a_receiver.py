@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from inbox.config.model import Config
 from inbox.db.throughput import SOURCE, Tally
-from inbox.receiver.throughput import ThroughputFlusher
+from inbox.receiver.reporting import ThroughputFlusher
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import down
 from tests.helpers.patience import Stopwatch, stand_still
@@ -31,7 +31,7 @@ def figures(engine: Engine) -> dict[tuple[str, str], tuple[int, int]]:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine takes its time to write the last figures."""
-    monkeypatch.setattr("inbox.receiver.throughput.LAST_FLUSH_SECONDS", 60.0)
+    monkeypatch.setattr("inbox.receiver.reporting.LAST_FLUSH_SECONDS", 60.0)
 
 
 async def test_the_end_of_every_request_is_counted_by_its_source(config: Config, engine: Engine) -> None:
@@ -83,7 +83,7 @@ async def test_a_flush_that_fails_is_logged_once_and_written_later(
             await made.flush(within=0.5)
     await made.flush()
     assert figures(engine) == {("trivore", "stored"): (1, 0)}
-    (line,) = (record.getMessage() for record in caplog.records if record.name == "inbox.receiver.throughput")
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "inbox.receiver.reporting")
     assert line.startswith("figures for throughput_minute are not written yet: ")
 
 

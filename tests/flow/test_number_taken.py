@@ -48,12 +48,11 @@ async def test_a_sequence_behind_its_table_is_503_until_it_is_mended_and_told(
     assert (await receiver.get("/health/ready")).status_code == 503
     assert (await receiver.get("/health/live")).status_code == 200
     critical = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
-    assert "gave a number that is taken already (constraint pk_inbox)" in critical[0]
-    assert critical[1].endswith("Run: SELECT setval('public.inbox_seq_seq', 6)")
-    assert len(critical) == 2, "said once, not for each batch"
+    assert critical[0].endswith("Run: SELECT setval('public.inbox_seq_seq', 6)")
+    assert len(critical) == 1, "said once, not for each batch"
     assert alerted(engine) == [("intake_stopped", True)]
 
-    do(engine, critical[1].partition("Run: ")[2])
+    do(engine, critical[0].partition("Run: ")[2])
     assert await fill(receiver, 6, 3) == [200] * 3
     assert (await receiver.get("/health/ready")).status_code == 200
     assert alerted(engine) == TAKEN_BACK
@@ -78,14 +77,11 @@ async def test_a_database_that_came_back_with_a_sequence_behind_is_not_ready_bef
 
 
 @ON_POSTGRES
-async def test_one_row_in_the_way_costs_one_answer_and_the_alert_is_taken_back(
-    receiver: Receiver, engine: Engine
-) -> None:
+async def test_one_row_in_the_way_costs_one_answer(receiver: Receiver, engine: Engine) -> None:
     assert await fill(receiver, 0, 2) == [200] * 2
     do(engine, a_row(3, "everything", "x"))
     assert await fill(receiver, 2, 1) == [503]
     assert await fill(receiver, 2, 3) == [200] * 3
-    assert alerted(engine) == TAKEN_BACK
 
 
 async def test_an_alert_of_a_receiver_that_has_ended_is_taken_back_by_the_next(config: Config, engine: Engine) -> None:
@@ -130,4 +126,3 @@ async def test_a_number_that_is_taken_in_sqlite_is_no_fault_of_the_row(receiver:
     assert await fill(receiver, 0, 1) == [503]
     do(engine, "DELETE FROM open_delivery")
     assert await fill(receiver, 0, 1) == [200]
-    assert alerted(engine) == TAKEN_BACK

@@ -19,7 +19,7 @@ from inbox.events.event import Event, Receipt
 from inbox.loader.load import parse_config
 from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
-from inbox.receiver.writer import MAX_BYTES, MAX_REJECTIONS, PER_SECOND, CommitTimes, GroupCommit
+from inbox.receiver.writer import MAX_BYTES, MAX_REJECTIONS, PER_SECOND, GroupCommit
 from tests.helpers.reading import count
 from tests.helpers.receiver import Receiver, a_link
 from tests.helpers.waiting import until_async
@@ -90,7 +90,7 @@ class NoDatabase:
     def __init__(self) -> None:
         self.rejected: list[Rejected] = []
 
-    async def append(self, events: Sequence[Event], times: CommitTimes | None = None) -> list[Receipt]:  # noqa: ARG002
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
         raise AssertionError(f"asked to store {events}")
 
     async def probe(self) -> None:

@@ -75,7 +75,6 @@ async def test_every_request_is_one_tree(
         await receiver.post(body("u2"), headers={"Traceparent": SENT[:-1]})
         await receiver.post(body("u3"), headers={"Traceparent": f"{SENT}-{'x' * 5_000}"})
         spans = kept.spans(NAME)
-        inner = [span for span in kept.spans() if span.name != NAME]
     batch, second, of_rejected, of_stranger, of_invalid, of_long = spans
     assert [answer.status_code for answer in (rejected, stranger, ignored)] == [422, 401, 422]
     assert {key: value for key, value in attributes(batch).items() if key.startswith(("inbox", "messaging"))} == {
@@ -93,12 +92,7 @@ async def test_every_request_is_one_tree(
     assert attributes(of_rejected)["inbox.cause"] == "invalid_event"
     assert of_stranger.parent is of_invalid.parent is of_long.parent is None
     assert "inbox.source" not in attributes(of_stranger)
-    parents = {span.context.span_id: span for span in spans}
-    for span in inner:
-        assert span.parent is not None
-        assert not span.parent.is_remote
-        outer = parents[span.parent.span_id]
-        assert outer.start_time <= span.start_time <= span.end_time <= outer.end_time  # type: ignore[operator]
+    assert len(kept.spans()) == len(spans), "one span each"
 
 
 async def test_what_is_not_sampled_is_left_out_as_a_whole(

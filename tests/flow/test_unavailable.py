@@ -61,7 +61,7 @@ async def test_the_log_has_one_line_when_the_database_goes_and_one_when_it_is_ba
         assert_unavailable(await receiver.post(body("u3")))
     assert (await receiver.post(body("u2"))).status_code == 200
 
-    gone, back = (record.getMessage() for record in caplog.records if record.name == "inbox.receiver.outage")
+    gone, back = (record.getMessage() for record in caplog.records if record.name == "inbox.receiver.reporting")
     assert gone.startswith("the database takes nothing, senders get 503 and send again: ")
     assert "terminating connection" in gone or "database is locked" in gone
     assert back.startswith("the database takes events again after ")

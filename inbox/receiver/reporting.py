@@ -1,9 +1,11 @@
-"""Intake that fails: one line of the log at its begin and end, and an alert in the database."""
+"""Reports of intake: its outages in the log and as an alert, and its figures in `throughput_minute`."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 
@@ -14,6 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from inbox.db import guarantees
 from inbox.db.dialect import Sql, trouble_text
 from inbox.db.engine import one_transaction
+from inbox.db.link import Link
+from inbox.db.throughput import Tally, add_up, figures_param
 from inbox.errors import UnfitDatabase
 from inbox.events.timestamps import time_text
 from inbox.observe.logs import fields
@@ -70,7 +74,6 @@ class IntakeAlert:
         self.may_fire = True
         """True while `stored` has something to do; at the start too, to resolve the alert of an earlier process."""
         self._reported: Sequence[str] = ()
-        self._unreported: str | None = None
 
     def require_fit(self, connection: Connection, now: datetime) -> None:
         """Check the database behind a new connection.
@@ -84,21 +87,10 @@ class IntakeAlert:
             for line in found:
                 _log.critical("nothing is stored: %s", line, extra=fields("nothing_stored", error=line))
             self._reported = found
-        if found or self._unreported is not None:
-            self.may_fire = True
-            _note(connection, now, "; ".join(found) or self._unreported)
-            self._unreported = None
         if found:
+            self.may_fire = True
+            _note(connection, now, "; ".join(found))
             raise UnfitDatabase("\n".join(found))
-
-    def number_taken(self, constraint: str) -> None:
-        """Note that a number that has to be new is taken. The next connection shows whether that lasts, and stores the alert."""
-        self._unreported = f"the database gave a number that is taken already (constraint {constraint})"
-        _log.critical(
-            "nothing was stored: %s; senders get 503 and send again",
-            self._unreported,
-            extra=fields("nothing_stored", error=self._unreported),
-        )
 
     def stored(self, connection: Connection, now: datetime) -> None:
         """Resolve the alert, if there is one, as something was stored."""
@@ -131,3 +123,72 @@ SELECT {sql.time(":at")}, 'intake_stopped', 'receiver', {firing}, {detail}
 WHERE {firing} <> coalesce((
     SELECT a.firing FROM alert a WHERE a.kind = 'intake_stopped' AND a.subject = 'receiver' ORDER BY a.id DESC LIMIT 1), false)
 """)
+
+
+# --- Figures, which are written over a connection that no request waits for.
+
+
+LONGEST_FLUSH_SECONDS = 5.0
+LAST_FLUSH_SECONDS = 2.0
+"""Longest wait for the last figures when a worker stops."""
+
+
+class ThroughputFlusher:
+    """Writes a tally `every` so many seconds. Make it inside the running event loop, and `close` it there.
+
+    A flush that fails is logged once, until one succeeds, and its figures are kept.
+    """
+
+    def __init__(self, link: Link, tally: Tally, every: float) -> None:
+        self._link = link
+        self._statement = add_up(Sql(link.dialect))
+        self._tally = tally
+        self._every = every
+        self._is_failing = False
+        self._closing = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="throughput")
+
+    async def flush(self, within: float = LONGEST_FLUSH_SECONDS) -> None:
+        """Write the figures counted so far."""
+        try:
+            async with asyncio.timeout(within):
+                await self._write()
+            self._is_failing = False
+        except Exception as error:  # noqa: BLE001  # not even a bug may end the task
+            if not self._is_failing:
+                _log.warning(
+                    "figures for throughput_minute are not written yet: %s",
+                    trouble_text(error),
+                    extra=fields("database_trouble"),
+                )
+            self._is_failing = True
+
+    async def close(self) -> None:
+        """Write the last figures, if the database takes them soon."""
+        self._closing.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_FLUSH_SECONDS):
+                await self._task
+
+    async def _run(self) -> None:
+        """Flush again and again. A flush that runs at the stop ends before the last: cut off, it might count twice."""
+        is_last = False
+        while not is_last:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._every):
+                    await self._closing.wait()
+            is_last = self._closing.is_set()
+            await self.flush()
+
+    async def _write(self) -> None:
+        with self._tally.taken() as figures:
+            if figures:
+                try:
+                    await self._link.open()
+                    await self._link.run(self._add_up, figures_param(figures))
+                finally:
+                    await self._link.drop()
+
+    def _add_up(self, connection: Connection, figures: str) -> None:
+        with one_transaction(connection):
+            connection.execute(self._statement, {"figures": figures, "now": None})
