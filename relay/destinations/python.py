@@ -7,9 +7,10 @@ of the destination's `concurrency` until it returns. So a hanging function can't
 from __future__ import annotations
 
 import logging
+import queue
 import threading
-from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 from inbox.clock import steady
 from inbox.config.model import PythonDestination, Route
@@ -29,107 +30,61 @@ _TICK = 0.05
 _LONGEST_WHY = 500
 
 
-class HandlerSlots:
-    """The slots of one destination's functions: `size` run at once, those left behind included."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.left_behind = 0
-        self._taken = 0
-        self._changed = threading.Condition()
-
-    def acquire(self, is_over: Callable[[], bool]) -> bool:
-        """Wait for a slot and acquire it. False when `is_over`, or when calls left behind hold all slots."""
-        with self._changed:
-            while not is_over():
-                if self._taken < self.size:
-                    self._taken += 1
-                    return True
-                if self.left_behind >= self.size:
-                    break
-                self._changed.wait(_TICK)
-            return False
-
-    def leave_behind(self, running: Running) -> bool:
-        """Leave a call behind; False when it has just ended."""
-        with self._changed:
-            if running.ended.is_set():
-                return False
-            running.is_left_behind = True
-            self.left_behind += 1
-            self._changed.notify_all()
-            return True
-
-    def release(self, running: Running) -> None:
-        """Release the slot of a call that has ended."""
-        with self._changed:
-            running.ended.set()
-            self._taken -= 1
-            self.left_behind -= running.is_left_behind
-            self._changed.notify_all()
-
-
-class Running:
-    """A call of the function in its thread."""
-
-    def __init__(self, function: Function, event: Event, slots: HandlerSlots, span: Span | None = None) -> None:
-        self.ended = threading.Event()
-        self.is_left_behind = False
-        self.error: BaseException | None = None
-        self._function = function
-        self._event = event
-        self._slots = slots
-        self._span = span
-
-    def start(self, name: str) -> None:
-        """Start the thread of a call that has its slot.
-
-        Raises:
-            RuntimeError: the system has no thread for it.
-        """
-        threading.Thread(target=self._run, name=name, daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            with nullcontext() if self._span is None else self._span.current():
-                self._function(self._event)
-        except BaseException as error:  # noqa: BLE001  # any error ends this call alone
-            self.error = error
-        finally:
-            self._slots.release(self)
+def _work(
+    function: Function,
+    event: Event,
+    span: Span | None,
+    slots: threading.Semaphore,
+    ended: queue.SimpleQueue[BaseException | None],
+) -> None:
+    """Call the function, give its slot back, and put its error, or None, into `ended`."""
+    raised: BaseException | None = None
+    try:
+        with nullcontext() if span is None else span.current():
+            function(event)
+    except BaseException as error:  # noqa: BLE001  # any error ends this call alone
+        raised = error
+    slots.release()
+    ended.put(raised)
 
 
 class Python:
     """The deliverer of one route to a python destination."""
 
-    def __init__(self, shown: str, function: Function, timeout: float, slots: HandlerSlots) -> None:
+    def __init__(self, shown: str, function: Function, timeout: float, slots: threading.Semaphore) -> None:
         self._shown = shown
         self._function = function
         self._timeout = timeout
         self._slots = slots
+        """As many run at once, those left behind included."""
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Call the function. It succeeds when it returns within `timeout` and the lease."""
         if delivery.body is None:
             return Skipped((), str(BodyErased()))
-        running = Running(self._function, event_of(delivery), self._slots, context.span)
-        began = steady()
-        if not self._slots.acquire(lambda: self._over(began, context) is not None):
-            if self._over(began, context) == "lease_lost":
-                return self._failed(began, "lease_lost", "not called: the lease ended", "not_sent")
-            why = f"not called: {self._slots.size} calls before it have not returned yet"
+        began, tick = steady(), min(_TICK, self._timeout)
+        while (reason := self._over(began, context)) is None and not self._slots.acquire(timeout=tick):
+            pass
+        if reason == "lease_lost":
+            return self._failed(began, "lease_lost", "not called: the lease ended", "not_sent")
+        if reason is not None:
+            why = "not called: the calls before it, as many as the concurrency, have not returned yet"
             return self._failed(began, "not_sent", why, "not_sent")
         began = steady()  # the wait for a slot does not reduce the call's time
+        ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        work = partial(_work, self._function, event_of(delivery), context.span, self._slots, ended)
         try:
-            running.start(f"{delivery.route}-{delivery.seq}")
+            threading.Thread(target=work, name=f"{delivery.route}-{delivery.seq}", daemon=True).start()
         except RuntimeError:
-            self._slots.release(running)
+            self._slots.release()
             return self._failed(began, "not_sent", "not called: the system has no thread for it", "not_sent")
-        while not running.ended.wait(min(_TICK, self._timeout)):
-            reason = self._over(began, context)
-            if reason is not None and self._slots.leave_behind(running):
-                return self._left_behind(delivery, began, reason)
-        return self._ended(delivery, began, running.error)
+        while True:
+            try:
+                return self._ended(delivery, began, ended.get(timeout=tick))
+            except queue.Empty:
+                reason = self._over(began, context)
+                if reason is not None:
+                    return self._left_behind(delivery, began, reason)
 
     def close(self) -> None:
         """Do nothing: a function has no connections."""
@@ -189,32 +144,19 @@ def build(route: Route, destination: PythonDestination, clients: Clients) -> Pyt
     """
     function = function_of(destination.function, f"destinations.{destination.name}.function")
     # Calls left behind by an earlier configuration still run after a reload.
-    slots = _SLOTS.setdefault((destination.name, destination.function), HandlerSlots(destination.concurrency))
-    slots.size = destination.concurrency
+    key = (destination.name, destination.function, destination.concurrency)
+    slots = _SLOTS.setdefault(key, threading.Semaphore(destination.concurrency))
     return Python(destination.function, function, float(destination.timeout), slots)
 
 
-_SLOTS: dict[tuple[str, str], HandlerSlots] = {}
+_SLOTS: dict[tuple[str, str, int], threading.Semaphore] = {}
 
 
 def event_of(delivery: Delivery) -> Event:
     """Convert a delivery to the event that the function gets."""
-    return Event(
-        seq=delivery.seq,
-        source=delivery.source,
-        entity_type=delivery.entity_type,
-        entity_id=delivery.entity_id,
-        event_type=delivery.event_type,
-        action=delivery.action,
-        event_id=delivery.event_id,
-        occurred_at=delivery.occurred_at,
-        received_at=delivery.received_at,
-        headers=dict(delivery.headers),
-        body=event_scope(delivery)["body"],
-        raw=delivery.body or b"",
-        attempt=delivery.attempt,
-        idempotency_key=delivery.idempotency_key,
-    )
+    same = {name: getattr(delivery, name) for name in Event.__struct_fields__ if name not in {"headers", "body", "raw"}}
+    body = event_scope(delivery)["body"]
+    return Event(**same, headers=dict(delivery.headers), body=body, raw=delivery.body or b"")
 
 
 def _text(why: object) -> str:

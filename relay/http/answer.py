@@ -228,10 +228,6 @@ _FIRST_EPOCH = 10**9
 """A larger number of seconds is a time since 1970 (from 2001 on), a smaller one a duration (up to 31 years)."""
 _FIRST_EPOCH_IN_MILLISECONDS = 10**11
 _PARAMETER = re.compile(r"(?:^|[;,\s])(remaining|reset|r|t)=([0-9]{1,15})(?![0-9])")
-_SHOPIFY = "X-Shopify-Shop-Api-Call-Limit"
-_BUCKET = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
-_BUCKET_LEAKS_SECONDS = 1.0
-"""Shopify's bucket leaks two calls a second, so that a full one has room again soon."""
 _RETRY_LATER = {HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
 _LONGEST_HEADER = 1000
 
@@ -248,7 +244,6 @@ def rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> RateHol
             _by_retry_after(headers.get("Retry-After"), status, now),
             _by_remaining(headers, now),
             _by_ietf(headers.get("RateLimit")),
-            _by_bucket(headers.get(_SHOPIFY)),
         )
         if hold is not None and hold.seconds > 0
     ]
@@ -296,13 +291,6 @@ def _policies(value: str) -> Iterator[tuple[int | None, int | None]]:
     for part in parts:
         found = {name[:1] if len(name) == 1 else name: int(number) for name, number in _PARAMETER.findall(part)}
         yield found.get("remaining", found.get("r")), found.get("reset", found.get("t"))
-
-
-def _by_bucket(value: str | None) -> RateHold | None:
-    bucket = None if value is None else _BUCKET.fullmatch(value.strip())
-    if bucket is None or not 0 < int(bucket[2]) <= int(bucket[1]):
-        return None
-    return RateHold(_BUCKET_LEAKS_SECONDS, f"{_SHOPIFY} is used up")
 
 
 def _number(value: str | None) -> float | None:

@@ -13,18 +13,15 @@ import socket
 import ssl
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from http import HTTPStatus
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import requests
-import tenacity
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
@@ -33,9 +30,8 @@ from inbox.observe.traces import Span
 from relay.delivery.gates import LONGEST_HOLD
 from relay.delivery.outcome import Call, CallStep, RateHold, Sent
 from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, rate_hold
-from relay.http.connection import CallState, EndpointAdapter
+from relay.http.connection import CallState, NotHttpError, open_pool
 from relay.http.guard import WATCHDOG, CutOffError, RunningCall
-from relay.http.response import NotHttpError
 from relay.http.target import Target
 
 PORTS = {"http": 80, "https": 443}
@@ -85,8 +81,8 @@ MAX_ANSWER = 64 * 1024
 HELD_HERE_SECONDS = 5.0
 """After an answer that asks for no further call, this client makes none for so long at most. Deliveries that are in hand
 already would otherwise go on calling until they are recorded and the gate is closed."""
-_TRIES = 3
-"""Tries of a call that provably was not sent."""
+_WAITS = (0.1, 0.3)
+"""Seconds before the second and the third try of a call that provably was not sent."""
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
 
 
@@ -134,7 +130,7 @@ class HttpClient:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._of_thread = threading.local()
-        self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()
+        self._pools: weakref.WeakSet[HTTPConnectionPool] = weakref.WeakSet()
         self._opening = threading.Lock()
         self._held_until = 0.0
         self._refused_until = 0.0
@@ -168,7 +164,11 @@ class HttpClient:
             return self._held(request, held_until - began)
         deadline = began + self._target.timeout
         answer, again = self._once(request, deadline, limits)
-        return self._retry(answer, request, deadline, limits) if again else answer
+        for wait in _WAITS:
+            if not again or steady() + wait >= deadline or limits.stop.wait(wait):
+                break
+            answer, again = self._once(request, deadline, limits)
+        return answer
 
     def redactor_besides(self, secret: str) -> Redactor:
         """Return the redactor of its answers, extended by this secret."""
@@ -177,29 +177,8 @@ class HttpClient:
     def close(self) -> None:
         """Close the idle connections of all threads. The client can still be used."""
         with self._opening:
-            for session in self._sessions:
-                session.close()
-
-    def _retry(self, first: Answer, request: Request, deadline: float, limits: Limits) -> Answer:
-        def results() -> Iterator[tuple[Answer, bool]]:
-            # The first result exists already. Making a Retrying costs a tenth of a call, so only failures need one.
-            answer, again = first, True
-            while True:
-                yield answer, again
-                answer, again = (answer, False) if limits.stop.is_set() else self._once(request, deadline, limits)
-
-        tries = results()
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda tried: tried[1]),
-            wait=tenacity.wait_exponential(multiplier=0.1, exp_base=3),
-            stop=tenacity.stop_after_attempt(_TRIES)
-            | tenacity.stop_before_delay(max(deadline - steady(), 0))
-            | tenacity.stop_when_event_set(limits.stop),
-            sleep=tenacity.sleep_using_event(limits.stop),
-            retry_error_callback=_last_result,
-        )
-        answer, _ = retrying(lambda: next(tries))
-        return answer
+            for pool in self._pools:
+                pool.close()
 
     def _once(self, request: Request, deadline: float, limits: Limits) -> tuple[Answer, bool]:
         """Make the call; return the answer, and True when another try at once makes sense."""
@@ -211,15 +190,19 @@ class HttpClient:
         answer: Answer | None = None
         status: int | None = None
         try:
-            adapter, state = self._connection()
+            pool, state = self._connection()
             state.call = running
             WATCHDOG.watch(running)
-            prepared = self._prepare(request)
-            response = adapter.send(prepared, stream=True, timeout=running.remaining(), proxies=self._target.proxies)
-            status = response.status_code
-            with _closed_on_error(response):
-                body, whole = _read(response, request.most)
-                answer = self._answered(request, began, response, body, limits.now(), whole=whole)
+            response = self._send(pool, request, running.remaining())
+            status = response.status
+            is_whole = False
+            try:
+                body = response.read(request.most + 1, decode_content=False)
+                is_whole = len(body) <= request.most
+                answer = self._answered(request, began, response, body, limits.now(), whole=is_whole)
+            finally:
+                if not is_whole:  # it is unknown how much was read
+                    response.close()
         except Exception as caught:  # noqa: BLE001  # any error is the result of this call
             error = caught
         finally:
@@ -234,9 +217,9 @@ class HttpClient:
         return self._failed(request, began, sent, root, status), not running.sent and _is_transient(root)
 
     def _answered(
-        self, request: Request, began: float, response: requests.Response, body: bytes, now: datetime, *, whole: bool
+        self, request: Request, began: float, response: BaseHTTPResponse, body: bytes, now: datetime, *, whole: bool
     ) -> Answer:
-        status = response.status_code
+        status = response.status
         error_class = class_of_status(status)
         hold = self._hold(rate_hold(response.headers, status, now), is_refusal=error_class is not None)
         if status == HTTPStatus.FORBIDDEN and hold is not None:
@@ -284,36 +267,41 @@ class HttpClient:
             )
         return seconds
 
-    def _connection(self) -> tuple[EndpointAdapter, CallState]:
-        """Return this thread's adapter, to be called directly: `Session.send` around it costs a third of a call."""
-        try:
-            own: tuple[requests.Session, EndpointAdapter, CallState] = self._of_thread.own
-        except AttributeError:
-            session = requests.Session()
-            session.trust_env = False  # no proxy, CA file or .netrc of the environment
+    def _connection(self) -> tuple[HTTPConnectionPool, CallState]:
+        """Return this thread's pool of one connection."""
+        own: tuple[HTTPConnectionPool, CallState] | None = getattr(self._of_thread, "own", None)
+        if own is None or own[0].pool is None:  # closed
             state = CallState(self._target.rules)
-            adapter = EndpointAdapter(state, self._target.tls, self._target.proxies)
-            session.adapters.clear()
-            session.mount(self._target.base, adapter)
+            own = self._of_thread.own = (
+                open_pool(self._target.base, state, self._target.tls, self._target.proxy),
+                state,
+            )
             with self._opening:
-                self._sessions.add(session)
-            own = self._of_thread.own = (session, adapter, state)
-        return own[1], own[2]
+                self._pools.add(own[0])
+        return own
 
-    def _prepare(self, request: Request) -> requests.PreparedRequest:
-        """Build the request from parts that are checked already, so that requests has nothing to normalise."""
+    def _send(self, pool: HTTPConnectionPool, request: Request, timeout: float) -> BaseHTTPResponse:
+        """Send the request, from parts that are checked already, and read the head of its answer. Nothing is repeated."""
         target = self._target
         query = f"{target.query}&{request.query}" if target.query and request.query else target.query or request.query
         headers = {**request.headers, **target.headers, **request.own_headers}
         if request.body is not None:
             headers["Content-Length"] = str(len(request.body))
-        prepared = requests.PreparedRequest()
-        prepared.method = request.method
         url = _below(target.base, request.path)
-        prepared.url = f"{url}?{query}" if query else url
-        prepared.headers = headers  # type: ignore[assignment]  # a plain dict: the case-insensitive one costs 10 µs, and no name comes twice
-        prepared.body = request.body
-        return prepared
+        is_absolute = target.proxy is not None and url.startswith("http:")
+        where = url if is_absolute else url[url.index("/", len("https://")) :]
+        return pool.urlopen(
+            request.method,
+            f"{where}?{query}" if query else where,
+            request.body,
+            headers,
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            timeout=timeout,
+            preload_content=False,
+            decode_content=False,
+        )
 
     def _logged(
         self,
@@ -345,31 +333,6 @@ class HttpClient:
             self._logged(request, began, sent, status, error=error),
             error_class="unknown" if sent == "unknown" else "not_sent",
         )
-
-
-def _last_result(state: tenacity.RetryCallState) -> tuple[Answer, bool]:
-    result: tuple[Answer, bool] = cast("Future[tuple[Answer, bool]]", state.outcome).result()
-    return result
-
-
-@contextmanager
-def _closed_on_error(response: requests.Response) -> Iterator[None]:
-    """Close its connection when reading it fails for any reason: it is unknown how much was read."""
-    try:
-        yield
-    except BaseException:
-        response.raw.close()
-        raise
-
-
-def _read(response: requests.Response, most: int) -> tuple[bytes, bool]:
-    """Return the body, and True when it is whole. Close a connection that can't be used again."""
-    raw = response.raw
-    body: bytes = raw.read(most + 1, decode_content=False)
-    if len(body) > most:
-        raw.close()
-        return body, False
-    return body, True
 
 
 def _root(error: BaseException) -> BaseException:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import re
 import threading
-from typing import Any
+from typing import Annotated
+from urllib.parse import urlencode
 
 import msgspec
-from oauthlib.oauth2 import BackendApplicationClient
+from msgspec import Meta
 
 from inbox.clock import steady
 from inbox.config.model import ApiOauth2
@@ -106,17 +106,14 @@ class TokenClient:
                 self._token = None
 
     def _ask(self, request: Request, limits: Limits) -> BearerToken | Answer:
-        client = BackendApplicationClient(
-            self._client_id
-        )  # without a scope it accepts an answer with another one (§3.3)
-        secrets: dict[str, Any] = (
-            {"include_client_id": True, "client_secret": self._client_secret} if self._in_body else {}
-        )
+        form = {"grant_type": "client_credentials"} | ({} if self._scope is None else {"scope": self._scope})
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
-        if not self._in_body:
+        if self._in_body:
+            form |= {"client_id": self._client_id, "client_secret": self._client_secret}
+        else:
             both = f"{self._client_id}:{self._client_secret}".encode()
             headers["Authorization"] = f"Basic {base64.b64encode(both).decode()}"
-        body = client.prepare_request_body(scope=self._scope, **secrets).encode()
+        body = urlencode(form).encode()
         answer = self._tokens.call(Request(request.step, "POST", headers, body=body), limits)
         if answer.error_class is not None:
             return _failed(answer, answer.call.error or f"answered {answer.call.status}")
@@ -129,52 +126,35 @@ class TokenClient:
 
 
 _UNAUTHORISED = 401
-_VISIBLE = re.compile(r"[\x21-\x7e]+")
-"""Characters that RFC 6749 §A.12 allows in a token, without the space: such a token is a valid header value.
-
-RFC 6750 §2.1 allows fewer characters than services issue: Salesforce's tokens contain a `!`, Meta's a `|`.
-"""
 _OF_THE_CLIENT: frozenset[ErrorClass] = frozenset({"rejected", "not_found", "gone", "conflict"})
 """Classes that mean, from a token URL, that the client gets no token (400 in RFC 6749 §5.2). They say nothing of the endpoint."""
 
 
+class _TokenAnswer(msgspec.Struct):
+    """An answer of a token endpoint (RFC 6749 §5.1)."""
+
+    # The characters of RFC 6749 §A.12 without the space: such a token is a valid header value. RFC 6750 §2.1 allows fewer
+    # than services issue: Salesforce's tokens contain a `!`, Meta's a `|`.
+    access_token: Annotated[str, Meta(pattern=r"\A[\x21-\x7e]+\Z")]
+    token_type: Annotated[str, Meta(pattern=r"\A(?i:bearer)\Z")] = "bearer"  # noqa: S105  # no secret
+    """Required by the RFC, and left out by some."""
+    expires_in: Annotated[float, Meta(ge=0, le=10**9)] | None = None
+    """Some servers write it in quotes."""
+
+
 def read_token(body: bytes) -> tuple[str, float]:
-    """Read the token and its lifetime in seconds from the answer of a token endpoint (RFC 6749 §5.1).
+    """Read the token and its lifetime in seconds from the answer of a token endpoint.
 
     Raises:
         UnusableAnswer: it has no usable token. The text names the wrong member, and repeats no value.
     """
     try:
-        answer = strict_json.parse(body)
+        answer = msgspec.convert(strict_json.parse(body), _TokenAnswer, strict=False)
     except Unreadable:
         raise UnusableAnswer("the answer is not JSON") from None
-    if not isinstance(answer, dict):
-        raise UnusableAnswer("the answer is no JSON object")
-    value = answer.get("access_token")
-    if not isinstance(value, str):
-        raise UnusableAnswer("the answer's access_token is missing, or no text")
-    if _VISIBLE.fullmatch(value) is None:
-        raise UnusableAnswer("the answer's access_token has characters that no token has (RFC 6749 §A.12), or a space")
-    token_type = answer.get("token_type", "bearer")  # required by the RFC, and left out by some
-    if not isinstance(token_type, str) or token_type.lower() != "bearer":
-        raise UnusableAnswer("the answer's token_type is not bearer")
-    return value, _seconds(answer.get("expires_in"))
-
-
-def _seconds(given: object) -> float:
-    """Read a number, or the digits of one in quotes, as some servers write it."""
-    if given is None:
-        return TRUSTED_SECONDS
-    if isinstance(given, str) and _DIGITS.fullmatch(given):
-        return float(given)
-    if isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given <= _LONGEST_SECONDS:
-        return float(given)
-    raise UnusableAnswer("the answer's expires_in is no number of seconds")
-
-
-_DIGITS = re.compile(r"[0-9]{1,9}")
-_LONGEST_SECONDS = 10**9
-"""About thirty years: a longer lifetime is a mistake, and can't be added to a clock."""
+    except msgspec.ValidationError as error:
+        raise UnusableAnswer(f"the answer has no usable token: {error}") from None
+    return answer.access_token, TRUSTED_SECONDS if answer.expires_in is None else answer.expires_in
 
 
 def _failed(answer: Answer, why: str) -> Answer:

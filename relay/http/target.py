@@ -39,7 +39,7 @@ class Target(msgspec.Struct, frozen=True):
     """Configured headers and authentication. Names are in Title-Case, so that they replace a call's header of the same name."""
     timeout: float
     """Seconds, for one call."""
-    proxies: dict[str, str]
+    proxy: str | None
     rules: guard.AddressRules
     tls: ssl.SSLContext
     redactor: Redactor
@@ -75,22 +75,21 @@ def prepare(
         "parts": partial(_checked_url, url, endpoint, rules, f"{where}.{key}"),
         "auth": partial(_authentication, endpoint.auth, f"{where}.auth"),
         "headers": partial(_own_headers, endpoint, where),
-        "proxies": partial(_proxies, endpoint.proxy, f"{where}.proxy"),
+        "proxy": partial(_check_proxy, endpoint.proxy, f"{where}.proxy"),
         "tls": partial(tls_context, endpoint.ca_file, where, endpoint.cert_file, endpoint.key_file),
     }
     made = collect_config_errors(checks)
     parts: SplitResult = made["parts"]
     headers, own = made["auth"]
-    proxies = made["proxies"]
     return Target(
         base=f"{parts.scheme}://{parts.netloc}{parts.path}",
         query=parts.query,
         shown=f"{parts.scheme}://{parts.netloc}{parts.path if shown_path is None else shown_path}",
         headers={"User-Agent": "inbox-relay", "Accept-Encoding": "identity", **made["headers"], **headers},
         timeout=float(endpoint.timeout),
-        proxies=proxies,
+        proxy=endpoint.proxy,
         # A proxy's address is the operator's choice, and it resolves the name itself, where nothing here can look.
-        rules=guard.ANYWHERE if proxies else rules,
+        rules=guard.ANYWHERE if endpoint.proxy else rules,
         tls=made["tls"],
         redactor=Redactor([*own, *secrets, *_query_values(parts.query), *_password(endpoint.proxy)]),
     )
@@ -174,9 +173,9 @@ def _authentication(auth: OutboundAuth | None, where: str) -> tuple[dict[str, st
     return {}, []
 
 
-def _proxies(proxy: str | None, where: str) -> dict[str, str]:
+def _check_proxy(proxy: str | None, where: str) -> None:
     if proxy is None:
-        return {}
+        return
     try:
         parts = urlsplit(proxy)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -184,7 +183,6 @@ def _proxies(proxy: str | None, where: str) -> dict[str, str]:
         usable = False
     if not usable:
         raise ConfigError(f"{where}: must be an http:// or https:// url")
-    return {"http": proxy, "https": proxy}
 
 
 def _rules(endpoint: Endpoint, outbound: Outbound) -> guard.AddressRules:

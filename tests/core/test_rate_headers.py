@@ -77,14 +77,6 @@ def test_the_ietfs_header_is_read_in_its_old_and_its_new_form(value: str, expect
     assert seconds({"RateLimit": value}) == expected
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [("40/40", 1), ("41/40", 1), ("39/40", None), ("0/0", None), ("x", None), ("40/4" + "0" * 99, None)],
-)
-def test_a_full_bucket_of_shopify_has_room_again_after_a_second(value: str, expected: float | None) -> None:
-    assert seconds({"X-Shopify-Shop-Api-Call-Limit": value}) == expected
-
-
 NO_LIMIT = {202, 301, 400, 404, 500, 503}
 
 
@@ -101,12 +93,12 @@ def test_the_longest_of_several_holds_counts() -> None:
 
 NAMES = [
     "Retry-After", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Rate-Limit-Remaining", "X-Rate-Limit-Reset", "RateLimit",
-    "RateLimit-Remaining", "RateLimit-Reset", "X-RateLimit-Reset-After", "Date", "X-Shopify-Shop-Api-Call-Limit",
+    "RateLimit-Remaining", "RateLimit-Reset", "X-RateLimit-Reset-After", "Date",
 ]  # fmt: skip
 VALUES = (
     st.text()
     | st.integers().map(str)
-    | st.sampled_from(["0", '"a";r=0;t=3', "remaining=0, reset=1", "Fri, 31 Dec 9999 23:59:59 -2359", "٣", "0/0", "²"])
+    | st.sampled_from(["0", '"a";r=0;t=3', "remaining=0, reset=1", "Fri, 31 Dec 9999 23:59:59 -2359", "٣", "²"])
     | st.from_regex(r'("a";r=[0-9]*;t=[0-9]*,? ?)*', fullmatch=True)
 )
 

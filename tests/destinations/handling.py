@@ -33,10 +33,10 @@ class Handled:
         monkeypatch.setitem(sys.modules, MODULE, self._module)
         monkeypatch.setattr(python, "_SLOTS", {})
 
-    @property
-    def slots(self) -> python.HandlerSlots:
+    def are_free(self, number: int) -> bool:
+        """True when as many slots of the one destination are free."""
         (slots,) = python._SLOTS.values()
-        return slots
+        return slots._value == number
 
     def __call__(
         self, function: Act, *, extra: str = "", lease: Callable[[], float] = lambda: float("inf"), **changes: object

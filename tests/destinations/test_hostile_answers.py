@@ -15,7 +15,7 @@ from inbox.config.values import Duration
 from relay.http import client
 from relay.http.answer import Answer
 from relay.http.client import MAX_ANSWER
-from relay.http.response import LARGEST_HEAD, MOST_FIELDS, MOST_INTERIM
+from relay.http.connection import LARGEST_HEAD, MOST_FIELDS, MOST_INTERIM
 from tests.destinations.calling import Called
 from tests.helpers.scripted import ScriptedServer, answer, raw, then_close
 
@@ -171,7 +171,7 @@ def test_an_error_that_nobody_has_thought_of_is_an_answer_of_its_type_and_place_
         raise LookupError("s3cr3t-value")
 
     call = Called(stack, answer(), raw(OWN))
-    monkeypatch.setattr(client, "_read", broken)
+    monkeypatch.setattr(client, "rate_hold", broken)
     result = call()
     assert (result.error_class, result.call.sent) == ("unknown", "unknown")
     assert "a bug in the call: LookupError at " in (result.call.error or "")
@@ -183,7 +183,7 @@ def test_and_before_anything_was_sent_it_is_not_sent(stack: ExitStack, monkeypat
         raise LookupError("s3cr3t-value")
 
     call = Called(stack, answer())
-    monkeypatch.setattr(client.HttpClient, "_prepare", broken)
+    monkeypatch.setattr(client.HttpClient, "_send", broken)
     result = call()
     assert (result.error_class, result.call.sent) == ("not_sent", "not_sent")
     assert "s3cr3t" not in repr(result)

@@ -62,7 +62,7 @@ def test_each_thread_has_its_own_connection_and_closes_it_when_it_ends(stack: Ex
             future.result()
     assert sorted(seen.connection for seen in call.server.seen) == [1, 2, 3, 4]
     gc.collect()
-    assert len(call.client._sessions) == 0
+    assert len(call.client._pools) == 0
 
 
 def test_a_closed_client_can_call_again(stack: ExitStack) -> None:
