@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from inbox.config.model import Config
-    from inbox.examination import Finding
+    from relay.findings import Finding
 
 _LOOK_AGAIN_SECONDS = 3.0
 """A finding has to last this long: the last relay may just have ended as the next one starts."""
@@ -104,7 +104,7 @@ def _look(config: Config, *, as_json: bool, wide: bool, in_lines: bool = False) 
     whole: dict[str, Any] = msgspec.to_builtins(seen)
     for route, each in zip(seen.routes, whole["routes"], strict=True):
         each["state"] = state_of(route, found)
-    following = [{"text": each.step or each.sentence, "command": each.remedy} for each in next_of(every)]
+    following = [{"text": each.sentence, "command": each.remedy} for each in next_of(every)]
     whole |= {"findings": msgspec.to_builtins(found), "next": following}
     return [(as_line if in_lines else as_document)(whole)]
 
@@ -158,8 +158,7 @@ def _checked(config: Config, *, here: bool) -> list[Finding]:
     from sqlalchemy.exc import DBAPIError
 
     from inbox.db.dialect import trouble_text
-    from inbox.examination import Finding
-    from relay.findings import checked
+    from relay.findings import Finding, checked
 
     host = socket.gethostname() if here else None
     try:

@@ -13,10 +13,9 @@ from sqlalchemy import TextClause, text
 from inbox.config.model import Config, RetentionKind
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
-from inbox.examination import Finding
 from relay.delivery.gates import GateKey, RateLimit
 from relay.delivery.policy import Policies
-from relay.findings import checked, findings, is_well, state_of
+from relay.findings import Finding, checked, findings, is_well, state_of
 from relay.store import reads
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
