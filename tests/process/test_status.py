@@ -36,7 +36,7 @@ def test_for_programs_it_is_one_object_with_everything(place: Site, database_url
     assert (route["route"], route["received"], route["state"]) == ("everything", 1, "busy")
     assert isinstance(route["oldest_age_seconds"], float)
     assert seen["at"].endswith("Z")
-    assert seen["next"] == [{"text": "no relay runs: start one", "command": "relay run"}]
+    assert seen["next"] == [{"text": "no relay has sent a heartbeat for 15 s", "command": "relay run"}]
 
 
 def test_for_people_everything_is_on_standard_output(place: Site, engine: Engine) -> None:
