@@ -90,7 +90,7 @@ def line_chart(key: str, title: str, series: Sequence[Series], labels: Sequence[
     )
     below = Markup("").join(
         Markup('<text class="below" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-            _CHART.x(place), _CHART.height - 4, {0: "start", 1: "end"}.get(place, "middle"), visible_line(label)
+            _CHART.x(place), _CHART.height - 4, {0.0: "start", 1.0: "end"}.get(place, "middle"), visible_line(label)
         )
         for place, label in zip(_places(len(labels)), labels, strict=True)
     )

@@ -21,6 +21,7 @@ SCREENS: tuple[Screen, ...] = (
     deliveries.SCREEN,
     event.SCREEN,
     entity.SCREEN,
+    entity.DIFFERENCE,
     deliveries.DEAD,
     gates.SCREEN,
     rejected.SCREEN,
