@@ -224,10 +224,8 @@ VIEWS = {
     "timeline of an entity": "SELECT * FROM entity_timeline"
     " WHERE source = :source AND entity_type = :entity_type AND entity_id = :entity_id",
     "timeline of an event": "SELECT * FROM entity_timeline WHERE seq = :seq",
-    "dead by cause": "SELECT * FROM dead_cause",
-    "dead by cause of a route": "SELECT * FROM dead_cause WHERE route = :route",
-    "figures of the last minutes": "SELECT * FROM throughput WHERE minute > :now",
-    "figures of a route": "SELECT * FROM throughput WHERE kind = 'route' AND name = :route",
+    "figures of the last minutes": "SELECT * FROM throughput_minute WHERE minute > :now",
+    "figures of a route": "SELECT * FROM throughput_minute WHERE kind = 'route' AND name = :route",
     "sources": "SELECT * FROM source_health",
     "one source": "SELECT * FROM source_health WHERE source = :source",
     "destinations": "SELECT * FROM destination_health",
@@ -530,7 +528,7 @@ def _scans_a_table(step: str) -> bool:
 
 RESULTS = (
     *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
-    *("replayed", "moving", "entity_timeline", "dead_cause", "gone", "subject", "sized", "known_rows", "closed_lanes"),
+    *("replayed", "moving", "entity_timeline", "gone", "subject", "sized", "known_rows", "closed_lanes"),
 )
 """Of common table expressions, subqueries and of the views, by name."""
 
