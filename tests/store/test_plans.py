@@ -27,7 +27,6 @@ from relay.store import (
     duplicates,
     events,
     lanes,
-    last_hour,
     leases,
     leftovers,
     overview,
@@ -331,7 +330,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "chosen dead deliveries by cause": partial(_of_chosen, selected_statements.grouped, "dead"),
     "chosen deliveries that wait": partial(_of_chosen, selected_statements.counted, "due later"),
     "chosen deliveries to cancel": partial(_of_chosen, selected_statements.candidates, "not begun"),
-    "figures of the last hour": last_hour._figures,
+    "figures of the last hour": route_states._figures,
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
