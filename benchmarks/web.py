@@ -33,8 +33,8 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.loader.load import read_config
+from relay.accounts import Actor
 from relay.demo.services import served
-from relay.web.access.accounts import Actor
 from relay.web.app import create_app
 from relay.web.reading import Readers
 

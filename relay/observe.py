@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from inbox.clock import Clock, SystemClock
@@ -19,7 +19,6 @@ from relay.delivery import facts
 from relay.delivery.alerts import Posted, sentence
 from relay.delivery.gates import Breaker, BreakerState, Gates
 from relay.store.duplicates import Judged
-from relay.store.pull_in_times import TooFarAhead
 from relay.store.record import Recorded
 from relay.store.sweeps import SweepFindings
 from relay.store.transaction import FailedAlone
@@ -109,24 +108,10 @@ class Observer:
     def clock_stepped(self, seconds: float) -> None:
         """Log that the database's clock was set, or that the database runs on another machine now."""
         self.counts["clock_steps"] += 1
-        if seconds > 0:
-            then = "no lease is rescued until every live relay has renewed its own"
-            text = "the database's clock went forward by about %.1f s: %s"
-        else:
-            then = "times further ahead than any rule allows are pulled in"
-            text = "the database's clock went back by about %.1f s: %s"
-        _log.warning(text, abs(seconds), then, extra=fields("clock_stepped", seconds=seconds))
-
-    def pulled_in(self, times: Sequence[TooFarAhead]) -> None:
-        """Log times that were further ahead than any rule allows, and were corrected."""
-        self.counts["pulled_in"] += len(times)
-        for column, number in sorted(Counter(time.column for time in times).items()):
-            first = next(time for time in times if time.column == column)
-            _log.warning(
-                "pulled in %s rows=%d: further ahead than any rule allows, first %s seq=%s route=%s from %s to %s",
-                column, number, first.about, first.seq, first.route, first.stored.isoformat(), first.furthest.isoformat(),
-                extra=fields("pulled_in", rows=number),
-            )  # fmt: skip
+        went = "forward" if seconds > 0 else "back"
+        text = "the database's clock went %s by about %.1f s: no lease is rescued until every live relay has renewed its own%s"
+        late = "" if seconds > 0 else "; what it made due later waits: relay retry --all, relay resume"
+        _log.warning(text, went, abs(seconds), late, extra=fields("clock_stepped", seconds=seconds))
 
     def judged(self, judged: Judged) -> None:
         """Log deliveries that were rearmed because of duplicate requests."""
@@ -199,14 +184,14 @@ class Observer:
             "sweep_failed %s error=%a", subject, error, extra=fields("sweep_failed", subject=subject, error=error)
         )
 
-    def pruned(self, kind: str, rows: int, size: int, behind_seconds: float) -> None:
+    def pruned(self, kind: str, rows: int, behind_seconds: float) -> None:
         """Log and count expired rows that were deleted in a round."""
         self.counts["pruned"] += rows
         self.meters.count(metrics.PRUNED, kind, by=rows)
         self.meters.put(metrics.RETENTION_BEHIND, behind_seconds, kind)
         if rows:
             extra = fields("pruned", kind=kind, rows=rows, seconds=behind_seconds)
-            _log.info("pruned %s rows=%d bytes=%d behind=%ds", kind, rows, size, behind_seconds, extra=extra)
+            _log.info("pruned %s rows=%d behind=%ds", kind, rows, behind_seconds, extra=extra)
 
     def gauges_broke(self, what: str, bug: Exception) -> None:
         """Log a bug that kept some gauges from being read; they are read again later."""

@@ -174,7 +174,7 @@ RetentionKind = Literal[
     "reveals",
     "throughput",
 ]
-"""Each kind of rows that expires; `inbox.db.retention` has the step of each."""
+"""Each kind of rows that expires; `relay.store.retention` has the step of each."""
 
 _DAY = 86400
 

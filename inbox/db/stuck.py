@@ -1,6 +1,6 @@
-"""Conditions under which something makes no progress: the branches of the view `stuck`, which `relay status --check` shares.
+"""Conditions under which something makes no progress: the view `stuck`, which `relay status --check` reads.
 
-Each branch is a SELECT of `COLUMNS`. The view has the clock of the database, and a check may pass a time of its own.
+Each branch is a SELECT of `COLUMNS`; a condition on the column `finding` leaves the other branches out of the plan.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ Kind = Literal[
     "blocked",  # a dead delivery blocks its lane
     "command",  # no relay takes up a command
     "command_failed",  # a command failed, or could not change some deliveries
-    "ahead",  # due or leased further ahead than any rule allows
     "no_head",  # a lane has no head
 ]
 
@@ -51,18 +50,18 @@ MOST_LISTED = 1000
 """Deliveries that are listed of a route, and the largest count of those that wait."""
 _ENTITY = ("source", "entity_type", "entity_id")
 
-ONLY_IN_VIEW: frozenset[Kind] = frozenset({"ahead", "no_head"})
-"""Findings that no check looks for: they need every row. A relay repairs the first by itself, `relay rebuild` the second."""
+ONLY_IN_VIEW: frozenset[Kind] = frozenset({"no_head"})
+"""Findings that no check looks for: they need every row. `relay rebuild` repairs it."""
 
 
 class SqlClock:
-    """The fragments of a dialect that compare columns with `now`, an SQL expression."""
+    """The fragments of a dialect that compare columns with the time of the statement."""
 
-    def __init__(self, dialect: str, now: str | None = None) -> None:
+    def __init__(self, dialect: str) -> None:
         self.sql = Sql(dialect)
         self.is_postgres = self.sql.is_postgres
         # Not clock_timestamp(): Postgres compares no index with what may change from row to row.
-        self.now = now or ("statement_timestamp()" if self.is_postgres else "'now'")
+        self.now = "statement_timestamp()" if self.is_postgres else "'now'"
 
     def since(self, column: str) -> str:
         """Return the seconds from a time until now."""
@@ -308,11 +307,6 @@ WHERE r.state = 'in_flight' AND r.lease_until < {before}
 
 def _of_heads(clock: SqlClock) -> dict[Kind, str]:
     sql = clock.sql
-    ahead = sql.looked_up(
-        f"{_routes_with('ready')} r",
-        "open_delivery o",
-        f"o.route = r.route AND o.state = 'ready' AND o.due_at > {clock.ago(-AFTER_SECONDS)}",
-    )
     return {
         "blocked": f"""
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("l.at")} AS for_seconds,
@@ -320,18 +314,6 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("l.at
        {_counted("w.route = o.route AND w.lane = o.lane AND w.state = 'waiting'")} AS waiting
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT {MOST_LISTED}) o
 {_last_fact(sql, "o", "AND f.kind = 'dead'")}
-""",
-        "ahead": f"""
-SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why,
-       NULL AS waiting
-FROM {ahead} {_last_fact(sql, "o")}
-WHERE l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR {clock.since("l.at")} < -{AFTER_SECONDS}
-UNION ALL
-SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
-       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it', NULL
-FROM open_delivery o
-WHERE o.state = 'in_flight' AND {clock.since("o.lease_until")} < -{AFTER_SECONDS}
 """,
         "no_head": """
 SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,

@@ -132,7 +132,7 @@ VIEWS = (
         " What inbox.toml says is known here as far as running relays have stored it: see route_gate.",
         {
             "finding": "no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command,"
-            " command_failed, ahead or no_head; for information paused, breaker, held or rate",
+            " command_failed or no_head; for information paused, breaker, held or rate",
             **_as_in_tables("seq", "route", "lane"),
             "state": "state of the delivery or command; gone or failing for relays; paused, held or the breaker's for gates",
             "for_seconds": "seconds since the problem began; empty: unknown",

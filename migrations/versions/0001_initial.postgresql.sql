@@ -392,7 +392,6 @@ CREATE TABLE pruning (
     lap_began_at TIMESTAMP WITH TIME ZONE,
     pruned_until TIMESTAMP WITH TIME ZONE,
     rows BIGINT DEFAULT 0 NOT NULL,
-    bytes BIGINT DEFAULT 0 NOT NULL,
     behind_seconds BIGINT DEFAULT 0 NOT NULL,
     behind_since TIMESTAMP WITH TIME ZONE,
     ran_at TIMESTAMP WITH TIME ZONE,
@@ -417,8 +416,6 @@ COMMENT ON COLUMN pruning.lap_began_at IS 'time at which the walk last began at 
 COMMENT ON COLUMN pruning.pruned_until IS 'rows older than this have expired';
 
 COMMENT ON COLUMN pruning.rows IS 'rows pruned in all';
-
-COMMENT ON COLUMN pruning.bytes IS 'bytes in these rows, about; without indexes';
 
 COMMENT ON COLUMN pruning.behind_seconds IS 'seconds for which the oldest expired row has been expired; 0: none is left';
 
@@ -973,22 +970,6 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoc
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT 1000) o
 LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead' ORDER BY f.id DESC LIMIT 1) l ON true
 UNION ALL
-SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why,
-       NULL AS waiting
-FROM (
-        WITH RECURSIVE found(route) AS (
-            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
-            UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) r CROSS JOIN LATERAL (SELECT * FROM open_delivery o WHERE o.route = r.route AND o.state = 'ready' AND o.due_at > statement_timestamp() - interval '-60 seconds' OFFSET 0) AS o LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route  ORDER BY f.id DESC LIMIT 1) l ON true
-WHERE l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round(extract(epoch FROM statement_timestamp() - l.at), 3) < -60
-UNION ALL
-SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
-       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it', NULL
-FROM open_delivery o
-WHERE o.state = 'in_flight' AND round(extract(epoch FROM statement_timestamp() - o.lease_until), 3) < -60
-UNION ALL
 SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
        'its lane has no head: relay rebuild gives it one' AS why, NULL AS waiting
 FROM open_delivery o
@@ -1383,7 +1364,7 @@ COMMENT ON COLUMN relay_health.failing IS 'steps that fail now, with the errors;
 
 COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why: findings, as relay status --check reports them, and what waits behind a closed gate, as information. Of each route, the 1,000 that are due for longest. Empty when all is well. What inbox.toml says is known here as far as running relays have stored it: see route_gate.';
 
-COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head; for information paused, breaker, held or rate';
+COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command, command_failed or no_head; for information paused, breaker, held or rate';
 
 COMMENT ON COLUMN stuck.seq IS 'number of the event in arrival order; gaps mean nothing';
 
@@ -1730,7 +1711,7 @@ EXCEPTION WHEN lock_not_available OR check_violation OR duplicate_table OR inval
     RETURN false;
 END $$;
 
-CREATE FUNCTION inbox_payload_expire_leaf(leaf text, cut timestamptz, OUT result text, OUT rows bigint, OUT bytes bigint)
+CREATE FUNCTION inbox_payload_expire_leaf(leaf text, cut timestamptz, OUT result text, OUT rows bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '100ms' AS $$
 DECLARE
     lo bigint;
@@ -1744,7 +1725,7 @@ DECLARE
     survivors inbox_payload[];
 BEGIN
     rows := 0;
-    bytes := 0;
+    result := 'rows';
     SELECT l.first, l.beyond INTO lo, hi FROM (
 SELECT c.relname AS name, CAST((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([0-9]+)''\)'))[1] AS bigint) AS first, CAST((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''([0-9]+)''\)'))[1] AS bigint) AS beyond
 FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
@@ -1756,7 +1737,6 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
         SELECT min(d.seq), max(d.seq) + 1 INTO lo, hi FROM inbox_payload_default d;
     END IF;
     IF lo IS NULL THEN
-        result := 'small';
         RETURN;
     END IF;
     SELECT i.received_at INTO began FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq LIMIT 1;
@@ -1766,20 +1746,16 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
     FROM (SELECT i.received_at FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 10000) AS n;
     IF hi > (SELECT s.last_value FROM inbox_seq_seq s) AND leaf <> 'inbox_payload_default' OR newest >= cut THEN
         -- soon: all of it expires together, not much later than its first event, so no row of it is deleted before
-        result := CASE WHEN hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND newest - began <= (latest - cut) / 5
-                       THEN 'soon' ELSE 'young' END;
+        IF hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND newest - began <= (latest - cut) / 5 THEN
+            result := 'soon';
+        END IF;
         RETURN;
     END IF;
     size := pg_total_relation_size(CAST(leaf AS regclass));
     SELECT count(*), coalesce(sum(i.body_bytes), 0) INTO kept, kept_bytes
     FROM (SELECT DISTINCT o.seq FROM open_delivery o WHERE o.seq >= lo AND o.seq < hi LIMIT 2001) AS o
     JOIN inbox i ON i.seq = o.seq;
-    IF kept > 2000 OR kept_bytes > 16777216 THEN
-        result := 'many';
-        RETURN;
-    END IF;
-    IF size < 262144 + 4 * (kept_bytes + 500 * kept) THEN
-        result := 'small';
+    IF kept > 2000 OR kept_bytes > 16777216 OR size < 262144 + 4 * (kept_bytes + 500 * kept) THEN
         RETURN;
     END IF;
     SELECT c.reltuples INTO rows FROM pg_class c WHERE c.oid = CAST(leaf AS regclass);
@@ -1801,7 +1777,6 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
         RETURN;
     END;
     rows := greatest(rows - (SELECT count(*) FROM unnest(survivors) s WHERE s.seq >= lo AND s.seq < hi), 0);
-    bytes := size - pg_total_relation_size(CAST(leaf AS regclass));
     result := 'expired';
 END $$;
 

@@ -281,8 +281,6 @@ CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows t
     pruned_until TEXT,
     -- rows pruned in all
     rows BIGINT DEFAULT 0 NOT NULL,
-    -- bytes in these rows, about; without indexes
-    bytes BIGINT DEFAULT 0 NOT NULL,
     -- seconds for which the oldest expired row has been expired; 0: none is left
     behind_seconds BIGINT DEFAULT 0 NOT NULL,
     -- time since which that is more than a day
@@ -741,22 +739,6 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('
        (SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT 1000) n) AS waiting
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT 1000) o
 LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
-UNION ALL
-SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why,
-       NULL AS waiting
-FROM (
-        WITH RECURSIVE found(route) AS (
-            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
-            UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) r JOIN open_delivery o ON o.route = r.route AND o.state = 'ready' AND o.due_at > strftime('%Y-%m-%d %H:%M:%f', 'now', '60 seconds') || '000Z' LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route )
-WHERE l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round((julianday('now') - julianday(l.at)) * 86400, 3) < -60
-UNION ALL
-SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
-       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it', NULL
-FROM open_delivery o
-WHERE o.state = 'in_flight' AND round((julianday('now') - julianday(o.lease_until)) * 86400, 3) < -60
 UNION ALL
 SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
        'its lane has no head: relay rebuild gives it one' AS why, NULL AS waiting

@@ -66,7 +66,7 @@ def passwd(
       relay web passwd anna --role operator
       relay web passwd ben --role viewer --into users
     """
-    from relay.web.access.accounts import check_password_hash, hash_password, write_entry
+    from relay.accounts import check_password_hash, hash_password, write_entry
 
     _check(name, role)
     if sys.stdin.isatty():
@@ -99,7 +99,7 @@ def token(
     Examples:
       relay web token grafana --role viewer --into tokens
     """
-    from relay.web.access.accounts import check_token_hash, hash_token, new_token, write_entry
+    from relay.accounts import check_token_hash, hash_token, new_token, write_entry
 
     _check(name, role)
     made = new_token()
@@ -129,7 +129,7 @@ def _check_address(bind: str) -> None:
 
 
 def _check(name: str, role: str) -> None:
-    from relay.web.access.accounts import NAMES, ROLES, is_name
+    from relay.accounts import NAMES, ROLES, is_name
 
     if not is_name(name):
         fail(f"a name has {NAMES}")

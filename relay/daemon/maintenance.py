@@ -18,7 +18,6 @@ from relay.store.clock import DatabaseClock
 from relay.store.database import Database
 from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
-from relay.store.pull_in_deliveries import Horizon
 
 EVERY_SECONDS = 1.0
 """Between two looks for commands and at gates, always: a pause stops all relays within about a second."""
@@ -51,7 +50,6 @@ class Maintenance:
         self._steps = steps
         self._observer = observer
         self._clock = DatabaseClock(told=observer.clock_stepped)
-        self._horizon = Horizon()
         self._watch = Watch()
         self._commands = execution.OpenCommands(database, tracer=observer.tracer)
         self._results: list[PostResult] = []
@@ -75,7 +73,6 @@ class Maintenance:
             self._is_to_look = True
         if began >= self._next_at:
             run("reap", self._reap, None)
-            run("pull_in", self._pull_in, None)
             run("judge_duplicates", self._judge_duplicates, None)
             run("look_at_conditions", self._look_at_conditions, None)
             run("log_alerts", self._log_alerts, None)
@@ -106,10 +103,6 @@ class Maintenance:
     def _reap(self) -> None:
         trusted = self._leases.trusted()
         self._observer.reaped(reap.reap(self._database, self._active.policies, self._node, trusted, self._clock))
-
-    def _pull_in(self) -> None:
-        active = self._active
-        self._observer.pulled_in(self._horizon.pull_in(self._database, active.config, active.policies, self._node))
 
     def _work_off(self) -> int:
         return self._leftovers.work_off(self._database, self._active.policies, self._node)

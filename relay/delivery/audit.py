@@ -26,7 +26,6 @@ Finding = Literal[
     "run",  # its row and its facts count different runs
     "crashes",  # its row and its facts count different abandoned attempts in a row
     "due_at",  # its row is due before its last failure allows
-    "ahead",  # a time lies further ahead than any rule allows
     "occurred_at",  # its row and its event have different times
     "lane",  # its row is in a lane that its event can't have
     "contradiction",  # its facts can't all be true

@@ -96,13 +96,13 @@ class TookOver(Fact, frozen=True, tag="took_over"):
 
 
 class Rescheduled(Fact, frozen=True, tag="rescheduled"):
-    """Its next attempt is due earlier: an operator wants it now, or the database's clock had run ahead and was corrected."""
+    """Its next attempt is due earlier: an operator wants it now."""
 
     due_at: datetime
     """Not before; UTC."""
     was_due_at: datetime
     who: str | None = None
-    """The operator; None: a relay corrected a time further ahead than any rule allows."""
+    """The operator."""
     why: str | None = None
 
 

@@ -155,29 +155,26 @@ class RateLimit(msgspec.Struct, frozen=True):
 
     def affords(self, used_until: datetime | None, now: datetime) -> int:
         """Return the number of attempts that may be claimed now; `used_until` is the end of the rate already acquired."""
-        return math.floor((self._burst - _ahead(used_until, now) * self.rate + _ROUNDING) / self.calls)
+        return math.floor((self._burst - self._ahead(used_until, now) * self.rate + _ROUNDING) / self.calls)
 
     def opens_in(self, used_until: datetime | None, now: datetime) -> float:
         """Return the seconds until the next attempt may be claimed; 0 when one may be claimed now."""
         if self.affords(used_until, now) > 0:
             return 0.0
-        return _ahead(used_until, now) - (self._burst - self.calls) / self.rate
+        return self._ahead(used_until, now) - (self._burst - self.calls) / self.rate
 
     def used(self, used_until: datetime | None, now: datetime, attempts: int) -> datetime:
         """Return the end of the acquired rate after so many more attempts."""
-        return max(used_until or now, now) + timedelta(seconds=attempts * self.calls / self.rate)
+        return now + timedelta(seconds=self._ahead(used_until, now) + attempts * self.calls / self.rate)
 
-    def furthest(self, now: datetime) -> datetime:
-        """Return the latest possible end of the acquired rate: no claim exceeds a burst."""
-        return now + timedelta(seconds=self._burst / self.rate)
+    def _ahead(self, used_until: datetime | None, now: datetime) -> float:
+        """Return the seconds that are used up. More than a burst lasts is of a clock that was set back: then nothing is."""
+        ahead = max((used_until - now).total_seconds(), 0) if used_until else 0.0
+        return ahead if ahead <= self._burst / self.rate + 1 else 0.0
 
     @property
     def _burst(self) -> int:
         return max(LEAST_BURST, self.calls, math.floor(self.rate))
-
-
-def _ahead(used_until: datetime | None, now: datetime) -> float:
-    return max((used_until - now).total_seconds(), 0) if used_until else 0.0
 
 
 _ROUNDING = 1e-6

@@ -26,7 +26,7 @@ from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
 from relay.delivery.failure_rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, REFETCH_AFTER, RULES, Rule, rule_for
-from relay.delivery.gates import BREAKER, LONGEST_HOLD, BreakerLimits, GateKey, Health, RateLimit, Report
+from relay.delivery.gates import BREAKER, BreakerLimits, GateKey, Health, RateLimit, Report
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.outcome import (
     Call,
@@ -63,7 +63,6 @@ class Schedule:
         if retry.window is not None:
             self._stop |= stop_before_delay(retry.window)
         self.first_delay = timedelta(seconds=next(iter(retry.schedule), 0))
-        self.longest_delay = timedelta(seconds=max(retry.schedule, default=0) * (1 + jitter))
         self.has_window = retry.window is not None
 
     def delay_after(self, attempt: int, elapsed: timedelta = timedelta(0)) -> timedelta | None:
@@ -100,8 +99,6 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     """The gates that have a circuit breaker, with its limits."""
     rate_limits: tuple[RateLimit, ...] = ()
     """The rate limits that an attempt uses."""
-    longest_holds: Mapping[GateKey, timedelta] = {}
-    """Its endpoints, each with the longest time for which its answers can hold back further calls."""
 
 
 class History(msgspec.Struct, frozen=True):
@@ -164,7 +161,6 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
             for key, endpoint in endpoints.items()
             if endpoint.rate is not None
         ),
-        longest_holds=dict.fromkeys(endpoints, LONGEST_HOLD),
     )
 
 

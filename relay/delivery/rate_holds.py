@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from relay.delivery.gates import GateKey
+from relay.delivery.gates import LONGEST_HOLD, GateKey
 from relay.delivery.outcome import Call, Outcome
-from relay.delivery.policy import Policies, RoutePolicy, endpoint_of_call
+from relay.delivery.policy import RoutePolicy, endpoint_of_call
 
 
 class HoldRequest(msgspec.Struct, frozen=True):
@@ -28,16 +28,16 @@ def hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest
     """Yield what the calls of an attempt were asked for, no longer than an endpoint may ask for."""
     for call in outcome.calls:
         key = None if call.hold is None else endpoint_of_call(call, policy)
-        request = None if key is None else hold_request(key, call, policy.longest_holds.get(key, timedelta(0)))
+        request = None if key is None else hold_request(key, call)
         if request is not None:
             yield request
 
 
-def hold_request(key: GateKey, call: Call, longest: timedelta) -> HoldRequest | None:
-    """Return what a call of this endpoint was asked for, no longer than `longest`; None when for nothing."""
+def hold_request(key: GateKey, call: Call) -> HoldRequest | None:
+    """Return what a call of this endpoint was asked for, no longer than an endpoint may ask for; None when for nothing."""
     if call.hold is None or not call.hold.seconds > 0:  # so that NaN is none
         return None
-    lasts = min(timedelta(seconds=min(call.hold.seconds, _A_DAY)), longest)
+    lasts = timedelta(seconds=min(call.hold.seconds, LONGEST_HOLD.total_seconds()))
     answered = "" if call.status is None else f" answered {call.status}:"
     return HoldRequest(key, lasts, f"{call.step}{answered} {call.hold.why}") if lasts else None
 
@@ -45,9 +45,6 @@ def hold_request(key: GateKey, call: Call, longest: timedelta) -> HoldRequest | 
 def asks_for_hold(outcome: Outcome) -> bool:
     """Return True when a call of the attempt was asked for a rate hold."""
     return any(call.hold is not None for call in outcome.calls)
-
-
-_A_DAY = 86400.0
 
 
 def holds_until(
@@ -61,8 +58,3 @@ def holds_until(
         if before is None or until > before:
             later[request.key] = (until, request.why)
     return later
-
-
-def longest_holds(policies: Policies) -> dict[GateKey, timedelta]:
-    """Return the longest hold of every endpoint on the way of these routes."""
-    return {key: lasts for policy in policies.values() for key, lasts in policy.longest_holds.items()}

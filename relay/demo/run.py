@@ -28,10 +28,10 @@ from sqlalchemy import text
 from inbox.clock import Clock, SystemClock
 from inbox.db import engine, migrate
 from inbox.observe.visible import visible
+from relay.accounts import hash_password
 from relay.demo.scenario import ChangeMade, Scenario, differences
 from relay.demo.services import GROUP, USER, CallMade, CommercialService, IdentityService, WebhookSender, served
 from relay.store.database import Database
-from relay.web.access.accounts import hash_password
 
 CHANGES, KILL_AFTER = 40, 25
 """Changes of users and groups; the relay is killed after so many of them."""

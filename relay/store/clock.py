@@ -1,7 +1,7 @@
 """The database's clock as one relay process sees it, compared with the monotonic clock to detect steps.
 
-Right after a step forward every lease looks as if it had run out. Relays that live renew theirs within 5 s, so nothing is
-taken back for as long as a lease lasts: after that, what has run out was held by one that died.
+Right after a step every lease looks as if it had run out, or as if it lasted too long. Relays that live renew theirs within
+5 s, so nothing is taken back for as long as a lease lasts: after that, what is not renewed was held by one that died.
 """
 
 from __future__ import annotations
@@ -43,15 +43,13 @@ class DatabaseClock:
         return now
 
     def is_settled(self) -> bool:
-        """True when every living relay has renewed its leases since the last step forward."""
+        """True when every living relay has renewed its leases since the last step."""
         return self._own() >= self._settled_at
 
     def _compare(self, least: float, most: float) -> None:
         before, self._ahead = self._ahead, least
         if before is None:
             return
-        if most - before > MOST_UNNOTICED_SECONDS:
+        if abs(most - before) > MOST_UNNOTICED_SECONDS:
             self._settled_at = self._own() + LEASE_SECONDS
-            self._told(most - before)
-        elif most - before < -MOST_UNNOTICED_SECONDS:
             self._told(most - before)

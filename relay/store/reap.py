@@ -27,6 +27,8 @@ from relay.store.transaction import ROW, Transaction, as_open_delivery, key_text
 STEP = "reap"
 BATCH = 200
 """Leases in one transaction. Each is a lane of its own, of which two that wait are folded, too: some 70 ms."""
+TOO_LONG_SECONDS = LEASE_SECONDS + 5
+"""No lease lasts for so long by a clock that is right."""
 OWN_TRANSACTION = 8
 """Leases of a route that are worth a transaction of their own, under the lock of that route alone."""
 
@@ -39,6 +41,8 @@ def reap(
     clock: DatabaseClock | None = None,
 ) -> list[tuple[int, str, AnyFact]]:
     """Take back expired leases, so that another attempt can be made; how far the last one came is unknown.
+
+    Expired are also leases that end later than any may: the database's clock was set back since.
 
     Nothing is taken back that this process trusts still, nor anything for a while after the `clock` was seen to step
     forward: those who hold the other leases live, too. A lease of a route that this configuration lacks is left to a relay
@@ -122,7 +126,9 @@ def _set_aside(
 
 
 def _is_expired(sql: Sql) -> str:
-    return f"o.state = 'in_flight' AND o.lease_until < {sql.time(':at')} AND {_not_trusted(sql)}"
+    at = sql.time(":at")
+    is_over = f"(o.lease_until < {at} OR o.lease_until > {sql.plus_seconds(at, str(TOO_LONG_SECONDS))})"
+    return f"o.state = 'in_flight' AND {is_over} AND {_not_trusted(sql)}"
 
 
 @cache

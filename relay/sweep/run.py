@@ -24,7 +24,7 @@ from inbox.events.event import Event, Identity, RawRequest, swept_parts
 from inbox.events.timestamps import rfc3339, to_nanoseconds
 from inbox.sources import PRESETS
 from inbox.sources.normalize import to_event
-from relay.delivery.gates import LONGEST_HOLD, RateLimit
+from relay.delivery.gates import RateLimit
 from relay.delivery.rate_holds import hold_request
 from relay.destinations.base import Clients, Context, without_lease
 from relay.destinations.sync import require_no_credentials
@@ -170,7 +170,7 @@ class CompiledSweep:
         """Hold the api's gate when the last answer asked for it: this sweep waits, and so do deliveries and other relays."""
         call, self._pages.held_by = self._pages.held_by, None
         if call is not None and call.hold is not None:
-            request = hold_request(("api", self.api.name), call, LONGEST_HOLD)
+            request = hold_request(("api", self.api.name), call)
             if request is not None:
                 hold(database, request)
 

@@ -25,13 +25,13 @@ from inbox.db.erasure import ErasureSubject
 from inbox.errors import BadFilter, NotAllowed, NothingThere, NotNow, PageError, PlanChanged, UnusableCommand
 from inbox.events.commands import MOST_REASON, MOST_SEQS, SAYS_WHY_PATTERN, says_why
 from inbox.events.timestamps import parse_time, rfc3339
+from relay.accounts import Actor
 from relay.operations.asks import BOUNDS, Name
 from relay.operations.table import OPERATIONS, Operation
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import CommandAct
 from relay.web import render
-from relay.web.access.accounts import Actor
 from relay.web.plans import ActPlan, Agreed, make_plan
 from relay.web.problems import API, set_status
 from relay.web.query import MOST_BYTES, convert, encode, parse, read_form

@@ -15,10 +15,10 @@ from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
 from inbox.config.values import Network
 from inbox.errors import BadFilter, NothingThere, PageError
+from relay.accounts import check_accounts
 from relay.web import render
-from relay.web.access.accounts import check_accounts
-from relay.web.access.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn, SignOut
 from relay.web.acts import ActResource
+from relay.web.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn, SignOut
 from relay.web.openapi import ApiDocument
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import encode, of_path, parameters, parse, url
@@ -26,7 +26,6 @@ from relay.web.reading import ListPage, NotYourTurn, Readers, Reading, Screen
 from relay.web.reveal import RevealResource
 from relay.web.screens import SCREENS
 from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceResource
-from relay.web.static_files import PublicFiles
 
 App = falcon.asgi.App[Request, Response]
 
@@ -37,10 +36,10 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
 }
 
 
+_IMMUTABLE = frozenset(render.STATIC.values())
 LIVE_FIELD = "live"
 """Parameter of every screen: `live=0` makes a page that does not refresh itself."""
 REFRESH_HEADER = "X-Refresh"
@@ -117,17 +116,26 @@ class SecurityHeaders:
     """Falcon middleware: headers that keep other sites and injected text out."""
 
     async def process_response(
-        self, _req: Request, resp: Response, _resource: object, _succeeded: bool
+        self, req: Request, resp: Response, _resource: object, _succeeded: bool
     ) -> None:  # Falcon's
-        """Set them on every answer."""
-        for name, value in SECURITY_HEADERS.items():
-            if resp.get_header(name) is None:
-                resp.set_header(name, value)
+        """Set them on every answer; browsers may keep files of the page alone."""
+        kept = "public, max-age=31536000, immutable" if req.relative_uri in _IMMUTABLE else "no-cache"
+        resp.set_headers({**SECURITY_HEADERS, "Cache-Control": kept if req.path.startswith("/static/") else "no-store"})
+
+
+class Live:
+    """`/health/live`: the process answers."""
+
+    async def on_get(self, _req: Request, resp: Response) -> None:
+        """Say so."""
+        resp.media = {"status": "live"}
+
+    on_head = on_get
 
 
 def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN401  # Falcon middleware
     """Make the application. `access` is middleware that sets `req.context.actor`, or raises PageError."""
-    app: App = falcon.asgi.App(middleware=[SecurityHeaders(), PublicFiles(), access])
+    app: App = falcon.asgi.App(middleware=[SecurityHeaders(), access])
     app.req_options.strip_url_path_trailing_slash = True
     app.req_options.keep_blank_qs_values = False
     app.req_options.auto_parse_qs_csv = False
@@ -145,6 +153,8 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(SIGN_IN, SignIn(access, renderer))
         app.add_route(SIGN_OUT, SignOut(access))
     app.add_route(f"{API}/openapi.json", ApiDocument())
+    app.add_route("/health/live", Live())
+    app.add_static_route("/static", render.STATIC_FOLDER)
     reveal = RevealResource(readers, renderer, clock)
     app.add_route("/events/{seq}/reveal", reveal)
     app.add_route(f"{API}/events/{{seq}}/reveal", reveal, suffix="json")

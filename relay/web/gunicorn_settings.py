@@ -22,8 +22,8 @@ from inbox.errors import ConfigError
 from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, LineLogger, allow_files, escape_logs, reactivate
 from inbox.loader.load import ConfigFile, load_file, read_config
 from inbox.observe.logs import fields, write_stderr
-from relay.web.access.guard import Sessions
 from relay.web.app import page_of
+from relay.web.guard import Sessions
 
 CONNECTIONS = 250
 """Most open connections. A browser has one for the page that is in sight, and a few while it loads one.

@@ -19,12 +19,12 @@ from inbox.events.timestamps import TIME_FORMS
 from relay.destinations.preview import Preview
 from relay.operations.table import OPERATIONS as KINDS
 from relay.operations.table import Operation
-from relay.web.acts import TIMES, ActAnswer, Reason, Submission, fields_of
+from relay.web.acts import TIMES, ActAnswer, Submission, fields_of
 from relay.web.plans import ActPlan
 from relay.web.problems import API, PROBLEM_TYPE, Problem
 from relay.web.query import GivenTime, Number
 from relay.web.reading import Screen
-from relay.web.reveal import RevealedPayload
+from relay.web.reveal import RevealedPayload, RevealOrder
 from relay.web.screens import SCREENS
 from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceQuery
 
@@ -282,12 +282,6 @@ class EventNumber(msgspec.Struct, frozen=True):
     """The event in a path."""
 
     seq: Number
-
-
-class RevealOrder(msgspec.Struct, frozen=True):
-    """Asks for the headers and body of an event. Each such request is kept with the event."""
-
-    reason: Reason
 
 
 OPERATIONS = (

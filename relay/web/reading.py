@@ -25,9 +25,9 @@ from inbox.db.reads import Row
 from inbox.db.schema import metadata
 from inbox.db.views import VIEWS
 from inbox.errors import DatabaseAway, QueryTooSlow
+from relay.accounts import Actor
 from relay.delivery.policy import Policies, policies
 from relay.store.database import Database
-from relay.web.access.accounts import Actor
 
 Schema = dict[str, Any]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,7 +21,6 @@ from relay import words
 from relay.web import query as queries
 from relay.web.query import encodable_text
 from relay.web.reading import MOST_COUNTED, Screen
-from relay.web.static_files import static_url
 
 KEYS: Mapping[str, str] = {
     "/": "o",
@@ -208,6 +209,12 @@ def _short(value: float) -> str:
 
 
 TYPE = "text/html; charset=utf-8"
+STATIC_FOLDER = Path(__file__).parent / "static"
+STATIC: Mapping[str, str] = {
+    file.name: f"/static/{file.name}?v={hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    for file in STATIC_FOLDER.iterdir()
+}
+"""The URL of each file there, which changes with its content, so that browsers may keep it."""
 
 
 class Renderer:
@@ -241,7 +248,7 @@ def _environment(menu: tuple[tuple[str, str], ...]) -> Environment:
         menu=menu,
         keys=KEYS,
         url=queries.url,
-        static=static_url,
+        static=STATIC.__getitem__,
         with_given=_with_given,
         MOST_COUNTED=MOST_COUNTED,
         line_chart=line_chart,

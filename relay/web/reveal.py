@@ -1,10 +1,9 @@
-"""Reveals: the headers and body of an event, to who says why; as JSON on several lines, as text, or in hex."""
+"""Reveals: the headers and body of an event, to who says why; as JSON on several lines, or as it is."""
 
 from __future__ import annotations
 
 import base64
 import re
-from typing import Any, Literal
 
 import falcon
 import msgspec
@@ -13,62 +12,41 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock
 from inbox.db.reads import payload
 from inbox.errors import NothingThere, PageError
+from relay.accounts import Actor
 from relay.store import reads
 from relay.store.database import Database
 from relay.web import render
-from relay.web.access.accounts import Actor
-from relay.web.acts import checked_reason, read_json
+from relay.web.acts import Reason, checked_reason, read_json
 from relay.web.problems import set_status
-from relay.web.query import FORM_TYPE, encode, of_path, parse, read_form
+from relay.web.query import convert, encode, of_path, parse, read_form
 from relay.web.reading import Readers
 from relay.web.screens.event import SCREEN, EventQuery, View
 
 MOST_SHOWN = 256 * 1024
 """Bytes of a body that are shown."""
-MOST_HEX = 16 * 1024
-"""Bytes that are shown in hex, where each takes four characters."""
 _DEEPEST = 60
 """A body that is nested deeper is not put on several lines: each would begin with as many spaces, so it would grow without end."""
 _LONGEST_PRETTY = 4 * MOST_SHOWN
-_ROW = 16
 
 
 class BodyView(msgspec.Struct, frozen=True):
     """A body, or its beginning, as text."""
 
-    form: Literal["pretty", "raw", "hex"]
+    form: View
     text: str
     shown_bytes: int
     is_cut: bool
 
 
-def view_of(body: bytes, form: Literal["pretty", "raw", "hex"]) -> BodyView:
-    """Show a body. One that can't be shown as wanted is shown in the next form: JSON, text, hex.
+def view_of(body: bytes, form: View) -> BodyView:
+    """Show a body. One that can't be put on several lines as JSON is shown as it is; bytes that are no UTF-8 become escapes.
 
     A number keeps its digits, a name that occurs twice stays twice, and text keeps its line breaks.
     """
-    if form == "pretty" and len(body) <= MOST_SHOWN:
-        pretty = _pretty(body)
-        if pretty is not None:
-            return BodyView("pretty", pretty, len(body), is_cut=False)
-    if form != "hex":
-        part = body[:MOST_SHOWN]
-        is_cut = len(part) < len(body)
-        try:
-            return BodyView("raw", _decoded(part, is_cut=is_cut), len(part), is_cut)
-        except UnicodeDecodeError:
-            pass
-    part = body[:MOST_HEX]
-    return BodyView("hex", _hex(part), len(part), len(part) < len(body))
-
-
-def _decoded(part: bytes, *, is_cut: bool) -> str:
-    try:
-        return part.decode()
-    except UnicodeDecodeError as error:
-        if is_cut and error.end == len(part) and len(part) - error.start < 4:  # noqa: PLR2004  # a character was cut
-            return part[: error.start].decode()
-        raise
+    if form == "pretty" and len(body) <= MOST_SHOWN and (pretty := _pretty(body)) is not None:
+        return BodyView("pretty", pretty, len(body), is_cut=False)
+    part = body[:MOST_SHOWN]
+    return BodyView("raw", part.decode(errors="backslashreplace"), len(part), len(part) < len(body))
 
 
 def _pretty(body: bytes) -> str | None:
@@ -85,14 +63,6 @@ def _pretty(body: bytes) -> str | None:
     return pretty if len(pretty) <= _LONGEST_PRETTY else None
 
 
-def _hex(part: bytes) -> str:
-    return "\n".join(
-        f"{at:08x}  {part[at : at + _ROW].hex(' '):<47}  "
-        + "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in part[at : at + _ROW])  # noqa: PLR2004  # ASCII
-        for at in range(0, len(part), _ROW)
-    )
-
-
 class RevealForm(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of the form."""
 
@@ -101,6 +71,12 @@ class RevealForm(msgspec.Struct, frozen=True, kw_only=True):
     """Form in which the body is shown."""
     download: bool = False
     """The body as a file, byte for byte."""
+
+
+class RevealOrder(msgspec.Struct, frozen=True):
+    """Asks for the headers and body of an event. Each such request is kept with the event."""
+
+    reason: Reason
 
 
 class RevealedPayload(msgspec.Struct, frozen=True):
@@ -134,7 +110,8 @@ class RevealResource:
             form = parse(RevealForm, await read_form(req), self._clock.now())
             headers, body = await self._reveal(actor, query.seq, form.reason)
             if form.download:
-                _attach(resp, query.seq, body)
+                resp.content_type = "application/octet-stream"  # no browser shows it, whatever it holds
+                resp.downloadable_as, resp.data = f"event-{query.seq}.bin", body
                 return
             query = msgspec.structs.replace(query, view=form.view or query.view)
             shown = RevealedPage(headers, view_of(body, query.view), form.reason.strip())
@@ -157,13 +134,10 @@ class RevealResource:
         )
 
     async def on_post_json(self, req: Request, resp: Response, seq: str) -> None:
-        """Answer with the payload as JSON. The request is a form, or JSON with the same fields."""
+        """Answer with the payload as JSON."""
         query = of_path(EventQuery, {"seq": seq}, self._clock.now())
-        form = await _form_of(req, self._clock)
-        headers, body = await self._reveal(req.context.actor, query.seq, form.reason)
-        if form.download:
-            _attach(resp, query.seq, body)
-            return
+        order = convert(RevealOrder, await read_json(req), self._clock.now(), strict=True)
+        headers, body = await self._reveal(req.context.actor, query.seq, order.reason)
         try:
             text = body.decode()
         except UnicodeDecodeError:
@@ -185,21 +159,3 @@ class RevealResource:
             return found
 
         return await self._readers.write(make)
-
-
-async def _form_of(req: Request, clock: Clock) -> RevealForm:
-    if (req.content_type or "").partition(";")[0].strip().lower() == FORM_TYPE:
-        return parse(RevealForm, await read_form(req), clock.now())
-    given = await read_json(req)
-    return parse(RevealForm, {name: _as_field(value) for name, value in given.items()}, clock.now())
-
-
-def _as_field(value: Any) -> str:  # noqa: ANN401  # any JSON value
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
-def _attach(resp: Response, seq: int, body: bytes) -> None:
-    """Answer with a file. No browser shows it, whatever it holds."""
-    resp.content_type = "application/octet-stream"
-    resp.downloadable_as = f"event-{seq}.bin"
-    resp.data = body

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, Table, insert, text, update
+from sqlalchemy import Connection, Engine, Table, insert, text
 
 from inbox.clock import SystemClock
-from inbox.db.schema import alert, delivery_log, duplicate_request, open_delivery
+from inbox.db.schema import alert, delivery_log, duplicate_request
 from relay.daemon.loop import Relay
 from relay.operations.asks import Selection
 from relay.steps import Step
@@ -102,18 +101,6 @@ def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) 
     start.seen = lambda: count(
         engine, f"duplicate_request WHERE seq = {ONE} AND error IS NOT NULL AND handled_at IS NULL"
     )
-    return start
-
-
-def pull_in(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
-    """A hundred heads that are due in a year, by a clock that was a year ahead."""
-    _filled(database_url)
-    later = SystemClock().now() + timedelta(days=365)
-    with engine.begin() as connection:
-        connection.execute(update(open_delivery).values(state="ready", due_at=later))
-    start = _deliveries(engine, downstream, "")
-    start.bad = {"item": {"seq": ONE}, "is_listed": False}
-    start.seen = lambda: count(engine, f"stuck WHERE seq = {ONE}") == 1
     return start
 
 
@@ -214,7 +201,6 @@ START_STATES: dict[Step, Callable[[str, Engine, Downstream], StartState]] = {
     "record": record,
     "reap": reap,
     "judge_duplicates": judge_duplicates,
-    "pull_in": pull_in,
     "work_off": work_off,
     "commands": command,
     "log_alerts": log_alerts,

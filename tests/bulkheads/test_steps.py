@@ -70,7 +70,7 @@ def test_a_step_that_works_gives_its_result(world: World) -> None:
     assert world.steps.failing == {}
 
 
-@pytest.mark.parametrize("step", ["pull_in", "record"])
+@pytest.mark.parametrize("step", ["judge_duplicates", "record"])
 def test_a_step_that_has_failed_waits_twice_as_long_each_time_and_not_for_ever(world: World, step: Step) -> None:
     longest = LONGEST_URGENT_WAIT_SECONDS if step in URGENT else LONGEST_WAIT_SECONDS
     world.is_healthy = False

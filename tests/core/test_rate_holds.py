@@ -21,11 +21,7 @@ from tests.helpers.delivering import a_delivery
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CRM, IDENTITY = ("destination", "crm"), ("api", "identity")
 HOUR = timedelta(hours=1)
-POLICY = msgspec.structs.replace(
-    PLAIN,
-    breakers={CRM: BreakerLimits(), IDENTITY: BreakerLimits()},
-    longest_holds={CRM: HOUR, IDENTITY: timedelta(0)},
-)
+POLICY = msgspec.structs.replace(PLAIN, breakers={CRM: BreakerLimits(), IDENTITY: BreakerLimits()})
 
 
 def a_call(seconds: float | None, step: CallStep = "update", status: int | None = 429, sent: Sent = "answered") -> Call:
@@ -46,9 +42,9 @@ def throttled(*calls: Call, error_class: ErrorClass = "throttled") -> Failed:
         (a_call(float("nan")), []),
         (a_call(-1), []),
         (a_call(None), []),
-        (a_call(30, "fetch"), []),
+        (a_call(30, "fetch"), [HoldRequest(IDENTITY, timedelta(seconds=30), "fetch answered 429: Retry-After")]),
     ],
-    ids=["seconds", "longer than allowed", "for ever", "not a number", "the past", "nothing", "not honoured"],
+    ids=["seconds", "longer than allowed", "for ever", "not a number", "the past", "nothing", "of the api"],
 )
 def test_an_endpoint_is_held_as_long_as_it_asked_and_no_longer_than_allowed(
     call: Call, asked: list[HoldRequest]

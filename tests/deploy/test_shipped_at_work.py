@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.web.access.accounts import hash_password
+from relay.accounts import hash_password
 from tests.deploy.fenced import Services, service_manager, services
 from tests.deploy.shipped import READ, compose, configuration, image, pods, unit
 from tests.helpers import checkers

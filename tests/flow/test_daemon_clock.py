@@ -13,6 +13,7 @@ from inbox.clock import SystemClock
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery.gates import Gate
+from relay.operations.asks import Selection
 from relay.store.database import Database
 from relay.store.operator import commands
 from tests.helpers.daemon import configured, kinds
@@ -58,17 +59,22 @@ def a_round_of_maintenance(engine: Engine, clock: SetClock) -> None:
     until(lambda: not commands.any_open(database), "both commands are done")
 
 
-def test_when_it_ran_ahead_by_an_hour_and_is_put_right_deliveries_go_on(
+def test_when_it_ran_ahead_by_an_hour_and_is_put_right_deliveries_go_on_once_an_operator_retries_them(
     database_url: str, engine: Engine, tmp_path: Path, clock: SetClock
 ) -> None:
     clock.set_by(3600)
     held = Held()
-    with serving(tmp_path / "arrivals.jsonl", held) as downstream, relay_of(engine, clock, downstream, concurrency=1):
+    with (
+        serving(tmp_path / "arrivals.jsonl", held) as downstream,
+        relay_of(engine, clock, downstream, concurrency=1) as relay,
+    ):
         seqs = fill(database_url, [(f"u{n}", moment(n)) for n in range(6)])
         until(lambda: held.seqs, "one is called")
         until(lambda: "received" not in open_states(engine), "all have their place")
         clock.set_by(-3600)
         held.go.set()
+        until(lambda: relay._observer.counts["clock_steps"], "it has noticed, and says what to do")
+        commands.ask(relay._database, "retry", Selection(route="everything"), who="kim", why="the clock was wrong")
         until(lambda: not open_states(engine), "all are delivered")
     assert sorted(held.seqs) == seqs
     assert "abandoned" not in kinds(engine)

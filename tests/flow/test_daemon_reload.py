@@ -6,12 +6,10 @@ import threading
 from pathlib import Path
 
 import msgspec
-import pytest
 from sqlalchemy import Engine
 
 from inbox.loader.load import parse_config
 from relay.daemon.generation import prepare
-from relay.store.pull_in_deliveries import Horizon
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Held, serving
 from tests.helpers.evidence import open_states
@@ -70,10 +68,9 @@ def test_what_runs_on_a_route_that_a_new_configuration_has_no_more_is_recorded(
 
 
 def test_when_ordering_becomes_latest_a_lane_where_nothing_happens_is_folded_all_the_same(
-    database_url: str, engine: Engine, steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, engine: Engine, steps: Steps, tmp_path: Path
 ) -> None:
     """By the clock of these steps, its head is due in some years."""
-    monkeypatch.setattr(Horizon, "pull_in", lambda *_: [])  # it would make the head due now
     seqs = fill(database_url, [("u1", moment(n)) for n in range(4)])
     steps.sequence()
     with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:

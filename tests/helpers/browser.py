@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from relay.web.access.accounts import Actor
+from relay.accounts import Actor
 from tests.helpers.processes import free_port
 from tests.helpers.waiting import LONGEST_SECONDS
 

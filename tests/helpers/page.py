@@ -16,8 +16,8 @@ from inbox.clock import Clock
 from inbox.config.model import Config, DatabaseSettings
 from inbox.config.values import DatabaseUrl
 from inbox.errors import SignInNeeded
+from relay.accounts import Actor
 from relay.web import plans, reading
-from relay.web.access.accounts import Actor
 from relay.web.app import create_app
 from relay.web.reading import Readers
 from relay.web.screens import deliveries as screen_of_deliveries
@@ -39,6 +39,8 @@ class GivenActor:
 
     async def process_request(self, req: Request, _resp: Response) -> None:
         given = req.get_header(_HEADER)
+        if given is None and req.path.startswith("/static/"):
+            return
         if given is None:
             raise SignInNeeded("nobody is signed in")
         role, name = given.split(" ")

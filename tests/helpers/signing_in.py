@@ -13,9 +13,9 @@ import requests
 
 from inbox.config.model import Config, Web, WebProxy
 from inbox.config.values import Network, Secret
-from relay.web.access.accounts import hash_password, hash_token
-from relay.web.access.guard import Guard, Sessions
+from relay.accounts import hash_password, hash_token
 from relay.web.app import create_app
+from relay.web.guard import Guard, Sessions
 from relay.web.reading import Readers
 from tests.helpers.relaying import FakeClock, Monotonic
 from tests.helpers.stage import staged

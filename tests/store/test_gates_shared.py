@@ -31,7 +31,6 @@ POLICY = msgspec.structs.replace(
     POLICIES["strict"],
     gates=(("source", "trivore"), ("route", "strict"), CRM, IDENTITY),
     breakers={CRM: LIMITS, IDENTITY: LIMITS},
-    longest_holds={CRM: timedelta(hours=1), IDENTITY: timedelta(hours=1)},
 )
 WELL = Delivered((Call("forward", "POST", "https://crm/", "answered", 1.0, 200),), "forwarded")
 

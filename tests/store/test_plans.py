@@ -17,9 +17,9 @@ from inbox.db import listing
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.db.following import ARRIVALS, Follower, Position
 from inbox.db.listing import EventFilter
-from inbox.doctor import database as doctor_database
 from inbox.events.timestamps import time_text
 from relay import findings
+from relay.doctor import examinations
 from relay.store import (
     alert_conditions,
     claim,
@@ -31,8 +31,6 @@ from relay.store import (
     leases,
     leftovers,
     overview,
-    pull_in_deliveries,
-    pull_in_times,
     reap,
     record,
     reopen,
@@ -267,12 +265,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "give back": leases._give_back,
     "expired leases": reap._expired_leases,
     "reap": reap._expired,
-    "routes that are due later": pull_in_deliveries._routes_ahead,
-    "due later": pull_in_deliveries._due_later,
-    "due later, again": lambda sql: pull_in_deliveries._again(sql, locked=True),
-    "last facts": pull_in_deliveries._last_facts,
-    "leases that last too long": lambda sql: pull_in_times._find(sql, pull_in_times._TIMES[0]),
-    "leases that are shortened": lambda sql: pull_in_times._pull(sql, pull_in_times._TIMES[0]),
     "given deliveries": sequence._of_keys,
     "received keys": sequence._received,
     "any received": sequence._any_received,
@@ -346,7 +338,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
 NEWEST = {
-    **{what: text(query) for what, query in doctor_database._NEWEST_TIMES.items()},
+    **{what: text(query) for what, query in examinations._NEWEST_TIMES.items()},
 }
 """Statements that read a few rows from the end of a table."""
 

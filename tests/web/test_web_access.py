@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from inbox.config.model import Config
-from relay.web.access.guard import Sessions
+from relay.web.guard import Sessions
 from tests.helpers.signing_in import (
     OTHER_PASSWORD,
     PASSWORD,

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 
 from inbox.config.model import Config
 from inbox.db import engine as engines
-from relay.web.access.accounts import Actor
+from relay.accounts import Actor
 from tests.helpers import outage
 from tests.helpers.page import OPERATOR, Page
 from tests.helpers.patience import stand_still

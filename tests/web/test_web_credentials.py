@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from inbox.config.values import Network
 from inbox.errors import ConfigError
-from relay.web.access import guard
-from relay.web.access.accounts import (
+from relay.accounts import (
     Entry,
     check_password_hash,
     check_token_hash,
@@ -25,7 +24,8 @@ from relay.web.access.accounts import (
     parse_entries,
     write_entry,
 )
-from relay.web.access.guard import (
+from relay.web import guard
+from relay.web.guard import (
     BY_NAME,
     Sessions,
     SignInLimits,

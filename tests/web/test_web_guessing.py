@@ -12,8 +12,8 @@ import pytest
 import requests
 
 from inbox.config.model import Config
-from relay.web.access import guard
-from relay.web.access.accounts import is_password
+from relay.accounts import is_password
+from relay.web import guard
 from tests.helpers.signing_in import OTHER_PASSWORD, PASSWORD, TOKEN, Entrance, entrance
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # access reads no database

@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 import msgspec
 import pytest
 
-from relay.web.access.accounts import Actor
+from relay.accounts import Actor
 from relay.web.query import segment
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS

@@ -20,9 +20,9 @@ from inbox.events.commands import MOST_SEQS
 from inbox.http import body as body_reader
 from inbox.http.body import LimitedApp, Message, Receive, Send
 from inbox.observe.logs import KEYS
-from relay.web.access.accounts import hash_password, hash_token
+from relay.accounts import hash_password, hash_token
 from relay.web.gunicorn_settings import CONNECTIONS, LARGEST_FORM, graceful_timeout
-from relay.web.static_files import FILES, static_url
+from relay.web.render import STATIC, STATIC_FOLDER
 from tests.helpers import outage
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import Page
@@ -68,7 +68,7 @@ def web(place: Site) -> tuple[Program, str]:
 
 def is_live(address: str) -> bool:
     try:
-        return requests.get(f"http://{address}/health/live", timeout=5).text == '{"status":"live"}'
+        return requests.get(f"http://{address}/health/live", timeout=5).text == '{"status": "live"}'
     except requests.RequestException:
         return False
 
@@ -340,13 +340,13 @@ def test_a_body_that_is_too_large_or_late_never_reaches_the_page(
 
 def test_files_of_the_page_need_no_sign_in_and_stay_in_the_browser_until_they_change(page: Page) -> None:
     for name in ("style.css", "page.js", "icon.svg"):
-        answer = page.get(static_url(name), actor=None)
-        assert answer.content == FILES[name].content
+        answer = page.get(STATIC[name], actor=None)
+        assert answer.content == (STATIC_FOLDER / name).read_bytes()
         assert "immutable" in answer.headers["Cache-Control"]
         assert page.get(f"/static/{name}?v=older", actor=None).headers["Cache-Control"] == "no-cache"
         again = page.get(f"/static/{name}", actor=None, headers={"If-None-Match": answer.headers["ETag"]})
         assert (again.status_code, again.content) == (304, b"")
-        assert static_url(name) in page.get("/rejected").text
+        assert STATIC[name] in page.get("/rejected").text
 
 
 @pytest.mark.parametrize("path", ["/static/", "/static/none.css", "/static/../app.py", "/static/..%2Fapp.py"])

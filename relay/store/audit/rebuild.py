@@ -35,7 +35,6 @@ from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, f
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.lanes import Lane, heads_of, lanes_param, settle_lanes
-from relay.store.pull_in_deliveries import pull_in_all
 from relay.store.record import remember_delivered, success_row
 from relay.store.reopen import insert
 from relay.store.transaction import Transaction, fields_param
@@ -99,8 +98,6 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         )
         mended = tuple(found for part in parts for found in part)
         yield Checked(upto, examined.events, examined.deliveries, examined.facts, mended)
-    for ahead in pull_in_all(database, config, known):
-        yield Checked(upto, differences=tuple(one.difference for one in ahead))
 
 
 def _mend(database: Database, config: Config, known: Policies, seqs: Sequence[int], who: str) -> tuple[Difference, ...]:

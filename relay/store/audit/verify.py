@@ -10,11 +10,9 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from relay.delivery.audit import Difference
-from relay.delivery.policy import policies
 from relay.store.audit.examine import examine_all
 from relay.store.database import Database
 from relay.store.lanes import Lane
-from relay.store.pull_in_deliveries import find_all
 
 LANES_AT_A_TIME = 500
 
@@ -44,8 +42,6 @@ def verify(database: Database, config: Config) -> Iterator[Checked]:
         yield Checked(upto, differences=for_lanes(lanes, NO_HEAD))
     for lanes in unlogged_successes(database):
         yield Checked(upto, differences=for_lanes(lanes, PHANTOM))
-    for ahead in find_all(database, config, policies(config)):
-        yield Checked(upto, differences=tuple(one.difference for one in ahead))
     yield Checked(upto, differences=tuple(_totals(database)))
 
 

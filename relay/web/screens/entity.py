@@ -18,13 +18,13 @@ from inbox.config.model import Config, Route, SyncDestination
 from inbox.config.routing import ROUTE_LANE, entity_lane, routes_of
 from inbox.db.reads import EventOfEntity, Row, entity
 from inbox.errors import BadFilter, ConfigError, NotAllowed, NothingThere, PageError, TooManyComparisons
+from relay.accounts import Actor
 from relay.delivery.outcome import Delivery
 from relay.destinations import sync
 from relay.destinations.base import Clients, Context
 from relay.destinations.preview import Preview, preview
 from relay.store import events
 from relay.web import render
-from relay.web.access.accounts import Actor
 from relay.web.problems import set_status
 from relay.web.query import Limit, Number, Text, encode, of_path, parameters, parse
 from relay.web.reading import Readers, Reading, Screen

@@ -15,7 +15,7 @@ from relay.web.reading import Reading, Screen, rows_of
 from relay.web.screens.deliveries import acts_of
 from relay.words import RouteProgress, both_times, is_gone, progress
 
-View = Literal["pretty", "raw", "hex"]
+View = Literal["pretty", "raw"]
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import logging
 import os
 import re
 import secrets
 import shlex
 import stat
-import tempfile
+import time
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +53,7 @@ SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 1_000
 """Characters. NIST SP 800-63B asks for 8 where another factor helps, and for 15 without; there is a rate limit here."""
 TOKEN_PREFIX = "irw_"  # noqa: S105  # no token, only its beginning
 """A scanner of repositories recognises a token by it."""
-_LONGEST_TOKEN = 200
+LONGEST_TOKEN = 200
 HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 """One of OWASP's equal settings for Argon2id, with the least memory."""
 _MOST_MEMORY, _MOST_WORK = 256 * 1024, 16
@@ -154,7 +153,7 @@ NOBODY = Entry("", "viewer", "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAA
 
 def is_name(name: str) -> bool:
     """Tell whether a person or program may have this name."""
-    return len(name) <= LONGEST_NAME and _NAME.fullmatch(name) is not None
+    return _NAME.fullmatch(name) is not None
 
 
 def parse_entries(text: str, where: str, check: Check) -> dict[str, Entry]:
@@ -167,7 +166,10 @@ def parse_entries(text: str, where: str, check: Check) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     numbers: dict[str, int] = {}
     mistakes: list[str] = []
-    for number, line in _lines(text):
+    for number, given in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        line = given.strip()
+        if not line or line.startswith("#"):
+            continue
         try:
             entry = _entry(line, check)
         except ValueError as error:
@@ -179,13 +181,6 @@ def parse_entries(text: str, where: str, check: Check) -> dict[str, Entry]:
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return found
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-        given = line.strip()
-        if given and not given.startswith("#"):
-            yield number, given
 
 
 def _entry(line: str, check: Check) -> Entry:
@@ -205,40 +200,25 @@ def _entry(line: str, check: Check) -> Entry:
 def write_entry(path: Path, name: str, line: str, check: Check) -> None:
     """Put a line in the place of the one with the same name, or at the end of a file; comments and other lines stay.
 
-    Readers see the old content or the new one. A new file can be read by its owner alone. One that is there keeps its owner
-    and group, and gives nothing to others.
+    A new file can be read by its owner alone. One that is there keeps its owner and group, and gives nothing to others.
 
     Raises:
         ConfigError: the file can't be read or written, or has a wrong line.
     """
     try:
-        path = path.resolve()  # a link stays one
-        before = path.stat() if path.exists() else None
-        text = path.read_text(encoding="utf-8") if before is not None else ""
-        parse_entries(text, str(path), check)
-        lines = text.splitlines()
-        place = next((at for at, old in enumerate(lines) if old.strip().partition(":")[0] == name), len(lines))
-        lines[place : place + 1] = [line]
-        _replace(path, "\n".join(lines) + "\n", before)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        with os.fdopen(handle, "r+", encoding="utf-8") as file:
+            text = file.read()
+            parse_entries(text, str(path), check)
+            lines = text.splitlines()
+            place = next((at for at, old in enumerate(lines) if old.strip().partition(":")[0] == name), len(lines))
+            lines[place : place + 1] = [line]
+            os.fchmod(handle, stat.S_IMODE(os.fstat(handle).st_mode) & 0o640)
+            file.seek(0)
+            file.write("\n".join(lines) + "\n")
+            file.truncate()
     except (OSError, ValueError) as error:
         raise ConfigError(f"can't write {visible(str(path))}: {error}") from None
-
-
-def _replace(path: Path, text: str, before: os.stat_result | None) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 600
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            if before is not None:
-                if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(handle, before.st_uid, before.st_gid)
-                os.fchmod(handle, stat.S_IMODE(before.st_mode) & (stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP))
-            file.write(text)
-            file.flush()
-            os.fsync(handle)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # --- while the page runs
@@ -251,8 +231,15 @@ _log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings 
 class AccountFile:
     """One file, read again while the process runs; without a secret nobody is in it."""
 
-    def __init__(self, secret: Secret | None, command: str, check: Check, monotonic: Callable[[], float]) -> None:
-        self._secret, self._command, self._check, self._monotonic = secret, command, check, monotonic
+    def __init__(
+        self,
+        secret: Secret | None,
+        key: Literal["users", "tokens"],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare it. `key` is that of `[web]` which names the file."""
+        self._secret, self._key, self._monotonic = secret, key, monotonic
+        self._check = check_password_hash if key == "users" else check_token_hash
         self._lock = asyncio.Lock()
         self._read_at = float("-inf")
         self._content: str | None = None
@@ -278,7 +265,7 @@ class AccountFile:
 
     def mistake(self) -> str | None:
         """Read it at the start; return the mistakes in it, a line for each, with the command that mends them."""
-        key, command = f"[web] {self._command}s:", f"`relay web {_COMMANDS[self._command]} NAME --role operator"
+        key, command = f"[web] {self._key}:", f"`relay web {_COMMANDS[self._key]} NAME --role operator"
         error = self._load()
         if self._secret is None or (error is None and self._entries):
             return None
@@ -295,7 +282,7 @@ class AccountFile:
         if self._secret is None:
             return None
         try:
-            content = self._secret.reveal(at=f"[web] {self._command}s", as_file=True)
+            content = self._secret.reveal(at=f"[web] {self._key}", as_file=True)
             if content != self._content:
                 where = self._secret.reference.removeprefix("file:") if self._secret.names_a_place else "its text"
                 self._entries, self._content = parse_entries(content, where, self._check), content
@@ -305,32 +292,7 @@ class AccountFile:
         return None
 
 
-_COMMANDS = {"user": "passwd", "token": "token"}
-
-
-class Accounts:
-    """Both files of `[web]`."""
-
-    def __init__(self, web: Web, monotonic: Callable[[], float]) -> None:
-        self._users = AccountFile(web.users, "user", check_password_hash, monotonic)
-        self._tokens = AccountFile(web.tokens, "token", check_token_hash, monotonic)
-        self.people = self._users.entries
-
-    async def of_token(self, token: str) -> Actor | None:
-        """Return the program with a token.
-
-        Raises:
-            AccessBroken: as `AccountFile.entries`.
-        """
-        if not 0 < len(token) <= _LONGEST_TOKEN:
-            return None
-        hashed, entries = hash_token(token), (await self._tokens.entries()).values()
-        found = [entry for entry in entries if hmac.compare_digest(hashed, entry.hash)]
-        return Actor(found[-1].name, found[-1].role, "token") if found else None
-
-    def mistakes(self) -> list[str]:
-        """Read both files at the start; return the mistakes in them."""
-        return [text for text in (self._users.mistake(), self._tokens.mistake()) if text is not None]
+_COMMANDS = {"users": "passwd", "tokens": "token"}
 
 
 def check_accounts(web: Web) -> None:
@@ -353,6 +315,6 @@ def check_files(web: Web) -> None:
     Raises:
         ConfigError: as `check_accounts`.
     """
-    mistakes = Accounts(web, lambda: 0.0).mistakes()
-    if mistakes:
+    files = (AccountFile(web.users, "users"), AccountFile(web.tokens, "tokens"))
+    if mistakes := [mistake for file in files if (mistake := file.mistake()) is not None]:
         raise ConfigError("\n".join(mistakes))

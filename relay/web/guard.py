@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import falcon
 import itsdangerous
@@ -30,17 +30,19 @@ from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, SignInN
 from inbox.observe.logs import fields
 from inbox.observe.visible import visible
 from inbox.sources.credentials import address_of as parse_address
-from relay.web import render
-from relay.web.access.accounts import (
+from relay.accounts import (
     LONGEST_NAME,
     LONGEST_PASSWORD,
+    LONGEST_TOKEN,
     NOBODY,
-    Accounts,
+    AccountFile,
     Actor,
     Entries,
     Entry,
+    hash_token,
     is_password,
 )
+from relay.web import render
 from relay.web.problems import set_status
 from relay.web.query import read_form
 
@@ -52,7 +54,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 """As ASGI has them: names in small letters, in their order, each as often as it was sent."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_PROXY_NAME, _LONGEST_HOST, _LONGEST_PATH = 200, 300, 4_000
-_HOST = re.compile(r"\[([0-9a-f:.]+)\]|([^:/@\[\]]+)", re.IGNORECASE)
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:/@\[\]]+))(?::\d*)?", re.IGNORECASE)
 _NO_PATH = re.compile(r"[\x00-\x20\x7f\\]")
 """Browsers strip some of them, and take a backslash for a slash: `/\\example.com` would be another host."""
 
@@ -69,16 +71,11 @@ def is_own_host(headers: Headers, origin: str | None) -> bool:
     Else a site could give its own name the page's address, and a script on it would be of the same origin as the page.
     """
     hosts = values_of(headers, "host")
-    match = _HOST.match(hosts[0]) if len(hosts) == 1 and len(hosts[0]) <= _LONGEST_HOST else None
-    if match is None or not re.fullmatch(r"(:\d*)?", hosts[0][match.end() :]):
+    match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 and len(hosts[0]) <= _LONGEST_HOST else None
+    if match is None:
         return False
     name = (match[1] or match[2]).lower()
-    own = _HOST.match((origin or "").partition("://")[2])
-    return (
-        name == "localhost"
-        or parse_address(name) is not None
-        or (own is not None and name == (own[1] or own[2]).lower())
-    )
+    return name in {"localhost", urlsplit(origin or "").hostname} or parse_address(name) is not None
 
 
 def is_same_origin(headers: Headers, own: str, configured: str | None) -> bool:
@@ -310,8 +307,9 @@ class Guard:
     ) -> None:
         """Prepare it; it reads no file yet: see `check_accounts`. Of `forwarding` proxies `X-Forwarded-For` is believed."""
         self.web, self.clock, self.sessions, self.monotonic = web, clock, sessions, monotonic
-        self._forwarding = forwarding
-        self.accounts = Accounts(web, monotonic)
+        self.forwarding = forwarding
+        self.users = AccountFile(web.users, "users", monotonic)
+        self._tokens = AccountFile(web.tokens, "tokens", monotonic)
         self.is_https = (web.origin or "").lower().startswith("https:")
         """True where browsers see https, which a proxy ends."""
         self.cookie = SECURE_COOKIE if self.is_https else COOKIE
@@ -351,12 +349,8 @@ class Guard:
         cookies = req.get_cookie_values(self.cookie) or []
         if self.web.users is None or len(cookies) != 1:
             return None
-        people = await self.accounts.people()
+        people = await self.users.entries()
         return self.sessions.person_of(cookies[0], people, self.clock.now().timestamp(), self.web.session)
-
-    def address_of(self, req: Request) -> str:
-        """Return the address that a request comes from, for limits and the log. It lets nobody in."""
-        return address_of(headers_of(req), peer_of(req), self._forwarding)
 
     def _require_own_site(self, req: Request, headers: Headers, *, is_safe: bool) -> None:
         """Turn away what a browser sends for another site; a token is sent by no browser by itself."""
@@ -373,10 +367,12 @@ class Guard:
             )
 
     async def _of_token(self, token: str) -> Actor:
-        actor = await self.accounts.of_token(token)
-        if actor is None:
-            raise SignInNeeded("the bearer token is unknown; make one with `relay web token`")
-        return actor
+        if 0 < len(token) <= LONGEST_TOKEN:
+            hashed, entries = hash_token(token), (await self._tokens.entries()).values()
+            for entry in entries:
+                if hmac.compare_digest(hashed, entry.hash):
+                    return Actor(entry.name, entry.role, "token")
+        raise SignInNeeded("the bearer token is unknown; make one with `relay web token`")
 
     async def _of_person(self, req: Request, headers: Headers) -> Actor | None:
         person = await self.person_of(req)
@@ -451,7 +447,8 @@ class SignIn:
             ):
                 if len(value) > most:  # before anything is done with it
                     raise BadFilter(f"a {field} has at most {most} characters", field=field)
-            person = await self._person(name.strip(), form.get("password", ""), self._guard.address_of(req))
+            address = address_of(headers_of(req), peer_of(req), self._guard.forwarding)
+            person = await self._person(name.strip(), form.get("password", ""), address)
         except PageError as error:
             set_status(resp, error)
             self._show(resp, following, name[:LONGEST_NAME], error)
@@ -495,7 +492,7 @@ class SignIn:
 
     async def _compare(self, name: str, password: str) -> Entry | None:
         """Return the person with this name, if the password is right. For a name of nobody it is compared with another's."""
-        people = await self._guard.accounts.people(fresh=True)
+        people = await self._guard.users.entries(fresh=True)
         person = people.get(name)
         hashed = (person or next(iter(people.values()), NOBODY)).hash
         is_right = await asyncio.get_running_loop().run_in_executor(self._hashing, is_password, password, hashed)

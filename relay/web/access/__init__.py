@@ -1,1 +1,0 @@
-"""Access to the page: people, tokens and proxies (`accounts`), and the door (`guard`)."""
