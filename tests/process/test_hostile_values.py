@@ -72,7 +72,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "inbox readmit": ("--reason x", "--reason x --json", "--id 1 --reason x", "--reason x --yes"),
     "relay dead": ("", "--json", "--wide", "--route HOSTILE"),
     "relay tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--kind HOSTILE"),
-    "relay status": ("", "--json", "--sweeps", "--sweeps --json", "--check", "--check --here", "--check --json"),
+    "relay status": ("", "--json", "--wide", "--check", "--check --here", "--check --json"),
     "relay pause": ("", "--json", "--entity HOSTILE --source trivore --reason HOSTILE"),
     "relay resume": ("--entity HOSTILE --source trivore", "--command 1", "--route HOSTILE"),
     "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),

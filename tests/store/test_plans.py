@@ -27,7 +27,6 @@ from relay.store import (
     duplicates,
     events,
     lanes,
-    last_hour,
     leases,
     leftovers,
     overview,
@@ -224,10 +223,8 @@ VIEWS = {
     "timeline of an entity": "SELECT * FROM entity_timeline"
     " WHERE source = :source AND entity_type = :entity_type AND entity_id = :entity_id",
     "timeline of an event": "SELECT * FROM entity_timeline WHERE seq = :seq",
-    "dead by cause": "SELECT * FROM dead_cause",
-    "dead by cause of a route": "SELECT * FROM dead_cause WHERE route = :route",
-    "figures of the last minutes": "SELECT * FROM throughput WHERE minute > :now",
-    "figures of a route": "SELECT * FROM throughput WHERE kind = 'route' AND name = :route",
+    "figures of the last minutes": "SELECT * FROM throughput_minute WHERE minute > :now",
+    "figures of a route": "SELECT * FROM throughput_minute WHERE kind = 'route' AND name = :route",
     "sources": "SELECT * FROM source_health",
     "one source": "SELECT * FROM source_health WHERE source = :source",
     "destinations": "SELECT * FROM destination_health",
@@ -333,7 +330,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "chosen dead deliveries by cause": partial(_of_chosen, selected_statements.grouped, "dead"),
     "chosen deliveries that wait": partial(_of_chosen, selected_statements.counted, "due later"),
     "chosen deliveries to cancel": partial(_of_chosen, selected_statements.candidates, "not begun"),
-    "figures of the last hour": last_hour._figures,
+    "figures of the last hour": route_states._figures,
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
@@ -530,7 +527,7 @@ def _scans_a_table(step: str) -> bool:
 
 RESULTS = (
     *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
-    *("replayed", "moving", "entity_timeline", "dead_cause", "gone", "subject", "sized", "known_rows", "closed_lanes"),
+    *("replayed", "moving", "entity_timeline", "gone", "subject", "sized", "known_rows", "closed_lanes"),
 )
 """Of common table expressions, subqueries and of the views, by name."""
 
