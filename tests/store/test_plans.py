@@ -39,7 +39,7 @@ from relay.store import (
     written,
 )
 from relay.store.audit import examine, rebuild, verify
-from relay.store.operator import replay, room, selected_statements
+from relay.store.operator import changes, selected
 from relay.store.operator.selection import Which
 from relay.store.reads import OUTCOMES
 from tests.helpers.explaining import Node, explained, nodes
@@ -273,10 +273,10 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "end": written.end,
     "move": written.move,
     "wanted that are open": reopen._present,
-    "wanted that are due later": replay._due_later,
-    "wanted that nobody has begun": lambda sql: replay._untouched(sql, locked=True),
-    "due on a route": room._due,
-    "replayed on a route": room._replayed_open,
+    "wanted that are due later": changes._due_later,
+    "wanted that nobody has begun": lambda sql: changes._untouched(sql, locked=True),
+    "due on a route": changes._due,
+    "replayed on a route": changes._replayed_open,
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
     "newest repeat": lambda _: duplicates._NEWEST,
@@ -316,20 +316,17 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "facts by seq": lambda _: OF_AN_EVENT,
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
     **{name: partial(_constant, text(query)) for name, query in VIEWS.items()},
-    "events of an entity that a replay names": lambda sql: selected_statements.events(
-        sql, ("entity_id", "entity_type")
-    ),
-    "events of a backfill": lambda sql: selected_statements.backfilled(sql, False),
-    "few events of a source": lambda _: selected_statements.FEW_OF_SOURCE,
-    "next events of a source": lambda _: selected_statements.NEXT_OF_SOURCE,
-    "deliveries of events that a replay names": lambda sql: selected_statements.ended_of_events(sql, False),
-    "chosen events": lambda sql: selected_statements.events(sql, ("seqs",)),
-    "chosen deliveries that have ended": lambda sql: selected_statements.ended_of_events(sql, True),
-    "chosen deliveries of a backfill": lambda sql: selected_statements.backfilled(sql, True),
-    "chosen dead deliveries": partial(_of_chosen, selected_statements.candidates, "dead"),
-    "chosen dead deliveries by cause": partial(_of_chosen, selected_statements.grouped, "dead"),
-    "chosen deliveries that wait": partial(_of_chosen, selected_statements.counted, "due later"),
-    "chosen deliveries to cancel": partial(_of_chosen, selected_statements.candidates, "not begun"),
+    "events of an entity that a replay names": lambda sql: selected._events(sql, ("entity_id", "entity_type")),
+    "events of a backfill": lambda sql: selected._backfilled(sql, False),
+    "few events of a source": lambda _: selected.FEW_OF_SOURCE,
+    "next events of a source": lambda _: selected.NEXT_OF_SOURCE,
+    "deliveries of events that a replay names": lambda sql: selected._ended_of_events(sql, False),
+    "chosen events": lambda sql: selected._events(sql, ("seqs",)),
+    "chosen deliveries that have ended": lambda sql: selected._ended_of_events(sql, True),
+    "chosen deliveries of a backfill": lambda sql: selected._backfilled(sql, True),
+    "chosen dead deliveries": partial(_of_chosen, selected._candidates, "dead"),
+    "chosen dead deliveries by cause": partial(_of_chosen, selected._looked_up, "dead"),
+    "chosen deliveries to cancel": partial(_of_chosen, selected._candidates, "not begun"),
     "figures of the last hour": route_states._figures,
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
