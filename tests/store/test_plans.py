@@ -29,7 +29,6 @@ from relay.store import (
     lanes,
     last_hour,
     leases,
-    leftovers,
     overview,
     reap,
     record,
@@ -287,9 +286,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "repeats of some events": duplicates._unhandled,
     "repeats that are handled": duplicates._handle,
     "dead of a lane": coverage._dead,
-    "dead of a lane before a success": lambda sql: coverage._dead(sql, died_before=True),
-    "left to be healed": lambda _: coverage._TO_HEAL,
-    "left to be folded": leftovers._waiting_from,
     "last delivered of lanes": coverage._last_delivered,
     "events that come late": coverage._of_late,
     "sweeps' events of the same change": coverage._swept,
@@ -416,7 +412,6 @@ PARTIAL = (
     "ix_open_delivery_in_flight",
     "ix_open_delivery_dead",
     "ix_open_delivery_blocked",
-    "ix_lane_healing",
 )
 """Indexes that hold nothing but what is asked for: to scan one is not to scan its table."""
 

@@ -100,10 +100,6 @@ class Machine(Calling, Commanding):
         self.ledger.strict_once |= {lane for lane in arrived if lane[0] == "latest"}
         self.let(relay, "sequence by the old")
 
-    @step(lambda self: self.active() and self.any_left(), which=WHICH)
-    def work_off_what_is_left(self, which: int) -> None:
-        self.let(one_of(self.active(), which), "work off")
-
     @step(lambda self: self.active() and self.any_open(State.READY), which=WHICH, number=WHICH, answered=st.booleans())
     def claim(self, which: int, number: int, answered: bool) -> None:
         self.let(one_of(self.active(), which), "claim", number, answered=answered)

@@ -15,7 +15,6 @@ from relay.store import claim, duplicates, gates, leases, nodes, reap, record, s
 from relay.store.audit.rebuild import rebuild
 from relay.store.audit.verify import Checked, verify
 from relay.store.leases import Claimed
-from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
 from relay.store.operator.plan import Plan, preview
 from relay.store.operator.selection import Act, Choice
@@ -52,10 +51,6 @@ class Operations:
     def sequence_by_the_old(self, relay: Relay) -> Operation:
         """As before `ordering` became "latest"."""
         return Operation("sequence", lambda: sequence.sequence(self._database, BEFORE_THE_CHANGE, relay.node))
-
-    def work_off(self, relay: Relay) -> Operation:
-        """A batch of what a settle or a success has left."""
-        return Operation("work off", lambda: Leftovers().work_off(self._database, POLICIES, relay.node))
 
     def claim(
         self, relay: Relay, routes: Sequence[str], room: int, *, answered: bool = True, seen: Gates | None = None
