@@ -258,7 +258,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "due suspect": claim._suspect,
     "any suspect": claim._any_suspect,
     "lease": claim._lease,
-    "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
     "renew": leases._renew,
     "give back": leases._give_back,

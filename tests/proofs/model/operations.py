@@ -198,14 +198,10 @@ class Operations:
         self.doing.differences += [difference for chunk in checked for difference in chunk.differences]
 
     def heartbeat(self, relay: Relay) -> Operation:
-        return self._heard_of(relay, lambda: nodes.heartbeat(self._database, relay.node))
+        return Operation("heartbeat", lambda: nodes.heartbeat(self._database, relay.node))
 
     def start(self, relay: Relay) -> Operation:
-        return self._heard_of(relay, lambda: nodes.start_node(self._database, relay.node, "host", 1, "0"))
-
-    def _heard_of(self, relay: Relay, send: Callable[[], object]) -> Operation:
-        now, node = self._world.clock.now, relay.node
-        return Operation("heartbeat", send, lambda _: self._ledger.heartbeats.update({node: now}))
+        return Operation("heartbeat", lambda: nodes.start_node(self._database, relay.node, "host", 1, "0"))
 
 
 def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:
