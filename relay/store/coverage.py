@@ -139,22 +139,20 @@ def last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane
 
 
 def _last(row: Any) -> LastDelivered:  # noqa: ANN401  # a result row
-    began, modified, received = row.fetch_began_at, row.last_modified, row.received_at
+    began, modified = row.fetch_began_at, row.last_modified
     return LastDelivered(
         as_time(row.occurred_at),
         row.seq,
         None if began is None else as_time(began),
         None if modified is None else as_time(modified),
-        None if received is None else as_time(received),
     )
 
 
 @cache
 def _last_delivered(sql: Sql) -> TextClause:
     return text(f"""
-SELECT l.route, l.lane, l.occurred_at, l.seq, l.fetch_began_at, l.last_modified, i.received_at
+SELECT l.route, l.lane, l.occurred_at, l.seq, l.fetch_began_at, l.last_modified
 FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lanes.route AND l.lane = lanes.lane
-LEFT JOIN inbox i ON i.seq = l.seq AND l.fetch_began_at IS NULL
 """)
 
 

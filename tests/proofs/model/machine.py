@@ -24,9 +24,7 @@ from tests.proofs.model.snapshot import Violation
 from tests.proofs.model.stage import SOME, WHICH, one_of, step
 from tests.proofs.model.world import DAMAGES, ROUTES
 
-MAKING_HEADS = st.sampled_from(
-    ["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "retry", "work off"]
-)
+MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "retry"])
 OVERLAPPING = st.sampled_from(
     [
         "sequence all",
