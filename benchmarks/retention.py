@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sqlalchemy import Connection, Engine, make_url, text
+from sqlalchemy import Engine, make_url, text
 
 from benchmarks.load import Answers, send
 from benchmarks.support import Kind, Side, before_url, configured, databases, machine, report, serving
@@ -27,8 +27,8 @@ from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES
 from inbox.db.engine import checkpoint
 from inbox.db.leaves import FIRST_LEAF
-from inbox.db.pruning import LeasedPruner
-from inbox.db.retention import Pruned
+from relay.store import database as stores
+from relay.store.retention import LeasedPruner, Pruned
 
 INTAKE_BAR, PRUNING_BAR, BYTES_BAR = 0.92, 0.90, 0.80
 _OVERHEAD = 100
@@ -148,22 +148,16 @@ def _pruning(engine: Engine, cut: datetime | None) -> Iterator[list[tuple[Pruned
     if cut is None:
         yield steps
         return
-    stopped = threading.Event()
-
-    @contextmanager
-    def begin(_rows: int) -> Iterator[Connection]:
-        with engine.begin() as connection:
-            yield connection
 
     def work() -> None:
-        pruner = LeasedPruner(begin, "benchmark", rest=stopped.wait)
+        pruner = LeasedPruner(stores.Database(engine), "benchmark")
         pruner.take()
         time.sleep(_PAUSE)
-        began = time.monotonic()
-        for event in pruner.batches("payloads", cut, seconds=3600, is_stopped=stopped.is_set):
-            if isinstance(event, Pruned):
-                steps.append((event, time.monotonic() - began))
+        pruned: Pruned | None = Pruned(is_done=False)
+        while pruned is not None and not pruned.is_done:
             began = time.monotonic()
+            if (pruned := pruner.batch("payloads", cut)) is not None:
+                steps.append((pruned, time.monotonic() - began))
         if engine.dialect.name != POSTGRES:
             checkpoint(engine)
 

@@ -11,12 +11,12 @@ import msgspec
 from inbox.config.model import Retention
 from inbox.config.values import Age
 from inbox.db import engine as engines
-from inbox.db import pruning
-from inbox.db.retention import STEPS
 from inbox.loader.load import read_config
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
+from relay.store import retention as rounds
 from relay.store.database import Database
+from relay.store.retention import STEPS
 
 ROUND_EVERY_SECONDS = 10.0
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("minutes", type=int)
     minutes: int = parser.parse_args().minutes
-    pruning.ROUND_EVERY_SECONDS = ROUND_EVERY_SECONDS
+    rounds.ROUND_EVERY_SECONDS = ROUND_EVERY_SECONDS
     config = read_config()
     ages = dict.fromkeys(STEPS, Age(60 * minutes))
     retention = msgspec.structs.replace(Retention(), **ages)

@@ -22,41 +22,18 @@ _NAMES = frozenset({"user", "client_id"})
 _LIKE_A_TOKEN = re.compile(r"[\w-]{20,}")
 
 
-class Exposure(msgspec.Struct, frozen=True):
-    """An open door: a source without signatures, or a file that others may read."""
-
-    subject: str
-    what: str
-    remedy: str
-    command: str = ""
-    """The command alone, where one mends it."""
-
-    def __str__(self) -> str:
-        return f"{self.what}{self.remedy}"
-
-
 def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
-    """Yield the exposures of `exposures` as sentences.
-
-    Raises:
-        ConfigError: the database's URL can't be read.
-    """
-    yield from map(str, exposures(path, config))
-
-
-def exposures(path: Path, config: Config) -> Iterator[Exposure]:
-    """Yield sources that accept unsigned requests, and files in `path` and the database that others may read.
+    """Yield sources that accept unsigned requests, and files in `path`, of the page and the database that others may use.
 
     Raises:
         ConfigError: the database's URL can't be read.
     """
     for name, source in config.sources.items():
         if source.unsigned:
-            yield Exposure(
-                f"[sources.{name}]",
-                f"[sources.{name}] unsigned = true: {PRESETS[source.preset].docs.title} signs its webhooks, and this source"
-                " accepts unsigned ones",
-                '; write secrets = ["env:NAME"] instead',
+            title = PRESETS[source.preset].docs.title
+            yield (
+                f"[sources.{name}] unsigned = true: {title} signs its webhooks, and this source accepts unsigned ones;"
+                ' write secrets = ["env:NAME"] instead'
             )
     held = [*literal_secrets(config)]
     if config.database.url.is_literal and parse_url(config.database.url).password and config.database.password is None:
@@ -66,32 +43,31 @@ def exposures(path: Path, config: Config) -> Iterator[Exposure]:
         held.append("web.viewer_url")
     if held and _is_open_to_others(path):
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
-        yield Exposure(
-            str(path),
-            f"{path} holds secrets ({held[0]}{more}), and every user of this machine may read it",
-            f': take that away with `chmod o= {path}`, or write "env:NAME" or "file:/path"',
-            shlex.join(["chmod", "o=", str(path)]),
+        yield (
+            f"{path} holds secrets ({held[0]}{more}), and every user of this machine may read it: take that away with"
+            f' `{_closed(path)}`, or write "env:NAME" or "file:/path"'
         )
+    elif _reaches_others(path, stat.S_IWOTH):
+        yield f"every user of this machine may write to {path}: take that away with `{_closed(path)}`"
     for secret in filter(None, (config.web.users, config.web.tokens)):
         kind, _, place = secret.reference.partition(":")
         if kind == "file" and _is_open_to_others(Path(place)):
-            yield Exposure(
-                place,
-                f"{place} says who may use the operator's page, and every user of this machine may read it",
-                f": take that away with `chmod o= {place}`",
-                shlex.join(["chmod", "o=", place]),
+            yield (
+                f"{place} says who may use the operator's page, and every user of this machine may read it: take that away"
+                f" with `{_closed(place)}`"
             )
     url = parse_url(config.database.url)
-    if url.get_backend_name() == SQLITE:
-        database = Path(url.database or "")
-        if _is_open_to_others(database):
-            files = [str(database) + suffix for suffix in ("", "-wal", "-shm")]
-            yield Exposure(
-                str(database),
-                f"{database} holds what webhooks say, and every user of this machine may read it",
-                f": stop both sides, then `chmod o= {' '.join(files)}`",
-                shlex.join(["chmod", "o=", *files]),
-            )
+    if url.get_backend_name() == SQLITE and _is_open_to_others(Path(url.database or "")):
+        files = [f"{url.database}{suffix}" for suffix in ("", "-wal", "-shm")]
+        yield (
+            f"{url.database} holds what webhooks say, and every user of this machine may read it: stop both sides, then"
+            f" `{_closed(*files)}`"
+        )
+
+
+def _closed(*paths: object) -> str:
+    """Return the command that takes others' rights on these files away."""
+    return shlex.join(["chmod", "o=", *map(str, paths)])
 
 
 def literal_secrets(config: Config) -> Iterator[str]:
@@ -139,10 +115,10 @@ def holds_a_token(url: str) -> bool:
 
 
 def _is_open_to_others(path: Path) -> bool:
-    return reaches_others(path, stat.S_IROTH | stat.S_IWOTH)
+    return _reaches_others(path, stat.S_IROTH | stat.S_IWOTH)
 
 
-def reaches_others(path: Path, bits: int) -> bool:
+def _reaches_others(path: Path, bits: int) -> bool:
     """Return whether users other than its owner and group can reach the file, and have one of these rights."""
     try:
         whole = path.resolve(strict=True)

@@ -1,38 +1,96 @@
-"""The relay's part in `inbox check`: what it makes at its start, what is unused yet, and the systems that it calls."""
+"""Checks a configuration as the receiver, the relay and the page would at their start, and asks the systems that it names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import datetime
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from inbox.check import Probe, Reply, Side, Verdict
+import msgspec
+from cryptography import x509
+from sqlalchemy.exc import DBAPIError
+
+from inbox.clock import SystemClock
+from inbox.config.mistakes import LocatedMistake
 from inbox.config.model import Config, Destination, Route, SyncDestination
-from inbox.db import engine
+from inbox.config.values import Secret
+from inbox.db import engine, guarantees, migrate
+from inbox.db.dialect import SQLITE, trouble_text
 from inbox.errors import ConfigError, collect_config_errors
+from inbox.exposure import exposure_warnings, literal_secrets, values_in
+from inbox.loader.load import ConfigFile
+from inbox.receiver.app import endpoints_of, require_known_proxies
 from relay.accounts import check_files
 from relay.daemon.alert_sender import alert_client
 from relay.daemon.generation import prepare
 from relay.destinations import KINDS
 from relay.destinations.base import Caller, Clients, without_lease
-from relay.doctor import EXAMINATIONS
 from relay.http.client import Request
-from relay.store.audit.verify import verify
-from relay.store.database import Database
 from relay.sweep.pages import Pages
 from relay.sweep.run import CompiledSweep
 
+_MOST_AT_ONCE = 16
+_LARGEST_FILE = 4_000_000
 _QUESTION = Request("fetch", "OPTIONS", {"Accept": "*/*"})
 """A safe method (RFC 9110 §9.2.1). A GET makes some services that take webhooks act, and any answer will do."""
 
+Level = Literal["mistake", "warning"]
+"""With a mistake, one of the programs doesn't start."""
 
-def _start(config: Config) -> None:
-    """Make what the relay and the page make at their start.
 
-    Raises:
-        ConfigError: one of them would not start. The text has a line for each mistake.
-    """
+class ConfigFinding(msgspec.Struct, frozen=True):
+    """A mistake or a warning, with its place."""
+
+    level: Level
+    file: str | None
+    line: int | None
+    key: str | None
+    text: str
+
+    @classmethod
+    def of(cls, level: Level, located: LocatedMistake) -> ConfigFinding:
+        """Make one of a located mistake."""
+        return cls(level, located.file, located.line, located.key or None, located.text)
+
+    @property
+    def place(self) -> LocatedMistake:
+        """The finding without its level."""
+        return LocatedMistake(self.file, self.line, self.key or "", self.text)
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The reply of a system that was asked, or the reason why there is none."""
+
+    key: str
+    """The table of the system."""
+    url: str
+    """The part of its URL that is no secret."""
+    reached: bool
+    text: str
+    milliseconds: float
+    is_denied: bool = False
+    """It answered 401 or 403."""
+
+
+# --- what each program makes of it
+
+
+def _start_receiver(config: Config) -> None:
+    """Make what the receiver makes at its start. Raises ConfigError with a line for each mistake."""
+    parts: dict[str, Callable[[], object]] = {
+        "endpoints": lambda: endpoints_of(config),
+        "proxies": lambda: require_known_proxies(config, os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")),
+    }
+    collect_config_errors(parts)
+
+
+def _start_relay(config: Config) -> None:
+    """Make what the relay and the page make at their start. Raises as `_start_receiver`."""
     parts: dict[str, Callable[[], object]] = {
         "relay": partial(prepare, config),
         "page": partial(check_files, config.web),
@@ -40,12 +98,11 @@ def _start(config: Config) -> None:
     collect_config_errors(parts)
 
 
-def _make_unused(config: Config) -> None:
-    """Make every api, destination, sweep and listing, also what no route uses and no relay schedules.
+STARTS: tuple[Callable[[Config], None], ...] = (_start_receiver, _start_relay)
 
-    Raises:
-        ConfigError: one of them can't be used. The text has a line for each mistake.
-    """
+
+def _make_unused(config: Config) -> None:
+    """Make every api, destination, sweep and listing, also what no route uses and no relay schedules. Raises likewise."""
     collect_config_errors(dict(_parts(config, Clients(config))))
 
 
@@ -81,8 +138,163 @@ def _destination(destination: Destination, clients: Clients) -> None:
         KINDS[type(destination)](Route(source="", destination=destination.name), destination, clients)
 
 
-def _probes(config: Config) -> list[Probe]:
-    """Return a question to each api and destination that can be called, and to the one of the alerts."""
+# --- mistakes and warnings
+
+
+def findings(file: ConfigFile, path: Path, environment: Mapping[str, str] = os.environ) -> list[ConfigFinding]:
+    """List the mistakes of the file and of each program's start, then the warnings; each once."""
+    found = mistakes(file)
+    places = {each.place for each in found}
+    warnings = [*file.further_mistakes(_make_unused)]
+    warnings += [file.source.locate_line(line) for line in _warnings(file, path, environment)]
+    return [*dict.fromkeys([*found, *(ConfigFinding.of("warning", each) for each in warnings if each not in places)])]
+
+
+def mistakes(file: ConfigFile) -> list[ConfigFinding]:
+    """List the mistakes of the file and of each program's start."""
+    found = [*file.mistakes]
+    for start in STARTS:
+        found += file.further_mistakes(start)
+    return [ConfigFinding.of("mistake", each) for each in dict.fromkeys(found)]
+
+
+def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    values = dict(values_in(file.sound))
+    for key in literal_secrets(file.sound):
+        yield f"{key}: the secret stands in the file, for all who read it; {_place_for(values[key], environment)}"
+    database, viewers = file.sound.database, file.sound.web.viewer_url
+    if database.url.is_literal and database.password is None and _has_password(database.url):
+        yield 'database.url: the password stands in the file; write password = "env:NAME" or "file:/path"'
+    if viewers is not None and viewers.is_literal and _has_password(viewers):
+        yield 'web.viewer_url: the password stands in the file; write "env:NAME" or "file:/path"'
+    yield from expired(file.sound)
+    for key, value in values.items():
+        if isinstance(value, Secret) and value.reference.startswith("env:"):
+            yield from _odd_value(key, value.reference.removeprefix("env:"), environment)
+    try:
+        yield from exposure_warnings(path, file.sound)
+    except ConfigError:  # of the database's url, which is a mistake already
+        return
+
+
+def expired(config: Config, at: datetime | None = None) -> Iterator[str]:
+    """Yield the sources whose secrets are all over, or not valid yet, and certificates in files that have expired, now or `at`."""
+    moment = at or SystemClock().now()
+    when = f"at {at:%Y-%m-%d}" if at else "now"
+    for name, source in config.sources.items():
+        for key, secrets in (("secrets", source.secrets), ("auth.secrets", getattr(source.auth, "secrets", ()))):
+            if secrets and not any(each.valid_at(moment) for each in secrets):
+                yield f"sources.{name}.{key}: none is valid {when}, so every webhook would get 401; add one"
+    files = {key: value for key, value in values_in(config) if key.rpartition(".")[2] in {"ca_file", "cert_file"}}
+    for key, value in files.items():
+        ended = _certificate_ended(key, Path(str(value)), moment) if value else None
+        if ended is not None:
+            name = ended.subject.rfc4514_string()
+            end = f"{ended.not_valid_after_utc:%Y-%m-%d %H:%M}Z"
+            yield f"{key}: the certificate of {name} in {value} is valid until {end} alone; calls that need it fail then"
+
+
+def _certificate_ended(key: str, path: Path, moment: datetime) -> x509.Certificate | None:
+    """Return a file's certificate if it has ended: of a client the first, of authorities the last to end."""
+    try:
+        found = [] if path.stat().st_size > _LARGEST_FILE else x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError):  # it is told as a mistake where it is loaded
+        return None
+    if key.endswith("ca_file"):
+        found.sort(key=lambda one: one.not_valid_after_utc, reverse=True)
+    return found[0] if found and found[0].not_valid_after_utc <= moment else None
+
+
+def _place_for(value: object, environment: Mapping[str, str]) -> str:
+    if isinstance(value, Secret) and value.reference in environment:
+        return f'did you mean "env:{value.reference}", the variable?'
+    return 'write "env:NAME" or "file:/path"'
+
+
+def _odd_value(key: str, name: str, environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield a variable whose value has what its shell or its file should have taken away."""
+    value = environment.get(name, "")
+    if value != value.strip():
+        yield f"{key}: the value of {name} begins or ends with white space, which is part of the secret"
+    elif len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        yield f"{key}: the value of {name} stands in quotes, which are part of the secret"
+    elif value.startswith(("$", "env:", "file:")):
+        yield f"{key}: the value of {name} looks like the name of a place, and nothing looks there"
+
+
+def _has_password(url: str) -> bool:
+    try:
+        return "@" in url and bool(engine.parse_url(url).password)
+    except ConfigError:
+        return False
+
+
+# --- the systems that it names
+
+
+class DatabaseState(msgspec.Struct, frozen=True):
+    """The database, as far as it was looked at."""
+
+    url: str
+    """Without its password."""
+    origin: str
+    """The key or variable that the URL comes from."""
+    state: Literal["current", "not asked", "unusable"]
+
+
+def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[ConfigFinding]]:
+    """Look at the schema and the settings of the database: of a SQLite file, or of any with `online`."""
+    url = file.sound.database.url
+    try:
+        parsed = engine.parse_url(url)
+        shown = engine.shown(parsed)
+    except ConfigError as error:
+        return DatabaseState("", url.origin, "unusable"), _located(file, error)
+    is_file = parsed.get_backend_name() == SQLITE
+    if not is_file and not online:
+        return DatabaseState(shown, url.origin, "not asked"), []
+    try:
+        if is_file:
+            _require_file(parsed.database or "")
+        doubted = _examine(url)
+    except ConfigError as error:
+        return DatabaseState(shown, url.origin, "unusable"), _located(file, error)
+    except DBAPIError as error:
+        text = f"the database does not answer: {trouble_text(error)}"
+        return DatabaseState(shown, url.origin, "unusable"), _located(file, ConfigError(f"{url.origin}: {text}"))
+    return DatabaseState(shown, url.origin, "current"), [
+        ConfigFinding("warning", None, None, None, each) for each in doubted
+    ]
+
+
+def _examine(url: str) -> list[str]:
+    """Require a database that both sides would work with, and return its doubtful settings."""
+    made = engine.connect(url, application="inbox-check")
+    try:
+        migrate.require_current(made)
+        with made.connect() as connection:
+            if found := guarantees.differences(connection):
+                raise ConfigError("\n".join(found))
+            return guarantees.doubts(connection)
+    finally:
+        made.dispose()
+
+
+def _require_file(name: str) -> None:
+    """Require that the file exists: to open it would make it."""
+    if not name.startswith("file:") and Path(name).parent.is_dir() and not Path(name).exists():
+        raise ConfigError(f"there is no database {name} yet: run `inbox migrate`")
+
+
+def _located(file: ConfigFile, error: ConfigError) -> list[ConfigFinding]:
+    return [ConfigFinding.of("mistake", file.source.locate_line(line)) for line in str(error).splitlines()]
+
+
+def probes(config: Config) -> dict[str, Callable[[], Reply]]:
+    """Return a question to each api and destination that can be called, and to the one of the alerts.
+
+    A question ends within the system's timeout, and changes nothing there.
+    """
     clients = Clients(config)
     for _, make in _endpoints(config, clients):
         try:
@@ -96,7 +308,7 @@ def _probes(config: Config) -> list[Probe]:
         client = None
     if client is not None:
         callers["alerts"] = client
-    return [Probe(key, partial(_ask, key, caller)) for key, caller in callers.items()]
+    return {key: partial(_ask, key, caller) for key, caller in callers.items()}
 
 
 def _ask(key: str, caller: Caller) -> Reply:
@@ -113,18 +325,21 @@ def _ask(key: str, caller: Caller) -> Reply:
     return Reply(key, call.url, reached, text, call.milliseconds, is_denied)
 
 
-def _verify(config: Config, report: Callable[[int], object]) -> Verdict:
-    """Compare the stored state of the configuration's database with its log."""
-    made = engine.connect(config.database.url, application="inbox-relay-cli")
-    try:
-        events = deliveries = facts = differences = 0
-        for chunk in verify(Database(made), config):
-            events, deliveries, facts = events + chunk.events, deliveries + chunk.deliveries, facts + chunk.facts
-            differences += len(chunk.differences)
-            report(chunk.upto)
-        return Verdict(events, deliveries, facts, differences)
-    finally:
-        made.dispose()
+def asked(probes: Mapping[str, Callable[[], Reply]], done: Callable[[Reply], None]) -> list[Reply]:
+    """Ask all systems, several at once, and return their replies in the order of the probes."""
+    replies: dict[str, Reply] = {}
+    with ThreadPoolExecutor(_MOST_AT_ONCE, "check") as pool:
+        for future in as_completed([pool.submit(ask) for ask in probes.values()]):
+            reply = future.result()
+            replies[reply.key] = reply
+            done(reply)
+    return [replies[key] for key in probes]
 
 
-RELAY = Side("relay", _start, _make_unused, _probes, _verify, EXAMINATIONS)
+def unreached(file: ConfigFile, replies: Iterable[Reply]) -> list[ConfigFinding]:
+    """Return a warning for each system that was not reached: both sides start without it."""
+    return [
+        ConfigFinding.of("warning", file.source.locate_line(f"{reply.key}: {reply.url} was not reached: {reply.text}"))
+        for reply in replies
+        if not reply.reached
+    ]

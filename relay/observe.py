@@ -184,14 +184,14 @@ class Observer:
             "sweep_failed %s error=%a", subject, error, extra=fields("sweep_failed", subject=subject, error=error)
         )
 
-    def pruned(self, kind: str, rows: int, size: int, behind_seconds: float) -> None:
+    def pruned(self, kind: str, rows: int, behind_seconds: float) -> None:
         """Log and count expired rows that were deleted in a round."""
         self.counts["pruned"] += rows
         self.meters.count(metrics.PRUNED, kind, by=rows)
         self.meters.put(metrics.RETENTION_BEHIND, behind_seconds, kind)
         if rows:
             extra = fields("pruned", kind=kind, rows=rows, seconds=behind_seconds)
-            _log.info("pruned %s rows=%d bytes=%d behind=%ds", kind, rows, size, behind_seconds, extra=extra)
+            _log.info("pruned %s rows=%d behind=%ds", kind, rows, behind_seconds, extra=extra)
 
     def gauges_broke(self, what: str, bug: Exception) -> None:
         """Log a bug that kept some gauges from being read; they are read again later."""

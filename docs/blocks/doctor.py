@@ -5,26 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from docs.blocks.common import table
-from inbox.db.dialect import POSTGRES
-from inbox.doctor.run import examinations
-from inbox.examination import Examination
+from relay.doctor.examinations import EXAMINATIONS
 
 
 def every_examination() -> str:
     """Every examination: what it looks at, and where."""
     return table(
-        ("examination", "looks at", "only on", "kinds of findings"),
+        ("examination", "looks at", "kinds of findings"),
         (
-            (f"`{each.name}`", each.looks_at, _where(each), ", ".join(f"`{kind.name}`" for kind in each.kinds))
-            for each in examinations()
+            (f"`{each.name}`", each.looks_at, ", ".join(f"`{kind.name}`" for kind in each.kinds))
+            for each in EXAMINATIONS
         ),
     )
-
-
-def _where(examination: Examination) -> str:
-    if len(examination.on) > 1:
-        return ""
-    return "Postgres" if examination.on[0] == POSTGRES else "SQLite"
 
 
 def every_finding() -> str:
@@ -33,22 +25,17 @@ def every_finding() -> str:
 
 
 def _tables() -> Iterator[str]:
-    for each in examinations():
+    for each in EXAMINATIONS:
         yield f"### {each.name.capitalize()}\n"
         yield table(
-            ("finding", "level", "meaning", "why it matters", "what to do"),
+            ("finding", "level", "meaning", "what to do"),
             (
                 (
                     f"`{kind.name}`",
                     kind.level,
                     kind.meaning,
-                    _sentence(kind.why),
                     f"`{kind.remedy}`" if kind.remedy else "",
                 )
                 for kind in each.kinds
             ),
         )
-
-
-def _sentence(why: str) -> str:
-    return f"{why[:1].upper()}{why[1:]}." if why else ""

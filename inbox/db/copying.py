@@ -12,6 +12,8 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,18 @@ from sqlalchemy import (
     Engine,
     LargeBinary,
     Row,
+    Select,
     Table,
     func,
     literal,
     select,
     text,
-    true,
     tuple_,
 )
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import leaves, migrate
-from inbox.db.dialect import SQLITE, Sql, error_text, is_lock_wait
+from inbox.db.dialect import SQLITE, Sql, error_text
 from inbox.db.engine import checkpoint, reading, snapshot
 from inbox.db.schema import metadata
 from inbox.db.views import ROWS
@@ -105,22 +107,21 @@ def copy(source: Engine, target: Engine, report: Report) -> list[CopiedTable]:
     """
     migrate.upgrade(target)
     tables = metadata.tables.values()
-    with _explaining_locks(), _held(source) as there, target.connect() as here:
+    with _held(source) as there, target.connect() as here:
         with here.begin():
             counters = _counters(there)
             triggers = _prepare(here, counters.get("inbox", 0))
-            sums = [_copy(there, here, table, report) for table in tables]
-            for table, (rows, total) in zip(tables, sums, strict=True):
-                if _sum(here, table, report) != (rows, total):
+            copied = [_read(there, table, partial(report, "copying", table.name), into=here) for table in tables]
+            compared = [_read(here, table, partial(report, "comparing", table.name)) for table in tables]
+            for was, found in zip(copied, compared, strict=True):
+                if was != found:
                     raise CopyFailed(
-                        f"{table.name} differs in the target, though all of it was copied: nothing is kept there"
+                        f"{was.table} differs in the target, though all of it was copied: nothing is kept there"
                     )
             _finish(here, counters, triggers)
         if target.dialect.name == SQLITE:
             checkpoint(target)
-    return [
-        CopiedTable(str(table.name), rows, f"{total:064x}") for table, (rows, total) in zip(tables, sums, strict=True)
-    ]
+    return copied
 
 
 @contextmanager
@@ -131,18 +132,6 @@ def _held(engine: Engine) -> Iterator[Connection]:
             connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             connection.execute(text(f"LOCK TABLE {', '.join(metadata.tables)} IN SHARE MODE"))
         yield connection
-
-
-@contextmanager
-def _explaining_locks() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        if not is_lock_wait(error):
-            raise
-        raise ConfigError(
-            "a transaction of another program holds a lock: end it, and stop receivers and relays; then run it again"
-        ) from None
 
 
 def _prepare(target: Connection, last_seq: int) -> list[str]:
@@ -182,49 +171,49 @@ def _finish(target: Connection, counters: Mapping[str, int], triggers: Sequence[
             target.execute(text(f"ANALYZE {name}"))
 
 
-def _copy(source: Connection, target: Connection, table: Table, report: Report) -> tuple[int, int]:
-    """Copy a table. Returns its number of rows, and their sum."""
+def _read(
+    connection: Connection, table: Table, report: Callable[[int], None], into: Connection | None = None
+) -> CopiedTable:
+    """Read a table in the order of its key, some rows at a time: bounded in rows and in bytes. Copies them `into` another."""
     done = total = 0
-    for rows in _chunks(source, table):
+    for keys in _chunks(connection, table):
         try:
-            with target.begin_nested():
-                _insert(target, table, rows)
+            rows = _rows(connection, table, keys[0], keys[-1])
+            _put(into, table, rows)
         except _REJECTED:
-            raise CopyFailed(_first_rejected(target, table, rows)) from None
+            raise CopyFailed(_first_bad(connection, table, keys, into)) from None
         done, total = done + len(rows), total + sum(map(_digest, rows))
-        report("copying", table.name, done)
-    return done, total % _HASHES
-
-
-def _sum(connection: Connection, table: Table, report: Report) -> tuple[int, int]:
-    done = total = 0
-    for rows in _chunks(connection, table):
-        done, total = done + len(rows), total + sum(map(_digest, rows))
-        report("comparing", table.name, done)
-    return done, total % _HASHES
+        report(done)
+    return CopiedTable(str(table.name), done, f"{total % _HASHES:064x}")
 
 
 def _chunks(connection: Connection, table: Table) -> Iterator[Rows]:
-    """Yield the rows in the order of their key, some at a time: bounded in rows and in bytes."""
+    """Yield the keys of the rows of a chunk, each with the size of the row's bodies."""
     keys = tuple(table.primary_key)
     sizes = [func.coalesce(func.length(each), 0) for each in table.c if isinstance(each.type, LargeBinary)]
-    beyond: ColumnElement[bool] = true()
-    while found := connection.execute(
-        select(*keys, sum(sizes, literal(0))).where(beyond).order_by(*keys).limit(CHUNK_ROWS)
-    ).all():
-        together, last = 0, found[0]
-        for row in found:
-            together += row[-1]
-            if together > CHUNK_BYTES and row is not found[0]:
-                break
-            last = row
-        end = tuple_(*(literal(value, key.type) for key, value in zip(keys, last, strict=False)))
-        try:
-            rows = connection.execute(select(table).where(beyond, tuple_(*keys) <= end)).all()
-        except _UNREADABLE:
-            raise CopyFailed(_first_unreadable(connection, table, found)) from None
-        yield rows
-        beyond = tuple_(*keys) > end
+    statement: Select[Any] = select(*keys, sum(sizes, literal(0))).order_by(*keys).limit(CHUNK_ROWS)
+    found = connection.execute(statement).all()
+    while found:
+        together = accumulate(row[-1] for row in found)
+        chunk = [row for row, size in zip(found, together, strict=True) if size <= CHUNK_BYTES] or found[:1]
+        yield chunk
+        found = connection.execute(statement.where(tuple_(*keys) > _key(table, chunk[-1]))).all()
+
+
+def _rows(connection: Connection, table: Table, first: Row[Any], last: Row[Any]) -> Rows:
+    keys = tuple_(*table.primary_key)
+    return connection.execute(select(table).where(keys >= _key(table, first), keys <= _key(table, last))).all()
+
+
+def _key(table: Table, row: Row[Any]) -> ColumnElement[Any]:
+    return tuple_(*(literal(value, key.type) for key, value in zip(table.primary_key, row, strict=False)))
+
+
+def _put(target: Connection | None, table: Table, rows: Rows) -> None:
+    """Insert rows so that an error ends nothing else; without a target do nothing."""
+    if target is not None:
+        with target.begin_nested():
+            _insert(target, table, rows)
 
 
 def _insert(target: Connection, table: Table, rows: Rows) -> None:
@@ -238,29 +227,18 @@ def _insert(target: Connection, table: Table, rows: Rows) -> None:
             into.write_row([json.dumps(value) if isinstance(value, dict) else value for value in row])
 
 
-def _first_rejected(target: Connection, table: Table, rows: Rows) -> str:
-    for row in rows:
-        try:
-            with target.begin_nested():
-                _insert(target, table, [row])
-        except _REJECTED as error:
-            return _blame(table, dict(row._mapping), f"the target rejects it: {error_text(error)}")  # noqa: SLF001  # SQLAlchemy's public name
-    return f"{table.name}: the target rejects rows together that it takes one by one; run it again"
-
-
-def _first_unreadable(connection: Connection, table: Table, keys: Sequence[Any]) -> str:
+def _first_bad(source: Connection, table: Table, keys: Rows, target: Connection | None) -> str:
+    """Find the first row of a chunk that can't be read or copied alone, and say why."""
     for key in keys:
-        is_it = (column == value for column, value in zip(table.primary_key, key, strict=False))
+        said = "it can't be read"
         try:
-            connection.execute(select(table).where(*is_it)).all()
-        except _UNREADABLE as error:
-            return _blame(table, dict(key._mapping), f"it can't be read: {error}")  # noqa: SLF001  # as above
-    return f"{table.name} has rows that can't be read together, but can one by one; run it again"
-
-
-def _blame(table: Table, row: Mapping[str, Any], why: str) -> str:
-    named = " ".join(f"{key.name}={row[key.name]}" for key in table.primary_key)
-    return f"{table.name} {named}: {why}. Repair the row in the source, then run it again"
+            rows = _rows(source, table, key, key)
+            said = "the target rejects it"
+            _put(target, table, rows)
+        except _REJECTED as error:
+            named = " ".join(f"{column.name}={value}" for column, value in zip(table.primary_key, key, strict=False))
+            return f"{table.name} {named}: {said}: {error_text(error)}. Repair the row in the source, then run it again"
+    return f"{table.name} has rows that can't be copied together, but can one by one; run it again"
 
 
 def _digest(row: Row[Any]) -> int:
@@ -327,8 +305,7 @@ def _is_alone(path: str) -> bool:
 
 
 _HASHES = 2**256
-_REJECTED = (DBAPIError, psycopg.Error, OverflowError)
-_UNREADABLE = (DBAPIError, ValueError, TypeError)
+_REJECTED = (DBAPIError, psycopg.Error, OverflowError, ValueError, TypeError)
 _TRIGGERS = text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
 _SEQUENCE = text("SELECT pg_get_serial_sequence(:table, :column)")
 _RECEIVERS = text("""

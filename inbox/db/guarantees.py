@@ -102,23 +102,9 @@ def require(engine: Engine) -> None:
         raise UnfitDatabase("\n".join(found))
 
 
-class Shortfall(NamedTuple):
-    """A setting or sequence on which a guarantee can't rest."""
-
-    subject: str
-    """Name of the setting or sequence."""
-    what: str
-    why: str = ""
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        sentence = f"{self.what}: {self.why}" if self.why else self.what
-        return f"{sentence}. {self.remedy}" if self.remedy else sentence
-
-
 def doubts(connection: Connection) -> list[str]:
     """List the settings of the server's owner that put stored webhooks at risk."""
-    return [str(each) for each in doubtful_settings(connection)]
+    return [] if connection.dialect.name == SQLITE else list(_settings(connection, RECOMMENDED, ""))
 
 
 def differences(connection: Connection, columns: Collection[str] = COUNTER_COLUMNS) -> list[str]:
@@ -126,37 +112,23 @@ def differences(connection: Connection, columns: Collection[str] = COUNTER_COLUM
 
     `columns` limits the check of sequences: a table that the caller doesn't use may be locked or broken.
     """
-    # under another search_path, the sequences would be those of another schema
-    found = lost_settings(connection) or [*sequences_behind(connection, columns)]
-    return [str(each) for each in found]
-
-
-def doubtful_settings(connection: Connection) -> list[Shortfall]:
-    """List the settings of the server's owner that put stored webhooks at risk."""
-    return [] if connection.dialect.name == SQLITE else list(_settings(connection, RECOMMENDED, ""))
-
-
-def lost_settings(connection: Connection) -> list[Shortfall]:
-    """List the settings that both sides set on each connection, and that this one has otherwise."""
-    if connection.dialect.name == SQLITE:
+    if connection.dialect.name == SQLITE:  # a sequence of its own continues from the highest number of the table
         return list(_pragmas(connection))
     required = {**REQUIRED, "search_path": _Wanted((search_path(schema_of(connection)),), _ELSEWHERE)}
-    return list(_settings(connection, required, _DROPPED))
+    # under another search_path, the sequences would be those of another schema
+    return list(_settings(connection, required, f". {_DROPPED}")) or list(_sequences_behind(connection, columns))
 
 
-def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[Shortfall]:
+def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[str]:
     for row in connection.execute(_SETTINGS, {"names": list(wanted)}):
         values, why = wanted[row.name]
         if row.value not in values:
             set_by = _SET_BY.get(row.source, row.source)
-            what = f"the database has {row.name} = {row.value} ({set_by}), not {values[0]}"
-            yield Shortfall(row.name, what, why, remedy)
+            yield f"the database has {row.name} = {row.value} ({set_by}), not {values[0]}: {why}{remedy}"
 
 
-def sequences_behind(connection: Connection, columns: Collection[str] = COUNTER_COLUMNS) -> Iterator[Shortfall]:
+def _sequences_behind(connection: Connection, columns: Collection[str]) -> Iterator[str]:
     """Yield sequences whose next number is in use. A sequence that this role may not read is not used by it."""
-    if connection.dialect.name == SQLITE:  # it continues from the highest number of the table
-        return
     sequences = connection.execute(_SEQUENCES, {"columns": list(columns)}).all()
     if not sequences:
         return
@@ -168,23 +140,20 @@ def sequences_behind(connection: Connection, columns: Collection[str] = COUNTER_
     for row in connection.execute(text(each)):
         if row.highest is not None and row.next <= row.highest:
             name, table, column = sequences[row.n]
-            yield Shortfall(
-                name,
+            yield (
                 f"the sequence {name} is behind its table, as after a restore or the promotion of a logical replica: it gives"
-                f" {row.next} next, and {table}.{column} has {row.highest} already",
-                remedy=f"Run: SELECT setval('{name}', {row.highest})",
+                f" {row.next} next, and {table}.{column} has {row.highest} already. Run: SELECT setval('{name}', {row.highest})"
             )
 
 
-def _pragmas(connection: Connection) -> Iterator[Shortfall]:
+def _pragmas(connection: Connection) -> Iterator[str]:
     cursor = connection.connection.cursor()  # the driver's cursor, as SQLAlchemy's would take the write lock
     try:
         for name, (values, why) in SQLITE_PRAGMAS.items():
             cursor.execute(f"PRAGMA {name}")
             found: Any = cursor.fetchone()
             if str(found[0]) not in values:
-                what = f"the SQLite file has {name} = {found[0]}, not {values[0]}"
-                yield Shortfall(name, what, why, "Put it on a local disk")
+                yield f"the SQLite file has {name} = {found[0]}, not {values[0]}: {why}. Put it on a local disk"
     finally:
         cursor.close()
 

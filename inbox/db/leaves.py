@@ -15,7 +15,6 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 from inbox.db.dialect import Sql
-from inbox.events.timestamps import as_time
 
 DEFAULT = "inbox_payload_default"
 """The leaf of every seq that no other leaf is for."""
@@ -33,8 +32,6 @@ AHEAD = 10
 """Leaves of the present size that are ready for coming events: ten days without a relay leave the default leaf empty."""
 MOST_LEAVES = 64
 """Beyond this number, the oldest leaves are retired as they get empty: each takes part in the look for a payload."""
-_LARGE_DEFAULT = 64 * 1024 * 1024
-"""Bytes of the default leaf beyond which few leaves are made. Postgres reads all of it for each, and intake into it waits."""
 _PART_OF_AGE = 10
 """A leaf holds at most this part of the age at which payloads expire, as it expires as a whole."""
 _DAY = timedelta(days=1)
@@ -85,7 +82,7 @@ END $$
 """
 
 _EXPIRE = f"""
-CREATE FUNCTION inbox_payload_expire_leaf(leaf text, cut timestamptz, OUT result text, OUT rows bigint, OUT bytes bigint)
+CREATE FUNCTION inbox_payload_expire_leaf(leaf text, cut timestamptz, OUT result text, OUT rows bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '100ms' AS $$
 DECLARE
     lo bigint;
@@ -99,7 +96,7 @@ DECLARE
     survivors inbox_payload[];
 BEGIN
     rows := 0;
-    bytes := 0;
+    result := 'rows';
     SELECT l.first, l.beyond INTO lo, hi FROM ({LEAVES} AND c.relname = leaf) AS l;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING MESSAGE = 'inbox_payload has no leaf ' || leaf, ERRCODE = 'undefined_table';
@@ -108,7 +105,6 @@ BEGIN
         SELECT min(d.seq), max(d.seq) + 1 INTO lo, hi FROM {DEFAULT} d;
     END IF;
     IF lo IS NULL THEN
-        result := 'small';
         RETURN;
     END IF;
     SELECT i.received_at INTO began FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq LIMIT 1;
@@ -118,20 +114,16 @@ BEGIN
     FROM (SELECT i.received_at FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 10000) AS n;
     IF hi > (SELECT s.last_value FROM inbox_seq_seq s) AND leaf <> '{DEFAULT}' OR newest >= cut THEN
         -- soon: all of it expires together, not much later than its first event, so no row of it is deleted before
-        result := CASE WHEN hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND newest - began <= (latest - cut) / 5
-                       THEN 'soon' ELSE 'young' END;
+        IF hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND newest - began <= (latest - cut) / 5 THEN
+            result := 'soon';
+        END IF;
         RETURN;
     END IF;
     size := pg_total_relation_size(CAST(leaf AS regclass));
     SELECT count(*), coalesce(sum(i.body_bytes), 0) INTO kept, kept_bytes
     FROM (SELECT DISTINCT o.seq FROM open_delivery o WHERE o.seq >= lo AND o.seq < hi LIMIT {MOST_SURVIVORS + 1}) AS o
     JOIN inbox i ON i.seq = o.seq;
-    IF kept > {MOST_SURVIVORS} OR kept_bytes > {MOST_SURVIVING_BYTES} THEN
-        result := 'many';
-        RETURN;
-    END IF;
-    IF size < 262144 + 4 * (kept_bytes + 500 * kept) THEN
-        result := 'small';
+    IF kept > {MOST_SURVIVORS} OR kept_bytes > {MOST_SURVIVING_BYTES} OR size < 262144 + 4 * (kept_bytes + 500 * kept) THEN
         RETURN;
     END IF;
     SELECT c.reltuples INTO rows FROM pg_class c WHERE c.oid = CAST(leaf AS regclass);
@@ -153,7 +145,6 @@ BEGIN
         RETURN;
     END;
     rows := greatest(rows - (SELECT count(*) FROM unnest(survivors) s WHERE s.seq >= lo AND s.seq < hi), 0);
-    bytes := size - pg_total_relation_size(CAST(leaf AS regclass));
     result := 'expired';
 END $$
 """
@@ -207,40 +198,29 @@ class Leaf(NamedTuple):
     beyond: int
 
 
-def prepare(connection: Connection, now: datetime, age: timedelta | None) -> int:
-    """Make leaves for coming events where few are left, and retire the emptiest of the oldest, beyond `MOST_LEAVES`.
+def prepare(connection: Connection, age: timedelta | None) -> bool:
+    """Make a leaf for coming events where few are left, and retire the emptiest of the oldest, beyond `MOST_LEAVES`.
 
     Args:
         connection: in a transaction.
-        now: the time.
         age: the age at which payloads expire; None: they don't.
 
     Returns:
-        How many leaves it made. Where somebody holds a lock, it does less; the next call goes on.
+        Whether it made one. Where somebody holds a lock, it does less; the next call goes on.
     """
     if not Sql(connection.dialect.name).is_postgres:
-        return 0
+        return False
     last = int(connection.execute(_LAST).scalar_one())
     ranges = leaves(connection)
-    size = leaf_size(_per_day(connection, last, now), age)
+    size = leaf_size(float(connection.execute(_PER_DAY).scalar_one()), age)
     top = max([leaf.beyond for leaf in ranges], default=1)
     if top <= last:  # events arrive in the default leaf already, and go on doing so until this is committed
         top = last + LEAST_EVENTS
-    made = 0
-    if connection.execute(_DEFAULT_SIZE).scalar_one() > _LARGE_DEFAULT:
-        large = min(AHEAD * size, MOST_EVENTS)
-        made = int(top - last < max(size, 2 * LEAST_EVENTS) and _add(connection, top, top + large))
-    else:
-        while top - last < AHEAD * size and _add(connection, top, top + size):
-            top += size
-            made += 1
+    given = {"lo": top, "hi": top + size}
+    is_made = top - last < AHEAD * size and bool(connection.execute(_ADD_LEAF, given).scalar_one())
     if old := [leaf.name for leaf in ranges[:-MOST_LEAVES] if leaf.beyond <= last]:
         connection.execute(_RETIRE_LEAF, {"leaf": connection.execute(_SMALLEST, {"leaves": old}).scalar_one()})
-    return made
-
-
-def _add(connection: Connection, first: int, beyond: int) -> bool:
-    return bool(connection.execute(_ADD_LEAF, {"lo": first, "hi": beyond}).scalar_one())
+    return is_made
 
 
 def leaf_size(per_day: float, age: timedelta | None) -> int:
@@ -258,9 +238,8 @@ class Expired(NamedTuple):
     """The result of a try to empty a leaf."""
 
     result: str
-    """`expired`, `locked`, or the reason why it is not emptied as a whole."""
+    """`expired`; `locked`; `soon`, when it is to be left until all of it has expired; or `rows`, when they go one by one."""
     rows: int
-    bytes: int
     last: int
     """The last number that can be in the leaf; of the default leaf, the given one."""
 
@@ -270,30 +249,21 @@ def expire(connection: Connection, seq: int, before: datetime) -> Expired:
     leaf = next((leaf for leaf in leaves(connection) if leaf.first <= seq < leaf.beyond), None)
     name, last = (DEFAULT, seq) if leaf is None else (leaf.name, leaf.beyond - 1)
     found = connection.execute(_EXPIRE_LEAF, {"leaf": name, "cut": before}).one()
-    return Expired(found.result, found.rows, found.bytes, last)
-
-
-def _per_day(connection: Connection, last: int, now: datetime) -> float:
-    """Estimate the events of a day from the numbers of the last day, or of as long as there were any."""
-    events, seconds, looked = 0, 0.0, LEAST_EVENTS
-    while looked <= 2 * MOST_EVENTS and seconds < _DAY.total_seconds():
-        earlier = connection.execute(_EARLIER, {"seq": last - looked}).first()
-        if earlier is None:
-            break
-        if (passed := (now - as_time(earlier.received_at)).total_seconds()) > 0:  # else its receiver's clock was ahead
-            events, seconds = last - earlier.seq, passed
-        looked *= 2
-    return events / max(seconds, 1.0) * _DAY.total_seconds()
+    return Expired(found.result, found.rows, last)
 
 
 _LAST = text("SELECT last_value FROM inbox_seq_seq")
 _RANGES = text(f"{LEAVES} ORDER BY 2")
 _ADD_LEAF = text("SELECT inbox_payload_add_leaf(CAST(:lo AS bigint), CAST(:hi AS bigint))")
-_DEFAULT_SIZE = text(f"SELECT pg_total_relation_size(CAST('{DEFAULT}' AS regclass))")
-_EXPIRE_LEAF = text("SELECT result, rows, bytes FROM inbox_payload_expire_leaf(:leaf, CAST(:cut AS timestamptz))")
+_EXPIRE_LEAF = text("SELECT result, rows FROM inbox_payload_expire_leaf(:leaf, CAST(:cut AS timestamptz))")
 _RETIRE_LEAF = text("SELECT inbox_payload_retire_leaf(:leaf)")
 _SMALLEST = text("""
 SELECT l.name FROM unnest(CAST(:leaves AS text[])) WITH ORDINALITY AS l(name, n)
 ORDER BY pg_relation_size(CAST(quote_ident(l.name) AS regclass)), l.n LIMIT 1
 """)
-_EARLIER = text("SELECT seq, received_at FROM inbox WHERE seq <= :seq ORDER BY seq DESC LIMIT 1")
+_PER_DAY = text("""
+SELECT coalesce(greatest(sum(count), 24 * sum(count) FILTER (WHERE minute >= clock_timestamp() - interval '1 hour')), 0)
+FROM throughput_minute
+WHERE kind = 'source' AND outcome IN ('stored', 'swept') AND minute >= clock_timestamp() - interval '1 day'
+""")
+"""Events of a day by the figures of the last one, or of the last hour where more arrive now."""

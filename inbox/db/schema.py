@@ -306,7 +306,6 @@ pruning = Table(
     optional("lap_began_at", UtcDateTime, "time at which the walk last began at the first row; once a day"),
     optional("pruned_until", UtcDateTime, "rows older than this have expired"),
     count("rows", BigInteger, "rows pruned in all"),
-    count("bytes", BigInteger, "bytes in these rows, about; without indexes"),
     count("behind_seconds", BigInteger, "seconds for which the oldest expired row has been expired; 0: none is left"),
     optional("behind_since", UtcDateTime, "time since which that is more than a day"),
     optional("ran_at", UtcDateTime, "time of the last batch; database clock"),

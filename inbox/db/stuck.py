@@ -1,6 +1,6 @@
-"""Conditions under which something makes no progress: the branches of the view `stuck`, which `relay status --check` shares.
+"""Conditions under which something makes no progress: the view `stuck`, which `relay status --check` reads.
 
-Each branch is a SELECT of `COLUMNS`. The view has the clock of the database, and a check may pass a time of its own.
+Each branch is a SELECT of `COLUMNS`; a condition on the column `finding` leaves the other branches out of the plan.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ ONLY_IN_VIEW: frozenset[Kind] = frozenset({"no_head"})
 
 
 class SqlClock:
-    """The fragments of a dialect that compare columns with `now`, an SQL expression."""
+    """The fragments of a dialect that compare columns with the time of the statement."""
 
-    def __init__(self, dialect: str, now: str | None = None) -> None:
+    def __init__(self, dialect: str) -> None:
         self.sql = Sql(dialect)
         self.is_postgres = self.sql.is_postgres
         # Not clock_timestamp(): Postgres compares no index with what may change from row to row.
-        self.now = now or ("statement_timestamp()" if self.is_postgres else "'now'")
+        self.now = "statement_timestamp()" if self.is_postgres else "'now'"
 
     def since(self, column: str) -> str:
         """Return the seconds from a time until now."""

@@ -387,7 +387,6 @@ CREATE TABLE pruning (
     lap_began_at TIMESTAMP WITH TIME ZONE,
     pruned_until TIMESTAMP WITH TIME ZONE,
     rows BIGINT DEFAULT 0 NOT NULL,
-    bytes BIGINT DEFAULT 0 NOT NULL,
     behind_seconds BIGINT DEFAULT 0 NOT NULL,
     behind_since TIMESTAMP WITH TIME ZONE,
     ran_at TIMESTAMP WITH TIME ZONE,
@@ -412,8 +411,6 @@ COMMENT ON COLUMN pruning.lap_began_at IS 'time at which the walk last began at 
 COMMENT ON COLUMN pruning.pruned_until IS 'rows older than this have expired';
 
 COMMENT ON COLUMN pruning.rows IS 'rows pruned in all';
-
-COMMENT ON COLUMN pruning.bytes IS 'bytes in these rows, about; without indexes';
 
 COMMENT ON COLUMN pruning.behind_seconds IS 'seconds for which the oldest expired row has been expired; 0: none is left';
 
@@ -1709,7 +1706,7 @@ EXCEPTION WHEN lock_not_available OR check_violation OR duplicate_table OR inval
     RETURN false;
 END $$;
 
-CREATE FUNCTION inbox_payload_expire_leaf(leaf text, cut timestamptz, OUT result text, OUT rows bigint, OUT bytes bigint)
+CREATE FUNCTION inbox_payload_expire_leaf(leaf text, cut timestamptz, OUT result text, OUT rows bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '100ms' AS $$
 DECLARE
     lo bigint;
@@ -1723,7 +1720,7 @@ DECLARE
     survivors inbox_payload[];
 BEGIN
     rows := 0;
-    bytes := 0;
+    result := 'rows';
     SELECT l.first, l.beyond INTO lo, hi FROM (
 SELECT c.relname AS name, CAST((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([0-9]+)''\)'))[1] AS bigint) AS first, CAST((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''([0-9]+)''\)'))[1] AS bigint) AS beyond
 FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
@@ -1735,7 +1732,6 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
         SELECT min(d.seq), max(d.seq) + 1 INTO lo, hi FROM inbox_payload_default d;
     END IF;
     IF lo IS NULL THEN
-        result := 'small';
         RETURN;
     END IF;
     SELECT i.received_at INTO began FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq LIMIT 1;
@@ -1745,20 +1741,16 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
     FROM (SELECT i.received_at FROM inbox i WHERE i.seq >= lo AND i.seq < hi ORDER BY i.seq DESC LIMIT 10000) AS n;
     IF hi > (SELECT s.last_value FROM inbox_seq_seq s) AND leaf <> 'inbox_payload_default' OR newest >= cut THEN
         -- soon: all of it expires together, not much later than its first event, so no row of it is deleted before
-        result := CASE WHEN hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND newest - began <= (latest - cut) / 5
-                       THEN 'soon' ELSE 'young' END;
+        IF hi <= (SELECT s.last_value FROM inbox_seq_seq s) AND newest - began <= (latest - cut) / 5 THEN
+            result := 'soon';
+        END IF;
         RETURN;
     END IF;
     size := pg_total_relation_size(CAST(leaf AS regclass));
     SELECT count(*), coalesce(sum(i.body_bytes), 0) INTO kept, kept_bytes
     FROM (SELECT DISTINCT o.seq FROM open_delivery o WHERE o.seq >= lo AND o.seq < hi LIMIT 2001) AS o
     JOIN inbox i ON i.seq = o.seq;
-    IF kept > 2000 OR kept_bytes > 16777216 THEN
-        result := 'many';
-        RETURN;
-    END IF;
-    IF size < 262144 + 4 * (kept_bytes + 500 * kept) THEN
-        result := 'small';
+    IF kept > 2000 OR kept_bytes > 16777216 OR size < 262144 + 4 * (kept_bytes + 500 * kept) THEN
         RETURN;
     END IF;
     SELECT c.reltuples INTO rows FROM pg_class c WHERE c.oid = CAST(leaf AS regclass);
@@ -1780,7 +1772,6 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
         RETURN;
     END;
     rows := greatest(rows - (SELECT count(*) FROM unnest(survivors) s WHERE s.seq >= lo AND s.seq < hi), 0);
-    bytes := size - pg_total_relation_size(CAST(leaf AS regclass));
     result := 'expired';
 END $$;
 

@@ -277,8 +277,6 @@ CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows t
     pruned_until TEXT,
     -- rows pruned in all
     rows BIGINT DEFAULT 0 NOT NULL,
-    -- bytes in these rows, about; without indexes
-    bytes BIGINT DEFAULT 0 NOT NULL,
     -- seconds for which the oldest expired row has been expired; 0: none is left
     behind_seconds BIGINT DEFAULT 0 NOT NULL,
     -- time since which that is more than a day

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,8 +18,8 @@ from relay.cli.terminal import FINDING, WRONG_USE, Doing, as_document, bar, cons
 from relay.words import counted
 
 if TYPE_CHECKING:
-    from inbox.check import ConfigFinding, DatabaseState, Probe, Reply
     from inbox.loader.load import ConfigFile
+    from relay.check import ConfigFinding, DatabaseState, Reply
 
 _LINE = re.compile(r"\(at line (\d+)")
 """The place in an error of the TOML parser."""
@@ -46,8 +46,8 @@ def check_command(
       inbox check --online
       INBOX_CONFIG=/etc/inbox-relay/new.toml inbox check --json
     """
-    from inbox.check import ConfigFinding, database_of, findings, sides, unreached
     from inbox.loader.load import config_path, load_file
+    from relay.check import ConfigFinding, database_of, findings, probes, unreached
 
     path = config_path()
     try:
@@ -58,19 +58,18 @@ def check_command(
         unread = ConfigFinding("mistake", str(path), int(line[1]) if line else None, None, text)
         _finish(str(path), [unread], as_json=as_json)
         return
-    parts = sides()
-    found = findings(file, path, parts)
+    found = findings(file, path)
     database, of_database = database_of(file, online=online)
     found += [each for each in of_database if each not in found]
     replies: list[Reply] = []
     if online:
-        replies = _ask([probe for side in parts for probe in side.probes(file.sound)])
+        replies = _ask(probes(file.sound))
         found += unreached(file, replies)
     _finish(str(path), found, file, database, replies, as_json=as_json)
 
 
-def _ask(probes: Sequence[Probe]) -> list[Reply]:
-    from inbox.check import asked
+def _ask(probes: Mapping[str, Callable[[], Reply]]) -> list[Reply]:
+    from relay.check import asked
 
     if not probes:
         return []

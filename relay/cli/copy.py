@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,6 @@ from relay.cli.terminal import FINDING, Doing, Speed, answer, as_document, bar, 
 from relay.words import counted, lasting
 
 if TYPE_CHECKING:
-    from inbox.check import Verdict
     from inbox.config.model import Config
     from inbox.db.copying import CopiedTable, Report
 
@@ -110,12 +109,17 @@ def _opened(to: str) -> Iterator[_Ends]:
         target.dispose()
 
 
-def _verified(ends: _Ends, report: Report) -> Verdict | None:
-    """Compare the state in the target with its log, as `relay verify` does; None: the relay is not installed."""
-    from inbox.check import sides
+def _verified(ends: _Ends, report: Report) -> dict[str, int]:
+    """Compare the state in the target with its log, as `relay verify` does, and count what was compared."""
+    from relay.store.audit.verify import verify
+    from relay.store.database import Database
 
-    verify = next((side.verify for side in sides() if side.verify is not None), None)
-    return None if verify is None else verify(ends.config, lambda seq: report("verifying", "seq", seq))
+    counts = dict.fromkeys(("events", "deliveries", "facts", "differences"), 0)
+    for chunk in verify(Database(ends.target), ends.config):
+        found = (chunk.events, chunk.deliveries, chunk.facts, len(chunk.differences))
+        counts = {name: counts[name] + more for name, more in zip(counts, found, strict=True)}
+        report("verifying", "seq", chunk.upto)
+    return counts
 
 
 @contextmanager
@@ -147,24 +151,22 @@ def _show_plan(ends: _Ends, planned: dict[str, int], running: Sequence[str], *, 
 
 
 def _show_result(
-    ends: _Ends, tables: Sequence[CopiedTable], verdict: Verdict | None, seconds: float, *, as_json: bool
+    ends: _Ends, tables: Sequence[CopiedTable], verdict: Mapping[str, int], seconds: float, *, as_json: bool
 ) -> None:
     rows, found = sum(table.rows for table in tables), msgspec.to_builtins(tables)
     if as_json:
         whole = {**ends.named, "seconds": round(seconds, 3), "rows": rows, "tables": found}
-        put_json(as_document({**whole, "verify": msgspec.to_builtins(verdict)}))
+        put_json(as_document({**whole, "verify": verdict}))
         return
     show(found, _COPIED, _TABLE, empty="")
     answer(f"copied and compared {counted(rows, 'row')} in {lasting(seconds)}: both ends are equal")
-    if verdict is None:
-        say("run `relay verify` on it before relays start")
-    elif verdict.differences:
-        differences = counted(verdict.differences, "difference")
+    if verdict["differences"]:
+        differences = counted(verdict["differences"], "difference")
         say(
             f"state and log have {differences}, as in the source: `relay verify` shows them, `relay rebuild` repairs them"
         )
     else:
-        answer(f"state and log of it agree: {counted(verdict.events, 'event')}, {counted(verdict.facts, 'fact')}")
+        answer(f"state and log of it agree: {counted(verdict['events'], 'event')}, {counted(verdict['facts'], 'fact')}")
     say(
         "next: put its url into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
         " source again: what it takes would not be in the copy"

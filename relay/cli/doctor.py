@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -10,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from inbox.clock import SystemClock
 from inbox.observe.visible import visible_line
 from relay.cli.options import AsJson
 from relay.cli.terminal import FINDING, as_document, console, exit_on_error, fail, put, put_json
 from relay.words import counted
 
 if TYPE_CHECKING:
-    from inbox.doctor.run import ExaminationResult
-    from inbox.examination import Finding, Installation
+    from relay.doctor.run import ExaminationResult, Installation
+    from relay.findings import Finding
 
 _STYLES = {"critical": ("!", "bold red"), "warning": ("!", "yellow"), "information": ("i", "cyan")}
 _LEAST_WIDTH = 40
@@ -28,11 +26,8 @@ def doctor_command(
     *,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            "--only", metavar="NAME", help="Only this examination; may be given again. `--list` has the names."
-        ),
+        typer.Option("--only", metavar="NAME", help="Only this examination; may be given again."),
     ] = None,
-    listed: Annotated[bool, typer.Option("--list", help="List the examinations instead.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Examine the running installation: database, schema, disk, configuration, and what needs a person in the relay.
@@ -49,55 +44,28 @@ def doctor_command(
       inbox doctor --json
     """
     from inbox.config.mistakes import nearest
-    from inbox.doctor.run import examinations, findings, run
+    from relay.doctor.examinations import EXAMINATIONS
+    from relay.doctor.run import in_need, installed, run
 
-    every = examinations()
-    names = [each.name for each in every]
-    if listed:
-        rows = [{"name": each.name, "looks_at": each.looks_at, "databases": list(each.on)} for each in every]
-        if as_json:
-            put_json(as_document(rows))
-        for each in () if as_json else every:
-            put(Text.assemble((f"{each.name:{max(map(len, names))}}", "bold"), f"  {each.looks_at}"))
-        return
+    names = [each.name for each in EXAMINATIONS]
     for name in only or ():
         if name not in names:
             fail(f"--only: there is no examination {name!r}; {nearest(name, names)}")
-    with exit_on_error():
-        installation = _installation()
-    try:
-        results = run(installation, [each for each in every if not only or each.name in only])
-    finally:
-        if installation.engine is not None:
-            installation.engine.dispose()
+    with exit_on_error(), installed() as installation:
+        results = run(installation, [each for each in EXAMINATIONS if not only or each.name in only])
     if as_json:
         put_json(as_document(_document(installation, results)))
     else:
         for line in lines_of(results, width=console().width if console().is_terminal else None):
             put(line)
-    if [*findings(results)]:
+    if in_need(results):
         raise typer.Exit(FINDING)
-
-
-def _installation() -> Installation:
-    from inbox.db.engine import connect_read_only
-    from inbox.errors import ConfigError
-    from inbox.examination import Installation
-    from inbox.loader.load import config_path, load_file
-
-    path = config_path()
-    file = load_file(path)
-    try:
-        engine = connect_read_only(file.sound.database.url, application="inbox-doctor")
-    except ConfigError:  # the examinations of the database say so
-        engine = None
-    return Installation(path, file, SystemClock().now(), socket.gethostname(), engine)
 
 
 def _document(installation: Installation, results: Sequence[ExaminationResult]) -> dict[str, object]:
     import msgspec
 
-    from inbox.examination import LEVELS
+    from relay.findings import LEVELS
 
     every = [each for result in results for each in result.findings]
     return {
@@ -124,13 +92,13 @@ def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iter
             yield from _wrapped(f"    {each.why}", width)
         if each.remedy:
             yield Text(f"      {visible_line(' '.join(each.remedy.split()))}", "cyan")
-    missing = [result for result in results if not result.is_whole]
+    missing = [result for result in results if result.needs]
     if missing:
         yield Text("\nNot examined", "bold")
     for result in missing:
-        part = " (in part)" if result.state == "partly examined" else ""
+        part = " (in part)" if result.findings else ""
         yield from _wrapped(f"  - {result.name}{part}: {result.needs}", width)
-    clean = [result.name for result in results if result.state == "examined" and not result.findings]
+    clean = [result.name for result in results if not result.needs and not result.findings]
     if clean:
         yield Text()
         yield from _wrapped(f"Nothing found by: {', '.join(clean)}", width, indent="  ")
@@ -142,8 +110,8 @@ def _headline(results: Sequence[ExaminationResult], found: Sequence[Finding]) ->
     line.append("not well" if found else "well", "bold red" if critical else "bold yellow" if found else "bold green")
     line.append(f": {counted(len(found), 'finding')}" if found else ": no finding")
     line.append(f", {critical} critical" if critical else "")
-    line.append(f"; {counted(sum(result.state == 'examined' for result in results), 'examination')}")
-    missing = sum(not result.is_whole for result in results)
+    missing = sum(bool(result.needs) for result in results)
+    line.append(f"; {counted(len(results) - missing, 'examination')}")
     line.append(f", {missing} not made in full" if missing else "")
     return line
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from inbox.config.model import Config
-    from inbox.examination import Finding
+    from relay.findings import Finding
     from relay.store.database import Database
 
 SWEEP_COLUMNS = (
@@ -167,7 +167,7 @@ class _Look:
         whole: dict[str, Any] = msgspec.to_builtins(seen)
         for route, each in zip(seen.routes, whole["routes"], strict=True):
             each["state"] = state_of(route, found)
-        following = [{"text": each.step or each.sentence, "command": each.remedy} for each in next_of(every)]
+        following = [{"text": each.sentence, "command": each.remedy} for each in next_of(every)]
         whole |= {"findings": msgspec.to_builtins(found), "next": following}
         return [(as_line if in_lines else as_document)(whole)]
 
@@ -221,8 +221,7 @@ def _checked(config: Config, *, here: bool) -> list[Finding]:
     from sqlalchemy.exc import DBAPIError
 
     from inbox.db.dialect import trouble_text
-    from inbox.examination import Finding
-    from relay.findings import checked
+    from relay.findings import Finding, checked
 
     host = socket.gethostname() if here else None
     try:

@@ -8,11 +8,10 @@ from typing import Any
 
 from rich.text import Text
 
-from inbox.examination import Finding
 from inbox.observe.visible import visible_line
 from relay.cli.tables import TABLE, Column, layout
 from relay.cli.terminal import Row
-from relay.findings import is_well, state_of
+from relay.findings import Finding, is_well, state_of
 from relay.store.overview import FiringAlert, Overview
 from relay.store.route_states import RouteState
 from relay.words import counted, lasting, relative
@@ -113,7 +112,7 @@ def lines_of(
     if following:
         yield from _title("Next")
     for each in following:
-        yield from _wrapped(_escaped(each.step or each.sentence), width)
+        yield from _wrapped(_escaped(each.sentence), width)
         yield Text(f"    {_escaped(each.remedy)}", "cyan")
 
 

@@ -1,28 +1,26 @@
 """Deletes expired rows in a thread of its own, so that retention delays no delivery.
 
-The database grants each turn (`inbox.db.pruning`), so that one relay process at a time prunes. Each kind of rows
+The database grants each turn (`relay.store.retention`), so that one relay process at a time prunes. Each kind of rows
 is a step of its own: one that fails holds up no other.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from datetime import datetime, timedelta
 from functools import partial
 
-from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import steady
 from inbox.config.model import Retention, RetentionKind
-from inbox.db import leaves, pruning
-from inbox.db.pruning import LeasedPruner, LeaseLost, PassedOver
-from inbox.db.retention import STEPS, Pruned, expiry_of
+from inbox.db import leaves
 from relay.observe import Observer
 from relay.steps import Steps
+from relay.store import retention
 from relay.store.database import Database
+from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
 from relay.store.transaction import FailedAlone
 
 LOOK_EVERY_SECONDS = 1.0
@@ -48,8 +46,7 @@ class Pruner:
         self._stop = stop
         self._observer = observer
         self._steps = steps
-        self._pruner = LeasedPruner(self._begin, node, rest=stop.wait)
-        self._has_lease = False
+        self._pruner = LeasedPruner(database, node, rest=stop.wait)
         self._thread = threading.Thread(target=self._work, name="prune", daemon=True)
 
     def start(self) -> None:
@@ -81,61 +78,42 @@ class Pruner:
 
     def _take_turn(self) -> None:
         with self._database.read() as transaction:
-            due = transaction.execute(pruning.is_due(self._database.sql), **pruning.seconds())
-        if not due or not due[0].is_due:
+            due = transaction.execute(retention.is_due(self._database.sql), **retention.lease())
+        if not due or not due[0].is_due or (clock := self._pruner.take()) is None:
             return
-        turn = self._pruner.take()
-        if turn is None:
-            return
-        self._has_lease = True
-        clock = pruning.trusted_clock(turn.now, turn.clock)
+        is_whole = False
         try:
-            self._steps.run("prune", partial(self._prepare, turn.now), None, subject="leaves")
-            self._round(clock)
+            self._steps.run("prune", self._prepare, None, subject="leaves")
+            is_whole = self._round(clock)
         finally:
-            if self._has_lease:
-                self._pruner.give_back(None if self._stop.is_set() else clock)
+            self._pruner.give_back(clock if is_whole else None)
 
-    def _round(self, clock: datetime) -> None:
-        """Prune every kind in turn, until nothing has expired or the round is over."""
+    def _round(self, clock: datetime) -> bool:
+        """Prune a batch of every kind in turn, until nothing has expired or the round is over. Returns whether it has ended."""
         until = steady() + ROUND_SECONDS
-        rest: list[RetentionKind] = [kind for kind in STEPS if not self._retention.age_of(kind).is_forever]
-        while rest and self._has_lease and not self._stop.is_set() and steady() < until:
-            rest = [kind for kind in rest if self._is_unfinished(kind, clock)]
-
-    def _prepare(self, now: datetime) -> None:
-        """Make the leaves that the next payloads go into; their size follows from the real time, not that of retention."""
-        age = self._retention.payloads
-        with self._begin(1) as connection:
-            leaves.prepare(connection, now, None if age.is_forever else timedelta(seconds=float(age)))
-
-    def _is_unfinished(self, kind: RetentionKind, clock: datetime) -> bool:
-        """Prune a kind for a while. Returns whether more is to be done at once."""
-        if not self._has_lease or self._stop.is_set():
-            return False
-        return self._steps.run("prune", partial(self._prune, kind, clock), otherwise=False, subject=kind)
-
-    def _prune(self, kind: RetentionKind, clock: datetime) -> bool:
-        rows = size = 0
-        is_done = False
-        batches = self._pruner.batches(kind, expiry_of(self._retention, kind, clock), is_stopped=self._stop.is_set)
-        try:
-            for event in batches:
-                match event:
-                    case Pruned():
-                        rows, size, is_done = rows + event.rows, size + event.bytes, event.is_done
-                    case PassedOver():
-                        self._observer.failed_alone(FailedAlone("prune", f"{kind} {event.key}", event.error))
-        except LeaseLost:
-            self._has_lease = False
-            return False
+        kinds: list[RetentionKind] = [kind for kind in STEPS if not self._retention.age_of(kind).is_forever]
+        rows, rest = Counter[RetentionKind](), kinds
+        while rest and not self._stop.is_set() and steady() < until:
+            rest = [kind for kind in rest if self._is_unfinished(kind, clock, rows)]
         with self._database.read() as transaction:
-            behind = pruning.read(transaction.connection, kind).behind_seconds
-        self._observer.pruned(kind, rows, size, behind)
-        return not is_done
+            for kind in kinds:
+                behind = retention.state_of(transaction, kind).behind_seconds
+                self._observer.pruned(kind, rows[kind], behind)
+        return not self._stop.is_set()
 
-    @contextmanager
-    def _begin(self, rows: int) -> Iterator[Connection]:
+    def _prepare(self) -> None:
+        """Make a leaf that the next payloads go into."""
+        age = self._retention.payloads
         with self._database.write() as transaction:
-            transaction.rows = max(transaction.rows, rows)
-            yield transaction.connection
+            leaves.prepare(transaction.connection, None if age.is_forever else timedelta(seconds=float(age)))
+
+    def _is_unfinished(self, kind: RetentionKind, clock: datetime, rows: Counter[RetentionKind]) -> bool:
+        """Prune a batch of a kind, and count its rows. Returns whether more is to be done at once."""
+        if self._stop.is_set():
+            return False
+        batch = partial(self._pruner.batch, kind, expiry_of(self._retention, kind, clock))
+        pruned = self._steps.run("prune", batch, None, subject=kind) or Pruned()
+        rows[kind] += pruned.rows
+        if pruned.error is not None:
+            self._observer.failed_alone(FailedAlone("prune", kind, pruned.error))
+        return not pruned.is_done

@@ -14,14 +14,13 @@ from sqlalchemy import text
 
 from inbox.config.model import Config
 from inbox.config.sources import Source
-from inbox.db import pruning
-from inbox.db.retention import STEPS
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
 from relay.store.alerts import note
 from relay.store.bulkhead import in_parts
 from relay.store.database import SEQS_OUT_OF_ORDER, Database
 from relay.store.nodes import failing_steps
+from relay.store.retention import STEPS, state_of
 from relay.store.scan_positions import Floor
 from relay.store.transaction import Transaction
 
@@ -168,7 +167,7 @@ def _recovered_steps(firing: Firing, transaction: Transaction) -> Iterator[Alert
 def _retention(now: datetime, transaction: Transaction) -> Iterator[Alert]:
     """Kinds of rows that are deleted more slowly than they arrive: a pruner has had an hour to catch up."""
     for kind in STEPS:
-        progress = pruning.read(transaction.connection, kind)
+        progress = state_of(transaction, kind)
         is_behind = progress.behind_since is not None and progress.behind_since <= now - CATCH_UP_WITHIN
         yield Alert(
             "retention_behind", kind, is_behind, {"behind_seconds": progress.behind_seconds} if is_behind else {}

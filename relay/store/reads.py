@@ -47,7 +47,7 @@ def sweeps(database: Database) -> list[Row]:
 
 
 RETENTION = text("""
-SELECT kind, pruned_until, rows, bytes, behind_seconds, behind_since, ran_at, passed_over, error
+SELECT kind, pruned_until, rows, behind_seconds, behind_since, ran_at, passed_over, error
 FROM pruning ORDER BY kind
 """)
 SWEEPS = text("SELECT * FROM sweep_watermark ORDER BY source, entity_type")

@@ -18,7 +18,7 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
-from inbox.db import erasure, retention
+from inbox.db import erasure
 from inbox.db.dialect import rows_param
 from inbox.db.erasure import ErasurePlan, ErasureSubject, held_up_by
 from inbox.db.reads import has_source
@@ -36,7 +36,7 @@ from relay.operations.asks import (
     Selection,
 )
 from relay.operations.table import Operation
-from relay.store import gates
+from relay.store import gates, retention
 from relay.store.operator import commands, readmit
 from relay.store.operator.execution import unknown_name
 from relay.store.operator.plan import LEFT_OUT, Group, bounded
@@ -317,7 +317,7 @@ def _plan_prune(reading: Reading, kind: str, asked: KindsOfRows, _agreed: Agreed
             why = f"there is no kind of [retention] {name!r}; {nearest(name, retention.STEPS)}"
             raise BadFilter(why, field="kinds")
     with reading.database.read() as transaction:
-        plans = retention.plan(transaction.connection, reading.config.retention, transaction.now())
+        plans = retention.plan(transaction, reading.config.retention, transaction.now())
     made = ActPlan(
         kind=kind,
         selection=msgspec.to_builtins(asked),

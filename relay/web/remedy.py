@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from inbox.examination import Finding
+from relay.findings import Finding
 
 
 class Button(msgspec.Struct, frozen=True):

@@ -23,15 +23,15 @@ AGES = '\n[retention]\npayloads = "30d"\nattempts = "30d"\nevents = "30d"\n'
 
 _PRUNE = """
 import os, signal, sys
-from inbox.db import pruning
-write, calls = pruning.write, []
+from relay.store import retention
+write, calls = retention._write, []
 def counted(connection, changed):
     write(connection, changed)
     calls.append(changed)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGINT)  # the batch is deleted, the commit is not
         signal.pause()
-pruning.write = counted
+retention._write = counted
 sys.argv[1:] = ["prune", "--kind", "events", "--yes"]
 from relay.cli.inbox import main
 main()

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import OKPAlgorithm
 
-from inbox import check
 from inbox.loader.load import load_text
 from inbox.sources import PRESETS
+from relay import check
 from relay.cli.starter import DATABASES, HANDLERS, MEANINGS, Database, Kind, starter, url_problem
 
 KEY = json.loads(OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key()))
@@ -50,12 +50,12 @@ def test_it_passes_the_check_once_its_variables_are_set(
         if made.handlers is not None:
             (tmp_path / HANDLERS).write_text(made.handlers, encoding="utf-8")
         loaded = load_text(made.text, environment=environment)
-        assert check.findings(loaded, file, check.sides(), environment) == [], made.text
+        assert check.findings(loaded, file, environment) == [], made.text
         assert set(environment) == {word for word in environment if f"env:{word}" in made.text}
         unset = load_text(made.text, environment={})
         for name in environment:
             monkeypatch.delenv(name)
-        assert len(unset.mistakes) + sum(len(unset.further_mistakes(s.start)) for s in check.sides()) >= len(
+        assert len(unset.mistakes) + sum(len(unset.further_mistakes(start)) for start in check.STARTS) >= len(
             environment
         )
     monkeypatch.delitem(sys.modules, "handlers", raising=False)

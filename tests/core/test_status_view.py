@@ -11,11 +11,10 @@ import pytest
 import typer
 from rich.cells import cell_len
 
-from inbox.examination import Finding
 from relay.cli.main import app
 from relay.cli.status_view import lines_of, next_of
 from relay.delivery.gates import entity_key
-from relay.findings import findings, state_of
+from relay.findings import Finding, findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
 from tests.helpers.hostile import HOSTILE, harm_of
@@ -169,13 +168,25 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
         (held("destination", "crm", "held"), (), []),
         (held(*entity_key("trivore", "USER", "u 1|2")), (), ["relay resume --source trivore --entity 'USER/u 1|2'"]),
         (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
-        (seen(routes=(crm(blocked=2),)), (), ["relay dead --route crm"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason '…'"]),
         (seen(routes=(crm(retrying=1, next_due_at=START + timedelta(seconds=30)),)), (), []),
         (seen(routes=(crm(retrying=1, next_due_at=LATER, held_back_by=("destination crm",)),)), (), []),
-        (seen(routes=MANY), (), ["relay dead", "relay retry --all --reason '…'"]),
+        (
+            seen(routes=MANY),
+            (),
+            [
+                *(f"relay dead --route r{n}" for n in range(3)),
+                "relay dead",
+                *(f"relay retry --route r{n} --reason '…'" for n in range(3)),
+                "relay retry --all --reason '…'",
+            ],
+        ),
         (seen(routes=(crm(open=3, is_configured=False),)), (), ["relay cancel --route crm --reason '…'"]),
-        (seen(sweeps=(SWEEP,)), (), ["relay sweep --source trivore"]),
+        (
+            seen(alerts=(FiringAlert("sweep_failed", "trivore USER", START, "503"),)),
+            (),
+            ["relay sweep --source trivore"],
+        ),
     ],
 )
 def test_each_problem_has_its_command(overview: Overview, checked: tuple[Finding, ...], commands: list[str]) -> None:

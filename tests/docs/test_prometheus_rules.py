@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from docs.blocks.metrics import alerts, runbook_of
-from inbox.doctor.run import examinations
 from relay.delivery.alerts import SENTENCES
+from relay.doctor.examinations import EXAMINATIONS
 from tests.docs.pages import PAGES, ROOT, blocks, shell
 from tests.helpers.dashboard import unknown_in
 from tests.helpers.debian import program
@@ -48,7 +48,8 @@ ALSO = {"breaker_open": "breaker_open_long"}
 """Alerts of the relay that begin at once, and the word for the condition when it lasts."""
 
 SHOWN_AS_ALERTS = {
-    "breaker_open", "endpoint_retired", "source_silent", "backlog_old", "webhooks_missed", "intake_stopped"
+    "breaker_open", "endpoint_retired", "source_silent", "backlog_old", "webhooks_missed", "intake_stopped",
+    "retention_behind",
 }  # fmt: skip
 """Alerts of the relay that the doctor has no examination for: it lists open ones, as `alert`."""
 
@@ -91,7 +92,7 @@ def test_every_alert_has_a_scene_in_which_it_fires() -> None:
 
 def test_a_condition_has_one_name_everywhere() -> None:
     ours = {snake(rule["alert"]) for rule in ALERTS}
-    findings = {kind.name for examination in examinations() for kind in examination.kinds}
+    findings = {kind.name for examination in EXAMINATIONS for kind in examination.kinds}
     assert ours - findings - SENTENCES.keys() == OWN.keys()
     assert {ALSO.get(kind, kind) for kind in SENTENCES} <= ours
     assert SENTENCES.keys() - findings == SHOWN_AS_ALERTS

@@ -14,9 +14,10 @@ from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.dialect import Sql
 from inbox.db.engine import connect_read_only
-from inbox.doctor.run import ExaminationResult, examinations, run
-from inbox.examination import Examination, Finding, Installation
 from inbox.loader.load import load_text
+from relay.doctor.examinations import EXAMINATIONS
+from relay.doctor.run import Examination, ExaminationResult, Installation, run
+from relay.findings import Finding
 
 CONFIG = """
 [database]
@@ -58,13 +59,13 @@ def examined(place: Installation, name: str) -> ExaminationResult:
 
 def named(name: str) -> Examination:
     """The examination of this name."""
-    return next(each for each in examinations() if each.name == name)
+    return next(each for each in EXAMINATIONS if each.name == name)
 
 
 def found(place: Installation, name: str) -> list[tuple[str, str]]:
     """Names and subjects of an examination's findings; it must have been made in full, and information is none."""
     result = examined(place, name)
-    assert result.is_whole, result.needs
+    assert result.needs is None
     return [(each.kind, each.subject) for each in result.findings if each.level != "information"]
 
 

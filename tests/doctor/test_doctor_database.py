@@ -37,7 +37,8 @@ def test_settings_that_a_guarantee_needs_are_read_back(
         " $$ BEGIN PERFORM set_config('synchronous_commit', 'off', false); END $$",
         "CREATE EVENT TRIGGER at_login ON login EXECUTE FUNCTION at_login()",
     )
-    assert ("setting_lost", "synchronous_commit") in found(installation(tmp_path, postgres_database_url), "durability")
+    lost = told(installation(tmp_path, postgres_database_url), "durability")["setting_lost"].sentence
+    assert lost.startswith("the database has synchronous_commit = off")
 
 
 def test_a_sequence_behind_its_table_is_found_and_its_statement_mends_it(
@@ -46,9 +47,9 @@ def test_a_sequence_behind_its_table_is_found_and_its_statement_mends_it(
     alert = "INSERT INTO alert (id, at, kind, subject, firing, detail) VALUES (70, now(), 'k', 's', false, '{}')"
     run_sql(postgres_engine, alert)
     place = installation(tmp_path, postgres_database_url)
-    assert ("sequence_behind", "public.alert_id_seq") in found(place, "durability")
-    run_sql(postgres_engine, told(place, "durability")["sequence_behind"].remedy)
-    assert "sequence_behind" not in told(place, "durability")
+    assert "the sequence public.alert_id_seq is behind" in told(place, "durability")["setting_lost"].sentence
+    run_sql(postgres_engine, told(place, "durability")["setting_lost"].remedy)
+    assert "setting_lost" not in told(place, "durability")
 
 
 def test_stored_times_in_the_future_are_found(tmp_path: Path, database_url: str, engine: Engine) -> None:

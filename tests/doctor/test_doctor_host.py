@@ -13,12 +13,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from sqlalchemy import Engine, make_url
+from sqlalchemy import make_url
 
 from inbox.clock import SystemClock
-from inbox.doctor import database
-from inbox.events.timestamps import time_text
-from tests.doctor.examining import examined, found, installation, run_sql, told
+from relay.doctor import examinations
+from tests.doctor.examining import ENVIRONMENT, examined, found, installation, told
 from tests.helpers.room import ROOM
 
 NOW = SystemClock().now()
@@ -39,7 +38,7 @@ def test_a_host_whose_clock_differs_is_found(
         def now(self) -> datetime:
             return SystemClock().now() + timedelta(seconds=60)
 
-    monkeypatch.setattr(database, "SystemClock", Ahead)
+    monkeypatch.setattr(examinations, "SystemClock", Ahead)
     place = installation(tmp_path, postgres_database_url)
     assert found(place, "clock") == [("clock_skew", "clock")]
     assert "s behind this host's" in told(place, "clock")["clock_skew"].sentence
@@ -69,44 +68,24 @@ def test_a_file_that_somebody_took_out_of_wal_is_found_and_left_as_it_is(
 
 def test_a_disk_that_is_nearly_full_is_found() -> None:
     def kinds(free: float, whole: float = 1e12) -> list[str]:
-        return [each.kind for each in database.judge_space(Path("/data"), free, whole)]
+        return [each.kind for each in examinations.judge_space(Path("/data"), free, whole)]
 
     assert kinds(5e11) == kinds(1.5e9, whole=2e9) == []
     assert kinds(4e8) == kinds(5e7, whole=2e9) == ["disk_filling"]
 
 
-def test_a_pruner_that_is_behind_fails_or_stands_still_is_found(
-    tmp_path: Path, database_url: str, engine: Engine
-) -> None:
-    insert = "INSERT INTO pruning (kind, behind_seconds, behind_since, error, ran_at) VALUES (:kind, :late, :since, :error, :since)"
-    late = time_text(SystemClock().now() - timedelta(days=2))
-    run_sql(engine, insert, kind="payloads", late=172_800, since=late, error=None)
-    run_sql(engine, insert, kind="rejected", late=0, since=None, error="it is \x1b[31mlocked")
-    run_sql(engine, insert, kind="alerts", late=172_800, since=late, error="forever")
-    run_sql(engine, "UPDATE pruner SET ran_at = :since", since=late)
-    place = installation(tmp_path, database_url, '[retention]\nalerts = "forever"\n')
-    assert found(place, "retention") == [
-        ("retention_behind", "pruner"),
-        ("retention_behind", "payloads"),
-        ("retention_behind", "rejected"),
-    ]
-    _, payloads, rejected = examined(place, "retention").findings
-    assert payloads.sentence == "payloads: the oldest expired row is 2.0 d late"
-    assert rejected.remedy == "inbox prune --kind rejected"
-
-
 def test_a_network_file_system_is_recognised(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n/dev/sdb /elsewhere xfs rw 0 0\n")
-    assert database.network_type(tmp_path / "data", mounts) == "nfs4"
-    assert database.network_type(Path("/elsewhere"), mounts) is None
-    assert database.network_type(tmp_path, tmp_path / "none") is None
+    assert examinations.network_type(tmp_path / "data", mounts) == "nfs4"
+    assert examinations.network_type(Path("/elsewhere"), mounts) is None
+    assert examinations.network_type(tmp_path, tmp_path / "none") is None
 
 
 def test_a_sqlite_file_on_a_network_disk_is_found(
     tmp_path: Path, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "network_type", lambda _folder: "nfs")
+    monkeypatch.setattr(examinations, "network_type", lambda _folder: "nfs")
     assert found(installation(tmp_path, sqlite_database_url), "disk")[0][0] == "network_disk"
 
 
@@ -119,7 +98,13 @@ def test_mistakes_are_found_as_inbox_check_finds_them(tmp_path: Path, sqlite_dat
     assert "did you mean 'github'" in told(place, "configuration")["configuration_mistake"].sentence
 
 
-def test_secrets_in_the_file_or_at_their_end_are_found(tmp_path: Path, sqlite_database_url: str) -> None:
+def test_secrets_in_the_file_or_at_their_end_are_found(
+    tmp_path: Path, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("A", "B"):
+        monkeypatch.setenv(name, f"a-secret-of-{name}")
+        monkeypatch.setitem(ENVIRONMENT, name, f"a-secret-of-{name}")
+
     def source(name: str, secrets: str) -> str:
         return f'[sources.{name}]\npreset = "github"\nsecrets = [{secrets}]\n'
 
@@ -134,18 +119,18 @@ def test_secrets_in_the_file_or_at_their_end_are_found(tmp_path: Path, sqlite_da
         + source("later", dated("A", LATER))
     )
     place = installation(tmp_path, sqlite_database_url, more)
-    assert found(place, "secrets") == [
-        ("secret_in_file", "sources.bare.secrets[0]"),
-        ("secret_expired", "sources.over.secrets"),
-        ("secret_expiring", "sources.soon.secrets"),
+    assert found(place, "configuration") == [
+        ("configuration_warning", "[sources.bare] secrets[0]"),
+        ("configuration_warning", "[sources.over] secrets"),
+        ("expiring", "sources.soon.secrets"),
     ]
-    assert "hunter2" not in str(examined(place, "secrets"))
+    assert "hunter2" not in str(examined(place, "configuration"))
 
 
 def test_a_password_in_the_database_url_is_found(tmp_path: Path) -> None:
     place = installation(tmp_path, "postgresql+psycopg://relay:hunter2@db.example.com/inbox")
-    assert found(place, "secrets") == [("secret_in_file", "database.url")]
-    assert "hunter2" not in str(examined(place, "secrets"))
+    assert found(place, "configuration") == [("configuration_warning", "[database] url")]
+    assert "hunter2" not in str(examined(place, "configuration"))
 
 
 def certificate(path: Path, *ends: datetime, name: str = "client") -> Path:
@@ -174,25 +159,12 @@ def test_certificates_at_their_end_are_found(tmp_path: Path, sqlite_database_url
         for name, (key, ends) in files.items()
     )
     place = installation(tmp_path, sqlite_database_url, more)
-    assert found(place, "certificates") == [
-        ("certificate_expired", "apis.over.cert_file"),
-        ("certificate_expiring", "apis.soon.cert_file"),
-        ("certificate_expiring", "apis.old-authorities.ca_file"),
+    certificates = [each for each in examined(place, "configuration").findings if "the certificate of" in each.sentence]
+    assert [(each.kind, each.subject) for each in certificates] == [
+        ("configuration_warning", "[apis.over] cert_file"),
+        ("expiring", "apis.soon.cert_file"),
+        ("expiring", "apis.old-authorities.ca_file"),
     ]
-
-
-def test_a_file_without_a_certificate_leaves_the_others_examined(tmp_path: Path, sqlite_database_url: str) -> None:
-    (tmp_path / "empty").write_text("no certificate \x1b[31m")
-    over = certificate(tmp_path / "over", BEFORE, name="\x1b[31mred")
-    more = "".join(
-        f'[apis.{name}]\nbase_url = "https://a.example.com"\nca_file = "{path}"\n'
-        for name, path in (("a", tmp_path / "none"), ("b", tmp_path / "empty"), ("c", over))
-    )
-    result = examined(installation(tmp_path, sqlite_database_url, more), "certificates")
-    assert result.state == "partly examined"
-    assert "apis.a.ca_file" in (result.needs or "")
-    assert "apis.b.ca_file" in (result.needs or "")
-    assert [each.subject for each in result.findings] == ["apis.c.ca_file"]
 
 
 @pytest.fixture
@@ -210,19 +182,17 @@ def test_files_that_others_may_read_or_write_are_found_with_the_command(
     path.write_bytes(sqlite_template.read_bytes())
     path.chmod(0o600)
     place = installation(shared_folder, f"sqlite:///{path}", '[sources.b]\npreset = "github"\nsecrets = ["hunter2"]\n')
-    assert found(place, "files") == []
+    assert [kind for kind, _ in found(place, "configuration")] == ["configuration_warning"]  # the secret in the file
     place.path.chmod(0o646)
     path.chmod(0o644)
-    assert found(place, "files") == [
-        ("exposed", str(place.path)),
-        ("exposed", str(path)),
-        ("writable_by_others", str(place.path)),
-    ]
-    assert told(place, "files")["writable_by_others"].remedy == f"chmod o= {place.path}"
+    said = " ".join(each.sentence for each in examined(place, "configuration").findings)
+    assert f"{place.path} holds secrets (sources.b.secrets[0]), and every user of this machine may read it" in said
+    assert f"`chmod o= {path} {path}-wal {path}-shm`" in said
 
 
 def test_a_source_that_accepts_unsigned_webhooks_is_found(tmp_path: Path, sqlite_database_url: str) -> None:
     place = installation(
         tmp_path, sqlite_database_url, '[sources.open]\npreset = "github"\nunsigned = true\nauth = { kind = "none" }\n'
     )
-    assert found(place, "files") == [("exposed", "[sources.open]")]
+    (finding,) = examined(place, "configuration").findings
+    assert "GitHub signs its webhooks, and this source accepts unsigned ones" in finding.sentence

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from inbox.doctor.run import ExaminationResult, examinations
-from inbox.examination import Finding
 from relay.cli.doctor import lines_of
+from relay.doctor.examinations import EXAMINATIONS
+from relay.doctor.run import ExaminationResult
+from relay.findings import Finding
 
 HOSTILE = "\x1b]0;owned\x07\n  ! forged: [red] \u202e"
 TESTS = Path(__file__).parent
@@ -23,8 +24,7 @@ def report(*results: ExaminationResult, width: int | None = 80) -> str:
 
 
 def an_examination(*findings: Finding, name: str = "deliveries", needs: str | None = None) -> ExaminationResult:
-    state = "examined" if needs is None else "partly examined" if findings else "not examined"
-    return ExaminationResult(name, state, needs, 0.1, findings)  # type: ignore[arg-type]
+    return ExaminationResult(name, needs, findings)
 
 
 def test_prose_is_wrapped_and_a_command_stays_whole_to_be_copied() -> None:
@@ -69,5 +69,5 @@ def test_no_value_reaches_the_terminal_as_it_is(width: int | None) -> None:
 
 def test_every_kind_of_finding_has_a_scene_in_which_it_is_found() -> None:
     scenes = "".join(path.read_text(encoding="utf-8") for path in TESTS.glob("test_*.py") if path != Path(__file__))
-    kinds = [kind.name for each in examinations() if each.name != "relay" for kind in each.kinds]
+    kinds = [kind.name for each in EXAMINATIONS if each.name != "relay" for kind in each.kinds]
     assert [name for name in kinds if f'"{name}"' not in scenes] == []

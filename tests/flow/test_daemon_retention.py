@@ -10,16 +10,15 @@ import pytest
 from sqlalchemy import Engine, update
 
 from inbox.clock import SystemClock
-from inbox.db import pruning as rounds
-from inbox.db.retention import expiry_of
 from inbox.db.schema import pruner, pruning
 from relay.daemon.generation import prepare
 from relay.daemon.pruner import Pruner
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database
+from relay.store.retention import KindState, expiry_of, state_of
 from tests.helpers.daemon import configured, running
 from tests.helpers.downstream import Downstream, serving
-from tests.helpers.pruning import AFTER_A_MONTH, a_pruner, prune
+from tests.helpers.pruning import AFTER_A_MONTH, a_pruner, batches, prune
 from tests.helpers.reading import count
 from tests.helpers.relaying import CONFIG, Steps
 from tests.helpers.storing import START, an_event
@@ -42,7 +41,7 @@ def downstream(tmp_path: Path) -> Iterator[Downstream]:
 def test_it_prunes_soon_after_its_start_and_by_other_ages_after_a_reload(
     steps: Steps, engine: Engine, downstream: Downstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inbox.db.pruning.ROUND_EVERY_SECONDS", 1.0)
+    monkeypatch.setattr("relay.store.retention.ROUND_EVERY_SECONDS", 1.0)
     steps.receive(*(an_event(n, routes=[]) for n in range(1, 201)))
     with running(engine, downstream, more='[retention]\nevents = "forever"\n') as relay:
         until(lambda: count(engine, "pruner WHERE ran_at IS NOT NULL"), "a round has ended")
@@ -115,14 +114,16 @@ def test_rows_that_a_round_leaves_make_it_behind(steps: Steps, engine: Engine) -
     """The pruner has no time for more than one batch."""
     steps.receive(*(an_event(n, routes=[]) for n in range(1, 2001)))
     one = a_pruner(engine)
-    turn = one.take()
-    assert turn is not None
-    list(one.batches("events", expiry_of(AFTER_A_MONTH, "events", turn.now), seconds=0))
-    with engine.begin() as connection:
-        found = rounds.read(connection, "events")
-    assert found.behind_seconds > 86400
-    assert found.behind_since is not None
-    list(one.batches("events", expiry_of(AFTER_A_MONTH, "events", turn.now)))
-    with engine.begin() as connection:
-        found = rounds.read(connection, "events")
-    assert (found.behind_seconds, found.behind_since) == (0, None)
+    clock = one.take()
+    assert clock is not None
+    expiry = expiry_of(AFTER_A_MONTH, "events", clock)
+
+    def found() -> KindState:
+        with Database(engine).read() as transaction:
+            return state_of(transaction, "events")
+
+    one.batch("events", expiry)
+    assert found().behind_seconds > 86400
+    assert found().behind_since is not None
+    assert list(batches(one, "events", expiry))
+    assert (found().behind_seconds, found().behind_since) == (0, None)

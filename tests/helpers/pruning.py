@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from inbox.config.model import Retention, RetentionKind
 from inbox.config.values import Age
-from inbox.db.pruning import Event, LeasedPruner
-from inbox.db.retention import STEPS, expiry_of
-from inbox.events.timestamps import time_text
+from relay.store.database import Database
+from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
 
 DAY = 86400
 MONTH = Age(30 * DAY)
@@ -33,14 +31,17 @@ AFTER_A_MONTH = Retention(
 
 def a_pruner(engine: Engine, holder: str = "r1", now: Callable[[], datetime] | None = None) -> LeasedPruner:
     """A pruner that doesn't rest."""
+    return LeasedPruner(Database(engine, now), holder, rest=lambda _: None)
 
-    @contextmanager
-    def begin(_rows: int) -> Iterator[Connection]:
-        with engine.begin() as connection:
-            yield connection
 
-    clock = (lambda: None) if now is None else (lambda: time_text(now()))
-    return LeasedPruner(begin, holder, now=clock, rest=lambda _: None)
+def batches(pruner: LeasedPruner, kind: RetentionKind, before: datetime | None) -> Iterator[Pruned]:
+    """Prune until nothing is left."""
+    is_done = False
+    while not is_done:
+        pruned = pruner.batch(kind, before)
+        assert pruned is not None, "the lease is lost"
+        yield pruned
+        is_done = pruned.is_done
 
 
 def prune(
@@ -48,15 +49,13 @@ def prune(
     *kinds: RetentionKind,
     retention: Retention = AFTER_A_MONTH,
     now: Callable[[], datetime] | None = None,
-    seconds: float = 60.0,
-) -> dict[RetentionKind, list[Event]]:
+) -> dict[RetentionKind, list[Pruned]]:
     """Prune these kinds, or all, until nothing is left; returns what happened."""
     pruner = a_pruner(engine, now=now)
-    turn = pruner.take()
-    assert turn is not None
+    clock = pruner.take()
+    assert clock is not None
     happened = {
-        kind: list(pruner.batches(kind, expiry_of(retention, kind, turn.now), seconds=seconds))
-        for kind in (kinds or tuple(STEPS))
+        kind: list(batches(pruner, kind, expiry_of(retention, kind, clock))) for kind in (kinds or tuple(STEPS))
     }
-    pruner.give_back(turn.now)
+    pruner.give_back(clock)
     return happened

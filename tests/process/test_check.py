@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from inbox import check
 from tests.core.test_config_places import MISTAKEN
 from tests.helpers.planted_secrets import Planted
 from tests.helpers.processes import Ended, Site, site
@@ -219,14 +218,6 @@ def test_a_source_that_accepts_unsigned_webhooks_is_a_warning_here_and_at_the_st
     assert ended.status == 1
     assert told in ended.stdout
     assert told in place.invoke("inbox", "migrate", **ENVIRONMENT).stderr
-
-
-def test_half_a_check_says_so(place: Site, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    configured(place, sqlite_database_url)
-    monkeypatch.setattr(check, "entry_points", lambda **_: [])
-    ended = checked(place)
-    assert ended.status == 1
-    assert "the relay's part is not checked" in ended.stdout
 
 
 # --- online

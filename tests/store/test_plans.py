@@ -17,9 +17,9 @@ from inbox.db import listing
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.db.following import ARRIVALS, Follower, Position
 from inbox.db.listing import EventFilter
-from inbox.doctor import database as doctor_database
 from inbox.events.timestamps import time_text
 from relay import findings
+from relay.doctor import examinations
 from relay.store import (
     alert_conditions,
     claim,
@@ -333,7 +333,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
 NEWEST = {
-    **{what: text(query) for what, query in doctor_database._NEWEST_TIMES.items()},
+    **{what: text(query) for what, query in examinations._NEWEST_TIMES.items()},
 }
 """Statements that read a few rows from the end of a table."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ import pytest
 from sqlalchemy import Engine, insert, text
 
 from inbox.clock import SystemClock
-from inbox.db import pruning
-from inbox.db.pruning import LeasedPruner
 from inbox.db.schema import relay_node
+from relay.store.retention import LeasedPruner
 from tests.helpers.processes import Ended, invoke
 from tests.helpers.pruning import a_pruner
 from tests.helpers.reading import count
@@ -70,7 +69,7 @@ def test_it_deletes_what_the_plan_says(inbox: Inbox, engine: Engine) -> None:
 
 
 def test_a_large_plan_says_that_there_may_be_more(steps: Steps, inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inbox.db.retention.MOST_COUNTED", 10)
+    monkeypatch.setattr("relay.store.retention.MOST_COUNTED", 10)
     steps.receive(*(an_event(n, routes=[]) for n in range(1, 30)))
     found = plan_of(inbox("--dry-run", "--json"), "events")
     assert (found["rows"], found["are_all"]) == (10, False)
@@ -119,14 +118,14 @@ class _Standing:
 def test_after_a_sleep_it_says_who_has_taken_over(
     inbox: Inbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = LeasedPruner._batch
+    batch = LeasedPruner.batch
 
     def slept(pruner: LeasedPruner, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
         with engine.begin() as connection:
             connection.execute(text("UPDATE pruner SET held_by = 'r7'"))
         return batch(pruner, *arguments, **more)
 
-    monkeypatch.setattr(LeasedPruner, "_batch", slept)
+    monkeypatch.setattr(LeasedPruner, "batch", slept)
     ran = inbox("--yes", "--kind", "events")
     assert ran.status == 1
     assert "r7 has taken over after 0 rows, and deletes the rest" in ran.stderr
@@ -137,7 +136,7 @@ def test_after_a_sleep_it_says_who_has_taken_over(
 def test_an_interruption_keeps_what_is_done_and_the_command_goes_on(
     inbox: Inbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, batches = LeasedPruner._batch, []
+    batch, batches = LeasedPruner.batch, []
 
     def interrupted(pruner: LeasedPruner, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
         batches.append(1)
@@ -146,56 +145,10 @@ def test_an_interruption_keeps_what_is_done_and_the_command_goes_on(
         return batch(pruner, *arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LeasedPruner, "_batch", interrupted)
+        patch.setattr(LeasedPruner, "batch", interrupted)
         ran = inbox("--yes", "--kind", "events")
     assert ran.status == 1
     assert "which stay deleted" in ran.stderr
     assert 1 < count(engine, "inbox") < 2000
     assert inbox("--yes", "--kind", "events").status == 0
     assert count(engine, "inbox") == 1
-
-
-def test_vacuum_gives_the_space_back(steps: Steps, inbox: Inbox, engine: Engine) -> None:
-    """To the system on SQLite; on Postgres to the next events, as the newest one stays at the end of the file."""
-    receive(steps, 1)
-    before = size_of(engine)
-    ran = inbox("--yes", "--vacuum", "--json")
-    assert ran.status == 0, ran.stderr
-    sizes = json.loads(ran.stdout)["vacuum"]
-    if engine.dialect.name == "sqlite":
-        assert sizes["bytes_after"] < sizes["bytes_before"] / 2  # the rest is mostly the log of the next writes
-    receive(steps, 10_001)
-    assert size_of(engine) < before * 1.05
-
-
-def receive(steps: Steps, first: int) -> None:
-    for at in range(first, first + 10_000, 1000):
-        steps.receive(*(an_event(n, routes=[]) for n in range(at, at + 1000)))
-
-
-def size_of(engine: Engine) -> int:
-    """The size of the events' table, or of the file."""
-    if engine.dialect.name == "sqlite":
-        return pruning._size_of(engine)
-    with engine.connect() as connection:
-        return int(connection.execute(text("SELECT pg_table_size('inbox')")).scalar_one())
-
-
-@pytest.mark.usefixtures("full")
-def test_vacuum_of_a_file_that_somebody_writes_says_what_to_do(
-    inbox: Inbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if engine.dialect.name != "sqlite":
-        pytest.skip("Postgres vacuums beside everybody")
-    monkeypatch.setattr(pruning, "_VACUUM_WAIT_SECONDS", 0.1)
-    vacuum = pruning.vacuum
-
-    def beside_a_writer(there: Engine, tables: Iterable[str]) -> tuple[int, int]:
-        with engine.begin() as connection:
-            connection.execute(text("UPDATE write_probe SET probed_at = probed_at"))
-            return vacuum(there, tables)
-
-    monkeypatch.setattr(pruning, "vacuum", beside_a_writer)
-    ran = inbox("--yes", "--vacuum", "--kind", "events")
-    assert ran.status == 2
-    assert "stop the receiver and the relay first" in ran.stderr

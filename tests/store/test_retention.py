@@ -6,22 +6,20 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, insert, text
+from sqlalchemy import Engine, insert, select, text
 from sqlalchemy.exc import OperationalError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Retention, RetentionKind
 from inbox.config.values import Age
-from inbox.db import pruning
-from inbox.db.dialect import Sql
 from inbox.db.intake import Rejected
 from inbox.db.leaves import LOCK_PAYLOADS, SHARE_PAYLOADS
-from inbox.db.pruning import Event, LeaseLost, PassedOver
-from inbox.db.retention import STEPS, Pruned, expiry_of
-from inbox.db.schema import alert, payload_reveal, relay_command, relay_node, throughput_minute
+from inbox.db.schema import alert, payload_reveal, pruner, relay_command, relay_node, throughput_minute
 from inbox.events.timestamps import time_text
+from relay.store import retention
 from relay.store.database import Database
 from relay.store.duplicates import judge_duplicates
+from relay.store.retention import STEPS, Pruned, expiry_of, state_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import Stopwatch, stand_still
 from tests.helpers.pruning import AFTER_A_MONTH, DAY, a_pruner, prune
@@ -39,9 +37,9 @@ def seqs(engine: Engine) -> list[int]:
         return list(connection.scalars(text("SELECT seq FROM inbox ORDER BY seq")))
 
 
-def rows_gone(happened: dict[RetentionKind, list[Event]]) -> dict[RetentionKind, int]:
+def rows_gone(happened: dict[RetentionKind, list[Pruned]]) -> dict[RetentionKind, int]:
     """Count the rows of each kind that went."""
-    found = {kind: sum(each.rows for each in events if isinstance(each, Pruned)) for kind, events in happened.items()}
+    found = {kind: sum(each.rows for each in events) for kind, events in happened.items()}
     return {kind: number for kind, number in found.items() if number}
 
 
@@ -121,7 +119,7 @@ def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
     with engine.connect() as replaying, replaying.begin():
         stand_still(replaying)
         replaying.execute(text(SHARE_PAYLOADS))
-        happened = prune(engine, "payloads", seconds=0.1)
+        happened = prune(engine, "payloads")
     assert not rows_gone(happened)
     assert rows_gone(prune(engine, "payloads"))
 
@@ -129,7 +127,7 @@ def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
 @ON_POSTGRES
 @pytest.mark.usefixtures("lived_in")
 def test_a_fact_that_somebody_has_locked_does_not_hold_up_those_who_open_deliveries(engine: Engine) -> None:
-    with engine.connect() as somebody, somebody.begin(), engine.connect() as deleting, deleting.begin():
+    with engine.connect() as somebody, somebody.begin(), Database(engine).write() as deleting:
         stand_still(somebody)
         somebody.execute(text("SELECT FROM delivery_log WHERE seq = 1 FOR UPDATE"))
         with Stopwatch() as watch, pytest.raises(OperationalError):
@@ -182,9 +180,9 @@ def test_a_clearing_of_attempts_in_parts_leaves_nothing_to_verify(steps: Steps, 
         "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
         " VALUES ('2026-01-02 00:00:00.000000Z', 1, 'strict', 'cancelled', 4, '{\"who\": \"kim\", \"why\": \"old\"}')"
     )
-    with engine.begin() as connection:
+    with Database(engine).write() as transaction:
         expiry = expiry_of(AFTER_A_MONTH, "attempts", NOW)
-        assert STEPS["attempts"](connection, expiry, 0, 1).rows == 1
+        assert STEPS["attempts"](transaction, expiry, 0, 1).rows == 1
     assert differences(Database(engine)) == []
 
 
@@ -203,18 +201,16 @@ def test_a_delivery_that_is_rearmed_after_its_attempts_went_agrees_with_its_fact
 
 def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) -> None:
     steps.receive(*(an_event(n, routes=[]) for n in range(1, 2001)))
-    pruner = a_pruner(engine)
-    turn = pruner.take()
-    assert turn is not None
-    batches = pruner.batches("events", expiry_of(AFTER_A_MONTH, "events", turn.now))
-    first = next(batches)
-    assert isinstance(first, Pruned)
+    died = a_pruner(engine)
+    clock = died.take()
+    assert clock is not None
+    first = died.batch("events", expiry_of(AFTER_A_MONTH, "events", clock))
+    assert first is not None
     assert 0 < first.rows < 2000
-    batches.close()  # it dies here
     assert first.position == first.rows, "each batch is committed, with its position"
-    with engine.begin() as connection:
-        assert pruning.read(connection, "events").position == first.position
-    pruner.give_back(None)
+    with Database(engine).read() as transaction:
+        assert state_of(transaction, "events").position == first.position
+    died.give_back()
     happened = prune(engine, "events")
     assert rows_gone(happened) == {"events": 1999 - first.rows}
     assert seqs(engine) == [2000]
@@ -257,11 +253,11 @@ def test_a_row_that_can_not_be_deleted_is_passed_over_and_named(steps: Steps, en
             f"CREATE TRIGGER theirs_stay BEFORE DELETE ON inbox WHEN OLD.seq = {theirs}"
             " BEGIN SELECT RAISE(ABORT, 'theirs'); END"
         )
-    happened = prune(engine, "events", seconds=10.0)
+    happened = prune(engine, "events")
     assert seqs(engine) == [theirs, 300]
-    assert [each.key for each in happened["events"] if isinstance(each, PassedOver)] == [theirs]
-    with engine.begin() as connection:
-        found = pruning.read(connection, "events")
+    assert [each.position for each in happened["events"] if each.error] == [theirs]
+    with Database(engine).read() as transaction:
+        found = state_of(transaction, "events")
     assert found.passed_over == 1
     assert found.error is not None
     assert found.error.startswith(f"seq={theirs}: ")
@@ -275,7 +271,7 @@ def test_a_row_that_a_person_has_locked_is_passed_over_at_once(steps: Steps, eng
         person.execute(text("SELECT 1 FROM inbox WHERE seq = 77 FOR UPDATE"))
         happened = prune(engine, "events")
         assert seqs(engine) == [77, 300]
-    assert sum(each.passed_over for each in happened["events"] if isinstance(each, Pruned)) == 1
+    assert sum(each.passed_over for each in happened["events"]) == 1
 
 
 def test_rejected_requests_go_by_their_age(steps: Steps, engine: Engine) -> None:
@@ -364,15 +360,12 @@ def test_one_prunes_at_a_time_and_another_takes_over_from_one_that_died(engine: 
     first, second = (a_pruner(engine, name, lambda: at[0]) for name in ("r1", "r2"))
     assert first.take() is not None
     assert second.take() is None
-    with engine.begin() as connection:
-        statement = pruning.is_due(Sql(engine.dialect.name))
-        assert not connection.execute(statement, pruning.seconds(time_text(NOW))).scalar()
-        found = pruning.holder(connection)
-    assert found == "r1"
-    at[0] += timedelta(seconds=pruning.LEASE_SECONDS + 1)
+    with Database(engine, lambda: at[0]).read() as transaction:
+        assert not transaction.execute(retention.is_due(transaction.sql), **retention.lease())[0].is_due
+        assert transaction.connection.execute(select(pruner.c.held_by)).scalar() == "r1"
+    at[0] += timedelta(seconds=retention.LEASE_SECONDS + 1)
     assert second.take() is not None
-    with pytest.raises(LeaseLost):
-        list(first.batches("events", expiry_of(AFTER_A_MONTH, "events", NOW)))
+    assert first.batch("events", expiry_of(AFTER_A_MONTH, "events", NOW)) is None
 
 
 def test_a_lease_and_a_round_of_a_clock_that_was_ahead_hold_nobody_up(engine: Engine) -> None:
@@ -384,10 +377,10 @@ def test_a_lease_and_a_round_of_a_clock_that_was_ahead_hold_nobody_up(engine: En
 
 
 def test_a_clock_that_jumps_a_year_ahead_deletes_a_day_for_each_hour() -> None:
-    clock = pruning.trusted_clock(NOW, None)
+    clock = retention.trusted_clock(NOW, None)
     assert clock == NOW
-    rounds = int(3600 / pruning.ROUND_EVERY_SECONDS)
+    rounds = int(3600 / retention.ROUND_EVERY_SECONDS)
     for _ in range(rounds):
-        clock = pruning.trusted_clock(NOW + timedelta(days=365), clock)
+        clock = retention.trusted_clock(NOW + timedelta(days=365), clock)
     assert clock - NOW == timedelta(days=1)
-    assert pruning.trusted_clock(NOW, clock) == NOW, "one that is set right again counts at once"
+    assert retention.trusted_clock(NOW, clock) == NOW, "one that is set right again counts at once"

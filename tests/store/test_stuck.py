@@ -12,9 +12,8 @@ import pytest
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.config.values import Secret
-from inbox.db.stuck import AFTER_SECONDS, FAILED_FOR_SECONDS, ONLY_IN_VIEW, Kind, SqlClock, branches
+from inbox.db.stuck import AFTER_SECONDS, FAILED_FOR_SECONDS, ONLY_IN_VIEW, Kind, SqlClock, branches, view
 from inbox.events.timestamps import time_text
-from relay import findings
 from relay.delivery.gates import Gate, GateKey, entity_key
 from relay.findings import checked
 from relay.operations.asks import Selection
@@ -365,8 +364,9 @@ def test_a_route_of_which_the_newest_facts_have_no_attempt_is_judged_by_its_figu
     monkeypatch.setattr(
         "inbox.db.stuck._NEWEST_ATTEMPTS", "SELECT n.id, n.route, n.kind, n.at FROM delivery_log n WHERE false"
     )
-    findings._checked.cache_clear()
-    now = steps.clock.now()
+    steps.do("DROP VIEW stuck")
+    steps.do(view("postgresql" if steps.database.sql.is_postgres else "sqlite").replace("%", "%%"))
+    now = SystemClock().now()
 
     def figure(outcome: str, minutes: int) -> None:
         minute = time_text(now + timedelta(minutes=minutes))
@@ -385,10 +385,12 @@ def test_a_route_of_which_the_newest_facts_have_no_attempt_is_judged_by_its_figu
     assert found() == []
     figure("dead", 2)
     assert found() == [FAILS]
-    findings._checked.cache_clear()
 
 
-def test_relays_with_different_configurations_are_found_until_they_agree(database: Database) -> None:
+def test_relays_with_different_configurations_are_found_until_they_agree(steps: Steps) -> None:
+    now(steps)
+    database = steps.database
+
     def differ() -> list[str]:
         return [each.sentence for each in checked(database) if each.kind == "config_differs"]
 

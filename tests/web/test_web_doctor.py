@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from inbox.doctor.run import ExaminationResult
-from inbox.examination import Installation
+from relay.doctor.run import ExaminationResult, Installation
 from relay.web.screens import doctor
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.relaying import Steps

@@ -9,14 +9,13 @@ from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config, RetentionKind
-from inbox.db import pruning
-from inbox.db.retention import STEPS, plan
 from inbox.errors import UnusableCommand
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.operator.commands import AskedTask, BatchResult, CommandAct, turn_in
 from relay.store.operator.erase import erase
 from relay.store.operator.readmit import readmit
+from relay.store.retention import STEPS, plan, state_of
 from relay.store.sweeps import SweepResult
 from relay.store.transaction import Transaction
 
@@ -129,7 +128,7 @@ def _kinds(given: Sequence[str]) -> list[RetentionKind]:
 
 def _dry_run(database: Database, config: Config, kinds: Sequence[RetentionKind]) -> BatchResult:
     with database.read() as transaction:
-        plans = plan(transaction.connection, config.retention, transaction.now())
+        plans = plan(transaction, config.retention, transaction.now())
     found = [each for each in plans if each.kind in kinds and each.rows]
     rows = sum(each.rows for each in found)
     at_least = "" if all(each.are_all for each in found) else "at least "
@@ -140,7 +139,7 @@ def _dry_run(database: Database, config: Config, kinds: Sequence[RetentionKind])
 def _pruned(database: Database, kinds: Sequence[RetentionKind]) -> int:
     """Return the rows that were ever pruned of these kinds."""
     with database.read() as transaction:
-        return sum(pruning.read(transaction.connection, kind).rows for kind in kinds)
+        return sum(state_of(transaction, kind).rows for kind in kinds)
 
 
 def turn(transaction: Transaction, act: CommandAct, task: AskedTask) -> BatchResult:

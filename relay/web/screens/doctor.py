@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from datetime import datetime
 
 import msgspec
 
-from inbox.config.model import Config
-from inbox.db.engine import connect_read_only
-from inbox.doctor.run import ExaminationResult, examinations, run
-from inbox.errors import ConfigError
-from inbox.examination import LEVELS, Finding, Installation
-from inbox.loader.load import ConfigFile, config_path, load_file, load_text
+from relay.doctor.examinations import EXAMINATIONS
+from relay.doctor.run import ExaminationResult, installed, run
+from relay.findings import LEVELS, Finding
 from relay.web.reading import Reading, Screen
 
 KEPT_SECONDS = 60.0
@@ -46,34 +42,16 @@ def read(reading: Reading, _query: DoctorQuery) -> DoctorPage:
 
 def _examine(reading: Reading) -> DoctorPage:
     began = time.monotonic()
-    try:
-        engine = connect_read_only(reading.config.database.url, application="relay-web-doctor")
-    except ConfigError:  # the examinations of the database say so
-        engine = None
-    try:
-        file = _file_of(reading.config)
-        results = run(Installation(config_path(), file, reading.now, socket.gethostname(), engine), examinations())
-    finally:
-        if engine is not None:
-            engine.dispose()
+    with installed(reading.config) as installation:
+        results = run(installation, EXAMINATIONS)
     found = [finding for result in results for finding in result.findings]
     return DoctorPage(
         began_at=reading.now,
         seconds=round(time.monotonic() - began, 3),
         findings=tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))),
-        not_examined=tuple(result for result in results if not result.is_whole),
-        clean=tuple(result.name for result in results if result.state == "examined" and not result.findings),
+        not_examined=tuple(result for result in results if result.needs),
+        clean=tuple(result.name for result in results if not result.needs and not result.findings),
     )
-
-
-def _file_of(config: Config) -> ConfigFile:
-    """Return the file as it is now, on the page's database; without a file, the page's own configuration."""
-    try:
-        found = load_file()
-    except ConfigError:
-        found = load_text("")
-        return msgspec.structs.replace(found, sound=config)
-    return msgspec.structs.replace(found, sound=msgspec.structs.replace(found.sound, database=config.database))
 
 
 SCREEN = Screen(

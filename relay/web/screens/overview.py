@@ -12,8 +12,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config, RetentionKind
 from inbox.db.reads import Row
-from inbox.examination import Finding
-from relay.findings import checked, findings, is_well, state_of
+from relay.findings import Finding, checked, findings, is_well, state_of
 from relay.store.last_hour import NOTHING, Counts, LastHour, empty_hour, read_last_hour, total
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState, read_overview
 from relay.store.route_states import Bounds, RouteState

@@ -1,13 +1,13 @@
-"""The database: does it answer, has it the schema of this version, and what do stored webhooks rest on?"""
+"""The examinations, and every kind of finding that they add to those of `relay.findings`."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Iterator
+from datetime import timedelta
+from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -15,37 +15,28 @@ from sqlalchemy.exc import DBAPIError
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
-from inbox.db.dialect import POSTGRES, SQLITE, trouble_text
+from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.errors import ConfigError
 from inbox.events.timestamps import as_time, rfc3339
-from inbox.examination import Examination, Finding, FindingKind, Installation
-
-UNREACHABLE = FindingKind(
-    "database_unreachable",
-    "critical",
-    "The database does not answer, or its URL can't be used.",
-    "every webhook gets 503, and nothing is delivered",
-    "inbox check --online",
-)
-UNREADABLE = FindingKind(
-    "database_unreadable",
-    "critical",
-    "The SQLite file does not exist, or can't be read.",
-    "every webhook gets 503, and nothing is delivered",
-    "ls -l {path}; df -h {folder} # mend its rights or make room; a damaged file needs its last backup",
-)
+from relay import check
+from relay.delivery.policy import policies
+from relay.doctor import schema_drift
+from relay.doctor.run import UNREACHABLE, Examination, Installation, unreachable
+from relay.findings import KINDS, Finding, FindingKind, checked, findings
+from relay.store.database import Database
+from relay.store.nodes import hash_of, running
+from relay.store.overview import read_overview
 
 
 def _database(installation: Installation) -> Iterator[Finding]:
     try:
-        engines.parse_url(installation.config.database.url)
+        path = installation.sqlite_path
     except ConfigError as error:
         yield UNREACHABLE.found("url", str(error), remedy="inbox check")
         return
-    path = installation.sqlite_path
     try:
         if path is not None and not path.exists():
-            yield UNREADABLE.found(str(path), f"there is no file {path}", remedy="inbox migrate")
+            yield UNREACHABLE.found(str(path), f"there is no file {path}", remedy="inbox migrate")
             return
         with installation.reading() as connection:
             # SQLite opens any file, and looks into it only for its schema
@@ -55,66 +46,40 @@ def _database(installation: Installation) -> Iterator[Finding]:
         yield unreachable(installation, error)
 
 
-def unreachable(installation: Installation, error: Exception) -> Finding:
-    """Make the finding that the database can't be read."""
-    why = str(error) if isinstance(error, OSError) else trouble_text(error)
-    path = installation.sqlite_path
-    if path is not None:
-        places = {"path": shlex.quote(str(path)), "folder": shlex.quote(str(path.parent))}
-        return UNREADABLE.found(str(path), f"{path} can't be read: {why}", **places)
-    url = engines.shown(engines.parse_url(installation.config.database.url))
-    return UNREACHABLE.found(url, f"{url} does not answer: {why}")
-
-
 PENDING = FindingKind(
     "migrations_pending",
     "critical",
-    "The database lacks migrations of this version.",
-    "receiver and relay of this version don't start",
+    "The database lacks migrations of this version: receiver and relay of this version don't start.",
     "inbox migrate",
-)
-TO_CONTRACT = FindingKind(
-    "migrations_to_contract",
-    "information",
-    "Migrations wait until no older program runs.",
-    "they remove what only older versions use",
-    "inbox migrate --contract",
 )
 NEWER = FindingKind(
     "database_newer",
     "critical",
-    "The database belongs to a newer version.",
-    "receiver and relay of this version don't start",
+    "The database belongs to a newer version: receiver and relay of this version don't start.",
     "pip install --upgrade inbox-relay",
 )
 
 
 def _migrations(installation: Installation) -> Iterator[Finding]:
     try:
-        lacking = migrate.plan(installation.reader)
+        adding = [step for step in migrate.plan(installation.reader) if not step.contracts]
     except ConfigError as error:
         yield NEWER.found("alembic_version", str(error))
         return
-    adding = [step for step in lacking if not step.contracts]
     if adding:
         yield PENDING.found("alembic_version", f"{len(adding)} to run: {', '.join(map(str, adding))}")
-    elif lacking:
-        yield TO_CONTRACT.found("alembic_version", f"to follow: {', '.join(map(str, lacking))}")
 
 
 SKEW = FindingKind(
     "clock_skew",
     "warning",
-    "The clocks of this host and of the database differ.",
-    "secrets become valid and expire by the host's clock, and leases and retries follow the database's: signatures with a time"
-    " are rejected, and ages in listings are wrong",
+    "The clocks of this host and of the database differ: signatures with a time are rejected, and ages are wrong.",
     "timedatectl timesync-status # on both hosts",
 )
 BACK = FindingKind(
     "clock_went_back",
     "warning",
-    "Stored times lie in the future of the database's clock.",
-    "a clock went back, or a host's clock is ahead: deliveries are due later than they should be, and ages are wrong",
+    "Stored times lie in the future of the database's clock: deliveries are due late, and ages are wrong.",
     "timedatectl timesync-status # on the database's host and the receiver's",
 )
 _LARGEST_SKEW_SECONDS, _LARGEST_LEAD_SECONDS = 2.0, 5.0
@@ -147,38 +112,26 @@ def _clock(installation: Installation) -> Iterator[Finding]:
 LOST = FindingKind(
     "setting_lost",
     "critical",
-    "A setting that both programs make on each connection does not hold.",
-    "a guarantee does not hold",
+    "A guarantee does not hold: a setting of each connection is lost, or a sequence gives numbers that are in use.",
     "inbox check --online",
 )
 DOUBTFUL = FindingKind(
     "setting_doubtful",
     "warning",
-    "A setting of the server puts stored webhooks at risk.",
-    "what was acknowledged can be lost",
+    "A setting of the server puts stored webhooks at risk: what was acknowledged can be lost.",
     "ALTER SYSTEM RESET {setting}; SELECT pg_reload_conf();",
-)
-BEHIND = FindingKind(
-    "sequence_behind",
-    "critical",
-    "The next number of a sequence is in use already.",
-    "nothing can be stored in its table: every webhook gets 503, or the relay stands still",
-    "SELECT setval('SEQUENCE', HIGHEST)",
 )
 
 
 def _durability(installation: Installation) -> Iterator[Finding]:
     with installation.reading() as connection:
-        mode = (
-            None if connection.dialect.name == POSTGRES else connection.exec_driver_sql("PRAGMA journal_mode").scalar()
-        )
-        if mode is None:
-            yield from _settings(connection)
-            for doubtful in guarantees.doubtful_settings(connection):
-                yield DOUBTFUL.found(doubtful.subject, doubtful.what, why=doubtful.why, setting=doubtful.subject)
-            for behind in guarantees.sequences_behind(connection):
-                yield BEHIND.found(behind.subject, behind.what, remedy=behind.remedy.removeprefix("Run: "))
+        if connection.dialect.name == POSTGRES:
+            yield from _lost(connection)
+            for line in guarantees.doubts(connection):
+                setting = line.removeprefix("the database has ").partition(" ")[0]
+                yield DOUBTFUL.found(setting, line, fields={"setting": setting})
             return
+        mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
     if mode != "wal":
         told = f"the SQLite file has journal_mode = {mode}, not wal: readers and the receiver stop each other"
         yield LOST.found("journal_mode", told, remedy="PRAGMA journal_mode = WAL;")
@@ -187,29 +140,28 @@ def _durability(installation: Installation) -> Iterator[Finding]:
     made = engines.connect(installation.config.database.url, application="inbox-doctor")
     try:
         with made.connect() as connection:
-            yield from _settings(connection)
+            yield from _lost(connection)
             connection.rollback()
     finally:
         made.dispose()
 
 
-def _settings(connection: Connection) -> Iterator[Finding]:
-    for lost in guarantees.lost_settings(connection):
-        yield LOST.found(lost.subject, lost.what, why=lost.why)
+def _lost(connection: Connection) -> Iterator[Finding]:
+    for line in guarantees.differences(connection):
+        told, _, statement = line.partition(". Run: ")
+        yield LOST.found(told, told, remedy=statement or None)
 
 
 FILLING = FindingKind(
     "disk_filling",
     "critical",
-    "The disk of the database is nearly full.",
-    "when it is full, every webhook gets 503 and nothing is delivered",
+    "The disk of the database is nearly full: when it is full, every webhook gets 503 and nothing is delivered.",
     "df -h {folder} # make room, or keep payloads for less time",
 )
 NETWORK = FindingKind(
     "network_disk",
     "critical",
-    "The SQLite file lies on a network file system.",
-    "its locks don't hold there, and the file can be damaged (https://sqlite.org/wal.html)",
+    "The SQLite file lies on a network file system: its locks don't hold there, and the file can be damaged (https://sqlite.org/wal.html).",
     "INBOX_DATABASE_URL=sqlite:////var/lib/inbox-relay/inbox.db # a folder on a local disk",
 )
 _LEAST_BYTES, _LEAST_PART = 500e6, 0.05
@@ -232,7 +184,7 @@ def judge_space(folder: Path, free: float, whole: float) -> Iterator[Finding]:
     """Yield a finding where little of a disk is free for users other than root."""
     if free < min(_LEAST_BYTES, _LEAST_PART * whole):
         told = f"{folder}: {free / 1e9:,.1f} of {whole / 1e9:,.1f} GB are free"
-        yield FILLING.found(str(folder), told, folder=shlex.quote(str(folder)))
+        yield FILLING.found(str(folder), told, fields={"folder": str(folder)})
 
 
 def _data_directory(connection: Connection) -> Path | None:
@@ -265,49 +217,107 @@ def network_type(folder: Path, mounts: Path = _MOUNTS) -> str | None:
     return found[1] if found[1] in _NETWORK_TYPES else None
 
 
-RETENTION = FindingKind(
-    "retention_behind",
+MISTAKE = FindingKind(
+    "configuration_mistake",
+    "critical",
+    "The configuration has a mistake: no program starts with it, and a reload keeps the old one.",
+    "inbox check",
+)
+DOUBT = FindingKind(
+    "configuration_warning",
     "warning",
-    "Rows stay for longer than their age, or can't be pruned.",
-    "more arrives than relays prune, no relay runs, or somebody holds rows locked: the disk fills up",
-    "inbox prune --dry-run",
+    "`inbox check` warns, such as of a secret in the file, a file that others may use, or unsigned webhooks.",
+    "inbox check",
 )
-_IDLE_DAYS = 1
-
-
-def _retention(installation: Installation) -> Iterator[Finding]:
-    with installation.reading() as connection:
-        ran_at: Any = connection.execute(text("SELECT ran_at FROM pruner WHERE id = 1")).scalar()
-        rows = connection.execute(
-            text("SELECT kind, behind_seconds, behind_since, error FROM pruning ORDER BY kind")
-        ).all()
-    if ran_at is not None and (installation.now - as_time(ran_at)).days >= _IDLE_DAYS:
-        yield RETENTION.found("pruner", f"a relay pruned last at {as_time(ran_at):%Y-%m-%d %H:%M}Z")
-    for row in rows:
-        age = getattr(installation.config.retention, row.kind, None)
-        if age is not None and age.is_forever:
-            continue
-        remedy = f"inbox prune --kind {row.kind}"
-        if row.behind_since is not None:
-            late = f"{row.kind}: the oldest expired row is {row.behind_seconds / 86_400:,.1f} d late"
-            yield RETENTION.found(row.kind, late, remedy=remedy)
-        if row.error:
-            yield RETENTION.found(row.kind, f"{row.kind}: {row.error}", remedy=remedy)
-
-
-DATABASE = Examination(
-    "database", "Does the database answer?", _database, (UNREACHABLE, UNREADABLE), needs_database=False
+EXPIRING = FindingKind(
+    "expiring",
+    "warning",
+    "The last valid secret of a source, or a certificate in a file, ends within 30 days.",
+    "inbox check # after adding another; then reload with SIGHUP",
 )
+_SOON = timedelta(days=30)
+_MOST_OF_CHECK = 20
+
+
+def _configuration(installation: Installation) -> Iterator[Finding]:
+    found = check.findings(installation.file, installation.path)
+    for each in found[:_MOST_OF_CHECK]:
+        kind = MISTAKE if each.level == "mistake" else DOUBT
+        yield kind.found(each.key or each.text, str(each.place))
+    if len(found) > _MOST_OF_CHECK:
+        yield MISTAKE.found(str(installation.path), f"and {len(found) - _MOST_OF_CHECK} more")
+    over = {line.partition(": ")[0] for line in check.expired(installation.config, installation.now)}
+    for line in check.expired(installation.config, installation.now + _SOON):
+        key, _, _ = line.partition(": ")
+        if key not in over:
+            yield EXPIRING.found(key, line)
+
+
+VERSION = FindingKind(
+    "version_differs",
+    "warning",
+    "A running relay has another version than the one installed here, as after an upgrade that forgot it.",
+    "relay status # shows host and pid; start that relay again",
+)
+CHANGED = FindingKind(
+    "configuration_changed",
+    "warning",
+    "A running relay has other apis, destinations or routes than inbox.toml here: a process reads it at its start and on SIGHUP.",
+    "kill -HUP {pid} # on {host}, where inbox.toml may differ",
+)
+
+
+def _needing_a_person(installation: Installation) -> Iterator[Finding]:
+    database = Database(installation.reader)
+    yield from findings(read_overview(database, policies(installation.config)), checked(database))
+
+
+def _relays(installation: Installation) -> Iterator[Finding]:
+    here, own = version_of("inbox-relay"), hash_of(installation.config)
+    for relay in running(Database(installation.reader)):
+        name = f"relay {relay.host} pid {relay.pid}"
+        if relay.version != here:
+            yield VERSION.found(name, f"{name} has version {relay.version}; {here} is installed here")
+        if relay.config_hash not in {None, own}:
+            told = f"{name} runs with other routes or destinations than {installation.path}"
+            yield CHANGED.found(name, told, fields={"pid": str(relay.pid), "host": relay.host})
+
+
 EXAMINATIONS = (
-    DATABASE,
-    Examination("migrations", "Migrations that the database lacks.", _migrations, (PENDING, NEWER, TO_CONTRACT)),
+    Examination("database", "Does the database answer?", _database, (UNREACHABLE,), needs_database=False),
+    Examination("migrations", "Migrations that the database lacks.", _migrations, (PENDING, NEWER)),
     Examination("clock", "Clocks of this host and of the database.", _clock, (SKEW, BACK)),
     Examination(
         "durability",
         "Settings that an acknowledged webhook rests on, read back from a connection; sequences and their tables.",
         _durability,
-        (LOST, DOUBTFUL, BEHIND),
+        (LOST, DOUBTFUL),
     ),
     Examination("disk", "Free disk of the database, and its file system.", _disk, (FILLING, NETWORK)),
-    Examination("retention", "Progress of retention, kind by kind.", _retention, (RETENTION,)),
+    Examination(
+        "schema",
+        "Tables, indexes, views, functions and triggers, against this version's.",
+        schema_drift.examine_schema,
+        (schema_drift.DIFFERS,),
+    ),
+    Examination(
+        "rights",
+        "Rights of the roles that `inbox roles` makes, on Postgres.",
+        schema_drift.examine_rights,
+        (schema_drift.RIGHTS,),
+    ),
+    Examination(
+        "configuration",
+        "Mistakes of inbox.toml, as both programs would find them; secrets, certificates and files, as `inbox check` warns.",
+        _configuration,
+        (MISTAKE, DOUBT, EXPIRING),
+        needs_database=False,
+    ),
+    Examination(
+        "relay",
+        "Relays, routes, gates, commands, sweeps and alerts that need a person, as `relay status` shows them.",
+        _needing_a_person,
+        tuple(KINDS.values()),
+    ),
+    Examination("relays", "Versions and configurations of running relays.", _relays, (VERSION, CHANGED)),
 )

@@ -23,25 +23,25 @@ from inbox.db.dialect import POSTGRES
 from inbox.db.leaves import is_leaf
 from inbox.db.schema import metadata
 from inbox.errors import NotExamined
-from inbox.examination import Examination, Finding, FindingKind, Installation
+from relay.doctor.run import Installation
+from relay.findings import Finding, FindingKind
 
 DIFFERS = FindingKind(
     "schema_differs",
     "critical",
     "A table, column, constraint, index, view, function or trigger is missing or differs from this version's.",
-    "statements fail or read whole tables, or nothing keeps an invariant any more",
     "restore it from migrations/versions/",
 )
 RIGHTS = FindingKind(
     "rights_lacking",
     "warning",
-    "The roles of this installation have no rights on a table or view.",
-    "programs and people that log in as one of them fail where they need it, as after a migration",
+    "The roles of this installation have no rights on a table or view, as after a migration.",
     "inbox roles | psql",
 )
 
 
-def _schema(installation: Installation) -> Iterator[Finding]:
+def examine_schema(installation: Installation) -> Iterator[Finding]:
+    """Yield what is missing or differs."""
     if not migrate.is_exactly_head(installation.reader):
         raise NotExamined("needs the schema of exactly this version: see the examination migrations")
     with installation.reading() as connection:
@@ -177,14 +177,7 @@ def _plan(connection: Connection, query: str) -> tuple[tuple[str, ...], str]:
     return names, "\n".join(line for line in lines if not line.startswith("Query Identifier"))
 
 
-def _rights(installation: Installation) -> Iterator[Finding]:
+def examine_rights(installation: Installation) -> Iterator[Finding]:
+    """Yield tables and views that the roles of this installation can't use."""
     for name in migrate.lacking_rights(installation.reader):
         yield RIGHTS.found(name, f"the roles of `inbox roles` have no rights on {name}")
-
-
-EXAMINATIONS = (
-    Examination(
-        "schema", "Tables, indexes, views, functions and triggers, against this version's.", _schema, (DIFFERS,)
-    ),
-    Examination("rights", "Rights of the roles that `inbox roles` makes.", _rights, (RIGHTS,), on=(POSTGRES,)),
-)

@@ -1,0 +1,566 @@
+"""Retention: the rows of each kind that have expired, and the short steps that delete them under one lease.
+
+A step reads one page in the order of the key, from a position on, so that it never reads the whole table. Times are nearly in
+the order of the key, but not quite: a clock stepped, or an old request was readmitted. So a page without an expired row ends
+the walk only when rows far ahead of it have not expired either. Rows that must stay are passed over, until the next lap.
+
+On Postgres a leaf of payloads that has expired as a whole is truncated at once (`inbox.db.leaves`). On SQLite free pages go
+back to the operating system.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cache, partial
+from typing import Any
+
+import msgspec
+from sqlalchemy import TextClause, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+
+from inbox.config.model import Retention, RetentionKind
+from inbox.db import leaves
+from inbox.db.dialect import Sql, blames_items, error_text, is_lock_wait, is_wait_timeout, rows_param
+from inbox.db.schema import pruner, pruning
+from inbox.events.timestamps import as_time, time_text
+from relay.store.database import Database
+from relay.store.transaction import Transaction
+
+FIRST_LEAP = 1_000
+"""Keys ahead of a page at which the first row is looked at; each further look is twice as far ahead."""
+_LONGEST_LEAPS = 40
+MOST_COUNTED = 10_000
+"""Rows that a plan looks at for each kind."""
+_FREED_PAGES = 1000
+"""Free pages that a step gives back on SQLite."""
+_INCREMENTAL = 2
+"""Value of SQLite's `auto_vacuum` that lets it give single pages back."""
+_LOCK_PAYLOADS = text(leaves.LOCK_PAYLOADS)
+_HURRY = text("SET LOCAL lock_timeout = '100ms'")
+"""Relays that open deliveries wait for the lock, and others for them: nobody's lock on a fact may hold them up for long."""
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """The result of one short step, which was one transaction."""
+
+    rows: int = 0
+    """Rows deleted: of events the events alone, of payloads the payloads."""
+    position: int = 0
+    """The place where the next step begins."""
+    is_done: bool = True
+    """True when nothing is left to do until more expires."""
+    at: datetime | None = None
+    """Time of the last expired row that it met."""
+    passed_over: int = 0
+    """Expired rows that were locked or could not be deleted, and are left to a later lap."""
+    error: str | None = None
+    """The row at `position` could not be deleted, not even alone, for this reason."""
+
+
+class Walk(msgspec.Struct, frozen=True):
+    """The rows of a kind, and the conditions under which they go. Expressions are SQL over the alias `t`."""
+
+    table: str
+    key: str
+    time: str
+    """Time that the age counts from."""
+    goes: str = "1 = 1"
+    """Condition on an expired row; nothing that is open meets it. `{before}` stands for the time before which rows expire."""
+    among: str = "1 = 1"
+    """Condition of the partial index that the walk reads."""
+    lag_seconds: int = 0
+    """Rows expire so much later than their age says: a condition on younger rows of another table then rarely keeps them."""
+    needs_closed: bool = False
+    """True when a delivery that is opened meanwhile would need the row."""
+    companions: tuple[str, ...] = ()
+    """Tables whose rows of the same `seq` go with it."""
+
+
+class Aged(msgspec.Struct, frozen=True):
+    """Rows that go in the order of an indexed time, or are few enough to be scanned."""
+
+    table: str
+    key: str
+    """Columns of the primary key."""
+    time: str
+    goes: str
+    """Condition that the index's row has expired; `{before}` stands for the time."""
+
+
+_UNJUDGED = "EXISTS (SELECT 1 FROM duplicate_request d WHERE d.seq = t.seq AND d.handled_at IS NULL)"
+_OPEN = "EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = t.seq{of_route})"
+
+WALKS: Mapping[RetentionKind, Walk] = {
+    "payloads": Walk(
+        "inbox_payload",
+        "seq",
+        "(SELECT i.received_at FROM inbox i WHERE i.seq = t.seq)",
+        goes=f"NOT {_OPEN.format(of_route='')}",
+        needs_closed=True,
+    ),
+    "events": Walk(
+        "inbox",
+        "seq",
+        "t.received_at",
+        # The newest event stays: `relay verify` takes a number above it for one that never was.
+        # One that was replayed lately keeps its facts, by the database's clock; so does one from a receiver whose clock was wrong.
+        goes=f"""NOT {_OPEN.format(of_route="")} AND NOT {_UNJUDGED} AND t.seq < (SELECT max(n.seq) FROM inbox n)
+            AND coalesce((SELECT max(l.at) FROM delivery_log l WHERE l.seq = t.seq) < {{before}}, true)""",
+        lag_seconds=60,  # most are delivered within it; an event that a walk has left waits for the lap of the next day
+        needs_closed=True,
+        companions=("delivery_log", "duplicate_request"),
+    ),
+    "attempts": Walk(
+        "delivery_log",
+        "id",
+        "t.at",
+        # A younger fact of the delivery counts the attempts before it: `relay verify` would miss them.
+        goes=f"""NOT {_OPEN.format(of_route=" AND o.route = t.route")} AND NOT EXISTS (
+            SELECT 1 FROM delivery_log l
+            WHERE l.seq = t.seq AND l.route = t.route AND l.id > t.id AND l.at >= {{before}})""",
+        among="t.kind IN ('attempt_failed', 'abandoned')",
+    ),
+    "rejected": Walk("rejected_request", "id", "t.received_at"),
+    "duplicates": Walk(
+        "duplicate_request", "id", "coalesce(t.last_received_at, t.received_at)", goes="t.handled_at IS NOT NULL"
+    ),
+    "alerts": Walk(
+        "alert",
+        "id",
+        "t.at",
+        goes="""t.told_at IS NOT NULL AND EXISTS (
+            SELECT 1 FROM alert n WHERE n.kind = t.kind AND n.subject = t.subject AND n.id > t.id)""",
+    ),
+    "commands": Walk(
+        "relay_command", "id", "coalesce(t.finished_at, t.asked_at)", goes="t.state NOT IN ('asked', 'running')"
+    ),
+    "reveals": Walk("payload_reveal", "id", "t.at"),
+}
+
+AGED: Mapping[RetentionKind, Aged] = {
+    # A relay that still runs is passed over; few have run for so long.
+    "relay_nodes": Aged("relay_node", "id", "started_at", "t.started_at < {before} AND t.heartbeat_at < {before}"),
+    "throughput": Aged("throughput_minute", "kind, name, outcome, minute", "minute", "t.minute < {before}"),
+}
+
+
+def expiry_of(retention: Retention, kind: RetentionKind, clock: datetime) -> datetime | None:
+    """Return the time before which rows of a kind have expired; None: never. Pure."""
+    age = retention.age_of(kind)
+    return None if age.is_forever else clock - timedelta(seconds=float(age))
+
+
+# --- the plan
+
+
+class KindPlan(msgspec.Struct, frozen=True):
+    """Expired rows of a kind."""
+
+    kind: RetentionKind
+    age: str
+    """The age as the configuration has it."""
+    before: datetime | None
+    """Rows older than this have expired; None: no age."""
+    rows: int = 0
+    """Rows that go, among the first `MOST_COUNTED`."""
+    are_all: bool = True
+    """False when more may go."""
+    oldest: datetime | None = None
+    """Time of the first row that has expired."""
+
+
+def plan(transaction: Transaction, retention: Retention, now: datetime) -> list[KindPlan]:
+    """Count the first expired rows of each kind; `now` is the database's time. The work is bounded."""
+    return [_plan(transaction, kind, retention.age_of(kind).shown, expiry_of(retention, kind, now)) for kind in STEPS]
+
+
+def _plan(transaction: Transaction, kind: RetentionKind, age: str, before: datetime | None) -> KindPlan:
+    if before is None:
+        return KindPlan(kind, age, None)
+    if (walk := WALKS.get(kind)) is not None:
+        page = _page(transaction, walk, before, 0, MOST_COUNTED)
+        going = [row for row in page if row.goes]
+        are_all = len(page) < MOST_COUNTED or page[-1].goes is None
+        return KindPlan(kind, age, before, len(going), are_all, as_time(going[0].at) if going else None)
+    given = {"before": time_text(before), "most": MOST_COUNTED}
+    (row,) = transaction.execute(_count(transaction.sql, AGED[kind]), **given)
+    oldest = None if row.oldest is None else as_time(row.oldest)
+    return KindPlan(kind, age, before, row.number, row.number < MOST_COUNTED, oldest)
+
+
+# --- the steps
+
+
+def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime | None, position: int, most: int) -> Pruned:
+    """Delete the expired rows among the next `most` after `position`."""
+    if before is None:
+        return Pruned(position=position)
+    page = _page(transaction, walk, before, position, most)
+    expired = [row for row in page if row.goes is not None]
+    if not expired:
+        # A row that has not expired ends the walk, unless others behind it have.
+        if page and _has_expired_further(transaction, walk, before, page[-1].key):
+            return Pruned(position=page[-1].key, is_done=False)
+        return Pruned(position=position)
+    going = [row.key for row in expired if row.goes]
+    rows = _delete(transaction, walk, before, going) if going else 0
+    last = expired[-1]
+    return Pruned(rows, last.key, is_done=False, at=as_time(last.at), passed_over=len(going) - rows)
+
+
+def _step_of_payloads(
+    walk: Walk, transaction: Transaction, before: datetime | None, position: int, most: int
+) -> Pruned:
+    """Delete expired payloads after the position: on Postgres those of a whole leaf, or else as the walk does."""
+    if not transaction.sql.is_postgres:
+        pruned = _step_of_walk(walk, transaction, before, position, most)
+        has_freed = (pruned.rows > 0 or pruned.is_done) and _give_back(transaction)
+        return Pruned(position=position, is_done=False) if pruned.is_done and has_freed else pruned
+    following = _next_row(transaction, walk, before, position)
+    if following is None or before is None:
+        return Pruned(position=position)
+    found = leaves.expire(transaction.connection, following.key, before)
+    if found.result == "soon":
+        return Pruned(position=position)
+    if found.result == "rows":
+        return _step_of_walk(walk, transaction, before, position, most)
+    is_locked = found.result == "locked"
+    return Pruned(found.rows, found.last, is_done=False, at=as_time(following.at), passed_over=int(is_locked))
+
+
+def _step_of_aged(aged: Aged, transaction: Transaction, before: datetime | None, _position: int, most: int) -> Pruned:
+    if before is None:
+        return Pruned()
+    statement = _remove_oldest(transaction.sql, aged)
+    rows = len(transaction.execute(statement, before=time_text(before), most=most))
+    return Pruned(rows, is_done=rows < most)
+
+
+Step = Callable[[Transaction, datetime | None, int, int], Pruned]
+"""Takes a transaction, the time before which rows expire, the position and the most rows to look at."""
+
+STEPS: Mapping[RetentionKind, Step] = {
+    **{kind: partial(_step_of_walk, each) for kind, each in WALKS.items()},
+    **{kind: partial(_step_of_aged, each) for kind, each in AGED.items()},
+    "payloads": partial(_step_of_payloads, WALKS["payloads"]),
+}
+"""The step of each kind, in the order of a round."""
+
+
+def _page(transaction: Transaction, walk: Walk, before: datetime, position: int, most: int) -> Sequence[Any]:
+    given = {"position": position, "most": most, "before": time_text(before)}
+    return transaction.execute(_read(transaction.sql, walk), **given)
+
+
+def _next_row(transaction: Transaction, walk: Walk, before: datetime | None, position: int) -> Any | None:  # noqa: ANN401  # a row
+    """Return `key` and `at` of the first row after the position, and whether it `has_expired` by its age."""
+    given = {"position": position, "before": before and time_text(before)}
+    return next(iter(transaction.execute(_next(transaction.sql, walk), **given)), None)
+
+
+def _has_expired_further(transaction: Transaction, walk: Walk, before: datetime, last: int) -> bool:
+    """Return whether a row further ahead has expired: looks at one row at each of ever longer distances."""
+    for leap in range(_LONGEST_LEAPS):
+        row = _next_row(transaction, walk, before, last + FIRST_LEAP * 2**leap)
+        if row is None or row.has_expired:
+            return row is not None
+    return False
+
+
+def _delete(transaction: Transaction, walk: Walk, before: datetime, keys: Sequence[int]) -> int:
+    """Delete these rows, unless they are locked or must stay meanwhile; returns their number."""
+    sql = transaction.sql
+    if walk.needs_closed and sql.is_postgres:  # in a statement before the one that looks for open deliveries
+        transaction.execute(_LOCK_PAYLOADS)
+        transaction.execute(_HURRY)
+    wanted = rows_param({"key": key} for key in keys)
+    locked = transaction.execute(_lock(sql, walk), wanted=wanted, before=time_text(before))
+    gone = rows_param({"key": int(row.key)} for row in locked)
+    for table, column in ((walk.table, walk.key), *((each, "seq") for each in walk.companions)) if locked else ():
+        transaction.execute(_remove(sql, table, column), wanted=gone)
+    return len(locked)
+
+
+def _give_back(transaction: Transaction) -> bool:
+    """Give some free pages of a SQLite file back. Returns whether there were any."""
+    cursor = transaction.connection.connection.cursor()  # the driver's own, as SQLAlchemy's would begin a transaction
+    try:
+        if cursor.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
+            return False
+        (free,) = cursor.execute("PRAGMA freelist_count").fetchone() or (0,)
+        for _ in range(min(int(free), _FREED_PAGES)):  # the driver steps once, so each call frees one page
+            cursor.execute("PRAGMA incremental_vacuum(1)")
+        return bool(free)
+    finally:
+        cursor.close()
+
+
+def _expired(sql: Sql, walk: Walk) -> str:
+    """Return the condition that a row is too old; a NULL parameter means that no age counts."""
+    before = sql.time(":before")
+    cut = sql.plus_seconds(before, str(-walk.lag_seconds)) if walk.lag_seconds else before
+    return f"coalesce({walk.time} < {cut}, false)"
+
+
+def _goes(sql: Sql, each: Walk | Aged) -> str:
+    return each.goes.replace("{before}", sql.time(":before"))
+
+
+@cache
+def _read(sql: Sql, walk: Walk) -> TextClause:
+    """Read a page; `goes` is null for a row that has not expired. CASE spares the others' conditions."""
+    return text(f"""
+SELECT t.{walk.key} AS key, {walk.time} AS at, CASE WHEN {_expired(sql, walk)} THEN ({_goes(sql, walk)}) END AS goes
+FROM {walk.table} t
+WHERE t.{walk.key} > :position AND {walk.among}
+ORDER BY t.{walk.key}
+LIMIT :most
+""")
+
+
+@cache
+def _next(sql: Sql, walk: Walk) -> TextClause:
+    return text(f"""
+SELECT t.{walk.key} AS key, {walk.time} AS at, {_expired(sql, walk)} AS has_expired FROM {walk.table} t
+WHERE t.{walk.key} > :position AND {walk.among} ORDER BY t.{walk.key} LIMIT 1
+""")
+
+
+@cache
+def _lock(sql: Sql, walk: Walk) -> TextClause:
+    """Lock rows that still may go. One that somebody has locked is passed over."""
+    return text(f"""
+SELECT t.{walk.key} AS key
+FROM {walk.table} t
+WHERE t.{walk.key} IN (SELECT wanted.key FROM {sql.rows("wanted", key="bigint")}) AND {_goes(sql, walk)}
+ORDER BY t.{walk.key} {sql.skip_locked and "FOR UPDATE OF t SKIP LOCKED"}
+""")
+
+
+@cache
+def _remove(sql: Sql, table: str, column: str) -> TextClause:
+    wanted = sql.rows("wanted", key="bigint")
+    return text(f"DELETE FROM {table} WHERE {column} IN (SELECT wanted.key FROM {wanted})")
+
+
+@cache
+def _remove_oldest(sql: Sql, aged: Aged) -> TextClause:
+    return text(f"""
+DELETE FROM {aged.table} WHERE ({aged.key}) IN (
+    SELECT {aged.key} FROM {aged.table} t WHERE {_goes(sql, aged)} ORDER BY t.{aged.time} LIMIT :most {sql.skip_locked})
+RETURNING 1
+""")
+
+
+@cache
+def _count(sql: Sql, aged: Aged) -> TextClause:
+    return text(f"""
+SELECT count(*) AS number, min(at) AS oldest
+FROM (SELECT t.{aged.time} AS at FROM {aged.table} t WHERE {_goes(sql, aged)} ORDER BY t.{aged.time} LIMIT :most) f
+""")
+
+
+# --- rounds: batches of each kind under one lease, for relays and for `inbox prune`, with progress in `pruning`
+
+ROWS, ROWS_OF_SQLITE = 500, 100
+"""Rows of a batch. SQLite has one writer, so that a batch holds the receiver up as long as it takes."""
+REST = 4.0
+"""The pause after a batch, as a multiple of the time that it took."""
+LONGEST_REST = 10.0
+"""Seconds: a third of the lease, which the next batch has to renew."""
+LEASE_SECONDS = 30.0
+"""A pruner that dies delays the others no longer. Each batch renews it."""
+ROUND_EVERY_SECONDS = 60.0
+"""Between two rounds of all relays together."""
+CLOCK_ADVANCE = timedelta(minutes=24)
+"""The furthest that the clock of retention advances between two rounds: a day for each hour."""
+DAY = timedelta(days=1)
+"""Rows that have been expired for longer mean that retention is behind. A lap begins as often."""
+
+
+class KindState(msgspec.Struct, frozen=True):
+    """A row of `pruning`."""
+
+    kind: RetentionKind
+    position: int = 0
+    lap_began_at: datetime | None = None
+    pruned_until: datetime | None = None
+    rows: int = 0
+    behind_seconds: int = 0
+    behind_since: datetime | None = None
+    ran_at: datetime | None = None
+    passed_over: int = 0
+    error: str | None = None
+
+    def begun(self, now: datetime) -> KindState:
+        """Return the state before a batch: once a day a new lap begins. Pure."""
+        if self.lap_began_at is not None and self.lap_began_at <= now < self.lap_began_at + DAY:
+            return self
+        return msgspec.structs.replace(self, position=0, lap_began_at=now, passed_over=0, error=None)
+
+    def after(self, pruned: Pruned, before: datetime | None, now: datetime) -> KindState:
+        """Return the state after a batch. Pure."""
+        behind = self.behind_seconds
+        if pruned.is_done:
+            behind = 0
+        elif before is not None and pruned.at is not None:
+            behind = max(round((before - pruned.at).total_seconds()), 0)
+        return msgspec.structs.replace(
+            self,
+            position=pruned.position,
+            pruned_until=before,
+            rows=self.rows + pruned.rows,
+            behind_seconds=behind,
+            behind_since=(self.behind_since or now) if behind > DAY.total_seconds() else None,
+            ran_at=now,
+            passed_over=self.passed_over + pruned.passed_over,
+            error=pruned.error or self.error,
+        )
+
+
+class LeasedPruner:
+    """Prunes in short transactions under a lease, which each of them renews.
+
+    `holder` is the name of the lease's holder; `rest` waits for so many seconds, or less when the process is to end.
+    """
+
+    def __init__(self, database: Database, holder: str, *, rest: Callable[[float], object] = time.sleep) -> None:
+        self._database = database
+        self._holder = holder
+        self._rest = rest
+        self._one_by_one = Counter[RetentionKind]()
+        """Rows that are deleted each in a transaction of its own, after a batch that failed."""
+
+    def take(self) -> datetime | None:
+        """Take the lease, unless somebody else has it. Returns the time that ages count from."""
+        with self._database.write() as transaction:
+            found = transaction.execute(_take(transaction.sql), holder=self._holder, **lease())
+        return None if not found else trusted_clock(as_time(found[0].now), found[0].clock and as_time(found[0].clock))
+
+    def give_back(self, clock: datetime | None = None) -> None:
+        """Give the lease back. After a whole round, `clock` is the time that its ages counted from."""
+        with self._database.write() as transaction:
+            ended = {} if clock is None else {"clock": clock, "ran_at": transaction.now()}
+            mine = update(pruner).where(pruner.c.held_by == self._holder)
+            transaction.connection.execute(mine.values(held_by=None, lease_until=None, **ended))
+
+    def batch(self, kind: RetentionKind, before: datetime | None) -> Pruned | None:
+        """Prune the next rows of a kind that are older, and rest. Returns None when somebody else has the lease.
+
+        Rows that can't be deleted are found one by one, and passed over until the next lap, so that none holds up others.
+
+        Raises:
+            Exception: the database is unreachable, or a statement can't run with any rows.
+        """
+        began = time.monotonic()
+        all_rows = ROWS if self._database.sql.is_postgres else ROWS_OF_SQLITE
+        try:
+            pruned = self._prune(kind, before, 1 if self._one_by_one[kind] else all_rows)
+            self._one_by_one[kind] = max(self._one_by_one[kind] - 1, 0)
+        except Exception as error:
+            if isinstance(error, DBAPIError) and is_lock_wait(error) and error.statement == leaves.LOCK_PAYLOADS:
+                return Pruned()  # somebody opens deliveries: the next round goes on
+            if not (is_wait_timeout(error) or blames_items(error)):
+                raise
+            if self._one_by_one[kind]:
+                pruned = self._pass_over(kind, before, error)
+            else:
+                self._one_by_one[kind] = all_rows
+                pruned = Pruned(is_done=False)
+        if pruned is not None and not pruned.is_done:
+            self._rest(min(REST * (time.monotonic() - began), LONGEST_REST))
+        return pruned
+
+    def _prune(self, kind: RetentionKind, before: datetime | None, most: int) -> Pruned | None:
+        with self._database.write() as transaction:
+            transaction.rows = max(transaction.rows, most)
+            if (now := self._renew(transaction)) is None:
+                return None
+            was = state_of(transaction, kind).begun(now)
+            pruned = STEPS[kind](transaction, before, was.position, most)
+            _write(transaction, was.after(pruned, before, now))
+        return pruned
+
+    def _pass_over(self, kind: RetentionKind, before: datetime | None, error: Exception) -> Pruned | None:
+        """Leave the next row where it is until the next lap."""
+        with self._database.write() as transaction:
+            if (now := self._renew(transaction)) is None:
+                return None
+            was = state_of(transaction, kind).begun(now)  # a failed first batch has not stored it
+            row = _next_row(transaction, WALKS[kind], None, was.position) if kind in WALKS else None
+            if row is None:
+                raise error
+            said = f"{WALKS[kind].key}={row.key}: {error_text(error)}"
+            pruned = Pruned(position=row.key, is_done=False, at=as_time(row.at), passed_over=1, error=said)
+            _write(transaction, was.after(pruned, before, now))
+        return pruned
+
+    def _renew(self, transaction: Transaction) -> datetime | None:
+        """Renew the lease, which locks others out until the commit; returns the database's time. None: it is lost."""
+        found = transaction.execute(_renew(transaction.sql), holder=self._holder, **lease())
+        return as_time(found[0].now) if found else None
+
+
+def trusted_clock(now: datetime, before: datetime | None) -> datetime:
+    """Return the time that ages count from: the database's, but at most `CLOCK_ADVANCE` after that of the last round.
+
+    A clock that jumps a year ahead would otherwise delete everything at once. So it deletes a day's rows for each hour,
+    and there is time to set it right. Pure.
+    """
+    return now if before is None else min(now, before + CLOCK_ADVANCE)
+
+
+def state_of(transaction: Transaction, kind: RetentionKind) -> KindState:
+    """Read the progress of a kind; one that was never pruned has none."""
+    row = transaction.connection.execute(select(pruning).where(pruning.c.kind == kind)).first()
+    return KindState(kind) if row is None else KindState(**row._mapping)  # noqa: SLF001  # SQLAlchemy's public name
+
+
+def _write(transaction: Transaction, state: KindState) -> None:
+    values: dict[str, Any] = msgspec.structs.asdict(state)
+    insert = postgresql.insert if transaction.sql.is_postgres else sqlite.insert
+    changed = {name: value for name, value in values.items() if name != "kind"}
+    statement = insert(pruning).values(values).on_conflict_do_update(index_elements=["kind"], set_=changed)
+    transaction.connection.execute(statement)
+
+
+def lease() -> dict[str, float]:
+    """Return the parameters of a lease's statements."""
+    return {"lease": LEASE_SECONDS, "longest": 2 * LEASE_SECONDS, "every": -ROUND_EVERY_SECONDS}
+
+
+def _is_free(sql: Sql) -> str:
+    """Return the condition that no lease is in force; one that ends far in the future was given by a wrong clock."""
+    longest = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:longest AS float8)")
+    return f"(p.lease_until IS NULL OR p.lease_until <= (SELECT {sql.now}) OR p.lease_until > {longest})"
+
+
+@cache
+def is_due(sql: Sql) -> TextClause:
+    """Return the statement that reads whether a round is due and nobody prunes; its parameters are those of `lease`."""
+    last = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:every AS float8)")
+    return text(f"""
+SELECT {_is_free(sql)} AND (p.ran_at IS NULL OR p.ran_at <= {last} OR p.ran_at > (SELECT {sql.now})) AS is_due
+FROM pruner p
+""")
+
+
+@cache
+def _take(sql: Sql) -> TextClause:
+    return text(
+        f"{_renewal(sql)} WHERE p.held_by = :holder OR {_is_free(sql)} RETURNING clock, (SELECT {sql.now}) AS now"
+    )
+
+
+@cache
+def _renew(sql: Sql) -> TextClause:
+    return text(f"{_renewal(sql)} WHERE p.held_by = :holder RETURNING (SELECT {sql.now}) AS now")
+
+
+def _renewal(sql: Sql) -> str:
+    until = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:lease AS float8)")
+    return f"UPDATE pruner AS p SET lease_until = {until}, held_by = :holder"
