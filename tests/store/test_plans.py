@@ -293,7 +293,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "events of a span": examine._events,
     "rows of a span": lambda sql: examine._rows(sql, locked=True),
     "facts of a span": examine._facts,
-    "view of a span": examine._view,
     "rows without an event": lambda sql: rebuild._remove(sql, "open_delivery"),
     "facts without an event": lambda sql: rebuild._remove(sql, "delivery_log"),
     "lanes to be forgotten": rebuild._forget,
