@@ -193,8 +193,6 @@ class Sql:
         )
         """The database's clock, or `:now` when a test passes one."""
         self.for_update = "FOR UPDATE" if self.is_postgres else ""
-        self.for_update_now = "FOR UPDATE NOWAIT" if self.is_postgres else ""
-        """Row lock for a holder of the order lock: a row that somebody has locked fails at once, so that no relay waits."""
         self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
         self.keeps_ended_entries = self.is_postgres
         """An index keeps the entries of ended rows as long as any snapshot is older."""

@@ -1026,24 +1026,6 @@ SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i
        p.seq IS NULL AS is_pruned, i.erased_at IS NOT NULL AS is_erased
 FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq;
 
-CREATE VIEW dead_cause AS
-SELECT d.route, d.cause, d.error, d.last_status, count(*) AS deliveries, min(d.died_at) AS first_died_at,
-       max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq
-FROM (
-    SELECT gone.seq, gone.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
-           CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) AS last_status
-    FROM (
-        SELECT seq, route FROM open_delivery WHERE state = 'dead'
-        UNION ALL
-        SELECT seq, route FROM open_delivery WHERE state = 'blocked'
-    ) gone
-    LEFT JOIN LATERAL (
-    SELECT f.at, f.detail FROM delivery_log f WHERE f.seq = gone.seq AND f.route = gone.route AND f.kind = 'dead'
-    ORDER BY f.id DESC
-    LIMIT 1) l ON true
-) d
-GROUP BY d.route, d.cause, d.error, d.last_status;
-
 CREATE VIEW entity_timeline AS
 SELECT i.source, i.entity_type, i.entity_id, i.received_at AS at, 'arrived' AS what, i.seq, CAST(NULL AS text) AS route,
        i.event_type || coalesce(', for ' || nullif(array_to_string(i.routes, ', '), ''), ', for no route') AS summary, CAST(0 AS bigint) AS fact_id
@@ -1070,10 +1052,6 @@ SELECT i.source, i.entity_type, i.entity_id, f.at, f.kind, i.seq, f.route,
             WHEN 'rearmed' THEN 'after duplicate request ' || (f.detail ->> 'duplicate')
             ELSE (f.detail ->> 'who') || ': ' || (f.detail ->> 'why') END, f.id
 FROM inbox i CROSS JOIN LATERAL (SELECT * FROM delivery_log r WHERE r.seq = i.seq OFFSET 0) f;
-
-CREATE VIEW throughput AS
-SELECT t.minute, t.kind, t.name, t.outcome, t.count, t.bytes, round(t.count / 60.0, 2) AS per_second
-FROM throughput_minute t;
 
 CREATE VIEW source_health AS
 SELECT known.source, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'stored' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'duplicate') m) AS last_arrival_at,
@@ -1385,24 +1363,6 @@ COMMENT ON COLUMN route_gate.kind IS 'source, route, destination or api: gate.ki
 
 COMMENT ON COLUMN route_gate.name IS 'its name in inbox.toml: gate.name';
 
-COMMENT ON VIEW dead_cause IS 'Deliveries that were given up, grouped by route, cause, error and status. relay replay takes the same conditions.';
-
-COMMENT ON COLUMN dead_cause.route IS 'the route it takes: a name of [routes] in inbox.toml';
-
-COMMENT ON COLUMN dead_cause.cause IS 'as in dead_letter';
-
-COMMENT ON COLUMN dead_cause.error IS 'the last error, in one sentence';
-
-COMMENT ON COLUMN dead_cause.last_status IS 'HTTP status of the last call';
-
-COMMENT ON COLUMN dead_cause.deliveries IS 'number of these deliveries';
-
-COMMENT ON COLUMN dead_cause.first_died_at IS 'time at which the first of them was given up';
-
-COMMENT ON COLUMN dead_cause.last_died_at IS 'time at which the last of them was given up';
-
-COMMENT ON COLUMN dead_cause.sample_seq IS 'the newest event among them';
-
 COMMENT ON VIEW entity_timeline IS 'All that happened to the events of an entity: arrivals, duplicates, attempts and outcomes. Query it by source, entity_type and entity_id, ORDER BY at, seq, fact_id, what.';
 
 COMMENT ON COLUMN entity_timeline.source IS 'sender: a name of [sources] in inbox.toml';
@@ -1422,22 +1382,6 @@ COMMENT ON COLUMN entity_timeline.route IS 'the route; empty for arrivals and du
 COMMENT ON COLUMN entity_timeline.summary IS 'the outcome, error, or person and reason, in one sentence';
 
 COMMENT ON COLUMN entity_timeline.fact_id IS 'if a fact: delivery_log.id; else 0';
-
-COMMENT ON VIEW throughput IS 'Figures of each minute: of sources, what was received; of routes and destinations, what became of deliveries. Query it by minute, or by kind and name. It lacks about the last ten seconds.';
-
-COMMENT ON COLUMN throughput.minute IS 'beginning of the minute; database clock';
-
-COMMENT ON COLUMN throughput.kind IS 'source, route or destination';
-
-COMMENT ON COLUMN throughput.name IS 'its name in inbox.toml; (unknown) for all unknown sources together';
-
-COMMENT ON COLUMN throughput.outcome IS 'of a source: stored, duplicate, swept (added by a sweep), rejected or unavailable (answered with 503); of a route or destination: a kind of fact, as in delivery_log';
-
-COMMENT ON COLUMN throughput.count IS 'events, requests or facts in this minute';
-
-COMMENT ON COLUMN throughput.bytes IS 'bytes of the bodies that were stored; 0 for routes and destinations';
-
-COMMENT ON COLUMN throughput.per_second IS 'count, divided by 60';
 
 COMMENT ON VIEW source_health IS 'Sources with figures or events: the last arrival, and what was received in the last hour and day. The hour and the day end with the last figures, about ten seconds ago.';
 

@@ -789,22 +789,6 @@ SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i
        p.seq IS NULL AS is_pruned, i.erased_at IS NOT NULL AS is_erased
 FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq;
 
-CREATE VIEW dead_cause AS
-SELECT d.route, d.cause, d.error, d.last_status, count(*) AS deliveries, min(d.died_at) AS first_died_at,
-       max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq
-FROM (
-    SELECT gone.seq, gone.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
-           l.detail ->> '$.calls[#-1].status' AS last_status
-    FROM (
-        SELECT seq, route FROM open_delivery WHERE state = 'dead'
-        UNION ALL
-        SELECT seq, route FROM open_delivery WHERE state = 'blocked'
-    ) gone
-    LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = gone.seq AND f.route = gone.route AND f.kind = 'dead')
-) d
-GROUP BY d.route, d.cause, d.error, d.last_status;
-
 CREATE VIEW entity_timeline AS
 SELECT i.source, i.entity_type, i.entity_id, i.received_at AS at, 'arrived' AS what, i.seq, CAST(NULL AS text) AS route,
        i.event_type || coalesce(', for ' || (SELECT group_concat(r.value, ', ') FROM json_each(i.routes) r), ', for no route') AS summary, CAST(0 AS bigint) AS fact_id
@@ -832,10 +816,6 @@ SELECT i.source, i.entity_type, i.entity_id, f.at, f.kind, i.seq, f.route,
             ELSE (f.detail ->> 'who') || ': ' || (f.detail ->> 'why') END, f.id
 FROM inbox i CROSS JOIN delivery_log f
 WHERE f.seq = i.seq;
-
-CREATE VIEW throughput AS
-SELECT t.minute, t.kind, t.name, t.outcome, t.count, t.bytes, round(t.count / 60.0, 2) AS per_second
-FROM throughput_minute t;
 
 CREATE VIEW source_health AS
 SELECT known.source, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'stored' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'duplicate') m) AS last_arrival_at,

@@ -25,7 +25,7 @@ from relay.delivery.facts import KINDS
 from relay.delivery.gates import BreakerState
 from relay.observe import BREAKER_VALUES, Observer
 from relay.steps import Step
-from relay.store import alerts, reads, sizes
+from relay.store import alerts, reads
 from relay.store.database import Database
 
 READ_EVERY_SECONDS = 15.0
@@ -90,7 +90,7 @@ class HealthGauges:
     def __init__(self, database: Database, meters: Meters, config: Config) -> None:
         self._database = database
         self._meters = meters
-        self._file = sizes.sqlite_file(config)
+        self._file = reads.sqlite_file(config)
         self._now = SystemClock().now
         self._disk_at = 0.0
 
@@ -112,7 +112,7 @@ class HealthGauges:
         if time.monotonic() < self._disk_at:
             return
         with self._database.read() as transaction:
-            disk = sizes.read_disk(transaction, self._file)
+            disk = reads.read_disk(transaction, self._file)
         for metric, value in ((metrics.DATABASE_BYTES, disk.size), (metrics.DISK_FREE, disk.free)):
             if value is not None:
                 self._meters.put(metric, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from relay.daemon.lease_renewal import claim_of
 from relay.delivery.facts import AnyFact
@@ -16,7 +16,7 @@ from relay.store.audit.rebuild import rebuild
 from relay.store.audit.verify import Checked, verify
 from relay.store.leases import Claimed
 from relay.store.operator import commands, execution
-from relay.store.operator.plan import Plan, preview
+from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice
 from tests.helpers.commanding import carry_out
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
@@ -167,14 +167,14 @@ class Operations:
 
     def plan(self, act: Act, selection: Selection) -> Plan:
         """Return the plan that an operator looks at before a command."""
-        return preview(self._database, Choice(act, selection, CONFIG), 1000)
+        return preview(self._database, Choice(act, selection, CONFIG), Bound(listed=1000))
 
     def command(self, act: Act, selection: Selection) -> Operation:
         """Make an operator's command; its result is how many deliveries changed. It may be done though nobody lives to know."""
         self.doing.asked.append((act, selection))
         return Operation(act, lambda: carry_out(self._database, CONFIG, act, selection, why="agreed"))
 
-    def turn(self, kind: commands.GateAct, gate: Gate) -> Operation:
+    def turn(self, kind: Literal["pause", "resume"], gate: Gate) -> Operation:
         """Pause what goes through this gate, or resume it."""
 
         def send() -> None:
