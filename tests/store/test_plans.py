@@ -316,7 +316,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "facts by seq": lambda _: OF_AN_EVENT,
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
     **{name: partial(_constant, text(query)) for name, query in VIEWS.items()},
-<<<<<<< HEAD
     "events of an entity that a replay names": lambda sql: selected._events(sql, ("entity_id", "entity_type")),
     "events of a backfill": lambda sql: selected._backfilled(sql, False),
     "few events of a source": lambda _: selected.FEW_OF_SOURCE,
@@ -328,24 +327,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "chosen dead deliveries": partial(_of_chosen, selected._candidates, "dead"),
     "chosen dead deliveries by cause": partial(_of_chosen, selected._looked_up, "dead"),
     "chosen deliveries to cancel": partial(_of_chosen, selected._candidates, "not begun"),
-    "figures of the last hour": last_hour._figures,
-=======
-    "events of an entity that a replay names": lambda sql: selected_statements.events(
-        sql, ("entity_id", "entity_type")
-    ),
-    "events of a backfill": lambda sql: selected_statements.backfilled(sql, False),
-    "few events of a source": lambda _: selected_statements.FEW_OF_SOURCE,
-    "next events of a source": lambda _: selected_statements.NEXT_OF_SOURCE,
-    "deliveries of events that a replay names": lambda sql: selected_statements.ended_of_events(sql, False),
-    "chosen events": lambda sql: selected_statements.events(sql, ("seqs",)),
-    "chosen deliveries that have ended": lambda sql: selected_statements.ended_of_events(sql, True),
-    "chosen deliveries of a backfill": lambda sql: selected_statements.backfilled(sql, True),
-    "chosen dead deliveries": partial(_of_chosen, selected_statements.candidates, "dead"),
-    "chosen dead deliveries by cause": partial(_of_chosen, selected_statements.grouped, "dead"),
-    "chosen deliveries that wait": partial(_of_chosen, selected_statements.counted, "due later"),
-    "chosen deliveries to cancel": partial(_of_chosen, selected_statements.candidates, "not begun"),
     "figures of the last hour": route_states._figures,
->>>>>>> main
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
