@@ -325,10 +325,7 @@ def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
     """
     if not outcome.calls or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
         return None
-    last = outcome.calls[-1]
-    if last.hold is not None and last.sent == "not_sent":  # held back here, so that the endpoint wasn't called
-        return None
-    return endpoint_of_call(last, policy)
+    return endpoint_of_call(outcome.calls[-1], policy)
 
 
 def breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:
