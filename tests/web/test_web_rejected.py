@@ -55,7 +55,7 @@ def test_what_can_be_read_now_is_readmitted_and_delivered(page: Page, steps: Ste
     assert done.status_code == 303, done.text
     progress = work(steps.database, number_of(done.headers["location"]))
     assert (progress.state, progress.affected) == ("done", 2)
-    assert progress.answer == "2 readmitted, 1 still rejected: their reasons are in a dry run"
+    assert progress.answer == "2 requests readmitted; 1 could not be: see error"
     rows = page.json("/rejected.json")["rows"]
     assert [(row["readmitted_seq"], row["readmitted_by"]) for row in rows] == [
         (1, "olga"),
