@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from relay.accounts import Actor
+from relay.web.problems import KINDS
 from relay.web.query import segment
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
-from relay.web.screens.problems import KINDS
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.page_rows import PAYLOADS, WORDS, fill_page, forms_of
 from tests.helpers.relaying import Steps
