@@ -16,13 +16,10 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
 
 import msgspec
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from inbox.observe.logs import Format, escape_lines, fields
@@ -30,7 +27,7 @@ from inbox.observe.metrics import RECEIVER, RELAY, Metric
 from inbox.observe.recorder import Line
 
 LONGEST_LINE = 16 * 1024
-_TRY_AGAIN_SECONDS = 1.0
+_TRY_AGAIN_SECONDS, _SLOWEST_SECONDS = 1.0, 5.0
 _METRICS = {metric.name: metric for metric in (*RECEIVER, *RELAY)}
 _Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
@@ -91,50 +88,14 @@ def _family(metric: Metric, series: list[tuple[tuple[str, ...], tuple[float, ...
     return family
 
 
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 128
-
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        self.registry = registry
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Handler)
-
-    def server_bind(self) -> None:
-        """Bind without looking up the host's name, which may take long."""
-        TCPServer.server_bind(self)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Keep silent about a scraper that hangs up."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = 5.0
-    server: _Server
-
-    def do_GET(self) -> None:
-        if self.path.partition("?")[0] != "/metrics":
-            self.send_error(404)
-            return
-        try:
-            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-        except (TypeError, ValueError):  # it compares versions, and these are not numbers
-            encode, content_type = choose_encoder("")
-        body = encode(self.server.registry)
-        self.send_response(200)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
-        pass
-
-
 def _serve(host: str, port: int, registry: CollectorRegistry) -> None:
+    socket.setdefaulttimeout(
+        _SLOWEST_SECONDS
+    )  # of each connection: a client that says nothing costs a thread for so long
     reported = False
     while True:
         try:
-            server = _Server(host, port, registry)
+            start_http_server(port, host, registry)
         except OSError as error:  # another program has the port, perhaps a predecessor that is about to end
             if not reported:
                 why = f"can't listen on {host}:{port}, trying again: {error.strerror or error}"
@@ -142,7 +103,7 @@ def _serve(host: str, port: int, registry: CollectorRegistry) -> None:
             reported = True
             time.sleep(_TRY_AGAIN_SECONDS)
         else:
-            server.serve_forever()
+            return
 
 
 def drop_privileges(uid: int, gid: int) -> None:
