@@ -16,9 +16,11 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import msgspec
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -27,7 +29,7 @@ from inbox.observe.metrics import RECEIVER, RELAY, Metric
 from inbox.observe.recorder import Line
 
 LONGEST_LINE = 16 * 1024
-_TRY_AGAIN_SECONDS, _SLOWEST_SECONDS = 1.0, 5.0
+_TRY_AGAIN_SECONDS = 1.0
 _METRICS = {metric.name: metric for metric in (*RECEIVER, *RELAY)}
 _Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
@@ -88,14 +90,27 @@ def _family(metric: Metric, series: list[tuple[tuple[str, ...], tuple[float, ...
     return family
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep silent about a scraper that hangs up."""
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 5.0
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
+        pass
+
+
 def _serve(host: str, port: int, registry: CollectorRegistry) -> None:
-    socket.setdefaulttimeout(
-        _SLOWEST_SECONDS
-    )  # of each connection: a client that says nothing costs a thread for so long
+    _Server.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
     reported = False
     while True:
         try:
-            start_http_server(port, host, registry)
+            server = make_server(host, port, make_wsgi_app(registry), _Server, _Handler)
         except OSError as error:  # another program has the port, perhaps a predecessor that is about to end
             if not reported:
                 why = f"can't listen on {host}:{port}, trying again: {error.strerror or error}"
@@ -103,7 +118,7 @@ def _serve(host: str, port: int, registry: CollectorRegistry) -> None:
             reported = True
             time.sleep(_TRY_AGAIN_SECONDS)
         else:
-            return
+            server.serve_forever()
 
 
 def drop_privileges(uid: int, gid: int) -> None:

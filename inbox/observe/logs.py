@@ -87,7 +87,7 @@ KEYS = {
 _ATTRIBUTE = "inbox_fields"
 
 
-def fields(event: str, ids: TraceIds | None = None, **values: str | float | None) -> dict[str, Any]:
+def fields(event: str, ids: TraceIds | None = None, **values: Any) -> dict[str, Any]:  # noqa: ANN401  # plain values
     """Make the `extra` of a log call: the line's name, its `KEYS`, and the span it belongs to unless that is the current one."""
     return {_ATTRIBUTE: (ids, {"event": event, **values})}
 
