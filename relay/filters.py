@@ -1,4 +1,4 @@
-"""Filters of listings, the same for the command line and the page: names that nothing has, and conditions on rows."""
+"""Filters of listings and selections of operators: names that nothing has, and conditions on rows."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def unknown(listing: Filtered, given: Mapping[str, Any], config: Config, engine:
         "source": (config.sources, _SOURCES.get(listing, (has_source,))),
         "route": (config.routes, (has_route,)),
         "destination": (config.destinations, ()),
+        "api": (config.apis, ()),
     }
     for name, value in given.items():
         names, stored = known.get(name, (_NAMES.get((listing, name)), ()))

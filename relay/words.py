@@ -284,26 +284,33 @@ def held_back(event: Row, route: str, config: Config, now: datetime) -> Iterator
         entity = f"{event['entity_type']}/{event['entity_id']}"
         where = f"entity {visible(entity)}" if kind == "entity" else f"{kind} {visible(name)}"
         named = ("--source", event["source"], "--entity", entity) if kind == "entity" else (f"--{kind}", name)
-        resume = command("resume", *named)
-        if gate["paused_at"] is not None:
-            by, why = visible(str(gate["paused_by"])), visible(str(gate["pause_reason"]))
-            yield Hold(f"{where} was paused {relative(gate['paused_at'], now)} by {by}: {why}", resume)
-        if gate["held_until"] is not None and gate["held_until"] > now:
-            why, ends = visible(str(gate["hold_reason"])), relative(gate["held_until"], now)
-            yield Hold(f"{where} asked for no call until its limit ends {ends}: {why}", resume)
-        if gate["breaker"] != "closed":
-            yield Hold(_breaker(gate, where, now), resume)
-        elif gate["rate_used_until"] is not None and gate["rate_used_until"] > now:
-            ends = relative(gate["rate_used_until"], now)
-            yield Hold(f"{where}: its rate limit is used up, more calls follow {ends}", "")
+        for sentence in gate_holds(gate, now):
+            yield Hold(f"{where} {sentence}", command("resume", *named))
+        used_until = gate["rate_used_until"]
+        if gate["breaker"] == "closed" and used_until is not None and used_until > now:
+            yield Hold(f"{where}: its rate limit is used up, more calls follow {relative(used_until, now)}", "")
 
 
-def _breaker(gate: Row, where: str, now: datetime) -> str:
-    cause = visible(str(gate["breaker_cause"]))
-    if gate["breaker"] == "retired":
-        return f"{where} is retired: {cause}"
-    until = "" if gate["breaker_until"] is None else f", the next probe {relative(gate['breaker_until'], now)}"
-    return f"{where}: its circuit breaker is {gate['breaker'].replace('_', ' ')}{until}: {cause}"
+def gate_holds(gate: Row, now: datetime) -> Iterator[str]:
+    """Yield what a row of `gate` holds deliveries back by: a pause, a rate hold, a circuit breaker."""
+    if gate["paused_at"] is not None:
+        by, why = visible(str(gate["paused_by"])), visible(str(gate["pause_reason"]))
+        yield f"was paused {relative(gate['paused_at'], now)} by {by}: {why}"
+    if gate["held_until"] is not None and gate["held_until"] > now:
+        why = visible(str(gate["hold_reason"]))
+        yield f"asked for no call until its limit ends {relative(gate['held_until'], now)}: {why}"
+    if gate["breaker"] != "closed":
+        is_final, cause = gate["breaker"] == "retired", visible(str(gate["breaker_cause"]))
+        until = "" if gate["breaker_until"] is None else f", the next probe {relative(gate['breaker_until'], now)}"
+        state = gate["breaker"].replace("_", " ")
+        yield f"is retired: {cause}" if is_final else f"has its circuit breaker {state}{until}: {cause}"
+
+
+def gate_state(gate: Row) -> str:
+    """Return the state of a closed gate: paused, held, or the state of its breaker."""
+    if gate["paused_at"] is not None:
+        return "paused"
+    return "held" if gate["breaker"] == "closed" else str(gate["breaker"])
 
 
 _NEXT = {

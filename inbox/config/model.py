@@ -115,7 +115,8 @@ class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind
     signing_secret: Secret | None = None
     pass_headers: list[str] = []
     """Headers of the webhook to pass on, such as `X-GitHub-Event`, in any case. The receiver stores them with the event.
-    None that the relay adds, that belongs to the connection or that may hold a secret."""
+    None that the relay adds, that belongs to the connection or that may hold a secret; nor one by which the source proves
+    itself. Of the same name, the destination's own header is sent."""
 
 
 class SyncDestination(Downstream, frozen=True, tag="sync", tag_field="kind", kw_only=True):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from inbox.config.model import Config, Destination, ForwardDestination, Route, When
+from inbox.config.values import is_name
 from inbox.events.event import Action, Enrolment, Identity, escape
 
 ROUTE_LANE = "*"
@@ -99,7 +100,6 @@ ADDED: Mapping[str, str] = {
 }
 """Each header that a forwarded webhook gets, and its value in words."""
 
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ADDED = frozenset(name.lower() for name in ADDED)
 _OURS = ("inbox-", "webhook-")
 _OF_THE_CONNECTION = re.compile(
@@ -126,7 +126,7 @@ def passed_headers(source: str, routes: Iterable[Route], destinations: Mapping[s
 def fault(name: str) -> str | None:
     """Return for the operator why no destination may pass on a header of this name; None when one may."""
     lower = name.lower()
-    if _NAME.fullmatch(name) is None:
+    if not is_name(name):
         return f"{name!r} is no name of a header; write one such as X-GitHub-Event"
     if lower in _ADDED or lower.startswith(_OURS):
         return f"{name!r} is a header that the relay adds itself; remove it"

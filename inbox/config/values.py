@@ -26,6 +26,13 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the file; an unknown key is an error."""
 
 
+def _seconds(text: object, expected: str) -> float:
+    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f"expected {expected}, got {text!r}")
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
+
+
 class Duration(float):
     """Seconds, written as `"250ms"`, `"15s"`, `"10m"`, `"2h"` or `"1d"`."""
 
@@ -38,10 +45,7 @@ class Duration(float):
         Raises:
             ValueError: not a number with a unit, or longer than 366 days.
         """
-        match = _DURATION.fullmatch(text) if isinstance(text, str) else None
-        if match is None:
-            raise ValueError(f'expected a duration such as "15s", "10m" or "2h", got {text!r}')
-        seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
+        seconds = _seconds(text, 'a duration such as "15s", "10m" or "2h"')
         if seconds > _LONGEST_SECONDS:
             raise ValueError(f"expected a duration of at most 366d, got {text!r}")
         return cls(seconds)
@@ -63,13 +67,8 @@ class Age(float):
         Raises:
             ValueError: neither a duration nor `forever`, or longer than a hundred years.
         """
-        if text == FOREVER:
-            return cls("inf")
-        match = _DURATION.fullmatch(text) if isinstance(text, str) else None
-        if match is None:
-            raise ValueError(f'expected an age such as "30d" or "12h", or "{FOREVER}", got {text!r}')
-        seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
-        if seconds > _LONGEST_AGE_SECONDS:
+        seconds = float("inf") if text == FOREVER else _seconds(text, f'an age such as "30d" or "12h", or "{FOREVER}"')
+        if _LONGEST_AGE_SECONDS < seconds < float("inf"):
             raise ValueError(f'expected an age of at most a hundred years, or "{FOREVER}", got {text!r}')
         return cls(seconds)
 

@@ -193,8 +193,6 @@ class Sql:
         )
         """The database's clock, or `:now` when a test passes one."""
         self.for_update = "FOR UPDATE" if self.is_postgres else ""
-        self.for_update_now = "FOR UPDATE NOWAIT" if self.is_postgres else ""
-        """Row lock for a holder of the order lock: a row that somebody has locked fails at once, so that no relay waits."""
         self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
         self.keeps_ended_entries = self.is_postgres
         """An index keeps the entries of ended rows as long as any snapshot is older."""
@@ -248,17 +246,6 @@ class Sql:
         if not self.is_postgres:
             return ""
         return f" AND {alias}.seq = ANY (ARRAY(SELECT seq FROM {keys if found else self.keys(keys)}))"
-
-    def lines_of(self, view: str, wanted: str) -> str:
-        """Return the lines of a view whose seq is in the parameter `wanted`; all lie between `:after` and `:last`.
-
-        Postgres looks them up one by one, as for a range it would join the tables of the view from end to end (OFFSET 0
-        keeps its planner from merging the two). SQLite would do so for single ones, and is fast for a range.
-        """
-        if self.is_postgres:
-            one = f"SELECT * FROM {view} v WHERE v.seq = {wanted}.seq OFFSET 0"
-            return f"{self.rows(wanted, seq='bigint')} CROSS JOIN LATERAL ({one}) AS {view}"
-        return f"{view} WHERE {view}.seq > :after AND {view}.seq <= :last"
 
     def looked_up(self, rows: str, found: str, condition: str) -> str:
         """Join each row of `rows` with the rows of `found` (table and alias) by `condition`, which an index answers.

@@ -127,7 +127,6 @@ def connect(url: str, *, application: str) -> Engine:
     if way.pooled:
         _pin_transactions(made, way.schema)
     else:
-        _make_snapshots_read_only(made)
         _explain_refusal(made, _origin(url))
     return made
 
@@ -185,17 +184,16 @@ def reading(connection: Connection) -> Connection:
 
 
 def snapshot(connection: Connection) -> Connection:
-    """Make the connection's next transaction read-only with one snapshot, which every transaction on SQLite has."""
+    """Make the connection's next transaction one that only reads, in one snapshot, which every transaction on SQLite has."""
     if connection.dialect.name == SQLITE:
         return reading(connection)
     if connection.get_execution_options().get(_POOLED):
-        return connection.execution_options(postgresql_begin=_SNAPSHOT)
-    return connection.execution_options(isolation_level="REPEATABLE READ", postgresql_begin=_SNAPSHOT)
+        return connection.execution_options(postgresql_begin="REPEATABLE READ READ ONLY")
+    return connection.execution_options(isolation_level="REPEATABLE READ")
 
 
 _POOLED = "pooled"
 _IN_SCHEMA = "in_schema"
-_SNAPSHOT = "REPEATABLE READ READ ONLY"
 
 
 class _Way(NamedTuple):
@@ -274,15 +272,6 @@ def _check_query(url: URL, origin: str) -> None:
             raise ConfigError(f"{origin}: {error}") from None
 
 
-def _make_snapshots_read_only(engine: Engine) -> None:
-    """Not by `postgresql_readonly`: after its first use each other transaction begins with READ WRITE, which a standby refuses."""
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("postgresql_begin") == _SNAPSHOT:
-            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
-
-
 def _connect_patiently(engine: Engine) -> None:
     @event.listens_for(engine, "do_connect")
     def _connecting(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> object:
@@ -315,18 +304,12 @@ def _pin_transactions(engine: Engine, schema: str) -> None:
 
 
 def _explain_refusal(engine: Engine, origin: str) -> None:
-    """Raise a ConfigError with the remedy when a pooler rejects the pinned settings at the first connection."""
-    connected = False
-
-    @event.listens_for(engine, "connect")
-    def _connected(_connection: object, _record: object) -> None:
-        nonlocal connected
-        connected = True
+    """Raise a ConfigError with the remedy when a pooler rejects the pinned settings of a new connection."""
 
     @event.listens_for(engine, "handle_error")
     def _refused(context: ExceptionContext) -> None:
         message = str(context.original_exception).strip()
-        if not connected and _PARAMETER_REFUSED in message:
+        if context.connection is None and _PARAMETER_REFUSED in message:
             raise ConfigError(
                 f"{origin}: a connection pooler refuses what both sides set; where it is in transaction mode, add"
                 f" pooler=transaction to the url: …?pooler=transaction ({message})"

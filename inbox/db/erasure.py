@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -16,12 +15,9 @@ import msgspec
 from sqlalchemy import Connection, Engine, Table, TextClause, and_, exists, func, select, text, update
 
 from inbox.config.routing import entity_lane
-from inbox.db import commands
 from inbox.db.dialect import POSTGRES, Sql, as_json, rows_param
 from inbox.db.engine import reading
-from inbox.db.order_lock import lock_everything
 from inbox.db.schema import inbox, metadata, rejected_request, relay_command
-from inbox.events.commands import OPEN_COMMANDS
 from inbox.events.event import escape
 
 ERASED = "erased"
@@ -134,7 +130,6 @@ BYTES_OF_A_PART = 4 * 1024 * 1024
 COUNTED_EVENTS = 20_000
 SEARCHED_PARTS = 2
 """A quick plan counts so many events, and searches so many parts of the rejected requests: each some 0.2 s."""
-LONGEST_REST_SECONDS = 1.0
 MOST_SHOWN = 5
 """Open deliveries that a plan names."""
 SHORT_ID = 4
@@ -216,20 +211,6 @@ class StepDone(msgspec.Struct, frozen=True):
     is_last: bool = False
 
 
-class ErasureResult(msgspec.Struct, frozen=True):
-    """The end of an erasure."""
-
-    command: int
-    """relay_command.id."""
-    erased: int
-    """Events."""
-    emptied: int
-    """Rows of other tables that named the entity."""
-    open: tuple[OpenFound, ...] = ()
-    """Deliveries of events that arrived meanwhile, which have to end first."""
-    is_done: bool = True
-
-
 class ErasurePlan(msgspec.Struct, frozen=True):
     """The rows that an erasure would find."""
 
@@ -274,11 +255,11 @@ class ErasurePlan(msgspec.Struct, frozen=True):
         if length < SHORT_ID:
             characters = "1 character" if length == 1 else f"{length} characters"
             return (
-                f"careful: its id has {characters}. Rows of other tables with it may mean something else, and they are"
+                f"Careful: its id has {characters}. Rows of other tables with it may mean something else, and they are"
                 " cleared too: look at them first"
             )
         if rows > MANY_NAMING:
-            return f"careful: {rows} rows of other tables name it, and some may mean something else: look at them first"
+            return f"Careful: {rows} rows of other tables name it, and some may mean something else: look at them first"
         return None
 
 
@@ -333,64 +314,6 @@ def plan(
     )
 
 
-def ask(engine: Engine, order: ErasureOrder) -> int:
-    """Store the command. Returns its id."""
-    given = {"kind": "erase", "selection": msgspec.json.encode(_named(order.subject)).decode()}
-    more = {"reason": order.why, "who": order.who, "dry_run": False, "planned": None, "now": None}
-    with engine.begin() as connection:
-        return int(connection.execute(commands.ask(Sql(engine.dialect.name)), {**given, **more}).scalar_one())
-
-
-def carry_out(engine: Engine, order: ErasureOrder, number: int, heard: Callable[[StepDone], None]) -> ErasureResult:
-    """Erase in this process, step by step, until nothing is left or something open stops it. `heard` hears of each step.
-
-    Between two steps it rests as long as the last one took, so that relays have the order lock half of the time.
-    """
-    sql = Sql(engine.dialect.name)
-    erased = others = 0
-    while True:
-        with engine.connect() as connection, reading(connection).begin():
-            standing = _standing(connection, number)
-            position = standing[1]
-            step = look(connection, order.subject, position, own_command=number)
-        began = time.monotonic()
-        with engine.begin() as connection:
-            now = _standing(connection, number, locked=True)  # before the other locks, as a relay takes them
-            lock_everything(connection)
-            if now[0] not in OPEN_COMMANDS:  # somebody has stopped it, or a relay was faster
-                return ErasureResult(number, erased, others, is_done=now[0] == "done")
-            if now[1:] != standing[1:]:  # a relay has done this step, or another one
-                continue
-            done = act(connection, order, step)
-            position = done.position if done.position is not None else position
-            connection.execute(_PROGRESS, {"id": number, "changed": done.erased, "progress": position})
-            if done.is_last or done.open:
-                end(connection, order.subject, number, done)
-        took = time.monotonic() - began
-        erased, others = erased + done.erased, others + done.emptied
-        heard(done)
-        if done.is_last or done.open:
-            return ErasureResult(number, erased, others, done.open, is_done=done.is_last)
-        time.sleep(max(sql.pause_after_write, min(took, LONGEST_REST_SECONDS)))
-
-
-def _standing(connection: Connection, number: int, *, locked: bool = False) -> tuple[str, int | None, int]:
-    """Return the command's state, where its last step ended, and how many events are erased."""
-    found = connection.execute(_read(Sql(connection.dialect.name), locked=locked), {"id": number}).one()
-    return found.state, found.progress_seq, found.affected
-
-
-def stop(engine: Engine, number: int) -> None:
-    """Stop the command; what it has erased stays erased."""
-    with engine.begin() as connection:
-        connection.execute(commands.stop(Sql(engine.dialect.name)), {"id": number, "answer": None, "now": None})
-
-
-def answer_of(found: Sequence[OpenFound]) -> str:
-    """Return the answer to a command that has come to its end, or was stopped by open deliveries."""
-    return f"an event arrived meanwhile; {held_up_by(found)}" if found else "done"
-
-
 def held_up_by(found: Sequence[OpenFound]) -> str:
     """Return the sentence about deliveries that keep an entity from being erased."""
     first = found[0]
@@ -400,13 +323,10 @@ def held_up_by(found: Sequence[OpenFound]) -> str:
     )
 
 
-def end(connection: Connection, subject: ErasureSubject, number: int, done: StepDone) -> None:
-    """End the command, in the transaction of its last step; one that is done has the pseudonym in place of the entity."""
-    sql, state = Sql(connection.dialect.name), "done" if done.is_last else "refused"
-    connection.execute(_end(sql), {"id": number, "state": state, "answer": answer_of(done.open), "now": None})
-    if done.is_last:
-        selection = {**_named(subject), "entity_id": subject.pseudonym}
-        connection.execute(update(relay_command).where(relay_command.c.id == number).values(selection=selection))
+def end(connection: Connection, subject: ErasureSubject, number: int) -> None:
+    """Put the pseudonym in place of the entity in a command that is done."""
+    selection = {**_named(subject), "entity_id": subject.pseudonym}
+    connection.execute(update(relay_command).where(relay_command.c.id == number).values(selection=selection))
 
 
 def look(
@@ -570,9 +490,6 @@ _LATE_DUPLICATES = text(f"""
 SELECT d.id FROM inbox i JOIN duplicate_request d ON d.seq = i.seq
 WHERE {_OF_ENTITY} AND i.erased_at IS NOT NULL AND (d.body IS NOT NULL OR d.error IS NOT NULL)
 """)
-_PROGRESS = text("""
-UPDATE relay_command SET state = 'running', affected = affected + :changed, progress_seq = :progress WHERE id = :id
-""")
 
 
 def _chosen(sql: Sql) -> str:
@@ -687,14 +604,3 @@ def _remove_lanes(sql: Sql) -> TextClause:
 DELETE FROM lane
 WHERE (route, lane) IN (SELECT lanes.route, lanes.lane FROM {sql.rows("lanes", route="text", lane="text")})
 """)
-
-
-@cache
-def _read(sql: Sql, *, locked: bool) -> TextClause:
-    lock = sql.for_update if locked else ""
-    return text(f"SELECT state, progress_seq, affected FROM relay_command WHERE id = :id {lock}")
-
-
-@cache
-def _end(sql: Sql) -> TextClause:
-    return text(f"UPDATE relay_command SET state = :state, answer = :answer, finished_at = {sql.now} WHERE id = :id")

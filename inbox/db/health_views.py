@@ -18,19 +18,11 @@ def statements(dialect: str) -> tuple[str, ...]:
     """List the views of this module."""
     clock = SqlClock(dialect)
     return (
-        _THROUGHPUT,
         _source_health(clock),
         _destination_health(clock),
         _postgres_table_size(clock) if clock.is_postgres else _sqlite_table_size(clock),
         _POSTGRES_LONG_TRANSACTION if clock.is_postgres else _SQLITE_LONG_TRANSACTION,
     )
-
-
-_THROUGHPUT = """
-CREATE VIEW throughput AS
-SELECT t.minute, t.kind, t.name, t.outcome, t.count, t.bytes, round(t.count / 60.0, 2) AS per_second
-FROM throughput_minute t
-"""
 
 
 def route_gate(clock: SqlClock) -> str:

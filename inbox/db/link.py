@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from inbox.db import engine as engines
 from inbox.db.dialect import SQLITE, trouble_text
@@ -28,62 +26,37 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class Link(ABC):
-    """One connection, which is opened, used and dropped by one task at a time."""
+class Link:
+    """One connection of SQLAlchemy's asyncio, which is opened, used and dropped by one task at a time."""
 
-    dialect: str
+    _connection: Any = None
+
+    def __init__(self, engine: Any) -> None:  # noqa: ANN401  # an AsyncEngine; that of a ThreadLink is none
+        self._engine = engine
+        self.dialect: str = engine.dialect.name
 
     @property
-    @abstractmethod
     def is_open(self) -> bool:
         """True between `open` and `drop`."""
+        return self._connection is not None
 
-    @abstractmethod
     async def open(self) -> None:
         """Open the connection.
 
         Raises:
             SQLAlchemyError, OSError: the database can't be reached.
         """
-
-    @abstractmethod
-    async def run(
-        self, function: Callable[Concatenate[Connection, _P], _T], *arguments: _P.args, **named: _P.kwargs
-    ) -> _T:
-        """Call a function with the open connection, and return or raise what it does."""
-
-    @abstractmethod
-    async def drop(self) -> None:
-        """Close the connection, whatever state it is in. It is not used again, and nothing is raised."""
-
-
-class LoopLink(Link):
-    """A connection of SQLAlchemy's asyncio."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._connection: AsyncConnection | None = None
-        self.dialect = engine.dialect.name
-
-    @property
-    def is_open(self) -> bool:
-        """See Link."""
-        return self._connection is not None
-
-    async def open(self) -> None:
-        """See Link."""
         self._connection = await self._engine.connect()
 
     async def run(
         self, function: Callable[Concatenate[Connection, _P], _T], *arguments: _P.args, **named: _P.kwargs
     ) -> _T:
-        """See Link."""
-        if self._connection is None:
-            raise RuntimeError("the link is not open")
-        return await self._connection.run_sync(function, *arguments, **named)
+        """Call a function with the open connection, and return or raise what it does."""
+        done: _T = await self._connection.run_sync(function, *arguments, **named)
+        return done
 
     async def drop(self) -> None:
-        """See Link."""
+        """Close the connection, whatever state it is in. It is not used again, and nothing is raised."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(SQLAlchemyError, OSError):  # it was broken: that is why it is dropped
@@ -93,17 +66,6 @@ class LoopLink(Link):
 
 class ThreadLink(Link):
     """A connection in a thread of its own, which ends with the connection."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._thread: ThreadPoolExecutor | None = None
-        self._connection: Connection | None = None
-        self.dialect = engine.dialect.name
-
-    @property
-    def is_open(self) -> bool:
-        """See Link."""
-        return self._connection is not None
 
     async def open(self) -> None:
         """See Link."""
@@ -118,14 +80,12 @@ class ThreadLink(Link):
         self, function: Callable[Concatenate[Connection, _P], _T], *arguments: _P.args, **named: _P.kwargs
     ) -> _T:
         """See Link."""
-        if self._connection is None:
-            raise RuntimeError("the link is not open")
         return await self._call(function, self._connection, *arguments, **named)
 
     async def drop(self) -> None:
         """See Link."""
         connection, self._connection = self._connection, None
-        if connection is not None and self._thread is not None:
+        if connection is not None:
             await self._call(_close, connection)
             self._thread.shutdown(wait=False)
 
@@ -147,7 +107,7 @@ def link_to(url: str, *, application: str) -> Link:
     """
     if engines.parse_url(url).get_backend_name() == SQLITE:
         return ThreadLink(engines.connect_thread(url))
-    return LoopLink(engines.connect_async(url, application=application))
+    return Link(engines.connect_async(url, application=application))
 
 
 # --- Wake-ups on Postgres: receivers notify the relays after commits, so that an idle relay looks for work at once.

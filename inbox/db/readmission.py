@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 
@@ -16,9 +16,9 @@ from inbox.db.reads import Row, plain
 from inbox.events.event import Event, Receipt
 from inbox.events.timestamps import time_text
 
-AT_A_TIME = 100
-"""Requests in memory at once."""
-BYTES_AT_A_TIME = 8 * 1024 * 1024
+AT_A_TIME = 20
+"""Requests of a page."""
+BYTES_AT_A_TIME = 2 * 1024 * 1024
 """Bytes of their bodies; a single one may be larger."""
 
 
@@ -35,54 +35,34 @@ class RejectedFilter(msgspec.Struct, frozen=True):
     until: datetime | None = None
 
 
-def count(engine: Engine, selected: RejectedFilter, most: int | None = None, last: int | None = None) -> int:
-    """Count the selected requests up to the id `last`, and stop at `most`."""
+def count(engine: Engine, selected: RejectedFilter, most: int | None = None) -> int:
+    """Count the selected requests, and stop at `most`."""
     with engine.connect() as connection, reading(connection).begin():
         given = {
             **_bound(selected),
             "most": _ALL if most is None else most,
-            "last": _ALL if last is None else last,
         }
         counted = connection.execute(_count(Sql(engine.dialect.name)), given).scalar_one()
     return int(counted)
 
 
-def page(
-    connection: Connection,
-    selected: RejectedFilter,
-    *,
-    after: int,
-    most: int = AT_A_TIME,
-    most_bytes: int = BYTES_AT_A_TIME,
-) -> list[Row]:
+def page(connection: Connection, selected: RejectedFilter, *, after: int) -> list[Row]:
     """Read the first selected requests beyond the id `after`, with their bodies; at least one, if there is any."""
     sql = Sql(connection.dialect.name)
-    sizes = connection.execute(_sizes(sql), {**_bound(selected), "after": after, "limit": most}).all()
+    sizes = connection.execute(_sizes(sql), {**_bound(selected), "after": after, "limit": AT_A_TIME}).all()
     if not sizes:
         return []
-    until = _until([(row.id, row.size) for row in sizes], most_bytes)
+    until = _until([(row.id, row.size) for row in sizes])
     found = connection.execute(_page(sql), {**_bound(selected), "after": after, "until": until})
     return [plain(row) for row in found.mappings()]
 
 
-def pages(engine: Engine, selected: RejectedFilter) -> Iterator[list[Row]]:
-    """Read the selected requests, the oldest first, some at a time."""
-    after = 0
-    while True:
-        with engine.connect() as connection, reading(connection).begin():
-            rows = page(connection, selected, after=after)
-        if not rows:
-            return
-        after = rows[-1]["id"]
-        yield rows
-
-
-def _until(sizes: Sequence[tuple[int, int]], most_bytes: int) -> int:
+def _until(sizes: Sequence[tuple[int, int]]) -> int:
     """Return the last id that fits into a page; the first always does."""
     total, last = 0, sizes[0][0]
     for number, size in sizes:
         total += size
-        if number != last and total > most_bytes:
+        if number != last and total > BYTES_AT_A_TIME:
             break
         last = number
     return last
@@ -182,7 +162,7 @@ def _conditions(sql: Sql) -> str:
 def _count(sql: Sql) -> TextClause:
     return text(f"""
 SELECT count(*) FROM (
-  SELECT 1 FROM rejected_request WHERE id <= :last AND {_conditions(sql)} LIMIT :most
+  SELECT 1 FROM rejected_request WHERE {_conditions(sql)} LIMIT :most
 ) found
 """)
 

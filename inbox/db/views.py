@@ -14,7 +14,7 @@ from sqlalchemy import Connection, event, text
 
 from inbox.db import command_rules, health_views, leaves, stuck, triggers
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, status_of
-from inbox.db.schema import gate, inbox, metadata, open_delivery, throughput_minute
+from inbox.db.schema import gate, inbox, metadata, open_delivery
 from inbox.events.states import GONE_SECONDS, OPEN_STATES
 
 
@@ -27,24 +27,9 @@ class View(msgspec.Struct, frozen=True):
     """Each column's comment, in their order."""
 
 
-_KNOWN = {column.name: column.comment or "" for table in (open_delivery, inbox) for column in table.columns}
-
-
 def _as_in_tables(*names: str) -> dict[str, str]:
-    """Return the comments of columns that mean the same in the view as in `open_delivery` or `inbox`."""
-    return {name: _KNOWN[name] for name in names}
-
-
-_FIGURES = {column.name: column.comment or "" for column in throughput_minute.columns}
-_GATE = {column.name: column.comment or "" for column in gate.columns}
-
-
-def _figures_of(*names: str) -> dict[str, str]:
-    return {name: _FIGURES[name] for name in names}
-
-
-def _gate(*names: str) -> dict[str, str]:
-    return {name: _GATE[name] for name in names}
+    """Return the comments of columns that mean the same in the view as in `inbox`, `open_delivery` or `gate`."""
+    return {name: next(t.c[name].comment or "" for t in (inbox, open_delivery, gate) if name in t.c) for name in names}
 
 
 _EVENT = _as_in_tables("source", "entity_type", "entity_id", "event_type", "action", "occurred_at", "received_at")
@@ -127,18 +112,17 @@ VIEWS = (
     ),
     View(
         "stuck",
-        "Deliveries, commands and relays that make no progress, and why: findings, as relay status --check reports them, and what"
-        " waits behind a closed gate, as information. Of each route, the 1,000 that are due for longest. Empty when all is well."
+        "Deliveries, commands and relays that make no progress, and why, as relay status --check reports them; what waits behind a"
+        " closed gate is not among them. Of each route, the 1,000 that are due for longest. Empty when all is well."
         " What inbox.toml says is known here as far as running relays have stored it: see route_gate.",
         {
             "finding": "no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command,"
-            " command_failed or no_head; for information paused, breaker, held or rate",
+            " or command_failed",
             **_as_in_tables("seq", "route", "lane"),
-            "state": "state of the delivery or command; gone or failing for relays; paused, held or the breaker's for gates",
+            "state": "state of the delivery or command; gone or failing for relays",
             "for_seconds": "seconds since the problem began; empty: unknown",
-            "why": "the problem, or the gate that holds deliveries back, in one sentence",
+            "why": "the problem in one sentence",
             "waiting": "deliveries that wait behind it, counted to 1,000; empty: unknown, or none can",
-            "is_finding": "true: something is wrong; false: information, as it ends by itself or a person chose it",
         },
     ),
     View(
@@ -148,20 +132,6 @@ VIEWS = (
             "route": "the route",
             "kind": "source, route, destination or api: gate.kind",
             "name": "its name in inbox.toml: gate.name",
-        },
-    ),
-    View(
-        "dead_cause",
-        "Deliveries that were given up, grouped by route, cause, error and status. relay replay takes the same conditions.",
-        {
-            **_as_in_tables("route"),
-            "cause": "as in dead_letter",
-            "error": "the last error, in one sentence",
-            "last_status": "HTTP status of the last call",
-            "deliveries": "number of these deliveries",
-            "first_died_at": "time at which the first of them was given up",
-            "last_died_at": "time at which the last of them was given up",
-            "sample_seq": "the newest event among them",
         },
     ),
     View(
@@ -176,16 +146,6 @@ VIEWS = (
             "route": "the route; empty for arrivals and duplicates",
             "summary": "the outcome, error, or person and reason, in one sentence",
             "fact_id": "if a fact: delivery_log.id; else 0",
-        },
-    ),
-    View(
-        "throughput",
-        "Figures of each minute: of sources, what was received; of routes and destinations, what became of deliveries."
-        " Query it by minute, or by kind and name. It lacks about the last ten seconds.",
-        {
-            "minute": "beginning of the minute; database clock",
-            **_figures_of("kind", "name", "outcome", "count", "bytes"),
-            "per_second": "count, divided by 60",
         },
     ),
     View(
@@ -222,7 +182,7 @@ VIEWS = (
             "dead_day": "deliveries given up in the last day",
             "last_success_at": "last success, to the minute; empty: none in the age of the figures",
             "last_failure_at": "last failed attempt or death, to the minute",
-            **_gate("paused_at", "breaker", "breaker_until", "breaker_cause", "held_until", "hold_reason"),
+            **_as_in_tables("paused_at", "breaker", "breaker_until", "breaker_cause", "held_until", "hold_reason"),
         },
     ),
     View(
@@ -361,8 +321,8 @@ def _delivery_view(dialect: str) -> str:
 
 
 def _event_views(dialect: str) -> tuple[str, ...]:
-    """List the views of events: with their payloads, of dead letters by cause, and of all that happened to an entity."""
-    views = (_event(dialect), _dead_cause(dialect), _entity_timeline(dialect))
+    """List the views of events: with their payloads, and of all that happened to an entity."""
+    views = (_event(dialect), _entity_timeline(dialect))
     return (_BODY_TEXT, *views) if dialect == POSTGRES else views
 
 
@@ -395,34 +355,6 @@ SELECT {columns}, p.headers,
        CASE WHEN p.seq IS NULL THEN NULL WHEN i.body_is_text THEN {body} ELSE '\\x' || {in_hex} END AS body,
        p.seq IS NULL AS is_pruned, i.erased_at IS NOT NULL AS is_erased
 FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq
-"""
-
-
-def _dead_cause(dialect: str) -> str:
-    died = (
-        """LEFT JOIN LATERAL (
-    SELECT f.at, f.detail FROM delivery_log f WHERE f.seq = gone.seq AND f.route = gone.route AND f.kind = 'dead'
-    ORDER BY f.id DESC
-    LIMIT 1) l ON true"""
-        if dialect == POSTGRES
-        else """LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = gone.seq AND f.route = gone.route AND f.kind = 'dead')"""
-    )
-    return f"""
-CREATE VIEW dead_cause AS
-SELECT d.route, d.cause, d.error, d.last_status, count(*) AS deliveries, min(d.died_at) AS first_died_at,
-       max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq
-FROM (
-    SELECT gone.seq, gone.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
-           {status_of("l", dialect)} AS last_status
-    FROM (
-        SELECT seq, route FROM open_delivery WHERE state = 'dead'
-        UNION ALL
-        SELECT seq, route FROM open_delivery WHERE state = 'blocked'
-    ) gone
-    {died}
-) d
-GROUP BY d.route, d.cause, d.error, d.last_status
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
@@ -137,8 +137,8 @@ class ConfigFile(msgspec.Struct, frozen=True):
     source: TomlText
     sound: Config
     """All tables without a mistake, and no others. It may run only where `mistakes` is empty."""
-    doubtful: tuple[Config, ...]
-    """For each table with a mistake that leaves it readable, a configuration with the sound tables that it refers to."""
+    readable: Config
+    """With the tables, too, whose mistake leaves them readable."""
     mistakes: tuple[LocatedMistake, ...]
 
     @property
@@ -164,22 +164,17 @@ class ConfigFile(msgspec.Struct, frozen=True):
     def further_mistakes(self, make: Callable[[Config], object]) -> list[LocatedMistake]:
         """List the mistakes that `make` finds besides those of the file, also beside tables that have one."""
         found: list[LocatedMistake] = []
-        try:
-            make(self.sound)
-        except ConfigError as error:
-            found += self._located(error)
         known = {each.key for each in self.mistakes}
-        for config in self.doubtful:
+        for config in (self.sound, self.readable) if known else (self.sound,):
             try:
                 make(config)
             except ConfigError as error:
-                found += [each for each in self._located(error) if each.key not in known]
-            except Exception:  # noqa: BLE001, S112  # what has a mistake already may break anything
-                continue
+                lines = (self.source.locate_line(line) for line in str(error).splitlines())
+                found += [each for each in lines if config is self.sound or each.key not in known]
+            except Exception:
+                if config is self.sound:  # what has a mistake already may break anything
+                    raise
         return found
-
-    def _located(self, error: ConfigError) -> list[LocatedMistake]:
-        return [self.source.locate_line(line) for line in str(error).splitlines()]
 
 
 def load_file(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> ConfigFile:
@@ -245,8 +240,7 @@ def load_text(text: str, where: str = DEFAULT_FILE, environment: Mapping[str, st
             readable = msgspec.structs.replace(readable, web=resolved_web(readable.web, readable.database, environment))
         except ConfigError as error:
             found += [source.locate_line(line) for line in str(error).splitlines()]
-    sound = _sound_part(readable, broken)
-    return ConfigFile(source, sound, tuple(_doubtful(readable, sound)), tuple(found))
+    return ConfigFile(source, _sound_part(readable, broken), _sound_part(readable, ()), tuple(found))
 
 
 def _refuse(found: Sequence[LocatedMistake]) -> None:
@@ -275,42 +269,20 @@ def _without(tree: Mapping[str, Any], misshapen: Sequence[Mistake]) -> dict[str,
 
 
 def _sound_part(config: Config, broken: Sequence[Mistake]) -> Config:
-    """Return the configuration without the named tables in `broken`, and without those that refer to a missing one."""
+    """Return the configuration without the named tables in `broken`, and what refers to one that is missing."""
     wrong = {each.path[:2] for each in broken}
     tables = {
         section: {name: table for name, table in getattr(config, section).items() if (section, name) not in wrong}
         for section in _NAMED
     }
-    return _closed(msgspec.structs.replace(config, **tables))
-
-
-def _closed(config: Config) -> Config:
-    """Return the configuration without the routes and sweeps that refer to a table that it lacks."""
-    routes = {
+    apis, destinations = tables["apis"], tables["destinations"]
+    tables["routes"] = {
         name: route
-        for name, route in config.routes.items()
-        if route.destination in config.destinations and (route.sync is None or route.sync.fetch.api in config.apis)
+        for name, route in tables["routes"].items()
+        if route.destination in destinations and (route.sync is None or route.sync.fetch.api in apis)
     }
-    sources = {
-        name: msgspec.structs.replace(source, sweeps=[each for each in source.sweeps if each.api in config.apis])
-        if any(each.api not in config.apis for each in source.sweeps)
-        else source
-        for name, source in config.sources.items()
+    tables["sources"] = {
+        name: msgspec.structs.replace(source, sweeps=[each for each in source.sweeps if each.api in apis])
+        for name, source in tables["sources"].items()
     }
-    return msgspec.structs.replace(config, routes=routes, sources=sources)
-
-
-def _doubtful(readable: Config, sound: Config) -> Iterator[Config]:
-    """Yield for each named table outside of `sound` a configuration with it, and with what it refers to."""
-    for section in _NAMED:
-        for name, table in getattr(readable, section).items():
-            if name in getattr(sound, section):
-                continue
-            alone = {each: {} for each in _NAMED} | {section: {name: table}}
-            if section == "routes":
-                alone |= {each: getattr(readable, each) for each in ("apis", "destinations")}
-            elif section == "sources":
-                alone["apis"] = readable.apis
-            part = _closed(msgspec.structs.replace(readable, **alone))
-            if getattr(part, section):
-                yield part
+    return msgspec.structs.replace(config, **tables)

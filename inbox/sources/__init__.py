@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from inbox.config.mistakes import nearest
 from inbox.config.sources import Source
-from inbox.errors import ConfigError
 from inbox.sources.base import Preset
 from inbox.sources.presets import (
     adyen,
@@ -82,20 +80,14 @@ PRESETS: dict[str, Preset] = {
 def preset_of(source: Source, passed: frozenset[str] = frozenset()) -> Preset:
     """Return the preset that `source` names, as `source` configures it; headers that are `passed` on are kept, too.
 
-    Raises:
-        ConfigError: there is none of that name, or it can't be configured so.
+    `inbox.loader` has checked that there is such a preset, and that it can be configured so. A signature is never kept.
     """
-    try:
-        preset = PRESETS[source.preset]
-    except KeyError:
-        raise ConfigError(
-            f"[sources.{source.name}] preset: there is no preset {source.preset!r}; {nearest(source.preset, PRESETS)}"
-        ) from None
-    if preset.reader is None:
-        return replace(preset, kept_headers=preset.kept_headers | passed) if passed else preset
-    try:
-        read = preset.reader(source)
-        kept = preset.kept_headers if preset.keeps is None else preset.kept_headers | preset.keeps(source)
-        return replace(preset, read=read, kept_headers=kept | passed)
-    except ValueError as error:
-        raise ConfigError(f"[sources.{source.name}] {preset.reads_by} {error}") from None
+    preset = PRESETS[source.preset]
+    if preset.keeps is not None:
+        passed |= preset.keeps(source)
+    signatures = (*preset.signatures, *([] if source.signature is None else [source.signature]))
+    return replace(
+        preset,
+        read=preset.read if preset.reader is None else preset.reader(source),
+        kept_headers=(preset.kept_headers | passed) - {each.header.lower() for each in signatures},
+    )

@@ -15,12 +15,11 @@ from relay.cli.check import check_command
 from relay.cli.command_line import Commands, options, run
 from relay.cli.copy import copy_command
 from relay.cli.doctor import doctor_command
-from relay.cli.erase import erase_command
 from relay.cli.init import init_command
 from relay.cli.listings import INBOX
 from relay.cli.migrate import migrate_command, roles_command
+from relay.cli.operations import OF_INBOX
 from relay.cli.prune import prune_command
-from relay.cli.rejected import readmit_command
 from relay.cli.send import send_command
 from relay.cli.story import show_command
 from relay.cli.terminal import exit_on_error
@@ -78,7 +77,7 @@ app.command("show")(show_command)
 app.command("tail")(INBOX["tail"])
 app.command("commands")(INBOX["commands"])
 app.command("rejected")(INBOX["rejected"])
-app.command("readmit")(readmit_command)
-app.command("erase")(erase_command)
+for command in OF_INBOX:
+    app.command()(command)
 app.command("copy")(copy_command)
 app.command("prune")(prune_command)

@@ -10,12 +10,11 @@ from typing import Annotated
 
 import typer
 
-from relay.cli.change_deliveries import COMMANDS
 from relay.cli.command_line import Commands, options
 from relay.cli.command_line import run as run_app
 from relay.cli.demo import app as demo_app
 from relay.cli.listings import RELAY
-from relay.cli.pause import pause, resume
+from relay.cli.operations import OF_RELAY
 from relay.cli.plan import plan
 from relay.cli.status import status
 from relay.cli.sweep import sweep
@@ -82,6 +81,6 @@ def run(
 app.command()(status)
 for name, each in RELAY.items():
     app.command(name)(each)
-OTHERS: tuple[Callable[..., None], ...] = (*COMMANDS, pause, resume, plan, sweep, verify, rebuild)
+OTHERS: tuple[Callable[..., None], ...] = (*OF_RELAY, plan, sweep, verify, rebuild)
 for command in OTHERS:
     app.command()(command)

@@ -43,9 +43,10 @@ def sample_of(config: Config, name: str, *, entity_type: str, entity_id: str, ev
     Raises:
         ConfigError: there is no such source, or its preset has none.
     """
-    preset = PRESETS[_source(config, name).preset]
+    given = _source(config, name).preset
+    preset = PRESETS[given]
     if preset.sample is None:
-        raise ConfigError(f"there is no sample of preset {preset.name!r}; give a body of your own with --body")
+        raise ConfigError(f"there is no sample of preset {given!r}; give a body of your own with --body")
     return preset.sample(entity_type, entity_id, event_type, at)
 
 

@@ -13,7 +13,6 @@ import msgspec
 
 from inbox.exposure import holds_a_token
 from inbox.sources import PRESETS
-from inbox.sources.base import Preset
 from inbox.sources.signing import PUBLIC
 
 Kind = Literal["forward", "sync", "slack", "python"]
@@ -68,8 +67,8 @@ def starter(preset_name: str, kind: Kind, url: str, database: Database) -> Start
     variables = [Variable(f"{_upper(preset_name)}_SECRET", preset.docs.shown_at)]
     if "{token}" in preset.starter:
         variables.append(Variable(f"{_upper(preset_name)}_URL_TOKEN", "a text of your own, with which the URL ends"))
-    source = [*_source(preset, variables)]
-    destination = [*_DESTINATIONS[kind](preset, url, variables)]
+    source = [*_source(preset_name, variables)]
+    destination = [*_DESTINATIONS[kind](preset_name, url, variables)]
     database_lines = [*_database(database, variables)]
     text = "\n".join([*_HEAD, *database_lines, "", *source, "", *destination, ""])
     return Starter(
@@ -111,16 +110,17 @@ def _database(database: Database, variables: list[Variable]) -> Iterator[str]:
     yield 'password = "env:DATABASE_PASSWORD"'
 
 
-def _source(preset: Preset, variables: Sequence[Variable]) -> Iterator[str]:
-    yield f"# {preset.docs.title} sends to POST /webhooks/{preset.name}"
-    yield f"[sources.{preset.name}]"
-    yield f'preset = "{preset.name}"'
+def _source(name: str, variables: Sequence[Variable]) -> Iterator[str]:
+    preset = PRESETS[name]
+    yield f"# {preset.docs.title} sends to POST /webhooks/{name}"
+    yield f"[sources.{name}]"
+    yield f'preset = "{name}"'
     yield from (f"# {each.name}: {each.meaning}" for each in variables)
     names = {"{variable}": variables[0].name, "{token}": variables[-1].name}
     yield from re.sub(r"{variable}|{token}", lambda found: names[found[0]], preset.starter).splitlines()
 
 
-def _forward(preset: Preset, url: str, variables: list[Variable]) -> Iterator[str]:
+def _forward(preset: str, url: str, variables: list[Variable]) -> Iterator[str]:
     yield "# Gets the body of each webhook, byte for byte, signed as Standard Webhooks"
     yield "[destinations.service]"
     yield 'kind = "forward"'
@@ -136,7 +136,7 @@ def _forward(preset: Preset, url: str, variables: list[Variable]) -> Iterator[st
     yield from _route(preset, "service")
 
 
-def _slack(preset: Preset, _url: str, variables: list[Variable]) -> Iterator[str]:
+def _slack(preset: str, _url: str, variables: list[Variable]) -> Iterator[str]:
     variables.append(Variable("SLACK_WEBHOOK_URL", "the URL of the incoming webhook, from the app's Incoming Webhooks"))
     yield "# Gets a message for each event"
     yield "[destinations.chat]"
@@ -147,7 +147,7 @@ def _slack(preset: Preset, _url: str, variables: list[Variable]) -> Iterator[str
     yield from _route(preset, "chat")
 
 
-def _python(preset: Preset, _url: str, _variables: list[Variable]) -> Iterator[str]:
+def _python(preset: str, _url: str, _variables: list[Variable]) -> Iterator[str]:
     yield f"# Calls on_event in {HANDLERS}, beside this file: docs/how-to/write-a-handler.md"
     yield "[destinations.handler]"
     yield 'kind = "python"'
@@ -156,7 +156,7 @@ def _python(preset: Preset, _url: str, _variables: list[Variable]) -> Iterator[s
     yield from _route(preset, "handler")
 
 
-def _sync(preset: Preset, url: str, variables: list[Variable]) -> Iterator[str]:
+def _sync(preset: str, url: str, variables: list[Variable]) -> Iterator[str]:
     variables.append(Variable("API_TOKEN", "a token for the service that the webhooks are about"))
     variables.append(Variable("SERVICE_TOKEN", "a token for the destination"))
     parts = urlsplit(url)
@@ -197,15 +197,15 @@ name = "entity.name"
 _DESTINATIONS = {"forward": _forward, "slack": _slack, "python": _python, "sync": _sync}
 
 
-def _route(preset: Preset, destination: str) -> Iterator[str]:
+def _route(preset: str, destination: str) -> Iterator[str]:
     yield '# All events; when = { event_type = ["…"] } takes some of them'
     yield f"[routes.{_route_name(preset, destination)}]"
-    yield f'source = "{preset.name}"'
+    yield f'source = "{preset}"'
     yield f'destination = "{destination}"'
 
 
-def _route_name(preset: Preset, destination: str) -> str:
-    return f"{preset.name}-to-{destination}"
+def _route_name(preset: str, destination: str) -> str:
+    return f"{preset}-to-{destination}"
 
 
 def _permissions(url: str) -> Iterator[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+from msgspec.structs import asdict
 from rich.text import Text
 
+from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible_line
-from relay.cli.tables import TABLE, Column, layout
+from relay.cli.tables import TABLE, Column, Format, layout
 from relay.cli.terminal import Row
 from relay.findings import Finding, is_well, state_of
-from relay.store.overview import FiringAlert, Overview
+from relay.store.overview import Overview
 from relay.store.route_states import RouteState
 from relay.words import counted, lasting, relative
 
@@ -31,14 +32,11 @@ ROUTES = (
     Column("in_flight", "number", "in flight"),
     Column("waiting", "number"),
     Column("received", "number"),
+    Column("in_per_minute", "number", on_request=True),
+    Column("out_per_minute", "number", on_request=True),
+    Column("held_back_by", on_request=True),
 )
-ROUTES_WHOLE = (
-    *(column for column in ROUTES if column.name != "rates"),
-    Column("in_per_minute", "number"),
-    Column("out_per_minute", "number"),
-    Column("held_back_by"),
-)
-"""Columns for output whose lines have any length."""
+"""`rates` are for a terminal alone, which has no room for both."""
 GATES = (
     Column("gate", "entity"),
     Column("state", "state"),
@@ -74,6 +72,10 @@ SWEEPS = (
     Column("swept_at", "time", "swept"),
     Column("last_missed", "number", "missed"),
     Column("error", last=True),
+    Column("last_added", "number", "added"),
+    Column("last_compared", "number", "compared"),
+    Column("compared_until", "time", "compared until"),
+    Column("missed", "number", "missed in all"),
 )
 
 _LEAST_WIDTH = 20
@@ -91,20 +93,18 @@ def lines_of(
 ) -> Iterator[Text]:
     """Yield the lines of all sections. Without a width lines have any length, and times are absolute."""
     yield _headline(seen, checked, findings)
-    yield from _prose("Findings", [_escaped(each.sentence) for each in checked], width, mark="!")
+    yield from _prose("Findings", [each.sentence for each in checked], width, mark="! ")
     routes, quiet = _shown_routes(seen)
-    rows = [_route(route, checked, width) for route in routes]
-    yield from _table("Routes", rows, ROUTES if width else ROUTES_WHOLE, seen, width)
+    yield from _table("Routes", [_route(route, checked, width) for route in routes], ROUTES, seen, width)
     if quiet:
         yield Text(f"  and {counted(quiet, 'route')} with nothing open")
-    yield from _table("Held back", list(_gates(seen)), GATES, seen, width)
-    relays = [
-        {**{name: getattr(each, name) for name in each.__struct_fields__}, "in_flight": each.in_flight or None}
-        for each in seen.relays
-    ]
+    gates = [{**asdict(gate), "gate": gate.title, "routes": list(gate.routes)} for gate in seen.gates]
+    yield from _table("Held back", gates, GATES, seen, width)
+    relays = [{**asdict(each), "in_flight": each.in_flight or None} for each in seen.relays]
     yield from _table("Relays", relays, RELAYS, seen, width)
-    yield from _prose("Alerts", [_alert(alert, seen, width) for alert in seen.alerts], width)
-    yield from _table("Commands", list(seen.commands), COMMANDS, seen, width)
+    alerts = [f"{relative(each.since, seen.at) if width else rfc3339(each.since)}: {each.text}" for each in seen.alerts]
+    yield from _prose("Alerts", alerts, width)
+    yield from _table("Commands", seen.commands, COMMANDS, seen, width)
     sweeps = [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps]
     yield from _table("Sweeps", sweeps, SWEEPS, seen, width)
     yield from _prose("Retention", [_retention(seen)] if seen.retention else [], width)
@@ -112,8 +112,8 @@ def lines_of(
     if following:
         yield from _title("Next")
     for each in following:
-        yield from _wrapped(_escaped(each.sentence), width)
-        yield Text(f"    {_escaped(each.remedy)}", "cyan")
+        yield from _wrapped(each.sentence, width)
+        yield Text(f"    {visible_line(each.remedy)}", "cyan")
 
 
 def _retention(seen: Overview) -> str:
@@ -126,7 +126,7 @@ def _retention(seen: Overview) -> str:
         if row["pruned_until"] is not None
     ]
     if behind or failed:
-        return "; ".join(_escaped(each) for each in [*(f"behind with {each}" for each in behind), *failed])
+        return "; ".join([*(f"behind with {each}" for each in behind), *failed])
     return f"pruned: {', '.join(ages)}"
 
 
@@ -155,26 +155,14 @@ def _shown_routes(seen: Overview) -> tuple[list[RouteState], int]:
 
 def _route(route: RouteState, findings: Sequence[Finding], width: int | None) -> Row:
     """Return a row; for people without zeros, since a column without any value is left out."""
-    row: dict[str, Any] = {name: getattr(route, name) for name in route.__struct_fields__}
-    row |= {"state": state_of(route, findings), "held_back_by": list(route.held_back_by)}
+    row = asdict(route) | {"state": state_of(route, findings), "held_back_by": list(route.held_back_by)}
     early = {*route.at_least, *(("open",) if route.at_least else ())}
-    for name in (column.name for column in ROUTES_WHOLE if column.kind == "number"):
+    for name in (column.name for column in ROUTES if column.kind == "number"):
         more = "+" if name in early else ""
         row[name] = f"{row[name]}{more}" if width is None else f"{row[name]:,}{more}" if row[name] else None
     if route.in_per_minute or route.out_per_minute:
         row["rates"] = f"{route.in_per_minute:,.3g}/{route.out_per_minute:,.3g}"
     return row
-
-
-def _gates(seen: Overview) -> Iterator[Row]:
-    for gate in seen.gates:
-        row = {name: getattr(gate, name) for name in gate.__struct_fields__}
-        yield {**row, "gate": gate.title, "routes": list(gate.routes)}
-
-
-def _alert(alert: FiringAlert, seen: Overview, width: int | None) -> str:
-    since = relative(alert.since, seen.at) if width else alert.since.isoformat().replace("+00:00", "Z")
-    return f"{since}: {_escaped(alert.text)}"
 
 
 def _table(
@@ -183,18 +171,14 @@ def _table(
     if not rows:
         return
     yield from _title(title)
-    shown = rows if title == "Routes" or width is None else rows[:_MOST_ROWS]
-    made = layout(
-        shown,
-        columns,
-        TABLE,
-        width=None if width is None else max(width - 2, _LEAST_WIDTH),
-        now=seen.at,
-    )
+    if width is None:
+        made = layout(rows, [each for each in columns if each.name != "rates"], Format(wide=True), width=None)
+    else:
+        shown = rows if title == "Routes" else rows[:_MOST_ROWS]
+        made = layout(shown, columns, TABLE, width=max(width - 2, _LEAST_WIDTH), now=seen.at)
     for line in made.lines:
         yield Text("  ").append_text(line)
-    if len(rows) > len(shown):
-        yield Text(f"  and {len(rows) - len(shown):,} more")
+    yield from () if title == "Routes" else _rest(rows, width)
 
 
 def _prose(title: str, texts: Sequence[str], width: int | None, mark: str = "") -> Iterator[Text]:
@@ -202,8 +186,12 @@ def _prose(title: str, texts: Sequence[str], width: int | None, mark: str = "") 
         yield from _title(title)
         for text in texts if width is None else texts[:_MOST_ROWS]:
             yield from _wrapped(text, width, mark)
-        if width is not None and len(texts) > _MOST_ROWS:
-            yield Text(f"  and {len(texts) - _MOST_ROWS:,} more")
+        yield from _rest(texts, width)
+
+
+def _rest(every: Sequence[object], width: int | None) -> Iterator[Text]:
+    if width is not None and len(every) > _MOST_ROWS:
+        yield Text(f"  and {len(every) - _MOST_ROWS:,} more")
 
 
 def _title(title: str) -> Iterator[Text]:
@@ -212,19 +200,13 @@ def _title(title: str) -> Iterator[Text]:
 
 
 def _wrapped(text: str, width: int | None, mark: str = "") -> Iterator[Text]:
-    """Yield an escaped text in lines that break between words, the first behind a mark."""
-    first = f"  {mark} " if mark else "  "
-    lines = (
-        [f"{first}{text}"]
-        if width is None
-        else textwrap.wrap(text, max(width, _LEAST_WIDTH), initial_indent=first, subsequent_indent="    ")
-    )
+    """Yield a text in lines that break between words, the first behind a mark."""
+    text, first = visible_line(text), f"  {mark}"
+    lines = [f"{first}{text}"]
+    if width is not None:
+        lines = textwrap.wrap(text, max(width, _LEAST_WIDTH), initial_indent=first, subsequent_indent="    ")
     for number, line in enumerate(lines):
         made = Text(line)
         if mark and number == 0:
             made.stylize("bold red", 0, len(first))
         yield made
-
-
-def _escaped(text: str) -> str:
-    return visible_line(text)

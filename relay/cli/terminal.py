@@ -130,6 +130,7 @@ def put(line: Text, *, on: Console | None = None) -> None:
 def put_whole(lines: Iterable[Text]) -> None:
     """Write lines whose values are escaped where no terminal is: without styles, which costs a tenth."""
     sys.stdout.write("".join(f"{line.plain}\n" for line in lines))
+    sys.stdout.flush()
 
 
 def cell(value: object) -> Text:

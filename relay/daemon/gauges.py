@@ -25,7 +25,7 @@ from relay.delivery.facts import KINDS
 from relay.delivery.gates import BreakerState
 from relay.observe import BREAKER_VALUES, Observer
 from relay.steps import Step
-from relay.store import alerts, reads, sizes
+from relay.store import alerts, reads
 from relay.store.database import Database
 
 READ_EVERY_SECONDS = 15.0
@@ -64,7 +64,7 @@ class Gauges:
         self._database = database
         self._put = meters.put
         self._now = SystemClock().now
-        self._file = sizes.sqlite_file(config)
+        self._file = reads.sqlite_file(config)
         self._routes = set(config.routes)
         """Every route published so far: one without open deliveries stands at zero."""
 
@@ -95,7 +95,7 @@ class Gauges:
     def disk(self) -> None:
         """Read the sizes."""
         with self._database.read() as transaction:
-            disk = sizes.read_disk(transaction, self._file)
+            disk = reads.read_disk(transaction, self._file)
         for metric, value in ((metrics.DATABASE_BYTES, disk.size), (metrics.DISK_FREE, disk.free)):
             if value is not None:
                 self._put(metric, value)

@@ -21,7 +21,7 @@ from inbox.db.engine import connect_read_only, parse_url, shown
 from inbox.errors import ConfigError, NotExamined
 from inbox.loader.load import ConfigFile, config_path, load_file, load_text
 from relay.findings import Finding, FindingKind
-from relay.store.sizes import sqlite_file
+from relay.store.reads import sqlite_file
 
 LONGEST_SECONDS = 10.0
 """Longest time of an examination: a disk that hangs lets no call return. Statements end earlier by themselves."""

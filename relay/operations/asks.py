@@ -21,10 +21,10 @@ OneDelivery = Annotated[str, Meta(pattern=r"^[0-9]{1,18}/[^,\x00-\x1f]+$")]
 """SEQ/ROUTE."""
 Deliveries = Annotated[tuple[OneDelivery, ...], Meta(min_length=1, max_length=MOST_SEQS)]
 
-FLAGS = ("force", "backfill", "everything")
-"""Fields that are no condition: they narrow no selection."""
 BOUNDS = ("until_fact",)
-"""Fields that keep a selection as it was planned: alone they are no condition either."""
+"""Fields that keep a selection as it was planned."""
+_NO_CONDITIONS = frozenset({"force", "backfill", "everything", *BOUNDS})
+"""Fields that narrow no selection."""
 
 
 class Asks(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -36,7 +36,7 @@ class Asks(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
         return all(
             getattr(self, field.name) == field.default
             for field in msgspec.structs.fields(self)
-            if field.name not in {*FLAGS, *BOUNDS}
+            if field.name not in _NO_CONDITIONS
         )
 
 

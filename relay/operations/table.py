@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.errors import UnusableCommand
+from inbox.events.timestamps import rfc3339
 from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
+
+MOST_OPEN = 1000
+"""The most open replayed deliveries of a route: new events must not wait behind a large backlog of them. Likewise a retry
+goes beyond its first so many only where fewer are due on the route.
+"""
 
 
 class Words(msgspec.Struct, frozen=True):
-    """Texts of an operation on the command line: its plan, its end, its progress, and that there is nothing to do."""
+    """Texts of an operation, which the command line, the page and the answers of commands share."""
 
-    planned: str = ""
-    done: str = ""
-    doing: str = ""
-    nothing: str = ""
-    thing: str = "delivery"
+    planned: str = "would be done"
+    done: str = "done"
+    doing: str = "working"
+    nothing: str = "there is nothing to do"
+    thing: str = "row"
+    consequences: tuple[str, ...] = ()
+    """Consequences, in sentences."""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +42,6 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     without: tuple[str, ...] = ()
     """Fields of `asks` that it has no use for."""
     words: Words = Words()
-    """Empty where the command line has no plan of it."""
     has_dry_run: bool = True
     is_dangerous: bool = False
     """True when nothing brings back what it ends."""
@@ -55,7 +64,18 @@ OPERATIONS: Mapping[str, Operation] = {
             kind="replay",
             title="Replay deliveries",
             asks=Selection,
-            words=Words("would be replayed", "replayed", "replaying", "nothing to replay"),
+            words=Words(
+                "would be replayed",
+                "replayed",
+                "replaying",
+                "nothing to replay",
+                "delivery",
+                (
+                    "Each goes back to its place in its lane, by the time of its event. Later open events of the lane wait for it.",
+                    "Where the route's ordering is latest, a newer event that waits is delivered in its place.",
+                    f"At most {MOST_OPEN:,} replayed deliveries of a route are open at a time: new events need not wait.",
+                ),
+            ),
             needs_condition=True,
         ),
         Operation(
@@ -63,7 +83,17 @@ OPERATIONS: Mapping[str, Operation] = {
             title="Retry waiting deliveries now",
             asks=Selection,
             without=(*_OF_REPLAYS, "state"),
-            words=Words("would be due now", "due now", "retrying", "no attempt waits for later"),
+            words=Words(
+                "would be retried",
+                "retried",
+                "retrying",
+                "no attempt waits for later",
+                "delivery",
+                (
+                    "The next attempt of each is due at once. Each keeps its attempts and its place in its lane.",
+                    "Pauses, circuit breakers and rate limits hold as always.",
+                ),
+            ),
             needs_condition=True,
         ),
         Operation(
@@ -71,7 +101,17 @@ OPERATIONS: Mapping[str, Operation] = {
             title="Cancel deliveries",
             asks=Selection,
             without=_OF_REPLAYS,
-            words=Words("would be cancelled", "cancelled", "cancelling", "nothing to cancel"),
+            words=Words(
+                "would be cancelled",
+                "cancelled",
+                "cancelling",
+                "nothing to cancel",
+                "delivery",
+                (
+                    "They end for good, open or dead, and their events never reach the destination unless somebody replays them.",
+                    "Later events of their lanes go on. Deliveries in flight are left as they are.",
+                ),
+            ),
             is_dangerous=True,
             needs_condition=True,
         ),
@@ -80,32 +120,118 @@ OPERATIONS: Mapping[str, Operation] = {
             title="Unblock lanes",
             asks=Selection,
             without=(*_OF_REPLAYS, "state"),
-            words=Words("would be unblocked", "unblocked", "unblocking", "nothing is blocked"),
+            words=Words(
+                "would be unblocked",
+                "unblocked",
+                "unblocking",
+                "nothing is blocked",
+                "delivery",
+                (
+                    "Later events of each lane pass its dead delivery, and may reach the destination before it.",
+                    "The dead delivery stays dead and can be replayed.",
+                ),
+            ),
             needs_condition=True,
         ),
-        Operation(kind="pause", title="Pause", asks=OneGate, has_dry_run=False),
-        Operation(kind="resume", title="Resume", asks=OneGate, has_dry_run=False),
-        Operation(kind="sweep", title="Sweep for missed changes", asks=OneSource, has_dry_run=False),
+        Operation(
+            kind="pause",
+            title="Pause deliveries",
+            asks=OneGate,
+            words=Words(
+                done="paused",
+                doing="pausing",
+                nothing="it is paused already",
+                consequences=(
+                    "Nothing behind it is delivered until somebody resumes it. Webhooks are still accepted, and wait.",
+                    "Calls that run now finish. No attempt is used up.",
+                ),
+            ),
+            has_dry_run=False,
+        ),
+        Operation(
+            kind="resume",
+            title="Resume deliveries",
+            asks=OneGate,
+            words=Words(
+                done="resumed",
+                doing="resuming",
+                nothing="nothing holds it back",
+                consequences=(
+                    "The pause ends, and its circuit breaker closes; deliveries go on in their order.",
+                    "Attempts that failed before wait until they are due; a retry makes them due at once.",
+                ),
+            ),
+            has_dry_run=False,
+        ),
+        Operation(
+            kind="sweep",
+            title="Sweep for missed changes",
+            asks=OneSource,
+            words=Words(
+                doing="sweeping",
+                consequences=("Changes that no webhook reported become events, and are delivered in their order.",),
+            ),
+            has_dry_run=False,
+        ),
         Operation(
             kind="erase",
             title="Erase an entity",
             asks=OneEntity,
-            words=Words("would be erased", "erased", "erasing", "nothing to erase", "event"),
+            words=Words(
+                "would be erased",
+                "erased",
+                "erasing",
+                "nothing to erase: type and id are compared letter by letter",
+                "event",
+                ("Nothing brings it back. The reason must not name the entity, as it is kept for good.",),
+            ),
             is_dangerous=True,
         ),
-        Operation(kind="prune", title="Delete expired rows", asks=KindsOfRows, is_dangerous=True),
+        Operation(
+            kind="prune",
+            title="Delete expired rows",
+            asks=KindsOfRows,
+            words=Words(
+                "would be deleted",
+                "deleted",
+                "pruning",
+                "nothing has expired",
+                consequences=("A relay deletes the expired rows of every kind for good, as it does by itself.",),
+            ),
+            is_dangerous=True,
+        ),
         Operation(
             kind="readmit",
             title="Readmit rejected requests",
             asks=Rejections,
-            words=Words("would be readmitted", "readmitted", "readmitting", "nothing to readmit", "request"),
+            words=Words(
+                "would be readmitted",
+                "readmitted",
+                "readmitting",
+                "nothing to readmit: no rejected request matches that was kept whole and not readmitted yet",
+                "request",
+                (
+                    "The present configuration reads each again. What it can read becomes events, and is delivered in order.",
+                    "One that was sent again meanwhile is a duplicate, and is not delivered twice.",
+                ),
+            ),
             needs_condition=True,
         ),
-        Operation(kind="stop", title="Stop a command", asks=OneCommand, has_dry_run=False, is_of_a_command=True),
+        Operation(
+            kind="stop",
+            title="Stop a command",
+            asks=OneCommand,
+            words=Words(
+                consequences=("Everything that it has done stays done. A stopped command can go on later.",),
+            ),
+            has_dry_run=False,
+            is_of_a_command=True,
+        ),
         Operation(
             kind="continue",
             title="Continue a stopped command",
             asks=OneCommand,
+            words=Words(consequences=("Everything that it has done stays done. It goes on where it was stopped.",)),
             has_dry_run=False,
             is_of_a_command=True,
         ),
@@ -138,10 +264,19 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
         raise UnusableCommand(f"{place.rstrip('`') or 'selection'}: {says}") from error
     if operation.needs_condition and asked.is_empty and not asked.everything:
         raise UnusableCommand(needs_condition(operation))
+    require_order(asked)
+    return asked
+
+
+def require_order(asked: msgspec.Struct) -> None:
+    """Check that its times are in their order.
+
+    Raises:
+        UnusableCommand: they are not.
+    """
     since, until = getattr(asked, "since", None), getattr(asked, "until", None)
     if since is not None and until is not None and since >= until:
         raise UnusableCommand("nothing is since a time and until an earlier one: exchange the two")
-    return asked
 
 
 def needs_condition(operation: Operation) -> str:
@@ -154,3 +289,17 @@ def needs_condition(operation: Operation) -> str:
 
 def _a(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+def command_line(kind: str, asked: msgspec.Struct) -> str:
+    """Return the command line of an operation, to be copied. The reason is still to be written."""
+    given = {name: getattr(asked, name) for name in OPERATIONS[kind].keys}
+    entity_type, entity_id, seqs = given.pop("entity_type"), given.pop("entity_id"), given.pop("seqs", None) or ()
+    given["entity"] = None if entity_id is None else f"{entity_type}/{entity_id}"
+    given["all"] = given.pop("everything", False)
+    words = ["relay", kind, *map(str, seqs)]
+    for name, value in given.items():
+        if value is not None and value is not False:
+            text = rfc3339(value) if isinstance(value, datetime) else str(value)
+            words += [f"--{name.replace('_', '-')}", *(() if value is True else (shlex.quote(text),))]
+    return " ".join([*words, "--reason '…'"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Literal
@@ -22,8 +22,7 @@ from relay.delivery.policy import Policies, RoutePolicy
 from relay.store import gates, reads
 from relay.store.alerts import NEWEST
 from relay.store.database import Database
-from relay.store.route_states import Bounds, RouteState, read_routes
-from relay.store.sections import Sections
+from relay.store.route_states import MOST_COUNTED, RouteState, read_routes
 from relay.store.transaction import Transaction
 
 MOST_LISTED = 20
@@ -100,45 +99,43 @@ class Overview(msgspec.Struct, frozen=True):
     """Progress of each kind of rows that was pruned."""
 
 
-def read_overview(
-    database: Database, policies: Policies, bounds: Bounds | None = None, part: Sections | None = None
-) -> Overview:
-    """Read everything, in one snapshot; `bounds` are those of a look at the routes that costs less."""
-    part = part or Sections()
+def read_overview(database: Database, policies: Policies, most: int = MOST_COUNTED) -> Overview:
+    """Read everything, in one snapshot. Counts end at `most`."""
     with database.snapshot() as transaction:
         now = transaction.now()
-        alerts: list[FiringAlert] = part("alerts", lambda: list(read_firing(transaction)), [], transaction)
-        held: tuple[HeldGate, ...] = part(
-            "gates", lambda: tuple(_held(transaction, policies, alerts, now)), (), transaction
-        )
+        alerts = tuple(read_firing(transaction))
+        held = tuple(_held(transaction, policies, alerts, now))
         held_back: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
         for gate in held:
             # An entity's pause holds back a few deliveries, and a rate that is used up lets others through soon.
             for route in gate.routes if gate.kind != "entity" and gate.state != "limited" else ():
                 held_back[route] += (f"{gate.kind} {gate.name}",)
-        nothing: tuple[list[RouteState], dict[str, int]] = ([], {})
-        routes, in_flight = part(
-            "routes", lambda: read_routes(transaction, policies, held_back, now, bounds), nothing, transaction
-        )
+        routes, in_flight = read_routes(transaction, policies, held_back, now, most)
         return Overview(
             now,
             tuple(routes),
             held,
-            part("relays", lambda: tuple(_relays(transaction, in_flight)), (), transaction),
-            tuple(alerts),
-            part("commands", lambda: tuple(_commands(transaction)), (), transaction),
-            part("sweeps", lambda: tuple(transaction.rows_of(reads.SWEEPS)), (), transaction),
-            part("retention", lambda: tuple(transaction.rows_of(reads.RETENTION)), (), transaction),
+            tuple(_relays(transaction, in_flight)),
+            alerts,
+            tuple(
+                transaction.rows_of(
+                    _open_or_failed(transaction.sql), most=MOST_LISTED, since=-float(FAILED_FOR_SECONDS)
+                )
+            ),
+            tuple(transaction.rows_of(reads.SWEEPS)),
+            tuple(transaction.rows_of(reads.RETENTION)),
         )
 
 
 def read_held_gates(database: Database, policies: Policies) -> tuple[HeldGate, ...]:
     """Read the gates that hold deliveries back, in one snapshot."""
     with database.snapshot() as transaction:
-        return tuple(_held(transaction, policies, list(read_firing(transaction)), transaction.now()))
+        return tuple(_held(transaction, policies, tuple(read_firing(transaction)), transaction.now()))
 
 
-def _held(transaction: Transaction, policies: Policies, alerts: list[FiringAlert], now: datetime) -> Iterator[HeldGate]:
+def _held(
+    transaction: Transaction, policies: Policies, alerts: Sequence[FiringAlert], now: datetime
+) -> Iterator[HeldGate]:
     fired = {alert.subject: alert.since for alert in alerts if alert.kind in {"breaker_open", "endpoint_retired"}}
     for row in gates.held_back_in(transaction):
         key = (row["kind"], row["name"])
@@ -174,24 +171,13 @@ def _limited(transaction: Transaction, policies: Policies, now: datetime) -> Ite
 
 
 def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[RelayState]:
-    died = 0
+    gone = 0
     for row in transaction.rows_of(_relay_nodes(transaction.sql), within=-float(CRASH_LOOP_SECONDS)):
         is_gone = row["silent_seconds"] > GONE_SECONDS
-        died += is_gone
-        if is_gone and died > MOST_LISTED:
-            continue
-        yield RelayState(
-            row["id"],
-            row["host"],
-            row["pid"],
-            row["version"],
-            "gone" if is_gone else "running",
-            row["started_at"],
-            row["heartbeat_at"],
-            row["silent_seconds"],
-            in_flight.get(row["id"], 0),
-            as_json(row["failing"]) or {},
-        )
+        gone += is_gone
+        if not is_gone or gone <= MOST_LISTED:
+            row["failing"] = as_json(row["failing"]) or {}
+            yield RelayState(**row, health="gone" if is_gone else "running", in_flight=in_flight.get(row["id"], 0))
 
 
 def read_firing(transaction: Transaction) -> Iterator[FiringAlert]:
@@ -207,12 +193,6 @@ def alert_text(kind: str, subject: str, detail: object, *, firing: bool = True) 
     if kind not in SENTENCES or not isinstance(detail, dict):
         return f"{kind} {subject}"  # of a newer version, or written by hand
     return "; ".join(sentence(Alert(known, subject, firing=firing, detail=detail)).splitlines())
-
-
-def _commands(transaction: Transaction) -> list[Row]:
-    statement = _open_or_failed(transaction.sql)
-    rows = transaction.rows_of(statement, most=MOST_LISTED, since=-float(FAILED_FOR_SECONDS))
-    return [{**row, "selection": as_json(row["selection"])} for row in rows]
 
 
 _FIRING = text(f"{NEWEST} WHERE a.firing ORDER BY a.at, a.id")

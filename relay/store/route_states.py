@@ -1,4 +1,4 @@
-"""Open deliveries of each route, and how fast they come and go: bounded reads of indexes, however many rows there are.
+"""Open deliveries of each route, how fast they come and go, and the last hour: bounded reads, however many rows there are.
 
 A count ends at `MOST_COUNTED`, and rates look at so many of the newest rows.
 """
@@ -15,13 +15,14 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_list, rows_param
+from inbox.db.throughput import ROUTE, SOURCE, STORED, SWEPT
 from inbox.events.timestamps import as_time, time_text
 from relay.store.transaction import Transaction
 
 MOST_COUNTED = 10_000
 """The largest count of a state on a route: a larger number would hardly say more."""
-MOST_WALKED = 50_000
-"""Open deliveries that are looked at for the oldest one of a route, where its count ended early."""
+_WALKED_FOR_A_COUNT = 5
+"""So many times as many open deliveries are looked at for the oldest one of a route, where its count ended early."""
 RATE_WINDOW = timedelta(minutes=5)
 
 Counted = Literal["received", "waiting", "ready", "retrying", "in_flight", "blocked", "dead"]
@@ -30,15 +31,6 @@ _Rates = defaultdict[str, float]
 ENDS = frozenset({"delivered", "unchanged", "superseded", "skipped", "cancelled"})
 """Facts that end a delivery."""
 FAILURES = frozenset({"attempt_failed", "abandoned", "dead"})
-
-
-class Bounds(msgspec.Struct, frozen=True):
-    """Rows that a look reads at most."""
-
-    counted: int
-    """As `MOST_COUNTED`."""
-    walked: int
-    """As `MOST_WALKED`."""
 
 
 class RouteState(msgspec.Struct, frozen=True):
@@ -83,7 +75,7 @@ def read_routes(
     configured: Iterable[str],
     held_back: Mapping[str, tuple[str, ...]],
     now: datetime,
-    bounds: Bounds | None = None,
+    most: int,
 ) -> tuple[list[RouteState], dict[str, int]]:
     """Read the state of every route that is configured or has open deliveries.
 
@@ -92,22 +84,21 @@ def read_routes(
         configured: names of the configuration's routes.
         held_back: the gates on the way of each route that let nothing through.
         now: the time of the snapshot.
-        bounds: lower bounds, for a look that costs less.
+        most: the largest count of a state: a lower one makes a look that costs less.
 
     Returns:
         The routes by name, and how many deliveries are in flight on each relay.
     """
-    bounds = bounds or Bounds(MOST_COUNTED, MOST_WALKED)
     known = set(configured)
     found: defaultdict[str, _Open] = defaultdict(_Open, {route: _Open() for route in known})
-    in_flight = _count_moving(transaction, found, bounds.counted)
+    in_flight = _count_moving(transaction, found, most)
     for row in transaction.execute(_KNOWN):
         found[row.route] = found[row.route]
     names = sorted(found)
     for first in range(0, len(names), _ROUTES_AT_ONCE):
-        _count_of_routes(transaction, names[first : first + _ROUTES_AT_ONCE], found, bounds.counted)
-    oldest = _oldest(transaction, found, bounds.walked)
-    arriving, leaving, failing = _rates(transaction, now, bounds.counted)
+        _count_of_routes(transaction, names[first : first + _ROUTES_AT_ONCE], found, most)
+    oldest = _oldest(transaction, found, _WALKED_FOR_A_COUNT * most)
+    arriving, leaving, failing = _rates(transaction, now, most)
     routes = [
         RouteState(
             route,
@@ -164,7 +155,7 @@ def _count_of_routes(transaction: Transaction, routes: list[str], found: Mapping
 
 
 def _oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -> dict[str, datetime]:
-    """Arrival of the oldest of each route that is not dead. Behind `MOST_WALKED` older ones, it is the oldest counted."""
+    """Arrival of the oldest of each route that is not dead. Behind many older ones, it is the oldest counted."""
     seqs = {route: min(opened.oldest) for route, opened in found.items() if opened.oldest}
     if any(opened.at_least - {"dead"} for opened in found.values()):
         for row in transaction.execute(_WALK, most=walked):
@@ -293,4 +284,77 @@ SELECT found.route, found.kind, count(*) AS number, min(found.at) AS first,
        count(CASE WHEN found.at > {sql.time(":since")} THEN 1 END) AS recent
 FROM (SELECT route, kind, at FROM delivery_log ORDER BY id DESC LIMIT :most) found
 GROUP BY found.route, found.kind
+""")
+
+
+# --- the last hour minute by minute
+
+MINUTES = 60
+_MOST_ROWS = 50_000
+"""Most figures that are read: those of hundreds of routes."""
+_ARRIVALS = frozenset({STORED, SWEPT})
+
+Counts = tuple[int, ...]
+"""A count for each of the `MINUTES`, the oldest first."""
+NOTHING: Counts = (0,) * MINUTES
+
+
+class LastHour(msgspec.Struct, frozen=True):
+    """Counts of the last whole minutes. The present minute is left out: its figures are still being added up."""
+
+    began_at: datetime
+    """Beginning of the first minute."""
+    arrived: Mapping[str, Counts]
+    """Events of each source."""
+    ended: Mapping[str, Counts]
+    """Deliveries of each route that were delivered, or ended otherwise."""
+    failed: Mapping[str, Counts]
+    """Failed attempts of each route."""
+
+
+def read_last_hour(transaction: Transaction, now: datetime) -> LastHour:
+    """Read the figures of the last hour before `now`."""
+    since, until = _of(now)
+    found = transaction.execute(
+        _figures(transaction.sql), since=time_text(since), until=time_text(until), most=_MOST_ROWS
+    )
+    arrived, ended, failed = _new(), _new(), _new()
+    for row in found:
+        place = int((as_time(row.minute) - since) / timedelta(minutes=1))
+        if row.kind == SOURCE and row.outcome in _ARRIVALS:
+            arrived[row.name][place] += row.count
+        elif row.kind == ROUTE and row.outcome in ENDS:
+            ended[row.name][place] += row.count
+        elif row.kind == ROUTE and row.outcome in FAILURES:
+            failed[row.name][place] += row.count
+    return LastHour(since, _kept(arrived), _kept(ended), _kept(failed))
+
+
+def _of(now: datetime) -> tuple[datetime, datetime]:
+    until = now.replace(second=0, microsecond=0)
+    return until - timedelta(minutes=MINUTES), until
+
+
+def total(counts: Mapping[str, Counts]) -> Counts:
+    """Add up the counts of all names."""
+    return tuple(map(sum, zip(*counts.values(), strict=True))) if counts else NOTHING
+
+
+def _new() -> defaultdict[str, list[int]]:
+    return defaultdict(lambda: [0] * MINUTES)
+
+
+def _kept(counts: Mapping[str, list[int]]) -> Mapping[str, Counts]:
+    return {name: tuple(counted) for name, counted in counts.items()}
+
+
+@cache
+def _figures(sql: Sql) -> TextClause:
+    """Write it so that the index by minute answers: SQLite would read all figures of these kinds by the primary key."""
+    return text(f"""
+SELECT t.kind, t.name, t.outcome, t.minute, t.count
+FROM throughput_minute t
+WHERE t.minute >= {sql.time(":since")} AND t.minute < {sql.time(":until")} AND t.kind || '' IN ('{SOURCE}', '{ROUTE}')
+ORDER BY t.minute DESC
+LIMIT :most
 """)

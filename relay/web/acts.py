@@ -21,9 +21,8 @@ from msgspec import Meta
 
 from inbox.clock import Clock
 from inbox.db.dialect import is_storable
-from inbox.db.erasure import ErasureSubject
 from inbox.errors import BadFilter, NotAllowed, NothingThere, NotNow, PageError, PlanChanged, UnusableCommand
-from inbox.events.commands import MOST_REASON, MOST_SEQS, SAYS_WHY_PATTERN, says_why
+from inbox.events.commands import MOST_REASON, MOST_SEQS, SAYS_WHY_PATTERN
 from inbox.events.timestamps import parse_time, rfc3339
 from relay.accounts import Actor
 from relay.operations.asks import BOUNDS, Name
@@ -31,6 +30,7 @@ from relay.operations.table import OPERATIONS, Operation
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import CommandAct
+from relay.store.operator.plan import reason_mistake
 from relay.web import render
 from relay.web.plans import ActPlan, Agreed, make_plan
 from relay.web.problems import API, set_status
@@ -122,17 +122,15 @@ async def read_json(req: Request) -> dict[str, Any]:
         raise BadFilter(f"the body is no JSON object: {error}") from None
 
 
-def checked_reason(reason: str) -> str:
+def checked_reason(reason: str, asked: msgspec.Struct | None = None) -> str:
     """Return a reason without space around it.
 
     Raises:
-        BadFilter: it says nothing, is too long, or has a character that no database stores.
+        BadFilter: it says nothing, is too long, names the entity to erase, or has a character that no database stores.
     """
     stripped = reason.strip()
-    if not says_why(stripped):
-        raise BadFilter("say why, in letters or digits: the reason is kept", field="reason")
-    if len(stripped) > MOST_REASON:
-        raise BadFilter(f"a reason has at most {MOST_REASON:,} characters", field="reason")
+    if mistake := reason_mistake(asked, stripped):
+        raise BadFilter(mistake, field="reason")
     if not is_storable(stripped):
         raise BadFilter("the reason has a character that no database stores", field="reason")
     return stripped
@@ -232,7 +230,7 @@ class Acts:
             NotNow: the command that it is about is in another state.
             PlanChanged: the plan is no longer the one that was shown, or there is nothing to do.
         """
-        ready = msgspec.structs.replace(sent, reason=checked_reason(sent.reason))
+        ready = msgspec.structs.replace(sent, reason=checked_reason(sent.reason, asked))
         if not key:
             return await self._insert(actor, operation, asked, ready)
         content = encode([operation.kind, msgspec.structs.replace(ready, plan=None), asked])
@@ -271,12 +269,8 @@ def _check(operation: Operation, asked: Any, planned: ActPlan, sent: Submission)
         raise BadFilter(f"{operation.kind} has no dry run", field="dry_run")
     if planned.needs_everything and not asked.everything:
         raise BadFilter("no condition narrows this: confirm that everything is meant", field="everything")
-    if operation.kind == "erase":
-        subject = ErasureSubject(**planned.selection)
-        if sent.again != subject.entity_id and not sent.dry_run:
-            raise BadFilter("type the entity's id again: nothing brings an erased entity back", field="again")
-        if subject.is_named_in(sent.reason):
-            raise BadFilter("the reason names the entity, and it is kept for good", field="reason")
+    if operation.kind == "erase" and sent.again != asked.entity_id and not sent.dry_run:
+        raise BadFilter("type the entity's id again: nothing brings an erased entity back", field="again")
     if planned.obstacle is not None:
         raise PlanChanged(planned.obstacle)
 

@@ -266,6 +266,7 @@ def _environment(menu: tuple[tuple[str, str], ...]) -> Environment:
         time=_time,
         number=_number,
         counted=words.counted,
+        plural=words.plural,
         count_up_to=_count_up_to,
         pretty=_pretty,
         one_line=_one_line,

@@ -82,10 +82,6 @@ NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
             ('destination = "crm"', 'destination = "audit"'),
             "inbox.toml:18: [routes.users.sync]: 'audit' is not a sync destination; give it kind = \"sync\", or remove",
         ),
-        (
-            ("[routes.all]", '[metrics]\nrelay = "127.0.0.1:9100"\nreceiver = "127.0.0.1:9100"\n[routes.all]'),
-            "[metrics] relay: is the receiver's address, too; only one program could listen there",
-        ),
         (NO_CREATE, 'inbox.toml:18: [routes.users.sync] create: is missing, and missing = "create" (the default)'),
         (NO_DELETE, 'inbox.toml:18: [routes.users.sync] delete: is missing, and gone = "delete" (the default)'),
         (NO_FIND, "inbox.toml:21: [routes.users.sync] update.path: uses {target.…}, which only find gives; add find ="),

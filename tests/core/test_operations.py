@@ -8,7 +8,7 @@ import pytest
 
 from inbox.errors import UnusableCommand
 from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES
-from relay.operations.table import OF_DELIVERIES, OF_GATES, OPERATIONS, parse
+from relay.operations.table import OF_DELIVERIES, OPERATIONS, parse
 from relay.store.operator import commands, tasks
 from relay.store.operator.selection import Act
 
@@ -16,8 +16,7 @@ from relay.store.operator.selection import Act
 def test_the_schema_and_the_executors_know_the_kinds_of_the_table() -> None:
     assert tuple(OPERATIONS) == COMMAND_KINDS
     assert set(OF_DELIVERIES) == set(get_args(Act))
-    assert set(OF_GATES) == set(get_args(commands.GateAct))
-    assert OPERATIONS.keys() == {*OF_DELIVERIES, *OF_GATES, *tasks.TASKS}
+    assert OPERATIONS.keys() == {*OF_DELIVERIES, *tasks.TASKS}
     assert set(COMMAND_STATES) == set(get_args(commands.CommandState))
 
 

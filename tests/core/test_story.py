@@ -124,7 +124,7 @@ def test_a_failed_delivery_is_told_from_its_arrival_to_its_next_attempt() -> Non
         ),
         (
             a_gate("destination", "crm", breaker="open", breaker_until=NOW + timedelta(minutes=9), breaker_cause="6 of 6 failed"),
-            "destination crm: its circuit breaker is open, the next probe in 9 min: 6 of 6 failed",
+            "destination crm has its circuit breaker open, the next probe in 9 min: 6 of 6 failed",
             "relay resume --destination crm",
         ),
         (

@@ -20,7 +20,7 @@ from relay.accounts import Actor
 from relay.web import plans, reading
 from relay.web.app import create_app
 from relay.web.reading import Readers
-from relay.web.screens import deliveries as screen_of_deliveries
+from relay.web.screens import lists
 from tests.helpers.stage import staged
 
 OPERATOR = Actor("olga", "operator")
@@ -30,7 +30,7 @@ _HEADER = "X-Test-Actor"
 
 def unhurried(patch: pytest.MonkeyPatch) -> None:
     """A busy machine must not cut a search, a plan or a statement of a page short."""
-    for module in (reading, plans, screen_of_deliveries):
+    for module in (reading, plans, lists):
         patch.setattr(module, "LONGEST_SECONDS", 60.0)
 
 

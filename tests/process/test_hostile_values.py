@@ -69,12 +69,12 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "inbox erase": ("--source trivore --entity HOSTILE", "--source HOSTILE --entity HOSTILE --json"),
     "inbox doctor": ("", "--json", "--only HOSTILE"),
     "inbox rejected": ("", "--json", "--id 1", "--id 1 --json", "--cause HOSTILE"),
-    "inbox readmit": ("--reason x", "--reason x --json", "--id 1 --reason x", "--reason x --yes"),
+    "inbox readmit": ("--all", "--all --json", "--id 1 --reason x", "--all --reason x --yes"),
     "relay dead": ("", "--json", "--wide", "--route HOSTILE"),
     "relay tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--kind HOSTILE"),
-    "relay status": ("", "--json", "--sweeps", "--sweeps --json", "--check", "--check --here", "--check --json"),
-    "relay pause": ("", "--json", "--entity HOSTILE --source trivore --reason HOSTILE"),
-    "relay resume": ("--entity HOSTILE --source trivore", "--command 1", "--route HOSTILE"),
+    "relay status": ("", "--json", "--wide", "--check", "--check --here", "--check --json"),
+    "relay pause": ("", "--json", "--entity HOSTILE --source trivore --reason HOSTILE --yes"),
+    "relay resume": ("--entity HOSTILE --source trivore", "--command 1 --reason x --yes", "--route HOSTILE"),
     "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),
     "relay sweep": (
         "--source trivore --dry-run",
@@ -356,7 +356,6 @@ PLAIN = {
     ("relay/cli/terminal.py", "sys.stdout.write"),
     ("relay/cli/command_line.py", "sys.stderr.write"),
     ("inbox/observe/logs.py", "sys.stderr.write"),
-    ("relay/cli/verify.py", "sys.stdout.write"),  # JSON, element by element
 }
 """Each is tested above, or gets no value from outside. The demo is tested by tests/demo/test_screen.py."""
 

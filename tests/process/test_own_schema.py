@@ -86,8 +86,8 @@ def test_both_sides_and_their_commands_work_in_it_and_leave_the_neighbours_alone
         for side, *arguments in (
             ("relay", "verify"),
             ("relay", "status"),
-            ("relay", "pause", "--route", "everything", "--reason", "a test"),
-            ("relay", "resume", "--route", "everything"),
+            ("relay", "pause", "--route", "everything", "--reason", "a test", "--yes"),
+            ("relay", "resume", "--route", "everything", "--reason", "a test", "--yes"),
             ("relay", "rebuild"),
             ("inbox", "list"),
             ("inbox", "rejected"),

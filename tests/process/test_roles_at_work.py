@@ -33,8 +33,8 @@ DEDUP = '"timestamp", "id", "entityType", "eventType"'
 COMMANDS: tuple[tuple[Role, str], ...] = (
     ("relay", "relay verify"),
     ("relay", "relay rebuild"),
-    ("relay", "relay pause --route everything --reason maintenance"),
-    ("relay", "relay resume --route everything"),
+    ("relay", "relay pause --route everything --reason maintenance --yes"),
+    ("relay", "relay resume --route everything --reason over --yes"),
     ("relay", "inbox rejected"),
     ("operator", "relay status"),
     ("operator", "relay dead"),

@@ -307,10 +307,8 @@ VISIBLE = {
     "throughput_minute": "to-hook",
     "event": ENTITY,
     "entity_timeline": ENTITY,
-    "dead_cause": "to-hook",
     "source_health": "by-header",
     "destination_health": "to-hook",
-    "throughput": "to-hook",
     "table_size": "delivery_log",
 }
 """Values that aren't secret, which the same search must find in each table and view."""

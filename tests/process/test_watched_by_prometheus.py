@@ -180,9 +180,9 @@ def test_what_goes_wrong_fires_its_alert(watched: Watched, crm: Crm, sqlite_data
     crm.status = 503
     fires("BreakerOpenLong", meanwhile=lambda: watched.send(f"u{next(sent)}"))
     crm.status = 410
-    assert place.invoke("relay", "resume", "--destination", "crm").status == 0
+    assert place.invoke("relay", "resume", "--destination", "crm", "--reason", "a test", "--yes").status == 0
     fires("EndpointRetired", meanwhile=lambda: watched.send(f"u{next(sent)}"))
-    assert place.invoke("relay", "pause", "--source", "shop", "--reason", "a test").status == 0
+    assert place.invoke("relay", "pause", "--source", "shop", "--reason", "a test", "--yes").status == 0
     fires("PausedForDays")
     fires("RejectionsRising", meanwhile=lambda: [watched.send("", b"no JSON") for _ in range(10)])
     with down(sqlite_database_url):

@@ -6,10 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from inbox.config.sources import NoAuth, Source
-from inbox.errors import ConfigError, InvalidEvent, Unreadable, UnsupportedType
+from inbox.errors import InvalidEvent, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
-from inbox.sources import preset_of
 from inbox.sources.presets import trivore
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -222,11 +220,3 @@ def test_json_in_utf_8_is_taken_however_its_type_is_written(content_type: str) -
 def test_other_types_charsets_and_encodings_are_not_taken(headers: dict[str, str]) -> None:
     with pytest.raises(UnsupportedType):
         trivore.PRESET.check_type(RawRequest("s", headers, b"", NOW))
-
-
-def test_an_unknown_preset_is_told_with_the_nearest_name() -> None:
-    assert preset_of(Source(name="s", preset="trivore", auth=NoAuth())) is trivore.PRESET
-    with pytest.raises(
-        ConfigError, match=r"\[sources.s\] preset: there is no preset 'trivor'; did you mean 'trivore'\?"
-    ):
-        preset_of(Source(name="s", preset="trivor", auth=NoAuth()))

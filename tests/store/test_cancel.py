@@ -6,7 +6,7 @@ import msgspec
 
 from inbox.events.event import Enrolment
 from relay.operations.asks import Selection
-from relay.store.operator.plan import preview
+from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
@@ -86,7 +86,9 @@ def test_a_replay_does_not_undo_what_was_delivered_later_unless_it_is_forced(ste
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    assert preview(steps.database, Choice("replay", Selection(seq=1), CONFIG), 1000).left_out == {"overtaken": 1}
+    assert preview(steps.database, Choice("replay", Selection(seq=1), CONFIG), Bound(listed=1000)).left_out == {
+        "overtaken": 1
+    }
     assert replay_all(steps, Selection(seq=1)) == 0
     assert steps.states() == [(1, "strict", "dead")]
     assert replay_all(steps, Selection(seq=1), force=True) == 1

@@ -18,8 +18,8 @@ from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
 from relay.operations.asks import Selection
 from relay.store import gates
-from relay.store.operator import commands, execution, room
-from relay.store.operator.plan import preview
+from relay.store.operator import changes, commands, execution
+from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
@@ -63,7 +63,7 @@ def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> 
     number = by_sql(steps, "replay", {"cause": "mapping"})
     assert commands.any_open(steps.database)
     assert [work(steps), work(steps)] == [3, 0]
-    assert the(steps, number) == ("done", 3, "done")
+    assert the(steps, number) == ("done", 3, "3 deliveries replayed")
     assert not commands.any_open(steps.database)
     facts = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'replayed'")
     assert [row["detail"] for row in facts] == [{"who": "dba", "why": "the CRM is back", "run": 1}] * 3
@@ -146,7 +146,7 @@ def test_a_command_that_matches_nothing_says_so(steps: Steps) -> None:
     fill_with_dead(steps, 1)
     number = by_sql(steps, "cancel", {"route": "latest"})
     work_all(steps)
-    assert the(steps, number) == ("done", 0, "done: nothing was to change")
+    assert the(steps, number) == ("done", 0, "nothing to cancel")
 
 
 def test_a_removed_route_can_still_be_named(steps: Steps) -> None:
@@ -240,7 +240,7 @@ def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: St
     assert work_all(steps) == 1
     assert {the(steps, number)[0] for number in bad} <= {"failed", "refused"}
     assert {the(steps, number)[0] for number in worse} <= {"failed", "refused", "done"}
-    assert the(steps, good) == ("done", 1, "done")
+    assert the(steps, good) == ("done", 1, "1 delivery replayed")
 
 
 def test_a_selection_with_a_nul_is_refused_by_postgres_and_ends_alone_on_sqlite(steps: Steps) -> None:
@@ -273,7 +273,7 @@ def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:
     open_commands = execution.OpenCommands(steps.database)
     for _ in range(4):
         open_commands.work(CONFIG, POLICIES)
-    assert the(steps, last) == ("done", 1, "done")
+    assert the(steps, last) == ("done", 1, "1 delivery replayed")
 
 
 def test_a_delivery_with_a_fact_that_cannot_be_read_is_passed_over_and_the_others_are_done(steps: Steps) -> None:
@@ -287,7 +287,7 @@ def test_a_delivery_with_a_fact_that_cannot_be_read_is_passed_over_and_the_other
     progress = commands.progress(steps.database, number)
     assert progress is not None
     assert (progress.state, progress.affected, progress.failed) == ("done", 2, 1)
-    assert progress.answer == "done, but for 1 that could not be changed: see error"
+    assert progress.answer == "2 deliveries replayed; 1 could not be: see error"
     assert progress.error is not None
     assert progress.error.startswith("route=strict seq=2: UnreadableLog: fact 4, a dead, can't be read")
 
@@ -298,7 +298,7 @@ def test_a_dead_letter_whose_fact_cannot_be_read_can_be_cancelled(steps: Steps) 
     steps.do(a_fact("dead", 1))
     number = by_sql(steps, "cancel", {"seq": 1})
     assert [work(steps), work(steps)] == [1, 0]
-    assert the(steps, number) == ("done", 1, "done")
+    assert the(steps, number) == ("done", 1, "1 delivery cancelled")
 
 
 def test_pause_and_resume_by_sql(steps: Steps) -> None:
@@ -310,7 +310,7 @@ def test_pause_and_resume_by_sql(steps: Steps) -> None:
     again = by_sql(steps, "resume", {"route": "strict"})
     work(steps)
     assert gates.read_gates(steps.database).paused_entities == 0
-    assert the(steps, again)[2] == "nothing was held back"
+    assert the(steps, again)[2] == "nothing holds it back"
 
 
 def test_what_was_removed_from_the_configuration_while_it_was_closed_can_be_resumed(steps: Steps) -> None:
@@ -340,7 +340,7 @@ def test_a_pause_and_a_resume_wait_for_no_route_that_somebody_keeps_locked(steps
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of what a batch has, and of what a replay may have open."""
     monkeypatch.setattr(execution, "BATCH", 20)
-    monkeypatch.setattr(room, "MOST_OPEN", 100)
+    monkeypatch.setattr(changes, "MOST_OPEN", 100)
 
 
 @pytest.mark.usefixtures("smaller")
@@ -355,7 +355,7 @@ def test_a_replay_of_a_mountain_keeps_a_part_of_it_open(steps: Steps) -> None:
     steps.record_all(steps.claim_due(40))
     while work(steps):
         pass
-    assert the(steps, number) == ("done", 130, "done")
+    assert the(steps, number) == ("done", 130, "130 deliveries replayed")
     steps.facts_agree()
 
 
@@ -366,7 +366,7 @@ def test_a_replay_looks_at_no_delivery_twice_though_it_dies_again(steps: Steps) 
     assert work(steps) == 20
     steps.record_all(steps.claim_due(20), HOPELESS)
     assert [work(steps), work(steps)] == [5, 0]
-    assert the(steps, number) == ("done", 25, "done")
+    assert the(steps, number) == ("done", 25, "25 deliveries replayed")
 
 
 def turn(steps: Steps, act: commands.CommandAct, number: int) -> None:
@@ -414,7 +414,7 @@ def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) ->
     with pytest.raises(UnusableCommand, match="is running: only one that was stopped goes on"):
         turn(steps, "continue", number)
     assert [work(steps), work(steps)] == [5, 0]
-    assert the(steps, number) == ("done", 25, "done")
+    assert the(steps, number) == ("done", 25, "25 deliveries cancelled")
 
 
 def test_all_of_an_event_is_in_one_batch(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,9 +431,9 @@ def test_what_a_plan_shows_is_a_sample_a_count_and_what_is_left_out(steps: Steps
     for _ in range(7):
         steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    planned = preview(steps.database, Choice("replay", Selection(everything=True), CONFIG), 5)
+    planned = preview(steps.database, Choice("replay", Selection(everything=True), CONFIG), Bound(listed=5))
     assert (planned.count, len(planned.deliveries), planned.left_out) == (0, 0, {"overtaken": 7})
-    forced = preview(steps.database, Choice("replay", Selection(force=True), CONFIG), 5)
+    forced = preview(steps.database, Choice("replay", Selection(force=True), CONFIG), Bound(listed=5))
     assert (forced.count, len(forced.deliveries), forced.left_out) == (7, 5, {})
 
 
@@ -486,7 +486,7 @@ def test_a_row_that_is_locked_while_a_batch_is_taken_apart_is_done_later(
     while work(steps):
         pass
     assert [state for _, _, state in steps.states()] == ["ready"] * 6
-    assert the(steps, number) == ("done", 6, "done")
+    assert the(steps, number) == ("done", 6, "6 deliveries replayed")
 
 
 class Locking:

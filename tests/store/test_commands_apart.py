@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ from relay.delivery.gates import Gate
 from relay.operations.asks import Selection
 from relay.store import gates
 from relay.store.database import Database
-from relay.store.operator import commands, execution, plan, room, tasks
-from relay.store.operator.plan import preview
+from relay.store.operator import changes, commands, execution, plan, tasks
+from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
 from relay.store.transaction import Transaction
 from tests.helpers.patience import stand_still
@@ -51,7 +52,7 @@ ONE = Selection(source="trivore", entity_type="USER", entity_id="u20")
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "MOST_OPEN", 3)
+    monkeypatch.setattr(changes, "MOST_OPEN", 3)
 
 
 @pytest.mark.usefixtures("few")
@@ -114,14 +115,14 @@ def test_replayed_deliveries_that_wait_for_a_later_attempt_keep_no_replay_waitin
 def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     acted = []
 
-    def act(_: Transaction) -> commands.BatchResult:
+    def act(_: Transaction, _now: datetime) -> commands.BatchResult:
         acted.append(1)
         return commands.BatchResult("running", progress=len(acted))
 
-    def look(database: Database, _config: Config, task: commands.AskedTask) -> tasks.Act:
+    def look(database: Database, _config: Config, command: commands.Command, _asked: object) -> tasks.Act:
         if not acted:  # the other relay looks, too, and is faster
             monkeypatch.setitem(tasks.TASKS, task_kind, lambda *_: act)
-            execution.work_on(database, CONFIG, POLICIES, task.number)
+            execution.work_on(database, CONFIG, POLICIES, command.id)
         return act
 
     for task_kind, selection in TASKS_ASKED.items():
@@ -145,9 +146,9 @@ TASKS_ASKED: dict[str, dict[str, object]] = {
 def test_a_mistake_that_a_slow_relay_finds_ends_no_command_that_another_has_gone_on_with(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(database: Database, _config: Config, task: commands.AskedTask) -> tasks.Act:
-        monkeypatch.setitem(tasks.TASKS, "prune", lambda *_: lambda _: commands.BatchResult("running", progress=1))
-        execution.work_on(database, CONFIG, POLICIES, task.number)
+    def look(database: Database, _config: Config, command: commands.Command, _asked: object) -> tasks.Act:
+        monkeypatch.setitem(tasks.TASKS, "prune", lambda *_: lambda *_: commands.BatchResult("running", progress=1))
+        execution.work_on(database, CONFIG, POLICIES, command.id)
         raise UnusableCommand("there is nothing any more")
 
     number = ask(steps, "prune", {})
@@ -254,7 +255,7 @@ def test_the_plan_of_a_retry_counts_all_but_a_delivery_that_cannot_be_read(steps
         " DROP CONSTRAINT ck_open_delivery_due_at_is_readable",
         "UPDATE open_delivery SET due_at = 'infinity' WHERE seq = 4",
     )
-    planned = preview(steps.database, Choice("retry", Selection(route="strict"), CONFIG), 10)
+    planned = preview(steps.database, Choice("retry", Selection(route="strict"), CONFIG), Bound(listed=10))
     assert (planned.count, planned.left_out) == (3, {"unreadable": 1})
     assert [row["seq"] for row in planned.deliveries] == [1, 2, 3]
     (group,) = planned.groups
@@ -267,7 +268,7 @@ def test_a_dry_run_answers_what_the_plan_shows_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     act: Any,  # noqa: ANN401  # a kind of command
 ) -> None:
-    monkeypatch.setattr(plan, "DRY_RUN_PAGE", 4)
+    monkeypatch.setattr(plan, "_PAGE", 4)
     fill_with_dead(steps, 13)
     steps.arrive(an_event(14, "u1"))
     steps.attempt(DONE)
@@ -275,7 +276,7 @@ def test_a_dry_run_answers_what_the_plan_shows_and_changes_nothing(
     chosen = Selection(route="strict")
     number = ask(steps, act, chosen, dry_run=True)
     work(steps)
-    planned = preview(steps.database, Choice(act, chosen, CONFIG), plan.SAMPLE)
+    planned = preview(steps.database, Choice(act, chosen, CONFIG), Bound())
     row = command(steps, number)
     sample = as_json(row["sample"])
     assert (row["state"], row["affected"], row["matched"]) == ("done", 0, planned.count)

@@ -19,25 +19,22 @@ from inbox.db.erasure import (
     EMPTIED,
     ERASED,
     KEPT,
-    ErasureOrder,
-    ErasureResult,
     ErasureSubject,
-    StepDone,
-    ask,
-    carry_out,
     emptied,
     plan,
 )
 from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database
+from relay.store.operator import commands
+from relay.store.operator.commands import Progress
 from tests.core.test_lifecycle import EXAMPLES
+from tests.helpers import commanding
 from tests.helpers.person import BODY, ID, OTHER, PERSON, contents, live, of_person, traces_in
 from tests.helpers.relaying import CONFIG, HOPELESS, Steps
 from tests.helpers.storing import START
 from tests.store.verifying import differences, mend
 
-ORDER = ErasureOrder(PERSON, "kim", "request 2026-17")
 TEXTS = (Text, LargeBinary, type(JsonValue), type(TextList))
 
 
@@ -124,10 +121,8 @@ DECISIONS: Mapping[str, Mapping[str, Decision]] = {
 }
 
 
-def erase(
-    engine: Engine, heard: Callable[[StepDone], None] = lambda _: None, order: ErasureOrder = ORDER
-) -> ErasureResult:
-    return carry_out(engine, order, ask(engine, order), heard)
+def erase(engine: Engine, heard: Callable[[], None] = lambda: None, subject: ErasureSubject = PERSON) -> Progress:
+    return commanding.erase(engine, CONFIG, subject, heard=heard)[1]
 
 
 @pytest.fixture
@@ -168,7 +163,7 @@ def test_the_person_is_in_every_table_before_and_in_none_afterwards(engine: Engi
         "payload_reveal", "rejected_request", "relay_command", "relay_node", "sweep_watermark",
     }  # fmt: skip
     done = erase(engine)
-    assert (done.is_done, done.erased) == (True, 5)
+    assert (done.state, done.affected) == ("done", 5)
     assert traces_in(engine) == []
 
 
@@ -208,9 +203,9 @@ def test_a_fact_of_each_delivery_says_who_and_why_and_nothing_of_the_person(live
 
 
 def test_a_row_of_relay_command_is_the_record_of_it(lived: Steps, engine: Engine) -> None:
-    number = erase(engine).command
+    number, _ = commanding.erase(engine, CONFIG, PERSON)
     (row,) = lived.rows("SELECT * FROM relay_command WHERE id = :id", id=number)
-    assert (row["kind"], row["state"], row["answer"], row["affected"]) == ("erase", "done", "done", 5)
+    assert (row["kind"], row["state"], row["answer"], row["affected"]) == ("erase", "done", "5 events erased", 5)
     assert (row["asked_by"], row["reason"], as_json(row["selection"])["entity_id"]) == (
         "kim",
         "request 2026-17",
@@ -256,10 +251,10 @@ def test_later_events_of_the_entity_are_new_data_and_can_be_erased_again(
     erase(engine)
     lived.arrive(of_person(20))
     assert [seq for seq, _, _ in lived.states()] == [8, 9, 9]
-    assert not erase(engine).is_done
+    assert erase(engine).state == "refused"
     for route in ("strict", "latest"):
         lived.record_all(lived.claim_due(100, route))
-    assert erase(engine).erased == 1
+    assert erase(engine).affected == 1
     assert traces_in(engine) == []
     assert differences(database) == []
 
@@ -270,7 +265,7 @@ def test_nothing_is_erased_while_something_of_it_is_open(steps: Steps, engine: E
     for state in ("ready", "in_flight", "blocked"):
         assert [found.state for found in plan(engine, PERSON).open] == [state]
         done = erase(engine)
-        assert (done.is_done, done.erased, [found.state for found in done.open]) == (False, 0, [state])
+        assert (done.state, done.affected, f"which is {state}" in str(done.answer)) == ("refused", 0, True)
         if state == "ready":
             claimed = steps.claim_due(1)
         elif state == "in_flight":
@@ -294,23 +289,24 @@ class Interrupted(Exception):
 def test_an_erasure_that_was_cut_off_goes_on_where_it_was(lived: Steps, engine: Engine, database: Database) -> None:
     steps_done = 0
 
-    def cut_off(_: StepDone) -> None:
+    def cut_off() -> None:
         raise Interrupted
 
-    def checked(_: StepDone) -> None:
+    def checked() -> None:
         nonlocal steps_done
         steps_done += 1
         assert differences(database) == []
 
-    number = ask(engine, ORDER)
+    asked = {"source": PERSON.source, "entity_type": PERSON.entity_type, "entity_id": PERSON.entity_id}
+    number = commands.ask(database, "erase", asked, who="kim", why="request 2026-17")
     for left in (4, 3):
         with pytest.raises(Interrupted):
-            carry_out(engine, ORDER, number, cut_off)
+            commanding.erase(engine, CONFIG, PERSON, heard=cut_off, number=number)
         assert plan(engine, PERSON).events == left
         of_erased = "SELECT d.body FROM duplicate_request d JOIN inbox i ON i.seq = d.seq WHERE i.erased_at IS NOT NULL"
         assert {row["body"] for row in lived.rows(of_erased)} == {None}
         assert differences(database) == []
-    carry_out(engine, ORDER, number, checked)
+    commanding.erase(engine, CONFIG, PERSON, heard=checked, number=number)
     assert steps_done >= 3
     assert traces_in(engine) == []
     assert len(lived.rows("SELECT 1 FROM delivery_log WHERE kind = 'erased'")) == 8
@@ -318,8 +314,7 @@ def test_an_erasure_that_was_cut_off_goes_on_where_it_was(lived: Steps, engine: 
 
 def test_a_duplicate_that_was_stored_while_its_event_was_erased_keeps_no_body(lived: Steps, engine: Engine) -> None:
     stored = iter(["UPDATE duplicate_request SET body = 'maria.meier@example.com'"])
-    done = erase(engine, lambda _: lived.do(*stored))
-    assert done.is_done
+    assert erase(engine, lambda: lived.do(*stored)).state == "done"
     assert traces_in(engine) == []
 
 
@@ -328,7 +323,7 @@ def test_an_entity_that_is_called_like_a_pseudonym_is_another_one(lived: Steps, 
     before = lived.rows("SELECT * FROM inbox ORDER BY seq")
     namesake = ErasureSubject(PERSON.source, PERSON.entity_type, PERSON.pseudonym)
     assert plan(engine, namesake).is_empty
-    assert erase(engine, order=ErasureOrder(namesake, "kim", "asked")).erased == 0
+    assert erase(engine, subject=namesake).affected == 0
     assert lived.rows("SELECT * FROM inbox ORDER BY seq") == before
 
 
@@ -336,19 +331,16 @@ def test_an_entity_that_is_called_like_a_pseudonym_is_another_one(lived: Steps, 
 def test_an_event_that_arrives_between_plan_and_act_stops_it_and_is_said(lived: Steps, engine: Engine) -> None:
     arrived = iter([of_person(30)])
 
-    def arrives(_: StepDone) -> None:
+    def arrives() -> None:
         for event in arrived:
             lived.arrive(event)
 
     done = erase(engine, arrives)
-    assert (done.is_done, done.erased, {found.seq for found in done.open}) == (False, 5, {9})
-    (command,) = lived.rows("SELECT state, answer FROM relay_command WHERE id = :id", id=done.command)
-    assert command["state"] == "refused"
-    assert "seq 9" in command["answer"]
+    assert (done.state, done.affected, "seq 9" in str(done.answer)) == ("refused", 5, True)
     lived.do("DELETE FROM gate WHERE kind = 'entity'")  # it is paused
     for route in ("strict", "latest"):
         lived.record_all(lived.claim_due(100, route))
-    assert erase(engine).is_done
+    assert erase(engine).state == "done"
     assert traces_in(engine) == []
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, text
 from inbox.db import erasure
 from inbox.db.dialect import as_json
 from inbox.db.erasure import ErasureSubject
-from relay.store.operator import erase, execution
+from relay.store.operator import execution, plan
 from tests.helpers.person import ID, PERSON, contents, live, of_person, traces_in
 from tests.helpers.relaying import CONFIG, POLICIES, Steps
 from tests.helpers.storing import an_event
@@ -45,7 +45,7 @@ def test_relays_do_it_step_by_step(steps: Steps, engine: Engine, monkeypatch: py
     number = ask(steps, OF_PERSON)
     assert [execution.work_on(steps.database, CONFIG, POLICIES, number) for _ in range(3)] == [2, 2, 1]
     row = answered(steps, number)
-    assert (row["state"], row["answer"], row["affected"]) == ("done", "done", 5)
+    assert (row["state"], row["answer"], row["affected"]) == ("done", "5 events erased", 5)
     assert as_json(row["selection"]) == {**OF_PERSON, "entity_id": PERSON.pseudonym}
     assert traces_in(engine) == []
     said = steps.rows("SELECT DISTINCT detail FROM delivery_log WHERE kind = 'erased'")
@@ -69,9 +69,10 @@ def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> N
     live(steps)
     before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
     row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
-    assert (row["state"], row["matched"], row["answer"]) == ("done", 5, "would erase 5 events")
+    assert (row["state"], row["matched"], row["answer"]) == ("done", 5, "dry run: 5 events would be erased")
     sample = as_json(row["sample"])
-    assert (sample["payloads"], sample["naming"]["rejected_request"]) == (5, 2)
+    counts = {figure["name"]: figure["count"] for figure in sample["figures"]}
+    assert (counts["payloads"], counts["rows of rejected_request that name it"]) == (5, 2)
     assert ID not in json.dumps(sample)
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
 
@@ -79,7 +80,9 @@ def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> N
 def test_the_answer_to_a_dry_run_warns_of_a_short_id(steps: Steps) -> None:
     steps.receive(an_event(1, "1", routes=[]))
     row = answered(steps, ask(steps, {**OF_PERSON, "entity_id": "1"}, dry_run=True))
-    assert row["answer"].startswith("would erase 1 events; careful: its id has 1 character. Rows of other tables")
+    assert row["answer"].startswith(
+        "dry run: 1 event would be erased. Careful: its id has 1 character. Rows of other tables"
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,39 +136,13 @@ def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
     monkeypatch.setattr(erasure, "SEARCHED_PARTS", 1)
     row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
     assert row["answer"] == (
-        "would erase 5 events; it searched a part of the rejected requests, `inbox erase --dry-run` searches all"
+        "dry run: 5 events would be erased. Only a part of the rejected requests was searched; the erasure searches all."
     )
-    assert as_json(row["sample"])["is_whole"] is False
     unknown = ask(steps, {**OF_PERSON, "entity_id": "nobody"})
     execution.work_on(steps.database, CONFIG, POLICIES, unknown)
     (row,) = steps.rows("SELECT state, progress_seq FROM relay_command WHERE id = :id", id=unknown)
     assert (row["state"], row["progress_seq"]) == ("running", 1), "it searches on, step by step"
     assert answered(steps, unknown)["state"] == "done"
-
-
-def test_a_relay_and_the_command_line_do_each_step_once(
-    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 2)
-    live(steps)
-    order = erasure.ErasureOrder(PERSON, "kim", "request 2026-17")
-    number, look = erasure.ask(engine, order), erasure.look
-
-    def looked(
-        connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
-    ) -> erasure.ErasureStep:
-        found = look(connection, subject, position, own_command=own_command)
-        execution.work_on(steps.database, CONFIG, POLICIES, number)  # a relay looked, too, and is faster
-        return found
-
-    if not steps.database.sql.is_postgres:
-        pytest.skip("the command line reads in a transaction that holds up a relay's on SQLite")
-    monkeypatch.setattr(erasure, "look", looked)
-    erasure.carry_out(engine, order, number, lambda _: None)
-    twice = steps.rows(
-        "SELECT seq, route FROM delivery_log WHERE kind = 'erased' GROUP BY seq, route HAVING count(*) > 1"
-    )
-    assert (twice, traces_in(engine)) == ([], [])
 
 
 def test_a_step_that_was_found_before_a_stop_erases_nothing_after_it(
@@ -175,14 +152,16 @@ def test_a_step_that_was_found_before_a_stop_erases_nothing_after_it(
     number = ask(steps, OF_PERSON)
     before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
 
+    look = erasure.look
+
     def looked(
         connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
     ) -> erasure.ErasureStep:
-        found = erasure.look(connection, subject, position, own_command=own_command)
+        found = look(connection, subject, position, own_command=own_command)
         steps.do(f"UPDATE relay_command SET state = 'cancelled' WHERE id = {number}")
         return found
 
-    monkeypatch.setattr(erase, "look", looked)
+    monkeypatch.setattr(erasure, "look", looked)
     row = answered(steps, number)
     assert (row["state"], row["affected"]) == ("cancelled", 0)
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
@@ -198,5 +177,5 @@ def test_a_relay_counts_a_part_of_many_events_and_finds_an_open_delivery_of_any(
     assert row["answer"].startswith("its deliveries have to end first, such as seq 1 on route latest")
     steps.do("DELETE FROM open_delivery")
     row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
-    assert (row["matched"], row["answer"]) == (2, "would erase at least 2 events")
+    assert (row["matched"], row["answer"]) == (2, f"dry run: at least 2 events would be erased. {plan._OF_NEWEST}")
     assert answered(steps, ask(steps, OF_PERSON))["affected"] == 4

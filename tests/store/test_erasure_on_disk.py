@@ -16,10 +16,10 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db.erasure import ErasureOrder, ask, carry_out
+from tests.helpers import commanding
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.person import BODY, PERSON, TRACES, live, of_person
-from tests.helpers.relaying import Steps
+from tests.helpers.relaying import CONFIG, Steps
 
 LARGE = BODY + b"\n" + b"".join(b"maria.meier@example.com %d " % n + os.urandom(16).hex().encode() for n in range(2000))
 """A body that goes to a TOAST table, and isn't compressed away."""
@@ -37,8 +37,7 @@ def lived(steps: Steps) -> Steps:
 
 
 def erase(engine: Engine) -> None:
-    order = ErasureOrder(PERSON, "kim", "request 2026-17")
-    assert carry_out(engine, order, ask(engine, order), lambda _: None).is_done
+    assert commanding.erase(engine, CONFIG, PERSON)[1].state == "done"
 
 
 def found_in(files: Iterator[Path]) -> dict[str, set[str]]:

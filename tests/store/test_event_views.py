@@ -98,34 +98,15 @@ def test_an_event_from_which_a_person_was_erased_says_so(steps: Steps) -> None:
     )
 
 
-# --- dead_cause
+# --- dead_letter
 
 
-def test_dead_letters_are_grouped_by_route_cause_error_and_status(steps: Steps) -> None:
-    steps.arrive(
-        *(an_event(n, f"u{n}") for n in (1, 2, 3)),
-        *(an_event(n, f"u{n}", routes=["blocking"]) for n in (4, 5)),
-    )
-    for outcome in (HOPELESS, ANOTHER, HOPELESS):
-        steps.advance(60)
-        steps.attempt(outcome)
-    steps.attempt(HOPELESS, "blocking")
-    steps.attempt(DONE, "blocking")
-
-    rows = steps.rows("SELECT * FROM dead_cause ORDER BY route, cause, error")
-    assert [tuple(row.values()) for row in rows] == [
-        ("blocking", "mapping", "email: no value", None, 1, minute(3), minute(3), 4),
-        ("strict", "mapping", "email: no value", None, 2, minute(1), minute(3), 3),
-        ("strict", "mapping", "name: no value", 400, 1, minute(2), minute(2), 2),
-    ]
-
-
-def test_a_delivery_that_died_again_counts_by_its_last_death(steps: Steps) -> None:
+def test_a_delivery_that_died_again_has_its_last_death(steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.attempt(HOPELESS)
     steps.do(a_fact("dead", cause="gone", error="it is gone"))
-    (row,) = steps.rows("SELECT cause, deliveries FROM dead_cause")
-    assert (row["cause"], row["deliveries"]) == ("gone", 1)
+    (row,) = steps.rows("SELECT cause, error FROM dead_letter")
+    assert (row["cause"], row["error"]) == ("gone", "it is gone")
 
 
 # --- entity_timeline

@@ -69,14 +69,6 @@ def add(steps: Steps, table: Table, **values: object) -> None:
         connection.execute(insert(table).values(**values))
 
 
-# --- throughput
-
-
-def test_throughput_has_each_minute_with_its_rate(counted: Steps) -> None:
-    (row,) = counted.rows("SELECT * FROM throughput WHERE kind = 'source' AND outcome = 'swept'")
-    assert (row["name"], row["count"], row["bytes"], float(row["per_second"])) == ("trivore", 1, 50, 0.02)
-
-
 # --- source_health
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 import msgspec
-import pytest
 
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import BreakerLimits, Gate, RateLimit, Report, entity_key
@@ -27,8 +26,9 @@ def look(steps: Steps) -> Overview:
     return read_overview(steps.database, POLICIES)
 
 
-def route(steps: Steps, name: str) -> RouteState:
-    return next(each for each in look(steps).routes if each.route == name)
+def route(steps: Steps, name: str, most: int = route_states.MOST_COUNTED) -> RouteState:
+    found = read_overview(steps.database, POLICIES, most)
+    return next(each for each in found.routes if each.route == name)
 
 
 def test_an_empty_database_has_its_configured_routes_and_nothing_else(steps: Steps) -> None:
@@ -69,18 +69,17 @@ def test_the_oldest_is_that_of_what_is_not_dead(steps: Steps, clock: FakeClock) 
 
 
 def test_counts_end_early_and_say_so_and_the_oldest_is_still_found(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
+    steps: Steps,
 ) -> None:
-    monkeypatch.setattr(route_states, "MOST_COUNTED", 3)
     for number, entity in enumerate(("z", "y", "x", "w", "v"), 1):
         steps.arrive(msgspec.structs.replace(an_event(number, entity), received_at=START + timedelta(seconds=number)))
     steps.do("UPDATE open_delivery SET due_at = '2025-12-31 00:00:00.000000Z' WHERE seq > 1")
-    found = route(steps, "strict")
+    found = route(steps, "strict", 3)
     assert (found.ready, found.at_least) == (3, ("ready",))
     assert found.oldest_received_at == START + timedelta(seconds=1)
     steps.receive(*(an_event(number, "r") for number in range(6, 10)))
     for name in ("strict", "latest"):
-        assert "received" in route(steps, name).at_least, "whose they are is not known any more"
+        assert "received" in route(steps, name, 3).at_least, "whose they are is not known any more"
 
 
 def test_a_route_that_the_configuration_lacks_is_there_while_something_is_open_on_it(steps: Steps) -> None:
@@ -111,14 +110,11 @@ def test_rates_are_of_the_last_minutes(steps: Steps, clock: FakeClock) -> None:
     assert (latest.in_per_minute, latest.out_per_minute) == (2.0, 0)
 
 
-def test_where_the_newest_rows_are_all_younger_the_rate_is_of_their_time(
-    steps: Steps, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(route_states, "MOST_COUNTED", 10)
+def test_where_the_newest_rows_are_all_younger_the_rate_is_of_their_time(steps: Steps, clock: FakeClock) -> None:
     for number in range(20):
         steps.receive(msgspec.structs.replace(an_event(number + 1, f"u{number}"), received_at=clock.moment))
         clock.advance(6)
-    assert route(steps, "strict").in_per_minute == 10, "ten in the last minute"
+    assert route(steps, "strict", 10).in_per_minute == 10, "ten in the last minute"
 
 
 def test_a_gate_tells_who_holds_back_what_why_and_since_when(steps: Steps) -> None:

@@ -27,9 +27,7 @@ from relay.store import (
     duplicates,
     events,
     lanes,
-    last_hour,
     leases,
-    leftovers,
     overview,
     reap,
     record,
@@ -40,7 +38,7 @@ from relay.store import (
     written,
 )
 from relay.store.audit import examine, rebuild, verify
-from relay.store.operator import replay, room, selected_statements
+from relay.store.operator import changes, selected
 from relay.store.operator.selection import Which
 from relay.store.reads import OUTCOMES
 from tests.helpers.explaining import Node, explained, nodes
@@ -224,10 +222,8 @@ VIEWS = {
     "timeline of an entity": "SELECT * FROM entity_timeline"
     " WHERE source = :source AND entity_type = :entity_type AND entity_id = :entity_id",
     "timeline of an event": "SELECT * FROM entity_timeline WHERE seq = :seq",
-    "dead by cause": "SELECT * FROM dead_cause",
-    "dead by cause of a route": "SELECT * FROM dead_cause WHERE route = :route",
-    "figures of the last minutes": "SELECT * FROM throughput WHERE minute > :now",
-    "figures of a route": "SELECT * FROM throughput WHERE kind = 'route' AND name = :route",
+    "figures of the last minutes": "SELECT * FROM throughput_minute WHERE minute > :now",
+    "figures of a route": "SELECT * FROM throughput_minute WHERE kind = 'route' AND name = :route",
     "sources": "SELECT * FROM source_health",
     "one source": "SELECT * FROM source_health WHERE source = :source",
     "destinations": "SELECT * FROM destination_health",
@@ -259,7 +255,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "due suspect": claim._suspect,
     "any suspect": claim._any_suspect,
     "lease": claim._lease,
-    "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
     "renew": leases._renew,
     "give back": leases._give_back,
@@ -276,10 +271,10 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "end": written.end,
     "move": written.move,
     "wanted that are open": reopen._present,
-    "wanted that are due later": replay._due_later,
-    "wanted that nobody has begun": lambda sql: replay._untouched(sql, locked=True),
-    "due on a route": room._due,
-    "replayed on a route": room._replayed_open,
+    "wanted that are due later": changes._due_later,
+    "wanted that nobody has begun": lambda sql: changes._untouched(sql, locked=True),
+    "due on a route": changes._due,
+    "replayed on a route": changes._replayed_open,
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
     "newest repeat": lambda _: duplicates._NEWEST,
@@ -287,9 +282,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "repeats of some events": duplicates._unhandled,
     "repeats that are handled": duplicates._handle,
     "dead of a lane": coverage._dead,
-    "dead of a lane before a success": lambda sql: coverage._dead(sql, died_before=True),
-    "left to be healed": lambda _: coverage._TO_HEAL,
-    "left to be folded": leftovers._waiting_from,
     "last delivered of lanes": coverage._last_delivered,
     "events that come late": coverage._of_late,
     "sweeps' events of the same change": coverage._swept,
@@ -298,7 +290,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "events of a span": examine._events,
     "rows of a span": lambda sql: examine._rows(sql, locked=True),
     "facts of a span": examine._facts,
-    "view of a span": examine._view,
     "rows without an event": lambda sql: rebuild._remove(sql, "open_delivery"),
     "facts without an event": lambda sql: rebuild._remove(sql, "delivery_log"),
     "lanes to be forgotten": rebuild._forget,
@@ -319,21 +310,18 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "facts by seq": lambda _: OF_AN_EVENT,
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
     **{name: partial(_constant, text(query)) for name, query in VIEWS.items()},
-    "events of an entity that a replay names": lambda sql: selected_statements.events(
-        sql, ("entity_id", "entity_type")
-    ),
-    "events of a backfill": lambda sql: selected_statements.backfilled(sql, False),
-    "few events of a source": lambda _: selected_statements.FEW_OF_SOURCE,
-    "next events of a source": lambda _: selected_statements.NEXT_OF_SOURCE,
-    "deliveries of events that a replay names": lambda sql: selected_statements.ended_of_events(sql, False),
-    "chosen events": lambda sql: selected_statements.events(sql, ("seqs",)),
-    "chosen deliveries that have ended": lambda sql: selected_statements.ended_of_events(sql, True),
-    "chosen deliveries of a backfill": lambda sql: selected_statements.backfilled(sql, True),
-    "chosen dead deliveries": partial(_of_chosen, selected_statements.candidates, "dead"),
-    "chosen dead deliveries by cause": partial(_of_chosen, selected_statements.grouped, "dead"),
-    "chosen deliveries that wait": partial(_of_chosen, selected_statements.counted, "due later"),
-    "chosen deliveries to cancel": partial(_of_chosen, selected_statements.candidates, "not begun"),
-    "figures of the last hour": last_hour._figures,
+    "events of an entity that a replay names": lambda sql: selected._events(sql, ("entity_id", "entity_type")),
+    "events of a backfill": lambda sql: selected._backfilled(sql, False),
+    "few events of a source": lambda _: selected.FEW_OF_SOURCE,
+    "next events of a source": lambda _: selected.NEXT_OF_SOURCE,
+    "deliveries of events that a replay names": lambda sql: selected._ended_of_events(sql, False),
+    "chosen events": lambda sql: selected._events(sql, ("seqs",)),
+    "chosen deliveries that have ended": lambda sql: selected._ended_of_events(sql, True),
+    "chosen deliveries of a backfill": lambda sql: selected._backfilled(sql, True),
+    "chosen dead deliveries": partial(_of_chosen, selected._candidates, "dead"),
+    "chosen dead deliveries by cause": partial(_of_chosen, selected._looked_up, "dead"),
+    "chosen deliveries to cancel": partial(_of_chosen, selected._candidates, "not begun"),
+    "figures of the last hour": route_states._figures,
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
@@ -416,7 +404,6 @@ PARTIAL = (
     "ix_open_delivery_in_flight",
     "ix_open_delivery_dead",
     "ix_open_delivery_blocked",
-    "ix_lane_healing",
 )
 """Indexes that hold nothing but what is asked for: to scan one is not to scan its table."""
 
@@ -530,7 +517,7 @@ def _scans_a_table(step: str) -> bool:
 
 RESULTS = (
     *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
-    *("replayed", "moving", "entity_timeline", "dead_cause", "gone", "subject", "sized", "known_rows", "closed_lanes"),
+    *("replayed", "moving", "entity_timeline", "gone", "subject", "sized", "known_rows", "closed_lanes"),
 )
 """Of common table expressions, subqueries and of the views, by name."""
 

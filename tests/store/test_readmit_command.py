@@ -9,12 +9,14 @@ import pytest
 from sqlalchemy import Connection
 
 from inbox.db import intake
+from inbox.db.dialect import as_json
 from inbox.db.intake import Rejected
 from inbox.events.event import Event
 from inbox.events.timestamps import as_time
 from relay.operations.asks import Rejections
-from relay.store.operator import commands, execution, readmit
+from relay.store.operator import commands, execution
 from relay.store.operator.commands import Progress
+from relay.store.operator.tasks import TASKS
 from tests.helpers.relaying import CONFIG, POLICIES, Steps
 from tests.helpers.storing import START
 from tests.helpers.webhooks import body
@@ -47,7 +49,7 @@ def seqs(steps: Steps) -> list[int | None]:
 
 def test_more_requests_than_a_step_takes_are_all_readmitted(steps: Steps) -> None:
     steps.intake.reject(*(a_rejected(a_body(n)) for n in range(45)))
-    assert end(steps, ask(steps, {"cause": "invalid_event"})).answer == "45 readmitted"
+    assert end(steps, ask(steps, {"cause": "invalid_event"})).answer == "45 requests readmitted"
     assert None not in seqs(steps)
     steps.sequence()
     assert len(steps.states()) > 0
@@ -73,12 +75,13 @@ def test_two_relays_at_one_step_readmit_each_request_once(steps: Steps) -> None:
     steps.intake.reject(a_rejected(a_body(1)))
     number = ask(steps, {"id": 1})
     with steps.database.read() as transaction:
-        task = commands.request_of(commands.read_open(transaction, number), Rejections(id=1))
-    acts = [readmit.readmit(steps.database, CONFIG, task) for _relay in range(2)]
+        command = commands.read_open(transaction, number)
+    assert command is not None
+    acts = [TASKS["readmit"](steps.database, CONFIG, command, Rejections(id=1)) for _relay in range(2)]
     changed = []
     for act in acts:
         with steps.database.write() as transaction:
-            changed.append(act(transaction).changed)
+            changed.append(act(transaction, transaction.now()).changed)
     assert changed == [1, 0]
     assert steps.rows("SELECT count(*) AS n FROM inbox")[0]["n"] == 1
     assert steps.rows("SELECT count(*) AS n FROM duplicate_request")[0]["n"] == 0
@@ -89,7 +92,10 @@ def test_what_is_rejected_after_the_command_was_asked_is_left_alone(steps: Steps
     number = ask(steps, {"everything": True})
     steps.intake.reject(a_rejected(a_body(2)))
     progress = end(steps, number)
-    assert (progress.affected, progress.answer) == (1, "1 readmitted")  # the later one is no failure of this command
+    assert (progress.affected, progress.answer) == (
+        1,
+        "1 request readmitted",
+    )  # the later one is no failure of this command
     assert seqs(steps) == [1, None]
 
 
@@ -103,18 +109,18 @@ def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch:
         return append(connection, events)
 
     monkeypatch.setattr(intake, "append", failing)
-    assert end(steps, ask(steps, {"source": "trivore"})).answer == (
-        "2 readmitted, 1 still rejected: their reasons are in a dry run"
-    )
+    assert end(steps, ask(steps, {"source": "trivore"})).answer == ("2 requests readmitted; 1 could not be: see error")
     assert [seq is None for seq in seqs(steps)] == [False, True, False]
 
 
 def test_a_dry_run_says_what_would_be_readmitted_and_changes_nothing(steps: Steps) -> None:
     steps.intake.reject(a_rejected(a_body(1)), a_rejected(b"{}"), a_rejected(a_body(1), source="gone"), a_rejected())
     number = ask(steps, {"everything": True}, dry_run=True)
-    assert end(steps, number).answer == "dry run: 1 of the first 3 would be readmitted"
+    assert str(end(steps, number).answer).startswith(
+        "dry run: 1 request would be readmitted; 1 left out: still rejected"
+    )
     (row,) = steps.rows("SELECT matched, sample FROM relay_command")
-    assert (row["matched"], row["sample"]["first"]) == (3, [1])
+    assert (row["matched"], as_json(row["sample"])["requests"][0]["id"]) == (1, 1)
     assert "there is no such source in the configuration any more" in json.dumps(row["sample"])
     assert seqs(steps) == [None] * 4
 

@@ -13,8 +13,8 @@ from relay.delivery import facts
 from relay.delivery.outcome import Call, Failed
 from relay.operations.asks import Selection
 from relay.store.operator import commands, execution, selected
-from relay.store.operator.plan import Plan, bounded, preview
-from relay.store.operator.replay import replay
+from relay.store.operator.changes import replay
+from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Choice
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
@@ -30,7 +30,7 @@ def replay_all(steps: Steps, selection: Selection, config: Config = CONFIG, *, f
 
 
 def plan(steps: Steps, selection: Selection, config: Config = CONFIG) -> Plan:
-    return preview(steps.database, Choice("replay", selection, config), 1000)
+    return preview(steps.database, Choice("replay", selection, config), Bound(listed=1000))
 
 
 def meant(steps: Steps, selection: Selection) -> list[tuple[int, str]]:
@@ -333,7 +333,7 @@ def test_each_fact_counts_the_attempts_used_when_it_happened_though_several_happ
 # --- a plan is what is done, to the row
 
 
-def planned_and_done(steps: Steps, selection: Selection, config: Config = CONFIG) -> tuple[int, int]:
+def planned_and_done(steps: Steps, selection: Selection, config: Config = CONFIG) -> tuple[int | None, int]:
     return plan(steps, selection, config).count, replay_all(steps, selection, config)
 
 
@@ -450,10 +450,10 @@ def test_a_plan_that_is_late_ends_within_a_page_and_says_so(steps: Steps) -> Non
         steps.attempt(DONE)
     steps.do(a_fact("replayed", who=5))
     choice = Choice("replay", Selection(source="trivore", entity_type="USER", entity_id="u1"), CONFIG)
-    late = bounded(steps.database, choice, listed=10, most=1000, is_late=lambda: True)
-    assert (late.is_whole, late.plan.count, late.plan.left_out) == (False, 0, {"unreadable": 1})
-    whole = bounded(steps.database, choice, listed=10, most=1000, is_late=lambda: False)
-    assert (whole.is_whole, whole.plan.count, whole.plan.left_out) == (True, 3, {"unreadable": 1})
+    late = preview(steps.database, choice, Bound(1000, until=0.0))
+    assert (late.is_whole, late.count, late.left_out) == (False, 0, {"unreadable": 1})
+    whole = preview(steps.database, choice, Bound(1000))
+    assert (whole.is_whole, whole.count, whole.left_out) == (True, 3, {"unreadable": 1})
 
 
 @pytest.mark.parametrize("few", [0, 2000])

@@ -6,13 +6,15 @@ from datetime import timedelta
 
 import pytest
 
+from inbox.errors import UnusableCommand
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Failed
 from relay.operations.asks import Selection
+from relay.operations.table import parse
 from relay.store import gates, record
-from relay.store.operator import commands, execution, room, selected
-from relay.store.operator.plan import Plan, preview
-from relay.store.operator.replay import retry
+from relay.store.operator import changes, commands, execution, selected
+from relay.store.operator.changes import retry
+from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Choice, keys_of
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
@@ -27,7 +29,7 @@ NO_ANSWER = Failed((Call("forward", "POST", "https://audit.example.com", "unknow
 
 
 def plan(steps: Steps, selection: Selection) -> Plan:
-    return preview(steps.database, Choice("retry", selection, CONFIG), 1000)
+    return preview(steps.database, Choice("retry", selection, CONFIG), Bound(listed=1000))
 
 
 def meant(steps: Steps, selection: Selection) -> list[int]:
@@ -156,9 +158,11 @@ def test_a_plan_counts_by_route_and_cause_and_says_until_when_they_wait(steps: S
 
 
 def test_without_any_filter_it_has_to_be_everything(steps: Steps) -> None:
-    assert "(--all)" in str(Choice("retry", Selection(), CONFIG).mistake)
-    assert Choice("retry", ALL, CONFIG).mistake is None
-    assert "only a replay can be forced" in str(Choice("retry", Selection(seq=1, force=True), CONFIG).mistake)
+    with pytest.raises(UnusableCommand, match="--all"):
+        parse("retry", {})
+    assert parse("retry", {"everything": True}) == ALL
+    with pytest.raises(UnusableCommand, match="a retry has no key 'force'"):
+        parse("retry", {"seq": 1, "force": True})
     assert steps.states() == []
 
 
@@ -166,7 +170,7 @@ def test_a_full_route_that_a_gate_holds_back_keeps_no_retry_of_other_routes_wait
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "BATCH", 3)
-    monkeypatch.setattr(room, "MOST_OPEN", 3)
+    monkeypatch.setattr(changes, "MOST_OPEN", 3)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 9)))
     steps.arrive(*(an_event(n, f"u{n}", routes=["latest"]) for n in range(9, 12)))
     steps.record_all(steps.claim_due(), UNWELL)
@@ -184,7 +188,7 @@ def test_a_full_route_that_a_gate_holds_back_keeps_no_retry_of_other_routes_wait
 
 def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "BATCH", 10)
-    monkeypatch.setattr(room, "MOST_OPEN", 20)
+    monkeypatch.setattr(changes, "MOST_OPEN", 20)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 41)))
     steps.record_all(steps.claim_due(), UNWELL)
     number = commands.ask(steps.database, "retry", ALL, who="ann", why="back")
@@ -207,7 +211,7 @@ def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monke
 
 
 def test_a_few_are_due_at_once_however_many_are_due_already(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "MOST_OPEN", 5)
+    monkeypatch.setattr(changes, "MOST_OPEN", 5)
     steps.arrive(an_event(1, "u1"))
     steps.attempt(UNWELL)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(2, 20)))

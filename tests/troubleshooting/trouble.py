@@ -158,7 +158,7 @@ def troubles(folder: Path, database_url: str) -> Iterator[dict[str, str]]:
                     found["unavailable"] = await unavailable(receiver, database_url)
 
             asyncio.run(receive())
-            said(place, "relay", "pause", "--route", "everything", "--reason", "we look into it")
+            said(place, "relay", "pause", "--route", "everything", "--reason", "we look into it", "--yes")
             relay = place.relay("--drain")
             assert relay.ends(within=60) == 0, relay.output
             found |= {
@@ -204,7 +204,7 @@ def not_started(folder: Path, place: Site, text: str) -> dict[str, str]:
     locked = f"sqlite:///{folder / 'locked.db'}"
     with suppress(KeyError), down(locked):
         found["locked"] = said(
-            place, "relay", "pause", "--route", "to-auth", "--reason", "try", INBOX_DATABASE_URL=locked
+            place, "relay", "pause", "--route", "to-auth", "--reason", "try", "--yes", INBOX_DATABASE_URL=locked
         )
     place.configure(text.replace('"a-secret"', '"env:NO_SUCH_SECRET"'))
     receiver = place.refused_receiver(INBOX_DATABASE_URL=f"sqlite:///{folder / 'inbox.db'}")

@@ -150,7 +150,7 @@ def test_all_issues_arrive_when_githubs_rate_limit_is_reached_in_the_middle_and_
         assert re.fullmatch("fetch answered (200|403): X-RateLimit-Remaining is 0", gate["hold_reason"])
         assert len(github.asked) == held, "nothing is asked before the time that GitHub gave"
         github.limit(5000, seconds=600)
-        assert relay.run("resume", "--api", "github", "--reason", "GitHub allows it").status == 0
+        assert relay.run("resume", "--api", "github", "--reason", "GitHub allows it", "--yes").status == 0
 
         def have_arrived() -> bool:
             relay.deliver()

@@ -164,7 +164,7 @@ def test_everything_has_to_be_confirmed(page: Page, steps: Steps) -> None:
 def test_a_selection_of_nothing_has_no_button(page: Page, steps: Steps) -> None:
     fill_with_dead(steps, 1)
     html = page.get("/acts/replay?route=latest").text
-    assert "there is nothing to do" in html
+    assert "nothing to replay" in html
     assert "<textarea" not in html
 
 
@@ -225,8 +225,8 @@ def test_pause_and_resume_say_what_they_hold_back(page: Page, steps: Steps) -> N
     form = {**form_of(html), "reason": "maintenance"}
     answer = page.post("/acts/pause", form)
     assert work(steps.database, number_of(answer.headers["location"])).answer == "paused"
-    assert "olga paused it on" in page.get("/acts/pause?destination=audit").text
-    assert "is paused: nothing of it is delivered" in page.get("/acts/cancel?route=strict").text
+    assert "by olga: maintenance" in page.get("/acts/pause?destination=audit").text
+    assert "by olga: maintenance" in page.get("/acts/cancel?route=strict").text
     answer = page.post("/acts/resume", {**shown(page, "/acts/resume?destination=audit"), "reason": "over"})
     assert work(steps.database, number_of(answer.headers["location"])).answer == "resumed"
     assert page.post("/acts/pause", {**form, "key": "another"}).status_code == 303

@@ -12,7 +12,7 @@ import pytest
 from inbox.db import listing
 from inbox.events.states import LISTED_STATES
 from relay.delivery.outcome import Call, Failed
-from relay.web.screens import deliveries
+from relay.web.screens import lists
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, an_event
@@ -119,7 +119,7 @@ def test_a_search_whose_time_is_over_says_how_far_it_looked_and_goes_on(
     page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing, "_WINDOW", 2)
-    monkeypatch.setattr(deliveries, "LONGEST_SECONDS", -1.0)
+    monkeypatch.setattr(lists, "LONGEST_SECONDS", -1.0)
     steps.arrive(an_event(1, "u1"))
     steps.attempt(DONE)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(2, 6)))
@@ -234,7 +234,7 @@ def test_viewers_see_no_acts(page: Page) -> None:
 
 
 def test_every_state_has_its_acts_or_none() -> None:
-    without = {state for state in (*LISTED_STATES, "retrying") if not deliveries.acts_of(state)}
+    without = {state for state in (*LISTED_STATES, "retrying") if not lists.acts_of(state)}
     assert without == {"in_flight", "superseded", "unrouted"}
 
 

@@ -15,7 +15,7 @@ from inbox.loader.load import parse_config
 from relay.delivery.gates import RateLimit, entity_key
 from relay.delivery.policy import policies
 from relay.store import gates
-from relay.web.screens.gates import rate_lines
+from relay.web.screens.overview import rate_lines
 from tests.helpers.page import VIEWER, Page, on_database
 from tests.helpers.relaying import POLICIES, Steps
 

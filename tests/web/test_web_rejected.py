@@ -6,7 +6,7 @@ import pytest
 
 from inbox.config.model import Config
 from inbox.db.intake import Rejected
-from relay.web.screens.rejected import COLUMNS
+from relay.web.screens.lists import COLUMNS
 from tests.helpers.page import VIEWER, Page, on_database
 from tests.helpers.relaying import CONFIG, Steps
 from tests.helpers.storing import START

@@ -126,29 +126,12 @@ def _event(raw: RawRequest, entry: Mapping[str, object]) -> Identity:
     )
 
 
+_SAMPLE = {"eventCode": "{type}", "eventDate": "{time}", "pspReference": "{unique}", "originalReference": "{id}"}
+_REST = {"amount": {"currency": "EUR", "value": 1000}, "merchantAccountCode": "Sample", "merchantReference": "sample"}
+
 PRESET = Preset(
-    name="adyen",
     read=fields.reader_of_list(_event, "notificationItems", inner=_ITEM),
-    sample=json_sample(
-        {
-            "live": "false",
-            "notificationItems": [
-                {
-                    "NotificationRequestItem": {
-                        "additionalData": {},
-                        "amount": {"currency": "EUR", "value": 1000},
-                        "eventCode": "{type}",
-                        "eventDate": "{time}",
-                        "merchantAccountCode": "Sample",
-                        "merchantReference": "sample",
-                        "originalReference": "{id}",
-                        "pspReference": "{unique}",
-                        "success": "true",
-                    }
-                }
-            ],
-        }
-    ),
+    sample=json_sample({"live": "false", "notificationItems": [{_ITEM: {**_SAMPLE, **_REST, "success": "true"}}]}),
     prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,
     acknowledgement=("text/plain; charset=utf-8", b"[accepted]"),

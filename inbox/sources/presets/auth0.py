@@ -46,7 +46,6 @@ def _event(raw: RawRequest, log: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
-    name="auth0",
     read=read,
     has_own_time=True,
     sample=json_sample([{"log_id": "{unique}", "data": {"date": "{time}", "type": "{type}", "user_id": "{id}"}}]),

@@ -100,21 +100,12 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse:
     return HandshakeResponse(200, headers)
 
 
+_SAMPLE = {"specversion": "1.0", "id": "{unique}", "type": "{dotted}", "subject": "{id}", "time": "{time}"}
+
 PRESET = Preset(
-    name="cloudevents",
     read=read,
     has_own_time=True,
-    sample=json_sample(
-        {
-            "specversion": "1.0",
-            "id": "{unique}",
-            "source": "urn:inbox-relay:sample",
-            "type": "{dotted}",
-            "subject": "{id}",
-            "time": "{time}",
-        },
-        {"Content-Type": STRUCTURED},
-    ),
+    sample=json_sample({**_SAMPLE, "source": "urn:inbox-relay:sample"}, {"Content-Type": STRUCTURED}),
     media_types=frozenset(),
     kept_headers=frozenset(f"ce-{name}" for name in _ATTRIBUTES),
     status=202,

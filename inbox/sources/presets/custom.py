@@ -133,8 +133,7 @@ def keeps(source: Source) -> frozenset[str]:
         if (expression := getattr(fields, key)) is not None
         for name in _headers_in(jmespath.compile(expression).parsed)
     }
-    signature = {source.signature.header.lower()} if source.signature else set()
-    return frozenset(found - signature - _NEVER)
+    return frozenset(found - _NEVER)
 
 
 def _headers_in(node: Mapping[str, Any]) -> Iterator[str]:
@@ -183,7 +182,6 @@ def _time(fields: EventFields, found: Mapping[str, object], raw: RawRequest) -> 
 
 
 PRESET = Preset(
-    name="custom",
     read=reader(Source(preset="custom", auth=NoAuth())),
     reader=reader,
     reads_by="event",

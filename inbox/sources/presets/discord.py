@@ -55,7 +55,6 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
 
 
 PRESET = Preset(
-    name="discord",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(

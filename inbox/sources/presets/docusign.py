@@ -47,7 +47,6 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
-    name="docusign",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample({"event": "{type}", "generatedDateTime": "{time}", "data": {"envelopeId": "{id}"}}),

@@ -85,7 +85,6 @@ def sample(_kind: str, identifier: str, event_type: str, _at: datetime) -> Sampl
 
 
 PRESET = Preset(
-    name="github",
     read=fields.reader_of_object(_event),
     sample=sample,
     signatures=(Signature(header="X-Hub-Signature-256", prefix="sha256="),),

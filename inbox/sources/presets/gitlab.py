@@ -77,7 +77,6 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 
 PRESET = Preset(
-    name="gitlab",
     read=fields.reader_of_object(_event),
     sample=sample,
     signatures=(standard_webhooks.signature("webhook"),),

@@ -55,18 +55,11 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     return (fields.keyed(identity, payload if isinstance(payload, Mapping) else {}, dedup),)
 
 
+_SAMPLE = {_CHANNEL: "sample", _NUMBER: "{s}", _STATE: "{type}", _RESOURCE: "{id}"}
+
 PRESET = Preset(
-    name="google",
     read=read,
-    sample=json_sample(
-        {},
-        {
-            "X-Goog-Channel-ID": "sample",
-            "X-Goog-Message-Number": "{s}",
-            "X-Goog-Resource-State": "{type}",
-            "X-Goog-Resource-ID": "{id}",
-        },
-    ),
+    sample=json_sample({}, _SAMPLE),
     media_types=frozenset(),
     kept_headers=frozenset({_CHANNEL, _NUMBER, _STATE, _RESOURCE, "x-goog-changed", _EXPIRES, "x-goog-resource-uri"}),
     starter='auth = { kind = "header", name = "X-Goog-Channel-Token", secrets = ["env:{variable}"] }',

@@ -49,7 +49,6 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
-    name="hubspot",
     read=fields.reader_of_list(_event),
     has_own_time=True,
     sample=json_sample(

@@ -51,7 +51,6 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 
 PRESET = Preset(
-    name="jira",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=sample,

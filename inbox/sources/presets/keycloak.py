@@ -48,19 +48,12 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
     )
 
 
+_SAMPLE = {"uid": "{unique}", "time": "{ms}", "type": "admin.{type}", "operationType": "{last}"}
+
 PRESET = Preset(
-    name="keycloak",
     read=fields.reader_of_object(_event),
     has_own_time=True,
-    sample=json_sample(
-        {
-            "uid": "{unique}",
-            "time": "{ms}",
-            "type": "admin.{type}",
-            "operationType": "{last}",
-            "resourcePath": "{kind}/{id}",
-        }
-    ),
+    sample=json_sample({**_SAMPLE, "resourcePath": "{kind}/{id}"}),
     signatures=(Signature(header="X-Keycloak-Signature"),),
     docs=PresetDocs(
         title="Keycloak (events extension)",

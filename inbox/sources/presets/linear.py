@@ -52,20 +52,12 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
     )
 
 
+_SAMPLE = {"action": "{last}", "type": "{kind}", "createdAt": "{time}", "webhookTimestamp": "{ms}"}
+
 PRESET = Preset(
-    name="linear",
     read=fields.reader_of_object(_event),
     has_own_time=True,
-    sample=json_sample(
-        {
-            "action": "{last}",
-            "type": "{kind}",
-            "createdAt": "{time}",
-            "data": {"id": "{id}"},
-            "webhookTimestamp": "{ms}",
-        },
-        {"Linear-Delivery": "{unique}"},
-    ),
+    sample=json_sample({**_SAMPLE, "data": {"id": "{id}"}}, {"Linear-Delivery": "{unique}"}),
     signatures=(Signature(header="Linear-Signature", timestamp_unit="ms"),),
     tolerance=8 * 3600,
     signed_at=signed_at,

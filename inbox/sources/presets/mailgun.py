@@ -89,20 +89,11 @@ def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     )
 
 
+_SAMPLE = {"event": "{type}", "id": "{unique}", "message": {"headers": {"message-id": "{id}"}}, "timestamp": "{s}"}
+
 PRESET = Preset(
-    name="mailgun",
     read=fields.reader_of_object(_event, _INNER),
-    sample=json_sample(
-        {
-            "signature": {"token": "{unique}-{type}"},
-            "event-data": {
-                "event": "{type}",
-                "id": "{unique}",
-                "message": {"headers": {"message-id": "{id}"}},
-                "timestamp": "{s}",
-            },
-        }
-    ),
+    sample=json_sample({"signature": {"token": "{unique}-{type}"}, _INNER: _SAMPLE}),
     prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,
     max_body=1024 * 1024,  # none is documented; user variables of a message may be in it

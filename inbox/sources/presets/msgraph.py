@@ -30,12 +30,12 @@ from inbox.sources import fields
 from inbox.sources.base import (
     Handshake,
     HandshakeResponse,
-    KeyedProof,
+    KnownSecrets,
     Mac,
     Preset,
     PresetDocs,
+    Proof,
     Revealed,
-    digest_of,
     json_sample,
 )
 
@@ -55,19 +55,18 @@ class _Notifications(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Notifications)
 
 
-class ClientState(KeyedProof):
+class ClientState(Proof):
     """Proves that each notification of a body has one of the secrets as its client state, or that there is none to prove."""
 
     passes = 1
 
     def __init__(self, _source: Source, secrets: Revealed) -> None:
-        super().__init__((secret, digest_of(text)) for secret, text in secrets)
-        self.kind = ClientState
+        self._secrets = KnownSecrets(secrets)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof. A validation holds no notification, and is answered as one whatever else is in it."""
         states = client_states(raw.body)
-        known = [self.is_known(state.encode("utf-8", "surrogatepass"), now) for state in states]
+        known = [self._secrets.has(state.encode("utf-8", "surrogatepass"), now) for state in states]
         if (states and all(known)) or is_validation(raw):
             return None
         none = "no secret that is valid now is the clientState of each notification"
@@ -128,21 +127,12 @@ def _resource(event: Mapping[str, object]) -> fields.Entity:
     return fields.entity(name[:1].lower() + name[1:], fields.member(data, "id") or last)
 
 
+_DATA = {"@odata.type": "#Microsoft.Graph.{kind}", "id": "{id}"}
+_SAMPLE = {"id": "{unique}", "changeType": "{last}", "resource": "{kind}/{id}", "resourceData": _DATA}
+
 PRESET = Preset(
-    name="msgraph",
     read=fields.reader_of_list(_event, "value"),
-    sample=json_sample(
-        {
-            "value": [
-                {
-                    "id": "{unique}",
-                    "changeType": "{last}",
-                    "resource": "{kind}/{id}",
-                    "resourceData": {"@odata.type": "#Microsoft.Graph.{kind}", "id": "{id}"},
-                }
-            ]
-        }
-    ),
+    sample=json_sample({"value": [_SAMPLE]}),
     prover=ClientState,
     needs=frozenset({"auth"}),
     max_body=4 * 1024 * 1024,  # none is documented; encrypted resource data may be in it

@@ -37,7 +37,6 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
-    name="notion",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(

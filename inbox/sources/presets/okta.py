@@ -73,24 +73,17 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse:
     return HandshakeResponse(200, body=msgspec.json.encode({"verification": challenge}))
 
 
+_SAMPLE = {
+    "uuid": "{unique}",
+    "eventType": "{type}",
+    "published": "{time}",
+    "target": [{"type": "{kind}", "id": "{id}"}],
+}
+
 PRESET = Preset(
-    name="okta",
     read=fields.reader_of_list(_event, "data", "events"),
     has_own_time=True,
-    sample=json_sample(
-        {
-            "data": {
-                "events": [
-                    {
-                        "uuid": "{unique}",
-                        "eventType": "{type}",
-                        "published": "{time}",
-                        "target": [{"type": "{kind}", "id": "{id}"}],
-                    }
-                ]
-            }
-        }
-    ),
+    sample=json_sample({"data": {"events": [_SAMPLE]}}),
     max_body=4 * 1024 * 1024,  # no limit is documented, and a batch that is refused does not come again
     answers_empty=True,
     handshake=Handshake(

@@ -59,9 +59,6 @@ class Transmission(Proof):
         self._webhooks = tuple(secrets)
         self._tolerance = TOLERANCE_SECONDS if source.tolerance is None else source.tolerance
         self.certificates = CertificateStore(_URL, _NAMES)
-        # Of each source: its ids and certificates decide how much work a request makes. Another source's rejection without
-        # that work would tell by its time whose they are.
-        self.kind = (Transmission, source.name)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
         """See Proof."""
@@ -103,19 +100,11 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
     )
 
 
+_SAMPLE = {"id": "WH-{unique}", "create_time": "{time}", "resource_type": "{kind}", "event_type": "{type}"}
+
 PRESET = Preset(
-    name="paypal",
     read=fields.reader_of_object(_event),
-    sample=json_sample(
-        {
-            "id": "WH-{unique}",
-            "create_time": "{time}",
-            "resource_type": "{kind}",
-            "event_type": "{type}",
-            "resource": {"id": "{id}"},
-        },
-        {"PAYPAL-TRANSMISSION-ID": "{unique}"},
-    ),
+    sample=json_sample({**_SAMPLE, "resource": {"id": "{id}"}}, {"PAYPAL-TRANSMISSION-ID": "{unique}"}),
     prover=Transmission,
     needs=frozenset({"auth"}),  # else strangers could have certificates fetched, and see that the source exists
     kept_headers=frozenset({_TRANSMISSION}),

@@ -198,7 +198,6 @@ def sample(kind: str, identifier: str, _event_type: str, at: datetime) -> Sample
 
 
 PRESET = Preset(
-    name="salesforce",
     read=read,
     sample=sample,
     media_types=frozenset({"text/xml"}),

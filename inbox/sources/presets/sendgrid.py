@@ -31,7 +31,6 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
-    name="sendgrid",
     read=fields.reader_of_list(_event),
     has_own_time=True,
     sample=json_sample([{"sg_event_id": "{unique}", "sg_message_id": "{id}", "event": "{type}", "timestamp": "{s}"}]),

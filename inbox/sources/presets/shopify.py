@@ -60,7 +60,6 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 
 PRESET = Preset(
-    name="shopify",
     read=fields.reader_of_object(_event),
     sample=sample,
     signatures=(

@@ -109,7 +109,6 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 
 PRESET = Preset(
-    name="slack",
     read=read,
     has_own_time=True,
     sample=sample,

@@ -163,7 +163,6 @@ def _key(raw: RawRequest) -> tuple[str, ...]:
 
 
 PRESET = Preset(
-    name=NAME,
     read=reader(Source(preset=NAME, auth=NoAuth())),
     reader=reader,
     reads_by="pattern",

@@ -70,7 +70,6 @@ def _id_header(raw: RawRequest) -> str:
 
 
 PRESET = Preset(
-    name="standard-webhooks",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(

@@ -34,7 +34,6 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
-    name="stripe",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(

@@ -79,7 +79,6 @@ def action_of(entity_type: str, change: str) -> Action:
 
 
 PRESET = Preset(
-    name="trivore",
     read=read,
     has_own_time=True,
     sample=json_sample({"id": "{id}", "entityType": "{kind}", "eventType": "{type}", "timestamp": "{time}"}),

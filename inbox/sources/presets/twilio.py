@@ -63,7 +63,6 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 
 PRESET = Preset(
-    name="twilio",
     read=read,
     sample=sample,
     signatures=(

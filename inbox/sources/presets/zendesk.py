@@ -40,7 +40,6 @@ def _action(word: str) -> Action:
 
 
 PRESET = Preset(
-    name="zendesk",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(

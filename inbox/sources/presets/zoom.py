@@ -53,7 +53,6 @@ def greet(raw: RawRequest, mac: Mac) -> HandshakeResponse | None:
 
 
 PRESET = Preset(
-    name="zoom",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample({"event": "{dotted}", "event_ts": "{ms}", "payload": {"object": {"id": "{id}"}}}),

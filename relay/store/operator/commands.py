@@ -10,7 +10,6 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db import commands as statements
 from inbox.db.dialect import Sql, json_param
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.commands import COMMAND_KINDS
@@ -19,10 +18,28 @@ from relay.operations.table import OPERATIONS
 from relay.store.database import Database
 from relay.store.transaction import Transaction
 
-GateAct = Literal["pause", "resume"]
 CommandState = Literal["asked", "running", "done", "failed", "refused", "cancelled"]
-Standing = tuple[int | None, int, int]
-"""The place of a command, by which two processes can tell whether one of them has gone on with it."""
+
+
+class Command(msgspec.Struct, frozen=True):
+    """An open command, as it was read."""
+
+    id: int
+    kind: str
+    selection: Any
+    """As the driver gives it."""
+    reason: str
+    asked_by: str
+    dry_run: bool
+    state: CommandState
+    progress: int | None
+    """The place where its last step ended; None at its begin."""
+    affected: int
+    failed: int
+    matched: int | None
+    """The number of deliveries or rows of its plan."""
+    until: int | None
+    """The highest seq, or id of a rejected request, when it was asked: later ones are left alone."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -32,9 +49,9 @@ class Progress(msgspec.Struct, frozen=True):
     affected: int
     answer: str | None
     failed: int = 0
-    """Deliveries that could not be changed."""
+    """Deliveries or requests that could not be changed."""
     error: str | None = None
-    """The last failed delivery, and why."""
+    """The last one that failed, and why."""
 
     @property
     def has_ended(self) -> bool:
@@ -49,41 +66,12 @@ class BatchResult(msgspec.Struct, frozen=True):
     changed: int = 0
     progress: int | None = None
     answer: str | None = None
+    failed: int = 0
+    error: str | None = None
     matched: int | None = None
     """Of a dry run: the number of deliveries or rows that it would change."""
     sample: dict[str, Any] | None = None
     """Of a dry run: an object for `relay_command.sample`, that JSON can have."""
-
-
-class AskedTask(msgspec.Struct, frozen=True):
-    """A command about no delivery, as the function of its kind gets it: see `relay.store.operator.tasks`."""
-
-    number: int
-    asked: Any
-    """The operation's `asks`."""
-    reason: str
-    asked_by: str
-    dry_run: bool
-    progress: int | None
-    """The `BatchResult.progress` of its last step; None at its begin."""
-    affected: int
-    """The sum of `BatchResult.changed` so far."""
-    until: int | None
-    """The highest id of a rejected request when it was asked: later ones are left alone."""
-
-
-def request_of(command: Any, asked: Any) -> AskedTask:  # noqa: ANN401  # a result row
-    """A command as the function of its kind gets it."""
-    return AskedTask(
-        number=command.id,
-        asked=asked,
-        reason=command.reason,
-        asked_by=command.asked_by,
-        dry_run=bool(command.dry_run),
-        progress=command.progress_seq,
-        affected=command.affected,
-        until=command.until_seq,
-    )
 
 
 def ask(
@@ -98,9 +86,15 @@ def ask(
 ) -> int:
     """Store a command about `planned` deliveries or rows, if that is known. Returns its id."""
     with database.write() as transaction:
-        asked = msgspec.json.encode(chosen).decode()
-        given = {"kind": kind, "selection": asked, "reason": why, "who": who, "dry_run": dry_run, "planned": planned}
-        return int(transaction.execute(statements.ask(database.sql), **given)[0].id)
+        return _ask(transaction, kind, chosen, who=who, why=why, dry_run=dry_run, planned=planned)
+
+
+def _ask(
+    transaction: Transaction, kind: str, chosen: object, *, who: str, why: str, dry_run: bool, planned: int | None
+) -> int:
+    given = {"kind": kind, "reason": why, "who": who, "dry_run": dry_run, "planned": planned}
+    asked = transaction.execute(_insert(transaction.sql), selection=msgspec.json.encode(chosen).decode(), **given)
+    return int(asked[0].id)
 
 
 def any_open(database: Database) -> bool:
@@ -140,10 +134,8 @@ def turn(database: Database, act: CommandAct, number: int, *, who: str, why: str
     """
     with database.write() as transaction:
         answer = turn_in(transaction, act, number, who=who, why=why)
-        selection = json_param({"command": number})
-        given = {"kind": act, "selection": selection, "reason": why, "who": who, "dry_run": False, "planned": None}
-        (asked,) = transaction.execute(statements.ask(transaction.sql), **given)
-        end(transaction, asked.id, "done", answer)
+        asked = _ask(transaction, act, {"command": number}, who=who, why=why, dry_run=False, planned=None)
+        end(transaction, asked, "done", answer)
 
 
 def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str, why: str) -> str:
@@ -153,53 +145,53 @@ def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str,
         NoSuchCommand: as `turn`.
         UnusableCommand: as `turn`.
     """
-    found = transaction.execute(_command(transaction.sql, locked=False), id=number)
-    if not found:
+    found = _read(transaction, number)
+    if found is None:
         raise NoSuchCommand(f"there is no command {number}")
-    kind, state = found[0].kind, found[0].state
-    if OPERATIONS[kind].is_of_a_command:
-        raise UnusableCommand(f"command {number} is a {kind} itself, which is done at once")
+    if OPERATIONS[found.kind].is_of_a_command:
+        raise UnusableCommand(f"command {number} is a {found.kind} itself, which is done at once")
     if act == "stop":
-        said = f"stopped by {who}: {why}"
-        if transaction.execute(statements.stop(transaction.sql), id=number, answer=said):
+        if transaction.execute(_stop(transaction.sql), id=number, answer=f"stopped by {who}: {why}"):
             return f"command {number} is stopped"
         raise UnusableCommand(f"command {number} has ended, and can't be stopped any more")
     if transaction.execute(_GO_ON, id=number):
         return f"command {number} goes on"
-    raise UnusableCommand(f"command {number} is {state}: only one that was stopped goes on")
+    raise UnusableCommand(f"command {number} is {found.state}: only one that was stopped goes on")
 
 
-def read_open(transaction: Transaction, number: int, *, locked: bool = False) -> Any:  # noqa: ANN401  # a result row
-    """The row of a command; None when it has ended."""
-    found = transaction.execute(_command(transaction.sql, locked=locked), id=number)
-    return found[0] if found and found[0].state in {"asked", "running"} else None
+def read_open(transaction: Transaction, number: int) -> Command | None:
+    """Read a command; None when it has ended."""
+    found = _read(transaction, number)
+    return None if found is None or found.state not in {"asked", "running"} else found
 
 
-def standing_of(command: Any) -> Standing:  # noqa: ANN401  # a result row
-    """The place of a command, as it was read."""
-    return command.progress_seq, command.affected, command.failed
-
-
-def is_as_it_was(transaction: Transaction, number: int, standing: Standing) -> bool:
+def is_as_it_was(transaction: Transaction, command: Command) -> bool:
     """Lock the command; true when nobody has gone on with it or stopped it since it was read, and nobody does at the moment."""
-    now = read_open(transaction, number, locked=True)
-    return now is not None and standing_of(now) == standing
+    now = _read(transaction, command.id, locked=True)
+    return now is not None and now.state in {"asked", "running"} and _place_of(now) == _place_of(command)
 
 
-def advance(transaction: Transaction, number: int, step: BatchResult, now: datetime) -> None:
-    """Note the result of a batch."""
-    finished_at = None if step.state == "running" else time_text(now)
-    sample = None if step.sample is None else json_param(step.sample)
-    values = {"id": number, "finished_at": finished_at, **msgspec.structs.asdict(step), "sample": sample}
-    transaction.execute(_advance(transaction.sql), **values)
+def _place_of(command: Command) -> tuple[int | None, int, int]:
+    return command.progress, command.affected, command.failed
 
 
-def advance_part(
-    transaction: Transaction, number: int, progress: int, *, changed: int = 0, failed: int = 0, error: str | None = None
-) -> Standing:
-    """Note the result of a part of a batch. Returns the command's new place."""
-    values = {"id": number, "progress": progress, "changed": changed, "failed": failed, "error": error}
-    return standing_of(transaction.execute(_advance_part(transaction.sql), **values)[0])
+def _read(transaction: Transaction, number: int, *, locked: bool = False) -> Command | None:
+    found = transaction.rows_of(_command(transaction.sql, locked=locked), id=number)
+    if not found:
+        return None
+    return Command(**{**found[0], "dry_run": bool(found[0]["dry_run"])})
+
+
+def advance(transaction: Transaction, command: Command, step: BatchResult, now: datetime) -> Command:
+    """Note the result of a batch. Returns the command as it is then."""
+    transaction.execute(
+        _advance(transaction.sql),
+        **{**msgspec.structs.asdict(step), "sample": None if step.sample is None else json_param(step.sample)},
+        id=command.id,
+        finished_at=None if step.state == "running" else time_text(now),
+    )
+    affected, failed = command.affected + step.changed, command.failed + step.failed
+    return msgspec.structs.replace(command, progress=step.progress, affected=affected, failed=failed)
 
 
 def say(database: Database, number: int, answer: str) -> None:
@@ -230,35 +222,47 @@ RETURNING id
 
 
 @cache
+def _insert(sql: Sql) -> TextClause:
+    selected = "CAST(:selection AS jsonb)" if sql.is_postgres else ":selection"
+    planned = "CAST(:planned AS bigint)" if sql.is_postgres else ":planned"
+    return text(f"""
+INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at, dry_run, matched)
+VALUES (:kind, {selected}, :reason, :who, {sql.now}, :dry_run, {planned})
+RETURNING id
+""")
+
+
+@cache
+def _stop(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE relay_command SET state = 'cancelled', finished_at = {sql.now}, answer = :answer
+WHERE id = :id AND {_IS_OPEN}
+RETURNING id
+""")
+
+
+@cache
 def _command(sql: Sql, *, locked: bool) -> TextClause:
     return text(f"""
-SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq, affected, failed, matched, sample, until_seq
+SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq AS progress, affected, failed, matched,
+    until_seq AS until
 FROM relay_command
 WHERE id = :id {sql.skip_locked if locked else ""}
 """)
 
 
 @cache
-def _advance_part(sql: Sql) -> TextClause:
-    error = "CAST(:error AS text)" if sql.is_postgres else ":error"
-    return text(f"""
-UPDATE relay_command
-SET state = 'running', affected = affected + :changed, failed = failed + :failed, progress_seq = :progress,
-    error = coalesce({error}, error)
-WHERE id = :id
-RETURNING progress_seq, affected, failed
-""")
-
-
-@cache
 def _advance(sql: Sql) -> TextClause:
-    matched, sample = (
-        ("CAST(:matched AS bigint)", "CAST(:sample AS jsonb)") if sql.is_postgres else (":matched", ":sample")
+    matched, sample, error = (
+        ("CAST(:matched AS bigint)", "CAST(:sample AS jsonb)", "CAST(:error AS text)")
+        if sql.is_postgres
+        else (":matched", ":sample", ":error")
     )
     return text(f"""
 UPDATE relay_command
-SET state = :state, affected = affected + :changed, progress_seq = :progress, answer = :answer,
-    finished_at = {sql.time(":finished_at")}, matched = coalesce({matched}, matched), sample = coalesce({sample}, sample)
+SET state = :state, affected = affected + :changed, failed = failed + :failed, progress_seq = :progress, answer = :answer,
+    error = coalesce({error}, error), finished_at = {sql.time(":finished_at")}, matched = coalesce({matched}, matched),
+    sample = coalesce({sample}, sample)
 WHERE id = :id AND {_IS_OPEN}
 """)
 

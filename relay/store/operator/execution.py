@@ -8,40 +8,39 @@ batch is done once, and any of them may die.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from sqlalchemy.exc import DBAPIError
 
-from inbox.config.mistakes import nearest
 from inbox.config.model import Config
-from inbox.db.dialect import as_json, blames_items, error_text, failure_of, takes_too_long
-from inbox.db.reads import has_route, has_source
+from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
 from inbox.errors import UnusableCommand
 from inbox.observe.traces import OFF, Span, Tracer
 from relay.delivery import facts
-from relay.delivery.gates import Gate
 from relay.delivery.policy import Policies
-from relay.operations.asks import OneGate, Selection
-from relay.operations.table import OF_DELIVERIES, OF_GATES, OPERATIONS, parse
-from relay.store import gates
-from relay.store.bulkhead import in_parts
+from relay.operations.asks import Selection
+from relay.operations.table import OF_DELIVERIES, OPERATIONS, parse
 from relay.store.database import Database
-from relay.store.operator import commands, plan, room, selected
-from relay.store.operator.commands import BatchResult, Standing
-from relay.store.operator.replay import end_or_unblock, replay, retry
+from relay.store.operator import commands, selected
+from relay.store.operator.changes import end_or_unblock, replay, retry, that_fit
+from relay.store.operator.commands import BatchResult, Command
+from relay.store.operator.plan import dry_run_answer, mistake_in, plan, quick
 from relay.store.operator.selection import Choice, keys_of
-from relay.store.operator.tasks import TASKS
+from relay.store.operator.tasks import TASKS, Act, answer_of
 from relay.store.transaction import FailedAlone, Key, Transaction, key_text
 
 BATCH = 200
 """Deliveries in one transaction."""
 MOST_AT_ONCE = 10
 """Commands that get one batch each in one step of a relay."""
+DRY_RUN_ROWS = 5000
+DRY_RUN_SECONDS = 0.5
+"""A dry run ends after so many rows, or so long: a relay plans and delivers in the same thread."""
 FAULTY_SECONDS = 60.0
 """The wait after a command failed for a reason that is no item's, such as a missing privilege."""
 
@@ -89,8 +88,6 @@ class OpenCommands:
         self.troubled.append((number, error))
         if failure_of(error) == "fault":
             self._faulty[number] = now + FAULTY_SECONDS
-        if isinstance(error, DBAPIError) and "relay_command" in (error.statement or ""):
-            return  # somebody has locked the row itself
         with suppress(DBAPIError):
             commands.say(self._database, number, f"waits: {error_text(error)}")
 
@@ -110,8 +107,7 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
     one. A locked one is not: the command waits for it.
 
     Returns:
-        How many deliveries it has changed; of a replay or retry also none when too many are open already. Of a dry run: 1
-        when there is more to look at.
+        How many deliveries it has changed; of a replay or retry also none when too many are open already.
     """
     command = None
     try:
@@ -120,19 +116,21 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
         if command is None:
             return 0
         asked = _asked(command)
-        if command.kind in OF_DELIVERIES:
-            return _work(database, policies, _look(database, config, policies, command, asked))
-        if command.kind in OF_GATES:
-            return _turn_gate(database, config, command, asked)
-        return _do_task(database, config, command, asked)
+        if command.dry_run:
+            after = _note(database, command, _dry_run(database, config, command, asked))
+        elif command.kind in OF_DELIVERIES:
+            after = _change_deliveries(database, policies, _look(database, config, policies, command, asked))
+        else:
+            after = _note(database, command, TASKS[command.kind](database, config, command, asked))
     except Exception as error:
         if not blames_items(error):
             raise
         _fail(database, number, command, error)
         return 0
+    return 0 if after is None else after.affected - command.affected
 
 
-def _asked(command: Any) -> Any:  # noqa: ANN401  # a result row; the operation's `asks`
+def _asked(command: Command) -> Any:  # noqa: ANN401  # the operation's `asks`
     """Read a row, which anybody may have inserted in SQL.
 
     Raises:
@@ -143,11 +141,32 @@ def _asked(command: Any) -> Any:  # noqa: ANN401  # a result row; the operation'
     return parse(command.kind, as_json(command.selection))
 
 
+def _note(
+    database: Database, command: Command, act: Act, routes: Collection[str] = (), *, opens: bool = False
+) -> Command | None:
+    """Do a step and note its result in one transaction, under the lock of its routes.
+
+    Returns:
+        The command as it is then; None: another process has gone on with it or stopped it since it was read.
+    """
+    with database.write() as transaction:
+        now = transaction.lock_order({*routes}, keeps_payloads=opens) if routes else transaction.now()
+        if not commands.is_as_it_was(transaction, command):
+            return None
+        return commands.advance(transaction, command, act(transaction, now), now)
+
+
+def _dry_run(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # the operation's `asks`
+    """Make the plan. It takes no longer than a relay can spare, as it plans and delivers in the same thread."""
+    planned = plan(database, config, command.kind, asked, quick(DRY_RUN_ROWS, DRY_RUN_SECONDS))
+    said = dry_run_answer(command.kind, planned)
+    return lambda *_: BatchResult("done", answer=said, matched=planned.matched, sample=planned.sample)
+
+
 class _Batch(msgspec.Struct, frozen=True):
     """The next batch of a command about deliveries, as it was read without a lock."""
 
-    command: Any
-    """The row."""
+    command: Command
     choice: Choice
     keys: Sequence[Key] = ()
     waits: str | None = None
@@ -157,214 +176,95 @@ class _Batch(msgspec.Struct, frozen=True):
     upto: int | None = None
     """Without any `keys`: the seq up to which none is selected; None at the end."""
 
-    @property
-    def opens(self) -> bool:
-        """Return whether it opens deliveries that have ended, whose payloads have to be there."""
-        return self.choice.act == "replay"
 
-
-def _look(database: Database, config: Config, policies: Policies, command: Any, asked: Selection) -> _Batch:  # noqa: ANN401  # a result row
+def _look(database: Database, config: Config, policies: Policies, command: Command, asked: Selection) -> _Batch:
     """Read the next batch without a lock, since finding the deliveries may take long.
 
     Raises:
         UnusableCommand: it can't be meant.
     """
-    choice = Choice(command.kind, asked, config, until_seq=command.until_seq)
-    if choice.mistake is not None:
-        raise UnusableCommand(choice.mistake)
-    if command.progress_seq is None and (mistake := unknown_name(database, choice)):
+    choice = Choice(cast("Any", command.kind), asked, config, until_seq=command.until)
+    if command.progress is None and (mistake := mistake_in(database, choice)):
         raise UnusableCommand(mistake)
-    if command.dry_run:
-        return _Batch(command, choice)
-    page = selected.page(database, choice, after=command.progress_seq or 0, most=BATCH)
-    keys: Sequence[Key] = keys_of(page.rows)
-    waits = None
-    if choice.act == "replay":
-        keys, full = room.that_fit(database, policies, keys)
-        waits = None if full is None else f"waits: {room.MOST_OPEN} replayed deliveries are open on route {full}"
-    elif choice.act == "retry" and command.affected >= room.MOST_OPEN:
-        full = room.full_route(database, policies, keys)
-        waits = None if full is None else f"waits: {room.MOST_OPEN} deliveries are due on route {full}"
+    page = selected.page(database, choice, after=command.progress or 0, most=BATCH)
+    keys, waits = that_fit(database, policies, choice.act, keys_of(page.rows), affected=command.affected)
     return _Batch(command, choice, keys, waits, page.unreadable, page.upto)
 
 
-def _work(database: Database, policies: Policies, batch: _Batch) -> int:
-    if batch.command.dry_run:
-        return _look_on(database, batch.choice, batch.command)
+def _change_deliveries(database: Database, policies: Policies, batch: _Batch) -> Command | None:
+    """Do a batch; one by one where that fails, as a statement took too long, or one can't be changed."""
+    opens, routes = batch.choice.act == "replay", {route for _, route in batch.keys}
     try:
         if batch.waits or not batch.unreadable:
-            return _do(database, policies, batch)
-    except Exception as error:  # a smaller part may succeed where a statement took too long
-        if not (blames_items(error) or takes_too_long(error)) or not batch.keys:
+            return _note(database, batch.command, partial(_do, batch=batch, policies=policies), routes, opens=opens)
+    except Exception as error:
+        if not (blames_items(error) or is_wait_timeout(error)) or not batch.keys:
             raise
-    return _do_apart(database, policies, batch)
+    after: Command | None = batch.command
+    for place, key in enumerate(batch.keys):
+        is_last_of_event = [following[0] for following in batch.keys[place + 1 : place + 2]] != [key[0]]
+        progress = key[0] if is_last_of_event else key[0] - 1
+        one = msgspec.structs.replace(batch, keys=[key])
+        try:
+            act = partial(_do, batch=one, policies=policies, progress=progress)
+            after = after and _note(database, after, act, {key[1]}, opens=opens)
+        except Exception as error:
+            if not blames_items(error):
+                raise
+            why = f"{key_text(key)}: {error_text(error)}"
+            failed = BatchResult("running", progress=progress, failed=1, error=why)
+            after = after and _note(database, after, lambda *_, failed=failed: failed)
+            database.failed_alone(FailedAlone("commands", key_text(key), error_text(error)))
+        if after is None:
+            return None
+    return after
 
 
-def _do(database: Database, policies: Policies, batch: _Batch) -> int:
-    """Do a batch in one transaction, unless another process has done it meanwhile."""
-    number, routes = batch.command.id, {route for _, route in batch.keys}
-    with database.write() as transaction:
-        now = transaction.lock_order(routes, keeps_payloads=batch.opens) if routes else transaction.now()
-        if not commands.is_as_it_was(transaction, number, commands.standing_of(batch.command)):
-            return 0
-        step = _next(transaction, batch, policies, now)
-        commands.advance(transaction, number, step, now)
-    return step.changed
-
-
-def _turn_gate(database: Database, config: Config, command: Any, asked: OneGate) -> int:  # noqa: ANN401  # a result row
-    """Pause or resume a gate, unless another process has done so meanwhile. It locks the gate alone, and waits for no route."""
-    gate = Gate(**msgspec.structs.asdict(asked))
-    if mistake := gates.mistake_in(database, gate, command.kind, config):
-        raise UnusableCommand(mistake)
-    with database.write() as transaction:
-        now = transaction.now()
-        if not commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
-            return 0
-        if command.kind == "pause":
-            changed = gates.pause(transaction, gate.key, who=command.asked_by, why=command.reason)
-            answer = "paused" if changed else "was paused already"
-        else:
-            changed = gates.resume(transaction, gate.key, now)
-            answer = "resumed" if changed else "nothing was held back"
-        commands.advance(transaction, command.id, BatchResult("done", answer=answer), now)
-    return 0
-
-
-def _do_task(database: Database, config: Config, command: Any, asked: Any) -> int:  # noqa: ANN401  # a result row
-    """Do the next step of a command about no delivery, unless another process has gone on with it or stopped it."""
-    act = TASKS[command.kind](database, config, commands.request_of(command, asked))
-    with database.write() as transaction:
-        if not commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
-            return 0
-        step = act(transaction)
-        commands.advance(transaction, command.id, step, transaction.now())
-    return step.changed
-
-
-def _look_on(database: Database, choice: Choice, command: Any) -> int:  # noqa: ANN401  # a result row
-    """Examine the next deliveries of a dry run, and note the plan so far. Returns how many there are so far."""
-    step = plan.dry_run_step(database, choice, command)
-    with database.write() as transaction:
-        if commands.is_as_it_was(transaction, command.id, commands.standing_of(command)):
-            commands.advance(transaction, command.id, step, transaction.now())
-    return 0 if step.state == "done" else 1
-
-
-def _do_apart(database: Database, policies: Policies, batch: _Batch) -> int:
-    """Do a batch in parts, after one of its deliveries has failed.
-
-    Each part notes how far the command has come: whoever goes on with it, at the same time or after us, does none twice.
-    """
-    number, standing = batch.command.id, commands.standing_of(batch.command)
-
-    def upto(last: Key) -> int:
-        following = batch.keys[batch.keys.index(last) + 1 :][:1]
-        return last[0] - int(bool(following) and following[0][0] == last[0])  # more of its event is to come
-
-    def part(some: Sequence[Key]) -> int:
-        nonlocal standing
-        changed, standing = _part(database, policies, batch, some, standing=standing, upto=upto(some[-1]))
-        return changed
-
-    def alone(key: Key, error: Exception) -> int:
-        nonlocal standing
-        with database.write() as transaction:
-            if commands.is_as_it_was(transaction, number, standing):
-                why = f"{key_text(key)}: {error_text(error)}"
-                standing = commands.advance_part(transaction, number, upto(key), failed=1, error=why)
-        return 0
-
-    return sum(in_parts(database, "commands", batch.keys, part=part, alone=alone, name=key_text))
-
-
-def _part(
-    database: Database,
-    policies: Policies,
-    batch: _Batch,
-    some: Sequence[Key],
-    *,
-    standing: Standing,
-    upto: int,
-) -> tuple[int, Standing]:
-    """Do a part of a batch in one transaction, unless another process goes on with the command."""
-    number = batch.command.id
-    for key in some:
-        if key in batch.unreadable:
-            raise batch.unreadable[key]
-    with database.write() as transaction:
-        now = transaction.lock_order({route for _, route in some}, keeps_payloads=batch.opens)
-        if not commands.is_as_it_was(transaction, number, standing):
-            return 0, standing
-        changed = _change(transaction, batch.choice, batch.command, some, now, policies=policies)
-        return changed, commands.advance_part(transaction, number, upto, changed=changed)
-
-
-def unknown_name(database: Database, choice: Choice) -> str | None:
-    """The mistake in a route or source that neither the configuration nor the database has; rows of a removed one stay."""
-    chosen, config = choice.selection, choice.config
-    for kind, given, names, is_stored in (
-        ("route", chosen.route, config.routes, has_route),
-        ("source", chosen.source, config.sources, has_source),
-    ):
-        if given is not None and given not in names and not is_stored(database.engine, given):
-            return f"there is no {kind} {given!r}; {nearest(given, names)}"
-    return None
-
-
-def _next(transaction: Transaction, batch: _Batch, policies: Policies, now: datetime) -> BatchResult:
-    command = batch.command
+def _do(
+    transaction: Transaction, now: datetime, *, batch: _Batch, policies: Policies, progress: int | None = None
+) -> BatchResult:
+    """Change deliveries of a batch, or say why there are none."""
+    command, keys = batch.command, batch.keys
     if batch.waits:
-        return BatchResult("running", progress=command.progress_seq, answer=batch.waits)
-    if not batch.keys and batch.upto is not None:
+        return BatchResult("running", progress=command.progress, answer=batch.waits)
+    if not keys and batch.upto is not None:
         return BatchResult("running", progress=batch.upto)
-    if not batch.keys:
-        return BatchResult("done", progress=command.progress_seq, answer=_answer(command))
-    changed = _change(transaction, batch.choice, command, batch.keys, now, policies=policies)
-    return BatchResult("running", changed, batch.keys[-1][0])
-
-
-def _answer(command: Any) -> str:  # noqa: ANN401  # a result row
-    """The answer of a command that is done; of one that was planned also how many of the plan it has left alone."""
-    answer = "done" if command.affected else "done: nothing was to change"
-    if command.failed:
-        answer = f"done, but for {command.failed} that could not be changed: see error"
-    left = (command.matched or 0) - command.affected - command.failed
-    if left <= 0:
-        return answer
-    return f"{answer}; {left} of the plan had changed meanwhile, by a relay or another command, and were left alone"
+    if not keys:
+        return BatchResult("done", progress=command.progress, answer=answer_of(command))
+    if unreadable := [batch.unreadable[key] for key in keys if key in batch.unreadable]:
+        raise unreadable[0]
+    changed = _change(transaction, batch.choice, command, keys, now, policies=policies)
+    return BatchResult("running", changed, keys[-1][0] if progress is None else progress)
 
 
 def _change(
     transaction: Transaction,
     choice: Choice,
-    command: Any,  # noqa: ANN401  # a result row
+    command: Command,
     keys: Sequence[Key],
     now: datetime,
     *,
     policies: Policies,
 ) -> int:
-    said, first = {"who": command.asked_by, "why": command.reason}, keys[0][0]
+    said: Any = {"who": command.asked_by, "why": command.reason}
     if choice.act == "retry":
         return retry(transaction, keys, now, **said)
-    states = choice.states
+    more: Any = {"policies": policies, "states": choice.states}
     if choice.act == "replay":
         if choice.selection.until_fact is not None:  # another command may have changed some since the batch was read
             keys = sorted(selected.among(transaction, choice, keys) & {*keys})
-        too = None if choice.selection.force else partial(selected.still_to_come, transaction, choice, first)
-        return replay(
-            transaction, choice.config, keys, facts.Replayed(**said), now, policies=policies, too=too, states=states
-        )
+        too = None if choice.selection.force else partial(selected.among, transaction, choice, first=keys[0][0])
+        return replay(transaction, choice.config, keys, facts.Replayed(**said), now, too=too, **more)
     fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
-    return end_or_unblock(transaction, choice.config, keys, fact, now, policies=policies, states=states)
+    return end_or_unblock(transaction, choice.config, keys, fact, now, **more)
 
 
-def _fail(database: Database, number: int, command: Any, error: Exception) -> None:  # noqa: ANN401  # a result row
+def _fail(database: Database, number: int, command: Command | None, error: Exception) -> None:
     """End a command that can't be done, with the reason as its answer, unless another process has gone on with it."""
     is_refused = isinstance(error, UnusableCommand)
     answer = str(error) if is_refused else error_text(error)
     with database.write() as transaction:
-        if command is not None and not commands.is_as_it_was(transaction, number, commands.standing_of(command)):
+        if command is not None and not commands.is_as_it_was(transaction, command):
             return
         commands.end(transaction, number, "refused" if is_refused else "failed", answer)
     database.failed_alone(FailedAlone("commands", f"command={number}", answer))

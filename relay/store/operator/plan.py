@@ -1,28 +1,71 @@
-"""Plans: the deliveries that a command would change if it were given now, also as dry runs. Changes nothing, and locks nothing."""
+"""Plans: what an operation would change if it were asked for now, for every channel. Changes nothing, and locks nothing."""
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import msgspec
+from sqlalchemy import text
 
-from inbox.db.dialect import as_json, blames_items
+from inbox.clock import SystemClock
+from inbox.config.mistakes import nearest
+from inbox.config.model import Config, RetentionKind
+from inbox.db import erasure, readmission, reads
+from inbox.db.dialect import blames_items, error_text, rows_param
+from inbox.db.erasure import ErasureSubject
+from inbox.db.readmission import RejectedFilter
 from inbox.db.reads import Row
+from inbox.errors import NoSuchCommand, UnusableCommand
+from inbox.events.commands import MOST_REASON, says_why
+from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import as_time
-from relay.store.bulkhead import in_parts
+from inbox.sources.normalize import Read, ReadmitResult, read_one, readers_of
+from relay.delivery.gates import Gate, resume_command
+from relay.delivery.policy import policies
+from relay.filters import Filtered, unknown
+from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
+from relay.operations.table import OPERATIONS, Words, command_line, require_order
+from relay.store import gates, retention
 from relay.store.database import Database
-from relay.store.operator import selected
-from relay.store.operator.commands import BatchResult
-from relay.store.operator.replay import LeftOut, replayable
+from relay.store.operator import commands, selected
+from relay.store.operator.changes import LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
-from relay.store.transaction import Key, key_text
+from relay.store.transaction import Key, Transaction
+from relay.words import counted, gate_holds
 
-_PAGE = 200
-_LARGE_PAGE = 500
+_PAGE = 500
+_MOST_BEHIND = 500
+"""Deliveries behind a gate up to which they are counted."""
+_NEWEST_OF_ENTITY = 5000
+"""Events of an entity among which open deliveries are counted."""
+MOST_REQUESTS = 10_000
+"""Rejected requests up to which they are counted."""
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """The limits of a plan; without them it is exact, however long it takes."""
+
+    rows: int | None = None
+    """Rows after which it ends."""
+    until: float = float("inf")
+    """Time of the monotonic clock at which it ends."""
+    listed: int = 10
+    """The first rows, which it lists."""
+
+    def is_late(self) -> bool:
+        """True when it shall end soon."""
+        return time.monotonic() > self.until
+
+
+def quick(rows: int, seconds: float) -> Bound:
+    """Return the limits of a plan that somebody waits for."""
+    return Bound(rows, time.monotonic() + seconds)
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -37,16 +80,48 @@ class Group(msgspec.Struct, frozen=True):
     last_due_at: datetime | None = None
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """The deliveries that a command would change."""
+class PlanFigure(msgspec.Struct, frozen=True):
+    """A number of things that an operation is about."""
 
+    name: str
     count: int
+    note: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The changes that an operation would make now."""
+
+    count: int | None = None
+    """Number of deliveries or rows; None where it has no such number."""
+    is_whole: bool = True
+    """False: there are more than `count`, and no more were examined."""
     groups: tuple[Group, ...] = ()
-    """The largest first."""
+    """The deliveries by route, state and cause; the largest first."""
     deliveries: tuple[Row, ...] = ()
-    """The first of them, in the order of arrival."""
-    left_out: dict[LeftOut, int] = {}
-    """Selected deliveries that the command leaves as they are, by the reason."""
+    """The first deliveries, in the order of arrival."""
+    requests: tuple[Row, ...] = ()
+    """The first rejected requests, as they are read now."""
+    left_out: dict[str, int] = {}
+    """Selected deliveries or requests that stay as they are, by the reason: see `why_left_out`."""
+    figures: tuple[PlanFigure, ...] = ()
+    """Numbers of rows by kind."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about this plan, beside the consequences of the operation."""
+    obstacle: str | None = None
+    """Reason why it can't be done now, or has nothing to do."""
+    instead: tuple[str, ...] = ()
+    """Sentences with the command that is meant perhaps."""
+
+    @property
+    def matched(self) -> int:
+        """The number of rows, or the sum of its figures."""
+        return sum(each.count for each in self.figures) if self.count is None else self.count
+
+    @property
+    def sample(self) -> dict[str, Any]:
+        """`relay_command.sample` of a dry run."""
+        names = ("groups", "left_out", "deliveries", "requests", "figures")
+        return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
 
 
 LEFT_OUT: Mapping[LeftOut, str] = {
@@ -55,187 +130,446 @@ LEFT_OUT: Mapping[LeftOut, str] = {
     "payload_gone": "have no headers and body any more: retention or erasure deleted them; `relay cancel` ends dead ones",
     "unreadable": "have a fact that can't be read; `relay verify` names it",
 }
-"""The sentence about deliveries that a command leaves as they are."""
 
 
-def preview(database: Database, choice: Choice, most: int, *, seen: Callable[[int], None] = lambda _: None) -> Plan:
-    """Make the plan of a command, with at most so many of its deliveries.
-
-    Args:
-        database: the database.
-        choice: the act, and what it is about.
-        most: the number of deliveries to list.
-        seen: hears how many deliveries have been examined, where that takes long.
-    """
-    if choice.act != "replay":
-        try:
-            return _counted(database, choice, most)
-        except Exception as error:  # one row can't be read: the others are counted without it
-            if not blames_items(error):
-                raise
-    planned, examined = Plan(0), 0
-    for page in _pages(database, choice, _PAGE):
-        planned = merged(planned, examine(database, choice, page), most)
-        examined += len(page.rows)
-        seen(examined)
-    return planned
+def why_left_out(reason: str) -> str:
+    """Return the sentence about rows that an operation leaves as they are; other reasons are sentences themselves."""
+    return LEFT_OUT.get(cast("LeftOut", reason), reason)
 
 
-class BoundedPlan(msgspec.Struct, frozen=True):
-    """A plan that was made of the first selected deliveries."""
-
-    plan: Plan
-    is_whole: bool
-    """False: there are more than were examined."""
-
-
-def bounded(database: Database, choice: Choice, *, listed: int, most: int, is_late: Callable[[], bool]) -> BoundedPlan:
-    """Make the plan of a command of its first deliveries, however many are selected.
-
-    Args:
-        database: the database.
-        choice: the act, and what it is about.
-        listed: the number of deliveries to list.
-        most: the number of deliveries after which it ends.
-        is_late: true when it shall end soon, with the present page or a part of it.
-    """
-    planned, examined = Plan(0), 0
-    for page in _pages(database, choice, _LARGE_PAGE, is_late):
-        part = examine(database, choice, page, is_late)
-        planned = merged(planned, part, listed)
-        examined += len(page.rows)
-        is_cut = part.count + sum(part.left_out.values()) < len(page.rows)
-        if is_cut or (page.upto is not None and (examined >= most or is_late())):
-            return BoundedPlan(planned, is_whole=False)
-    return BoundedPlan(planned, is_whole=True)
+def reason_mistake(asked: msgspec.Struct | None, reason: str | None) -> str | None:
+    """Return what is wrong with a reason; None when it says why."""
+    if not says_why(reason) or reason is None:
+        return "say why, in letters or digits: the reason is kept in the log"
+    if len(reason) > MOST_REASON:
+        return f"a reason has at most {MOST_REASON:,} characters"
+    if isinstance(asked, OneEntity) and subject_of(asked).is_named_in(reason):
+        return "the reason names the entity, and it is kept for good: say why without the id"
+    return None
 
 
-def _counted(database: Database, choice: Choice, most: int) -> Plan:
-    """Have the database count the deliveries. Each that is selected is changed."""
-    rows = next((page.rows for page in _pages(database, choice, most) if page.rows), ())
-    with database.read() as transaction:
-        groups = [
-            Group(row.route, row.state, row.cause, int(row.count), _time(row.first_due_at), _time(row.last_due_at))
-            for row in selected.groups(transaction, choice)
-        ]
-    return Plan(sum(group.count for group in groups), tuple(groups), tuple(rows[:most]))
+Seen = Callable[[int], None]
 
 
-def examine(
-    database: Database, choice: Choice, page: selected.SelectedPage, is_late: Callable[[], bool] = lambda: False
+class _Planning(msgspec.Struct, frozen=True):
+    database: Database
+    config: Config
+    kind: str
+    asked: Any
+    bound: Bound
+    seen: Seen
+    """Hears how many rows have been examined, where that takes long."""
+
+    @property
+    def words(self) -> Words:
+        return OPERATIONS[self.kind].words
+
+
+def plan(
+    database: Database,
+    config: Config,
+    kind: str,
+    asked: msgspec.Struct,
+    bound: Bound,
+    *,
+    seen: Seen = lambda _: None,
 ) -> Plan:
-    """Make the plan of a page. Each delivery is examined as the command itself will.
+    """Make the plan of an operation.
 
-    When `is_late`, it leaves the rest out: each that can't be read costs some transactions.
+    Raises:
+        UnusableCommand: it can't be meant; the message says what would be right.
     """
-    left: dict[Key, LeftOut] = dict.fromkeys(page.unreadable, "unreadable")
-    seen = {key for key in keys_of(page.rows) if key not in left}
-    if choice.act == "replay":
-        parts, seen = _left_out(database, choice, sorted(seen)), set()
-        for part in parts:
-            seen.update(part.keys)
-            left |= part.left_out
-            if is_late():
-                break
-    kept = seen - left.keys()
-    taken = [row for row in page.rows if (row["seq"], row["route"]) in kept]
-    groups = (Group(row["route"], row["state"], row["cause"], 1, *[_time(row.get("due_at"))] * 2) for row in taken)
-    return merged(Plan(0, (), tuple(taken), dict(Counter(left.values()))), Plan(len(taken), tuple(groups)), len(taken))
+    require_order(asked)
+    return _PLANS[OPERATIONS[kind].asks](_Planning(database, config, kind, asked, bound, seen))
 
 
-def merged(plan: Plan, more: Plan, most: int) -> Plan:
-    """Add one plan to another, with at most so many deliveries."""
-    groups: dict[tuple[str, str, str | None], Group] = {}
-    for group in (*plan.groups, *more.groups):
-        key = (group.route, group.state, group.cause)
-        groups[key] = _together(groups[key], group) if key in groups else group
-    return Plan(
-        plan.count + more.count,
-        tuple(sorted(groups.values(), key=_largest_first)),
-        (*plan.deliveries, *more.deliveries)[:most],
-        dict(Counter(plan.left_out) + Counter(more.left_out)),
+def _plan_deliveries(it: _Planning) -> Plan:
+    choice = Choice(cast("Act", it.kind), it.asked, it.config)
+    if mistake := mistake_in(it.database, choice):
+        raise UnusableCommand(mistake)
+    found = preview(it.database, choice, it.bound, seen=it.seen)
+    warnings = (
+        *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
+        *(
+            ["A backfill delivers again what was delivered, and what the route would take now and never took."]
+            if it.asked.backfill
+            else ()
+        ),
+        *_gates_of(it, {group.route for group in found.groups}),
     )
-
-
-def _together(one: Group, other: Group) -> Group:
-    first = [group.first_due_at for group in (one, other) if group.first_due_at is not None]
-    last = [group.last_due_at for group in (one, other) if group.last_due_at is not None]
+    is_nothing = not found.count and found.is_whole
     return msgspec.structs.replace(
-        one, count=one.count + other.count, first_due_at=min(first, default=None), last_due_at=max(last, default=None)
+        found,
+        warnings=warnings,
+        obstacle=it.words.nothing if is_nothing else None,
+        instead=tuple(_instead(it.database, choice)) if is_nothing else (),
     )
 
 
-def _pages(
-    database: Database, choice: Choice, most: int, is_late: Callable[[], bool] = lambda: False
-) -> Iterator[selected.SelectedPage]:
+def mistake_in(database: Database, choice: Choice) -> str | None:
+    """Return the reason why a selection is invalid; None when it is valid."""
+    return choice.mistake or _unknown_name(database, choice.config, "dead", choice.selection)
+
+
+def _unknown_name(database: Database, config: Config, listing: Filtered, asked: msgspec.Struct) -> str | None:
+    """Return the sentence about a name that neither the configuration nor the database has."""
+    given = {name: getattr(asked, name, None) for name in ("destination", "api", "cause", "route", "source")}
+    return next((sentence for _, sentence in unknown(listing, given, config, database.engine)), None)
+
+
+def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = lambda _: None) -> Plan:
+    """Count the deliveries that a command would change. Each is examined as the command itself will."""
+    groups: dict[tuple[str, str, str | None], Group] = {}
+    left_out: Counter[str] = Counter()
+    first: list[Row] = []
+    examined, is_whole = 0, True
     after: int | None = 0
-    while after is not None:
-        page = selected.page(database, choice, after=after, most=most, is_late=is_late)
-        yield page
-        after = page.upto
+    while after is not None and is_whole:
+        page = selected.page(database, choice, after=after, most=_PAGE, is_late=bound.is_late)
+        left = _left_out(database, choice, page, bound.is_late)
+        for row in page.rows:
+            why = left.get((row["seq"], row["route"]))
+            if why is None:
+                _add(groups, row)
+                first += [row] if len(first) < bound.listed else ()
+            elif why != "not examined":
+                left_out[why] += 1
+        examined, after = examined + len(page.rows), page.upto
+        seen(examined)
+        is_enough = after is not None and (bound.is_late() or examined >= (bound.rows or examined + 1))
+        is_whole = not is_enough and "not examined" not in left.values()
+    return Plan(
+        count=sum(group.count for group in groups.values()),
+        is_whole=is_whole,
+        groups=tuple(sorted(groups.values(), key=lambda g: (-g.count, g.route, g.state, g.cause or ""))),
+        deliveries=tuple(first),
+        left_out=dict(left_out),
+    )
 
 
-class _Part(NamedTuple):
-    keys: Collection[Key]
-    left_out: dict[Key, LeftOut]
+def _add(groups: dict[tuple[str, str, str | None], Group], row: Row) -> None:
+    due_at = None if row.get("due_at") is None else as_time(row["due_at"])
+    key = (row["route"], row["state"], row["cause"])
+    known = groups.get(key, Group(*key, 0))
+    times = [moment for moment in (known.first_due_at, due_at, known.last_due_at) if moment is not None]
+    groups[key] = Group(*key, known.count + 1, min(times, default=None), max(times, default=None))
 
 
-def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Iterator[_Part]:
-    states = choice.states
+def _left_out(
+    database: Database, choice: Choice, page: selected.SelectedPage, is_late: Callable[[], bool]
+) -> dict[Key, str]:
+    """Find those of a page that the command leaves as they are. Where each costs transactions, the time may end before."""
+    left: dict[Key, str] = dict.fromkeys(page.unreadable, "unreadable")
+    if choice.act != "replay":
+        return left
+    keys = [key for key in keys_of(page.rows) if key not in left]
 
-    def part(some: Sequence[Key]) -> _Part:
+    def part(some: Sequence[Key]) -> dict[Key, str | None]:
         with database.read() as transaction:
             too = None if choice.selection.force else partial(selected.among, transaction, choice)
-            found = replayable(transaction, choice.config, some, too=too, states=states, locked=False)
-        return _Part(some, found.left_out)
+            found = replayable(transaction, choice.config, some, too=too, states=choice.states, locked=False)
+        return {key: found.left_out.get(key) for key in some}
 
-    def alone(key: Key, _error: Exception) -> _Part:
-        return _Part([key], {key: "unreadable"})
+    def fail(key: Key, _error: Exception) -> dict[Key, str | None]:
+        return {key: "unreadable"}
 
-    return in_parts(database, "commands", keys, part=part, alone=alone, name=key_text)
-
-
-def _largest_first(group: Group) -> tuple[int, str, str, str]:
-    return -group.count, group.route, group.state, group.cause or ""
-
-
-def _time(value: datetime | str | None) -> datetime | None:
-    return None if value is None else as_time(value)
+    examined: dict[Key, str | None] = {}
+    for some in selected.together_or_apart(keys, part, fail, is_late):
+        examined |= some
+    return left | {key: why for key in keys if (why := examined.get(key, "not examined")) is not None}
 
 
-SAMPLE = 10
-"""Deliveries that the row lists; `relay_command.matched` counts all."""
-DRY_RUN_PAGE = 200
+def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
+    """Name the gates that hold these deliveries back whatever the act does, each with the command that opens it."""
+    known = policies(it.config)
+    passed = {key for route in routes if route in known for key in known[route].gates}
+    for row in gates.held_back(it.database):
+        if (row["kind"], row["name"]) in passed:
+            yield f"{'; '.join(_holds(row))}. `{resume_command(row['kind'], row['name'])}` ends that"
 
-_WORDS: dict[Act, str] = {"replay": "replayed", "retry": "retried", "cancel": "cancelled", "unblock": "unblocked"}
+
+def _holds(row: Row) -> Iterator[str]:
+    return (f"{row['kind']} {row['name']} {each}" for each in gate_holds(row, SystemClock().now()))
 
 
-def dry_run_step(database: Database, choice: Choice, command: Any) -> BatchResult:  # noqa: ANN401  # a result row
-    """Examine the next page of the selected deliveries. It changes none, and never takes longer than a page takes."""
-    page = selected.page(database, choice, after=command.progress_seq or 0, most=DRY_RUN_PAGE)
-    so_far = merged(_noted(command), examine(database, choice, page), SAMPLE)
-    is_done = page.upto is None
-    return BatchResult(
-        "done" if is_done else "running",
-        progress=command.progress_seq if is_done else page.upto,
-        answer=_answer_of_dry_run(choice.act, so_far) if is_done else "counting",
-        matched=so_far.count,
-        sample={
-            "groups": [msgspec.structs.asdict(group) for group in so_far.groups],
-            "left_out": so_far.left_out,
-            "deliveries": so_far.deliveries,
-        },
+def _instead(database: Database, choice: Choice) -> Iterator[str]:
+    """Name the command that is meant, where this one is about nothing."""
+    chosen = choice.selection
+    if choice.act in {"replay", "unblock"} and (meant := _other(database, choice, "retry")):
+        yield f"attempts are waiting; due at once with `{meant}`"
+    dead = choice.act in {"retry", "unblock"} and _other(database, choice, "replay")
+    if dead:
+        yield f"there are dead letters; delivered again with `{dead}`"
+    if chosen.seq is not None:
+        event = reads.event(database.engine, chosen.seq)
+        states = [f"{row['state']} on {row['route']}" for row in event["deliveries"]] if event else []
+        yield (
+            f"event {chosen.seq} is {', '.join(states) or 'unrouted'}; `inbox show {chosen.seq}` has its history"
+            if event
+            else f"there is no event {chosen.seq}"
+        )
+    elif choice.act == "retry" and not dead:
+        yield "a delivery that is due or in flight needs no retry: `relay status` says what holds it back"
+
+
+def _other(database: Database, choice: Choice, act: Act) -> str | None:
+    """Return the command line of another act on the same conditions; None: it has nothing to do, or can't be written."""
+    chosen = choice.selection
+    if (chosen.deliveries, chosen.error_sha256) != (None, None):
+        return None
+    everything = chosen.is_empty or msgspec.structs.replace(chosen, state=None).is_empty
+    given = {"state": None, "until_fact": None, "force": False, "backfill": False, "everything": everything}
+    other = msgspec.structs.replace(choice, act=act, selection=msgspec.structs.replace(chosen, **given))
+    return command_line(act, other.selection) if selected.page(database, other, after=0, most=1).rows else None
+
+
+def _plan_gate(it: _Planning) -> Plan:
+    gate = Gate(**msgspec.structs.asdict(it.asked))
+    if mistake := gates.mistake_in(it.database, gate, it.kind, it.config):
+        raise UnusableCommand(mistake)
+    held = next((row for row in gates.held_back(it.database) if (row["kind"], row["name"]) == gate.key), None)
+    with it.database.read() as transaction:
+        behind = _open_behind(transaction, it.config, gate)
+    is_so = held is None if it.kind == "resume" else held is not None and held["paused_at"] is not None
+    note = f"counted up to {_MOST_BEHIND}" if behind > _MOST_BEHIND else ""
+    return Plan(
+        figures=(PlanFigure("open deliveries behind it", behind, note),),
+        warnings=() if held is None else tuple(_holds(held)),
+        obstacle=it.words.nothing if is_so else None,
+        instead=(command_line("retry", Selection(**msgspec.structs.asdict(gate))),) if it.kind == "resume" else (),
     )
 
 
-def _noted(command: Any) -> Plan:  # noqa: ANN401  # a result row
-    if command.sample is None:
-        return Plan(0)
-    return msgspec.convert({"count": command.matched, **as_json(command.sample)}, Plan)
+def _open_behind(transaction: Transaction, config: Config, gate: Gate) -> int:
+    """Count the open deliveries that pass a gate, up to one more than `_MOST_BEHIND`."""
+    most = _MOST_BEHIND + 1
+    if gate.entity_id is not None:
+        entity = {"source": gate.source, "type": gate.entity_type, "id": gate.entity_id}
+        return int(transaction.execute(_OF_ENTITY, **entity, most=most)[0].count)
+    routes = sorted(name for name, policy in policies(config).items() if gate.key in policy.gates)
+    names = transaction.sql.rows("routes", name="text")
+    states = " UNION ALL ".join(  # each state has an index of its own
+        f"SELECT * FROM (SELECT 1 AS one FROM open_delivery o WHERE o.state = '{state}' AND o.route IN"
+        f" (SELECT routes.name FROM {names}) LIMIT :most) AS of_{state}"
+        for state in OPEN_STATES
+    )
+    statement = text(f"SELECT count(*) AS count FROM (SELECT 1 FROM ({states}) AS found LIMIT :most) AS counted")
+    return int(transaction.execute(statement, routes=rows_param({"name": name} for name in routes), most=most)[0].count)
 
 
-def _answer_of_dry_run(act: Act, planned: Plan) -> str:
-    word = "delivery" if planned.count == 1 else "deliveries"
-    said = [f"dry run: {planned.count} {word} would be {_WORDS[act]}"]
-    said += [f"{number} left out: {LEFT_OUT[why]}" for why, number in planned.left_out.items()]
-    return "; ".join(said)
+_OF_ENTITY = text(f"""
+SELECT count(*) AS count FROM (
+    SELECT 1 FROM (
+        SELECT i.seq FROM inbox i WHERE i.source = :source AND i.entity_type = :type AND i.entity_id = :id
+        ORDER BY i.seq DESC LIMIT {_NEWEST_OF_ENTITY}) AS newest
+    JOIN open_delivery o ON o.seq = newest.seq
+    LIMIT :most) AS counted
+""")
+
+
+def _plan_sweep(it: _Planning) -> Plan:
+    types = types_of(it.config, it.asked.source, it.asked.entity_type)
+    asks = f"A relay asks {it.asked.source} for changes of {', '.join(types)} since the last sweep."
+    return Plan(warnings=(asks,))
+
+
+def types_of(config: Config, source: str, entity_type: str | None) -> Sequence[str]:
+    """List the types of entities that a sweep of this source would ask for.
+
+    Raises:
+        UnusableCommand: the source has no such sweep.
+    """
+    known: Mapping[str, object] = config.sources
+    if source not in known:
+        raise UnusableCommand(f"there is no source {source!r}; {nearest(source, known)}")
+    types = sorted({table.entity_type for table in config.sources[source].sweeps})
+    if not types:
+        raise UnusableCommand(
+            f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes"
+        )
+    if entity_type is not None and entity_type not in types:
+        raise UnusableCommand(f"source {source} has no sweep of {entity_type!r}; {nearest(entity_type, types)}")
+    return types if entity_type is None else [entity_type]
+
+
+def _plan_prune(it: _Planning) -> Plan:
+    wanted = kinds_of(it.asked.kinds or ())
+    with it.database.read() as transaction:
+        plans = retention.plan(transaction, it.config.retention, transaction.now())
+    return Plan(
+        figures=tuple(
+            PlanFigure(each.kind, each.rows, f"{'' if each.are_all else 'or more; '}older than {each.age}")
+            for each in plans
+            if each.kind in wanted
+        ),
+        warnings=("The answer counts the chosen kinds.",) if it.asked.kinds else (),
+    )
+
+
+def kinds_of(given: Sequence[str]) -> list[RetentionKind]:
+    """List kinds of retention; none given means all.
+
+    Raises:
+        UnusableCommand: there is no such kind.
+    """
+    for name in given:
+        if name not in retention.STEPS:
+            raise UnusableCommand(f"there is no kind of [retention] {name!r}; {nearest(name, retention.STEPS)}")
+    return [kind for kind in retention.STEPS if not given or kind in given]
+
+
+def subject_of(asked: OneEntity) -> ErasureSubject:
+    """Return the entity to erase."""
+    return ErasureSubject(**msgspec.structs.asdict(asked))
+
+
+def _plan_erase(it: _Planning) -> Plan:
+    subject = subject_of(it.asked)
+    if mistake := _unknown_name(it.database, it.config, "deliveries", it.asked):
+        raise UnusableCommand(mistake)
+    found = erasure.plan(it.database.engine, subject, quick=it.bound.rows is not None, searching=it.seen)
+    figures = (
+        PlanFigure("events", found.events),
+        PlanFigure("payloads", found.payloads, "no replay is possible any more"),
+        PlanFigure("facts", found.facts, "calls, URLs, errors and reasons go, states and times stay"),
+        PlanFigure("duplicate requests", found.duplicates, "bodies go, the count stays"),
+        PlanFigure("lanes", found.lanes, "the next event of the entity begins a new one"),
+        PlanFigure("pauses", found.pauses, "later events are delivered"),
+        *(
+            PlanFigure(f"rows of {table} that name it", number, _OF_NAMING.get(table, "its texts go"))
+            for table, number in sorted(found.naming.items())
+        ),
+    )
+    warnings = (
+        found.warning,
+        None if found.is_whole else "Only a part of the rejected requests was searched; the erasure searches all.",
+        _OF_NEWEST if found.has_more_events else None,
+    )
+    obstacle, instead = None, tuple[str, ...]()
+    named = ("--source", subject.source, "--entity", f"{subject.entity_type}/{subject.entity_id}")
+    if found.open:
+        obstacle = erasure.held_up_by(found.open)
+        instead = (f"{shlex.join(['relay', 'cancel', *named])} --reason '…' --yes",)
+    elif found.open_commands:
+        numbers = ", ".join(map(str, found.open_commands))
+        obstacle = f"commands that name the entity are still at work ({numbers}); ask again when they have ended"
+    elif found.is_empty:
+        obstacle, instead = it.words.nothing, (shlex.join(["inbox", "list", *named[:3], subject.entity_type]),)
+    return Plan(
+        count=found.events,
+        is_whole=not found.has_more_events,
+        figures=tuple(each for each in figures if each.count),
+        left_out={"events of it were erased before": found.erased_before} if found.erased_before else {},
+        warnings=tuple(filter(None, warnings)),
+        obstacle=obstacle,
+        instead=instead,
+    )
+
+
+_OF_NAMING = {"rejected_request": "headers, body and address go, and it can't be readmitted"}
+_OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
+
+
+def _plan_readmit(it: _Planning) -> Plan:
+    chosen = filter_of(it.asked)
+    if mistake := _unknown_name(it.database, it.config, "rejected", it.asked):
+        raise UnusableCommand(mistake)
+    matching = readmission.count(it.database.engine, chosen, None if it.bound.rows is None else MOST_REQUESTS + 1)
+    readers, after, read = readers_of(it.config), 0, 0
+    rejected: Counter[str] = Counter()
+    first: list[Row] = []
+    while it.bound.rows is None or (read < it.bound.rows and not it.bound.is_late()):
+        page = read_again(it.database, readers, chosen, after)
+        if not page:
+            break
+        for each in page:
+            rejected.update(() if each.rejected is None else (f"still rejected: {each.rejected}",))
+            first += [_request(each)] if len(first) < it.bound.listed else ()
+        read, after = read + len(page), page[-1].id
+        it.seen(read)
+    unreadable = sum(rejected.values())
+    return Plan(
+        count=min(matching, MOST_REQUESTS if it.bound.rows is not None else matching) - unreadable,
+        is_whole=it.bound.rows is None or matching <= MOST_REQUESTS,
+        requests=tuple(first),
+        figures=(
+            PlanFigure("requests read again for this plan", read),
+            PlanFigure("of these would be readmitted", read - unreadable),
+        ),
+        left_out=dict(rejected),
+        obstacle=it.words.nothing if not matching else _UNREADABLE if unreadable == matching else None,
+    )
+
+
+_UNREADABLE = "nothing to readmit: the present configuration rejects each of them, too"
+
+
+def filter_of(asked: Rejections) -> RejectedFilter:
+    """Return the conditions."""
+    return RejectedFilter(**{name: getattr(asked, name) for name in RejectedFilter.__struct_fields__})
+
+
+def read_again(
+    database: Database, readers: Mapping[str, Read], chosen: RejectedFilter, after: int
+) -> list[ReadmitResult]:
+    """Read the next rejected requests as the present configuration reads them."""
+    with database.read() as transaction:
+        rows = readmission.page(transaction.connection, chosen, after=after)
+    return [_read_one(readers, row) for row in rows]
+
+
+def _read_one(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
+    try:
+        return read_one(readers, row)
+    except Exception as error:  # a preset of the installation's own may raise anything
+        if not blames_items(error):
+            raise
+        failed = f"its preset failed: {error_text(error)}"
+        return ReadmitResult(row["id"], row["received_at"], row["source"], row["cause"], rejected=failed)
+
+
+def _request(again: ReadmitResult) -> Row:
+    """Return a request without its body, so that any number of them fits into memory."""
+    return {
+        "id": again.id,
+        "received_at": again.received_at,
+        "source": again.source,
+        "cause": again.cause,
+        "events": [
+            {
+                "entity_type": event.entity_type,
+                "entity_id": event.entity_id,
+                "event_type": event.event_type,
+                "occurred_at": event.occurred_at,
+                "routes": [enrolment.route for enrolment in event.enrolments],
+            }
+            for event in again.events
+        ],
+        "rejected": again.rejected,
+    }
+
+
+def _plan_turn(it: _Planning) -> Plan:
+    if commands.progress(it.database, it.asked.command) is None:
+        raise NoSuchCommand(f"there is no command {it.asked.command}")
+    return Plan()
+
+
+_PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
+    Selection: _plan_deliveries,
+    OneGate: _plan_gate,
+    OneSource: _plan_sweep,
+    OneEntity: _plan_erase,
+    KindsOfRows: _plan_prune,
+    Rejections: _plan_readmit,
+    OneCommand: _plan_turn,
+}
+
+
+def dry_run_answer(kind: str, planned: Plan) -> str:
+    """Return the answer to a dry run: what the operation would change."""
+    words = OPERATIONS[kind].words
+    number = f"{'' if planned.is_whole else 'at least '}{counted(planned.matched, words.thing)}"
+    said = [planned.obstacle or f"{number} {words.planned}"]
+    said += [f"{number} left out: {why_left_out(why)}" for why, number in planned.left_out.items()]
+    return ". ".join(("dry run: " + "; ".join(said), *planned.warnings))

@@ -15,9 +15,7 @@ from inbox.db.reads import Row
 from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_STATE
 from inbox.events.states import OPEN_STATES, RETRYING, State
 from inbox.events.timestamps import time_text
-from relay.delivery.facts import CAUSES
 from relay.operations.asks import Selection
-from relay.operations.table import OPERATIONS, needs_condition
 from relay.store.transaction import Key, keys_param
 
 Act = Literal["replay", "cancel", "unblock", "retry"]
@@ -45,60 +43,30 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def mistake(self) -> str | None:
-        """The reason why this selection is invalid; None when it is valid."""
+        """The reason why this selection is invalid, whatever its names; None when it is valid."""
         chosen = self.selection
         for name, moment in (("since", chosen.since), ("until", chosen.until)):
             if moment is not None and not MINYEAR < moment.year < MAXYEAR:
                 return f"{name} the year {moment.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
-        if chosen.since is not None and chosen.until is not None and chosen.since >= chosen.until:
-            return "nothing is since a time and until an earlier one: exchange the two"
-        return self._unknown_name or self._missing or self._backfill_of_what or self._state_of_what
-
-    @property
-    def _unknown_name(self) -> str | None:
-        chosen = self.selection
-        known = (
-            ("destination", chosen.destination, self.config.destinations),
-            ("api", chosen.api, self.config.apis),
-            ("cause", chosen.cause, CAUSES),
-        )
-        for kind, given, names in known:
-            if given is not None and given not in names:
-                return f"there is no {kind} {given!r}; {nearest(given, names)}"
-        return None
-
-    @property
-    def _missing(self) -> str | None:
-        chosen = self.selection
-        if chosen.is_empty and not chosen.everything:
-            return needs_condition(OPERATIONS[self.act])
-        if self.act != "replay" and chosen.force:
-            return "only a replay can be forced"
-        if self.act != "replay" and chosen.until_fact is not None:
-            return "only a replay ends at a fact: leave until_fact out"
-        return None
+        return self._backfill_of_what or self._state_of_what
 
     @property
     def _backfill_of_what(self) -> str | None:
         chosen, routes = self.selection, self.config.routes
         if not chosen.backfill:
             return None
-        if self.act != "replay":
-            return "only a replay can be a backfill"
         if chosen.route not in routes:
             return f"a backfill of which route? Configured are: {', '.join(sorted(routes)) or 'none'}"
         if chosen.is_about_failures or (chosen.source, chosen.destination, chosen.api) != (None, None, None):
             return "a backfill of a route is of one source, of one destination and of every cause; leave those out"
-        return None
+        return "a backfill is about no state: leave the state out" if chosen.state is not None else None
 
     @property
     def _state_of_what(self) -> str | None:
         chosen, state = self.selection, self.selection.state
         if state is None:
             return None
-        known = {"cancel": CANCELLED_BY_STATE, "replay": REPLAYED_BY_STATE}.get(self.act)
-        if known is None or chosen.backfill:
-            return "only a cancel or a replay is about a state, and no backfill: leave the state out"
+        known = CANCELLED_BY_STATE if self.act == "cancel" else REPLAYED_BY_STATE
         if state not in known:
             return f"a {self.act} is about no state {state!r}; {nearest(state, known)}"
         if chosen.is_about_failures and state not in {*DEAD_STATES, RETRYING}:

@@ -1,93 +1,105 @@
-"""Operations about no delivery: sweep, prune, stop and continue, and the table of the function of each kind."""
+"""Steps of operations about no delivery, and the table of the function of each kind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
+from typing import Any, cast
 
+import msgspec
 from sqlalchemy import text
 
-from inbox.config.mistakes import nearest
 from inbox.config.model import Config, RetentionKind
+from inbox.db import erasure, readmission
+from inbox.db.dialect import error_text
+from inbox.db.erasure import ErasureOrder, ErasureStep
+from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import UnusableCommand
-from relay.store import sweeps
+from inbox.events.timestamps import time_text
+from inbox.sources.normalize import ReadmitResult, readers_of
+from relay.delivery.gates import Gate
+from relay.operations.table import OPERATIONS
+from relay.store import gates, sweeps
 from relay.store.database import Database
-from relay.store.operator.commands import AskedTask, BatchResult, CommandAct, turn_in
-from relay.store.operator.erase import erase
-from relay.store.operator.readmit import readmit
-from relay.store.retention import STEPS, plan, state_of
+from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
+from relay.store.operator.plan import filter_of, kinds_of, plan, quick, read_again, reason_mistake, subject_of, types_of
+from relay.store.retention import state_of
 from relay.store.sweeps import SweepResult
-from relay.store.transaction import Transaction
+from relay.store.transaction import FailedAlone, Transaction
+from relay.words import counted
 
-Act = Callable[[Transaction], BatchResult]
-Task = Callable[[Database, Config, AskedTask], Act]
-"""Finds the next short step without a lock, and returns how to do it in the transaction that locks the command and notes the
-result: `running` until it has ended. With `dry_run` it changes nothing, and returns `done` with `matched` and `sample`.
+Act = Callable[[Transaction, datetime], BatchResult]
+Task = Callable[[Database, Config, Command, Any], Act]
+"""Finds the next short step of a command and its `asks` without a lock, and returns how to do it in the transaction that locks
+the command and notes the result: `running` until it has ended.
 
 Raises:
     UnusableCommand: it can't be done as it is asked; the command ends `refused` with this message.
 """
 
+
+def answer_of(command: Command, *, now: int = 0) -> str:
+    """Return the answer of a command that is done; `now` of it are changed by its last step."""
+    words, changed = OPERATIONS[command.kind].words, command.affected + now
+    said = [f"{counted(changed, words.thing)} {words.done}" if changed or command.failed else words.nothing]
+    if command.failed:
+        said.append(f"{command.failed} could not be: see error")
+    if (left := (command.matched or 0) - changed - command.failed) > 0:
+        said.append(f"{left} of the plan had changed meanwhile, and were left alone")
+    return "; ".join(said)
+
+
+def _turn_gate(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+    """Pause or resume a gate. It locks the gate alone, and waits for no route."""
+    gate = Gate(**msgspec.structs.asdict(asked))
+    if mistake := gates.mistake_in(database, gate, command.kind, config):
+        raise UnusableCommand(mistake)
+
+    def act(transaction: Transaction, now: datetime) -> BatchResult:
+        if command.kind == "pause":
+            changed = gates.pause(transaction, gate.key, who=command.asked_by, why=command.reason)
+        else:
+            changed = gates.resume(transaction, gate.key, now)
+        words = OPERATIONS[command.kind].words
+        return BatchResult("done", answer=words.done if changed else words.nothing)
+
+    return act
+
+
 _ASKED = 1
 """The progress of a command whose sweeps are due."""
 
 
-def sweep(database: Database, config: Config, task: AskedTask) -> Callable[[Transaction], BatchResult]:
-    """Make the sweeps due, or look whether they have ended.
+def _sweep(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+    """Make the sweeps due, or look whether they have ended."""
+    source, types = asked.source, types_of(config, asked.source, asked.entity_type)
+    if command.progress == _ASKED:
+        result = _result(sweeps.results(database, source), types, command)
+        return lambda *_: result
 
-    Raises:
-        UnusableCommand: the source has no such sweep.
-    """
-    source = task.asked.source
-    types = types_of(config, source, task.asked.entity_type)
-    if task.progress == _ASKED:
-        result = _result(sweeps.results(database, source), types, task)
-        return lambda _: result
-    return partial(_ask, source=source, types=types, task=task)
+    def act(transaction: Transaction, _now: datetime) -> BatchResult:
+        are_asked = [sweeps.ask(transaction, source, each, command.id) for each in types]
+        if not all(are_asked):
+            return BatchResult("running", answer="waits: a sweep of this source runs, or another command waits for one")
+        return BatchResult("running", progress=_ASKED, answer="waits for a relay that sweeps")
 
-
-def _ask(transaction: Transaction, *, source: str, types: Sequence[str], task: AskedTask) -> BatchResult:
-    asked = [sweeps.ask(transaction, source, entity_type, task.number) for entity_type in types]
-    if not all(asked):
-        return BatchResult("running", answer="waits: a sweep of this source runs, or another command waits for one")
-    return BatchResult("running", progress=_ASKED, answer="waits for a relay that sweeps")
+    return act
 
 
-def _result(results: Sequence[SweepResult], types: Sequence[str], task: AskedTask) -> BatchResult:
+def _result(results: Sequence[SweepResult], types: Sequence[str], command: Command) -> BatchResult:
     last = {result.entity_type: result for result in results}
-    if any(entity_type in last and last[entity_type].command == task.number for entity_type in types):
+    if any(each in last and last[each].command == command.id for each in types):
         return BatchResult("running", progress=_ASKED, answer="waits for the end of the sweep")
-    return _ended([last[entity_type] for entity_type in types if entity_type in last])
-
-
-def types_of(config: Config, source: str, entity_type: str | None) -> Sequence[str]:
-    """List the types of entities that a sweep of this source would ask for.
-
-    Raises:
-        UnusableCommand: the source has no such sweep.
-    """
-    known: Mapping[str, object] = config.sources
-    if source not in known:
-        raise UnusableCommand(f"there is no source {source!r}; {nearest(source, known)}")
-    types = sorted({table.entity_type for table in config.sources[source].sweeps})
-    if not types:
-        raise UnusableCommand(
-            f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes"
-        )
-    if entity_type is not None and entity_type not in types:
-        raise UnusableCommand(f"source {source} has no sweep of {entity_type!r}; {nearest(entity_type, types)}")
-    return types if entity_type is None else [entity_type]
-
-
-def _ended(results: Sequence[SweepResult]) -> BatchResult:
+    ended = [last[each] for each in types if each in last]
     said = "; ".join(
         f"{result.entity_type}: {result.error}"
         if result.error is not None
         else f"{result.entity_type}: {result.compared} compared, {result.missed} missed, {result.added} added"
-        for result in results
+        for result in ended
     )
-    added = sum(result.added or 0 for result in results if result.error is None)
-    failed = any(result.error is not None for result in results)
+    added = sum(result.added or 0 for result in ended if result.error is None)
+    failed = any(result.error is not None for result in ended)
     return BatchResult("failed" if failed else "done", changed=added, progress=_ASKED, answer=said)
 
 
@@ -95,45 +107,23 @@ _MAKE_DUE = text("UPDATE pruner SET ran_at = NULL WHERE id = 1")
 _IS_OVER = text("SELECT ran_at IS NOT NULL AS is_over FROM pruner")
 
 
-def prune(database: Database, config: Config, task: AskedTask) -> Callable[[Transaction], BatchResult]:
-    """Make a round due, and wait for its end. Rounds delete every kind; the answer counts those of the selection.
-
-    Raises:
-        UnusableCommand: the selection names an unknown kind.
-    """
-    kinds = _kinds(task.asked.kinds or ())
-    if task.dry_run:
-        planned = _dry_run(database, config, kinds)
-        return lambda _: planned
-    if task.progress is None:
-        return partial(_make_due, before=_pruned(database, kinds))
+def _prune(database: Database, _config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+    """Make a round due, and wait for its end. Rounds delete every kind; the answer counts those of the selection."""
+    kinds = kinds_of(asked.kinds or ())
     with database.read() as transaction:
-        if not transaction.execute(_IS_OVER)[0].is_over:
-            return lambda _: BatchResult("running", progress=task.progress, answer="a relay prunes")
-    rows = max(_pruned(database, kinds) - task.progress, 0)
-    return lambda _: BatchResult("done", changed=rows, progress=task.progress, answer=f"{rows} rows pruned")
+        is_over = bool(transaction.execute(_IS_OVER)[0].is_over)
+    pruned = _pruned(database, kinds)
 
+    def act(transaction: Transaction, _now: datetime) -> BatchResult:
+        if command.progress is None:
+            transaction.execute(_MAKE_DUE)
+            return BatchResult("running", progress=pruned, answer="a relay prunes")
+        if not is_over:
+            return BatchResult("running", progress=command.progress, answer="a relay prunes")
+        rows = max(pruned - command.progress, 0)
+        return BatchResult("done", rows, command.progress, answer_of(command, now=rows))
 
-def _make_due(transaction: Transaction, *, before: int) -> BatchResult:
-    transaction.execute(_MAKE_DUE)
-    return BatchResult("running", progress=before, answer="a relay prunes")
-
-
-def _kinds(given: Sequence[str]) -> list[RetentionKind]:
-    for name in given:
-        if name not in STEPS:
-            raise UnusableCommand(f"there is no kind of [retention] {name!r}; {nearest(name, STEPS)}")
-    return [kind for kind in STEPS if not given or kind in given]
-
-
-def _dry_run(database: Database, config: Config, kinds: Sequence[RetentionKind]) -> BatchResult:
-    with database.read() as transaction:
-        plans = plan(transaction, config.retention, transaction.now())
-    found = [each for each in plans if each.kind in kinds and each.rows]
-    rows = sum(each.rows for each in found)
-    at_least = "" if all(each.are_all for each in found) else "at least "
-    sample: dict[str, int] = {each.kind: each.rows for each in found}
-    return BatchResult("done", matched=rows, sample=sample, answer=f"would delete {at_least}{rows} rows")
+    return act
 
 
 def _pruned(database: Database, kinds: Sequence[RetentionKind]) -> int:
@@ -142,22 +132,92 @@ def _pruned(database: Database, kinds: Sequence[RetentionKind]) -> int:
         return sum(state_of(transaction, kind).rows for kind in kinds)
 
 
-def turn(transaction: Transaction, act: CommandAct, task: AskedTask) -> BatchResult:
-    """Stop the command that is named, or let it go on.
+def _erase(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+    """Erase the next events of an entity, or texts that name it."""
+    subject = subject_of(asked)
+    if mistake := reason_mistake(asked, command.reason):
+        raise UnusableCommand(mistake)
+    if command.progress is None and not command.affected:
+        planned = plan(database, config, command.kind, asked, quick(erasure.COUNTED_EVENTS, 1.0))
+        if planned.obstacle is not None:
+            raise UnusableCommand(planned.obstacle)
+    with database.read() as transaction:
+        step = erasure.look(transaction.connection, subject, command.progress, own_command=command.id)
+    order = ErasureOrder(subject, command.asked_by, command.reason)
+    return partial(_act_of_erasure, order=order, step=step, command=command)
 
-    Raises:
-        UnusableCommand: there is none, it has ended, or nobody has stopped it.
-    """
-    answer = turn_in(transaction, act, task.asked.command, who=task.asked_by, why=task.reason)
-    return BatchResult("done", answer=answer)
+
+def _act_of_erasure(
+    transaction: Transaction, _now: datetime, *, order: ErasureOrder, step: ErasureStep, command: Command
+) -> BatchResult:
+    now = transaction.lock_order()
+    done = erasure.act(transaction.connection, order, step, now=time_text(now))
+    if done.open:
+        raise UnusableCommand(f"an event arrived meanwhile; {erasure.held_up_by(done.open)}")
+    position = command.progress if done.position is None else done.position
+    if not done.is_last:
+        return BatchResult("running", done.erased, position)
+    answer = answer_of(command)
+    end(transaction, command.id, "done", answer)  # an open command keeps its selection
+    erasure.end(transaction.connection, order.subject, command.id)
+    return BatchResult("done", progress=position, answer=answer)
+
+
+def _readmit(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+    """Readmit the next requests, as the receiver stores a request: one that is in the inbox by now is a duplicate."""
+    if command.progress is None:
+        plan(database, config, command.kind, asked, quick(0, 0.0))  # refuses names that nobody knows
+    page = read_again(database, readers_of(config), filter_of(asked), command.progress or 0)
+    page = [each for each in page if command.until is None or each.id <= command.until]
+    return partial(_act_of_readmission, database=database, page=page, command=command)
+
+
+def _act_of_readmission(
+    transaction: Transaction, now: datetime, *, database: Database, page: Sequence[ReadmitResult], command: Command
+) -> BatchResult:
+    """Store them. What has been readmitted since they were read is left alone."""
+    if not page:
+        return BatchResult("done", progress=command.progress, answer=answer_of(command))
+    readable = {each.id: each for each in page if each.rejected is None}
+    taken = readmission.take(
+        transaction.connection,
+        [(each.id, each.events) for each in readable.values()],
+        by=command.asked_by,
+        reason=command.reason,
+        now=now,
+    )
+    failed = {each.id: each.rejected for each in page if each.rejected is not None}
+    failed |= {number: error_text(error) for number, error in taken.failed.items()}
+    transaction.left_out += (
+        FailedAlone("commands", f"rejected={number}", error_text(error)) for number, error in taken.failed.items()
+    )
+    for number, receipts in taken.receipts.items():
+        transaction.rows += len(receipts)
+        for event, receipt in zip(readable[number].events, receipts, strict=True):
+            database.tally.add(SOURCE, event.source, DUPLICATE if receipt.duplicate else STORED, size=len(event.body))
+    error = next((f"rejected request {number}: {why}" for number, why in reversed(failed.items())), None)
+    return BatchResult("running", len(taken.receipts), page[-1].id, failed=len(failed), error=error)
+
+
+def _turn_command(_database: Database, _config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+    """Stop the command that is named, or let it go on."""
+
+    def act(transaction: Transaction, _now: datetime) -> BatchResult:
+        kind = cast("CommandAct", command.kind)
+        answer = turn_in(transaction, kind, asked.command, who=command.asked_by, why=command.reason)
+        return BatchResult("done", answer=answer)
+
+    return act
 
 
 TASKS: Mapping[str, Task] = {
-    "erase": erase,
-    "prune": prune,
-    "readmit": readmit,
-    "sweep": sweep,
-    "stop": lambda _database, _config, task: partial(turn, act="stop", task=task),
-    "continue": lambda _database, _config, task: partial(turn, act="continue", task=task),
+    "pause": _turn_gate,
+    "resume": _turn_gate,
+    "sweep": _sweep,
+    "erase": _erase,
+    "prune": _prune,
+    "readmit": _readmit,
+    "stop": _turn_command,
+    "continue": _turn_command,
 }
 """The function of each kind."""

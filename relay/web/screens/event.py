@@ -12,7 +12,7 @@ from inbox.errors import NothingThere
 from relay.store.reads import reveals_of
 from relay.web.query import Number
 from relay.web.reading import Reading, Screen, rows_of
-from relay.web.screens.deliveries import acts_of
+from relay.web.screens.lists import acts_of
 from relay.words import RouteProgress, both_times, is_gone, progress
 
 View = Literal["pretty", "raw"]

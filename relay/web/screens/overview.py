@@ -1,8 +1,8 @@
-"""`/`: everything at one moment, first of all what needs a person."""
+"""`/`: everything at one moment, first of all what needs a person; `/gates`: pauses, breakers, rate limits and sweeps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Literal
@@ -12,19 +12,22 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config, RetentionKind
 from inbox.db.reads import Row
+from inbox.events.timestamps import as_time
+from relay.delivery.gates import GateKey, RateLimit
+from relay.delivery.policy import Policies
 from relay.findings import Finding, checked, findings, is_well, state_of
-from relay.store.last_hour import NOTHING, Counts, LastHour, empty_hour, read_last_hour, total
-from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState, read_overview
-from relay.store.route_states import Bounds, RouteState
-from relay.store.sections import Sections, together_or_apart
-from relay.store.sizes import NO_DISK, Disk, read_disk, sqlite_file
+from relay.store import reads
+from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState, read_held_gates, read_overview
+from relay.store.reads import Disk, read_disk, sqlite_file
+from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read_last_hour, total
 from relay.store.transaction import Transaction
+from relay.web.query import Text
 from relay.web.reading import Reading, Screen, rows_of
 from relay.web.remedy import button_of
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
-_BOUNDS = Bounds(counted=1000, walked=5000)
+_MOST_COUNTED = 1000
 """Less than `relay status` reads: this look is repeated for as long as somebody has the page open."""
 _HEALTH_SECONDS, _DISK_SECONDS = 15.0, 60.0
 """Time for which sums of a day, and sizes, are kept: they cost more than all else, and change slowly."""
@@ -104,57 +107,37 @@ class OverviewPage(msgspec.Struct, frozen=True):
     retention: tuple[Annotated[Row, rows_of("pruning", *_NOT_SHOWN)], ...]
     """Progress of each kind of rows that expires."""
     disk: Disk
-    unread: dict[str, str]
-    """Sections that can't be read now, such as one whose table somebody has locked, and why; they are empty here."""
 
 
 def read(reading: Reading, query: OverviewQuery) -> OverviewPage:
-    """Read everything; a section that can't be read leaves the others as they are."""
-    return together_or_apart(lambda part: _read(reading, query, part))
-
-
-def _read(reading: Reading, query: OverviewQuery, part: Sections) -> OverviewPage:
+    """Read everything."""
     database, role, kept = reading.database, reading.actor.role, reading.kept
-    seen = read_overview(database, reading.policies, _BOUNDS, part)
-    found: list[Finding] = part("findings", lambda: checked(database), [])
+    seen = read_overview(database, reading.policies, _MOST_COUNTED)
+    found = checked(database)
+    file = sqlite_file(reading.config)
     with database.read() as transaction:
-
-        def rows(name: str, statement: TextClause) -> list[Row]:
-            found: list[Row] = kept((name, role), _HEALTH_SECONDS, lambda: _rows(transaction, statement))
-            return found
-
-        hour = part("hour", lambda: read_last_hour(transaction, seen.at), empty_hour(seen.at), transaction)
-        sources: list[Row] = part("sources", lambda: rows("sources", _SOURCES), [], transaction)
-        destinations: list[Row] = part("destinations", lambda: rows("destinations", _DESTINATIONS), [], transaction)
-        file = sqlite_file(reading.config)
-        disk = part(
-            "disk",
-            lambda: kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file)),
-            NO_DISK,
-            transaction,
-        )
-    slow = _Slow(sources, destinations, disk, part.unread)
+        hour = read_last_hour(transaction, seen.at)
+        sources = kept(("sources", role), _HEALTH_SECONDS, lambda: _rows(transaction, _SOURCES))
+        destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: _rows(transaction, _DESTINATIONS))
+        disk = kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file))
+    slow = _Slow(sources, destinations, disk)
     return page_of(seen, found, hour, reading.config, slow, show_all=query.routes == "all")
 
 
 def _rows(transaction: Transaction, statement: TextClause) -> list[Row]:
     """Read rows; sums are whole numbers, for which Postgres has a type of its own."""
-    return [{name: _plain(name, value) for name, value in row.items()} for row in transaction.rows_of(statement)]
-
-
-def _plain(name: str, value: object) -> object:
-    if name == "is_silent":  # SQLite has numbers
-        return bool(value)
-    return int(value) if isinstance(value, Decimal) else value
+    return [
+        {name: int(value) if isinstance(value, Decimal) else value for name, value in row.items()}
+        for row in transaction.rows_of(statement)
+    ]
 
 
 class _Slow(msgspec.Struct, frozen=True):
-    """Values that are kept, and the sections that can't be read."""
+    """Values that are kept."""
 
     sources: Sequence[Row]
     destinations: Sequence[Row]
     disk: Disk
-    unread: dict[str, str]
 
 
 def page_of(
@@ -162,7 +145,7 @@ def page_of(
 ) -> OverviewPage:
     """Put the page together. Pure."""
     shown = [route for route in seen.routes if show_all or len(seen.routes) <= MOST_ROUTES or _is_busy(route, hour)]
-    attention = (*map(_unread, slow.unread.items()), *findings(seen, found, _MOST_NAMED))
+    attention = findings(seen, found, _MOST_NAMED)
     return OverviewPage(
         seen.at,
         is_well=is_well(attention),
@@ -182,17 +165,7 @@ def page_of(
         alerts=seen.alerts,
         retention=seen.retention,
         disk=slow.disk,
-        unread=slow.unread,
     )
-
-
-_SECTIONS: Mapping[str, str] = {"gates": "what is held back", "hour": "the last hour", "disk": "sizes"}
-"""Sections that people call otherwise."""
-
-
-def _unread(section: tuple[str, str]) -> Finding:
-    name, why = section
-    return Finding("unread", "warning", f"{_SECTIONS.get(name, name)} can't be read now", name, why)
 
 
 _MOST_GATES = 20
@@ -265,4 +238,140 @@ SCREEN = Screen(
     read=read,
     template="overview.html",
     values={"retention_words": RETENTION_WORDS, "button_of": button_of},
+)
+
+
+# --- gates and sweeps
+
+MOST_SHOWN = 200
+"""Gates of one page: thousands of entities may be paused."""
+Kind = Literal["source", "route", "destination", "api", "entity"]
+KINDS: tuple[Kind, ...] = ("source", "route", "destination", "api", "entity")
+
+
+class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on the gates that hold something back."""
+
+    kind: Kind | None = None
+    """Kind of gate."""
+    name: Text | None = None
+    """A part of its name, in any case; of an entity: of its source, type or id."""
+
+
+class RateLine(msgspec.Struct, frozen=True):
+    """A rate limit of the configuration."""
+
+    kind: str
+    name: str
+    per_second: float
+    calls: int
+    """Most calls of one attempt."""
+    opens_in_seconds: float
+    """Seconds until the next attempt may be claimed; 0: now."""
+    routes: tuple[str, ...]
+
+
+class SweepLine(msgspec.Struct, frozen=True):
+    """A sweep of the configuration, and its watermark."""
+
+    source: str
+    entity_type: str
+    every_seconds: float | None
+    """Its interval; None: it runs only when somebody asks."""
+    is_running: bool
+    watermark: Annotated[Row, rows_of("sweep_watermark")] | None
+    """Its row of `sweep_watermark`; None: it has never run."""
+
+
+class GatesPage(msgspec.Struct, frozen=True):
+    """Everything that stands between deliveries and their calls."""
+
+    at: datetime
+    """The database's clock."""
+    gates: tuple[HeldGate, ...]
+    """Matching gates that hold something back; entities last."""
+    more: int
+    """Further ones that match."""
+    rates: tuple[RateLine, ...]
+    sweeps: tuple[SweepLine, ...]
+    names: Mapping[str, tuple[str, ...]]
+    """Names that can be paused, by kind."""
+
+
+def read_gates(reading: Reading, query: GatesQuery) -> GatesPage:
+    """Read gates and sweeps."""
+    database = reading.database
+    held = read_held_gates(database, reading.policies)
+    with database.read() as transaction:
+        now = transaction.now()
+        used = {(row.kind, row.name): as_time(row.rate_used_until) for row in transaction.execute(_RATES)}
+        watermarks = transaction.rows_of(reads.SWEEPS)
+    matching = sorted((gate for gate in held if _matches(gate, query)), key=lambda gate: gate.kind == "entity")
+    return GatesPage(
+        now,
+        tuple(matching[:MOST_SHOWN]),
+        max(len(matching) - MOST_SHOWN, 0),
+        tuple(rate_lines(reading.policies, used, now)),
+        tuple(sweep_lines(reading.config, watermarks, now)),
+        names_of(reading.config),
+    )
+
+
+def _matches(gate: HeldGate, query: GatesQuery) -> bool:
+    is_named = query.name is None or query.name.casefold() in gate.title.casefold()
+    return is_named and query.kind in {None, gate.kind}
+
+
+def rate_lines(policies: Policies, used: Mapping[GateKey, datetime], now: datetime) -> Iterator[RateLine]:
+    """Yield every rate limit of the configuration, by kind and name. Pure."""
+    limits: dict[GateKey, RateLimit] = {}
+    routes: dict[GateKey, list[str]] = {}
+    for name, policy in sorted(policies.items()):
+        for limit in policy.rate_limits:
+            strictest = max(limit, limits.get(limit.key, limit), key=lambda each: each.calls)
+            limits[limit.key] = strictest
+            routes.setdefault(limit.key, []).append(name)
+    for key, limit in sorted(limits.items()):
+        seconds = round(limit.opens_in(used.get(key), now), 3)
+        yield RateLine(*key, limit.rate, limit.calls, seconds, tuple(routes[key]))
+
+
+def sweep_lines(config: Config, watermarks: Sequence[Row], now: datetime) -> Iterator[SweepLine]:
+    """Yield every sweep of the configuration, and watermarks of sweeps that it lacks. Pure."""
+    known = {(row["source"], row["entity_type"]): row for row in watermarks}
+    for name, source in sorted(config.sources.items()):
+        for sweep in source.sweeps:
+            row = known.pop((name, sweep.entity_type), None)
+            every = None if sweep.every is None else float(sweep.every)
+            yield SweepLine(name, sweep.entity_type, every, _is_running(row, now), row)
+    for (name, entity_type), row in sorted(known.items()):
+        yield SweepLine(name, entity_type, None, _is_running(row, now), row)
+
+
+def _is_running(row: Row | None, now: datetime) -> bool:
+    return row is not None and row["lease_until"] is not None and row["lease_until"] > now
+
+
+def names_of(config: Config) -> Mapping[str, tuple[str, ...]]:
+    """Return the names that can be paused, by kind."""
+    named: Mapping[str, Mapping[str, object]] = {
+        "source": config.sources,
+        "route": config.routes,
+        "destination": config.destinations,
+        "api": config.apis,
+    }
+    return {kind: tuple(sorted(names)) for kind, names in named.items()}
+
+
+_RATES = text("SELECT kind, name, rate_used_until FROM gate WHERE rate_used_until IS NOT NULL AND kind <> 'entity'")
+
+GATES = Screen(
+    name="gates",
+    path="/gates",
+    title="Gates and sweeps",
+    query=GatesQuery,
+    page=GatesPage,
+    read=read_gates,
+    template="gates.html",
+    is_live=False,
 )

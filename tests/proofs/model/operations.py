@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from relay.daemon.lease_renewal import claim_of
 from relay.delivery.facts import AnyFact
@@ -15,9 +15,8 @@ from relay.store import claim, duplicates, gates, leases, nodes, reap, record, s
 from relay.store.audit.rebuild import rebuild
 from relay.store.audit.verify import Checked, verify
 from relay.store.leases import Claimed
-from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
-from relay.store.operator.plan import Plan, preview
+from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice
 from tests.helpers.commanding import carry_out
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
@@ -52,10 +51,6 @@ class Operations:
     def sequence_by_the_old(self, relay: Relay) -> Operation:
         """As before `ordering` became "latest"."""
         return Operation("sequence", lambda: sequence.sequence(self._database, BEFORE_THE_CHANGE, relay.node))
-
-    def work_off(self, relay: Relay) -> Operation:
-        """A batch of what a settle or a success has left."""
-        return Operation("work off", lambda: Leftovers().work_off(self._database, POLICIES, relay.node))
 
     def claim(
         self, relay: Relay, routes: Sequence[str], room: int, *, answered: bool = True, seen: Gates | None = None
@@ -172,14 +167,14 @@ class Operations:
 
     def plan(self, act: Act, selection: Selection) -> Plan:
         """Return the plan that an operator looks at before a command."""
-        return preview(self._database, Choice(act, selection, CONFIG), 1000)
+        return preview(self._database, Choice(act, selection, CONFIG), Bound(listed=1000))
 
     def command(self, act: Act, selection: Selection) -> Operation:
         """Make an operator's command; its result is how many deliveries changed. It may be done though nobody lives to know."""
         self.doing.asked.append((act, selection))
         return Operation(act, lambda: carry_out(self._database, CONFIG, act, selection, why="agreed"))
 
-    def turn(self, kind: commands.GateAct, gate: Gate) -> Operation:
+    def turn(self, kind: Literal["pause", "resume"], gate: Gate) -> Operation:
         """Pause what goes through this gate, or resume it."""
 
         def send() -> None:
@@ -203,14 +198,10 @@ class Operations:
         self.doing.differences += [difference for chunk in checked for difference in chunk.differences]
 
     def heartbeat(self, relay: Relay) -> Operation:
-        return self._heard_of(relay, lambda: nodes.heartbeat(self._database, relay.node))
+        return Operation("heartbeat", lambda: nodes.heartbeat(self._database, relay.node))
 
     def start(self, relay: Relay) -> Operation:
-        return self._heard_of(relay, lambda: nodes.start_node(self._database, relay.node, "host", 1, "0"))
-
-    def _heard_of(self, relay: Relay, send: Callable[[], object]) -> Operation:
-        now, node = self._world.clock.now, relay.node
-        return Operation("heartbeat", send, lambda _: self._ledger.heartbeats.update({node: now}))
+        return Operation("heartbeat", lambda: nodes.start_node(self._database, relay.node, "host", 1, "0"))
 
 
 def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:

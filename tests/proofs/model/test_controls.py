@@ -24,7 +24,7 @@ from relay.store import claim, coverage, duplicates, lanes, leases, reap, record
 from relay.store.audit import rebuild
 from relay.store.database import Database
 from relay.store.lanes import settle_lanes
-from relay.store.operator import replay
+from relay.store.operator import changes
 from relay.store.transaction import ROW, Transaction, as_open_delivery
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.proofs.model.running import SEED, run
@@ -117,8 +117,10 @@ CONTROLS = {
     "no look for what a sweep has told": Control(
         (replaced(coverage, "duplicates_swept_event", lambda *_: False),), ("told again after a sweep",)
     ),
-    "no healing": Control((replaced(record, "heal", lambda *_: coverage.Healing([], {})),), STILL_DEAD),
-    "a lane that is not settled after a replay": Control((replaced(replay, "settle_lanes", leave_unsettled),), NO_HEAD),
+    "no healing": Control((replaced(record, "heal", lambda *_: []),), STILL_DEAD),
+    "a lane that is not settled after a replay": Control(
+        (replaced(changes, "settle_lanes", leave_unsettled),), NO_HEAD
+    ),
     "a lane that is not settled after a result": Control((replaced(record, "settle_lanes", leave_unsettled),), NO_HEAD),
     "a pause of an entity, which is no matter of routes, that claim does not look at": Control(
         (changed(claim, "_due", ("g.kind = 'entity'", "false")),), ("claimed while it is paused",)
@@ -141,9 +143,6 @@ LATE_CONTROLS = {
         soon="6",
     ),
     "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="8"),
-    "dead ones that a success leaves and nobody notes": Control(
-        (replaced(record, "go_on_healing", lambda *_: None),), STILL_DEAD, soon="22"
-    ),
     "the newest before what is still to be folded": Control(
         (replaced(lanes, "settle", settle_and_forget_the_rest),),
         ("claimed before an earlier one", "called after a later one"),

@@ -1,4 +1,4 @@
-"""Replays, retries, cancels and unblocks deliveries for an operator. Call under the order lock."""
+"""Replays, retries, cancels and unblocks deliveries for an operator, under the order lock, where their routes have room."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from inbox.events.timestamps import time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, step_of
 from relay.delivery.policy import Policies
+from relay.operations.table import MOST_OPEN
+from relay.store import gates
 from relay.store.coverage import last_delivered
+from relay.store.database import Database
 from relay.store.lanes import settle_lanes
 from relay.store.operator.selection import GIVEN_UP
 from relay.store.reopen import find, keep_payloads, take_up
@@ -186,4 +189,63 @@ FROM {sql.rows("wanted", seq="bigint", route="text")} JOIN open_delivery o ON {f
 WHERE o.state = 'ready' AND o.due_at > {sql.time(":at")}
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o"}
+""")
+
+
+SAMPLED_OPEN = 5 * MOST_OPEN
+"""Open replayed deliveries of a route among which those that can move are counted: each batch reads no more."""
+
+
+def that_fit(
+    database: Database, policies: Policies, act: str, keys: Sequence[Key], *, affected: int
+) -> tuple[Sequence[Key], str | None]:
+    """The first of these for which their routes have room; where there is none, the reason to wait.
+
+    A replay needs room, and a retry after its first `MOST_OPEN`. Only what can move takes it: replayed deliveries for a
+    replay, due ones for a retry. Those behind a closed gate or a blocked head may stay for good, and those whose next
+    attempt is due later, with those behind them, for days: a command would wait with them, and every other route with it.
+    """
+    if act != "replay" and (act != "retry" or affected < MOST_OPEN):
+        return keys, None
+    closed, statement = gates.read_gates(database), (_replayed_open if act == "replay" else _due)(database.sql)
+    room, full = len(keys), None
+    for route in sorted({route for _, route in keys}):
+        if route not in policies or closed.admit(policies[route].gates) != "all":
+            continue
+        with database.read() as transaction:
+            (found,) = transaction.execute(statement, route=route, most=MOST_OPEN, sampled=SAMPLED_OPEN)
+        of_route = [place for place, key in enumerate(keys) if key[1] == route]
+        fitting = max(MOST_OPEN - int(found.count), 0)
+        if fitting < len(of_route) and of_route[fitting] < room:
+            room, full = of_route[fitting], route
+    if room == len(keys):
+        return keys, None
+    whole = [key for key in keys[:room] if key[0] != keys[room][0]]  # an event's deliveries stay together
+    are = "replayed deliveries are open" if act == "replay" else "deliveries are due"
+    return whole, None if whole else f"waits: {MOST_OPEN} {are} on route {full}"
+
+
+@cache
+def _replayed_open(sql: Sql) -> TextClause:
+    later = f"state = 'ready' AND {{}}.due_at > (SELECT {sql.now})"
+    stands = f"""SELECT 1 FROM open_delivery b WHERE b.route = replayed.route AND b.lane = replayed.lane
+        AND (b.state = 'blocked' OR b.{later.format("b")})"""
+    return text(f"""
+SELECT count(*) AS count FROM (
+    SELECT 1 FROM (
+        SELECT o.route, o.lane, o.state, o.due_at FROM open_delivery o
+        WHERE o.run > 0 AND o.state IN ('received', 'waiting', 'ready', 'in_flight') AND o.route = :route
+          AND {gates.NOT_PAUSED}
+        LIMIT :sampled) replayed
+    WHERE NOT (replayed.{later.format("replayed")}) AND (replayed.state <> 'waiting' OR NOT EXISTS ({stands}))
+    LIMIT :most) moving
+""")
+
+
+@cache
+def _due(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT count(*) AS count FROM (
+    SELECT 1 FROM open_delivery o WHERE o.state = 'ready' AND o.route = :route AND o.due_at <= (SELECT {sql.now})
+    LIMIT :most) due
 """)

@@ -1,29 +1,49 @@
-"""`/deliveries` and `/dead`: every delivery that meets the filters, and dead letters in groups, with acts on all that match."""
+"""The lists: `/deliveries`, `/dead` in groups, `/rejected` and `/commands`, with acts on all that match, and one command."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Annotated, Any
 
 import msgspec
 
-from inbox.config.mistakes import nearest
-from inbox.config.routing import chosen_routes
-from inbox.db import listing
-from inbox.db.listing import EventFilter
-from inbox.db.reads import Row, has_route, has_source
-from inbox.errors import BadFilter
-from inbox.events.commands import DEAD_STATES
-from inbox.events.states import ENDINGS, LISTED_STATES, RETRYING, UNROUTED, State
+from inbox.db.listing import EventFilter, ListingName, RowPage, list_deliveries, read_page
+from inbox.db.reads import Row, row_of
+from inbox.db.schema import metadata
+from inbox.errors import BadFilter, NothingThere
+from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, DEAD_STATES, OPEN_COMMANDS
+from inbox.events.states import ENDINGS, RETRYING, UNROUTED, State
 from relay.delivery.facts import CAUSES
+from relay.filters import STATES, Filtered, conditions, unknown
+from relay.operations.table import OPERATIONS
 from relay.store.reads import MOST_GROUPED, DeadGroup, dead_groups
-from relay.web.query import GivenTime, Limit, Number, Text
+from relay.web.query import GivenTime, Limit, Number, Text, filter_of
 from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, Reading, Screen, rows_of
 
 LONGEST_SECONDS = 0.15
 """After it, no further statement of a search begins."""
-STATES = (*LISTED_STATES, RETRYING)
-"""Every value of the filter `state`."""
+
+
+def _wanted(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the conditions of a listing.
+
+    Raises:
+        BadFilter: a filter names nothing.
+    """
+    del given["limit"]
+    for field, sentence in unknown(listing, given, reading.config, reading.database.engine):
+        raise BadFilter(sentence, field=field)
+    return conditions(given, reading.config, reading.now)
+
+
+def _page(reading: Reading, listing: ListingName, query: Any, columns: Sequence[str] = ("*",)) -> RowPage:  # noqa: ANN401  # a query with a limit
+    return read_page(
+        reading.database.engine, listing, _wanted(reading, listing, filter_of(query)), query.limit, columns
+    )
+
+
+# --- deliveries
 
 
 class DeliveriesQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,28 +107,15 @@ class DeliveriesPage(ListPage, frozen=True, kw_only=True):
 
 def read(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     """Read a page of deliveries."""
-    _require_known(reading, query)
     entity_type, entity_id = query.entity_of
     if query.entity is not None and not (entity_type and entity_id):
         raise BadFilter(f"entity {query.entity!r}: write TYPE/ID, such as USER/IDNUMBER1234", field="entity")
-    is_retrying = query.state == RETRYING
-    wanted = EventFilter(
-        source=query.source,
-        entity_type=entity_type,
-        entity_id=entity_id,
-        event_type=query.event_type,
-        since=query.since.moment if query.since else None,
-        until=query.until.moment if query.until else None,
-        routes=chosen_routes(reading.config, query.route, query.destination),
-        state=State.READY.value if is_retrying else query.state,
-        retrying_at=reading.now if is_retrying else None,
-        error=query.error,
-        status=query.status,
-        before=query.before,
-    )
+    given = filter_of(query)
+    del given["entity"], given["type"]
+    wanted = EventFilter(**_wanted(reading, "deliveries", given), entity_type=entity_type, entity_id=entity_id)
     counts = query.before is None
     most = MOST_COUNTED if counts else 0
-    found = listing.list_deliveries(reading.database.engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
+    found = list_deliveries(reading.database.engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
     return DeliveriesPage(
         rows=tuple(found.rows),
         before=found.before,
@@ -174,16 +181,9 @@ def offers(query: DeliveriesQuery) -> tuple[Offer, ...]:
         return ()
     entity_type, entity_id = query.entity_of
     selection = {
-        "route": query.route,
-        "destination": query.destination,
-        "source": query.source,
+        **{name: getattr(query, name) for name in _SELECTED},
         "entity_type": entity_type,
         "entity_id": entity_id,
-        "event_type": query.event_type,
-        "error": query.error,
-        "status": query.status,
-        "since": query.since,
-        "until": query.until,
     }
     given = {name: value for name, value in selection.items() if value is not None}
     return tuple(
@@ -192,21 +192,9 @@ def offers(query: DeliveriesQuery) -> tuple[Offer, ...]:
     )
 
 
-def _require_known(reading: Reading, query: DeliveriesQuery) -> None:
-    config, engine = reading.config, reading.database.engine
-    _require("source", query.source, config.sources, lambda name: has_source(engine, name))
-    _require("route", query.route, config.routes, lambda name: has_route(engine, name))
-    _require("destination", query.destination, config.destinations)
-    _require("state", query.state, STATES)
+_SELECTED = ("route", "destination", "source", "event_type", "error", "status", "since", "until")
 
-
-def _require(kind: str, given: str | None, known: Iterable[str], stored: Callable[[str], bool] | None = None) -> None:
-    names = tuple(known)
-    if given is not None and given not in names and not (stored is not None and stored(given)):
-        raise BadFilter(f"there is no {kind} {given!r}; {nearest(given, names)}", field=kind)
-
-
-SCREEN = Screen(
+DELIVERIES = Screen(
     name="deliveries",
     path="/deliveries",
     title="Deliveries",
@@ -217,6 +205,9 @@ SCREEN = Screen(
     is_list=True,
     values={"states": STATES, "acts_of": acts_of, "acts_of_any": acts_of_any},
 )
+
+
+# --- dead letters
 
 
 class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -261,4 +252,183 @@ DEAD = Screen(
     template="dead.html",
     values={"causes": CAUSES},
     is_live=False,
+)
+
+
+# --- rejected requests
+
+LEFT_OUT = ("headers", "body", "body_sha256")
+"""Columns that no list shows."""
+COLUMNS = tuple(
+    str(column.name) for column in metadata.tables["rejected_request"].columns if column.name not in LEFT_OUT
+)
+IS_KEPT = "body IS NOT NULL AS is_kept"
+"""Only a whole request can be readmitted. The database role of viewers may not even look whether there is a body."""
+_IS_KEPT_SCHEMA = {
+    "type": ["boolean", "null"],
+    "description": "true: it was kept whole, so that it can be readmitted; null: viewers are not told",
+}
+
+
+class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on rejected requests."""
+
+    source: Text | None = None
+    cause: Text | None = None
+    status: Number | None = None
+    since: GivenTime | None = None
+    until: GivenTime | None = None
+    error: Text | None = None
+    """A part of the reason, in any case."""
+    before: Number | None = None
+    limit: Limit = 50
+
+
+class RejectedPage(ListPage, frozen=True):
+    """Rows of `rejected_request`, the newest first, without headers and bodies."""
+
+    rows: tuple[Annotated[Row, rows_of("rejected_request", *LEFT_OUT, is_kept=_IS_KEPT_SCHEMA)], ...]
+
+
+def read_rejected(reading: Reading, query: RejectedQuery) -> RejectedPage:
+    """Read a page of rejected requests."""
+    columns = (*COLUMNS, IS_KEPT) if reading.actor.may_act else (*COLUMNS, "NULL AS is_kept")
+    found = _page(reading, "rejected", query, columns)
+    return RejectedPage(rows=tuple(found.rows), before=found.before)
+
+
+REJECTED = Screen(
+    name="rejected",
+    path="/rejected",
+    title="Rejected requests",
+    query=RejectedQuery,
+    page=RejectedPage,
+    read=read_rejected,
+    template="rejected.html",
+    is_list=True,
+)
+
+
+# --- commands
+
+
+class CommandsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions on commands."""
+
+    kind: Text | None = None
+    """Kind of command, such as `replay`."""
+    state: Text | None = None
+    """State of the command: asked, running, done, failed, refused or cancelled."""
+    since: GivenTime | None = None
+    """Asked at or after this time."""
+    until: GivenTime | None = None
+    """Asked before this time."""
+    before: Number | None = None
+    limit: Limit = 50
+
+
+class CommandsPage(ListPage, frozen=True):
+    """Rows of `relay_command` without their samples, the newest first."""
+
+    rows: tuple[Annotated[Row, rows_of("relay_command", "sample")], ...]
+
+
+def read_commands(reading: Reading, query: CommandsQuery) -> CommandsPage:
+    """Read a page of commands."""
+    found = _page(reading, "commands", query)
+    for row in found.rows:
+        del row["sample"]
+    return CommandsPage(rows=tuple(found.rows), before=found.before)
+
+
+COMMANDS = Screen(
+    name="commands",
+    path="/commands",
+    title="Commands",
+    query=CommandsQuery,
+    page=CommandsPage,
+    read=read_commands,
+    template="commands.html",
+    is_list=True,
+    values={"kinds": COMMAND_KINDS, "states": COMMAND_STATES},
+)
+
+
+class CommandQuery(msgspec.Struct, frozen=True):
+    """The command."""
+
+    id: Number
+
+
+_SELECTION = msgspec.Meta(
+    extra_json_schema={
+        "properties": {name: {} for operation in OPERATIONS.values() for name in operation.keys},
+        "additionalProperties": False,
+    }
+)
+
+
+class CommandPage(msgspec.Struct, frozen=True):
+    """One row of `relay_command`."""
+
+    id: int
+    kind: str
+    selection: Annotated[dict[str, Any], _SELECTION]
+    """Its conditions, as the kind of command has them."""
+    reason: str
+    asked_by: str
+    asked_at: datetime
+    dry_run: bool
+    state: str
+    affected: int
+    """Deliveries or rows changed so far."""
+    failed: int
+    """Deliveries that could not be changed."""
+    error: str | None
+    """The last one that could not be changed, and why."""
+    answer: str | None
+    finished_at: datetime | None
+    matched: int | None
+    """Deliveries or rows that it would change, by a dry run or the plan before; None: unknown."""
+    sample: Any
+    """Of a dry run: groups, the first deliveries, what is left out, and consequences."""
+    progress_seq: int | None
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether a relay still works on it."""
+        return self.state in OPEN_COMMANDS
+
+    @property
+    def can_be_stopped(self) -> bool:
+        """Tell whether there is something to stop."""
+        return self.is_open and not OPERATIONS[self.kind].is_of_a_command
+
+    @property
+    def can_go_on(self) -> bool:
+        """Tell whether it was stopped."""
+        return self.state == "cancelled" and not OPERATIONS[self.kind].is_of_a_command
+
+
+def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
+    """Read one command.
+
+    Raises:
+        NothingThere: there is none of this id.
+    """
+    row = row_of(reading.database.engine, "relay_command", query.id)
+    if row is None:
+        raise NothingThere(f"there is no command {query.id}")
+    return CommandPage(**{name: row[name] for name in CommandPage.__struct_fields__})
+
+
+COMMAND = Screen(
+    name="command",
+    path="/commands/{id}",
+    title="Command",
+    query=CommandQuery,
+    page=CommandPage,
+    read=read_command,
+    template="command.html",
+    in_menu=False,
 )
