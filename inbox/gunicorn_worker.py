@@ -15,20 +15,8 @@ from gunicorn import glogging
 from uvicorn_worker import UvicornWorker
 
 from inbox.errors import ConfigError
-from inbox.http.body import LimitedApp
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.observe.logs import Format, LineFormatter, escape_lines, fields, without_message, write_stderr
-
-__all__ = [
-    "WORKER_TMP_DIR",
-    "HardenedWorker",
-    "LimitedApp",
-    "LineLogger",
-    "PageWorker",
-    "allow_files",
-    "escape_logs",
-    "reactivate",
-]
 
 Made = TypeVar("Made")
 

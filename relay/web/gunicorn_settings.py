@@ -19,10 +19,11 @@ from inbox.config.model import Config
 from inbox.db import engine, migrate
 from inbox.db.dialect import trouble_text
 from inbox.errors import ConfigError
-from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, LineLogger, allow_files, escape_logs, reactivate
+from inbox.gunicorn_worker import WORKER_TMP_DIR, LineLogger, allow_files, escape_logs, reactivate
+from inbox.http.limits import CAPACITY, Capacity
 from inbox.loader.load import ConfigFile, load_file, read_config
 from inbox.observe.logs import fields, write_stderr
-from relay.web.app import page_of
+from relay.web.app import App, page_of
 from relay.web.guard import Sessions
 
 CONNECTIONS = 250
@@ -30,8 +31,6 @@ CONNECTIONS = 250
 
 One more takes the place of the one that is idle for longest; when answers are under way on all of them, it gets 503.
 """
-LARGEST_FORM = 64 * 1024
-"""Bytes."""
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
@@ -40,7 +39,7 @@ class ActivePage:
     """The application of the last good configuration. The master changes it; a worker keeps what it was forked with."""
 
     def __init__(self) -> None:
-        self._app: LimitedApp | None = None
+        self._app: App | None = None
         self._sessions = Sessions()
         self.is_plain = True
         """False where [web] origin says that a proxy speaks TLS."""
@@ -51,8 +50,7 @@ class ActivePage:
         Raises:
             ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
         """
-        app = file.make(lambda config: page_of(config, forwarding, self._sessions))
-        self._app = LimitedApp(app, connections=CONNECTIONS, largest_body=LARGEST_FORM)
+        self._app = file.make(lambda config: page_of(config, forwarding, self._sessions))
         LineLogger.form = file.config.logs.format
         self.is_plain = not (file.config.web.origin or "").lower().startswith("https:")
         return file.config
@@ -61,6 +59,8 @@ class ActivePage:
         """The ASGI application."""
         if self._app is None:
             raise RuntimeError("gunicorn's settings have to run relay.web.gunicorn_settings.on_starting")
+        if scope["type"] == "lifespan":
+            scope.setdefault("state", {})[CAPACITY] = Capacity(CONNECTIONS, CONNECTIONS, per_connection=10_000)
         await self._app(scope, receive, send)
 
 
