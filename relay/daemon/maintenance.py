@@ -12,7 +12,7 @@ from relay.daemon.generation import Generation, Generations
 from relay.daemon.lease_renewal import Leases
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store import alerts, duplicates, reap, throughput
+from relay.store import alerts, duplicates, nodes, reap
 from relay.store.alert_conditions import Watch
 from relay.store.clock import DatabaseClock
 from relay.store.database import Database
@@ -137,7 +137,7 @@ class Maintenance:
 
     def flush_throughput(self) -> None:
         """Write the figures that were counted since the last time."""
-        throughput.flush(self._database, self._active.config.routes)
+        nodes.flush_figures(self._database, self._active.config.routes)
         self._flush_at = time.monotonic() + FLUSH_EVERY_SECONDS
 
     def _look_for_commands(self) -> bool:

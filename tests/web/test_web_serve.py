@@ -17,7 +17,8 @@ from sqlalchemy import Engine, text
 from inbox.events.commands import MOST_SEQS
 from inbox.observe.logs import KEYS
 from relay.accounts import hash_password, hash_token
-from relay.web.gunicorn_settings import CONNECTIONS, graceful_timeout
+from relay.web.app import CONNECTIONS
+from relay.web.gunicorn_settings import graceful_timeout
 from relay.web.query import FORM_TYPE, MOST_BYTES
 from relay.web.render import STATIC, STATIC_FOLDER
 from tests.helpers import outage
