@@ -167,10 +167,8 @@ def _place_of(command: Command) -> tuple[int | None, int, int]:
 
 
 def _read(transaction: Transaction, number: int, *, locked: bool = False) -> Command | None:
-    found = transaction.rows_of(_command(transaction.sql, locked=locked), id=number)
-    if not found:
-        return None
-    return Command(**{**found[0], "dry_run": bool(found[0]["dry_run"])})
+    found = transaction.execute(_command(transaction.sql, locked=locked), id=number)
+    return Command(*found[0]) if found else None
 
 
 def advance(transaction: Transaction, command: Command, step: BatchResult, now: datetime) -> Command:
