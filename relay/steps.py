@@ -22,7 +22,6 @@ Step = Literal[
     "claim",
     "claim_suspect",
     "reap",
-    "work_off",
     "look_at_gates",
     "judge_duplicates",
     "look_at_conditions",

@@ -259,15 +259,12 @@ CREATE TABLE lane (
     applied_hash BYTEA,
     etag TEXT,
     etag_config BYTEA,
-    healing_seq BIGINT,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
     CONSTRAINT ck_lane_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_lane_fetch_began_at_is_readable CHECK (fetch_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_lane_last_modified_is_readable CHECK (last_modified BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-
-CREATE INDEX ix_lane_healing ON lane (route, lane) WHERE healing_seq IS NOT NULL;
 
 COMMENT ON TABLE lane IS 'Last delivery of each lane. One row per route and lane that ever succeeded; an event''s own lane has none.';
 
@@ -288,8 +285,6 @@ COMMENT ON COLUMN lane.applied_hash IS 'SHA-256 of the data sent downstream';
 COMMENT ON COLUMN lane.etag IS 'ETag of the entity in that state; only where the route fetches conditionally';
 
 COMMENT ON COLUMN lane.etag_config IS 'SHA-256 of the route as it was configured then: another one fetches it whole';
-
-COMMENT ON COLUMN lane.healing_seq IS 'while older dead deliveries of the lane are ended in batches: inbox.seq of the success that replaces them';
 
 CREATE TABLE delivery_log (
     id BIGSERIAL NOT NULL,

@@ -194,15 +194,11 @@ CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane th
     etag TEXT,
     -- SHA-256 of the route as it was configured then: another one fetches it whole
     etag_config BLOB,
-    -- while older dead deliveries of the lane are ended in batches: inbox.seq of the success that replaces them
-    healing_seq BIGINT,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
     CONSTRAINT ck_lane_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_lane_fetch_began_at_is_readable CHECK (date(substr(fetch_began_at, 1, 10)) IS substr(fetch_began_at, 1, 10) AND fetch_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(fetch_began_at) = 10 OR substr(fetch_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_lane_last_modified_is_readable CHECK (date(substr(last_modified, 1, 10)) IS substr(last_modified, 1, 10) AND last_modified >= '0001-01-01 00:00:00.000000Z' AND (length(last_modified) = 10 OR substr(last_modified, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
-
-CREATE INDEX ix_lane_healing ON lane (route, lane) WHERE healing_seq IS NOT NULL;
 
 CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of every delivery is the fold of its facts.
     -- number of the fact

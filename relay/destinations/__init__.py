@@ -16,13 +16,13 @@ from inbox.config.model import (
     SyncDestination,
 )
 from inbox.errors import collect_config_errors
-from relay.destinations import forward, python, slack, sync
+from relay.destinations import forward, python, sync
 from relay.destinations.base import Clients, Context, Deliverer
 
 KINDS: Mapping[type[Limited], Callable[[Route, Any, Clients], Deliverer]] = {
     ForwardDestination: forward.build,
     PythonDestination: python.build,
-    SlackDestination: slack.build,
+    SlackDestination: forward.build_slack,
     SyncDestination: sync.build,
 }
 """Class of a destination's table → factory of the deliverer of a route to it.

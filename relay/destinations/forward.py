@@ -1,4 +1,9 @@
-"""Forward: sends the original body, byte for byte, to a URL, signed as Standard Webhooks 1.0.0."""
+"""Forward sends the original body, byte for byte, to a URL, signed as Standard Webhooks 1.0.0. Slack posts a message.
+
+Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`, and the errors: 400
+`invalid_payload`, 403 `action_prohibited`, 404 `channel_not_found` and `no_service`, 410 `channel_is_archived`). The
+statuses have their usual meaning, so the words of the errors are for the log alone.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +15,37 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from inbox.config.model import ForwardDestination, Route
+from inbox.config.model import ForwardDestination, Route, SlackDestination
 from inbox.config.values import Secret
-from inbox.errors import BodyErased, ConfigError, collect_config_errors
-from inbox.sources.presets.standard_webhooks import by_private_key, signature
+from inbox.errors import BodyErased, ConfigError, MappingError, collect_config_errors
+from inbox.sources.presets.standard_webhooks import signature
 from inbox.sources.signing import Message, signed_headers
-from relay.delivery.outcome import Delivered, Delivery, Outcome, Skipped
+from relay.delivery import slack_escape
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.client import Request
 from relay.http.target import header_value
+from relay.sync.compiled_route import event_scope
+from relay.sync.expressions import Scope, encode
+from relay.sync.forms import FORMS
+from relay.sync.templates import Placeholder, Template, encoded
 
-_SHARED, _PRIVATE, _PUBLIC = "whsec_", "whsk_", "whpk_"
+_SHARED, _NOT_SHARED = "whsec_", ("whsk_", "whpk_")
 """Prefixes of the keys of Standard Webhooks."""
-_SEED_BYTES = 32
+LONGEST_MESSAGE = 40_000
+"""Characters that Slack takes of a message."""
 
 Signer = Callable[[Message, datetime], Mapping[str, str]]
 """Returns the headers of a signed message, with names in lower case."""
+
+
+def _post(client: Caller, headers: dict[str, str], body: bytes, delivery: Delivery, context: Context) -> Outcome:
+    """Make one POST. Any 2xx is success, whatever else the answer says."""
+    if delivery.traceparent is not None:
+        headers["Traceparent"] = header_value(delivery.traceparent)
+    answer = client.call(Request("forward", "POST", headers, body=body), context)
+    calls = (answer.call,)
+    return Delivered(calls, "forwarded") if answer.error_class is None else answer.failed(calls)
 
 
 class Forward:
@@ -39,13 +57,12 @@ class Forward:
         self._passed = tuple((name, name.lower()) for name in passed)
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
-        """Make one POST. Any 2xx is success, whatever else the answer says."""
+        """Send the body as it came."""
         if delivery.body is None:
             return Skipped((), str(BodyErased()))
-        headers = self._headers(delivery, context.now(), delivery.body)
-        answer = self._client.call(Request("forward", "POST", headers, body=delivery.body), context)
-        calls = (answer.call,)
-        return Delivered(calls, "forwarded") if answer.error_class is None else answer.failed(calls)
+        return _post(
+            self._client, self._headers(delivery, context.now(), delivery.body), delivery.body, delivery, context
+        )
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -70,8 +87,6 @@ class Forward:
             headers["Inbox-Entity-Type"] = header_value(delivery.entity_type)
         if delivery.entity_id is not None:
             headers["Inbox-Entity-Id"] = header_value(delivery.entity_id)
-        if delivery.traceparent is not None:
-            headers["Traceparent"] = header_value(delivery.traceparent)
         if self._signer is not None:
             signed = self._signer(Message(id=delivery.webhook_id.encode(), body=body), at)
             headers |= {name.title(): value for name, value in signed.items()}
@@ -95,7 +110,7 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
         return signer_of(text, f"{where}.signing_secret") if destination.signing_secret is not None else None
 
     def client(url: str, signing: str) -> Caller:
-        secrets = [signing, signing.removeprefix(_SHARED).removeprefix(_PRIVATE)] if signing else []
+        secrets = [signing, signing.removeprefix(_SHARED)] if signing else []
         secrets += [url, urlsplit(url).path] if hidden else []
         return clients.destination(destination, url, secrets=secrets, shown_path="/…" if hidden else None)
 
@@ -111,38 +126,99 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
 
 
 def signer_of(text: str, where: str) -> Signer:
-    """Return a signer for a secret of Standard Webhooks: `whsec_` is shared, `whsk_` is private, any other is its own bytes.
+    """Return a signer for a shared secret of Standard Webhooks: `whsec_` and base64, or any other text as it is.
 
     Raises:
-        ConfigError: the text after the prefix is no such key, or the key is public.
+        ConfigError: the text after the prefix is no such key, or the key is not shared.
     """
-    if text.startswith(_PUBLIC):
-        raise ConfigError(
-            f"{where}: is a public key: give the receiver that one, and put the private one (whsk_…) here"
-        )
-    if text.startswith(_PRIVATE):
-        private = _private_key(_decoded(text.removeprefix(_PRIVATE)), where)
-        return partial(signed_headers, by_private_key("webhook"), private.sign)
-    key = _decoded(text.removeprefix(_SHARED)) if text.startswith(_SHARED) else text.encode()
+    if text.startswith(_NOT_SHARED):
+        raise ConfigError(f"{where}: is a key of a pair, and forwards are signed by a shared secret: whsec_ and base64")
+    try:
+        key = b64decode(text.removeprefix(_SHARED), validate=True) if text.startswith(_SHARED) else text.encode()
+    except ValueError:  # no base64, or not even ASCII
+        key = b""
     if not key:
         raise ConfigError(f"{where}: what follows whsec_ must be base64")
     return partial(signed_headers, signature("webhook"), lambda content: hmac.digest(key, content, "sha256"))
 
 
-def _private_key(key: bytes, where: str) -> Ed25519PrivateKey:
-    """Load a key from its seed, or from seed and public key together, as Svix writes it."""
-    seed, public = key[:_SEED_BYTES], key[_SEED_BYTES:]
-    if len(seed) == _SEED_BYTES:
-        private = Ed25519PrivateKey.from_private_bytes(seed)
-        if public in {b"", private.public_key().public_bytes_raw()}:
-            return private
-    raise ConfigError(
-        f"{where}: what follows whsk_ must be a private key of Ed25519 in base64: 32 bytes, or 64 with the public one"
-    )
+# --- Slack, or a compatible service
 
 
-def _decoded(text: str) -> bytes:
-    try:
-        return b64decode(text, validate=True)
-    except ValueError:  # no base64, or not even ASCII
-        return b""
+class MessageTemplate(Template):
+    """A message's text. Values in it are escaped, so that they can't mention everybody, forge a line or hide a link."""
+
+    longest = LONGEST_MESSAGE
+
+    def expand(self, scope: Scope) -> str:
+        """Return the text. Each value is escaped for its place: plain text, a link's text, its URL, or a part of that.
+
+        Raises:
+            MappingError: an expression finds nothing, or a value that its place can't hold.
+        """
+        text = ""
+        for part in self.parts:
+            text += part if isinstance(part, str) else self._placed(self._text(part, scope), part, text)
+        return text
+
+    def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:  # noqa: ARG002
+        return False  # this class escapes for its one language
+
+    def _placed(self, value: str, placeholder: Placeholder, before: str) -> str:
+        if before.rfind("<") <= before.rfind(">"):
+            return slack_escape.escaped(value)
+        link = before.rpartition("<")[2]
+        if "|" in link:
+            return slack_escape.link_text(value)
+        if link:
+            return value if placeholder.form is FORMS["url"] else encoded(value, self.where)
+        try:
+            return slack_escape.link_url(value)
+        except ValueError as error:  # a UnicodeEncodeError is one
+            raise MappingError(f"{{{placeholder.text}}}: {error}", field=self.where) from None
+
+
+class Slack:
+    """The deliverer of one route to a slack destination."""
+
+    def __init__(self, client: Caller, message: MessageTemplate) -> None:
+        self._client = client
+        self._message = message
+
+    def deliver(self, delivery: Delivery, context: Context) -> Outcome:
+        """Post the message."""
+        try:
+            text = self._message.expand({"event": event_scope(delivery)})
+            body = encode({"text": text})
+        except MappingError as error:
+            return Failed((), "mapping", str(error))
+        except BodyErased as erased:
+            return Skipped((), str(erased))
+        headers = {"Content-Type": "application/json", "Idempotency-Key": delivery.idempotency_key}
+        return _post(self._client, headers, body, delivery, context)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._client.close()
+
+
+def build_slack(route: Route, destination: SlackDestination, clients: Clients) -> Slack:  # noqa: ARG001  # as every kind's
+    """Make the deliverer of `route`.
+
+    Raises:
+        ConfigError: the URL or the template can't be used.
+    """
+    where = f"destinations.{destination.name}"
+
+    def client() -> Caller:
+        url = destination.url.reveal(at=f"{where}.url")
+        path = urlsplit(url).path
+        secrets = [url, path, *path.split("/")[-1:]]  # the path of a chat's webhook is its secret, above all its end
+        return clients.destination(destination, url, secrets=secrets, shown_path="/…")
+
+    parts: dict[str, Callable[[], Any]] = {
+        "message": partial(MessageTemplate, destination.text, f"{where}.text", {"event"}),
+        "client": client,
+    }
+    made = collect_config_errors(parts)
+    return Slack(made["client"], made["message"])

@@ -21,9 +21,19 @@ from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request
 from relay.http.target import header_value
 from relay.sync.calls import FIELDS, MEDIA_TYPES, CallPlan, form_body, picked, reported_error
-from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified, usable_etag
+from relay.sync.compiled_route import (
+    FindPlan,
+    Search,
+    SyncPlan,
+    can_be_named,
+    compile_sync,
+    event_scope,
+    last_modified,
+    require_carried,
+    require_entity,
+    usable_etag,
+)
 from relay.sync.expressions import Scope, decode, digest, encode
-from relay.sync.find import FindPlan, Search, can_be_named, require_carried, require_entity
 
 
 def plan_of(route: str, sync: SyncRoute, source: Api, destination: SyncDestination) -> SyncPlan:
@@ -132,8 +142,6 @@ class Attempt:
         self._stale_suspected = False
         self._etag: str | None = None
         self._config: bytes | None = None
-        self._reached: list[Caller] = []
-        """The clients that have made a call with success."""
 
     def run(self) -> Outcome:
         """Make all steps.
@@ -359,14 +367,9 @@ class Attempt:
         if self._delivery.traceparent is not None:
             headers["Traceparent"] = header_value(self._delivery.traceparent)
         own = {**call.own_headers(self.scope), **more}
-        goes_on = client in self._reached
-        request = Request(
-            step, call.method, headers, path, query, body, own_headers=own, goes_on=goes_on, template=call.path.text
-        )
+        request = Request(step, call.method, headers, path, query, body, own_headers=own, template=call.path.text)
         answer = client.call(request, self._context)
         self.calls.append(answer.call)
-        if answer.error_class is None:
-            self._reached.append(client)
         if answer.call.status == HTTPStatus.NOT_MODIFIED and "If-None-Match" in more:
             return answer
         if answer.error_class is not None and answer.error_class not in ABSENT:

@@ -27,7 +27,6 @@ from inbox.clock import steady
 from inbox.errors import OutboundRefused
 from inbox.observe.logs import fields, place_of
 from inbox.observe.traces import Span
-from relay.delivery.gates import LONGEST_HOLD
 from relay.delivery.outcome import Call, CallStep, RateHold, Sent
 from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, rate_hold
 from relay.http.connection import CallState, NotHttpError, open_pool
@@ -78,9 +77,6 @@ _log = logging.getLogger(__name__)
 
 MAX_ANSWER = 64 * 1024
 """Most bytes read of an answer. A longer one is cut there, and its connection closed."""
-HELD_HERE_SECONDS = 5.0
-"""After an answer that asks for no further call, this client makes none for so long at most. Deliveries that are in hand
-already would otherwise go on calling until they are recorded and the gate is closed."""
 _WAITS = (0.1, 0.3)
 """Seconds before the second and the third try of a call that provably was not sent."""
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
@@ -102,9 +98,6 @@ class Request(msgspec.Struct, frozen=True):
     """Most bytes read of the answer."""
     own_headers: Mapping[str, str] = {}
     """Headers that the configuration sets for this call; they take precedence over those of the endpoint."""
-    goes_on: bool = False
-    """True when an earlier call of the same attempt was a success. Then only a refusal holds it back: some services always
-    say that no call is left, and an attempt of several calls would never come to its end."""
     template: str | None = None
     """The path as its template has it, for a trace; the path has values."""
 
@@ -132,9 +125,6 @@ class HttpClient:
         self._of_thread = threading.local()
         self._pools: weakref.WeakSet[HTTPConnectionPool] = weakref.WeakSet()
         self._opening = threading.Lock()
-        self._held_until = 0.0
-        self._refused_until = 0.0
-        """As far as an answer that is no success asked for it."""
 
     @property
     def base(self) -> str:
@@ -158,11 +148,7 @@ class HttpClient:
         return answer
 
     def _call(self, request: Request, limits: Limits) -> Answer:
-        began = steady()
-        held_until = self._refused_until if request.goes_on else self._held_until
-        if began < held_until:
-            return self._held(request, held_until - began)
-        deadline = began + self._target.timeout
+        deadline = steady() + self._target.timeout
         answer, again = self._once(request, deadline, limits)
         for wait in _WAITS:
             if not again or steady() + wait >= deadline or limits.stop.wait(wait):
@@ -221,7 +207,7 @@ class HttpClient:
     ) -> Answer:
         status = response.status
         error_class = class_of_status(status)
-        hold = self._hold(rate_hold(response.headers, status, now), is_refusal=error_class is not None)
+        hold = rate_hold(response.headers, status, now)
         if status == HTTPStatus.FORBIDDEN and hold is not None:
             error_class = "throttled"  # GitHub's limits; any other 403 would open the breaker
         if error_class is None:
@@ -235,26 +221,6 @@ class HttpClient:
             whole,
             error_class,
             self._retry_after(response.headers.get("Retry-After"), now),
-        )
-
-    def _hold(self, asked: RateHold | None, *, is_refusal: bool) -> RateHold | None:
-        """Hold back further calls until the gate does, which all relays read; longer ones are the gate's matter."""
-        seconds = 0.0 if asked is None else min(asked.seconds, LONGEST_HOLD.total_seconds())
-        if asked is None or seconds <= 0:
-            return None
-        until = steady() + min(seconds, HELD_HERE_SECONDS)
-        self._held_until = max(self._held_until, until)
-        if is_refusal:
-            self._refused_until = max(self._refused_until, until)
-        return RateHold(seconds, asked.why)
-
-    def _held(self, request: Request, left: float) -> Answer:
-        hold = RateHold(left, "an answer before asked for no further call")
-        error = f"not made: {hold.why} for now"
-        return Answer(
-            self._logged(request, steady(), "not_sent", error=error, hold=hold),
-            error_class="throttled",
-            retry_after=left,
         )
 
     def _retry_after(self, given: str | None, now: datetime) -> float | None:

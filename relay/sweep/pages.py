@@ -134,7 +134,7 @@ class Pages:
             "fetch", call.method, headers, path, query, body, most=MOST_BYTES, own_headers=own, template=call.path.text
         )
         answer = self._caller.call(request, context)
-        if answer.call.hold is not None and answer.call.sent != "not_sent":
+        if answer.call.hold is not None:
             self.held_by = answer.call
         _require_success(answer)
         if not answer.whole:

@@ -77,23 +77,26 @@ class Sweeper:
         self._steps = steps
         self._so_far: dict[str, SweepFindings] = {}
         """The progress of each running sweep, by its subject."""
-        self._thread = threading.Thread(target=self._work, name="sweeps", daemon=True)
-        self._of_apis: dict[str, threading.Thread] = {}
+        self._threads: dict[str, threading.Thread] = {}
+        """One for each api."""
 
     def start(self) -> None:
-        """Start the threads."""
-        self._thread.start()
+        """Start the threads that are not there yet."""
+        for api in sorted({sweeping.table.api for sweeping in self._sweepings} - self._threads.keys()):
+            thread = threading.Thread(target=self._work_on, args=(api,), name=f"sweeps {api}", daemon=True)
+            thread.start()
+            self._threads[api] = thread
 
     def replace_sweeps(self, sweepings: Sequence[CompiledSweep]) -> None:
         """Run other sweeps from the next round on; a running one ends by the old configuration."""
         self._sweepings = sweepings
+        self.start()
 
     def join(self, seconds: float) -> None:
         """Wait for the end of the threads, at most so long."""
         until = steady() + seconds
-        for thread in (self._thread, *self._of_apis.copy().values()):
-            if thread.ident is not None:
-                thread.join(max(until - steady(), 0.0))
+        for thread in self._threads.values():
+            thread.join(max(until - steady(), 0.0))
 
     def _calls_until(self) -> float:
         """Return the deadline of calls: none, or the past once the process is to end."""
@@ -111,25 +114,11 @@ class Sweeper:
             except SQLAlchemyError as error:  # there was no connection either
                 self._observer.database_trouble("sweeping", error)
 
-    def _work(self) -> None:
-        """Start the missing threads."""
-        while not self._stop.wait(LOOK_EVERY_SECONDS):
-            try:
-                for api in sorted(self._apis() - self._of_apis.keys()):
-                    thread = threading.Thread(target=partial(self._work_on, api), name=f"sweeps {api}", daemon=True)
-                    thread.start()
-                    self._of_apis[api] = thread
-            except Exception as error:  # noqa: BLE001  # without this thread nobody sweeps, and nobody notices
-                self._observer.bug_in_thread("sweeps", error)
-
-    def _apis(self) -> set[str]:
-        return {sweeping.table.api for sweeping in self._sweepings}
-
     def _work_on(self, api: str) -> None:
         while not self._stop.wait(LOOK_EVERY_SECONDS):
             try:
                 self.run_due(api)
-            except Exception as error:  # noqa: BLE001  # as above
+            except Exception as error:  # noqa: BLE001  # without this thread nobody sweeps, and nobody notices
                 self._observer.bug_in_thread("sweeps", error)
 
     def _take_turn(self, sweeping: CompiledSweep) -> None:

@@ -6,23 +6,27 @@ of the counterpart. Both read a scope of `event`, `entity` and `target`, as far 
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from inbox.config.sync import CallKeys, SyncRoute, Update
-from inbox.errors import MappingError, Unreadable, collect_config_errors
+from inbox.config.sync import POSITIONS, CallKeys, Find, MapField, SyncRoute, Update
+from inbox.errors import ConfigError, MappingError, Unreadable, UnusableAnswer, collect_config_errors
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from inbox.sources.fields import FORM, form_fields
 from relay.delivery.outcome import Delivery
-from relay.sync.calls import MEDIA_TYPES, CallPlan, compile_call
-from relay.sync.expressions import ErasedEvent, Expression, Scope, decode, digest
+from relay.sync.calls import MEDIA_TYPES, CallPlan, compile_call, evaluated
+from relay.sync.expressions import ErasedEvent, Expression, Scope, decode, digest, encode
 from relay.sync.fields import Fields, compile_fields
-from relay.sync.find import Carried, FindPlan, compile_find, compile_named
-from relay.sync.templates import SearchTemplate
+from relay.sync.forms import text_of
+from relay.sync.paging import OF_FIND, PagesPlan, Paginator, compile_pages, names_of
+from relay.sync.templates import Placeholder, SearchTemplate
 
 _MOST_FORM_FIELDS = 1000
 
@@ -189,3 +193,267 @@ def _parsed(body: bytes, content_type: str) -> object:
         return decode(body)
     except (ValueError, Unreadable):
         return None
+
+
+# --- Verifies answers: a fetched entity has the id asked for, and a match the value searched for.
+#
+# A destination may misread a filter, or ignore it, and answer with another record. The relay changes or deletes the match.
+# So it writes nothing to a match that carries another value, or none.
+
+
+_LONGEST_SHOWN = 80
+
+
+class Carried(msgspec.Struct, frozen=True):
+    """A value that was searched for, and the fields of a match of which one has to carry it."""
+
+    searched: Expression
+    fields: tuple[Expression, ...]
+
+
+def compile_verify(
+    find: Find,
+    where: str,
+    known: Collection[str],
+    placeholders: Iterable[Placeholder],
+    mapped: Mapping[str, str | MapField],
+) -> tuple[Carried, ...]:
+    """Compile `find.verify`.
+
+    Without a table, each field of the map that shares its expression with one of the find's `placeholders` has to carry its value.
+
+    Raises:
+        ConfigError: an expression is wrong, a table names no field, or there is neither a table nor such a field.
+    """
+    if find.verify is False:
+        return ()
+    if find.verify is True:
+        asked = tuple(placeholders)
+        carried = tuple(_by_map(asked, mapped, where))
+        if not carried:
+            of_paging = {"count", *POSITIONS.values()}
+            searched = next((each.text for each in asked if each.text not in of_paging), "event.entity_id")
+            raise ConfigError(
+                f"{where}: nothing shows that a match is the right one: no field of the map has the value that is searched for; "
+                f'write verify = {{ FIELD = "{searched}" }} with the field of a match that has it, '
+                "or verify = false to write to whatever is found"
+            )
+        return carried
+    if not find.verify:
+        raise ConfigError(f'{where}: names no field; write verify = {{ FIELD = "event.entity_id" }}, or verify = false')
+    return compile_named(find.verify, where, known)
+
+
+def compile_named(verify: Mapping[str, str], where: str, known: Collection[str]) -> tuple[Carried, ...]:
+    """Compile a table: a JMESPath into the answer = a JMESPath over `known`.
+
+    Raises:
+        ConfigError: an expression is wrong.
+    """
+    parts: dict[str, Callable[[], Carried]] = {
+        field: partial(_named, field, searched, where, known) for field, searched in verify.items()
+    }
+    return tuple(collect_config_errors(parts).values())
+
+
+def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope: Scope) -> None:
+    """Refuse a fetched entity that lacks the value asked for.
+
+    Raises:
+        UnusableAnswer: the text names the value asked for and the one received.
+        MappingError: the event has no such value.
+    """
+    for each in carried:
+        wanted = each.searched.value(scope)
+        if wanted is None or wanted == "":
+            raise MappingError("has no value, so that no entity can be verified by it", field=each.searched.where)
+        came = _values(each.fields[0], entity)
+        if not any(_same(wanted, value, ignore_case=False) for value in came):
+            has = _shown(came[0]) if came else "nothing"
+            raise UnusableAnswer(
+                f"the entity has {has} at {each.fields[0].text}, and {_shown(wanted)} was asked for; does the api answer "
+                "with the entity of the path? Then name in fetch.verify the field that has the id"
+            )
+
+
+def require_carried(carried: Iterable[Carried], match: Mapping[str, Any], scope: Scope, *, ignore_case: bool) -> None:
+    """Refuse a match that lacks the value searched for.
+
+    Raises:
+        UnusableAnswer: the text names both values, and the setting for a destination where the match is right nevertheless.
+        MappingError: there is no value to compare with, or only empty texts, which many destinations read as no filter.
+    """
+    empty, proving = None, False
+    for each in carried:
+        wanted = each.searched.value(scope)
+        if wanted is None:
+            raise MappingError("has no value, so that no match can be verified by it", field=each.searched.where)
+        empty, proving = (each, proving) if wanted == "" else (empty, True)
+        came = [value for field in each.fields for value in _values(field, match)]
+        if not any(_same(wanted, value, ignore_case=ignore_case) for value in came):
+            raise UnusableAnswer(_refusal(each, wanted, came))
+    if empty is not None and not proving:
+        raise MappingError("is empty, so that no match can be verified by it", field=empty.searched.where)
+
+
+def _by_map(placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapField], where: str) -> Iterator[Carried]:
+    sources = [(name, source) for name, given in mapped.items() if (source := _source(given)) is not None]
+    seen: list[object] = []
+    for placeholder in placeholders:
+        names = [name for name, source in sources if source.tree == placeholder.tree]
+        if names and placeholder.tree not in seen:
+            seen.append(placeholder.tree)
+            fields = tuple(Expression(json.dumps(name, ensure_ascii=False), where, None) for name in names)
+            yield Carried(placeholder, fields)
+
+
+def _source(given: str | MapField) -> Expression | None:
+    """Return the expression whose value a field gets unchanged."""
+    if isinstance(given, MapField):
+        is_as_found = given.cast in {None, "text"} and given.lookup is None
+        text = given.expression if is_as_found else None
+    else:
+        text = given
+    try:
+        return None if text is None else Expression(text, "", None)
+    except ConfigError:  # reported where the map is compiled
+        return None
+
+
+def _named(field: str, searched: str, where: str, known: Collection[str]) -> Carried:
+    return Carried(Expression(searched, f"{where}.{field}", known), (Expression(field, where, None),))
+
+
+def _values(field: Expression, match: Mapping[str, Any]) -> list[Any]:
+    """Return the single values of a match at `field`. Of a list any may be the one, as in a SCIM filter."""
+    try:
+        found = field.value(dict(match))
+    except MappingError:
+        return []
+    values = found if isinstance(found, list) else [found]
+    return [value for value in values if isinstance(value, str | int | float | Decimal)]
+
+
+def _same(wanted: object, value: object, *, ignore_case: bool) -> bool:
+    numbers = int | float | Decimal
+    if isinstance(wanted, numbers) and isinstance(value, numbers) and not isinstance(wanted, bool):
+        return wanted == value and not isinstance(value, bool)
+    try:
+        texts = text_of(wanted), text_of(value)
+    except ValueError:
+        return False
+    return texts[0] == texts[1] or (ignore_case and texts[0].casefold() == texts[1].casefold())
+
+
+def _refusal(each: Carried, wanted: object, came: list[Any]) -> str:
+    names = " and ".join(field.text.strip('"') for field in each.fields)
+    searched = f"{_shown(wanted)} was searched for"
+    instead = f'name the field that has it, as verify = {{ FIELD = "{each.searched.text}" }}, or write verify = false'
+    if not came:
+        return f"the match has nothing at {names}, and {searched}; {instead}"
+    has = f"the match has {_shown(came[0])} at {names}, and {searched}"
+    if any(_same(wanted, value, ignore_case=True) for value in came):
+        return f"{has}; where case makes no difference there, write ignore_case = true"
+    return f"{has}: does the destination take what find asks? If it does, {instead}"
+
+
+def _shown(value: object) -> str:
+    shown = ascii(value)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
+
+
+# --- the search: reads the matches in its answers, and ends when they suffice
+
+
+NO_MAP: Mapping[str, str | MapField] = {}
+
+
+class FindPlan(msgspec.Struct, frozen=True):
+    """A find table, compiled."""
+
+    pages: PagesPlan
+    pick: Expression | None
+    carried: tuple[Carried, ...] = ()
+    """The values that a match must carry."""
+    ignore_case: bool = False
+
+
+def compile_find(
+    find: Find, where: str, known: Collection[str], mapped: Mapping[str, str | MapField] = NO_MAP
+) -> FindPlan:
+    """Compile a find table. `where` names it, `known` the values that its templates may use; `mapped` is the route's map.
+
+    Raises:
+        ConfigError: a template or an expression is wrong, or every page would be the first.
+    """
+
+    def pages() -> PagesPlan:
+        call = compile_call(where, {*known, *names_of(find.pages)}, find, find.method, texts=SearchTemplate)
+        return compile_pages(find.pages, f"{where}.pages", call, known, OF_FIND)
+
+    parts: dict[str, Callable[[], Any]] = {
+        "pages": pages,
+        "pick": lambda: None if find.pick is None else Expression(find.pick, f"{where}.pick", None),
+    }
+    made = collect_config_errors(parts)
+    asked = made["pages"].further.placeholders
+    return FindPlan(
+        **made, carried=compile_verify(find, f"{where}.verify", known, asked, mapped), ignore_case=find.ignore_case
+    )
+
+
+class Search:
+    """A search in progress: `pages` describes the request for its next page."""
+
+    def __init__(self, plan: FindPlan, scope: Scope, base: str, *, enough: int) -> None:
+        """Prepare the first request, below `base`. The call's templates read `scope`. After `enough` matches the search ends."""
+        self.matches: list[dict[str, Any]] = []
+        """The matches found so far, each once."""
+        self.etag: str | None = None
+        """The ETag of the answer with the first match."""
+        self.pages = Paginator[bytes](plan.pages, scope, base)
+        self._plan = plan
+        self._enough = enough
+
+    def take(self, answer: object, etag: str | None, link: str | None = None) -> bool:
+        """Take the matches of this page; `link` is its `Link` header. Return True when another page is needed.
+
+        Raises:
+            UnusableAnswer: the answer can't be relied on. The text names the reason and a remedy.
+        """
+        page = self._matches(answer)
+        if page and not self.matches:
+            self.etag = etag
+        self.matches += [match for match in page if match not in self.matches]
+        if len(self.matches) >= self._enough:
+            return False
+        self.pages.take(answer, link, [encode(match) for match in page])
+        return not self.pages.is_at_end
+
+    def _matches(self, answer: object) -> list[dict[str, Any]]:
+        """Return the matches in an answer: a list or an object at `pick`. Without `pick`, a list under `items` counts too."""
+        found, pick = answer, self._plan.pick
+        if pick is not None:
+            found = evaluated(pick, answer)
+            if found is None and self._plan.pages.total_in(answer) == 0:
+                return []  # SCIM leaves the list out then (RFC 7644 §3.4.2)
+            if found is None:
+                raise UnusableAnswer(
+                    f"the answer has nothing at {pick.text}, or null; where that means that there is none, "
+                    f"write pick = '{pick.text} || `[]`'"
+                )
+        elif isinstance(answer, dict) and isinstance(answer.get("items"), list):
+            found = answer["items"]
+        if isinstance(found, dict):
+            return [found]
+        if not isinstance(found, list):
+            where = "the answer" if pick is None else f"what the answer has at {pick.text}"
+            raise UnusableAnswer(f"{where} is neither a list nor an object")
+        if not all(isinstance(match, dict) for match in found):
+            raise UnusableAnswer("a match is not an object")
+        return found
+
+
+def can_be_named(value: object) -> bool:
+    """Return True when a path can address a counterpart by this value."""
+    return isinstance(value, str | int | float | Decimal) and not isinstance(value, bool) and value != ""

@@ -65,11 +65,13 @@ class Expression:
     def glue(self) -> str | None:
         """The literal texts that it joins to its values, by `join`; None without a join."""
         tree = self._compiled.parsed
-        return "".join(_literals(tree)) if any(name == "join" for name, _ in _functions(tree)) else None
+        if all(call["value"] != "join" for call in _nodes(tree, "function_expression")):
+            return None
+        return "".join(node["value"] for node in _nodes(tree, "literal") if isinstance(node["value"], str))
 
     def looks_into(self, name: str) -> bool:
         """Return True when it reads this name from the scope itself."""
-        return name in _first_names(self._compiled.parsed)
+        return name in _reads(self._compiled.parsed)
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
         """Evaluate it; None when it finds nothing.
@@ -127,33 +129,28 @@ def digest(value: object) -> bytes:
     return hashlib.sha256(encode(value)).digest()
 
 
-def _first_names(node: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names that an expression reads from the scope itself. Parts behind a dot or in a projection read elsewhere."""
+def _reads(node: Mapping[str, Any], within: str | None = None) -> Iterator[str]:
+    """Yield the names that an expression reads from the scope itself, or from the value `within` of the scope.
+
+    Of `event.a.b` these are `event`, and `a` within it. Parts behind a dot or in a projection read elsewhere.
+    """
     kind, children = node["type"], node.get("children", [])
     if kind == "field":
-        yield node["value"]
+        if within is None:
+            yield node["value"]
+    elif within is not None and kind in {"subexpression", "pipe"} and children[0].get("value") == within:
+        yield from _reads(children[1])
     elif kind in _READ_FROM_THE_FIRST:
-        yield from _first_names(children[0])
+        yield from _reads(children[0], within)
     elif kind != "expref":
         for child in children:
-            yield from _first_names(child)
-
-
-def _members(node: Mapping[str, Any], name: str) -> Iterator[str]:
-    """Yield the names that an expression reads from the value `name` of the scope, such as `a` in `name.a.b`."""
-    kind, children = node["type"], node.get("children", [])
-    if kind in {"subexpression", "pipe"} and children[0]["type"] == "field" and children[0]["value"] == name:
-        yield from _first_names(children[1])
-    elif kind in _READ_FROM_THE_FIRST:
-        yield from _members(children[0], name)
-    elif kind != "expref":
-        for child in children:
-            yield from _members(child, name)
+            yield from _reads(child, within)
 
 
 def _problems(tree: Mapping[str, Any], known: Collection[str] | None) -> Iterator[str]:
     """Yield the reasons for which an expression fails, or finds nothing, whatever the values are."""
-    for name, given in _functions(tree):
+    for call in _nodes(tree, "function_expression"):
+        name, given = call["value"], len(call["children"])
         if name not in Functions.FUNCTION_TABLE:
             yield f"has the function {name!r}, which JMESPath lacks; {nearest(name, Functions.FUNCTION_TABLE)}"
             continue
@@ -164,11 +161,11 @@ def _problems(tree: Mapping[str, Any], known: Collection[str] | None) -> Iterato
             yield f"gives {name} {given}, which takes {at_least}{len(signature)} {arguments}"
     if known is None:
         return
-    for name in _first_names(tree):
+    for name in _reads(tree):
         if name not in known:
             valid = nearest(name, known)
             yield f"looks for {name!r}; {valid.replace('valid here', 'what is known here is')}"
-    for name in _members(tree, "event") if "event" in known else ():
+    for name in _reads(tree, "event") if "event" in known else ():
         if name not in EVENT_FIELDS:
             yield f"looks for {name!r} in event; {nearest(name, EVENT_FIELDS)}"
 
@@ -185,21 +182,13 @@ def _without_braces(text: str) -> str:
     return f"; only templates have braces, so write {bare!r}"
 
 
-def _literals(node: Mapping[str, Any]) -> Iterator[str]:
-    if node["type"] == "literal" and isinstance(node["value"], str):
-        yield node["value"]
-    for child in node.get("children", []):
-        if isinstance(child, dict):
-            yield from _literals(child)
-
-
-def _functions(node: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yield the name and the number of arguments of each call of a function."""
-    if node["type"] == "function_expression":
-        yield node["value"], len(node["children"])
+def _nodes(node: Mapping[str, Any], kind: str) -> Iterator[Mapping[str, Any]]:
+    """Yield all parts of an expression that are of this kind."""
+    if node["type"] == kind:
+        yield node
     for child in node.get("children", []):
         if isinstance(child, dict):  # a slice's are numbers
-            yield from _functions(child)
+            yield from _nodes(child, kind)
 
 
 # --- Events whose body was erased: whatever looks into the body ends its attempt, and everything else works on. Pure.

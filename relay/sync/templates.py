@@ -296,40 +296,21 @@ def encoded(text: str, where: str) -> str:
 def _mistakes(
     text: str, around: Sequence[str], placeholders: Sequence[Placeholder], *, is_query: bool
 ) -> Iterator[str]:
-    """Yield the mistakes in the forms of placeholders, each with the text to write instead."""
+    """Yield the mistakes in the forms of placeholders, each with a remedy."""
     for at, placeholder in enumerate(placeholders):
-        between = _quote_around(placeholder, "".join(around[: at + 1]), "".join(around[at + 1 :]))
-        shown = f"{{{placeholder.text}}}"
-        if placeholder.form is None and is_query:
-            yield f"{shown} in {text!r} {_formless(placeholder, between, text)}"
-        elif placeholder.form is not None and placeholder.form.quote is not None and between is not None:
-            yield f"{shown} in {text!r} gets its quotes by its form; remove the {between} around it"
-
-
-def _quote_around(placeholder: Placeholder, before: str, behind: str) -> str | None:
-    """Return the quote that is open at a placeholder: in its form's language, or in one that has all quotes."""
-    form = placeholder.form
-    if form is not None and form.quote is not None and _quote_open_behind(before, form.quote, form.escape):
-        return form.quote
-    opened = _quote_open_behind(before, "".join(_QUOTES), "\\")
-    return None if opened == "'" and opened not in behind else opened  # an apostrophe in prose
-
-
-def _formless(placeholder: Placeholder, between: str | None, text: str) -> str:
-    """Return half a sentence on why a placeholder needs a form, and how to write it."""
-    shown = placeholder.text
-    if between is None:
-        return (
-            f"stands beside other text, and a value could go on as part of it; name its form, {{{shown}:scim}} say, "
-            f"or {{{shown}:text}} where that can do no harm; {_valid()}"
-        )
-    better = f"{{{shown}:{_QUOTES[between]}}}"
-    whole = re.sub(rf"{between}\{{\s*{re.escape(shown)}\s*\}}{between}", lambda _: better, text)
-    return f"stands between quotes, which a value could close; write {whole if whole != text else better!r}; {_valid()}"
-
-
-def _valid() -> str:
-    return f"valid forms: {', '.join(FORMS)}"
+        shown, form = placeholder.text, placeholder.form
+        before, behind = "".join(around[: at + 1]), "".join(around[at + 1 :])
+        between = _quote_open_behind(before, "".join(_QUOTES), "\\")
+        if form is not None and form.quote is not None:
+            own = _quote_open_behind(before, form.quote, form.escape)
+            if own or (between and (between != "'" or "'" in behind)):  # an apostrophe in prose
+                yield f"{{{shown}}} in {text!r} gets its quotes by its form; remove the {own or between} around it"
+        elif form is None and is_query:
+            yield (
+                f"{{{shown}}} in {text!r} stands beside other text, and a value could go on as part of it; name its form: "
+                f"{{{shown}:{_QUOTES.get(between or '', 'scim')}}} without quotes around it, or {{{shown}:text}} where "
+                f"that can do no harm; valid forms: {', '.join(FORMS)}"
+            )
 
 
 def _quote_open_behind(text: str, quotes: str, escape: str) -> str | None:

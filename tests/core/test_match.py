@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from inbox.config.sync import Find, MapField, Paging
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
-from relay.sync.find import FindPlan, compile_find, require_carried
+from relay.sync.compiled_route import FindPlan, compile_find, require_carried
 
 EXTERNAL: dict[str, str | MapField] = {"name": "entity.name", "external_id": "event.entity_id"}
 BY_ID = Find(path="/contacts", params={"externalId": "{event.entity_id}"})

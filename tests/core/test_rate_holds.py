@@ -110,10 +110,6 @@ def test_a_configuration_that_gives_throttling_up_at_once_still_does() -> None:
     assert isinstance(decide(a_delivery(), throttled(a_call(30)), policy, NOW), facts.Dead)
 
 
-def test_a_call_that_was_held_back_here_says_nothing_of_the_endpoint() -> None:
-    assert list(breaker_reports(throttled(a_call(3, status=None, sent="not_sent")), POLICY)) == []
-
-
 @given(st.floats(), st.sampled_from(["update", "fetch"]))
 def test_no_number_holds_an_endpoint_beyond_its_bound(seconds: float, step: CallStep) -> None:
     for request in hold_requests(throttled(a_call(seconds, step)), POLICY):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inbox.config.sync import Find, Paging
 from inbox.errors import ConfigError
-from relay.sync.find import Search, compile_find
+from relay.sync.compiled_route import Search, compile_find
 
 SCOPE = {"event": {"entity_id": "u1"}}
 BASE = "https://crm.example.com"

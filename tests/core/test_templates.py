@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inbox.errors import ConfigError, MappingError
-from relay.destinations.slack import MessageTemplate
+from relay.destinations.forward import MessageTemplate
 from relay.sync.forms import FORMS
 from relay.sync.templates import HeaderTemplate, Path, QueryTemplate, SearchTemplate, Template, leads_elsewhere
 from tests.helpers.scim_filter import parse_filter

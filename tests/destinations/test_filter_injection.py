@@ -131,12 +131,12 @@ def test_an_id_that_is_only_an_id_is_found_and_deleted(site: tuple[Directory, st
 @pytest.mark.parametrize(
     ("query", "instead"),
     [
-        ("'externalId eq \"{event.entity_id}\"'", "write 'externalId eq {event.entity_id:scim}'"),
-        ("\"externalId eq '{ event.entity_id }'\"", "write 'externalId eq {event.entity_id:odata}'"),
-        ("'externalId eq `{event.entity_id}`'", "write 'externalId eq {event.entity_id:json}'"),
-        ("'externalId eq \"id-{event.entity_id}-x\"'", "write '{event.entity_id:scim}'"),
-        ("'externalId eq {event.entity_id}'", "name its form, {event.entity_id:scim} say"),
-        ("'{event.entity_type}{event.entity_id}'", "name its form, {event.entity_id:scim} say"),
+        ("'externalId eq \"{event.entity_id}\"'", "name its form: {event.entity_id:scim} without quotes"),
+        ("\"externalId eq '{ event.entity_id }'\"", "name its form: {event.entity_id:odata} without quotes"),
+        ("'externalId eq `{event.entity_id}`'", "name its form: {event.entity_id:json} without quotes"),
+        ("'externalId eq \"id-{event.entity_id}-x\"'", "name its form: {event.entity_id:scim} without quotes"),
+        ("'externalId eq {event.entity_id}'", "name its form: {event.entity_id:scim} without quotes"),
+        ("'{event.entity_type}{event.entity_id}'", "name its form: {event.entity_id:scim} without quotes"),
         ("'''{join(' eq ', ['externalId', event.entity_id])}'''", "name its form"),
         ("'externalId eq {event.entity_id:sicm}'", "there is no form 'sicm'; did you mean 'scim'?"),
         ("'externalId eq \"{event.entity_id:scim}\"'", 'gets its quotes by its form; remove the " around it'),

@@ -20,7 +20,6 @@ from inbox.events.timestamps import time_text
 from relay.daemon.generation import prepare
 from relay.delivery.gates import Gate, RateLimit
 from relay.delivery.policy import policies
-from relay.http import client
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
@@ -171,10 +170,8 @@ def test_no_page_is_asked_for_while_the_api_is_held(engine: Engine, directory: D
 
 
 def test_a_page_whose_answer_asks_for_no_further_call_holds_the_api(
-    engine: Engine, directory: Directory, table: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, directory: Directory, table: str
 ) -> None:
-    """Without the gate, the sweep went on calling after five seconds, and failed: it began anew each time."""
-    monkeypatch.setattr(client, "HELD_HERE_SECONDS", 0.0)
     directory.users.update({f"u{n}": "2026-01-01T00:00:00Z" for n in range(2, 10)})
     directory.headers = [{"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "3000"}]
     with scripted(answer(204)) as audit, running(engine, audit, more=table + OFTEN):
@@ -197,10 +194,7 @@ def test_a_listing_that_fails_with_such_an_answer_holds_the_api_as_well(
         assert held_for(Database(engine), ("api", "identity")) > 1000
 
 
-def test_an_api_that_is_held_keeps_no_other_waiting(
-    engine: Engine, directory: Directory, table: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "HELD_HERE_SECONDS", 0.0)
+def test_an_api_that_is_held_keeps_no_other_waiting(engine: Engine, directory: Directory, table: str) -> None:
     directory.users.update({f"u{n}": "2026-01-01T00:00:00Z" for n in range(2, 10)})
     directory.headers = [{"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "3000"}]
     groups = Directory({"g1": "2026-01-01T00:00:00Z"})

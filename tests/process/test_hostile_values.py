@@ -356,7 +356,6 @@ PLAIN = {
     ("relay/cli/terminal.py", "sys.stdout.write"),
     ("relay/cli/command_line.py", "sys.stderr.write"),
     ("inbox/observe/logs.py", "sys.stderr.write"),
-    ("relay/cli/verify.py", "sys.stdout.write"),  # JSON, element by element
 }
 """Each is tested above, or gets no value from outside. The demo is tested by tests/demo/test_screen.py."""
 

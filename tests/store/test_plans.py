@@ -28,7 +28,6 @@ from relay.store import (
     events,
     lanes,
     leases,
-    leftovers,
     overview,
     reap,
     record,
@@ -256,7 +255,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "due suspect": claim._suspect,
     "any suspect": claim._any_suspect,
     "lease": claim._lease,
-    "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
     "renew": leases._renew,
     "give back": leases._give_back,
@@ -284,9 +282,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "repeats of some events": duplicates._unhandled,
     "repeats that are handled": duplicates._handle,
     "dead of a lane": coverage._dead,
-    "dead of a lane before a success": lambda sql: coverage._dead(sql, died_before=True),
-    "left to be healed": lambda _: coverage._TO_HEAL,
-    "left to be folded": leftovers._waiting_from,
     "last delivered of lanes": coverage._last_delivered,
     "events that come late": coverage._of_late,
     "sweeps' events of the same change": coverage._swept,
@@ -295,7 +290,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "events of a span": examine._events,
     "rows of a span": lambda sql: examine._rows(sql, locked=True),
     "facts of a span": examine._facts,
-    "view of a span": examine._view,
     "rows without an event": lambda sql: rebuild._remove(sql, "open_delivery"),
     "facts without an event": lambda sql: rebuild._remove(sql, "delivery_log"),
     "lanes to be forgotten": rebuild._forget,
@@ -410,7 +404,6 @@ PARTIAL = (
     "ix_open_delivery_in_flight",
     "ix_open_delivery_dead",
     "ix_open_delivery_blocked",
-    "ix_lane_healing",
 )
 """Indexes that hold nothing but what is asked for: to scan one is not to scan its table."""
 
