@@ -131,7 +131,10 @@ class Maintenance:
 
     def _end_post(self, result: PostResult) -> None:
         if result.error is not None:
-            self._observer.not_posted(result.posted, result.error)
+            kind, subject = result.posted.alert.kind, result.posted.alert.subject
+            self._observer.tell(
+                "alert_not_posted", number=result.posted.id, kind=kind, subject=subject, error=result.error
+            )
         result.sender.release()
         self._results.remove(result)
 
