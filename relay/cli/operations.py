@@ -163,7 +163,7 @@ OPTIONS: Mapping[str, Any] = {
     "seqs": Annotated[
         list[int] | None,
         typer.Argument(
-            metavar="[SEQ]...", help=f"These events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER
+            metavar="SEQ", help=f"These events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER
         ),
     ],
     "reason": options.Reason,
