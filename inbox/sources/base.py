@@ -198,7 +198,7 @@ class Preset:
     acknowledgement: tuple[str, bytes] | None = None
     """Media type and body of that answer, where the provider looks for a text of its own."""
     acknowledged: str = ""
-    """That body in words, for the documentation."""
+    """The body in words, for the documentation."""
     rejection: Callable[[RequestError], tuple[int, bytes]] | None = None
     """Makes the status and the JSON of its error answers, once it has authenticated; None: those of every other source."""
     handshake: Handshake | None = None
