@@ -48,7 +48,7 @@ class Deliverer(Protocol):
 
 
 class Caller(Protocol):
-    """A client of one endpoint: an `HttpClient`, or a `TokenClient` around one."""
+    """A client of one endpoint: an `HttpClient`, perhaps a `TokenClient`, or one that makes no calls."""
 
     @property
     def base(self) -> str:
@@ -120,8 +120,7 @@ class Clients:
             if endpoint.ca_file is None and endpoint.cert_file is None:  # else its mistakes would come twice
                 checks["token_url"] = tokens
             own = collect_config_errors(checks)["secrets"]
-            calls = HttpClient(target(secrets=(*secrets, *own)))
-            made = TokenClient(calls, HttpClient(tokens(secrets=own)), auth, float(endpoint.timeout))
+            made = TokenClient(target(secrets=(*secrets, *own)), tokens(secrets=own), auth)
         self._made[where] = made
         return made
 
