@@ -32,7 +32,6 @@ from relay.delivery.policy import RoutePolicy, policies
 from relay.operations.asks import Selection
 from relay.store.claim import Room, claim
 from relay.store.database import Database
-from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
 from relay.store.operator.selection import Act
 from relay.store.reap import reap
@@ -179,12 +178,6 @@ SELECT {when}, n, '{ROUTE}', 'dead', 1, {f"CAST({detail} AS jsonb)" if self.is_p
         outcome: Outcome = Delivered((), "forwarded")
         record(self.database, self.policies, NODE, [(delivery, outcome) for delivery in claimed])
 
-    def work_off(self) -> None:
-        """Some batches of what is left to maintenance."""
-        leftovers = Leftovers()
-        for _ in range(BATCHES):
-            leftovers.work_off(self.database, self.policies, NODE)
-
     def command(self, act: Act, selection: Selection) -> None:
         """Some batches of what a person asks for."""
         number = commands.ask(self.database, act, selection, who="kim", why="benchmark")
@@ -219,21 +212,19 @@ def record_before_many(world: World, number: int) -> None:
 
 
 def fold_one_lane(world: World, number: int) -> None:
-    """All wait in one lane, whose head is delivered, and then maintenance goes on."""
+    """All wait in one lane, whose head is delivered."""
     world.fill(1, "'one'", "ready")
     world.fill(number, "'one'", "waiting")
     world.settle()
     world.record(world.claim(1))
-    world.work_off()
 
 
 def heal_many(world: World, number: int) -> None:
-    """One success stands for very many dead, and then maintenance goes on."""
+    """One success stands for very many dead."""
     world.fill(number, "'one'", "dead")
     world.fill(1, "'one'", "ready")
     world.settle()
     world.record(world.claim(1))
-    world.work_off()
 
 
 def reap_before_many(world: World, number: int) -> None:

@@ -247,17 +247,6 @@ class Sql:
             return ""
         return f" AND {alias}.seq = ANY (ARRAY(SELECT seq FROM {keys if found else self.keys(keys)}))"
 
-    def lines_of(self, view: str, wanted: str) -> str:
-        """Return the lines of a view whose seq is in the parameter `wanted`; all lie between `:after` and `:last`.
-
-        Postgres looks them up one by one, as for a range it would join the tables of the view from end to end (OFFSET 0
-        keeps its planner from merging the two). SQLite would do so for single ones, and is fast for a range.
-        """
-        if self.is_postgres:
-            one = f"SELECT * FROM {view} v WHERE v.seq = {wanted}.seq OFFSET 0"
-            return f"{self.rows(wanted, seq='bigint')} CROSS JOIN LATERAL ({one}) AS {view}"
-        return f"{view} WHERE {view}.seq > :after AND {view}.seq <= :last"
-
     def looked_up(self, rows: str, found: str, condition: str) -> str:
         """Join each row of `rows` with the rows of `found` (table and alias) by `condition`, which an index answers.
 

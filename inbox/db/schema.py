@@ -224,13 +224,7 @@ lane = Table(
     optional(
         "etag_config", LargeBinary, "SHA-256 of the route as it was configured then: another one fetches it whole"
     ),
-    optional(
-        "healing_seq",
-        BigInteger,
-        "while older dead deliveries of the lane are ended in batches: inbox.seq of the success that replaces them",
-    ),
     PrimaryKeyConstraint("route", "lane"),
-    partial_index("ix_lane_healing", "route", "lane", where="healing_seq IS NOT NULL"),
     comment="Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.",
     postgresql_with=HOT,
 )

@@ -148,6 +148,13 @@ EXAMPLES: Mapping[str, str] = {
       inbox erase --source trivore --entity USER/IDNUMBER1234
       inbox erase --source trivore --entity USER/IDNUMBER1234 --reason "request 2026-17" --yes
     """,
+    "prune": """
+    The plan looks at the first 10,000 rows of each kind. Exits with 1 when a row could not be deleted.
+
+    Examples:
+      inbox prune
+      inbox prune --kind payloads --kind rejected --reason "the disk is full" --yes
+    """,
     "readmit": """
     Only requests of authenticated senders were kept whole, and only those can be readmitted. Exits with 1 when some are still
     rejected, or when there is none to readmit.
@@ -169,6 +176,10 @@ OPTIONS: Mapping[str, Any] = {
     ],
     "reason": options.Reason,
     "id": option(int, "--id", text="This rejected request.", **_NUMBER),
+    "kinds": Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="Only this kind, a key of \\[retention]; may be given repeatedly."),
+    ],
     "route": options.OfRoute,
     "seq": option(int, "--seq", text="This event.", **_NUMBER),
     "source": options.OfSource,
@@ -311,7 +322,7 @@ def follow(database: Database, config: Config, number: int, operation: Operation
                 changed = execution.work_on(database, config, policies_of, number)
                 if not changed and now.answer:  # it waits
                     time.sleep(_LOOK_AGAIN_SECONDS)
-                elif operation.kind == "erase":  # so that relays have the lock of all routes half of the time
+                elif operation.kind in {"erase", "prune"}:  # so that others have the database half of the time
                     time.sleep(min(time.monotonic() - began, _LONGEST_REST_SECONDS))
     except KeyboardInterrupt:
         with suppress(UnusableCommand):  # it has just ended
@@ -453,4 +464,4 @@ def _progress(database: Database, number: int) -> Progress:
 
 
 OF_RELAY = tuple(map(command_of, ("replay", "retry", "cancel", "unblock", "pause", "resume")))
-OF_INBOX = tuple(map(command_of, ("readmit", "erase")))
+OF_INBOX = tuple(map(command_of, ("readmit", "erase", "prune")))

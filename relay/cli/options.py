@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +15,6 @@ from inbox.events.timestamps import parse_time
 from relay.cli.terminal import fail
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from inbox.config.model import Config
     from relay.store.database import Database
 
@@ -143,41 +140,13 @@ RejectedError = Annotated[
 ]
 
 
-def require_known(
-    kind: str, given: str | None, known: Iterable[str], *, stored: Callable[[str], bool] | None = None
-) -> None:
-    """Exit with 2 unless the value of a filter is a known one; the error names the nearest.
-
-    Args:
-        kind: the concept in one word, such as `route` or `cause`.
-        given: the value; None, where no filter was given, is right.
-        known: the names of the configuration, or a closed set.
-        stored: asked only about other names: true when the database has rows of such a one, such as of a removed route.
-    """
+def require_known(kind: str, given: str | None, known: Iterable[str]) -> None:
+    """Exit with 2 unless a value, where one is given, is a known one; the error names the nearest."""
     from inbox.config.mistakes import nearest
 
-    if given is None:
-        return
     names = tuple(known)
-    if given not in names and not (stored is not None and stored(given)):
+    if given is not None and given not in names:
         fail(f"there is no {kind} {given!r}; {nearest(given, names)}")
-
-
-def require_known_filters(
-    config: Config,
-    database: Engine,
-    *,
-    source: str | None = None,
-    route: str | None = None,
-    destination: str | None = None,
-    cause: str | None = None,
-) -> None:
-    """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
-    from relay.filters import unknown
-
-    given = {"source": source, "route": route, "destination": destination, "cause": cause}
-    for _, sentence in unknown("dead", given, config, database):
-        fail(sentence)
 
 
 def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[str | None, str | None]:
@@ -188,20 +157,6 @@ def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[st
     if not may_be_a_type and not (entity_type and entity_id):
         fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
     return entity_type or None, entity_id or None
-
-
-@contextmanager
-def open_engine(config: Config | None = None) -> Iterator[Engine]:
-    """Open the database that the configuration names. Its schema must be one that this version works with."""
-    from inbox.db import engine, migrate
-    from inbox.loader.load import read_config
-
-    made = engine.connect((config or read_config()).database.url, application="inbox-cli")
-    try:
-        migrate.require_current(made)
-        yield made
-    finally:
-        made.dispose()
 
 
 def load_config() -> Config:

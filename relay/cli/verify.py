@@ -33,8 +33,8 @@ def verify(*, as_json: AsJson = False, as_ndjson: AsNdjson = False, wide: Wide =
     """Compare the state of every delivery with its facts. Changes nothing.
 
     Receivers and relays may run meanwhile; it reads some events at a time. It checks that every event is open or ended
-    on each of its routes, that attempts, replays and due times agree, that every lane with waiting deliveries has its
-    head, and that the views show the same. A lane's memory is judged by the kind of lane that each event was delivered
+    on each of its routes, that attempts, replays and due times agree, and that every lane with waiting deliveries has
+    its head. A lane's memory is judged by the kind of lane that each event was delivered
     in, whatever `lane` its route has now.
 
     Exits with 0 when all agree, with 1 on any difference, and with 2 when the configuration is wrong, or the database does not

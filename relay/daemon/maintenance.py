@@ -1,4 +1,4 @@
-"""Periodic maintenance: expired leases, leftovers, duplicates, gates, alerts and operator commands, each a step."""
+"""Periodic maintenance: expired leases, duplicates, gates, alerts and operator commands, each a step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from relay.daemon.generation import Generation, Generations
 from relay.daemon.lease_renewal import Leases
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store import alerts, duplicates, reap, throughput
+from relay.store import alerts, duplicates, nodes, reap
 from relay.store.alert_conditions import Watch
 from relay.store.clock import DatabaseClock
 from relay.store.database import Database
-from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
 
 EVERY_SECONDS = 1.0
@@ -60,8 +59,6 @@ class Maintenance:
         """True when a command is open; true when it is time to look for one."""
         self._duplicates: duplicates.Rest | None = None
         """The duplicates to judge next, and at once."""
-        self._leftovers = Leftovers()
-        self._any_left = False
 
     def run(self) -> int:
         """Run the steps that are due. Returns more than 0 when there is more to do at once."""
@@ -79,7 +76,6 @@ class Maintenance:
             run("send_alerts", self._send_alerts, None)
             if time.monotonic() >= self._flush_at:
                 run("flush_throughput", self.flush_throughput, None)
-            self._any_left = True
             took = time.monotonic() - began
             self._next_at = began + took + min(max(EVERY_SECONDS, took / PART_OF_THE_TIME), AT_LEAST_EVERY_SECONDS)
         else:
@@ -87,10 +83,8 @@ class Maintenance:
                 run("judge_duplicates", self._judge_duplicates, None)
             if self._results:
                 run("send_alerts", self._send_alerts, None)
-        worked_off = run("work_off", self._work_off, 0) if self._any_left else 0
-        self._any_left = worked_off > 0
         changed = run("commands", self._work_on_commands, 0) if self._any_command or self._is_to_look else 0
-        return changed + worked_off + int(self._duplicates is not None)
+        return changed + int(self._duplicates is not None)
 
     def posted(self, result: PostResult) -> None:
         """Keep the result of a post, to be recorded in the next round."""
@@ -103,9 +97,6 @@ class Maintenance:
     def _reap(self) -> None:
         trusted = self._leases.trusted()
         self._observer.reaped(reap.reap(self._database, self._active.policies, self._node, trusted, self._clock))
-
-    def _work_off(self) -> int:
-        return self._leftovers.work_off(self._database, self._active.policies, self._node)
 
     def _judge_duplicates(self) -> None:
         active = self._active
@@ -140,13 +131,16 @@ class Maintenance:
 
     def _end_post(self, result: PostResult) -> None:
         if result.error is not None:
-            self._observer.not_posted(result.posted, result.error)
+            kind, subject = result.posted.alert.kind, result.posted.alert.subject
+            self._observer.tell(
+                "alert_not_posted", number=result.posted.id, kind=kind, subject=subject, error=result.error
+            )
         result.sender.release()
         self._results.remove(result)
 
     def flush_throughput(self) -> None:
         """Write the figures that were counted since the last time."""
-        throughput.flush(self._database, self._active.config.routes)
+        nodes.flush_figures(self._database, self._active.config.routes)
         self._flush_at = time.monotonic() + FLUSH_EVERY_SECONDS
 
     def _look_for_commands(self) -> bool:

@@ -92,7 +92,7 @@ def read_parent_orders(orders: Orders, observer: Observer) -> None:
                 ValueError
             ):  # an order of another version; the pipe's end must be read all the same
                 orders.put(Order(sent))
-        observer.orphaned()
+        observer.tell("orphaned")
         orders.put(Order.STOP)
 
     threading.Thread(target=read, name="parent", daemon=True).start()
@@ -128,7 +128,7 @@ def _reload(relay: Relay, config: Config, observer: Observer) -> None:
     try:
         relay.reload(read_again(config))
     except ConfigError as error:
-        observer.reload_refused(str(error).splitlines())
+        observer.reload_refused(error)
 
 
 def read_again(config: Config) -> PreparedConfig:

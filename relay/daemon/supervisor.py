@@ -12,6 +12,7 @@ children stop gracefully: each has a pipe from it as standard input (`relay.daem
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import signal
 import subprocess
@@ -97,7 +98,7 @@ class Supervisor:
         try:
             read_again(self._config)
         except ConfigError as error:
-            self._observer.reload_refused(str(error).splitlines())
+            self._observer.reload_refused(error)
             return False
         return True
 
@@ -148,9 +149,9 @@ class ChildSlot:
             )
         except OSError as error:  # no memory, or too many processes
             self.status = 1
-            self._observer.child_not_started(error, self._postpone(now))
+            self._observer.tell("child_not_started", error=str(error), seconds=self._postpone(now))
         else:
-            self._observer.child_started(self._child.pid)
+            self._observer.tell("child_started", child=self._child.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -160,9 +161,11 @@ class ChildSlot:
             child.stdin.close()
         if stopping or (self._drain and self.status == 0):
             self.is_over = True
-            self._observer.child_ended(child.pid, self.status)
+            level = logging.ERROR if self.status else logging.INFO
+            self._observer.tell("child_ended", level, child=child.pid, ending=_ending(self.status))
         else:
-            self._observer.child_lost(child.pid, self.status, self._postpone(now))
+            ending, seconds = _ending(self.status), self._postpone(now)
+            self._observer.tell("child_lost", child=child.pid, ending=ending, seconds=seconds)
 
     def _postpone(self, now: float) -> float:
         """Set when the next child starts. Returns in how many seconds that is."""
@@ -170,3 +173,9 @@ class ChildSlot:
         self._wait = min(self._wait * 2, LONGEST_WAIT_SECONDS) if soon else FIRST_WAIT_SECONDS
         self.start_at = now + self._wait
         return self._wait
+
+
+def _ending(status: int) -> str:
+    """Word a `Popen.returncode`."""
+    names = {number.value: number.name for number in signal.Signals}
+    return f"exit status {status}" if status >= 0 else f"killed by {names.get(-status, f'signal {-status}')}"

@@ -31,10 +31,8 @@ Finding = Literal[
     "contradiction",  # its facts can't all be true
     "newer_version",  # it has facts that only a newer version can read: verify with that version
     "superseded_by",  # the event said to cover it can't
-    "view",  # the view `delivery` shows another state
     "no_head",  # deliveries wait in a lane without a head
     "last_delivered",  # the lane's last delivery contradicts its facts
-    "total",  # a view and the table count differently
 ]
 
 
@@ -197,14 +195,6 @@ def _compare_fields(subject: Subject, row: OpenDelivery, folded: FoldedState) ->
         yield _difference(subject, "due_at", f"not before {folded.due_at}", str(row.due_at))
     if row.lane not in subject.lanes:
         yield _difference(subject, "lane", " or ".join(sorted(subject.lanes)), row.lane)
-
-
-def shown(subject: Subject) -> tuple[str, int]:
-    """Return state and attempts of the view `delivery`."""
-    row, last = subject.row, subject.account.last
-    if row is not None:
-        return row.state.value, row.attempt
-    return ("", 0) if last is None else (last.kind, last.attempt)
 
 
 def _difference(subject: Subject, finding: Finding, facts_say: str, stored: str) -> Difference:

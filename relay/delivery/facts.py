@@ -108,7 +108,7 @@ class Rescheduled(Fact, frozen=True, tag="rescheduled"):
 
 GiveUpCause = Literal[
     "exhausted",  # the schedule has no further attempt
-    "crash_loop",  # the relays that worked on it all died
+    "crash_loop",  # three attempts in a row were abandoned
     "unrecordable",  # the outcome of its call could not be stored
     "unprocessable",  # it could not be ordered, claimed or rescued
     "payload_gone",  # retention or erasure had deleted the event's headers and body

@@ -124,8 +124,6 @@ class LastDelivered(msgspec.Struct, frozen=True):
     seq: int
     fetch_began_at: datetime | None = None
     last_modified: datetime | None = None
-    received_at: datetime | None = None
-    """Arrival of its event, by our clock. None: unknown, or irrelevant because the entity was fetched."""
 
     @property
     def key(self) -> LanePosition:
@@ -142,15 +140,14 @@ def covers(last: LastDelivered, key: LanePosition, skew: timedelta) -> bool:
 
     Without a fetch the event itself was delivered, and an older event adds nothing. An event that arrived before the last
     one is older when its time is: had both waited, the last would have superseded it. An event that arrived after it is
-    certainly older only by more than the clocks of the sender's hosts may differ. A time of the last that lies further than
-    that after its own arrival can't be true. It would make every event until then look older.
+    certainly older only by more than the clocks of the sender's hosts may differ. No stored time lies further than that after
+    its own arrival: intake sees to it.
     """
     latest_moment = key[0] + _resolution(key[0])
     if last.fetch_began_at is None:
         if key[1] < last.seq:
             return key < last.key
-        is_true = last.received_at is None or last.occurred_at <= last.received_at + skew
-        return is_true and last.occurred_at > latest_moment + skew
+        return last.occurred_at > latest_moment + skew
     if last.last_modified is not None and last.last_modified >= latest_moment:
         return True
     return last.fetch_began_at > latest_moment + skew

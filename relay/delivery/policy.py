@@ -291,21 +291,19 @@ def can_be_given_back(outcome: Outcome) -> bool:
     )
 
 
-def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolicy, *, died_each_time: bool) -> AnyFact:
-    """Return the fact for a delivery whose lease expired: another attempt, or set aside as dead.
+def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolicy | None) -> AnyFact:
+    """Return the fact for a delivery whose lease expired: another attempt, or after the third one in a row dead.
 
     Args:
         delivery: as it was claimed.
         relay_node: the holder of the lease.
-        policy: the route's.
-        died_each_time: the relay's process never came back after any of the abandoned attempts in a row, this one included.
+        policy: the route's; without one nothing is given up.
     """
-    crashes = delivery.crashes + 1
-    if crashes < CRASHES_ALLOWED or not died_each_time:
+    if delivery.crashes + 1 < CRASHES_ALLOWED or policy is None:
         return facts.Abandoned(relay_node=relay_node)
     return facts.Dead(
         cause="crash_loop",
-        error=f"the relay's process died {CRASHES_ALLOWED} times in a row while it worked on this, last {relay_node}",
+        error=f"{CRASHES_ALLOWED} attempts in a row were abandoned, the last one by {relay_node}",
         blocks_lane=policy.blocks_on_death,
     )
 

@@ -1,8 +1,7 @@
 """Bulkheads: an item that its step can't process fails alone, and the others of its batch go on.
 
-Every step that works on many items in one transaction is run by `in_parts`; by `in_parts_by_route` where it locks only the
-routes of its items; or by `isolated` where the items of a batch are known only from within. `tests/bulkheads` plants
-failures into each.
+Every step that works on many items in one transaction is run by `in_parts`, or by `in_parts_by_route` where it locks only the
+routes of its items. `tests/bulkheads` plants failures into each.
 """
 
 from __future__ import annotations
@@ -17,28 +16,6 @@ from relay.store.transaction import FailedAlone
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def isolated(
-    database: Database,
-    step: str,
-    *,
-    batch: Callable[[], Result],
-    items: Callable[[], Sequence[Item]],
-    part: Callable[[Sequence[Item]], Result],
-    alone: Callable[[Item, Exception], Result],
-    name: Callable[[Item], str] = str,
-) -> Iterator[Result]:
-    """Process a batch; when an item is at fault, process the items, which are read only then, as `in_parts` does."""
-    try:
-        result = batch()
-    except Exception as error:  # whatever one item raises, it must not stop the others
-        if not blames_items(error):
-            raise
-    else:
-        yield result
-        return
-    yield from in_parts(database, step, items(), part=part, alone=alone, name=name)
 
 
 def in_parts(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import TextClause, text
 
@@ -110,74 +110,23 @@ MOST_HEALED = 500
 """Dead deliveries that one transaction ends, in all its lanes together: some 40 ms under the order lock."""
 
 
-class Healing(NamedTuple):
-    """Dead deliveries that successes of their lanes have ended, and the lanes where there may be more."""
-
-    ended: list[OpenDelivery]
-    unfinished: dict[Lane, Success]
-
-
-Success = tuple[datetime, int]
-"""The place in its lane of the delivery that covers the dead: as `OpenDelivery.key`."""
-
-
-def heal(transaction: Transaction, delivered: Iterable[OpenDelivery], policies: Policies, now: datetime) -> Healing:
+def heal(
+    transaction: Transaction, delivered: Iterable[OpenDelivery], policies: Policies, now: datetime
+) -> list[OpenDelivery]:
     """On routes in `latest`, end dead deliveries that a later event of their lane, delivered now, covers.
 
-    `MOST_HEALED` at most: what is unfinished is to be noted by `go_on_healing`, and `heal_more` ends the rest.
+    `MOST_HEALED` at most: the next success of the lane ends the rest.
     """
     newest = {
         (row.route, row.lane): row.key
         for row in delivered
         if policies.get(row.route, UNKNOWN_ROUTE).ordering == "latest"
     }
-    return _heal(transaction, _dead(transaction.sql), newest, now)
-
-
-def go_on_healing(transaction: Transaction, unfinished: Mapping[Lane, Success]) -> None:
-    """Record which success covers the dead that are left in these lanes; the newest of several."""
-    if unfinished:
-        rows = rows_param(
-            {"route": r, "lane": lane, "seq": seq, "at": at} for (r, lane), (at, seq) in unfinished.items()
-        )
-        transaction.execute(_go_on_healing(transaction.sql), unfinished=rows)
-
-
-def lanes_to_heal(transaction: Transaction) -> list[Lane]:
-    """The next lanes where a success has left dead deliveries that it covers."""
-    return [(row.route, row.lane) for row in transaction.execute(_TO_HEAL, most=_LANES_AT_A_TIME)]
-
-
-def stop_healing(transaction: Transaction, lane: Lane) -> None:
-    """Leave the dead deliveries of a lane to an operator."""
-    transaction.execute(_healed(transaction.sql), lanes=lanes_param([lane]))
-
-
-def heal_more(transaction: Transaction, policies: Policies, now: datetime, lanes: Iterable[Lane]) -> list[OpenDelivery]:
-    """End more dead deliveries that successes have left in these lanes: only those that had died before."""
-    rows = transaction.execute(_successes(transaction.sql), lanes=lanes_param(lanes))
-    newest = {
-        (row.route, row.lane): (as_time(row.occurred_at), row.seq)
-        for row in rows
-        if row.occurred_at is not None and policies.get(row.route, UNKNOWN_ROUTE).ordering == "latest"
-    }
-    healing = _heal(transaction, _dead(transaction.sql, died_before=True), newest, now)
-    finished = {(row.route, row.lane) for row in rows} - healing.unfinished.keys()
-    if finished:
-        transaction.execute(_healed(transaction.sql), lanes=lanes_param(finished))
-    return healing.ended
-
-
-def _heal(transaction: Transaction, statement: TextClause, newest: Mapping[Lane, Success], now: datetime) -> Healing:
     if not newest:
-        return Healing([], {})
+        return []
     lanes = rows_param({"route": r, "lane": lane, "at": at, "seq": seq} for (r, lane), (at, seq) in newest.items())
-    dead = [as_open_delivery(row) for row in transaction.execute(statement, lanes=lanes, most=MOST_HEALED + 1)]
-    ended = [
-        append(row, facts.Superseded(by=newest[row.route, row.lane][1], because="healed"), now)
-        for row in dead[:MOST_HEALED]
-    ]
-    return Healing(ended, dict(newest) if len(dead) > MOST_HEALED else {})
+    dead = [as_open_delivery(row) for row in transaction.execute(_dead(transaction.sql), lanes=lanes, most=MOST_HEALED)]
+    return [append(row, facts.Superseded(by=newest[row.route, row.lane][1], because="healed"), now) for row in dead]
 
 
 def last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane, LastDelivered]:
@@ -190,22 +139,20 @@ def last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane
 
 
 def _last(row: Any) -> LastDelivered:  # noqa: ANN401  # a result row
-    began, modified, received = row.fetch_began_at, row.last_modified, row.received_at
+    began, modified = row.fetch_began_at, row.last_modified
     return LastDelivered(
         as_time(row.occurred_at),
         row.seq,
         None if began is None else as_time(began),
         None if modified is None else as_time(modified),
-        None if received is None else as_time(received),
     )
 
 
 @cache
 def _last_delivered(sql: Sql) -> TextClause:
     return text(f"""
-SELECT l.route, l.lane, l.occurred_at, l.seq, l.fetch_began_at, l.last_modified, i.received_at
+SELECT l.route, l.lane, l.occurred_at, l.seq, l.fetch_began_at, l.last_modified
 FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lanes.route AND l.lane = lanes.lane
-LEFT JOIN inbox i ON i.seq = l.seq AND l.fetch_began_at IS NULL
 """)
 
 
@@ -251,37 +198,12 @@ WHERE l.detail ->> 'because' = 'swept'
 """)
 
 
-_LANES_AT_A_TIME = 50
-_TO_HEAL = text("""
-SELECT l.route, l.lane FROM lane l WHERE l.healing_seq IS NOT NULL ORDER BY l.route, l.lane LIMIT :most
-""")
-
-
 @cache
-def _successes(sql: Sql) -> TextClause:
-    of_lane = "l.route = lanes.route AND l.lane = lanes.lane AND l.healing_seq IS NOT NULL"
-    return text(f"""
-SELECT l.route, l.lane, l.healing_seq AS seq, i.occurred_at
-FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON {of_lane}
-LEFT JOIN inbox i ON i.seq = l.healing_seq
-""")
-
-
-@cache
-def _dead(sql: Sql, *, died_before: bool = False) -> TextClause:
-    """Some of the dead before the place that is given for each lane, locked in their order.
-
-    With `died_before` only those that died before the success: one that died after it may have been tried later, too, and
-    carry a change that was not fetched.
-    """
+def _dead(sql: Sql) -> TextClause:
+    """Some of the dead before the place that is given for each lane, locked in their order."""
     lanes = sql.rows("lanes", route="text", lane="text", at="time", seq="bigint")
     older = "o.state = 'dead' AND o.route = lanes.route AND o.lane = lanes.lane AND (o.occurred_at, o.seq) < (lanes.at, lanes.seq)"
-    before = """(
-        SELECT max(l.id) FROM delivery_log l WHERE l.seq = o.seq AND l.route = o.route
-    ) < (
-        SELECT max(l.id) FROM delivery_log l
-        WHERE l.seq = lanes.seq AND l.route = lanes.route AND l.kind IN ('delivered', 'unchanged'))"""
-    found = sql.looked_up(lanes, "open_delivery o", f"{older} AND {before if died_before else 'true'}")
+    found = sql.looked_up(lanes, "open_delivery o", older)
     return text(f"""
 WITH found AS MATERIALIZED (
     SELECT o.seq, o.route FROM {found} LIMIT :most
@@ -290,25 +212,4 @@ SELECT {ROW}
 FROM {sql.looked_up("found", "open_delivery o", "o.seq = found.seq AND o.route = found.route")}
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o"}
-""")
-
-
-@cache
-def _go_on_healing(sql: Sql) -> TextClause:
-    rows = sql.rows("unfinished", route="text", lane="text", seq="bigint", at="time")
-    return text(f"""
-UPDATE lane SET healing_seq = unfinished.seq
-FROM {rows}
-WHERE lane.route = unfinished.route AND lane.lane = unfinished.lane AND (lane.healing_seq IS NULL OR NOT EXISTS (
-    SELECT 1 FROM inbox i
-    WHERE i.seq = lane.healing_seq AND (i.occurred_at, i.seq) > (unfinished.at, unfinished.seq)))
-""")
-
-
-@cache
-def _healed(sql: Sql) -> TextClause:
-    return text(f"""
-UPDATE lane SET healing_seq = NULL
-FROM {sql.rows("lanes", route="text", lane="text")}
-WHERE lane.route = lanes.route AND lane.lane = lanes.lane
 """)

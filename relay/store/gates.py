@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql, blames_items, rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
@@ -19,7 +19,7 @@ from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, He
 from relay.delivery.policy import Policies, breaker_limits
 from relay.delivery.rate_holds import HoldRequest, holds_until
 from relay.store.alerts import note
-from relay.store.bulkhead import isolated
+from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.transaction import Transaction
 
@@ -36,16 +36,14 @@ def read_gates(database: Database) -> Gates:
     def alone(key: GateKey, _error: Exception) -> list[_Gate]:
         return [(key, True, None, None)]
 
-    parts = isolated(
-        database,
-        "look_at_gates",
-        batch=lambda: _read(database, _GATES),
-        items=lambda: _read_names(database),
-        part=part,
-        alone=alone,
-        name=" ".join,
-    )
-    found = [row for part in parts for row in part]
+    try:
+        found = _read(database, _GATES)
+    except Exception as error:
+        if not blames_items(error):
+            raise
+        names = _read_names(database)
+        parts = in_parts(database, "look_at_gates", names, part=part, alone=alone, name=" ".join)
+        found = [row for part in parts for row in part]
     return Gates(
         now,
         frozenset(key for key, is_paused, _, _ in found if is_paused),

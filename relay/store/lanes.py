@@ -39,7 +39,7 @@ def settle_lanes(
     died, or are to be retried. What else is in their lanes, and in the lanes `besides`, is read here; heads are locked.
 
     Where many wait on a route in `latest`, the oldest are folded, `MOST_FOLDED` in all lanes together. The rest waits
-    on, until the next settle of its lane, or `relay.store.leftovers`, folds more of it.
+    on, until the next settle of its lane folds more of it.
 
     With `first`, the rows that `first_waiting` selects for these lanes, no heads are looked for: `changed` has them all.
 

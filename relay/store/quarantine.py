@@ -8,7 +8,7 @@ from typing import Literal
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, blames_items, error_text
+from inbox.db.dialect import Sql, error_text
 from relay.delivery import facts
 from relay.delivery.alerts import deaths
 from relay.delivery.lifecycle import OpenDelivery, State, append
@@ -35,8 +35,7 @@ def quarantine(
 ) -> facts.Dead | None:
     """Make a delivery dead that is in flight under the lease of `token`, or, without one, received or ready.
 
-    Its lane goes on, even where the alert is refused (`note`). If the lane can't be settled, the view `stuck` shows it without
-    a head.
+    Its lane goes on, even where the alert is refused (`note`).
 
     Args:
         database: of the delivery.
@@ -58,28 +57,17 @@ def quarantine(
     blocks = is_leased and policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
     fact = facts.Dead(cause=cause, error=error_text(error), blocks_lane=blocks, counted=is_leased)
 
-    def make_dead(*, only: bool = False) -> facts.Dead | None:
-        with database.write() as transaction:
-            now = transaction.lock_order([key[1]])
-            row = _find(transaction, key, token, now)
-            if row is None:
-                return None
-            dead = append(row, fact, now)
-            changed = [dead]
-            if not only:
-                note(transaction, deaths([dead]), now)
-                if is_leased:  # its attempt may have changed the other system
-                    forget_applied(transaction, [(row.route, row.lane)])
-                changed = settle_lanes(transaction, [dead], policies, now)
-            transaction.write_back(changed, relay_node)
-        return fact
-
-    try:
-        return make_dead()
-    except Exception as second:  # less of it may do
-        if not blames_items(second):
-            raise
-    return make_dead(only=True)
+    with database.write() as transaction:
+        now = transaction.lock_order([key[1]])
+        row = _find(transaction, key, token, now)
+        if row is None:
+            return None
+        dead = append(row, fact, now)
+        note(transaction, deaths([dead]), now)
+        if is_leased:  # its attempt may have changed the other system
+            forget_applied(transaction, [(row.route, row.lane)])
+        transaction.write_back(settle_lanes(transaction, [dead], policies, now), relay_node)
+    return fact
 
 
 def _find(transaction: Transaction, key: Key, token: int | None, now: datetime) -> OpenDelivery | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
 
 from sqlalchemy import TextClause, text
 
@@ -13,7 +12,7 @@ from inbox.events.timestamps import time_text
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import append
-from relay.delivery.policy import CRASHES_ALLOWED, LEFT_TO_OTHERS, UNKNOWN_ROUTE, Policies, decide_abandoned
+from relay.delivery.policy import LEFT_TO_OTHERS, Policies, decide_abandoned
 from relay.store.alerts import note
 from relay.store.applied import forget_applied
 from relay.store.bulkhead import in_parts_by_route
@@ -22,7 +21,7 @@ from relay.store.database import Database
 from relay.store.lanes import settle_lanes
 from relay.store.leases import LEASE_SECONDS, Claimed, claims_param
 from relay.store.quarantine import quarantine
-from relay.store.transaction import ROW, Transaction, as_open_delivery, key_text, keys_param
+from relay.store.transaction import ROW, as_open_delivery, key_text, keys_param
 
 STEP = "reap"
 BATCH = 200
@@ -95,20 +94,10 @@ def _reap(
             return []
         keys = keys_param(lease[:2] for lease in leases)
         rows = transaction.execute(_expired(database.sql), keys=keys, at=time_text(now), trusted=trusted)
-        looping = _died_each_time(transaction, [row for row in rows if row.crashes + 1 >= CRASHES_ALLOWED])
-        abandoned = [
-            append(
-                as_open_delivery(row),
-                decide_abandoned(
-                    as_open_delivery(row),
-                    row.relay_node,
-                    policies.get(row.route, UNKNOWN_ROUTE),
-                    died_each_time=(row.seq, row.route) in looping and row.route in policies,
-                ),
-                now,
-            )
-            for row in rows
-        ]
+        abandoned = []
+        for row in rows:
+            delivery = as_open_delivery(row)
+            abandoned.append(append(delivery, decide_abandoned(delivery, row.relay_node, policies.get(row.route)), now))
         note(transaction, deaths(abandoned), now)
         forget_applied(transaction, ((row.route, row.lane) for row in abandoned))
         settled = settle_lanes(transaction, abandoned, policies, now)
@@ -161,49 +150,3 @@ def _not_trusted(sql: Sql) -> str:
     return f"""NOT EXISTS (
     SELECT 1 FROM {sql.rows("trusted", seq="bigint", route="text", token="bigint")}
     WHERE trusted.seq = o.seq AND trusted.route = o.route AND trusted.token = o.lease_token)"""
-
-
-def _died_each_time(transaction: Transaction, rows: Sequence[Any]) -> set[tuple[int, str]]:
-    """Deliveries of which every relay process that abandoned them in a row, this one too, is gone for good.
-
-    A process that was only frozen, or without a database, said later that it lives; one that died never does: a new
-    process has a new id. What took over another one's retry has its own attempts alone as evidence.
-    """
-    if not rows:
-        return set()
-    holders = rows_param({"seq": row.seq, "route": row.route, "node": row.relay_node} for row in rows)
-    gone = transaction.execute(_gone(transaction.sql), held=holders, since=-LEASE_SECONDS)
-    returned: dict[tuple[int, str], list[bool]] = {(row.seq, row.route): [] for row in rows}
-    for row in transaction.execute(_abandoned_before(transaction.sql), held=holders):
-        returned[row.seq, row.route].append(bool(row.came_back))
-    last = {key: came_back[: CRASHES_ALLOWED - 1] for key, came_back in returned.items()}
-    return {
-        (row.seq, row.route)
-        for row in gone
-        if len(last[row.seq, row.route]) == CRASHES_ALLOWED - 1 and not any(last[row.seq, row.route])
-    }
-
-
-_HELD = {"seq": "bigint", "route": "text", "node": "text"}
-
-
-@cache
-def _gone(sql: Sql) -> TextClause:
-    """The nodes among these that have been silent for as long as a lease, and did not stop in order."""
-    return text(f"""
-SELECT held.seq, held.route
-FROM {sql.rows("held", **_HELD)} LEFT JOIN relay_node n ON n.id = held.node
-WHERE n.id IS NULL OR (n.stopped_at IS NULL AND n.heartbeat_at < {sql.plus_seconds(f"(SELECT {sql.now})", ":since")})
-""")
-
-
-@cache
-def _abandoned_before(sql: Sql) -> TextClause:
-    """The times they were abandoned, the last one first, and whether the holder sent a heartbeat afterwards."""
-    return text(f"""
-SELECT l.seq, l.route, n.heartbeat_at > l.at OR n.stopped_at IS NOT NULL AS came_back
-FROM {sql.rows("held", **_HELD)}
-JOIN delivery_log l ON l.seq = held.seq AND l.route = held.route AND l.kind = 'abandoned'
-LEFT JOIN relay_node n ON n.id = l.detail ->> 'relay_node'
-ORDER BY l.id DESC
-""")

@@ -34,7 +34,7 @@ from relay.delivery.rate_holds import HoldRequest, hold_requests
 from relay.store.alerts import note
 from relay.store.applied import forget_applied, lanes_in_doubt
 from relay.store.bulkhead import in_parts_by_route
-from relay.store.coverage import go_on_healing, heal
+from relay.store.coverage import heal
 from relay.store.database import Database
 from relay.store.gates import listen
 from relay.store.lanes import first_waiting, settle_lanes
@@ -175,9 +175,9 @@ def _record(
             recorded.append(Recorded(delivery, fact))
         note(transaction, deaths(changed), now)
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | facts.UnchangedFact)]
-        healing = heal(transaction, delivered, policies, now)
+        healed = heal(transaction, delivered, policies, now)
         # What was in flight was the head of its lane, so there is no other.
-        settled = settle_lanes(transaction, [*changed, *healing.ended], policies, now, first=first)
+        settled = settle_lanes(transaction, [*changed, *healed], policies, now, first=first)
         transaction.only_write()
         transaction.write_back(settled, relay_node)
         remember_delivered(
@@ -189,7 +189,6 @@ def _record(
             ],
         )
         forget_applied(transaction, lanes_in_doubt(leased_outcomes(outcomes, leased)))
-        go_on_healing(transaction, healing.unfinished)
     return recorded
 
 

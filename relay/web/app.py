@@ -25,7 +25,6 @@ from relay.web.query import encode, of_path, parameters, parse, url
 from relay.web.reading import ListPage, NotYourTurn, Readers, Reading, Screen
 from relay.web.reveal import RevealResource
 from relay.web.screens import SCREENS
-from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceResource
 
 App = falcon.asgi.App[Request, Response]
 
@@ -158,10 +157,6 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     reveal = RevealResource(readers, renderer, clock)
     app.add_route("/events/{seq}/reveal", reveal)
     app.add_route(f"{API}/events/{{seq}}/reveal", reveal, suffix="json")
-    difference = DifferenceResource(readers, renderer, clock)
-    app.add_route(ENTITY_DIFFERENCE, difference)
-    app.add_route(f"{ENTITY_DIFFERENCE}.json", difference, suffix="json")
-    app.add_route(f"{API}{ENTITY_DIFFERENCE}", difference, suffix="json")
     ProblemAnswers(renderer, clock).add_to(app)
     return app
 

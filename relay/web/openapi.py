@@ -16,7 +16,6 @@ from falcon.asgi import Request, Response
 from inbox.errors import PageError
 from inbox.events.commands import CANCELLED_BY_STATE, REPLAYED_BY_STATE
 from inbox.events.timestamps import TIME_FORMS
-from relay.destinations.preview import Preview
 from relay.operations.table import OPERATIONS as KINDS
 from relay.operations.table import Operation
 from relay.web.acts import TIMES, ActAnswer, Submission, fields_of
@@ -26,7 +25,6 @@ from relay.web.query import GivenTime, Number
 from relay.web.reading import Screen
 from relay.web.reveal import RevealedPayload, RevealOrder
 from relay.web.screens import SCREENS
-from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceQuery
 
 Json = dict[str, Any]
 
@@ -296,14 +294,6 @@ OPERATIONS = (
         body=_object(RevealOrder),
         answer=RevealedPayload,
         problems=(*ALWAYS, 404, 413),
-    ),
-    ApiMethod(
-        name="difference",
-        title="Compare both sides of a sync route for an entity",
-        path=f"{API}{ENTITY_DIFFERENCE}",
-        asks=_object(DifferenceQuery),
-        answer=Preview,
-        problems=(*ALWAYS, 404),
     ),
 )
 """Everything that the API can do."""

@@ -104,19 +104,6 @@ def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) 
     return start
 
 
-def work_off(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
-    """A hundred lanes in which two wait and none may go, as after a change of the route's ordering."""
-    _filled(database_url)
-    fill(database_url, [(f"u{n}", moment(ITEMS + n)) for n in range(ITEMS)])
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE open_delivery SET state = 'waiting'"))
-    start = _deliveries(engine, downstream, "")
-    start.bad = {"item": {"lane": f"USER|u{ONE}"}, "is_listed": False}
-    start.running = lambda: running(engine, downstream, ordering="latest")
-    start.seen = lambda: count(engine, "stuck WHERE lane = :lane", lane=f"USER|u{ONE}") == 2
-    return start
-
-
 def command(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred dead letters that an operator wants replayed."""
     _filled(database_url)
@@ -201,7 +188,6 @@ START_STATES: dict[Step, Callable[[str, Engine, Downstream], StartState]] = {
     "record": record,
     "reap": reap,
     "judge_duplicates": judge_duplicates,
-    "work_off": work_off,
     "commands": command,
     "log_alerts": log_alerts,
     "send_alerts": send_alerts,

@@ -53,7 +53,6 @@ OTHERS: dict[str, dict[str, Any]] = {
         "seq": 1,
         "fetch_began_at": AT,
         "applied_hash": b"\x00" * 32,
-        "healing_seq": 2,
     },
     "relay_node": {
         "id": "r1",

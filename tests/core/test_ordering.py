@@ -151,18 +151,6 @@ def test_without_a_fetch_one_that_arrives_later_is_covered_only_when_clocks_with
         assert covers(LastDelivered(*last), key, SKEW) == (latest_moment + SKEW < last[0])
 
 
-@given(KEYS, KEYS, st.integers(-40, 40))
-def test_without_a_fetch_a_time_beyond_its_own_arrival_and_the_skew_proves_nothing_of_what_comes_later(
-    key: tuple[datetime, int], last: tuple[datetime, int], halves: int
-) -> None:
-    arrived = last[0] + timedelta(seconds=halves / 2)
-    known = LastDelivered(*last, received_at=arrived)
-    if key[1] < last[1] or last[0] <= arrived + SKEW:
-        assert covers(known, key, SKEW) == covers(LastDelivered(*last), key, SKEW)
-    else:
-        assert not covers(known, key, SKEW)
-
-
 @given(KEYS, KEYS)
 def test_without_a_fetch_one_that_arrived_earlier_is_covered_when_it_would_have_been_folded(
     key: tuple[datetime, int], last: tuple[datetime, int]

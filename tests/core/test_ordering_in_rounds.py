@@ -28,7 +28,7 @@ def is_open(row: OpenDelivery) -> bool:
 
 
 def is_left(rows: list[OpenDelivery]) -> bool:
-    """Return True when more is to be folded, as `relay.store.leftovers` sees it."""
+    """Return True when more is to be folded, in the next round."""
     waiting = sum(row.state is State.WAITING for row in rows)
     return waiting > 1 or (waiting == 1 and any(row.state is State.READY for row in rows))
 

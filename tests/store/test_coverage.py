@@ -96,16 +96,6 @@ def test_without_a_fetch_an_event_is_dropped_only_when_its_time_is_older_for_cer
     assert differences(steps.database) == []
 
 
-def test_without_a_fetch_a_time_that_lies_beyond_its_arrival_covers_nothing(steps: Steps) -> None:
-    """A host whose clock is hours ahead would have every event of the others dropped until then."""
-    ahead = msgspec.structs.replace(an_event(1, second=3 * 3600, routes=LATEST), received_at=START)
-    steps.arrive(ahead)
-    steps.attempt(DONE, "latest")
-    steps.arrive(an_event(2, second=60, routes=LATEST))
-    assert steps.states() == [(2, "latest", "ready")]
-    assert differences(steps.database) == []
-
-
 def test_without_a_fetch_a_repeat_of_what_was_delivered_before_the_last_is_not_delivered_after_it(steps: Steps) -> None:
     """It would undo the newer one: the two arrived in the order of their times."""
     first = an_event(1, second=1, routes=LATEST)

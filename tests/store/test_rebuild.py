@@ -8,7 +8,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Engine, text
 
 from relay.delivery import facts
 from relay.store.audit import examine, verify
@@ -155,15 +154,6 @@ def test_deliveries_of_a_route_that_is_not_configured_are_verified_and_rebuilt_t
 def test_an_event_that_takes_no_route_is_complete(steps: Steps) -> None:
     steps.receive(an_event(1, routes=[]))
     assert differences(steps.database) == []
-
-
-def test_views_that_a_hand_has_changed_are_noticed(lived_in: Steps, engine: Engine) -> None:
-    with engine.begin() as connection:
-        definition = "SELECT route, count(*) - 1 AS open FROM open_delivery GROUP BY route"
-        connection.execute(text("DROP VIEW backlog"))
-        connection.execute(text(f"CREATE VIEW backlog AS {definition}"))
-    assert findings(lived_in.database) == [("total", None, "blocking"), ("total", None, "strict")]
-    assert mend(lived_in.database) == []
 
 
 def test_verify_and_rebuild_beside_relays_and_a_receiver_find_nothing_that_is_not_there(steps: Steps) -> None:

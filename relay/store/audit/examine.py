@@ -18,7 +18,7 @@ from inbox.db.dialect import Sql, as_list, rows_param
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
-from relay.delivery.audit import Account, Difference, Logged, Subject, account, compare, shown
+from relay.delivery.audit import Account, Difference, Logged, Subject, account, compare
 from relay.delivery.lifecycle import OpenDelivery
 from relay.store.coverage import last_delivered
 from relay.store.database import Database
@@ -83,10 +83,9 @@ def examine_all(database: Database, config: Config) -> Iterator[tuple[int, Exami
 def examine(transaction: Transaction, seqs: Sequence[int], config: Config, *, locked: bool = False) -> Examined:
     """Compare everything stored of these seqs with their facts.
 
-    It must see one moment: a snapshot, or under the order lock with the rows `locked`. Then the view, which nothing
-    mends, is left out. On Postgres a receiver may commit between two statements under the lock, so the events are read
-    first: their deliveries came with them. A delivery without an event may have got one since it was read, so whoever
-    removes it has to look in the same statement.
+    It must see one moment: a snapshot, or under the order lock with the rows `locked`. On Postgres a receiver may commit
+    between two statements under the lock, so the events are read first: their deliveries came with them. A delivery without an
+    event may have got one since it was read, so whoever removes it has to look in the same statement.
     """
     wanted = rows_param({"seq": seq} for seq in seqs)
     events = {row.seq: _event(row) for row in transaction.execute(_events(transaction.sql), wanted=wanted)}
@@ -107,7 +106,6 @@ def examine(transaction: Transaction, seqs: Sequence[int], config: Config, *, lo
     for subject in subjects:
         found[subject.seq, subject.route] += compare(subject)
     for difference in (
-        *(() if locked else _compare_view(transaction, subjects)),
         *_compare_superseded(transaction, subjects),
         *_compare_last_delivered(transaction, subjects, config),
     ):
@@ -154,25 +152,6 @@ def _subjects(
 
 def _lanes_of(event: Event) -> frozenset[str]:
     return possible_lanes(entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
-
-
-def _compare_view(transaction: Transaction, subjects: Sequence[Subject]) -> Iterator[Difference]:
-    """Check that the view `delivery` shows every delivery once, as it is."""
-    seqs = sorted({subject.seq for subject in subjects})
-    if not seqs:
-        return
-    wanted = rows_param({"seq": seq} for seq in seqs)
-    lines = transaction.execute(_view(transaction.sql), wanted=wanted, after=seqs[0] - 1, last=seqs[-1])
-    shows = {(row.seq, row.route): (row.state or "", row.attempts) for row in lines if row.route is not None}
-    expected = {(subject.seq, subject.route): shown(subject) for subject in subjects if subject.is_expected}
-    for seq, route in sorted(shows.keys() | expected.keys()):
-        said, seen = expected.get((seq, route)), shows.get((seq, route))
-        if said != seen:
-            yield Difference("view", seq, route, None, _told(said), _told(seen))
-
-
-def _told(line: tuple[str, int] | None) -> str:
-    return "no line" if line is None else f"{line[0]}, {line[1]} attempts"
 
 
 def _compare_superseded(transaction: Transaction, subjects: Sequence[Subject]) -> Iterator[Difference]:
@@ -259,14 +238,6 @@ def _facts(sql: Sql) -> TextClause:
 SELECT f.id, f.at, f.seq, f.route, f.kind, f.attempt, CAST(f.detail AS text) AS detail
 FROM {found}
 ORDER BY f.seq, f.route, f.id
-""")
-
-
-@cache
-def _view(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT delivery.seq, delivery.route, delivery.state, delivery.attempts
-FROM {sql.lines_of("delivery", "wanted")}
 """)
 
 

@@ -69,7 +69,7 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     A delivery that can't be mended is left as it is, and so is one with facts that only a newer version knows.
 
     Yields:
-        What was mended in each chunk. What is left, since its lane is being worked on or a view was changed by hand, is
+        What was mended in each chunk. What is left, since its lane is being worked on, is
         not in it: `verify` tells.
     """
     known = policies(config)
@@ -123,7 +123,7 @@ def _mend(database: Database, config: Config, known: Policies, seqs: Sequence[in
     )
 
 
-_MENDED: frozenset[Finding] = frozenset(get_args(Finding)) - {"view", "newer_version"}
+_MENDED: frozenset[Finding] = frozenset(get_args(Finding)) - {"newer_version"}
 _OF_THE_ROW: frozenset[Finding] = _MENDED - {"last_delivered"}
 
 

@@ -29,7 +29,7 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 def verify(database: Database, config: Config) -> Iterator[Checked]:
-    """Compare `open_delivery`, `lane` and the views with the state that follows from the log. Changes nothing.
+    """Compare `open_delivery` and `lane` with the state that follows from the log. Changes nothing.
 
     Each chunk is looked at in a snapshot of its own, so nothing that runs is disturbed. What arrives behind a chunk
     that was looked at is left to the next time.
@@ -42,7 +42,6 @@ def verify(database: Database, config: Config) -> Iterator[Checked]:
         yield Checked(upto, differences=for_lanes(lanes, NO_HEAD))
     for lanes in unlogged_successes(database):
         yield Checked(upto, differences=for_lanes(lanes, PHANTOM))
-    yield Checked(upto, differences=tuple(_totals(database)))
 
 
 NO_HEAD = Difference("no_head", None, None, None, "one may go next", "none")
@@ -86,14 +85,6 @@ def _pages(database: Database, statement: TextClause) -> Iterator[list[Any]]:
         route, lane = rows[-1].route, rows[-1].lane
 
 
-def _totals(database: Database) -> Iterator[Difference]:
-    """Check the counts of the counting views."""
-    with database.snapshot() as transaction:
-        for row in transaction.execute(_TOTALS):
-            if row.in_view != row.in_table:
-                yield Difference("total", None, row.route, None, str(row.in_table), f"{row.view} says {row.in_view}")
-
-
 _BOUNDS = text("SELECT min(seq) AS lowest, max(seq) AS highest FROM inbox")
 
 _WAITING_LANES = text("""
@@ -123,12 +114,4 @@ FROM lane l LEFT JOIN inbox i ON i.seq = l.seq
 WHERE (l.route, l.lane) > (:route, :lane)
 ORDER BY l.route, l.lane
 LIMIT :most
-""")
-
-_TOTALS = text("""
-SELECT 'backlog' AS view, t.route, coalesce(v.open, 0) AS in_view, t.open AS in_table
-FROM (SELECT route, count(*) AS open FROM open_delivery GROUP BY route) t LEFT JOIN backlog v ON v.route = t.route
-UNION ALL
-SELECT 'dead_letter', NULL, (SELECT count(*) FROM dead_letter),
-       (SELECT count(*) FROM open_delivery WHERE state = 'dead') + (SELECT count(*) FROM open_delivery WHERE state = 'blocked')
 """)

@@ -18,6 +18,7 @@ SCREENS: tuple[Screen, ...] = (
     lists.DELIVERIES,
     event.SCREEN,
     entity.SCREEN,
+    entity.DIFFERENCE,
     lists.DEAD,
     overview.GATES,
     lists.REJECTED,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from inbox.db import listing
+from inbox.db.listing import read_page
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import AlertKind
@@ -48,11 +48,10 @@ def read(reading: Reading, query: AlertsQuery) -> AlertsPage:
         firing = (
             [] if query.before is not None else [each for each in read_firing(transaction) if _matches(each, query)]
         )
-        rows = listing.list_rows(transaction.connection, "alerts", filter_of(query), query.limit + 1)
-    shown = rows[: query.limit]
+    found = read_page(reading.database.engine, "alerts", filter_of(query), query.limit)
     return AlertsPage(
-        rows=tuple(map(_worded, shown)),
-        before=shown[-1]["id"] if len(rows) > query.limit else None,
+        rows=tuple(map(_worded, found.rows)),
+        before=found.before,
         firing=tuple(firing[:MOST_FIRING]),
         more_firing=max(len(firing) - MOST_FIRING, 0),
     )
@@ -73,9 +72,7 @@ def _matches(alert: FiringAlert, query: AlertsQuery) -> bool:
 
 
 def _worded(row: Row) -> Row:
-    firing = bool(row["firing"])
-    text = alert_text(row["kind"], row["subject"], row["detail"], firing=firing)
-    return {**row, "firing": firing, "is_unsendable": bool(row["is_unsendable"]), "text": text}
+    return {**row, "text": alert_text(row["kind"], row["subject"], row["detail"], firing=row["firing"])}
 
 
 SCREEN = Screen(

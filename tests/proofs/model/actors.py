@@ -161,7 +161,6 @@ class Ledger:
         """In which step its request came last."""
         self.repeats: Counter[int] = Counter()
         """Number of duplicates of each event, by seq."""
-        self.heartbeats: dict[str, datetime] = {}
         self.strict_once: set[LaneKey] = set()
         """Lanes that were settled before `ordering` became "latest", too."""
 

@@ -78,16 +78,12 @@ def what_a_sweep_has_told_is_not_told_again(snapshot: Snapshot) -> Sequence[obje
 
 
 def later_successes_heal(snapshot: Snapshot) -> Sequence[object]:
-    """On a route in `latest` none is left dead that had died before a later event of its lane was delivered.
-
-    But for lanes where it is known that some are left, since a transaction ends so many and no more.
-    """
+    """On a route in `latest` none is left dead that had died before a later event of its lane was delivered."""
     return [
         (key, success)
         for success in snapshot.new
         if isinstance(success.fact, facts.DeliveredFact) and POLICIES[success.key[1]].ordering == "latest"
         for key in healable(snapshot.history, snapshot.ledger, snapshot.after, success)
-        if snapshot.ledger.lanes[key] not in snapshot.stored.healing
     ]
 
 

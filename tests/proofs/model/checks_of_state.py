@@ -123,17 +123,16 @@ def is_abandoned(fact: facts.AnyFact) -> bool:
     return isinstance(fact, facts.Abandoned) or (isinstance(fact, facts.Dead) and fact.cause == "crash_loop")
 
 
-def crash_loops_are_of_the_dead(snapshot: Snapshot) -> Sequence[object]:
-    """Set aside only when the last holders, so many in a row, were never heard of again."""
+def crash_loops_are_abandoned_in_a_row(snapshot: Snapshot) -> Sequence[object]:
+    """Set aside only after so many abandoned attempts in a row."""
     evidence = []
     for entry in snapshot.new:
         if isinstance(entry.fact, facts.Dead) and entry.fact.cause == "crash_loop":
             row = snapshot.before[entry.key]
             before = _abandoned_in_a_row(snapshot.history, entry)
             holders = [(str(row.relay_node), snapshot.now), *before][:CRASHES_ALLOWED]
-            heard = [node for node, at in holders if snapshot.ledger.heartbeats[node] > at]
-            if len(holders) != CRASHES_ALLOWED or heard:
-                evidence.append((entry, holders, heard))
+            if len(holders) != CRASHES_ALLOWED:
+                evidence.append((entry, holders))
     return evidence
 
 

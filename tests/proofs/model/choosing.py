@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from inbox.events.states import SUSPECT_CRASHES
@@ -49,7 +48,6 @@ class Choosing(Stage):
             "sequence": lambda: make.sequence(relay, self.rows_of_events(1 + number % 3)),
             "sequence all": lambda: make.sequence(relay, ALL),
             "sequence by the old": lambda: make.sequence_by_the_old(relay),
-            "work off": lambda: make.work_off(relay),
             "claim": lambda: make.claim(relay, beginning_at(ROUTES, number), 1 + number % 4, answered=answered),
             "reap": lambda: make.reap(relay),
             "record": lambda: make.record(relay, some_of(relay.finished(), number), answered=answered),
@@ -127,11 +125,6 @@ class Choosing(Stage):
             for row in self.open.values()
             if (row.route, row.state) == ("latest", State.RECEIVED) and (row.route, row.lane) in self.stored.lanes
         )
-
-    def any_left(self) -> bool:
-        """Return whether something is still to be folded, or to be healed."""
-        waiting = Counter(row.lane for row in self.open.values() if (row.route, row.state) == ("latest", State.WAITING))
-        return bool(self.stored.healing) or any(number > 1 for number in waiting.values())
 
     def lanes_in_latest(self) -> list[str]:
         """The entities of which an event has succeeded or died on the route in `latest`."""

@@ -43,8 +43,6 @@ def finish(stage: Choosing) -> None:
             raise Violation("nobody can finish it", list(stage.open.values()))
     else:
         raise Violation("it takes for ever", list(stage.open.values()))
-    while stage.perform(stage.make.work_off(relay)):
-        stage.everything_holds()
     stage.perform(stage.make.verify())
     stage.everything_holds()
     if evidence := left_dead(stage):

@@ -16,7 +16,7 @@ CHECKS: dict[str, Check] = {
     "two trust a lease of one lane": checks_of_state.one_trusted_lease_per_lane,
     "a trusted lease is not in force": checks_of_state.every_trusted_lease_is_in_force,
     "abandoned by somebody else": checks_of_state.abandoned_by_their_holders,
-    "a crash loop of relays that live": checks_of_state.crash_loops_are_of_the_dead,
+    "a crash loop of too few attempts": checks_of_state.crash_loops_are_abandoned_in_a_row,
     "claimed before an earlier one": checks_of_state.first_claims_are_in_order,
     "claimed before it is due": checks_of_state.claims_are_due,
     "called after a later one": checks_of_state.first_calls_are_in_order,

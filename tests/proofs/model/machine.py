@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from relay.daemon.lease_renewal import TRUSTED_SECONDS
 from relay.delivery.lifecycle import State
-from relay.store.audit.examine import _view
+from relay.store.audit.examine import _rows
 from relay.store.leases import LEASE_SECONDS
 from tests.proofs.model.actors import Relay
 from tests.proofs.model.calling import Calling
@@ -24,9 +24,7 @@ from tests.proofs.model.snapshot import Violation
 from tests.proofs.model.stage import SOME, WHICH, one_of, step
 from tests.proofs.model.world import DAMAGES, ROUTES
 
-MAKING_HEADS = st.sampled_from(
-    ["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "retry", "work off"]
-)
+MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "retry"])
 OVERLAPPING = st.sampled_from(
     [
         "sequence all",
@@ -99,10 +97,6 @@ class Machine(Calling, Commanding):
         arrived = {(row.route, row.lane) for row in self.open.values() if row.state is State.RECEIVED}
         self.ledger.strict_once |= {lane for lane in arrived if lane[0] == "latest"}
         self.let(relay, "sequence by the old")
-
-    @step(lambda self: self.active() and self.any_left(), which=WHICH)
-    def work_off_what_is_left(self, which: int) -> None:
-        self.let(one_of(self.active(), which), "work off")
 
     @step(lambda self: self.active() and self.any_open(State.READY), which=WHICH, number=WHICH, answered=st.booleans())
     def claim(self, which: int, number: int, answered: bool) -> None:
@@ -219,7 +213,7 @@ class Machine(Calling, Commanding):
                 self.arrive(arrivals)
 
         self.world.damage(one_of(self.at_rest(), which), damage)
-        looked = _view(self.world.database.sql)
+        looked = _rows(self.world.database.sql, locked=False)
         self.interrupt(self.make.rebuild(), after=looked, further=further, act=meanwhile)
         if not self.make.doing.differences:
             raise Violation("rebuild found nothing", damage)

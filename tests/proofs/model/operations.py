@@ -15,7 +15,6 @@ from relay.store import claim, duplicates, gates, leases, nodes, reap, record, s
 from relay.store.audit.rebuild import rebuild
 from relay.store.audit.verify import Checked, verify
 from relay.store.leases import Claimed
-from relay.store.leftovers import Leftovers
 from relay.store.operator import commands, execution
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice
@@ -52,10 +51,6 @@ class Operations:
     def sequence_by_the_old(self, relay: Relay) -> Operation:
         """As before `ordering` became "latest"."""
         return Operation("sequence", lambda: sequence.sequence(self._database, BEFORE_THE_CHANGE, relay.node))
-
-    def work_off(self, relay: Relay) -> Operation:
-        """A batch of what a settle or a success has left."""
-        return Operation("work off", lambda: Leftovers().work_off(self._database, POLICIES, relay.node))
 
     def claim(
         self, relay: Relay, routes: Sequence[str], room: int, *, answered: bool = True, seen: Gates | None = None
@@ -203,14 +198,10 @@ class Operations:
         self.doing.differences += [difference for chunk in checked for difference in chunk.differences]
 
     def heartbeat(self, relay: Relay) -> Operation:
-        return self._heard_of(relay, lambda: nodes.heartbeat(self._database, relay.node))
+        return Operation("heartbeat", lambda: nodes.heartbeat(self._database, relay.node))
 
     def start(self, relay: Relay) -> Operation:
-        return self._heard_of(relay, lambda: nodes.start_node(self._database, relay.node, "host", 1, "0"))
-
-    def _heard_of(self, relay: Relay, send: Callable[[], object]) -> Operation:
-        now, node = self._world.clock.now, relay.node
-        return Operation("heartbeat", send, lambda _: self._ledger.heartbeats.update({node: now}))
+        return Operation("heartbeat", lambda: nodes.start_node(self._database, relay.node, "host", 1, "0"))
 
 
 def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:

@@ -117,7 +117,7 @@ CONTROLS = {
     "no look for what a sweep has told": Control(
         (replaced(coverage, "duplicates_swept_event", lambda *_: False),), ("told again after a sweep",)
     ),
-    "no healing": Control((replaced(record, "heal", lambda *_: coverage.Healing([], {})),), STILL_DEAD),
+    "no healing": Control((replaced(record, "heal", lambda *_: []),), STILL_DEAD),
     "a lane that is not settled after a replay": Control(
         (replaced(changes, "settle_lanes", leave_unsettled),), NO_HEAD
     ),
@@ -143,9 +143,6 @@ LATE_CONTROLS = {
         soon="6",
     ),
     "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="8"),
-    "dead ones that a success leaves and nobody notes": Control(
-        (replaced(record, "go_on_healing", lambda *_: None),), STILL_DEAD, soon="22"
-    ),
     "the newest before what is still to be folded": Control(
         (replaced(lanes, "settle", settle_and_forget_the_rest),),
         ("claimed before an earlier one", "called after a later one"),

@@ -102,7 +102,7 @@ _TIMES = [Row._fields.index(name) for name in ("occurred_at", "due_at", "lease_u
 _STATE = Row._fields.index("state")
 _LOG = "SELECT id, at, seq, route, kind, attempt, relay_node, detail FROM delivery_log WHERE id > {last} ORDER BY id"
 _INBOX = "SELECT seq, dedup_key FROM inbox ORDER BY seq"
-_LANES = "SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, healing_seq FROM lane"
+_LANES = "SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified FROM lane"
 _REPEATS = "SELECT id, seq, times, handled_at FROM duplicate_request ORDER BY id"
 _GATES = "SELECT kind, name, paused_at, breaker, breaker_until FROM gate"
 _END_COMMANDS = text("UPDATE relay_command SET state = 'cancelled' WHERE state IN ('asked', 'running')")
@@ -151,8 +151,6 @@ class Stored(NamedTuple):
     repeats: dict[int, Repeat]
     """By their ids."""
     gates: dict[GateKey, GateRow]
-    healing: frozenset[LaneKey] = frozenset()
-    """Lanes where a success has left dead deliveries that it stands for."""
 
 
 NOTHING = Stored({}, [], [], {}, {}, {})
@@ -248,14 +246,13 @@ class World:
             inbox=[(seq, key) for seq, key in inbox],
             lanes={
                 (route, lane): LastDelivered(as_time(occurred_at), seq, _time(began), _time(modified))
-                for route, lane, occurred_at, seq, began, modified, _ in lanes
+                for route, lane, occurred_at, seq, began, modified in lanes
             },
             repeats={number: Repeat(seq, times, handled_at is not None) for number, seq, times, handled_at in repeats},
             gates={
                 (kind, name): GateRow(paused_at is not None, BreakerState(breaker), _time(until))
                 for kind, name, paused_at, breaker, until in gates
             },
-            healing=frozenset((row.route, row.lane) for row in lanes if row.healing_seq is not None),
         )
 
     def damage(self, key: Key, damage: str) -> None:

@@ -1,0 +1,145 @@
+"""No transaction under the order lock grows with what is open: the next settle of the lane does what one may not do."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.delivery.outcome import Delivered, Failed
+from relay.store import coverage, lanes
+from relay.store.database import Database
+from relay.store.reap import reap
+from relay.store.record import record
+from relay.store.sequence import BATCH, sequence
+from tests.helpers.relaying import DONE, POLICIES, Steps
+from tests.helpers.storing import an_event
+from tests.helpers.transactions import Transactions
+from tests.store.verifying import differences
+
+NOW_LATEST = {**POLICIES, "strict": POLICIES["latest"]}
+"""Once `ordering` of the route "strict" has been changed to "latest"."""
+
+
+MOST = 50
+
+
+@pytest.fixture(autouse=True)
+def _smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of what a transaction may do; `test_nothing_grows.py` has all of it."""
+    for module, name in ((lanes, "MOST_FOLDED"), (coverage, "MOST_HEALED")):
+        monkeypatch.setattr(module, name, MOST)
+
+
+@pytest.fixture
+def transactions(database: Database, monkeypatch: pytest.MonkeyPatch) -> Transactions:
+    """Record the work of each transaction from now on."""
+    seen = Transactions(monkeypatch)
+    seen.watch(database)
+    return seen
+
+
+def fill(steps: Steps, *, waiting: int, lanes: int = 1, route: str = "strict") -> None:
+    """So many deliveries of each lane, of which the first is ready, and all others wait."""
+    numbers = range(1, waiting * lanes + 1)
+    steps.receive(*(an_event(n, f"u{n % lanes}", routes=[route]) for n in numbers))
+    while steps.sequence() == BATCH:
+        pass
+
+
+def attempt(steps: Steps, outcome: Delivered | Failed = DONE) -> int:
+    """Make the next attempt of the route whose ordering has changed; gives its seq."""
+    delivery = steps.claim()
+    record(steps.database, NOW_LATEST, "r1", [(delivery, outcome)])
+    return delivery.seq
+
+
+# --- folding
+
+
+def test_what_is_recorded_meanwhile_folds_so_many_and_nothing_older_is_delivered_later(
+    steps: Steps, transactions: Transactions
+) -> None:
+    fill(steps, waiting=300)
+    transactions.forget()
+
+    delivered = []
+    while steps.states():
+        delivered.append(attempt(steps))
+        steps.facts_agree()
+    assert delivered == [1, 51, 101, 151, 201, 251, 300]
+    assert transactions.largest[0] <= MOST + 20
+    assert transactions.largest[1] <= MOST + 1
+
+
+def test_the_lanes_of_one_transaction_share_what_it_may_fold(steps: Steps, transactions: Transactions) -> None:
+    fill(steps, waiting=9, lanes=20)
+    claimed = steps.claim_due()
+    transactions.forget()
+
+    record(steps.database, NOW_LATEST, "r1", [(delivery, DONE) for delivery in claimed])
+    looked_at_all, shared = 4 * 20, 3 * 20  # its lease, its head, and two that wait, of each lane; then three at most
+    assert transactions.largest[0] <= looked_at_all + shared + 10
+    assert transactions.largest[1] <= 20 + MOST
+    steps.facts_agree()
+    while steps.states():
+        claimed = steps.claim_due()
+        record(steps.database, NOW_LATEST, "r1", [(delivery, DONE) for delivery in claimed])
+        steps.facts_agree()
+    assert {delivery.seq for delivery in claimed} <= set(range(161, 181))
+
+
+def test_what_arrives_meanwhile_waits_behind_what_is_still_to_be_folded(
+    steps: Steps, transactions: Transactions
+) -> None:
+    fill(steps, waiting=150)
+    first = attempt(steps)
+    steps.receive(an_event(200, "u0"))
+    sequence(steps.database, NOW_LATEST, "r1")
+    steps.facts_agree()
+
+    delivered = [first]
+    while steps.states():
+        delivered.append(attempt(steps))
+    assert delivered == sorted(delivered)
+    assert delivered[-1] == 151  # the one that arrived last
+    assert transactions.largest[1] <= MOST + 1
+
+
+def test_an_abandoned_lane_is_reaped_without_folding_all_of_it(steps: Steps, transactions: Transactions) -> None:
+    fill(steps, waiting=150)
+    steps.claim_due(1, "strict")
+    steps.advance(60)
+    transactions.forget()
+
+    assert len(reap(steps.database, NOW_LATEST, "r2")) == 1
+    assert transactions.largest[1] <= MOST + 2
+    steps.facts_agree()
+
+
+# --- healing
+
+
+def die(steps: Steps, number: int, *, lanes: int = 1) -> None:
+    """Let so many deliveries be dead, as if each had died before the next one of its lane came."""
+    steps.receive(*(an_event(n, f"u{n % lanes}") for n in range(1, number + 1)))
+    steps.do(
+        "UPDATE open_delivery SET state = 'dead', attempt = 1",
+        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
+        """ SELECT occurred_at, seq, route, 'dead', 1, '{"cause": "mapping", "error": "email: no value"}' FROM open_delivery""",
+    )
+
+
+def test_a_success_ends_so_many_dead_and_the_next_success_of_the_lane_the_rest(
+    steps: Steps, transactions: Transactions
+) -> None:
+    die(steps, 90)
+    steps.arrive(an_event(91, "u0"))
+    transactions.forget()
+    assert attempt(steps) == 91
+    assert len(steps.states()) == 90 - MOST
+    steps.arrive(an_event(92, "u0"))
+    assert attempt(steps) == 92
+    assert steps.states() == []
+    assert transactions.largest[0] <= MOST + 20
+    assert transactions.largest[1] <= MOST + 1
+    assert steps.rows("SELECT count(*) AS healed FROM delivery_log WHERE kind = 'superseded'") == [{"healed": 90}]
+    assert differences(steps.database) == []
