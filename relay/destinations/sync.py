@@ -44,11 +44,20 @@ def plan_of(route: str, sync: SyncRoute, source: Api, destination: SyncDestinati
         ConfigError: something in it can't be used. The text has a line for each mistake.
     """
     plan = compile_sync(route, sync)
-    checks = {"fetch": partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)}
-    checks |= {
-        step: partial(require_no_credentials, call, f"routes.{route}.sync.{step}", destination)
-        for step, call in plan.calls_to_destination
+    find = None if plan.find is None else plan.find.pages.further
+    calls = {
+        "find": find,
+        "create": plan.create,
+        "update": plan.update,
+        "delete": plan.delete,
+        "deactivate": plan.deactivate,
     }
+    checks = {
+        step: partial(require_no_credentials, call, f"routes.{route}.sync.{step}", destination)
+        for step, call in calls.items()
+        if call is not None
+    }
+    checks["fetch"] = partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)
     collect_config_errors(checks)
     # An ETag of another service, or a counterpart in another one, proves nothing.
     config = digest([plan.config.hex(), source.base_url, destination.base_url, destination.name])

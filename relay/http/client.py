@@ -8,7 +8,6 @@ resolution, connecting, and the head and body of the answer, however slowly they
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 import ssl
 import threading
@@ -25,7 +24,7 @@ from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
-from inbox.observe.logs import fields, place_of
+from inbox.observe.logs import place_of
 from inbox.observe.traces import Span
 from relay.delivery.outcome import Call, CallStep, RateHold, Sent
 from relay.http.answer import Answer, class_of_status, name_only, parse_retry_after, rate_hold
@@ -35,8 +34,6 @@ from relay.http.target import Target
 
 PORTS = {"http": 80, "https": 443}
 
-
-_log = logging.getLogger(__name__)
 
 MAX_ANSWER = 64 * 1024
 """Most bytes read of an answer. A longer one is cut there, and its connection closed."""
@@ -191,18 +188,8 @@ class HttpClient:
             body,
             whole,
             error_class,
-            self._retry_after(response.headers.get("Retry-After"), now),
+            parse_retry_after(response.headers.get("Retry-After"), now),
         )
-
-    def _retry_after(self, given: str | None, now: datetime) -> float | None:
-        seconds = parse_retry_after(given, now)
-        if given is not None and seconds is None:  # its text may repeat a token that the redactor doesn't know
-            _log.warning(
-                "%s: Retry-After is past or can't be read, and ignored",
-                self._target.shown,
-                extra=fields("retry_after_ignored"),
-            )
-        return seconds
 
     def _connection(self) -> tuple[HTTPConnectionPool, CallState]:
         """Return this thread's pool of one connection."""

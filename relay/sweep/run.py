@@ -168,18 +168,11 @@ class CompiledSweep:
                 hold(database, request)
 
     def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
-        """Wait until the api's rate limit and a rate hold permit a call, a little at a time."""
-        while (seconds := self._seconds_to_wait(database)) > 0:
-            context.stop.wait(
-                min(seconds, WAITED_AT_A_TIME)
-            )  # and asks again then: an operator may have ended the hold
+        """Wait until the api's rate limit or a rate hold permits a call, a little at a time: an operator may end the hold."""
+        key = ("api", self.api.name)
+        while (seconds := held_for(database, key) if self._rate is None else acquire_rate(database, self._rate)) > 0:
+            context.stop.wait(min(seconds, WAITED_AT_A_TIME))
             yield
-
-    def _seconds_to_wait(self, database: Database) -> float:
-        """Acquire a permit, and return 0; or return the seconds until the next one."""
-        if self._rate is not None:
-            return acquire_rate(database, self._rate)
-        return held_for(database, ("api", self.api.name))
 
     def _event(self, listed: Listed, item: Any, now: datetime) -> Event:  # noqa: ANN401  # any JSON
         table = self.table
