@@ -21,7 +21,6 @@ from inbox.config.model import Config
 from inbox.db.dialect import trouble_text
 from inbox.db.engine import connect
 from inbox.errors import ConfigError
-from inbox.http.body import LimitedApp
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.observe.logs import Format, LineFormatter, escape_lines, fields, without_message, write_stderr
 
@@ -127,10 +126,6 @@ class ActiveApp:
 
     def __init__(self) -> None:
         self.app: Any = None
-
-    def serve(self, app: Any, *, connections: int, largest_body: int) -> None:  # noqa: ANN401  # an ASGI application
-        """Serve this one from now on, with limits."""
-        self.app = LimitedApp(app, connections=connections, largest_body=largest_body)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
         """The ASGI application."""

@@ -18,7 +18,7 @@ from inbox.events.commands import MOST_SEQS
 from inbox.observe.visible import visible_text
 from relay.cli import options
 from relay.cli.command_line import as_command
-from relay.cli.options import MOST_NUMBER, login_name, names_of, open_database, option, parse_entity
+from relay.cli.options import login_name, open_database, option, parse_entity
 from relay.cli.tables import Column, Format, format_of, show
 from relay.cli.terminal import (
     FINDING,
@@ -168,24 +168,25 @@ EXAMPLES: Mapping[str, str] = {
 """The end of the help text of each; it begins with the consequences."""
 
 
-_NUMBER: Any = {"min": 0, "max": MOST_NUMBER}
 OPTIONS: Mapping[str, Any] = {
     "seqs": Annotated[
         list[int] | None,
-        typer.Argument(metavar="[SEQ]...", **_NUMBER, help=f"These events, at most {MOST_SEQS}.", show_default=False),
+        typer.Argument(
+            metavar="[SEQ]...", help=f"These events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER
+        ),
     ],
     "reason": options.Reason,
-    "id": option(int, "--id", text="This rejected request.", **_NUMBER),
+    "id": option(int, "--id", text="This rejected request.", **options.NUMBER),
     "kinds": Annotated[
         list[str] | None,
-        typer.Option("--kind", help="Only this kind, a key of \\[retention]; may be given repeatedly."),
+        typer.Option("--kind", metavar="KIND", help="Only this kind, a key of \\[retention]; may be given repeatedly."),
     ],
     "route": options.OfRoute,
-    "seq": option(int, "--seq", text="This event.", **_NUMBER),
+    "seq": option(int, "--seq", text="This event.", **options.NUMBER),
     "source": options.OfSource,
     "entity_id": options.ThisEntity,
     "destination": options.OfDestination,
-    "api": option(str, "--api", text="Only of the routes that ask this api.", autocompletion=names_of("apis")),
+    "api": option(str, "--api", text="Only of the routes that ask this api.", names="apis"),
     "event_type": options.OfEventType,
     "state": option(str, "--state", text="Only in this state, such as dead, blocked or retrying.", show_default=False),
     "cause": option(str, "--cause", text="Only of this cause, such as exhausted or mapping."),
@@ -204,13 +205,11 @@ OPTIONS: Mapping[str, Any] = {
 """Every option in its place. Those that are fields of what operations ask for belong to the ones that ask for them."""
 _OF_ALL = {"reason", "yes", "as_json"}
 _GATES: Mapping[str, Any] = {
-    "route": option(str, "--route", text="This route.", autocompletion=names_of("routes")),
-    "destination": option(
-        str, "--destination", text="All routes to this destination.", autocompletion=names_of("destinations")
-    ),
-    "api": option(str, "--api", text="All routes that ask this api.", autocompletion=names_of("apis")),
-    "source": option(str, "--source", text="All routes of this source.", autocompletion=names_of("sources")),
-    "entity_id": option(str, "--entity", text="This entity of --source, as TYPE/ID."),
+    "route": option(str, "--route", text="This route.", names="routes"),
+    "destination": option(str, "--destination", text="All routes to this destination.", names="destinations"),
+    "api": option(str, "--api", text="All routes that ask this api.", names="apis"),
+    "source": option(str, "--source", text="All routes of this source.", names="sources"),
+    "entity_id": option(str, "--entity", text="This entity of --source, as TYPE/ID.", metavar="TYPE/ID"),
 }
 _LISTS: Mapping[str, Any] = {"wide": options.Wide, "columns": options.Columns, "as_ndjson": options.AsNdjson}
 _INSTEAD: Mapping[str, Mapping[str, Any]] = {
@@ -222,7 +221,7 @@ _INSTEAD: Mapping[str, Mapping[str, Any]] = {
     "pause": {**_GATES, **_LISTS},
     "resume": {
         **_GATES,
-        "command": option(int, "--command", text="A command that was stopped or interrupted.", **_NUMBER),
+        "command": option(int, "--command", text="A command that was stopped or interrupted.", **options.NUMBER),
     },
     "readmit": {
         "source": options.RejectedSource,

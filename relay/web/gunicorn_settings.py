@@ -18,16 +18,8 @@ from inbox.errors import ConfigError
 from inbox.gunicorn_worker import WORKER_TMP_DIR, ActiveApp, LineLogger, allow_files, reload_app, start_app
 from inbox.loader.load import ConfigFile, load_file, read_config
 from inbox.observe.logs import fields
-from relay.web.app import page_of
+from relay.web.app import CONNECTIONS, page_of
 from relay.web.guard import Sessions
-
-CONNECTIONS = 250
-"""Most open connections. A browser has one for the page that is in sight, and a few while it loads one.
-
-One more takes the place of the one that is idle for longest; when answers are under way on all of them, it gets 503.
-"""
-LARGEST_FORM = 64 * 1024
-"""Bytes."""
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
@@ -47,8 +39,7 @@ class ActivePage(ActiveApp):
         Raises:
             ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
         """
-        app = file.make(lambda config: page_of(config, forwarding, self._sessions))
-        self.serve(app, connections=CONNECTIONS, largest_body=LARGEST_FORM)
+        self.app = file.make(lambda config: page_of(config, forwarding, self._sessions))
         LineLogger.form = file.config.logs.format
         self.is_plain = not (file.config.web.origin or "").lower().startswith("https:")
         return file.config

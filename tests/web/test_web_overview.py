@@ -20,7 +20,7 @@ from relay.store.alerts import note
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.retention import STEPS
 from relay.store.route_states import RouteState
-from relay.web.remedy import Button, button_of
+from relay.web.screens.alerts import Button, button_of
 from relay.web.screens.overview import RETENTION_WORDS
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.page import VIEWER, Page

@@ -14,7 +14,7 @@ import msgspec
 from inbox.config.model import Config
 from inbox.db import erasure, readmission
 from inbox.db.dialect import error_text
-from inbox.db.erasure import ErasureOrder, ErasureStep
+from inbox.db.erasure import ErasureStep, ErasureSubject
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
@@ -137,15 +137,16 @@ def _erase(database: Database, config: Config, command: Command, asked: Any) -> 
             raise UnusableCommand(planned.obstacle)
     with database.read() as transaction:
         step = erasure.look(transaction.connection, subject, command.progress, own_command=command.id)
-    order = ErasureOrder(subject, command.asked_by, command.reason)
-    return partial(_act_of_erasure, order=order, step=step, command=command)
+    return partial(_act_of_erasure, subject=subject, step=step, command=command)
 
 
 def _act_of_erasure(
-    transaction: Transaction, _now: datetime, *, order: ErasureOrder, step: ErasureStep, command: Command
+    transaction: Transaction, _now: datetime, *, subject: ErasureSubject, step: ErasureStep, command: Command
 ) -> BatchResult:
     now = transaction.lock_order()
-    done = erasure.act(transaction.connection, order, step, now=time_text(now))
+    done = erasure.act(
+        transaction.connection, subject, step, who=command.asked_by, why=command.reason, now=time_text(now)
+    )
     if done.open:
         raise UnusableCommand(f"an event arrived meanwhile; {erasure.held_up_by(done.open)}")
     position = command.progress if done.position is None else done.position
@@ -153,7 +154,7 @@ def _act_of_erasure(
         return BatchResult("running", done.erased, position)
     answer = answer_of(command)
     end(transaction, command.id, "done", answer)  # an open command keeps its selection
-    erasure.end(transaction.connection, order.subject, command.id)
+    erasure.end(transaction.connection, subject, command.id)
     return BatchResult("done", progress=position, answer=answer)
 
 

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
+from relay.web import problems
 from relay.web.reading import Screen
-from relay.web.screens import (
-    alerts,
-    doctor,
-    entity,
-    event,
-    lists,
-    overview,
-    problems,
-)
+from relay.web.screens import alerts, doctor, entity, event, lists, overview
 
 SCREENS: tuple[Screen, ...] = (
     overview.SCREEN,

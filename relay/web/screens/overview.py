@@ -23,7 +23,7 @@ from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read
 from relay.store.transaction import Transaction
 from relay.web.query import Text
 from relay.web.reading import Reading, Screen, rows_of
-from relay.web.remedy import button_of
+from relay.web.screens.alerts import button_of
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
