@@ -209,17 +209,6 @@ class AccessBroken(PageError, status=503, cause="access_broken", title="Nobody c
     retry_after_seconds = 5
 
 
-class TooManyComparisons(
-    PageError, status=503, cause="too_many_comparisons", title="Other comparisons run at this moment"
-):
-    """As many comparisons of both sides of a route run as may run at a time.
-
-    Try again in some seconds.
-    """
-
-    retry_after_seconds = 10
-
-
 class QueryTooSlow(PageError, status=503, cause="query_too_slow", title="The query took too long"):
     """A statement was ended after its time limit: narrow the filter.
 

@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from sqlalchemy.exc import OperationalError
-
 from inbox.config.model import Config
-from inbox.db import engine, guarantees, migrate
-from inbox.db.dialect import SQLITE, trouble_text
+from inbox.db import guarantees, migrate
+from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
 from inbox.garbage import freeze_loaded
-from inbox.gunicorn_worker import WORKER_TMP_DIR, HardenedWorker, LineLogger, allow_files, escape_logs, reactivate
+from inbox.gunicorn_worker import (
+    WORKER_TMP_DIR,
+    ActiveApp,
+    HardenedWorker,
+    LineLogger,
+    allow_files,
+    reload_app,
+    start_app,
+)
 from inbox.loader.load import ConfigFile, config_path, load_file, read_config
-from inbox.observe.logs import AccessLogMask, Format, fields, without_message, write_stderr
+from inbox.observe.logs import AccessLogMask, Format, fields, without_message
 from inbox.observe.recorder import ExporterProcess, exporter_at
 from inbox.receiver.app import CAPACITY, Receiver, app_of, require_known_proxies
 
@@ -39,12 +44,12 @@ class Worker(HardenedWorker):
         logging.getLogger("uvicorn.access").addFilter(AccessLogMask(lambda: receiver.sources))
 
 
-class ActiveApp:
-    """The app of the last good configuration. The master changes it; a worker keeps what it was forked with."""
+class ActiveReceiver(ActiveApp):
+    """The receiver of the last good configuration."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._config: Config | None = None
-        self._app: Receiver | None = None
         self.trusted_proxies: Sequence[str] = ()
         """Addresses and networks whose `X-Forwarded-For` counts; `*` is all of them."""
         self.exporter: ExporterProcess | None = None
@@ -70,7 +75,7 @@ class ActiveApp:
             mistakes.append(str(error))
         if mistakes:
             raise ConfigError("\n".join(mistakes))
-        self._config, self._app = config, app
+        self._config, self.app = config, app
         LineLogger.form = config.logs.format
         return config
 
@@ -87,16 +92,8 @@ class ActiveApp:
         """The names of its sources."""
         return () if self._config is None else self._config.sources
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
-        """The ASGI application."""
-        if self._app is None:
-            raise RuntimeError(
-                "gunicorn's settings have to run inbox.gunicorn_settings.on_starting, which reads the configuration"
-            )
-        await self._app(scope, receive, send)
 
-
-receiver = ActiveApp()
+receiver = ActiveReceiver()
 
 
 def _configured() -> tuple[int, Format]:
@@ -136,43 +133,28 @@ def _warn_of_exposures(config: Config) -> None:
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Exit if the configuration or the schema can't work; while the database is down, requests get 503."""
-    escape_logs(server.log, LineLogger.form)  # an operator's own logger_class may have made them
-    try:
-        receiver.trusted_proxies = tuple(server.cfg.forwarded_allow_ips)
-        config = receiver.activate(load_file())
-        escape_logs(server.log, LineLogger.form)
-        checked = engine.connect(config.database.url, application="inbox-receiver")
-        try:
-            migrate.require_current(checked)
-            guarantees.require(checked)
-        except OperationalError as error:
-            _log.warning(
-                "the database does not answer, senders get 503 until it does: %s",
-                trouble_text(error),
-                extra=fields("database_trouble"),
-            )
-        finally:
-            checked.dispose()
+    receiver.trusted_proxies = tuple(server.cfg.forwarded_allow_ips)
+
+    def prepare(config: Config) -> None:
         _warn_of_exposures(config)
         allow_files(CAPACITY.connections, "the receiver's connections")
-        receiver.exporter = exporter_at(
-            None if (address := config.metrics.receiver) is None else address.place,
-            config.logs.format,
-            server.cfg.uid,
-            server.cfg.gid,
-        )
+        address = None if config.metrics.receiver is None else config.metrics.receiver.place
+        receiver.exporter = exporter_at(address, config.logs.format, server.cfg.uid, server.cfg.gid)
         freeze_loaded()  # here, too: a collection writes to the memory that it walks, which workers share
-    except ConfigError as error:
-        for mistake in str(error).splitlines():
-            write_stderr(f"inbox: {mistake}")
-        sys.exit(2)
+
+    start_app(
+        server,
+        lambda: receiver.activate(load_file()),
+        application="inbox-receiver",
+        checks=(migrate.require_current, guarantees.require),
+        away="senders get 503",
+        then=prepare,
+    )
 
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Read the configuration again on SIGHUP; the old one stays if it can't be used."""
-    escape_logs(server.log, LineLogger.form)
-    config = reactivate(lambda: receiver.activate(load_file()))
-    escape_logs(server.log, LineLogger.form)
+    config = reload_app(server, lambda: receiver.activate(load_file()))
     if config is not None:
         _warn_of_exposures(config)
         _log.info("reloaded sources=%s", ",".join(config.sources) or "none", extra=fields("reloaded"))

@@ -1,4 +1,4 @@
-"""gunicorn for both servers, the receiver and the operator's page: the worker, the lines of the log, and limits of a process."""
+"""gunicorn for both servers, the receiver and the operator's page: the worker, the log, and what happens at start and reload."""
 
 from __future__ import annotations
 
@@ -7,30 +7,22 @@ import ctypes
 import logging
 import resource
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from gunicorn import glogging
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 from uvicorn_worker import UvicornWorker
 
+from inbox.config.model import Config
+from inbox.db.dialect import trouble_text
+from inbox.db.engine import connect
 from inbox.errors import ConfigError
-from inbox.http.body import LimitedApp
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.observe.logs import Format, LineFormatter, escape_lines, fields, without_message, write_stderr
-
-__all__ = [
-    "WORKER_TMP_DIR",
-    "HardenedWorker",
-    "LimitedApp",
-    "LineLogger",
-    "PageWorker",
-    "allow_files",
-    "escape_logs",
-    "reactivate",
-]
-
-Made = TypeVar("Made")
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
@@ -129,17 +121,73 @@ class LineLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no ty
         escape_logs(self, self.form)
 
 
-def reactivate(activate: Callable[[], Made]) -> Made | None:
-    """Activate a configuration on SIGHUP, before gunicorn replaces the workers; None where the old one stays, as the log says.
+class ActiveApp:
+    """The application of the last good configuration. The master changes it; a worker keeps what it was forked with."""
+
+    def __init__(self) -> None:
+        self.app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
+        """The ASGI application."""
+        if self.app is None:
+            raise RuntimeError("gunicorn's settings have to run on_starting, which reads the configuration")
+        await self.app(scope, receive, send)
+
+
+def start_app(
+    server: Any,  # noqa: ANN401  # gunicorn's
+    activate: Callable[[], Config],
+    *,
+    application: str,
+    checks: Sequence[Callable[[Engine], object]],
+    away: str,
+    then: Callable[[Config], object],
+) -> None:
+    """Activate the configuration before any worker is forked, and exit if it or the schema can't work.
+
+    Args:
+        server: gunicorn's master.
+        activate: activates the configuration of the file.
+        application: name at the database; its first word is the program's.
+        checks: what the database must have. While it is down, the server starts without them.
+        away: end of a log line, which says what happens until the database answers.
+        then: the rest, where everything is right.
+    """
+    escape_logs(server.log, LineLogger.form)  # an operator's own logger_class may have made them
+    try:
+        config = activate()
+        escape_logs(server.log, LineLogger.form)
+        checked = connect(config.database.url, application=application)
+        try:
+            for check in checks:
+                check(checked)
+        except OperationalError as error:
+            text = "the database does not answer, %s until it does: %s"
+            _log.warning(text, away, trouble_text(error), extra=fields("database_trouble"))
+        finally:
+            checked.dispose()
+        then(config)
+    except ConfigError as error:
+        for mistake in str(error).splitlines():
+            write_stderr(f"{application.partition('-')[0]}: {mistake}")
+        sys.exit(2)
+
+
+def reload_app(server: Any, activate: Callable[[], Config]) -> Config | None:  # noqa: ANN401  # gunicorn's
+    """Activate the configuration on SIGHUP, before gunicorn replaces the workers; None where the old one stays, as the log says.
 
     An exception in gunicorn's hook would end the master, and every worker with it.
     """
+    escape_logs(server.log, LineLogger.form)
     try:
-        return activate()
+        config = activate()
     except ConfigError as error:
         for mistake in str(error).splitlines():
             _log.error("reload refused: %s", mistake, extra=fields("reload_refused", error=mistake))
     except Exception as bug:  # noqa: BLE001  # as above
         _log.error("reload refused: a bug", exc_info=without_message(bug), extra=fields("reload_refused"))
+    else:
+        escape_logs(server.log, LineLogger.form)
+        return config
     _log.error("reload refused: the old configuration stays", extra=fields("reload_refused"))
     return None

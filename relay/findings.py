@@ -76,39 +76,12 @@ class FindingKind(msgspec.Struct, frozen=True):
 
 _REASON = " --reason '…'"
 _KINDS = (
-    FindingKind(
-        "no_relay", "critical", "No relay is alive: webhooks are stored, and nothing is delivered.", "relay run"
-    ),
-    FindingKind(
-        "crash_loop",
-        "critical",
-        "Relays of a host die soon after they start: deliveries stop, and attempts in flight are repeated.",
-        "relay run --verbose",
-    ),
-    FindingKind(
-        "step_failed",
-        "critical",
-        "A step of a running relay fails: its other steps go on, and this one is retried.",
-        "relay status",
-    ),
-    FindingKind(
-        "config_differs",
-        "warning",
-        "Running relays have different apis, destinations or routes: chance decides what becomes of an event.",
-        "kill -HUP PID # each relay, after giving all of them the same inbox.toml",
-    ),
-    FindingKind(
-        "failing",
-        "critical",
-        "Every attempt of a route since its last success failed: nothing of it arrives, although relays try.",
-        "inbox list --route {route}",
-    ),
-    FindingKind(
-        "unordered",
-        "critical",
-        "An event has waited a minute for its place in its lane, and nothing holds it back.",
-        "relay status",
-    ),
+    FindingKind("no_relay", "critical", "No relay is alive: nothing is delivered.", "relay run"),
+    FindingKind("crash_loop", "critical", "Relays of a host die soon after they start.", "relay run --verbose"),
+    FindingKind("step_failed", "critical", "A step of a running relay fails; its others go on.", "relay status"),
+    FindingKind("config_differs", "warning", "Running relays have different configurations.", "kill -HUP PID # each"),
+    FindingKind("failing", "critical", "No attempt of a route succeeds any more.", "inbox list --route {route}"),
+    FindingKind("unordered", "critical", "An event has no place in its lane after a minute.", "relay status"),
     FindingKind(
         "stuck",
         "critical",
@@ -116,35 +89,18 @@ _KINDS = (
         "inbox list --route {route} --state ready",
     ),
     FindingKind(
-        "blocked",
-        "warning",
-        "A dead delivery blocks its lane: later events of the same entity wait behind it.",
-        "relay dead --route {route}",
+        "blocked", "warning", "A dead delivery blocks later events of its entity.", "relay dead --route {route}"
     ),
-    FindingKind(
-        "command",
-        "warning",
-        "A command has waited for a minute: no relay takes up what an operator asked for.",
-        "relay run",
-    ),
-    FindingKind(
-        "command_failed",
-        "warning",
-        "A command failed within the last hour, or could not change some deliveries.",
-        "relay status",
-    ),
+    FindingKind("command", "warning", "No relay has taken up a command for a minute.", "relay run"),
+    FindingKind("command_failed", "warning", "A command failed, or could not change some deliveries.", "relay status"),
     FindingKind(
         "gate_closed",
         "warning",
-        "A gate has been paused for three days, its breaker open for an hour, or its endpoint is gone; before, information."
-        " Its deliveries wait, and use no attempt.",
+        "A gate has been paused for three days, its breaker open for an hour, or its endpoint is gone; before, information.",
         "relay resume --KIND NAME",
     ),
     FindingKind(
-        "delivery_dead",
-        "warning",
-        "Deliveries were given up: the other system lacks these changes, and nobody tries again by himself.",
-        "relay dead --route {route}",
+        "delivery_dead", "warning", "Deliveries were given up: changes are missing.", "relay dead --route {route}"
     ),
     FindingKind(
         "unconfigured",
@@ -158,22 +114,12 @@ _KINDS = (
         "Attempts wait for more than a minute after a failure; once the cause is gone, `relay retry` need not wait.",
         f"relay retry --route {{route}}{_REASON}",
     ),
-    FindingKind(
-        "sweep_failed",
-        "warning",
-        "The last sweep of a source failed: changes that no webhook reported are not found.",
-        "relay sweep --source {source}",
-    ),
-    FindingKind(
-        "alert",
-        "warning",
-        "An alert has not recovered: a condition that relays or the receiver watch has begun and not ended.",
-        "relay status",
-    ),
+    FindingKind("sweep_failed", "warning", "The last sweep of a source failed.", "relay sweep --source {source}"),
+    FindingKind("alert", "warning", "A condition of an alert has begun and not ended.", "relay status"),
 )
 KINDS: Mapping[str, FindingKind] = {kind.name: kind for kind in _KINDS}
 CHECKED = tuple(name for name in KINDS if name in get_args(Kind))
-"""Kinds that `relay status --check` looks for, of those that the view `stuck` has: the others need every row."""
+"""Kinds that `relay status --check` looks for: those of the view `stuck`."""
 _FOR_A_RESTART = ("step_failed", "crash_loop", "unordered", "stuck")
 """Of these, the kinds that may be gone after a restart of a relay, beside `no_relay`."""
 
@@ -216,7 +162,7 @@ def _checked(kinds: tuple[str, ...]) -> TextClause:
     """Select the first rows of some branches of the view. Both databases leave the other branches out of the plan."""
     return text(f"""
 SELECT finding, route, why, min(seq) AS first, count(*) AS number, max(for_seconds) AS seconds
-FROM stuck WHERE is_finding AND finding IN ({", ".join(f"'{kind}'" for kind in kinds)})
+FROM stuck WHERE finding IN ({", ".join(f"'{kind}'" for kind in kinds)})
 GROUP BY finding, route, why ORDER BY route, why LIMIT {_MOST_CHECKED}
 """)
 

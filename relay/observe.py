@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 
 from inbox.clock import Clock, SystemClock
 from inbox.db.dialect import trouble_text
+from inbox.errors import ConfigError
 from inbox.events.timestamps import time_text
 from inbox.observe import metrics
-from inbox.observe.logs import LogKeys, fields, without_message
+from inbox.observe.logs import fields, without_message
 from inbox.observe.metrics import OFF, Meters
 from inbox.observe.traces import OFF as OFF_TRACER
 from relay.delivery import facts
@@ -23,11 +23,32 @@ from relay.store.record import Recorded
 from relay.store.sweeps import SweepFindings
 from relay.store.transaction import FailedAlone
 
-_log = logging.getLogger("relay")
-_node_log = logging.getLogger("relay.node")
+_log, _node_log = logging.getLogger("relay"), logging.getLogger("relay.node")
 
 BREAKER_VALUES = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN, BreakerState.RETIRED)
 """The states of a breaker, in the order of their values in its metric."""
+
+
+LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
+    "exposed": (_node_log, logging.WARNING, "{what}"),
+    "started": (_node_log, logging.INFO, "started node={node} routes={routes}"),
+    "reloaded": (_node_log, logging.INFO, "reloaded node={node} routes={routes}"),
+    "reload_refused": (_node_log, logging.ERROR, "reload refused: {error}"),
+    "stopping": (_node_log, logging.INFO, "stopping node={node} running={rows}"),
+    "cutting": (_node_log, logging.WARNING, "cutting node={node} running={rows}"),
+    "stopped": (_node_log, logging.INFO, "stopped node={node} given_back={rows}"),
+    "orphaned": (_node_log, logging.WARNING, "stopping: the parent process is gone"),
+    "child_started": (_node_log, logging.INFO, "child started pid={child}"),
+    "child_ended": (_node_log, logging.INFO, "child ended pid={child} {ending}"),
+    "child_lost": (_node_log, logging.WARNING, "child ended pid={child} {ending}, another starts in {seconds:g} s"),
+    "child_not_started": (_node_log, logging.ERROR, "child not started, tried again in {seconds:g} s: {error}"),
+    "given_back": (_log, logging.INFO, "given_back deliveries={rows}: unstarted, or cut before anything was sent"),
+    "hears_nothing": (_log, logging.INFO, "no wake-ups, so that the relay polls: {error}"),
+    "step_recovered": (_log, logging.WARNING, "step_recovered step={step} after={times} failures"),
+    "sweep_failed": (_log, logging.WARNING, "sweep_failed {subject} error={error!a}"),
+    "alert_not_posted": (_log, logging.WARNING, "alert {number} not posted, trying again: {error}"),
+}
+"""Lines with nothing but their values: logger, level and text by the name of the line."""
 
 
 class Observer:
@@ -40,6 +61,17 @@ class Observer:
         """Traces attempts, sweeps and commands."""
         self._left_alone: set[str] = set()
         self._now = (clock or SystemClock()).now
+
+    def tell(self, event: str, level: int | None = None, **values: str | float | None) -> None:
+        """Log a line of LINES and count it; the values fill its text, and those that `logs.KEYS` has are its keys."""
+        self.counts[event] += 1
+        log, usual, text = LINES[event]
+        log.log(level or usual, "%s", text.format(**values), extra=fields(event, None, **values))
+
+    def reload_refused(self, error: ConfigError) -> None:
+        """Log why a new configuration can't be used; the old one stays active."""
+        for mistake in (*str(error).splitlines(), "the old configuration stays"):
+            self.tell("reload_refused", error=mistake)
 
     def recorded(self, results: Iterable[Recorded]) -> None:
         """Log and count outcomes: committed ones, and those that another claim's fencing token discarded."""
@@ -148,11 +180,6 @@ class Observer:
             extra = fields("alert", kind=alert.kind, subject=alert.subject, firing=alert.firing)
             _log.log(level, "alert %s %s: %s", alert.kind, said, sentence(alert), extra=extra)
 
-    def not_posted(self, posted: Posted, error: str) -> None:
-        """Log an alert that could not be posted; it is posted again in a minute."""
-        extra = fields("alert_not_posted", kind=posted.alert.kind, subject=posted.alert.subject, error=error)
-        _log.warning("alert %d not posted, trying again: %s", posted.id, error, extra=extra)
-
     def swept(self, subject: str, swept: SweepFindings) -> None:
         """Log and count a sweep that has ended."""
         self.counts["sweeps"] += 1
@@ -169,20 +196,13 @@ class Observer:
         self.meters.count(metrics.SWEEP_MISSED, swept.source, swept.entity_type, by=swept.missed)
         level = logging.WARNING if swept.missed else logging.INFO
         figures = (swept.compared, swept.missed, swept.added)
-        keys: LogKeys = {"subject": subject, "compared": swept.compared, "missed": swept.missed, "added": swept.added}
-        extra = fields(what.replace(" ", "_"), **keys)
+        named = dict(zip(("compared", "missed", "added"), figures, strict=True))
+        extra = fields(what.replace(" ", "_"), None, subject=subject, **named)
         _log.log(level, "%s %s compared=%d missed=%d added=%d", what, subject, *figures, extra=extra)
         if swept.left_out:
             then = "their entities are larger than max_body, and left out of the body"
             extra = fields("swept", subject=subject, rows=swept.left_out)
             _log.warning("swept %s left_out=%d events: %s", subject, swept.left_out, then, extra=extra)
-
-    def sweep_failed(self, subject: str, error: str) -> None:
-        """Log a failed sweep; the next one starts over."""
-        self.counts["sweep_failed"] += 1
-        _log.warning(
-            "sweep_failed %s error=%a", subject, error, extra=fields("sweep_failed", subject=subject, error=error)
-        )
 
     def pruned(self, kind: str, rows: int, behind_seconds: float) -> None:
         """Log and count expired rows that were deleted in a round."""
@@ -212,15 +232,6 @@ class Observer:
         text, extra = "bug in the thread %s, which goes on", fields("bug_in_thread", subject=name)
         _log.error(text, name, exc_info=without_message(bug), extra=extra)
 
-    def hears_nothing(self, why: str) -> None:
-        """Log that the relay gets no wake-ups; it polls, and tries again to get them."""
-        self.counts["hears_nothing"] += 1
-        _log.info("no wake-ups, so that the relay polls: %s", why, extra=fields("hears_nothing", error=why))
-
-    def step_recovered(self, step: str, times: int) -> None:
-        """Log that a step works again after so many failures."""
-        _log.warning("step_recovered step=%s after=%d failures", step, times, extra=fields("step_recovered", step=step))
-
     def failed_alone(self, item: FailedAlone) -> None:
         """Log and count an item that its step could not process; the rest of its batch went on."""
         self.counts["failed_alone"] += 1
@@ -234,69 +245,6 @@ class Observer:
             self._left_alone.add(what)
             _log.warning("left to a newer version: %s", what, extra=fields("left_alone", subject=what))
 
-    def exposed(self, exposures: Iterable[str]) -> None:
-        """Log files with secrets that other users may read."""
-        for exposure in exposures:
-            _node_log.warning("%s", exposure, extra=fields("exposed"))
-
-    def started(self, node: str, routes: Iterable[str]) -> None:
-        """Log that the relay has started."""
-        names = ",".join(routes) or "none"
-        _node_log.info("started node=%s routes=%s", node, names, extra=fields("started", node=node, routes=names))
-
-    def given_back(self, number: int) -> None:
-        """Log and count unused claims that were released."""
-        self.counts["given_back"] += number
-        text = "given_back deliveries=%d: unstarted, or cut before anything was sent"
-        _log.info(text, number, extra=fields("given_back", rows=number))
-
-    def stopping(self, node: str, running: int) -> None:
-        """Log that the relay claims nothing more, and how many calls run."""
-        _node_log.info("stopping node=%s running=%d", node, running, extra=fields("stopping", node=node, rows=running))
-
-    def cut(self, node: str, running: int) -> None:
-        """Log that so many calls are cut, after the grace period or a second signal."""
-        _node_log.warning("cutting node=%s running=%d", node, running, extra=fields("cutting", node=node, rows=running))
-
-    def stopped(self, node: str) -> None:
-        """Log that the relay has stopped gracefully."""
-        number = self.counts["given_back"]
-        _node_log.info("stopped node=%s given_back=%d", node, number, extra=fields("stopped", node=node, rows=number))
-
-    def reloaded(self, node: str, routes: Iterable[str]) -> None:
-        """Log that another configuration is active."""
-        names = ",".join(routes) or "none"
-        _node_log.info("reloaded node=%s routes=%s", node, names, extra=fields("reloaded", node=node, routes=names))
-
-    def reload_refused(self, mistakes: Iterable[str]) -> None:
-        """Log why a new configuration can't be used; the old one stays active."""
-        for mistake in mistakes:
-            _node_log.error("reload refused: %s", mistake, extra=fields("reload_refused", error=mistake))
-        _node_log.error("reload refused: the old configuration stays", extra=fields("reload_refused"))
-
-    def orphaned(self) -> None:
-        """Log that the parent process is gone."""
-        _node_log.warning("stopping: the parent process is gone", extra=fields("orphaned"))
-
-    def child_started(self, pid: int) -> None:
-        """Log that the supervisor has started a child."""
-        _node_log.info("child started pid=%d", pid, extra=fields("child_started", child=pid))
-
-    def child_ended(self, pid: int, status: int) -> None:
-        """Log that a child has exited after a drain or a stop."""
-        level = logging.ERROR if status else logging.INFO
-        _node_log.log(level, "child ended pid=%d %s", pid, _ending(status), extra=fields("child_ended", child=pid))
-
-    def child_lost(self, pid: int, status: int, seconds: float) -> None:
-        """Log that a child has exited unexpectedly; another replaces it."""
-        text, extra = "child ended pid=%d %s, another starts in %g s", fields("child_lost", child=pid, seconds=seconds)
-        _node_log.warning(text, pid, _ending(status), seconds, extra=extra)
-
-    def child_not_started(self, error: OSError, seconds: float) -> None:
-        """Log that the system could not start a child."""
-        extra = fields("child_not_started", seconds=seconds, error=str(error))
-        _node_log.error("child not started, tried again in %g s: %s", seconds, error, extra=extra)
-
     def database_trouble(self, what: str, error: BaseException) -> None:
         """Log and count a failure of the database; the work is tried again."""
         self.counts["database_trouble"] += 1
@@ -304,9 +252,3 @@ class Observer:
         text = trouble_text(error)
         extra = fields("database_trouble", step=what, error=text)
         _log.warning("database trouble while %s, trying again: %s", what, text, extra=extra)
-
-
-def _ending(status: int) -> str:
-    """Word a `Popen.returncode`."""
-    names = {number.value: number.name for number in signal.Signals}
-    return f"exit status {status}" if status >= 0 else f"killed by {names.get(-status, f'signal {-status}')}"

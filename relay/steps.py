@@ -135,7 +135,7 @@ class Steps:
             return otherwise
         if before is not None:
             self._failing.pop(name, None)  # after a reload, a sweep may be in two threads for a moment
-            self._observer.step_recovered(name, before.times)
+            self._observer.tell("step_recovered", step=name, times=before.times)
         return result
 
     def _failed(self, step: Step, name: str, before: Failing | None, error: Exception, *, is_fault: bool) -> None:

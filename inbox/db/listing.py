@@ -56,19 +56,61 @@ LISTINGS: Mapping[ListingName, RowListing] = {
 """Every listing but that of deliveries. `before` is the id that the next page lies below, where rows have one."""
 
 
-def list_rows(
-    connection: Connection, name: ListingName, wanted: Mapping[str, Any], limit: int, columns: Sequence[str] = ("*",)
+class RowPage(msgspec.Struct, frozen=True):
+    """Rows of a listing, the newest first."""
+
+    rows: list[Row]
+    """Of deliveries about as many as asked for, as an event is never split between pages."""
+    before: int | None = None
+    """The seq or id that the next page lies below, or from which to go on; None: there is no more, or there are no pages."""
+    has_more: bool = False
+    matching: int = 0
+    """Number of deliveries that match, as far as they were looked through; at most one more than `most`."""
+    is_complete: bool = True
+    """False: the time was over first."""
+    looked_through: int = 0
+    """Events that were looked through; of an open state or one entity, those that met the conditions on events."""
+
+
+AnyListing = ListingName | Literal["deliveries"]
+
+
+def read_page(
+    engine: Engine, name: AnyListing, wanted: Mapping[str, Any], limit: int, columns: Sequence[str] = ("*",)
+) -> RowPage:
+    """Read a page of any listing: of deliveries about `limit` rows, of others at most so many."""
+    if name == "deliveries":
+        return list_deliveries(engine, EventFilter(**wanted), limit)
+    rows = read_rows(engine, name, wanted, limit + 1, columns)
+    has_more, shown = len(rows) > limit, rows[:limit]
+    return RowPage(shown, shown[-1].get("id") if has_more else None, has_more)
+
+
+def every_row(engine: Engine, name: AnyListing, wanted: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield every row of a listing, page by page; of dead letters, which have no pages, all at once."""
+    size = {"deliveries": _EXPORTED, "dead": _ABOVE_ALL - 1}.get(name, _LISTED)
+    before = wanted.get("before")
+    while True:
+        page = read_page(engine, name, {**wanted, "before": before}, size)
+        yield from page.rows
+        if page.before is None:
+            return
+        before = page.before
+
+
+def read_rows(
+    engine: Engine, name: ListingName, wanted: Mapping[str, Any], limit: int, columns: Sequence[str] = ("*",)
 ) -> list[Row]:
-    """List rows in the transaction that is open.
+    """Read rows of a table or view in a transaction that only reads.
 
     Args:
-        connection: of the database.
+        engine: of the database.
         name: the listing.
         wanted: values of its filters, of `routes`, `since`, `until` and `before`; None: any.
         limit: the most rows.
         columns: the columns to read, or expressions.
     """
-    listing, sql = LISTINGS[name], Sql(connection.dialect.name)
+    listing, sql = LISTINGS[name], Sql(engine.dialect.name)
     conditions, values = _conditions(sql, wanted, listing.equal, listing.time)
     if wanted.get("error") is not None and listing.error is not None:
         conditions.append(f"lower({listing.error}) LIKE :error ESCAPE '!'")
@@ -79,55 +121,10 @@ def list_rows(
     if wanted.get("before") is not None:
         conditions.append("id < :before")
         values["before"] = wanted["before"]
-    statement = text(
-        f"SELECT {', '.join(columns)} FROM {listing.table} WHERE {_all(conditions)} ORDER BY {listing.order} LIMIT :limit"
-    )
-    return [plain(row) for row in connection.execute(statement, {**values, "limit": limit}).mappings()]
-
-
-def read_rows(
-    engine: Engine, name: ListingName, wanted: Mapping[str, Any], limit: int, columns: Sequence[str] = ("*",)
-) -> list[Row]:
-    """List rows in a transaction that only reads, as `list_rows`."""
+    chosen = f"SELECT {', '.join(columns)} FROM {listing.table} WHERE {_all(conditions)}"
+    statement = text(f"{chosen} ORDER BY {listing.order} LIMIT :limit")
     with engine.connect() as connection, reading(connection).begin():
-        return list_rows(connection, name, wanted, limit, columns)
-
-
-class RowPage(msgspec.Struct, frozen=True):
-    """Rows of a listing, the newest first."""
-
-    rows: list[Row]
-    before: int | None = None
-    """The seq or id that the next page lies below; None: there is no more, or the listing has no pages."""
-    has_more: bool = False
-
-
-def read_page(
-    engine: Engine,
-    name: ListingName | Literal["deliveries"],
-    wanted: Mapping[str, Any],
-    limit: int,
-    columns: Sequence[str] = ("*",),
-) -> RowPage:
-    """Read a page of any listing: of deliveries about `limit` rows, of others at most so many."""
-    if name == "deliveries":
-        found = list_deliveries(engine, EventFilter(**wanted), limit)
-        return RowPage(found.rows, found.before, found.before is not None)
-    rows = read_rows(engine, name, wanted, limit + 1, columns)
-    has_more, shown = len(rows) > limit, rows[:limit]
-    return RowPage(shown, shown[-1].get("id") if has_more else None, has_more)
-
-
-def every_row(engine: Engine, name: ListingName | Literal["deliveries"], wanted: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield every row of a listing, page by page; of dead letters, which have no pages, all at once."""
-    size = {"deliveries": _EXPORTED, "dead": _ABOVE_ALL - 1}.get(name, _LISTED)
-    before = wanted.get("before")
-    while True:
-        page = read_page(engine, name, {**wanted, "before": before}, size)
-        yield from page.rows
-        if page.before is None:
-            return
-        before = page.before
+        return [plain(row) for row in connection.execute(statement, {**values, "limit": limit}).mappings()]
 
 
 def contains(part: str) -> str:
@@ -194,33 +191,14 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     def admits(self, delivery: Row) -> bool:
         """Return whether a row of the view `delivery` meets the conditions that are not on its event."""
-        error = delivery["last_error"]
+        error, due_at, now = delivery["last_error"], delivery["due_at"], self.retrying_at
         return (
             (self.routes is None or delivery["route"] in self.routes)
             and (self.state is None or delivery["state"] == self.state)
-            and (self.retrying_at is None or self._is_retrying(delivery, self.retrying_at))
+            and (now is None or is_retrying(delivery["state"], delivery["attempts"], due_at, now))
             and (self.status is None or delivery["last_status"] == self.status)
             and (self.error is None or (error is not None and self.error.casefold() in error.casefold()))
         )
-
-    @staticmethod
-    def _is_retrying(delivery: Row, now: datetime) -> bool:
-        return is_retrying(delivery["state"], delivery["attempts"], delivery["due_at"], now)
-
-
-class FoundDeliveries(msgspec.Struct, frozen=True):
-    """Deliveries that match, the newest event first."""
-
-    rows: list[Row]
-    """About as many as asked for, as an event is never split between pages."""
-    before: int | None
-    """The seq that the next page lies below, or from which to go on; None: there is no more."""
-    matching: int
-    """Number of deliveries that match, as far as they were looked through; at most one more than `most`."""
-    is_complete: bool
-    """False: the time was over first."""
-    looked_through: int
-    """Events that were looked through; of an open state or one entity, those that met the conditions on events."""
 
 
 def list_deliveries(
@@ -231,7 +209,7 @@ def list_deliveries(
     most: int = 0,
     seconds: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
-) -> FoundDeliveries:
+) -> RowPage:
     """List rows of the view `delivery`: about `limit`, and go on until more than `most` have matched.
 
     No further statement begins after `seconds`. A row is missed only where the clocks of receivers differ by more than an hour.
@@ -257,7 +235,7 @@ def list_deliveries(
         else:
             place = None
     before = rows[-1]["seq"] if is_full else place
-    return FoundDeliveries(rows, before, min(matching, most + 1), is_complete, looked)
+    return RowPage(rows, before, before is not None, min(matching, most + 1), is_complete, looked)
 
 
 class _Candidates:

@@ -23,16 +23,7 @@ Kind = Literal[
     "blocked",  # a dead delivery blocks its lane
     "command",  # no relay takes up a command
     "command_failed",  # a command failed, or could not change some deliveries
-    "no_head",  # a lane has no head
 ]
-
-Wait = Literal[
-    "paused",  # an operator paused a gate on the way
-    "breaker",  # a circuit breaker on the way is not closed
-    "held",  # an endpoint on the way asked for no further call
-    "rate",  # the rate limit of an endpoint on the way is used up
-]
-"""Information: deliveries wait for a reason that ends by itself, or that a person chose."""
 
 COLUMNS = ("finding", "seq", "route", "lane", "state", "for_seconds", "why", "waiting")
 AFTER_SECONDS = 60
@@ -49,9 +40,6 @@ _NEWEST_FAILURES = """
 MOST_LISTED = 1000
 """Deliveries that are listed of a route, and the largest count of those that wait."""
 _ENTITY = ("source", "entity_type", "entity_id")
-
-ONLY_IN_VIEW: frozenset[Kind] = frozenset({"no_head"})
-"""Findings that no check looks for: they need every row. `relay rebuild` repairs it."""
 
 
 class SqlClock:
@@ -84,14 +72,8 @@ class SqlClock:
 
 def view(dialect: str) -> str:
     """Return the statement that makes the view."""
-    clock = SqlClock(dialect)
     columns = ", ".join(f"b.{name}" for name in COLUMNS)
-    return f"""
-CREATE VIEW stuck AS
-SELECT {columns}, true AS is_finding FROM ({"UNION ALL".join(branches(clock).values())}) b
-UNION ALL
-SELECT {columns}, false FROM ({_waits(clock)}) b
-"""
+    return f"CREATE VIEW stuck AS\nSELECT {columns} FROM ({'UNION ALL'.join(branches(SqlClock(dialect)).values())}) b\n"
 
 
 def branches(clock: SqlClock) -> Mapping[Kind, str]:
@@ -213,34 +195,6 @@ def _counted(what: str) -> str:
     return f"(SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE {what} LIMIT {MOST_LISTED}) n)"
 
 
-def _waits(clock: SqlClock) -> str:
-    """One row for each closed gate on the way of a route on which something is due; for one of no known route, one row."""
-    on_route = f"w.route = c.route AND w.state = 'ready' AND w.due_at <= {clock.ago(0)}"
-    return f"""
-SELECT c.finding, CAST(NULL AS bigint) AS seq, c.route, CAST(NULL AS text) AS lane, c.state, c.for_seconds, c.why,
-       CASE WHEN c.route IS NOT NULL THEN {_counted(on_route)} END AS waiting
-FROM (
-    SELECT CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN 'breaker'
-                WHEN g.held_until > {clock.ago(0)} THEN 'held' ELSE 'rate' END AS finding,
-           coalesce(r.route, CASE WHEN g.kind = 'route' THEN g.name END) AS route,
-           CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN g.breaker ELSE 'held' END AS state,
-           {clock.since("g.paused_at")} AS for_seconds,
-           g.kind || ' ' || g.name || CASE
-               WHEN g.paused_at IS NOT NULL
-               THEN ': paused' || coalesce(' by ' || g.paused_by, '') || coalesce(': ' || g.pause_reason, '')
-               WHEN g.breaker <> 'closed'
-               THEN ': its circuit breaker is ' || g.breaker
-                   || coalesce(' until ' || {clock.in_words("g.breaker_until")}, '') || coalesce(': ' || g.breaker_cause, '')
-               WHEN g.held_until > {clock.ago(0)}
-               THEN ': no call until ' || {clock.in_words("g.held_until")} || coalesce(': ' || g.hold_reason, '')
-               ELSE ': its rate limit is used up until ' || {clock.in_words("g.rate_used_until")} END AS why
-    FROM gate g LEFT JOIN route_gate r ON r.kind = g.kind AND r.name = g.name
-    WHERE {_is_closed(clock)}) c
-WHERE CASE WHEN c.route IS NULL THEN c.finding IN ('paused', 'breaker')
-           ELSE EXISTS (SELECT 1 FROM open_delivery w WHERE {on_route}) END
-"""
-
-
 def _routes_with(state: str) -> str:
     """Select each route with deliveries in this state, by one look into the state's index for each."""
     first = f"SELECT min(t.route) FROM open_delivery t WHERE t.state = '{state}'"
@@ -314,14 +268,6 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {clock.since("l.at
        {_counted("w.route = o.route AND w.lane = o.lane AND w.state = 'waiting'")} AS waiting
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT {MOST_LISTED}) o
 {_last_fact(sql, "o", "AND f.kind = 'dead'")}
-""",
-        "no_head": """
-SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'its lane has no head: relay rebuild gives it one' AS why, NULL AS waiting
-FROM open_delivery o
-WHERE o.state = 'waiting' AND NOT EXISTS (
-    SELECT 1 FROM open_delivery h
-    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
 """,
     }
 

@@ -112,18 +112,17 @@ VIEWS = (
     ),
     View(
         "stuck",
-        "Deliveries, commands and relays that make no progress, and why: findings, as relay status --check reports them, and what"
-        " waits behind a closed gate, as information. Of each route, the 1,000 that are due for longest. Empty when all is well."
+        "Deliveries, commands and relays that make no progress, and why, as relay status --check reports them; what waits behind a"
+        " closed gate is not among them. Of each route, the 1,000 that are due for longest. Empty when all is well."
         " What inbox.toml says is known here as far as running relays have stored it: see route_gate.",
         {
             "finding": "no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command,"
-            " command_failed or no_head; for information paused, breaker, held or rate",
+            " or command_failed",
             **_as_in_tables("seq", "route", "lane"),
-            "state": "state of the delivery or command; gone or failing for relays; paused, held or the breaker's for gates",
+            "state": "state of the delivery or command; gone or failing for relays",
             "for_seconds": "seconds since the problem began; empty: unknown",
-            "why": "the problem, or the gate that holds deliveries back, in one sentence",
+            "why": "the problem in one sentence",
             "waiting": "deliveries that wait behind it, counted to 1,000; empty: unknown, or none can",
-            "is_finding": "true: something is wrong; false: information, as it ends by itself or a person chose it",
         },
     ),
     View(

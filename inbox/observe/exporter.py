@@ -16,13 +16,12 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import msgspec
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from inbox.observe.logs import Format, escape_lines, fields
@@ -91,50 +90,27 @@ def _family(metric: Metric, series: list[tuple[tuple[str, ...], tuple[float, ...
     return family
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
     request_queue_size = 128
-
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        self.registry = registry
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Handler)
-
-    def server_bind(self) -> None:
-        """Bind without looking up the host's name, which may take long."""
-        TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Keep silent about a scraper that hangs up."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(WSGIRequestHandler):
     timeout = 5.0
-    server: _Server
-
-    def do_GET(self) -> None:
-        if self.path.partition("?")[0] != "/metrics":
-            self.send_error(404)
-            return
-        try:
-            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-        except (TypeError, ValueError):  # it compares versions, and these are not numbers
-            encode, content_type = choose_encoder("")
-        body = encode(self.server.registry)
-        self.send_response(200)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
         pass
 
 
 def _serve(host: str, port: int, registry: CollectorRegistry) -> None:
+    _Server.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
     reported = False
     while True:
         try:
-            server = _Server(host, port, registry)
+            server = make_server(host, port, make_wsgi_app(registry), _Server, _Handler)
         except OSError as error:  # another program has the port, perhaps a predecessor that is about to end
             if not reported:
                 why = f"can't listen on {host}:{port}, trying again: {error.strerror or error}"

@@ -14,7 +14,7 @@ from copy import copy
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal
 
 import msgspec
 
@@ -84,40 +84,11 @@ KEYS = {
 """Every key, in the order of a line. A line has those that it has a value for."""
 
 
-class LogKeys(TypedDict, total=False):
-    """Keys that a line adds to those which every line has."""
-
-    source: str | None
-    route: str
-    seq: int
-    lane: str
-    attempt: int
-    due_at: str
-    did: str
-    late: bool
-    cause: str
-    status: int
-    error: str
-    step: str
-    item: str
-    kind: str
-    subject: str
-    firing: bool
-    compared: int
-    missed: int
-    added: int
-    rows: int
-    seconds: float
-    node: str
-    routes: str
-    child: int
-
-
 _ATTRIBUTE = "inbox_fields"
 
 
-def fields(event: str, ids: TraceIds | None = None, **values: Unpack[LogKeys]) -> dict[str, Any]:
-    """Make the `extra` of a log call: the line's name, its keys, and the span it belongs to unless that is the current one."""
+def fields(event: str, ids: TraceIds | None = None, **values: Any) -> dict[str, Any]:  # noqa: ANN401  # plain values
+    """Make the `extra` of a log call: the line's name, its `KEYS`, and the span it belongs to unless that is the current one."""
     return {_ATTRIBUTE: (ids, {"event": event, **values})}
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -34,7 +36,6 @@ _KINDS: dict[Kind, SpanKind] = {
     "client": SpanKind.CLIENT,
     "consumer": SpanKind.CONSUMER,
 }
-_OTLP_BY_HTTP = "otlp_proto_http"
 _log = logging.getLogger("inbox.traces")
 
 
@@ -134,17 +135,12 @@ def _nanoseconds(moment: float | None, offset: int) -> int:
 
 
 def _exporter(endpoint: str | None) -> SpanExporter:
-    """Make the exporter that OTEL_TRACES_EXPORTER names; OTLP over HTTP unless given, as the SDK's variables configure it."""
+    """Make the exporter, OTLP over HTTP, as the SDK's own variables configure it; they win over `endpoint`."""
     name = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-    if name == "otlp":
-        protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-        name = "otlp_proto_grpc" if protocol == "grpc" else _OTLP_BY_HTTP
-    found = [point for point in entry_points(group="opentelemetry_traces_exporter") if point.name == name]
-    if not found:
-        raise ConfigError(f"OTEL_TRACES_EXPORTER: the exporter {name!a} is not installed")
-    is_given = name == _OTLP_BY_HTTP and endpoint is not None and not any(map(os.environ.get, ASKING[:2]))
-    made: SpanExporter = found[0].load()(**({"endpoint": endpoint} if is_given else {}))
-    return made
+    if name != "otlp":
+        raise ConfigError(f"OTEL_TRACES_EXPORTER: {name!a} is not offered: otlp or none")
+    is_given = any(map(os.environ.get, ASKING[:2]))
+    return OTLPSpanExporter(endpoint=None if is_given else endpoint)
 
 
 class _Complaints(logging.Handler):
@@ -164,16 +160,16 @@ class _Complaints(logging.Handler):
 
 def _without_values(record: logging.LogRecord) -> str:
     """Return its text with numbers and classes of errors; whatever else is in it may be a secret."""
-    arguments = record.args if isinstance(record.args, tuple) else ()
+    arguments = iter(record.args if isinstance(record.args, tuple) else ())
+    text = _PLACE.sub(lambda _: _shown(next(arguments, None)), str(record.msg))
     raised = f" ({type(record.exc_info[1]).__name__})" if record.exc_info and record.exc_info[1] else ""
-    try:
-        text = str(record.msg) % tuple(map(_shown, arguments))
-    except (TypeError, ValueError):
-        text = str(record.msg).partition("%")[0]
     return f"{text.strip().rstrip('.')}{raised}"
 
 
-def _shown(argument: object) -> object:
+_PLACE = re.compile(r"%[-\d.]*[a-z]")
+
+
+def _shown(argument: object) -> str:
     if isinstance(argument, int | float):
-        return argument
+        return str(argument)
     return type(argument).__name__ if isinstance(argument, BaseException) else "…"

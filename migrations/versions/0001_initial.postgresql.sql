@@ -858,7 +858,7 @@ CROSS JOIN LATERAL jsonb_array_elements(CASE jsonb_typeof(r.value) WHEN 'array' 
 WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= statement_timestamp() - interval '15 seconds';
 
 CREATE VIEW stuck AS
-SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting, true AS is_finding FROM (
+SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting FROM (
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
        'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why,
        CAST(NULL AS bigint) AS waiting
@@ -965,13 +965,6 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoc
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT 1000) o
 LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead' ORDER BY f.id DESC LIMIT 1) l ON true
 UNION ALL
-SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'its lane has no head: relay rebuild gives it one' AS why, NULL AS waiting
-FROM open_delivery o
-WHERE o.state = 'waiting' AND NOT EXISTS (
-    SELECT 1 FROM open_delivery h
-    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
-UNION ALL
 SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
 FROM relay_command c
@@ -986,30 +979,6 @@ FROM (
     LIMIT 1000) c
 WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
   AND (c.finished_at IS NULL OR round(extract(epoch FROM statement_timestamp() - c.finished_at), 3) < 3600)
-) b
-UNION ALL
-SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting, false FROM (
-SELECT c.finding, CAST(NULL AS bigint) AS seq, c.route, CAST(NULL AS text) AS lane, c.state, c.for_seconds, c.why,
-       CASE WHEN c.route IS NOT NULL THEN (SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE w.route = c.route AND w.state = 'ready' AND w.due_at <= statement_timestamp() - interval '0 seconds' LIMIT 1000) n) END AS waiting
-FROM (
-    SELECT CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN 'breaker'
-                WHEN g.held_until > statement_timestamp() - interval '0 seconds' THEN 'held' ELSE 'rate' END AS finding,
-           coalesce(r.route, CASE WHEN g.kind = 'route' THEN g.name END) AS route,
-           CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN g.breaker ELSE 'held' END AS state,
-           round(extract(epoch FROM statement_timestamp() - g.paused_at), 3) AS for_seconds,
-           g.kind || ' ' || g.name || CASE
-               WHEN g.paused_at IS NOT NULL
-               THEN ': paused' || coalesce(' by ' || g.paused_by, '') || coalesce(': ' || g.pause_reason, '')
-               WHEN g.breaker <> 'closed'
-               THEN ': its circuit breaker is ' || g.breaker
-                   || coalesce(' until ' || to_char(g.breaker_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || 'Z', '') || coalesce(': ' || g.breaker_cause, '')
-               WHEN g.held_until > statement_timestamp() - interval '0 seconds'
-               THEN ': no call until ' || to_char(g.held_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || 'Z' || coalesce(': ' || g.hold_reason, '')
-               ELSE ': its rate limit is used up until ' || to_char(g.rate_used_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || 'Z' END AS why
-    FROM gate g LEFT JOIN route_gate r ON r.kind = g.kind AND r.name = g.name
-    WHERE (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > statement_timestamp() - interval '0 seconds' OR g.rate_used_until > statement_timestamp() - interval '0 seconds')) c
-WHERE CASE WHEN c.route IS NULL THEN c.finding IN ('paused', 'breaker')
-           ELSE EXISTS (SELECT 1 FROM open_delivery w WHERE w.route = c.route AND w.state = 'ready' AND w.due_at <= statement_timestamp() - interval '0 seconds') END
 ) b;
 
 CREATE FUNCTION inbox_body_text(body bytea) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT
@@ -1335,9 +1304,9 @@ COMMENT ON COLUMN relay_health.stopped_at IS 'time of a graceful stop; empty whi
 
 COMMENT ON COLUMN relay_health.failing IS 'steps that fail now, with the errors; empty: none';
 
-COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why: findings, as relay status --check reports them, and what waits behind a closed gate, as information. Of each route, the 1,000 that are due for longest. Empty when all is well. What inbox.toml says is known here as far as running relays have stored it: see route_gate.';
+COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why, as relay status --check reports them; what waits behind a closed gate is not among them. Of each route, the 1,000 that are due for longest. Empty when all is well. What inbox.toml says is known here as far as running relays have stored it: see route_gate.';
 
-COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command, command_failed or no_head; for information paused, breaker, held or rate';
+COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command, or command_failed';
 
 COMMENT ON COLUMN stuck.seq IS 'number of the event in arrival order; gaps mean nothing';
 
@@ -1345,15 +1314,13 @@ COMMENT ON COLUMN stuck.route IS 'the route it takes: a name of [routes] in inbo
 
 COMMENT ON COLUMN stuck.lane IS 'the unit of order on the route: TYPE|ID of the entity, * or the event itself';
 
-COMMENT ON COLUMN stuck.state IS 'state of the delivery or command; gone or failing for relays; paused, held or the breaker''s for gates';
+COMMENT ON COLUMN stuck.state IS 'state of the delivery or command; gone or failing for relays';
 
 COMMENT ON COLUMN stuck.for_seconds IS 'seconds since the problem began; empty: unknown';
 
-COMMENT ON COLUMN stuck.why IS 'the problem, or the gate that holds deliveries back, in one sentence';
+COMMENT ON COLUMN stuck.why IS 'the problem in one sentence';
 
 COMMENT ON COLUMN stuck.waiting IS 'deliveries that wait behind it, counted to 1,000; empty: unknown, or none can';
-
-COMMENT ON COLUMN stuck.is_finding IS 'true: something is wrong; false: information, as it ends by itself or a person chose it';
 
 COMMENT ON VIEW route_gate IS 'Gates on the way of each route, as the configuration of the running relays has them. One without a row in gate is open.';
 

@@ -629,7 +629,7 @@ JOIN json_each(CASE r.type WHEN 'array' THEN r.value ELSE '[]' END) g ON g.type 
 WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-15 seconds') || '000Z';
 
 CREATE VIEW stuck AS
-SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting, true AS is_finding FROM (
+SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting FROM (
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
        'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why,
        CAST(NULL AS bigint) AS waiting
@@ -736,13 +736,6 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT 1000) o
 LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
 UNION ALL
-SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
-       'its lane has no head: relay rebuild gives it one' AS why, NULL AS waiting
-FROM open_delivery o
-WHERE o.state = 'waiting' AND NOT EXISTS (
-    SELECT 1 FROM open_delivery h
-    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
-UNION ALL
 SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
 FROM relay_command c
@@ -757,30 +750,6 @@ FROM (
     LIMIT 1000) c
 WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
   AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600)
-) b
-UNION ALL
-SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting, false FROM (
-SELECT c.finding, CAST(NULL AS bigint) AS seq, c.route, CAST(NULL AS text) AS lane, c.state, c.for_seconds, c.why,
-       CASE WHEN c.route IS NOT NULL THEN (SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE w.route = c.route AND w.state = 'ready' AND w.due_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' LIMIT 1000) n) END AS waiting
-FROM (
-    SELECT CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN 'breaker'
-                WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' THEN 'held' ELSE 'rate' END AS finding,
-           coalesce(r.route, CASE WHEN g.kind = 'route' THEN g.name END) AS route,
-           CASE WHEN g.paused_at IS NOT NULL THEN 'paused' WHEN g.breaker <> 'closed' THEN g.breaker ELSE 'held' END AS state,
-           round((julianday('now') - julianday(g.paused_at)) * 86400, 3) AS for_seconds,
-           g.kind || ' ' || g.name || CASE
-               WHEN g.paused_at IS NOT NULL
-               THEN ': paused' || coalesce(' by ' || g.paused_by, '') || coalesce(': ' || g.pause_reason, '')
-               WHEN g.breaker <> 'closed'
-               THEN ': its circuit breaker is ' || g.breaker
-                   || coalesce(' until ' || substr(g.breaker_until, 1, 19) || 'Z', '') || coalesce(': ' || g.breaker_cause, '')
-               WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z'
-               THEN ': no call until ' || substr(g.held_until, 1, 19) || 'Z' || coalesce(': ' || g.hold_reason, '')
-               ELSE ': its rate limit is used up until ' || substr(g.rate_used_until, 1, 19) || 'Z' END AS why
-    FROM gate g LEFT JOIN route_gate r ON r.kind = g.kind AND r.name = g.name
-    WHERE (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' OR g.rate_used_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z')) c
-WHERE CASE WHEN c.route IS NULL THEN c.finding IN ('paused', 'breaker')
-           ELSE EXISTS (SELECT 1 FROM open_delivery w WHERE w.route = c.route AND w.state = 'ready' AND w.due_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z') END
 ) b;
 
 CREATE VIEW event AS

@@ -19,7 +19,6 @@ from relay.cli.init import init_command
 from relay.cli.listings import INBOX
 from relay.cli.migrate import migrate_command, roles_command
 from relay.cli.operations import OF_INBOX
-from relay.cli.prune import prune_command
 from relay.cli.send import send_command
 from relay.cli.story import show_command
 from relay.cli.terminal import exit_on_error
@@ -80,4 +79,3 @@ app.command("rejected")(INBOX["rejected"])
 for command in OF_INBOX:
     app.command()(command)
 app.command("copy")(copy_command)
-app.command("prune")(prune_command)

@@ -15,7 +15,7 @@ import typer
 from inbox.clock import SystemClock, steady
 from relay.cli import options
 from relay.cli.command_line import as_command
-from relay.cli.options import MOST_NUMBER, open_database, option, parse_entity
+from relay.cli.options import open_database, option, parse_entity
 from relay.cli.tables import Column, Format, Rolling, format_of, show
 from relay.cli.terminal import FINDING, exit_on_error, fail, say, show_fields
 from relay.words import counted, lasting, shown_state
@@ -104,7 +104,7 @@ LISTED: Mapping[str, ListCommand] = {
     "rejected": ListCommand(
         "rejected",
         {
-            "number": option(int, "--id", text="This one, with everything that was kept of it.", min=0, max=MOST_NUMBER),
+            "number": option(int, "--id", text="This one, with everything that was kept of it.", **options.NUMBER),
             "source": options.RejectedSource,
             "cause": options.RejectedCause,
             "status": options.RejectedStatus,
@@ -135,7 +135,7 @@ LISTED: Mapping[str, ListCommand] = {
         "commands",
         {
             "number": Annotated[
-                int | None, typer.Argument(metavar="[ID]", min=0, max=MOST_NUMBER, help="This one, with every field.")
+                int | None, typer.Argument(metavar="[ID]", help="This one, with every field.", **options.NUMBER)
             ],
             "state": option(str, "--state", text="Only in this state, such as running or refused."),
             "kind": option(str, "--kind", text="Only of this kind, such as replay."),

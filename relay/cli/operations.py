@@ -18,7 +18,7 @@ from inbox.events.commands import MOST_SEQS
 from inbox.observe.visible import visible_text
 from relay.cli import options
 from relay.cli.command_line import as_command
-from relay.cli.options import MOST_NUMBER, login_name, names_of, open_database, option, parse_entity
+from relay.cli.options import login_name, open_database, option, parse_entity
 from relay.cli.tables import Column, Format, format_of, show
 from relay.cli.terminal import (
     FINDING,
@@ -148,6 +148,13 @@ EXAMPLES: Mapping[str, str] = {
       inbox erase --source trivore --entity USER/IDNUMBER1234
       inbox erase --source trivore --entity USER/IDNUMBER1234 --reason "request 2026-17" --yes
     """,
+    "prune": """
+    The plan looks at the first 10,000 rows of each kind. Exits with 1 when a row could not be deleted.
+
+    Examples:
+      inbox prune
+      inbox prune --kind payloads --kind rejected --reason "the disk is full" --yes
+    """,
     "readmit": """
     Only requests of authenticated senders were kept whole, and only those can be readmitted. Exits with 1 when some are still
     rejected, or when there is none to readmit.
@@ -161,20 +168,25 @@ EXAMPLES: Mapping[str, str] = {
 """The end of the help text of each; it begins with the consequences."""
 
 
-_NUMBER: Any = {"min": 0, "max": MOST_NUMBER}
 OPTIONS: Mapping[str, Any] = {
     "seqs": Annotated[
         list[int] | None,
-        typer.Argument(metavar="[SEQ]...", **_NUMBER, help=f"These events, at most {MOST_SEQS}.", show_default=False),
+        typer.Argument(
+            metavar="[SEQ]...", help=f"These events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER
+        ),
     ],
     "reason": options.Reason,
-    "id": option(int, "--id", text="This rejected request.", **_NUMBER),
+    "id": option(int, "--id", text="This rejected request.", **options.NUMBER),
+    "kinds": Annotated[
+        list[str] | None,
+        typer.Option("--kind", metavar="KIND", help="Only this kind, a key of \\[retention]; may be given repeatedly."),
+    ],
     "route": options.OfRoute,
-    "seq": option(int, "--seq", text="This event.", **_NUMBER),
+    "seq": option(int, "--seq", text="This event.", **options.NUMBER),
     "source": options.OfSource,
     "entity_id": options.ThisEntity,
     "destination": options.OfDestination,
-    "api": option(str, "--api", text="Only of the routes that ask this api.", autocompletion=names_of("apis")),
+    "api": option(str, "--api", text="Only of the routes that ask this api.", names="apis"),
     "event_type": options.OfEventType,
     "state": option(str, "--state", text="Only in this state, such as dead, blocked or retrying.", show_default=False),
     "cause": option(str, "--cause", text="Only of this cause, such as exhausted or mapping."),
@@ -193,13 +205,11 @@ OPTIONS: Mapping[str, Any] = {
 """Every option in its place. Those that are fields of what operations ask for belong to the ones that ask for them."""
 _OF_ALL = {"reason", "yes", "as_json"}
 _GATES: Mapping[str, Any] = {
-    "route": option(str, "--route", text="This route.", autocompletion=names_of("routes")),
-    "destination": option(
-        str, "--destination", text="All routes to this destination.", autocompletion=names_of("destinations")
-    ),
-    "api": option(str, "--api", text="All routes that ask this api.", autocompletion=names_of("apis")),
-    "source": option(str, "--source", text="All routes of this source.", autocompletion=names_of("sources")),
-    "entity_id": option(str, "--entity", text="This entity of --source, as TYPE/ID."),
+    "route": option(str, "--route", text="This route.", names="routes"),
+    "destination": option(str, "--destination", text="All routes to this destination.", names="destinations"),
+    "api": option(str, "--api", text="All routes that ask this api.", names="apis"),
+    "source": option(str, "--source", text="All routes of this source.", names="sources"),
+    "entity_id": option(str, "--entity", text="This entity of --source, as TYPE/ID.", metavar="TYPE/ID"),
 }
 _LISTS: Mapping[str, Any] = {"wide": options.Wide, "columns": options.Columns, "as_ndjson": options.AsNdjson}
 _INSTEAD: Mapping[str, Mapping[str, Any]] = {
@@ -211,7 +221,7 @@ _INSTEAD: Mapping[str, Mapping[str, Any]] = {
     "pause": {**_GATES, **_LISTS},
     "resume": {
         **_GATES,
-        "command": option(int, "--command", text="A command that was stopped or interrupted.", **_NUMBER),
+        "command": option(int, "--command", text="A command that was stopped or interrupted.", **options.NUMBER),
     },
     "readmit": {
         "source": options.RejectedSource,
@@ -311,7 +321,7 @@ def follow(database: Database, config: Config, number: int, operation: Operation
                 changed = execution.work_on(database, config, policies_of, number)
                 if not changed and now.answer:  # it waits
                     time.sleep(_LOOK_AGAIN_SECONDS)
-                elif operation.kind == "erase":  # so that relays have the lock of all routes half of the time
+                elif operation.kind in {"erase", "prune"}:  # so that others have the database half of the time
                     time.sleep(min(time.monotonic() - began, _LONGEST_REST_SECONDS))
     except KeyboardInterrupt:
         with suppress(UnusableCommand):  # it has just ended
@@ -453,4 +463,4 @@ def _progress(database: Database, number: int) -> Progress:
 
 
 OF_RELAY = tuple(map(command_of, ("replay", "retry", "cancel", "unblock", "pause", "resume")))
-OF_INBOX = tuple(map(command_of, ("readmit", "erase")))
+OF_INBOX = tuple(map(command_of, ("readmit", "erase", "prune")))

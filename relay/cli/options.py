@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +15,6 @@ from inbox.events.timestamps import parse_time
 from relay.cli.terminal import fail
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from inbox.config.model import Config
     from relay.store.database import Database
 
@@ -62,14 +59,28 @@ def _time(given: str) -> datetime:
         raise typer.BadParameter(str(error)) from None
 
 
+def _number(given: str) -> int:
+    if not given.isdecimal() or int(given) > MOST_NUMBER:
+        raise typer.BadParameter(f"{given!r} is no number of a row")
+    return int(given)
+
+
+NUMBER: Any = {"parser": _number}
+"""Of an option that takes the number of a row; its help shows no range."""
+
+
 def time_option(*names: str, text: str) -> object:
     """Make a typer option that takes a time; its value is aware, in UTC."""
     return typer.Option(*names, parser=_time, metavar="TIME", help=text)
 
 
-def option(kind: type, *names: str, text: str, **more: Any) -> Any:  # noqa: ANN401  # an annotation
-    """Make the annotation of an option that need not be given."""
-    return Annotated[kind if kind is bool else kind | None, typer.Option(*names, help=text, **more)]
+def option(kind: type, name: str, *, text: str, names: str = "", **more: Any) -> Any:  # noqa: ANN401  # an annotation
+    """Make the annotation of an option that need not be given. With `names`, a table of the file completes its values."""
+    if kind is bool:
+        return Annotated[bool, typer.Option(name, help=text, **more)]
+    more.setdefault("metavar", name.removeprefix("--").upper())
+    completion = names_of(names) if names else None
+    return Annotated[kind | None, typer.Option(name, help=text, autocompletion=completion, **more)]
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
@@ -84,100 +95,50 @@ Since = Annotated[
     datetime | None,
     time_option("--since", text="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it."),
 ]
-Until = Annotated[datetime | None, time_option("--until", text="Only before this time; forms as for --since.")]
 At = Annotated[
     datetime | None,
     time_option(
         "--at", text="As it was at this time, folded from the log; forms as for --since, and not in the future."
     ),
 ]
-End = Annotated[
-    bool,
-    typer.Option("--end", help="End with the newest row instead of following; without --since, begin with the oldest."),
-]
-Before = Annotated[
-    int | None, typer.Option("--before", min=0, max=MOST_NUMBER, help="Only below this seq or id: the next page.")
-]
-Limit = Annotated[
-    int | None,
-    typer.Option("--limit", min=1, max=10_000, help="At most so many rows; by default 50, and all with --ndjson."),
-]
-Reason = Annotated[str | None, typer.Option(help="Why; it is kept in the log. Needed with --yes.")]
+Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="Why; it is kept in the log. Needed with --yes.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")]
-ThisEntity = Annotated[str | None, typer.Option("--entity", help="This entity, as TYPE/ID.")]
-OfSource = Annotated[
-    str | None, typer.Option("--source", help="Only of this source.", autocompletion=names_of("sources"))
-]
-OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.", autocompletion=names_of("routes"))]
-OfDestination = Annotated[
-    str | None,
-    typer.Option(
-        "--destination", help="Only of the routes to this destination.", autocompletion=names_of("destinations")
-    ),
-]
-OfEntity = Annotated[str | None, typer.Option("--entity", help="Only about this entity: TYPE/ID, or a TYPE.")]
-OfEventType = Annotated[
-    str | None, typer.Option("--event-type", help="Only events of this type, as the sender wrote it.")
-]
-OfStatus = Annotated[
-    int | None,
-    typer.Option("--status", min=100, max=599, help="Only where the last call was answered with this HTTP status."),
-]
-OfError = Annotated[
-    str | None,
-    typer.Option("--error", metavar="TEXT", help="Only where the last error contains this text, in any case."),
-]
-
-RejectedSource = Annotated[
-    str | None,
-    typer.Option("--source", help="Only of this source, as the URL named it.", autocompletion=names_of("sources")),
-]
-RejectedCause = Annotated[str | None, typer.Option("--cause", help="Only of this cause, such as invalid_event.")]
-RejectedStatus = Annotated[
-    int | None,
-    typer.Option("--status", min=100, max=599, help="Only those that were answered with this HTTP status."),
-]
-RejectedError = Annotated[
-    str | None,
-    typer.Option("--error", metavar="TEXT", help="Only where the reason contains this text, in any case."),
-]
+ThisEntity = Annotated[str | None, typer.Option("--entity", metavar="TYPE/ID", help="This entity, as TYPE/ID.")]
+Until = Annotated[datetime | None, time_option("--until", text="Only before this time; forms as for --since.")]
+End = option(
+    bool, "--end", text="End with the newest row instead of following; without --since, begin with the oldest."
+)
+Before = option(int, "--before", text="Only below this seq or id: the next page.", metavar="NUMBER", **NUMBER)
+Limit = option(
+    int,
+    "--limit",
+    text="At most so many rows; by default 50, and all with --ndjson.",
+    metavar="ROWS",
+    min=1,
+    max=10_000,
+)
+OfSource = option(str, "--source", text="Only of this source.", names="sources")
+OfRoute = option(str, "--route", text="Only of this route.", names="routes")
+OfDestination = option(str, "--destination", text="Only of the routes to this destination.", names="destinations")
+OfEntity = option(str, "--entity", text="Only about this entity: TYPE/ID, or a TYPE.", metavar="TYPE/ID")
+OfEventType = option(str, "--event-type", text="Only events of this type, as the sender wrote it.", metavar="TYPE")
+OfStatus = option(
+    int, "--status", text="Only where the last call was answered with this HTTP status.", min=100, max=599
+)
+OfError = option(str, "--error", text="Only where the last error contains this text, in any case.", metavar="TEXT")
+RejectedSource = option(str, "--source", text="Only of this source, as the URL named it.", names="sources")
+RejectedCause = option(str, "--cause", text="Only of this cause, such as invalid_event.")
+RejectedStatus = option(int, "--status", text="Only those that were answered with this HTTP status.", min=100, max=599)
+RejectedError = option(str, "--error", text="Only where the reason contains this text, in any case.", metavar="TEXT")
 
 
-def require_known(
-    kind: str, given: str | None, known: Iterable[str], *, stored: Callable[[str], bool] | None = None
-) -> None:
-    """Exit with 2 unless the value of a filter is a known one; the error names the nearest.
-
-    Args:
-        kind: the concept in one word, such as `route` or `cause`.
-        given: the value; None, where no filter was given, is right.
-        known: the names of the configuration, or a closed set.
-        stored: asked only about other names: true when the database has rows of such a one, such as of a removed route.
-    """
+def require_known(kind: str, given: str | None, known: Iterable[str]) -> None:
+    """Exit with 2 unless a value, where one is given, is a known one; the error names the nearest."""
     from inbox.config.mistakes import nearest
 
-    if given is None:
-        return
     names = tuple(known)
-    if given not in names and not (stored is not None and stored(given)):
+    if given is not None and given not in names:
         fail(f"there is no {kind} {given!r}; {nearest(given, names)}")
-
-
-def require_known_filters(
-    config: Config,
-    database: Engine,
-    *,
-    source: str | None = None,
-    route: str | None = None,
-    destination: str | None = None,
-    cause: str | None = None,
-) -> None:
-    """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
-    from relay.filters import unknown
-
-    given = {"source": source, "route": route, "destination": destination, "cause": cause}
-    for _, sentence in unknown("dead", given, config, database):
-        fail(sentence)
 
 
 def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[str | None, str | None]:
@@ -188,20 +149,6 @@ def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[st
     if not may_be_a_type and not (entity_type and entity_id):
         fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
     return entity_type or None, entity_id or None
-
-
-@contextmanager
-def open_engine(config: Config | None = None) -> Iterator[Engine]:
-    """Open the database that the configuration names. Its schema must be one that this version works with."""
-    from inbox.db import engine, migrate
-    from inbox.loader.load import read_config
-
-    made = engine.connect((config or read_config()).database.url, application="inbox-cli")
-    try:
-        migrate.require_current(made)
-        yield made
-    finally:
-        made.dispose()
 
 
 def load_config() -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 
 from msgspec.structs import asdict
@@ -11,7 +10,7 @@ from rich.text import Text
 from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible_line
 from relay.cli.tables import TABLE, Column, Format, layout
-from relay.cli.terminal import Row
+from relay.cli.terminal import Row, wrapped
 from relay.findings import Finding, is_well, state_of
 from relay.store.overview import Overview
 from relay.store.route_states import RouteState
@@ -201,12 +200,11 @@ def _title(title: str) -> Iterator[Text]:
 
 def _wrapped(text: str, width: int | None, mark: str = "") -> Iterator[Text]:
     """Yield a text in lines that break between words, the first behind a mark."""
-    text, first = visible_line(text), f"  {mark}"
-    lines = [f"{first}{text}"]
-    if width is not None:
-        lines = textwrap.wrap(text, max(width, _LEAST_WIDTH), initial_indent=first, subsequent_indent="    ")
+    text, begin = visible_line(text), f"  {mark}"
+    lines = [text] if width is None else wrapped(text, max(width - len(begin), _LEAST_WIDTH))
     for number, line in enumerate(lines):
-        made = Text(line)
-        if mark and number == 0:
-            made.stylize("bold red", 0, len(first))
-        yield made
+        yield (
+            Text.assemble((begin, "bold red" if mark else ""), line)
+            if number == 0
+            else Text(f"{' ' * len(begin)}{line}")
+        )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
@@ -17,7 +16,7 @@ from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible
 from relay.cli.options import MOST_NUMBER, AsJson, At, open_database
 from relay.cli.tables import style_of
-from relay.cli.terminal import FINDING, as_document, console, exit_on_error, fail, put, put_json, say
+from relay.cli.terminal import FINDING, as_document, console, exit_on_error, fail, put, put_json, say, wrapped
 from relay.words import FactShown, RouteProgress, both_times, byte_count, counted, facts_of, lasting, progress, relative
 
 if TYPE_CHECKING:
@@ -139,19 +138,6 @@ def _laid_out(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
         for number, text in enumerate(texts):
             label = line.label if number == 0 else ""
             yield Text.assemble("  ", (f"{label:<{_LABEL}}", "bright_black"), (text, line.style))
-
-
-def wrapped(text: str, room: int) -> Sequence[str]:
-    """Break a text into lines of so many cells, between words where possible."""
-    lines = [""]
-    for word in text.split(" "):
-        for part in chop_cells(word, room) if cell_len(word) > room else [word]:
-            longer = f"{lines[-1]} {part}" if lines[-1] else part
-            if cell_len(longer) <= room:
-                lines[-1] = longer
-            else:
-                lines.append(part)
-    return lines
 
 
 # --- the command

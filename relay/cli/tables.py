@@ -196,9 +196,8 @@ def _drawn(
     rows: Sequence[Row],
     width: int,
     now: datetime | None,
-    rooms: Mapping[str, int] = {},
 ) -> tuple[Text, ...]:
-    """Draw a table for a terminal. Columns have the room that `rooms` says, or as much as their values need."""
+    """Draw a table for a terminal, where long texts wrap."""
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(
@@ -206,7 +205,6 @@ def _drawn(
             justify="right" if column.kind in _NUMBERS else "left",
             no_wrap=column.kind not in _WRAPS,
             overflow="fold",
-            width=rooms.get(column.name),
         )
     for row in rows:
         cells = [(_text(column, row, now), column.kind) for column in columns]
@@ -228,23 +226,24 @@ def _whole(columns: Sequence[Column], rows: Sequence[Row], rooms: Mapping[str, i
     ]
     lines: list[Text] = []
     for texts in cells:
-        padded = (
-            " " * (width - cell_len(text)) + text if column.kind in _NUMBERS else text + " " * (width - cell_len(text))
-            for column, text, width in zip(columns, texts, widths, strict=True)
-        )
-        lines.append(Text((" " * _GAP).join(padded).rstrip(), style="" if lines else "bold"))
+        line = Text(style="" if lines else "bold")
+        for column, text, width in zip(columns, texts, widths, strict=True):
+            padding = " " * (width - cell_len(text))
+            style = style_of(text) if column.kind == "state" else ""
+            line.append(padding + text if column.kind in _NUMBERS else text + padding, style).append(" " * _GAP)
+        line.rstrip()
+        lines.append(line)
     return tuple(lines)
 
 
 class Rolling:
-    """A table whose rows come one after another: its heading once, then columns of a constant width."""
+    """A table whose rows come one after another: its heading once, then one line each, in columns of a constant width."""
 
     def __init__(self, columns: Sequence[Column], form: Format = TABLE) -> None:
         self._form, self._out = form, console()
-        self._is_narrow = self._out.is_terminal and not form.wide
-        rooms = {column.name: column.least or _USUAL[column.kind] for column in columns}
-        self._columns = _fitting(columns, rooms, self._out.width) if self._is_narrow else _in_order(columns)
-        self._rooms = {each.name: rooms[each.name] for each in self._columns if not each.last}
+        self._rooms = {each.name: each.least or _USUAL[each.kind] for each in columns if not each.last}
+        self._columns = _in_order(columns)
+        self._is_live = self._out.is_terminal and not form.wide
         self._has_heading = False
 
     def add(self, row: Row, *, shown: Row) -> None:
@@ -253,14 +252,11 @@ class Rolling:
             put_json(as_line(dict(row)))
             return
         values = {column.name: _value(column, {**row, **shown}) for column in self._columns}
-        if self._is_narrow:
+        if self._is_live:
             now = SystemClock().now()
             times = {name: value for name, value in values.items() if isinstance(value, datetime)}
             values |= {name: clock_time(value, now) for name, value in times.items()}
-            lines = _drawn(self._columns, [values], self._out.width, None, self._rooms)
-        else:
-            lines = _whole(self._columns, [values], self._rooms)
-        for line in lines[self._has_heading :]:
+        for line in _whole(self._columns, [values], self._rooms)[self._has_heading :]:
             put(line, on=self._out)
         self._has_heading = True
         self._out.file.flush()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -131,6 +131,11 @@ def put_whole(lines: Iterable[Text]) -> None:
     """Write lines whose values are escaped where no terminal is: without styles, which costs a tenth."""
     sys.stdout.write("".join(f"{line.plain}\n" for line in lines))
     sys.stdout.flush()
+
+
+def wrapped(text: str, room: int) -> Sequence[str]:
+    """Break a text into lines of so many cells, between words where possible."""
+    return [line.plain.rstrip() for line in Text(text).wrap(Console(width=room), room, overflow="fold")]
 
 
 def cell(value: object) -> Text:

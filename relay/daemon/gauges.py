@@ -31,7 +31,6 @@ from relay.store.database import Database
 READ_EVERY_SECONDS = 15.0
 _SHARE_OF_TIME = 1 / 30
 """The largest share of time for reading: with a million open deliveries, it scans as many rows."""
-_DISK_EVERY_SECONDS = 60.0
 _JOIN_SECONDS = 1.0
 
 
@@ -40,17 +39,13 @@ def meters_of(config: Config) -> Meters:
     if config.metrics.relay is None:
         return OFF
     meters = make_recorder(metrics.RELAY)
-    for kind, names in (("destination", config.destinations), ("api", config.apis)):
+    endpoints: dict[str, Iterable[str]] = {"destination": config.destinations, "api": config.apis}
+    for kind, names in endpoints.items():
         for name in names:
             meters.put(metrics.BREAKER, BREAKER_VALUES.index(BreakerState.CLOSED), kind, name)
-    pausable: dict[str, Iterable[str]] = {
-        "source": config.sources,
-        "route": config.routes,
-        "destination": config.destinations,
-        "api": config.apis,
-    }
-    for kind, named in pausable.items():
-        for name in named:
+    pausable: dict[str, Iterable[str]] = {"source": config.sources, "route": config.routes, **endpoints}
+    for kind, names in pausable.items():
+        for name in names:
             meters.put(metrics.PAUSED, 0, kind, name)
     for step in get_args(Step):  # Prometheus sees no increase in a counter that begins with its first failure
         meters.count(metrics.STEP_FAILURES, step, by=0)
@@ -62,61 +57,48 @@ def meters_of(config: Config) -> Meters:
     return meters
 
 
-class Backlog:
-    """The gauges of open deliveries on each route."""
+class Gauges:
+    """Reads the gauges of the relay as a whole; each reading is a transaction of its own."""
 
     def __init__(self, database: Database, meters: Meters, config: Config) -> None:
         self._database = database
-        self._meters = meters
-        self._clock = SystemClock()
+        self._put = meters.put
+        self._now = SystemClock().now
+        self._file = reads.sqlite_file(config)
         self._routes = set(config.routes)
         """Every route published so far: one without open deliveries stands at zero."""
 
-    def publish(self) -> None:
-        """Read the backlog, and set the gauges."""
+    def backlog(self) -> None:
+        """Read the open deliveries of each route."""
         found = {row["route"]: row for row in reads.backlog(self._database)}
         self._routes |= set(found)
         for route in sorted(self._routes):
             row = found.get(route, {})
             for state in OPEN_STATES:
-                self._meters.put(metrics.OPEN, row.get(state, 0), route, state)
-            self._meters.put(metrics.OLDEST, max(float(row.get("oldest_age_seconds") or 0), 0), route)
-        self._meters.put(metrics.LOOKED, self._clock.now().timestamp())
+                self._put(metrics.OPEN, row.get(state, 0), route, state)
+            self._put(metrics.OLDEST, max(float(row.get("oldest_age_seconds") or 0), 0), route)
+        self._put(metrics.LOOKED, self._now().timestamp())
 
-
-class HealthGauges:
-    """The gauges of alerts, and of the database's clock and disk. Each reading is a transaction of its own."""
-
-    def __init__(self, database: Database, meters: Meters, config: Config) -> None:
-        self._database = database
-        self._meters = meters
-        self._file = reads.sqlite_file(config)
-        self._now = SystemClock().now
-        self._disk_at = 0.0
-
-    def publish_alerts(self) -> None:
+    def alerts(self) -> None:
         """Read the newest alert of each subject. A recovered one is published, too: another relay may have seen it fire."""
         for row in alerts.newest(self._database):
-            self._meters.put(metrics.ALERT_FIRING, float(row["firing"]), row["kind"], row["subject"])
+            self._put(metrics.ALERT_FIRING, float(row["firing"]), row["kind"], row["subject"])
 
-    def publish_clock(self) -> None:
+    def clock(self) -> None:
         """Compare the clocks of this host and of the database; half of the time of the answer is the way to it."""
         with self._database.read() as transaction:
             before = self._now()
             there = transaction.now()
             after = self._now()
-        self._meters.put(metrics.CLOCK_SKEW, (there - before - (after - before) / 2).total_seconds())
+        self._put(metrics.CLOCK_SKEW, (there - before - (after - before) / 2).total_seconds())
 
-    def publish_disk(self) -> None:
-        """Read the sizes, once a minute: they change slowly."""
-        if time.monotonic() < self._disk_at:
-            return
+    def disk(self) -> None:
+        """Read the sizes."""
         with self._database.read() as transaction:
             disk = reads.read_disk(transaction, self._file)
         for metric, value in ((metrics.DATABASE_BYTES, disk.size), (metrics.DISK_FREE, disk.free)):
             if value is not None:
-                self._meters.put(metric, value)
-        self._disk_at = time.monotonic() + _DISK_EVERY_SECONDS
+                self._put(metric, value)
 
 
 @contextmanager
@@ -127,19 +109,18 @@ def publishing_gauges(
     if observer.meters is OFF:
         yield
         return
-    backlog, ended = Backlog(database, observer.meters, config), threading.Event()
-    health = HealthGauges(database, observer.meters, config)
-    readings: tuple[tuple[str, Callable[[], None]], ...] = (
-        ("the exporter", (lambda: None) if exporter is None else exporter.ensure),
-        ("the backlog", backlog.publish),
-        ("the alerts", health.publish_alerts),
-        ("the clock", health.publish_clock),
-        ("the disk", health.publish_disk),
-    )
+    gauges, ended = Gauges(database, observer.meters, config), threading.Event()
+    readings: dict[str, Callable[[], None]] = {
+        "the exporter": (lambda: None) if exporter is None else exporter.ensure,
+        "the backlog": gauges.backlog,
+        "the alerts": gauges.alerts,
+        "the clock": gauges.clock,
+        "the disk": gauges.disk,
+    }
 
     def publish() -> float:
         began = time.monotonic()
-        for what, read in readings:
+        for what, read in readings.items():
             try:
                 read()
             except SQLAlchemyError as error:

@@ -136,7 +136,7 @@ class Relay:
             leaving.callback(self._ended.set)
             leaving.callback(self._shut_down)
             renewing.add_done_callback(lambda _: self.stop())  # without renewals nothing may go on
-            self._observer.started(self.node, self._generations.active.routes)
+            self._observer.tell("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
             self._add_routes()
             if not drain:
                 self._sweeper.start()
@@ -146,7 +146,7 @@ class Relay:
             self._work(drain=drain)
         renewing.result()
         self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
-        self._observer.stopped(self.node)
+        self._observer.tell("stopped", node=self.node, rows=self._observer.counts["deliveries_given_back"])
 
     def _start(self) -> None:
         active = self._generations.active
@@ -202,7 +202,9 @@ class Relay:
                 self._sweeper.replace_sweeps(event.sweeps)
                 self._pruner.replace_ages(event.config.retention)
                 self._add_routes()
-                self._observer.reloaded(self.node, self._generations.active.routes)
+                self._observer.tell(
+                    "reloaded", node=self.node, routes=",".join(self._generations.active.routes) or "none"
+                )
             case None:  # or a stop: the loop sees it by itself
                 self._is_woken = False
             case _:
@@ -224,7 +226,8 @@ class Relay:
         self._leases.forget(set(self._to_give_back) - set(left))
         self._to_give_back = left
         if returned or not left:
-            self._observer.given_back(returned)
+            self._observer.counts["deliveries_given_back"] += returned
+            self._observer.tell("given_back", rows=returned)
         return returned
 
     def _record(self) -> int:
@@ -292,11 +295,11 @@ class Relay:
         self._stop.set()
         self._to_give_back += map(claim_of, self._generations.active.withdraw_unstarted())
         self._steps.attempt("giving back", self._give_back)
-        self._observer.stopping(self.node, self._generations.in_hand)
+        self._observer.tell("stopping", node=self.node, rows=self._generations.in_hand)
         self._finish_within(self._grace, unless=self._cut.is_set)
         if self._generations.in_hand:
             self._leases.revoke()
-            self._observer.cut(self.node, self._generations.in_hand)
+            self._observer.tell("cutting", node=self.node, rows=self._generations.in_hand)
         self._finish_within(CUT_SECONDS)
         self._steps.attempt("writing figures", self._maintenance.flush_throughput)
         self._generations.close()

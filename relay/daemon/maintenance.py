@@ -12,7 +12,7 @@ from relay.daemon.generation import Generation, Generations
 from relay.daemon.lease_renewal import Leases
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store import alerts, duplicates, leases, throughput
+from relay.store import alerts, duplicates, leases, nodes
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database
 from relay.store.leases import DatabaseClock
@@ -131,13 +131,16 @@ class Maintenance:
 
     def _end_post(self, result: PostResult) -> None:
         if result.error is not None:
-            self._observer.not_posted(result.posted, result.error)
+            kind, subject = result.posted.alert.kind, result.posted.alert.subject
+            self._observer.tell(
+                "alert_not_posted", number=result.posted.id, kind=kind, subject=subject, error=result.error
+            )
         result.sender.release()
         self._results.remove(result)
 
     def flush_throughput(self) -> None:
         """Write the figures that were counted since the last time."""
-        throughput.flush(self._database, self._active.config.routes)
+        nodes.flush_figures(self._database, self._active.config.routes)
         self._flush_at = time.monotonic() + FLUSH_EVERY_SECONDS
 
     def _look_for_commands(self) -> bool:

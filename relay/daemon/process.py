@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import queue
 import signal
@@ -100,7 +101,7 @@ def read_parent_orders(orders: Orders, observer: Observer) -> None:
                 ValueError
             ):  # an order of another version; the pipe's end must be read all the same
                 orders.put(Order(sent))
-        observer.orphaned()
+        observer.tell("orphaned")
         orders.put(Order.STOP)
 
     threading.Thread(target=read, name="parent", daemon=True).start()
@@ -136,7 +137,7 @@ def _reload(relay: Relay, config: Config, observer: Observer) -> None:
     try:
         relay.reload(read_again(config))
     except ConfigError as error:
-        observer.reload_refused(str(error).splitlines())
+        observer.reload_refused(error)
 
 
 def read_again(config: Config) -> PreparedConfig:
@@ -242,7 +243,7 @@ class Supervisor:
         try:
             read_again(self._config)
         except ConfigError as error:
-            self._observer.reload_refused(str(error).splitlines())
+            self._observer.reload_refused(error)
             return False
         return True
 
@@ -293,9 +294,9 @@ class ChildSlot:
             )
         except OSError as error:  # no memory, or too many processes
             self.status = 1
-            self._observer.child_not_started(error, self._postpone(now))
+            self._observer.tell("child_not_started", error=str(error), seconds=self._postpone(now))
         else:
-            self._observer.child_started(self._child.pid)
+            self._observer.tell("child_started", child=self._child.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -305,9 +306,11 @@ class ChildSlot:
             child.stdin.close()
         if stopping or (self._drain and self.status == 0):
             self.is_over = True
-            self._observer.child_ended(child.pid, self.status)
+            level = logging.ERROR if self.status else logging.INFO
+            self._observer.tell("child_ended", level, child=child.pid, ending=_ending(self.status))
         else:
-            self._observer.child_lost(child.pid, self.status, self._postpone(now))
+            ending, seconds = _ending(self.status), self._postpone(now)
+            self._observer.tell("child_lost", child=child.pid, ending=ending, seconds=seconds)
 
     def _postpone(self, now: float) -> float:
         """Set when the next child starts. Returns in how many seconds that is."""
@@ -315,3 +318,9 @@ class ChildSlot:
         self._wait = min(self._wait * 2, LONGEST_WAIT_SECONDS) if soon else FIRST_WAIT_SECONDS
         self.start_at = now + self._wait
         return self._wait
+
+
+def _ending(status: int) -> str:
+    """Word a `Popen.returncode`."""
+    names = {number.value: number.name for number in signal.Signals}
+    return f"exit status {status}" if status >= 0 else f"killed by {names.get(-status, f'signal {-status}')}"

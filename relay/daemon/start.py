@@ -71,7 +71,8 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
         if not _is_fit(connections, orders, observer, is_patient=not options.drain):
             return 0
         if not options.supervised:
-            observer.exposed(exposure_warnings(config_path(), config))
+            for what in exposure_warnings(config_path(), config):
+                observer.tell("exposed", what=what)
     with ExitStack() as leaving:
         served = None if config.metrics.relay is None else config.metrics.relay.place
         exporter = None if options.supervised else exporter_at(served, config.logs.format)

@@ -92,7 +92,7 @@ class Listener:
         ):
             self._observer.bug_in_thread("wake-up", error)
         elif not self._wait:
-            self._observer.hears_nothing(error_text(error))
+            self._observer.tell("hears_nothing", error=error_text(error))
         self._wait = min(self._wait * 2 or FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
 
     def _wake(self) -> None:

@@ -33,10 +33,10 @@ class ChangeMade:
 class Scenario:
     """Creates some users and groups first; from then on every change is random."""
 
-    def __init__(self, identity: IdentityService, rng: random.Random, *, users: int = 6, groups: int = 2) -> None:
+    def __init__(self, identity: IdentityService, rng: random.Random) -> None:
         """Change nothing yet."""
         self._identity, self._rng = identity, rng
-        self._first = [USER] * users + [GROUP] * groups
+        self._first = [*(USER,) * 6, *(GROUP,) * 2]
         self._created = {USER: 0, GROUP: 0}
 
     def step(self) -> ChangeMade:

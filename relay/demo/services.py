@@ -194,8 +194,8 @@ class IdentityService:
             moment = self._tick()
             # As MongoDB's ObjectId: seconds, process, counter; so ids sort by creation.
             entity_id = f"{int(moment.timestamp()):08x}{self._process}{next(self._counter):06x}"
-            at, location = rfc3339(moment, "milliseconds"), f"{_API}/{_PATHS[entity_type]}/{entity_id}"
-            meta = {"created": at, "lastModified": at, "location": location}
+            at = rfc3339(moment, "milliseconds")
+            meta = {"created": at, "lastModified": at}
             return self._put(entity_type, entity_id, body, meta, "CREATE", report=report)
 
     def replace(self, entity_type: str, entity_id: str, body: Document, *, report: bool = True) -> Document:
@@ -250,22 +250,22 @@ class IdentityService:
         count = req.get_param_as_int("count", min_value=1, max_value=_MAX_COUNT, default=_DEFAULT_COUNT)
         if text := req.get_param("filter"):
             documents = _filtered(documents, text)
-        page = [_located(req, document) for document in documents[start : start + count]]
+        page = documents[start : start + count]
         answer(
             resp, {"totalResults": len(documents), "startIndex": start, "itemsPerPage": len(page), "resources": page}
         )
 
     async def on_post_all(self, req: Request, resp: Response, path: str) -> None:
         """Create one."""
-        answer(resp, _located(req, self.create(_type_at(path), await read_object(req))), 201)
+        answer(resp, self.create(_type_at(path), await read_object(req)), 201)
 
-    async def on_get(self, req: Request, resp: Response, path: str, entity_id: str) -> None:
+    async def on_get(self, _: Request, resp: Response, path: str, entity_id: str) -> None:
         """Read one."""
-        answer(resp, _located(req, self.get(_type_at(path), entity_id)))
+        answer(resp, self.get(_type_at(path), entity_id))
 
     async def on_put(self, req: Request, resp: Response, path: str, entity_id: str) -> None:
         """Replace one."""
-        answer(resp, _located(req, self.replace(_type_at(path), entity_id, await read_object(req))))
+        answer(resp, self.replace(_type_at(path), entity_id, await read_object(req)))
 
     async def on_delete(self, _: Request, resp: Response, path: str, entity_id: str) -> None:
         """Delete one."""
@@ -299,12 +299,6 @@ def _filtered(documents: list[Document], text: str) -> list[Document]:
         return [document for document in documents if passes(document)]
     except (TypeError, ValueError):
         raise falcon.HTTPBadRequest(description="invalidFilter: `ge` is for times.") from None
-
-
-def _located(req: Request, document: Document) -> Document:
-    """Make the document's location an absolute URL."""
-    meta = document["meta"]
-    return {**document, "meta": {**meta, "location": f"{req.prefix}{meta['location']}"}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,16 +47,10 @@ def _database(installation: Installation) -> Iterator[Finding]:
 
 
 PENDING = FindingKind(
-    "migrations_pending",
-    "critical",
-    "The database lacks migrations of this version: receiver and relay of this version don't start.",
-    "inbox migrate",
+    "migrations_pending", "critical", "The database lacks migrations of this version.", "inbox migrate"
 )
 NEWER = FindingKind(
-    "database_newer",
-    "critical",
-    "The database belongs to a newer version: receiver and relay of this version don't start.",
-    "pip install --upgrade inbox-relay",
+    "database_newer", "critical", "The database is of a newer version.", "pip install --upgrade inbox-relay"
 )
 
 
@@ -161,8 +155,8 @@ FILLING = FindingKind(
 NETWORK = FindingKind(
     "network_disk",
     "critical",
-    "The SQLite file lies on a network file system: its locks don't hold there, and the file can be damaged (https://sqlite.org/wal.html).",
-    "INBOX_DATABASE_URL=sqlite:////var/lib/inbox-relay/inbox.db # a folder on a local disk",
+    "The SQLite file is on a network: locks don't hold.",
+    "inbox copy # to a database on a local disk",
 )
 _LEAST_BYTES, _LEAST_PART = 500e6, 0.05
 _NETWORK_TYPES = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "fuse.glusterfs"}
@@ -217,12 +211,7 @@ def network_type(folder: Path, mounts: Path = _MOUNTS) -> str | None:
     return found[1] if found[1] in _NETWORK_TYPES else None
 
 
-MISTAKE = FindingKind(
-    "configuration_mistake",
-    "critical",
-    "The configuration has a mistake: no program starts with it, and a reload keeps the old one.",
-    "inbox check",
-)
+MISTAKE = FindingKind("configuration_mistake", "critical", "No program starts with this configuration.", "inbox check")
 DOUBT = FindingKind(
     "configuration_warning",
     "warning",
@@ -232,8 +221,8 @@ DOUBT = FindingKind(
 EXPIRING = FindingKind(
     "expiring",
     "warning",
-    "The last valid secret of a source, or a certificate in a file, ends within 30 days.",
-    "inbox check # after adding another; then reload with SIGHUP",
+    "A secret or certificate ends within 30 days.",
+    "inbox check # after adding another; then reload",
 )
 _SOON = timedelta(days=30)
 _MOST_OF_CHECK = 20

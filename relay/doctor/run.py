@@ -16,11 +16,12 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.db.dialect import SQLITE, failure_of, trouble_text
+from inbox.db.dialect import failure_of, trouble_text
 from inbox.db.engine import connect_read_only, parse_url, shown
 from inbox.errors import ConfigError, NotExamined
 from inbox.loader.load import ConfigFile, config_path, load_file, load_text
 from relay.findings import Finding, FindingKind
+from relay.store.reads import sqlite_file
 
 LONGEST_SECONDS = 10.0
 """Longest time of an examination: a disk that hangs lets no call return. Statements end earlier by themselves."""
@@ -57,10 +58,7 @@ class Installation(msgspec.Struct, frozen=True):
     @property
     def sqlite_path(self) -> Path | None:
         """Return the SQLite file; None on Postgres, and for a URI of SQLite."""
-        parsed = parse_url(self.config.database.url)
-        if parsed.get_backend_name() != SQLITE or (parsed.database or "").startswith("file:"):
-            return None
-        return Path(parsed.database or "").absolute()
+        return sqlite_file(self.config)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

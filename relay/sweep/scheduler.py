@@ -196,7 +196,7 @@ class Sweeper:
         else:
             alert = Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error})
             sweeps.fail(self._database, turn, error, [alert, *alerts], missed)
-            self._observer.sweep_failed(sweeping.subject, error)
+            self._observer.tell("sweep_failed", subject=sweeping.subject, error=error)
         if found is not None:
             self._observer.swept_in_part(sweeping.subject, found)
 

@@ -34,7 +34,7 @@ from relay.store.operator.plan import reason_mistake
 from relay.web import render
 from relay.web.plans import ActPlan, Agreed, make_plan
 from relay.web.problems import API, set_status
-from relay.web.query import MOST_BYTES, convert, encode, parse, read_form
+from relay.web.query import convert, encode, parse, read_body, read_form
 from relay.web.reading import Readers
 
 # --- what is sent
@@ -111,13 +111,10 @@ async def read_json(req: Request) -> dict[str, Any]:
 
     Raises:
         BadFilter: it is none.
-        HTTPContentTooLarge: it has more than `MOST_BYTES`.
+        HTTPError: as `read_body`.
     """
-    given = await req.stream.read(MOST_BYTES + 1)
-    if len(given) > MOST_BYTES:
-        raise falcon.HTTPContentTooLarge(description=f"a body has at most {MOST_BYTES} bytes")
     try:
-        return msgspec.json.decode(given, type=dict[str, Any])
+        return msgspec.json.decode(await read_body(req), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadFilter(f"the body is no JSON object: {error}") from None
 

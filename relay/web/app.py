@@ -15,6 +15,7 @@ from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
 from inbox.config.values import Network
 from inbox.errors import BadFilter, NothingThere, PageError
+from inbox.http.limits import CAPACITY, Capacity
 from relay.accounts import check_accounts
 from relay.web import render
 from relay.web.acts import ActResource
@@ -25,7 +26,6 @@ from relay.web.query import encode, of_path, parameters, parse, url
 from relay.web.reading import ListPage, NotYourTurn, Readers, Reading, Screen
 from relay.web.reveal import RevealResource
 from relay.web.screens import SCREENS
-from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceResource
 
 App = falcon.asgi.App[Request, Response]
 
@@ -44,6 +44,13 @@ LIVE_FIELD = "live"
 """Parameter of every screen: `live=0` makes a page that does not refresh itself."""
 REFRESH_HEADER = "X-Refresh"
 """Header of a page that asks for what is new on it."""
+
+
+CONNECTIONS = 250
+"""Most open connections. A browser has one for the page that is in sight, and a few while it loads one.
+
+One more takes the place of the one that is idle for longest; when answers are under way on all of them, it gets 503.
+"""
 
 
 class ScreenResource:
@@ -158,19 +165,19 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     reveal = RevealResource(readers, renderer, clock)
     app.add_route("/events/{seq}/reveal", reveal)
     app.add_route(f"{API}/events/{{seq}}/reveal", reveal, suffix="json")
-    difference = DifferenceResource(readers, renderer, clock)
-    app.add_route(ENTITY_DIFFERENCE, difference)
-    app.add_route(f"{ENTITY_DIFFERENCE}.json", difference, suffix="json")
-    app.add_route(f"{API}{ENTITY_DIFFERENCE}", difference, suffix="json")
     ProblemAnswers(renderer, clock).add_to(app)
     return app
 
 
-class _Closing:
-    """Falcon middleware that closes the connections when the worker stops."""
+class _Lifespan:
+    """Falcon middleware that tells the server the page's limits, and closes the database's connections at the end."""
 
     def __init__(self, readers: Readers) -> None:
         self._readers = readers
+
+    async def process_startup(self, scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
+        """Tell the server. It calls this before the first request."""
+        scope.get("state", {})[CAPACITY] = Capacity(CONNECTIONS, CONNECTIONS, per_connection=10_000)
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
         """Close them. The server calls this after the last request."""
@@ -194,5 +201,5 @@ def page_of(config: Config, forwarding: Iterable[str] = (), sessions: Sessions |
     networks = [Network.parse(each) for each in forwarding if each != "*"]
     readers = Readers(config, clock)
     app = create_app(readers, clock, Guard(config.web, clock, sessions or Sessions(), forwarding=networks))
-    app.add_middleware(_Closing(readers))
+    app.add_middleware(_Lifespan(readers))
     return app

@@ -8,39 +8,27 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy.exc import OperationalError
-
 from inbox.config.model import Config
-from inbox.db import engine, migrate
-from inbox.db.dialect import trouble_text
+from inbox.db import migrate
 from inbox.errors import ConfigError
-from inbox.gunicorn_worker import WORKER_TMP_DIR, LimitedApp, LineLogger, allow_files, escape_logs, reactivate
+from inbox.gunicorn_worker import WORKER_TMP_DIR, ActiveApp, LineLogger, allow_files, reload_app, start_app
 from inbox.loader.load import ConfigFile, load_file, read_config
-from inbox.observe.logs import fields, write_stderr
-from relay.web.app import page_of
+from inbox.observe.logs import fields
+from relay.web.app import CONNECTIONS, page_of
 from relay.web.guard import Sessions
-
-CONNECTIONS = 250
-"""Most open connections. A browser has one for the page that is in sight, and a few while it loads one.
-
-One more takes the place of the one that is idle for longest; when answers are under way on all of them, it gets 503.
-"""
-LARGEST_FORM = 64 * 1024
-"""Bytes."""
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
 
-class ActivePage:
-    """The application of the last good configuration. The master changes it; a worker keeps what it was forked with."""
+class ActivePage(ActiveApp):
+    """The page of the last good configuration."""
 
     def __init__(self) -> None:
-        self._app: LimitedApp | None = None
+        super().__init__()
         self._sessions = Sessions()
         self.is_plain = True
         """False where [web] origin says that a proxy speaks TLS."""
@@ -51,17 +39,10 @@ class ActivePage:
         Raises:
             ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
         """
-        app = file.make(lambda config: page_of(config, forwarding, self._sessions))
-        self._app = LimitedApp(app, connections=CONNECTIONS, largest_body=LARGEST_FORM)
+        self.app = file.make(lambda config: page_of(config, forwarding, self._sessions))
         LineLogger.form = file.config.logs.format
         self.is_plain = not (file.config.web.origin or "").lower().startswith("https:")
         return file.config
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
-        """The ASGI application."""
-        if self._app is None:
-            raise RuntimeError("gunicorn's settings have to run relay.web.gunicorn_settings.on_starting")
-        await self._app(scope, receive, send)
 
 
 page = ActivePage()
@@ -84,34 +65,19 @@ worker_tmp_dir = WORKER_TMP_DIR
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Exit if the configuration or the schema can't work; while the database is down, the page says so."""
-    escape_logs(server.log, LineLogger.form)
-    try:
-        config = page.activate(load_file(), server.cfg.forwarded_allow_ips)
-        escape_logs(server.log, LineLogger.form)
-        checked = engine.connect(config.database.url, application="relay-web")
-        try:
-            migrate.require_current(checked)
-        except OperationalError as error:
-            _log.warning(
-                "the database does not answer, the page says so until it does: %s",
-                trouble_text(error),
-                extra=fields("database_trouble"),
-            )
-        finally:
-            checked.dispose()
-        allow_files(CONNECTIONS, "the page's connections", program="relay")
-    except ConfigError as error:
-        for mistake in str(error).splitlines():
-            write_stderr(f"relay: {mistake}")
-        sys.exit(2)
+    start_app(
+        server,
+        lambda: page.activate(load_file(), server.cfg.forwarded_allow_ips),
+        application="relay-web",
+        checks=(migrate.require_current,),
+        away="the page says so",
+        then=lambda _: allow_files(CONNECTIONS, "the page's connections", program="relay"),
+    )
 
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Read the configuration again on SIGHUP; the old one stays if it can't be used."""
-    escape_logs(server.log, LineLogger.form)
-    config = reactivate(lambda: page.activate(load_file(), server.cfg.forwarded_allow_ips))
-    escape_logs(server.log, LineLogger.form)
-    if config is not None:
+    if reload_app(server, lambda: page.activate(load_file(), server.cfg.forwarded_allow_ips)) is not None:
         _log.info("reloaded", extra=fields("reloaded"))
 
 

@@ -16,7 +16,6 @@ from falcon.asgi import Request, Response
 from inbox.errors import PageError
 from inbox.events.commands import CANCELLED_BY_STATE, REPLAYED_BY_STATE
 from inbox.events.timestamps import TIME_FORMS
-from relay.destinations.preview import Preview
 from relay.operations.table import OPERATIONS as KINDS
 from relay.operations.table import Operation
 from relay.web.acts import TIMES, ActAnswer, Submission, fields_of
@@ -26,7 +25,6 @@ from relay.web.query import GivenTime, Number
 from relay.web.reading import Screen
 from relay.web.reveal import RevealedPayload, RevealOrder
 from relay.web.screens import SCREENS
-from relay.web.screens.entity import ENTITY_DIFFERENCE, DifferenceQuery
 
 Json = dict[str, Any]
 
@@ -43,7 +41,7 @@ _EXPLAINED = {
     "until": "Only what happened before this time.",
     "source": "Name of a source in `inbox.toml`.",
     "route": "Name of a route in `inbox.toml`.",
-    "routes": "Names of routes in `inbox.toml`, with commas between them.",
+    "routes": "`all`: also routes with nothing open.",
     "destination": "Name of a destination in `inbox.toml`.",
     "api": "Name of an api in `inbox.toml`.",
     "name": "A part of the name, in any case.",
@@ -78,8 +76,8 @@ _TIME: Json = {
     "anyOf": [{"format": "date-time"}, {"format": "date"}, {"pattern": "^[0-9]{1,5}[smhdw]$"}],
     "examples": ["2d"],
 }
-ALWAYS = (400, 401, 403, 500, 503)
-"""Statuses of problems that every path may answer."""
+_ALWAYS, _OF_BODIES = (400, 401, 403, 404, 500, 503), (409, 413)
+"""Statuses of problems: of every path, and of those that take a body."""
 _UNNAMED = {413: "The body is larger than any that makes sense.", 500: "A bug of the page; its log has the place."}
 """Problems of the type `about:blank`."""
 
@@ -101,8 +99,6 @@ class ApiMethod(msgspec.Struct, frozen=True, kw_only=True):
     """JSON of a success."""
     status: int = 200
     """Status of a success."""
-    problems: tuple[int, ...] = ALWAYS
-    """Statuses of its problems."""
     headers: Mapping[str, str] = {}
     """Headers of a success, with their meanings."""
 
@@ -116,7 +112,6 @@ def operations_of(screens: Iterable[Screen]) -> Iterator[ApiMethod]:
             path=API + (screen.path if screen.path != "/" else "/overview"),
             asks=_object(screen.query),
             answer=screen.page,
-            problems=(*ALWAYS, 404) if _PLACE.search(screen.path) else ALWAYS,
             headers={"Link": 'With rel="next", the next page; absent on the last.'} if screen.is_list else {},
         )
 
@@ -124,15 +119,7 @@ def operations_of(screens: Iterable[Screen]) -> Iterator[ApiMethod]:
 def _of_act(kind: Operation) -> Iterator[ApiMethod]:
     """Yield the plan of an act, and the act."""
     path, asks = f"{API}/acts/{kind.kind}", _asked(kind)
-    problems = (*ALWAYS, 404) if kind.is_of_a_command else ALWAYS
-    yield ApiMethod(
-        name=f"plan_{kind.kind}",
-        title=f"{kind.title}: the plan",
-        path=path,
-        asks=asks,
-        answer=ActPlan,
-        problems=problems,
-    )
+    yield ApiMethod(name=f"plan_{kind.kind}", title=f"{kind.title}: the plan", path=path, asks=asks, answer=ActPlan)
     more = _object(Submission)["properties"]
     left_out = {"again": kind.kind != "erase", "dry_run": not kind.has_dry_run}
     yield ApiMethod(
@@ -147,7 +134,6 @@ def _of_act(kind: Operation) -> Iterator[ApiMethod]:
         },
         answer=ActAnswer,
         status=202,
-        problems=(*problems, 409, 413),
         headers={"Location": "Path of the command."},
     )
 
@@ -223,7 +209,8 @@ def _operation(operation: ApiMethod) -> Json:
         "content": {"application/json": {"schema": {"$ref": _REF.format(name=operation.answer.__name__)}}},
         "headers": {name: _header(text, "string") for name, text in operation.headers.items()},
     }
-    problems = {str(each): {"$ref": f"#/components/responses/Problem{each}"} for each in sorted(operation.problems)}
+    statuses = sorted((*_ALWAYS, *(() if operation.body is None else _OF_BODIES)))
+    problems = {str(each): {"$ref": f"#/components/responses/Problem{each}"} for each in statuses}
     body = {"required": True, "content": {"application/json": {"schema": operation.body}}}
     return {
         "operationId": operation.name,
@@ -295,15 +282,6 @@ OPERATIONS = (
         asks=_object(EventNumber),
         body=_object(RevealOrder),
         answer=RevealedPayload,
-        problems=(*ALWAYS, 404, 413),
-    ),
-    ApiMethod(
-        name="difference",
-        title="Compare both sides of a sync route for an entity",
-        path=f"{API}{ENTITY_DIFFERENCE}",
-        asks=_object(DifferenceQuery),
-        answer=Preview,
-        problems=(*ALWAYS, 404),
     ),
 )
 """Everything that the API can do."""

@@ -17,8 +17,9 @@ from msgspec import inspect
 
 from inbox.config.mistakes import nearest
 from inbox.db.dialect import is_storable
-from inbox.errors import BadFilter, NothingThere
+from inbox.errors import BadFilter, NothingThere, RequestError
 from inbox.events.timestamps import parse_time
+from inbox.http.body import read
 
 _encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
 
@@ -55,18 +56,28 @@ MOST_FIELDS = 500
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 
+async def read_body(req: Request) -> bytes:
+    """Read a body.
+
+    Raises:
+        HTTPError: it has more than `MOST_BYTES`, is slow, or is cut short.
+    """
+    try:
+        return await read(req, MOST_BYTES)
+    except RequestError as error:
+        raise falcon.HTTPError(error.status, title=error.title, description=error.detail) from None
+
+
 async def read_form(req: Request) -> dict[str, str]:
     """Read the fields of a form.
 
     Raises:
         BadFilter: it is no form, has a field twice, or is not UTF-8.
-        HTTPContentTooLarge: it has more than `MOST_BYTES`.
+        HTTPError: as `read_body`.
     """
     if (req.content_type or "").partition(";")[0].strip().lower() != FORM_TYPE:
         raise BadFilter(f"expected a form, of the type {FORM_TYPE}")
-    body = await req.stream.read(MOST_BYTES + 1)
-    if len(body) > MOST_BYTES:
-        raise falcon.HTTPContentTooLarge(description=f"a form has at most {MOST_BYTES} bytes")
+    body = await read_body(req)
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
     except ValueError:

@@ -13,13 +13,11 @@ from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from sqlalchemy import BigInteger, Boolean, Column, Integer, Text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from inbox.clock import Clock
 from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.db.columns import JsonValue, TextList, UtcDateTime
 from inbox.db.dialect import failure_of, trouble_text
 from inbox.db.reads import Row
 from inbox.db.schema import metadata
@@ -29,60 +27,29 @@ from relay.accounts import Actor
 from relay.delivery.policy import Policies, policies
 from relay.store.database import Database
 
-Schema = dict[str, Any]
-
 AnyMembers = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema={"additionalProperties": True})]
 """An object with any members, such as the selection of a command."""
 
-_WHOLE: Schema = {"type": "integer"}
-_TEXT: Schema = {"type": "string"}
-_FORMS = {
-    BigInteger: _WHOLE,
-    Integer: _WHOLE,
-    Text: _TEXT,
-    Boolean: {"type": "boolean"},
-    UtcDateTime: {"type": "string", "format": "date-time"},
-    type(JsonValue): {},
-    type(TextList): {"type": "array", "items": _TEXT},
-}
 
-
-def rows_of(name: str, *without: str, **added: Schema) -> msgspec.Meta:
-    """Describe a row of a table or view, as the annotation of a `Row`. Of a view, only columns of tables have types.
+def rows_of(name: str, *without: str, **added: dict[str, Any]) -> msgspec.Meta:
+    """Describe a row of a table or view by the comments of its columns, as the annotation of a `Row`.
 
     Args:
         name: The table or view.
         without: Columns that the answer leaves out.
         added: Schemas of members that the answer adds.
     """
-    table = metadata.tables.get(name)
-    if table is not None:
-        columns = {
-            str(column.name): _column(column, column.comment, is_nullable=bool(column.nullable))
-            for column in table.columns
-        }
+    if (table := metadata.tables.get(name)) is not None:
+        columns = {str(column.name): column.comment for column in table.columns}
     else:
-        view = next(each for each in VIEWS if each.name == name)
-        columns = {each: _column(_OF_TABLES.get(each), text, is_nullable=True) for each, text in view.columns.items()}
-    wrong = set(without) - columns.keys()
-    if wrong:
+        columns = dict(next(each for each in VIEWS if each.name == name).columns)
+    if wrong := set(without) - columns.keys():
         raise ValueError(f"{name} has no column {', '.join(sorted(wrong))}")
-    properties = {column: schema for column, schema in columns.items() if column not in without} | added
+    properties = {column: {"description": text or ""} for column, text in columns.items() if column not in without}
+    properties |= added
     return msgspec.Meta(
         extra_json_schema={"properties": properties, "required": list(properties), "additionalProperties": False}
     )
-
-
-def _column(column: Column[Any] | None, text: str | None, *, is_nullable: bool) -> Schema:
-    form = (
-        {} if column is None else next((form for kind, form in _FORMS.items() if isinstance(column.type, kind)), _TEXT)
-    )
-    if is_nullable and "type" in form:
-        form = {**form, "type": [form["type"], "null"]}
-    return {**form, "description": text} if text else form
-
-
-_OF_TABLES = {str(column.name): column for table in metadata.tables.values() for column in table.columns}
 
 
 class Reading(msgspec.Struct, frozen=True):

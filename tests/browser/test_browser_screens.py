@@ -9,8 +9,8 @@ import re
 
 import pytest
 
+from relay.web.problems import KINDS
 from relay.web.screens import SCREENS
-from relay.web.screens.problems import KINDS
 from tests.helpers.browser import DESK, PHONE, TABLET, Browser, Theme
 from tests.helpers.page import Page
 

@@ -49,5 +49,4 @@ def test_a_mistyped_name_exits_with_2_and_says_the_nearest(capsys: pytest.Captur
 
 def test_a_name_of_the_configuration_or_of_the_database_is_right() -> None:
     require_known("route", None, [])
-    require_known("route", "to-crm", ["to-crm"], stored=lambda _: pytest.fail("the configuration has it"))
-    require_known("route", "removed", ["to-crm"], stored=lambda name: name == "removed")
+    require_known("route", "to-crm", ["to-crm"])

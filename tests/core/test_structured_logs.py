@@ -14,7 +14,6 @@ import pytest
 from inbox.observe.logs import (
     KEYS,
     LineFormatter,
-    LogKeys,
     StructuredFormatter,
     TraceIds,
     escape_lines,
@@ -104,7 +103,21 @@ def test_a_handler_goes_back_to_text_with_its_own_format() -> None:
 
 def test_every_key_is_documented_and_every_documented_key_is_one() -> None:
     always = {"time", "level", "logger", "process", "event", "message", "trace_id", "span_id", "traceback"}
-    assert set(KEYS) == always | set(LogKeys.__annotations__)
+    calls = [
+        node
+        for folder in ("inbox", "relay")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    named = {getattr(call.func, "attr", getattr(call.func, "id", "")): set[str]() for call in calls}
+    for call in calls:
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        named[name] |= {each.arg for each in call.keywords if each.arg} - {"ids"}
+    assert named["fields"] <= KEYS.keys()
+    assert KEYS.keys() <= always | named["fields"] | named["tell"] | named["keys"] | named["partial"] | {
+        *("compared", "missed", "added")
+    }
     rows = "\n".join(f"| `{key}` | {meaning} |" for key, meaning in KEYS.items())
     assert f"| key | meaning |\n| --- | --- |\n{rows}\n\n" in PAGES["docs/reference/logs.md"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -121,12 +120,14 @@ def test_a_start_is_one_commit_which_has_the_routes(engine: Engine) -> None:
     at_start: list[tuple[int, list[str]]] = []
 
     class Watching(Observer):
-        def started(self, node: str, routes: Iterable[str]) -> None:
-            made = len(commits)
+        def tell(self, event: str, level: int | None = None, **values: str | float | None) -> None:
+            super().tell(event, level, **values)
+            if event != "started":
+                return
+            made, node = len(commits), values["node"]
             with engine.connect() as connection:
                 known = connection.scalar(text("SELECT routes FROM relay_node WHERE id = :node"), {"node": node})
             at_start.append((made, [*as_json(known)]))
-            super().started(node, routes)
 
     prepared = PreparedConfig(configured("http://127.0.0.1:9/"), {"everything": Exiting()})
     relay = Relay(Database(engine), prepared, grace_seconds=0, observer=Watching())

@@ -21,7 +21,7 @@ from relay.delivery.alerts import Alert
 from relay.delivery.gates import Breaker, BreakerState
 from relay.delivery.outcome import Call, Failed, Outcome
 from relay.delivery.policy import HoldRequest, policies
-from relay.store import alerts, gates, nodes, sweeps, throughput
+from relay.store import alerts, gates, nodes, sweeps
 from relay.store.database import Database
 from relay.store.operator.execution import OpenCommands
 from tests.helpers.pruning import prune
@@ -196,7 +196,7 @@ def _turn_away(night: Night) -> None:
 
 def _watch(night: Night) -> None:
     """Write figures, alerts, the result of a sweep, an open breaker, and the progress of retention."""
-    throughput.flush(night.database, CONFIG.routes)
+    nodes.flush_figures(night.database, CONFIG.routes)
     received = Tally()
     for source, outcome, count in (
         ("trivore", "stored", 16),

@@ -21,7 +21,7 @@ from inbox.loader.load import parse_config
 from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import policies
 from relay.operations.asks import Selection
-from relay.store import alerts, gates, nodes, sweeps, throughput
+from relay.store import alerts, gates, nodes, sweeps
 from relay.store.alert_conditions import Watch
 from relay.store.operator import commands, execution
 from tests.helpers.relaying import FakeClock, Steps
@@ -118,10 +118,10 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
         _work(steps, minute, rng)
         nodes.heartbeat(steps.database, "relay-1")
         watch.look(steps.database, config)
-        throughput.flush(steps.database, config.routes)
+        nodes.flush_figures(steps.database, config.routes)
         clock.advance(60)
     _work(steps, MINUTES, rng)
-    throughput.flush(steps.database, config.routes)
+    nodes.flush_figures(steps.database, config.routes)
     alerts.take_untold(steps.database)
     nodes.heartbeat(steps.database, "relay-1")
     _last_arrivals(steps, rng)

@@ -65,7 +65,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "inbox tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--source HOSTILE"),
     "inbox commands": ("", "--json", "--wide", "1", "1 --json", "--kind HOSTILE"),
     "inbox copy": ("--to sqlite:///HOSTILE/target.db", "--to sqlite:///target.db --json", "--to HOSTILE"),
-    "inbox prune": ("--dry-run", "--dry-run --json", "--kind HOSTILE"),
+    "inbox prune": ("", "--json", "--kind HOSTILE"),
     "inbox erase": ("--source trivore --entity HOSTILE", "--source HOSTILE --entity HOSTILE --json"),
     "inbox doctor": ("", "--json", "--only HOSTILE"),
     "inbox rejected": ("", "--json", "--id 1", "--id 1 --json", "--cause HOSTILE"),

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from inbox.db import listing
-from inbox.db.listing import EventFilter, FoundDeliveries
+from inbox.db.listing import EventFilter, RowPage
 from inbox.events.states import LISTED_STATES
 from tests.helpers.relaying import Steps
 from tests.helpers.storing import START, an_event
@@ -52,7 +52,7 @@ def keys(rows: list[dict[str, Any]]) -> list[tuple[int, str | None]]:
     return [(row["seq"], row["route"]) for row in rows]
 
 
-def searched(engine: Engine, wanted: EventFilter, limit: int = LONG, seconds: float = 60.0) -> FoundDeliveries:
+def searched(engine: Engine, wanted: EventFilter, limit: int = LONG, seconds: float = 60.0) -> RowPage:
     return listing.list_deliveries(engine, wanted, limit, most=500, seconds=seconds)
 
 

@@ -262,7 +262,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "given deliveries": sequence._of_keys,
     "received keys": sequence._received,
     "any received": sequence._any_received,
-    "any dead on a route": lambda _: alert_conditions._ANY_DEAD,
+    "deaths that are over": lambda _: alert_conditions._DEATHS_OVER,
     "oldest of a route": lambda _: alert_conditions._OLDEST,
     "heads": lanes._heads,
     "first waiting": lanes._first_waiting,

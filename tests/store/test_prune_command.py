@@ -1,27 +1,26 @@
-"""`inbox prune`: plan, question, deletion, and the space given back."""
+"""`inbox prune`: a plan, and a command that this process carries out under the lease of pruners."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, text
+from sqlalchemy import Engine
 
-from inbox.clock import SystemClock
-from inbox.db.schema import relay_node
-from relay.store.retention import LeasedPruner
+from relay.delivery.policy import policies
+from relay.store.operator import commands, execution
 from tests.helpers.processes import Ended, invoke
 from tests.helpers.pruning import a_pruner
 from tests.helpers.reading import count
-from tests.helpers.relaying import Steps
+from tests.helpers.relaying import CONFIG, Steps
 from tests.helpers.storing import an_event
 from tests.helpers.webhooks import config_text
 
 RETENTION = '[retention]\npayloads = "30d"\nattempts = "30d"\nevents = "60d"\n'
+YES = ("--reason", "the disk is full", "--yes")
 Inbox = Callable[..., Ended]
 
 
@@ -42,38 +41,34 @@ def full(steps: Steps) -> Steps:
 
 
 def plan_of(ran: Ended, kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(each for each in json.loads(ran.stdout)["plan"] if each["kind"] == kind)
+    found: dict[str, Any] = next(each for each in json.loads(ran.stdout)["figures"] if each["name"] == kind)
     return found
 
 
 @pytest.mark.usefixtures("full")
 def test_the_plan_counts_and_deletes_nothing(inbox: Inbox, engine: Engine) -> None:
-    ran = inbox("--dry-run", "--json")
+    ran = inbox("--json")
     assert ran.status == 0
-    found = plan_of(ran, "events")
-    assert (found["rows"], found["are_all"], found["age"]) == (1999, True, "60d")
-    assert found["oldest"] == "2026-01-01T00:00:00.000000Z"
-    assert "events" in inbox().stdout, "nobody is there to be asked"
+    assert plan_of(ran, "events") == {"name": "events", "count": 1999, "note": "older than 60d"}
+    assert "events: 1,999" in inbox().stdout
     assert count(engine, "inbox") == 2000
 
 
 @pytest.mark.usefixtures("full")
 def test_it_deletes_what_the_plan_says(inbox: Inbox, engine: Engine) -> None:
-    ran = inbox("--yes")
+    ran = inbox(*YES)
     assert ran.status == 0, ran.stderr
-    assert "events: 1,999 rows deleted" in ran.stdout
+    assert "3,999 rows deleted" in ran.stderr, "1,999 events, and 2,000 payloads before"
     assert count(engine, "inbox") == 1
-    again = inbox("--yes", "--kind", "events", "--json")
-    assert json.loads(again.stdout)["pruned"][0]["rows"] == 0
+    again = inbox(*YES, "--kind", "events", "--json")
+    assert json.loads(again.stdout)["affected"] == 0
     assert count(engine, "pruner WHERE held_by IS NULL") == 1, "the lease is given back"
 
 
 def test_a_large_plan_says_that_there_may_be_more(steps: Steps, inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.store.retention.MOST_COUNTED", 10)
     steps.receive(*(an_event(n, routes=[]) for n in range(1, 30)))
-    found = plan_of(inbox("--dry-run", "--json"), "events")
-    assert (found["rows"], found["are_all"]) == (10, False)
-    assert "10 or more" in inbox("--dry-run").stdout
+    assert plan_of(inbox("--json"), "events") == {"name": "events", "count": 10, "note": "or more; older than 60d"}
 
 
 def test_an_unknown_kind_names_the_nearest(inbox: Inbox) -> None:
@@ -82,73 +77,19 @@ def test_an_unknown_kind_names_the_nearest(inbox: Inbox) -> None:
     assert "did you mean 'events'?" in ran.stderr
 
 
-@pytest.mark.usefixtures("full")
-def test_while_a_relay_prunes_it_says_which(inbox: Inbox, engine: Engine) -> None:
-    now = SystemClock().now()
-    with engine.begin() as connection:
-        connection.execute(
-            insert(relay_node).values(id="r7", host="one", pid=42, version="1", started_at=now, heartbeat_at=now)
-        )
-    assert a_pruner(engine, "r7").take() is not None
-    ran = inbox("--yes")
-    assert ran.status == 1
-    assert "the relay on one, process 42, prunes at the moment" in ran.stderr
-    assert count(engine, "inbox") == 2000
+@pytest.mark.usefixtures("lived_in")
+def test_a_command_waits_while_a_relay_prunes(steps: Steps, engine: Engine) -> None:
+    relay = a_pruner(engine, "r7", steps.clock.now)
+    assert relay.take() is not None
+    number = commands.ask(steps.database, "prune", {"kinds": ["rejected", "alerts"]}, who="kim", why="too large")
 
+    def worked() -> tuple[str, str | None]:
+        execution.work_on(steps.database, CONFIG, policies(CONFIG), number)
+        found = commands.progress(steps.database, number)
+        assert found is not None
+        return found.state, found.answer
 
-@pytest.mark.usefixtures("full")
-def test_clocks_that_differ_much_delete_nothing(inbox: Inbox, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = SystemClock().now() - timedelta(days=365)
-    monkeypatch.setattr("relay.cli.prune.SystemClock", lambda: _Standing(wrong))
-    ran = inbox("--yes")
-    assert ran.status == 2
-    assert "set the wrong one right first" in ran.stderr
-    assert count(engine, "inbox") == 2000
-
-
-class _Standing:
-    def __init__(self, at: datetime) -> None:
-        self.at = at
-
-    def now(self) -> datetime:
-        return self.at
-
-
-@pytest.mark.usefixtures("full")
-def test_after_a_sleep_it_says_who_has_taken_over(
-    inbox: Inbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch = LeasedPruner.batch
-
-    def slept(pruner: LeasedPruner, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
-        with engine.begin() as connection:
-            connection.execute(text("UPDATE pruner SET held_by = 'r7'"))
-        return batch(pruner, *arguments, **more)
-
-    monkeypatch.setattr(LeasedPruner, "batch", slept)
-    ran = inbox("--yes", "--kind", "events")
-    assert ran.status == 1
-    assert "r7 has taken over after 0 rows, and deletes the rest" in ran.stderr
-    assert count(engine, "inbox") == 2000
-
-
-@pytest.mark.usefixtures("full")
-def test_an_interruption_keeps_what_is_done_and_the_command_goes_on(
-    inbox: Inbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch, batches = LeasedPruner.batch, []
-
-    def interrupted(pruner: LeasedPruner, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
-        batches.append(1)
-        if len(batches) == 3:
-            raise KeyboardInterrupt
-        return batch(pruner, *arguments, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LeasedPruner, "batch", interrupted)
-        ran = inbox("--yes", "--kind", "events")
-    assert ran.status == 1
-    assert "which stay deleted" in ran.stderr
-    assert 1 < count(engine, "inbox") < 2000
-    assert inbox("--yes", "--kind", "events").status == 0
-    assert count(engine, "inbox") == 1
+    assert worked() == ("running", "waits: a relay prunes")
+    relay.give_back()
+    assert worked() == ("running", None), "one kind after the other"
+    assert worked() == ("done", "nothing has expired")

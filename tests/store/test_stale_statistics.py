@@ -60,7 +60,7 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
         {"keys": rows_param({"seq": n, "route": "crm"} for n in SOME)},
     ),
     "heads": (lanes._heads(SQL), f"state = 'ready', {DUE}", {"lanes": LANES}),
-    "any dead on a route": (alert_conditions._ANY_DEAD, "state = 'waiting'", {"route": "crm"}),
+    "deaths that are over": (alert_conditions._DEATHS_OVER, "state = 'waiting'", {}),
     "first waiting": (lanes._first_waiting(SQL), "state = 'waiting'", {"lanes": LANES, "most": 2}),
     "dead": (coverage._dead(SQL), "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
 }

@@ -12,7 +12,7 @@ import pytest
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.config.values import Secret
-from inbox.db.stuck import AFTER_SECONDS, FAILED_FOR_SECONDS, ONLY_IN_VIEW, Kind, SqlClock, branches, view
+from inbox.db.stuck import AFTER_SECONDS, FAILED_FOR_SECONDS, Kind, SqlClock, branches, view
 from inbox.events.timestamps import time_text
 from relay.delivery.gates import Gate, GateKey, entity_key
 from relay.findings import checked
@@ -159,30 +159,19 @@ def of_check(database: Database) -> set[tuple[str, str | None]]:
     return {(each.kind, each.fields.get("route")) for each in checked(database)}
 
 
-def of_view(steps: Steps) -> set[tuple[str, str | None]]:
-    """The findings of the view; the check names no route for those that are of all."""
-    rows = steps.rows("SELECT DISTINCT finding, route FROM stuck WHERE is_finding")
-    return {
-        (row["finding"], row["route"] if row["finding"] in {"stuck", "blocked", "failing"} else None)
-        for row in rows
-        if row["finding"] not in ONLY_IN_VIEW
-    }
-
-
 @pytest.mark.parametrize("scene", SCENES)
-def test_both_find_the_same(long_ago: Steps, scene: str) -> None:
+def test_it_finds_what_makes_no_progress(long_ago: Steps, scene: str) -> None:
     make, expected = SCENES[scene]
     make(long_ago)
     alive(long_ago)
     assert of_check(long_ago.database) == expected
-    assert of_view(long_ago) == expected
 
 
-def test_both_miss_a_relay(long_ago: Steps) -> None:
+def test_it_misses_a_relay(long_ago: Steps) -> None:
     now(long_ago)
-    assert of_check(long_ago.database) == of_view(long_ago) == {("no_relay", None)}
+    assert of_check(long_ago.database) == {("no_relay", None)}
     alive(long_ago)
-    assert of_check(long_ago.database) == of_view(long_ago) == set()
+    assert of_check(long_ago.database) == set()
     assert [each.kind for each in checked(long_ago.database, host="h2")] == ["no_relay"]
     assert checked(long_ago.database, host="h1") == []
 
@@ -213,72 +202,31 @@ def test_an_answer_of_several_lines_is_one_line_of_the_check(long_ago: Steps) ->
 
 def test_every_finding_has_its_branch_and_its_scene() -> None:
     shown = {finding for _, found in SCENES.values() for finding, _ in found}
-    assert set(branches(SqlClock("sqlite"))) == set(get_args(Kind)) == shown | ONLY_IN_VIEW | {"no_relay"}
+    assert set(branches(SqlClock("sqlite"))) == set(get_args(Kind)) == shown | {"no_relay"}
 
 
-# --- information
-
-
-def waits(steps: Steps) -> list[tuple[object, ...]]:
-    """The rows of the view that are no findings."""
-    rows = steps.rows(
-        "SELECT finding, route, state, waiting, why FROM stuck WHERE NOT is_finding ORDER BY finding, route"
-    )
-    return [tuple(row.values()) for row in rows]
-
+# --- gates on the way
 
 CLOSED = "INSERT INTO gate (kind, name, {}) VALUES ('destination', 'audit', {})"
 SOON = "'2999-01-01 00:00:00.000000Z'"
-GATES: dict[str, tuple[str, str, str]] = {
-    "breaker": (
-        CLOSED.format("breaker, breaker_until, breaker_cause", f"'open', {SOON}, '503'"),
-        "open",
-        "destination audit: its circuit breaker is open until 2999-01-01 00:00:00Z: 503",
-    ),
-    "held": (
-        CLOSED.format("held_until, hold_reason", f"{SOON}, 'Retry-After'"),
-        "held",
-        "destination audit: no call until 2999-01-01 00:00:00Z: Retry-After",
-    ),
-    "rate": (
-        CLOSED.format("rate_used_until", SOON),
-        "held",
-        "destination audit: its rate limit is used up until 2999-01-01 00:00:00Z",
-    ),
-    "paused": (
-        CLOSED.format("paused_at, paused_by, pause_reason", "'2026-01-01 00:00:00.000000Z', 'kim', 'odd'"),
-        "paused",
-        "destination audit: paused by kim: odd",
-    ),
-}
+GATES = (
+    CLOSED.format("breaker, breaker_until, breaker_cause", f"'open', {SOON}, '503'"),
+    CLOSED.format("held_until, hold_reason", f"{SOON}, 'Retry-After'"),
+    CLOSED.format("rate_used_until", SOON),
+    CLOSED.format("paused_at, paused_by, pause_reason", "'2026-01-01 00:00:00.000000Z', 'kim', 'odd'"),
+)
 
 
-@pytest.mark.parametrize("finding", GATES)
-def test_what_waits_behind_a_gate_of_its_destination_is_information_once_a_relay_has_told_its_routes(
-    long_ago: Steps, finding: str
+@pytest.mark.parametrize("statement", GATES)
+def test_what_waits_behind_a_gate_of_its_destination_is_not_stuck_once_a_relay_has_told_its_routes(
+    long_ago: Steps, statement: str
 ) -> None:
-    statement, state, why = GATES[finding]
     due(long_ago)
     long_ago.do(statement)
     alive(long_ago)
-    assert waits(long_ago) == [(finding, "latest", state, 1, why), (finding, "strict", state, 1, why)]
-    assert of_view(long_ago) == set()
+    assert of_check(long_ago.database) == set()
     nodes.stop_node(long_ago.database, "alive")
-    assert ("stuck", "strict") in of_view(long_ago), "no relay knows what is on its way"
-
-
-def test_a_closed_gate_behind_which_nothing_is_due_is_not_listed(long_ago: Steps) -> None:
-    for statement, _, _ in list(GATES.values())[:1]:
-        long_ago.do(statement)
-    alive(long_ago)
-    assert long_ago.rows("SELECT * FROM stuck") == []
-
-
-def test_a_gate_of_no_known_route_is_listed_by_itself(long_ago: Steps) -> None:
-    paused(PAUSES[2])(long_ago)
-    alive(long_ago)
-    name = PAUSES[2][1]
-    assert waits(long_ago) == [("paused", None, "paused", None, f"entity {name}: paused by kim: maintenance")]
+    assert ("stuck", "strict") in of_check(long_ago.database), "no relay knows what is on its way"
 
 
 def test_a_route_that_no_running_relay_knows_is_told_as_such(long_ago: Steps) -> None:
@@ -296,8 +244,8 @@ def test_a_route_that_no_running_relay_knows_is_told_as_such(long_ago: Steps) ->
 def test_a_blocked_lane_tells_how_many_wait_behind_it(long_ago: Steps) -> None:
     long_ago.arrive(*(an_event(n, routes=["blocking"]) for n in range(1, 5)))
     long_ago.attempt(HOPELESS, "blocking")
-    (row,) = long_ago.rows("SELECT waiting, is_finding FROM stuck WHERE finding = 'blocked'")
-    assert (row["waiting"], bool(row["is_finding"])) == (3, True)
+    (row,) = long_ago.rows("SELECT waiting FROM stuck WHERE finding = 'blocked'")
+    assert row["waiting"] == 3
 
 
 @pytest.mark.parametrize("routes", ['{"strict": 7, "latest": [3, ["route"]]}', "{}"])
@@ -305,7 +253,7 @@ def test_routes_that_no_relay_wrote_break_no_view(long_ago: Steps, routes: str) 
     due(long_ago)
     alive(long_ago)
     long_ago.do(f"UPDATE relay_node SET routes = '{routes}'")
-    assert {("stuck", "strict")} <= of_view(long_ago)
+    assert ("stuck", "strict") in of_check(long_ago.database)
 
 
 # --- routes of which every attempt fails
@@ -314,7 +262,7 @@ def test_routes_that_no_relay_wrote_break_no_view(long_ago: Steps, routes: str) 
 def failing_now(steps: Steps) -> list[str]:
     """Routes that fail, as the check finds them by its own clock, and the view by the database's."""
     found = [each.sentence for each in checked(steps.database) if each.kind == "failing"]
-    rows = steps.rows("SELECT route, why FROM stuck WHERE finding = 'failing' AND is_finding ORDER BY route")
+    rows = steps.rows("SELECT route, why FROM stuck WHERE finding = 'failing' ORDER BY route")
     assert found == [f"route {row['route']}: {row['why']}" for row in rows]
     return found
 

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from inbox.db.throughput import DESTINATION, ROUTE, Figure, Tally, add_up, figures_param
 from relay.delivery.outcome import Skipped
-from relay.store import throughput
+from relay.store import nodes
 from relay.store.database import Database
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import Stopwatch, be_patient, stand_still
@@ -21,7 +21,7 @@ from tests.helpers.storing import START, an_event
 
 @pytest.fixture
 def flush(steps: Steps) -> Callable[[], None]:
-    return lambda: throughput.flush(steps.database, CONFIG.routes)
+    return lambda: nodes.flush_figures(steps.database, CONFIG.routes)
 
 
 def counted(steps: Steps) -> list[tuple[str, str, str, int]]:
@@ -52,7 +52,7 @@ def test_every_fact_counts_for_its_route_and_for_the_destination_of_that(
 def test_a_route_that_the_configuration_has_lost_counts_alone(steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.attempt(DONE)
-    throughput.flush(steps.database, {})
+    nodes.flush_figures(steps.database, {})
     assert counted(steps) == [(ROUTE, "strict", "delivered", 1)]
 
 
@@ -80,14 +80,14 @@ def test_a_figure_that_waited_is_put_into_the_minute_in_which_it_was_counted(ste
     steps.database.tally = Tally(monotonic)
     steps.database.tally.add(ROUTE, "strict", "delivered")
     monotonic.seconds += 300
-    throughput.flush(steps.database, {})
+    nodes.flush_figures(steps.database, {})
     (row,) = steps.rows("SELECT minute FROM throughput_minute")
     assert row["minute"] == START - timedelta(seconds=300)
 
 
 def test_nothing_counted_is_nothing_written(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Database, "write")
-    throughput.flush(steps.database, CONFIG.routes)
+    nodes.flush_figures(steps.database, CONFIG.routes)
 
 
 @ON_POSTGRES
@@ -97,9 +97,9 @@ def test_a_row_that_a_person_has_locked_costs_a_moment_and_no_count(engine: Engi
         stand_still(person)
         person.execute(text("LOCK TABLE throughput_minute IN EXCLUSIVE MODE"))
         with Stopwatch() as watch, pytest.raises(Exception, match="lock timeout"):
-            throughput.flush(steps.database, {})
+            nodes.flush_figures(steps.database, {})
     assert watch.seconds < 1.5
-    throughput.flush(steps.database, {})
+    nodes.flush_figures(steps.database, {})
     assert counted(steps) == [(ROUTE, "strict", "delivered", 1)]
 
 

@@ -16,7 +16,7 @@ from inbox.observe import metrics
 from inbox.observe.logs import TraceIds
 from inbox.observe.metrics import Meters, Metric
 from relay.daemon import gauges
-from relay.daemon.gauges import Backlog, HealthGauges
+from relay.daemon.gauges import Gauges
 from relay.delivery import facts
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import Breaker, BreakerState, Gates
@@ -122,9 +122,9 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     config = msgspec.structs.replace(
         a_config(database_url), routes={"idle": Route(name="idle", source="trivore", destination="audit")}
     )
-    backlog = Backlog(database, told, config)
+    backlog = Gauges(database, told, config)
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
-    backlog.publish()
+    backlog.backlog()
     open_now = of(told, metrics.OPEN)
     assert (open_now["strict", "ready"], open_now["strict", "waiting"], open_now["idle", "ready"]) == (2, 1, 0)
     oldest = of(told, metrics.OLDEST)
@@ -133,7 +133,7 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
 
     for _ in range(3):
         steps.attempt(DONE)
-    backlog.publish()
+    backlog.backlog()
     assert set(of(told, metrics.OPEN).values()) == {0}
     assert of(told, metrics.OLDEST)["strict",] == 0
 
@@ -153,12 +153,12 @@ def test_alerts_stand_at_one_until_they_recover_also_where_another_relay_saw_the
     fires = Alert("sweep_failed", "trivore USER", firing=True)
     with database.write() as transaction:
         note(transaction, [fires, Alert("source_silent", "trivore", firing=True)], transaction.lock_order())
-    HealthGauges(database, first, a_config("sqlite:///unused.db")).publish_alerts()
+    Gauges(database, first, a_config("sqlite:///unused.db")).alerts()
     assert of(first, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 1, ("source_silent", "trivore"): 1}
 
     with database.write() as transaction:
         note(transaction, [msgspec.structs.replace(fires, firing=False)], transaction.lock_order())
-    HealthGauges(database, second, a_config("sqlite:///unused.db")).publish_alerts()
+    Gauges(database, second, a_config("sqlite:///unused.db")).alerts()
     assert of(second, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 0, ("source_silent", "trivore"): 1}
 
 
@@ -166,11 +166,11 @@ def test_clock_and_size_of_the_database_are_told(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, own = Told(), SystemClock().now
-    health = HealthGauges(database, told, a_config(database_url))
+    health = Gauges(database, told, a_config(database_url))
     monkeypatch.setattr(Transaction, "now", lambda _: own() - timedelta(minutes=5))
-    health.publish_clock()
+    health.clock()
     assert told.values[metrics.CLOCK_SKEW.name,] == pytest.approx(-300, abs=60)
-    health.publish_disk()
+    health.disk()
     assert told.values[metrics.DATABASE_BYTES.name,] > 10_000
     assert told.values[metrics.DISK_FREE.name,] > 0, "the tests' database is on this host"
 
@@ -180,12 +180,12 @@ def test_a_reading_that_fails_keeps_no_other_from_being_made(
 ) -> None:
     told, made = Told(), threading.Event()
 
-    def refused(_: HealthGauges) -> None:
+    def refused(_: Gauges) -> None:
         with database.read() as transaction:
             transaction.execute(text("SELECT no_such_column FROM inbox"))
 
-    monkeypatch.setattr(HealthGauges, "publish_alerts", refused)
-    monkeypatch.setattr(HealthGauges, "publish_disk", lambda _: made.set())
+    monkeypatch.setattr(Gauges, "alerts", refused)
+    monkeypatch.setattr(Gauges, "disk", lambda _: made.set())
     with gauges.publishing_gauges(database, a_config(database_url), Observer(told), None):
         assert made.wait(30)
     assert "database trouble while reading the alerts, trying again" in caplog.text
@@ -197,13 +197,13 @@ def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
 ) -> None:
     looks, again = count(1), threading.Event()
 
-    def look(_: Backlog) -> None:
+    def look(_: Gauges) -> None:
         if next(looks) == 1:
             raise ZeroDivisionError
         again.set()
 
     monkeypatch.setattr(gauges, "READ_EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(Backlog, "publish", look)
+    monkeypatch.setattr(Gauges, "backlog", look)
     with gauges.publishing_gauges(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
         assert again.wait(30)
     assert "a bug kept the backlog from being read" in caplog.messages

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +21,7 @@ from sqlalchemy import Engine
 from inbox.config.model import Config
 from inbox.db import reads
 from relay.store import gates
+from relay.web import reading
 from relay.web.query import of_segment, segment, url
 from relay.web.screens import entity as entity_screen
 from relay.web.screens.entity import EntityQuery
@@ -226,11 +226,10 @@ def test_both_sides_are_compared_field_by_field_and_nothing_is_written(
 
 def test_sides_that_agree_or_fail_say_so(compared: Page, server: ScriptedServer) -> None:
     same = answer(200, {"items": [{"id": "c1", "external_id": "u1", "name": "Ada"}]})
-    server.routes[FETCH] = [FETCHED, *[answer(500)] * 3]
+    server.routes[FETCH] = [FETCHED, answer(500)]
     server.routes[FIND] = [same, FOUND]
     assert "Both sides of route user-to-crm agree" in compared.get(DIFFERENCE).text
-    for _ in range(entity_screen.COMPARISONS_AT_ONCE + 1):  # each that has ended makes room for another
-        assert "They could not be compared: " in compared.get(DIFFERENCE).text
+    assert "They could not be compared: " in compared.get(DIFFERENCE).text
 
 
 def test_only_operators_compare_and_only_what_can_be(compared: Page, page: Page) -> None:
@@ -256,6 +255,7 @@ def test_systems_that_hang_block_no_other_page_and_no_third_comparison(
         raise AssertionError
 
     monkeypatch.setattr(entity_screen, "_preview", hang)
+    monkeypatch.setattr(reading, "LONGEST_WAIT_SECONDS", 0.1)
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(requests_get, compared.url + DIFFERENCE) for _ in range(2)]
         for _ in running:
@@ -266,9 +266,6 @@ def test_systems_that_hang_block_no_other_page_and_no_third_comparison(
             assert compared.get("/entities/trivore/USER/u1").status_code == 200
         hangs.set()
         assert [each.result() for each in running] == [500, 500]
-    deadline = time.monotonic() + 60
-    while compared.get(f"{DIFFERENCE}").status_code == 503 and time.monotonic() < deadline:
-        pass
     assert compared.get(DIFFERENCE).status_code == 500
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -11,9 +10,6 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db import engine as engines
-from inbox.db.schema import metadata
-from inbox.db.views import VIEWS
 from inbox.errors import PageError
 from relay.web import openapi
 from relay.web.openapi import OPERATIONS
@@ -134,47 +130,6 @@ def test_every_problem_is_an_answer_of_its_status() -> None:
         answer = DOCUMENT["components"]["responses"][f"Problem{kind.status}"]
         assert f"`{kind.cause}`" in answer["description"]
         assert ("Retry-After" in answer.get("headers", {})) >= (kind.retry_after_seconds is not None)
-
-
-FORMS = {
-    "bigint": "integer",
-    "integer": "integer",
-    "numeric": "number",
-    "double precision": "number",
-    "text": "string",
-    "name": "string",
-    "bytea": "string",
-    "boolean": "boolean",
-    "timestamp with time zone": "string",
-    "ARRAY": "array",
-    "jsonb": None,
-}
-_WHOLE_NUMBERS = re.compile(r"_(hour|day)$")
-"""Sums of whole numbers, which Postgres has as numeric."""
-
-
-def test_rows_have_the_columns_and_types_of_the_database(postgres_database_url: str) -> None:
-    engine = engines.connect(postgres_database_url, application="tests")
-    columns: dict[str, dict[str, tuple[str, bool]]] = {}
-    with engine.connect() as connection:
-        query = (
-            "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns"
-            " WHERE table_schema = 'public'"
-        )
-        for table, column, kind, nullable in connection.execute(text(query)):
-            columns.setdefault(table, {})[column] = (kind, nullable == "YES")
-    engine.dispose()
-    for name in (*metadata.tables, *(view.name for view in VIEWS)):
-        schema = rows_of(name).extra_json_schema
-        assert schema is not None
-        assert schema["properties"].keys() == columns[name].keys(), name
-        for column, (kind, nullable) in columns[name].items():
-            wanted = "integer" if kind == "numeric" and _WHOLE_NUMBERS.search(column) else FORMS[kind]
-            if (said := schema["properties"][column].get("type")) is None:
-                continue  # a view computes it
-            assert said == ([wanted, "null"] if nullable and wanted else wanted), f"{name}.{column}"
-            is_time = kind == "timestamp with time zone"
-            assert is_time == (schema["properties"][column].get("format") == "date-time"), f"{name}.{column}"
 
 
 def test_a_row_may_leave_columns_out_and_have_more() -> None:

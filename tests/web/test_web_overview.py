@@ -20,8 +20,8 @@ from relay.store.alerts import note
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.retention import STEPS
 from relay.store.route_states import RouteState
-from relay.web.remedy import Button, button_of
-from relay.web.screens.overview import RETENTION_WORDS, waits
+from relay.web.screens.alerts import Button, button_of
+from relay.web.screens.overview import RETENTION_WORDS
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.patience import stand_still
@@ -100,16 +100,6 @@ def test_critical_ones_come_first_and_alerts_of_other_things_are_kept() -> None:
     assert [each.sentence for each in found[1:3]] == [alert.text for alert in alerts]
     assert button_of(found[0]) == Button("Deliveries", path="/deliveries?route=crm&state=ready")
     assert button_of(found[1]) == Button("Deliveries", path="/deliveries?route=crm")
-
-
-def test_reasons_to_wait_tell_what_is_held_back_from_what_is_not_taken_up() -> None:
-    held = msgspec.structs.replace(CRM, ready=5, at_least=("ready",), held_back_by=("destination crm",))
-    free = RouteState("audit", is_configured=True, ready=2, dead=1)
-    assert [(wait.number, wait.more, wait.state) for wait in waits([held, free])] == [
-        (5, True, "ready"),
-        (2, False, "ready"),
-        (1, False, "dead"),
-    ]
 
 
 # --- the page

@@ -13,8 +13,7 @@ from inbox.config.model import Config
 from inbox.db import listing
 from inbox.db.intake import Rejected
 from inbox.errors import PageError
-from relay.web.problems import PROBLEM_TYPE, Problem
-from relay.web.screens.problems import KINDS
+from relay.web.problems import KINDS, PROBLEM_TYPE, Problem
 from tests.helpers.page import VIEWER, Page, on_database
 from tests.helpers.relaying import CONFIG
 from tests.helpers.storing import START, Intake

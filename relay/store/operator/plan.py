@@ -396,13 +396,14 @@ def _plan_prune(it: _Planning) -> Plan:
     wanted = kinds_of(it.asked.kinds or ())
     with it.database.read() as transaction:
         plans = retention.plan(transaction, it.config.retention, transaction.now())
+    plans = [each for each in plans if each.kind in wanted]
     return Plan(
+        count=sum(each.rows for each in plans),
+        is_whole=all(each.are_all for each in plans),
         figures=tuple(
             PlanFigure(each.kind, each.rows, f"{'' if each.are_all else 'or more; '}older than {each.age}")
             for each in plans
-            if each.kind in wanted
         ),
-        warnings=("The answer counts the chosen kinds.",) if it.asked.kinds else (),
     )
 
 

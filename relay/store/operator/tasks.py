@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import text
 
-from inbox.config.model import Config, RetentionKind
+from inbox.config.model import Config
 from inbox.db import erasure, readmission
 from inbox.db.dialect import error_text
 from inbox.db.erasure import ErasureOrder, ErasureStep
@@ -24,7 +25,7 @@ from relay.store import gates, sweeps
 from relay.store.database import Database
 from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
 from relay.store.operator.plan import filter_of, kinds_of, plan, quick, read_again, reason_mistake, subject_of, types_of
-from relay.store.retention import state_of
+from relay.store.retention import LeasedPruner, Pruned, expiry_of
 from relay.store.sweeps import SweepResult
 from relay.store.transaction import FailedAlone, Transaction
 from relay.words import counted
@@ -103,33 +104,26 @@ def _result(results: Sequence[SweepResult], types: Sequence[str], command: Comma
     return BatchResult("failed" if failed else "done", changed=added, progress=_ASKED, answer=said)
 
 
-_MAKE_DUE = text("UPDATE pruner SET ran_at = NULL WHERE id = 1")
-_IS_OVER = text("SELECT ran_at IS NOT NULL AS is_over FROM pruner")
-
-
-def _prune(database: Database, _config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
-    """Make a round due, and wait for its end. Rounds delete every kind; the answer counts those of the selection."""
-    kinds = kinds_of(asked.kinds or ())
-    with database.read() as transaction:
-        is_over = bool(transaction.execute(_IS_OVER)[0].is_over)
-    pruned = _pruned(database, kinds)
-
-    def act(transaction: Transaction, _now: datetime) -> BatchResult:
-        if command.progress is None:
-            transaction.execute(_MAKE_DUE)
-            return BatchResult("running", progress=pruned, answer="a relay prunes")
-        if not is_over:
-            return BatchResult("running", progress=command.progress, answer="a relay prunes")
-        rows = max(pruned - command.progress, 0)
-        return BatchResult("done", rows, command.progress, answer_of(command, now=rows))
-
-    return act
-
-
-def _pruned(database: Database, kinds: Sequence[RetentionKind]) -> int:
-    """Return the rows that were ever pruned of these kinds."""
-    with database.read() as transaction:
-        return sum(state_of(transaction, kind).rows for kind in kinds)
+def _prune(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+    """Prune the next rows of a kind, under the lease of pruners. The progress is the number of kinds that are done."""
+    kinds, progress = kinds_of(asked.kinds or ()), command.progress or 0
+    pruner = LeasedPruner(
+        database, f"command {command.id}, process {os.getpid()} at {socket.gethostname()}", rest=lambda _: None
+    )
+    if (clock := pruner.take()) is None:
+        return lambda *_: BatchResult("running", progress=progress, answer="waits: a relay prunes")
+    kind, done = kinds[progress], Pruned()
+    try:
+        for _ in range(2):  # after a batch that failed, one row alone
+            done = pruner.batch(kind, expiry_of(config.retention, kind, clock)) or Pruned()
+            if done.is_done or done.rows or done.passed_over:
+                break
+    finally:
+        pruner.give_back()
+    progress += done.is_done
+    if done.is_done and progress == len(kinds):
+        return lambda *_: BatchResult("done", done.rows, progress, answer_of(command, now=done.rows))
+    return lambda *_: BatchResult("running", done.rows, progress, failed=int(done.error is not None), error=done.error)
 
 
 def _erase(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from relay.web import problems
 from relay.web.reading import Screen
-from relay.web.screens import (
-    alerts,
-    doctor,
-    entity,
-    event,
-    lists,
-    overview,
-    problems,
-)
+from relay.web.screens import alerts, doctor, entity, event, lists, overview
 
 SCREENS: tuple[Screen, ...] = (
     overview.SCREEN,
     lists.DELIVERIES,
     event.SCREEN,
     entity.SCREEN,
+    entity.DIFFERENCE,
     lists.DEAD,
     overview.GATES,
     lists.REJECTED,

@@ -1,21 +1,22 @@
-"""`/alerts`: alerts that fire now, and their history."""
+"""`/alerts`: alerts that fire now, and their history; and the button of a finding, wherever one is shown."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated
+from urllib.parse import urlencode
 
 import msgspec
 
-from inbox.db import listing
+from inbox.db.listing import read_page
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import AlertKind
-from relay.findings import of_alert
+from relay.findings import Finding, of_alert
 from relay.store.overview import FiringAlert, alert_text, read_firing
 from relay.web.query import GivenTime, Limit, Number, Text, filter_of
 from relay.web.reading import ListPage, Reading, Screen, rows_of
-from relay.web.remedy import button_of
 
 MOST_FIRING = 100
 
@@ -48,11 +49,10 @@ def read(reading: Reading, query: AlertsQuery) -> AlertsPage:
         firing = (
             [] if query.before is not None else [each for each in read_firing(transaction) if _matches(each, query)]
         )
-        rows = listing.list_rows(transaction.connection, "alerts", filter_of(query), query.limit + 1)
-    shown = rows[: query.limit]
+    found = read_page(reading.database.engine, "alerts", filter_of(query), query.limit)
     return AlertsPage(
-        rows=tuple(map(_worded, shown)),
-        before=shown[-1]["id"] if len(rows) > query.limit else None,
+        rows=tuple(map(_worded, found.rows)),
+        before=found.before,
         firing=tuple(firing[:MOST_FIRING]),
         more_firing=max(len(firing) - MOST_FIRING, 0),
     )
@@ -73,9 +73,64 @@ def _matches(alert: FiringAlert, query: AlertsQuery) -> bool:
 
 
 def _worded(row: Row) -> Row:
-    firing = bool(row["firing"])
-    text = alert_text(row["kind"], row["subject"], row["detail"], firing=firing)
-    return {**row, "firing": firing, "is_unsendable": bool(row["is_unsendable"]), "text": text}
+    return {**row, "text": alert_text(row["kind"], row["subject"], row["detail"], firing=row["firing"])}
+
+
+class Button(msgspec.Struct, frozen=True):
+    """The act of the page that mends a problem, or else the screen that shows more."""
+
+    label: str
+    act: str | None = None
+    """Kind of the act; only operators get a button for it."""
+    fields: Mapping[str, str] = {}
+    path: str | None = None
+    """The screen, where there is no act."""
+
+
+_ACTS = {
+    "gate_closed": ("Resume", "resume"),
+    "unconfigured": ("Cancel", "cancel"),
+    "retrying": ("Retry now", "retry"),
+    "sweep_failed": ("Sweep now", "sweep"),
+}
+_SCREENS = {
+    "blocked": ("Dead letters", "/dead", {}),
+    "delivery_dead": ("Dead letters", "/dead", {}),
+    "stuck": ("Deliveries", "/deliveries", {"state": "ready"}),
+    "failing": ("Deliveries", "/deliveries", {}),
+    "command": ("Commands", "/commands", {}),
+    "command_failed": ("Commands", "/commands", {}),
+    "gate_closed": ("All gates", "/gates", {}),
+}
+_SCREENS_OF_ALERTS = {
+    **dict.fromkeys(
+        ("breaker_open", "endpoint_retired", "sweep_failed", "webhooks_missed"), ("Gates and sweeps", "/gates")
+    ),
+    "delivery_dead": ("Dead letters", "/dead"),
+    "backlog_old": ("Deliveries", "/deliveries"),
+    "source_silent": ("Rejected requests", "/rejected"),
+}
+_BY_SUBJECT = {"delivery_dead": "route", "backlog_old": "route", "source_silent": "source"}
+
+
+def button_of(finding: Finding) -> Button | None:
+    """Return the act or the screen for a finding; None where only a command helps."""
+    if finding.kind in {"no_relay", "crash_loop"} or not finding.remedy:
+        return None
+    if finding.kind == "alert":
+        kind = finding.fields["alert"]
+        label, path = _SCREENS_OF_ALERTS.get(kind, ("Doctor", "/doctor"))
+        return Button(label, path=_path(path, {_BY_SUBJECT[kind]: finding.subject} if kind in _BY_SUBJECT else {}))
+    if finding.kind in _ACTS and finding.fields:
+        label, act = _ACTS[finding.kind]
+        return Button(label, act, finding.fields)
+    label, path, more = _SCREENS.get(finding.kind, ("Doctor", "/doctor", {}))
+    of_route = {"route": finding.fields["route"]} if path != "/commands" and finding.fields.get("route") else {}
+    return Button(label, path=_path(path, {**of_route, **more}))
+
+
+def _path(path: str, fields: Mapping[str, str]) -> str:
+    return f"{path}?{urlencode(fields)}" if fields else path
 
 
 SCREEN = Screen(

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
-import falcon
 import msgspec
-from falcon.asgi import Request, Response
 
-from inbox.clock import Clock, steady
+from inbox.clock import SystemClock, steady
 from inbox.config.model import Config, Route, SyncDestination
 from inbox.config.routing import ROUTE_LANE, entity_lane, routes_of
 from inbox.db.reads import EventOfEntity, Row, entity
-from inbox.errors import BadFilter, ConfigError, NotAllowed, NothingThere, PageError, TooManyComparisons
-from relay.accounts import Actor
+from inbox.errors import BadFilter, ConfigError, NotAllowed, NothingThere
 from relay.delivery.outcome import Delivery
 from relay.destinations import sync
 from relay.destinations.base import Clients, Context
 from relay.destinations.preview import Preview, preview
 from relay.store import events
-from relay.web import render
-from relay.web.problems import set_status
-from relay.web.query import Limit, Number, Text, encode, of_path, parameters, parse
-from relay.web.reading import Readers, Reading, Screen
+from relay.web.query import Limit, Number, Text
+from relay.web.reading import Reading, Screen
 from relay.words import Hold, command, held_back
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
@@ -156,13 +147,8 @@ SCREEN = Screen(
 )
 
 
-ENTITY_DIFFERENCE = f"{SCREEN.path}/difference"
 LONGEST_COMPARISON_SECONDS = 30.0
 """A comparison ends after so long, whatever the other systems do."""
-COMPARISONS_AT_ONCE = 2
-"""Comparisons that run at a time."""
-
-Made = TypeVar("Made")
 
 
 class DifferenceQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,76 +163,18 @@ class DifferenceQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Route whose two sides are compared; without it the answer names those that can be."""
 
 
-class DifferenceResource:
-    """Compares both sides for operators."""
+def read_difference(reading: Reading, query: DifferenceQuery) -> Preview:
+    """Compare both sides of a route for an entity, for operators: it shows values of both.
 
-    def __init__(self, readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
-        self._readers, self._renderer, self._clock = readers, renderer, clock
-        self._free = threading.BoundedSemaphore(COMPARISONS_AT_ONCE)
-        self._threads = ThreadPoolExecutor(COMPARISONS_AT_ONCE, thread_name_prefix="web-difference")
-
-    async def on_get(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
-        """Show the difference as HTML."""
-        actor = req.context.actor
-        query = of_path(DifferenceQuery, path, self._clock.now())
-        found, problem = None, None
-        try:
-            query = self._query(req.params, path)
-            found = await self._compare(actor, query)
-        except (NothingThere, NotAllowed):
-            raise
-        except PageError as error:
-            problem = error
-            set_status(resp, error)
-        resp.content_type = render.TYPE
-        resp.text = self._renderer.render(
-            "difference.html",
-            now=self._clock.now(),
-            title="Difference",
-            here=SCREEN.path,
-            query=query,
-            found=found,
-            problem=problem,
-            actor=actor,
-            live=None,
-        )
-
-    async def on_get_json(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
-        """Answer with the difference as JSON."""
-        found = await self._compare(req.context.actor, self._query(req.params, path))
-        resp.content_type = falcon.MEDIA_JSON
-        resp.data = encode(found)
-
-    def _query(self, given: Mapping[str, object], path: Mapping[str, object]) -> DifferenceQuery:
-        now = self._clock.now()
-        of_path(DifferenceQuery, path, now)
-        return parse(DifferenceQuery, parameters(given, path), now)
-
-    async def _compare(self, actor: Actor, query: DifferenceQuery) -> Preview:
-        """Make the comparison.
-
-        Raises:
-            NotAllowed: by a viewer, as it shows values of both sides.
-            BadFilter: the route can't be compared.
-            NothingThere: there is no such entity.
-            TooManyComparisons: as many run as may.
-        """
-        if not actor.may_act:
-            raise NotAllowed("only an operator may compare both sides: it shows their values")
-        config = self._readers.config
-        _check_route(config, query)
-        delivery = await self._readers.read(actor, partial(_newest, query=query))
-        return await self._apart(lambda: _preview(config, delivery, self._clock))
-
-    async def _apart(self, make: Callable[[], Made]) -> Made:
-        """Run `make` in a thread. It counts as running until it has ended, whoever waits for it."""
-        if not self._free.acquire(blocking=False):
-            raise TooManyComparisons(
-                f"{COMPARISONS_AT_ONCE} comparisons run, and no more may at a time; try again in some seconds"
-            )
-        running = self._threads.submit(make)
-        running.add_done_callback(lambda _: self._free.release())
-        return await asyncio.wrap_future(running)
+    Raises:
+        NotAllowed: by a viewer.
+        BadFilter: the route can't be compared.
+        NothingThere: there is no such entity.
+    """
+    if not reading.actor.may_act:
+        raise NotAllowed("only an operator may compare both sides: it shows their values")
+    _check_route(reading.config, query)
+    return _preview(reading.config, _newest(reading, query))
 
 
 def _check_route(config: Config, query: DifferenceQuery) -> None:
@@ -267,7 +195,7 @@ def _newest(reading: Reading, query: DifferenceQuery) -> Delivery:
     return found
 
 
-def _preview(config: Config, delivery: Delivery, clock: Clock) -> Preview:
+def _preview(config: Config, delivery: Delivery) -> Preview:
     """Fetch both sides. The clients have their own time limits, and the lease ends all together."""
     route = config.routes[delivery.route]
     destination = config.destinations[route.destination]
@@ -278,6 +206,19 @@ def _preview(config: Config, delivery: Delivery, clock: Clock) -> Preview:
         raise BadFilter(f"the route can't be used: {error}", field="route") from None
     end = steady() + LONGEST_COMPARISON_SECONDS
     try:
-        return preview(made, delivery, Context(lambda: end, threading.Event(), clock.now))
+        return preview(made, delivery, Context(lambda: end, threading.Event(), SystemClock().now))
     finally:
         made.close()
+
+
+DIFFERENCE = Screen(
+    name="difference",
+    path=f"{SCREEN.path}/difference",
+    title="Difference",
+    query=DifferenceQuery,
+    page=Preview,
+    read=read_difference,
+    template="difference.html",
+    in_menu=False,
+    is_live=False,
+)

@@ -17,13 +17,13 @@ from relay.delivery.gates import GateKey, RateLimit
 from relay.delivery.policy import Policies
 from relay.findings import Finding, checked, findings, is_well, state_of
 from relay.store import reads
-from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState, read_held_gates, read_overview
+from relay.store.overview import FiringAlert, HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
 from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read_last_hour, total
 from relay.store.transaction import Transaction
 from relay.web.query import Text
 from relay.web.reading import Reading, Screen, rows_of
-from relay.web.remedy import button_of
+from relay.web.screens.alerts import button_of
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
@@ -65,17 +65,6 @@ class SourceLine(msgspec.Struct, frozen=True):
     arrived: Counts
 
 
-class WaitReason(msgspec.Struct, frozen=True):
-    """A reason for which open deliveries wait, and how many."""
-
-    reason: str
-    number: int
-    more: bool
-    """The count ended early: so many or more."""
-    state: str
-    """State to list them by."""
-
-
 class OverviewPage(msgspec.Struct, frozen=True):
     """Everything, at one moment."""
 
@@ -96,7 +85,6 @@ class OverviewPage(msgspec.Struct, frozen=True):
     routes: tuple[RouteLine, ...]
     quiet_routes: int
     """Further routes, with nothing open."""
-    waits: tuple[WaitReason, ...]
     gates: tuple[HeldGate, ...]
     more_gates: int
     sources: tuple[SourceLine, ...]
@@ -111,41 +99,18 @@ class OverviewPage(msgspec.Struct, frozen=True):
 
 def read(reading: Reading, query: OverviewQuery) -> OverviewPage:
     """Read everything."""
-    database, role, kept = reading.database, reading.actor.role, reading.kept
+    database, config, role, kept = reading.database, reading.config, reading.actor.role, reading.kept
     seen = read_overview(database, reading.policies, _MOST_COUNTED)
     found = checked(database)
-    file = sqlite_file(reading.config)
+    attention = findings(seen, found, _MOST_NAMED)
+    file = sqlite_file(config)
     with database.read() as transaction:
         hour = read_last_hour(transaction, seen.at)
         sources = kept(("sources", role), _HEALTH_SECONDS, lambda: _rows(transaction, _SOURCES))
         destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: _rows(transaction, _DESTINATIONS))
         disk = kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file))
-    slow = _Slow(sources, destinations, disk)
-    return page_of(seen, found, hour, reading.config, slow, show_all=query.routes == "all")
-
-
-def _rows(transaction: Transaction, statement: TextClause) -> list[Row]:
-    """Read rows; sums are whole numbers, for which Postgres has a type of its own."""
-    return [
-        {name: int(value) if isinstance(value, Decimal) else value for name, value in row.items()}
-        for row in transaction.rows_of(statement)
-    ]
-
-
-class _Slow(msgspec.Struct, frozen=True):
-    """Values that are kept."""
-
-    sources: Sequence[Row]
-    destinations: Sequence[Row]
-    disk: Disk
-
-
-def page_of(
-    seen: Overview, found: Sequence[Finding], hour: LastHour, config: Config, slow: _Slow, *, show_all: bool
-) -> OverviewPage:
-    """Put the page together. Pure."""
-    shown = [route for route in seen.routes if show_all or len(seen.routes) <= MOST_ROUTES or _is_busy(route, hour)]
-    attention = findings(seen, found, _MOST_NAMED)
+    shows_all = query.routes == "all" or len(seen.routes) <= MOST_ROUTES
+    shown = [route for route in seen.routes if shows_all or _is_busy(route, hour)]
     return OverviewPage(
         seen.at,
         is_well=is_well(attention),
@@ -156,16 +121,23 @@ def page_of(
         failed=total(hour.failed),
         routes=tuple(_route(route, found, hour, config) for route in shown),
         quiet_routes=len(seen.routes) - len(shown),
-        waits=tuple(waits(seen.routes)),
         gates=seen.gates[:_MOST_GATES],
         more_gates=max(len(seen.gates) - _MOST_GATES, 0),
-        sources=tuple(SourceLine(row, hour.arrived.get(row["source"], NOTHING)) for row in slow.sources),
-        destinations=tuple(slow.destinations),
+        sources=tuple(SourceLine(row, hour.arrived.get(row["source"], NOTHING)) for row in sources),
+        destinations=tuple(destinations),
         relays=seen.relays,
         alerts=seen.alerts,
         retention=seen.retention,
-        disk=slow.disk,
+        disk=disk,
     )
+
+
+def _rows(transaction: Transaction, statement: TextClause) -> list[Row]:
+    """Read rows; sums are whole numbers, for which Postgres has a type of its own."""
+    return [
+        {name: int(value) if isinstance(value, Decimal) else value for name, value in row.items()}
+        for row in transaction.rows_of(statement)
+    ]
 
 
 _MOST_GATES = 20
@@ -189,27 +161,6 @@ def _route(route: RouteState, found: Sequence[Finding], hour: LastHour, config: 
         hour.ended.get(route.route, NOTHING),
         hour.failed.get(route.route, NOTHING),
     )
-
-
-def waits(routes: Sequence[RouteState]) -> list[WaitReason]:
-    """Add up, over all routes, the deliveries that wait for each reason. Reasons with none are left out."""
-    held = [route for route in routes if route.held_back_by]
-    moving = [route for route in routes if not route.held_back_by]
-    reasons = (
-        ("due, and held back by a pause, breaker or rate hold", "ready", held),
-        ("due, and not taken up yet", "ready", moving),
-        ("in flight", "in_flight", routes),
-        ("failed, and due again later", "retrying", routes),
-        ("behind an older event of their lane", "waiting", routes),
-        ("blocked: given up, and their lanes wait for a person", "blocked", routes),
-        ("dead: given up, and their lanes go on", "dead", routes),
-        ("arrived, and not ordered yet", "received", routes),
-    )
-    return [
-        WaitReason(reason, number, any(state in route.at_least for route in some), state)
-        for reason, state, some in reasons
-        if (number := sum(getattr(route, state) for route in some))
-    ]
 
 
 _SOURCES = text("SELECT * FROM source_health ORDER BY source LIMIT 200")
