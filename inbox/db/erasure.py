@@ -12,12 +12,26 @@ from itertools import accumulate, count
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, Table, TextClause, and_, exists, func, select, text, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    RowMapping,
+    Select,
+    Table,
+    TextClause,
+    and_,
+    exists,
+    func,
+    select,
+    text,
+    true,
+    update,
+)
 
 from inbox.config.routing import entity_lane
 from inbox.db.dialect import POSTGRES, Sql, as_json, rows_param
 from inbox.db.engine import reading
-from inbox.db.schema import inbox, metadata, rejected_request, relay_command
+from inbox.db.schema import duplicate_request, inbox, metadata, rejected_request, relay_command
 from inbox.events.event import escape
 
 ERASED = "erased"
@@ -152,14 +166,6 @@ SEARCHED: Mapping[str, tuple[str, ...]] = {
 _HAS_ENDED = relay_command.c.state.not_in(("asked", "running"))
 
 
-class ErasureOrder(msgspec.Struct, frozen=True):
-    """An order to erase: who gave it and why. It stays in the log, so that it must not name the person."""
-
-    subject: ErasureSubject
-    who: str
-    why: str
-
-
 class OpenFound(msgspec.Struct, frozen=True):
     """A delivery of the entity that has not ended: nothing is erased before it has."""
 
@@ -171,17 +177,10 @@ class OpenFound(msgspec.Struct, frozen=True):
 class NamingRow(msgspec.Struct, frozen=True):
     """A row that names the entity."""
 
-    table: str
+    table: Table
     key: Mapping[str, Any]
     emptied: Mapping[str, Any]
     """The columns that change, without the entity."""
-
-
-class Naming(msgspec.Struct, frozen=True):
-    """Rows that name the entity, and the place up to which `rejected_request` has been searched."""
-
-    rows: tuple[NamingRow, ...]
-    position: int | None
 
 
 class ErasureStep(msgspec.Struct, frozen=True):
@@ -189,12 +188,12 @@ class ErasureStep(msgspec.Struct, frozen=True):
 
     events: Sequence[Any] = ()
     """seq and event_id of the next events."""
-    naming: Naming | None = None
-    """Rows that name the entity, where its events are erased; None in the last step."""
-    routes: Sequence[str] = ()
+    naming: Sequence[NamingRow] = ()
+    """Rows that name the entity, where its events are erased."""
+    position: int | None = None
+    """The place up to which `rejected_request` has been searched."""
+    routes: Sequence[str] | None = None
     """In the last step: the routes on which the entity has had a lane."""
-    late: Sequence[int] = ()
-    """In the last step: ids of duplicates that arrived while their event was erased, and kept a body."""
 
 
 class StepDone(msgspec.Struct, frozen=True):
@@ -202,8 +201,6 @@ class StepDone(msgspec.Struct, frozen=True):
 
     erased: int = 0
     """Events."""
-    emptied: int = 0
-    """Rows that named the entity."""
     position: int | None = None
     """The place where the next step goes on."""
     open: tuple[OpenFound, ...] = ()
@@ -220,7 +217,6 @@ class ErasurePlan(msgspec.Struct, frozen=True):
     erased_before: int
     """Events that were erased before."""
     payloads: int
-    payload_bytes: int
     duplicates: int
     """Rows of duplicate requests."""
     facts: int
@@ -242,11 +238,6 @@ class ErasurePlan(msgspec.Struct, frozen=True):
     def is_empty(self) -> bool:
         """True when the database certainly holds nothing of the entity."""
         return self.is_whole and not (self.events or self.pauses or self.naming)
-
-    @property
-    def is_held_up(self) -> bool:
-        """True when something open has to end first."""
-        return bool(self.open or self.open_commands)
 
     @property
     def warning(self) -> str | None:
@@ -274,9 +265,8 @@ def plan(
     given = {**_named(subject), "most_events": most}
     with engine.connect() as connection, reading(connection).begin():
         counted = connection.execute(_COUNTS, given).one()
-        bodies = connection.execute(_PAYLOADS, given).one()
         lanes = connection.execute(_lanes(sql), {**given, "lane": subject.lane}).scalar_one()
-        before = connection.execute(_ERASED_BEFORE, {**given, "entity_id": subject.pseudonym}).scalar_one()
+        before = connection.execute(_ERASED_BEFORE, {**given, **_erased(subject)}).scalar_one()
         pauses = connection.execute(_PAUSES, {"name": subject.gate}).scalar_one()
         found = connection.execute(_open_of_entity(sql), {**_named(subject), "most": MOST_SHOWN}).all()
         working = select(relay_command.c.id, relay_command.c.selection).where(
@@ -288,8 +278,8 @@ def plan(
     is_whole = False
     for number in count(1):
         with engine.connect() as connection, reading(connection).begin():
-            part = _search(connection, subject, position) or Naming((), position)
-        naming.update(row.table for row in part.rows)
+            part = _search(connection, subject, position) or ErasureStep(position=position)
+        naming.update(str(row.table.name) for row in part.naming)
         if is_whole := part.position == position:
             break
         position = part.position
@@ -300,8 +290,7 @@ def plan(
         subject,
         counted.events,
         before,
-        bodies.payloads,
-        int(bodies.payload_bytes),
+        counted.payloads,
         int(counted.duplicates),
         int(counted.facts),
         lanes,
@@ -325,8 +314,7 @@ def held_up_by(found: Sequence[OpenFound]) -> str:
 
 def end(connection: Connection, subject: ErasureSubject, number: int) -> None:
     """Put the pseudonym in place of the entity in a command that is done."""
-    selection = {**_named(subject), "entity_id": subject.pseudonym}
-    connection.execute(update(relay_command).where(relay_command.c.id == number).values(selection=selection))
+    connection.execute(update(relay_command).where(relay_command.c.id == number).values(selection=_erased(subject)))
 
 
 def look(
@@ -339,75 +327,79 @@ def look(
         found = rows_param({"seq": event.seq} for event in events)
         facts = accumulate(connection.execute(_facts_of(sql), {"found": found}).scalars())
         return ErasureStep(events=[e for e, n in zip(events, facts, strict=True) if n <= FACTS_OF_A_STEP] or events[:1])
-    naming = _search(connection, subject, position, own_command)
-    if naming is not None:
-        return ErasureStep(naming=naming)
-    erased = {**_named(subject), "entity_id": subject.pseudonym}
-    return ErasureStep(
-        routes=connection.execute(_routes(sql), erased).scalars().all(),
-        late=connection.execute(_LATE_DUPLICATES, erased).scalars().all(),
-    )
+    if (step := _search(connection, subject, position, own_command)) is not None:
+        return step
+    return ErasureStep(routes=connection.execute(_routes(sql), _erased(subject)).scalars().all())
 
 
-def act(connection: Connection, order: ErasureOrder, step: ErasureStep, *, now: str | None = None) -> StepDone:
+def act(
+    connection: Connection, subject: ErasureSubject, step: ErasureStep, *, who: str, why: str, now: str | None = None
+) -> StepDone:
     """Do a step, in a transaction that holds the order lock; `now` is the database's clock, unless a test passes one."""
     sql = Sql(connection.dialect.name)
     if sql.overwrites_on_request:
         connection.exec_driver_sql("PRAGMA secure_delete = ON")
     try:
         if step.events:
-            return _erase_events(connection, sql, order, step.events, now)
-        if step.naming is not None:
-            for row in step.naming.rows:
-                table = metadata.tables[row.table]
-                is_it = and_(*(table.c[name] == value for name, value in row.key.items()))
-                connection.execute(update(table).where(is_it).values(dict(row.emptied)))
-            return StepDone(emptied=len(step.naming.rows), position=step.naming.position)
-        return _finish(connection, sql, order.subject, step)
+            return _erase_events(connection, sql, subject, step.events, {"who": who, "why": why, "now": now})
+        if step.routes is not None:
+            return _finish(connection, sql, subject, step.routes)
+        for row in step.naming:
+            is_it = and_(*(row.table.c[name] == value for name, value in row.key.items()))
+            connection.execute(update(row.table).where(is_it).values(dict(row.emptied)))
+        return StepDone(position=step.position)
     finally:
         if sql.overwrites_on_request:
             connection.exec_driver_sql("PRAGMA secure_delete = OFF")
 
 
 def _erase_events(
-    connection: Connection, sql: Sql, order: ErasureOrder, events: Sequence[Any], now: str | None
+    connection: Connection, sql: Sql, subject: ErasureSubject, events: Sequence[Any], said: Mapping[str, str | None]
 ) -> StepDone:
-    subject = order.subject
     named = ({"seq": e.seq, "names": e.event_id is not None and subject.is_named_in(e.event_id)} for e in events)
     chosen = {"erased": rows_param(named)}
     if found := connection.execute(_open_of(sql), chosen).all():
         return StepDone(open=tuple(OpenFound(row.seq, row.route, row.state) for row in found))
-    erased = connection.execute(_erase(sql), {**chosen, "pseudonym": subject.pseudonym, "now": now}).rowcount
+    erased = connection.execute(_erase(sql), {**chosen, "pseudonym": subject.pseudonym, "now": said["now"]}).rowcount
     for statement in _forgetting(sql):
         connection.execute(statement, chosen)
-    connection.execute(_say(sql), {**chosen, "who": order.who, "why": order.why, "now": now})
+    connection.execute(_say(sql), {**chosen, **said})
     connection.execute(_keep_lanes(sql), {**chosen, "lane": subject.lane, "pseudonym": subject.lane_of_pseudonym})
     return StepDone(erased=erased)
 
 
-def _finish(connection: Connection, sql: Sql, subject: ErasureSubject, step: ErasureStep) -> StepDone:
-    """Remove the lane and the pause of the entity, and bodies of duplicates that arrived while it was erased."""
+def _finish(connection: Connection, sql: Sql, subject: ErasureSubject, routes: Sequence[str]) -> StepDone:
+    """Remove the lane and the pause of the entity."""
     if connection.execute(_NEXT, {**_named(subject), "most": 1}).first() is not None:
         return StepDone()  # another event has arrived
-    lanes = rows_param({"route": route, "lane": subject.lane} for route in step.routes)
+    lanes = rows_param({"route": route, "lane": subject.lane} for route in routes)
     connection.execute(_remove_lanes(sql), {"lanes": lanes})
     connection.execute(_REMOVE_GATE, {"name": subject.gate})
-    connection.execute(_empty_late(sql), {"late": rows_param({"id": number} for number in step.late)})
     return StepDone(is_last=True)
 
 
 def _search(
     connection: Connection, subject: ErasureSubject, position: int | None, own_command: int | None = None
-) -> Naming | None:
+) -> ErasureStep | None:
     """Search the next part for rows that name the entity. None: there is none any more.
 
     Texts may be written in several ways, so they are compared here and not in SQL. `rejected_request` is read in parts.
     """
     until = _end_of_part(connection, position or 0)
     if until is not None:
-        return Naming(tuple(_rejected(connection, subject, position or 0, until)), until)
-    rows = tuple(row for name in SEARCHED for row in _in_table(connection, subject, metadata.tables[name], own_command))
-    return Naming(rows, position) if rows else None
+        return ErasureStep(naming=_rejected(connection, subject, position or 0, until), position=until)
+    late = connection.execute(_LATE_DUPLICATES, _erased(subject)).scalars().all()
+    naming = [NamingRow(duplicate_request, {"id": number}, {"body": None, "error": None}) for number in late]
+    for name, columns in SEARCHED.items():
+        table = metadata.tables[name]
+        # an open command can't be done without its selection
+        is_searched = and_(_HAS_ENDED, table.c.id != (own_command or 0)) if table is relay_command else true()
+        naming += [
+            _emptied(table, row, changed)
+            for row in connection.execute(_columns_of(table, columns).where(is_searched)).mappings()
+            if (changed := {each: _without(subject, row[each]) for each in columns if _differs(subject, row[each])})
+        ]
+    return ErasureStep(naming=naming, position=position) if naming else None
 
 
 def _end_of_part(connection: Connection, after: int) -> int | None:
@@ -420,8 +412,8 @@ def _end_of_part(connection: Connection, after: int) -> int | None:
     return (fitting or [rows[0].id])[-1] if rows else None
 
 
-def _rejected(connection: Connection, subject: ErasureSubject, after: int, until: int) -> Iterator[NamingRow]:
-    """Yield requests of the source that name the entity, or have become an event of it. Nothing of their sender stays."""
+def _rejected(connection: Connection, subject: ErasureSubject, after: int, until: int) -> list[NamingRow]:
+    """List requests of the source that name the entity, or have become an event of it. Nothing of their sender stays."""
     table = rejected_request
     became = exists().where(
         inbox.c.seq == table.c.readmitted_seq,
@@ -430,24 +422,22 @@ def _rejected(connection: Connection, subject: ErasureSubject, after: int, until
         inbox.c.entity_id.in_((subject.entity_id, subject.pseudonym)),
     )
     chosen = (table.c.id > after, table.c.id <= until, table.c.source == subject.source)
-    for row in connection.execute(select(table, became.label("became")).where(*chosen)).mappings():
-        if row["became"] or any(_differs(subject, row[name]) for name in REJECTED):
-            empty = {name: None if table.c[name].nullable else ERASED for name in REJECTED}
-            if changed := {name: value for name, value in empty.items() if row[name] != value}:
-                yield NamingRow(table.name, {"id": row["id"]}, changed)
+    statement = _columns_of(table, REJECTED).add_columns(became.label("became")).where(*chosen)
+    empty = {name: None if table.c[name].nullable else ERASED for name in REJECTED}
+    return [
+        _emptied(table, row, empty)
+        for row in connection.execute(statement).mappings()
+        if row["became"] or any(_differs(subject, row[name]) for name in REJECTED)
+        if any(row[name] != value for name, value in empty.items())
+    ]
 
 
-def _in_table(
-    connection: Connection, subject: ErasureSubject, table: Table, own_command: int | None
-) -> Iterator[NamingRow]:
-    names, keys = SEARCHED[table.name], [column.name for column in table.primary_key]
-    statement = select(*(table.c[each] for each in (*keys, *names)))
-    if table is relay_command:  # an open one can't be done without its selection
-        statement = statement.where(_HAS_ENDED, table.c.id != (own_command or 0))
-    for row in connection.execute(statement).mappings():
-        changed = {each: _without(subject, row[each]) for each in names if _differs(subject, row[each])}
-        if changed:
-            yield NamingRow(table.name, {each: row[each] for each in keys}, changed)
+def _columns_of(table: Table, columns: Sequence[str]) -> Select[Any]:
+    return select(*table.primary_key, *(table.c[each] for each in columns))
+
+
+def _emptied(table: Table, row: RowMapping, changed: Mapping[str, Any]) -> NamingRow:
+    return NamingRow(table, {each.name: row[each.name] for each in table.primary_key}, changed)
 
 
 def _without(subject: ErasureSubject, value: Any) -> Any:  # noqa: ANN401  # a value of any column
@@ -466,6 +456,11 @@ def _named(subject: ErasureSubject) -> dict[str, str]:
     return {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}
 
 
+def _erased(subject: ErasureSubject) -> dict[str, str]:
+    """Return those of its erased events."""
+    return {**_named(subject), "entity_id": subject.pseudonym}
+
+
 _OF_ENTITY = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id = :entity_id"
 """Condition on the row `i` of the inbox; an index answers it. An entity may be called like a pseudonym, so `erased_at` decides."""
 _NEXT = text(f"""
@@ -474,14 +469,10 @@ SELECT i.seq, i.event_id FROM inbox i WHERE {_OF_ENTITY} AND i.erased_at IS NULL
 _EVENTS = f"(SELECT i.seq FROM inbox i WHERE {_OF_ENTITY} AND {{}} ORDER BY i.seq DESC LIMIT :most_events) i"
 _NOT_ERASED = _EVENTS.format("i.erased_at IS NULL")
 _COUNTS = text(f"""
-SELECT count(*) AS events,
+SELECT count(*) AS events, count(p.seq) AS payloads,
        coalesce(sum((SELECT count(*) FROM duplicate_request d WHERE d.seq = i.seq)), 0) AS duplicates,
        coalesce(sum((SELECT count(*) FROM delivery_log l WHERE l.seq = i.seq)), 0) AS facts
-FROM {_NOT_ERASED}
-""")
-_PAYLOADS = text(f"""
-SELECT count(*) AS payloads, coalesce(sum(length(p.body)), 0) AS payload_bytes
-FROM {_NOT_ERASED} JOIN inbox_payload p ON p.seq = i.seq
+FROM {_NOT_ERASED} LEFT JOIN inbox_payload p ON p.seq = i.seq
 """)
 _ERASED_BEFORE = text(f"SELECT count(*) FROM {_EVENTS.format('i.erased_at IS NOT NULL')}")
 _PAUSES = text("SELECT count(*) FROM gate WHERE kind = 'entity' AND name = :name")
@@ -558,13 +549,6 @@ WHERE lane = '*' AND seq IN {erased}
             ),
         )
     )
-
-
-@cache
-def _empty_late(sql: Sql) -> TextClause:
-    return text(f"""
-UPDATE duplicate_request SET body = NULL, error = NULL WHERE id IN (SELECT late.id FROM {sql.rows("late", id="bigint")})
-""")
 
 
 @cache

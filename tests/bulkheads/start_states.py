@@ -176,7 +176,7 @@ def look_at_conditions(_database_url: str, engine: Engine, downstream: Downstrea
     """A hundred routes whose last dead letter is gone."""
     _alerts(engine, told_at=SystemClock().now())
     start = _alerted(engine, downstream, "")
-    start.bad = {"text": f"r{ONE}"}
+    start.bad = {"item": {"subject": f"r{ONE}"}}
     start.done = lambda: count(engine, "alert WHERE kind = 'delivery_dead' AND NOT firing")
     start.seen = lambda: True  # the log and the metric: the alert stands as it was
     return start

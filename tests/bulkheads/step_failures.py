@@ -37,19 +37,17 @@ class Plant:
     """
 
     def __init__(
-        self, step: Step, failure: str, *, item: dict[str, object] | None = None, text: str = "", is_listed: bool = True
+        self, step: Step, failure: str, *, item: dict[str, object] | None = None, is_listed: bool = True
     ) -> None:
         self.step = step
         self.raised = 0
         self._item = item
-        self._text = text
         self._is_listed = is_listed
         self._failure = FAILURES[failure]
 
     def check(self, statement: TextClause, parameters: dict[str, object], rows: list[Any]) -> None:
         """Raise, if this is the item's statement, or there is no item."""
-        is_everything = self._item is None and not self._text
-        if is_everything or self._is_bound(parameters) or self._is_among(statement, rows):
+        if self._item is None or self._is_bound(parameters) or self._is_among(statement, rows):
             self.raised += 1
             raise self._failure()
 
@@ -59,8 +57,7 @@ class Plant:
             for name, value in parameters.items()
             if name not in _NOT_WORKED_ON and isinstance(value, str) and value.startswith("[{")
         )
-        has_text = self._text != "" and self._text in parameters.values()
-        return has_text or any(self._is_item(row) for value in lists for row in json.loads(value))
+        return any(self._is_item(row) for value in lists for row in json.loads(value))
 
     def _is_item(self, row: Mapping[str, object]) -> bool:
         return self._item is not None and self._item.items() <= row.items()
