@@ -14,8 +14,7 @@ from inbox.errors import BodyErased, MappingError, RequestError
 from inbox.events.event import RawRequest, swept_key
 from inbox.events.timestamps import to_nanoseconds
 from inbox.sources.normalize import readers_of
-from relay.delivery.failure_rules import REFETCH_AFTER
-from relay.delivery.outcome import CallStep, Delivery, Failed, Outcome
+from relay.delivery.outcome import REFETCH_AFTER, CallStep, Delivery, Failed, Outcome
 from relay.destinations import KINDS
 from relay.destinations.base import Caller, Clients, Context, Deliverer, without_lease
 from relay.destinations.sync import NO_HEADERS, REPLICA_LAG, Attempt, Ended, Sync

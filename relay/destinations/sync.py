@@ -15,8 +15,17 @@ from inbox.config.model import Api, ApiHeader, Endpoint, Route, SyncDestination
 from inbox.config.sync import SyncRoute
 from inbox.config.values import titled
 from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
-from relay.delivery.failure_rules import REFETCH_AFTER
-from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
+from relay.delivery.outcome import (
+    REFETCH_AFTER,
+    Call,
+    CallStep,
+    Delivered,
+    Delivery,
+    Failed,
+    Outcome,
+    Skipped,
+    Unchanged,
+)
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request

@@ -25,7 +25,7 @@ from inbox.events.timestamps import rfc3339, to_nanoseconds
 from inbox.sources import PRESETS
 from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
-from relay.delivery.rate_holds import hold_request
+from relay.delivery.policy import hold_request
 from relay.destinations.base import Clients, Context, without_lease
 from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
