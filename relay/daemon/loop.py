@@ -20,15 +20,13 @@ from importlib.metadata import version
 from inbox.clock import Clock, SystemClock
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
-from relay.daemon.generation import Generations, LoopEvent, PreparedConfig
+from relay.daemon.generation import FinishedAttempt, Generations, LoopEvent, PreparedConfig
 from relay.daemon.lease_renewal import LeaseRenewer, Leases, claim_of
 from relay.daemon.maintenance import Maintenance
-from relay.daemon.pool import FinishedAttempt
 from relay.daemon.pruner import Pruner
 from relay.daemon.wake_up import Listener
 from relay.delivery.outcome import Failed
-from relay.delivery.policy import Policies, can_be_given_back
-from relay.delivery.rate_holds import asks_for_hold
+from relay.delivery.policy import Policies, asks_for_hold, can_be_given_back
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import alerts, leases, nodes, record, sequence
