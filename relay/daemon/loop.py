@@ -137,7 +137,6 @@ class Relay:
             leaving.callback(self._shut_down)
             renewing.add_done_callback(lambda _: self.stop())  # without renewals nothing may go on
             self._observer.tell("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
-            self._add_routes()
             if not drain:
                 self._sweeper.start()
                 self._pruner.start()
@@ -201,7 +200,6 @@ class Relay:
                 self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
                 self._pruner.replace_ages(event.config.retention)
-                self._add_routes()
                 self._observer.tell(
                     "reloaded", node=self.node, routes=",".join(self._generations.active.routes) or "none"
                 )
@@ -209,11 +207,6 @@ class Relay:
                 self._is_woken = False
             case _:
                 pass  # another configuration after a stop
-
-    def _add_routes(self) -> None:
-        """Give each route its row of the order lock, once; where that fails, who needs one first adds it."""
-        routes = self._generations.active.policies.keys()
-        self._steps.attempt("adding routes", lambda: self._database.add_routes(routes))
 
     def _give_back(self) -> int:
         """Release unused claims. After a failure all are still there, and repeating it is harmless."""

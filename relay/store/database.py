@@ -12,8 +12,7 @@ from typing import Generic, TypeVar
 
 from sqlalchemy import Engine, TextClause
 
-from inbox.db import order_lock
-from inbox.db.dialect import Sql, error_text, rows_param
+from inbox.db.dialect import Sql, error_text
 from inbox.db.engine import Checkpoints, checkpoint, reading, snapshot
 from inbox.db.throughput import ROUTE, Tally
 from inbox.events.timestamps import time_text
@@ -153,15 +152,6 @@ class Database:
     def rests(self) -> dict[str, str]:
         """Return the routes that stay locked in words, by the step that met it."""
         return {step: f"{route} is locked: {error}" for route, (_, step, error) in self._rests.copy().items()}
-
-    def add_routes(self, routes: AbstractSet[str]) -> None:
-        """Add the rows of these routes to the order lock, so that none has to be added while others wait."""
-        if not self.sql.locks_routes:
-            return
-        with self.write() as transaction:
-            transaction.lock_first()
-            given = rows_param({"route": route} for route in sorted(routes))
-            transaction.execute(order_lock.added_routes(self.sql), given=given)
 
     def _now(self) -> str | None:
         return None if self._clock is None else time_text(self._clock())

@@ -148,7 +148,7 @@ class Transaction:
         return as_time(self.execute(order_lock.every_route(self.sql))[0].now)
 
     def _lock_routes(self, routes: AbstractSet[str]) -> datetime:
-        """Lock these routes. The row is missing of one that no relay has been started with."""
+        """Lock these routes. The row of one is missing that was never locked before."""
         is_impatient = not self._impatient_of.isdisjoint(routes)
         if is_impatient:
             self.limit_waits(IMPATIENT_WAIT_MS)

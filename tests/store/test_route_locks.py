@@ -80,14 +80,6 @@ def test_a_head_that_cannot_be_loaded_and_whose_route_is_locked_keeps_no_other_f
     assert steps.rows("SELECT seq, cause FROM dead_letter") == [{"seq": 1, "cause": "payload_gone"}]
 
 
-def test_routes_are_added_before_anybody_needs_them(steps: Steps) -> None:
-    steps.database.add_routes({"strict", "latest"})
-    steps.database.add_routes({"strict", "blocking"})
-    assert [row["route"] for row in steps.rows("SELECT route FROM route_lock ORDER BY route")] == [
-        "blocking", "latest", "strict",
-    ]  # fmt: skip
-
-
 def test_a_route_that_stays_locked_keeps_no_other_from_being_recorded(steps: Steps) -> None:
     steps.arrive(
         *(an_event(n, f"u{n}", routes=["latest"]) for n in range(1, 1 + record.OWN_TRANSACTION)), an_event(100)
