@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from inbox.db.dialect import POSTGRES, SQLITE
-from inbox.events.commands import ERASED, OPEN_COMMANDS
+from inbox.events.commands import OPEN_COMMANDS
 
 _FROZEN = ("id", "kind", "asked_by", "asked_at", "dry_run")
 _ENDED_BY_RELAY = ("done", "failed", "refused")
 _CANCEL = "UPDATE relay_command SET state = ''cancelled''"
-_HAS_ENDED = "a command that has ended stays as it is: insert another one"
 
 
 class CommandRule(msgspec.Struct, frozen=True):
@@ -30,24 +29,18 @@ def _texts(names: Iterable[str]) -> str:
 
 
 def _of_change(dialect: str) -> Iterator[CommandRule]:
-    """Yield the rules of an UPDATE. Erasure may take texts out of a command that has ended, and nothing else."""
-    is_open = f"NEW.state IN ({_texts(OPEN_COMMANDS)})"
+    """Yield the rules of an UPDATE. Erasure may take texts out of a command that has ended."""
+    is_open, was_open = (f"{row}.state IN ({_texts(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
     differs = "IS DISTINCT FROM" if dialect == POSTGRES else "IS NOT"
     yield CommandRule(
         f"a command stays as it was asked: cancel it with {_CANCEL}, and insert another one",
         " OR ".join(f"NEW.{column} {differs} OLD.{column}" for column in _FROZEN)
-        + f" OR ({is_open} AND (NEW.selection {differs} OLD.selection OR NEW.reason {differs} OLD.reason))",
+        + f" OR ({was_open} AND (NEW.selection {differs} OLD.selection OR NEW.reason {differs} OLD.reason))",
     )
     yield CommandRule(
-        f"only erasure may change a command that has ended: its reason becomes {ERASED}, and texts of its selection begin so",
-        f"NEW.reason NOT IN (OLD.reason, '{ERASED}') OR NEW.selection {differs} OLD.selection AND ({_not_erased(dialect)})",
+        "a command that has ended stays as it is: insert another one",
+        f"NOT ({was_open}) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running')",
     )
-    yield CommandRule(
-        _HAS_ENDED,
-        f"OLD.state NOT IN ({_texts(OPEN_COMMANDS)}) AND NEW.state <> OLD.state"
-        " AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running')",
-    )
-    yield CommandRule("a command that runs is not asked again", "OLD.state = 'running' AND NEW.state = 'asked'")
     # Operators may set the state alone, so nobody can make a command look done, or have another person's one go on.
     yield CommandRule(
         f"only a relay ends a command, with finished_at: stop it with {_CANCEL}",
@@ -56,23 +49,6 @@ def _of_change(dialect: str) -> Iterator[CommandRule]:
     yield CommandRule(
         "relay resume --command with its id makes a stopped command go on",
         f"OLD.state = 'cancelled' AND {is_open} AND NEW.finished_at IS NOT NULL",
-    )
-
-
-def _not_erased(dialect: str) -> str:
-    erased = f"substr(n.value, 1, {len(ERASED)}) = '{ERASED}'"
-    if dialect == POSTGRES:
-        other = f"n.value IS DISTINCT FROM OLD.selection ->> n.key AND NOT {erased}"
-        return (
-            f"EXISTS (SELECT 1 FROM jsonb_each_text(NEW.selection) AS n (key, value) WHERE {other})"
-            " OR (SELECT array_agg(k.key) FROM jsonb_object_keys(NEW.selection) AS k (key))"
-            " IS DISTINCT FROM (SELECT array_agg(k.key) FROM jsonb_object_keys(OLD.selection) AS k (key))"
-        )
-    other = f"n.value IS NOT json_extract(OLD.selection, n.fullkey) AND NOT {erased}"
-    return (
-        f"EXISTS (SELECT 1 FROM json_each(NEW.selection) n WHERE {other})"
-        " OR (SELECT json_group_array(k.key) FROM (SELECT key FROM json_each(NEW.selection) ORDER BY key) k)"
-        " IS NOT (SELECT json_group_array(k.key) FROM (SELECT key FROM json_each(OLD.selection) ORDER BY key) k)"
     )
 
 

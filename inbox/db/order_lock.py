@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
 
@@ -50,14 +50,6 @@ def added_routes(sql: Sql) -> TextClause:
     return text(f"""
 INSERT INTO route_lock (route) SELECT route FROM {sql.rows("given", route="text")} ON CONFLICT DO NOTHING
 """)
-
-
-def lock_everything(connection: Connection) -> None:
-    """Take the order lock of every route."""
-    sql = Sql(connection.dialect.name)
-    if sql.is_postgres:
-        connection.execute(FIRST)
-        connection.execute(every_route(sql), {"now": None})
 
 
 def _given(sql: Sql) -> str:

@@ -76,11 +76,10 @@ GRANT USAGE, SELECT ON SEQUENCE
 TO inbox_relay;
 GRANT EXECUTE ON FUNCTION inbox_payload_add_leaf, inbox_payload_expire_leaf, inbox_payload_retire_leaf TO inbox_relay;
 
--- The page signs commands with the name of the person who has signed in, and locks out a relay while it stops one.
+-- The page signs commands with the name of the person who has signed in.
 GRANT INSERT (kind, selection, reason, asked_by, asked_at, dry_run, matched), UPDATE (state, finished_at, answer)
     ON relay_command TO inbox_web;
 GRANT INSERT (at, seq, who, reason) ON payload_reveal TO inbox_web;
-GRANT UPDATE ON order_lock, route_lock TO inbox_web;
 GRANT USAGE ON SEQUENCE payload_reveal_id_seq, relay_command_id_seq TO inbox_web;
 
 -- People ask for commands in SQL with the name of their login, and set the state `cancelled` to stop one.

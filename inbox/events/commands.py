@@ -45,6 +45,3 @@ MOST_WHO = 2000
 OPEN_COMMANDS = ("asked", "running")
 COMMAND_STATES = (*OPEN_COMMANDS, "done", "failed", "refused", "cancelled")
 """Every value of `relay_command.state`."""
-
-ERASED = "erased"
-"""Stands for a text that names an erased entity in an ended command; in its selection, the begin of a pseudonym."""

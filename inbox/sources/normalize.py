@@ -16,7 +16,7 @@ from inbox.config.routing import enrol, passed_headers, routes_of
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
 from inbox.errors import RequestError, TooOld
 from inbox.events import timestamps
-from inbox.events.event import Event, Identity, RawRequest, Receipt, dedup_key
+from inbox.events.event import Event, Identity, RawRequest, dedup_key
 from inbox.sources import preset_of
 from inbox.sources.base import Preset
 from inbox.sources.fields import printable
@@ -155,8 +155,6 @@ class ReadmitResult(msgspec.Struct):
     """Its events, as it is read now."""
     rejected: str | None = None
     """Reason why it is still rejected."""
-    receipts: Sequence[Receipt] = ()
-    """Receipts of its events, once they are stored."""
 
 
 def readers_of(config: Config) -> dict[str, Read]:

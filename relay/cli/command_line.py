@@ -30,7 +30,7 @@ class Commands(TyperGroup):
         super().__init__(**given)
         for command in (self, *self.commands.values()):
             command.help = escape(as_help(command.help or ""))  # "[retention]" is no markup
-            _hide_types_of_flags(command)
+            _hide_types(command)
 
     def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # likewise
         """Read the arguments before the command's name."""
@@ -43,8 +43,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-def _hide_types_of_flags(command: Any) -> None:  # noqa: ANN401  # typer names no public type for it
-    """Let the help of a command show no type for flags, `--help` included: they take no value."""
+def _hide_types(command: Any) -> None:  # noqa: ANN401  # typer names no public type for it
+    """Let the help of a command show no type for flags, `--help` included, as they take no value, nor for arguments."""
     every = command.get_params
 
     def get_params(context: Any) -> Any:  # noqa: ANN401  # likewise
@@ -52,6 +52,8 @@ def _hide_types_of_flags(command: Any) -> None:  # noqa: ANN401  # typer names n
         for parameter in parameters:
             if getattr(parameter, "is_flag", False) and parameter.metavar is None:
                 parameter.metavar = ""
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda **_: None
         return parameters
 
     command.get_params = get_params

@@ -19,7 +19,7 @@ from inbox.observe.visible import visible_text
 from relay.cli import options
 from relay.cli.command_line import as_command
 from relay.cli.options import login_name, open_database, option, parse_entity
-from relay.cli.tables import Column, Format, format_of, show
+from relay.cli.tables import Column, Format, show
 from relay.cli.terminal import (
     FINDING,
     Doing,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from inbox.config.model import Config
     from inbox.db.reads import Row
     from relay.store.database import Database
-    from relay.store.operator.commands import Progress
+    from relay.store.operator.commands import Command
     from relay.store.operator.plan import Plan
 
 GROUP_COLUMNS = (
@@ -70,15 +70,6 @@ GATE_COLUMNS = (
     Column("why", last=True),
     Column("paused_at", "time", "paused"),
     Column("breaker_until", "time", "next probe"),
-    Column("paused_by", on_request=True),
-    Column("pause_reason", on_request=True),
-    Column("breaker", "state", on_request=True),
-    Column("breaker_cause", on_request=True),
-    Column("held_until", "time", on_request=True),
-    Column("hold_reason", on_request=True),
-    Column("open_count", "number", "openings", on_request=True),
-    Column("failures", "number", on_request=True),
-    Column("calls", "number", on_request=True),
 )
 _FORM = Format(has_wide=False)
 _SAMPLE = 5
@@ -171,9 +162,7 @@ EXAMPLES: Mapping[str, str] = {
 OPTIONS: Mapping[str, Any] = {
     "seqs": Annotated[
         list[int] | None,
-        typer.Argument(
-            metavar="[SEQ]...", help=f"These events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER
-        ),
+        typer.Argument(metavar="SEQ", help=f"These events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER),
     ],
     "reason": options.Reason,
     "id": option(int, "--id", text="This rejected request.", **options.NUMBER),
@@ -211,14 +200,13 @@ _GATES: Mapping[str, Any] = {
     "source": option(str, "--source", text="All routes of this source.", names="sources"),
     "entity_id": option(str, "--entity", text="This entity of --source, as TYPE/ID.", metavar="TYPE/ID"),
 }
-_LISTS: Mapping[str, Any] = {"wide": options.Wide, "columns": options.Columns, "as_ndjson": options.AsNdjson}
 _INSTEAD: Mapping[str, Mapping[str, Any]] = {
     "retry": {
         "cause": option(
             str, "--cause", text="Only where the last attempt failed with this error class, such as server_error."
         )
     },
-    "pause": {**_GATES, **_LISTS},
+    "pause": _GATES,
     "resume": {
         **_GATES,
         "command": option(int, "--command", text="A command that was stopped or interrupted.", **options.NUMBER),
@@ -239,16 +227,16 @@ def command_of(kind: str) -> Callable[..., None]:
 
     def command(**given: Any) -> None:  # noqa: ANN401  # as the options say
         reason, yes, as_json = (given.pop(name) for name in ("reason", "yes", "as_json"))
-        more = {name: given.pop(name) for name in (*_LISTS, "command") if name in given}
+        number = given.pop("command", None)
         if (seqs := given.get("seqs")) and len(seqs) > MOST_SEQS:
             fail(f"name at most {MOST_SEQS} events: {len(seqs)} are given")
         if "entity_id" in given:
             given["entity_type"], given["entity_id"] = parse_entity(given["entity_id"])
         given = {name: value for name, value in given.items() if value not in (None, False, [], ())}
         if kind == "pause" and not given:
-            _list_gates(as_json=as_json, **more)
+            _list_gates(as_json=as_json)
             return
-        if (number := more.get("command")) is not None:
+        if number is not None:
             if given:
                 fail("--command resumes that command alone: leave out the gate")
             _continue(number, reason, yes=yes)
@@ -299,7 +287,7 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
         raise typer.Exit(FINDING)
 
 
-def follow(database: Database, config: Config, number: int, operation: Operation, total: int | None) -> Progress:
+def follow(database: Database, config: Config, number: int, operation: Operation, total: int | None) -> Command:
     """Work on a command until it has ended, with a progress bar. An interrupted one can be resumed."""
     from sqlalchemy.exc import DBAPIError
 
@@ -424,7 +412,7 @@ def becomes(row: Row) -> str:
     return f"{first['event_type']}{entity} → {routes}" + (f", and {more} more" if more else "")
 
 
-def _document(operation: Operation, planned: Plan, number: int | None, done: Progress | None) -> dict[str, Any]:
+def _document(operation: Operation, planned: Plan, number: int | None, done: Command | None) -> dict[str, Any]:
     return {
         "command": operation.kind,
         "count": planned.count,
@@ -441,19 +429,20 @@ def _document(operation: Operation, planned: Plan, number: int | None, done: Pro
     }
 
 
-def _list_gates(*, as_json: bool, as_ndjson: bool, wide: bool, columns: str | None) -> None:
+def _list_gates(*, as_json: bool) -> None:
     from relay.store import gates
 
-    form = format_of(GATE_COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     with exit_on_error():
         _, database = open_database()
-        held = gates.held_back(database)
-    now = SystemClock().now()
+        held, now = gates.held_back(database), SystemClock().now()
+    if as_json:
+        put_json(as_document(held))
+        return
     rows = [{**row, "held": gate_state(row), "why": "; ".join(gate_holds(row, now))} for row in held]
-    show(rows if form.is_table else held, GATE_COLUMNS, form, empty="nothing is held back")
+    show(rows, GATE_COLUMNS, _FORM, empty="nothing is held back")
 
 
-def _progress(database: Database, number: int) -> Progress:
+def _progress(database: Database, number: int) -> Command:
     from relay.store.operator import commands
 
     found = commands.progress(database, number)

@@ -48,7 +48,7 @@ CHOSEN = "chosen"
 """Parameter of a URL that a checkbox of a delivery adds: SEQ/ROUTE."""
 NONE_CHOSEN = "none"
 """Its value in every such form, so that one without a choice is not about everything."""
-TIMES = ("since", "until")
+TIMES, LISTS = ("since", "until"), ("seqs", "deliveries", "kinds")
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +77,7 @@ def fields_of(operation: Operation) -> tuple[str, ...]:
 
 
 def read_asked(operation: Operation, given: Mapping[str, Any], clock: Clock, *, of_json: bool = False) -> Any:  # noqa: ANN401  # `asks`
-    """Read these fields, from a URL, a form or JSON; a time may be given as people say it.
+    """Read these fields, from a URL, a form or JSON; a time may be given as people say it. In a text, a list has commas.
 
     Raises:
         BadFilter: one is unknown or wrong.
@@ -91,6 +91,7 @@ def read_asked(operation: Operation, given: Mapping[str, Any], clock: Clock, *, 
                 raise BadFilter(f"{name} {filled[name]!r}: {error}", field=name) from None
     if of_json:
         return convert(operation.asks, filled, now, strict=True, known=fields_of(operation))
+    filled |= {name: filled[name].split(",") for name in LISTS if filled.get(name)}
     return parse(operation.asks, filled, now, known=fields_of(operation))
 
 
@@ -289,7 +290,9 @@ class ActResource:
         actor, operation = require_operator(req), _operation(kind)
         if CHOSEN in req.params:
             raise falcon.HTTPSeeOther(f"/acts/{kind}?{urlencode(_fields_of_chosen(req.params[CHOSEN]))}")
-        await self._show(resp, actor, operation, _one_each(req.params))
+        given = _one_each(req.params)
+        given.pop("live", None)
+        await self._show(resp, actor, operation, given)
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
         """Insert the command and show it; otherwise show the plan with what is in the way."""

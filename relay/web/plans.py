@@ -97,7 +97,8 @@ def make_plan(reading: Reading, operation: Operation, asked: Any, agreed: Agreed
     traits = _TRAITS[operation.asks](made)
     digest = hashlib.sha256(msgspec.json.encode([operation.kind, shown, traits], order="sorted")).hexdigest()[:32]
     until_fact = getattr(chosen, "until_fact", None)
-    now = Agreed(digest, made.count if made.is_whole else None, as_of, until_fact)
+    grows = operation.asks is KindsOfRows  # what expires meanwhile goes, too
+    now = Agreed(digest, made.count if made.is_whole and not grows else None, as_of, until_fact)
     fields = msgspec.structs.asdict(made)
     fields["left_out"] = {why_left_out(why): number for why, number in made.left_out.items()}
     return ActPlan(

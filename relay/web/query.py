@@ -6,14 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from functools import cache
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
 import falcon
 import msgspec
 from falcon.asgi import Request
-from msgspec import inspect
 
 from inbox.config.mistakes import nearest
 from inbox.db.dialect import is_storable
@@ -82,8 +80,6 @@ async def read_form(req: Request) -> dict[str, str]:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
     except ValueError:
         raise BadFilter("the form is not UTF-8, or has too many fields") from None
-    if body.startswith((b"{", b"[")):  # as of a program that leaves the type to its library
-        raise BadFilter(f"the body is JSON, though its type says {FORM_TYPE}: send Content-Type: application/json")
     fields: dict[str, str] = {}
     for name, value in pairs:
         if name in fields:
@@ -131,17 +127,14 @@ _FIELD = re.compile(r"\.?([A-Za-z_]*)")
 
 
 def parse(kind: type[Query], given: Mapping[str, str], now: datetime, *, known: Sequence[str] | None = None) -> Query:
-    """Make a query from the parameters of a URL; empty ones count as absent, as forms send them. A list has commas.
+    """Make a query from the parameters of a URL; empty ones count as absent, as forms send them.
 
     Others than those in `known` count as unknown; None: any field of it is known.
 
     Raises:
         BadFilter: a parameter is unknown or has a wrong value.
     """
-    lists = _lists_of(kind)
-    filled = {name: value for name, value in given.items() if value != ""}
-    listed = {name: value.split(",") if name in lists else value for name, value in filled.items()}
-    return convert(kind, listed, now, known=known)
+    return convert(kind, {name: value for name, value in given.items() if value != ""}, now, known=known)
 
 
 def of_path(kind: type[Query], path: Mapping[str, object], now: datetime) -> Query:
@@ -172,23 +165,6 @@ def parameters(given: Mapping[str, object], path: Mapping[str, object]) -> dict[
 
 def _parts(path: Mapping[str, object]) -> dict[str, str]:
     return {name: of_segment(str(value)) for name, value in path.items()}
-
-
-@cache
-def _lists_of(kind: type[msgspec.Struct]) -> frozenset[str]:
-    """Return the names of the fields that are lists."""
-    info = inspect.type_info(kind)
-    assert isinstance(info, inspect.StructType)  # noqa: S101  # as the type says
-    return frozenset(field.name for field in info.fields if _is_list(field.type))
-
-
-def _is_list(kind: inspect.Type) -> bool:
-    match kind:
-        case inspect.Metadata(type=inner):
-            return _is_list(inner)
-        case inspect.UnionType(types=types):
-            return any(map(_is_list, types))
-    return isinstance(kind, inspect.VarTupleType)
 
 
 def convert(

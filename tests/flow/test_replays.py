@@ -13,8 +13,6 @@ from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.db import readmission
-from inbox.db.readmission import RejectedFilter
 from inbox.errors import ConfigError
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.loader.load import parse_config
@@ -22,8 +20,11 @@ from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
 from inbox.receiver.writer import GroupCommit
 from inbox.sources import PRESETS
-from inbox.sources.normalize import read_one, readers_of
+from inbox.sources.normalize import readers_of
 from inbox.sources.signing import Message, sign
+from relay.operations.asks import Rejections
+from relay.store.database import Database
+from relay.store.operator.readmit import read_again
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver, a_link
 from tests.helpers.waiting import until_async
@@ -136,11 +137,8 @@ async def test_what_is_older_than_max_age_is_refused_whole_and_kept(
     assert (row["cause"], row["status"]) == ("too_old", 422)
     assert re.fullmatch(r"the event is 52\d{4} s old, and this source's max_age is 518400 s", row["reason"])
     assert bytes(row["body"]) == old
-    with engine.connect() as connection:
-        page = readmission.page(connection, RejectedFilter(), after=0)
-    assert [read_one(readers_of(config), row).rejected for row in page] == [None, None], (
-        "a person may take it in after all"
-    )
+    page = read_again(Database(engine), readers_of(config), Rejections(everything=True), 0)
+    assert [each.rejected for each in page] == [None, None], "a person may take it in after all"
 
 
 class SetClock:

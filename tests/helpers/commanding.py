@@ -12,7 +12,7 @@ from relay.delivery.policy import policies
 from relay.operations.asks import Selection
 from relay.store.database import Database
 from relay.store.operator import commands, execution
-from relay.store.operator.commands import Progress
+from relay.store.operator.commands import Command
 from relay.store.operator.selection import Act
 
 
@@ -34,7 +34,7 @@ def erase(
     why: str = "request 2026-17",
     heard: Callable[[], None] = lambda: None,
     number: int | None = None,
-) -> tuple[int, Progress]:
+) -> tuple[int, Command]:
     """Erase an entity in this process, or go on with a command; `heard` is called after each step."""
     database = Database(engine)
     asked = {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}

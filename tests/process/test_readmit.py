@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox.db import readmission
 from inbox.events.timestamps import as_time
 from inbox.loader.load import read_config
+from relay.store.operator import readmit
 from tests.helpers.processes import invoke
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import Receiver, receiving
@@ -160,7 +160,7 @@ def test_after_an_interrupt_it_exits_1_and_the_same_command_goes_on(
     place.configure(PRESET)
 
     with monkeypatch.context() as patch:
-        patch.setattr(readmission, "take", interrupted)
+        patch.setattr(readmit, "take", interrupted)
         status, said = place.inbox("readmit", *REASON, "--yes")
     assert (status, "stopped after 0; `relay resume --command 1` goes on" in said) == (1, True)
     assert invoke("relay", "resume", "--command", "1", "--reason", "on", "--yes").status == 0

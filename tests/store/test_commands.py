@@ -171,9 +171,9 @@ CHANGES = {
     "asked_by = 'somebody else'": "a command stays as it was asked",
     "asked_at = '2020-01-01 00:00:00Z'": "a command stays as it was asked",
     "dry_run = true": "a command stays as it was asked",
-    "state = 'done', selection = '{\"route\": \"latest\"}'": "only erasure may change",
-    "state = 'done', selection = '{}'": "only erasure may change",
-    "state = 'done', reason = 'another one'": "only erasure may change",
+    "state = 'done', selection = '{\"route\": \"latest\"}'": "a command stays as it was asked",
+    "state = 'done', selection = '{}'": "a command stays as it was asked",
+    "state = 'done', reason = 'another one'": "a command stays as it was asked",
 }
 
 

@@ -27,7 +27,7 @@ from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database
 from relay.store.operator import commands
-from relay.store.operator.commands import Progress
+from relay.store.operator.commands import Command
 from tests.core.test_lifecycle import EXAMPLES
 from tests.helpers import commanding
 from tests.helpers.person import BODY, ID, OTHER, PERSON, contents, live, of_person, traces_in
@@ -121,7 +121,7 @@ DECISIONS: Mapping[str, Mapping[str, Decision]] = {
 }
 
 
-def erase(engine: Engine, heard: Callable[[], None] = lambda: None, subject: ErasureSubject = PERSON) -> Progress:
+def erase(engine: Engine, heard: Callable[[], None] = lambda: None, subject: ErasureSubject = PERSON) -> Command:
     return commanding.erase(engine, CONFIG, subject, heard=heard)[1]
 
 

@@ -15,7 +15,7 @@ from inbox.events.event import Event
 from inbox.events.timestamps import as_time
 from relay.operations.asks import Rejections
 from relay.store.operator import commands, execution
-from relay.store.operator.commands import Progress
+from relay.store.operator.commands import Command
 from relay.store.operator.tasks import TASKS
 from tests.helpers.relaying import CONFIG, POLICIES, Steps
 from tests.helpers.storing import START
@@ -36,7 +36,7 @@ def ask(steps: Steps, selection: dict[str, object], *, dry_run: bool = False) ->
     return commands.ask(steps.database, "readmit", selection, who="kim", why="the preset is fixed", dry_run=dry_run)
 
 
-def end(steps: Steps, number: int) -> Progress:
+def end(steps: Steps, number: int) -> Command:
     while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
         execution.work_on(steps.database, CONFIG, POLICIES, number)
     assert progress is not None

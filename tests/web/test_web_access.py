@@ -43,16 +43,16 @@ def cookie_header(answer: requests.Response) -> str:
 
 
 def test_who_has_not_signed_in_goes_to_the_form_and_from_there_to_where_he_wanted(door: Entrance) -> None:
-    turned_away = door.get("/rejected?source=a%26b&since=2d")
+    turned_away = door.get("/rejected?error=a%26b&since=2d")
     assert (turned_away.status_code, turned_away.text) == (303, "")
     location = turned_away.headers["location"]
-    assert location == f"/sign-in?next={quote('/rejected?source=a%26b&since=2d', safe='')}"
+    assert location == f"/sign-in?next={quote('/rejected?error=a%26b&since=2d', safe='')}"
     form = door.get(location)
     assert form.status_code == 200
-    assert 'value="/rejected?source=a%26b&amp;since=2d"' in form.text
-    signed_in = door.sign_in(following="/rejected?source=a%26b&since=2d")
-    assert (signed_in.status_code, signed_in.headers["location"]) == (303, "/rejected?source=a%26b&since=2d")
-    shown = door.get("/rejected?source=a%26b&since=2d")
+    assert 'value="/rejected?error=a%26b&amp;since=2d"' in form.text
+    signed_in = door.sign_in(following="/rejected?error=a%26b&since=2d")
+    assert (signed_in.status_code, signed_in.headers["location"]) == (303, "/rejected?error=a%26b&since=2d")
+    shown = door.get("/rejected?error=a%26b&since=2d")
     assert shown.status_code == 200
     assert "anna" in shown.text
 

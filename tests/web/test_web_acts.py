@@ -15,7 +15,7 @@ from relay.delivery.outcome import Failed
 from relay.delivery.policy import policies
 from relay.store.database import Database
 from relay.store.operator import commands, execution
-from relay.store.operator.commands import Progress
+from relay.store.operator.commands import Command
 from relay.web import plans
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps
@@ -47,7 +47,7 @@ def asked(database: Database) -> list[dict[str, Any]]:
     return list(reversed(listing.read_rows(database.engine, "commands", {}, 100)))
 
 
-def work(database: Database, number: int, config: Config = CONFIG) -> Progress:
+def work(database: Database, number: int, config: Config = CONFIG) -> Command:
     """Have a relay carry the command out to its end."""
     while (progress := commands.progress(database, number)) and not progress.has_ended:
         execution.work_on(database, config, policies(config), number)

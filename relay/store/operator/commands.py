@@ -22,7 +22,7 @@ CommandState = Literal["asked", "running", "done", "failed", "refused", "cancell
 
 
 class Command(msgspec.Struct, frozen=True):
-    """An open command, as it was read."""
+    """A command, as it was read."""
 
     id: int
     kind: str
@@ -35,23 +35,15 @@ class Command(msgspec.Struct, frozen=True):
     progress: int | None
     """The place where its last step ended; None at its begin."""
     affected: int
+    answer: str | None
     failed: int
+    """Deliveries or requests that could not be changed."""
+    error: str | None
+    """The last one that failed, and why."""
     matched: int | None
     """The number of deliveries or rows of its plan."""
     until: int | None
     """The highest seq, or id of a rejected request, when it was asked: later ones are left alone."""
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """The progress of a command."""
-
-    state: CommandState
-    affected: int
-    answer: str | None
-    failed: int = 0
-    """Deliveries or requests that could not be changed."""
-    error: str | None = None
-    """The last one that failed, and why."""
 
     @property
     def has_ended(self) -> bool:
@@ -115,11 +107,10 @@ def of_newer_version(database: Database) -> list[tuple[int, str]]:
         return [(row.id, row.kind) for row in transaction.execute(_UNKNOWN)]
 
 
-def progress(database: Database, number: int) -> Progress | None:
-    """The progress of a command; None when there is none of this id."""
+def progress(database: Database, number: int) -> Command | None:
+    """Read a command; None when there is none of this id."""
     with database.read() as transaction:
-        found = transaction.execute(_PROGRESS, id=number)
-    return Progress(*found[0]) if found else None
+        return _read(transaction, number)
 
 
 CommandAct = Literal["stop", "continue"]
@@ -162,13 +153,13 @@ def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str,
 def read_open(transaction: Transaction, number: int) -> Command | None:
     """Read a command; None when it has ended."""
     found = _read(transaction, number)
-    return None if found is None or found.state not in {"asked", "running"} else found
+    return None if found is None or found.has_ended else found
 
 
 def is_as_it_was(transaction: Transaction, command: Command) -> bool:
     """Lock the command; true when nobody has gone on with it or stopped it since it was read, and nobody does at the moment."""
     now = _read(transaction, command.id, locked=True)
-    return now is not None and now.state in {"asked", "running"} and _place_of(now) == _place_of(command)
+    return now is not None and not now.has_ended and _place_of(now) == _place_of(command)
 
 
 def _place_of(command: Command) -> tuple[int | None, int, int]:
@@ -176,10 +167,8 @@ def _place_of(command: Command) -> tuple[int | None, int, int]:
 
 
 def _read(transaction: Transaction, number: int, *, locked: bool = False) -> Command | None:
-    found = transaction.rows_of(_command(transaction.sql, locked=locked), id=number)
-    if not found:
-        return None
-    return Command(**{**found[0], "dry_run": bool(found[0]["dry_run"])})
+    found = transaction.execute(_command(transaction.sql, locked=locked), id=number)
+    return Command(*found[0]) if found else None
 
 
 def advance(transaction: Transaction, command: Command, step: BatchResult, now: datetime) -> Command:
@@ -210,7 +199,6 @@ _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in COMMAND_KINDS)})"
 _ANY_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} LIMIT 1")
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
 _UNKNOWN = text(f"SELECT id, kind FROM relay_command WHERE {_IS_OPEN} AND NOT {_IS_KNOWN} ORDER BY id LIMIT 10")
-_PROGRESS = text("SELECT state, affected, answer, failed, error FROM relay_command WHERE id = :id")
 _SAY = text(
     f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"
 )
@@ -244,8 +232,8 @@ RETURNING id
 @cache
 def _command(sql: Sql, *, locked: bool) -> TextClause:
     return text(f"""
-SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq AS progress, affected, failed, matched,
-    until_seq AS until
+SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq AS progress, affected, answer, failed, error,
+    matched, until_seq AS until
 FROM relay_command
 WHERE id = :id {sql.skip_locked if locked else ""}
 """)

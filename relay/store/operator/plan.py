@@ -16,16 +16,15 @@ from sqlalchemy import text
 from inbox.clock import SystemClock
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config, RetentionKind
-from inbox.db import erasure, readmission, reads
-from inbox.db.dialect import blames_items, error_text, rows_param
+from inbox.db import erasure, reads
+from inbox.db.dialect import rows_param
 from inbox.db.erasure import ErasureSubject
-from inbox.db.readmission import RejectedFilter
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.commands import MOST_REASON, says_why
 from inbox.events.states import OPEN_STATES
 from inbox.events.timestamps import as_time
-from inbox.sources.normalize import Read, ReadmitResult, read_one, readers_of
+from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate, resume_command
 from relay.delivery.policy import policies
 from relay.filters import Filtered, unknown
@@ -33,17 +32,15 @@ from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, O
 from relay.operations.table import OPERATIONS, Words, command_line, require_order
 from relay.store import gates, retention
 from relay.store.database import Database
-from relay.store.operator import commands, selected
+from relay.store.operator import commands, readmit, selected
 from relay.store.operator.changes import LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
-from relay.store.transaction import Key, Transaction
+from relay.store.transaction import Key
 from relay.words import counted, gate_holds
 
 _PAGE = 500
 _MOST_BEHIND = 500
 """Deliveries behind a gate up to which they are counted."""
-_NEWEST_OF_ENTITY = 5000
-"""Events of an entity among which open deliveries are counted."""
 MOST_REQUESTS = 10_000
 """Rejected requests up to which they are counted."""
 
@@ -328,43 +325,29 @@ def _plan_gate(it: _Planning) -> Plan:
     if mistake := gates.mistake_in(it.database, gate, it.kind, it.config):
         raise UnusableCommand(mistake)
     held = next((row for row in gates.held_back(it.database) if (row["kind"], row["name"]) == gate.key), None)
-    with it.database.read() as transaction:
-        behind = _open_behind(transaction, it.config, gate)
     is_so = held is None if it.kind == "resume" else held is not None and held["paused_at"] is not None
-    note = f"counted up to {_MOST_BEHIND}" if behind > _MOST_BEHIND else ""
     return Plan(
-        figures=(PlanFigure("open deliveries behind it", behind, note),),
+        figures=() if gate.entity_id is not None else (_open_behind(it, gate),),
         warnings=() if held is None else tuple(_holds(held)),
         obstacle=it.words.nothing if is_so else None,
         instead=(command_line("retry", Selection(**msgspec.structs.asdict(gate))),) if it.kind == "resume" else (),
     )
 
 
-def _open_behind(transaction: Transaction, config: Config, gate: Gate) -> int:
+def _open_behind(it: _Planning, gate: Gate) -> PlanFigure:
     """Count the open deliveries that pass a gate, up to one more than `_MOST_BEHIND`."""
-    most = _MOST_BEHIND + 1
-    if gate.entity_id is not None:
-        entity = {"source": gate.source, "type": gate.entity_type, "id": gate.entity_id}
-        return int(transaction.execute(_OF_ENTITY, **entity, most=most)[0].count)
-    routes = sorted(name for name, policy in policies(config).items() if gate.key in policy.gates)
-    names = transaction.sql.rows("routes", name="text")
-    states = " UNION ALL ".join(  # each state has an index of its own
-        f"SELECT * FROM (SELECT 1 AS one FROM open_delivery o WHERE o.state = '{state}' AND o.route IN"
-        f" (SELECT routes.name FROM {names}) LIMIT :most) AS of_{state}"
-        for state in OPEN_STATES
-    )
-    statement = text(f"SELECT count(*) AS count FROM (SELECT 1 FROM ({states}) AS found LIMIT :most) AS counted")
-    return int(transaction.execute(statement, routes=rows_param({"name": name} for name in routes), most=most)[0].count)
-
-
-_OF_ENTITY = text(f"""
-SELECT count(*) AS count FROM (
-    SELECT 1 FROM (
-        SELECT i.seq FROM inbox i WHERE i.source = :source AND i.entity_type = :type AND i.entity_id = :id
-        ORDER BY i.seq DESC LIMIT {_NEWEST_OF_ENTITY}) AS newest
-    JOIN open_delivery o ON o.seq = newest.seq
-    LIMIT :most) AS counted
-""")
+    routes = sorted(name for name, policy in policies(it.config).items() if gate.key in policy.gates)
+    with it.database.read() as transaction:
+        names = transaction.sql.rows("routes", name="text")
+        states = " UNION ALL ".join(  # each state has an index of its own
+            f"SELECT * FROM (SELECT 1 AS one FROM open_delivery o WHERE o.state = '{state}' AND o.route IN"
+            f" (SELECT routes.name FROM {names}) LIMIT :most) AS of_{state}"
+            for state in OPEN_STATES
+        )
+        statement = text(f"SELECT count(*) AS count FROM (SELECT 1 FROM ({states}) AS found LIMIT :most) AS counted")
+        given = rows_param({"name": name} for name in routes)
+        behind = int(transaction.execute(statement, routes=given, most=_MOST_BEHIND + 1)[0].count)
+    return PlanFigure("open deliveries behind it", behind, "or more" if behind > _MOST_BEHIND else "")
 
 
 def _plan_sweep(it: _Planning) -> Plan:
@@ -472,15 +455,15 @@ _OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. 
 
 
 def _plan_readmit(it: _Planning) -> Plan:
-    chosen = filter_of(it.asked)
     if mistake := _unknown_name(it.database, it.config, "rejected", it.asked):
         raise UnusableCommand(mistake)
-    matching = readmission.count(it.database.engine, chosen, None if it.bound.rows is None else MOST_REQUESTS + 1)
+    most = 2**62 if it.bound.rows is None else MOST_REQUESTS
+    matching = readmit.count(it.database, it.asked, most + 1)
     readers, after, read = readers_of(it.config), 0, 0
     rejected: Counter[str] = Counter()
     first: list[Row] = []
     while it.bound.rows is None or (read < it.bound.rows and not it.bound.is_late()):
-        page = read_again(it.database, readers, chosen, after)
+        page = readmit.read_again(it.database, readers, it.asked, after)
         if not page:
             break
         for each in page:
@@ -490,8 +473,8 @@ def _plan_readmit(it: _Planning) -> Plan:
         it.seen(read)
     unreadable = sum(rejected.values())
     return Plan(
-        count=min(matching, MOST_REQUESTS if it.bound.rows is not None else matching) - unreadable,
-        is_whole=it.bound.rows is None or matching <= MOST_REQUESTS,
+        count=min(matching, most) - unreadable,
+        is_whole=matching <= most,
         requests=tuple(first),
         figures=(
             PlanFigure("requests read again for this plan", read),
@@ -503,30 +486,6 @@ def _plan_readmit(it: _Planning) -> Plan:
 
 
 _UNREADABLE = "nothing to readmit: the present configuration rejects each of them, too"
-
-
-def filter_of(asked: Rejections) -> RejectedFilter:
-    """Return the conditions."""
-    return RejectedFilter(**{name: getattr(asked, name) for name in RejectedFilter.__struct_fields__})
-
-
-def read_again(
-    database: Database, readers: Mapping[str, Read], chosen: RejectedFilter, after: int
-) -> list[ReadmitResult]:
-    """Read the next rejected requests as the present configuration reads them."""
-    with database.read() as transaction:
-        rows = readmission.page(transaction.connection, chosen, after=after)
-    return [_read_one(readers, row) for row in rows]
-
-
-def _read_one(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
-    try:
-        return read_one(readers, row)
-    except Exception as error:  # a preset of the installation's own may raise anything
-        if not blames_items(error):
-            raise
-        failed = f"its preset failed: {error_text(error)}"
-        return ReadmitResult(row["id"], row["received_at"], row["source"], row["cause"], rejected=failed)
 
 
 def _request(again: ReadmitResult) -> Row:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from inbox.config.model import Config
-from inbox.db import erasure, readmission
+from inbox.db import erasure
 from inbox.db.dialect import error_text
 from inbox.db.erasure import ErasureStep, ErasureSubject
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
@@ -23,8 +23,9 @@ from relay.delivery.gates import Gate
 from relay.operations.table import OPERATIONS
 from relay.store import gates, sweeps
 from relay.store.database import Database
+from relay.store.operator import readmit
 from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
-from relay.store.operator.plan import filter_of, kinds_of, plan, quick, read_again, reason_mistake, subject_of, types_of
+from relay.store.operator.plan import kinds_of, plan, quick, reason_mistake, subject_of, types_of
 from relay.store.retention import LeasedPruner, Pruned, expiry_of
 from relay.store.sweeps import SweepResult
 from relay.store.transaction import FailedAlone, Transaction
@@ -162,36 +163,30 @@ def _readmit(database: Database, config: Config, command: Command, asked: Any) -
     """Readmit the next requests, as the receiver stores a request: one that is in the inbox by now is a duplicate."""
     if command.progress is None:
         plan(database, config, command.kind, asked, quick(0, 0.0))  # refuses names that nobody knows
-    page = read_again(database, readers_of(config), filter_of(asked), command.progress or 0)
+    page = readmit.read_again(database, readers_of(config), asked, command.progress or 0)
     page = [each for each in page if command.until is None or each.id <= command.until]
     return partial(_act_of_readmission, database=database, page=page, command=command)
 
 
 def _act_of_readmission(
-    transaction: Transaction, now: datetime, *, database: Database, page: Sequence[ReadmitResult], command: Command
+    transaction: Transaction, _now: datetime, *, database: Database, page: Sequence[ReadmitResult], command: Command
 ) -> BatchResult:
     """Store them. What has been readmitted since they were read is left alone."""
     if not page:
         return BatchResult("done", progress=command.progress, answer=answer_of(command))
     readable = {each.id: each for each in page if each.rejected is None}
-    taken = readmission.take(
-        transaction.connection,
-        [(each.id, each.events) for each in readable.values()],
-        by=command.asked_by,
-        reason=command.reason,
-        now=now,
-    )
+    taken, errors = readmit.take(transaction, [*readable.values()], by=command.asked_by, reason=command.reason)
     failed = {each.id: each.rejected for each in page if each.rejected is not None}
-    failed |= {number: error_text(error) for number, error in taken.failed.items()}
+    failed |= {number: error_text(error) for number, error in errors.items()}
     transaction.left_out += (
-        FailedAlone("commands", f"rejected={number}", error_text(error)) for number, error in taken.failed.items()
+        FailedAlone("commands", f"rejected={number}", error_text(error)) for number, error in errors.items()
     )
-    for number, receipts in taken.receipts.items():
+    for number, receipts in taken.items():
         transaction.rows += len(receipts)
         for event, receipt in zip(readable[number].events, receipts, strict=True):
             database.tally.add(SOURCE, event.source, DUPLICATE if receipt.duplicate else STORED, size=len(event.body))
     error = next((f"rejected request {number}: {why}" for number, why in reversed(failed.items())), None)
-    return BatchResult("running", len(taken.receipts), page[-1].id, failed=len(failed), error=error)
+    return BatchResult("running", len(taken), page[-1].id, failed=len(failed), error=error)
 
 
 def _turn_command(_database: Database, _config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`

@@ -1,0 +1,168 @@
+"""Rejected requests that can be readmitted: their number, their pages as they are read now, and their readmission."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+from sqlalchemy import TextClause, text
+
+from inbox.db import intake
+from inbox.db.dialect import Sql, blames_items, error_text, rows_param
+from inbox.db.reads import Row
+from inbox.events.event import Event, Receipt
+from inbox.events.timestamps import time_text
+from inbox.sources.normalize import Read, ReadmitResult, read_one
+from relay.operations.asks import Rejections
+from relay.store.database import Database
+from relay.store.transaction import Transaction
+
+AT_A_TIME = 20
+"""Requests of a page."""
+BYTES_AT_A_TIME = 2 * 1024 * 1024
+"""Bytes of their bodies; a single one may be larger."""
+
+
+def count(database: Database, asked: Rejections, most: int) -> int:
+    """Count the selected requests, and stop at `most`."""
+    with database.read() as transaction:
+        return int(transaction.execute(_count(transaction.sql), **_bound(asked), most=most)[0].count)
+
+
+def read_again(database: Database, readers: Mapping[str, Read], asked: Rejections, after: int) -> list[ReadmitResult]:
+    """Read the next selected requests beyond the id `after` as the present configuration reads them; at least one, if any."""
+    with database.read() as transaction:
+        sizes = transaction.execute(_sizes(transaction.sql), **_bound(asked), after=after, limit=AT_A_TIME)
+        until, total = after, 0
+        for row in sizes:
+            total += row.size
+            if until != after and total > BYTES_AT_A_TIME:
+                break
+            until = row.id
+        rows = transaction.rows_of(_page(transaction.sql), **_bound(asked), after=after, until=until) if sizes else []
+    return [_read_one(readers, row) for row in rows]
+
+
+def _read_one(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
+    try:
+        return read_one(readers, row)
+    except Exception as error:  # a preset of the installation's own may raise anything
+        if not blames_items(error):
+            raise
+        failed = f"its preset failed: {error_text(error)}"
+        return ReadmitResult(row["id"], row["received_at"], row["source"], row["cause"], rejected=failed)
+
+
+def take(
+    transaction: Transaction, requests: Sequence[ReadmitResult], *, by: str, reason: str
+) -> tuple[Mapping[int, Sequence[Receipt]], Mapping[int, Exception]]:
+    """Store the events of these as the receiver does, and note what each request became.
+
+    They are locked first, and one that was readmitted since it was read is left alone: nobody readmits it twice. Where the
+    database rejects one, they are stored one by one.
+
+    Returns:
+        The receipts of the events of each, and the errors of requests that the database rejects.
+    """
+    if not requests:
+        return {}, {}
+    try:
+        with transaction.connection.begin_nested():
+            return _take_together(transaction, requests, by=by, reason=reason), {}
+    except Exception as error:
+        if not blames_items(error):
+            raise
+        if len(requests) == 1:
+            return {}, {requests[0].id: error}
+    each = [take(transaction, [request], by=by, reason=reason) for request in requests]
+    receipts = {number: receipt for taken, _ in each for number, receipt in taken.items()}
+    return receipts, {number: error for _, failed in each for number, error in failed.items()}
+
+
+def _take_together(
+    transaction: Transaction, requests: Sequence[ReadmitResult], *, by: str, reason: str
+) -> dict[int, list[Receipt]]:
+    wanted = rows_param({"id": each.id} for each in requests)
+    locked = {row.id for row in transaction.execute(_lock(transaction.sql), wanted=wanted)}
+    requests = [request for request in requests if request.id in locked]
+    became = iter(_store(transaction, [event for each in requests for event in each.events]))
+    receipts = {each.id: [next(became) for _ in each.events] for each in requests}
+    # Without a seq, retention has just deleted the event that one repeats.
+    taken = {number: own for number, own in receipts.items() if own[0].seq}
+    rows = rows_param({"id": number, "seq": own[0].seq} for number, own in taken.items())
+    transaction.execute(_note(transaction.sql), taken=rows, by=by, reason=reason)
+    return taken
+
+
+def _store(transaction: Transaction, events: Sequence[Event]) -> list[Receipt]:
+    seqs = intake.append(transaction.connection, events)
+    known = [event for event, seq in zip(events, seqs, strict=True) if seq is None]
+    firsts = iter(intake.note_duplicates(transaction.connection, known) if known else [])
+    return [
+        Receipt(next(firsts) or 0, duplicate=True) if seq is None else Receipt(seq, duplicate=False) for seq in seqs
+    ]
+
+
+def _bound(asked: Rejections) -> dict[str, object]:
+    return {
+        **{name: getattr(asked, name) for name in ("id", "source", "cause", "status", "error")},
+        "received_before": None if asked.until is None else time_text(asked.until),
+        "since": None if asked.since is None else time_text(asked.since),
+    }
+
+
+def _conditions(sql: Sql) -> str:
+    return f"""body IS NOT NULL AND readmitted_at IS NULL
+  AND {sql.optional("id", "bigint")} AND {sql.optional("source", "text")} AND {sql.optional("cause", "text")}
+  AND {sql.optional("status", "int")} AND {sql.contains("reason", "error")}
+  AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
+  AND {sql.optional("received_at", "time", parameter="received_before", operator="<")}"""
+
+
+@cache
+def _count(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT count(*) AS count FROM (
+  SELECT 1 FROM rejected_request WHERE {_conditions(sql)} LIMIT :most
+) found
+""")
+
+
+@cache
+def _sizes(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT id, length(body) AS size FROM rejected_request
+WHERE id > :after AND {_conditions(sql)}
+ORDER BY id
+LIMIT :limit
+""")
+
+
+@cache
+def _page(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT id, received_at, source, cause, headers, body, body_sha256
+FROM rejected_request
+WHERE id > :after AND id <= :until AND {_conditions(sql)}
+ORDER BY id
+""")
+
+
+@cache
+def _lock(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT r.id FROM {sql.rows("wanted", id="bigint")} JOIN rejected_request r ON r.id = wanted.id
+WHERE r.readmitted_at IS NULL
+ORDER BY r.id
+{sql.for_update and "FOR UPDATE OF r"}
+""")
+
+
+@cache
+def _note(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE rejected_request AS r
+SET readmitted_at = {sql.now}, readmitted_seq = taken.seq, readmitted_by = :by, readmit_reason = :reason
+FROM {sql.rows("taken", id="bigint", seq="bigint")}
+WHERE r.id = taken.id AND r.readmitted_at IS NULL
+""")
