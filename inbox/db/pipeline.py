@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-import psycopg
-from psycopg.rows import namedtuple_row
 from sqlalchemy import Connection, TextClause
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+if TYPE_CHECKING:
+    import psycopg
 
 Statement = tuple[TextClause, Mapping[str, object]]
 """A statement and its parameters."""
@@ -21,6 +21,9 @@ def send_together(connection: Connection, statements: Sequence[Statement], *, co
     Raises:
         DBAPIError: of the first that failed, as SQLAlchemy raises it; nothing after it was done.
     """
+    import psycopg  # noqa: PLC0415  # SQLite does without it, and it takes as long to load as all of rich
+    from psycopg.rows import namedtuple_row  # noqa: PLC0415  # likewise
+
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     cursors = [driver.cursor(row_factory=namedtuple_row) for _ in statements]
     failures: list[psycopg.Error] = []
@@ -47,15 +50,19 @@ def _raise(connection: Connection, error: psycopg.Error, failed: Statement | Non
     """Raise it as SQLAlchemy does, which gives up all connections to a server that is gone."""
     statement, parameters = (None, None) if failed is None else (str(failed[0]), dict(failed[1]))
     try:
-        raise error
-    except psycopg.Error:
+        raise error  # noqa: TRY301  # raised here alone, to be handled
+    except Exception:  # noqa: BLE001  # the one above
         connection._handle_dbapi_exception(error, statement, parameters, None, None)  # noqa: SLF001  # it has no public name
-
-
-_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 
 
 @cache
 def _written(statement: TextClause) -> str:
     """The statement with the driver's parameters; who executes it keeps it, so that this cache does not grow."""
-    return str(statement.compile(dialect=_DIALECT))
+    return str(statement.compile(dialect=_dialect()))
+
+
+@cache
+def _dialect() -> Any:  # noqa: ANN401  # untyped
+    from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg  # noqa: PLC0415  # as above
+
+    return PGDialect_psycopg()  # type: ignore[no-untyped-call]

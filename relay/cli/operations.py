@@ -162,9 +162,7 @@ EXAMPLES: Mapping[str, str] = {
 OPTIONS: Mapping[str, Any] = {
     "seqs": Annotated[
         list[int] | None,
-        typer.Argument(
-            metavar="SEQ", help=f"These events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER
-        ),
+        typer.Argument(metavar="SEQ", help=f"These events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER),
     ],
     "reason": options.Reason,
     "id": option(int, "--id", text="This rejected request.", **options.NUMBER),

@@ -148,8 +148,8 @@ def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock_behind_it_to
         with pytest.raises(DBAPIError):
             stand_still_within_a_pipeline(frozen, "r", meanwhile)
         with frozen.write() as transaction:
-            transaction.lock_order_and_read({"r"})
             assert pinned(transaction.connection) == PINNED
+            transaction.lock_order_and_read({"r"})
         engine.dispose()
 
 
