@@ -28,7 +28,7 @@ def preset_mistakes(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
     if isinstance(source.auth, HeaderAuth) and source.auth.name.lower() in preset.kept_headers:
         yield Mistake((*path, "auth", "name"), "is a header that is stored with the event, and no place for a secret")
     if source.secrets and source.public_url is None and any("{url}" in each.content for each in preset.signatures):
-        yield Mistake((*path, "public_url"), f"is missing: {preset.docs.title} signs the URL that it calls")
+        yield Mistake((*path, "public_url"), f"is missing: {preset.title} signs the URL that it calls")
     yield from _repeats(path, source, preset)
     if source.signature is not None:
         for key, text in mistakes(source.signature, has_url=source.public_url is not None):
@@ -66,7 +66,7 @@ def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[
 def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
     """Yield mistakes of authentication. A source without any has to say so explicitly."""
     by_signature = bool(preset.signatures or preset.prover or source.signature)
-    title = preset.docs.title
+    title = preset.title
     if source.unsigned and source.secrets is not None:
         yield Mistake((*path, "unsigned"), "contradicts secrets, which ask for a signature; remove one of both")
     elif source.unsigned and not preset.always_signs:
@@ -81,7 +81,7 @@ def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[M
     elif source.secrets is None and preset.always_signs and not source.unsigned:
         yield Mistake(
             (*path, "secrets"),
-            f"are missing: {title} signs its webhooks, and the secret is {preset.docs.shown_at}; write secrets ="
+            f"are missing: {title} signs its webhooks, and the secret is {preset.shown_at}; write secrets ="
             ' ["env:NAME"], or unsigned = true to accept requests that anybody could have made',
         )
     elif source.secrets is None and source.auth is None:
@@ -95,7 +95,7 @@ def _proofs_by_own_key(path: tuple[str, ...], source: Source, preset: Preset) ->
     """Yield keys of authentication that are of no use where a preset proves by another key, which it needs."""
     for key, given in (("secrets", source.secrets is not None), ("unsigned", source.unsigned)):
         if given:
-            yield Mistake((*path, key), f"is of no use: {preset.docs.title} is known by {preset.proves_by}; remove it")
+            yield Mistake((*path, key), f"is of no use: {preset.title} is known by {preset.proves_by}; remove it")
     if source.tolerance is not None:
         yield Mistake((*path, "tolerance"), "is of no use: no time of sending is signed; see max_age")
 

@@ -33,7 +33,6 @@ from inbox.sources.base import (
     KnownSecrets,
     Mac,
     Preset,
-    PresetDocs,
     Proof,
     Revealed,
     json_sample,
@@ -131,6 +130,8 @@ _DATA = {"@odata.type": "#Microsoft.Graph.{kind}", "id": "{id}"}
 _SAMPLE = {"id": "{unique}", "changeType": "{last}", "resource": "{kind}/{id}", "resourceData": _DATA}
 
 PRESET = Preset(
+    title="Microsoft Graph, Entra ID",
+    shown_at="the clientState with which you created the subscription",
     read=fields.reader_of_list(_event, "value"),
     sample=json_sample({"value": [_SAMPLE]}),
     prover=ClientState,
@@ -149,14 +150,5 @@ secrets = ["env:{variable}"]
 [sources.msgraph.auth]  # of the notificationUrl: /webhooks/msgraph/TOKEN
 kind = "url_token"
 secrets = ["env:{token}"]""",
-    docs=PresetDocs(
-        title="Microsoft Graph, Entra ID",
-        event_id="`id` of each of `value`, where there is one",
-        entity="`resourceData` (`@odata.type`, `id`), else the last two parts of `resource`; else the `subscription`",
-        event_type="the entity's type and `changeType` or `lifecycleEvent`: `user.updated`",
-        same_event="the id; without one, the notification in one request",
-        sends="again for up to 4 hours; wants a 2xx within 10 s",
-        shown_at="the clientState with which you created the subscription",
-        proof=("`clientState` in the body", "none: a shared secret", "nothing", ""),
-    ),
+    proof_in_words=("`clientState` in the body", "none: a shared secret", "nothing", ""),
 )
