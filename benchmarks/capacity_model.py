@@ -16,7 +16,7 @@ from itertools import count
 
 import msgspec
 
-from relay.daemon.pool import PREFETCH
+from relay.daemon.generation import PREFETCH
 
 SECONDS, WARM_UP = 4.0, 1.0
 """Of simulated time."""

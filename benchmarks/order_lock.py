@@ -32,9 +32,9 @@ from relay.delivery.policy import RoutePolicy, policies
 from relay.operations.asks import Selection
 from relay.store.claim import Room, claim
 from relay.store.database import Database
+from relay.store.leases import reap
 from relay.store.operator import commands, execution
 from relay.store.operator.selection import Act
-from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
 from relay.store.transaction import Transaction

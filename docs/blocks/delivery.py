@@ -12,7 +12,7 @@ from inbox.config.model import Answered, Retry
 from inbox.config.routing import ADDED
 from relay.delivery import gates, outcome
 from relay.delivery.alerts import SENTENCES
-from relay.delivery.failure_rules import HEALTH, RULES
+from relay.delivery.outcome import HEALTH, RULES
 from relay.delivery.policy import Schedule
 from relay.http import answer
 from relay.http.answer import class_of_status

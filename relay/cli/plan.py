@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, SpinnerColumn
 
 from relay.cli.options import (
     AsJson,
@@ -131,12 +131,15 @@ def _plan_route(route: str, form: Format, *, entity: str | None, since: datetime
         finally:
             sync.close()
     rows = [row for each in found for row in _rows(each)] if form.is_table else [*map(msgspec.to_builtins, found)]
-    summary = _summary(number, found)
-    show(rows, COLUMNS, form, empty=summary)
-    if rows and form.is_table:
-        say(summary)
+    _show(rows, COLUMNS, form, _summary(number, found))
     if found:
         raise typer.Exit(FINDING)
+
+
+def _show(rows: Sequence[dict[str, Any]], columns: Sequence[Column], form: Format, summary: str) -> None:
+    show(rows, columns, form, empty=summary)
+    if rows and form.is_table:
+        say(summary)
 
 
 def _summary(number: int, found: Sequence[Preview]) -> str:
@@ -173,12 +176,9 @@ def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) ->
 
     context = without_lease()
     at_once = config.destinations[config.routes[chosen.route].destination].concurrency
-    columns = (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     after = events.FIRST
-    with bar(*columns) as progress, ThreadPoolExecutor(at_once) as pool:
-        # Counting reads the index of all events of the source: only where somebody looks at the bar.
-        total = None if progress.disable else events.count_entities(database, chosen)
-        task = progress.add_task("comparing", total=total)
+    with bar(SpinnerColumn(), Doing(), MofNCompleteColumn()) as progress, ThreadPoolExecutor(at_once) as pool:
+        task = progress.add_task("comparing", total=None)
         while page := events.entities(database, chosen, after, _PAGE):
             for found in pool.map(lambda delivery: preview(sync, delivery, context), page):
                 progress.advance(task)
@@ -214,10 +214,7 @@ def _plan_config(path: Path, form: Format, *, route: str | None, events: int, fe
             old.close()
             new.close()
     differing = f"{differ:,} differ" if differ else "no difference"
-    summary = f"{counted(number, 'event')} compared: {differing}"
-    show([*found.values()], DIFFERENCE_COLUMNS, form, empty=summary)
-    if found and form.is_table:
-        say(summary)
+    _show([*found.values()], DIFFERENCE_COLUMNS, form, f"{counted(number, 'event')} compared: {differing}")
     for name in () if fetch else sorted(today.routes.keys() & new.config.routes.keys()):
         if route in {None, name} and today.routes[name].sync != new.config.routes[name].sync:
             say(f"[routes.{name}.sync] differs: --fetch compares the writes that would follow")

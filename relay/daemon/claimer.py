@@ -11,8 +11,7 @@ from relay.delivery.gates import Admission, Gates
 from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store import claim, gates
-from relay.store.database import Database
-from relay.store.scan_positions import Places
+from relay.store.database import Database, Places
 
 SUSPECTS_EVERY_SECONDS = 1.0
 

@@ -20,15 +20,13 @@ from importlib.metadata import version
 from inbox.clock import Clock, SystemClock
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
-from relay.daemon.generation import Generations, LoopEvent, PreparedConfig
+from relay.daemon.generation import FinishedAttempt, Generations, LoopEvent, PreparedConfig
 from relay.daemon.lease_renewal import LeaseRenewer, Leases, claim_of
 from relay.daemon.maintenance import Maintenance
-from relay.daemon.pool import FinishedAttempt
 from relay.daemon.pruner import Pruner
 from relay.daemon.wake_up import Listener
 from relay.delivery.outcome import Failed
-from relay.delivery.policy import Policies, can_be_given_back
-from relay.delivery.rate_holds import asks_for_hold
+from relay.delivery.policy import Policies, asks_for_hold, can_be_given_back
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import alerts, leases, nodes, record, sequence
@@ -139,7 +137,6 @@ class Relay:
             leaving.callback(self._shut_down)
             renewing.add_done_callback(lambda _: self.stop())  # without renewals nothing may go on
             self._observer.tell("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
-            self._add_routes()
             if not drain:
                 self._sweeper.start()
                 self._pruner.start()
@@ -203,7 +200,6 @@ class Relay:
                 self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
                 self._pruner.replace_ages(event.config.retention)
-                self._add_routes()
                 self._observer.tell(
                     "reloaded", node=self.node, routes=",".join(self._generations.active.routes) or "none"
                 )
@@ -211,11 +207,6 @@ class Relay:
                 self._is_woken = False
             case _:
                 pass  # another configuration after a stop
-
-    def _add_routes(self) -> None:
-        """Give each route its row of the order lock, once; where that fails, who needs one first adds it."""
-        routes = self._generations.active.policies.keys()
-        self._steps.attempt("adding routes", lambda: self._database.add_routes(routes))
 
     def _give_back(self) -> int:
         """Release unused claims. After a failure all are still there, and repeating it is harmless."""

@@ -12,10 +12,10 @@ from relay.daemon.generation import Generation, Generations
 from relay.daemon.lease_renewal import Leases
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store import alerts, duplicates, nodes, reap
+from relay.store import alerts, duplicates, leases, nodes
 from relay.store.alert_conditions import Watch
-from relay.store.clock import DatabaseClock
 from relay.store.database import Database
+from relay.store.leases import DatabaseClock
 from relay.store.operator import commands, execution
 
 EVERY_SECONDS = 1.0
@@ -96,7 +96,7 @@ class Maintenance:
 
     def _reap(self) -> None:
         trusted = self._leases.trusted()
-        self._observer.reaped(reap.reap(self._database, self._active.policies, self._node, trusted, self._clock))
+        self._observer.reaped(leases.reap(self._database, self._active.policies, self._node, trusted, self._clock))
 
     def _judge_duplicates(self) -> None:
         active = self._active

@@ -23,8 +23,7 @@ from inbox.observe.traces import make_tracer
 from relay.daemon.gauges import meters_of, publishing_gauges
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
-from relay.daemon.process import Order, Orders, orders_of_signals, read_parent_orders, run_relay
-from relay.daemon.supervisor import Supervisor
+from relay.daemon.process import Order, Orders, Supervisor, orders_of_signals, read_parent_orders, run_relay
 from relay.observe import Observer
 from relay.store.database import Database
 

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal
+from urllib.parse import quote
 
 import msgspec
 
 from inbox.config.model import AlertFormat
-from relay.delivery import facts, slack_escape
+from inbox.observe.visible import visible_line
+from relay.delivery import facts
 from relay.delivery.gates import Breaker, BreakerState, GateKey
 from relay.delivery.lifecycle import OpenDelivery
+
+_BREAKS = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
+_MENTION = re.compile(r"(?<!\w)@(?=\w)")
+_JOINER = "\u2060"
+_URL = re.compile(r"https?://[^/?#]", re.IGNORECASE)
+_OF_A_URL = "/:?#[]@!$&'()*+,;=%"
+"""Characters with a meaning in a URL (RFC 3986 §2.2). They stay as they are."""
+
+
+def escaped(value: str) -> str:
+    """Write a value on one line, without markup. Slack may still link a URL in it; that link shows its target."""
+    text = visible_line(_BREAKS.sub(" ", value))
+    text = _MENTION.sub(f"@{_JOINER}", text).replace("](", f"]{_JOINER}(").replace("`", "\u02cb")
+    return _entities(text)
+
+
+def link_text(value: str) -> str:
+    """Write a value as the text of a link. It can't end the link's URL."""
+    return escaped(value).replace("|", "\u00a6")
+
+
+def link_url(value: str) -> str:
+    """Write a value that is a whole URL, or the beginning of one.
+
+    Raises:
+        ValueError: it is no URL, and would be a mention instead; or it holds half of a surrogate pair.
+    """
+    if _URL.match(value) is None:
+        raise ValueError("is no http or https URL, so it can't be a link")
+    return _entities(quote(value, safe=_OF_A_URL))
+
+
+def _entities(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
 
 AlertKind = Literal[
     "delivery_dead",
@@ -94,7 +132,7 @@ def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
     alert = posted.alert
     if form == "slack":
         sign = ":red_circle:" if alert.firing else ":large_green_circle:"
-        return {"text": f"{sign} {slack_escape.escaped(sentence(alert))}"}
+        return {"text": f"{sign} {escaped(sentence(alert))}"}
     return {
         "id": posted.id,
         "at": posted.at.isoformat().replace("+00:00", "Z"),

@@ -25,10 +25,14 @@ from inbox.config.model import Config, Downstream, Limited, Ordering, Retry, Rou
 from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
-from relay.delivery.failure_rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, REFETCH_AFTER, RULES, Rule, rule_for
-from relay.delivery.gates import BREAKER, BreakerLimits, GateKey, Health, RateLimit, Report
+from relay.delivery.gates import BREAKER, LONGEST_HOLD, BreakerLimits, GateKey, Health, RateLimit, Report
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.outcome import (
+    AGAIN_AT_MOST,
+    CONFIRMED_AFTER,
+    HEALTH,
+    REFETCH_AFTER,
+    RULES,
     Call,
     CallStep,
     Delivered,
@@ -36,8 +40,10 @@ from relay.delivery.outcome import (
     ErrorClass,
     Failed,
     Outcome,
+    Rule,
     Skipped,
     Unchanged,
+    rule_for,
 )
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
@@ -90,7 +96,7 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     fetches: bool = False
     """True when an attempt fetches the entity, so that a repeated attempt may find news."""
     outcomes: Mapping[str, str] = {}
-    """Exceptions of its destination from `relay.delivery.failure_rules.RULES`: error class → rule."""
+    """Exceptions of its destination from `relay.delivery.outcome.RULES`: error class → rule."""
     skew: timedelta = timedelta(seconds=5)
     """Largest difference between the source's clock and ours."""
     gates: tuple[GateKey, ...] = ()
@@ -358,3 +364,47 @@ def endpoint_of_call(call: Call, policy: RoutePolicy) -> GateKey | None:
     """Return the endpoint that a call went to."""
     kind = "api" if call.step == "fetch" else "destination"
     return next((key for key in policy.breakers if key[0] == kind), None)
+
+
+class HoldRequest(msgspec.Struct, frozen=True):
+    """A request of an endpoint to be left alone for some time."""
+
+    key: GateKey
+    lasts: timedelta
+    why: str
+
+
+def hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest]:
+    """Yield what the calls of an attempt were asked for, no longer than an endpoint may ask for."""
+    for call in outcome.calls:
+        key = None if call.hold is None else endpoint_of_call(call, policy)
+        request = None if key is None else hold_request(key, call)
+        if request is not None:
+            yield request
+
+
+def hold_request(key: GateKey, call: Call) -> HoldRequest | None:
+    """Return what a call of this endpoint was asked for, no longer than an endpoint may ask for; None when for nothing."""
+    if call.hold is None or not call.hold.seconds > 0:  # so that NaN is none
+        return None
+    lasts = timedelta(seconds=min(call.hold.seconds, LONGEST_HOLD.total_seconds()))
+    answered = "" if call.status is None else f" answered {call.status}:"
+    return HoldRequest(key, lasts, f"{call.step}{answered} {call.hold.why}") if lasts else None
+
+
+def asks_for_hold(outcome: Outcome) -> bool:
+    """Return True when a call of the attempt was asked for a rate hold."""
+    return any(call.hold is not None for call in outcome.calls)
+
+
+def holds_until(
+    requests: Iterable[HoldRequest], held: Mapping[GateKey, datetime | None], now: datetime
+) -> dict[GateKey, tuple[datetime, str]]:
+    """Return the new ends of holds, with the reason, where they are later than `held`."""
+    later: dict[GateKey, tuple[datetime, str]] = {}
+    for request in requests:
+        until, known = now + request.lasts, held.get(request.key)
+        before = later[request.key][0] if request.key in later else known
+        if before is None or until > before:
+            later[request.key] = (until, request.why)
+    return later

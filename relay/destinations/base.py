@@ -48,7 +48,7 @@ class Deliverer(Protocol):
 
 
 class Caller(Protocol):
-    """A client of one endpoint: an `HttpClient`, or a `TokenClient` around one."""
+    """A client of one endpoint: an `HttpClient`, perhaps a `TokenClient`, or one that makes no calls."""
 
     @property
     def base(self) -> str:
@@ -116,22 +116,15 @@ class Clients:
         else:
             plain = msgspec.structs.replace(endpoint, auth=None, headers={})
             tokens = partial(prepare, plain, auth.token_url, f"{where}.auth", self._outbound, key="token_url")
-            checks: dict[str, Callable[[], Any]] = {"secrets": partial(_secrets_of, auth, where), "url": target}
+            names = ("client_secret", "client_id")
+            checks: dict[str, Callable[[], Any]] = {
+                name: partial(getattr(auth, name).reveal, at=f"{where}.auth.{name}") for name in names
+            }
+            checks["url"] = target
             if endpoint.ca_file is None and endpoint.cert_file is None:  # else its mistakes would come twice
                 checks["token_url"] = tokens
-            own = collect_config_errors(checks)["secrets"]
-            calls = HttpClient(target(secrets=(*secrets, *own)))
-            made = TokenClient(calls, HttpClient(tokens(secrets=own)), auth, float(endpoint.timeout))
+            revealed = collect_config_errors(checks)
+            own = [revealed[name] for name in names]
+            made = TokenClient(target(secrets=(*secrets, *own)), tokens(secrets=own), auth)
         self._made[where] = made
         return made
-
-
-def _secrets_of(auth: ApiOauth2, where: str) -> list[str]:
-    return [
-        *collect_config_errors(
-            {
-                name: partial(getattr(auth, name).reveal, at=f"{where}.auth.{name}")
-                for name in ("client_secret", "client_id")
-            }
-        ).values()
-    ]

@@ -20,7 +20,7 @@ from inbox.config.values import Secret
 from inbox.errors import BodyErased, ConfigError, MappingError, collect_config_errors
 from inbox.sources.presets.standard_webhooks import signature
 from inbox.sources.signing import Message, signed_headers
-from relay.delivery import slack_escape
+from relay.delivery import alerts
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.client import Request
@@ -166,14 +166,14 @@ class MessageTemplate(Template):
 
     def _placed(self, value: str, placeholder: Placeholder, before: str) -> str:
         if before.rfind("<") <= before.rfind(">"):
-            return slack_escape.escaped(value)
+            return alerts.escaped(value)
         link = before.rpartition("<")[2]
         if "|" in link:
-            return slack_escape.link_text(value)
+            return alerts.link_text(value)
         if link:
             return value if placeholder.form is FORMS["url"] else encoded(value, self.where)
         try:
-            return slack_escape.link_url(value)
+            return alerts.link_url(value)
         except ValueError as error:  # a UnicodeEncodeError is one
             raise MappingError(f"{{{placeholder.text}}}: {error}", field=self.where) from None
 

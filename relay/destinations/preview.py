@@ -14,8 +14,7 @@ from inbox.errors import BodyErased, MappingError, RequestError
 from inbox.events.event import RawRequest, swept_key
 from inbox.events.timestamps import to_nanoseconds
 from inbox.sources.normalize import readers_of
-from relay.delivery.failure_rules import REFETCH_AFTER
-from relay.delivery.outcome import CallStep, Delivery, Failed, Outcome
+from relay.delivery.outcome import REFETCH_AFTER, CallStep, Delivery, Failed, Outcome
 from relay.destinations import KINDS
 from relay.destinations.base import Caller, Clients, Context, Deliverer, without_lease
 from relay.destinations.sync import NO_HEADERS, REPLICA_LAG, Attempt, Ended, Sync
@@ -134,10 +133,15 @@ def _fields_of(target: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, A
 
 
 _IDENTITY = ("entity_type", "entity_id", "event_type", "action", "event_id", "dedup_key", "occurred_at")
-_MASK = "…"
+Parts = dict[str, object]
+"""The parts of a request by name."""
 
-Parts = dict[str, tuple[object, object]]
-"""The parts of a request by name: each as it is compared, and as it is shown, where a secret is masked."""
+
+class Masked(msgspec.Struct, frozen=True):
+    """A value with a secret in it: it is compared, and something else is shown."""
+
+    value: object
+    shown: str = "…"
 
 
 class ConfigDifference(msgspec.Struct, frozen=True):
@@ -216,10 +220,10 @@ class Variant:
 
     def _of_route(self, route: Route, event: Delivery) -> Parts:
         lane = lane_of(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
-        found = _plain({"lane": lane, "ordering": self.config.ordering_of(route), "on_dead": route.on_dead})
+        found: Parts = {"lane": lane, "ordering": self.config.ordering_of(route), "on_dead": route.on_dead}
         deliverer = self._deliverers[route.name]
         if isinstance(deliverer, str):
-            return found | _plain({"function": deliverer})
+            return found | {"function": deliverer}
         if not isinstance(deliverer, Sync) or not self._fetches:
             return found | _first_request(deliverer, event, route.name, lane)
         key = route.name, event.entity_type, event.entity_id
@@ -237,8 +241,8 @@ def _first_request(deliverer: Deliverer, event: Delivery, route: str, lane: str)
     except _Stopped as stopped:
         return stopped.parts
     if isinstance(outcome, Failed):
-        return _plain({"fails": outcome.error})
-    return _plain({"skipped": getattr(outcome, "why", None)})
+        return {"fails": outcome.error}
+    return {"skipped": getattr(outcome, "why", None)}
 
 
 def compare(old: Variant, new: Variant, event: Delivery) -> Iterator[ConfigDifference]:
@@ -277,13 +281,10 @@ def _on_route(was: Parts | None, becomes: Parts | None) -> Iterator[tuple[str, o
     becomes = becomes or {}
     fails = {"fails"} & (was.keys() | becomes.keys())  # then there is no request to compare
     for part in fails or dict.fromkeys((*was, *becomes) if was else ()):
-        one, other = was.get(part, (None, None)), becomes.get(part, (None, None))
-        if one[0] != other[0]:
-            yield part, one[1], other[1]
-
-
-def _plain(values: Mapping[str, object]) -> Parts:
-    return {name: (value, value) for name, value in values.items()}
+        values = was.get(part), becomes.get(part)
+        if values[0] != values[1]:
+            one, other = (value.shown if isinstance(value, Masked) else value for value in values)
+            yield part, one, other
 
 
 class _Stopped(Exception):
@@ -313,9 +314,9 @@ class _StoppedClient:
         headers = {**request.headers, **self._headers, **request.own_headers}
         headers.pop("Idempotency-Key", None)  # it follows from the others
         raise _Stopped(
-            {"request": ((self.base, line), line)}
-            | {f"header {name}": (value, _MASK) for name, value in headers.items()}
-            | _plain(_body(request.body))
+            {"request": Masked((self.base, line), line)}
+            | {f"header {name}": Masked(value) for name, value in headers.items()}
+            | _body(request.body)
         )
 
     def close(self) -> None:

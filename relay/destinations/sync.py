@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from http import HTTPStatus
@@ -14,8 +15,17 @@ from inbox.config.model import Api, ApiHeader, Endpoint, Route, SyncDestination
 from inbox.config.sync import SyncRoute
 from inbox.config.values import titled
 from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
-from relay.delivery.failure_rules import REFETCH_AFTER
-from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
+from relay.delivery.outcome import (
+    REFETCH_AFTER,
+    Call,
+    CallStep,
+    Delivered,
+    Delivery,
+    Failed,
+    Outcome,
+    Skipped,
+    Unchanged,
+)
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request
@@ -43,11 +53,20 @@ def plan_of(route: str, sync: SyncRoute, source: Api, destination: SyncDestinati
         ConfigError: something in it can't be used. The text has a line for each mistake.
     """
     plan = compile_sync(route, sync)
-    checks = {"fetch": partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)}
-    checks |= {
-        step: partial(require_no_credentials, call, f"routes.{route}.sync.{step}", destination)
-        for step, call in plan.calls_to_destination
+    find = None if plan.find is None else plan.find.pages.further
+    calls = {
+        "find": find,
+        "create": plan.create,
+        "update": plan.update,
+        "delete": plan.delete,
+        "deactivate": plan.deactivate,
     }
+    checks = {
+        step: partial(require_no_credentials, call, f"routes.{route}.sync.{step}", destination)
+        for step, call in calls.items()
+        if call is not None
+    }
+    checks["fetch"] = partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)
     collect_config_errors(checks)
     # An ETag of another service, or a counterpart in another one, proves nothing.
     config = digest([plan.config.hex(), source.base_url, destination.base_url, destination.name])
@@ -177,27 +196,26 @@ class Attempt:
         if answer.call.status == HTTPStatus.NOT_MODIFIED:
             raise self._not_modified()
         self._etag = usable_etag(answer.etag) if self._table.fetch.conditional else None
-        entity = None if answer.error_class in ABSENT else self._picked(answer)
-        if entity is None and (answer.error_class in ABSENT or self._plan.pick is not None):
+        is_absent, pick = answer.error_class in ABSENT, self._plan.pick
+        entity = None
+        if not is_absent:
+            with self._reading(answer):
+                entity = _json(answer) if pick is None else picked(pick, _json(answer))
+        if entity is None and (is_absent or pick is not None):
             if answer.error_class != "gone" and self.may_be_behind():
                 # A lagging replica gives the same answer for an entity just created: the next attempt asks again.
-                raise Ended(self._not_there(answer))
+                if is_absent or pick is None:
+                    raise Ended(answer.failed(self._all()))
+                raise Ended(Failed(self._all(), "not_found", f"fetch: the answer has null at {pick.text}"))
             return False
         return self._accept(entity, answer)
 
-    def _not_there(self, answer: Answer) -> Failed:
-        if answer.error_class is not None or self._plan.pick is None:
-            return answer.failed(self._all())
-        return Failed(self._all(), "not_found", f"fetch: the answer has null at {self._plan.pick.text}")
-
     def _accept(self, entity: object, answer: Answer) -> bool:
         """Put a fetched entity into the scope, unless it can't be used. Return False when it is that of before a deletion."""
-        if not isinstance(entity, dict) or not entity:  # an empty one would clear all fields
-            raise self._bad_answer(answer, "the answer is not an object with something in it")
-        try:
+        with self._reading(answer):
+            if not isinstance(entity, dict) or not entity:  # an empty one would clear all fields
+                raise UnusableAnswer("the answer is not an object with something in it")
             require_entity(self._plan.carried, entity, self.scope)
-        except UnusableAnswer as error:
-            raise self._bad_answer(answer, str(error)) from None
         self._last_modified = modified = last_modified(entity, self._plan.modified)
         is_delete, at = self._delivery.action == "delete", self._delivery.occurred_at
         if is_delete and (modified is None or modified < at):
@@ -218,14 +236,6 @@ class Attempt:
             return Ended(Failed(self._all(), "stale", f"fetch: not modified since {modified}, not after the event"))
         return Ended(Unchanged(self._all()))
 
-    def _picked(self, answer: Answer) -> object:
-        """Return the entity in an answer; None when the answer says that there is none."""
-        content = self._json(answer)
-        try:
-            return content if self._plan.pick is None else picked(self._plan.pick, content)
-        except UnusableAnswer as error:
-            raise self._bad_answer(answer, str(error)) from None
-
     def may_be_behind(self) -> bool:
         """Return True when a 404 may come from a lagging replica. After a delete event it means that the entity is gone."""
         if self._delivery.action == "delete":
@@ -241,13 +251,11 @@ class Attempt:
         while goes_on:
             pages = search.pages
             answer = self._call("find", pages.call, self._destination, pages.body, at=pages.at)
-            try:
+            with self._reading(answer):
                 if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
                     pages.end()
                     break
-                goes_on = search.take(self._json(answer), answer.etag, answer.link)
-            except UnusableAnswer as error:
-                raise self._bad_answer(answer, str(error)) from None
+                goes_on = search.take(_json(answer), answer.etag, answer.link)
         if len(search.matches) > 1 and self._table.many == "dead":
             raise Ended(Failed(self._all(), "ambiguous", f"find: {len(search.matches)} counterparts"))
         self.scope["target"] = search.matches[0] if search.matches else None
@@ -258,13 +266,10 @@ class Attempt:
 
     def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: Answer) -> None:
         """End the attempt before any write, unless the match can be addressed and carries the value searched for."""
-        if not all(can_be_named(part.value(self.scope)) for part in self._plan.identity):
-            needed = ", ".join(part.text for part in self._plan.identity)
-            raise self._bad_answer(answer, f"the match lacks one of: {needed}")
-        try:
+        with self._reading(answer):
+            if not all(can_be_named(part.value(self.scope)) for part in self._plan.identity):
+                raise UnusableAnswer(f"the match lacks one of: {', '.join(part.text for part in self._plan.identity)}")
             require_carried(find.carried, match, self.scope, ignore_case=find.ignore_case)
-        except UnusableAnswer as error:
-            raise self._bad_answer(answer, str(error)) from None
 
     def _missing(self) -> Outcome:
         match self._table.missing:
@@ -382,12 +387,10 @@ class Attempt:
         """End the attempt when an answer with a success status reports an error."""
         if answer.call.status == HTTPStatus.NO_CONTENT:
             return
-        if not answer.body:
-            raise self._bad_answer(answer, "the answer is empty, and its errors key expects JSON; answer 204 for none")
-        try:
-            reported = reported_error(call.rules, self._json(answer))
-        except UnusableAnswer as error:
-            raise self._bad_answer(answer, str(error)) from None
+        with self._reading(answer):
+            if not answer.body:
+                raise UnusableAnswer("the answer is empty, and its errors key expects JSON; answer 204 for none")
+            reported = reported_error(call.rules, _json(answer))
         if reported is not None:
             failed = answer.reporting(*reported)
             self.calls[-1] = failed.call
@@ -397,18 +400,13 @@ class Attempt:
         if answer.error_class is not None:
             raise Ended(answer.failed(self._all()))
 
-    def _json(self, answer: Answer) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        if not answer.whole:
-            raise self._bad_answer(answer, "the answer is larger than 64 KiB")
-        if not answer.body:
-            return None
+    @contextmanager
+    def _reading(self, answer: Answer) -> Iterator[None]:
+        """End the attempt where the answer can't be relied on."""
         try:
-            return decode(answer.body)
-        except ValueError as error:
-            raise self._bad_answer(answer, f"the answer is {error}") from None
-
-    def _bad_answer(self, answer: Answer, why: str) -> Ended:
-        return Ended(Failed(self._all(), "bad_answer", f"{answer.call.step}: {why}"))
+            yield
+        except UnusableAnswer as error:
+            raise Ended(Failed(self._all(), "bad_answer", f"{answer.call.step}: {error}")) from None
 
     def _skipped(self, why: str) -> Skipped:
         return Skipped(self._all(), why)
@@ -432,3 +430,14 @@ class Attempt:
 
     def _all(self) -> tuple[Call, ...]:
         return tuple(self.calls)
+
+
+def _json(answer: Answer) -> Any:  # noqa: ANN401  # whatever the JSON holds
+    if not answer.whole:
+        raise UnusableAnswer("the answer is larger than 64 KiB")
+    if not answer.body:
+        return None
+    try:
+        return decode(answer.body)
+    except ValueError as error:
+        raise UnusableAnswer(f"the answer is {error}") from None

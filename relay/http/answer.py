@@ -215,8 +215,7 @@ _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 # --- Rate limits that an answer's headers report: for how long the endpoint asks for no further call. Pure.
 #
 # `X-RateLimit-Reset` is a time in seconds since 1970 (GitHub) or a number of seconds from now (others); `X-Rate-Limit-Reset`
-# is Okta's. `RateLimit` is the IETF's (draft-ietf-httpapi-ratelimit-headers): `"default";r=0;t=30` since version 08,
-# `limit=100, remaining=0, reset=30` before. A downstream may write anything there: all that is no number is ignored.
+# is Okta's. A downstream may write anything there: all that is no number is ignored.
 
 
 LONGEST_SECONDS = 86400.0
@@ -227,7 +226,6 @@ _RESETS = ("X-RateLimit-Reset", "X-Rate-Limit-Reset", "RateLimit-Reset", "X-Rate
 _FIRST_EPOCH = 10**9
 """A larger number of seconds is a time since 1970 (from 2001 on), a smaller one a duration (up to 31 years)."""
 _FIRST_EPOCH_IN_MILLISECONDS = 10**11
-_PARAMETER = re.compile(r"(?:^|[;,\s])(remaining|reset|r|t)=([0-9]{1,15})(?![0-9])")
 _RETRY_LATER = {HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
 _LONGEST_HEADER = 1000
 
@@ -238,18 +236,10 @@ def rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> RateHol
     `Retry-After` counts with a 2xx, 403 (GitHub's secondary limits) and 429. With a 202 it means something else, and a 503
     may be about one entity alone: it delays that delivery, and the breaker judges the endpoint.
     """
-    found = [
-        hold
-        for hold in (
-            _by_retry_after(headers.get("Retry-After"), status, now),
-            _by_remaining(headers, now),
-            _by_ietf(headers.get("RateLimit")),
-        )
-        if hold is not None and hold.seconds > 0
-    ]
-    if not found:
+    asked = _by_retry_after(headers.get("Retry-After"), status, now), _by_remaining(headers, now)
+    longest = max((hold for hold in asked if hold is not None), key=lambda hold: hold.seconds, default=None)
+    if longest is None or longest.seconds <= 0:
         return None
-    longest = max(found, key=lambda hold: hold.seconds)
     return RateHold(min(longest.seconds, LONGEST_SECONDS), longest.why)
 
 
@@ -276,21 +266,6 @@ def _seconds_until(reset: float | None, at: datetime) -> float | None:
         return reset
     epoch = reset / 1000 if reset >= _FIRST_EPOCH_IN_MILLISECONDS else reset
     return epoch - at.timestamp()
-
-
-def _by_ietf(value: str | None) -> RateHold | None:
-    if value is None or len(value) > _LONGEST_HEADER:
-        return None
-    resets = [reset for remaining, reset in _policies(value.lower()) if remaining == 0 and reset is not None]
-    return RateHold(float(max(resets)), "RateLimit has no call left") if resets else None
-
-
-def _policies(value: str) -> Iterator[tuple[int | None, int | None]]:
-    """Yield the remaining calls and the seconds until the reset, of each policy in a `RateLimit`."""
-    parts = [value] if "remaining=" in value else value.split(",")
-    for part in parts:
-        found = {name[:1] if len(name) == 1 else name: int(number) for name, number in _PARAMETER.findall(part)}
-        yield found.get("remaining", found.get("r")), found.get("reset", found.get("t"))
 
 
 def _number(value: str | None) -> float | None:

@@ -8,7 +8,6 @@ resolution, connecting, and the head and body of the answer, however slowly they
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 import ssl
 import threading
@@ -25,55 +24,16 @@ from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
-from inbox.observe.logs import fields, place_of
+from inbox.observe.logs import place_of
 from inbox.observe.traces import Span
 from relay.delivery.outcome import Call, CallStep, RateHold, Sent
-from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, rate_hold
+from relay.http.answer import Answer, class_of_status, name_only, parse_retry_after, rate_hold
 from relay.http.connection import CallState, NotHttpError, open_pool
 from relay.http.guard import WATCHDOG, CutOffError, RunningCall
 from relay.http.target import Target
 
 PORTS = {"http": 80, "https": 443}
 
-
-def begin_call(attempt: Span, shown: str, method: str, step: str, template: str | None) -> Span:
-    """Begin the span of a call.
-
-    Args:
-        attempt: the span of the attempt, sweep or command that makes it.
-        shown: the endpoint's URL, as logs show it.
-        method: the method of the request.
-        step: the step of the attempt.
-        template: the path below the endpoint's, without values; None when it is not known.
-    """
-    url = urlsplit(shown)
-    route = None if template is None else f"{url.path.rstrip('/')}{template}" if template else url.path or "/"
-    span = attempt.child(method if route is None else f"{method} {route}", "client")
-    span.attributes |= {
-        "http.request.method": method,
-        "inbox.step": step,
-        "server.address": url.hostname or "",
-        "server.port": url.port or PORTS[url.scheme],
-        "url.scheme": url.scheme,
-    }
-    if route is not None:
-        span.attributes["url.template"] = route
-    return span
-
-
-def end_call(span: Span, answer: Answer) -> None:
-    """End it with the answer. A status from 400 on is an error, and so is no whole answer."""
-    call = answer.call
-    if call.status is not None:
-        span.attributes["http.response.status_code"] = call.status
-    span.attributes["inbox.sent"] = call.sent
-    span.end(error=answer.error_class)
-
-
-# --- the client
-
-
-_log = logging.getLogger(__name__)
 
 MAX_ANSWER = 64 * 1024
 """Most bytes read of an answer. A longer one is cut there, and its connection closed."""
@@ -140,11 +100,23 @@ class HttpClient:
         """
         if limits.span is None:
             return self._call(request, limits)
-        template = request.template if request.path else ""
-        span = begin_call(limits.span, self._target.shown, request.method, request.step, template)
+        url = urlsplit(self._target.shown)
+        route = f"{url.path.rstrip('/')}{(request.template or '') if request.path else ''}" or "/"
+        span = limits.span.child(f"{request.method} {route}", "client")
         headers = {**request.headers, "Traceparent": span.traceparent}
         answer = self._call(msgspec.structs.replace(request, headers=headers), limits)
-        end_call(span, answer)
+        span.attributes |= {
+            "http.request.method": request.method,
+            "inbox.step": request.step,
+            "inbox.sent": answer.call.sent,
+            "server.address": url.hostname or "",
+            "server.port": url.port or PORTS[url.scheme],
+            "url.scheme": url.scheme,
+            "url.template": route,
+        }
+        if answer.call.status is not None:
+            span.attributes["http.response.status_code"] = answer.call.status
+        span.end(error=answer.error_class)
         return answer
 
     def _call(self, request: Request, limits: Limits) -> Answer:
@@ -155,10 +127,6 @@ class HttpClient:
                 break
             answer, again = self._once(request, deadline, limits)
         return answer
-
-    def redactor_besides(self, secret: str) -> Redactor:
-        """Return the redactor of its answers, extended by this secret."""
-        return self._target.redactor.besides(secret)
 
     def close(self) -> None:
         """Close the idle connections of all threads. The client can still be used."""
@@ -220,18 +188,8 @@ class HttpClient:
             body,
             whole,
             error_class,
-            self._retry_after(response.headers.get("Retry-After"), now),
+            parse_retry_after(response.headers.get("Retry-After"), now),
         )
-
-    def _retry_after(self, given: str | None, now: datetime) -> float | None:
-        seconds = parse_retry_after(given, now)
-        if given is not None and seconds is None:  # its text may repeat a token that the redactor doesn't know
-            _log.warning(
-                "%s: Retry-After is past or can't be read, and ignored",
-                self._target.shown,
-                extra=fields("retry_after_ignored"),
-            )
-        return seconds
 
     def _connection(self) -> tuple[HTTPConnectionPool, CallState]:
         """Return this thread's pool of one connection."""

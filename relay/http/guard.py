@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import queue
 import socket
 import threading
 import time
@@ -302,7 +301,7 @@ def connect(host: str, port: int, running: RunningCall, rules: AddressRules) -> 
         OutboundRefused: one of the host's addresses may not be called.
         OSError: not resolved, not connected, or out of time.
     """
-    addresses = _RESOLVER.resolve(host, port, running)
+    addresses = _resolve(host, port, running)
     for _, address in addresses:
         _check(host, address[0], rules)
     failure = OSError(f"{host} has no address")
@@ -336,51 +335,40 @@ def _check(host: str, address: str, rules: AddressRules) -> None:
 _Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
 
-class _Resolver:
-    """Resolves names in threads of its own, since nothing can end a `getaddrinfo` that hangs."""
-
-    def __init__(self) -> None:
-        self._asked: queue.SimpleQueue[tuple[str, int, Future[list[_Address]]]] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._open = 0
-        self._lock = threading.Lock()
-
-    def resolve(self, host: str, port: int, running: RunningCall) -> list[_Address]:
-        """Return the addresses of `host`.
-
-        Raises:
-            OSError: the name has none, or the time is over.
-        """
-        answer: Future[list[_Address]] = Future()
-        with self._lock:
-            self._open += 1
-            self._threads = [thread for thread in self._threads if thread.is_alive()]  # none of them is, after a fork
-            if self._open > len(self._threads) and len(self._threads) < _RESOLVERS:
-                thread = threading.Thread(target=self._run, name="resolver", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-        self._asked.put((host, port, answer))
-        while True:
-            try:
-                return answer.result(timeout=min(_SLICE, running.remaining()))
-            except CutOffError:
-                raise
-            except TimeoutError:  # the wait's, or the lookup's own
-                if answer.done():
-                    return answer.result()
-
-    def _run(self) -> None:
-        while True:
-            host, port, answer = self._asked.get()
-            try:
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                answer.set_result([(family, address) for family, _, _, _, address in found])  # type: ignore[misc]  # no int addresses without AF_PACKET
-            except UnicodeError:  # an empty label, or one of more than 63 characters
-                answer.set_exception(socket.gaierror(socket.EAI_NONAME, "not a host name"))
-            except Exception as error:  # noqa: BLE001  # it goes to the caller, and this thread continues
-                answer.set_exception(error)
-            with self._lock:
-                self._open -= 1
+_LOOKUPS = threading.BoundedSemaphore(_RESOLVERS)
 
 
-_RESOLVER = _Resolver()
+def _resolve(host: str, port: int, running: RunningCall) -> list[_Address]:
+    """Return the addresses of `host`, by a thread of its own, since nothing can end a `getaddrinfo` that hangs.
+
+    Raises:
+        OSError: the name has none, or the time is over.
+    """
+    while not _LOOKUPS.acquire(timeout=min(_SLICE, running.remaining())):
+        pass
+    answer: Future[list[_Address]] = Future()
+    try:
+        threading.Thread(target=_look_up, args=(host, port, answer), name="resolver", daemon=True).start()
+    except RuntimeError:  # the system has no thread for it
+        _LOOKUPS.release()
+        raise
+    while True:
+        try:
+            return answer.result(timeout=min(_SLICE, running.remaining()))
+        except CutOffError:
+            raise
+        except TimeoutError:  # the wait's, or the lookup's own
+            if answer.done():
+                return answer.result()
+
+
+def _look_up(host: str, port: int, answer: Future[list[_Address]]) -> None:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        answer.set_result([(family, address) for family, _, _, _, address in found])  # type: ignore[misc]  # no int addresses without AF_PACKET
+    except UnicodeError:  # an empty label, or one of more than 63 characters
+        answer.set_exception(socket.gaierror(socket.EAI_NONAME, "not a host name"))
+    except Exception as error:  # noqa: BLE001  # it goes to the caller
+        answer.set_exception(error)
+    finally:
+        _LOOKUPS.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -17,6 +18,7 @@ from inbox.events import strict_json
 from relay.delivery.outcome import Call, ErrorClass
 from relay.http.answer import Answer, Redactor
 from relay.http.client import HttpClient, Limits, Request
+from relay.http.target import Target
 
 RENEWED_BEFORE_SECONDS = 30.0
 """A token is renewed so long before it expires: a call with it may take some time."""
@@ -33,99 +35,90 @@ class BearerToken(msgspec.Struct, frozen=True):
     """Masks the token in the answers of calls with it."""
 
 
-class TokenClient:
-    """Calls an endpoint with a token, as `HttpClient` does without. It is thread-safe; one thread at a time fetches a token."""
+class _NoToken(Exception):
+    """There is no token; the answer is the failure of the call that needs one."""
 
-    def __init__(self, calls: HttpClient, tokens: HttpClient, auth: ApiOauth2, patience: float) -> None:
-        """Take the clients: `tokens` calls the token URL. A thread waits at most `patience` seconds for another's token."""
-        self._patience = patience
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class TokenClient(HttpClient):
+    """Calls an endpoint with a token. It is thread-safe; one thread at a time fetches a token."""
+
+    def __init__(self, target: Target, tokens: Target, auth: ApiOauth2) -> None:
+        """Take the endpoint, and that of the tokens."""
+        super().__init__(target)
+        self._tokens = HttpClient(tokens)
         self._token_url = auth.token_url.partition("?")[0]
-        self._calls = calls
-        self._tokens = tokens
-        self._client_id, self._client_secret = auth.client_id.reveal(), auth.client_secret.reveal()
-        self._scope = auth.scope
-        self._in_body = auth.credentials == "body"
-        self._lock = threading.Lock()
+        self._one_fetches = threading.Lock()
         self._token: BearerToken | None = None
-
-    @property
-    def base(self) -> str:
-        """The URL that every call is below, with the query that every call has."""
-        return self._calls.base
+        identity, secret = auth.client_id.reveal(), auth.client_secret.reveal()
+        form = {"grant_type": "client_credentials"} | ({} if auth.scope is None else {"scope": auth.scope})
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+        if auth.credentials == "body":
+            form |= {"client_id": identity, "client_secret": secret}
+        else:
+            headers["Authorization"] = f"Basic {base64.b64encode(f'{identity}:{secret}'.encode()).decode()}"
+        self._asking = Request("fetch", "POST", headers, body=urlencode(form).encode())
 
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, as `HttpClient.call`. An error of the token URL becomes this call's own failure.
 
         After a 401 the call is made once more with a new token: the cached one may have been revoked.
         """
-        token = self._present(request, limits)
-        if isinstance(token, Answer):
-            return token
-        answer = self._call(request, token, limits)
-        if answer.call.status != _UNAUTHORISED:
-            return answer
-        self._forget(token)
-        token = self._present(request, limits)
-        return token if isinstance(token, Answer) else self._call(request, token, limits)
+        try:
+            token = self._present(request, limits)
+            answer = self._with(token, request, limits)
+            if answer.call.status == HTTPStatus.UNAUTHORIZED:
+                with self._one_fetches:
+                    self._token = None if self._token is token else self._token
+                answer = self._with(self._present(request, limits), request, limits)
+        except _NoToken as end:
+            return end.answer
+        return answer
 
     def close(self) -> None:
         """Close the idle connections. The client can still be used."""
-        self._calls.close()
+        super().close()
         self._tokens.close()
 
-    def _call(self, request: Request, token: BearerToken, limits: Limits) -> Answer:
+    def _with(self, token: BearerToken, request: Request, limits: Limits) -> Answer:
         authorised = {**request.headers, "Authorization": f"Bearer {token.value}"}
-        answer = self._calls.call(msgspec.structs.replace(request, headers=authorised), limits)
+        answer = super().call(msgspec.structs.replace(request, headers=authorised), limits)
         answer = msgspec.structs.replace(answer, redactor=token.redactor)
         if answer.call.excerpt is None:
             return answer
         masked = token.redactor.excerpt(answer.body)  # from the body: the excerpt may end with half a token
         return msgspec.structs.replace(answer, call=msgspec.structs.replace(answer.call, excerpt=masked))
 
-    def _present(self, request: Request, limits: Limits) -> BearerToken | Answer:
+    def _present(self, request: Request, limits: Limits) -> BearerToken:
         began = steady()
-        if not self._lock.acquire(timeout=self._patience):
+        if not self._one_fetches.acquire(timeout=self._target.timeout):
             waited = round((steady() - began) * 1000, 2)
             why = "no token: another call has waited too long for one"
-            return Answer(
-                Call(request.step, "POST", self._token_url, "not_sent", waited, error=why), error_class="not_sent"
-            )
+            call = Call(request.step, "POST", self._token_url, "not_sent", waited, error=why)
+            raise _NoToken(Answer(call, error_class="not_sent"))
         try:
             if self._token is None or steady() >= self._token.until:
-                found = self._ask(request, limits)
-                if isinstance(found, Answer):
-                    return found
-                self._token = found
+                self._token = self._ask(request, limits)
             return self._token
         finally:
-            self._lock.release()
+            self._one_fetches.release()
 
-    def _forget(self, token: BearerToken) -> None:
-        with self._lock:
-            if self._token is token:
-                self._token = None
-
-    def _ask(self, request: Request, limits: Limits) -> BearerToken | Answer:
-        form = {"grant_type": "client_credentials"} | ({} if self._scope is None else {"scope": self._scope})
-        headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
-        if self._in_body:
-            form |= {"client_id": self._client_id, "client_secret": self._client_secret}
-        else:
-            both = f"{self._client_id}:{self._client_secret}".encode()
-            headers["Authorization"] = f"Basic {base64.b64encode(both).decode()}"
-        body = urlencode(form).encode()
-        answer = self._tokens.call(Request(request.step, "POST", headers, body=body), limits)
+    def _ask(self, request: Request, limits: Limits) -> BearerToken:
+        answer = self._tokens.call(msgspec.structs.replace(self._asking, step=request.step), limits)
         if answer.error_class is not None:
-            return _failed(answer, answer.call.error or f"answered {answer.call.status}")
+            raise _NoToken(_failed(answer, answer.call.error or f"answered {answer.call.status}"))
         try:
             value, lasts = read_token(answer.body)
         except UnusableAnswer as error:
-            return msgspec.structs.replace(_failed(answer, str(error)), error_class="bad_answer")
+            failed = msgspec.structs.replace(_failed(answer, str(error)), error_class="bad_answer")
+            raise _NoToken(failed) from None
         until = steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2)
-        return BearerToken(value, until, self._calls.redactor_besides(value))
+        return BearerToken(value, until, self._target.redactor.besides(value))
 
 
-_UNAUTHORISED = 401
 _OF_THE_CLIENT: frozenset[ErrorClass] = frozenset({"rejected", "not_found", "gone", "conflict"})
 """Classes that mean, from a token URL, that the client gets no token (400 in RFC 6749 §5.2). They say nothing of the endpoint."""
 

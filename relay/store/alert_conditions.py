@@ -14,10 +14,9 @@ from inbox.config.sources import Source
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
 from relay.store.alerts import NEWEST, note
-from relay.store.database import SEQS_OUT_OF_ORDER, Database
+from relay.store.database import SEQS_OUT_OF_ORDER, Database, Floor
 from relay.store.nodes import failing_steps
 from relay.store.retention import STEPS, state_of
-from relay.store.scan_positions import Floor
 from relay.store.transaction import Transaction
 
 Firing = frozenset[tuple[str, str]]

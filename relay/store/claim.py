@@ -24,12 +24,11 @@ from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import Policies
-from relay.store.database import Database
+from relay.store.database import LATE, Database, Places
 from relay.store.events import with_events
 from relay.store.gates import NOT_PAUSED, Locked, lock_all, store, use_rates
+from relay.store.lanes import Cause, quarantine
 from relay.store.leases import LEASE_SECONDS, give_back
-from relay.store.quarantine import Cause, quarantine
-from relay.store.scan_positions import LATE, Places
 from relay.store.transaction import FailedAlone, Transaction, key_text, keys_param
 
 STEP = "claim"

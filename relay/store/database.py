@@ -3,20 +3,62 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Generic, TypeVar
 
 from sqlalchemy import Engine, TextClause
 
-from inbox.db import order_lock
-from inbox.db.dialect import Sql, error_text, rows_param
+from inbox.db.dialect import Sql, error_text
 from inbox.db.engine import Checkpoints, checkpoint, reading, snapshot
 from inbox.db.throughput import ROUTE, Tally
 from inbox.events.timestamps import time_text
-from relay.store.scan_positions import Floor
 from relay.store.transaction import FailedAlone, Key, Transaction
+
+WHOLE_EVERY_SECONDS = 1.0
+"""The least pause between two looks for work from the beginning."""
+_PART_OF_THE_TIME = 1 / 30
+"""The largest share of time for looks from the beginning, however much lies there."""
+
+LATE = timedelta(seconds=5)
+"""The longest time between becoming due and its commit: a relay's transaction may not stand for longer than 3 s."""
+
+_Value = TypeVar("_Value")
+
+
+class Floor(Generic[_Value]):
+    """The place where the next look begins."""
+
+    def __init__(
+        self, whole_every: float = WHOLE_EVERY_SECONDS, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.at: _Value | None = None
+        """None: at the beginning."""
+        self._whole_every = whole_every
+        self._monotonic = monotonic
+        self._whole_at = float("-inf")
+
+    @contextmanager
+    def look(self, *, whole: bool = False) -> Iterator[_Value | None]:
+        """Begin a look. Yields its place: None, the beginning, when that is due again, or `whole` is asked for."""
+        began = self._monotonic()
+        if self.at is not None and began < self._whole_at and not whole:
+            yield self.at
+            return
+        yield None
+        ended = self._monotonic()
+        self._whole_at = ended + max(self._whole_every, (ended - began) / _PART_OF_THE_TIME)
+
+
+class Places:
+    """The places of one relay process, for each route."""
+
+    def __init__(self) -> None:
+        self.due: defaultdict[str, Floor[datetime]] = defaultdict(Floor)
+
 
 SEQS_OUT_OF_ORDER = 10_000
 """A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""
@@ -110,15 +152,6 @@ class Database:
     def rests(self) -> dict[str, str]:
         """Return the routes that stay locked in words, by the step that met it."""
         return {step: f"{route} is locked: {error}" for route, (_, step, error) in self._rests.copy().items()}
-
-    def add_routes(self, routes: AbstractSet[str]) -> None:
-        """Add the rows of these routes to the order lock, so that none has to be added while others wait."""
-        if not self.sql.locks_routes:
-            return
-        with self.write() as transaction:
-            transaction.lock_first()
-            given = rows_param({"route": route} for route in sorted(routes))
-            transaction.execute(order_lock.added_routes(self.sql), given=given)
 
     def _now(self) -> str | None:
         return None if self._clock is None else time_text(self._clock())

@@ -165,13 +165,6 @@ def newest_of_entity(database: Database, source: str, route: str, place: Place) 
     return _of_its_lane(rows[0], payloads.get(rows[0].seq), route) if rows else None
 
 
-def count_entities(database: Database, chosen: Chosen) -> int:
-    """Count the entities; it reads the index of all events of the source."""
-    with database.read() as transaction:
-        statement = _number(database.sql, of_types=bool(chosen.types))
-        return int(transaction.execute(statement, **_parameters(chosen))[0].number)
-
-
 def _parameters(chosen: Chosen) -> dict[str, str | None]:
     types = {"types": rows_param({"name": name} for name in chosen.types)} if chosen.types else {}
     return {
@@ -219,12 +212,4 @@ FROM (
     LIMIT :most) newest
 JOIN inbox i ON i.seq = newest.seq
 ORDER BY i.entity_type, i.entity_id
-""")
-
-
-@cache
-def _number(sql: Sql, *, of_types: bool) -> TextClause:
-    return text(f"""
-SELECT count(*) AS number FROM (
-    SELECT 1 FROM inbox WHERE {_is_chosen(sql, of_types=of_types)} GROUP BY entity_type, entity_id) entities
 """)

@@ -16,8 +16,7 @@ from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
 from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, Held, RateLimit, Report, after_result
-from relay.delivery.policy import Policies, breaker_limits
-from relay.delivery.rate_holds import HoldRequest, holds_until
+from relay.delivery.policy import HoldRequest, Policies, breaker_limits, holds_until
 from relay.store.alerts import note
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database

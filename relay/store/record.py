@@ -23,22 +23,21 @@ from relay.delivery.policy import (
     NO_HISTORY,
     UNKNOWN_ROUTE,
     History,
+    HoldRequest,
     Policies,
     breaker_reports,
     decide,
     endpoint_of,
     history_of,
+    hold_requests,
     needs_history,
 )
-from relay.delivery.rate_holds import HoldRequest, hold_requests
 from relay.store.alerts import note
-from relay.store.applied import forget_applied, lanes_in_doubt
 from relay.store.bulkhead import in_parts_by_route
 from relay.store.coverage import heal
 from relay.store.database import Database
 from relay.store.gates import listen
-from relay.store.lanes import first_waiting, settle_lanes
-from relay.store.quarantine import quarantine
+from relay.store.lanes import first_waiting, forget_applied, lanes_in_doubt, quarantine, settle_lanes
 from relay.store.transaction import ROW, FailedAlone, Transaction, as_open_delivery, key_text, run_begins
 
 STEP = "record"

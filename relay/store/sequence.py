@@ -12,8 +12,7 @@ from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts_by_route
 from relay.store.coverage import supersede_covered
 from relay.store.database import Database, read_keys
-from relay.store.lanes import settle_lanes
-from relay.store.quarantine import quarantine
+from relay.store.lanes import quarantine, settle_lanes
 from relay.store.transaction import ROW, Key, as_open_delivery, key_text, keys_param
 
 STEP = "sequence"

@@ -20,7 +20,6 @@ from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State
-from relay.store import written
 
 IMPATIENT_WAIT_MS = 100
 """The wait for the lock of a route that stayed locked before, and for its rows: all others wait meanwhile."""
@@ -149,7 +148,7 @@ class Transaction:
         return as_time(self.execute(order_lock.every_route(self.sql))[0].now)
 
     def _lock_routes(self, routes: AbstractSet[str]) -> datetime:
-        """Lock these routes. The row is missing of one that no relay has been started with."""
+        """Lock these routes. The row of one is missing that was never locked before."""
         is_impatient = not self._impatient_of.isdisjoint(routes)
         if is_impatient:
             self.limit_waits(IMPATIENT_WAIT_MS)
@@ -211,18 +210,18 @@ class Transaction:
             for fact, attempt in zip(row.facts, row.counts, strict=True)
         ]
         if history:
-            self.execute(written.append_facts(self.sql), facts=rows_param(history))
+            self.execute(append_facts(self.sql), facts=rows_param(history))
             self.appended.update((str(fact["route"]), str(fact["kind"])) for fact in history)
         self.remove(row for row in rows if row.state is State.ENDED)
         stay = [row for row in rows if row.state is not State.ENDED]
         for are_heads in (False, True):
             if group := [row for row in stay if (row.state in HEADS) is are_heads]:
-                self.execute(written.move(self.sql), moved=fields_param(group, written.MOVED))
+                self.execute(move(self.sql), moved=fields_param(group, MOVED))
 
     def remove(self, deliveries: Iterable[OpenDelivery]) -> None:
         """Take the rows of these deliveries out of `open_delivery`."""
         if ended := [(row.seq, row.route) for row in deliveries]:
-            self.execute(written.end(self.sql), ended=keys_param(ended))
+            self.execute(end(self.sql), ended=keys_param(ended))
 
 
 def keys_param(keys: Iterable[Key]) -> str:
@@ -275,3 +274,41 @@ def run_begins(seq: str, route: str) -> str:
 @cache
 def _now(sql: Sql) -> TextClause:
     return text(f"SELECT {sql.now} AS now")
+
+
+@cache
+def append_facts(sql: Sql) -> TextClause:
+    """Append the rows `facts` to the log."""
+    rows = sql.rows("facts", seq="bigint", route="text", kind="text", attempt="int", relay_node="text", detail="json")
+    return text(f"""
+INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
+SELECT (SELECT {sql.now}), seq, route, kind, attempt, relay_node, detail
+FROM {rows}
+""")
+
+
+@cache
+def end(sql: Sql) -> TextClause:
+    """Remove the open deliveries `ended`."""
+    return text(f"""
+DELETE FROM open_delivery AS o
+WHERE (o.seq, o.route) IN (SELECT seq, route FROM {sql.keys("ended")}){sql.of_keys("o", "ended")}
+""")
+
+
+MOVED = {
+    "seq": "bigint", "route": "text", "state": "text", "attempt": "int", "run": "int", "crashes": "int", "due_at": "time"
+}  # fmt: skip
+"""Types of the columns of `moved`."""
+
+
+@cache
+def move(sql: Sql) -> TextClause:
+    """Give the open deliveries `moved` their state, without a lease."""
+    return text(f"""
+UPDATE open_delivery AS o
+SET state = moved.state, attempt = moved.attempt, run = moved.run, crashes = moved.crashes, due_at = moved.due_at,
+    lease_until = NULL, lease_token = NULL, relay_node = NULL
+FROM {sql.rows("moved", **MOVED)}
+WHERE {sql.has_key("o", "moved")}
+""")

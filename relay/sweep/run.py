@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -25,7 +25,7 @@ from inbox.events.timestamps import rfc3339, to_nanoseconds
 from inbox.sources import PRESETS
 from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
-from relay.delivery.rate_holds import hold_request
+from relay.delivery.policy import hold_request
 from relay.destinations.base import Clients, Context, without_lease
 from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
@@ -43,7 +43,6 @@ WAITED_AT_A_TIME = 1.0
 """Seconds; in between, the caller renews the sweep's lease, or stops the sweep."""
 MARK = "sweep"
 """The key of a body that marks it as swept."""
-Result = TypeVar("Result")
 MOST_ADDED_AT_ONCE = 256
 """Events in one transaction, as in a batch of the receiver."""
 MOST_BYTES_ADDED_AT_ONCE = 4 * 1024 * 1024
@@ -70,6 +69,7 @@ class CompiledSweep:
         where = f"sources.{source}.sweeps[{number}]"
         self._pages = Pages(self.table, where, self._caller)
         require_no_credentials(self._pages.call, where, self.api)
+        self._traceparent: str | None = None
         self._left_out: set[Listed] = set()
         """Entities that were too large for the bodies of their events."""
         self._shape = None if self.table.event_body is None else _shape(self.table, f"{where}.event_body")
@@ -109,7 +109,7 @@ class CompiledSweep:
         young = now - timedelta(seconds=self.table.grace)
         swept = SweepFindings(source, entity_type, since, since)
         failed: list[str] = []
-        traceparent = None if context.span is None else context.span.traceparent
+        self._traceparent = None if context.span is None else context.span.traceparent
         self._left_out.clear()
         yield swept
         for page in self._listed(database, since, context):
@@ -119,8 +119,8 @@ class CompiledSweep:
                     yield swept
             failed += [unlisted.why for unlisted in page.unlisted]
             old = [each for each in page.entities if each.modified <= young]
-            lost = self._missing(database, old, failed)
-            added = 0 if dry else self._add(database, lost, page.entities, now, failed, traceparent=traceparent)
+            lost = sweeps.missing(database, source, entity_type, old, self._taken)
+            added = 0 if dry else self._add(database, lost, page.entities, now, failed)
             swept = msgspec.structs.replace(
                 swept,
                 until=max([swept.until, *(each.modified for each in old)]),
@@ -142,15 +142,6 @@ class CompiledSweep:
             raise
         self._hold_gate(database)
 
-    def _missing(self, database: Database, listed: Sequence[Listed], failed: list[str]) -> list[Listed]:
-        source, entity_type = self.source.name, self.table.entity_type
-
-        def part(some: Sequence[Listed]) -> list[Listed]:
-            return sweeps.missing(database, source, entity_type, some, self._taken)
-
-        parts = in_parts(database, STEP, listed, part=part, alone=_noting(failed, []), name=_id_of)
-        return [each for some in parts for each in some]
-
     def _add(
         self,
         database: Database,
@@ -158,13 +149,15 @@ class CompiledSweep:
         items: Mapping[Listed, Any],
         now: datetime,
         failed: list[str],
-        *,
-        traceparent: str | None = None,
     ) -> int:
         def part(some: Sequence[Listed]) -> int:
-            return add_events(database, (self._event(each, items.get(each), now, traceparent) for each in some))
+            return add_events(database, (self._event(each, items.get(each), now) for each in some))
 
-        return sum(in_parts(database, STEP, lost, part=part, alone=_noting(failed, 0), name=_id_of))
+        def alone(listed: Listed, error: Exception) -> int:
+            failed.append(f"{_id_of(listed)}: {error_text(error)}")
+            return 0
+
+        return sum(in_parts(database, STEP, lost, part=part, alone=alone, name=_id_of))
 
     def _hold_gate(self, database: Database) -> None:
         """Hold the api's gate when the last answer asked for it: this sweep waits, and so do deliveries and other relays."""
@@ -175,20 +168,13 @@ class CompiledSweep:
                 hold(database, request)
 
     def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
-        """Wait until the api's rate limit and a rate hold permit a call, a little at a time."""
-        while (seconds := self._seconds_to_wait(database)) > 0:
-            context.stop.wait(
-                min(seconds, WAITED_AT_A_TIME)
-            )  # and asks again then: an operator may have ended the hold
+        """Wait until the api's rate limit or a rate hold permits a call, a little at a time: an operator may end the hold."""
+        key = ("api", self.api.name)
+        while (seconds := held_for(database, key) if self._rate is None else acquire_rate(database, self._rate)) > 0:
+            context.stop.wait(min(seconds, WAITED_AT_A_TIME))
             yield
 
-    def _seconds_to_wait(self, database: Database) -> float:
-        """Acquire a permit, and return 0; or return the seconds until the next one."""
-        if self._rate is not None:
-            return acquire_rate(database, self._rate)
-        return held_for(database, ("api", self.api.name))
-
-    def _event(self, listed: Listed, item: Any, now: datetime, traceparent: str | None = None) -> Event:  # noqa: ANN401  # any JSON
+    def _event(self, listed: Listed, item: Any, now: datetime) -> Event:  # noqa: ANN401  # any JSON
         table = self.table
         identity = Identity(
             entity_type=table.entity_type,
@@ -201,7 +187,7 @@ class CompiledSweep:
         )
         raw = RawRequest(self.source.name, {"content-type": "application/json"}, self._body(listed, item), now)
         event = to_event(self.source, raw, identity, self._routes, raw.headers)
-        return event if traceparent is None else msgspec.structs.replace(event, traceparent=traceparent)
+        return msgspec.structs.replace(event, traceparent=self._traceparent)
 
     def _body(self, listed: Listed, item: Any) -> bytes:  # noqa: ANN401  # any JSON
         """Encode the listed entity, marked as swept, or shaped like the webhook's body; one that is too large is left out.
@@ -245,16 +231,6 @@ def _evaluated(shape: Any, item: Any) -> Any:  # noqa: ANN401  # a tree of expre
 
 def _id_of(listed: Listed) -> str:
     return f"id={storable(listed.id)!a}"
-
-
-def _noting(failed: list[str], nothing: Result) -> Callable[[Listed, Exception], Result]:
-    """Return a handler that notes a failed entity in `failed`, and results in `nothing`."""
-
-    def alone(listed: Listed, error: Exception) -> Result:
-        failed.append(f"{_id_of(listed)}: {error_text(error)}")
-        return nothing
-
-    return alone
 
 
 def add_events(database: Database, events: Iterable[Event]) -> int:

@@ -165,11 +165,6 @@ class CallPlan(msgspec.Struct, frozen=True):
         """Keys that lead to the mapped fields in its body; none when they are the body, or in a list."""
         return _keys_to_fields(self.body) or ()
 
-    def line(self, scope: Scope) -> str:
-        """Write its method, path and query; raises MappingError where a value is missing."""
-        query = self.query(scope)
-        return f"{self.method} {self.path.expand(scope)}" + (f"?{query}" if query else "")
-
     def looks_into(self, name: str) -> bool:
         """Return True when one of its templates reads this name from the scope itself."""
         return any(placeholder.looks_into(name) for placeholder in self.placeholders)

@@ -56,18 +56,6 @@ class SyncPlan(msgspec.Struct, frozen=True):
     config: bytes
     """Hash of its tables: an ETag of an entity that was applied under others doesn't count."""
 
-    @property
-    def calls_to_destination(self) -> list[tuple[str, CallPlan]]:
-        """The calls to the destination, by the table that each comes from."""
-        calls = {
-            "find": None if self.find is None else self.find.pages.further,
-            "create": self.create,
-            "update": self.update,
-            "delete": self.delete,
-            "deactivate": self.deactivate,
-        }
-        return [(name, call) for name, call in calls.items() if call is not None]
-
     def config_of_fetch(self, scope: Scope) -> bytes:
         """Hash of the tables, and of what the fetch asks for: an ETag belongs to one URL (RFC 9110 §8.8.3).
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.capacity import BAR, MEASURED, compare
 from benchmarks.capacity_costs import Run, Usage, fitted, used_between
 from benchmarks.capacity_model import Costs, Fleet, bound, simulate
-from relay.daemon.pool import PREFETCH
+from relay.daemon.generation import PREFETCH
 
 FREE = Costs(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 SCATTER = 1.03

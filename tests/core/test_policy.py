@@ -12,9 +12,19 @@ from inbox.config.model import Retry
 from inbox.config.values import Duration
 from inbox.loader.load import parse_config
 from relay.delivery import facts
-from relay.delivery.failure_rules import AGAIN_AT_MOST, RULES, Rule
 from relay.delivery.gates import RateLimit
-from relay.delivery.outcome import Call, CallStep, Delivered, ErrorClass, Failed, Sent, Skipped
+from relay.delivery.outcome import (
+    AGAIN_AT_MOST,
+    RULES,
+    Call,
+    CallStep,
+    Delivered,
+    ErrorClass,
+    Failed,
+    Rule,
+    Sent,
+    Skipped,
+)
 from relay.delivery.policy import (
     LONGEST_RETRY_AFTER,
     History,

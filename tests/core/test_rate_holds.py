@@ -10,11 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.delivery import facts
-from relay.delivery.failure_rules import RULES
 from relay.delivery.gates import BreakerLimits, GateKey, Gates, Held, Report
-from relay.delivery.outcome import Call, CallStep, Delivered, ErrorClass, Failed, RateHold, Sent
-from relay.delivery.policy import HELD_AT_MOST, History, breaker_reports, decide, needs_history
-from relay.delivery.rate_holds import HoldRequest, hold_requests, holds_until
+from relay.delivery.outcome import RULES, Call, CallStep, Delivered, ErrorClass, Failed, RateHold, Sent
+from relay.delivery.policy import (
+    HELD_AT_MOST,
+    History,
+    HoldRequest,
+    breaker_reports,
+    decide,
+    hold_requests,
+    holds_until,
+    needs_history,
+)
 from tests.core.test_policy import POLICY as PLAIN
 from tests.helpers.delivering import a_delivery
 

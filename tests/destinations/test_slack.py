@@ -11,10 +11,8 @@ import pytest
 from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from relay.delivery import facts
-from relay.delivery.failure_rules import RULES, Rule
-from relay.delivery.outcome import Outcome
-from relay.delivery.policy import decide, policies
-from relay.delivery.rate_holds import hold_requests
+from relay.delivery.outcome import RULES, Outcome, Rule
+from relay.delivery.policy import decide, hold_requests, policies
 from tests.helpers.delivering import LOCAL, NOW, ROUTE, a_delivery, build, config_text, deliver, delivered, failed
 from tests.helpers.scripted import Act, ScriptedServer, answer, serving
 

@@ -11,8 +11,8 @@ import pytest
 
 from inbox import clock
 from inbox.config.values import Duration
+from relay.daemon.generation import FinishedAttempt, WorkerPool
 from relay.daemon.lease_renewal import TRUSTED_SECONDS, Leases, claim_of
-from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.destinations.base import Context
 from tests.destinations.calling import Called

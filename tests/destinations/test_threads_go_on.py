@@ -21,7 +21,7 @@ from inbox.config.values import Duration
 from inbox.observe.logs import without_message
 from relay.daemon import process
 from relay.daemon.alert_sender import AlertSender, PostResult
-from relay.daemon.pool import FinishedAttempt, WorkerPool
+from relay.daemon.generation import FinishedAttempt, WorkerPool
 from relay.delivery.alerts import Alert, Posted
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.destinations.base import without_lease

@@ -12,7 +12,7 @@ import pytest
 from inbox.db import engine as engines
 from inbox.loader.load import parse_config
 from relay import destinations, handler
-from relay.delivery.failure_rules import RULES
+from relay.delivery.outcome import RULES
 from tests.docs.pages import PAGES, the_block
 from tests.helpers.evidence import facts
 from tests.helpers.processes import site

@@ -70,7 +70,8 @@ def test_while_nothing_can_be_ordered_nothing_is_claimed_and_the_older_one_goes_
 def test_a_route_whose_lock_another_step_gets_first_is_not_claimed_from_before_it_is_ordered(
     engine: Engine, tmp_path: Path
 ) -> None:
-    Database(engine).add_routes({ROUTE})
+    with Database(engine).write() as earlier:
+        earlier.lock_order([ROUTE])  # so that the route has its row
     with serving(tmp_path / "arrivals.jsonl") as downstream, contextlib.ExitStack() as trouble:
         trouble.enter_context(nobody_can_order(engine))
         with running(engine, downstream) as relay:

@@ -325,12 +325,10 @@ def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_
 ) -> None:
     event_of = CompiledSweep._event
 
-    def failing(
-        sweeping: CompiledSweep, listed: Listed, item: object, now: datetime, traceparent: str | None = None
-    ) -> Event:
+    def failing(sweeping: CompiledSweep, listed: Listed, item: object, now: datetime) -> Event:
         if listed.id == "u2":
             raise ValueError("year 10000 is out of range")
-        return event_of(sweeping, listed, item, now, traceparent)
+        return event_of(sweeping, listed, item, now)
 
     monkeypatch.setattr(CompiledSweep, "_event", failing)
     directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}

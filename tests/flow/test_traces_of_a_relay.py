@@ -11,9 +11,8 @@ from opentelemetry.semconv.attributes import error_attributes, http_attributes, 
 from sqlalchemy import Engine
 
 from inbox.db import engine as engines
-from relay.daemon.generation import prepare
+from relay.daemon.generation import begin_attempt, prepare
 from relay.daemon.loop import Relay
-from relay.daemon.pool import begin_attempt
 from relay.observe import Observer
 from relay.store.database import Database
 from relay.sweep import scheduler

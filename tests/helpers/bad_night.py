@@ -20,8 +20,7 @@ from inbox.loader.load import parse_config
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import Breaker, BreakerState
 from relay.delivery.outcome import Call, Failed, Outcome
-from relay.delivery.policy import policies
-from relay.delivery.rate_holds import HoldRequest
+from relay.delivery.policy import HoldRequest, policies
 from relay.store import alerts, gates, nodes, sweeps
 from relay.store.database import Database
 from relay.store.operator.execution import OpenCommands

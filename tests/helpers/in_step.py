@@ -15,9 +15,8 @@ from sqlalchemy import Engine
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.loader.load import parse_config
-from relay.daemon.generation import prepare
+from relay.daemon.generation import attempt, prepare
 from relay.daemon.loop import Relay
-from relay.daemon.pool import attempt
 from relay.delivery.outcome import Delivery, Outcome
 from relay.delivery.policy import policies
 from relay.destinations import Deliverer, build

@@ -15,14 +15,14 @@ from inbox.config.model import Config
 from inbox.db.reads import Row, plain
 from inbox.events.event import Event
 from inbox.loader.load import parse_config
+from relay.daemon.generation import attempt
 from relay.daemon.loop import Relay
-from relay.daemon.pool import attempt
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import GateKey
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import Policies, policies
 from relay.http.client import Limits
-from relay.store import claim, reap, record, sequence
+from relay.store import claim, leases, record, sequence
 from relay.store.database import Database
 from relay.store.record import Recorded
 from tests.helpers.agreement import facts_agree
@@ -171,7 +171,7 @@ class Steps:
 
     def reap(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
         """Take back leases that ran out."""
-        return reap.reap(self.database, self.policies, node or self.node)
+        return leases.reap(self.database, self.policies, node or self.node)
 
     def round(self) -> int:
         """All of it; how many attempts were made."""

@@ -148,8 +148,8 @@ def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock_behind_it_to
         with pytest.raises(DBAPIError):
             stand_still_within_a_pipeline(frozen, "r", meanwhile)
         with frozen.write() as transaction:
-            transaction.lock_order_and_read({"r"})
             assert pinned(transaction.connection) == PINNED
+            transaction.lock_order_and_read({"r"})
         engine.dispose()
 
 
@@ -233,6 +233,6 @@ def test_a_pooler_that_drops_what_is_set_is_refused_with_who_has_set_the_other_v
         lines = str(refused.value).splitlines()
         assert of_the_receiver(url, guarantees.differences) == lines
     told = [line.partition(", not ")[0] for line in lines]
-    assert "the database has transaction_isolation = repeatable read (set with ALTER DATABASE)" in told
-    assert "the database has synchronous_commit = off (set with ALTER DATABASE)" in told
+    assert "the database has transaction_isolation = repeatable read (set by: database)" in told
+    assert "the database has synchronous_commit = off (set by: database)" in told
     assert all("add pooler=transaction to [database] url" in line for line in lines)

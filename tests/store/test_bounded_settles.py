@@ -7,7 +7,7 @@ import pytest
 from relay.delivery.outcome import Delivered, Failed
 from relay.store import coverage, lanes
 from relay.store.database import Database
-from relay.store.reap import reap
+from relay.store.leases import reap
 from relay.store.record import record
 from relay.store.sequence import BATCH, sequence
 from tests.helpers.relaying import DONE, POLICIES, Steps

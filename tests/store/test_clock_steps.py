@@ -13,10 +13,8 @@ from inbox.events.timestamps import as_time
 from relay.delivery.gates import BreakerLimits, RateLimit
 from relay.delivery.outcome import Call, Delivered, Failed
 from relay.operations.asks import Selection
-from relay.store.clock import DatabaseClock
 from relay.store.gates import acquire_rate
-from relay.store.leases import renew
-from relay.store.reap import reap
+from relay.store.leases import DatabaseClock, reap, renew
 from relay.store.record import record_each
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, POLICIES, FakeClock, Monotonic, Steps

@@ -16,12 +16,10 @@ from sqlalchemy import Engine, event, text
 from inbox.db import engine as engines
 from relay.daemon.lease_renewal import Leases, claim_of
 from relay.delivery.outcome import Delivery
-from relay.store import reap as reaping
+from relay.store import leases as reaping
 from relay.store.claim import Room, claim
-from relay.store.clock import DatabaseClock
 from relay.store.database import Database
-from relay.store.leases import renew
-from relay.store.reap import reap
+from relay.store.leases import DatabaseClock, reap, renew
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock

@@ -11,9 +11,8 @@ from relay.delivery.outcome import Delivery
 from relay.delivery.policy import CRASHES_ALLOWED, LEFT_TO_OTHERS
 from relay.operations.asks import Selection
 from relay.store.claim import Room, claim, claim_suspect
-from relay.store.leases import LEASE_SECONDS, give_back
+from relay.store.leases import LEASE_SECONDS, give_back, reap
 from relay.store.nodes import heartbeat, start_node
-from relay.store.reap import reap
 from relay.store.record import record
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps
 from tests.helpers.storing import an_event

@@ -12,9 +12,8 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from relay.store.claim import Room, claim
-from relay.store.database import Database
+from relay.store.database import Database, Places
 from relay.store.record import record
-from relay.store.scan_positions import Places
 from relay.store.sequence import any_received, sequence
 from tests.helpers.relaying import DONE, POLICIES
 

@@ -25,7 +25,7 @@ def test_slow_looks_delay_no_command_and_no_takeover_for_long(steps: Steps, monk
         return []
 
     monkeypatch.setattr("relay.daemon.maintenance.time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr("relay.store.reap.reap", slow_look)
+    monkeypatch.setattr("relay.store.leases.reap", slow_look)
     observer = Observer()
     ours = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer))
     ours.run()

@@ -16,8 +16,7 @@ from relay.delivery.outcome import Delivery, Outcome
 from relay.store.claim import Room, claim
 from relay.store.database import Database
 from relay.store.lanes import heads_of
-from relay.store.leases import give_back, renew
-from relay.store.reap import reap
+from relay.store.leases import give_back, reap, renew
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.kinds import ON_POSTGRES

@@ -10,7 +10,7 @@ import pytest
 from relay.delivery.gates import entity_key
 from relay.store import gates
 from relay.store.claim import Room, claim, claim_probe
-from relay.store.scan_positions import WHOLE_EVERY_SECONDS, Floor, Places
+from relay.store.database import WHOLE_EVERY_SECONDS, Floor, Places
 from relay.store.sequence import any_received
 from tests.helpers.relaying import Monotonic, Steps
 from tests.helpers.storing import a_row, an_event

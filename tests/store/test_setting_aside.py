@@ -16,9 +16,9 @@ from relay.operations.asks import Selection
 from relay.steps import Steps as StepsOfARelay
 from relay.store.bulkhead import in_parts
 from relay.store.claim import Room, claim
+from relay.store.lanes import quarantine
 from relay.store.leases import give_back
 from relay.store.operator import commands, execution
-from relay.store.quarantine import quarantine
 from relay.store.transaction import FailedAlone
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES

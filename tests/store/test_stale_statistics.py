@@ -15,18 +15,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.db.intake import POSTGRES_NOTE
 from inbox.events.timestamps import time_text
-from relay.store import (
-    alert_conditions,
-    claim,
-    coverage,
-    duplicates,
-    lanes,
-    leases,
-    reap,
-    record,
-    sequence,
-    written,
-)
+from relay.store import alert_conditions, claim, coverage, duplicates, lanes, leases, record, sequence, transaction
 from tests.helpers.explaining import explained
 from tests.helpers.storing import START
 
@@ -62,9 +51,9 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     "renew": (leases._renew(SQL), LEASED, {"held": KEYS, "lease": 15, "now": None}),
     "give back": (leases._give_back(SQL), LEASED, {"returned": KEYS, "now": None}),
     "leased": (record._leased(SQL), LEASED, {"done": KEYS}),
-    "reap": (reap._expired(SQL), LEASED, {"keys": KEYS, "at": "2027-01-01 00:00:00.000000Z", "trusted": "[]"}),
-    "move": (written.move(SQL), LEASED, {"moved": KEYS}),
-    "end": (written.end(SQL), LEASED, {"ended": KEYS}),
+    "reap": (leases._expired(SQL), LEASED, {"keys": KEYS, "at": "2027-01-01 00:00:00.000000Z", "trusted": "[]"}),
+    "move": (transaction.move(SQL), LEASED, {"moved": KEYS}),
+    "end": (transaction.end(SQL), LEASED, {"ended": KEYS}),
     "received": (
         sequence._of_keys(SQL),
         "state = 'received'",

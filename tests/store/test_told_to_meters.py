@@ -24,7 +24,7 @@ from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store.alerts import note
 from relay.store.database import Database
-from relay.store.reap import reap
+from relay.store.leases import reap
 from relay.store.record import Recorded
 from relay.store.sweeps import SweepFindings
 from relay.store.transaction import Transaction

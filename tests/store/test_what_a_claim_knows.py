@@ -12,7 +12,7 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import append
 from relay.delivery.ordering import settle
 from relay.delivery.outcome import Call, CallStep, Delivered, Failed, Sent, Unchanged
-from relay.store.quarantine import quarantine
+from relay.store.lanes import quarantine
 from relay.store.transaction import ROW, as_open_delivery
 from tests.helpers.relaying import HOPELESS, POLICIES, Steps
 from tests.helpers.storing import START, an_event

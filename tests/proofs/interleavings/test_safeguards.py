@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from relay.store import claim, lanes, leases, reap, record
+from relay.store import claim, lanes, leases, record
 from relay.store.audit import rebuild
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
@@ -152,7 +152,7 @@ def test_on_postgres_without(stage: Stage, monkeypatch: pytest.MonkeyPatch, safe
         "taking back a lease that was renewed meanwhile is seen": Safeguard(
             scenes.a_lease_that_ran_out,
             ("r1 renews", "r2 reaps"),
-            (changed(reap, "_expired", ("(o.lease_until <", "('2026-01-01' <")),),
+            (changed(leases, "_expired", ("(o.lease_until <", "('2026-01-01' <")),),
             LEASE_LOST,
         ),
         "a rebuild that looks again by the events of before removes what has arrived since": Safeguard(

@@ -11,7 +11,7 @@ from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Admission, Gate, Gates
 from relay.delivery.outcome import Delivery
 from relay.operations.asks import Selection
-from relay.store import claim, duplicates, gates, leases, nodes, reap, record, sequence
+from relay.store import claim, duplicates, gates, leases, nodes, record, sequence
 from relay.store.audit.rebuild import rebuild
 from relay.store.audit.verify import Checked, verify
 from relay.store.leases import Claimed
@@ -155,7 +155,7 @@ class Operations:
         def learn(reaped: list[tuple[int, str, AnyFact]]) -> None:
             self.doing.reaped += reaped
 
-        return Operation("reap", lambda: reap.reap(self._database, POLICIES, relay.node), learn)
+        return Operation("reap", lambda: leases.reap(self._database, POLICIES, relay.node), learn)
 
     def judge(self, relay: Relay) -> Operation:
         def learn(_: object) -> None:

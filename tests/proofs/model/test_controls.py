@@ -20,7 +20,7 @@ from inbox.db import intake as duplicates_at_intake
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
 from relay.delivery.policy import RoutePolicy
-from relay.store import claim, coverage, duplicates, lanes, leases, reap, record, sequence
+from relay.store import claim, coverage, duplicates, lanes, leases, record, sequence
 from relay.store.audit import rebuild
 from relay.store.database import Database
 from relay.store.lanes import settle_lanes
@@ -108,7 +108,7 @@ CONTROLS = {
     ),
     "reaping without waiting for the lease": Control(
         tuple(
-            changed(reap, name, ("o.lease_until <", "'2000-01-01 00:00:00Z' <"))
+            changed(leases, name, ("o.lease_until <", "'2000-01-01 00:00:00Z' <"))
             for name in ("_expired_leases", "_expired")
         ),
         ("a trusted lease is not in force",),
