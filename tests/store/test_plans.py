@@ -262,7 +262,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "given deliveries": sequence._of_keys,
     "received keys": sequence._received,
     "any received": sequence._any_received,
-    "deaths that are over": lambda _: alert_conditions._DEATHS_OVER,
     "oldest of a route": lambda _: alert_conditions._OLDEST,
     "heads": lanes._heads,
     "first waiting": lanes._first_waiting,
@@ -325,6 +324,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
 NEWEST = {
+    "deaths that are over": alert_conditions._DEATHS_OVER,
     **{what: text(query) for what, query in examinations._NEWEST_TIMES.items()},
 }
 """Statements that read a few rows from the end of a table."""
@@ -442,7 +442,7 @@ def test_on_postgres_a_look_for_facts_of_the_last_minute_does_not_read_them_all_
     big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]]
 ) -> None:
     with big_postgres.connect() as connection:
-        found = planned(connection, findings._checked(Sql(POSTGRES), ("unordered", "stuck", "failing")))
+        found = planned(connection, findings._checked(("unordered", "stuck", "failing")))
     assert "delivery_log" not in whole_tables(found), described(found)
 
 
