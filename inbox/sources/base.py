@@ -86,9 +86,6 @@ class HandshakeResponse(msgspec.Struct, frozen=True):
 class Handshake(msgspec.Struct, frozen=True):
     """A provider's check that its webhooks are wanted, before it sends any or among them."""
 
-    method: str
-    header: str | None
-    """In lower case; only a request that has it is one. None: `answer` can tell by the body."""
     answer: Callable[[RawRequest, Mac], HandshakeResponse | None]
     """Called once the request is proven to come from the source. None: it is no handshake after all.
 
@@ -96,6 +93,9 @@ class Handshake(msgspec.Struct, frozen=True):
     """
     docs: str
     """Request and answer in words, for the documentation."""
+    method: str = "POST"
+    header: str | None = None
+    """In lower case; only a request that has it is one. None: `answer` can tell by the body."""
 
 
 class Sample(msgspec.Struct, frozen=True):

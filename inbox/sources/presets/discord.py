@@ -73,7 +73,5 @@ PRESET = Preset(
     ),
     status=204,
     answers_empty=True,
-    handshake=Handshake(
-        method="POST", header=None, answer=greet, docs="POST of a `PING` (`type` 0), signed: a 204 comes back"
-    ),
+    handshake=Handshake(answer=greet, docs="POST of a `PING` (`type` 0), signed: a 204 comes back"),
 )

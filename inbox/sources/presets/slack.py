@@ -124,9 +124,6 @@ PRESET = Preset(
     ),
     media_types=frozenset({"application/json", fields.FORM}),
     handshake=Handshake(
-        method="POST",
-        header=None,
-        answer=greet,
-        docs='POST of `{"type": "url_verification", "challenge": …}`, signed: the challenge comes back',
+        answer=greet, docs='POST of `{"type": "url_verification", "challenge": …}`, signed: the challenge comes back'
     ),
 )

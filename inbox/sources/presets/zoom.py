@@ -67,8 +67,6 @@ PRESET = Preset(
         ),
     ),
     handshake=Handshake(
-        method="POST",
-        header=None,
         answer=greet,
         docs="POST of `endpoint.url_validation`, signed: `plainToken` and its HMAC `encryptedToken` come back",
     ),
