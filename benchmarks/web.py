@@ -123,7 +123,7 @@ def main(  # options of a command
 
 def pages(size: Filled) -> Iterator[str]:
     """Yield the path of every screen, with telling filters."""
-    yield from ("/", "/?routes=all", "/dead", "/gates", "/rejected", "/commands", "/alerts", "/doctor")
+    yield from ("/", "/?routes=all", "/dead", "/gates", "/rejected", "/commands", "/alerts")
     yield from (f"/deliveries?{query}" for query in _queries(size))
     for seq in (1, size.only, size.failed_alone, size.events - 1, size.events // 10 * 10):
         yield f"/events/{seq}"
@@ -266,7 +266,7 @@ def _watch(page: str, size: Filled, browsers: int, counted: _Statements) -> floa
 
 def _live_pages(size: Filled) -> Iterator[str]:
     """Yield a page of every screen that refreshes itself, and then lists and events without end."""
-    yield from ("/", "/?routes=all", "/rejected", "/commands", "/commands/20000", "/alerts", "/doctor")
+    yield from ("/", "/?routes=all", "/rejected", "/commands", "/commands/20000", "/alerts")
     yield from ("/entities/trivore/USER/large", "/deliveries", "/deliveries?error=nothing", "/events/1")
     for seq in count(size.events, -1):
         yield f"/deliveries?state=dead&before={seq}" if seq % 4 else f"/events/{seq}"

@@ -30,7 +30,7 @@ def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
     """
     for name, source in config.sources.items():
         if source.unsigned:
-            title = PRESETS[source.preset].docs.title
+            title = PRESETS[source.preset].title
             yield (
                 f"[sources.{name}] unsigned = true: {title} signs its webhooks, and this source accepts unsigned ones;"
                 ' write secrets = ["env:NAME"] instead'

@@ -19,30 +19,10 @@ def preset_proofs() -> str:
     )
 
 
-def preset_events() -> str:
-    """Tabulate the places where each preset finds the parts of an event."""
-    return table(
-        ("preset", "of", "event id", "entity", "event type", "time", "same event"),
-        (
-            (
-                f"`{name}`",
-                told.title,
-                told.event_id,
-                told.entity,
-                told.event_type,
-                told.time,
-                told.same_event,
-            )
-            for name, preset in sorted(PRESETS.items())
-            for told in (preset.docs,)
-        ),
-    )
-
-
 def preset_answers() -> str:
-    """Tabulate the requests that each preset accepts, and the answers that its sender expects."""
+    """Tabulate the requests that each preset accepts, and the answers that its sender gets."""
     return table(
-        ("preset", "media types", "largest body", "answer", "handshake", "sends"),
+        ("preset", "media types", "largest body", "answer", "handshake"),
         (
             (
                 f"`{name}`",
@@ -50,18 +30,9 @@ def preset_answers() -> str:
                 _size(preset.max_body),
                 _answer(preset),
                 preset.handshake.docs if preset.handshake else "",
-                preset.docs.sends,
             )
             for name, preset in sorted(PRESETS.items())
         ),
-    )
-
-
-def preset_unchecked() -> str:
-    """List the facts of each preset that were not checked against its provider's own text."""
-    return table(
-        ("preset", "not checked"),
-        ((f"`{name}`", preset.docs.unchecked) for name, preset in sorted(PRESETS.items()) if preset.docs.unchecked),
     )
 
 
@@ -77,7 +48,7 @@ def _proof(preset: Preset) -> tuple[str, str, str, str]:
         tolerance = f"{preset.tolerance:g} s" if is_timed else "none: no time is signed"
         return f"`{header}`", " or ".join(algorithms), f"`{first.content}`", tolerance
     if preset.prover is not None:
-        return preset.docs.proof
+        return preset.proof_in_words
     if "signature" in preset.own_keys:
         return "`signature.header`", "`signature.algorithm`", "`signature.content`", "`tolerance`"
     return "as `auth` says", "none", "nothing", ""
@@ -91,7 +62,7 @@ def _written(signature: Signature) -> str:
 
 def _answer(preset: Preset) -> str:
     if preset.acknowledgement is not None:
-        return f"{preset.status}, {preset.docs.acknowledged}"
+        return f"{preset.status}, {preset.acknowledged}"
     return f"{preset.status}, empty" if preset.answers_empty else str(preset.status)
 
 

@@ -268,7 +268,7 @@ class Logs(Table, frozen=True):
     """The log of both programs and of the operator's page."""
 
     format: Format = "text"
-    """`text` is for people; `json` and `logfmt` write [the same keys](logs.md) everywhere."""
+    """`text` is for people; `json` writes [the same keys](logs.md) everywhere."""
 
 
 # --- the file

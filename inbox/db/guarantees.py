@@ -61,19 +61,6 @@ SQLITE_PRAGMAS: Mapping[str, _Wanted] = {
     "wal_autocheckpoint": _Wanted(("0",), "a commit could be lost (sqlite.org/wal.html, the WAL-reset bug)"),
 }
 
-_SET_BY: Mapping[str, str] = {
-    "default": "the server's default",
-    "configuration file": "set in the server's configuration file",
-    "command line": "set on the server's command line",
-    "database": "set with ALTER DATABASE",
-    "user": "set with ALTER ROLE",
-    "database user": "set with ALTER ROLE … IN DATABASE",
-    "client": "asked for by the client",
-    "session": "set in the session",
-}
-"""`pg_settings.source`: https://www.postgresql.org/docs/current/view-pg-settings.html."""
-
-
 COUNTER_COLUMNS = [
     f"{table.name}.{column.name}"
     for table in metadata.sorted_tables
@@ -123,8 +110,7 @@ def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str
     for row in connection.execute(_SETTINGS, {"names": list(wanted)}):
         values, why = wanted[row.name]
         if row.value not in values:
-            set_by = _SET_BY.get(row.source, row.source)
-            yield f"the database has {row.name} = {row.value} ({set_by}), not {values[0]}: {why}{remedy}"
+            yield f"the database has {row.name} = {row.value} (set by: {row.source}), not {values[0]}: {why}{remedy}"
 
 
 def _sequences_behind(connection: Connection, columns: Collection[str]) -> Iterator[str]:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import TextClause, text
@@ -30,14 +29,6 @@ STORED, DUPLICATE, SWEPT, REJECTED, UNAVAILABLE = "stored", "duplicate", "swept"
 """Outcomes of requests of a source. Those of routes and destinations are the kinds of facts."""
 
 
-class Counted(NamedTuple):
-    """The thing that a figure is about, and what became of it."""
-
-    kind: str
-    name: str
-    outcome: str
-
-
 class Figure(msgspec.Struct, frozen=True):
     """A sum to be added to a row of `throughput_minute`."""
 
@@ -50,7 +41,9 @@ class Figure(msgspec.Struct, frozen=True):
     bytes: int
 
 
-_Slots = dict[float, dict[Counted, tuple[int, int]]]
+_Subject = tuple[str, str, str]
+"""Kind, name and outcome."""
+_Slots = dict[float, dict[_Subject, tuple[int, int]]]
 """Counts and bytes, by the monotonic second in which the first of a slot was counted."""
 
 
@@ -68,7 +61,7 @@ class Tally:
         with self._lock:
             newest = max(self._slots, default=-FLUSH_EVERY_SECONDS)
             slot = newest if now - newest < FLUSH_EVERY_SECONDS else now
-            self._put(slot, Counted(kind, name, outcome), count, size)
+            self._put(slot, (kind, name, outcome), count, size)
 
     @contextmanager
     def taken(self) -> Iterator[list[Figure]]:
@@ -96,7 +89,7 @@ class Tally:
                 for subject, sums in subjects.items():
                     self._put(slot, subject, *sums)
 
-    def _put(self, slot: float, subject: Counted, count: int, size: int) -> None:
+    def _put(self, slot: float, subject: _Subject, count: int, size: int) -> None:
         if slot not in self._slots and len(self._slots) >= MOST_SLOTS:
             slot = max(self._slots)
         sums = self._slots.setdefault(slot, {})

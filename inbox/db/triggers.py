@@ -6,13 +6,15 @@ at once: row by row they made it 14 times slower. Those of `inbox_payload` look 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 
 from sqlalchemy import Table
 
-from inbox.db import dialect
+from inbox.db.columns import one_of
+from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.erasure import PSEUDONYM, emptied
 from inbox.db.schema import delivery_log, inbox
+from inbox.events.commands import OPEN_COMMANDS
 from inbox.events.states import RETENTION_FLOOR_DAYS
 
 _INBOX = "inbox is append-only: only events older than {days} days with nothing open can be deleted"
@@ -37,7 +39,7 @@ _ERASABLE_KEYS = f"CAST('{{{', '.join(_ERASABLE)}}}' AS text[])"
 
 _FLOOR = f"clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'"
 
-POSTGRES = (
+_POSTGRES = (
     f"""
 CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
@@ -112,7 +114,7 @@ SET search_path FROM CURRENT AS $$
 BEGIN
     IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail'
        AND EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-       AND NEW.detail = {emptied(dialect.POSTGRES, "OLD.detail")} THEN
+       AND NEW.detail = {emptied(POSTGRES, "OLD.detail")} THEN
         RETURN NEW;
     END IF;
     {_raise(_EMPTIED)};
@@ -174,9 +176,9 @@ _IS_ERASURE = f"""{_unchanged(inbox, _ERASABLE)}
     AND NOT {_IS_OPEN}"""
 _IS_EMPTIED = f"""{_unchanged(delivery_log, ("detail",))}
     AND EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-    AND NEW.detail IS {emptied(dialect.SQLITE, "OLD.detail")}"""
+    AND NEW.detail IS {emptied(SQLITE, "OLD.detail")}"""
 
-SQLITE = (
+_SQLITE = (
     _refuses("inbox", "UPDATE", _ERASED, f"NOT ({_IS_ERASURE})"),
     _refuses("inbox", "DELETE", _INBOX, f"OLD.received_at >= {_SQLITE_FLOOR} OR {_IS_OPEN}"),
     """
@@ -198,3 +200,129 @@ END
          OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route))""",
     ),
 )
+
+
+# --- `relay_command`: a command stays as it was asked, and knows up to which event it goes. A relay reads the row, and answers
+# `refused` to one that makes no sense: see `relay.operations.table`.
+
+CommandRule = tuple[str, str]
+"""A sentence, and the condition under which a row deserves it."""
+
+_FROZEN = ("id", "kind", "asked_by", "asked_at", "dry_run")
+_ENDED_BY_RELAY = ("done", "failed", "refused")
+_CANCEL = "UPDATE relay_command SET state = ''cancelled''"
+
+
+def _of_change(dialect: str) -> Iterator[CommandRule]:
+    """Yield the rules of an UPDATE. Erasure may take texts out of a command that has ended."""
+    is_open, was_open = (f"{row}.state IN ({one_of(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
+    differs = "IS DISTINCT FROM" if dialect == POSTGRES else "IS NOT"
+    yield (
+        f"a command stays as it was asked: cancel it with {_CANCEL}, and insert another one",
+        " OR ".join(f"NEW.{column} {differs} OLD.{column}" for column in _FROZEN)
+        + f" OR ({was_open} AND (NEW.selection {differs} OLD.selection OR NEW.reason {differs} OLD.reason))",
+    )
+    yield (
+        "a command that has ended stays as it is: insert another one",
+        f"NOT ({was_open}) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running')",
+    )
+    # Operators may set the state alone, so nobody can make a command look done, or have another person's one go on.
+    yield (
+        f"only a relay ends a command, with finished_at: stop it with {_CANCEL}",
+        f"NEW.state IN ({one_of(_ENDED_BY_RELAY)}) AND NEW.state <> OLD.state AND NEW.finished_at IS NULL",
+    )
+    yield (
+        "relay resume --command with its id makes a stopped command go on",
+        f"OLD.state = 'cancelled' AND {is_open} AND NEW.finished_at IS NOT NULL",
+    )
+
+
+_NEWEST = """CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
+    ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END"""
+"""The newest event or rejected request that a command is about."""
+_STAYS = f"an open command can''t be deleted: cancel it first with {_CANCEL}"
+_BY_HAND = "cancelled by hand"
+
+
+def statements(dialect: str) -> tuple[str, ...]:
+    """List the statements that make all triggers."""
+    return (*_POSTGRES, *_commands_on_postgres()) if dialect == POSTGRES else (*_SQLITE, *_commands_on_sqlite())
+
+
+def _commands_on_postgres() -> tuple[str, ...]:
+    is_open = f"NEW.state IN ({one_of(OPEN_COMMANDS)})"
+    function = f"""
+CREATE FUNCTION relay_command_is_valid() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF OLD.state IN ({one_of(OPEN_COMMANDS)}) THEN
+            RAISE EXCEPTION USING MESSAGE = '{_STAYS}', ERRCODE = 'restrict_violation';
+        END IF;
+        RETURN OLD;
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        {_raised(_of_change(POSTGRES), "        ")}
+        IF OLD.state IN ({one_of(OPEN_COMMANDS)}) AND NEW.state = 'cancelled' AND NEW.finished_at IS NULL THEN
+            NEW.finished_at := clock_timestamp();
+            NEW.answer := coalesce(NEW.answer, '{_BY_HAND}');
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF NOT ({is_open}) THEN
+        RETURN NEW;
+    END IF;
+    NEW.until_seq := coalesce(NEW.until_seq, {_NEWEST});
+    RETURN NEW;
+END $$
+"""
+    trigger = """
+CREATE TRIGGER relay_command_is_valid BEFORE INSERT OR UPDATE OR DELETE ON relay_command
+    FOR EACH ROW EXECUTE FUNCTION relay_command_is_valid()
+"""
+    return function, "REVOKE ALL ON FUNCTION relay_command_is_valid() FROM PUBLIC", trigger
+
+
+def _raised(rules: Iterable[CommandRule], indent: str) -> str:
+    # In parentheses, as PL/pgSQL would end a condition at the THEN of a CASE.
+    return f"\n{indent}".join(
+        f"IF ({condition}) THEN\n{indent}    RAISE EXCEPTION USING MESSAGE = '{sentence}'"
+        f", ERRCODE = 'check_violation';\n{indent}END IF;"
+        for sentence, condition in rules
+    )
+
+
+def _commands_on_sqlite() -> Iterator[str]:
+    is_open = f"state IN ({one_of(OPEN_COMMANDS)})"
+    yield f"""
+CREATE TRIGGER relay_command_is_bounded AFTER INSERT ON relay_command
+WHEN NEW.{is_open} AND NEW.until_seq IS NULL
+BEGIN
+    UPDATE relay_command SET until_seq = {_NEWEST} WHERE id = NEW.id;
+END
+"""
+    yield f"""
+CREATE TRIGGER relay_command_refuses_update BEFORE UPDATE ON relay_command
+BEGIN
+{_selected(_of_change(SQLITE))}
+END
+"""
+    yield f"""
+CREATE TRIGGER relay_command_is_cancelled AFTER UPDATE OF state ON relay_command
+WHEN OLD.{is_open} AND NEW.state = 'cancelled' AND NEW.finished_at IS NULL
+BEGIN
+    UPDATE relay_command SET finished_at = strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z',
+        answer = coalesce(answer, '{_BY_HAND}')
+    WHERE id = NEW.id;
+END
+"""
+    yield f"""
+CREATE TRIGGER relay_command_refuses_delete BEFORE DELETE ON relay_command
+WHEN OLD.{is_open}
+BEGIN
+    SELECT RAISE(ABORT, '{_STAYS}');
+END
+"""
+
+
+def _selected(rules: Iterable[CommandRule]) -> str:
+    return "\n".join(f"    SELECT RAISE(ABORT, '{sentence}') WHERE {condition};" for sentence, condition in rules)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, event, text
 
-from inbox.db import command_rules, health_views, leaves, stuck, triggers
+from inbox.db import health_views, leaves, stuck, triggers
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, status_of
 from inbox.db.schema import gate, inbox, metadata, open_delivery
 from inbox.events.states import GONE_SECONDS, OPEN_STATES
@@ -431,7 +431,7 @@ def statements(dialect: str) -> tuple[str, ...]:
         *health_views.statements(dialect),
     )
     if dialect == SQLITE:
-        return (*views, *triggers.SQLITE, *command_rules.statements(dialect), *ROWS.values())
+        return (*views, *triggers.statements(dialect), *ROWS.values())
     comments = (
         statement
         for view in VIEWS
@@ -446,8 +446,7 @@ def statements(dialect: str) -> tuple[str, ...]:
     return (
         *views,
         *comments,
-        *triggers.POSTGRES,
-        *command_rules.statements(dialect),
+        *triggers.statements(dialect),
         *leaves.STATEMENTS,
         *ROWS.values(),
     )

@@ -43,8 +43,6 @@ from inbox.sources.credentials import address_text
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-if TYPE_CHECKING:
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 TAKEN_WITHIN_SECONDS = 10.0

@@ -99,20 +99,18 @@ def keys_of(record: logging.LogRecord) -> dict[str, Any]:
     return values if ids is None else {**values, "trace_id": ids.trace_id, "span_id": ids.span_id}
 
 
-Format = Literal["text", "json", "logfmt"]
+Format = Literal["text", "json"]
 
-_BARE = re.compile(r"[A-Za-z0-9_.:/+-]+")
 _LONGEST_VALUE = 10_000
 """Characters. A collector of logs cuts or drops longer lines."""
 
 
 class StructuredFormatter(logging.Formatter):
-    """Formats a record as one line of JSON or logfmt. `text` is the formatter of the format `text`, for the message."""
+    """Formats a record as one line of JSON. `text` is the formatter of the format `text`, for the message."""
 
-    def __init__(self, form: Literal["json", "logfmt"], text: logging.Formatter) -> None:
+    def __init__(self, text: logging.Formatter) -> None:
         super().__init__()
         self.text = text
-        self._write = _json if form == "json" else _logfmt
 
     def format(self, record: logging.LogRecord) -> str:
         """Format it."""
@@ -126,7 +124,8 @@ class StructuredFormatter(logging.Formatter):
         }
         if record.exc_info:
             values["traceback"] = self.formatException(record.exc_info)
-        return self._write({key: _plain(values[key]) for key in KEYS if values.get(key) is not None})
+        kept = {key: _plain(values[key]) for key in KEYS if values.get(key) is not None}
+        return visible_json(json.dumps(kept, ensure_ascii=False))
 
 
 def _plain(value: object) -> str | int | float | bool:
@@ -134,24 +133,6 @@ def _plain(value: object) -> str | int | float | bool:
         return value
     text = str(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
-
-
-def _quoted(value: object) -> str:
-    return visible_json(json.dumps(value, ensure_ascii=False))
-
-
-def _json(values: dict[str, Any]) -> str:
-    return _quoted(values)
-
-
-def _logfmt(values: dict[str, Any]) -> str:
-    return " ".join(f"{key}={_logfmt_value(value)}" for key, value in values.items())
-
-
-def _logfmt_value(value: object) -> str:
-    if isinstance(value, str) and not _BARE.fullmatch(value):
-        return _quoted(value)
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -194,7 +175,7 @@ def escape_lines(
                 lines.datefmt = None
             plain = lines
         if isinstance(plain, LineFormatter):
-            handler.setFormatter(plain if form == "text" else StructuredFormatter(form, plain))
+            handler.setFormatter(plain if form == "text" else StructuredFormatter(plain))
 
 
 def write_stderr(message: str) -> None:

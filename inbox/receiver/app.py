@@ -113,10 +113,7 @@ def create_app(config: Config, open_services: Callable[[], Services], clock: Clo
     """
     endpoints = endpoints_of(config)
     decoy = share_work(endpoint.verifier for endpoint in endpoints.values())
-    lifespan = Lifespan(
-        CAPACITY,
-        open_services,
-    )
+    lifespan = Lifespan(CAPACITY, open_services)
     webhooks = Webhooks(endpoints, decoy, clock, MemoryBudget(MEMORY), lifespan.services)
     health = Health(lifespan.services)
     app = falcon.asgi.App(middleware=[lifespan])

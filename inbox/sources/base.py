@@ -86,9 +86,6 @@ class HandshakeResponse(msgspec.Struct, frozen=True):
 class Handshake(msgspec.Struct, frozen=True):
     """A provider's check that its webhooks are wanted, before it sends any or among them."""
 
-    method: str
-    header: str | None
-    """In lower case; only a request that has it is one. None: `answer` can tell by the body."""
     answer: Callable[[RawRequest, Mac], HandshakeResponse | None]
     """Called once the request is proven to come from the source. None: it is no handshake after all.
 
@@ -96,6 +93,9 @@ class Handshake(msgspec.Struct, frozen=True):
     """
     docs: str
     """Request and answer in words, for the documentation."""
+    method: str = "POST"
+    header: str | None = None
+    """In lower case; only a request that has it is one. None: `answer` can tell by the body."""
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -149,34 +149,14 @@ def json_sample(body: object, headers: Mapping[str, str] = {}, message_id: str =
     return make
 
 
-class PresetDocs(msgspec.Struct, frozen=True, kw_only=True):
-    """The place of each part of an event in a request, in words: a row of the documentation."""
-
-    title: str
-    event_id: str = "none"
-    entity: str
-    event_type: str = "`type`"
-    time: str = "of arrival"
-    same_event: str = "the id"
-    """The parts that make two requests the same event."""
-    sends: str
-    """The provider's retries, and the answer that it expects."""
-    shown_at: str
-    """The place where the provider shows the secret, or where one is set there: for messages, after "the secret is"."""
-    proof: tuple[str, str, str, str] = ("", "", "", "")
-    """Of its own proof: the place in a request, the algorithm, what is signed, and the tolerance."""
-    acknowledged: str = ""
-    """Of its own acknowledgement: the body in words."""
-    unchecked: str = ""
-    """Facts that were not checked against the provider's own text."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """One provider. The receiver knows nothing else about it."""
 
+    title: str
+    shown_at: str
+    """The place where the provider shows the secret, or where one is set there: for messages, after "the secret is"."""
     read: Read
-    docs: PresetDocs
     reader: Callable[[Source], Read] | None = None
     """Makes the `read` of one source, where it depends on what that configures; raises ValueError when it can't."""
     reads_by: str = ""
@@ -193,6 +173,8 @@ class Preset:
     """Its own proof, where that is no signature with a shared secret."""
     proves_by: str = "secrets"
     """The key of a source that `prover` proves by; another than `secrets` is in `needs`."""
+    proof_in_words: tuple[str, str, str, str] = ("", "", "", "")
+    """For the documentation: the place of that proof in a request, the algorithm, what is signed, and the tolerance."""
     signer: Callable[[Sample, str, datetime], Sample] | None = None
     """Signs a sample in its body with a secret, where the provider does; raises ConfigError when it can't."""
     own_keys: frozenset[str] = frozenset()
@@ -215,6 +197,8 @@ class Preset:
     """True when it expects that answer without a body."""
     acknowledgement: tuple[str, bytes] | None = None
     """Media type and body of that answer, where the provider looks for a text of its own."""
+    acknowledged: str = ""
+    """The body in words, for the documentation."""
     rejection: Callable[[RequestError], tuple[int, bytes]] | None = None
     """Makes the status and the JSON of its error answers, once it has authenticated; None: those of every other source."""
     handshake: Handshake | None = None

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import starmap
+from typing import get_args
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -45,32 +46,17 @@ MOST_BARE = 1000
 raises and catches an error for each: 25 MiB of them took a thread for 13 s, and every other large body waited."""
 _BARE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 
-_ACTIONS: Mapping[str, Action] = {
-    "add": "create",
-    "added": "create",
-    "change": "update",
-    "changed": "update",
-    "create": "create",
-    "created": "create",
-    "delete": "delete",
-    "deleted": "delete",
-    "destroy": "delete",
-    "destroyed": "delete",
-    "edit": "update",
-    "edited": "update",
-    "joined": "create",
-    "left": "delete",
-    "open": "create",
-    "opened": "create",
-    "published": "create",
-    "remove": "delete",
-    "removed": "delete",
-    "rename": "update",
-    "renamed": "update",
-    "submitted": "create",
-    "update": "update",
-    "updated": "update",
-}
+
+def actions(**words: Sequence[str]) -> Mapping[str, Action]:
+    """Tabulate the action that each word means, from the words of each action."""
+    return {word: action for action in get_args(Action) for word in words.get(action, ())}
+
+
+_ACTIONS = actions(
+    create=("add", "added", "create", "created", "joined", "open", "opened", "published", "submitted"),
+    update=("change", "changed", "edit", "edited", "rename", "renamed", "update", "updated"),
+    delete=("delete", "deleted", "destroy", "destroyed", "left", "remove", "removed"),
+)
 """Words of providers for each action; any other word is `other`."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

@@ -54,7 +54,7 @@ def init_command(
     file = path or config_path()
     _require_free(file, force=force)
     asks = not yes and sys.stdin.isatty()
-    titles = {name: preset.docs.title for name, preset in PRESETS.items()}
+    titles = {name: preset.title for name, preset in PRESETS.items()}
     preset = _choice("source", source, titles, None, asks=asks)
     work = cast("Kind", _choice("kind", kind, MEANINGS, "forward", asks=asks))
     url = _url(destination, needed=work in {"forward", "sync"}, asks=asks)

@@ -64,7 +64,7 @@ def url_problem(url: str) -> str | None:
 def starter(preset_name: str, kind: Kind, url: str, database: Database) -> Starter:
     """Make a configuration of a preset, a kind of destination with its URL, and a database."""
     preset = PRESETS[preset_name]
-    variables = [Variable(f"{_upper(preset_name)}_SECRET", preset.docs.shown_at)]
+    variables = [Variable(f"{_upper(preset_name)}_SECRET", preset.shown_at)]
     if "{token}" in preset.starter:
         variables.append(Variable(f"{_upper(preset_name)}_URL_TOKEN", "a text of your own, with which the URL ends"))
     source = [*_source(preset_name, variables)]
@@ -112,7 +112,7 @@ def _database(database: Database, variables: list[Variable]) -> Iterator[str]:
 
 def _source(name: str, variables: Sequence[Variable]) -> Iterator[str]:
     preset = PRESETS[name]
-    yield f"# {preset.docs.title} sends to POST /webhooks/{name}"
+    yield f"# {preset.title} sends to POST /webhooks/{name}"
     yield f"[sources.{name}]"
     yield f'preset = "{name}"'
     yield from (f"# {each.name}: {each.meaning}" for each in variables)

@@ -58,8 +58,6 @@ class Column(msgspec.Struct, frozen=True):
     """Shown above it at a terminal, and another name for `--columns`; empty: the name."""
     on_request: bool = False
     """Shown only with `--wide` or `--columns`."""
-    least: int = 0
-    """Room that it gets at least, where its values need it; 0: what is usual for its kind."""
     last: bool = False
     """Shown behind all others, however important it is: a text that takes the room that is left."""
 
@@ -184,7 +182,7 @@ def _fitting(possible: Sequence[Column], natural: Mapping[str, int], width: int)
     used = -_GAP
     for column in possible:
         usual = width // 3 if column.last else _WRAPS.get(column.kind, natural[column.name])
-        needed = _GAP + max(min(natural[column.name], column.least or usual), len(column.title))
+        needed = _GAP + max(min(natural[column.name], usual), len(column.title))
         if used + needed <= width or not shown:
             used += needed
             shown.append(column)
@@ -241,7 +239,7 @@ class Rolling:
 
     def __init__(self, columns: Sequence[Column], form: Format = TABLE) -> None:
         self._form, self._out = form, console()
-        self._rooms = {each.name: each.least or _USUAL[each.kind] for each in columns if not each.last}
+        self._rooms = {each.name: _USUAL[each.kind] for each in columns if not each.last}
         self._columns = _in_order(columns)
         self._is_live = self._out.is_terminal and not form.wide
         self._has_heading = False

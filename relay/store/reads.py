@@ -1,9 +1,8 @@
-"""Reads and rows for people beside the inbox: relays, sweeps, facts as they come, groups of dead letters, reveals, and sizes."""
+"""Reads and rows for people beside the inbox: backlogs, sweeps, facts as they come, groups of dead letters, reveals, and sizes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -25,29 +24,6 @@ def backlog(database: Database) -> list[Row]:
     """The view `backlog`: open deliveries of each route by state."""
     with database.read() as transaction:
         return transaction.rows_of(text("SELECT * FROM backlog ORDER BY route"))
-
-
-def relay_nodes(database: Database) -> list[Row]:
-    """Relay processes that have not stopped in order, and the age of each heartbeat."""
-    with database.read() as transaction:
-        return transaction.rows_of(_nodes(database.sql))
-
-
-@cache
-def _nodes(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT id, host, pid, version, started_at, heartbeat_at,
-       {sql.seconds_between("heartbeat_at", f"(SELECT {sql.now})")} AS silent_seconds
-FROM relay_node
-WHERE stopped_at IS NULL
-ORDER BY started_at
-""")
-
-
-def sweeps(database: Database) -> list[Row]:
-    """The table `sweep_watermark`: the place of each sweep, and what the last one found."""
-    with database.read() as transaction:
-        return transaction.rows_of(SWEEPS)
 
 
 RETENTION = text("""
@@ -120,16 +96,6 @@ class DeadGroup(msgspec.Struct, frozen=True):
     """The newest event among them."""
 
 
-class DeadGroups(msgspec.Struct, frozen=True):
-    """The largest groups, and what they were made of."""
-
-    groups: Sequence[DeadGroup]
-    grouped: int
-    """Dead letters that were looked at."""
-    is_whole: bool
-    """False: there are older dead letters, or smaller groups."""
-
-
 def dead_groups(
     transaction: Transaction,
     *,
@@ -137,13 +103,17 @@ def dead_groups(
     cause: str | None,
     since: datetime | None,
     limit: int,
-) -> DeadGroups:
-    """Group the newest dead letters; `since` is the time of their death."""
+) -> tuple[list[DeadGroup], int, bool]:
+    """Group the newest dead letters, the largest groups first; `since` is the time of their death.
+
+    Returns:
+        The groups, how many dead letters were looked at, and whether there are neither older ones nor smaller groups.
+    """
     given = {"route": route, "cause": cause, "since": None if since is None else time_text(since)}
     rows = transaction.rows_of(_grouped(transaction.sql), **given, most=MOST_GROUPED, limit=limit + 1)
     looked_at = max((row.pop("among") for row in rows), default=0)
     groups = [DeadGroup(**row) for row in rows]
-    return DeadGroups(groups[:limit], looked_at, is_whole=len(groups) <= limit and looked_at < MOST_GROUPED)
+    return groups[:limit], looked_at, len(groups) <= limit and looked_at < MOST_GROUPED
 
 
 @cache

@@ -163,14 +163,10 @@ class KindPlan(msgspec.Struct, frozen=True):
     kind: RetentionKind
     age: str
     """The age as the configuration has it."""
-    before: datetime | None
-    """Rows older than this have expired; None: no age."""
     rows: int = 0
     """Rows that go, among the first `MOST_COUNTED`."""
     are_all: bool = True
     """False when more may go."""
-    oldest: datetime | None = None
-    """Time of the first row that has expired."""
 
 
 def plan(transaction: Transaction, retention: Retention, now: datetime) -> list[KindPlan]:
@@ -180,16 +176,14 @@ def plan(transaction: Transaction, retention: Retention, now: datetime) -> list[
 
 def _plan(transaction: Transaction, kind: RetentionKind, age: str, before: datetime | None) -> KindPlan:
     if before is None:
-        return KindPlan(kind, age, None)
+        return KindPlan(kind, age)
     if (walk := WALKS.get(kind)) is not None:
         page = _page(transaction, walk, before, 0, MOST_COUNTED)
-        going = [row for row in page if row.goes]
         are_all = len(page) < MOST_COUNTED or page[-1].goes is None
-        return KindPlan(kind, age, before, len(going), are_all, as_time(going[0].at) if going else None)
-    given = {"before": time_text(before), "most": MOST_COUNTED}
-    (row,) = transaction.execute(_count(transaction.sql, AGED[kind]), **given)
-    oldest = None if row.oldest is None else as_time(row.oldest)
-    return KindPlan(kind, age, before, row.number, row.number < MOST_COUNTED, oldest)
+        return KindPlan(kind, age, sum(bool(row.goes) for row in page), are_all)
+    counted = _count(transaction.sql, AGED[kind])
+    rows = transaction.execute(counted, before=time_text(before), most=MOST_COUNTED)[0].number
+    return KindPlan(kind, age, rows, rows < MOST_COUNTED)
 
 
 # --- the steps
@@ -359,8 +353,7 @@ RETURNING 1
 @cache
 def _count(sql: Sql, aged: Aged) -> TextClause:
     return text(f"""
-SELECT count(*) AS number, min(at) AS oldest
-FROM (SELECT t.{aged.time} AS at FROM {aged.table} t WHERE {_goes(sql, aged)} ORDER BY t.{aged.time} LIMIT :most) f
+SELECT count(*) AS number FROM (SELECT 1 FROM {aged.table} t WHERE {_goes(sql, aged)} LIMIT :most) found
 """)
 
 

@@ -155,15 +155,11 @@ class Sweeper:
         finally:
             sweeping.close()
             if span is not None:
-                self._end(span, sweeping, failed)
-
-    def _end(self, span: Span, sweeping: CompiledSweep, failed: str | None) -> None:
-        span.attributes |= {"inbox.source": sweeping.source.name, "inbox.entity_type": sweeping.table.entity_type}
-        so_far = self._so_far.get(sweeping.subject)
-        if so_far is not None:
-            names = ("compared", "missed", "added")
-            span.attributes |= {f"inbox.{name}": getattr(so_far, name) for name in names}
-        span.end(error=failed)
+                so_far = self._so_far.get(sweeping.subject)
+                names = () if so_far is None else ("compared", "missed", "added")
+                span.attributes |= {f"inbox.{name}": getattr(so_far, name) for name in names}
+                span.attributes |= {"inbox.source": turn.source, "inbox.entity_type": turn.entity_type}
+                span.end(error=failed)
 
     def _sweep(self, sweeping: CompiledSweep, turn: sweeps.Turn, span: Span | None) -> SweepFindings | None:
         """Run a sweep. Returns None when it was stopped: the process is to end, or another relay may have the turn."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -256,8 +256,10 @@ def as_json(value: object, where: str) -> Any:  # noqa: ANN401  # any JSON
 def _field(where: str, given: str | MapField) -> Field:
     if isinstance(given, str):
         return Field(where, Expression(given, where, _KNOWN).value)
-    lookup = None if given.lookup is None else {key: _constant(value) for key, value in given.lookup.items()}
-    return Field(where, _finder(where, given), cast_of(given), lookup, _constant(given.default), given.required)
+    lookup = None if given.lookup is None else msgspec.to_builtins(given.lookup)  # dates and times become text
+    return Field(
+        where, _finder(where, given), cast_of(given), lookup, msgspec.to_builtins(given.default), given.required
+    )
 
 
 def _finder(where: str, given: MapField) -> Callable[[Scope], Any]:
@@ -265,25 +267,12 @@ def _finder(where: str, given: MapField) -> Callable[[Scope], Any]:
         return Expression(given.expression, f"{where}.from", _KNOWN).value
     if hook := _hook(given.function, f"{where}.function", _KNOWN):
         return lambda scope: hook.call(*(scope[name] for name in _KNOWN))
-    constant = _constant(given.value)
+    constant = msgspec.to_builtins(given.value)
     return lambda _: constant
 
 
 def _hook(reference: str | None, where: str, takes: Sequence[str]) -> Hook | None:
     return None if reference is None else Hook(reference, where, takes)
-
-
-def _constant(value: object) -> object:
-    """Convert a constant of the file to JSON: dates and times become text."""
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        return rfc3339(value)
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, list):
-        return [_constant(inner) for inner in value]
-    if isinstance(value, dict):
-        return {key: _constant(inner) for key, inner in value.items()}
-    return value
 
 
 class _TooDeep(Exception):

@@ -290,7 +290,9 @@ class ActResource:
         actor, operation = require_operator(req), _operation(kind)
         if CHOSEN in req.params:
             raise falcon.HTTPSeeOther(f"/acts/{kind}?{urlencode(_fields_of_chosen(req.params[CHOSEN]))}")
-        await self._show(resp, actor, operation, _one_each(req.params))
+        given = _one_each(req.params)
+        given.pop("live", None)
+        await self._show(resp, actor, operation, given)
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
         """Insert the command and show it; otherwise show the plan with what is in the way."""

@@ -125,10 +125,10 @@ def test_hostile_values_of_one_thing_are_shown_harmless(place: str, browser: Bro
 def test_a_hostile_filter_stays_text_in_its_field(value: str, browser: Browser, hostile_page: Page) -> None:
     browser.site = hostile_page.url
     browser.open("/rejected")
-    field = browser.find("input[name=source]")
+    field = browser.find("input[name=error]")
     wanted = value[:900].replace("\x1b", "")
     browser.run("arguments[0].value = arguments[1]", field, wanted)
     browser.find("form.filters button").click()
-    browser.wait(lambda: "source=" in browser.at(), "the filter is in the URL")
-    assert browser.find("input[name=source]").get_attribute("value") == wanted.strip("\n")
+    browser.wait(lambda: "error=" in browser.at(), "the filter is in the URL")
+    assert browser.find("input[name=error]").get_attribute("value") == wanted.strip("\n")
     _is_harmless(browser)

@@ -66,7 +66,7 @@ def test_every_screen_works_over_many_rows(browser: Browser, engine: Engine, dat
             browser.look()
             browser.open(opened + ("&" if "?" in opened else "?") + "live=0")
             assert re.search(said, browser.text()), f"{opened}: {browser.text()[:2000]}"
-            assert not browser.all("[role=alert]"), opened
+            assert not browser.all("[role=alert]"), (opened, browser.text()[:800])
             assert browser.errors() == []
             assert browser.overflow() <= 0
             browser.look(width=PHONE)

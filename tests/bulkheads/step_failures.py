@@ -103,6 +103,6 @@ def planted(monkeypatch: pytest.MonkeyPatch, plant: Plant) -> Iterator[Plant]:
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "run", running)
         patch.setattr(Transaction, "execute", executing)
-        for module in ("record", "reap", "sequence", "claim"):
+        for module in ("record", "leases", "sequence", "claim"):
             patch.setattr(f"relay.store.{module}.quarantine", setting_aside)
         yield plant

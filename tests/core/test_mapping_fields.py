@@ -27,7 +27,7 @@ def test_a_table_with_from_is_the_same_as_the_text() -> None:
     ("constant", "sent"),
     [
         ("v", "v"), (0, 0), (False, False), ("", ""), ([], []), ({"a": [1]}, {"a": [1]}),
-        (datetime(2027, 1, 31, 2, tzinfo=timezone(timedelta(hours=2))), "2027-01-31T00:00:00Z"),
+        (datetime(2027, 1, 31, 2, tzinfo=timezone(timedelta(hours=2))), "2027-01-31T02:00:00+02:00"),
         (datetime(2027, 1, 31), "2027-01-31T00:00:00"),  # noqa: DTZ001
         (date(2027, 1, 31), "2027-01-31"), ([time(7, 30)], ["07:30:00"]),
     ],

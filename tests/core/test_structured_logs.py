@@ -1,4 +1,4 @@
-"""Lines in JSON and logfmt: one line each, with the documented keys, whatever stands in the values."""
+"""Lines in JSON: one line each, with the documented keys, whatever stands in the values."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import io
 import json
 import logging
 import re
-from typing import Any, Literal
-
-import pytest
+from typing import Any
 
 from inbox.observe.logs import (
     KEYS,
@@ -24,14 +22,13 @@ from tests.docs.pages import PAGES, ROOT
 from tests.helpers.hostile import HOSTILE, MARK, harm_of
 
 IDS, OTHER = TraceIds("a" * 32, "b" * 16), TraceIds("c" * 32, "d" * 16)
-Form = Literal["json", "logfmt"]
 
 
-def logged(form: Form, *values: object, extra: dict[str, Any] | None = None, raising: bool = False) -> str:
+def logged(*values: object, extra: dict[str, Any] | None = None, raising: bool = False) -> str:
     output = io.StringIO()
     handler = logging.StreamHandler(output)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    escape_lines([handler], form=form)
+    escape_lines([handler], form="json")
     log = logging.Logger("relay")  # noqa: LOG001  # one that nothing else has
     log.addHandler(handler)
     bug = (RuntimeError, RuntimeError(HOSTILE), None) if raising else None
@@ -39,62 +36,43 @@ def logged(form: Form, *values: object, extra: dict[str, Any] | None = None, rai
     return output.getvalue()
 
 
-def read_logfmt(line: str) -> dict[str, Any]:
-    """Read a line as a parser of logfmt does: bare words, or strings in quotes with the escapes of JSON."""
-    found, rest, decoder = {}, line.rstrip("\n"), json.JSONDecoder()
-    while rest:
-        key, _, rest = rest.partition("=")
-        if rest.startswith('"'):
-            found[key], end = decoder.raw_decode(rest)
-        else:
-            found[key], end = rest.partition(" ")[0], len(rest.partition(" ")[0])
-        rest = rest[end:].removeprefix(" ")
-    return found
-
-
-READERS: dict[str, Any] = {"json": json.loads, "logfmt": read_logfmt}
-
-
-@pytest.mark.parametrize("form", ["json", "logfmt"])
-def test_no_value_breaks_a_line_and_none_is_lost(form: Form) -> None:
+def test_no_value_breaks_a_line_and_none_is_lost() -> None:
     nasty = HOSTILE + '"\x1b[31m\\ \ud800 a=b\u2028'
-    line = logged(form, nasty, extra=fields("dead", lane=nasty, seq=7, error=nasty), raising=True)
+    line = logged(nasty, extra=fields("dead", lane=nasty, seq=7, error=nasty), raising=True)
     assert (line.count("\n"), line[-1]) == (1, "\n")
     assert line.isprintable() or line.rstrip("\n").isprintable()
     assert harm_of(line) == []
-    found = READERS[form](line)
+    found = json.loads(line)
     assert found["lane"] == found["error"] == nasty
     assert found["message"] == f"refused {nasty}"
     assert MARK in found["traceback"]
     assert str(found["seq"]) == "7"
 
 
-@pytest.mark.parametrize("form", ["json", "logfmt"])
-def test_a_huge_value_is_cut(form: Form) -> None:
-    line = logged(form, "x" * 1_000_000, extra=fields("dead", lane="y" * 1_000_000))
+def test_a_huge_value_is_cut() -> None:
+    line = logged("x" * 1_000_000, extra=fields("dead", lane="y" * 1_000_000))
     assert len(line) < 30_000
-    assert READERS[form](line)["lane"].endswith("y…")
+    assert json.loads(line)["lane"].endswith("y…")
 
 
-@pytest.mark.parametrize("form", ["json", "logfmt"])
-def test_keys_come_in_one_order_and_a_line_without_keys_of_its_own_has_the_others(form: Form) -> None:
-    line = logged(form, extra=fields("delivered", did="forwarded", seq=1, route="audit", late=False))
-    assert list(READERS[form](line)) == [key for key in KEYS if key in READERS[form](line)]
-    assert list(READERS[form](logged(form))) == ["time", "level", "logger", "process", "message"]
+def test_keys_come_in_one_order_and_a_line_without_keys_of_its_own_has_the_others() -> None:
+    line = logged(extra=fields("delivered", did="forwarded", seq=1, route="audit", late=False))
+    assert list(json.loads(line)) == [key for key in KEYS if key in json.loads(line)]
+    assert list(json.loads(logged())) == ["time", "level", "logger", "process", "message"]
 
 
 def test_a_line_has_the_span_it_is_given_or_the_one_at_work() -> None:
     with working_on(IDS):
-        at_work, given = json.loads(logged("json")), json.loads(logged("json", extra=fields("dead", OTHER)))
+        at_work, given = json.loads(logged()), json.loads(logged(extra=fields("dead", OTHER)))
     assert (at_work["trace_id"], at_work["span_id"]) == (IDS.trace_id, IDS.span_id)
     assert (given["trace_id"], given["span_id"]) == (OTHER.trace_id, OTHER.span_id)
-    assert "trace_id" not in json.loads(logged("json"))
+    assert "trace_id" not in json.loads(logged())
 
 
 def test_a_handler_goes_back_to_text_with_its_own_format() -> None:
     handler = logging.StreamHandler(io.StringIO())
     handler.setFormatter(logging.Formatter("%(message)s at noon"))
-    for form, kind in (("json", StructuredFormatter), ("logfmt", StructuredFormatter), ("text", LineFormatter)):
+    for form, kind in (("json", StructuredFormatter), ("text", LineFormatter)):
         escape_lines([handler], form=form)  # type: ignore[arg-type]  # each is one
         assert type(handler.formatter) is kind
     assert handler.formatter is not None

@@ -233,6 +233,6 @@ def test_a_pooler_that_drops_what_is_set_is_refused_with_who_has_set_the_other_v
         lines = str(refused.value).splitlines()
         assert of_the_receiver(url, guarantees.differences) == lines
     told = [line.partition(", not ")[0] for line in lines]
-    assert "the database has transaction_isolation = repeatable read (set with ALTER DATABASE)" in told
-    assert "the database has synchronous_commit = off (set with ALTER DATABASE)" in told
+    assert "the database has transaction_isolation = repeatable read (set by: database)" in told
+    assert "the database has synchronous_commit = off (set by: database)" in told
     assert all("add pooler=transaction to [database] url" in line for line in lines)

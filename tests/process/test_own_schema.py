@@ -150,7 +150,7 @@ def test_a_table_of_another_name_space_is_never_reached_instead(crowded_url: str
         connection.execute(text("SET LOCAL search_path = public"))
         (line,) = guarantees.differences(connection)
     engine.dispose()
-    assert line.startswith("the database has search_path = public (set in the session), not inbox, pg_temp: ")
+    assert line.startswith("the database has search_path = public (set by: session), not inbox, pg_temp: ")
 
 
 def test_in_public_it_says_that_another_application_is_there_and_what_to_set(crowded_url: str) -> None:

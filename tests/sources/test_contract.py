@@ -22,6 +22,7 @@ from inbox.sources import PRESETS
 from inbox.sources.fields import FORM, form_fields
 from inbox.sources.signing import Message, sign
 from relay.destinations.preview import Variant
+from tests.docs.pages import PAGES
 from tests.helpers.delivering import delivery_of
 from tests.sources import anything
 from tests.sources.presenting import (
@@ -72,9 +73,9 @@ def test_a_preset_proves_the_body_or_says_that_it_does_not(name: str) -> None:
     if preset.signatures:
         assert all({"{body}", "{sorted_params}"} & {*re.findall(r"{[a-z_]+}", s.content)} for s in preset.signatures)
     elif preset.signer is not None:
-        assert re.search(r"\b(not|neither)\b", preset.docs.proof[2]), "it names what is not signed"
+        assert re.search(r"\b(not|neither)\b", preset.proof_in_words[2]), "it names what is not signed"
     elif preset.prover is not None:
-        assert preset.docs.proof[2] == "nothing" or "the body" in preset.docs.proof[2]
+        assert preset.proof_in_words[2] == "nothing" or "the body" in preset.proof_in_words[2]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -82,6 +83,13 @@ def test_no_header_with_a_signature_or_a_secret_is_kept(name: str) -> None:
     preset = PRESETS[name]
     secret = {signature.header.lower() for signature in preset.signatures}
     assert preset.kept_headers.isdisjoint(secret | {"authorization", "cookie", "x-gitlab-token"})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_reference_says_what_a_preset_reads_and_how_its_sender_sends(name: str) -> None:
+    page = PAGES["docs/reference/sources.md"]
+    for table in ("| preset | of | event id |", "| preset | its sender sends |"):
+        assert f"\n| `{name}` | " in page.partition(table)[2].partition("\n\n")[0]
 
 
 # --- signatures

@@ -119,7 +119,7 @@ def test_a_pin_that_was_dropped_on_the_way_is_refused_with_who_set_it(engine: En
         with engine.begin() as connection:
             connection.execute(text(f"SET LOCAL {setting} = '{HOSTILE[setting]}'"))
             (line,) = guarantees.differences(connection)
-        assert f"= {HOSTILE[setting]} (set in the session), not {PINNED[setting]}: " in line
+        assert f"= {HOSTILE[setting]} (set by: session), not {PINNED[setting]}: " in line
         assert "pooler=transaction" in line
 
 
@@ -139,7 +139,7 @@ def test_what_only_the_servers_owner_can_change_is_said_and_not_refused(
 ) -> None:
     with read_only(database_url):
         guarantees.require(engine)
-    assert "default_transaction_read_only = on (set with ALTER DATABASE), not off: nothing can be stored" in caplog.text
+    assert "default_transaction_read_only = on (set by: database), not off: nothing can be stored" in caplog.text
 
 
 @ON_SQLITE

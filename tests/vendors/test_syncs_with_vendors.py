@@ -314,11 +314,9 @@ userName = "entity.properties.email"
 name = "{{familyName: entity.properties.lastname}}"
 [routes.accounts.sync.listing]
 path = "/Users"
-params = {{ filter = "{{ids}}" }}
 pages = "scim"
 items = "Resources"
 id = "externalId"
-ids = {{ size = 2, each = "externalId eq {{id:scim}}", join = " or " }}
 """
 
 

@@ -23,8 +23,8 @@ from inbox.db import reads
 from relay.store import gates
 from relay.web import reading
 from relay.web.query import of_segment, segment, url
-from relay.web.screens import entity as entity_screen
-from relay.web.screens.entity import EntityQuery
+from relay.web.screens import event as event_screen
+from relay.web.screens.event import EntityQuery
 from tests.destinations.syncing import FETCHED, FOUND, World
 from tests.helpers import scripted
 from tests.helpers.page import VIEWER, Page, on_database, serving
@@ -254,7 +254,7 @@ def test_systems_that_hang_block_no_other_page_and_no_third_comparison(
         assert hangs.wait(60)
         raise AssertionError
 
-    monkeypatch.setattr(entity_screen, "_preview", hang)
+    monkeypatch.setattr(event_screen, "_preview", hang)
     monkeypatch.setattr(reading, "LONGEST_WAIT_SECONDS", 0.1)
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(requests_get, compared.url + DIFFERENCE) for _ in range(2)]

@@ -26,7 +26,7 @@ from inbox.config.sources import Signature
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields, signing
-from inbox.sources.base import Preset, PresetDocs, Sample, json_sample
+from inbox.sources.base import Preset, Sample, json_sample
 
 _LONGEST_CODE = 80
 _ITEM = "NotificationRequestItem"
@@ -130,27 +130,18 @@ _SAMPLE = {"eventCode": "{type}", "eventDate": "{time}", "pspReference": "{uniqu
 _REST = {"amount": {"currency": "EUR", "value": 1000}, "merchantAccountCode": "Sample", "merchantReference": "sample"}
 
 PRESET = Preset(
+    title="Adyen (standard webhooks)",
+    shown_at="the HMAC key of the webhook: Customer Area, Developers, Webhooks, Security",
     read=fields.reader_of_list(_event, "notificationItems", inner=_ITEM),
     sample=json_sample({"live": "false", "notificationItems": [{_ITEM: {**_SAMPLE, **_REST, "success": "true"}}]}),
     prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,
     acknowledgement=("text/plain; charset=utf-8", b"[accepted]"),
-    docs=PresetDocs(
-        title="Adyen (standard webhooks)",
-        event_id="`pspReference` of each notification",
-        entity="the `payment` by `originalReference`, else `pspReference`; of `REPORT_AVAILABLE` the `report`",
-        event_type="`eventCode`, with `.failed` behind it where `success` is false: `AUTHORISATION.failed`",
-        time="`eventDate`, which is not signed",
-        same_event="`pspReference`, `eventCode` and `success`",
-        sends="again for 30 days, after 2 minutes to 8 hours; wants a 2xx within 10 s",
-        shown_at="the HMAC key of the webhook: Customer Area, Developers, Webhooks, Security",
-        proof=(
-            "`additionalData.hmacSignature` in the body",
-            "HMAC-SHA256",
-            "eight fields of each notification; neither its time nor `additionalData`",
-            "none: no time is signed",
-        ),
-        acknowledged="`[accepted]`",
-        unchecked="which fields two notifications of the same event share",
+    proof_in_words=(
+        "`additionalData.hmacSignature` in the body",
+        "HMAC-SHA256",
+        "eight fields of each notification; neither its time nor `additionalData`",
+        "none: no time is signed",
     ),
+    acknowledged="`[accepted]`",
 )

@@ -11,19 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from inbox.events.event import Action, Identity, RawRequest
+from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
-_ACTIONS: Mapping[str, Action] = {
-    "sce": "update",  # change of email address
-    "scp": "update",  # of password
-    "scpn": "update",  # of phone number
-    "scu": "update",  # of user name
-    "sdu": "delete",
-    "ss": "create",
-    "sv": "update",  # email address verified
-}
+_ACTIONS = fields.actions(create=("ss",), update=("sce", "scp", "scpn", "scu", "sv"), delete=("sdu",))
 """Codes of logs that change a user; others, such as a login, don't."""
 
 
@@ -46,19 +38,11 @@ def _event(raw: RawRequest, log: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
+    title="Auth0 (log streams)",
+    shown_at="the Authorization Token of the stream: Monitoring, Streams",
     read=read,
     has_own_time=True,
     sample=json_sample([{"log_id": "{unique}", "data": {"date": "{time}", "type": "{type}", "user_id": "{id}"}}]),
     max_body=4 * 1024 * 1024,  # no limit is documented
     starter='auth = { kind = "header", name = "Authorization", secrets = ["env:{variable}"] }',
-    docs=PresetDocs(
-        title="Auth0 (log streams)",
-        event_id="`log_id` of each log",
-        entity="the `user` by `data.user_id`",
-        event_type="the code in `data.type`: `ss`",
-        time="`data.date`",
-        sends="again until it succeeds, three times at once; pauses the stream after seven days of failures",
-        shown_at="the Authorization Token of the stream: Monitoring, Streams",
-        unchecked="the form of a list of logs",
-    ),
 )

@@ -21,7 +21,7 @@ from inbox.errors import InvalidEvent, UnsupportedType
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, json_sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, json_sample
 
 STRUCTURED, BATCHED = "application/cloudevents+json", "application/cloudevents-batch+json"
 _ORIGIN, _RATE = "webhook-request-origin", "webhook-request-rate"
@@ -103,6 +103,8 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse:
 _SAMPLE = {"specversion": "1.0", "id": "{unique}", "type": "{dotted}", "subject": "{id}", "time": "{time}"}
 
 PRESET = Preset(
+    title="CloudEvents",
+    shown_at="the bearer token that the sender is configured with",
     read=read,
     has_own_time=True,
     sample=json_sample({**_SAMPLE, "source": "urn:inbox-relay:sample"}, {"Content-Type": STRUCTURED}),
@@ -116,13 +118,4 @@ PRESET = Preset(
         docs="OPTIONS with `WebHook-Request-Origin`: `WebHook-Allowed-Origin` (and `-Rate`) come back",
     ),
     starter='auth = { kind = "bearer", secrets = ["env:{variable}"] }',
-    docs=PresetDocs(
-        title="CloudEvents",
-        event_id="`id`",
-        entity="the type up to its last dot, and `subject`",
-        time="`time`, else of arrival",
-        same_event="`source` and `id`",
-        sends="as its sender does; gets a 202",
-        shown_at="the bearer token that the sender is configured with",
-    ),
 )

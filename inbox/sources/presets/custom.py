@@ -18,7 +18,7 @@ from inbox.config.sources import EventFields, NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
-from inbox.sources.base import Preset, PresetDocs, Read
+from inbox.sources.base import Preset, Read
 from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
@@ -182,6 +182,8 @@ def _time(fields: EventFields, found: Mapping[str, object], raw: RawRequest) -> 
 
 
 PRESET = Preset(
+    title="Any other provider",
+    shown_at="where the provider shows it, beside the URL of the webhook",
     read=reader(Source(preset="custom", auth=NoAuth())),
     reader=reader,
     reads_by="event",
@@ -199,14 +201,4 @@ type = "body.type"
 entity_type = "'ORDER'"
 entity_id = "body.order.id"
 actions = { "order.created" = "create", "order.updated" = "update", "order.deleted" = "delete" }""",
-    docs=PresetDocs(
-        title="Any other provider",
-        event_id="`event.id`",
-        entity="`event.entity_type` and `event.entity_id`",
-        event_type="`event.type`",
-        time="`event.time`, else of arrival",
-        same_event="the id, else the body within five minutes; each of its `items` by itself",
-        sends="as it does",
-        shown_at="where the provider shows it, beside the URL of the webhook",
-    ),
 )

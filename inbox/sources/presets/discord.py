@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, json_sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, json_sample
 
 _WITHOUT_OFFSET = re.compile(r"[0-9-]{10}T[0-9:.]+")
 _PING = 0
@@ -55,6 +55,8 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
 
 
 PRESET = Preset(
+    title="Discord (webhook events)",
+    shown_at="the app's Public Key: General Information, in the Developer Portal",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(
@@ -71,16 +73,5 @@ PRESET = Preset(
     ),
     status=204,
     answers_empty=True,
-    handshake=Handshake(
-        method="POST", header=None, answer=greet, docs="POST of a `PING` (`type` 0), signed: a 204 comes back"
-    ),
-    docs=PresetDocs(
-        title="Discord (webhook events)",
-        entity="the `entitlement` or `message` by `event.data.id`; else the `user`",
-        event_type="`event.type`",
-        time="`event.timestamp`",
-        same_event="its time and body",
-        sends="again for ten minutes; wants a 204 within 3 s",
-        shown_at="the app's Public Key: General Information, in the Developer Portal",
-    ),
+    handshake=Handshake(answer=greet, docs="POST of a `PING` (`type` 0), signed: a 204 comes back"),
 )

@@ -14,17 +14,13 @@ import hashlib
 from collections.abc import Mapping
 
 from inbox.config.sources import Signature
-from inbox.events.event import Action, Identity, RawRequest
+from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
-_ACTIONS: Mapping[str, Action] = {
-    "envelope-created": "create",
-    "envelope-deleted": "delete",
-    "envelope-purge": "delete",
-    "template-created": "create",
-    "template-deleted": "delete",
-}
+_ACTIONS = fields.actions(
+    create=("envelope-created", "template-created"), delete=("envelope-deleted", "envelope-purge", "template-deleted")
+)
 
 
 def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
@@ -47,19 +43,11 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
+    title="DocuSign (Connect, JSON)",
+    shown_at="an HMAC key of Connect: Settings, Connect, Connect Keys",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample({"event": "{type}", "generatedDateTime": "{time}", "data": {"envelopeId": "{id}"}}),
     signatures=(Signature(header="X-DocuSign-Signature-1", encoding="base64"),),
     max_body=16 * 1024 * 1024,  # none is documented; documents may be in it
-    docs=PresetDocs(
-        title="DocuSign (Connect, JSON)",
-        entity="the `envelope` by `data.envelopeId`, else the `template` by `data.templateId`",
-        event_type="`event`",
-        time="`generatedDateTime`",
-        same_event="its time, type, entity (without one, the body) and `data.recipientId`",
-        sends="again for up to 15 days; wants a 2xx within 100 s",
-        shown_at="an HMAC key of Connect: Settings, Connect, Connect Keys",
-        unchecked="the retries, the time that it waits",
-    ),
 )

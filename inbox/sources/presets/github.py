@@ -23,7 +23,7 @@ import msgspec
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, Sample
 
 _EVENT, _DELIVERY = "x-github-event", "x-github-delivery"
 _LONGEST_NAME = 50
@@ -85,18 +85,12 @@ def sample(_kind: str, identifier: str, event_type: str, _at: datetime) -> Sampl
 
 
 PRESET = Preset(
+    title="GitHub",
+    shown_at="the field Secret of the hook: Settings, Webhooks, of the repository, organisation or app",
     read=fields.reader_of_object(_event),
     sample=sample,
     signatures=(Signature(header="X-Hub-Signature-256", prefix="sha256="),),
     media_types=frozenset({"application/json", fields.FORM}),
     max_body=25 * 1024 * 1024,
     kept_headers=frozenset({_EVENT, _DELIVERY}),
-    docs=PresetDocs(
-        title="GitHub",
-        event_id="header `X-GitHub-Delivery`",
-        entity="the object that the event is named after, by its `id`; else the repository, organization or installation",
-        event_type="header `X-GitHub-Event`, with the payload's `action` behind a dot: `issues.opened`",
-        sends="once: redeliver by hand or by the API within three days; wants a 2xx within 10 s",
-        shown_at="the field Secret of the hook: Settings, Webhooks, of the repository, organisation or app",
-    ),
 )

@@ -15,23 +15,17 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.events.event import Action, Identity, RawRequest
+from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, Sample
 from inbox.sources.presets import standard_webhooks
 
 _KEY, _MESSAGE, _EVENT = "idempotency-key", "webhook-id", "x-gitlab-event"
-_ACTIONS: Mapping[str, Action] = {
-    "approval": "update",
-    "approved": "update",
-    "award": "create",
-    "close": "update",
-    "merge": "update",
-    "reopen": "update",
-    "revoke": "delete",
-    "unapproval": "update",
-    "unapproved": "update",
-}
+_ACTIONS = fields.actions(
+    create=("award",),
+    update=("approval", "approved", "close", "merge", "reopen", "unapproval", "unapproved"),
+    delete=("revoke",),
+)
 
 
 def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
@@ -77,6 +71,8 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 
 PRESET = Preset(
+    title="GitLab",
+    shown_at="the signing token or the secret token of the hook: Settings, Webhooks, of the project or group",
     read=fields.reader_of_object(_event),
     sample=sample,
     signatures=(standard_webhooks.signature("webhook"),),
@@ -86,13 +82,4 @@ PRESET = Preset(
     starter="""\
 auth = { kind = "header", name = "X-Gitlab-Token", secrets = ["env:{variable}"] }
 # secrets = ["env:GITLAB_SIGNING_TOKEN"]  # instead, where the hook has a signing token""",
-    docs=PresetDocs(
-        title="GitLab",
-        event_id="header `webhook-id` (which is signed), else `Idempotency-Key`; before GitLab 17.4 none",
-        entity="`object_attributes.id`; of a system hook such as `user_create` its `user_id`; else the project or group",
-        event_type="`object_kind` (of a system hook `event_name`), with the `action` behind a dot: `issue.open`",
-        same_event="the id, else the body within five minutes",
-        sends="not again by itself, and disables a hook that fails; wants a 2xx within 10 s",
-        shown_at="the signing token or the secret token of the hook: Settings, Webhooks, of the project or group",
-    ),
 )

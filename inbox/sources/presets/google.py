@@ -14,28 +14,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from inbox.events import strict_json
-from inbox.events.event import Action, Identity, RawRequest
+from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
 _LONGEST_NUMBER = 20
 _CHANNEL, _NUMBER, _STATE, _RESOURCE = (
     f"x-goog-{name}" for name in ("channel-id", "message-number", "resource-state", "resource-id")
 )
 _EXPIRES = "x-goog-channel-expiration"
-_ACTIONS: Mapping[str, Action] = {
-    "add": "create",
-    "change": "update",
-    "delete": "delete",
-    "exists": "update",
-    "makeAdmin": "update",
-    "not_exists": "delete",
-    "remove": "delete",
-    "trash": "delete",
-    "undelete": "create",
-    "untrash": "create",
-    "update": "update",
-}
+_ACTIONS = fields.actions(
+    create=("add", "undelete", "untrash"),
+    update=("change", "exists", "makeAdmin", "update"),
+    delete=("delete", "not_exists", "remove", "trash"),
+)
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
@@ -58,18 +50,11 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
 _SAMPLE = {_CHANNEL: "sample", _NUMBER: "{s}", _STATE: "{type}", _RESOURCE: "{id}"}
 
 PRESET = Preset(
+    title="Google Workspace (push channels)",
+    shown_at="the token with which you created the channel",
     read=read,
     sample=json_sample({}, _SAMPLE),
     media_types=frozenset(),
     kept_headers=frozenset({_CHANNEL, _NUMBER, _STATE, _RESOURCE, "x-goog-changed", _EXPIRES, "x-goog-resource-uri"}),
     starter='auth = { kind = "header", name = "X-Goog-Channel-Token", secrets = ["env:{variable}"] }',
-    docs=PresetDocs(
-        title="Google Workspace (push channels)",
-        entity="the `resource` by the header `X-Goog-Resource-ID`",
-        event_type="header `X-Goog-Resource-State`",
-        same_event="the headers `X-Goog-Channel-ID`, `X-Goog-Channel-Expiration` and `X-Goog-Message-Number`",
-        sends="again after a 500, 502, 503 or 504; wants a 200, 201, 202, 204 or 102",
-        shown_at="the token with which you created the channel",
-        unchecked="the statuses",
-    ),
 )

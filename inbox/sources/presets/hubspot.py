@@ -14,19 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from inbox.config.sources import Signature
-from inbox.events.event import Action, Identity, RawRequest
+from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
-_ACTIONS: Mapping[str, Action] = {
-    "associationChange": "update",
-    "creation": "create",
-    "deletion": "delete",
-    "merge": "update",
-    "privacyDeletion": "delete",
-    "propertyChange": "update",
-    "restore": "create",
-}
+_ACTIONS = fields.actions(
+    create=("creation", "restore"),
+    update=("associationChange", "merge", "propertyChange"),
+    delete=("deletion", "privacyDeletion"),
+)
 _KEY = ("subscriptionId", "portalId", "objectId", "fromObjectId", "toObjectId", "propertyName")
 """Members that tell two events apart besides time and id. None of them differs in a retry."""
 
@@ -49,6 +45,8 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
+    title="HubSpot",
+    shown_at="the app's client secret: Auth, in its settings",
     read=fields.reader_of_list(_event),
     has_own_time=True,
     sample=json_sample(
@@ -67,15 +65,4 @@ PRESET = Preset(
     starter="""\
 secrets = ["env:{variable}"]
 public_url = "https://hooks.example.com/webhooks/hubspot"  # the app's target URL, which is signed""",
-    docs=PresetDocs(
-        title="HubSpot",
-        event_id="`eventId` of each event",
-        entity="`subscriptionType` up to its dot (of `object` the `objectTypeId`), and `objectId`",
-        event_type="`subscriptionType`",
-        time="`occurredAt`",
-        same_event="its time, id, `subscriptionId`, `portalId`, objects and `propertyName`",
-        sends="again, up to 10 times in 24 hours; wants a 2xx within 5 s",
-        shown_at="the app's client secret: Auth, in its settings",
-        unchecked="the number of retries, the time that it waits",
-    ),
 )

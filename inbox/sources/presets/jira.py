@@ -16,7 +16,7 @@ from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import to_nanoseconds
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, Sample
 
 _ID = "x-atlassian-webhook-identifier"
 _MEMBERS: Mapping[str, str] = {"issuelink": "issueLink"}
@@ -51,20 +51,12 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 
 PRESET = Preset(
+    title="Jira (Atlassian)",
+    shown_at="the field Secret of the webhook: System, WebHooks",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=sample,
     signatures=(Signature(header="X-Hub-Signature", prefix="sha256="),),
     max_body=4 * 1024 * 1024,  # none is documented; an issue may have descriptions and comments in it
     kept_headers=frozenset({_ID, "x-atlassian-webhook-flow", "x-atlassian-webhook-retry"}),
-    docs=PresetDocs(
-        title="Jira (Atlassian)",
-        event_id="header `X-Atlassian-Webhook-Identifier`",
-        entity="the thing that the event is named after, such as `issue`, by its `id` (a user by `accountId`)",
-        event_type="`webhookEvent`",
-        time="`timestamp`",
-        same_event="the id, else the body within five minutes",
-        sends="again within about half an hour after a 408, 409, 425, 429 or 5xx; wants a 2xx",
-        shown_at="the field Secret of the webhook: System, WebHooks",
-    ),
 )

@@ -12,18 +12,14 @@ from collections.abc import Mapping
 from inbox.config.sources import Signature
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
 _OPERATIONS: Mapping[str, Action] = {"CREATE": "create", "DELETE": "delete", "UPDATE": "update"}
-_ACCESS: Mapping[str, Action] = {
-    "access.DELETE_ACCOUNT": "delete",
-    "access.REGISTER": "create",
-    "access.UPDATE_CREDENTIAL": "update",
-    "access.UPDATE_EMAIL": "update",
-    "access.UPDATE_PASSWORD": "update",
-    "access.UPDATE_PROFILE": "update",
-    "access.VERIFY_EMAIL": "update",
-}
+_ACCESS = fields.actions(
+    create=("REGISTER",),
+    update=("UPDATE_CREDENTIAL", "UPDATE_EMAIL", "UPDATE_PASSWORD", "UPDATE_PROFILE", "VERIFY_EMAIL"),
+    delete=("DELETE_ACCOUNT",),
+)
 """Events of users that change the user; others, such as a login, don't."""
 
 
@@ -38,7 +34,7 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
         action = "update" if below and action != "other" else action
     else:
         found = fields.entity("users", fields.member(event, "authDetails", "userId"))
-        action = _ACCESS.get(event_type, "other")
+        action = _ACCESS.get(event_type.removeprefix("access."), "other")
     return Identity(
         *found,
         event_type=event_type,
@@ -51,17 +47,10 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 _SAMPLE = {"uid": "{unique}", "time": "{ms}", "type": "admin.{type}", "operationType": "{last}"}
 
 PRESET = Preset(
+    title="Keycloak (events extension)",
+    shown_at="the webhook's secret, or sharedSecret of the event listener ext-event-http",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample({**_SAMPLE, "resourcePath": "{kind}/{id}"}),
     signatures=(Signature(header="X-Keycloak-Signature"),),
-    docs=PresetDocs(
-        title="Keycloak (events extension)",
-        event_id="`uid`",
-        entity="the first two parts of `resourcePath`: `users/4f5…`; without it the user `authDetails.userId`",
-        event_type="`type`: `admin.USER-UPDATE`, `access.LOGIN`",
-        time="`time`",
-        sends="again for 15 minutes, unless configured otherwise; wants a 2xx",
-        shown_at="the webhook's secret, or sharedSecret of the event listener ext-event-http",
-    ),
 )

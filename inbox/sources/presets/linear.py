@@ -15,7 +15,7 @@ import msgspec
 from inbox.config.sources import Signature
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
 _ID = "linear-delivery"
 _ACTIONS: Mapping[str, Action] = {"create": "create", "remove": "delete", "restore": "create", "update": "update"}
@@ -55,6 +55,8 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 _SAMPLE = {"action": "{last}", "type": "{kind}", "createdAt": "{time}", "webhookTimestamp": "{ms}"}
 
 PRESET = Preset(
+    title="Linear",
+    shown_at="the signing secret of the webhook: Settings, API",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample({**_SAMPLE, "data": {"id": "{id}"}}, {"Linear-Delivery": "{unique}"}),
@@ -63,14 +65,4 @@ PRESET = Preset(
     signed_at=signed_at,
     max_body=1024 * 1024,  # none is documented; an issue's description is in it
     kept_headers=frozenset({_ID, "linear-event"}),
-    docs=PresetDocs(
-        title="Linear",
-        event_id="header `Linear-Delivery`",
-        entity="`type` and `data.id`",
-        event_type="`type` and `action`, with a dot between: `Issue.update`",
-        time="`createdAt`, else `webhookTimestamp`",
-        sends="again after a minute, an hour and six hours; wants a 200 within 5 s",
-        shown_at="the signing secret of the webhook: Settings, API",
-        unchecked="the retries and whether they have a time of their own, the time that it waits",
-    ),
 )

@@ -23,7 +23,7 @@ from inbox.config.sources import Signature
 from inbox.errors import ConfigError, RequestError
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields, signing
-from inbox.sources.base import Preset, PresetDocs, Sample, json_sample
+from inbox.sources.base import Preset, Sample, json_sample
 
 _RETRIED_SECONDS = 9 * 3600
 _INNER = "event-data"
@@ -92,26 +92,17 @@ def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
 _SAMPLE = {"event": "{type}", "id": "{unique}", "message": {"headers": {"message-id": "{id}"}}, "timestamp": "{s}"}
 
 PRESET = Preset(
+    title="Mailgun",
+    shown_at="the webhook signing key: Mailgun's dashboard, API security",
     read=fields.reader_of_object(_event, _INNER),
     sample=json_sample({"signature": {"token": "{unique}-{type}"}, _INNER: _SAMPLE}),
     prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,
     max_body=1024 * 1024,  # none is documented; user variables of a message may be in it
-    docs=PresetDocs(
-        title="Mailgun",
-        event_id="`event-data.id`",
-        entity="the `message` by its header `message-id`",
-        event_type="`event-data.event`, with the `severity` of a failure behind a dot: `failed.permanent`",
-        time="`event-data.timestamp`, which is not signed",
-        same_event="the token",
-        sends="again for 8 hours, after 5 minutes to 4 hours; not after a 406, and never `delivered`; wants a 200",
-        shown_at="the webhook signing key: Mailgun's dashboard, API security",
-        proof=(
-            "`signature.signature` in the body",
-            "HMAC-SHA256",
-            "`signature.timestamp` and `signature.token`; not the event",
-            f"{_RETRIED_SECONDS} s",
-        ),
-        unchecked="whether retries are signed anew",
+    proof_in_words=(
+        "`signature.signature` in the body",
+        "HMAC-SHA256",
+        "`signature.timestamp` and `signature.token`; not the event",
+        f"{_RETRIED_SECONDS} s",
     ),
 )

@@ -26,18 +26,7 @@ from inbox.config.sources import Source
 from inbox.errors import InvalidEvent
 from inbox.events import strict_json, timestamps
 from inbox.events.event import Identity, RawRequest
-from inbox.sources import fields
-from inbox.sources.base import (
-    Handshake,
-    HandshakeResponse,
-    KnownSecrets,
-    Mac,
-    Preset,
-    PresetDocs,
-    Proof,
-    Revealed,
-    json_sample,
-)
+from inbox.sources import base, fields
 
 _VALIDATION = "validationToken"
 _MOST_STATES = 5
@@ -55,16 +44,16 @@ class _Notifications(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Notifications)
 
 
-class ClientState(Proof):
+class ClientState(base.Proof):
     """Proves that each notification of a body has one of the secrets as its client state, or that there is none to prove."""
 
     passes = 1
 
-    def __init__(self, _source: Source, secrets: Revealed) -> None:
-        self._secrets = KnownSecrets(secrets)
+    def __init__(self, _source: Source, secrets: base.Revealed) -> None:
+        self._secrets = base.KnownSecrets(secrets)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
-        """See Proof. A validation holds no notification, and is answered as one whatever else is in it."""
+        """See base.Proof. A validation holds no notification, and is answered as one whatever else is in it."""
         states = client_states(raw.body)
         known = [self._secrets.has(state.encode("utf-8", "surrogatepass"), now) for state in states]
         if (states and all(known)) or is_validation(raw):
@@ -89,7 +78,7 @@ def is_validation(raw: RawRequest) -> bool:
     return raw.method == "POST" and f"{_VALIDATION}=" in raw.query
 
 
-def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
+def greet(raw: RawRequest, _mac: base.Mac) -> base.HandshakeResponse | None:
     """Return the token of a validation, as plain text."""
     if not is_validation(raw):
         return None
@@ -97,7 +86,7 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
     if len(tokens) != 1:
         raise InvalidEvent("validationToken must be there once", field=_VALIDATION)
     headers = {"X-Content-Type-Options": "nosniff"}
-    return HandshakeResponse(200, headers, tokens[0].encode(), "text/plain; charset=utf-8")
+    return base.HandshakeResponse(200, headers, tokens[0].encode(), "text/plain; charset=utf-8")
 
 
 def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
@@ -130,33 +119,21 @@ def _resource(event: Mapping[str, object]) -> fields.Entity:
 _DATA = {"@odata.type": "#Microsoft.Graph.{kind}", "id": "{id}"}
 _SAMPLE = {"id": "{unique}", "changeType": "{last}", "resource": "{kind}/{id}", "resourceData": _DATA}
 
-PRESET = Preset(
+PRESET = base.Preset(
+    title="Microsoft Graph, Entra ID",
+    shown_at="the clientState with which you created the subscription",
     read=fields.reader_of_list(_event, "value"),
-    sample=json_sample({"value": [_SAMPLE]}),
+    sample=base.json_sample({"value": [_SAMPLE]}),
     prover=ClientState,
     needs=frozenset({"auth"}),
     max_body=4 * 1024 * 1024,  # none is documented; encrypted resource data may be in it
     status=202,
     answers_empty=True,
-    handshake=Handshake(
-        method="POST",
-        header=None,
-        answer=greet,
-        docs="POST with `?validationToken=…`: the token comes back as plain text",
-    ),
+    handshake=base.Handshake(answer=greet, docs="POST with `?validationToken=…`: the token comes back as plain text"),
     starter="""\
 secrets = ["env:{variable}"]
 [sources.msgraph.auth]  # of the notificationUrl: /webhooks/msgraph/TOKEN
 kind = "url_token"
 secrets = ["env:{token}"]""",
-    docs=PresetDocs(
-        title="Microsoft Graph, Entra ID",
-        event_id="`id` of each of `value`, where there is one",
-        entity="`resourceData` (`@odata.type`, `id`), else the last two parts of `resource`; else the `subscription`",
-        event_type="the entity's type and `changeType` or `lifecycleEvent`: `user.updated`",
-        same_event="the id; without one, the notification in one request",
-        sends="again for up to 4 hours; wants a 2xx within 10 s",
-        shown_at="the clientState with which you created the subscription",
-        proof=("`clientState` in the body", "none: a shared secret", "nothing", ""),
-    ),
+    proof_in_words=("`clientState` in the body", "none: a shared secret", "nothing", ""),
 )

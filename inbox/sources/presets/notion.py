@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
 _TOKEN = "verification_token"  # noqa: S105  # the name of a member
 
@@ -37,19 +37,12 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
+    title="Notion",
+    shown_at="the verification_token of Notion's first request, which inbox/sources/presets/notion.py describes",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(
         {"id": "{unique}", "timestamp": "{time}", "type": "{dotted}", "entity": {"id": "{id}", "type": "{kind}"}}
     ),
     signatures=(Signature(header="X-Notion-Signature", prefix="sha256="),),
-    docs=PresetDocs(
-        title="Notion",
-        event_id="`id`",
-        entity="`entity` (`type`, `id`)",
-        time="`timestamp`",
-        sends="again, up to 8 times in about 24 hours; wants a 2xx",
-        shown_at="the verification_token of Notion's first request, which inbox/sources/presets/notion.py describes",
-        unchecked="the number of retries",
-    ),
 )

@@ -16,7 +16,7 @@ import msgspec
 
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, json_sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, json_sample
 
 _CHALLENGE = "x-okta-verification-challenge"
 _LONGEST_CHALLENGE = 1000
@@ -81,6 +81,8 @@ _SAMPLE = {
 }
 
 PRESET = Preset(
+    title="Okta (event hooks)",
+    shown_at="the Authentication secret of the event hook: Workflow, Event Hooks, in the Admin Console",
     read=fields.reader_of_list(_event, "data", "events"),
     has_own_time=True,
     sample=json_sample({"data": {"events": [_SAMPLE]}}),
@@ -93,14 +95,4 @@ PRESET = Preset(
         docs='GET with `X-Okta-Verification-Challenge`: `{"verification": …}` with its value comes back',
     ),
     starter='auth = { kind = "header", name = "Authorization", secrets = ["env:{variable}"] }',
-    docs=PresetDocs(
-        title="Okta (event hooks)",
-        event_id="`uuid` of each of `data.events`",
-        entity="that `target` which the event's type begins with, by its `type` and `id`; without a target the `actor`",
-        event_type="`eventType`",
-        time="`published`",
-        same_event="its time and id",
-        sends="once more after a failure; wants a 200 or 204 without a body within 3 s",
-        shown_at="the Authentication secret of the event hook: Workflow, Event Hooks, in the Admin Console",
-    ),
 )

@@ -21,7 +21,7 @@ from inbox.config.sources import Source
 from inbox.errors import ConfigError
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Proof, Revealed, json_sample
+from inbox.sources.base import Preset, Proof, Revealed, json_sample
 from inbox.sources.keys import CertificateStore, Claim, MissingCertificate, signature_bytes
 from inbox.sources.signing import out_of_time
 
@@ -103,6 +103,8 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 _SAMPLE = {"id": "WH-{unique}", "create_time": "{time}", "resource_type": "{kind}", "event_type": "{type}"}
 
 PRESET = Preset(
+    title="PayPal",
+    shown_at="the webhook's ID: Apps & Credentials, the app, Webhooks; for events of the simulator it is `WEBHOOK_ID`",
     read=fields.reader_of_object(_event),
     sample=json_sample({**_SAMPLE, "resource": {"id": "{id}"}}, {"PAYPAL-TRANSMISSION-ID": "{unique}"}),
     prover=Transmission,
@@ -113,21 +115,10 @@ secrets = ["env:{variable}"]
 [sources.paypal.auth]  # of the webhook's URL: /webhooks/paypal/TOKEN
 kind = "url_token"
 secrets = ["env:{token}"]""",
-    docs=PresetDocs(
-        title="PayPal",
-        event_id="`id`",
-        entity="`resource_type` and `resource.id`",
-        event_type="`event_type`",
-        time="`create_time`",
-        same_event="the header `PAYPAL-TRANSMISSION-ID`, which is signed",
-        sends="again, up to 25 times in three days; wants a 2xx",
-        shown_at="the webhook's ID: Apps & Credentials, the app, Webhooks; for events of the simulator it is `WEBHOOK_ID`",
-        proof=(
-            "`PAYPAL-TRANSMISSION-SIG`",
-            "RSA-SHA256",
-            "`{transmission id}|{time}|{webhook's ID}|{CRC-32 of the body}`",
-            f"{TOLERANCE_SECONDS:g} s",
-        ),
-        unchecked="the chain of its certificate; whether retries are signed anew, with an id of their own",
+    proof_in_words=(
+        "`PAYPAL-TRANSMISSION-SIG`",
+        "RSA-SHA256",
+        "`{transmission id}|{time}|{webhook's ID}|{CRC-32 of the body}`",
+        f"{TOLERANCE_SECONDS:g} s",
     ),
 )

@@ -22,7 +22,7 @@ from inbox.errors import InvalidEvent, Unreadable
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, Sample
 from inbox.sources.fields import LARGEST_PARTS, MOST_EVENTS
 
 OUTBOUND = "http://soap.sforce.com/2005/09/outbound"
@@ -198,6 +198,8 @@ def sample(kind: str, identifier: str, _event_type: str, at: datetime) -> Sample
 
 
 PRESET = Preset(
+    title="Salesforce (outbound messages)",
+    shown_at="a text of your own, at the end of the Endpoint URL: Setup, Outbound Messages",
     read=read,
     sample=sample,
     media_types=frozenset({"text/xml"}),
@@ -207,15 +209,5 @@ PRESET = Preset(
 [sources.salesforce.auth]  # Endpoint URL of the outbound message: /webhooks/salesforce/TOKEN
 kind = "url_token"
 secrets = ["env:{variable}"]""",
-    docs=PresetDocs(
-        title="Salesforce (outbound messages)",
-        event_id="`Id` of each `Notification`",
-        entity="the record's type (`xsi:type`: `Opportunity`) and `Id`",
-        event_type="the record's type and `changed`: `Opportunity.changed`",
-        time="the record's `SystemModstamp` or `LastModifiedDate`, if the message has it; else of arrival",
-        sends="again for 24 hours, at most two hours apart, until it gets an `Ack`",
-        shown_at="a text of your own, at the end of the Endpoint URL: Setup, Outbound Messages",
-        acknowledged="a SOAP `Ack`",
-        unchecked="the largest message, the time that it waits",
-    ),
+    acknowledged="a SOAP `Ack`",
 )

@@ -24,7 +24,7 @@ from inbox.config.values import Secret
 from inbox.errors import ConfigError, InvalidEvent, RequestError, TooLarge, Unreadable
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Proof, Revealed
+from inbox.sources.base import Preset, Proof, Revealed
 
 if TYPE_CHECKING:
     from inbox.sources.keys import PublicKey
@@ -39,16 +39,11 @@ _LONGEST_ISSUER = 500
 _IDS = ("sub", "id", "email", "phone_number", "uri", "url")
 """Members of a subject identifier (RFC 9493) that hold its value, the most identifying first."""
 
-_ACTIONS: Mapping[str, Action] = {
-    "account-disabled": "update",
-    "account-enabled": "update",
-    "account-purged": "delete",
-    "create": "create",
-    "delete": "delete",
-    "identifier-changed": "update",
-    "revoke": "delete",
-    "update": "update",
-}
+_ACTIONS = fields.actions(
+    create=("create",),
+    update=("account-disabled", "account-enabled", "identifier-changed", "update"),
+    delete=("account-purged", "delete", "revoke"),
+)
 """The ends of the names of RISC events that change an account, and the `change_type` of CAEP's credential-change."""
 
 
@@ -176,6 +171,8 @@ def rejection(error: RequestError) -> tuple[int, bytes]:
 
 
 PRESET = Preset(
+    title="Security event tokens (shared signals)",
+    shown_at="its JWKS document, which the transmitter publishes as jwks_uri; save it to a file",
     read=read,
     has_own_time=True,
     prover=Token,
@@ -189,20 +186,10 @@ PRESET = Preset(
 secrets = ["env:{variable}"]  # public keys: a JWKS document, or "file:/path"
 issuer = "https://login.example.com"  # what a token has to say in iss,
 audience = "https://hooks.example.com/webhooks/secevent"  # and in aud""",
-    docs=PresetDocs(
-        title="Security event tokens (shared signals)",
-        event_id="claim `jti`",
-        entity="`sub_id`, or the event's `subject`, or `sub`; its type is `subject`",
-        event_type="the first name in `events`, a URI",
-        time="`toe`, else `iat`",
-        same_event="`iss` and `jti`",
-        sends="as its sender does; gets a 202 without a body",
-        shown_at="its JWKS document, which the transmitter publishes as jwks_uri; save it to a file",
-        proof=(
-            "the body itself",
-            "RS, PS, ES 256 to 512, EdDSA",
-            "the body",
-            "none: what is sent again is known by its id",
-        ),
+    proof_in_words=(
+        "the body itself",
+        "RS, PS, ES 256 to 512, EdDSA",
+        "the body",
+        "none: what is sent again is known by its id",
     ),
 )

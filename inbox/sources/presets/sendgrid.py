@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
 
 def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
@@ -31,6 +31,8 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
+    title="SendGrid (Event Webhook)",
+    shown_at="the verification key: Settings, Mail Settings, Event Webhooks, Security features",
     read=fields.reader_of_list(_event),
     has_own_time=True,
     sample=json_sample([{"sg_event_id": "{unique}", "sg_message_id": "{id}", "event": "{type}", "timestamp": "{s}"}]),
@@ -46,14 +48,4 @@ PRESET = Preset(
     ),
     tolerance=25 * 3600,
     max_body=1024 * 1024,  # batches of 768 KB
-    docs=PresetDocs(
-        title="SendGrid (Event Webhook)",
-        event_id="`sg_event_id` of each event",
-        entity="the `message` by `sg_message_id` up to its first dot",
-        event_type="`event`",
-        time="`timestamp`",
-        sends="again for 24 hours; wants a 2xx",
-        shown_at="the verification key: Settings, Mail Settings, Event Webhooks, Security features",
-        unchecked="the retries, whether they are signed anew, the size of a batch",
-    ),
 )

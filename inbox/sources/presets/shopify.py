@@ -24,7 +24,7 @@ from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, Sample
 
 _LONGEST_TOPIC = 49
 _NAMES = ("topic", "webhook-id", "triggered-at", "event-id", "shop-domain", "action")
@@ -60,6 +60,8 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 
 PRESET = Preset(
+    title="Shopify",
+    shown_at="the app's client secret in the Dev Dashboard; for webhooks of the shop's own settings, below their list",
     read=fields.reader_of_object(_event),
     sample=sample,
     signatures=(
@@ -68,13 +70,4 @@ PRESET = Preset(
     ),
     max_body=4 * 1024 * 1024,
     kept_headers=frozenset(f"{x}shopify-{name}" for x in ("x-", "") for name in _NAMES),
-    docs=PresetDocs(
-        title="Shopify",
-        event_id="header `X-Shopify-Webhook-Id`",
-        entity="the topic before its `/`, and the payload's `id`",
-        event_type="header `X-Shopify-Topic`: `orders/create`",
-        time="header `X-Shopify-Triggered-At`, else of arrival",
-        sends="again, eight times in four hours, then the subscription is removed; wants a 200 within 5 s",
-        shown_at="the app's client secret in the Dev Dashboard; for webhooks of the shop's own settings, below their list",
-    ),
 )

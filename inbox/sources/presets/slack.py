@@ -17,7 +17,7 @@ from inbox.config.sources import Signature
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, Sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, Sample
 
 _USER, _CHANNEL, _FILE, _TEAM, _GROUP = (
     ("user", "user"),
@@ -109,6 +109,8 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 
 PRESET = Preset(
+    title="Slack (Events API)",
+    shown_at="the Signing Secret of the app: api.slack.com/apps, Basic Information, App Credentials",
     read=read,
     has_own_time=True,
     sample=sample,
@@ -122,18 +124,6 @@ PRESET = Preset(
     ),
     media_types=frozenset({"application/json", fields.FORM}),
     handshake=Handshake(
-        method="POST",
-        header=None,
-        answer=greet,
-        docs='POST of `{"type": "url_verification", "challenge": …}`, signed: the challenge comes back',
-    ),
-    docs=PresetDocs(
-        title="Slack (Events API)",
-        event_id="`event_id`; of a command or an interaction `trigger_id`",
-        entity="the user, file, subteam or team, as the event's type begins; else the channel it happened in",
-        event_type="`event.type`, with its `subtype` behind a dot: `message.channel_join`; `slash_command`; an action's `type`",
-        time="`event_time`, else of arrival",
-        sends="again at once, after one and five minutes; wants a 2xx within 3 s",
-        shown_at="the Signing Secret of the app: api.slack.com/apps, Basic Information, App Credentials",
+        answer=greet, docs='POST of `{"type": "url_verification", "challenge": …}`, signed: the challenge comes back'
     ),
 )

@@ -28,7 +28,7 @@ from inbox.config.sources import NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Read, json_sample
+from inbox.sources.base import Preset, Read, json_sample
 
 NAME = "slack-message"
 SEARCHED = 256 * 1024
@@ -163,6 +163,8 @@ def _key(raw: RawRequest) -> tuple[str, ...]:
 
 
 PRESET = Preset(
+    title="Slack-compatible messages",
+    shown_at="a text of your own, which ends the URL that the sender posts to",
     read=reader(Source(preset=NAME, auth=NoAuth())),
     reader=reader,
     reads_by="pattern",
@@ -174,12 +176,4 @@ PRESET = Preset(
 auth = { kind = "url_token", secrets = ["env:{variable}"] }
 pattern = '(?P<id>[A-Z]+-[0-9]+)'  # finds the entity in the text, such as SHOP-42
 entity_type = "TICKET"''',
-    docs=PresetDocs(
-        title="Slack-compatible messages",
-        entity="what the source's `pattern` finds in the text",
-        event_type="the pattern's group `event_type`, else `message`",
-        same_event="the message within five minutes, or its `Idempotency-Key` or `Webhook-Id`",
-        sends="as its sender does; looks at the status alone",
-        shown_at="a text of your own, which ends the URL that the sender posts to",
-    ),
 )

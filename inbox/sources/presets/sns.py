@@ -23,7 +23,7 @@ from inbox.config.sources import Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Proof, Read, Revealed
+from inbox.sources.base import Preset, Proof, Read, Revealed
 from inbox.sources.keys import CertificateStore, Claim, MissingCertificate, RsaHash, signature_bytes
 from inbox.sources.presets import custom
 
@@ -184,6 +184,8 @@ def _unwrapped(body: bytes, message: bytes) -> bytes:
 
 
 PRESET = Preset(
+    title="Amazon SNS",
+    shown_at="a text of your own, as the last part of the endpoint's URL",
     read=read,
     reader=reader,
     reads_by="event",
@@ -201,15 +203,5 @@ topics = ["arn:aws:sns:eu-west-1:123456789012:orders"]  # whose SignatureVersion
 [sources.sns.auth]  # of the endpoint: /webhooks/sns/TOKEN
 kind = "url_token"
 secrets = ["env:{variable}"]""",
-    docs=PresetDocs(
-        title="Amazon SNS",
-        event_id="`MessageId`",
-        entity="none, or what `event` finds in `Message`",
-        event_type="`Type`, or what `event` finds in `Message`",
-        time="`Timestamp`, or what `event` finds in `Message`",
-        sends="again, 50 times in 6 hours, after a 5xx or 429, and not after another 4xx; wants a 2xx within 15 s",
-        shown_at="a text of your own, as the last part of the endpoint's URL",
-        proof=("`Signature` in the body", "RSA-SHA256, or SHA1 with `allow_sha1`", "the message in the body", ""),
-        unchecked="the chain of its certificate; the number of retries",
-    ),
+    proof_in_words=("`Signature` in the body", "RSA-SHA256, or SHA1 with `allow_sha1`", "the message in the body", ""),
 )

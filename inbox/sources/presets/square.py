@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
 
 def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
@@ -28,6 +28,8 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
+    title="Square",
+    shown_at="the subscription's signature key: Developer Console, Webhooks, Subscriptions",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(
@@ -37,13 +39,4 @@ PRESET = Preset(
     starter="""\
 secrets = ["env:{variable}"]
 public_url = "https://hooks.example.com/webhooks/square"  # the subscription's notification URL, which is signed""",
-    docs=PresetDocs(
-        title="Square",
-        event_id="`event_id`",
-        entity="`data.type` and `data.id`",
-        time="`created_at`",
-        sends="again, up to 11 times in 24 hours; wants a 2xx within 10 s",
-        shown_at="the subscription's signature key: Developer Console, Webhooks, Subscriptions",
-        unchecked="the number of retries",
-    ),
 )

@@ -18,7 +18,7 @@ import msgspec
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
 _PREFIXES = ("webhook", "svix")
 WITHOUT_TYPE = "message"
@@ -70,6 +70,8 @@ def _id_header(raw: RawRequest) -> str:
 
 
 PRESET = Preset(
+    title="Standard Webhooks, Svix",
+    shown_at="the signing secret of the endpoint, whsec_…, in the provider's list of webhooks",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(
@@ -77,13 +79,4 @@ PRESET = Preset(
     ),
     signatures=(*map(signature, _PREFIXES), *map(by_private_key, _PREFIXES)),
     kept_headers=frozenset(f"{prefix}-id" for prefix in _PREFIXES),
-    docs=PresetDocs(
-        title="Standard Webhooks, Svix",
-        event_id="header `webhook-id` (`svix-id`)",
-        entity="`data.object`, `data.type`, or else `type` up to its last dot; and `data.id`",
-        event_type="`type`, else `message`",
-        time="`timestamp`, else of arrival",
-        sends="again for about three days; wants a 2xx within 15 to 30 s",
-        shown_at="the signing secret of the endpoint, whsec_…, in the provider's list of webhooks",
-    ),
 )

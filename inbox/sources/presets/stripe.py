@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
 
 def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
@@ -34,6 +34,8 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
 
 
 PRESET = Preset(
+    title="Stripe",
+    shown_at="the Signing secret of the endpoint, whsec_…: Workbench, Webhooks",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(
@@ -45,12 +47,4 @@ PRESET = Preset(
         ),
     ),
     max_body=1024 * 1024,  # none is documented
-    docs=PresetDocs(
-        title="Stripe",
-        event_id="`id`",
-        entity="`data.object` (`object`, `id`), of a thin event `related_object` (`type`, `id`); of Connect `account/id`",
-        time="`created`",
-        sends="again for up to three days; wants a 2xx",
-        shown_at="the Signing secret of the endpoint, whsec_…: Workbench, Webhooks",
-    ),
 )

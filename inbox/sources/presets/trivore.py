@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 from inbox.errors import InvalidEvent
 from inbox.events.event import Action, Identity, RawRequest
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 from inbox.sources.fields import LONGEST_ID, LONGEST_TYPE, dedup_part, json_object, text_field, time_field
 
 _CLASSIC_FIELDS = frozenset({"entityType", "eventType", "timestamp"})
@@ -79,17 +79,10 @@ def action_of(entity_type: str, change: str) -> Action:
 
 
 PRESET = Preset(
+    title="Trivore ID",
+    shown_at="the header that you configure with the webhook in Trivore ID",
     read=read,
     has_own_time=True,
     sample=json_sample({"id": "{id}", "entityType": "{kind}", "eventType": "{type}", "timestamp": "{time}"}),
     starter='auth = { kind = "header", name = "X-Webhook-Token", secrets = ["env:{variable}"] }',
-    docs=PresetDocs(
-        title="Trivore ID",
-        entity="`entityType` and `id`; of the newer form `type` up to its first `_`, and `id`",
-        event_type="`eventType`; of the newer form `type`",
-        time="`timestamp`; of the newer form `time`",
-        same_event="its time, entity and event type",
-        sends="again for a number of times that is not documented; wants a 200",
-        shown_at="the header that you configure with the webhook in Trivore ID",
-    ),
 )

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.base import Preset, Sample
 
 _MOST_FIELDS = 200
 _THINGS: Mapping[str, tuple[str, str]] = {
@@ -63,6 +63,8 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 
 
 PRESET = Preset(
+    title="Twilio",
+    shown_at="the account's Auth Token: Twilio Console, Account, API keys and tokens",
     read=read,
     sample=sample,
     signatures=(
@@ -75,13 +77,4 @@ PRESET = Preset(
     starter="""\
 secrets = ["env:{variable}"]
 public_url = "https://hooks.example.com/webhooks/twilio"  # as Twilio calls it, which is signed""",
-    docs=PresetDocs(
-        title="Twilio",
-        entity="the `message`, `call`, `recording`, `conference`, `conversation`, `room` or `task` by its `…Sid`",
-        event_type="that kind and its status: `message.delivered`",
-        same_event="the body within five minutes",
-        sends="as the URL's `#rc=` says, by default not again; wants a 2xx within 15 s",
-        shown_at="the account's Auth Token: Twilio Console, Account, API keys and tokens",
-        unchecked="the retries, the time that it waits",
-    ),
 )

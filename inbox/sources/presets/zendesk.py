@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from inbox.config.sources import Signature
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, PresetDocs, json_sample
+from inbox.sources.base import Preset, json_sample
 
 
 def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
@@ -40,6 +40,8 @@ def _action(word: str) -> Action:
 
 
 PRESET = Preset(
+    title="Zendesk (event webhooks)",
+    shown_at="the webhook's signing secret: Admin Center, Apps and integrations, Webhooks",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample(
@@ -53,14 +55,5 @@ PRESET = Preset(
             content="{timestamp}{body}",
             encoding="base64",
         ),
-    ),
-    docs=PresetDocs(
-        title="Zendesk (event webhooks)",
-        event_id="`id`",
-        entity="the second and third part of `subject`: `zen:ticket:35436`",
-        time="`time`",
-        sends="again after a timeout, a 409, or a 429 or 503 with `Retry-After`; wants a 2xx within 12 s",
-        shown_at="the webhook's signing secret: Admin Center, Apps and integrations, Webhooks",
-        unchecked="the retries, the time that it waits",
     ),
 )

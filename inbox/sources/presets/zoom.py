@@ -18,7 +18,7 @@ from inbox.config.sources import Signature
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, PresetDocs, json_sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, json_sample
 
 _VALIDATION = "endpoint.url_validation"
 _LONGEST_TOKEN = 1000
@@ -53,6 +53,8 @@ def greet(raw: RawRequest, mac: Mac) -> HandshakeResponse | None:
 
 
 PRESET = Preset(
+    title="Zoom",
+    shown_at="the app's Secret Token: Features, Access, in the App Marketplace",
     read=fields.reader_of_object(_event),
     has_own_time=True,
     sample=json_sample({"event": "{dotted}", "event_ts": "{ms}", "payload": {"object": {"id": "{id}"}}}),
@@ -65,18 +67,7 @@ PRESET = Preset(
         ),
     ),
     handshake=Handshake(
-        method="POST",
-        header=None,
         answer=greet,
         docs="POST of `endpoint.url_validation`, signed: `plainToken` and its HMAC `encryptedToken` come back",
-    ),
-    docs=PresetDocs(
-        title="Zoom",
-        entity="`event` up to its first dot, and `payload.object.id` (else `uuid`)",
-        event_type="`event`",
-        time="`event_ts`",
-        same_event="its time and body",
-        sends="again after 5, 20 and 60 minutes; wants a 200 or 204 within 3 s",
-        shown_at="the app's Secret Token: Features, Access, in the App Marketplace",
     ),
 )

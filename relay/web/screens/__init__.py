@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from relay.web import problems
 from relay.web.reading import Screen
-from relay.web.screens import alerts, doctor, entity, event, lists, overview
+from relay.web.screens import alerts, doctor, event, lists, overview
 
 SCREENS: tuple[Screen, ...] = (
     overview.SCREEN,
     lists.DELIVERIES,
     event.SCREEN,
-    entity.SCREEN,
-    entity.DIFFERENCE,
+    event.ENTITY,
+    event.DIFFERENCE,
     lists.DEAD,
     overview.GATES,
     lists.REJECTED,

@@ -17,7 +17,7 @@ from inbox.events.states import ENDINGS, RETRYING, UNROUTED, State
 from relay.delivery.facts import CAUSES
 from relay.filters import STATES, Filtered, conditions, unknown
 from relay.operations.table import OPERATIONS
-from relay.store.reads import MOST_GROUPED, DeadGroup, dead_groups
+from relay.store.reads import DeadGroup, dead_groups
 from relay.web.query import GivenTime, Limit, Number, Text, filter_of
 from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, Reading, Screen, rows_of
 
@@ -231,15 +231,16 @@ class DeadPage(msgspec.Struct, frozen=True):
     """False: there are older dead letters, or smaller groups."""
     routes: tuple[str, ...]
     """Routes of the configuration."""
-    most_grouped: int = MOST_GROUPED
 
 
 def read_dead(reading: Reading, query: DeadQuery) -> DeadPage:
     """Read the groups."""
     since = query.since.moment if query.since else None
     with reading.database.read() as transaction:
-        found = dead_groups(transaction, route=query.route, cause=query.cause, since=since, limit=query.limit)
-    return DeadPage(tuple(found.groups), found.grouped, found.is_whole, tuple(sorted(reading.config.routes)))
+        groups, grouped, is_whole = dead_groups(
+            transaction, route=query.route, cause=query.cause, since=since, limit=query.limit
+        )
+    return DeadPage(tuple(groups), grouped, is_whole, tuple(sorted(reading.config.routes)))
 
 
 DEAD = Screen(
