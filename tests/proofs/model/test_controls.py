@@ -140,9 +140,9 @@ LATE_CONTROLS = {
     "a success in the lane taken as proof for a repeat": Control(
         (replaced(duplicates, "covers", lambda last, key, _skew: last.key >= key),),
         ("a repeat is judged wrongly", "re-armed without need", "it ended wrongly"),
-        soon="6",
+        soon="3",
     ),
-    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="8"),
+    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="7"),
     "the newest before what is still to be folded": Control(
         (replaced(lanes, "settle", settle_and_forget_the_rest),),
         ("claimed before an earlier one", "called after a later one"),
