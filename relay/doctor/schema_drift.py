@@ -1,7 +1,6 @@
 """Compares the database with the schema of this version: tables of Postgres by Alembic, everything else by its definition.
 
-Objects that this version doesn't know are no finding: a DBA may add an index, and a later version may add a column. Nor is a
-view of Postgres with another definition: Postgres writes a view's text anew.
+Objects that this version doesn't know are no finding: a DBA may add an index, and a later version may add a column.
 """
 
 from __future__ import annotations
@@ -51,6 +50,10 @@ def examine_schema(installation: Installation) -> Iterator[Finding]:
         for table in sorted(views.ROWS.keys() - found.keys()):
             if connection.execute(text(f"SELECT 1 FROM {table} WHERE id = 1")).first() is None:
                 found[table] = "has lost its row"
+    for name, definition in _expected(POSTGRES)["VIEW"].items() if is_postgres else ():
+        if name not in found:
+            with installation.reading() as connection:
+                found |= {} if _is_same_view(connection, name, definition) else {name: "has another definition"}
     for name, told in found.items():
         yield DIFFERS.found(name, f"{name} {told}")
 
@@ -154,6 +157,24 @@ def _tokens(definition: str) -> Counter[str]:
     plain = _STORAGE_PARAMETER.sub(r" = \1", definition)
     found = (token if token.startswith("'") else token.casefold().rpartition(".")[2] for token in _TOKEN.findall(plain))
     return Counter(token for token in found if token not in _WITHOUT_MEANING)
+
+
+def _is_same_view(connection: Connection, name: str, statement: str) -> bool:
+    """Compare a view with its definition: Postgres plans a query of either in the same way."""
+    definition = statement.partition(" AS")[2]
+    # statistics may be renewed between the two plans
+    return any(
+        _plan(connection, f"SELECT * FROM {name} v") == _plan(connection, f"SELECT * FROM ({definition}) v")
+        for _ in range(2)
+    )
+
+
+def _plan(connection: Connection, query: str) -> tuple[tuple[str, ...], str]:
+    """Return the names of a query's columns, and its plan."""
+    plain = connection.execution_options(no_parameters=True)  # a percent sign is one
+    names = tuple(plain.exec_driver_sql(f"SELECT * FROM ({query}) AS q LIMIT 0").keys())
+    lines = plain.exec_driver_sql(f"EXPLAIN (VERBOSE, COSTS OFF) {query}").scalars()
+    return names, "\n".join(line for line in lines if not line.startswith("Query Identifier"))
 
 
 def examine_rights(installation: Installation) -> Iterator[Finding]:

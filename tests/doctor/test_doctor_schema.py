@@ -80,6 +80,18 @@ def test_a_change_on_postgres_is_found(change: str, tmp_path: Path, postgres_dat
     assert found(installation(tmp_path, postgres_database_url), "schema") == [("schema_differs", subject)]
 
 
+def test_a_view_with_another_condition_is_found(
+    tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
+) -> None:
+    definition = "SELECT pg_get_viewdef('backlog'::regclass)"
+    with postgres_engine.begin() as connection:
+        as_it_was = str(connection.exec_driver_sql(definition).scalar_one()).rstrip(";")
+        connection.exec_driver_sql(
+            f"CREATE OR REPLACE VIEW backlog AS SELECT * FROM ({as_it_was}) b WHERE b.route <> 'hidden'"
+        )
+    assert found(installation(tmp_path, postgres_database_url), "schema") == [("schema_differs", "backlog")]
+
+
 def test_a_function_with_another_body_is_found(
     tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
 ) -> None:
