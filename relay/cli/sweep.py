@@ -9,6 +9,7 @@ import msgspec
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn, TaskID
 
+from inbox.config.mistakes import nearest
 from inbox.errors import SweepFailed
 from relay.cli.options import AsJson, AsNdjson, Columns, Since, Wide, open_database
 from relay.cli.tables import Column, format_of, show
@@ -64,7 +65,7 @@ def sweep(
     with exit_on_error():
         config, database = open_database()
         if source not in config.sources:
-            fail(f"no source {source!r} is configured; there are: {', '.join(sorted(config.sources)) or 'none'}")
+            fail(f"there is no source {source!r}; {nearest(source, config.sources)}")
         tables = config.sources[source].sweeps
         if not tables:
             fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")

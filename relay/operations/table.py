@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from datetime import datetime
@@ -261,12 +262,36 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
     try:
         asked: Any = msgspec.convert(selection, operation.asks)
     except msgspec.ValidationError as error:
-        says, _, place = str(error).partition(" - at `$.")
-        raise UnusableCommand(f"{place.rstrip('`') or 'selection'}: {says}") from error
+        field, says, is_missing = wrong_field(error)
+        raise UnusableCommand(f"{field} {says}" if is_missing else f"{field or 'selection'}: {says}") from error
     if operation.needs_condition and asked.is_empty and not asked.everything:
         raise UnusableCommand(needs_condition(operation))
     require_order(asked)
     return asked
+
+
+_TYPES = {
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "float": "a number",
+    "datetime": "a time",
+}
+_WRONG_TYPE = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+
+
+def wrong_field(error: msgspec.ValidationError) -> tuple[str, str, bool]:
+    """Return the field of a mistake, or nothing; the mistake in words of JSON, not of Python; and whether the field is missing."""
+    says, at, place = str(error).rpartition(" - at `$")
+    says, place = (says, place) if at else (place, "")
+    if missing := _MISSING.fullmatch(says):
+        return missing[1], "is missing", True
+    if wrong := _WRONG_TYPE.fullmatch(says):
+        says = f"expected {_TYPES.get(wrong[1], wrong[1])}, got {_TYPES.get(wrong[2], wrong[2])}"
+    return place.strip(".`"), says, False
 
 
 def require_order(asked: msgspec.Struct) -> None:

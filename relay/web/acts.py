@@ -270,7 +270,7 @@ def _check(operation: Operation, asked: Any, planned: ActPlan, sent: Submission)
     if operation.kind == "erase" and sent.again != asked.entity_id and not sent.dry_run:
         raise BadFilter("type the entity's id again: nothing brings an erased entity back", field="again")
     if planned.obstacle is not None:
-        raise PlanChanged(planned.obstacle)
+        raise PlanChanged("; ".join((planned.obstacle, *planned.instead)))
 
 
 # --- resources
@@ -321,7 +321,7 @@ class ActResource:
         actor, operation = require_operator(req), _operation(kind)
         given = await read_json(req)
         more = {name: given.pop(name) for name in Submission.__struct_fields__ if name in given}
-        sent = convert(Submission, more, self._clock.now(), strict=True)
+        sent = convert(Submission, {"reason": "", **more}, self._clock.now(), strict=True)
         asked = read_asked(operation, given, self._clock, of_json=True)
         number = await self._acts.ask(actor, operation, asked, sent, req.get_header("Idempotency-Key"))
         resp.status, resp.location = HTTPStatus.ACCEPTED, f"{API}/commands/{number}"

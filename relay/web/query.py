@@ -18,6 +18,7 @@ from inbox.db.dialect import is_storable
 from inbox.errors import BadFilter, NothingThere, RequestError
 from inbox.events.timestamps import parse_time
 from inbox.http.body import read
+from relay.operations.table import wrong_field
 
 _encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
 
@@ -122,8 +123,7 @@ def filter_of(query: msgspec.Struct) -> dict[str, Any]:
 
 LONGEST_VALUE = 10_000
 """Characters of one value: as many as an id of an entity has at most."""
-_AT = " - at `$"
-_FIELD = re.compile(r"\.?([A-Za-z_]*)")
+_FIELD = re.compile(r"[A-Za-z_]+")
 
 
 def parse(kind: type[Query], given: Mapping[str, str], now: datetime, *, known: Sequence[str] | None = None) -> Query:
@@ -199,15 +199,21 @@ def convert(
     try:
         made = msgspec.convert(filled, kind, strict=strict, dec_hook=hook)
     except msgspec.ValidationError as error:
-        says, at, place = str(error).rpartition(_AT)
-        found = _FIELD.match(place) if at else None
-        name, says = (found[1], says) if found else ("", str(error))
-        value = f" {filled[name]!r}" if name in filled else ""
-        raise BadFilter(f"{name or 'the filter'}{value}: {says}", field=name or None) from None
+        raise _bad_filter(error, filled) from None
     for name, value in filled.items():
         if getattr(made, name) is None and value is not None:  # msgspec takes the text `null` for None
             raise BadFilter(f"{name} {value!r}: leave it out for any", field=name)
     return made
+
+
+def _bad_filter(error: msgspec.ValidationError, filled: Mapping[str, object]) -> BadFilter:
+    place, says, is_missing = wrong_field(error)
+    if is_missing:
+        return BadFilter(f"{place} {says}", field=place)
+    found = _FIELD.match(place)
+    name = found[0] if found else ""
+    value = f" {filled[name]!r}" if name in filled else ""
+    return BadFilter(f"{name or 'the filter'}{value}: {says}", field=name or None)
 
 
 def url(path: str, query: msgspec.Struct, **changed: object) -> str:

@@ -80,7 +80,8 @@ REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object], str]] = [
     ("cancel", {"state": "ready", "status": 503}, "a delivery that is ready has no failure"),
     ("cancel", {"rout": "strict"}, "a cancel has no key 'rout' in its selection; did you mean 'route'?"),
     ("unblock", {}, "an unblock without a condition is about everything that it could change"),
-    ("sweep", {}, "missing required field `source`"),
+    ("sweep", {}, "source is missing"),
+    ("replay", {"seq": "5"}, "seq: expected a whole number, got text"),
     ("pause", {"source": "trivore", "entity_id": "u1"}, "an entity is named by its source, its type and its id"),
     ("pause", {"destination": "crm"}, "there is no destination 'crm'"),
     ("replay", {"route": "strikt"}, "there is no route 'strikt'; did you mean 'strict'?"),
@@ -147,6 +148,17 @@ def test_a_command_that_matches_nothing_says_so(steps: Steps) -> None:
     number = by_sql(steps, "cancel", {"route": "latest"})
     work_all(steps)
     assert the(steps, number) == ("done", 0, "nothing to cancel")
+
+
+def test_a_command_about_an_event_that_does_not_exist_says_so_dry_or_not(steps: Steps) -> None:
+    fill_with_dead(steps, 1)
+    for selection in ({"seq": 999}, {"seqs": [999]}):
+        number = by_sql(steps, "replay", selection)
+        work_all(steps)
+        assert the(steps, number) == ("done", 0, "nothing to replay; there is no event 999")
+    number = commands.ask(steps.database, "replay", {"seq": 999}, who="kim", why="mended", dry_run=True)
+    work_all(steps)
+    assert the(steps, number) == ("done", 0, "dry run: nothing to replay; there is no event 999")
 
 
 def test_a_removed_route_can_still_be_named(steps: Steps) -> None:

@@ -314,6 +314,30 @@ def test_the_api_plans_and_asks(page: Page, steps: Steps) -> None:
     assert work(steps.database, answer.json()["id"]).affected == 2
 
 
+def test_a_plan_of_named_events_has_their_causes_and_errors(page: Page, steps: Steps) -> None:
+    fill_with_dead(steps, 1)
+    seq = page.json("/api/v1/acts/replay?route=strict")["deliveries"][0]["seq"]
+    named = page.json(f"/api/v1/acts/replay?seq={seq}")
+    assert named["groups"][0]["cause"] == named["deliveries"][0]["cause"] == "mapping"
+    assert named["deliveries"][0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "detail", "field"),
+    [
+        ("replay", {"seq": "x", "reason": "y"}, "seq 'x': expected a whole number, got text", "seq"),
+        ("cancel", {"route": "strict"}, "say why, in letters or digits: the reason is kept in the log", "reason"),
+        ("sweep", {"reason": "y"}, "source is missing", "source"),
+        ("replay", {"seq": 999, "reason": "y"}, "nothing to replay; there is no event 999", None),
+    ],
+)
+def test_the_api_says_what_is_wrong_in_words(
+    page: Page, kind: str, body: dict[str, object], detail: str, field: str | None
+) -> None:
+    problem = page.post(f"/api/v1/acts/{kind}", json=body).json()
+    assert (problem["detail"], problem.get("field")) == (detail, field)
+
+
 def test_a_dry_run_by_the_api_changes_nothing(page: Page, steps: Steps) -> None:
     fill_with_dead(steps, 2)
     body = {"route": "strict", "reason": "to see", "dry_run": True}

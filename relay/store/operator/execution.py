@@ -29,7 +29,7 @@ from relay.store.database import Database
 from relay.store.operator import commands, selected
 from relay.store.operator.changes import end_or_unblock, replay, retry, that_fit
 from relay.store.operator.commands import BatchResult, Command
-from relay.store.operator.plan import dry_run_answer, mistake_in, plan, quick
+from relay.store.operator.plan import dry_run_answer, instead, mistake_in, plan, quick
 from relay.store.operator.selection import Choice, keys_of
 from relay.store.operator.tasks import TASKS, Act, answer_of
 from relay.store.transaction import FailedAlone, Key, Transaction, key_text
@@ -175,6 +175,8 @@ class _Batch(msgspec.Struct, frozen=True):
     """Deliveries of `keys` that can't be looked up, so that nobody knows whether they are selected."""
     upto: int | None = None
     """Without any `keys`: the seq up to which none is selected; None at the end."""
+    instead: Sequence[str] = ()
+    """Of a command about nothing: what may be meant."""
 
 
 def _look(database: Database, config: Config, policies: Policies, command: Command, asked: Selection) -> _Batch:
@@ -188,7 +190,9 @@ def _look(database: Database, config: Config, policies: Policies, command: Comma
         raise UnusableCommand(mistake)
     page = selected.page(database, choice, after=command.progress or 0, most=BATCH)
     keys, waits = that_fit(database, policies, choice.act, keys_of(page.rows), affected=command.affected)
-    return _Batch(command, choice, keys, waits, page.unreadable, page.upto)
+    is_nothing = not page.rows and page.upto is None and command.progress is None and not command.matched
+    hints = tuple(instead(database, choice)) if is_nothing else ()
+    return _Batch(command, choice, keys, waits, page.unreadable, page.upto, hints)
 
 
 def _change_deliveries(database: Database, policies: Policies, batch: _Batch) -> Command | None:
@@ -230,7 +234,7 @@ def _do(
     if not keys and batch.upto is not None:
         return BatchResult("running", progress=batch.upto)
     if not keys:
-        return BatchResult("done", progress=command.progress, answer=answer_of(command))
+        return BatchResult("done", progress=command.progress, answer="; ".join((answer_of(command), *batch.instead)))
     if unreadable := [batch.unreadable[key] for key in keys if key in batch.unreadable]:
         raise unreadable[0]
     changed = _change(transaction, batch.choice, command, keys, now, policies=policies)

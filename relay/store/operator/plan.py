@@ -41,6 +41,8 @@ from relay.words import counted, gate_holds
 _PAGE = 500
 _MOST_BEHIND = 500
 """Deliveries behind a gate up to which they are counted."""
+_MOST_NAMED = 3
+"""Events of which a plan about nothing says how they are."""
 MOST_REQUESTS = 10_000
 """Rejected requests up to which they are counted."""
 
@@ -199,7 +201,7 @@ def _plan_deliveries(it: _Planning) -> Plan:
         found,
         warnings=warnings,
         obstacle=it.words.nothing if is_nothing else None,
-        instead=tuple(_instead(it.database, choice)) if is_nothing else (),
+        instead=tuple(instead(it.database, choice)) if is_nothing else (),
     )
 
 
@@ -289,23 +291,26 @@ def _holds(row: Row) -> Iterator[str]:
     return (f"{row['kind']} {row['name']} {each}" for each in gate_holds(row, SystemClock().now()))
 
 
-def _instead(database: Database, choice: Choice) -> Iterator[str]:
-    """Name the command that is meant, where this one is about nothing."""
+def instead(database: Database, choice: Choice) -> Iterator[str]:
+    """Name the command that is meant, where this one is about nothing, and the states of the first events that it names."""
     chosen = choice.selection
     if choice.act in {"replay", "unblock"} and (meant := _other(database, choice, "retry")):
         yield f"attempts are waiting; due at once with `{meant}`"
     dead = choice.act in {"retry", "unblock"} and _other(database, choice, "replay")
     if dead:
         yield f"there are dead letters; delivered again with `{dead}`"
-    if chosen.seq is not None:
-        event = reads.event(database.engine, chosen.seq)
+    named = [*(() if chosen.seq is None else (chosen.seq,)), *(chosen.seqs or ())]
+    for seq in named[:_MOST_NAMED]:
+        event = reads.event(database.engine, seq)
         states = [f"{row['state']} on {row['route']}" for row in event["deliveries"]] if event else []
         yield (
-            f"event {chosen.seq} is {', '.join(states) or 'unrouted'}; `inbox show {chosen.seq}` has its history"
+            f"event {seq} is {', '.join(states) or 'unrouted'}; `inbox show {seq}` has its history"
             if event
-            else f"there is no event {chosen.seq}"
+            else f"there is no event {seq}"
         )
-    elif choice.act == "retry" and not dead:
+    if named:
+        return
+    if choice.act == "retry" and not dead:
         yield "a delivery that is due or in flight needs no retry: `relay status` says what holds it back"
 
 
@@ -532,4 +537,5 @@ def dry_run_answer(kind: str, planned: Plan) -> str:
     number = f"{'' if planned.is_whole else 'at least '}{counted(planned.matched, words.thing)}"
     said = [planned.obstacle or f"{number} {words.planned}"]
     said += [f"{number} left out: {why_left_out(why)}" for why, number in planned.left_out.items()]
+    said += planned.instead
     return ". ".join(("dry run: " + "; ".join(said), *planned.warnings))

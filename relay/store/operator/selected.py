@@ -349,6 +349,8 @@ def _events(sql: Sql, names: tuple[str, ...]) -> TextClause:
 def _ended_of_events(sql: Sql, names_seqs: bool) -> TextClause:
     """Write it for many events on Postgres, and for one on SQLite, each looked up by its seq."""
     columns = {name: f"d.{name}" for name in (*_COLUMNS, "state")}
+    died = "(SELECT max(f.id) FROM delivery_log f WHERE f.seq = d.seq AND f.route = d.route AND f.kind = 'dead')"
+    cause = f"(SELECT l.detail ->> 'cause' FROM delivery_log l WHERE l.id = {died})"
     found = (
         f"{sql.rows('wanted', seq='bigint')} CROSS JOIN LATERAL"
         " (SELECT * FROM delivery v WHERE v.seq = wanted.seq OFFSET 0) d"
@@ -356,7 +358,7 @@ def _ended_of_events(sql: Sql, names_seqs: bool) -> TextClause:
         else "(SELECT * FROM delivery WHERE seq = :wanted) d"
     )
     return text(f"""
-SELECT d.*, CAST(NULL AS text) AS cause FROM {found}
+SELECT d.*, d.last_error AS error, CASE WHEN d.state IN ('dead', 'blocked') THEN {cause} END AS cause FROM {found}
 WHERE {_given(sql, "d.received_at", columns, names_seqs)} AND {_of_routes(sql, "d.route")}
   AND d.route IS NOT NULL AND d.state NOT IN ('received', 'waiting', 'ready', 'in_flight')
 ORDER BY d.seq, d.route

@@ -48,7 +48,7 @@ def answer_of(command: Command, *, now: int = 0) -> str:
     if command.failed:
         said.append(f"{command.failed} could not be: see error")
     if (left := (command.matched or 0) - changed - command.failed) > 0:
-        said.append(f"{left} of the plan had changed meanwhile, and were left alone")
+        said.append(f"{left} of the plan had changed meanwhile, and {'was' if left == 1 else 'were'} left alone")
     return "; ".join(said)
 
 
