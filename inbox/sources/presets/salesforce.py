@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from html import escape
 from xml.parsers import expat
-from xml.sax.saxutils import escape
 
 import msgspec
 
@@ -190,7 +190,7 @@ def sample(kind: str, identifier: str, _event_type: str, at: datetime) -> Sample
         f' xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"><soapenv:Body><notifications xmlns="{OUTBOUND}">'
         '<OrganizationId>00D000000000001EAA</OrganizationId><SessionId xsi:nil="true"/><Notification>'
         f"<Id>04lsample{escape(identifier)}{at:%Y%m%d%H%M%S}</Id>"
-        f'<sObject xsi:type="sf:{escape(kind, {chr(34): "&quot;"})}" xmlns:sf="urn:sobject.enterprise.soap.sforce.com">'
+        f'<sObject xsi:type="sf:{escape(kind)}" xmlns:sf="urn:sobject.enterprise.soap.sforce.com">'
         f"<sf:Id>{escape(identifier)}</sf:Id><sf:SystemModstamp>{rfc3339(at)}</sf:SystemModstamp></sObject>"
         "</Notification></notifications></soapenv:Body></soapenv:Envelope>"
     )
