@@ -245,7 +245,8 @@ def _of_change(dialect: str) -> Iterator[CommandRule]:
 
 
 def _not_erased(dialect: str) -> str:
-    erased = f"substr(n.value, 1, {len(ERASED)}) = '{ERASED}'"
+    in_a_list = f"substr(n.value, 1, 1) = '[' AND replace(n.value, '\"{ERASED}\"', '') <> n.value"
+    erased = f"(substr(n.value, 1, {len(ERASED)}) = '{ERASED}' OR {in_a_list})"
     if dialect == POSTGRES:
         other = f"n.value IS DISTINCT FROM OLD.selection ->> n.key AND NOT {erased}"
         return (

@@ -213,6 +213,12 @@ def test_an_ended_command_stays_as_it_is_but_erasure_may_take_names_out(steps: S
     steps.do(f"UPDATE relay_command SET selection = '{erased}', reason = 'erased', answer = NULL")
     (row,) = steps.rows("SELECT selection, reason FROM relay_command")
     assert (as_json(row["selection"])["entity_id"], row["reason"]) == ("erased:1f", "erased")
+    by_sql(steps, "replay", {"deliveries": ["1/strict", "2/latest"]})
+    steps.do("UPDATE relay_command SET state = 'done', finished_at = asked_at WHERE state = 'asked'")
+    lists = 'UPDATE relay_command SET selection = \'{"deliveries": ["1/strict", "%s"]}\' WHERE id = 2'
+    with pytest.raises(IntegrityError, match="only erasure may change"):
+        steps.do(lists % "3/latest")
+    steps.do(lists % "erased")
 
 
 def test_a_person_cancels_an_open_command_by_sql(steps: Steps) -> None:
