@@ -12,7 +12,7 @@ from sqlalchemy import Table
 
 from inbox.db.columns import one_of
 from inbox.db.dialect import POSTGRES, SQLITE
-from inbox.db.erasure import PSEUDONYM, emptied
+from inbox.db.erasure import ERASED, PSEUDONYM, emptied
 from inbox.db.schema import delivery_log, inbox
 from inbox.events.commands import OPEN_COMMANDS
 from inbox.events.states import RETENTION_FLOOR_DAYS
@@ -214,13 +214,20 @@ _CANCEL = "UPDATE relay_command SET state = ''cancelled''"
 
 
 def _of_change(dialect: str) -> Iterator[CommandRule]:
-    """Yield the rules of an UPDATE. Erasure may take texts out of a command that has ended."""
+    """Yield the rules of an UPDATE. Erasure may take texts out of a command that has ended, and nothing else.
+
+    A stopped one goes on as it was asked, and an ended one says who has done it, and why.
+    """
     is_open, was_open = (f"{row}.state IN ({one_of(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
     differs = "IS DISTINCT FROM" if dialect == POSTGRES else "IS NOT"
     yield (
         f"a command stays as it was asked: cancel it with {_CANCEL}, and insert another one",
         " OR ".join(f"NEW.{column} {differs} OLD.{column}" for column in _FROZEN)
-        + f" OR ({was_open} AND (NEW.selection {differs} OLD.selection OR NEW.reason {differs} OLD.reason))",
+        + f" OR (({was_open} OR {is_open}) AND (NEW.selection {differs} OLD.selection OR NEW.reason {differs} OLD.reason))",
+    )
+    yield (
+        f"only erasure may change a command that has ended: its reason becomes {ERASED}, and texts of its selection begin so",
+        f"NEW.reason NOT IN (OLD.reason, '{ERASED}') OR NEW.selection {differs} OLD.selection AND ({_not_erased(dialect)})",
     )
     yield (
         "a command that has ended stays as it is: insert another one",
@@ -234,6 +241,23 @@ def _of_change(dialect: str) -> Iterator[CommandRule]:
     yield (
         "relay resume --command with its id makes a stopped command go on",
         f"OLD.state = 'cancelled' AND {is_open} AND NEW.finished_at IS NOT NULL",
+    )
+
+
+def _not_erased(dialect: str) -> str:
+    in_a_list = f"substr(n.value, 1, 1) = '[' AND replace(n.value, '\"{ERASED}\"', '') <> n.value"
+    erased = f"(substr(n.value, 1, {len(ERASED)}) = '{ERASED}' OR {in_a_list})"
+    if dialect == POSTGRES:
+        other = f"n.value IS DISTINCT FROM OLD.selection ->> n.key AND NOT {erased}"
+        return (
+            f"EXISTS (SELECT 1 FROM jsonb_each_text(NEW.selection) AS n (key, value) WHERE {other})"
+            " OR ARRAY(SELECT jsonb_object_keys(NEW.selection)) <> ARRAY(SELECT jsonb_object_keys(OLD.selection))"
+        )
+    keys = "(SELECT json_group_array(key) FROM (SELECT key FROM json_each({}.selection) ORDER BY key))"
+    other = f"n.value IS NOT json_extract(OLD.selection, n.fullkey) AND NOT {erased}"
+    return (
+        f"EXISTS (SELECT 1 FROM json_each(NEW.selection) n WHERE {other})"
+        f" OR {keys.format('NEW')} IS NOT {keys.format('OLD')}"
     )
 
 

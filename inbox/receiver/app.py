@@ -33,7 +33,7 @@ from inbox.receiver.wait import OutcomeWaiter
 from inbox.receiver.webhook import Services, SourceEndpoint, Webhooks
 from inbox.receiver.writer import GroupCommit, WriterPair
 from inbox.sources import preset_of
-from inbox.sources.credentials import share_work, verifier_of
+from inbox.sources.credentials import pad_work, verifier_of
 
 
 def require_known_proxies(config: Config, trusted: Iterable[str]) -> None:
@@ -112,7 +112,7 @@ def create_app(config: Config, open_services: Callable[[], Services], clock: Clo
         ConfigError: a preset or secret of a source is missing. The text has a line for each.
     """
     endpoints = endpoints_of(config)
-    decoy = share_work(endpoint.verifier for endpoint in endpoints.values())
+    decoy = pad_work(endpoint.verifier for endpoint in endpoints.values())
     lifespan = Lifespan(CAPACITY, open_services)
     webhooks = Webhooks(endpoints, decoy, clock, MemoryBudget(MEMORY), lifespan.services)
     health = Health(lifespan.services)

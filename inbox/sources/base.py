@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -34,36 +35,65 @@ Raises `Unreadable` or `InvalidEvent`.
 Revealed = Sequence[tuple[Secret, str]]
 """Pairs of a secret and its text."""
 
+MADE_UP = Secret("")
+"""The secret of decoy keys, which only make a rejection take as long as another source's."""
 TOLERANCE_SECONDS = 300.0
 """Largest difference between the time of signing and the time of arrival, before and after."""
+_DECOY_BYTES = 32
 _SEPARATOR = re.compile(r"[./-]")
 
 
 class Proof(ABC):
     """One thing that a request has to prove. Nothing it does may raise, whatever the request holds."""
 
-    passes: int = 0
-    """The largest number of its passes through a body."""
+    kind: Hashable = None
+    """A key that is equal for proofs that do the same work for any request, apart from their number of keys."""
+
+    @property
+    def keys(self) -> int:
+        """Count of the keys that it tries on each request, decoys included; 0: it needs no decoys."""
+        return 0
+
+    @property
+    def passes(self) -> int:
+        """The largest number of its passes through a body."""
+        return 0
+
+    def pad(self, keys: int) -> None:  # noqa: B027  # most have no keys
+        """Add decoy keys, which prove nothing, up to `keys` in all."""
 
     @abstractmethod
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
         """Return for the operator why it is not proven, or the certificate without which nobody can tell; None when it is."""
 
 
-class KnownSecrets:
-    """Shared secrets, of which only those count that are valid."""
+class KeyedProof(Proof):
+    """A proof by one of several secret keys, of which only those count that are valid."""
 
-    def __init__(self, secrets: Revealed, prefix: str = "") -> None:
-        # A variable of the environment may hold bytes that are not UTF-8; Python shows them as lone surrogates.
-        texts = ((secret, f"{prefix}{text}".encode("utf-8", "surrogateescape")) for secret, text in secrets)
-        self._digests = [(secret, hashlib.sha256(text).digest()) for secret, text in texts]
+    def __init__(self, keys: Iterable[tuple[Secret, bytes]]) -> None:
+        self._keys = tuple(keys)
 
-    def has(self, given: bytes, now: datetime) -> bool:
-        """Return whether this is one of them. It takes the same time for any: digests of any secrets have one length."""
-        digest, known = hashlib.sha256(given).digest(), False
-        for secret, expected in self._digests:
-            known |= hmac.compare_digest(digest, expected) & secret.valid_at(now)
+    @property
+    def keys(self) -> int:
+        """See Proof."""
+        return len(self._keys)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
+        self._keys += tuple((MADE_UP, os.urandom(_DECOY_BYTES)) for _ in range(keys - self.keys))
+
+    def is_known(self, secret: bytes, now: datetime) -> bool:
+        """Return whether a text is one of the secrets, of which `digest_of` has made the keys. Takes the same time for any."""
+        digest, known = hashlib.sha256(secret).digest(), False
+        for valid, expected in self._keys:
+            known |= hmac.compare_digest(digest, expected) & valid.valid_at(now)
         return known
+
+
+def digest_of(secret: str) -> bytes:
+    """Return the digest by which a shared secret is known: those of secrets of any length compare in constant time."""
+    # A variable of the environment may hold bytes that are not UTF-8; Python shows them as lone surrogates.
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 Prover = Callable[[Source, Revealed], Proof]

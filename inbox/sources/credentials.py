@@ -1,8 +1,9 @@
 """Proves that a request comes from its source: by a secret that it shows, by a signature, or by both.
 
 Every rejection takes the same work, whether the source exists or not: the proofs of all sources that may send a body of this
-size are tried on the request. Only those of its own source count. So neither the answer nor its time reveals which names exist
-or which secret was close. A shared secret is held as a SHA-256 digest, so that none can be shown by mistake.
+size are tried on the request, each with as many keys as the source of that kind with the most. Only those of its own source
+count. So neither the answer nor its time reveals which names exist or which secret was close. A shared secret is held as a
+SHA-256 digest: digests of secrets of any length compare in constant time, and no secret can be shown by mistake.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from urllib.parse import unquote_to_bytes
@@ -19,7 +20,7 @@ from inbox.config.sources import BasicAuth, BearerAuth, HeaderAuth, InboundAuth,
 from inbox.config.values import Network, Secret
 from inbox.errors import ConfigError, NotAuthenticated, collect_config_errors
 from inbox.events.event import RawRequest
-from inbox.sources.base import KnownSecrets, Preset, Proof, Revealed
+from inbox.sources.base import KeyedProof, Preset, Proof, Revealed, digest_of
 from inbox.sources.keys import CertificateNeeded, MissingCertificate
 from inbox.sources.signing import SignatureProof
 
@@ -33,18 +34,20 @@ UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
 reading all for everybody would let strangers send as much as the largest source may."""
 
 
-class SharedSecretProof(Proof):
+class SharedSecretProof(KeyedProof):
     """Proves that a request carries one of the valid secrets, in the place that `auth` names."""
 
     def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
-        self._secrets = KnownSecrets(secrets, f"{auth.user}:" if isinstance(auth, BasicAuth) else "")
+        prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
+        super().__init__((secret, digest_of(prefix + revealed)) for secret, revealed in secrets)
         self._is_open = isinstance(auth, NoAuth)
         self._read_secret = _secret_reader(auth)
+        self.kind = (type(auth), auth.name.lower() if isinstance(auth, HeaderAuth) else None)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""
         given = self._read_secret(raw)
-        if self._secrets.has(given, now) | self._is_open:
+        if self.is_known(given, now) | self._is_open:
             return None
         return "the secret it shows is none that is valid now" if given else "it shows no secret"
 
@@ -52,14 +55,27 @@ class SharedSecretProof(Proof):
 class Verifier:
     """All proofs that a request to one source needs, with the secrets as they were when it was made."""
 
+    __slots__ = ("_decoys", "max_body", "passes", "proofs")
+
     def __init__(self, proofs: Iterable[Proof], max_body: int = 0) -> None:
         """Take the proofs of a source that may send up to `max_body` bytes."""
         self.proofs = tuple(proofs)
         self.max_body = max(max_body, UNKNOWN_SOURCE_MAX_BODY)
-        self.others: Sequence[Verifier] = ()
-        """Verifiers whose proofs are tried, too, before a rejection: of a body that their own source may send."""
+        self._decoys: tuple[tuple[int, Proof], ...] = ()
         self.passes = sum(proof.passes for proof in self.proofs)
-        """Most passes of a rejection through the body: the same for all verifiers of a receiver."""
+        """Most passes of a rejection through the body: the same for all padded verifiers."""
+
+    def pad_work_to(self, kinds: Mapping[Hashable, Proof], largest: Mapping[Hashable, int]) -> None:
+        """Try a proof of each of these kinds before each rejection, with as many keys as that one has.
+
+        It is not tried on a body of more bytes than `largest` has for its kind: no source of that kind may send it. So a
+        stranger's largest body costs the work of few kinds.
+        """
+        for proof in self.proofs:
+            proof.pad(kinds[proof.kind].keys)
+        self.passes = sum(proof.passes for proof in kinds.values())
+        own = {proof.kind for proof in self.proofs}
+        self._decoys = tuple((largest[kind], proof) for kind, proof in kinds.items() if kind not in own)
 
     def verify(self, raw: RawRequest, now: datetime) -> None:
         """Return if everything is proven at `now`.
@@ -72,10 +88,9 @@ class Verifier:
         why = next((fault for fault in faults if isinstance(fault, str)), None)
         if why is not None:
             size = len(raw.body)
-            for other in self.others:
-                if size <= other.max_body:
-                    for proof in other.proofs:
-                        proof.fault(raw, now)  # the result is ignored
+            for largest, decoy in self._decoys:
+                if size <= largest:
+                    decoy.fault(raw, now)  # the result is ignored: it is a proof of another source
             raise NotAuthenticated(REJECTION, why=why)
         for fault in faults:
             if isinstance(fault, MissingCertificate):
@@ -95,13 +110,20 @@ class _NoSuchSource(Proof):
         return "there is no such source"
 
 
-def share_work(verifiers: Iterable[Verifier]) -> Verifier:
-    """Make all verifiers do the same work before a rejection. Returns the one for sources that do not exist."""
-    made = (unknown := Verifier([_NoSuchSource()]), *verifiers)
-    passes = sum(each.passes for each in made)
-    for verifier in made:
-        verifier.others, verifier.passes = [each for each in made if each is not verifier], passes
-    return unknown
+def pad_work(verifiers: Iterable[Verifier]) -> Verifier:
+    """Make all verifiers do the same work before a rejection. Returns the decoy verifier, for sources that do not exist."""
+    verifiers = tuple(verifiers)
+    decoy = Verifier([_NoSuchSource()])
+    kinds: dict[Hashable, Proof] = {}
+    for proof in sorted((proof for each in (decoy, *verifiers) for proof in each.proofs), key=lambda each: each.keys):
+        kinds[proof.kind] = proof
+    largest: dict[Hashable, int] = {}
+    for verifier in (decoy, *verifiers):
+        for proof in verifier.proofs:
+            largest[proof.kind] = max(verifier.max_body, largest.get(proof.kind, 0))
+    for verifier in (decoy, *verifiers):
+        verifier.pad_work_to(kinds, largest)
+    return decoy
 
 
 def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] = os.environ) -> Verifier:
@@ -236,6 +258,8 @@ class SentFrom(Proof):
     """
 
     def __init__(self, networks: Iterable[Network]) -> None:
+        networks = tuple(networks)
+        self.kind = (SentFrom, networks)
         parsed = [ipaddress.ip_network(network) for network in networks]
         self._networks = {  # as numbers: thirty add 7 µs to a rejection, and 11 as the library compares them
             version: [(int(each.netmask), int(each.network_address)) for each in parsed if each.version == version]

@@ -4,7 +4,7 @@ A `Signature` (`inbox/config/sources.py`) says as data what providers do differe
 what is signed, with which hash, and how keys and signatures are written. All of them are over the bytes as they came: HMAC
 (RFC 2104) with a shared secret, or Ed25519 or ECDSA with a key of which only the public part is here.
 
-Whatever a request holds, the work is the same: one HMAC for each secret. A header that
+Whatever a request holds, the work is the same: one HMAC for each secret, and for each made-up one beside them. A header that
 can't be read only makes it count for nothing. At most five signatures are looked at: a header with thousands is no reason to
 work for long.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -26,10 +27,11 @@ from inbox.errors import ConfigError, Unreadable
 from inbox.events import timestamps
 from inbox.events.event import RawRequest
 from inbox.sources import keys
-from inbox.sources.base import TOLERANCE_SECONDS, Proof, Revealed
+from inbox.sources.base import MADE_UP, TOLERANCE_SECONDS, KeyedProof, Proof, Revealed
 from inbox.sources.fields import FORM, form_fields
 
 MOST_SIGNATURES = 5
+_MADE_UP_BYTES = 32
 
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 _PLACES = ("body", "id", "method", "sorted_params", "timestamp", "url")
@@ -67,7 +69,7 @@ class _VerifyingKey(msgspec.Struct, frozen=True):
     algorithm: Algorithm
     matches: keys.Verifies
     mac: Callable[[bytes], bytes] | None = None
-    """None of a public key."""
+    """None of a public key, and of one that is made up."""
 
 
 class SignatureProof(Proof):
@@ -94,11 +96,33 @@ class SignatureProof(Proof):
         self._signatures = tuple(signatures)
         self._templates = tuple(_compiled(signature.content) for signature in signatures)
         self._keys = tuple(_key(self._signatures, secret, revealed) for secret, revealed in secrets)
+        self._algorithms = {key.algorithm for key in self._keys}
         self._url = url
         self._signed_at = signed_at
         self._tolerance = tolerance
+        public = (each for (_, each), key in zip(secrets, self._keys, strict=True) if key.algorithm in PUBLIC)
+        signed_url = url if any("{url}" in signature.content for signature in signatures) else ""
+        self.kind = (self._signatures, signed_url, tuple(public), signed_at)
+
+    @property
+    def keys(self) -> int:
+        """See Proof. Public keys are no secret: they are part of the kind, and tried where another source refuses."""
+        return sum(key.algorithm not in PUBLIC for key in self._keys)
+
+    @property
+    def passes(self) -> int:
+        """See Proof."""
         by_keys = sum(MOST_SIGNATURES if key.algorithm in PUBLIC else 1 for key in self._keys)
-        self.passes = by_keys + (signed_at is not None)
+        return by_keys + (self._signed_at is not None)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
+        algorithm = self._signatures[0].algorithm
+        self._keys += tuple(
+            _VerifyingKey(MADE_UP, algorithm, _matcher(algorithm, os.urandom(_MADE_UP_BYTES)))
+            for _ in range(keys - self.keys)
+        )
+        self._algorithms = {key.algorithm for key in self._keys}  # one that had public keys alone has another now
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """Return why no secret that is valid at `now` has signed the request; None when one has."""
@@ -126,8 +150,9 @@ class SignatureProof(Proof):
         """Return the signature's scheme, the signed content, the signatures and the time of signing."""
         number = next((n for n, each in enumerate(self._signatures) if each.header.lower() in raw.headers), 0)
         signature = self._signatures[number]
-        algorithms = {key.algorithm for key in self._keys}
-        kinds = [each for each in self._signatures if each.header == signature.header and each.algorithm in algorithms]
+        kinds = [
+            each for each in self._signatures if each.header == signature.header and each.algorithm in self._algorithms
+        ]
         given, timestamp = _parsed(signature, kinds, raw, faults)
         message = Message(
             timestamp=timestamp,
@@ -392,7 +417,7 @@ class Scheme(msgspec.Struct, frozen=True):
     """Seconds between signing and arrival, unless a source has its own; None: no time is signed."""
 
 
-class InBodyProof(Proof):
+class InBodyProof(KeyedProof):
     """Proves that each signed part of a body, at least one, was signed with one of a source's secrets."""
 
     passes = 1
@@ -403,8 +428,8 @@ class InBodyProof(Proof):
         Raises:
             ConfigError: a secret is not written as keys are here. The text does not repeat it.
         """
-        self._keys = [(secret, key_of(scheme.signature, text)) for secret, text in secrets]
-        self._scheme = scheme
+        super().__init__((secret, key_of(scheme.signature, text)) for secret, text in secrets)
+        self._scheme = self.kind = scheme
         self._tolerance = scheme.tolerance if source.tolerance is None else source.tolerance
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:

@@ -1552,8 +1552,11 @@ BEGIN
         RETURN OLD;
     END IF;
     IF TG_OP = 'UPDATE' THEN
-        IF (NEW.id IS DISTINCT FROM OLD.id OR NEW.kind IS DISTINCT FROM OLD.kind OR NEW.asked_by IS DISTINCT FROM OLD.asked_by OR NEW.asked_at IS DISTINCT FROM OLD.asked_at OR NEW.dry_run IS DISTINCT FROM OLD.dry_run OR (OLD.state IN ('asked', 'running') AND (NEW.selection IS DISTINCT FROM OLD.selection OR NEW.reason IS DISTINCT FROM OLD.reason))) THEN
+        IF (NEW.id IS DISTINCT FROM OLD.id OR NEW.kind IS DISTINCT FROM OLD.kind OR NEW.asked_by IS DISTINCT FROM OLD.asked_by OR NEW.asked_at IS DISTINCT FROM OLD.asked_at OR NEW.dry_run IS DISTINCT FROM OLD.dry_run OR ((OLD.state IN ('asked', 'running') OR NEW.state IN ('asked', 'running')) AND (NEW.selection IS DISTINCT FROM OLD.selection OR NEW.reason IS DISTINCT FROM OLD.reason))) THEN
             RAISE EXCEPTION USING MESSAGE = 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one', ERRCODE = 'check_violation';
+        END IF;
+        IF (NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS DISTINCT FROM OLD.selection AND (EXISTS (SELECT 1 FROM jsonb_each_text(NEW.selection) AS n (key, value) WHERE n.value IS DISTINCT FROM OLD.selection ->> n.key AND NOT (substr(n.value, 1, 6) = 'erased' OR substr(n.value, 1, 1) = '[' AND replace(n.value, '"erased"', '') <> n.value)) OR ARRAY(SELECT jsonb_object_keys(NEW.selection)) <> ARRAY(SELECT jsonb_object_keys(OLD.selection)))) THEN
+            RAISE EXCEPTION USING MESSAGE = 'only erasure may change a command that has ended: its reason becomes erased, and texts of its selection begin so', ERRCODE = 'check_violation';
         END IF;
         IF (NOT (OLD.state IN ('asked', 'running')) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running')) THEN
             RAISE EXCEPTION USING MESSAGE = 'a command that has ended stays as it is: insert another one', ERRCODE = 'check_violation';

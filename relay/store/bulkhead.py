@@ -26,7 +26,6 @@ def in_parts(
     part: Callable[[Sequence[Item]], Result],
     alone: Callable[[Item, Exception], Result] | None = None,
     name: Callable[[Item], str] = str,
-    apart: Callable[[Sequence[Item]], Sequence[Sequence[Item]]] = lambda items: [items],
 ) -> Iterator[Result]:
     """Process items together, and in ever smaller parts when one is at fault, or when all take the database too long.
 
@@ -37,7 +36,6 @@ def in_parts(
         part: some of the items in one transaction.
         alone: puts an item that has failed alone into a state that an operator sees. Without it, the item stays as it is.
         name: an item in words.
-        apart: the parts that are transactions of their own from the start.
 
     Yields:
         The result of each transaction, after its commit. One bad item among n costs about 2 log2(n) transactions.
@@ -46,7 +44,7 @@ def in_parts(
         Exception: the database is unreachable or busy, or the statement can't be run at all. What was yielded is done. Or
             an item could not even be put aside: then all others are done.
     """
-    todo, stays = [some for some in reversed(apart(items)) if some], None
+    todo, stays = [items] if items else [], None
     while todo:
         some = todo.pop()
         try:

@@ -7,9 +7,10 @@ from functools import cache
 
 import msgspec
 from sqlalchemy import TextClause, text
+from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
-from inbox.db.dialect import Sql, as_list, error_text, rows_param
+from inbox.db.dialect import Sql, as_list, error_text, is_wait_timeout, rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import State, append
@@ -63,15 +64,26 @@ def judge_duplicates(
     seqs = (found[:-1] or found if is_cut else found)[:EVENTS_OF_A_ROUND]
     if not seqs:
         return Judged(0, 0)
-    parts = in_parts(
-        database,
-        "judge_duplicates",
-        seqs,
-        part=lambda some: judge(database, config, policies, relay_node, {seq: as_list(routes[seq]) for seq in some}),
-        alone=lambda seq, error: _set_aside(database, seq, error),
-        name=lambda seq: f"seq={seq}",
-        apart=lambda some: _by_routes(some, routes),
-    )
+    parts: list[Judged] = []
+    locked: DBAPIError | None = None
+    for some in _by_routes(seqs, routes):
+        try:
+            parts += in_parts(
+                database,
+                "judge_duplicates",
+                some,
+                part=lambda few: judge(
+                    database, config, policies, relay_node, {seq: as_list(routes[seq]) for seq in few}
+                ),
+                alone=lambda seq, error: _set_aside(database, seq, error),
+                name=lambda seq: f"seq={seq}",
+            )
+        except DBAPIError as error:
+            if not is_wait_timeout(error):
+                raise
+            locked = error
+    if locked is not None:
+        raise locked  # the events of other routes are judged
     handled, rearmed = 0, 0
     for part in parts:
         handled, rearmed = handled + part.handled, rearmed + part.rearmed

@@ -22,6 +22,7 @@ from sqlalchemy import TextClause, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
+from inbox.clock import SystemClock
 from inbox.config.model import Retention, RetentionKind
 from inbox.db import leaves
 from inbox.db.dialect import Sql, blames_items, error_text, is_lock_wait, is_wait_timeout, rows_param
@@ -59,6 +60,8 @@ class Pruned(msgspec.Struct, frozen=True):
     """Expired rows that were locked or could not be deleted, and are left to a later lap."""
     error: str | None = None
     """The row at `position` could not be deleted, not even alone, for this reason."""
+    is_held_up: bool = False
+    """True when nothing was looked at, as somebody opens deliveries of stored events."""
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -456,7 +459,7 @@ class LeasedPruner:
             self._one_by_one[kind] = max(self._one_by_one[kind] - 1, 0)
         except Exception as error:
             if isinstance(error, DBAPIError) and is_lock_wait(error) and error.statement == leaves.LOCK_PAYLOADS:
-                return Pruned()  # somebody opens deliveries: the next round goes on
+                return Pruned(is_held_up=True)  # the next round goes on
             if not (is_wait_timeout(error) or blames_items(error)):
                 raise
             if self._one_by_one[kind]:
@@ -505,6 +508,14 @@ def trusted_clock(now: datetime, before: datetime | None) -> datetime:
     and there is time to set it right. Pure.
     """
     return now if before is None else min(now, before + CLOCK_ADVANCE)
+
+
+def clock_by_hand(transaction: Transaction) -> datetime:
+    """Return the time that the ages of an operator's command count from: the earlier of the database's and this machine's.
+
+    So a clock that has jumped ahead deletes nothing, and what has expired while no relay ran goes at once.
+    """
+    return min(transaction.now(), SystemClock().now())
 
 
 def state_of(transaction: Transaction, kind: RetentionKind) -> KindState:

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from inbox.errors import BadFilter, NoSuchCommand, NothingThere, UnusableCommand
 from inbox.events.timestamps import rfc3339
-from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
+from relay.operations.asks import KindsOfRows, Moment, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 from relay.operations.table import Operation
 from relay.store.operator.plan import Plan, plan, quick, why_left_out
 from relay.web.reading import AnyMembers, Reading
@@ -56,7 +56,7 @@ class Agreed(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of the selection, and of everything that must be the same."""
     most: int | None = None
     """Deliveries or rows at most; None: any number."""
-    as_of: datetime | None = None
+    as_of: Moment | None = None
     until_fact: int | None = None
     """Of a replay: the newest fact."""
 

@@ -122,7 +122,7 @@ def test_a_second_counterpart_on_the_second_page_is_dead_at_once(flow: Flow, ste
 @pytest.mark.parametrize(
     ("sync", "error"),
     [
-        (BY_START, "find: page 2 is the one before it: does the call take what pages says?"),
+        (BY_START, "find: page 2 came before: does the call take what pages says?"),
         (BY_LINK, "find: page 2 names one as the next that was asked for already: it has no end"),
     ],
     ids=["by start", "by link"],

@@ -13,7 +13,7 @@ from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.credentials import SharedSecretProof, Verifier, share_work, verifier_of
+from inbox.sources.credentials import SharedSecretProof, Verifier, pad_work, verifier_of
 from tests.sources.presenting import why_refused
 
 NOW = datetime(2027, 1, 15, tzinfo=UTC)
@@ -125,14 +125,14 @@ def test_another_user_with_the_right_password_is_refused() -> None:
     scheme=st.sampled_from(["", "Basic ", "Bearer "]),
 )
 def test_whatever_the_headers_hold_only_a_refusal_is_raised(kind: str, value: str, scheme: str) -> None:
-    asked = share_work(map(verifier, KINDS.values())) if kind == "unknown" else verifier(KINDS[kind])
+    asked = pad_work(map(verifier, KINDS.values())) if kind == "unknown" else verifier(KINDS[kind])
     raw = RawRequest("s", {"authorization": scheme + value, "x-webhook-token": value}, b"", NOW, url_token=value)
     assert refused(asked, raw)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_source_refuses_what_any_source_would_let_in(kind: str) -> None:
-    nobodys = share_work(map(verifier, KINDS.values()))
+    nobodys = pad_work(map(verifier, KINDS.values()))
     assert refused(nobodys, request(kind, "s3cret"))
     assert refused(nobodys, request(kind, ""))
 
@@ -140,7 +140,7 @@ def test_an_unknown_source_refuses_what_any_source_would_let_in(kind: str) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_secret_of_another_source_is_refused_although_it_is_tried(kind: str) -> None:
     verifiers = {name: verifier(auth) for name, auth in KINDS.items()}
-    share_work(verifiers.values())
+    pad_work(verifiers.values())
     for name, asked in verifiers.items():
         assert refused(asked, request(kind, "s3cret")) == (name != kind)
 
@@ -154,4 +154,4 @@ def test_a_secret_that_is_not_there_stops_the_start_and_names_the_source() -> No
 
 def test_a_verifier_keeps_no_secret_that_could_be_shown() -> None:
     shown = SharedSecretProof(BearerAuth(secrets=[Secret("env:TOKEN")]), [(Secret("env:TOKEN"), "hunter2")])
-    assert "hunter2" not in repr(vars(shown._secrets))
+    assert "hunter2" not in repr(shown._keys)

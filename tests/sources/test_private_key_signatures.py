@@ -17,7 +17,7 @@ from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.receiver.app import endpoints_of
 from inbox.sources import keys
-from inbox.sources.credentials import Verifier, share_work
+from inbox.sources.credentials import Verifier, pad_work
 from tests.helpers.mistakes import mistake
 from tests.sources.presenting import a_request, a_verifier, why_refused
 
@@ -232,7 +232,7 @@ def test_a_source_with_the_public_key_alone_works_beside_one_that_has_a_shared_s
         for name, secrets in (("alone", (PUBLIC,)), ("both", (PUBLIC, SHARED)))
     )
     made = {name: endpoint.verifier for name, endpoint in endpoints_of(parse_config(text)).items()}
-    nobody = share_work(made.values())
+    nobody = pad_work(made.values())
     for verifier in made.values():
         assert let_in(verifier, sent(SIGNATURE))
         assert not let_in(verifier, sent(v1a(Ed25519PrivateKey.generate())))

@@ -10,7 +10,7 @@ import pytest
 
 from inbox.config.routing import enrol
 from inbox.config.sources import NoAuth, Source
-from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable, UnsupportedType
+from inbox.errors import InvalidEvent, RequestError, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.loader.load import parse_config
 from inbox.sources import preset_of
@@ -285,8 +285,3 @@ def test_a_bad_pattern_is_a_mistake_in_the_file(keys: dict[str, str], told: str)
     table = {"preset": "slack-message", **keys}
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in table.items())
     assert f"[sources.chat] {told}" in mistake(f'[sources.chat]\nauth = {{ kind = "none" }}\n{lines}\n')
-
-
-def test_a_source_made_otherwise_is_refused_as_well() -> None:
-    with pytest.raises(ConfigError, match=r"\[sources.chat\] pattern needs a group"):
-        preset_of(a_source("x"))

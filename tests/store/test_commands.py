@@ -183,16 +183,35 @@ CHANGES = {
     "asked_by = 'somebody else'": "a command stays as it was asked",
     "asked_at = '2020-01-01 00:00:00Z'": "a command stays as it was asked",
     "dry_run = true": "a command stays as it was asked",
-    "state = 'done', selection = '{\"route\": \"latest\"}'": "a command stays as it was asked",
-    "state = 'done', selection = '{}'": "a command stays as it was asked",
-    "state = 'done', reason = 'another one'": "a command stays as it was asked",
 }
+LATER_CHANGES = (
+    'selection = \'{"route": "latest"}\'',
+    "selection = '{\"everything\": true}'",
+    "selection = '{}'",
+    "reason = 'another one'",
+    "asked_by = 'somebody else'",
+)
 
 
 def test_a_command_that_was_asked_keeps_its_meaning(steps: Steps) -> None:
     by_sql(steps, "replay", {"route": "strict"})
     for change, sentence in CHANGES.items():
         with pytest.raises(IntegrityError, match=sentence):
+            steps.do(f"UPDATE relay_command SET {change}")
+
+
+@pytest.mark.parametrize("state", ["asked", "cancelled", "done"])
+def test_what_was_agreed_stays_when_a_command_ends_or_goes_on(steps: Steps, state: str) -> None:
+    """A stopped one went on with another selection, if that was written meanwhile or at once."""
+    by_sql(steps, "cancel", {"route": "strict"})
+    steps.do(f"UPDATE relay_command SET state = '{state}', finished_at = asked_at")
+    more = {
+        "asked": ("", "state = 'done', "),
+        "cancelled": ("", "state = 'running', finished_at = NULL, "),
+        "done": ("",),
+    }
+    for change in (further + change for further in more[state] for change in LATER_CHANGES):
+        with pytest.raises(IntegrityError, match=r"a command stays as it was asked|only erasure may change"):
             steps.do(f"UPDATE relay_command SET {change}")
 
 
@@ -206,6 +225,12 @@ def test_an_ended_command_stays_as_it_is_but_erasure_may_take_names_out(steps: S
     steps.do(f"UPDATE relay_command SET selection = '{erased}', reason = 'erased', answer = NULL")
     (row,) = steps.rows("SELECT selection, reason FROM relay_command")
     assert (as_json(row["selection"])["entity_id"], row["reason"]) == ("erased:1f", "erased")
+    by_sql(steps, "replay", {"deliveries": ["1/strict", "2/latest"]})
+    steps.do("UPDATE relay_command SET state = 'done', finished_at = asked_at WHERE state = 'asked'")
+    lists = 'UPDATE relay_command SET selection = \'{"deliveries": ["1/strict", "%s"]}\' WHERE id = 2'
+    with pytest.raises(IntegrityError, match="only erasure may change"):
+        steps.do(lists % "3/latest")
+    steps.do(lists % "erased")
 
 
 def test_a_person_cancels_an_open_command_by_sql(steps: Steps) -> None:

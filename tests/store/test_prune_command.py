@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
+from inbox.clock import SystemClock
+from inbox.db.leaves import SHARE_PAYLOADS
 from relay.delivery.policy import policies
 from relay.store.operator import commands, execution
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.processes import Ended, invoke
-from tests.helpers.pruning import a_pruner
+from tests.helpers.pruning import AFTER_A_MONTH, a_pruner
 from tests.helpers.reading import count
 from tests.helpers.relaying import CONFIG, Steps
 from tests.helpers.storing import an_event
@@ -21,6 +26,7 @@ from tests.helpers.webhooks import config_text
 
 RETENTION = '[retention]\npayloads = "30d"\nattempts = "30d"\nevents = "60d"\n'
 YES = ("--reason", "the disk is full", "--yes")
+MONTHLY = msgspec.structs.replace(CONFIG, retention=AFTER_A_MONTH)
 Inbox = Callable[..., Ended]
 
 
@@ -93,3 +99,38 @@ def test_a_command_waits_while_a_relay_prunes(steps: Steps, engine: Engine) -> N
     relay.give_back()
     assert worked() == ("running", None), "one kind after the other"
     assert worked() == ("done", "nothing has expired")
+
+
+@pytest.mark.usefixtures("full")
+def test_what_has_expired_while_no_relay_ran_goes_as_the_plan_says(steps: Steps, inbox: Inbox, engine: Engine) -> None:
+    """The clock of rounds is half a year behind then, and advances by a day in an hour: nothing had expired by it."""
+    steps.do("UPDATE pruner SET clock = '2024-01-01 00:00:00Z', ran_at = '2024-01-01 00:00:00Z'")
+    assert plan_of(inbox("--json"), "events")["count"] == 1999
+    assert "3,999 rows deleted" in inbox(*YES).stderr
+    assert count(engine, "inbox") == 1
+
+
+def test_a_clock_of_the_database_that_has_jumped_ahead_deletes_nothing(steps: Steps, engine: Engine) -> None:
+    arrived = SystemClock().now()
+    steps.receive(*(msgspec.structs.replace(an_event(n, routes=[]), received_at=arrived) for n in range(3)))
+    steps.clock.moment = arrived + timedelta(days=3650)
+    number = commands.ask(steps.database, "prune", {"kinds": ["payloads", "events"]}, who="kim", why="too large")
+    for _ in range(3):
+        execution.work_on(steps.database, MONTHLY, policies(CONFIG), number)
+    assert count(engine, "inbox") == count(engine, "inbox_payload") == 3
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("full")
+def test_a_command_waits_for_the_rows_that_a_replay_uses(steps: Steps, engine: Engine) -> None:
+    """It took the kind for pruned, and ended as done with nothing deleted."""
+    steps.clock.moment = SystemClock().now()
+    number = commands.ask(steps.database, "prune", {"kinds": ["events"]}, who="kim", why="too large")
+    with engine.begin() as other:
+        other.execute(text(SHARE_PAYLOADS))
+        execution.work_on(steps.database, MONTHLY, policies(CONFIG), number)
+    waits = commands.progress(steps.database, number)
+    assert waits is not None
+    assert (waits.state, waits.affected, waits.answer) == ("running", 0, "waits: others use the rows, or prune")
+    execution.work_on(steps.database, MONTHLY, policies(CONFIG), number)
+    assert count(engine, "inbox") < 2000

@@ -35,7 +35,7 @@ WRITES = {
     },
     "web": {
         "INSERT": {"relay_command", "payload_reveal"},
-        "UPDATE": {"relay_command", "order_lock", "route_lock"},
+        "UPDATE": {"relay_command"},
     },
     "operator": {"INSERT": {"relay_command"}, "UPDATE": {"relay_command"}},
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import sqlite3
@@ -17,6 +18,7 @@ from sqlalchemy import Engine, text
 from inbox.config.model import Config
 from inbox.db import engine as engines
 from relay.accounts import Actor
+from relay.web.plans import Agreed
 from tests.helpers import outage
 from tests.helpers.page import OPERATOR, Page
 from tests.helpers.patience import stand_still
@@ -162,3 +164,12 @@ def test_two_who_confirm_a_replay_of_what_has_ended_deliver_it_once_more(page: P
     assert steps.rows("SELECT count(*) AS n FROM delivery_log WHERE kind = 'delivered'")[0]["n"] == 6
     assert "2 of the plan had changed meanwhile" in page.get(f"/commands/{second}").text
     assert page.json(f"/commands/{first}.json")["answer"] == "2 deliveries replayed"
+
+
+@pytest.mark.parametrize(
+    "written", [None, "-", "é", "e30=", '{"digest": 1}', '{"digest": "x", "as_of": "2026-01-01T00:00:00"}']
+)
+def test_a_plan_that_was_not_written_here_is_none(written: str | None) -> None:
+    """A time without its zone can't be compared with another: it was answered with 500."""
+    sent = base64.urlsafe_b64encode(written.encode()).decode() if written and "{" in written else written
+    assert Agreed.parse(sent) is None

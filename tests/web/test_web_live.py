@@ -90,7 +90,7 @@ def test_a_page_that_asks_for_no_refresh_has_none(page: Page) -> None:
 def test_a_hundred_refreshes_at_once_cost_the_database_one_read(page: Page) -> None:
     """And a person who opens a page waits for none of them."""
     with ThreadPoolExecutor(8) as threads, counted_statements() as seen:
-        answers = list(threads.map(lambda n: _refreshed(page.url, f"/rejected?source=s{n}"), range(100)))
+        answers = list(threads.map(lambda n: _refreshed(page.url, f"/rejected?error=s{n}"), range(100)))
         assert page.get("/rejected").status_code == 200
     assert set(answers) == {200, 204}
     assert answers.count(200) <= 10

@@ -44,18 +44,19 @@ class _Notifications(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Notifications)
 
 
-class ClientState(base.Proof):
+class ClientState(base.KeyedProof):
     """Proves that each notification of a body has one of the secrets as its client state, or that there is none to prove."""
 
     passes = 1
 
     def __init__(self, _source: Source, secrets: base.Revealed) -> None:
-        self._secrets = base.KnownSecrets(secrets)
+        super().__init__((secret, base.digest_of(text)) for secret, text in secrets)
+        self.kind = ClientState
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See base.Proof. A validation holds no notification, and is answered as one whatever else is in it."""
         states = client_states(raw.body)
-        known = [self._secrets.has(state.encode("utf-8", "surrogatepass"), now) for state in states]
+        known = [self.is_known(state.encode("utf-8", "surrogatepass"), now) for state in states]
         if (states and all(known)) or is_validation(raw):
             return None
         none = "no secret that is valid now is the clientState of each notification"

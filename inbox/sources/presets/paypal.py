@@ -59,6 +59,9 @@ class Transmission(Proof):
         self._webhooks = tuple(secrets)
         self._tolerance = TOLERANCE_SECONDS if source.tolerance is None else source.tolerance
         self.certificates = CertificateStore(_URL, _NAMES)
+        # Of each source: its ids and certificates decide how much work a request makes. Another source's rejection without
+        # that work would tell by its time whose they are.
+        self.kind = (Transmission, source.name)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
         """See Proof."""

@@ -68,7 +68,12 @@ class Token(Proof):
         self._issuer, self._audience = source.issuer, source.audience
         self._leeway = LEEWAY_SECONDS if source.tolerance is None else source.tolerance
         self._keys = [_TokenKey(secret, public) for secret, text in secrets for public in public_keys(text)]
-        self.passes = min(len(self._keys), MOST_KEYS)
+        self.kind = (Token, source.name)
+
+    @property
+    def passes(self) -> int:
+        """See Proof."""
+        return min(len(self._keys), MOST_KEYS)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""

@@ -73,6 +73,9 @@ class SignedMessage(Proof):
         self._hosts = {str(topic): topic.host for topic in source.topics or ()}
         self._algorithms = {"2": _ALGORITHMS["2"]} if not source.allow_sha1 else _ALGORITHMS
         self.certificates = CertificateStore(_URL, _NAMES)
+        # Of each source: its topics and certificates decide how much work a request makes. Another source's rejection without
+        # that work would tell by its time whose they are.
+        self.kind = (SignedMessage, source.name)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
         """See Proof. A certificate is missed only for a message of one of the topics, at the host of its region."""

@@ -383,7 +383,7 @@ def types_of(config: Config, source: str, entity_type: str | None) -> Sequence[s
 def _plan_prune(it: _Planning) -> Plan:
     wanted = kinds_of(it.asked.kinds or ())
     with it.database.read() as transaction:
-        plans = retention.plan(transaction, it.config.retention, transaction.now())
+        plans = retention.plan(transaction, it.config.retention, retention.clock_by_hand(transaction))
     plans = [each for each in plans if each.kind in wanted]
     return Plan(
         count=sum(each.rows for each in plans),

@@ -26,7 +26,7 @@ from relay.store.database import Database
 from relay.store.operator import readmit
 from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
 from relay.store.operator.plan import kinds_of, plan, quick, reason_mistake, subject_of, types_of
-from relay.store.retention import LeasedPruner, Pruned, expiry_of
+from relay.store.retention import LeasedPruner, Pruned, clock_by_hand, expiry_of
 from relay.store.sweeps import SweepResult
 from relay.store.transaction import FailedAlone, Transaction
 from relay.words import counted
@@ -111,16 +111,20 @@ def _prune(database: Database, config: Config, command: Command, asked: Any) -> 
     pruner = LeasedPruner(
         database, f"command {command.id}, process {os.getpid()} at {socket.gethostname()}", rest=lambda _: None
     )
-    if (clock := pruner.take()) is None:
+    if pruner.take() is None:
         return lambda *_: BatchResult("running", progress=progress, answer="waits: a relay prunes")
-    kind, done = kinds[progress], Pruned()
+    kind, done = kinds[progress], Pruned(is_held_up=True)
     try:
+        with database.read() as transaction:
+            before = expiry_of(config.retention, kind, clock_by_hand(transaction))
         for _ in range(2):  # after a batch that failed, one row alone
-            done = pruner.batch(kind, expiry_of(config.retention, kind, clock)) or Pruned()
+            done = pruner.batch(kind, before) or Pruned(is_held_up=True)
             if done.is_done or done.rows or done.passed_over:
                 break
     finally:
         pruner.give_back()
+    if done.is_held_up:
+        return lambda *_: BatchResult("running", progress=progress, answer="waits: others use the rows, or prune")
     progress += done.is_done
     if done.is_done and progress == len(kinds):
         return lambda *_: BatchResult("done", done.rows, progress, answer_of(command, now=done.rows))
