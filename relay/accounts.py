@@ -7,6 +7,7 @@ guess, so SHA-256 is enough for it.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import logging
 import os
@@ -201,6 +202,8 @@ def write_entry(path: Path, name: str, line: str, check: Check) -> None:
     """Put a line in the place of the one with the same name, or at the end of a file; comments and other lines stay.
 
     A new file can be read by its owner alone. One that is there keeps its owner and group, and gives nothing to others.
+    It is written in its place, as a container may have this very file mounted. Of two writers one waits for the other, and a
+    reader finds whole lines: one write has the new text, with empty lines over the rest of the old.
 
     Raises:
         ConfigError: the file can't be read or written, or has a wrong line.
@@ -208,15 +211,16 @@ def write_entry(path: Path, name: str, line: str, check: Check) -> None:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(handle, "r+", encoding="utf-8") as file:
+            fcntl.flock(handle, fcntl.LOCK_EX)
             text = file.read()
             parse_entries(text, str(path), check)
             lines = text.splitlines()
             place = next((at for at, old in enumerate(lines) if old.strip().partition(":")[0] == name), len(lines))
             lines[place : place + 1] = [line]
             os.fchmod(handle, stat.S_IMODE(os.fstat(handle).st_mode) & 0o640)
-            file.seek(0)
-            file.write("\n".join(lines) + "\n")
-            file.truncate()
+            new = "\n".join([*lines, ""]).encode()
+            os.pwrite(handle, new.ljust(os.fstat(handle).st_size, b"\n"), 0)
+            os.ftruncate(handle, len(new))
     except (OSError, ValueError) as error:
         raise ConfigError(f"can't write {visible(str(path))}: {error}") from None
 

@@ -82,7 +82,7 @@ def the_later_version(folder: Path) -> Path:
     apply("docs/how-to/add-a-column.md", folder)
     name_version(folder, LATER)
     with (folder / "inbox" / "gunicorn_settings.py").open("a", encoding="utf-8") as settings:
-        settings.write(f"\nwrite_stderr({SIGN!r})\n")
+        settings.write(f"\nfrom inbox.observe.logs import write_stderr\n\nwrite_stderr({SIGN!r})\n")
     return folder
 
 

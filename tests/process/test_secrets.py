@@ -252,7 +252,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("relay", "dead --json", ENTITY),
     ("relay", "dead", ENTITY),
     ("relay", "status", "to-hook"),
-    ("relay", f"pause --source by-url --reason {REASON}", "by-url"),
+    ("relay", f"pause --source by-url --reason {REASON} --yes", "paused"),
     ("relay", "pause", "strict"),
     ("relay", "pause --json", REASON),
     ("relay", f"replay --cause exhausted --reason {REASON}", ENTITY),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,24 @@ def test_a_file_is_written_for_its_owner_alone_and_a_link_stays_one(tmp_path: Pa
     assert link.is_symlink()
     assert set(parse_entries(file.read_text(), "users", check_password_hash)) == {"anna", "ben"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "users"]
+
+
+def test_writers_wait_for_each_other_and_a_reader_finds_whole_lines(tmp_path: Path) -> None:
+    file = tmp_path / "users"
+    file.write_text(LINE + "\n")
+    names = [f"p{n}" for n in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        writing = [
+            pool.submit(write_entry, file, name, user(name, role).strip(), check_password_hash)
+            for role in ("operator", "viewer")  # the second makes the file shorter
+            for name in names
+        ]
+        while not all(each.done() for each in writing):
+            assert "anna" in parse_entries(file.read_text(), "users", check_password_hash)
+    for each in writing:
+        each.result()
+    found = parse_entries(file.read_text(), "users", check_password_hash)
+    assert {name: entry.role for name, entry in found.items()} == {"anna": "operator", **dict.fromkeys(names, "viewer")}
 
 
 @pytest.mark.parametrize("content", [b"anna", b"\xff"])
