@@ -16,7 +16,7 @@ from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -135,10 +135,12 @@ def _nanoseconds(moment: float | None, offset: int) -> int:
 
 
 def _exporter(endpoint: str | None) -> SpanExporter:
-    """Make the exporter, OTLP over HTTP, as the SDK's own variables configure it; they win over `endpoint`."""
+    """Make the exporter, OTLP over HTTP or the terminal's, as the SDK's own variables configure it; they win over `endpoint`."""
     name = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    if name == "console":
+        return ConsoleSpanExporter()
     if name != "otlp":
-        raise ConfigError(f"OTEL_TRACES_EXPORTER: {name!a} is not offered: otlp or none")
+        raise ConfigError(f"OTEL_TRACES_EXPORTER: {name!a} is not offered: otlp, console or none")
     is_given = any(map(os.environ.get, ASKING[:2]))
     return OTLPSpanExporter(endpoint=None if is_given else endpoint)
 

@@ -148,14 +148,19 @@ def _abandoned_in_a_row(history: History, dead: Entry) -> list[tuple[str, dateti
                 case facts.Abandoned(relay_node=node):
                     found.append((node, entry.at))
                 case facts.TookOver(of=of):
-                    key, number = (of, key[1]), entry.number
+                    taker, key = key[0], (of, key[1])
+                    number = _superseded_by(taker, history.entries[key], entry)
                     break
-                case facts.Superseded():
-                    continue  # what it was superseded by took over from it
                 case _:
                     return found
         else:
             return found
+
+
+def _superseded_by(taker: int, entries: Sequence[Entry], took_over: Entry) -> int:
+    """Return the number of the fact with which it gave its attempts to the taker: facts of one moment have any order."""
+    given = (entry for entry in entries if isinstance(entry.fact, facts.Superseded) and entry.fact.by == taker)
+    return max((entry.number for entry in given if entry.at <= took_over.at), default=took_over.number)
 
 
 def first_claims_are_in_order(snapshot: Snapshot) -> Sequence[object]:
