@@ -57,7 +57,7 @@ exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin "$SYSTEMD" --syste
 """
 _PROGRAM = """#!/bin/sh
 export PYTHONPATH=/opt/code:/opt/packages LD_LIBRARY_PATH=/opt/python/lib
-exec /opt/python/bin/{python} -P -c 'from {side}.cli.main import main; main()' "$@"
+exec /opt/python/bin/{python} -P -c 'from relay.cli.{module} import main; main()' "$@"
 """
 _TARGETS = ("up", "sysinit", "basic", "sockets", "shutdown", "network-online", "multi-user")
 _LOGS = "[Service]\nStandardOutput=append:/run/%N.log\n"
@@ -111,7 +111,9 @@ def _etc(folder: Path, files: dict[str, str]) -> None:
     (folder / "bin").mkdir()
     for side in ("inbox", "relay"):
         program = folder / "bin" / side
-        program.write_text(_PROGRAM.format(python=python, side=side), encoding="utf-8")
+        program.write_text(
+            _PROGRAM.format(python=python, module="inbox" if side == "inbox" else "main"), encoding="utf-8"
+        )
         program.chmod(0o755)
 
 
