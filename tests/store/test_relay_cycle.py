@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from relay.daemon.lease_renewal import claim_of
+from relay.store.database import Database
 from relay.store.leases import give_back, renew
 from relay.store.sequence import any_received, sequence
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps
@@ -77,6 +78,12 @@ def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_given_back(s
     assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready")]
     assert steps.kinds() == []
     assert [(again.seq, again.attempt) for again in (steps.attempt(DONE), steps.attempt(DONE))] == [(2, 1), (1, 1)]
+
+
+def test_an_older_event_goes_first_by_the_moving_clock_of_the_database_as_well(steps: Steps) -> None:
+    steps.database = Database(steps.database.engine)
+    given_back(steps, 2, 1, "strict")
+    assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready")]
 
 
 def test_in_latest_one_that_is_given_back_is_folded_into_a_newer_one_that_waits(steps: Steps) -> None:
