@@ -8,6 +8,7 @@ one serves the same configuration, whatever the file says by then.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Container, Sequence
@@ -18,7 +19,6 @@ from inbox.db import guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
-from inbox.garbage import freeze_loaded
 from inbox.gunicorn_worker import (
     WORKER_TMP_DIR,
     ActiveApp,
@@ -140,7 +140,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         allow_files(CAPACITY.connections, "the receiver's connections")
         address = None if config.metrics.receiver is None else config.metrics.receiver.place
         receiver.exporter = exporter_at(address, config.logs.format, server.cfg.uid, server.cfg.gid)
-        freeze_loaded()  # here, too: a collection writes to the memory that it walks, which workers share
+        gc.freeze()  # here, too: a collection writes to the memory that it walks, which workers share
 
     start_app(
         server,

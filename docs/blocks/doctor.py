@@ -13,7 +13,7 @@ def every_examination() -> str:
     return table(
         ("examination", "looks at", "kinds of findings"),
         (
-            (f"`{each.name}`", each.looks_at, ", ".join(f"`{kind.name}`" for kind in each.kinds))
+            (f"`{each.name}`", each.examine.__doc__ or "", ", ".join(f"`{kind.name}`" for kind in each.kinds))
             for each in EXAMINATIONS
         ),
     )

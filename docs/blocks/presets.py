@@ -6,16 +6,46 @@ from docs.blocks.common import table
 from inbox.config.sources import Signature
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
+from inbox.sources.presets import mailgun, paypal
 
 _KIB = 1024
 _NAMES = {"ecdsa": "ECDSA P-256", "ed25519": "Ed25519"}
+OWN_PROOFS = {
+    "adyen": (
+        "`additionalData.hmacSignature` in the body",
+        "HMAC-SHA256",
+        "eight fields of each notification; neither its time nor `additionalData`",
+        "none: no time is signed",
+    ),
+    "mailgun": (
+        "`signature.signature` in the body",
+        "HMAC-SHA256",
+        "`signature.timestamp` and `signature.token`; not the event",
+        f"{mailgun.RETRIED_SECONDS} s",
+    ),
+    "msgraph": ("`clientState` in the body", "none: a shared secret", "nothing", ""),
+    "paypal": (
+        "`PAYPAL-TRANSMISSION-SIG`",
+        "RSA-SHA256",
+        "`{transmission id}|{time}|{webhook's ID}|{CRC-32 of the body}`",
+        f"{paypal.TOLERANCE_SECONDS:g} s",
+    ),
+    "secevent": (
+        "the body itself",
+        "RS, PS, ES 256 to 512, EdDSA",
+        "the body",
+        "none: what is sent again is known by its id",
+    ),
+    "sns": ("`Signature` in the body", "RSA-SHA256, or SHA1 with `allow_sha1`", "the message in the body", ""),
+}
+"""Of presets with a proof of their own: its place in a request, the algorithm, what is signed, and the tolerance."""
 
 
 def preset_proofs() -> str:
     """Tabulate the proofs of origin in each preset's requests."""
     return table(
         ("preset", "header", "algorithm", "signed", "tolerance"),
-        ((f"`{name}`", *_proof(preset)) for name, preset in sorted(PRESETS.items())),
+        ((f"`{name}`", *_proof(name, preset)) for name, preset in sorted(PRESETS.items())),
     )
 
 
@@ -36,7 +66,7 @@ def preset_answers() -> str:
     )
 
 
-def _proof(preset: Preset) -> tuple[str, str, str, str]:
+def _proof(name: str, preset: Preset) -> tuple[str, str, str, str]:
     if preset.signatures:
         first, *others = preset.signatures
         names = dict.fromkeys(each.header for each in others if each.header != first.header)
@@ -48,7 +78,7 @@ def _proof(preset: Preset) -> tuple[str, str, str, str]:
         tolerance = f"{preset.tolerance:g} s" if is_timed else "none: no time is signed"
         return f"`{header}`", " or ".join(algorithms), f"`{first.content}`", tolerance
     if preset.prover is not None:
-        return preset.proof_in_words
+        return OWN_PROOFS[name]
     if "signature" in preset.own_keys:
         return "`signature.header`", "`signature.algorithm`", "`signature.content`", "`tolerance`"
     return "as `auth` says", "none", "nothing", ""

@@ -63,12 +63,6 @@ class SqlClock:
             return f"{self.now} - interval '{seconds} seconds'"
         return f"strftime('%Y-%m-%d %H:%M:%f', {self.now}, '{-seconds} seconds') || '000Z'"
 
-    def in_words(self, column: str) -> str:
-        """Return a time as text, to the second."""
-        if self.is_postgres:
-            return f"to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || 'Z'"
-        return f"substr({column}, 1, 19) || 'Z'"
-
 
 def view(dialect: str) -> str:
     """Return the statement that makes the view."""

@@ -203,8 +203,6 @@ class Preset:
     """Its own proof, where that is no signature with a shared secret."""
     proves_by: str = "secrets"
     """The key of a source that `prover` proves by; another than `secrets` is in `needs`."""
-    proof_in_words: tuple[str, str, str, str] = ("", "", "", "")
-    """For the documentation: the place of that proof in a request, the algorithm, what is signed, and the tolerance."""
     signer: Callable[[Sample, str, datetime], Sample] | None = None
     """Signs a sample in its body with a secret, where the provider does; raises ConfigError when it can't."""
     own_keys: frozenset[str] = frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import queue
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import failure_of
 from inbox.exposure import exposure_warnings
-from inbox.garbage import freeze_loaded
 from inbox.loader.load import config_path, load_file
 from inbox.observe import logs
 from inbox.observe.recorder import exporter_at
@@ -96,7 +96,7 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
         observer.tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-relay")
         leaving.callback(observer.tracer.close)
         relay = Relay(database, prepared, observer=observer, grace_seconds=options.grace_seconds)
-        freeze_loaded()
+        gc.freeze()  # as the receiver does
         with publishing_gauges(database, config, observer, exporter):
             run_relay(relay, config, orders, observer, drain=options.drain)
         return 0

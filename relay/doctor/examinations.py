@@ -29,6 +29,7 @@ from relay.store.overview import read_overview
 
 
 def _database(installation: Installation) -> Iterator[Finding]:
+    """Does the database answer?"""
     try:
         path = installation.sqlite_path
     except ConfigError as error:
@@ -55,6 +56,7 @@ NEWER = FindingKind(
 
 
 def _migrations(installation: Installation) -> Iterator[Finding]:
+    """Migrations that the database lacks."""
     try:
         adding = [step for step in migrate.plan(installation.reader) if not step.contracts]
     except ConfigError as error:
@@ -84,6 +86,7 @@ _NEWEST_TIMES = {
 
 
 def _clock(installation: Installation) -> Iterator[Finding]:
+    """Clocks of this host and of the database."""
     with installation.reading() as connection:
         began = time.monotonic()
         before = SystemClock().now()
@@ -118,6 +121,7 @@ DOUBTFUL = FindingKind(
 
 
 def _durability(installation: Installation) -> Iterator[Finding]:
+    """Settings that an acknowledged webhook rests on, read back from a connection; sequences and their tables."""
     with installation.reading() as connection:
         if connection.dialect.name == POSTGRES:
             yield from _lost(connection)
@@ -164,6 +168,7 @@ _MOUNTS = Path("/proc/self/mounts")
 
 
 def _disk(installation: Installation) -> Iterator[Finding]:
+    """Free disk of the database, and its file system."""
     path = installation.sqlite_path
     if path is not None and (kind := network_type(path.parent)):
         yield NETWORK.found(str(path), f"{path} is on a file system of the type {kind}")
@@ -229,6 +234,7 @@ _MOST_OF_CHECK = 20
 
 
 def _configuration(installation: Installation) -> Iterator[Finding]:
+    """Mistakes of inbox.toml, as both programs would find them; secrets, certificates and files, as `inbox check` warns."""
     found = check.findings(installation.file, installation.path)
     for each in found[:_MOST_OF_CHECK]:
         kind = MISTAKE if each.level == "mistake" else DOUBT
@@ -257,11 +263,13 @@ CHANGED = FindingKind(
 
 
 def _needing_a_person(installation: Installation) -> Iterator[Finding]:
+    """Relays, routes, gates, commands, sweeps and alerts that need a person, as `relay status` shows them."""
     database = Database(installation.reader)
     yield from findings(read_overview(database, policies(installation.config)), checked(database))
 
 
 def _relays(installation: Installation) -> Iterator[Finding]:
+    """Versions and configurations of running relays."""
     here, own = version_of("inbox-relay"), hash_of(installation.config)
     for relay in running(Database(installation.reader)):
         name = f"relay {relay.host} pid {relay.pid}"
@@ -273,40 +281,14 @@ def _relays(installation: Installation) -> Iterator[Finding]:
 
 
 EXAMINATIONS = (
-    Examination("database", "Does the database answer?", _database, (UNREACHABLE,), needs_database=False),
-    Examination("migrations", "Migrations that the database lacks.", _migrations, (PENDING, NEWER)),
-    Examination("clock", "Clocks of this host and of the database.", _clock, (SKEW, BACK)),
-    Examination(
-        "durability",
-        "Settings that an acknowledged webhook rests on, read back from a connection; sequences and their tables.",
-        _durability,
-        (LOST, DOUBTFUL),
-    ),
-    Examination("disk", "Free disk of the database, and its file system.", _disk, (FILLING, NETWORK)),
-    Examination(
-        "schema",
-        "Tables, indexes, views, functions and triggers, against this version's.",
-        schema_drift.examine_schema,
-        (schema_drift.DIFFERS,),
-    ),
-    Examination(
-        "rights",
-        "Rights of the roles that `inbox roles` makes, on Postgres.",
-        schema_drift.examine_rights,
-        (schema_drift.RIGHTS,),
-    ),
-    Examination(
-        "configuration",
-        "Mistakes of inbox.toml, as both programs would find them; secrets, certificates and files, as `inbox check` warns.",
-        _configuration,
-        (MISTAKE, DOUBT, EXPIRING),
-        needs_database=False,
-    ),
-    Examination(
-        "relay",
-        "Relays, routes, gates, commands, sweeps and alerts that need a person, as `relay status` shows them.",
-        _needing_a_person,
-        tuple(KINDS.values()),
-    ),
-    Examination("relays", "Versions and configurations of running relays.", _relays, (VERSION, CHANGED)),
+    Examination("database", _database, (UNREACHABLE,), needs_database=False),
+    Examination("migrations", _migrations, (PENDING, NEWER)),
+    Examination("clock", _clock, (SKEW, BACK)),
+    Examination("durability", _durability, (LOST, DOUBTFUL)),
+    Examination("disk", _disk, (FILLING, NETWORK)),
+    Examination("schema", schema_drift.examine_schema, (schema_drift.DIFFERS,)),
+    Examination("rights", schema_drift.examine_rights, (schema_drift.RIGHTS,)),
+    Examination("configuration", _configuration, (MISTAKE, DOUBT, EXPIRING), needs_database=False),
+    Examination("relay", _needing_a_person, tuple(KINDS.values())),
+    Examination("relays", _relays, (VERSION, CHANGED)),
 )

@@ -99,9 +99,8 @@ class Examination(msgspec.Struct, frozen=True):
     """An examination: a function from an installation to its findings."""
 
     name: str
-    looks_at: str
     examine: Callable[[Installation], Iterable[Finding]]
-    """Raises NotExamined with what it needs; the findings until then count."""
+    """Its docstring says what it looks at. It raises NotExamined with what it needs; the findings until then count."""
     kinds: tuple[FindingKind, ...]
     needs_database: bool = True
 

@@ -242,7 +242,6 @@ OPERATIONS: Mapping[str, Operation] = {
 """Every kind that this version knows."""
 
 OF_DELIVERIES = tuple(kind for kind, operation in OPERATIONS.items() if operation.asks is Selection)
-OF_GATES = tuple(kind for kind, operation in OPERATIONS.items() if operation.asks is OneGate)
 
 
 def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation's `asks`

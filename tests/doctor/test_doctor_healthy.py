@@ -160,7 +160,7 @@ def test_an_examination_that_fails_or_hangs_is_reported_and_stops_no_other(
 
     monkeypatch.setattr(runs, "LONGEST_SECONDS", 5.0)
     place = installation(tmp_path, database_url, seconds=1.0)
-    made = [Examination(each.__name__, "", each, ()) for each in (fails, hangs, is_slow)]
+    made = [Examination(each.__name__, each, ()) for each in (fails, hangs, is_slow)]
     results = {each.name: each for each in runs.run(place, [*made, named("clock")])}
     never.set()
     assert len(results["fails"].findings) == 1

@@ -137,11 +137,5 @@ PRESET = Preset(
     prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,
     acknowledgement=("text/plain; charset=utf-8", b"[accepted]"),
-    proof_in_words=(
-        "`additionalData.hmacSignature` in the body",
-        "HMAC-SHA256",
-        "eight fields of each notification; neither its time nor `additionalData`",
-        "none: no time is signed",
-    ),
     acknowledged="`[accepted]`",
 )

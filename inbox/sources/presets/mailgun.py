@@ -25,7 +25,7 @@ from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields, signing
 from inbox.sources.base import Preset, Sample, json_sample
 
-_RETRIED_SECONDS = 9 * 3600
+RETRIED_SECONDS = 9 * 3600
 _INNER = "event-data"
 
 
@@ -54,7 +54,7 @@ def signed_parts(body: bytes) -> list[signing.SignedPart]:
     return [signing.SignedPart(at + token, (proof.signature, proof.parent), at)] if token else []
 
 
-SCHEME = signing.Scheme(Signature(header="signature.signature"), signed_parts, tolerance=_RETRIED_SECONDS)
+SCHEME = signing.Scheme(Signature(header="signature.signature"), signed_parts, tolerance=RETRIED_SECONDS)
 
 
 def sign(sample: Sample, secret: str, at: datetime) -> Sample:
@@ -99,10 +99,4 @@ PRESET = Preset(
     prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,
     max_body=1024 * 1024,  # none is documented; user variables of a message may be in it
-    proof_in_words=(
-        "`signature.signature` in the body",
-        "HMAC-SHA256",
-        "`signature.timestamp` and `signature.token`; not the event",
-        f"{_RETRIED_SECONDS} s",
-    ),
 )

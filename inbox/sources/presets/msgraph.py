@@ -136,5 +136,4 @@ secrets = ["env:{variable}"]
 [sources.msgraph.auth]  # of the notificationUrl: /webhooks/msgraph/TOKEN
 kind = "url_token"
 secrets = ["env:{token}"]""",
-    proof_in_words=("`clientState` in the body", "none: a shared secret", "nothing", ""),
 )

@@ -118,10 +118,4 @@ secrets = ["env:{variable}"]
 [sources.paypal.auth]  # of the webhook's URL: /webhooks/paypal/TOKEN
 kind = "url_token"
 secrets = ["env:{token}"]""",
-    proof_in_words=(
-        "`PAYPAL-TRANSMISSION-SIG`",
-        "RSA-SHA256",
-        "`{transmission id}|{time}|{webhook's ID}|{CRC-32 of the body}`",
-        f"{TOLERANCE_SECONDS:g} s",
-    ),
 )

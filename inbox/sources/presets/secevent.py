@@ -191,10 +191,4 @@ PRESET = Preset(
 secrets = ["env:{variable}"]  # public keys: a JWKS document, or "file:/path"
 issuer = "https://login.example.com"  # what a token has to say in iss,
 audience = "https://hooks.example.com/webhooks/secevent"  # and in aud""",
-    proof_in_words=(
-        "the body itself",
-        "RS, PS, ES 256 to 512, EdDSA",
-        "the body",
-        "none: what is sent again is known by its id",
-    ),
 )

@@ -206,5 +206,4 @@ topics = ["arn:aws:sns:eu-west-1:123456789012:orders"]  # whose SignatureVersion
 [sources.sns.auth]  # of the endpoint: /webhooks/sns/TOKEN
 kind = "url_token"
 secrets = ["env:{variable}"]""",
-    proof_in_words=("`Signature` in the body", "RSA-SHA256, or SHA1 with `allow_sha1`", "the message in the body", ""),
 )
