@@ -230,7 +230,7 @@ def test_in_full_a_destination_that_can_not_be_listed_is_said(both: Site, server
 
 @pytest.mark.parametrize(
     ("source", "said"),
-    [("nobody", "no source 'nobody' is configured"), ("unrouted", "source unrouted has no sweeps")],
+    [("nobody", "there is no source 'nobody'"), ("unrouted", "source unrouted has no sweeps")],
 )
 def test_wrong_use_is_status_2(place: Site, source: str, said: str) -> None:
     ended = place.invoke("relay", "sweep", "--source", source)
