@@ -203,7 +203,8 @@ def write_entry(path: Path, name: str, line: str, check: Check) -> None:
 
     A new file can be read by its owner alone. One that is there keeps its owner and group, and gives nothing to others.
     It is written in its place, as a container may have this very file mounted. Of two writers one waits for the other, and a
-    reader finds whole lines: one write has the new text, with empty lines over the rest of the old.
+    reader finds whole lines, but for an instant on some file systems: one write has the new text, with empty lines over the rest
+    of the old. The room that it needs is taken first, so that a full disk leaves the file as it was.
 
     Raises:
         ConfigError: the file can't be read or written, or has a wrong line.
@@ -212,17 +213,27 @@ def write_entry(path: Path, name: str, line: str, check: Check) -> None:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(handle, "r+", encoding="utf-8") as file:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            text = file.read()
+            text = file.read().removeprefix("\ufeff")
             parse_entries(text, str(path), check)
-            lines = text.splitlines()
+            lines = text.removesuffix("\n").split("\n") if text else []
             place = next((at for at, old in enumerate(lines) if old.strip().partition(":")[0] == name), len(lines))
             lines[place : place + 1] = [line]
             os.fchmod(handle, stat.S_IMODE(os.fstat(handle).st_mode) & 0o640)
             new = "\n".join([*lines, ""]).encode()
-            os.pwrite(handle, new.ljust(os.fstat(handle).st_size, b"\n"), 0)
+            size = os.fstat(handle).st_size
+            _take_room(handle, size, len(new) - size)
+            os.pwrite(handle, new.ljust(size, b"\n"), 0)
             os.ftruncate(handle, len(new))
+            os.fsync(handle)
     except (OSError, ValueError) as error:
         raise ConfigError(f"can't write {visible(str(path))}: {error}") from None
+
+
+def _take_room(handle: int, size: int, more: int) -> None:
+    """Make a file longer by empty lines, or leave it as it is."""
+    if more > 0 and os.pwrite(handle, b"\n" * more, size) < more:
+        os.ftruncate(handle, size)
+        raise OSError("there is no room for it")
 
 
 # --- while the page runs

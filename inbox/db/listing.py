@@ -7,7 +7,7 @@ The state of a delivery is in a view that no index answers. So events are chosen
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -208,13 +208,12 @@ def list_deliveries(
     *,
     most: int = 0,
     seconds: float = float("inf"),
-    clock: Callable[[], float] = time.monotonic,
 ) -> RowPage:
     """List rows of the view `delivery`: about `limit`, and go on until more than `most` have matched.
 
     No further statement begins after `seconds`. A row is missed only where the clocks of receivers differ by more than an hour.
     """
-    end = clock() + seconds
+    end = time.monotonic() + seconds
     rows: list[Row] = []
     matching = looked = 0
     is_full, is_complete, place = False, True, wanted.before
@@ -229,7 +228,7 @@ def list_deliveries(
                     rows += shown
             if is_full and matching > most:
                 break
-            if clock() > end:
+            if time.monotonic() > end:
                 is_complete = False
                 break
         else:

@@ -6,10 +6,10 @@ The circuit breaker of a destination or api:
 
 | state | what happens | then |
 | --- | --- | --- |
-| closed | of at least `calls` calls in `window`, `failed` or more of them failed; or credentials were refused | open |
-| open | `until` has come, and a relay claims one delivery | half_open |
+| closed | of at least 10 calls in a minute, half or more failed; or credentials were refused | open |
+| open | its time is over, and a relay claims one delivery | half_open |
 | half_open | the probe succeeded | closed |
-| half_open | the probe failed: twice as long as before, up to `longest` | open |
+| half_open | the probe failed: twice as long as before, up to 10 min, or `open_for` if that is longer | open |
 | any | it answered 410, which is final | retired, until an operator resumes it |
 """
 

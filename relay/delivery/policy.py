@@ -55,7 +55,7 @@ JITTER = 0.2
 """Largest part of a delay that is added at random."""
 
 CRASHES_ALLOWED = 3
-"""A delivery is set aside after so many crashes of the relay's process in a row: it may be their cause."""
+"""A delivery is dead after so many abandoned attempts in a row, whatever ended them: it may be the cause."""
 
 
 class Schedule:

@@ -224,9 +224,9 @@ class Demo:
                     tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
                     raise DemoError(f"the {name} has ended with status {child.returncode}; the end of {log}:\n{tail}")
 
-    def until(self, done: Callable[[], bool], seconds: float = _PATIENCE_SECONDS) -> bool:
-        """Wait, at most so long; return false when it took longer. Raises as `pause`."""
-        deadline = time.monotonic() + seconds
+    def until(self, done: Callable[[], bool]) -> bool:
+        """Wait, at most `_PATIENCE_SECONDS`; return false when it took longer. Raises as `pause`."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while not (is_done := done()) and time.monotonic() < deadline:
             self.pause(_POLL_SECONDS)
         return is_done

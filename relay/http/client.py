@@ -1,6 +1,6 @@
 """The HTTP client: the only module that makes calls.
 
-A call goes to a configured endpoint, over a `requests.Session` per thread, and always ends. Its deadline covers name
+A call goes to a configured endpoint, over a urllib3 pool of one connection per thread, and always ends. Its deadline covers name
 resolution, connecting, and the head and body of the answer, however slowly they arrive. Its result is `answered`,
 `not_sent` or `unknown`: only an unknown call may have had an effect without an answer.
 """
@@ -78,7 +78,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class HttpClient:
-    """A client of one endpoint. Make one for each api or destination, and keep it: each thread has its own session."""
+    """A client of one endpoint. Make one for each api or destination, and keep it: each thread has its own connection."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -260,7 +260,7 @@ class HttpClient:
 
 
 def _root(error: BaseException) -> BaseException:
-    """Unwrap the original error: the texts of requests and urllib3 around it would show the URL."""
+    """Unwrap the original error: the texts of urllib3 around it would show the URL."""
     for _ in range(10):
         inner = (getattr(error, "reason", None), *error.args, error.__cause__)
         found = next((candidate for candidate in inner if isinstance(candidate, BaseException)), None)

@@ -42,7 +42,7 @@ def in_parts(
 
     Raises:
         Exception: the database is unreachable or busy, or the statement can't be run at all. What was yielded is done. Or
-            an item could not even be put aside: then all others are done.
+            an item took too long alone, or could not even be put aside: then all others are done.
     """
     todo, stays = [items] if items else [], None
     while todo:
@@ -54,7 +54,12 @@ def in_parts(
                 todo += [some[len(some) // 2 :], some[: len(some) // 2]]
                 continue
             if not blames_items(error):
-                raise
+                if not takes_too_long(error) or stays is not None:
+                    raise
+                stays = (
+                    error  # the first that takes too long alone is passed over; at a second the database is slow itself
+                )
+                continue
             try:
                 aside = [] if alone is None else [alone(some[0], error)]
             except Exception as second:  # the others go on

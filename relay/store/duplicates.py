@@ -50,8 +50,8 @@ def judge_duplicates(
 ) -> Judged:
     """Judge the duplicates of some events: the first of `rest`, or of all.
 
-    An event that can't be judged yet is passed over until all others were looked at. What is repeated after such a walk has
-    begun is no part of it where its seq is higher, so that it comes to an end.
+    An event that can't be judged yet is passed over until all others were looked at, as are those of routes that rest. What is
+    repeated after such a walk has begun is no part of it where its seq is higher, so that it comes to an end.
     """
     with database.read() as transaction:
         rest = rest or _all(transaction)
@@ -65,8 +65,10 @@ def judge_duplicates(
     if not seqs:
         return Judged(0, 0)
     parts: list[Judged] = []
-    locked: DBAPIError | None = None
-    for some in _by_routes(seqs, routes):
+    left = database.resting()
+    for names, some in _by_locks({seq: as_list(routes[seq]) for seq in seqs}, policies).items():
+        if names & left:
+            continue
         try:
             parts += in_parts(
                 database,
@@ -79,11 +81,13 @@ def judge_duplicates(
                 name=lambda seq: f"seq={seq}",
             )
         except DBAPIError as error:
-            if not is_wait_timeout(error):
+            if not names or not is_wait_timeout(error):
                 raise
-            locked = error
-    if locked is not None:
-        raise locked  # the events of other routes are judged
+            left |= names
+            if len(names) == 1:  # of several, another step finds out which one it is
+                database.rest("judge_duplicates", names, error)
+        else:
+            database.end_rest(names)
     handled, rearmed = 0, 0
     for part in parts:
         handled, rearmed = handled + part.handled, rearmed + part.rearmed
@@ -148,12 +152,13 @@ def _all(transaction: Transaction) -> Rest | None:
     return None if newest.seq is None else Rest(after=0, last=newest.seq)
 
 
-def _by_routes(seqs: Sequence[int], routes: Mapping[int, object]) -> list[list[int]]:
-    """Part events by the routes that they take: a route that is locked keeps no other from being judged."""
-    parts: dict[str, list[int]] = {}
-    for seq in seqs:
-        parts.setdefault(str(routes[seq]), []).append(seq)
-    return list(parts.values())
+def _by_locks(routes: Mapping[int, Sequence[str]], policies: Policies) -> dict[frozenset[str], list[int]]:
+    """Part events by the routes that judging them locks: one that stays locked keeps no other from being judged."""
+    parts: dict[frozenset[str], list[int]] = {}
+    for seq, names in routes.items():
+        locks = frozenset(name for _, name in _keys_in_question({seq: names}, policies))
+        parts.setdefault(locks, []).append(seq)
+    return parts
 
 
 def _keys_in_question(routes: Mapping[int, Sequence[str]], policies: Policies) -> list[Key]:

@@ -86,9 +86,8 @@ def _give_back_in_order(database: Database, policies: Policies, relay_node: str,
     with database.write() as transaction:
         transaction.lock_order(route for _, route, _ in claimed)
         returned = transaction.execute(_give_back(transaction.sql), returned=claims_param(claimed))
-        now = (
-            transaction.now()
-        )  # not before they are due: a head that is due later keeps its place before an older event
+        # Not before they are due: a head that is due later keeps its place before an older event.
+        now = transaction.now()
         lanes = [(row.route, row.lane) for row in returned]
         transaction.write_back(settle_lanes(transaction, (), policies, now, lanes), relay_node)
     return len(returned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
@@ -131,6 +132,26 @@ def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: py
         number = ask(steps, task_kind, selection)
         execution.work_on(steps.database, CONFIG, POLICIES, number)
         assert (len(acted), command(steps, number)["progress_seq"]) == (1, 1)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_deliveries_that_another_command_has_just_replayed_are_left_alone(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    fill_with_dead(steps, 3)
+    (newest,) = steps.rows("SELECT max(id) AS id FROM delivery_log")
+    first, second = (ask(steps, "replay", {"route": "strict", "until_fact": newest["id"]}) for _ in range(2))
+    beside, write, begun = Database(steps.database.engine, steps.clock), steps.database.write, list[int]()
+
+    def meanwhile() -> AbstractContextManager[Transaction]:
+        begun.append(1)
+        if len(begun) == nth:
+            execution.work_on(beside, CONFIG, POLICIES, second)
+        return write()
+
+    monkeypatch.setattr(steps.database, "write", meanwhile)
+    execution.work_on(steps.database, CONFIG, POLICIES, first)
+    assert (command(steps, first)["failed"], [kind for _, kind in steps.kinds()].count("replayed")) == (0, 3)
 
 
 TASKS_ASKED: dict[str, dict[str, object]] = {

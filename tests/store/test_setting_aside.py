@@ -108,6 +108,22 @@ def test_an_outcome_that_can_neither_be_recorded_nor_set_aside_is_let_go_and_its
     assert [(one.step, one.item) for one in alone] == [("record", "route=strict seq=3")] * 2
 
 
+@ON_POSTGRES
+def test_an_item_that_takes_too_long_alone_keeps_none_behind_it_from_being_done(steps: Steps) -> None:
+    done: list[int] = []
+
+    def part(some: Sequence[int]) -> None:
+        with steps.database.write() as transaction:
+            if 2 in some:
+                transaction.connection.exec_driver_sql("SET LOCAL statement_timeout = '1ms'")
+                transaction.connection.exec_driver_sql("SELECT pg_sleep(1)")
+        done.extend(some)
+
+    with pytest.raises(OperationalError, match="statement timeout"):
+        list(in_parts(steps.database, "a step", [1, 2, 3, 4], part=part))
+    assert done == [1, 3, 4]
+
+
 def test_a_lane_that_can_not_be_settled_keeps_no_other_lease_from_being_given_back(steps: Steps) -> None:
     steps.arrive(*(an_event(number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
     claimed = steps.claim_due(10, "latest")

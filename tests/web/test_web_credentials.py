@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -180,6 +181,28 @@ def test_writers_wait_for_each_other_and_a_reader_finds_whole_lines(tmp_path: Pa
         each.result()
     found = parse_entries(file.read_text(), "users", check_password_hash)
     assert {name: entry.role for name, entry in found.items()} == {"anna": "operator", **dict.fromkeys(names, "viewer")}
+
+
+@pytest.mark.parametrize("text", [f"\ufeff{LINE}\n", f"# a\u2028b\x0cc\n{LINE}", f"\n{LINE}\n\n"])
+def test_a_file_that_can_be_read_can_be_read_once_its_line_is_replaced(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "users"
+    file.write_text(text, encoding="utf-8")
+    write_entry(file, "anna", user("anna", "viewer").strip(), check_password_hash)
+    found = parse_entries(file.read_text(encoding="utf-8"), "users", check_password_hash)
+    assert {name: entry.role for name, entry in found.items()} == {"anna": "viewer"}
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "users"
+    file.write_text(LINE + "\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(LINE) + 20, before[1]))
+    try:
+        with pytest.raises(ConfigError, match="can't write"):
+            write_entry(file, "new", user("new", "viewer").strip(), check_password_hash)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.read_text() == LINE + "\n"
 
 
 @pytest.mark.parametrize("content", [b"anna", b"\xff"])

@@ -255,9 +255,10 @@ def _change(
         return retry(transaction, keys, now, **said)
     more: Any = {"policies": policies, "states": choice.states}
     if choice.act == "replay":
+        first = keys[0][0]
         if choice.selection.until_fact is not None:  # another command may have changed some since the batch was read
             keys = sorted(selected.among(transaction, choice, keys) & {*keys})
-        too = None if choice.selection.force else partial(selected.among, transaction, choice, first=keys[0][0])
+        too = None if choice.selection.force else partial(selected.among, transaction, choice, first=first)
         return replay(transaction, choice.config, keys, facts.Replayed(**said), now, too=too, **more)
     fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
     return end_or_unblock(transaction, choice.config, keys, fact, now, **more)
