@@ -27,6 +27,7 @@ from inbox.loader.load import read_config
 from relay.delivery.policy import policies
 from relay.store import sequence
 from relay.store.database import Database
+from relay.store.work import Work
 
 WARM_UP_SECONDS = 2.0
 FITTED_AT = ((1, 4), (2, 12), (4, 32))
@@ -111,7 +112,8 @@ class Testbed:
         """Several relays would sequence the whole backlog at once, in the seconds that are measured."""
         config = read_config(Path(environment["INBOX_CONFIG"]), environment)
         database = Database(self._inbox.engine)
-        while sequence.sequence(database, policies(config), "benchmark"):
+        work = Work(database, config, policies(config), "benchmark")
+        while sequence.sequence(work):
             pass
         self._inbox.settle()
 

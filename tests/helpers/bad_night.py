@@ -100,10 +100,10 @@ class Night(Steps):
 
     def operate(self) -> None:
         """Have a relay work on every open command."""
-        working = OpenCommands(self.database)
-        while working.work(CONFIG, POLICIES):
+        working = OpenCommands()
+        while working.work(self.work):
             pass
-        working.work(CONFIG, POLICIES)
+        working.work(self.work)
 
     def beat(self) -> None:
         """Send a heartbeat of the relay that runs, whose claims fail."""
