@@ -86,6 +86,7 @@ class Night(Steps):
     def __init__(self, engine: Engine) -> None:
         began = SystemClock().now().replace(second=0, microsecond=0) - timedelta(minutes=15)
         super().__init__(engine, POLICIES, FakeClock(began))
+        self.config = CONFIG
         self.live = Database(engine)
         """The database by its own clock."""
         self.node = "relay-1"
