@@ -211,10 +211,6 @@ class Observer:
             extra = fields("pruned", kind=kind, rows=rows, seconds=behind_seconds)
             _log.info("pruned %s rows=%d behind=%ds", kind, rows, behind_seconds, extra=extra)
 
-    def gauges_broke(self, what: str, bug: Exception) -> None:
-        """Log a bug that kept some gauges from being read; they are read again later."""
-        _log.error("a bug kept %s from being read", what, exc_info=without_message(bug), extra=fields("bug"))
-
     def step_failed(self, step: str, error: BaseException, seconds: float) -> None:
         """Log and count a step that has failed; the other steps go on."""
         self.counts["step_failed"] += 1
