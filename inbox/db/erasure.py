@@ -469,7 +469,7 @@ def _forgetting(sql: Sql) -> tuple[TextClause, ...]:
                 f"""UPDATE duplicate_request SET body = NULL, error = NULL
 WHERE (body IS NOT NULL OR error IS NOT NULL) AND seq IN {erased}""",
                 f"UPDATE delivery_log SET detail = {emptied(sql.name, 'delivery_log.detail')} WHERE seq IN {erased}",
-                f"""UPDATE lane SET applied_hash = NULL, etag = NULL, etag_config = NULL
+                f"""UPDATE lane SET applied_hash = NULL
 WHERE lane = '*' AND seq IN {erased} AND route IN {routes}""",
                 f"""INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
 SELECT (SELECT {sql.now}), l.seq, l.route, 'erased', l.attempt, NULL, {said}

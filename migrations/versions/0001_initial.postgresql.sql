@@ -257,8 +257,6 @@ CREATE TABLE lane (
     fetch_began_at TIMESTAMP WITH TIME ZONE,
     last_modified TIMESTAMP WITH TIME ZONE,
     applied_hash BYTEA,
-    etag TEXT,
-    etag_config BYTEA,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
     CONSTRAINT ck_lane_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_lane_fetch_began_at_is_readable CHECK (fetch_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -281,10 +279,6 @@ COMMENT ON COLUMN lane.fetch_began_at IS 'time at which that delivery fetched th
 COMMENT ON COLUMN lane.last_modified IS 'the source''s own time of the applied state';
 
 COMMENT ON COLUMN lane.applied_hash IS 'SHA-256 of the data sent downstream';
-
-COMMENT ON COLUMN lane.etag IS 'ETag of the entity in that state; only where the route fetches conditionally';
-
-COMMENT ON COLUMN lane.etag_config IS 'SHA-256 of the route as it was configured then: another one fetches it whole';
 
 CREATE TABLE delivery_log (
     id BIGSERIAL NOT NULL,

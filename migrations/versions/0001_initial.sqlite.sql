@@ -190,10 +190,6 @@ CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane th
     last_modified TEXT,
     -- SHA-256 of the data sent downstream
     applied_hash BLOB,
-    -- ETag of the entity in that state; only where the route fetches conditionally
-    etag TEXT,
-    -- SHA-256 of the route as it was configured then: another one fetches it whole
-    etag_config BLOB,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
     CONSTRAINT ck_lane_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_lane_fetch_began_at_is_readable CHECK (date(substr(fetch_began_at, 1, 10)) IS substr(fetch_began_at, 1, 10) AND fetch_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(fetch_began_at) = 10 OR substr(fetch_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
