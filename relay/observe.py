@@ -22,6 +22,7 @@ from relay.store.duplicates import Judged
 from relay.store.record import Recorded
 from relay.store.sweeps import SweepFindings
 from relay.store.transaction import FailedAlone
+from relay.store.work import Reports
 
 _log, _node_log = logging.getLogger("relay"), logging.getLogger("relay.node")
 
@@ -49,7 +50,7 @@ LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
 """Lines with nothing but their values: logger, level and text by the name of the line."""
 
 
-class Observer:
+class Observer(Reports):
     """Logs and counts. `counts` has the totals of this process, by kind of fact; `meters` exports metrics."""
 
     def __init__(self, meters: Meters = OFF, clock: Clock | None = None) -> None:
