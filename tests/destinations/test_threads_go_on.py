@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import queue
 import socket
 import threading
@@ -19,7 +18,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from inbox.config.values import Duration
 from inbox.observe.logs import without_message
-from relay.daemon import process
 from relay.daemon.alert_sender import AlertSender, PostResult
 from relay.daemon.generation import FinishedAttempt, WorkerPool
 from relay.delivery.alerts import Alert, Posted
@@ -177,18 +175,6 @@ def test_who_sweeps_goes_on_after_whatever_comes_up(bug: Exception, monkeypatch:
     until(lambda: len(asked) > 2, "it looks again")
     stop.set()
     thread.join(60)
-
-
-def test_who_hears_the_parent_goes_on_after_what_is_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    reading, writing = os.pipe()
-    monkeypatch.setattr(process, "_STANDARD_INPUT", reading)
-    orders: process.Orders = queue.SimpleQueue()
-    process.read_parent_orders(orders, Observer())
-    os.write(writing, b"?r")
-    assert orders.get(timeout=60) is process.Order.RELOAD
-    os.close(writing)
-    assert orders.get(timeout=60) is process.Order.STOP
-    os.close(reading)
 
 
 # --- what a log may show
