@@ -41,12 +41,14 @@ from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
 from inbox.loader.load import config_path, load_file
 from inbox.observe import logs
+from inbox.observe.metrics import OFF
 from inbox.observe.recorder import ExporterProcess, exporter_at
 from inbox.observe.traces import make_tracer
-from relay.daemon.gauges import meters_of, publishing_gauges
+from relay.daemon.gauges import READ_EVERY_SECONDS, Gauges, meters_of
 from relay.daemon.generation import PreparedConfig, prepare
 from relay.daemon.loop import Relay
 from relay.observe import Observer
+from relay.steps import Background
 from relay.store.database import Database
 
 AGAIN_SECONDS = 2.0
@@ -119,14 +121,18 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
             connections.dispose()
             return Supervisor(options, config, orders, observer, exporter).run()
         database = Database(connections)
-        observer.meters, database.on_facts = meters_of(config), observer.appended
+        observer.meters = meters_of(config)
         leaving.callback(observer.meters.close)
         observer.tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-relay")
         leaving.callback(observer.tracer.close)
         relay = Relay(database, prepared, observer=observer, grace_seconds=options.grace_seconds)
         gc.freeze()  # as the receiver does
-        with publishing_gauges(database, config, observer, exporter):
-            run_relay(relay, config, orders, observer, drain=options.drain)
+        if observer.meters is not OFF:
+            ended = threading.Event()
+            gauges = Gauges(database, observer, config, exporter)
+            Background("gauges", gauges.publish, every=READ_EVERY_SECONDS, stop=ended, observer=observer)
+            leaving.callback(ended.set)
+        run_relay(relay, config, orders, observer, drain=options.drain)
         return 0
 
 

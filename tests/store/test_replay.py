@@ -396,7 +396,7 @@ def test_what_an_earlier_batch_had_delivered_again_is_overtaken_by_nothing_older
         steps.database, "replay", Selection(route="strict", backfill=True), who="kim", why="lost over there"
     )
     while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
-        execution.work_on(steps.database, CONFIG, POLICIES, number)
+        execution.work_on(steps.work, number)
         steps.until_nothing_is_due()
     assert [delivery.seq for delivery in steps.deliverer.seen] == [1]
     steps.facts_agree()
@@ -455,7 +455,7 @@ def test_a_backfill_looks_through_the_events_of_its_source_in_pages(
     steps.record_all(steps.claim_due(10), DONE)
     found, after = [], 0
     while True:
-        part = selection.page(steps.database, choice, after=after, most=page)
+        part = selection.page(steps.work, choice, after=after, most=page)
         found += [row["seq"] for row in part.rows]
         if part.upto is None:
             break

@@ -17,11 +17,11 @@ from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
 from relay.store.coverage import last_delivered
-from relay.store.database import Database
 from relay.store.lanes import settle_lanes
 from relay.store.operator.selection import GIVEN_UP, Choice, among
 from relay.store.reopen import find, keep_payloads, take_up
 from relay.store.transaction import Key, Transaction, keys_param
+from relay.store.work import Work
 
 
 def change(
@@ -56,7 +56,7 @@ def change(
             keys = sorted(among(transaction, choice, keys))
         found = replayable(transaction, choice, keys, first=first).again
         again = [append(row, fact_of(row), now) for row in found]
-        take_up(transaction, found, again, policies, None)
+        take_up(transaction, found, again, policies)
         return len(again)
     changed = [
         append(row, fact, now)
@@ -67,10 +67,10 @@ def change(
         and (act != "retry" or (row.due_at is not None and row.due_at > now))
     ]
     # Written first, so that what settling reads of these lanes is what is left of them.
-    transaction.write_back(changed, None)
+    transaction.write_back(changed)
     if act != "retry":
         lanes = {(row.route, row.lane) for row in changed}
-        transaction.write_back(settle_lanes(transaction, [], policies, now, lanes), None)
+        transaction.write_back(settle_lanes(transaction, [], policies, now, lanes))
     return len(changed)
 
 
@@ -145,9 +145,7 @@ ORDER BY o.seq, o.route
 """)
 
 
-def that_fit(
-    database: Database, policies: Policies, act: str, keys: Sequence[Key], *, affected: int
-) -> tuple[Sequence[Key], str | None]:
+def that_fit(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> tuple[Sequence[Key], str | None]:
     """The first of these for which their routes have room; where there is none, the reason to wait.
 
     A replay or retry needs room after its first `MOST_OPEN`. Only what is due and can move takes it. Behind a closed gate,
@@ -156,13 +154,13 @@ def that_fit(
     free = MOST_OPEN - affected
     if act not in {"replay", "retry"} or len(keys) <= free:
         return keys, None
-    closed = gates.read_gates(database)
+    closed = gates.read_gates(work)
     room, full = len(keys), None
     for route in sorted({route for _, route in keys}):
-        if route not in policies or closed.admit(policies[route].gates) != "all":
+        if route not in work.policies or closed.admit(work.policies[route].gates) != "all":
             continue
-        with database.read() as transaction:
-            due = int(transaction.execute(_due(database.sql), route=route, most=MOST_OPEN)[0].count)
+        with work.database.read() as transaction:
+            due = int(transaction.execute(_due(transaction.sql), route=route, most=MOST_OPEN)[0].count)
         of_route = [place for place, key in enumerate(keys) if key[1] == route]
         fitting = max(MOST_OPEN - due, free, 0)
         if fitting < len(of_route) and of_route[fitting] < room:

@@ -12,20 +12,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
+import msgspec
 from sqlalchemy.exc import DBAPIError
 
-from inbox.config.model import Config
 from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
 from inbox.errors import UnusableCommand
 from inbox.observe.traces import OFF, Span, Tracer
-from relay.delivery.policy import Policies
 from relay.operations.table import OPERATIONS, parse
-from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import BatchResult, Command
 from relay.store.operator.plan import dry_run_answer, plan, quick, require_meant
 from relay.store.operator.tasks import TASKS, Act, Batch, Item, Working
 from relay.store.transaction import FailedAlone
+from relay.store.work import Work
 
 MOST_AT_ONCE = 10
 """Commands that get one batch each in one step of a relay."""
@@ -39,10 +38,7 @@ FAULTY_SECONDS = 60.0
 class OpenCommands:
     """Open commands, a few at a time and in turn. Each is a compartment of its own: none delays another."""
 
-    def __init__(
-        self, database: Database, monotonic: Callable[[], float] = time.monotonic, tracer: Tracer = OFF
-    ) -> None:
-        self._database = database
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic, tracer: Tracer = OFF) -> None:
         self._monotonic = monotonic
         self._tracer = tracer
         self._after = 0
@@ -51,9 +47,9 @@ class OpenCommands:
         self.troubled: list[tuple[int, Exception]] = []
         """Commands that failed last time: a row they need was locked, or a statement can't run at all."""
 
-    def work(self, config: Config, policies: Policies) -> int:
+    def work(self, work: Work) -> int:
         """Do a batch of each of the next few commands. Returns the number of changed deliveries."""
-        numbers = commands.next_open(self._database, after=self._after, most=MOST_AT_ONCE)
+        numbers = commands.next_open(work.database, after=self._after, most=MOST_AT_ONCE)
         self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
         now = self._monotonic()
         self._faulty = {number: again_at for number, again_at in self._faulty.items() if again_at > now}
@@ -64,23 +60,23 @@ class OpenCommands:
                 continue
             span = self._tracer.begin("command", "internal")
             try:
-                batch = work_on(self._database, config, policies, number)
+                batch = work_on(work, number)
                 changed += batch
                 _end(span, number, batch)
             except Exception as error:
                 _end(span, number, 0, type(error).__name__)
                 if failure_of(error) == "unreachable":
                     raise
-                self._trouble(number, error, now)
+                self._trouble(work, number, error, now)
         return changed
 
-    def _trouble(self, number: int, error: Exception, now: float) -> None:
+    def _trouble(self, work: Work, number: int, error: Exception, now: float) -> None:
         """Keep the failure, and say in the row what the command waits for."""
         self.troubled.append((number, error))
         if failure_of(error) == "fault":
             self._faulty[number] = now + FAULTY_SECONDS
         with suppress(DBAPIError):
-            commands.say(self._database, number, f"waits: {error_text(error)}")
+            commands.say(work.database, number, f"waits: {error_text(error)}")
 
 
 def _end(span: Span | None, number: int, changed: int, error: str | None = None) -> None:
@@ -90,7 +86,7 @@ def _end(span: Span | None, number: int, changed: int, error: str | None = None)
         span.end(error=error)
 
 
-def work_on(database: Database, config: Config, policies: Policies, number: int) -> int:
+def work_on(work: Work, number: int) -> int:
     """Do the next batch of this command, if it has not ended.
 
     A command that can't be understood, or can't be meant, is `refused`. One whose deliveries can't be found is `failed`. A
@@ -101,27 +97,28 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
         How many deliveries it has changed; of a replay or retry also none when too many are due already.
     """
     command = None
+    work = msgspec.structs.replace(work, node=None)  # its facts are the operator's
     try:
-        with database.read() as transaction:
+        with work.database.read() as transaction:
             command = commands.read_open(transaction, number)
         if command is None:
             return 0
-        after = _carry_out(database, command, _next_step(database, config, policies, command))
+        after = _carry_out(work, command, _next_step(work, command))
     except Exception as error:
         if not blames_items(error):
             raise
-        _fail(database, number, command, error)
+        _fail(work, number, command, error)
         return 0
     return 0 if after is None else after.affected - command.affected
 
 
-def _next_step(database: Database, config: Config, policies: Policies, command: Command) -> Act | Batch:
+def _next_step(work: Work, command: Command) -> Act | Batch:
     """Find the next step of a row, which anybody may have inserted in SQL.
 
     Raises:
         UnusableCommand: it can't be understood, or can't be meant.
     """
-    kind = command.kind
+    kind, database, config = command.kind, work.database, work.config
     if command.dry_run and not OPERATIONS[kind].has_dry_run:
         raise UnusableCommand(f"a {kind} has no dry run")
     asked = parse(kind, as_json(command.selection))
@@ -131,57 +128,57 @@ def _next_step(database: Database, config: Config, policies: Policies, command: 
         return lambda *_: BatchResult("done", answer=said, matched=matched, sample=planned.sample)
     if command.progress is None:
         require_meant(database, config, kind, asked)
-    return TASKS[kind](Working(database, config, policies, command, asked))
+    return TASKS[kind](Working(work, command, asked))
 
 
-def _carry_out(database: Database, command: Command, step: Act | Batch) -> Command | None:
+def _carry_out(work: Work, command: Command, step: Act | Batch) -> Command | None:
     """Do a step; its items one by one where they can't be done together, as that takes too long, or one is at fault.
 
     Returns:
         The command as it is then; None: another process has gone on with it or stopped it since it was read.
     """
     if not isinstance(step, Batch):
-        return _note(database, command, step)
+        return _note(work, command, step)
     try:
-        return _do(database, command, step, step.items)
+        return _do(work, command, step, step.items)
     except Exception as error:
         if not (blames_items(error) or is_wait_timeout(error)):
             raise
     after: Command | None = command
     for item in step.items:
         try:
-            after = after and _do(database, after, step, [item])
+            after = after and _do(work, after, step, [item])
         except Exception as error:
             if not blames_items(error):
                 raise
-            after = after and _do(database, after, step, [item._replace(error=error_text(error))])
-            database.failed_alone(FailedAlone("commands", item.name, error_text(error)))
+            after = after and _do(work, after, step, [item._replace(error=error_text(error))])
+            work.observer.failed_alone(FailedAlone("commands", item.name, error_text(error)))
     return after
 
 
-def _do(database: Database, command: Command, batch: Batch, items: Sequence[Item]) -> Command | None:
+def _do(work: Work, command: Command, batch: Batch, items: Sequence[Item]) -> Command | None:
     """Do some items of a batch in one transaction."""
     routes = {item.route for item in items if item.route is not None and item.error is None}
-    return _note(database, command, partial(batch.act, items=items), routes, opens=batch.opens)
+    return _note(work, command, partial(batch.act, items=items), routes, opens=batch.opens)
 
 
 def _note(
-    database: Database, command: Command, act: Act, routes: set[str] | None = None, *, opens: bool = False
+    work: Work, command: Command, act: Act, routes: set[str] | None = None, *, opens: bool = False
 ) -> Command | None:
     """Do a step and note its result in one transaction, under the lock of its routes."""
-    with database.write() as transaction:
+    with work.write() as transaction:
         now = transaction.lock_order(routes, keeps_payloads=opens) if routes else transaction.now()
         if not commands.is_as_it_was(transaction, command):
             return None
         return commands.advance(transaction, command, act(transaction, now), now)
 
 
-def _fail(database: Database, number: int, command: Command | None, error: Exception) -> None:
+def _fail(work: Work, number: int, command: Command | None, error: Exception) -> None:
     """End a command that can't be done, with the reason as its answer, unless another process has gone on with it."""
     is_refused = isinstance(error, UnusableCommand)
     answer = str(error) if is_refused else error_text(error)
-    with database.write() as transaction:
+    with work.write() as transaction:
         if command is not None and not commands.is_as_it_was(transaction, command):
             return
         commands.end(transaction, number, "refused" if is_refused else "failed", answer)
-    database.failed_alone(FailedAlone("commands", f"command={number}", answer))
+    work.observer.failed_alone(FailedAlone("commands", f"command={number}", answer))

@@ -27,13 +27,13 @@ from relay.filters import Filtered, unknown
 from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 from relay.operations.table import OPERATIONS, command_line, require_order
 from relay.store import gates, retention
-from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.operator import commands, readmit, selection
 from relay.store.operator.changes import LEFT_OUT, LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.route_states import read_routes
 from relay.store.transaction import Key, key_text
+from relay.store.work import Work, in_parts
 from relay.words import counted, gate_holds
 
 _PAGE = 500
@@ -228,7 +228,7 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
     examined, is_whole = 0, True
     after: int | None = 0
     while after is not None and is_whole:
-        page = selection.page(database, choice, after=after, most=_PAGE, is_late=bound.is_late)
+        page = selection.page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
         left = _left_out(database, choice, keys_of(page.rows))
         left_out.update(left.values())
         left_out["unreadable"] += len(page.unreadable)
@@ -256,6 +256,11 @@ def _add(groups: dict[tuple[str, str, str | None], Group], row: Row) -> None:
     groups[key] = Group(*key, known.count + 1, min(times, default=None), max(times, default=None))
 
 
+def _quiet(database: Database, choice: Choice) -> Work:
+    """Return a context that reports nothing: a plan sets nothing aside."""
+    return Work(database, choice.config, {})
+
+
 def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Mapping[Key, LeftOut]:
     """Find those of a page that the command leaves as they are."""
     if choice.act != "replay":
@@ -268,7 +273,7 @@ def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Mappin
     def alone(key: Key, _error: Exception) -> Mapping[Key, LeftOut]:
         return {key: "unreadable"}
 
-    parts = in_parts(database, "commands", keys, part=part, alone=alone, name=key_text)
+    parts = in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=key_text)
     return {key: why for part in parts for key, why in part.items()}
 
 
@@ -316,7 +321,11 @@ def _other(database: Database, choice: Choice, act: Act) -> str | None:
     everything = chosen.is_empty or msgspec.structs.replace(chosen, state=None).is_empty
     given = {"state": None, "until_fact": None, "force": False, "backfill": False, "everything": everything}
     other = msgspec.structs.replace(choice, act=act, selection=msgspec.structs.replace(chosen, **given))
-    return command_line(act, other.selection) if selection.page(database, other, after=0, most=1).rows else None
+    return (
+        command_line(act, other.selection)
+        if selection.page(_quiet(database, choice), other, after=0, most=1).rows
+        else None
+    )
 
 
 def _plan_gate(it: _Planning) -> Plan:

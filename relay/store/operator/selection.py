@@ -24,9 +24,8 @@ from inbox.db.reads import Row
 from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_STATE
 from inbox.events.states import OPEN_STATES, RETRYING, UNROUTED, State
 from relay.operations.asks import Selection
-from relay.store.bulkhead import in_parts
-from relay.store.database import Database
 from relay.store.transaction import Key, Transaction
+from relay.store.work import Work, in_parts
 
 _CANDIDATES = 200
 """The fewest events that are looked up together."""
@@ -219,7 +218,7 @@ class SelectedPage(msgspec.Struct, frozen=True):
 
 
 def page(
-    database: Database, choice: Choice, *, after: int, most: int, is_late: Callable[[], bool] = lambda: False
+    work: Work, choice: Choice, *, after: int, most: int, is_late: Callable[[], bool] = lambda: False
 ) -> SelectedPage:
     """The deliveries of the first events beyond the seq `after`: about `most`, whole events only, and none of a later event.
 
@@ -231,7 +230,7 @@ def page(
     upto: int | None = after
 
     def look(seqs: Sequence[int]) -> list[Row]:
-        with database.read() as transaction:
+        with work.database.read() as transaction:
             return _read(transaction, choice, seqs)
 
     def fail(seq: int, error: Exception) -> list[Row]:
@@ -239,9 +238,9 @@ def page(
         return []
 
     for _ in range(_MOST_LOOK_UPS):
-        with database.read() as transaction:
+        with work.database.read() as transaction:
             seqs, upto = _next(transaction, choice, after, max(most, _CANDIDATES))
-        for rows in in_parts(database, "commands", seqs, part=look, alone=fail, name=lambda seq: f"seq={seq}"):
+        for rows in in_parts(work, "commands", seqs, part=look, alone=fail, name=lambda seq: f"seq={seq}"):
             found += rows
         if len(found) > most:
             last = found[most]["seq"]

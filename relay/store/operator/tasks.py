@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from inbox.config.model import Config
 from inbox.db import erasure
 from inbox.db.dialect import error_text
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
@@ -18,10 +17,8 @@ from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
 from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate
-from relay.delivery.policy import Policies
 from relay.operations.table import OF_DELIVERIES, OPERATIONS
 from relay.store import gates, sweeps
-from relay.store.database import Database
 from relay.store.operator import readmit, selection
 from relay.store.operator.changes import change, that_fit
 from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
@@ -29,6 +26,7 @@ from relay.store.operator.plan import instead, kinds_of, plan, quick, reason_mis
 from relay.store.operator.selection import Choice, keys_of
 from relay.store.retention import LeasedPruner, Pruned, clock_by_hand, expiry_of
 from relay.store.transaction import Key, Transaction, key_text
+from relay.store.work import Work
 from relay.words import counted
 
 BATCH = 200
@@ -38,9 +36,7 @@ BATCH = 200
 class Working(msgspec.Struct, frozen=True):
     """A command as it was read, and all that its next step needs."""
 
-    database: Database
-    config: Config
-    policies: Policies
+    work: Work
     command: Command
     asked: Any
     """Its operation's `asks`."""
@@ -103,9 +99,9 @@ def answer_of(command: Command, *, now: int = 0) -> str:
 def _change_deliveries(it: Working) -> Act | Batch:
     """Change the next deliveries that are meant, of whole events."""
     command = it.command
-    choice = Choice(cast("Any", command.kind), it.asked, it.config, until_seq=command.until)
-    page = selection.page(it.database, choice, after=command.progress or 0, most=BATCH)
-    keys, waits = that_fit(it.database, it.policies, choice.act, keys_of(page.rows), affected=command.affected)
+    choice = Choice(cast("Any", command.kind), it.asked, it.work.config, until_seq=command.until)
+    page = selection.page(it.work, choice, after=command.progress or 0, most=BATCH)
+    keys, waits = that_fit(it.work, choice.act, keys_of(page.rows), affected=command.affected)
     if waits:
         return lambda *_: BatchResult("running", progress=command.progress, answer=waits)
     last = keys[-1][0] if len(keys) < len(page.rows) else None
@@ -119,13 +115,13 @@ def _change_deliveries(it: Working) -> Act | Batch:
 
         def some(transaction: Transaction, now: datetime, keys: Sequence[Key]) -> int:
             said = {"who": command.asked_by, "why": command.reason}
-            return change(transaction, choice, keys, now, **said, policies=it.policies)
+            return change(transaction, choice, keys, now, **said, policies=it.work.policies)
 
         return Batch(items, some, opens=choice.act == "replay")
     if page.upto is not None:
         return lambda *_: BatchResult("running", progress=page.upto)
     is_nothing = command.progress is None and not command.matched
-    answer = "; ".join((answer_of(command), *(instead(it.database, choice) if is_nothing else ())))
+    answer = "; ".join((answer_of(command), *(instead(it.work.database, choice) if is_nothing else ())))
     return lambda *_: BatchResult("done", progress=command.progress, answer=answer)
 
 
@@ -155,9 +151,9 @@ _ASKED = 1
 
 def _sweep(it: Working) -> Act:
     """Make the sweeps due, or look whether they have ended."""
-    source, types = it.asked.source, types_of(it.config, it.asked.source, it.asked.entity_type)
+    source, types = it.asked.source, types_of(it.work.config, it.asked.source, it.asked.entity_type)
     if it.command.progress == _ASKED:
-        last = {result.entity_type: result for result in sweeps.results(it.database, source)}
+        last = {result.entity_type: result for result in sweeps.results(it.work.database, source)}
         return lambda *_: _result([last[each] for each in types if each in last], it.command)
 
     def act(transaction: Transaction, _now: datetime) -> BatchResult:
@@ -187,13 +183,13 @@ def _prune(it: Working) -> Act:
     """Prune the next rows of a kind, under the lease of pruners. The progress is the number of kinds that are done."""
     command, kinds, progress = it.command, kinds_of(it.asked.kinds or ()), it.command.progress or 0
     holder = f"command {command.id}, process {os.getpid()} at {socket.gethostname()}"
-    pruner = LeasedPruner(it.database, holder, rest=lambda _: None)
+    pruner = LeasedPruner(it.work.database, holder, rest=lambda _: None)
     if pruner.take() is None:
         return lambda *_: BatchResult("running", progress=progress, answer="waits: a relay prunes")
     kind, done = kinds[progress], Pruned(is_held_up=True)
     try:
-        with it.database.read() as transaction:
-            before = expiry_of(it.config.retention, kind, clock_by_hand(transaction))
+        with it.work.database.read() as transaction:
+            before = expiry_of(it.work.config.retention, kind, clock_by_hand(transaction))
         for _ in range(2):  # after a batch that failed, one row alone
             done = pruner.batch(kind, before) or Pruned(is_held_up=True)
             if done.is_done or done.rows or done.passed_over:
@@ -214,10 +210,10 @@ def _erase(it: Working) -> Act:
     if mistake := reason_mistake(it.asked, command.reason):
         raise UnusableCommand(mistake)
     if command.progress is None and not command.affected:
-        planned = plan(it.database, it.config, command.kind, it.asked, quick(erasure.COUNTED_EVENTS, 1.0))
+        planned = plan(it.work.database, it.work.config, command.kind, it.asked, quick(erasure.COUNTED_EVENTS, 1.0))
         if planned.obstacle is not None:
             raise UnusableCommand(planned.obstacle)
-    with it.database.read() as transaction:
+    with it.work.database.read() as transaction:
         step = erasure.look(transaction.connection, subject, command.progress, own_command=command.id)
 
     def act(transaction: Transaction, _now: datetime) -> BatchResult:
@@ -239,7 +235,7 @@ def _erase(it: Working) -> Act:
 def _readmit(it: Working) -> Act | Batch:
     """Readmit the next requests, as the receiver stores a request: one that is in the inbox by now is a duplicate."""
     command = it.command
-    page = readmit.read_again(it.database, readers_of(it.config), it.asked, command.progress or 0)
+    page = readmit.read_again(it.work.database, readers_of(it.work.config), it.asked, command.progress or 0)
     page = [each for each in page if command.until is None or each.id <= command.until]
     if not page:
         return lambda *_: BatchResult("done", progress=command.progress, answer=answer_of(command))
@@ -251,7 +247,7 @@ def _readmit(it: Working) -> Act | Batch:
             for event, receipt in zip(each.events, taken.get(each.id, ()), strict=False):
                 transaction.rows += 1
                 outcome = DUPLICATE if receipt.duplicate else STORED
-                it.database.tally.add(SOURCE, event.source, outcome, size=len(event.body))
+                it.work.database.tally.add(SOURCE, event.source, outcome, size=len(event.body))
         return len(taken)
 
     return Batch([Item(each, f"rejected request {each.id}", each.id, error=each.rejected) for each in page], some)
