@@ -142,11 +142,11 @@ def test_deliveries_that_another_command_has_just_replayed_are_left_alone(
     first, second = (ask(steps, "replay", {"route": "strict", "until_fact": newest["id"]}) for _ in range(2))
     beside, write, begun = Database(steps.database.engine, steps.clock), steps.database.write, list[int]()
 
-    def meanwhile() -> AbstractContextManager[Transaction]:
+    def meanwhile(*given: Any, **named: Any) -> AbstractContextManager[Transaction]:  # noqa: ANN401  # handed through
         begun.append(1)
         if len(begun) == nth:
             execution.work_on(work_of(beside), second)
-        return write()
+        return write(*given, **named)
 
     monkeypatch.setattr(steps.database, "write", meanwhile)
     execution.work_on(steps.work, first)
