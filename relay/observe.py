@@ -22,6 +22,7 @@ from relay.delivery.gates import Breaker, BreakerState, Gates
 from relay.store.record import Recorded
 from relay.store.sweeps import SweepFindings
 from relay.store.transaction import FailedAlone
+from relay.store.work import Reports
 
 _log, _node_log = logging.getLogger("relay"), logging.getLogger("relay.node")
 
@@ -75,7 +76,7 @@ LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
 """Every line: its logger, its level and its text, by its name."""
 
 
-class Observer:
+class Observer(Reports):
     """Logs and counts. `counts` has the totals of this process, by the name of the line; `meters` exports metrics."""
 
     def __init__(self, meters: Meters = OFF, clock: Clock | None = None) -> None:

@@ -293,12 +293,10 @@ def follow(database: Database, config: Config, number: int, operation: Operation
 
     from relay.delivery.policy import policies
     from relay.store.operator import commands, execution
+    from relay.store.work import Work
 
-    columns, policies_of, doing = (
-        (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
-        policies(config),
-        "",
-    )
+    columns, doing = (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()), ""
+    work = Work(database, config, policies(config))
     try:
         with bar(*columns) as progress:
             task = progress.add_task(operation.words.doing, total=total)
@@ -306,7 +304,7 @@ def follow(database: Database, config: Config, number: int, operation: Operation
                 doing = now.answer or operation.words.doing
                 progress.update(task, completed=now.affected + now.failed, description=doing)
                 began = time.monotonic()
-                changed = execution.work_on(database, config, policies_of, number)
+                changed = execution.work_on(work, number)
                 if not changed and now.answer:  # it waits
                     time.sleep(_LOOK_AGAIN_SECONDS)
                 elif operation.kind in {"erase", "prune"}:  # so that others have the database half of the time

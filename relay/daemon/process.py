@@ -121,7 +121,7 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
             connections.dispose()
             return Supervisor(options, config, orders, observer, exporter).run()
         database = Database(connections)
-        observer.meters, database.on_facts = meters_of(config), observer.appended
+        observer.meters = meters_of(config)
         leaving.callback(observer.meters.close)
         observer.tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-relay")
         leaving.callback(observer.tracer.close)

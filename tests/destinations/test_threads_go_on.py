@@ -33,6 +33,7 @@ from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper
 from tests.destinations.calling import POST, Called, client_of
 from tests.helpers.delivering import DELIVERY, NOW, ROUTE, context
+from tests.helpers.relaying import work_of
 from tests.helpers.scripted import answer, hang, raw, then_close
 from tests.helpers.waiting import until
 
@@ -168,7 +169,7 @@ def test_who_sweeps_goes_on_after_whatever_comes_up(bug: Exception, monkeypatch:
     monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.01)
     stop, observer = threading.Event(), Observer()
     thread = Sweeper(
-        cast("Database", None), "r1", [cast("CompiledSweep", Named())], stop=stop, now=lambda: NOW, observer=observer,
+        work_of(cast("Database", None)), [cast("CompiledSweep", Named())], stop=stop, now=lambda: NOW, observer=observer,
         steps=cast("Steps", Broken()),
     )  # fmt: skip
     thread.start()
