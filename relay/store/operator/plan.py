@@ -416,14 +416,9 @@ def _plan_erase(it: _Planning) -> Plan:
     subject = subject_of(it.asked)
     if mistake := _unknown_name(it.database, it.config, "deliveries", it.asked):
         raise UnusableCommand(mistake)
-    found = erasure.plan(it.database.engine, subject, quick=it.bound.rows is not None, searching=it.seen)
+    found = erasure.plan(it.database.engine, subject)
     figures = (
-        PlanFigure("events", found.events),
-        PlanFigure("payloads", found.payloads, "no replay is possible any more"),
-        PlanFigure("facts", found.facts, "calls, URLs, errors and reasons go, states and times stay"),
-        PlanFigure("duplicate requests", found.duplicates, "bodies go, the count stays"),
-        PlanFigure("lanes", found.lanes, "the next event of the entity begins a new one"),
-        PlanFigure("pauses", found.pauses, "later events are delivered"),
+        *(PlanFigure(name, number, _OF_ERASED.get(name, "")) for name, number in found.counts.items()),
         *(
             PlanFigure(f"rows of {table} that name it", number, _OF_NAMING.get(table, "its texts go"))
             for table, number in sorted(found.naming.items())
@@ -445,7 +440,7 @@ def _plan_erase(it: _Planning) -> Plan:
     elif found.is_empty:
         obstacle, instead = it.words.nothing, (shlex.join(["inbox", "list", *named[:3], subject.entity_type]),)
     return Plan(
-        count=found.events,
+        count=found.counts["events"],
         is_whole=not found.has_more_events,
         figures=tuple(each for each in figures if each.count),
         left_out={"events of it were erased before": found.erased_before} if found.erased_before else {},
@@ -455,6 +450,13 @@ def _plan_erase(it: _Planning) -> Plan:
     )
 
 
+_OF_ERASED = {
+    "payloads": "no replay is possible any more",
+    "facts": "calls, URLs, errors and reasons go, states and times stay",
+    "duplicate requests": "bodies go, the count stays",
+    "lanes": "the next event of the entity begins a new one",
+    "pauses": "later events are delivered",
+}
 _OF_NAMING = {"rejected_request": "headers, body and address go, and it can't be readmitted"}
 _OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
 

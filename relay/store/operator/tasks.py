@@ -154,13 +154,12 @@ def _act_of_erasure(
     )
     if done.open:
         raise UnusableCommand(f"an event arrived meanwhile; {erasure.held_up_by(done.open)}")
-    position = command.progress if done.position is None else done.position
     if not done.is_last:
-        return BatchResult("running", done.erased, position)
+        return BatchResult("running", done.erased, step.position)
     answer = answer_of(command)
     end(transaction, command.id, "done", answer)  # an open command keeps its selection
     erasure.end(transaction.connection, subject, command.id)
-    return BatchResult("done", progress=position, answer=answer)
+    return BatchResult("done", progress=step.position, answer=answer)
 
 
 def _readmit(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
