@@ -22,7 +22,7 @@ from relay.accounts import (
     parse_entries,
 )
 from relay.check import STARTS
-from relay.cli.web import app
+from relay.cli.web import web_app as app
 from tests.helpers.signing_in import PASSWORD, behind_proxy, token, user
 
 Run = CliRunner()
