@@ -257,6 +257,7 @@ def _swept(
 ) -> SweepFindings:
     from relay.destinations.base import without_lease
     from relay.store import sweeps
+    from relay.store.work import Work
     from relay.sweep.run import CompiledSweep
 
     sweeping = CompiledSweep(config, source, number)
@@ -264,7 +265,7 @@ def _swept(
     usual, before = sweeping.begins(database)
     try:
         with bar(f"comparing {entity_type}") as report:
-            for swept in sweeping.run(database, without_lease(), begin or usual, dry=dry):
+            for swept in sweeping.run(Work(database, config, {}), without_lease(), begin or usual, dry=dry):
                 report(swept.compared)
     except SweepFailed as error:
         if not dry:

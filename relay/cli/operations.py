@@ -238,14 +238,15 @@ def follow(database: Database, config: Config, number: int, operation: Operation
 
     from relay.delivery.policy import policies
     from relay.store.operator import commands, execution
+    from relay.store.work import Work
 
-    policies_of = policies(config)
+    work = Work(database, config, policies(config))
     try:
         with bar(operation.words.doing, total) as report:
             while not (now := _progress(database, number)).has_ended:
                 report(now.affected + now.failed, doing=now.answer or operation.words.doing)
                 began = time.monotonic()
-                changed = execution.work_on(database, config, policies_of, number)
+                changed = execution.work_on(work, number)
                 if not changed and now.answer:  # it waits
                     time.sleep(_LOOK_AGAIN_SECONDS)
                 elif operation.kind in {"erase", "prune"}:  # so that others have the database half of the time

@@ -9,8 +9,6 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
-import msgspec
-
 from inbox.config.model import Api, ApiHeader, Endpoint, Route, SyncDestination
 from inbox.config.sync import SyncRoute
 from inbox.config.values import titled
@@ -26,14 +24,13 @@ from relay.delivery.outcome import (
     Skipped,
     Unchanged,
 )
-from relay.destinations.base import Caller, Clients, Context
+from relay.destinations.base import Clients, Context
 from relay.http.answer import ABSENT, Answer
-from relay.http.client import Request
+from relay.http.client import HttpClient, Request
 from relay.http.target import header_value
 from relay.sync.calls import FIELDS, MEDIA_TYPES, CallPlan, form_body, picked, reported_error
 from relay.sync.compiled_route import (
     FindPlan,
-    Search,
     SyncPlan,
     can_be_named,
     compile_sync,
@@ -41,7 +38,6 @@ from relay.sync.compiled_route import (
     last_modified,
     require_carried,
     require_entity,
-    usable_etag,
 )
 from relay.sync.expressions import Scope, decode, digest, encode
 
@@ -53,9 +49,8 @@ def plan_of(route: str, sync: SyncRoute, source: Api, destination: SyncDestinati
         ConfigError: something in it can't be used. The text has a line for each mistake.
     """
     plan = compile_sync(route, sync)
-    find = None if plan.find is None else plan.find.pages.further
     calls = {
-        "find": find,
+        "find": None if plan.find is None else plan.find.call,
         "create": plan.create,
         "update": plan.update,
         "delete": plan.delete,
@@ -68,9 +63,7 @@ def plan_of(route: str, sync: SyncRoute, source: Api, destination: SyncDestinati
     }
     checks["fetch"] = partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)
     collect_config_errors(checks)
-    # An ETag of another service, or a counterpart in another one, proves nothing.
-    config = digest([plan.config.hex(), source.base_url, destination.base_url, destination.name])
-    return msgspec.structs.replace(plan, config=config)
+    return plan
 
 
 def require_no_credentials(call: CallPlan, where: str, endpoint: Endpoint) -> None:
@@ -94,7 +87,7 @@ NO_HEADERS: Mapping[str, str] = {}
 class Sync:
     """The deliverer of one route to a sync destination."""
 
-    def __init__(self, plan: SyncPlan, api: Caller, destination: Caller) -> None:
+    def __init__(self, plan: SyncPlan, api: HttpClient, destination: HttpClient) -> None:
         self.plan = plan
         self.api = api
         self.destination = destination
@@ -127,7 +120,7 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
         raise ConfigError(
             f"routes.{route.name}: a route to a sync destination needs a [routes.{route.name}.sync] table"
         )
-    source = clients.api_table(route.sync.fetch.api)
+    source = clients.config.apis[route.sync.fetch.api]
     parts: dict[str, Callable[[], Any]] = {
         "plan": partial(plan_of, route.name, route.sync, source, destination),
         "api": partial(clients.api, route.sync.fetch.api),
@@ -159,8 +152,8 @@ class Attempt:
         self._fetch_began_at: datetime | None = None
         self._last_modified: datetime | None = None
         self._stale_suspected = False
-        self._etag: str | None = None
-        self._config: bytes | None = None
+        self.fields: dict[str, Any] | None = None
+        """The mapped fields, once it has any to send."""
 
     def run(self) -> Outcome:
         """Make all steps.
@@ -189,20 +182,14 @@ class Attempt:
         """
         self._fetch_began_at = self._context.now()
         fetch = self._plan.fetch
-        self._config = self._plan.config_of_fetch(self.scope) if self._table.fetch.conditional else None
-        etag = None if self._config is None else self._plan.known_etag(self._delivery, self._config)
-        condition = NO_HEADERS if etag is None else {"If-None-Match": etag}
-        answer = self._call("fetch", fetch, self._api, fetch.json(self.scope), more=condition)
-        if answer.call.status == HTTPStatus.NOT_MODIFIED:
-            raise self._not_modified()
-        self._etag = usable_etag(answer.etag) if self._table.fetch.conditional else None
+        answer = self._call("fetch", fetch, self._api, fetch.json(self.scope))
         is_absent, pick = answer.error_class in ABSENT, self._plan.pick
         entity = None
         if not is_absent:
             with self._reading(answer):
                 entity = _json(answer) if pick is None else picked(pick, _json(answer))
         if entity is None and (is_absent or pick is not None):
-            if answer.error_class != "gone" and self.may_be_behind():
+            if answer.error_class != "gone" and self._may_be_behind():
                 # A lagging replica gives the same answer for an entity just created: the next attempt asks again.
                 if is_absent or pick is None:
                     raise Ended(answer.failed(self._all()))
@@ -229,14 +216,7 @@ class Attempt:
         self.scope["entity"] = entity
         return True
 
-    def _not_modified(self) -> Ended:
-        """End the attempt: the entity is as it was when it was applied last. A lagging replica says so, too."""
-        modified = self._delivery.applied_modified
-        if self._plan.is_stale(modified, self._delivery) and self._delivery.stale_before < len(REFETCH_AFTER):
-            return Ended(Failed(self._all(), "stale", f"fetch: not modified since {modified}, not after the event"))
-        return Ended(Unchanged(self._all()))
-
-    def may_be_behind(self) -> bool:
+    def _may_be_behind(self) -> bool:
         """Return True when a 404 may come from a lagging replica. After a delete event it means that the entity is gone."""
         if self._delivery.action == "delete":
             return False
@@ -245,24 +225,19 @@ class Attempt:
     def _find(self) -> bool:
         """Find the counterpart and put it into the scope. Return False without one."""
         find = cast("FindPlan", self._plan.find)
-        enough = 1 if self._table.many == "first" else 2
-        search = Search(find, self.scope, self._destination.base, enough=enough)
-        goes_on = True
-        while goes_on:
-            pages = search.pages
-            answer = self._call("find", pages.call, self._destination, pages.body, at=pages.at)
-            with self._reading(answer):
-                if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
-                    pages.end()
-                    break
-                goes_on = search.take(_json(answer), answer.etag, answer.link)
-        if len(search.matches) > 1 and self._table.many == "dead":
-            raise Ended(Failed(self._all(), "ambiguous", f"find: {len(search.matches)} counterparts"))
-        self.scope["target"] = search.matches[0] if search.matches else None
-        self.scope["etag"] = search.etag
-        if search.matches:
-            self._require_counterpart(find, search.matches[0], answer)
-        return bool(search.matches)
+        answer = self._call("find", find.call, self._destination, find.call.json(self.scope))
+        self.scope["target"] = self.scope["etag"] = None
+        if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
+            return False
+        with self._reading(answer):
+            matches = find.matches_in(_json(answer))
+        if len(matches) > 1 and self._table.many == "dead":
+            raise Ended(Failed(self._all(), "ambiguous", f"find: {len(matches)} counterparts"))
+        if not matches:
+            return False
+        self.scope |= {"target": matches[0], "etag": answer.etag}
+        self._require_counterpart(find, matches[0], answer)
+        return True
 
     def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: Answer) -> None:
         """End the attempt before any write, unless the match can be addressed and carries the value searched for."""
@@ -282,10 +257,10 @@ class Attempt:
         return Failed(self._all(), "no_target", 'find: no counterpart, and missing = "dead"')
 
     def _create(self) -> Outcome:
-        fields = self._plan.fields.of(self.scope, creating=True)
+        fields = self.fields = self._plan.fields.of(self.scope, creating=True)
         create = cast("CallPlan", self._plan.create)
         body = encode(fields) if create.body is None else create.json({**self.scope, FIELDS: fields})
-        answer = self.write("create", create, fields, body)
+        answer = self._call("create", create, self._destination, body)
         self._ensure(answer)
         return self._delivered("created", digest(fields))
 
@@ -302,7 +277,7 @@ class Attempt:
     def _try_update(self) -> tuple[Answer, bytes]:
         """Send the change. Return the answer and the hash of the content."""
         plan = self._plan
-        fields = plan.fields.of(self.scope, creating=False)
+        fields = self.fields = plan.fields.of(self.scope, creating=False)
         update = cast("CallPlan", plan.update)
         if update.body is None:
             body: bytes | None
@@ -318,7 +293,7 @@ class Attempt:
         headers = {}
         if plan.if_match is not None and (version := plan.if_match.value(self.scope)) is not None:
             headers["If-Match"] = header_value(str(version))
-        return self.write("update", update, fields, body, headers), content
+        return self._call("update", update, self._destination, body, headers), content
 
     def _gone(self) -> Outcome:
         plan, gone = self._plan, self._table.gone
@@ -331,38 +306,25 @@ class Attempt:
             if plan.inactive is not None and plan.inactive.value(self.scope) is True:
                 return self._delivered("nothing_to_delete")
             call = cast("CallPlan", plan.deactivate)
-            answer = self.write("update", call, None, call.json(self.scope))
+            answer = self._call("update", call, self._destination, call.json(self.scope))
         else:
             delete = cast("CallPlan", plan.delete)
-            answer = self.write("delete", delete, None, delete.json(self.scope))
+            answer = self._call("delete", delete, self._destination, delete.json(self.scope))
         if answer.error_class in ABSENT:
             return self._delivered("nothing_to_delete")
         self._ensure(answer)
         return self._delivered("deactivated" if gone == "deactivate" else "deleted")
 
-    def write(
-        self,
-        step: CallStep,
-        call: CallPlan,
-        fields: dict[str, Any] | None,  # noqa: ARG002  # for previews
-        body: bytes | None,
-        headers: Mapping[str, str] = NO_HEADERS,
-    ) -> Answer:
-        """Change the counterpart: give it `fields`, or deactivate or delete it (None). `body` has the route's format."""
-        return self._call(step, call, self._destination, body, more=headers)
-
     def _call(
         self,
         step: CallStep,
         call: CallPlan,
-        client: Caller,
+        client: HttpClient,
         body: bytes | None = None,
-        *,
         more: Mapping[str, str] = NO_HEADERS,
-        at: tuple[str, str] | None = None,
     ) -> Answer:
         """Make a call. Return a success, or an answer in `ABSENT`, which each step interprets. Any other ends the attempt."""
-        path, query = at or (call.path.expand(self.scope), call.query(self.scope))
+        path, query = call.path.expand(self.scope), call.query(self.scope)
         headers = {"Accept": "application/json"}
         if step not in {"fetch", "find"}:
             sent = digest([call.method, path, query, (body or b"").decode()]).hex()[:16]
@@ -375,8 +337,6 @@ class Attempt:
         request = Request(step, call.method, headers, path, query, body, own_headers=own, template=call.path.text)
         answer = client.call(request, self._context)
         self.calls.append(answer.call)
-        if answer.call.status == HTTPStatus.NOT_MODIFIED and "If-None-Match" in more:
-            return answer
         if answer.error_class is not None and answer.error_class not in ABSENT:
             raise Ended(answer.failed(self._all()))
         if answer.error_class is None and call.rules:
@@ -423,8 +383,6 @@ class Attempt:
             self._fetch_began_at,
             self._last_modified,
             content,
-            etag=None if content is None or self._stale_suspected else self._etag,
-            etag_config=None if content is None or self._stale_suspected or self._etag is None else self._config,
             stale_suspected=self._stale_suspected,
         )
 

@@ -33,12 +33,11 @@ from relay.delivery.policy import (
     needs_history,
 )
 from relay.store.alerts import note
-from relay.store.bulkhead import in_parts_by_route
 from relay.store.coverage import heal
-from relay.store.database import Database
 from relay.store.gates import listen
 from relay.store.lanes import first_waiting, forget_applied, lanes_in_doubt, quarantine, settle_lanes
 from relay.store.transaction import ROW, FailedAlone, Transaction, as_open_delivery, key_text, run_begins
+from relay.store.work import Work, in_parts
 
 STEP = "record"
 OWN_TRANSACTION = 8
@@ -53,28 +52,18 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 def record(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
-    outcomes: Sequence[tuple[Delivery, Outcome]],
-    recently_failing: Collection[GateKey] = (),
+    work: Work, outcomes: Sequence[tuple[Delivery, Outcome]], recently_failing: Collection[GateKey] = ()
 ) -> list[Recorded]:
     """Record the outcomes of attempts whose lease is still the present one; others are discarded.
 
     All are recorded when this returns but those of routes that rest; when it raises, none of those that `record_each` has not
     yielded.
     """
-    return [
-        recorded
-        for part in record_each(database, policies, relay_node, outcomes, recently_failing)
-        for recorded in part
-    ]
+    return [recorded for part in record_each(work, outcomes, recently_failing) for recorded in part]
 
 
 def record_each(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
+    work: Work,
     outcomes: Sequence[tuple[Delivery, Outcome]],
     recently_failing: Collection[GateKey] = (),
     *,
@@ -86,9 +75,7 @@ def record_each(
     Outcomes of routes that rest are not recorded: hand them in again.
 
     Args:
-        database: of the deliveries.
-        policies: by route.
-        relay_node: who has made the attempts.
+        work: who has made the attempts.
         outcomes: of attempts.
         recently_failing: endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
         host_now: the clock by which fetches were timed; None: the database's own.
@@ -98,19 +85,19 @@ def record_each(
     """
 
     def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
-        return _record(database, policies, relay_node, some, recently_failing=recently_failing, host_now=host_now)
+        return _record(work, some, recently_failing=recently_failing, host_now=host_now)
 
     def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
-        return [_set_aside(database, policies, relay_node, one[0], error)]
+        return [_set_aside(work, one[0], error)]
 
-    yield from in_parts_by_route(
-        database,
+    yield from in_parts(
+        work,
         STEP,
         outcomes,
         part=part,
         alone=alone,
         name=_name,
-        route_of=lambda one: one[0].route,
+        routes_of=lambda one: (one[0].route,),
         enough=OWN_TRANSACTION,
     )
 
@@ -119,38 +106,33 @@ def _name(one: tuple[Delivery, Outcome]) -> str:
     return key_text((one[0].seq, one[0].route))
 
 
-def _set_aside(
-    database: Database, policies: Policies, relay_node: str, delivery: Delivery, error: Exception
-) -> Recorded:
+def _set_aside(work: Work, delivery: Delivery, error: Exception) -> Recorded:
     """Let a delivery become dead whose outcome can't be recorded."""
     key = (delivery.seq, delivery.route)
     try:
-        fact = quarantine(
-            database, policies, relay_node, key, cause="unrecordable", error=error, token=delivery.lease_token
-        )
+        fact = quarantine(work, key, cause="unrecordable", error=error, token=delivery.lease_token)
     except Exception as second:
         if not blames_items(second):
             raise
-        database.failed_alone(FailedAlone(STEP, key_text(key), error_text(second)))
+        work.observer.failed_alone(FailedAlone(STEP, key_text(key), error_text(second)))
         return Recorded(delivery, None)
     return Recorded(delivery, fact)
 
 
 def _record(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
+    work: Work,
     handed_in: Sequence[tuple[Delivery, Outcome]],
     *,
     recently_failing: Collection[GateKey],
     host_now: Callable[[], datetime] | None,
 ) -> list[Recorded]:
-    with database.write() as transaction:
+    policies = work.policies
+    with work.write() as transaction:
         deliveries = [delivery for delivery, _ in handed_in]
         now, (rows, first) = transaction.lock_order_and_read(
             {delivery.route for delivery in deliveries},
-            _leases_of(database.sql, deliveries),
-            first_waiting(database.sql, {(d.route, d.lane) for d in deliveries}),
+            _leases_of(transaction.sql, deliveries),
+            first_waiting(transaction.sql, {(d.route, d.lane) for d in deliveries}),
         )
         leased = {(row.seq, row.route, row.token): as_open_delivery(row) for row in rows}
         ahead = timedelta(0) if host_now is None else max(host_now() - now, timedelta(0))
@@ -178,7 +160,7 @@ def _record(
         # What was in flight was the head of its lane, so there is no other.
         settled = settle_lanes(transaction, [*changed, *healed], policies, now, first=first)
         transaction.only_write()
-        transaction.write_back(settled, relay_node)
+        transaction.write_back(settled)
         remember_delivered(
             transaction,
             [
@@ -288,10 +270,8 @@ def success_row(
         "seq": key[1],
         "fetch_began_at": success.fetch_began_at,
         "last_modified": success.last_modified,
-        # After a rebuild from the log nothing is known of later writes that failed, so that neither would prove anything.
+        # After a rebuild from the log nothing is known of later writes that failed, so that it would prove nothing.
         "applied_hash": success.applied_hash if isinstance(success, Delivered) else None,
-        "etag": success.etag if isinstance(success, Delivered) else None,
-        "etag_config": success.etag_config if isinstance(success, Delivered) else None,
     }
 
 
@@ -314,19 +294,14 @@ def _remember(sql: Sql) -> TextClause:
         fetch_began_at="time",
         last_modified="time",
         applied_hash="bytes",
-        etag="text",
-        etag_config="bytes",
     )
     newer = "(excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)"
     # A late one that fetched nothing says nothing of events newer than itself: what was fetched before stays.
     late = "(excluded.occurred_at, excluded.seq) < (lane.occurred_at, lane.seq)"
-    # Whatever the order of events, the other system has the state that was fetched last.
-    fetched_last = "excluded.fetch_began_at >= coalesce(lane.fetch_began_at, excluded.fetch_began_at)"
     says = f"(excluded.fetch_began_at IS NOT NULL OR NOT {late})"
     return text(f"""
-INSERT INTO lane (route, lane, occurred_at, seq, fetch_began_at, last_modified, applied_hash, etag, etag_config)
-SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, {sql.hex_bytes("applied_hash")}, etag,
-    {sql.hex_bytes("etag_config")}
+INSERT INTO lane (route, lane, occurred_at, seq, fetch_began_at, last_modified, applied_hash)
+SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, {sql.hex_bytes("applied_hash")}
 FROM {rows}
 WHERE true
 ON CONFLICT (route, lane) DO UPDATE SET
@@ -334,7 +309,5 @@ ON CONFLICT (route, lane) DO UPDATE SET
     seq = CASE WHEN {newer} THEN excluded.seq ELSE lane.seq END,
     fetch_began_at = CASE WHEN {says} THEN excluded.fetch_began_at ELSE lane.fetch_began_at END,
     last_modified = CASE WHEN {says} THEN excluded.last_modified ELSE lane.last_modified END,
-    applied_hash = excluded.applied_hash,
-    etag = CASE WHEN {fetched_last} THEN excluded.etag END,
-    etag_config = CASE WHEN {fetched_last} THEN excluded.etag_config END
+    applied_hash = excluded.applied_hash
 """)

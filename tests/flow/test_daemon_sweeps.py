@@ -35,6 +35,7 @@ from tests.helpers.directory import TABLE, Directory
 from tests.helpers.evidence import open_states
 from tests.helpers.filling import fill
 from tests.helpers.reading import count, rows
+from tests.helpers.relaying import work_of
 from tests.helpers.scripted import answer
 from tests.helpers.scripted import serving as scripted
 from tests.helpers.waiting import until
@@ -256,7 +257,7 @@ def sweeper(engine: Engine, table: str) -> Sweeper:
     """One that looks when it is told."""
     stop, now, observer = threading.Event(), SystemClock().now, Observer()
     turns = scheduled(configured("http://127.0.0.1:9/", more=table + OFTEN))
-    return Sweeper(Database(engine), "r1", turns, stop=stop, now=now, observer=observer, steps=Steps(observer))
+    return Sweeper(work_of(Database(engine)), turns, stop=stop, now=now, observer=observer, steps=Steps(observer))
 
 
 def test_who_pauses_the_api_or_the_source_pauses_its_sweep(
@@ -266,7 +267,7 @@ def test_who_pauses_the_api_or_the_source_pauses_its_sweep(
 
     def work(act: Literal["pause", "resume"], gate: Gate) -> None:
         number = commands.ask(database, act, gate, who="me", why="seen")
-        execution.work_on(database, config, policies(config), number)
+        execution.work_on(work_of(database, policies(config), config=config), number)
 
     for gate in (Gate(api="identity"), Gate(source="trivore")):
         work("pause", gate)

@@ -24,7 +24,7 @@ from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
 from relay.store.transaction import Transaction
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Monotonic, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps, work_of
 from tests.helpers.storing import an_event
 
 
@@ -34,8 +34,8 @@ def fill_with_dead(steps: Steps, number: int, route: str = "strict", first: int 
 
 
 def work(steps: Steps) -> None:
-    working = execution.OpenCommands(steps.database)
-    while working.work(CONFIG, POLICIES):
+    working = execution.OpenCommands()
+    while working.work(steps.work):
         pass
 
 
@@ -123,14 +123,14 @@ def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: py
     def look(database: Database, _config: Config, command: commands.Command, _asked: object) -> tasks.Act:
         if not acted:  # the other relay looks, too, and is faster
             monkeypatch.setitem(tasks.TASKS, task_kind, lambda *_: act)
-            execution.work_on(database, CONFIG, POLICIES, command.id)
+            execution.work_on(work_of(database), command.id)
         return act
 
     for task_kind, selection in TASKS_ASKED.items():
         acted.clear()
         monkeypatch.setitem(tasks.TASKS, task_kind, look)
         number = ask(steps, task_kind, selection)
-        execution.work_on(steps.database, CONFIG, POLICIES, number)
+        execution.work_on(steps.work, number)
         assert (len(acted), command(steps, number)["progress_seq"]) == (1, 1)
 
 
@@ -146,11 +146,11 @@ def test_deliveries_that_another_command_has_just_replayed_are_left_alone(
     def meanwhile() -> AbstractContextManager[Transaction]:
         begun.append(1)
         if len(begun) == nth:
-            execution.work_on(beside, CONFIG, POLICIES, second)
+            execution.work_on(work_of(beside), second)
         return write()
 
     monkeypatch.setattr(steps.database, "write", meanwhile)
-    execution.work_on(steps.database, CONFIG, POLICIES, first)
+    execution.work_on(steps.work, first)
     assert (command(steps, first)["failed"], [kind for _, kind in steps.kinds()].count("replayed")) == (0, 3)
 
 
@@ -169,12 +169,12 @@ def test_a_mistake_that_a_slow_relay_finds_ends_no_command_that_another_has_gone
 ) -> None:
     def look(database: Database, _config: Config, command: commands.Command, _asked: object) -> tasks.Act:
         monkeypatch.setitem(tasks.TASKS, "prune", lambda *_: lambda *_: commands.BatchResult("running", progress=1))
-        execution.work_on(database, CONFIG, POLICIES, command.id)
+        execution.work_on(work_of(database), command.id)
         raise UnusableCommand("there is nothing any more")
 
     number = ask(steps, "prune", {})
     monkeypatch.setitem(tasks.TASKS, "prune", look)
-    execution.work_on(steps.database, CONFIG, POLICIES, number)
+    execution.work_on(steps.work, number)
     assert command(steps, number)["state"] == "running"
 
 
@@ -229,18 +229,18 @@ def test_a_command_that_meets_a_fault_keeps_none_behind_it_waiting_and_is_tried_
     paused = ask(steps, "pause", Gate(route="strict"))
     cancelled = ask(steps, "cancel", Selection(seq=1))
     clock = Monotonic()
-    working = execution.OpenCommands(steps.database, clock)
+    working = execution.OpenCommands(clock)
     steps.do("ALTER TABLE gate RENAME TO away")
     for _ in range(3):
-        working.work(CONFIG, POLICIES)
+        working.work(steps.work)
     assert command(steps, cancelled)["state"] == "done"
     assert command(steps, paused)["state"] == "asked"
     assert command(steps, paused)["answer"].startswith("waits: ")
     steps.do("ALTER TABLE away RENAME TO gate")
-    working.work(CONFIG, POLICIES)
+    working.work(steps.work)
     assert command(steps, paused)["state"] == "asked"
     clock.seconds += execution.FAULTY_SECONDS
-    working.work(CONFIG, POLICIES)
+    working.work(steps.work)
     assert command(steps, paused)["state"] == "done"
 
 
@@ -253,8 +253,8 @@ def test_a_batch_that_waits_for_a_locked_row_is_split_so_that_all_before_it_is_d
     with steps.database.engine.connect() as person:
         stand_still(person)
         person.execute(text("SELECT 1 FROM open_delivery WHERE seq = 4 FOR UPDATE"))
-        working = execution.OpenCommands(steps.database)
-        working.work(CONFIG, POLICIES)
+        working = execution.OpenCommands()
+        working.work(steps.work)
         assert [which for which, _ in working.troubled] == [number]
         assert [state for _, _, state in steps.states()] == ["ready"] * 3 + ["dead"] * 3
         assert command(steps, number)["answer"].startswith("waits: ")

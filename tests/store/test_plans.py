@@ -261,7 +261,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "reap": leases._expired,
     "given deliveries": sequence._of_keys,
     "received keys": sequence._received,
-    "any received": sequence._any_received,
     "oldest of a route": lambda _: alert_conditions._OLDEST,
     "heads": lanes._heads,
     "first waiting": lanes._first_waiting,

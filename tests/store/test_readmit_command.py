@@ -17,7 +17,7 @@ from relay.operations.asks import Rejections
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from relay.store.operator.tasks import TASKS
-from tests.helpers.relaying import CONFIG, POLICIES, Steps
+from tests.helpers.relaying import CONFIG, Steps
 from tests.helpers.storing import START
 from tests.helpers.webhooks import body
 
@@ -38,7 +38,7 @@ def ask(steps: Steps, selection: dict[str, object], *, dry_run: bool = False) ->
 
 def end(steps: Steps, number: int) -> Command:
     while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
-        execution.work_on(steps.database, CONFIG, POLICIES, number)
+        execution.work_on(steps.work, number)
     assert progress is not None
     return progress
 

@@ -397,7 +397,7 @@ def test_what_an_earlier_batch_had_delivered_again_is_overtaken_by_nothing_older
         steps.database, "replay", Selection(route="strict", backfill=True), who="kim", why="lost over there"
     )
     while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
-        execution.work_on(steps.database, CONFIG, POLICIES, number)
+        execution.work_on(steps.work, number)
         steps.until_nothing_is_due()
     assert [delivery.seq for delivery in steps.deliverer.seen] == [1]
     steps.facts_agree()

@@ -178,7 +178,7 @@ def test_a_full_route_that_a_gate_holds_back_keeps_no_retry_of_other_routes_wait
     number = commands.ask(steps.database, "retry", ALL, who="ann", why="back")
     with steps.database.write() as transaction:
         gates.pause(transaction, ("route", "strict"), who="ann", why="maintenance")
-    while execution.work_on(steps.database, CONFIG, POLICIES, number):
+    while execution.work_on(steps.work, number):
         pass
     progress = commands.progress(steps.database, number)
     assert progress is not None
@@ -192,7 +192,7 @@ def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monke
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 41)))
     steps.record_all(steps.claim_due(), UNWELL)
     number = commands.ask(steps.database, "retry", ALL, who="ann", why="back")
-    while execution.work_on(steps.database, CONFIG, POLICIES, number):
+    while execution.work_on(steps.work, number):
         pass
     progress = commands.progress(steps.database, number)
     assert progress is not None
@@ -202,7 +202,7 @@ def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monke
         "waits: 20 deliveries are due on route strict",
     )
     steps.record_all(steps.claim_due(15))
-    while execution.work_on(steps.database, CONFIG, POLICIES, number):
+    while execution.work_on(steps.work, number):
         steps.record_all(steps.claim_due())
     progress = commands.progress(steps.database, number)
     assert progress is not None
@@ -216,7 +216,7 @@ def test_a_few_are_due_at_once_however_many_are_due_already(steps: Steps, monkey
     steps.attempt(UNWELL)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(2, 20)))
     number = commands.ask(steps.database, "retry", Selection(seq=1), who="ann", why="back")
-    assert execution.work_on(steps.database, CONFIG, POLICIES, number) == 1
+    assert execution.work_on(steps.work, number) == 1
 
 
 def test_one_that_became_due_or_was_claimed_since_it_was_found_stays_as_it_is(steps: Steps) -> None:
@@ -237,7 +237,7 @@ def test_a_command_goes_on_past_many_that_it_is_not_about(steps: Steps, monkeypa
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 11)))
     steps.record([(claimed, NO_ANSWER if claimed.seq == 9 else ANSWERED_503) for claimed in steps.claim_due()])
     number = commands.ask(steps.database, "retry", Selection(cause=NO_ANSWER.error_class), who="ann", why="back")
-    changed = [execution.work_on(steps.database, CONFIG, POLICIES, number) for _ in range(8)]
+    changed = [execution.work_on(steps.work, number) for _ in range(8)]
     progress = commands.progress(steps.database, number)
     assert progress is not None
     assert (progress.state, progress.affected, sum(changed), changed[0]) == ("done", 1, 1, 0)

@@ -18,7 +18,7 @@ from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from relay.web import plans
 from tests.helpers.page import OPERATOR, VIEWER, Page
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps, work_of
 from tests.helpers.storing import an_event
 
 
@@ -50,7 +50,7 @@ def asked(database: Database) -> list[dict[str, Any]]:
 def work(database: Database, number: int, config: Config = CONFIG) -> Command:
     """Have a relay carry the command out to its end."""
     while (progress := commands.progress(database, number)) and not progress.has_ended:
-        execution.work_on(database, config, policies(config), number)
+        execution.work_on(work_of(database, policies(config), config=config), number)
     assert progress is not None
     return progress
 

@@ -7,7 +7,7 @@ import pytest
 from relay.operations.asks import Selection
 from relay.store.operator import commands, execution
 from tests.helpers.page import VIEWER, Page
-from tests.helpers.relaying import CONFIG, HOPELESS, POLICIES, Steps
+from tests.helpers.relaying import HOPELESS, Steps
 from tests.helpers.storing import an_event
 
 
@@ -34,7 +34,7 @@ def test_a_command_says_how_far_it_is(page: Page, steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 251)))
     steps.record_all(steps.claim_due(250), HOPELESS)
     (number,) = ask(steps)
-    execution.work_on(steps.database, CONFIG, POLICIES, number)
+    execution.work_on(steps.work, number)
     assert "200 of 250 changed so far" in page.get(f"/commands/{number}").text
     assert '<progress class="" aria-label="progress" max="250" value="200">' in page.get(f"/commands/{number}").text
 
@@ -75,7 +75,7 @@ def test_the_api_stops_what_is_there_and_open(page: Page, steps: Steps) -> None:
     for act in ("stop", "continue"):
         answer = page.post(f"/api/v1/acts/{act}", json=order)
         assert (answer.status_code, answer.headers["location"]) == (202, f"/api/v1/commands/{number}")
-    execution.work_on(steps.database, CONFIG, POLICIES, number)
+    execution.work_on(steps.work, number)
     ended = page.post("/api/v1/acts/stop", json=order)
     assert (ended.status_code, "has ended" in ended.json()["detail"]) == (409, True)
     missing = page.post("/api/v1/acts/stop", json={**order, "command": 99})

@@ -32,12 +32,12 @@ from relay.delivery.lifecycle import (
 from relay.delivery.policy import Policies, policies
 from relay.store.audit.examine import Event, Wrong, examine, examine_all, lane_of_success, present_lane
 from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, for_lanes, headless, unlogged_successes
-from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.lanes import Lane, heads_of, lanes_param, settle_lanes
 from relay.store.record import remember_delivered, success_row
 from relay.store.reopen import insert
 from relay.store.transaction import Transaction, fields_param
+from relay.store.work import Work, in_parts
 
 
 class Mend(msgspec.Struct, frozen=True):
@@ -73,6 +73,7 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         not in it: `verify` tells.
     """
     known = policies(config)
+    work = Work(database, config, known)
     for lanes in unlogged_successes(database):
         with database.write() as transaction:
             transaction.lock_order()
@@ -82,7 +83,7 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         with database.write() as transaction:
             now = transaction.lock_order()
             settled = settle_lanes(transaction, [], known, now, lanes)
-            transaction.write_back(settled, None)
+            transaction.write_back(settled)
         yield Checked(
             0, differences=for_lanes(((row.route, row.lane) for row in settled if row.state in HEADS), NO_HEAD)
         )
@@ -90,7 +91,7 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     for upto, examined in examine_all(database, config):
         wrong = sorted({one.subject.seq for one in examined.wrong if _is_mended(one)})
         parts = in_parts(
-            database,
+            work,
             "rebuild",
             wrong,
             part=lambda some: _mend(database, config, known, some, who),
@@ -114,7 +115,7 @@ def _mend(database: Database, config: Config, known: Policies, seqs: Sequence[in
         mends, demoted = _with_room(transaction, of_rows, now)
         changed = _write(transaction, mends)
         lanes = {(row.route, row.lane) for row in (one.subject.row for one in wrong) if row is not None}
-        transaction.write_back(settle_lanes(transaction, [*changed, *demoted], known, now, lanes), None)
+        transaction.write_back(settle_lanes(transaction, [*changed, *demoted], known, now, lanes))
         remember_delivered(transaction, _last_delivered(late))
     return (
         *(found for one in removed for found in one.differences),

@@ -19,11 +19,11 @@ from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
 from relay.store.coverage import last_delivered
-from relay.store.database import Database
 from relay.store.lanes import settle_lanes
 from relay.store.operator.selection import GIVEN_UP
 from relay.store.reopen import find, keep_payloads, take_up
 from relay.store.transaction import ROW, Key, Transaction, as_open_delivery, keys_param
+from relay.store.work import Work
 
 _REPLAYABLE = GIVEN_UP | {State.ENDED}
 
@@ -54,7 +54,7 @@ def replay(
     """
     found = replayable(transaction, config, keys, too=too, states=states)
     again = [append(row, fact, now) for row in found.again]
-    take_up(transaction, found.again, again, policies, None)
+    take_up(transaction, found.again, again, policies)
     return len(again)
 
 
@@ -84,9 +84,9 @@ def end_or_unblock(
     ]
     changed = [append(row, fact, now) for row in possible]
     # Written first, so that what settling reads of these lanes is what is left of them.
-    transaction.write_back(changed, None)
+    transaction.write_back(changed)
     lanes = {(row.route, row.lane) for row in changed}
-    transaction.write_back(settle_lanes(transaction, [], policies, now, lanes), None)
+    transaction.write_back(settle_lanes(transaction, [], policies, now, lanes))
     return len(changed)
 
 
@@ -176,7 +176,7 @@ def retry(transaction: Transaction, keys: Sequence[Key], now: datetime, *, who: 
     for row in map(as_open_delivery, rows):
         was_due_at = row.due_at or now
         changed.append(append(row, facts.Rescheduled(due_at=now, was_due_at=was_due_at, who=who, why=why), now))
-    transaction.write_back(changed, None)
+    transaction.write_back(changed)
     return len(changed)
 
 
@@ -196,9 +196,7 @@ SAMPLED_OPEN = 5 * MOST_OPEN
 """Open replayed deliveries of a route among which those that can move are counted: each batch reads no more."""
 
 
-def that_fit(
-    database: Database, policies: Policies, act: str, keys: Sequence[Key], *, affected: int
-) -> tuple[Sequence[Key], str | None]:
+def that_fit(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> tuple[Sequence[Key], str | None]:
     """The first of these for which their routes have room; where there is none, the reason to wait.
 
     A replay needs room, and a retry after its first `MOST_OPEN`. Only what can move takes it: replayed deliveries for a
@@ -207,7 +205,8 @@ def that_fit(
     """
     if act != "replay" and (act != "retry" or affected < MOST_OPEN):
         return keys, None
-    closed, statement = gates.read_gates(database), (_replayed_open if act == "replay" else _due)(database.sql)
+    database, policies = work.database, work.policies
+    closed, statement = gates.read_gates(work), (_replayed_open if act == "replay" else _due)(database.sql)
     room, full = len(keys), None
     for route in sorted({route for _, route in keys}):
         if route not in policies or closed.admit(policies[route].gates) != "all":

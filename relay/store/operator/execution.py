@@ -33,6 +33,7 @@ from relay.store.operator.plan import dry_run_answer, instead, mistake_in, plan,
 from relay.store.operator.selection import Choice, keys_of
 from relay.store.operator.tasks import TASKS, Act, answer_of
 from relay.store.transaction import FailedAlone, Key, Transaction, key_text
+from relay.store.work import Work
 
 BATCH = 200
 """Deliveries in one transaction."""
@@ -48,10 +49,7 @@ FAULTY_SECONDS = 60.0
 class OpenCommands:
     """Open commands, a few at a time and in turn. Each is a compartment of its own: none delays another."""
 
-    def __init__(
-        self, database: Database, monotonic: Callable[[], float] = time.monotonic, tracer: Tracer = OFF
-    ) -> None:
-        self._database = database
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic, tracer: Tracer = OFF) -> None:
         self._monotonic = monotonic
         self._tracer = tracer
         self._after = 0
@@ -60,9 +58,9 @@ class OpenCommands:
         self.troubled: list[tuple[int, Exception]] = []
         """Commands that failed last time: a row they need was locked, or a statement can't run at all."""
 
-    def work(self, config: Config, policies: Policies) -> int:
+    def work(self, work: Work) -> int:
         """Do a batch of each of the next few commands. Returns the number of changed deliveries."""
-        numbers = commands.next_open(self._database, after=self._after, most=MOST_AT_ONCE)
+        numbers = commands.next_open(work.database, after=self._after, most=MOST_AT_ONCE)
         self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
         now = self._monotonic()
         self._faulty = {number: again_at for number, again_at in self._faulty.items() if again_at > now}
@@ -73,23 +71,23 @@ class OpenCommands:
                 continue
             span = self._tracer.begin("command", "internal")
             try:
-                batch = work_on(self._database, config, policies, number)
+                batch = work_on(work, number)
                 changed += batch
                 _end(span, number, batch)
             except Exception as error:
                 _end(span, number, 0, type(error).__name__)
                 if failure_of(error) == "unreachable":
                     raise
-                self._trouble(number, error, now)
+                self._trouble(work, number, error, now)
         return changed
 
-    def _trouble(self, number: int, error: Exception, now: float) -> None:
+    def _trouble(self, work: Work, number: int, error: Exception, now: float) -> None:
         """Keep the failure, and say in the row what the command waits for."""
         self.troubled.append((number, error))
         if failure_of(error) == "fault":
             self._faulty[number] = now + FAULTY_SECONDS
         with suppress(DBAPIError):
-            commands.say(self._database, number, f"waits: {error_text(error)}")
+            commands.say(work.database, number, f"waits: {error_text(error)}")
 
 
 def _end(span: Span | None, number: int, changed: int, error: str | None = None) -> None:
@@ -99,7 +97,7 @@ def _end(span: Span | None, number: int, changed: int, error: str | None = None)
         span.end(error=error)
 
 
-def work_on(database: Database, config: Config, policies: Policies, number: int) -> int:
+def work_on(work: Work, number: int) -> int:
     """Do the next batch of this command, if it has not ended.
 
     A command that can't be understood, or can't be meant, is `refused`. One whose deliveries can't be found is `failed`. A
@@ -110,6 +108,8 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
         How many deliveries it has changed; of a replay or retry also none when too many are open already.
     """
     command = None
+    work = msgspec.structs.replace(work, node=None)  # its facts are the operator's
+    database, config = work.database, work.config
     try:
         with database.read() as transaction:
             command = commands.read_open(transaction, number)
@@ -117,15 +117,15 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
             return 0
         asked = _asked(command)
         if command.dry_run:
-            after = _note(database, command, _dry_run(database, config, command, asked))
+            after = _note(work, command, _dry_run(database, config, command, asked))
         elif command.kind in OF_DELIVERIES:
-            after = _change_deliveries(database, policies, _look(database, config, policies, command, asked))
+            after = _change_deliveries(work, _look(work, command, asked))
         else:
-            after = _note(database, command, TASKS[command.kind](database, config, command, asked))
+            after = _note(work, command, TASKS[command.kind](database, config, command, asked))
     except Exception as error:
         if not blames_items(error):
             raise
-        _fail(database, number, command, error)
+        _fail(work, number, command, error)
         return 0
     return 0 if after is None else after.affected - command.affected
 
@@ -142,14 +142,14 @@ def _asked(command: Command) -> Any:  # noqa: ANN401  # the operation's `asks`
 
 
 def _note(
-    database: Database, command: Command, act: Act, routes: Collection[str] = (), *, opens: bool = False
+    work: Work, command: Command, act: Act, routes: Collection[str] = (), *, opens: bool = False
 ) -> Command | None:
     """Do a step and note its result in one transaction, under the lock of its routes.
 
     Returns:
         The command as it is then; None: another process has gone on with it or stopped it since it was read.
     """
-    with database.write() as transaction:
+    with work.write() as transaction:
         now = transaction.lock_order({*routes}, keeps_payloads=opens) if routes else transaction.now()
         if not commands.is_as_it_was(transaction, command):
             return None
@@ -179,28 +179,29 @@ class _Batch(msgspec.Struct, frozen=True):
     """Of a command about nothing: what may be meant."""
 
 
-def _look(database: Database, config: Config, policies: Policies, command: Command, asked: Selection) -> _Batch:
+def _look(work: Work, command: Command, asked: Selection) -> _Batch:
     """Read the next batch without a lock, since finding the deliveries may take long.
 
     Raises:
         UnusableCommand: it can't be meant.
     """
-    choice = Choice(cast("Any", command.kind), asked, config, until_seq=command.until)
+    database = work.database
+    choice = Choice(cast("Any", command.kind), asked, work.config, until_seq=command.until)
     if command.progress is None and (mistake := mistake_in(database, choice)):
         raise UnusableCommand(mistake)
     page = selected.page(database, choice, after=command.progress or 0, most=BATCH)
-    keys, waits = that_fit(database, policies, choice.act, keys_of(page.rows), affected=command.affected)
+    keys, waits = that_fit(work, choice.act, keys_of(page.rows), affected=command.affected)
     is_nothing = not page.rows and page.upto is None and command.progress is None and not command.matched
     hints = tuple(instead(database, choice)) if is_nothing else ()
     return _Batch(command, choice, keys, waits, page.unreadable, page.upto, hints)
 
 
-def _change_deliveries(database: Database, policies: Policies, batch: _Batch) -> Command | None:
+def _change_deliveries(work: Work, batch: _Batch) -> Command | None:
     """Do a batch; one by one where that fails, as a statement took too long, or one can't be changed."""
     opens, routes = batch.choice.act == "replay", {route for _, route in batch.keys}
     try:
         if batch.waits or not batch.unreadable:
-            return _note(database, batch.command, partial(_do, batch=batch, policies=policies), routes, opens=opens)
+            return _note(work, batch.command, partial(_do, batch=batch, policies=work.policies), routes, opens=opens)
     except Exception as error:
         if not (blames_items(error) or is_wait_timeout(error)) or not batch.keys:
             raise
@@ -210,15 +211,15 @@ def _change_deliveries(database: Database, policies: Policies, batch: _Batch) ->
         progress = key[0] if is_last_of_event else key[0] - 1
         one = msgspec.structs.replace(batch, keys=[key])
         try:
-            act = partial(_do, batch=one, policies=policies, progress=progress)
-            after = after and _note(database, after, act, {key[1]}, opens=opens)
+            act = partial(_do, batch=one, policies=work.policies, progress=progress)
+            after = after and _note(work, after, act, {key[1]}, opens=opens)
         except Exception as error:
             if not blames_items(error):
                 raise
             why = f"{key_text(key)}: {error_text(error)}"
             failed = BatchResult("running", progress=progress, failed=1, error=why)
-            after = after and _note(database, after, lambda *_, failed=failed: failed)
-            database.failed_alone(FailedAlone("commands", key_text(key), error_text(error)))
+            after = after and _note(work, after, lambda *_, failed=failed: failed)
+            work.observer.failed_alone(FailedAlone("commands", key_text(key), error_text(error)))
         if after is None:
             return None
     return after
@@ -264,12 +265,12 @@ def _change(
     return end_or_unblock(transaction, choice.config, keys, fact, now, **more)
 
 
-def _fail(database: Database, number: int, command: Command | None, error: Exception) -> None:
+def _fail(work: Work, number: int, command: Command | None, error: Exception) -> None:
     """End a command that can't be done, with the reason as its answer, unless another process has gone on with it."""
     is_refused = isinstance(error, UnusableCommand)
     answer = str(error) if is_refused else error_text(error)
-    with database.write() as transaction:
+    with work.write() as transaction:
         if command is not None and not commands.is_as_it_was(transaction, command):
             return
         commands.end(transaction, number, "refused" if is_refused else "failed", answer)
-    database.failed_alone(FailedAlone("commands", f"command={number}", answer))
+    work.observer.failed_alone(FailedAlone("commands", f"command={number}", answer))
