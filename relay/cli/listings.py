@@ -63,7 +63,7 @@ _EXCERPT = 4096
 """Bytes of a body that are shown."""
 
 
-class Listing(msgspec.Struct, frozen=True):
+class ListCommand(msgspec.Struct, frozen=True):
     """The rows that a command lists, the newest first, or follows."""
 
     name: Filtered
@@ -72,7 +72,7 @@ class Listing(msgspec.Struct, frozen=True):
     columns: str
     """The columns of the table, with spaces between them: see `relay.cli.output`."""
     more: str = ""
-    """Those that only `--wide` and `--columns` show."""
+    """More columns, which only `--wide` and `--columns` show."""
     one: tuple[str, str] = ("", "")
     """The table of which an option `number` names a row, and the noun for it."""
 
@@ -93,7 +93,7 @@ class Listing(msgspec.Struct, frozen=True):
         return [known[name] for name in asked]
 
 
-def _command(run: Callable[..., None], listing: Listing, given: Mapping[str, Any]) -> Callable[[Any], Any]:
+def _command(run: Callable[..., None], listing: ListCommand, given: Mapping[str, Any]) -> Callable[[Any], Any]:
     """Make a command of a function that gives the members of a row which only the table has; its docstring is the help."""
 
     def make(shown: Callable[[Any, Any], Row]) -> Callable[..., None]:
@@ -107,7 +107,7 @@ def _command(run: Callable[..., None], listing: Listing, given: Mapping[str, Any
 
 
 def list_rows(
-    listing: Listing,
+    listing: ListCommand,
     shown: Callable[[Row, datetime], Row],
     *,
     number: int | None = None,
@@ -184,7 +184,7 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
 
 @_command(
     list_rows,
-    Listing(
+    ListCommand(
         "deliveries",
         "events",
         "seq state entity route received_at due_at event_type attempts last_status source last_error",
@@ -213,7 +213,7 @@ def list_events(row: Row, now: datetime) -> Row:
 
 @_command(
     list_rows,
-    Listing(
+    ListCommand(
         "rejected",
         "rejected requests",
         "id received_at source status cause readmit remote_address reason",
@@ -244,7 +244,7 @@ def list_rejected(row: Row, _now: datetime) -> Row:
 
 @_command(
     list_rows,
-    Listing(
+    ListCommand(
         "commands",
         "commands",
         "id asked_at kind about state affected asked_by reason answer",
@@ -278,7 +278,7 @@ def list_commands(row: Row, _now: datetime) -> Row:
 
 @_command(
     list_rows,
-    Listing(
+    ListCommand(
         "dead",
         "dead letters",
         "seq entity route state died_at cause last_status event_type attempts source error",
@@ -312,7 +312,7 @@ _ROOMS = {"at": 9, "received_at": 11, "kind": 14, "seq": 6, "number": 6, "source
 
 
 def follow_rows(
-    listing: Listing,
+    listing: ListCommand,
     shown: Callable[[str, Row], Row],
     *,
     since: datetime | None,
@@ -409,7 +409,7 @@ def wait_for_more() -> None:
 
 @_command(
     follow_rows,
-    Listing("arrivals", "arrivals", "received_at kind number source entity what"),
+    ListCommand("arrivals", "arrivals", "received_at kind number source entity what"),
     {
         **{name: _ABOUT[name] for name in ("source", "route", "entity", "event_type")},
         "kind": option(str, "kind", "Only these: arrived (events) or rejected (requests)."),
@@ -439,7 +439,7 @@ def follow_arrivals(feed: str, row: Row) -> Row:
 
 @_command(
     follow_rows,
-    Listing("facts", "facts", "at kind seq route entity attempt event_type what"),
+    ListCommand("facts", "facts", "at kind seq route entity attempt event_type what"),
     {
         **_ABOUT,
         "kind": option(str, "kind", "Only facts of this kind, such as delivered, attempt_failed or dead."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ def send(
     event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
     at: Annotated[datetime | None, typer.Option(help="When; now unless given. UTC.", **TIME)] = None,
     body: Annotated[
-        typer.FileBinaryRead | None, typer.Option(help="A file with the body, instead of a made-up one.")
+        Path | None, typer.Option(help="A file with the body, instead of a made-up one.", dir_okay=False)
     ] = None,
     header: Annotated[
         list[str] | None, typer.Option(help='A header of the provider\'s, such as "X-GitHub-Event: push"; repeatable.')
@@ -46,7 +47,10 @@ def send(
         moment = at or SystemClock().now()
         config = read_config()
         if body is not None:
-            sample = Sample(body.read(), given)
+            try:
+                sample = Sample(body.read_bytes(), given)
+            except OSError as error:
+                fail(f"can't read {body}: {error.strerror}")
         else:
             made = provider.sample_of(
                 config, source, entity_type=entity_type or "", entity_id=entity_id or "", event_type=event, at=moment

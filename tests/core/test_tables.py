@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from relay.cli.listings import Listing, list_rows
+from relay.cli.listings import ListCommand, list_rows
 from relay.cli.output import fitted, put_json, show, table
 from relay.words import counted, lasting, relative, shown_state
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
-LISTING = Listing("deliveries", "events", "seq state entity received_at lane last_error", "relay_node")
+LISTING = ListCommand("deliveries", "events", "seq state entity received_at lane last_error", "relay_node")
 COLUMNS = LISTING.names()
 ROW = {
     "seq": 7,
