@@ -78,7 +78,7 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
             fail(str(error))
         carry_out(operation, asked, reason, yes=yes, as_json=as_json)
 
-    consequences = " ".join(operation.words.consequences)
+    consequences = " ".join(operation.consequences)
     command.__name__ = kind
     command.__doc__ = (
         f"{operation.title}. Shows the plan; --yes does it.\n\n    {consequences}\n\n    {examples.__doc__}"
@@ -242,9 +242,9 @@ def follow(database: Database, config: Config, number: int, operation: Operation
 
     work = Work(database, config, policies(config))
     try:
-        with bar(operation.words.doing, total) as report:
+        with bar(operation.title, total) as report:
             while not (now := _progress(database, number)).has_ended:
-                report(now.affected + now.failed, doing=now.answer or operation.words.doing)
+                report(now.affected + now.failed, doing=now.answer or operation.title)
                 began = time.monotonic()
                 changed = execution.work_on(work, number)
                 if not changed and now.answer:  # it waits
@@ -311,7 +311,7 @@ def _show(operation: Operation, planned: Plan) -> None:
     for each in planned.figures:
         answer(f"{each.name}: {each.count:,}{each.note and f' ({each.note})'}")
     if operation.is_dangerous and planned.obstacle is None:
-        for sentence in operation.words.consequences:
+        for sentence in operation.consequences:
             say(sentence)
     if planned.obstacle is not None:
         say(planned.obstacle)
@@ -328,7 +328,7 @@ def _say_how(operation: Operation, planned: Plan, *, has_reason: bool) -> None:
         return
     shown = len(planned.deliveries) or len(planned.requests)
     more = f", {shown} of them shown" if 0 < shown < planned.count else ""
-    say(f"{counted(planned.count, operation.words.thing)} {operation.words.planned}{more}; {how}")
+    say(f"{counted(planned.count, operation.thing)} would be {operation.done}{more}; {how}")
 
 
 def becomes(row: Row) -> str:
