@@ -310,7 +310,7 @@ def test_the_api_plans_and_asks(page: Page, steps: Steps) -> None:
     assert answer.headers["location"] == answer.json()["href"] == f"/api/v1/commands/{answer.json()['id']}"
     again = page.post("/api/v1/acts/replay", json=body, headers={"Idempotency-Key": "k1"})
     assert again.json() == answer.json()
-    assert page.json(answer.headers["location"])["reason"] == "by a script"
+    assert page.json(answer.headers["location"])["command"]["reason"] == "by a script"
     assert work(steps.database, answer.json()["id"]).affected == 2
 
 
