@@ -70,7 +70,7 @@ class ByDialect(ColumnElement[Any]):
 
 @compiles(ByDialect)
 def _by_dialect(element: ByDialect, compiler: SQLCompiler, **_: Any) -> str:  # noqa: ANN401  # SQLAlchemy's own keywords
-    return element.texts[compiler.dialect.name]
+    return element.texts.get(compiler.dialect.name, element.texts[POSTGRES])
 
 
 DATABASE_ROLE = ByDialect("SESSION_USER", "'sqlite'")
