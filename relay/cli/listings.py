@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from inbox.clock import SystemClock, steady
+from inbox.clock import SystemClock
 from relay.cli import options
 from relay.cli.options import as_command, open_database, option, parse_entity
 from relay.cli.output import (
@@ -367,7 +367,7 @@ def follow(
 
     begins = datetime.fromtimestamp(0, UTC) if ends and since is None else since
     with database.connect() as connection:
-        followers = [begin(connection, feed, begins, steady()) for feed in feeds]
+        followers = [begin(connection, feed, begins) for feed in feeds]
     if not ends:
         say("following; Ctrl-C ends it", style="bright_black")
     trouble = ""
@@ -394,7 +394,7 @@ def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[F
     try:
         with database.connect() as connection:
             for follower in followers:
-                rows += ((follower.feed, row) for row in follower.read(connection, steady()))
+                rows += ((follower.feed, row) for row in follower.read(connection))
     except Exception as error:
         if failure_of(error) == "fault":
             raise
