@@ -95,7 +95,7 @@ def test_a_step_that_fails_all_the_time_stops_no_delivery_and_can_be_seen(  # no
     caplog: pytest.LogCaptureFixture,
     step: Step,
 ) -> None:
-    monkeypatch.setattr("relay.daemon.lease_renewal.RENEW_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("relay.daemon.leases.RENEW_EVERY_SECONDS", 0.1)
     monkeypatch.setattr("relay.daemon.maintenance.FLUSH_EVERY_SECONDS", 0.1)
     caplog.set_level(logging.ERROR)
     plant = Plant(step, "ValueError")
