@@ -293,7 +293,7 @@ class Relay:
         return int(judged.rest is not None)
 
     def _look_at_conditions(self) -> int:
-        self._watch.look(self._work.database, self._work.config)
+        self._watch.look(self._work)
         return 0
 
     def _log_alerts(self) -> int:
