@@ -167,8 +167,6 @@ CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE 
 
 CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
-
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
@@ -922,7 +920,7 @@ END;
 CREATE TRIGGER relay_command_refuses_update BEFORE UPDATE ON relay_command
 BEGIN
     SELECT RAISE(ABORT, 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one') WHERE NEW.id IS NOT OLD.id OR NEW.kind IS NOT OLD.kind OR NEW.asked_by IS NOT OLD.asked_by OR NEW.asked_at IS NOT OLD.asked_at OR NEW.dry_run IS NOT OLD.dry_run OR ((OLD.state IN ('asked', 'running') OR NEW.state IN ('asked', 'running')) AND (NEW.selection IS NOT OLD.selection OR NEW.reason IS NOT OLD.reason));
-    SELECT RAISE(ABORT, 'only erasure may change a command that has ended: its reason becomes erased, and texts of its selection begin so') WHERE NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS NOT OLD.selection AND (EXISTS (SELECT 1 FROM json_each(NEW.selection) n WHERE n.value IS NOT json_extract(OLD.selection, n.fullkey) AND NOT (substr(n.value, 1, 6) = 'erased' OR substr(n.value, 1, 1) = '[' AND replace(n.value, '"erased"', '') <> n.value)) OR (SELECT json_group_array(key) FROM (SELECT key FROM json_each(NEW.selection) ORDER BY key)) IS NOT (SELECT json_group_array(key) FROM (SELECT key FROM json_each(OLD.selection) ORDER BY key)));
+    SELECT RAISE(ABORT, 'only erasure may change a command that has ended: texts of its reason and selection become erased') WHERE NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS NOT OLD.selection AND instr(CAST(NEW.selection AS text), 'erased') = 0;
     SELECT RAISE(ABORT, 'a command that has ended stays as it is: insert another one') WHERE NOT (OLD.state IN ('asked', 'running')) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running');
     SELECT RAISE(ABORT, 'only a relay ends a command, with finished_at: stop it with UPDATE relay_command SET state = ''cancelled''') WHERE NEW.state IN ('done', 'failed', 'refused') AND NEW.state <> OLD.state AND NEW.finished_at IS NULL;
     SELECT RAISE(ABORT, 'relay resume --command with its id makes a stopped command go on') WHERE OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL;
