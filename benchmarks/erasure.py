@@ -40,8 +40,8 @@ INSERT INTO inbox_payload (seq, headers, body)
 SELECT seq, '{}', convert_to(repeat(md5(CAST(seq AS text)), 3), 'UTF8') FROM inbox WHERE entity_id = :entity
 """,
     """
-INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
-SELECT :at, seq, 'everything', 'delivered', 1,
+INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+SELECT :at, seq, 'everything', 'delivered', 'ended', 1,
        jsonb_build_object('did', 'forwarded', 'calls', jsonb_build_array(jsonb_build_object('url', 'https://crm/' || :entity)))
 FROM inbox WHERE entity_id = :entity
 """,

@@ -44,12 +44,12 @@ FROM {{numbers}}
 """,
     f"INSERT INTO inbox_payload (seq, headers, body) SELECT n, '{{{{}}}}', CAST('{_BODY}' AS {{bytes}}) FROM {{numbers}}",
     f"""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
-SELECT '{_MOMENT}', n, 'everything', 'attempt_failed', 1, '{_FAILED}' FROM {{numbers}} WHERE n % 10 = 1
+INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+SELECT '{_MOMENT}', n, 'everything', 'attempt_failed', 'ready', 1, '{_FAILED}' FROM {{numbers}} WHERE n % 10 = 1
 """,
     f"""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
-SELECT '{_MOMENT}', n, 'everything', 'delivered', CASE WHEN n % 10 = 1 THEN 2 ELSE 1 END, '{_CALLS}'
+INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+SELECT '{_MOMENT}', n, 'everything', 'delivered', 'ended', CASE WHEN n % 10 = 1 THEN 2 ELSE 1 END, '{_CALLS}'
 FROM {{numbers}} WHERE n % 10 <> 0
 """,
     f"""

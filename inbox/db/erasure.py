@@ -553,15 +553,15 @@ WHERE lane = '*' AND seq IN {erased}
 
 @cache
 def _say(sql: Sql) -> TextClause:
-    """One fact for each delivery, with the attempts that its last one counts."""
+    """One fact for each delivery, which stands as after its last one."""
     said = (
         "jsonb_build_object('who', CAST(:who AS text), 'why', CAST(:why AS text))"
         if sql.is_postgres
         else "json_object('who', :who, 'why', :why)"
     )
     return text(f"""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
-SELECT (SELECT {sql.now}), l.seq, l.route, 'erased', l.attempt, NULL, {said}
+INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, crashes, relay_node, detail)
+SELECT (SELECT {sql.now}), l.seq, l.route, 'erased', l.state, l.attempt, l.run, l.crashes, NULL, {said}
 FROM delivery_log l
 WHERE l.id IN (
     SELECT max(f.id) FROM {_chosen(sql)} JOIN delivery_log f ON f.seq = erased.seq GROUP BY f.seq, f.route)

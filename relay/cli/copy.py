@@ -111,7 +111,7 @@ def _opened(to: str) -> Iterator[_Ends]:
 
 def _verified(ends: _Ends, report: Report) -> dict[str, int]:
     """Compare the state in the target with its log, as `relay verify` does, and count what was compared."""
-    from relay.store.audit.verify import verify
+    from relay.store.audit import verify
     from relay.store.database import Database
 
     counts = dict.fromkeys(("events", "deliveries", "facts", "differences"), 0)

@@ -15,7 +15,7 @@ from relay.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, say
 from relay.words import counted
 
 if TYPE_CHECKING:
-    from relay.store.audit.verify import Checked
+    from relay.store.audit import Checked
     from relay.store.database import Database
 
 
@@ -44,7 +44,7 @@ def verify(*, as_json: AsJson = False, as_ndjson: AsNdjson = False, wide: Wide =
       relay verify
       relay verify --json
     """
-    from relay.store.audit.verify import verify as verify_all
+    from relay.store.audit import verify as verify_all
 
     form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide)
     with exit_on_error():
@@ -75,7 +75,7 @@ def rebuild(*, as_json: AsJson = False, as_ndjson: AsNdjson = False, wide: Wide 
       relay rebuild
       relay rebuild --json
     """
-    from relay.store.audit.rebuild import rebuild as rebuild_all
+    from relay.store.rebuild import rebuild as rebuild_all
 
     form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide)
     with exit_on_error():
@@ -90,7 +90,7 @@ def rebuild(*, as_json: AsJson = False, as_ndjson: AsNdjson = False, wide: Wide 
 
 def _run(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[list[dict[str, object]], str]:
     """Work through the chunks with a progress bar. Return the differences, and the numbers of what was seen, in words."""
-    from relay.store.audit.verify import bounds
+    from relay.store.audit import bounds
 
     differences: list[dict[str, object]] = []
     events = deliveries = facts = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,17 +12,19 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from inbox.clock import SystemClock
+from inbox.config.model import Config
 from inbox.db.dialect import as_json
-from inbox.errors import NoSuchCommand, UnreadableLog, UnusableCommand
+from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.commands import says_why
 from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
+from relay.delivery.lifecycle import OpenDelivery
 from relay.operations.asks import Selection
-from relay.store import gates
+from relay.store import gates, reopen
 from relay.store.operator import changes, commands, execution
 from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
-from relay.store.transaction import Transaction
+from relay.store.transaction import Key, Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
@@ -313,12 +316,20 @@ def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:
     assert the(steps, last) == ("done", 1, "1 delivery replayed")
 
 
-def test_a_delivery_with_a_fact_that_cannot_be_read_is_passed_over_and_the_others_are_done(steps: Steps) -> None:
-    """`relay cancel` by entity is about what has ended, too, so that the log is read."""
+def test_a_delivery_that_cannot_be_changed_is_passed_over_and_the_others_are_done(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(
+        transaction: Transaction, config: Config, keys: Sequence[Key], *, locked: bool = True
+    ) -> list[OpenDelivery]:
+        if any(seq == 2 for seq, _ in keys):
+            raise ValueError("odd")
+        return reopen.find(transaction, config, keys, locked=locked)
+
+    monkeypatch.setattr(changes, "find", find)
     steps.arrive(*(an_event(n, "u1") for n in range(1, 4)))
     for _ in range(3):
         steps.attempt(DONE)
-    steps.do(a_fact("dead", 2))
     number = by_sql(steps, "replay", {"entity_type": "USER", "entity_id": "u1", "source": "trivore"})
     assert [work(steps), work(steps)] == [2, 0]
     progress = commands.progress(steps.database, number)
@@ -326,16 +337,7 @@ def test_a_delivery_with_a_fact_that_cannot_be_read_is_passed_over_and_the_other
     assert (progress.state, progress.affected, progress.failed) == ("done", 2, 1)
     assert progress.answer == "2 deliveries replayed; 1 could not be: see error"
     assert progress.error is not None
-    assert progress.error.startswith("route=strict seq=2: UnreadableLog: fact 4, a dead, can't be read")
-
-
-def test_a_dead_letter_whose_fact_cannot_be_read_can_be_cancelled(steps: Steps) -> None:
-    """Its row says all that is needed."""
-    fill_with_dead(steps, 1)
-    steps.do(a_fact("dead", 1))
-    number = by_sql(steps, "cancel", {"seq": 1})
-    assert [work(steps), work(steps)] == [1, 0]
-    assert the(steps, number) == ("done", 1, "1 delivery cancelled")
+    assert progress.error.startswith("route=strict seq=2: ValueError: odd")
 
 
 def test_pause_and_resume_by_sql(steps: Steps) -> None:
@@ -538,7 +540,7 @@ class Locking:
         if not self._has_failed:
             self._has_failed = True
             self._person.execute(text(f"SELECT 1 FROM open_delivery WHERE seq = {self._seq} FOR UPDATE"))
-            raise UnreadableLog(f"of {self._bad}")
+            raise ValueError(f"of {self._bad}")
         transaction.connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
         return self._change(transaction, *more, **named)
 

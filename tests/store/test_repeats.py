@@ -189,11 +189,12 @@ def plant_runs(steps: Steps, *, seq: int, number: int) -> None:
     """Facts of so many runs that have delivered the event."""
     numbers = f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {number}) SELECT n FROM c)"
     made = "jsonb_build_object" if steps.database.sql.is_postgres else "json_object"
-    both = f"SELECT n, 0 AS part, 'rearmed' AS kind, {made}('duplicate', n, 'run', n) AS detail FROM {numbers} AS a"
+    both = f"SELECT n, 0 AS part, 'rearmed' AS kind, {made}('duplicate', n) AS detail FROM {numbers} AS a"
     both += f" UNION ALL SELECT n, 1, 'delivered', {made}('did', 'updated') FROM {numbers} AS b"
     steps.do(
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
-        f" SELECT '2026-01-01 00:00:00.000000Z', {seq}, 'latest', kind, part, detail FROM ({both}) AS made ORDER BY n, part"
+        "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, detail)"
+        f" SELECT '2026-01-01 00:00:00.000000Z', {seq}, 'latest', kind, CASE part WHEN 0 THEN 'received' ELSE 'ended' END, part, n,"
+        f" detail FROM ({both}) AS made ORDER BY n, part"
     )
 
 

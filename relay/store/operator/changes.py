@@ -93,7 +93,7 @@ def end_or_unblock(
 LeftOut = Literal["overtaken", "route_removed", "payload_gone", "unreadable"]
 """The reason why a replay leaves a selected delivery out. `overtaken`: it would overwrite the last delivered state with an
 older one. `route_removed`: it has ended on a route that is not configured any more. `payload_gone`: retention or erasure has
-deleted the event's headers and body. `unreadable`: a fact can't be read."""
+deleted the event's headers and body. `unreadable`: its row can't be read."""
 
 
 class Replayable(msgspec.Struct, frozen=True):
@@ -113,11 +113,7 @@ def replayable(
     states: Collection[State] | None = None,
     locked: bool = True,
 ) -> Replayable:
-    """Find these deliveries, and the ones among them that are replayed. A plan asks without locks, a replay with them.
-
-    Raises:
-        UnreadableLog: one has a fact that this version can't read.
-    """
+    """Find these deliveries, and the ones among them that are replayed. A plan asks without locks, a replay with them."""
     found = find(transaction, config, keys, locked=locked)
     possible = [row for row in found if row.state in (states or _REPLAYABLE)]
     old = set() if too is None else _overtaken(transaction, possible, too, locked=locked)

@@ -127,7 +127,7 @@ LEFT_OUT: Mapping[LeftOut, str] = {
     "overtaken": "older than the last delivered state of their lane; --force replays them too",
     "route_removed": "ended on a route that is not configured any more; configure it again to replay them",
     "payload_gone": "have no headers and body any more: retention or erasure deleted them; `relay cancel` ends dead ones",
-    "unreadable": "have a fact that can't be read; `relay verify` names it",
+    "unreadable": "have a row that can't be read; `relay verify` names it",
 }
 
 
