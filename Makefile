@@ -56,12 +56,6 @@ fuzz: $(READY)  ## fuzz the receiver with REQUESTS=50000 (SEED=)
 longest: $(READY)  ## time the order lock with OPEN=20000 (DATABASE=postgres)
 	$(BIN)/python -m benchmarks.order_lock --open $(or $(OPEN),20000) --database $(or $(DATABASE),sqlite)
 
-refusals: $(READY)  ## time a 401 of each kind of source, in ROUNDS=5000
-	$(BIN)/python -m benchmarks.refusals --rounds $(or $(ROUNDS),5000)
-
-large: $(READY)  ## measure bodies of 25 MiB, and waits (DATABASE=postgres)
-	$(BIN)/python -m benchmarks.large_bodies --database $(or $(DATABASE),sqlite)
-
 bench: $(BENCH)/.ready  ## compare the product with its peers, at length (ONLY=row)
 	$(BENCH)/bin/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
@@ -111,4 +105,4 @@ wheel: $(READY)  ## build the wheel of this checkout into build/wheel/
 image: wheel sbom  ## build the container image IMAGE (BUILD="docker build")
 	$(BUILD) --file deploy/Containerfile --tag $(IMAGE) .
 
-.PHONY: help setup run quick test prove pythons faults fuzz longest refusals large bench bench-quick check site docs format lock sbom release wheel image
+.PHONY: help setup run quick test prove pythons faults fuzz longest bench bench-quick check site docs format lock sbom release wheel image

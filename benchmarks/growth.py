@@ -22,12 +22,14 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import Engine, text
 
 from benchmarks.backlog import Inbox, drained_for
 from benchmarks.drain import bodies_of, preload, rate
-from benchmarks.retention import accepted, fill
+from benchmarks.load import Answers, send
 from benchmarks.support import Kind, configured, databases, downstream, get, machine, serving
 from inbox.db import engine as engines
+from inbox.db.dialect import POSTGRES
 
 CONNECTIONS = 64
 CONCURRENCY = 16
@@ -35,6 +37,9 @@ BODY_BYTES = 200
 DOWNSTREAM_MILLISECONDS = 20
 """Of each call while relays grow in number: with a faster one, two cores are the limit."""
 _ROUTE = '[routes.everything]\nsource = "trivore"\ndestination = "downstream"\nordering = "strict"\n'
+_OVERHEAD = 100
+"""Bytes of a body without padding."""
+_DAY = "2026-01-01 00:00:00.000000Z"
 Rate = Callable[[], float]
 """Measures a point once."""
 
@@ -96,11 +101,40 @@ def backlog(ground: Ground, url: str, open_: int) -> Rate:
     return measure
 
 
+def accepted(target: str, seconds: float, connections: int, body_bytes: int) -> Answers:
+    """Send for so long; the answers, which must all have stored."""
+    answers = send(target, seconds, connections, max(body_bytes - _OVERHEAD, 0))
+    if answers.refused or answers.lost:
+        raise SystemExit(f"of {answers.answers} answers {answers.refused} were refusals, {answers.lost} went missing")
+    return answers
+
+
+def fill(engine: Engine, events: int) -> None:
+    """Store so many events that have ended, without payloads."""
+    is_postgres = engine.dialect.name == POSTGRES
+    routes, blank = ("'{everything}'", "CAST('00' AS bytea)") if is_postgres else ("'[\"everything\"]'", "x'00'")
+    numbers = (
+        f"generate_series(1, {events}) AS n"
+        if is_postgres
+        else f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {events}) SELECT n FROM c)"
+    )
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"""
+INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
+                   content_type, body_bytes, body_sha256)
+SELECT n, 'trivore', 'key ' || n, 'USER', 'u' || n, 'UPDATE', 'update', '{_DAY}', '{_DAY}', {routes}, 'application/json',
+       {BODY_BYTES}, {blank} FROM {numbers}""")
+        if is_postgres:
+            connection.exec_driver_sql(f"SELECT setval('inbox_seq_seq', {events})")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE" if is_postgres else "ANALYZE"))
+
+
 def inbox(ground: Ground, url: str, stored: int) -> Rate:
     """Intake into an inbox with so many events that have ended."""
     if stored:
         engine = engines.connect(url, application="benchmarks")
-        fill(engine, stored, stored, 1, BODY_BYTES)
+        fill(engine, stored)
         engine.dispose()
     return ground.receiver(url)
 

@@ -29,9 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.backlog import Inbox
-from benchmarks.open_transaction import relay
 from benchmarks.rows import ROWS
-from benchmarks.support import TOKEN, Kind, configured, databases, free_port, machine, serving
+from benchmarks.support import TOKEN, Kind, configured, databases, free_port, machine, relaying, serving
 
 BARS: Mapping[tuple[Kind, int], tuple[float, float]] = {
     (database, rate): (ROWS[f"latency-{database}-{rate}-p50"].bar, ROWS[f"latency-{database}-{rate}-p99"].bar)
@@ -183,7 +182,7 @@ class Bench:
         with ExitStack() as stack:
             environment = stack.enter_context(_configured(self._url, downstream, wake_up=wake_up))
             receiver = stack.enter_context(serving(environment))
-            stack.enter_context(relay(environment))
+            stack.enter_context(relaying(environment))
             uvloop.run(self._send(receiver.port, downstream, backlog, wake_up=wake_up))
 
     async def _send(self, receiver: int, downstream: int, backlog: int, *, wake_up: bool) -> None:
@@ -204,7 +203,7 @@ class Bench:
     def fill(self, backlog: int) -> None:
         """Pause the other route, and have a relay order so many events on it."""
         inbox = Inbox(self._url)
-        with _configured(self._url, free_port(), wake_up=True) as environment, relay(environment):
+        with _configured(self._url, free_port(), wake_up=True) as environment, relaying(environment):
             command = [sys.executable, "-m", "relay", "pause", "--route", "stopped", "--reason", "benchmark"]
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
             inbox.add_after(backlog, "'u' || n", route="stopped")

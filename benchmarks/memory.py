@@ -23,9 +23,8 @@ from rich.table import Table
 
 from benchmarks.backlog import Inbox
 from benchmarks.load import send
-from benchmarks.open_transaction import relay as relay_of
 from benchmarks.rows import ROWS
-from benchmarks.support import Kind, configured, databases, downstream, machine, serving
+from benchmarks.support import Kind, configured, databases, downstream, machine, relaying, serving
 
 CONNECTIONS = 64
 BARS: Mapping[str, float] = {name: ROWS[f"memory-{name}"].bar for name in ("relay", "worker")}
@@ -62,7 +61,7 @@ def main(
             inbox.engine.dispose()
         environment = stack.enter_context(configured(url, f"{stack.enter_context(downstream())}/hook", 16))
         receiver = stack.enter_context(serving(environment))
-        relay = stack.enter_context(relay_of(environment))
+        relay = stack.enter_context(relaying(environment))
         with ThreadPoolExecutor(1) as sender:
             load = sender.submit(send, receiver.target, 60 * minutes, CONNECTIONS)
             samples: dict[str, list[float]] = {name: [] for name in BARS}

@@ -59,7 +59,6 @@ COMMANDS: Mapping[str, Command] = {
     "sizes": Command("sizes", ("--database", "postgres", "--sizes", "100")),
     "mountain": Command("backlog", ("mountain",)),
     "inbox": Command("growth", ("inbox",)),
-    "prune": Command("retention", ("prune",)),
     "lane": Command("backlog", ("lane",)),
     "fold": Command("backlog", ("fold",)),
     "order-lock": Command("order_lock", ("--database", "postgres")),
@@ -152,10 +151,6 @@ ROWS: Mapping[str, Row] = {
     "large-inbox": Row(
         "intake with 5 M events in the inbox vs with none",
         "inbox", "points[-1].rounds", "points[0].rounds", 0.9, 0.95,
-    ),
-    "pruning": Row(
-        "intake beside pruning of payloads vs alone",
-        "prune", "sides[0].rounds", "sides[1].rounds", 0.9, 0.95,
     ),
     "stopped-lane": Row(
         "deliveries beside a lane of 100 k that is stopped vs without it",

@@ -127,6 +127,16 @@ def _migrated(url: str) -> str:
     return url
 
 
+@contextmanager
+def relaying(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A relay as long as the block runs."""
+    with subprocess.Popen([sys.executable, "-m", "relay", "run"], env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
 def libpq(url: str) -> str:
     """The URL as libpq and its likes read it."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)

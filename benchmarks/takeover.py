@@ -16,9 +16,8 @@ import msgspec
 import typer
 
 from benchmarks.drain import Seen, bodies_of, preload
-from benchmarks.open_transaction import relay
 from benchmarks.rows import ROWS
-from benchmarks.support import Kind, configured, count_rows, databases, downstream, get, machine
+from benchmarks.support import Kind, configured, count_rows, databases, downstream, get, machine, relaying
 
 BAR_SECONDS = ROWS["takeover"].bar
 CALL_SECONDS = 2
@@ -39,11 +38,11 @@ def main(
         environment = stack.enter_context(configured(url, f"{server}/hook"))
         for _ in range(rounds):
             asyncio.run(preload(url, environment, bodies_of(1)))
-            with relay(environment) as victim:
+            with relaying(environment) as victim:
                 _until_called(server)
                 victim.kill()
                 killed_at = time.monotonic()
-            with relay(environment):
+            with relaying(environment):
                 _until_called(server)
                 took.append(round(time.monotonic() - killed_at, 1))
                 while count_rows(url, "open_delivery"):

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from typing import Any
 
 from inbox.config.model import Config
@@ -61,29 +62,18 @@ class ActiveReceiver(ActiveApp):
         Raises:
             ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
         """
-        config, mistakes = file.sound, []
-        if self._config is not None and config.metrics.receiver != self._config.metrics.receiver:
-            mistakes.append("[metrics] receiver: another address needs a restart")
-        if self._config is not None and config.database.url != self._config.database.url:
-            # Its schema is checked and the number of workers is chosen at the start; and an event in a
-            # database that no relay reads is never delivered.
-            mistakes.append(f"{config.database.url.origin}: another database or password needs a restart")
-        mistakes = [str(file.source.locate_line(mistake)) for mistake in mistakes]
-        try:
-            app = file.make(self._make)
-        except ConfigError as error:
-            mistakes.append(str(error))
-        if mistakes:
-            raise ConfigError("\n".join(mistakes))
-        self._config, self.app = config, app
-        LineLogger.form = config.logs.format
-        return config
+        self.app = file.make(self._make)
+        self._config = file.config
+        LineLogger.form = file.config.logs.format
+        return file.config
 
     def _make(self, config: Config) -> Receiver:
         parts: dict[str, Callable[[], Any]] = {
-            "app": lambda: app_of(config),
-            "proxies": lambda: require_known_proxies(config, self.trusted_proxies),
+            "app": partial(app_of, config),
+            "proxies": partial(require_known_proxies, config, self.trusted_proxies),
         }
+        if self._config is not None:
+            parts["same"] = partial(self._config.require_same, config, "database.url", "metrics.receiver")
         app: Receiver = collect_config_errors(parts)["app"]
         return app
 

@@ -18,6 +18,7 @@ import stat
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -202,9 +203,8 @@ def write_entry(path: Path, name: str, line: str, check: Check) -> None:
     """Put a line in the place of the one with the same name, or at the end of a file; comments and other lines stay.
 
     A new file can be read by its owner alone. One that is there keeps its owner and group, and gives nothing to others.
-    It is written in its place, as a container may have this very file mounted. Of two writers one waits for the other, and a
-    reader finds whole lines, but for an instant on some file systems: one write has the new text, with empty lines over the rest
-    of the old. The room that it needs is taken first, so that a full disk leaves the file as it was.
+    It is written in its place, as a container may have this very file mounted. Of two writers one waits for the other, and
+    `AccountFile` reads between two of them. The room that it needs is taken first, so that a full disk leaves the file as it was.
 
     Raises:
         ConfigError: the file can't be read or written, or has a wrong line.
@@ -296,8 +296,13 @@ class AccountFile:
         """Read the file; return what is wrong with it."""
         if self._secret is None:
             return None
+        kind, _, place = self._secret.reference.partition(":")
         try:
-            content = self._secret.reveal(at=f"[web] {self._key}", as_file=True)
+            with ExitStack() as stack:
+                if kind == "file":
+                    with suppress(OSError, ValueError):  # reveal tells why it can't be read
+                        fcntl.flock(stack.enter_context(Path(place).open("rb")), fcntl.LOCK_SH)  # between two writes
+                content = self._secret.reveal(at=f"[web] {self._key}", as_file=True)
             if content != self._content:
                 where = self._secret.reference.removeprefix("file:") if self._secret.names_a_place else "its text"
                 self._entries, self._content = parse_entries(content, where, self._check), content

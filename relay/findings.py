@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
-from inbox.db.stuck import MOST_LISTED, Kind
+from inbox.db.health_views import MOST_LISTED, Kind
 from inbox.events.states import GONE_SECONDS
 from relay.delivery.gates import resume_command
 from relay.store.database import Database

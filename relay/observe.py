@@ -37,11 +37,9 @@ LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
     "stopping": (_node_log, logging.INFO, "stopping node={node} running={rows}"),
     "cutting": (_node_log, logging.WARNING, "cutting node={node} running={rows}"),
     "stopped": (_node_log, logging.INFO, "stopped node={node} given_back={rows}"),
-    "orphaned": (_node_log, logging.WARNING, "stopping: the parent process is gone"),
     "child_started": (_node_log, logging.INFO, "child started pid={child}"),
     "child_ended": (_node_log, logging.INFO, "child ended pid={child} {ending}"),
     "child_lost": (_node_log, logging.WARNING, "child ended pid={child} {ending}, another starts in {seconds:g} s"),
-    "child_not_started": (_node_log, logging.ERROR, "child not started, tried again in {seconds:g} s: {error}"),
     "given_back": (_log, logging.INFO, "given_back deliveries={rows}: unstarted, or cut before anything was sent"),
     "hears_nothing": (_log, logging.INFO, "no wake-ups, so that the relay polls: {error}"),
     "step_recovered": (_log, logging.WARNING, "step_recovered step={step} after={times} failures"),
@@ -212,10 +210,6 @@ class Observer:
         if rows:
             extra = fields("pruned", kind=kind, rows=rows, seconds=behind_seconds)
             _log.info("pruned %s rows=%d behind=%ds", kind, rows, behind_seconds, extra=extra)
-
-    def gauges_broke(self, what: str, bug: Exception) -> None:
-        """Log a bug that kept some gauges from being read; they are read again later."""
-        _log.error("a bug kept %s from being read", what, exc_info=without_message(bug), extra=fields("bug"))
 
     def step_failed(self, step: str, error: BaseException, seconds: float) -> None:
         """Log and count a step that has failed; the other steps go on."""

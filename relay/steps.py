@@ -1,4 +1,7 @@
-"""Steps of a relay, run in isolation: one that fails is logged, counted, alerted and retried later, and stops no other."""
+"""Steps of a relay, run in isolation: one that fails is logged, counted, alerted and retried later, and stops no other.
+
+`Background` is a thread that repeats some of them beside the loop.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 import tenacity
+from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.db.dialect import error_text, failure_of
 from relay.observe import Observer
@@ -187,3 +191,39 @@ class Steps:
     def _log_trouble(self, what: str, state: tenacity.RetryCallState) -> None:
         exception = None if state.outcome is None else state.outcome.exception()
         self._observer.database_trouble(what, exception or RuntimeError("no outcome"))
+
+
+class Background:
+    """A thread beside the loop, which repeats its work until `stop` is set; no error ends it."""
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], float | None],
+        *,
+        every: float,
+        stop: threading.Event,
+        observer: Observer,
+    ) -> None:
+        """`work` is due at once, and again after `every` seconds, or as many as it returns."""
+        self._work = work
+        self._every = every
+        self._stop = stop
+        self._observer = observer
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end, at most so long."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        wait: float | None = 0.0
+        while not self._stop.wait(self._every if wait is None else wait):
+            wait = None
+            try:
+                wait = self._work()
+            except SQLAlchemyError as error:  # there was no connection
+                self._observer.database_trouble(self._thread.name, error)
+            except Exception as error:  # noqa: BLE001  # without this thread its work is not done, and no line tells of it
+                self._observer.bug_in_thread(self._thread.name, error)

@@ -6,6 +6,7 @@ default is what happens without it. `inbox.toml` is read once (`inbox.loader.loa
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from inbox.config.sources import Source
 from inbox.config.sync import SyncRoute
 from inbox.config.values import Address, Age, DatabaseUrl, Duration, Network, Networks, Rate, SchemaName, Secret, Table
+from inbox.errors import ConfigError
 from inbox.events.event import Action
 from inbox.observe.logs import Format
 
@@ -366,3 +368,14 @@ class Config(Table, frozen=True):
         if route.ordering is not None:
             return route.ordering
         return "latest" if isinstance(self.destinations[route.destination], SyncDestination) else "strict"
+
+    def require_same(self, new: Config, *settings: str) -> None:
+        """Check that another configuration has the same values of tables, or of keys such as `database.url`.
+
+        Raises:
+            ConfigError: it has not; the text has a line for each.
+        """
+        changed = [name for name in settings if attrgetter(name)(self) != attrgetter(name)(new)]
+        if changed:
+            places = (f"[{name.partition('.')[0]}] {name.partition('.')[2]}".rstrip() for name in changed)
+            raise ConfigError("\n".join(f"{place}: another value needs a restart" for place in places))

@@ -46,7 +46,7 @@ class ReadingCall(CallKeys, frozen=True, kw_only=True):
         return self.params or {}
 
 
-# --- paging of a find, a sweep and a listing alike
+# --- paging of a sweep and a listing alike
 
 
 PagedBy = Literal["page", "start", "cursor", "link", "url"]
@@ -74,7 +74,7 @@ class Paging(Table, frozen=True, kw_only=True):
     """Further query parameters. Unless the call uses the position itself, the default is `page = "{page}"` by page, and by
     start SCIM's `startIndex = "{start}"` and `count = "{count}"`."""
     count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
-    """Size of the page to ask for: the value of `count`. By default 10 for a find, and 100 for a sweep or a listing."""
+    """Size of the page to ask for: the value of `count`, by default 100."""
     first: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
     """Position of the first page: by page 1, by start 0, unless given."""
     next: str | None = None
@@ -87,7 +87,7 @@ class Paging(Table, frozen=True, kw_only=True):
     """By page or start: JMESPath into a page that gives the number of all items. It saves the request for an empty page,
     and a page of 0 items needs no list."""
     most: Annotated[int, msgspec.Meta(ge=2, le=100_000)] | None = None
-    """Largest number of pages. More are an error, and nothing is written. By default 10 for a find, otherwise 10,000."""
+    """Largest number of pages, by default 10,000. More are an error."""
 
     @property
     def first_position(self) -> int:
@@ -187,10 +187,6 @@ class Sweep(ListingCall, frozen=True, kw_only=True):
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
-MOST_FIND_PAGES = 10
-"""Pages that a find reads at most, unless its `pages` give another number."""
-
-
 class Fetch(ReadingCall, frozen=True, kw_only=True):
     """Reading of the entity from its source."""
 
@@ -202,9 +198,6 @@ class Fetch(ReadingCall, frozen=True, kw_only=True):
     tolerance: Duration | None = None
     """An entity whose last change is longer than this before its event is stale. It is fetched again after 1, 5 and 30 s,
     and then applied with `stale_suspected` in the log. Without it, no entity is stale."""
-    conditional: bool = False
-    """Ask with `If-None-Match` for an entity that was applied before. After a 304 the event ends `unchanged`, and nothing
-    is looked up in the destination. Replays, deletions and a changed configuration fetch the whole entity."""
     verify: dict[str, str] = {}
     """Values that the entity must have: a JMESPath into the entity = a JMESPath over `event`, `{ id = "event.entity_id" }`.
     Without it, any object in the api's answer is accepted."""
@@ -215,24 +208,12 @@ class Find(ReadingCall, frozen=True, kw_only=True):
 
     pick: str | None = None
     """JMESPath into the answer that gives the list of matches, or the one match. An answer without either is unusable."""
-    pages: PagingSetting = "none"
-    """Paging: a table, or `"link"` (the `Link` header), `"scim"`, or `"none"`, where one answer has everything. It ends as
-    soon as it is clear whether there is no match, one, or more."""
     verify: dict[str, str] | bool = True
     """Values that a match must have before anything is written to it: a JMESPath into the match = a JMESPath over the
     same names as in `path`, `{ externalId = "event.entity_id" }`. `true` checks each value that is searched for and that a
     field of `map` gets unchanged; there has to be one. `false` accepts any match."""
     ignore_case: bool = False
     """Let `verify` ignore the case of texts, as SCIM does for a `userName`."""
-
-    @property
-    def most_calls(self) -> int:
-        """Return the most calls that it makes."""
-        paging = paging_of(self.pages)
-        if paging is None:
-            return 1
-        # By number, the second page has a second match, or is the end.
-        return 2 if paging.by in {"page", "start"} and paging.more is None else paging.most or MOST_FIND_PAGES
 
 
 class Write(CallKeys, frozen=True, kw_only=True):

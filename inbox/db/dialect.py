@@ -192,6 +192,8 @@ class Sql:
             else "coalesce(:now, strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z')"
         )
         """The database's clock, or `:now` when a test passes one."""
+        # Not clock_timestamp(): Postgres compares no index with what may change from row to row.
+        self.statement_time = "statement_timestamp()" if self.is_postgres else "'now'"
         self.for_update = "FOR UPDATE" if self.is_postgres else ""
         self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
         self.keeps_ended_entries = self.is_postgres
@@ -329,20 +331,40 @@ class Sql:
     def seconds_between(self, earlier: str, later: str) -> str:
         """Return the seconds from one time to another."""
         if self.is_postgres:
-            return f"CAST(extract(epoch FROM {later} - {earlier}) AS float8)"
+            return f"CAST(round(extract(epoch FROM {later} - {earlier}), 3) AS float8)"
         return f"round((julianday({later}) - julianday({earlier})) * 86400, 3)"
 
-    def minute(self, time: str, age: str) -> str:
-        """Return the beginning of the minute so many seconds before `time`."""
-        if self.is_postgres:
-            return f"date_trunc('minute', {time} - make_interval(secs => {age}))"
-        return f"strftime('%Y-%m-%d %H:%M:00.000000Z', {time}, printf('-%.3f seconds', {age}))"
+    def since(self, column: str) -> str:
+        """Return the seconds from a time until that of the statement."""
+        return self.seconds_between(column, self.statement_time)
+
+    def ago(self, seconds: int) -> str:
+        """Return the time so many seconds before that of the statement, which an index can compare with a column."""
+        return self.plus_seconds(self.statement_time, f"{-seconds}")
+
+    def minute(self, time: str) -> str:
+        """Return the beginning of the minute of `time`."""
+        return f"date_trunc('minute', {time})" if self.is_postgres else f"substr({time}, 1, 17) || '00.000000Z'"
 
     def plus_seconds(self, time: str, seconds: str) -> str:
         """Return `time` plus so many seconds."""
         if self.is_postgres:
             return f"{time} + make_interval(secs => {seconds})"
         return f"strftime('%Y-%m-%d %H:%M:%f', {time}, printf('%+.3f seconds', {seconds})) || '000Z'"
+
+
+def each_name(column: str, table: str, condition: str = "1 = 1") -> str:
+    """Select each value of a column once, as `name`, by one look into an index for each: a DISTINCT would read every row.
+
+    The index begins with the columns that `condition` fixes, then the column. The table's alias is `t`.
+    """
+    first = f"SELECT min(t.{column}) FROM {table} t WHERE {condition}"
+    return f"""(
+        WITH RECURSIVE found(name) AS (
+            {first}
+            UNION ALL
+            SELECT ({first} AND t.{column} > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL)"""
 
 
 def status_of(fact: str, dialect: str) -> str:

@@ -543,7 +543,7 @@ def _forgetting(sql: Sql) -> tuple[TextClause, ...]:
                 f"""UPDATE duplicate_request SET body = NULL, error = NULL
 WHERE (body IS NOT NULL OR error IS NOT NULL) AND seq IN {erased}""",
                 f"UPDATE delivery_log SET detail = {emptied(sql.name, 'delivery_log.detail')} WHERE seq IN {erased}",
-                f"""UPDATE lane SET applied_hash = NULL, etag = NULL, etag_config = NULL
+                f"""UPDATE lane SET applied_hash = NULL
 WHERE lane = '*' AND seq IN {erased}
   AND route IN (SELECT l.route FROM {_chosen(sql)} JOIN delivery_log l ON l.seq = erased.seq)""",
             ),

@@ -1,33 +1,229 @@
-"""Views of sources, destinations and the database itself. They read figures and statistics, and no table whole."""
+"""Views that say what is well and what is not: `stuck`, and those of sources, routes, destinations and tables.
+
+They read figures, statistics and what is open, and no table whole. `relay status --check` reads `stuck`. Each branch of that
+is a SELECT of `COLUMNS`; a condition on the column `finding` leaves the other branches out of the plan.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
+from inbox.db.dialect import Sql, each_name
 from inbox.db.schema import metadata
-from inbox.db.stuck import FAILED, SUCCEEDED, SqlClock, newest_minute
 from inbox.db.throughput import DUPLICATE, REJECTED, STORED, SWEPT
-from inbox.events.states import GONE_SECONDS
+from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 
+Kind = Literal[
+    "no_relay",  # no relay has a heartbeat
+    "crash_loop",  # relays of a host die soon after they start
+    "step_failed",  # a step of a running relay fails
+    "config_differs",  # running relays have different configurations
+    "failing",  # every attempt of a route since its last success failed
+    "unordered",  # an event has no place in its lane, and nothing moves
+    "stuck",  # something is due, and nothing moves on its route
+    "blocked",  # a dead delivery blocks its lane
+    "command",  # no relay takes up a command
+    "command_failed",  # a command failed, or could not change some deliveries
+]
+
+COLUMNS = ("finding", "seq", "route", "lane", "state", "for_seconds", "why", "waiting")
+AFTER_SECONDS = 60
+"""A delivery or command that makes no progress for so long is stuck."""
+FAILED_FOR_SECONDS = 3600
+"""A failed command is a finding for so long; the answer stays in its row."""
+_NEWEST_COMMANDS = 1000
+_NEWEST_FACTS = "SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000"
+"""Facts that are looked at for one of the last minute. Of all facts, Postgres would read the whole log when there is none."""
+_NEWEST_FAILURES = """
+           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned', 'dead')
+           ORDER BY n.id DESC LIMIT 20000"""
+MOST_LISTED = 1000
+"""Deliveries that are listed of a route, and the largest count of those that wait."""
+_ENTITY = ("source", "entity_type", "entity_id")
 _HOUR, _DAY = 3600, 86_400
-LONG_TRANSACTION_SECONDS = 60
-_QUERY_CHARACTERS = 100
+_SUCCEEDED, _FAILED = ("delivered", "unchanged", "skipped"), ("attempt_failed", "abandoned", "dead")
+"""Kinds of facts that end an attempt."""
 
 
-def statements(dialect: str) -> tuple[str, ...]:
-    """List the views of this module."""
-    clock = SqlClock(dialect)
+def statements(sql: Sql) -> tuple[str, ...]:
+    """List the views of this module, in the order in which they use each other."""
     return (
-        _source_health(clock),
-        _destination_health(clock),
-        _postgres_table_size(clock) if clock.is_postgres else _sqlite_table_size(clock),
-        _POSTGRES_LONG_TRANSACTION if clock.is_postgres else _SQLITE_LONG_TRANSACTION,
+        _route_gate(sql),
+        _source_health(sql),
+        _destination_health(sql),
+        _stuck(sql),
+        _postgres_table_size(sql) if sql.is_postgres else _sqlite_table_size(sql),
     )
 
 
-def route_gate(clock: SqlClock) -> str:
+def _stuck(sql: Sql) -> str:
+    columns = ", ".join(f"b.{name}" for name in COLUMNS)
+    return f"CREATE VIEW stuck AS\nSELECT {columns} FROM ({'UNION ALL'.join(branches(sql).values())}) b\n"
+
+
+def branches(sql: Sql) -> Mapping[Kind, str]:
+    """Return the statement of each finding of `stuck`."""
+    return {**_of_relays(sql), **_that_do_not_move(sql), **_of_commands(sql)}
+
+
+def _of_relays(sql: Sql) -> dict[Kind, str]:
+    silent = sql.since("n.heartbeat_at")
+    steps = (
+        "CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)"
+        if sql.is_postgres
+        else "JOIN json_each(n.failing) AS step"
+    )
+    return {
+        "no_relay": f"""
+SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
+       'gone' AS state, CAST(NULL AS float8) AS for_seconds, 'no relay has sent a heartbeat for {GONE_SECONDS} s' AS why,
+       CAST(NULL AS bigint) AS waiting
+WHERE NOT EXISTS (
+    SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= {sql.ago(GONE_SECONDS)})
+""",
+        "crash_loop": f"""
+SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
+       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS waiting
+FROM relay_node n
+WHERE n.stopped_at IS NULL AND {silent} > {GONE_SECONDS} AND {sql.since("n.started_at")} < {CRASH_LOOP_SECONDS}
+GROUP BY n.host
+HAVING count(*) >= {CRASH_LOOP_DEATHS}
+""",
+        "step_failed": f"""
+SELECT 'step_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
+       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
+FROM relay_node n {steps}
+WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND {silent} <= {GONE_SECONDS}
+""",
+        "failing": _failing(sql),
+        "config_differs": f"""
+SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state, NULL AS for_seconds,
+       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS waiting
+FROM (
+    SELECT min(n.host || ' pid ' || n.pid) AS relay FROM relay_node n
+    WHERE n.config_hash IS NOT NULL AND n.stopped_at IS NULL AND {silent} <= {GONE_SECONDS}
+    GROUP BY n.config_hash) c
+HAVING count(*) > 1
+""",
+    }
+
+
+def _failing(sql: Sql) -> str:
+    """Select routes with something open that fail by their figures, to the minute."""
+    is_open = "\n       OR ".join(
+        f"EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = '{state}' AND o.route = h.name)"
+        for state in ("ready", "in_flight", "blocked", "dead")
+    )
+    return f"""
+SELECT 'failing' AS finding, NULL AS seq, h.name AS route, NULL AS lane, 'failing' AS state,
+       {sql.since("h.last_failure_at")} AS for_seconds,
+       'every attempt since its last success failed' || coalesce(': ' || (
+           SELECT l.detail ->> 'error' FROM ({_NEWEST_FAILURES}) l WHERE l.route = h.name ORDER BY l.id DESC LIMIT 1), '') AS why,
+       NULL AS waiting
+FROM destination_health h
+WHERE h.kind = 'route' AND h.health = 'failing' AND ({is_open})
+  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+                  WHERE k.route = h.name AND g.paused_at IS NOT NULL)
+"""
+
+
+def _is_closed(sql: Sql) -> str:
+    """Return the condition that the gate `g` holds something back."""
+    return (
+        f"(g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > {sql.ago(0)}"
+        f" OR g.rate_used_until > {sql.ago(0)})"
+    )
+
+
+def _counted(what: str) -> str:
+    """Count rows of `open_delivery w` up to MOST_LISTED."""
+    return f"(SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE {what} LIMIT {MOST_LISTED}) n)"
+
+
+def _that_do_not_move(sql: Sql) -> dict[Kind, str]:
+    before = sql.ago(AFTER_SECONDS)
+    # No list depends on the row: each is read once.
+    moving = f"""SELECT newest.route FROM ({_NEWEST_FACTS}) newest WHERE newest.at > {before}
+    UNION ALL SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > {sql.ago(0)}"""
+    # as `relay.delivery.gates.entity_key` writes it
+    entity = " || '|' || ".join(rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in _ENTITY)
+    paused = "SELECT g.name FROM gate g WHERE g.kind = '{}' AND g.paused_at IS NOT NULL"
+    ready = "t.state = 'ready'"
+    overdue = sql.first_of(
+        f"{each_name('route', 'open_delivery', ready)} r",
+        "open_delivery o",
+        f"o.route = r.name AND o.state = 'ready' AND o.due_at < {before}",
+        "o.due_at, o.seq",
+        str(MOST_LISTED),
+    )
+    received = f"(SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT {MOST_LISTED}) o"
+    return {
+        "unordered": f"""
+SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, {sql.since("i.received_at")} AS for_seconds,
+       'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
+FROM {sql.looked_up(received, "inbox i", "i.seq = o.seq")}
+WHERE i.received_at < {before} AND NOT EXISTS (SELECT 1 FROM ({_NEWEST_FACTS}) newest WHERE newest.at > {before})
+""",
+        "stuck": f"""
+SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {sql.since("o.due_at")} AS for_seconds,
+       CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
+            THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
+            ELSE 'due, and nothing moves on its route' END AS why,
+       NULL AS waiting
+FROM {sql.looked_up(overdue, "inbox i", "i.seq = o.seq")}
+WHERE r.name NOT IN ({moving})
+  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+                  WHERE k.route = o.route AND {_is_closed(sql)})
+  AND o.route NOT IN ({paused.format("route")}) AND i.source NOT IN ({paused.format("source")})
+  AND coalesce({entity}, '') NOT IN ({paused.format("entity")})
+UNION ALL
+SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, {sql.since("r.lease_until")},
+       'its lease ran out, and no relay has rescued it', NULL
+FROM open_delivery r
+WHERE r.state = 'in_flight' AND r.lease_until < {before}
+  AND r.route NOT IN ({moving})
+""",
+        "blocked": f"""
+SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {sql.since("l.at")} AS for_seconds,
+       'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
+       (SELECT count(*) FROM (
+           SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT {MOST_LISTED}
+       ) n) AS waiting
+FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT {MOST_LISTED}) o
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+""",
+    }
+
+
+def _of_commands(sql: Sql) -> dict[Kind, str]:
+    asked = sql.since("c.asked_at")
+    named = "'command ' || c.id || ' (' || c.kind || '): '"
+    return {
+        "command": f"""
+SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, {asked} AS for_seconds,
+       {named} || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
+FROM relay_command c
+WHERE c.state = 'asked' AND {asked} > {AFTER_SECONDS}
+""",
+        "command_failed": f"""
+SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, {asked} AS for_seconds,
+       {named} || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
+                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
+FROM (
+    SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
+    ORDER BY id DESC
+    LIMIT {_NEWEST_COMMANDS}) c
+WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
+  AND (c.finished_at IS NULL OR {sql.since("c.finished_at")} < {FAILED_FOR_SECONDS})
+""",
+    }
+
+
+def _route_gate(sql: Sql) -> str:
     """Make the view of gates by route. What no relay wrote into `relay_node.routes` is passed over."""
-    if clock.is_postgres:
+    if sql.is_postgres:
         pairs = """relay_node n
 CROSS JOIN LATERAL jsonb_each(n.routes) r
 CROSS JOIN LATERAL jsonb_array_elements(CASE jsonb_typeof(r.value) WHEN 'array' THEN r.value ELSE '[]' END) g"""
@@ -41,39 +237,39 @@ JOIN json_each(CASE r.type WHEN 'array' THEN r.value ELSE '[]' END) g ON g.type 
 CREATE VIEW route_gate AS
 SELECT DISTINCT {route} AS route, {kind} AS kind, {name} AS name
 FROM {pairs}
-WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= {clock.ago(GONE_SECONDS)}
+WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= {sql.ago(GONE_SECONDS)}
 """
 
 
-def _source_health(clock: SqlClock) -> str:
+def _source_health(sql: Sql) -> str:
     sums = _sums(
-        clock,
+        sql,
         "'source'",
         "known.source",
         {"events": (STORED, SWEPT), "duplicates": (DUPLICATE,), "rejected": (REJECTED,)},
     )
     return f"""
 CREATE VIEW source_health AS
-SELECT known.source, {newest_minute("'source'", "known.source", (STORED, DUPLICATE))} AS last_arrival_at,
+SELECT known.source, {_newest_minute("'source'", "known.source", (STORED, DUPLICATE))} AS last_arrival_at,
        {sums},
        coalesce((
            SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = known.source ORDER BY a.id DESC LIMIT 1
        ), false) AS is_silent,
        (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = known.source) AS paused_at
 FROM (
-    SELECT name AS source FROM ({_names("throughput_minute", "name", "t.kind = 'source'")}) counted
+    SELECT name AS source FROM {each_name("name", "throughput_minute", "t.kind = 'source'")} counted
     UNION
-    SELECT name FROM ({_names("inbox", "source", "1 = 1")}) stored
+    SELECT name FROM {each_name("source", "inbox")} stored
 ) known
 """
 
 
-def _destination_health(clock: SqlClock) -> str:
+def _destination_health(sql: Sql) -> str:
     outcomes = {"delivered": ("delivered", "unchanged"), "failed": ("attempt_failed", "abandoned"), "dead": ("dead",)}
-    sums = _sums(clock, "subject.kind", "subject.name", outcomes)
+    sums = _sums(sql, "subject.kind", "subject.name", outcomes)
     known = "UNION".join(
         f"""
-    SELECT '{kind}' AS kind, name FROM ({_names("throughput_minute", "name", f"t.kind = '{kind}'")}) counted_{kind}
+    SELECT '{kind}' AS kind, name FROM {each_name("name", "throughput_minute", f"t.kind = '{kind}'")} counted_{kind}
     """
         for kind in ("route", "destination")
     )
@@ -91,11 +287,11 @@ SELECT h.kind, h.name,
 FROM (
     SELECT subject.kind, subject.name,
            {sums},
-           {newest_minute("subject.kind", "subject.name", SUCCEEDED)} AS last_success_at,
-           {newest_minute("subject.kind", "subject.name", FAILED)} AS last_failure_at,
+           {_newest_minute("subject.kind", "subject.name", _SUCCEEDED)} AS last_success_at,
+           {_newest_minute("subject.kind", "subject.name", _FAILED)} AS last_failure_at,
            g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
-           CASE WHEN g.held_until > {clock.ago(0)} THEN g.held_until END AS held_until,
-           CASE WHEN g.held_until > {clock.ago(0)} THEN g.hold_reason END AS hold_reason
+           CASE WHEN g.held_until > {sql.ago(0)} THEN g.held_until END AS held_until,
+           CASE WHEN g.held_until > {sql.ago(0)} THEN g.hold_reason END AS hold_reason
     FROM (
     SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
     UNION{known}) subject
@@ -104,22 +300,11 @@ FROM (
 """
 
 
-def _names(table: str, column: str, condition: str) -> str:
-    """Select each name once, by one look into an index that begins with it: a DISTINCT would read every row."""
-    first = f"SELECT min(t.{column}) FROM {table} t WHERE {condition}"
-    return f"""
-        WITH RECURSIVE found(name) AS (
-            {first}
-            UNION ALL
-            SELECT ({first} AND t.{column} > found.name) FROM found WHERE found.name IS NOT NULL)
-        SELECT name FROM found WHERE name IS NOT NULL"""
-
-
-def _sums(clock: SqlClock, kind: str, name: str, outcomes: Mapping[str, tuple[str, ...]]) -> str:
+def _sums(sql: Sql, kind: str, name: str, outcomes: Mapping[str, tuple[str, ...]]) -> str:
     """Select the sums of the last hour and day, each one range of the primary key for each outcome."""
     return ",\n           ".join(
         f"({_figures('coalesce(sum(t.count), 0)', kind, name, some)}"
-        f" AND t.minute > {clock.ago(seconds)}) AS {column}_{period}"
+        f" AND t.minute > {sql.ago(seconds)}) AS {column}_{period}"
         for column, some in outcomes.items()
         for period, seconds in (("hour", _HOUR), ("day", _DAY))
     )
@@ -142,21 +327,21 @@ _DRIVERS: Mapping[str, tuple[str, str]] = {
 """Figures that add rows to a table: their kind, and outcomes; none: all."""
 
 
-def _rows_per_day(clock: SqlClock, table: str) -> str:
+def _rows_per_day(sql: Sql, table: str) -> str:
     """Choose, for a table's name, the rows that were added in the last day, by the figures."""
     cases = "\n".join(
-        f"            WHEN '{name}' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > {clock.ago(_DAY)}"
+        f"            WHEN '{name}' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > {sql.ago(_DAY)}"
         f" AND t.kind = '{kind}'{f' AND t.outcome IN ({outcomes})' if outcomes else ''})"
         for name, (kind, outcomes) in _DRIVERS.items()
     )
     return f"CASE {table}\n{cases} END"
 
 
-def _postgres_table_size(clock: SqlClock) -> str:
+def _postgres_table_size(sql: Sql) -> str:
     return f"""
 CREATE VIEW table_size AS
 SELECT r.table_name, r.rows_estimated, r.bytes, r.index_bytes, CAST(NULL AS bigint) AS free_bytes,
-       CAST(round({_rows_per_day(clock, "r.table_name")} * (r.bytes + r.index_bytes) / nullif(r.rows_estimated, 0)) AS bigint)
+       CAST(round({_rows_per_day(sql, "r.table_name")} * (r.bytes + r.index_bytes) / nullif(r.rows_estimated, 0)) AS bigint)
            AS bytes_per_day,
        r.dead_rows, r.last_vacuum_at
 FROM (
@@ -174,7 +359,7 @@ FROM (
 """
 
 
-def _sqlite_table_size(clock: SqlClock) -> str:
+def _sqlite_table_size(sql: Sql) -> str:
     """SQLite knows the size of its file alone: `dbstat`, which reads every page, is not allowed in a view."""
     tables = "\n    UNION ALL ".join(
         f"SELECT '{table}' AS table_name,"
@@ -185,7 +370,7 @@ def _sqlite_table_size(clock: SqlClock) -> str:
     return f"""
 CREATE VIEW table_size AS
 SELECT sized.table_name, sized.rows_estimated, sized.bytes, NULL AS index_bytes, sized.free_bytes,
-       CAST(round({_rows_per_day(clock, "CASE sized.table_name WHEN '(file)' THEN 'inbox' END")} * (sized.bytes - sized.free_bytes)
+       CAST(round({_rows_per_day(sql, "CASE sized.table_name WHEN '(file)' THEN 'inbox' END")} * (sized.bytes - sized.free_bytes)
            / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
        NULL AS dead_rows, NULL AS last_vacuum_at
 FROM (
@@ -197,36 +382,10 @@ FROM (
 """
 
 
-# Up to the first value: it may be confidential. A name with a digit ends it too.
-_POSTGRES_LONG_TRANSACTION = rf"""
-CREATE VIEW long_transaction AS
-SELECT a.pid, a.usename AS role, a.application_name AS application, a.state,
-       round(extract(epoch FROM clock_timestamp() - a.xact_start), 3) AS for_seconds, a.xact_start AS began_at,
-       concat_ws(': ', a.wait_event_type, a.wait_event) AS waits_for,
-       left(regexp_replace(a.query, '\s*([''"$]|\m\d).*$', ' …'), {_QUERY_CHARACTERS}) AS query,
-       concat_ws('; ',
-           CASE WHEN a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL
-                THEN 'VACUUM removes no row that was deleted since' END,
-           (SELECT 'locks ' || string_agg(DISTINCT c.relname, ', ' ORDER BY c.relname)
-            FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
-            WHERE l.pid = a.pid AND l.granted AND c.relkind IN ('r', 'p') AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
-              AND c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))),
-           (SELECT 'pid ' || string_agg(CAST(b.pid AS text), ', ' ORDER BY b.pid) || ' waits for it'
-            FROM pg_stat_activity b WHERE b.wait_event_type = 'Lock' AND a.pid = ANY (pg_blocking_pids(b.pid)))
-       ) AS holds_back
-FROM pg_stat_activity a
-WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
-  AND a.xact_start < clock_timestamp() - interval '{LONG_TRANSACTION_SECONDS} seconds'
-UNION ALL
-SELECT NULL, p.owner, NULL, 'prepared', round(extract(epoch FROM clock_timestamp() - p.prepared), 3), p.prepared, NULL, p.gid,
-       'VACUUM removes no row that was deleted since; it keeps its locks until COMMIT PREPARED or ROLLBACK PREPARED'
-FROM pg_prepared_xacts p
-WHERE p.database = current_database() AND p.prepared < clock_timestamp() - interval '{LONG_TRANSACTION_SECONDS} seconds'
-"""
-
-_SQLITE_LONG_TRANSACTION = """
-CREATE VIEW long_transaction AS
-SELECT NULL AS pid, NULL AS role, NULL AS application, NULL AS state, NULL AS for_seconds, NULL AS began_at,
-       NULL AS waits_for, NULL AS query, NULL AS holds_back
-WHERE false
-"""
+def _newest_minute(kind: str, name: str, outcomes: tuple[str, ...]) -> str:
+    """Select the newest minute with figures of one of the outcomes, by one entry of the index for each."""
+    each = " UNION ALL ".join(
+        f"SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = {kind} AND t.name = {name} AND t.outcome = '{one}'"
+        for one in outcomes
+    )
+    return f"(SELECT max(m.minute) FROM ({each}) m)"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import Connection, Engine, TextClause, bindparam, text
 
-from inbox.db.dialect import Sql, rows_param, status_of
+from inbox.db.dialect import Sql, each_name, rows_param, status_of
 from inbox.db.engine import reading
 from inbox.db.reads import Row, plain
 from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
@@ -327,7 +327,7 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
         if routes is not None:
             conditions.append(f"o.route {routes}")
         if wanted.entity_id is not None and wanted.source is None:  # the index of entities begins with the source
-            conditions.append(f"i.source IN ({SOURCES})")
+            conditions.append(f"i.source IN {EVERY_SOURCE}")
         where = _all([*conditions, "o.seq < :before"])
         source = "SELECT DISTINCT o.seq FROM open_delivery o JOIN inbox i ON i.seq = o.seq"
         return f"{source} WHERE {where} ORDER BY o.seq DESC LIMIT :page", values
@@ -357,20 +357,14 @@ def _of_log(sql: Sql, wanted: EventFilter, routes: str | None, values: dict[str,
     return [f"({fact} OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = i.seq{on_route.format('o')}))"]
 
 
-SOURCES = """
-WITH RECURSIVE known(name) AS (
-    SELECT min(source) FROM inbox
-    UNION ALL
-    SELECT (SELECT min(source) FROM inbox WHERE source > known.name) FROM known WHERE known.name IS NOT NULL)
-SELECT name FROM known WHERE name IS NOT NULL"""
-"""Every source, by one look into the unique index for each."""
+EVERY_SOURCE = each_name("source", "inbox")
 OF_ENTITY = "i.source = of_source.name AND i.entity_type = :entity_type AND i.entity_id = :entity_id"
 """Condition on the row `i` of the inbox, by the table of `sources_of`: the index of entities begins with the source."""
 
 
 def sources_of(source: str | None) -> str:
     """Return a table `of_source` with the name that the parameter `source` gives, or with the name of every source."""
-    return f"({SOURCES}) of_source" if source is None else "(SELECT CAST(:source AS text) AS name) of_source"
+    return f"{EVERY_SOURCE} of_source" if source is None else "(SELECT CAST(:source AS text) AS name) of_source"
 
 
 def deliveries_of(connection: Connection, seqs: Sequence[int]) -> list[list[Row]]:

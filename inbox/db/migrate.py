@@ -245,8 +245,7 @@ def _run(engine: Engine, step: MigrationStep, report: Report) -> bool:
             raise
         raise ConfigError(
             f"migration {step.revision} could not get a lock: a transaction of another program holds it. What it had begun is"
-            " undone, or will be made again. End that transaction (on Postgres, `SELECT * FROM long_transaction` lists them), then"
-            " run `inbox migrate` again"
+            " undone, or will be made again. End that transaction (pg_stat_activity lists them), then run `inbox migrate` again"
         ) from None
     report(f"{step.revision}  {'done' if ran else 'was done by another process'} in {time.monotonic() - began:.1f} s")
     return ran

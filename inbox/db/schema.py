@@ -220,10 +220,6 @@ lane = Table(
     optional("fetch_began_at", UtcDateTime, "time at which that delivery fetched the entity; sync routes only"),
     optional("last_modified", UtcDateTime, "the source's own time of the applied state"),
     optional("applied_hash", LargeBinary, "SHA-256 of the data sent downstream"),
-    optional("etag", Text, "ETag of the entity in that state; only where the route fetches conditionally"),
-    optional(
-        "etag_config", LargeBinary, "SHA-256 of the route as it was configured then: another one fetches it whole"
-    ),
     PrimaryKeyConstraint("route", "lane"),
     comment="Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.",
     postgresql_with=HOT,

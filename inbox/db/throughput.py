@@ -2,14 +2,13 @@
 
 Each process adds up in memory, and writes its sums into `throughput_minute` every few seconds, in a transaction of their
 own. They are figures, not facts: a process that is killed takes its last ones with it, and a commit whose answer was lost
-is counted twice. The minute is the database's: a process knows how long ago it counted, by a clock that is never set.
+is counted twice. The minute is that in which they are written, by the database's clock.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -21,8 +20,6 @@ from inbox.db.dialect import Sql, is_data_error, rows_param
 from inbox.events.states import THROUGHPUT_KINDS
 
 FLUSH_EVERY_SECONDS = 10.0
-MOST_SLOTS = 60
-"""Slots of `FLUSH_EVERY_SECONDS` that are kept apart while nothing can be written. The newest then takes what follows."""
 
 SOURCE, ROUTE, DESTINATION = THROUGHPUT_KINDS
 STORED, DUPLICATE, SWEPT, REJECTED, UNAVAILABLE = "stored", "duplicate", "swept", "rejected", "unavailable"
@@ -35,33 +32,23 @@ class Figure(msgspec.Struct, frozen=True):
     kind: str
     name: str
     outcome: str
-    age: float
-    """Seconds since it was counted."""
     count: int
     bytes: int
 
 
-_Subject = tuple[str, str, str]
-"""Kind, name and outcome."""
-_Slots = dict[float, dict[_Subject, tuple[int, int]]]
-"""Counts and bytes, by the monotonic second in which the first of a slot was counted."""
-
-
 class Tally:
-    """Adds up until the sums are written. Its memory is bounded; it is safe to share between threads."""
+    """Adds up until the sums are written: one for each kind, name and outcome. It is safe to share between threads."""
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._slots: _Slots = {}
+        self._sums: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def add(self, kind: str, name: str, outcome: str, *, count: int = 1, size: int = 0) -> None:
         """Count something; `size` is in bytes."""
-        now = self._monotonic()
+        subject = (kind, name, outcome)
         with self._lock:
-            newest = max(self._slots, default=-FLUSH_EVERY_SECONDS)
-            slot = newest if now - newest < FLUSH_EVERY_SECONDS else now
-            self._put(slot, (kind, name, outcome), count, size)
+            counted, counted_size = self._sums.get(subject, (0, 0))
+            self._sums[subject] = (counted + count, counted_size + size)
 
     @contextmanager
     def taken(self) -> Iterator[list[Figure]]:
@@ -70,31 +57,14 @@ class Tally:
         Only sums that the database rejects are dropped: it would reject them again, and with them all later ones.
         """
         with self._lock:
-            slots, self._slots = self._slots, {}
-        now = self._monotonic()
+            sums, self._sums = self._sums, {}
         try:
-            yield [
-                Figure(*subject, now - slot, *sums)
-                for slot, subjects in slots.items()
-                for subject, sums in subjects.items()
-            ]
+            yield [Figure(*subject, *both) for subject, both in sums.items()]
         except BaseException as error:
             if not (isinstance(error, DBAPIError) and is_data_error(error)):
-                self._give_back(slots)
+                for subject, (count, size) in sums.items():
+                    self.add(*subject, count=count, size=size)
             raise
-
-    def _give_back(self, slots: _Slots) -> None:
-        with self._lock:
-            for slot, subjects in slots.items():
-                for subject, sums in subjects.items():
-                    self._put(slot, subject, *sums)
-
-    def _put(self, slot: float, subject: _Subject, count: int, size: int) -> None:
-        if slot not in self._slots and len(self._slots) >= MOST_SLOTS:
-            slot = max(self._slots)
-        sums = self._slots.setdefault(slot, {})
-        before = sums.get(subject, (0, 0))
-        sums[subject] = (before[0] + count, before[1] + size)
 
 
 def figures_param(figures: Iterable[Figure]) -> str:
@@ -105,17 +75,13 @@ def figures_param(figures: Iterable[Figure]) -> str:
 @cache
 def add_up(sql: Sql) -> TextClause:
     """Add figures to their minutes. Rows are locked in the order of the primary key, so that no two writers deadlock."""
-    rows = sql.rows(
-        "figures", kind="text", name="text", outcome="text", age="float8", count="bigint", bytes="bigint"
-    )  # fmt: skip
+    rows = sql.rows("figures", kind="text", name="text", outcome="text", count="bigint", bytes="bigint")
     return text(f"""
 INSERT INTO throughput_minute (kind, name, outcome, minute, count, bytes)
-SELECT placed.kind, placed.name, placed.outcome, placed.minute, sum(placed.count), sum(placed.bytes)
-FROM (
-    SELECT kind, name, outcome, {sql.minute(f"(SELECT {sql.now})", "age")} AS minute, count, bytes
-    FROM {rows}) placed
-GROUP BY placed.kind, placed.name, placed.outcome, placed.minute
-ORDER BY placed.kind, placed.name, placed.outcome, placed.minute
+SELECT kind, name, outcome, {sql.minute(f"(SELECT {sql.now})")}, sum(count), sum(bytes)
+FROM {rows}
+GROUP BY kind, name, outcome
+ORDER BY kind, name, outcome
 ON CONFLICT (kind, name, outcome, minute) DO UPDATE
 SET count = throughput_minute.count + excluded.count, bytes = throughput_minute.bytes + excluded.bytes
 """)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, event, text
 
-from inbox.db import health_views, leaves, stuck, triggers
+from inbox.db import health_views, leaves, triggers
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, status_of
 from inbox.db.schema import gate, inbox, metadata, open_delivery
 from inbox.events.states import GONE_SECONDS, OPEN_STATES
@@ -199,22 +199,6 @@ VIEWS = (
             " unknown, or it does not grow with events",
             "dead_rows": "dead rows that VACUUM has not removed; empty on SQLite, which has none",
             "last_vacuum_at": "time of the last VACUUM, by hand or by itself; empty: none, or SQLite",
-        },
-    ),
-    View(
-        "long_transaction",
-        "Transactions that are open for a minute, which VACUUM and locks may wait for. Empty on SQLite, which does not know its"
-        " readers. A role without pg_read_all_stats sees its own.",
-        {
-            "pid": "process of the server, for pg_terminate_backend; empty: a prepared transaction",
-            "role": "role of the session",
-            "application": "application_name of the session",
-            "state": "active, idle in transaction, or prepared",
-            "for_seconds": "seconds since it began",
-            "began_at": "time of its begin",
-            "waits_for": "its wait event; Client: it waits for its client",
-            "query": "its last statement, up to the first value",
-            "holds_back": "things that wait for its end",
         },
     ),
 )
@@ -413,22 +397,20 @@ FROM inbox i CROSS JOIN {facts}
 
 def statements(dialect: str) -> tuple[str, ...]:
     """List the statements for everything besides tables and indexes, in their order, and for the rows that always exist."""
-    clock = stuck.SqlClock(dialect)
+    sql = Sql(dialect)
     views = (
         _delivery_view(dialect),
         _DEAD_LETTER.format(last_status=status_of("l", dialect)),
         _BACKLOG.format(
-            age=clock.since("i.received_at"),
+            age=sql.since("i.received_at"),
             states=", ".join(f"b.{state}" for state in OPEN_STATES),
             counts=",\n           ".join(
                 f"count(CASE WHEN state = '{state}' THEN 1 END) AS {state}" for state in OPEN_STATES
             ),
         ),
-        _RELAY_HEALTH.format(gone=GONE_SECONDS, silent=clock.since("n.heartbeat_at")),
-        health_views.route_gate(clock),
-        stuck.view(dialect),
+        _RELAY_HEALTH.format(gone=GONE_SECONDS, silent=sql.since("n.heartbeat_at")),
+        *health_views.statements(sql),
         *_event_views(dialect),
-        *health_views.statements(dialect),
     )
     if dialect == SQLITE:
         return (*views, *triggers.statements(dialect), *ROWS.values())

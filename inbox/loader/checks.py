@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -24,7 +24,7 @@ from inbox.config.model import (
 )
 from inbox.config.routing import fault, matches
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
-from inbox.config.sync import Find, ListingCall, MapField, PagedBy, Paging, Sweep, SyncRoute
+from inbox.config.sync import ListingCall, MapField, PagedBy, Paging, Sweep, SyncRoute
 from inbox.config.values import is_name
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.sources import PRESETS
@@ -44,8 +44,8 @@ _PLAIN = Paging(by="page")
 _NEEDS_NEXT: Mapping[str, str] = {"cursor": "the value for {next}", "url": "the URL of the next page"}
 
 
-def paging_mistakes(path: tuple[str, ...], call: Find | ListingCall) -> Iterator[Mistake]:
-    """Yield keys of a call's `pages` that are missing, or mean nothing."""
+def paging_mistakes(path: tuple[str, ...], call: ListingCall) -> Iterator[Mistake]:
+    """Yield keys of a listing's `pages` that are missing, or mean nothing."""
     path, pages = (*path, "pages"), call.pages
     method = call.method if call.graphql is None else "POST"
     if not isinstance(pages, Paging):
@@ -336,9 +336,8 @@ def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) 
 
 
 def _sync(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
-    for step, call in (("find", sync.find), ("listing", sync.listing)):
-        if call is not None:
-            yield from paging_mistakes((*path, step), call)
+    if sync.listing is not None:
+        yield from paging_mistakes((*path, "listing"), sync.listing)
     yield from _sync_steps(path, sync)
     yield from map_mistakes(path, sync)
 
@@ -353,7 +352,6 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
     if sync.find is None and sync.update is not None and sync.update.if_match is not None:
         yield Mistake((*path, "update", "if_match"), "matches the version that find gives; add find = { path = … }")
     yield from _bodies(path, sync)
-    yield from _conditional((*path, "fetch", "conditional"), sync)
     for step in ("create", "update", "delete", "deactivate"):
         write = getattr(sync, step)
         if write is None or not _TARGET.search(write.path):
@@ -376,40 +374,6 @@ def _bodies(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
     if deactivate is not None and not deactivate.body and deactivate.graphql is None:
         yield Mistake((*path, "deactivate", "body"), "is missing")
 
-
-def _conditional(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
-    """Yield the reasons for which an unchanged entity may not end an event: a POST has no ETag, or other data counts."""
-    if not sync.fetch.conditional:
-        return
-    if sync.fetch.method == "POST" or sync.fetch.graphql is not None:
-        yield Mistake(path, "needs a GET: servers give no ETag for a POST; remove it")
-    mapped = [field if isinstance(field, str) else field.expression or "" for field in sync.map.values()]
-    for name in _names_that_differ(mapped):
-        yield Mistake(path, f"would leave out {name}, which the map sends, when the entity is unchanged; remove one")
-    update = sync.update
-    parts = [] if update is None else [update.path, *update.headers.values(), *_texts_in(update.body)]
-    for name in _names_that_differ(found for part in parts for found in _PLACEHOLDER.findall(part)):
-        yield Mistake(path, f"would leave out {name}, which the update sends, when the entity is unchanged; remove one")
-
-
-def _names_that_differ(expressions: Iterable[str]) -> list[str]:
-    """Return what these read of an event that may differ while its entity stays the same."""
-    found = {match[1] for text in expressions for match in _EVENT_FIELD.finditer(text)}
-    return sorted("event" if name is None else f"event.{name}" for name in found - _SAME_FOR_AN_ENTITY)
-
-
-def _texts_in(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts_in(inner)
-
-
-_EVENT_FIELD = re.compile(r"""(?<![.\w'])event\b(?!\s*:)(?:"?\s*\.\s*"?([A-Za-z_]+))?""")
-"""The event in an expression, and its field; not a key or a literal of this name."""
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-_SAME_FOR_AN_ENTITY = {"source", "entity_type", "entity_id"}
 
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
 _DIRECTIVES = frozenset("YymbBdjaAHIMSfpz%")

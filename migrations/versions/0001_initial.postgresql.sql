@@ -257,8 +257,6 @@ CREATE TABLE lane (
     fetch_began_at TIMESTAMP WITH TIME ZONE,
     last_modified TIMESTAMP WITH TIME ZONE,
     applied_hash BYTEA,
-    etag TEXT,
-    etag_config BYTEA,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
     CONSTRAINT ck_lane_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_lane_fetch_began_at_is_readable CHECK (fetch_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -281,10 +279,6 @@ COMMENT ON COLUMN lane.fetch_began_at IS 'time at which that delivery fetched th
 COMMENT ON COLUMN lane.last_modified IS 'the source''s own time of the applied state';
 
 COMMENT ON COLUMN lane.applied_hash IS 'SHA-256 of the data sent downstream';
-
-COMMENT ON COLUMN lane.etag IS 'ETag of the entity in that state; only where the route fetches conditionally';
-
-COMMENT ON COLUMN lane.etag_config IS 'SHA-256 of the route as it was configured then: another one fetches it whole';
 
 CREATE TABLE delivery_log (
     id BIGSERIAL NOT NULL,
@@ -833,7 +827,7 @@ LEFT JOIN delivery_log l ON l.id = (
 
 CREATE VIEW backlog AS
 SELECT b.route, b.open, b.received, b.waiting, b.ready, b.in_flight, b.blocked, b.dead,
-       i.received_at AS oldest_received_at, round(extract(epoch FROM statement_timestamp() - i.received_at), 3) AS oldest_age_seconds
+       i.received_at AS oldest_received_at, CAST(round(extract(epoch FROM statement_timestamp() - i.received_at), 3) AS float8) AS oldest_age_seconds
 FROM (
     SELECT route, count(*) AS open,
            count(CASE WHEN state = 'received' THEN 1 END) AS received,
@@ -856,7 +850,7 @@ SELECT r.relay_node, r.host, r.pid, r.version,
        r.started_at, r.heartbeat_at, r.stopped_at, r.failing
 FROM (
     SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, n.failing,
-           round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) AS silent_seconds
+           CAST(round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) AS float8) AS silent_seconds
     FROM relay_node n
 ) r;
 
@@ -865,122 +859,167 @@ SELECT DISTINCT r.key AS route, g.value ->> 0 AS kind, g.value ->> 1 AS name
 FROM relay_node n
 CROSS JOIN LATERAL jsonb_each(n.routes) r
 CROSS JOIN LATERAL jsonb_array_elements(CASE jsonb_typeof(r.value) WHEN 'array' THEN r.value ELSE '[]' END) g
-WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= statement_timestamp() - interval '15 seconds';
+WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= statement_timestamp() + make_interval(secs => -15);
+
+CREATE VIEW source_health AS
+SELECT known.source, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'stored' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'duplicate') m) AS last_arrival_at,
+       (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() + make_interval(secs => -3600)) AS events_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() + make_interval(secs => -86400)) AS events_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() + make_interval(secs => -3600)) AS duplicates_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() + make_interval(secs => -86400)) AS duplicates_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > statement_timestamp() + make_interval(secs => -3600)) AS rejected_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > statement_timestamp() + make_interval(secs => -86400)) AS rejected_day,
+       coalesce((
+           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = known.source ORDER BY a.id DESC LIMIT 1
+       ), false) AS is_silent,
+       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = known.source) AS paused_at
+FROM (
+    SELECT name AS source FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted
+    UNION
+    SELECT name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.source) FROM inbox t WHERE 1 = 1
+            UNION ALL
+            SELECT (SELECT min(t.source) FROM inbox t WHERE 1 = 1 AND t.source > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) stored
+) known;
+
+CREATE VIEW destination_health AS
+SELECT h.kind, h.name,
+       CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
+            WHEN h.breaker <> 'closed' THEN h.breaker
+            WHEN h.held_until IS NOT NULL THEN 'held'
+            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
+            ELSE 'ok' END AS health,
+       h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
+       h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
+       h.held_until, h.hold_reason
+FROM (
+    SELECT subject.kind, subject.name,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > statement_timestamp() + make_interval(secs => -3600)) AS delivered_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > statement_timestamp() + make_interval(secs => -86400)) AS delivered_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() + make_interval(secs => -3600)) AS failed_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() + make_interval(secs => -86400)) AS failed_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() + make_interval(secs => -3600)) AS dead_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() + make_interval(secs => -86400)) AS dead_day,
+           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'skipped') m) AS last_success_at,
+           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'dead') m) AS last_failure_at,
+           g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
+           CASE WHEN g.held_until > statement_timestamp() + make_interval(secs => 0) THEN g.held_until END AS held_until,
+           CASE WHEN g.held_until > statement_timestamp() + make_interval(secs => 0) THEN g.hold_reason END AS hold_reason
+    FROM (
+    SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
+    UNION
+    SELECT 'route' AS kind, name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted_route
+    UNION
+    SELECT 'destination' AS kind, name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted_destination
+    ) subject
+    LEFT JOIN gate g ON g.kind = subject.kind AND g.name = subject.name
+) h;
 
 CREATE VIEW stuck AS
 SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting FROM (
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
-       'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why,
+       'gone' AS state, CAST(NULL AS float8) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why,
        CAST(NULL AS bigint) AS waiting
 WHERE NOT EXISTS (
-    SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= statement_timestamp() - interval '15 seconds')
+    SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= statement_timestamp() + make_interval(secs => -15))
 UNION ALL
 SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
        'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS waiting
 FROM relay_node n
-WHERE n.stopped_at IS NULL AND round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) > 15 AND round(extract(epoch FROM statement_timestamp() - n.started_at), 3) < 600
+WHERE n.stopped_at IS NULL AND CAST(round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) AS float8) > 15 AND CAST(round(extract(epoch FROM statement_timestamp() - n.started_at), 3) AS float8) < 600
 GROUP BY n.host
 HAVING count(*) >= 3
 UNION ALL
 SELECT 'step_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
        'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
 FROM relay_node n CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)
-WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) <= 15
+WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND CAST(round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) AS float8) <= 15
+UNION ALL
+SELECT 'failing' AS finding, NULL AS seq, h.name AS route, NULL AS lane, 'failing' AS state,
+       CAST(round(extract(epoch FROM statement_timestamp() - h.last_failure_at), 3) AS float8) AS for_seconds,
+       'every attempt since its last success failed' || coalesce(': ' || (
+           SELECT l.detail ->> 'error' FROM (
+           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned', 'dead')
+           ORDER BY n.id DESC LIMIT 20000) l WHERE l.route = h.name ORDER BY l.id DESC LIMIT 1), '') AS why,
+       NULL AS waiting
+FROM destination_health h
+WHERE h.kind = 'route' AND h.health = 'failing' AND (EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'ready' AND o.route = h.name)
+       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'in_flight' AND o.route = h.name)
+       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'blocked' AND o.route = h.name)
+       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'dead' AND o.route = h.name))
+  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+                  WHERE k.route = h.name AND g.paused_at IS NOT NULL)
 UNION ALL
 SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state, NULL AS for_seconds,
        'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS waiting
 FROM (
     SELECT min(n.host || ' pid ' || n.pid) AS relay FROM relay_node n
-    WHERE n.config_hash IS NOT NULL AND n.stopped_at IS NULL AND round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) <= 15
+    WHERE n.config_hash IS NOT NULL AND n.stopped_at IS NULL AND CAST(round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) AS float8) <= 15
     GROUP BY n.config_hash) c
 HAVING count(*) > 1
 UNION ALL
-SELECT 'failing' AS finding, NULL AS seq, judged.route, NULL AS lane, 'failing' AS state,
-       round(extract(epoch FROM statement_timestamp() - judged.failed_at), 3) AS for_seconds,
-       'every attempt since its last success failed' || coalesce(': ' || coalesce((
-           SELECT l.detail ->> 'error' FROM delivery_log l WHERE l.id = judged.failure_id), (
-           SELECT l.detail ->> 'error' FROM (
-           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned')
-           ORDER BY n.id DESC LIMIT 20000) l WHERE l.route = judged.route
-           ORDER BY l.id DESC LIMIT 1)), '') AS why,
-       NULL AS waiting
-FROM (
-    SELECT r.route, n.failure_id, n.success_id, coalesce(n.failed_at, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'dead') m)) AS failed_at,
-           CASE WHEN n.route IS NULL THEN (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'skipped') m) END AS succeeded_at
-    FROM (
-    SELECT route FROM (
-        WITH RECURSIVE found(route) AS (
-            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
-            UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) ready
-    UNION SELECT route FROM (
-        WITH RECURSIVE found(route) AS (
-            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'blocked'
-            UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'blocked' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) blocked
-    UNION SELECT route FROM (
-        WITH RECURSIVE found(route) AS (
-            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'dead'
-            UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'dead' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) dead
-    UNION SELECT DISTINCT route FROM open_delivery o WHERE o.state = 'in_flight'
-    ) r
-    LEFT JOIN (
-        SELECT n.route, max(CASE WHEN n.kind IN ('delivered', 'unchanged', 'skipped') THEN n.id END) AS success_id,
-               max(CASE WHEN n.kind IN ('attempt_failed', 'abandoned', 'dead') THEN n.id END) AS failure_id, max(CASE WHEN n.kind IN ('attempt_failed', 'abandoned', 'dead') THEN n.at END) AS failed_at
-        FROM (SELECT n.id, n.route, n.kind, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) n GROUP BY n.route) n ON n.route = r.route) judged
-WHERE CASE WHEN judged.failure_id IS NOT NULL THEN judged.failure_id > coalesce(judged.success_id, 0)
-           WHEN judged.success_id IS NOT NULL THEN false
-           ELSE judged.failed_at IS NOT NULL AND (judged.succeeded_at IS NULL OR judged.failed_at > judged.succeeded_at) END
-  AND NOT EXISTS (SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND g.kind = 'route' AND g.name = judged.route)
-  AND NOT EXISTS (SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND EXISTS (
-      SELECT 1 FROM route_gate k WHERE k.route = judged.route AND k.kind = g.kind AND k.name = g.name))
-UNION ALL
-SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - i.received_at), 3) AS for_seconds,
+SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, CAST(round(extract(epoch FROM statement_timestamp() - i.received_at), 3) AS float8) AS for_seconds,
        'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1000) o CROSS JOIN LATERAL (SELECT * FROM inbox i WHERE i.seq = o.seq OFFSET 0) AS i
-WHERE i.received_at < statement_timestamp() - interval '60 seconds' AND NOT EXISTS (SELECT 1 FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > statement_timestamp() - interval '60 seconds')
+WHERE i.received_at < statement_timestamp() + make_interval(secs => -60) AND NOT EXISTS (SELECT 1 FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > statement_timestamp() + make_interval(secs => -60))
 UNION ALL
-SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - o.due_at), 3) AS for_seconds,
+SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, CAST(round(extract(epoch FROM statement_timestamp() - o.due_at), 3) AS float8) AS for_seconds,
        CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
             THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
             ELSE 'due, and nothing moves on its route' END AS why,
        NULL AS waiting
 FROM (
-        WITH RECURSIVE found(route) AS (
+        WITH RECURSIVE found(name) AS (
             SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
             UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) r CROSS JOIN LATERAL (SELECT * FROM open_delivery o WHERE o.route = r.route AND o.state = 'ready' AND o.due_at < statement_timestamp() - interval '60 seconds' ORDER BY o.due_at, o.seq LIMIT 1000) AS o CROSS JOIN LATERAL (SELECT * FROM inbox i WHERE i.seq = o.seq OFFSET 0) AS i
-WHERE r.route NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > statement_timestamp() - interval '60 seconds')
-  AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() - interval '0 seconds')
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) r CROSS JOIN LATERAL (SELECT * FROM open_delivery o WHERE o.route = r.name AND o.state = 'ready' AND o.due_at < statement_timestamp() + make_interval(secs => -60) ORDER BY o.due_at, o.seq LIMIT 1000) AS o CROSS JOIN LATERAL (SELECT * FROM inbox i WHERE i.seq = o.seq OFFSET 0) AS i
+WHERE r.name NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > statement_timestamp() + make_interval(secs => -60)
+    UNION ALL SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() + make_interval(secs => 0))
   AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
-                  WHERE k.route = o.route AND (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > statement_timestamp() - interval '0 seconds' OR g.rate_used_until > statement_timestamp() - interval '0 seconds'))
+                  WHERE k.route = o.route AND (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > statement_timestamp() + make_interval(secs => 0) OR g.rate_used_until > statement_timestamp() + make_interval(secs => 0)))
   AND o.route NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'route' AND g.paused_at IS NOT NULL) AND i.source NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'source' AND g.paused_at IS NOT NULL)
   AND coalesce(replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'), '') NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL)
 UNION ALL
-SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, round(extract(epoch FROM statement_timestamp() - r.lease_until), 3),
+SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, CAST(round(extract(epoch FROM statement_timestamp() - r.lease_until), 3) AS float8),
        'its lease ran out, and no relay has rescued it', NULL
 FROM open_delivery r
-WHERE r.state = 'in_flight' AND r.lease_until < statement_timestamp() - interval '60 seconds'
-  AND r.route NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > statement_timestamp() - interval '60 seconds')
-  AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() - interval '0 seconds')
+WHERE r.state = 'in_flight' AND r.lease_until < statement_timestamp() + make_interval(secs => -60)
+  AND r.route NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > statement_timestamp() + make_interval(secs => -60)
+    UNION ALL SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() + make_interval(secs => 0))
 UNION ALL
-SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - l.at), 3) AS for_seconds,
+SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, CAST(round(extract(epoch FROM statement_timestamp() - l.at), 3) AS float8) AS for_seconds,
        'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
-       (SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT 1000) n) AS waiting
+       (SELECT count(*) FROM (
+           SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT 1000
+       ) n) AS waiting
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT 1000) o
-LEFT JOIN LATERAL (SELECT f.id, f.at, f.kind FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead' ORDER BY f.id DESC LIMIT 1) l ON true
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
 UNION ALL
-SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS for_seconds,
+SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, CAST(round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS float8) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
 FROM relay_command c
-WHERE c.state = 'asked' AND round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) > 60
+WHERE c.state = 'asked' AND CAST(round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS float8) > 60
 UNION ALL
-SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS for_seconds,
+SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, CAST(round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS float8) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
 FROM (
@@ -988,8 +1027,31 @@ FROM (
     ORDER BY id DESC
     LIMIT 1000) c
 WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
-  AND (c.finished_at IS NULL OR round(extract(epoch FROM statement_timestamp() - c.finished_at), 3) < 3600)
+  AND (c.finished_at IS NULL OR CAST(round(extract(epoch FROM statement_timestamp() - c.finished_at), 3) AS float8) < 3600)
 ) b;
+
+CREATE VIEW table_size AS
+SELECT r.table_name, r.rows_estimated, r.bytes, r.index_bytes, CAST(NULL AS bigint) AS free_bytes,
+       CAST(round(CASE r.table_name
+            WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() + make_interval(secs => -86400) AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
+            WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() + make_interval(secs => -86400) AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
+            WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() + make_interval(secs => -86400) AND t.kind = 'source' AND t.outcome IN ('duplicate'))
+            WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() + make_interval(secs => -86400) AND t.kind = 'source' AND t.outcome IN ('rejected'))
+            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() + make_interval(secs => -86400) AND t.kind = 'route') END * (r.bytes + r.index_bytes) / nullif(r.rows_estimated, 0)) AS bigint)
+           AS bytes_per_day,
+       r.dead_rows, r.last_vacuum_at
+FROM (
+    SELECT coalesce(p.relname, c.relname) AS table_name,
+           CAST(sum(CASE WHEN c.reltuples >= 0 THEN c.reltuples ELSE s.n_live_tup END) AS bigint) AS rows_estimated,
+           CAST(sum(pg_table_size(c.oid)) AS bigint) AS bytes, CAST(sum(pg_indexes_size(c.oid)) AS bigint) AS index_bytes,
+           CAST(sum(s.n_dead_tup) AS bigint) AS dead_rows, max(greatest(s.last_vacuum, s.last_autovacuum)) AS last_vacuum_at
+    FROM pg_class c
+    LEFT JOIN pg_inherits h ON h.inhrelid = c.oid
+    LEFT JOIN pg_class p ON p.oid = h.inhparent
+    LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
+    WHERE c.relkind = 'r' AND c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))
+    GROUP BY coalesce(p.relname, c.relname)
+) r;
 
 CREATE FUNCTION inbox_body_text(body bytea) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT
 SET search_path FROM CURRENT AS $$
@@ -1031,124 +1093,6 @@ SELECT i.source, i.entity_type, i.entity_id, f.at, f.kind, i.seq, f.route,
             WHEN 'rearmed' THEN 'after duplicate request ' || (f.detail ->> 'duplicate')
             ELSE (f.detail ->> 'who') || ': ' || (f.detail ->> 'why') END, f.id
 FROM inbox i CROSS JOIN LATERAL (SELECT * FROM delivery_log r WHERE r.seq = i.seq OFFSET 0) f;
-
-CREATE VIEW source_health AS
-SELECT known.source, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'stored' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'duplicate') m) AS last_arrival_at,
-       (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() - interval '3600 seconds') AS events_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() - interval '86400 seconds') AS events_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() - interval '3600 seconds') AS duplicates_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() - interval '86400 seconds') AS duplicates_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > statement_timestamp() - interval '3600 seconds') AS rejected_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > statement_timestamp() - interval '86400 seconds') AS rejected_day,
-       coalesce((
-           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = known.source ORDER BY a.id DESC LIMIT 1
-       ), false) AS is_silent,
-       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = known.source) AS paused_at
-FROM (
-    SELECT name AS source FROM (
-        WITH RECURSIVE found(name) AS (
-            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source'
-            UNION ALL
-            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
-        SELECT name FROM found WHERE name IS NOT NULL) counted
-    UNION
-    SELECT name FROM (
-        WITH RECURSIVE found(name) AS (
-            SELECT min(t.source) FROM inbox t WHERE 1 = 1
-            UNION ALL
-            SELECT (SELECT min(t.source) FROM inbox t WHERE 1 = 1 AND t.source > found.name) FROM found WHERE found.name IS NOT NULL)
-        SELECT name FROM found WHERE name IS NOT NULL) stored
-) known;
-
-CREATE VIEW destination_health AS
-SELECT h.kind, h.name,
-       CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
-            WHEN h.breaker <> 'closed' THEN h.breaker
-            WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
-            ELSE 'ok' END AS health,
-       h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
-       h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
-       h.held_until, h.hold_reason
-FROM (
-    SELECT subject.kind, subject.name,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > statement_timestamp() - interval '3600 seconds') AS delivered_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > statement_timestamp() - interval '86400 seconds') AS delivered_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() - interval '3600 seconds') AS failed_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() - interval '86400 seconds') AS failed_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() - interval '3600 seconds') AS dead_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() - interval '86400 seconds') AS dead_day,
-           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'skipped') m) AS last_success_at,
-           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'dead') m) AS last_failure_at,
-           g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
-           CASE WHEN g.held_until > statement_timestamp() - interval '0 seconds' THEN g.held_until END AS held_until,
-           CASE WHEN g.held_until > statement_timestamp() - interval '0 seconds' THEN g.hold_reason END AS hold_reason
-    FROM (
-    SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
-    UNION
-    SELECT 'route' AS kind, name FROM (
-        WITH RECURSIVE found(name) AS (
-            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route'
-            UNION ALL
-            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
-        SELECT name FROM found WHERE name IS NOT NULL) counted_route
-    UNION
-    SELECT 'destination' AS kind, name FROM (
-        WITH RECURSIVE found(name) AS (
-            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination'
-            UNION ALL
-            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
-        SELECT name FROM found WHERE name IS NOT NULL) counted_destination
-    ) subject
-    LEFT JOIN gate g ON g.kind = subject.kind AND g.name = subject.name
-) h;
-
-CREATE VIEW table_size AS
-SELECT r.table_name, r.rows_estimated, r.bytes, r.index_bytes, CAST(NULL AS bigint) AS free_bytes,
-       CAST(round(CASE r.table_name
-            WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() - interval '86400 seconds' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
-            WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() - interval '86400 seconds' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
-            WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() - interval '86400 seconds' AND t.kind = 'source' AND t.outcome IN ('duplicate'))
-            WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() - interval '86400 seconds' AND t.kind = 'source' AND t.outcome IN ('rejected'))
-            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() - interval '86400 seconds' AND t.kind = 'route') END * (r.bytes + r.index_bytes) / nullif(r.rows_estimated, 0)) AS bigint)
-           AS bytes_per_day,
-       r.dead_rows, r.last_vacuum_at
-FROM (
-    SELECT coalesce(p.relname, c.relname) AS table_name,
-           CAST(sum(CASE WHEN c.reltuples >= 0 THEN c.reltuples ELSE s.n_live_tup END) AS bigint) AS rows_estimated,
-           CAST(sum(pg_table_size(c.oid)) AS bigint) AS bytes, CAST(sum(pg_indexes_size(c.oid)) AS bigint) AS index_bytes,
-           CAST(sum(s.n_dead_tup) AS bigint) AS dead_rows, max(greatest(s.last_vacuum, s.last_autovacuum)) AS last_vacuum_at
-    FROM pg_class c
-    LEFT JOIN pg_inherits h ON h.inhrelid = c.oid
-    LEFT JOIN pg_class p ON p.oid = h.inhparent
-    LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
-    WHERE c.relkind = 'r' AND c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))
-    GROUP BY coalesce(p.relname, c.relname)
-) r;
-
-CREATE VIEW long_transaction AS
-SELECT a.pid, a.usename AS role, a.application_name AS application, a.state,
-       round(extract(epoch FROM clock_timestamp() - a.xact_start), 3) AS for_seconds, a.xact_start AS began_at,
-       concat_ws(': ', a.wait_event_type, a.wait_event) AS waits_for,
-       left(regexp_replace(a.query, '\s*([''"$]|\m\d).*$', ' …'), 100) AS query,
-       concat_ws('; ',
-           CASE WHEN a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL
-                THEN 'VACUUM removes no row that was deleted since' END,
-           (SELECT 'locks ' || string_agg(DISTINCT c.relname, ', ' ORDER BY c.relname)
-            FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
-            WHERE l.pid = a.pid AND l.granted AND c.relkind IN ('r', 'p') AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
-              AND c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))),
-           (SELECT 'pid ' || string_agg(CAST(b.pid AS text), ', ' ORDER BY b.pid) || ' waits for it'
-            FROM pg_stat_activity b WHERE b.wait_event_type = 'Lock' AND a.pid = ANY (pg_blocking_pids(b.pid)))
-       ) AS holds_back
-FROM pg_stat_activity a
-WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
-  AND a.xact_start < clock_timestamp() - interval '60 seconds'
-UNION ALL
-SELECT NULL, p.owner, NULL, 'prepared', round(extract(epoch FROM clock_timestamp() - p.prepared), 3), p.prepared, NULL, p.gid,
-       'VACUUM removes no row that was deleted since; it keeps its locks until COMMIT PREPARED or ROLLBACK PREPARED'
-FROM pg_prepared_xacts p
-WHERE p.database = current_database() AND p.prepared < clock_timestamp() - interval '60 seconds';
 
 COMMENT ON VIEW event IS 'Every event as inbox has it, with its headers and its body as text. Query it by seq, entity or source and dedup_key.';
 
@@ -1435,26 +1379,6 @@ COMMENT ON COLUMN table_size.bytes_per_day IS 'growth without retention: rows of
 COMMENT ON COLUMN table_size.dead_rows IS 'dead rows that VACUUM has not removed; empty on SQLite, which has none';
 
 COMMENT ON COLUMN table_size.last_vacuum_at IS 'time of the last VACUUM, by hand or by itself; empty: none, or SQLite';
-
-COMMENT ON VIEW long_transaction IS 'Transactions that are open for a minute, which VACUUM and locks may wait for. Empty on SQLite, which does not know its readers. A role without pg_read_all_stats sees its own.';
-
-COMMENT ON COLUMN long_transaction.pid IS 'process of the server, for pg_terminate_backend; empty: a prepared transaction';
-
-COMMENT ON COLUMN long_transaction.role IS 'role of the session';
-
-COMMENT ON COLUMN long_transaction.application IS 'application_name of the session';
-
-COMMENT ON COLUMN long_transaction.state IS 'active, idle in transaction, or prepared';
-
-COMMENT ON COLUMN long_transaction.for_seconds IS 'seconds since it began';
-
-COMMENT ON COLUMN long_transaction.began_at IS 'time of its begin';
-
-COMMENT ON COLUMN long_transaction.waits_for IS 'its wait event; Client: it waits for its client';
-
-COMMENT ON COLUMN long_transaction.query IS 'its last statement, up to the first value';
-
-COMMENT ON COLUMN long_transaction.holds_back IS 'things that wait for its end';
 
 CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$

@@ -190,10 +190,6 @@ CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane th
     last_modified TEXT,
     -- SHA-256 of the data sent downstream
     applied_hash BLOB,
-    -- ETag of the entity in that state; only where the route fetches conditionally
-    etag TEXT,
-    -- SHA-256 of the route as it was configured then: another one fetches it whole
-    etag_config BLOB,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
     CONSTRAINT ck_lane_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_lane_fetch_began_at_is_readable CHECK (date(substr(fetch_began_at, 1, 10)) IS substr(fetch_began_at, 1, 10) AND fetch_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(fetch_began_at) = 10 OR substr(fetch_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -633,15 +629,86 @@ SELECT DISTINCT r.key AS route, g.value ->> '$[0]' AS kind, g.value ->> '$[1]' A
 FROM relay_node n
 JOIN json_each(n.routes) r
 JOIN json_each(CASE r.type WHEN 'array' THEN r.value ELSE '[]' END) g ON g.type = 'array'
-WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-15 seconds') || '000Z';
+WHERE n.routes IS NOT NULL AND n.stopped_at IS NULL AND n.heartbeat_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -15)) || '000Z';
+
+CREATE VIEW source_health AS
+SELECT known.source, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'stored' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'duplicate') m) AS last_arrival_at,
+       (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -3600)) || '000Z') AS events_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z') AS events_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -3600)) || '000Z') AS duplicates_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z') AS duplicates_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -3600)) || '000Z') AS rejected_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z') AS rejected_day,
+       coalesce((
+           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = known.source ORDER BY a.id DESC LIMIT 1
+       ), false) AS is_silent,
+       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = known.source) AS paused_at
+FROM (
+    SELECT name AS source FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted
+    UNION
+    SELECT name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.source) FROM inbox t WHERE 1 = 1
+            UNION ALL
+            SELECT (SELECT min(t.source) FROM inbox t WHERE 1 = 1 AND t.source > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) stored
+) known;
+
+CREATE VIEW destination_health AS
+SELECT h.kind, h.name,
+       CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
+            WHEN h.breaker <> 'closed' THEN h.breaker
+            WHEN h.held_until IS NOT NULL THEN 'held'
+            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
+            ELSE 'ok' END AS health,
+       h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
+       h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
+       h.held_until, h.hold_reason
+FROM (
+    SELECT subject.kind, subject.name,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -3600)) || '000Z') AS delivered_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z') AS delivered_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -3600)) || '000Z') AS failed_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z') AS failed_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -3600)) || '000Z') AS dead_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z') AS dead_day,
+           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'skipped') m) AS last_success_at,
+           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'dead') m) AS last_failure_at,
+           g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
+           CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', 0)) || '000Z' THEN g.held_until END AS held_until,
+           CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', 0)) || '000Z' THEN g.hold_reason END AS hold_reason
+    FROM (
+    SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
+    UNION
+    SELECT 'route' AS kind, name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted_route
+    UNION
+    SELECT 'destination' AS kind, name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted_destination
+    ) subject
+    LEFT JOIN gate g ON g.kind = subject.kind AND g.name = subject.name
+) h;
 
 CREATE VIEW stuck AS
 SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting FROM (
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
-       'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why,
+       'gone' AS state, CAST(NULL AS float8) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why,
        CAST(NULL AS bigint) AS waiting
 WHERE NOT EXISTS (
-    SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-15 seconds') || '000Z')
+    SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -15)) || '000Z')
 UNION ALL
 SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
        'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS waiting
@@ -655,6 +722,21 @@ SELECT 'step_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'fail
 FROM relay_node n JOIN json_each(n.failing) AS step
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
 UNION ALL
+SELECT 'failing' AS finding, NULL AS seq, h.name AS route, NULL AS lane, 'failing' AS state,
+       round((julianday('now') - julianday(h.last_failure_at)) * 86400, 3) AS for_seconds,
+       'every attempt since its last success failed' || coalesce(': ' || (
+           SELECT l.detail ->> 'error' FROM (
+           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned', 'dead')
+           ORDER BY n.id DESC LIMIT 20000) l WHERE l.route = h.name ORDER BY l.id DESC LIMIT 1), '') AS why,
+       NULL AS waiting
+FROM destination_health h
+WHERE h.kind = 'route' AND h.health = 'failing' AND (EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'ready' AND o.route = h.name)
+       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'in_flight' AND o.route = h.name)
+       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'blocked' AND o.route = h.name)
+       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'dead' AND o.route = h.name))
+  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+                  WHERE k.route = h.name AND g.paused_at IS NOT NULL)
+UNION ALL
 SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state, NULL AS for_seconds,
        'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS waiting
 FROM (
@@ -663,54 +745,10 @@ FROM (
     GROUP BY n.config_hash) c
 HAVING count(*) > 1
 UNION ALL
-SELECT 'failing' AS finding, NULL AS seq, judged.route, NULL AS lane, 'failing' AS state,
-       round((julianday('now') - julianday(judged.failed_at)) * 86400, 3) AS for_seconds,
-       'every attempt since its last success failed' || coalesce(': ' || coalesce((
-           SELECT l.detail ->> 'error' FROM delivery_log l WHERE l.id = judged.failure_id), (
-           SELECT l.detail ->> 'error' FROM (
-           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned')
-           ORDER BY n.id DESC LIMIT 20000) l WHERE l.route = judged.route
-           ORDER BY l.id DESC LIMIT 1)), '') AS why,
-       NULL AS waiting
-FROM (
-    SELECT r.route, n.failure_id, n.success_id, coalesce(n.failed_at, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'dead') m)) AS failed_at,
-           CASE WHEN n.route IS NULL THEN (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'route' AND t.name = r.route AND t.outcome = 'skipped') m) END AS succeeded_at
-    FROM (
-    SELECT route FROM (
-        WITH RECURSIVE found(route) AS (
-            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
-            UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) ready
-    UNION SELECT route FROM (
-        WITH RECURSIVE found(route) AS (
-            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'blocked'
-            UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'blocked' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) blocked
-    UNION SELECT route FROM (
-        WITH RECURSIVE found(route) AS (
-            SELECT min(t.route) FROM open_delivery t WHERE t.state = 'dead'
-            UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'dead' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) dead
-    UNION SELECT DISTINCT route FROM open_delivery o WHERE o.state = 'in_flight'
-    ) r
-    LEFT JOIN (
-        SELECT n.route, max(CASE WHEN n.kind IN ('delivered', 'unchanged', 'skipped') THEN n.id END) AS success_id,
-               max(CASE WHEN n.kind IN ('attempt_failed', 'abandoned', 'dead') THEN n.id END) AS failure_id, max(CASE WHEN n.kind IN ('attempt_failed', 'abandoned', 'dead') THEN n.at END) AS failed_at
-        FROM (SELECT n.id, n.route, n.kind, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) n GROUP BY n.route) n ON n.route = r.route) judged
-WHERE CASE WHEN judged.failure_id IS NOT NULL THEN judged.failure_id > coalesce(judged.success_id, 0)
-           WHEN judged.success_id IS NOT NULL THEN false
-           ELSE judged.failed_at IS NOT NULL AND (judged.succeeded_at IS NULL OR judged.failed_at > judged.succeeded_at) END
-  AND NOT EXISTS (SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND g.kind = 'route' AND g.name = judged.route)
-  AND NOT EXISTS (SELECT 1 FROM gate g WHERE g.paused_at IS NOT NULL AND EXISTS (
-      SELECT 1 FROM route_gate k WHERE k.route = judged.route AND k.kind = g.kind AND k.name = g.name))
-UNION ALL
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(i.received_at)) * 86400, 3) AS for_seconds,
        'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1000) o JOIN inbox i ON i.seq = o.seq
-WHERE i.received_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z' AND NOT EXISTS (SELECT 1 FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
+WHERE i.received_at < strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -60)) || '000Z' AND NOT EXISTS (SELECT 1 FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -60)) || '000Z')
 UNION ALL
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.due_at)) * 86400, 3) AS for_seconds,
        CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
@@ -718,30 +756,33 @@ SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('no
             ELSE 'due, and nothing moves on its route' END AS why,
        NULL AS waiting
 FROM (
-        WITH RECURSIVE found(route) AS (
+        WITH RECURSIVE found(name) AS (
             SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
             UNION ALL
-            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.route) FROM found WHERE found.route IS NOT NULL)
-        SELECT route FROM found WHERE route IS NOT NULL) r CROSS JOIN open_delivery o ON o.rowid IN (SELECT o.rowid FROM open_delivery o WHERE o.route = r.route AND o.state = 'ready' AND o.due_at < strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z' ORDER BY o.due_at, o.seq LIMIT 1000) JOIN inbox i ON i.seq = o.seq
-WHERE r.route NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
-  AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z')
+            SELECT (SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready' AND t.route > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) r CROSS JOIN open_delivery o ON o.rowid IN (SELECT o.rowid FROM open_delivery o WHERE o.route = r.name AND o.state = 'ready' AND o.due_at < strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -60)) || '000Z' ORDER BY o.due_at, o.seq LIMIT 1000) JOIN inbox i ON i.seq = o.seq
+WHERE r.name NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -60)) || '000Z'
+    UNION ALL SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', 0)) || '000Z')
   AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
-                  WHERE k.route = o.route AND (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' OR g.rate_used_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z'))
+                  WHERE k.route = o.route AND (g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', 0)) || '000Z' OR g.rate_used_until > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', 0)) || '000Z'))
   AND o.route NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'route' AND g.paused_at IS NOT NULL) AND i.source NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'source' AND g.paused_at IS NOT NULL)
   AND coalesce(replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'), '') NOT IN (SELECT g.name FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL)
 UNION ALL
 SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, round((julianday('now') - julianday(r.lease_until)) * 86400, 3),
        'its lease ran out, and no relay has rescued it', NULL
 FROM open_delivery r
-WHERE r.state = 'in_flight' AND r.lease_until < strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z'
-  AND r.route NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
-  AND r.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z')
+WHERE r.state = 'in_flight' AND r.lease_until < strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -60)) || '000Z'
+  AND r.route NOT IN (SELECT newest.route FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -60)) || '000Z'
+    UNION ALL SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', 0)) || '000Z')
 UNION ALL
 SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(l.at)) * 86400, 3) AS for_seconds,
        'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
-       (SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT 1000) n) AS waiting
+       (SELECT count(*) FROM (
+           SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT 1000
+       ) n) AS waiting
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT 1000) o
-LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
 UNION ALL
 SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
@@ -758,6 +799,42 @@ FROM (
 WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
   AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600)
 ) b;
+
+CREATE VIEW table_size AS
+SELECT sized.table_name, sized.rows_estimated, sized.bytes, NULL AS index_bytes, sized.free_bytes,
+       CAST(round(CASE CASE sized.table_name WHEN '(file)' THEN 'inbox' END
+            WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
+            WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
+            WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('duplicate'))
+            WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('rejected'))
+            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'route') END * (sized.bytes - sized.free_bytes)
+           / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
+       NULL AS dead_rows, NULL AS last_vacuum_at
+FROM (
+    SELECT 'alert' AS table_name, coalesce((SELECT max(rowid) FROM alert) - (SELECT min(rowid) FROM alert) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'delivery_log' AS table_name, coalesce((SELECT max(rowid) FROM delivery_log) - (SELECT min(rowid) FROM delivery_log) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'duplicate_request' AS table_name, coalesce((SELECT max(rowid) FROM duplicate_request) - (SELECT min(rowid) FROM duplicate_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'gate' AS table_name, coalesce((SELECT max(rowid) FROM gate) - (SELECT min(rowid) FROM gate) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'inbox' AS table_name, coalesce((SELECT max(rowid) FROM inbox) - (SELECT min(rowid) FROM inbox) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'inbox_payload' AS table_name, coalesce((SELECT max(rowid) FROM inbox_payload) - (SELECT min(rowid) FROM inbox_payload) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'payload_lock' AS table_name, coalesce((SELECT max(rowid) FROM payload_lock) - (SELECT min(rowid) FROM payload_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'payload_reveal' AS table_name, coalesce((SELECT max(rowid) FROM payload_reveal) - (SELECT min(rowid) FROM payload_reveal) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'pruner' AS table_name, coalesce((SELECT max(rowid) FROM pruner) - (SELECT min(rowid) FROM pruner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'pruning' AS table_name, coalesce((SELECT max(rowid) FROM pruning) - (SELECT min(rowid) FROM pruning) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'rejected_request' AS table_name, coalesce((SELECT max(rowid) FROM rejected_request) - (SELECT min(rowid) FROM rejected_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'relay_command' AS table_name, coalesce((SELECT max(rowid) FROM relay_command) - (SELECT min(rowid) FROM relay_command) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'relay_node' AS table_name, coalesce((SELECT max(rowid) FROM relay_node) - (SELECT min(rowid) FROM relay_node) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'route_lock' AS table_name, coalesce((SELECT max(rowid) FROM route_lock) - (SELECT min(rowid) FROM route_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'sweep_watermark' AS table_name, coalesce((SELECT max(rowid) FROM sweep_watermark) - (SELECT min(rowid) FROM sweep_watermark) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'throughput_minute' AS table_name, coalesce((SELECT max(rowid) FROM throughput_minute) - (SELECT min(rowid) FROM throughput_minute) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'write_probe' AS table_name, coalesce((SELECT max(rowid) FROM write_probe) - (SELECT min(rowid) FROM write_probe) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL
+    SELECT '(file)', NULL, page_count * page_size, freelist_count * page_size
+    FROM pragma_page_count, pragma_page_size, pragma_freelist_count
+) sized;
 
 CREATE VIEW event AS
 SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, i.erased_at, p.headers,
@@ -792,118 +869,6 @@ SELECT i.source, i.entity_type, i.entity_id, f.at, f.kind, i.seq, f.route,
             ELSE (f.detail ->> 'who') || ': ' || (f.detail ->> 'why') END, f.id
 FROM inbox i CROSS JOIN delivery_log f
 WHERE f.seq = i.seq;
-
-CREATE VIEW source_health AS
-SELECT known.source, (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'stored' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome = 'duplicate') m) AS last_arrival_at,
-       (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS events_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS events_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS duplicates_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS duplicates_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS rejected_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = known.source AND t.outcome IN ('rejected') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS rejected_day,
-       coalesce((
-           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = known.source ORDER BY a.id DESC LIMIT 1
-       ), false) AS is_silent,
-       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = known.source) AS paused_at
-FROM (
-    SELECT name AS source FROM (
-        WITH RECURSIVE found(name) AS (
-            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source'
-            UNION ALL
-            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
-        SELECT name FROM found WHERE name IS NOT NULL) counted
-    UNION
-    SELECT name FROM (
-        WITH RECURSIVE found(name) AS (
-            SELECT min(t.source) FROM inbox t WHERE 1 = 1
-            UNION ALL
-            SELECT (SELECT min(t.source) FROM inbox t WHERE 1 = 1 AND t.source > found.name) FROM found WHERE found.name IS NOT NULL)
-        SELECT name FROM found WHERE name IS NOT NULL) stored
-) known;
-
-CREATE VIEW destination_health AS
-SELECT h.kind, h.name,
-       CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
-            WHEN h.breaker <> 'closed' THEN h.breaker
-            WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
-            ELSE 'ok' END AS health,
-       h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
-       h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
-       h.held_until, h.hold_reason
-FROM (
-    SELECT subject.kind, subject.name,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS delivered_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS delivered_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS failed_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS failed_day,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS dead_hour,
-           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS dead_day,
-           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'delivered' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'unchanged' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'skipped') m) AS last_success_at,
-           (SELECT max(m.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'attempt_failed' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'abandoned' UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = subject.kind AND t.name = subject.name AND t.outcome = 'dead') m) AS last_failure_at,
-           g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
-           CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' THEN g.held_until END AS held_until,
-           CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '0 seconds') || '000Z' THEN g.hold_reason END AS hold_reason
-    FROM (
-    SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
-    UNION
-    SELECT 'route' AS kind, name FROM (
-        WITH RECURSIVE found(name) AS (
-            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route'
-            UNION ALL
-            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
-        SELECT name FROM found WHERE name IS NOT NULL) counted_route
-    UNION
-    SELECT 'destination' AS kind, name FROM (
-        WITH RECURSIVE found(name) AS (
-            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination'
-            UNION ALL
-            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
-        SELECT name FROM found WHERE name IS NOT NULL) counted_destination
-    ) subject
-    LEFT JOIN gate g ON g.kind = subject.kind AND g.name = subject.name
-) h;
-
-CREATE VIEW table_size AS
-SELECT sized.table_name, sized.rows_estimated, sized.bytes, NULL AS index_bytes, sized.free_bytes,
-       CAST(round(CASE CASE sized.table_name WHEN '(file)' THEN 'inbox' END
-            WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
-            WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
-            WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('duplicate'))
-            WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('rejected'))
-            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'route') END * (sized.bytes - sized.free_bytes)
-           / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
-       NULL AS dead_rows, NULL AS last_vacuum_at
-FROM (
-    SELECT 'alert' AS table_name, coalesce((SELECT max(rowid) FROM alert) - (SELECT min(rowid) FROM alert) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'delivery_log' AS table_name, coalesce((SELECT max(rowid) FROM delivery_log) - (SELECT min(rowid) FROM delivery_log) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'duplicate_request' AS table_name, coalesce((SELECT max(rowid) FROM duplicate_request) - (SELECT min(rowid) FROM duplicate_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'gate' AS table_name, coalesce((SELECT max(rowid) FROM gate) - (SELECT min(rowid) FROM gate) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'inbox' AS table_name, coalesce((SELECT max(rowid) FROM inbox) - (SELECT min(rowid) FROM inbox) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'inbox_payload' AS table_name, coalesce((SELECT max(rowid) FROM inbox_payload) - (SELECT min(rowid) FROM inbox_payload) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_lock' AS table_name, coalesce((SELECT max(rowid) FROM payload_lock) - (SELECT min(rowid) FROM payload_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_reveal' AS table_name, coalesce((SELECT max(rowid) FROM payload_reveal) - (SELECT min(rowid) FROM payload_reveal) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'pruner' AS table_name, coalesce((SELECT max(rowid) FROM pruner) - (SELECT min(rowid) FROM pruner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'pruning' AS table_name, coalesce((SELECT max(rowid) FROM pruning) - (SELECT min(rowid) FROM pruning) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'rejected_request' AS table_name, coalesce((SELECT max(rowid) FROM rejected_request) - (SELECT min(rowid) FROM rejected_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'relay_command' AS table_name, coalesce((SELECT max(rowid) FROM relay_command) - (SELECT min(rowid) FROM relay_command) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'relay_node' AS table_name, coalesce((SELECT max(rowid) FROM relay_node) - (SELECT min(rowid) FROM relay_node) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'route_lock' AS table_name, coalesce((SELECT max(rowid) FROM route_lock) - (SELECT min(rowid) FROM route_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'sweep_watermark' AS table_name, coalesce((SELECT max(rowid) FROM sweep_watermark) - (SELECT min(rowid) FROM sweep_watermark) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'throughput_minute' AS table_name, coalesce((SELECT max(rowid) FROM throughput_minute) - (SELECT min(rowid) FROM throughput_minute) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'write_probe' AS table_name, coalesce((SELECT max(rowid) FROM write_probe) - (SELECT min(rowid) FROM write_probe) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL
-    SELECT '(file)', NULL, page_count * page_size, freelist_count * page_size
-    FROM pragma_page_count, pragma_page_size, pragma_freelist_count
-) sized;
-
-CREATE VIEW long_transaction AS
-SELECT NULL AS pid, NULL AS role, NULL AS application, NULL AS state, NULL AS for_seconds, NULL AS began_at,
-       NULL AS waits_for, NULL AS query, NULL AS holds_back
-WHERE false;
 
 CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
 WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_bytes IS OLD.body_bytes AND NEW.body_is_text IS OLD.body_is_text AND NEW.body_sha256 IS OLD.body_sha256

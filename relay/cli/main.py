@@ -72,7 +72,7 @@ def run(
       relay run --drain --verbose
       relay run --processes 3 --grace 60
     """
-    from relay.daemon.start import RunOptions, start
+    from relay.daemon.process import RunOptions, start
 
     options = RunOptions(grace_seconds=grace, processes=processes, drain=drain, verbose=verbose, supervised=supervised)
     raise typer.Exit(start(options, reporting=exit_on_error))

@@ -6,10 +6,8 @@ A scrape reads no table. A thread reads backlog, alerts, clock and disk, and les
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import get_args
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,7 +29,6 @@ from relay.store.database import Database
 READ_EVERY_SECONDS = 15.0
 _SHARE_OF_TIME = 1 / 30
 """The largest share of time for reading: with a million open deliveries, it scans as many rows."""
-_JOIN_SECONDS = 1.0
 
 
 def meters_of(config: Config) -> Meters:
@@ -60,13 +57,33 @@ def meters_of(config: Config) -> Meters:
 class Gauges:
     """Reads the gauges of the relay as a whole; each reading is a transaction of its own."""
 
-    def __init__(self, database: Database, meters: Meters, config: Config) -> None:
+    def __init__(
+        self, database: Database, observer: Observer, config: Config, exporter: ExporterProcess | None = None
+    ) -> None:
+        """`exporter` is started again, should it have ended."""
         self._database = database
-        self._put = meters.put
+        self._observer = observer
+        self._put = observer.meters.put
         self._now = SystemClock().now
         self._file = reads.sqlite_file(config)
         self._routes = set(config.routes)
         """Every route published so far: one without open deliveries stands at zero."""
+        self._exporter = exporter
+
+    def publish(self) -> float:
+        """Make all readings. Returns in how many seconds the next are due."""
+        began = time.monotonic()
+        readings = [self.backlog, self.alerts, self.clock, self.disk]
+        for read in readings if self._exporter is None else [self._exporter.ensure, *readings]:
+            try:
+                read()
+            except SQLAlchemyError as error:
+                self._observer.database_trouble(f"reading gauges: {read.__name__}", error)
+                if failure_of(error) == "unreachable":  # the others would wait for it as long
+                    break
+            except Exception as error:  # noqa: BLE001  # it keeps no other from being read
+                self._observer.bug_in_thread(f"gauges: {read.__name__}", error)
+        return max(READ_EVERY_SECONDS, (time.monotonic() - began) / _SHARE_OF_TIME)
 
     def backlog(self) -> None:
         """Read the open deliveries of each route."""
@@ -99,46 +116,3 @@ class Gauges:
         for metric, value in ((metrics.DATABASE_BYTES, disk.size), (metrics.DISK_FREE, disk.free)):
             if value is not None:
                 self._put(metric, value)
-
-
-@contextmanager
-def publishing_gauges(
-    database: Database, config: Config, observer: Observer, exporter: ExporterProcess | None
-) -> Iterator[None]:
-    """Keep the gauges up to date, and their exporter running, while the block runs; do nothing without metrics."""
-    if observer.meters is OFF:
-        yield
-        return
-    gauges, ended = Gauges(database, observer.meters, config), threading.Event()
-    readings: dict[str, Callable[[], None]] = {
-        "the exporter": (lambda: None) if exporter is None else exporter.ensure,
-        "the backlog": gauges.backlog,
-        "the alerts": gauges.alerts,
-        "the clock": gauges.clock,
-        "the disk": gauges.disk,
-    }
-
-    def publish() -> float:
-        began = time.monotonic()
-        for what, read in readings.items():
-            try:
-                read()
-            except SQLAlchemyError as error:
-                observer.database_trouble(f"reading {what}", error)
-                if failure_of(error) == "unreachable":  # the others would wait for it as long
-                    break
-            except Exception as error:  # noqa: BLE001  # if this thread ended, the gauges would stand still unnoticed
-                observer.gauges_broke(what, error)
-        return max(READ_EVERY_SECONDS, (time.monotonic() - began) / _SHARE_OF_TIME)
-
-    def keep() -> None:
-        while not ended.wait(publish()):
-            pass
-
-    thread = threading.Thread(target=keep, name="gauges", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(_JOIN_SECONDS)

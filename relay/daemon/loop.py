@@ -18,17 +18,18 @@ from contextlib import ExitStack
 from importlib.metadata import version
 
 from inbox.clock import Clock, SystemClock
+from inbox.db.engine import is_behind_pooler
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import FinishedAttempt, Generations, LoopEvent, PreparedConfig
 from relay.daemon.lease_renewal import LeaseRenewer, Leases, claim_of
 from relay.daemon.maintenance import Maintenance
 from relay.daemon.pruner import Pruner
-from relay.daemon.wake_up import Listener
+from relay.daemon.wake_up import LONGEST_WAIT_SECONDS, Listener
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import Policies, asks_for_hold, can_be_given_back
 from relay.observe import Observer
-from relay.steps import Steps
+from relay.steps import Background, Steps
 from relay.store import alerts, leases, nodes, record, sequence
 from relay.store.database import Database
 from relay.sweep.scheduler import Sweeper
@@ -99,6 +100,8 @@ class Relay:
         )
         self._pruner = Pruner(database, self.node, prepared.config.retention, stop=stop, observer=observer, steps=steps)
         self._listener = Listener(database.engine, self.wake, stop=stop, observer=observer)
+        self._beside: list[Background] = []
+        """The threads beside the loop."""
         self._listens = prepared.config.database.wake_up
 
     def stop(self) -> None:
@@ -140,12 +143,15 @@ class Relay:
             if not drain:
                 self._sweeper.start()
                 self._pruner.start()
-                if self._listens:
-                    self._listener.start()
+                if self._listens and not is_behind_pooler(self._database.engine):
+                    self._run_beside("wake-up", self._listener.hear, every=LONGEST_WAIT_SECONDS)
             self._work(drain=drain)
         renewing.result()
         self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
         self._observer.tell("stopped", node=self.node, rows=self._observer.counts["deliveries_given_back"])
+
+    def _run_beside(self, name: str, work: Callable[[], float | None], *, every: float) -> None:
+        self._beside.append(Background(name, work, every=every, stop=self._stop, observer=self._observer))
 
     def _start(self) -> None:
         active = self._generations.active
@@ -298,7 +304,8 @@ class Relay:
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
         self._pruner.join(CUT_SECONDS)
-        self._listener.join(CUT_SECONDS)
+        for thread in self._beside:
+            thread.join(CUT_SECONDS)
 
     def _finish_within(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:
         """Record and release until nothing is in hand. Waits for no outcome long: the database may have recovered."""

@@ -1,19 +1,19 @@
-"""A relay process: carries out the orders of signals and of its parent.
+"""A relay process, or the parent of several: what `relay run` wires together, and the orders that end or reload it.
 
-SIGTERM and SIGINT stop it gracefully, a second one cuts running calls; SIGHUP reloads the configuration. A parent gives the
-same orders through a pipe, the child's standard input. A pipe does what signals
-can't. Two orders don't merge into one. An order sent while the child still starts waits for it instead of killing it.
-When both get the same signal, as from a terminal or a service manager, it isn't mistaken for a second one. The pipe's
-end shows that the parent is gone, for whatever reason.
+SIGTERM and SIGINT stop it gracefully, a second one cuts running calls; SIGHUP reloads the configuration.
 
-`Supervisor` is the parent of `relay run --processes N`: it keeps N children running. They are programs of their own, started
-by `subprocess`. A fork without exec would copy libpq's connections and any lock that a thread holds at that moment. The parent
-makes no calls and keeps no connection, so that little can go wrong with it.
+`Supervisor` is the parent of `relay run --processes N`: it keeps N children running. They are programs of their own: a
+fork without exec would copy libpq's connections and any lock that a thread holds at that moment. The parent
+makes no calls and keeps no connection, so that little can go wrong with it. It gives its orders by signals, each order by
+one of its own: so a child that gets a terminal's or a service manager's signal as well doesn't mistake it for a second
+one. A child blocks them until it can handle them. The kernel stops the children of a parent that is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import itertools
 import logging
 import os
@@ -23,37 +23,163 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from enum import Enum
+from functools import partial
 from typing import Any
 
+import msgspec
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
 from inbox.config.model import Config
+from inbox.db import engine, guarantees, migrate
+from inbox.db.dialect import failure_of
 from inbox.errors import ConfigError, collect_config_errors
-from inbox.loader.load import load_file
-from inbox.observe.recorder import ExporterProcess
+from inbox.exposure import exposure_warnings
+from inbox.loader.load import config_path, load_file
+from inbox.observe import logs
+from inbox.observe.metrics import OFF
+from inbox.observe.recorder import ExporterProcess, exporter_at
+from inbox.observe.traces import make_tracer
+from relay.daemon.gauges import READ_EVERY_SECONDS, Gauges, meters_of
 from relay.daemon.generation import PreparedConfig, prepare
 from relay.daemon.loop import Relay
 from relay.observe import Observer
+from relay.steps import Background
+from relay.store.database import Database
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_STANDARD_INPUT = 0
+AGAIN_SECONDS = 2.0
+"""The wait between two tries of a relay that starts while its database is down."""
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+NEEDING_RESTART = ("database.url", "database.wake_up", "metrics.relay", "logs", "traces")
+"""The keys and tables whose values a reload can't change."""
+_PR_SET_PDEATHSIG = 1
 
 
 class Order(Enum):
-    """An order to a relay process; the value is the byte that its parent sends."""
+    """An order to a relay process; the value is the signal by which its parent gives it."""
 
-    STOP = b"s"
-    CUT = b"c"
-    RELOAD = b"r"
+    STOP = signal.SIGTERM
+    CUT = signal.SIGUSR1
+    RELOAD = signal.SIGHUP
 
 
 Orders = queue.SimpleQueue[Order | None]
-"""None: a child or the relay has ended."""
+"""None: the relay has ended."""
 
 
-def orders_of_signals() -> Orders:
-    """Turn signals into orders from now on. Main thread only.
+class RunOptions(msgspec.Struct, frozen=True):
+    """The options of `relay run`."""
+
+    grace_seconds: float
+    processes: int = 1
+    drain: bool = False
+    verbose: bool = False
+    supervised: bool = False
+    """True for the child of a supervisor."""
+
+    @property
+    def of_child(self) -> list[str]:
+        """The command-line options that a supervisor gives each child."""
+        return ["--grace", str(self.grace_seconds), *["--drain"] * self.drain, *["--verbose"] * self.verbose]
+
+
+def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[None]]) -> int:
+    """Run a relay, or the supervisor of several, until it is stopped.
+
+    While the database does not answer, it waits; with `drain`, that is an error.
+
+    Args:
+        options: those of the command line.
+        reporting: reports an error of the configuration or the database that is raised before anything runs.
+
+    Returns:
+        The exit status.
+    """
+    _log_to_stderr(verbose=options.verbose, several=options.processes > 1 or options.supervised)
+    observer, orders = Observer(), orders_of_signals(supervised=options.supervised)
+    with reporting():
+        prepared = load_file().make(prepare)
+        config = prepared.config
+        logs.escape_lines(logging.getLogger().handlers, form=config.logs.format)
+        connections = engine.connect(config.database.url, application="inbox-relay")
+        if not _is_fit(connections, orders, observer, is_patient=not options.drain):
+            return 0
+        if not options.supervised:
+            for what in exposure_warnings(config_path(), config):
+                observer.tell("exposed", what=what)
+    with ExitStack() as leaving:
+        served = None if config.metrics.relay is None else config.metrics.relay.place
+        exporter = None if options.supervised else exporter_at(served, config.logs.format)
+        if exporter is not None:
+            leaving.callback(exporter.stop)
+            exporter.ensure()
+        if options.processes > 1:
+            connections.dispose()
+            return Supervisor(options, config, orders, observer, exporter).run()
+        database = Database(connections)
+        observer.meters, database.on_facts = meters_of(config), observer.appended
+        leaving.callback(observer.meters.close)
+        observer.tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-relay")
+        leaving.callback(observer.tracer.close)
+        relay = Relay(database, prepared, observer=observer, grace_seconds=options.grace_seconds)
+        gc.freeze()  # as the receiver does
+        if observer.meters is not OFF:
+            ended = threading.Event()
+            gauges = Gauges(database, observer, config, exporter)
+            Background("gauges", gauges.publish, every=READ_EVERY_SECONDS, stop=ended, observer=observer)
+            leaving.callback(ended.set)
+        run_relay(relay, config, orders, observer, drain=options.drain)
+        return 0
+
+
+def _is_fit(connections: Engine, orders: Orders, observer: Observer, *, is_patient: bool) -> bool:
+    """Check the schema and the guarantees, as soon as the database answers.
+
+    A relay that gave up here would stay away: after a power cut it may well start before its database does. A reload that is
+    ordered meanwhile stays ordered: the configuration was read before.
+
+    Returns:
+        False: a stop came before the database did.
+
+    Raises:
+        ConfigError: the database is not fit.
+        DBAPIError: it does not answer, and the caller is not patient; or it can't do what is asked.
+    """
+    is_to_reload = False
+    while True:
+        try:
+            migrate.require_current(connections)
+            guarantees.require(connections)
+        except DBAPIError as error:
+            if not is_patient or failure_of(error) == "fault":
+                raise
+            observer.database_trouble("starting", error)
+        else:
+            if is_to_reload:
+                orders.put(Order.RELOAD)
+            return True
+        with contextlib.suppress(queue.Empty):
+            order = orders.get(timeout=AGAIN_SECONDS)
+            if order in {Order.STOP, Order.CUT}:
+                return False
+            is_to_reload = is_to_reload or order is Order.RELOAD
+
+
+def _log_to_stderr(*, verbose: bool, several: bool) -> None:
+    pid = "%(process)d " if several else ""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format=f"%(asctime)s {pid}%(levelname)s %(message)s")
+    logs.escape_lines(logging.getLogger().handlers)
+    logging.getLogger("relay.node").setLevel(logging.INFO)  # starts, stops and reloads are always logged
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it only reads which revision the database has
+
+
+def orders_of_signals(*, supervised: bool = False) -> Orders:
+    """Turn signals into orders from now on; one that is `supervised` is stopped when its parent ends. Main thread only.
 
     Python runs a handler only when the main thread gets to it; a thread that just begins to wait may never get there. One in
     some hundred signals was late until the next. So a thread reads the numbers, which Python writes to a pipe at once.
@@ -62,49 +188,29 @@ def orders_of_signals() -> Orders:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
-    threading.Thread(target=_translate, args=(reading, orders), name="signals", daemon=True).start()
+    threading.Thread(target=_translate, args=(reading, orders, supervised), name="signals", daemon=True).start()
     for number in HANDLED:
-        capture_signal(number)
+        signal.signal(number, lambda *_: None)  # only its number is read
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # a parent blocks them while a child starts
+    if supervised:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(Order.STOP.value))
     return orders
 
 
-def capture_signal(number: signal.Signals) -> None:
-    """Replace a signal's default action by none, so that only its number is read."""
-    signal.signal(number, lambda *_: None)
+def _translate(reading: int, orders: Orders, supervised: bool) -> None:
+    stops = itertools.count()
+    while True:
+        for number in os.read(reading, 1):
+            if number in {Order.CUT.value, Order.RELOAD.value}:
+                orders.put(Order(number))
+            else:
+                orders.put(Order.CUT if next(stops) and not supervised else Order.STOP)
 
 
 def ignore_signals() -> None:
     """Ignore signals that come too late. While Python ends, its handlers give way to the default, which kills."""
     for number in HANDLED:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _translate(reading: int, orders: Orders) -> None:
-    stops = itertools.count()
-    while True:
-        for number in os.read(reading, 1):
-            if number == signal.SIGHUP:
-                orders.put(Order.RELOAD)
-            elif number in HANDLED:
-                orders.put(Order.CUT if next(stops) else Order.STOP)
-            else:
-                orders.put(None)
-
-
-def read_parent_orders(orders: Orders, observer: Observer) -> None:
-    """Put the orders that come through standard input into `orders`, too, and a stop when it ends."""
-
-    def read() -> None:
-        while sent := os.read(_STANDARD_INPUT, 1):
-            with contextlib.suppress(
-                ValueError
-            ):  # an order of another version; the pipe's end must be read all the same
-                orders.put(Order(sent))
-        observer.tell("orphaned")
-        orders.put(Order.STOP)
-
-    threading.Thread(target=read, name="parent", daemon=True).start()
 
 
 def run_relay(relay: Relay, config: Config, orders: Orders, observer: Observer, *, drain: bool) -> None:
@@ -124,7 +230,8 @@ def run_relay(relay: Relay, config: Config, orders: Orders, observer: Observer, 
                     case Order.CUT:
                         relay.cut()
                     case Order.RELOAD:
-                        _reload(relay, config, observer)
+                        if (prepared := read_again(config, observer)) is not None:
+                            relay.reload(prepared)
                     case None:
                         pass
         finally:
@@ -133,73 +240,48 @@ def run_relay(relay: Relay, config: Config, orders: Orders, observer: Observer, 
     running.result()
 
 
-def _reload(relay: Relay, config: Config, observer: Observer) -> None:
-    try:
-        relay.reload(read_again(config))
-    except ConfigError as error:
-        observer.reload_refused(error)
-
-
-def read_again(config: Config) -> PreparedConfig:
+def read_again(config: Config, observer: Observer) -> PreparedConfig | None:
     """Read and prepare the configuration as it is now, for a process that was started with `config`.
 
-    Raises:
-        ConfigError: it can't be used; the text has a line for each mistake.
+    Returns:
+        None: it can't be used, as the log says.
     """
 
     def check_and_prepare(new: Config) -> PreparedConfig:
         parts: dict[str, Callable[[], Any]] = {
-            "same": lambda: _require_same(config, new),
-            "prepared": lambda: prepare(new),
+            "same": partial(config.require_same, new, *NEEDING_RESTART),
+            "prepared": partial(prepare, new),
         }
         prepared: PreparedConfig = collect_config_errors(parts)["prepared"]
         return prepared
 
-    return load_file().make(check_and_prepare)
-
-
-def _require_same(old: Config, new: Config) -> None:
-    if new.database.url != old.database.url:
-        raise ConfigError(f"{new.database.url.origin}: another database or password needs a restart")
-    if new.database.wake_up != old.database.wake_up:
-        raise ConfigError("[database] wake_up: another value needs a restart")
-    if new.metrics.relay != old.metrics.relay:
-        raise ConfigError("[metrics] relay: another address needs a restart")
-    if new.logs != old.logs:
-        raise ConfigError("[logs] needs a restart for another value")
-    if new.traces != old.traces:
-        raise ConfigError("[traces] needs a restart for another value")
+    try:
+        return load_file().make(check_and_prepare)
+    except ConfigError as error:
+        observer.reload_refused(error)
+        return None
 
 
 FIRST_WAIT_SECONDS = 1.0
 """The wait between a child's unexpected exit and the start of the next; doubled while they keep exiting quickly."""
 LONGEST_WAIT_SECONDS = 30.0
 """The longest wait; a child that ran for longer has not exited quickly."""
+LOOK_SECONDS = 0.2
+"""The time between two looks whether a child has ended."""
 
 
 class Supervisor:
-    """The parent process. Main thread only, as `subprocess` and signals require."""
+    """The parent process. Main thread only, as `subprocess` requires."""
 
     def __init__(
-        self,
-        options: Sequence[str],
-        config: Config,
-        *,
-        processes: int,
-        drain: bool,
-        orders: Orders,
-        observer: Observer,
-        exporter: ExporterProcess | None = None,
+        self, options: RunOptions, config: Config, orders: Orders, observer: Observer, exporter: ExporterProcess | None
     ) -> None:
-        """`options` are those of each child's `relay run`; with `drain`, children that succeed are not replaced."""
-        command = [sys.executable, "-m", "relay", "run", "--supervised", *options]
-        pipes = () if exporter is None else (exporter.pipe,)
-        self._slots = [ChildSlot(command, observer, pipes, drain=drain) for _ in range(processes)]
+        """With `drain` among the options, children that succeed are not replaced."""
+        self._children = [Child(options, observer, exporter) for _ in range(options.processes)]
         self._config = config
         self._orders = orders
         self._observer = observer
         self._exporter = exporter
-        self._stopping = False
 
     def run(self) -> int:
         """Keep the children running until a stop, or until all are drained.
@@ -207,120 +289,76 @@ class Supervisor:
         Returns:
             The exit status: 0 when the last child of each slot succeeded.
         """
-        capture_signal(signal.SIGCHLD)
-        while self._update_slots():
-            self._carry_out(self._next_order())
+        stopping = False
+        while any([child.runs(stopping=stopping) for child in self._children]):  # noqa: C419  # all are looked after
+            if self._exporter is not None:
+                self._exporter.ensure()
+            with contextlib.suppress(queue.Empty):
+                order = self._orders.get(timeout=LOOK_SECONDS)
+                # Read before the children do, so that mistakes are logged once.
+                if order is None or (order is Order.RELOAD and read_again(self._config, self._observer) is None):
+                    continue
+                stopping = stopping or order is not Order.RELOAD
+                for child in self._children:
+                    child.send(order)
         ignore_signals()
-        return int(any(slot.status for slot in self._slots))
-
-    def _update_slots(self) -> bool:
-        """Handle exits, and start children that are due. Returns whether any slot is still in use."""
-        now = time.monotonic()
-        if self._exporter is not None:
-            self._exporter.ensure()
-        for slot in self._slots:
-            slot.update(now, stopping=self._stopping)
-        return not all(slot.is_over for slot in self._slots)
-
-    def _next_order(self) -> Order | None:
-        """Wait for an order. Returns None when a child has exited, or when it is time to start one."""
-        start_at = min((slot.start_at for slot in self._slots if slot.is_vacant), default=None)
-        try:
-            return self._orders.get(timeout=None if start_at is None else max(start_at - time.monotonic(), 0))
-        except queue.Empty:
-            return None
-
-    def _carry_out(self, order: Order | None) -> None:
-        if order is None or (order is Order.RELOAD and not self._can_reload()):
-            return
-        if order is not Order.RELOAD:
-            self._stopping = True
-        for slot in self._slots:
-            slot.send(order)
-
-    def _can_reload(self) -> bool:
-        """Check the configuration before the children read it, so that mistakes are logged once."""
-        try:
-            read_again(self._config)
-        except ConfigError as error:
-            self._observer.reload_refused(error)
-            return False
-        return True
+        return int(any(child.status for child in self._children))
 
 
-class ChildSlot:
-    """A slot of the N processes: the child that runs, or the time when the next one starts."""
+class Child:
+    """One of the N: the process that runs, or the time when the next one starts."""
 
-    def __init__(self, command: Sequence[str], observer: Observer, pipes: Sequence[int], *, drain: bool) -> None:
-        """`pipes` are the file descriptors that the child inherits besides its standard input."""
-        self.start_at = 0.0
-        self.is_over = False
+    def __init__(self, options: RunOptions, observer: Observer, exporter: ExporterProcess | None) -> None:
         self.status = 0
-        """The exit status of the last child; below 0, the signal that killed it."""
-        self._command = command
+        """The exit status of the last process; below 0, the signal that killed it."""
+        self._command = [sys.executable, "-m", "relay", "run", "--supervised", *options.of_child]
+        self._drain = options.drain
         self._observer = observer
-        self._pipes = pipes
-        self._drain = drain
-        self._child: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
+        self._pipes = () if exporter is None else (exporter.pipe,)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_over = False
+        self._start_at = self._started_at = 0.0
         self._wait = FIRST_WAIT_SECONDS / 2
 
-    @property
-    def is_vacant(self) -> bool:
-        """True when a child is to be started, now or later."""
-        return self._child is None and not self.is_over
-
-    def update(self, now: float, *, stopping: bool) -> None:
-        """Handle the child's exit, and start the next child when it is due."""
-        if self._child is not None and self._child.poll() is not None:
-            self._on_child_exit(self._child, now, stopping=stopping)
-        if self.is_vacant and stopping:
-            self.is_over = True
-        if self.is_vacant and now >= self.start_at:
-            self._start(now)
+    def runs(self, *, stopping: bool) -> bool:
+        """Handle its exit, and start the next when that is due. Returns false when none is to run any more."""
+        if self._process is not None and self._process.poll() is not None:
+            self._ended(self._process, stopping=stopping)
+        if self._process is None and not stopping and not self._is_over and time.monotonic() >= self._start_at:
+            self._start()
+        return self._process is not None or not (stopping or self._is_over)
 
     def send(self, order: Order) -> None:
-        """Pass an order on to the child, if one runs."""
-        if self._child is not None and self._child.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # it has just exited
-                self._child.stdin.write(order.value)
+        """Give an order, if it runs."""
+        if self._process is not None:
+            self._process.send_signal(order.value)
 
-    def _start(self, now: float) -> None:
-        self._started_at = now
+    def _start(self) -> None:
+        self._started_at = time.monotonic()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # the child unblocks them once it handles them
         try:
-            self._child = subprocess.Popen(  # noqa: S603  # our own Python, our own arguments
-                self._command, stdin=subprocess.PIPE, bufsize=0, pass_fds=self._pipes
+            self._process = subprocess.Popen(  # noqa: S603  # our own Python, our own arguments
+                self._command, stdin=subprocess.DEVNULL, pass_fds=self._pipes
             )
-        except OSError as error:  # no memory, or too many processes
-            self.status = 1
-            self._observer.tell("child_not_started", error=str(error), seconds=self._postpone(now))
-        else:
-            self._observer.tell("child_started", child=self._child.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._observer.tell("child_started", child=self._process.pid)
 
-    def _on_child_exit(self, child: subprocess.Popen[bytes], now: float, *, stopping: bool) -> None:
-        self._child, self.status = None, child.returncode
-        if child.stdin is not None:
-            child.stdin.close()
+    def _ended(self, process: subprocess.Popen[bytes], *, stopping: bool) -> None:
+        self._process, self.status = None, process.returncode
+        ending = _ending(self.status)
         if stopping or (self._drain and self.status == 0):
-            self.is_over = True
+            self._is_over = True
             level = logging.ERROR if self.status else logging.INFO
-            self._observer.tell("child_ended", level, child=child.pid, ending=_ending(self.status))
-        else:
-            ending, seconds = _ending(self.status), self._postpone(now)
-            self._observer.tell("child_lost", child=child.pid, ending=ending, seconds=seconds)
-
-    def _postpone(self, now: float) -> float:
-        """Set when the next child starts. Returns in how many seconds that is."""
+            self._observer.tell("child_ended", level, child=process.pid, ending=ending)
+            return
+        now = time.monotonic()
         soon = now - self._started_at < LONGEST_WAIT_SECONDS
         self._wait = min(self._wait * 2, LONGEST_WAIT_SECONDS) if soon else FIRST_WAIT_SECONDS
-        self.start_at = now + self._wait
-        return self._wait
+        self._start_at = now + self._wait
+        self._observer.tell("child_lost", child=process.pid, ending=ending, seconds=self._wait)
 
 
 def _ending(status: int) -> str:
     """Word a `Popen.returncode`."""
-    names = {number.value: number.name for number in signal.Signals}
-    return f"exit status {status}" if status >= 0 else f"killed by {names.get(-status, f'signal {-status}')}"
+    return f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"

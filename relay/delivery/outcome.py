@@ -71,12 +71,6 @@ class Delivery(msgspec.Struct, frozen=True):
     """The webhook as received; None when it was erased."""
     applied_hash: bytes | None = None
     """Hash of the last change sent for its lane."""
-    applied_etag: str | None = None
-    """ETag of the entity as it was applied last for its lane."""
-    etag_config: bytes | None = None
-    """Hash of the configuration under which that was applied."""
-    applied_modified: datetime | None = None
-    """The source's own time of that state."""
     stale_before: int = 0
     """Number of fetches in this run that returned an entity older than the event."""
     traceparent: str | None = None
@@ -136,10 +130,6 @@ class Delivered(msgspec.Struct, frozen=True):
     fetch_began_at: datetime | None = None
     last_modified: datetime | None = None
     applied_hash: bytes | None = None
-    etag: str | None = None
-    """ETag of the entity that was applied, where the route fetches conditionally."""
-    etag_config: bytes | None = None
-    """Hash of the configuration that applied it."""
     stale_suspected: bool = False
     """The fetched entity is older than the event, also after the fetches that followed."""
 

@@ -151,7 +151,7 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
     calls = {"destination": 1}
     if route.sync is not None:
         endpoints["api", route.sync.fetch.api] = config.apis[route.sync.fetch.api]
-        calls = {"destination": 1 + (0 if route.sync.find is None else route.sync.find.most_calls), "api": 1}
+        calls = {"destination": 1 + (0 if route.sync.find is None else 1), "api": 1}
     return RoutePolicy(
         ordering=config.ordering_of(route),
         blocks_on_death=route.on_dead == "block",

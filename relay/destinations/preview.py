@@ -72,9 +72,7 @@ def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
 
 def _afresh(delivery: Delivery) -> Delivery:
     """Return a delivery that remembers nothing and need not wait for its entity."""
-    return msgspec.structs.replace(
-        delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None, applied_etag=None
-    )
+    return msgspec.structs.replace(delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None)
 
 
 class _Planned(Exception):

@@ -9,8 +9,6 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
-import msgspec
-
 from inbox.config.model import Api, ApiHeader, Endpoint, Route, SyncDestination
 from inbox.config.sync import SyncRoute
 from inbox.config.values import titled
@@ -33,7 +31,6 @@ from relay.http.target import header_value
 from relay.sync.calls import FIELDS, MEDIA_TYPES, CallPlan, form_body, picked, reported_error
 from relay.sync.compiled_route import (
     FindPlan,
-    Search,
     SyncPlan,
     can_be_named,
     compile_sync,
@@ -41,7 +38,6 @@ from relay.sync.compiled_route import (
     last_modified,
     require_carried,
     require_entity,
-    usable_etag,
 )
 from relay.sync.expressions import Scope, decode, digest, encode
 
@@ -53,9 +49,8 @@ def plan_of(route: str, sync: SyncRoute, source: Api, destination: SyncDestinati
         ConfigError: something in it can't be used. The text has a line for each mistake.
     """
     plan = compile_sync(route, sync)
-    find = None if plan.find is None else plan.find.pages.further
     calls = {
-        "find": find,
+        "find": None if plan.find is None else plan.find.call,
         "create": plan.create,
         "update": plan.update,
         "delete": plan.delete,
@@ -68,9 +63,7 @@ def plan_of(route: str, sync: SyncRoute, source: Api, destination: SyncDestinati
     }
     checks["fetch"] = partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)
     collect_config_errors(checks)
-    # An ETag of another service, or a counterpart in another one, proves nothing.
-    config = digest([plan.config.hex(), source.base_url, destination.base_url, destination.name])
-    return msgspec.structs.replace(plan, config=config)
+    return plan
 
 
 def require_no_credentials(call: CallPlan, where: str, endpoint: Endpoint) -> None:
@@ -159,8 +152,6 @@ class Attempt:
         self._fetch_began_at: datetime | None = None
         self._last_modified: datetime | None = None
         self._stale_suspected = False
-        self._etag: str | None = None
-        self._config: bytes | None = None
 
     def run(self) -> Outcome:
         """Make all steps.
@@ -189,13 +180,7 @@ class Attempt:
         """
         self._fetch_began_at = self._context.now()
         fetch = self._plan.fetch
-        self._config = self._plan.config_of_fetch(self.scope) if self._table.fetch.conditional else None
-        etag = None if self._config is None else self._plan.known_etag(self._delivery, self._config)
-        condition = NO_HEADERS if etag is None else {"If-None-Match": etag}
-        answer = self._call("fetch", fetch, self._api, fetch.json(self.scope), more=condition)
-        if answer.call.status == HTTPStatus.NOT_MODIFIED:
-            raise self._not_modified()
-        self._etag = usable_etag(answer.etag) if self._table.fetch.conditional else None
+        answer = self._call("fetch", fetch, self._api, fetch.json(self.scope))
         is_absent, pick = answer.error_class in ABSENT, self._plan.pick
         entity = None
         if not is_absent:
@@ -229,13 +214,6 @@ class Attempt:
         self.scope["entity"] = entity
         return True
 
-    def _not_modified(self) -> Ended:
-        """End the attempt: the entity is as it was when it was applied last. A lagging replica says so, too."""
-        modified = self._delivery.applied_modified
-        if self._plan.is_stale(modified, self._delivery) and self._delivery.stale_before < len(REFETCH_AFTER):
-            return Ended(Failed(self._all(), "stale", f"fetch: not modified since {modified}, not after the event"))
-        return Ended(Unchanged(self._all()))
-
     def may_be_behind(self) -> bool:
         """Return True when a 404 may come from a lagging replica. After a delete event it means that the entity is gone."""
         if self._delivery.action == "delete":
@@ -245,24 +223,19 @@ class Attempt:
     def _find(self) -> bool:
         """Find the counterpart and put it into the scope. Return False without one."""
         find = cast("FindPlan", self._plan.find)
-        enough = 1 if self._table.many == "first" else 2
-        search = Search(find, self.scope, self._destination.base, enough=enough)
-        goes_on = True
-        while goes_on:
-            pages = search.pages
-            answer = self._call("find", pages.call, self._destination, pages.body, at=pages.at)
-            with self._reading(answer):
-                if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
-                    pages.end()
-                    break
-                goes_on = search.take(_json(answer), answer.etag, answer.link)
-        if len(search.matches) > 1 and self._table.many == "dead":
-            raise Ended(Failed(self._all(), "ambiguous", f"find: {len(search.matches)} counterparts"))
-        self.scope["target"] = search.matches[0] if search.matches else None
-        self.scope["etag"] = search.etag
-        if search.matches:
-            self._require_counterpart(find, search.matches[0], answer)
-        return bool(search.matches)
+        answer = self._call("find", find.call, self._destination, find.call.json(self.scope))
+        self.scope["target"] = self.scope["etag"] = None
+        if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
+            return False
+        with self._reading(answer):
+            matches = find.matches_in(_json(answer))
+        if len(matches) > 1 and self._table.many == "dead":
+            raise Ended(Failed(self._all(), "ambiguous", f"find: {len(matches)} counterparts"))
+        if not matches:
+            return False
+        self.scope |= {"target": matches[0], "etag": answer.etag}
+        self._require_counterpart(find, matches[0], answer)
+        return True
 
     def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: Answer) -> None:
         """End the attempt before any write, unless the match can be addressed and carries the value searched for."""
@@ -359,10 +332,9 @@ class Attempt:
         body: bytes | None = None,
         *,
         more: Mapping[str, str] = NO_HEADERS,
-        at: tuple[str, str] | None = None,
     ) -> Answer:
         """Make a call. Return a success, or an answer in `ABSENT`, which each step interprets. Any other ends the attempt."""
-        path, query = at or (call.path.expand(self.scope), call.query(self.scope))
+        path, query = call.path.expand(self.scope), call.query(self.scope)
         headers = {"Accept": "application/json"}
         if step not in {"fetch", "find"}:
             sent = digest([call.method, path, query, (body or b"").decode()]).hex()[:16]
@@ -375,8 +347,6 @@ class Attempt:
         request = Request(step, call.method, headers, path, query, body, own_headers=own, template=call.path.text)
         answer = client.call(request, self._context)
         self.calls.append(answer.call)
-        if answer.call.status == HTTPStatus.NOT_MODIFIED and "If-None-Match" in more:
-            return answer
         if answer.error_class is not None and answer.error_class not in ABSENT:
             raise Ended(answer.failed(self._all()))
         if answer.error_class is None and call.rules:
@@ -423,8 +393,6 @@ class Attempt:
             self._fetch_began_at,
             self._last_modified,
             content,
-            etag=None if content is None or self._stale_suspected else self._etag,
-            etag_config=None if content is None or self._stale_suspected or self._etag is None else self._config,
             stale_suspected=self._stale_suspected,
         )
 

@@ -68,9 +68,6 @@ def _delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN401  
         **_of_event(event, payload),
         late=late,
         applied_hash=event.applied_hash,
-        applied_etag=event.etag,
-        etag_config=event.etag_config,
-        applied_modified=None if event.last_modified is None else as_time(event.last_modified),
         stale_before=event.stale_before,
     )
 
@@ -102,7 +99,7 @@ def _events(sql: Sql) -> TextClause:
     return text(f"""
 SELECT i.seq, claimed.route, {_EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
-       l.applied_hash, l.etag, l.etag_config, l.last_modified,
+       l.applied_hash,
        (SELECT count(*) FROM delivery_log f
         WHERE {of_run("f", "claimed")} AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale') AS stale_before
 FROM {sql.rows("claimed", **_CLAIMED)}

@@ -12,8 +12,8 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_json
+from inbox.db.health_views import FAILED_FOR_SECONDS
 from inbox.db.reads import Row
-from inbox.db.stuck import FAILED_FOR_SECONDS
 from inbox.events.states import CRASH_LOOP_SECONDS, GONE_SECONDS
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import SENTENCES, Alert, sentence

@@ -278,13 +278,12 @@ GROUP BY seq, route
 
 def success_row(route: str, lane: str, key: tuple[datetime, int], success: Delivered) -> dict[str, object]:
     """The row of `lane` that remembers a success."""
-    names = ("fetch_began_at", "last_modified", "applied_hash", "etag", "etag_config")
     return {
         "route": route,
         "lane": lane,
         "occurred_at": key[0],
         "seq": key[1],
-        **{name: getattr(success, name) for name in names},
+        **{name: getattr(success, name) for name in ("fetch_began_at", "last_modified", "applied_hash")},
     }
 
 
@@ -307,19 +306,14 @@ def _remember(sql: Sql) -> TextClause:
         fetch_began_at="time",
         last_modified="time",
         applied_hash="bytes",
-        etag="text",
-        etag_config="bytes",
     )
     newer = "(excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)"
     # A late one that fetched nothing says nothing of events newer than itself: what was fetched before stays.
     late = "(excluded.occurred_at, excluded.seq) < (lane.occurred_at, lane.seq)"
-    # Whatever the order of events, the other system has the state that was fetched last.
-    fetched_last = "excluded.fetch_began_at >= coalesce(lane.fetch_began_at, excluded.fetch_began_at)"
     says = f"(excluded.fetch_began_at IS NOT NULL OR NOT {late})"
     return text(f"""
-INSERT INTO lane (route, lane, occurred_at, seq, fetch_began_at, last_modified, applied_hash, etag, etag_config)
-SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, {sql.hex_bytes("applied_hash")}, etag,
-    {sql.hex_bytes("etag_config")}
+INSERT INTO lane (route, lane, occurred_at, seq, fetch_began_at, last_modified, applied_hash)
+SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, {sql.hex_bytes("applied_hash")}
 FROM {rows}
 WHERE true
 ON CONFLICT (route, lane) DO UPDATE SET
@@ -327,7 +321,5 @@ ON CONFLICT (route, lane) DO UPDATE SET
     seq = CASE WHEN {newer} THEN excluded.seq ELSE lane.seq END,
     fetch_began_at = CASE WHEN {says} THEN excluded.fetch_began_at ELSE lane.fetch_began_at END,
     last_modified = CASE WHEN {says} THEN excluded.last_modified ELSE lane.last_modified END,
-    applied_hash = excluded.applied_hash,
-    etag = CASE WHEN {fetched_last} THEN excluded.etag END,
-    etag_config = CASE WHEN {fetched_last} THEN excluded.etag_config END
+    applied_hash = excluded.applied_hash
 """)

@@ -21,11 +21,10 @@ from relay.destinations.base import Caller, Context
 from relay.http.answer import Answer
 from relay.http.client import Request
 from relay.store.sweeps import UNTOLD, Listed
-from relay.sync.calls import CallPlan, compile_call, reported_error
+from relay.sync.calls import CallPlan, reported_error
 from relay.sync.expressions import Expression, decode, encode
 from relay.sync.forms import instant_of
-from relay.sync.paging import OF_LISTING, PagesPlan, Paginator, compile_pages, names_of
-from relay.sync.templates import SearchTemplate
+from relay.sync.paging import PagesPlan, Paginator, compile_pages
 
 MOST_BYTES = 8 * 1024 * 1024
 """The largest page."""
@@ -78,7 +77,7 @@ class Pages:
         """The last call whose answer asked for no further call for some time; None since it was heeded."""
         self._unit = table.time_unit if isinstance(table, Sweep) else "rfc3339"
         parts: dict[str, Callable[[], Any]] = {
-            "plan": partial(_plan, table, where),
+            "plan": partial(compile_pages, table, where, {"since"} if isinstance(table, Sweep) else ()),
             "items": partial(Expression, table.items, f"{where}.items", None),
             "id": partial(Expression, table.id, f"{where}.id", None),
         }
@@ -104,7 +103,7 @@ class Pages:
         Raises:
             SweepFailed: a page can't be fetched or read, the pages repeat, or move too fast to be followed.
         """
-        paginator = Paginator[Entry](self._plan, {"since": rfc3339(since)}, self._caller.base, overlaps=True)
+        paginator = Paginator[Entry](self._plan, {"since": rfc3339(since)}, self._caller.base)
         wait, tries_left = FIRST_WAIT_SECONDS, TRIES
         while not paginator.is_at_end:
             yield BEFORE_A_CALL
@@ -204,12 +203,6 @@ class Pages:
         except ValueError as error:
             reason = f"the time of an entity's last change can't be read: it {error}"
             raise SweepFailed(f"{reason}; time_unit says which form it has") from None
-
-
-def _plan(table: Sweep | Listing, where: str) -> PagesPlan:
-    known = {"since"} if isinstance(table, Sweep) else set[str]()
-    call = compile_call(where, known | names_of(table.pages), table, table.method, texts=SearchTemplate)
-    return compile_pages(table.pages, f"{where}.pages", call, known, OF_LISTING)
 
 
 def _require_success(answer: Answer) -> None:

@@ -7,7 +7,6 @@ of the counterpart. Both read a scope of `event`, `entity` and `target`, as far 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -16,16 +15,15 @@ from typing import Any
 
 import msgspec
 
-from inbox.config.sync import POSITIONS, CallKeys, Find, MapField, SyncRoute, Update
+from inbox.config.sync import CallKeys, Find, MapField, SyncRoute, Update
 from inbox.errors import ConfigError, MappingError, Unreadable, UnusableAnswer, collect_config_errors
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from inbox.sources.fields import FORM, form_fields
 from relay.delivery.outcome import Delivery
 from relay.sync.calls import MEDIA_TYPES, CallPlan, compile_call, evaluated
-from relay.sync.expressions import ErasedEvent, Expression, Scope, decode, digest, encode
+from relay.sync.expressions import ErasedEvent, Expression, Scope, decode
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.forms import text_of
-from relay.sync.paging import OF_FIND, PagesPlan, Paginator, compile_pages, names_of
 from relay.sync.templates import Placeholder, SearchTemplate
 
 _MOST_FORM_FIELDS = 1000
@@ -53,23 +51,6 @@ class SyncPlan(msgspec.Struct, frozen=True):
     """The values that a fetched entity must carry."""
     pick: Expression | None
     """Finds the entity in the answer of the fetch."""
-    config: bytes
-    """Hash of its tables: an ETag of an entity that was applied under others doesn't count."""
-
-    def config_of_fetch(self, scope: Scope) -> bytes:
-        """Hash of the tables, and of what the fetch asks for: an ETag belongs to one URL (RFC 9110 §8.8.3).
-
-        Raises:
-            MappingError: a template has no usable value.
-        """
-        fetch = self.fetch
-        return digest([self.config.hex(), fetch.path.expand(scope), fetch.query(scope), fetch.own_headers(scope)])
-
-    def known_etag(self, delivery: Delivery, config: bytes) -> str | None:
-        """Return the ETag by which to ask for the entity of a delivery under this `config_of_fetch`; None to fetch it whole."""
-        can_be_unchanged = self.table.fetch.conditional and delivery.run == 0 and delivery.action != "delete"
-        etag = delivery.applied_etag if can_be_unchanged and delivery.etag_config == config else None
-        return None if etag is None else usable_etag(etag)
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
         """Return True when an entity last changed at this time is older than the event implies."""
@@ -118,12 +99,7 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
         "inactive": lambda: deactivate and expression("deactivate.unless", deactivate.unless, {"event"} | target),
     }
     made = collect_config_errors(parts)
-    return SyncPlan(
-        sync,
-        **made,
-        identity=_identity(made["update"], made["delete"], made["deactivate"]),
-        config=digest(msgspec.to_builtins(sync, enc_hook=float)),
-    )
+    return SyncPlan(sync, **made, identity=_identity(made["update"], made["delete"], made["deactivate"]))
 
 
 def _update(update: Update, where: str, known: Collection[str]) -> CallPlan:
@@ -150,14 +126,6 @@ def event_scope(delivery: Delivery) -> Scope:
         "body": None if delivery.body is None else _parsed(delivery.body, delivery.content_type),
     }
     return ErasedEvent(scope) if delivery.body is None else scope
-
-
-def usable_etag(value: str | None) -> str | None:
-    """Return an ETag that can be stored and sent back; None for any other text (RFC 9110 §8.8.3)."""
-    return value if value is not None and _ETAG.fullmatch(value) else None
-
-
-_ETAG = re.compile(r'(?:W/)?"[!#-~]{0,256}"')
 
 
 def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | None:
@@ -219,8 +187,7 @@ def compile_verify(
         asked = tuple(placeholders)
         carried = tuple(_by_map(asked, mapped, where))
         if not carried:
-            of_paging = {"count", *POSITIONS.values()}
-            searched = next((each.text for each in asked if each.text not in of_paging), "event.entity_id")
+            searched = asked[0].text if asked else "event.entity_id"
             raise ConfigError(
                 f"{where}: nothing shows that a match is the right one: no field of the map has the value that is searched for; "
                 f'write verify = {{ FIELD = "{searched}" }} with the field of a match that has it, '
@@ -350,7 +317,7 @@ def _shown(value: object) -> str:
     return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
 
 
-# --- the search: reads the matches in its answers, and ends when they suffice
+# --- the search
 
 
 NO_MAP: Mapping[str, str | MapField] = {}
@@ -359,71 +326,22 @@ NO_MAP: Mapping[str, str | MapField] = {}
 class FindPlan(msgspec.Struct, frozen=True):
     """A find table, compiled."""
 
-    pages: PagesPlan
+    call: CallPlan
     pick: Expression | None
     carried: tuple[Carried, ...] = ()
     """The values that a match must carry."""
     ignore_case: bool = False
 
-
-def compile_find(
-    find: Find, where: str, known: Collection[str], mapped: Mapping[str, str | MapField] = NO_MAP
-) -> FindPlan:
-    """Compile a find table. `where` names it, `known` the values that its templates may use; `mapped` is the route's map.
-
-    Raises:
-        ConfigError: a template or an expression is wrong, or every page would be the first.
-    """
-
-    def pages() -> PagesPlan:
-        call = compile_call(where, {*known, *names_of(find.pages)}, find, find.method, texts=SearchTemplate)
-        return compile_pages(find.pages, f"{where}.pages", call, known, OF_FIND)
-
-    parts: dict[str, Callable[[], Any]] = {
-        "pages": pages,
-        "pick": lambda: None if find.pick is None else Expression(find.pick, f"{where}.pick", None),
-    }
-    made = collect_config_errors(parts)
-    asked = made["pages"].further.placeholders
-    return FindPlan(
-        **made, carried=compile_verify(find, f"{where}.verify", known, asked, mapped), ignore_case=find.ignore_case
-    )
-
-
-class Search:
-    """A search in progress: `pages` describes the request for its next page."""
-
-    def __init__(self, plan: FindPlan, scope: Scope, base: str, *, enough: int) -> None:
-        """Prepare the first request, below `base`. The call's templates read `scope`. After `enough` matches the search ends."""
-        self.matches: list[dict[str, Any]] = []
-        """The matches found so far, each once."""
-        self.etag: str | None = None
-        """The ETag of the answer with the first match."""
-        self.pages = Paginator[bytes](plan.pages, scope, base)
-        self._plan = plan
-        self._enough = enough
-
-    def take(self, answer: object, etag: str | None, link: str | None = None) -> bool:
-        """Take the matches of this page; `link` is its `Link` header. Return True when another page is needed.
+    def matches_in(self, answer: object) -> list[dict[str, Any]]:
+        """Return the matches in an answer, each once: a list or an object at `pick`. Without `pick`, a list at `items` counts too.
 
         Raises:
             UnusableAnswer: the answer can't be relied on. The text names the reason and a remedy.
         """
-        page = self._matches(answer)
-        if page and not self.matches:
-            self.etag = etag
-        self.matches += [match for match in page if match not in self.matches]
-        if len(self.matches) >= self._enough:
-            return False
-        self.pages.take(answer, link, [encode(match) for match in page])
-        return not self.pages.is_at_end
-
-    def _matches(self, answer: object) -> list[dict[str, Any]]:
-        """Return the matches in an answer: a list or an object at `pick`. Without `pick`, a list under `items` counts too."""
-        found, pick = answer, self._plan.pick
+        found, pick = answer, self.pick
         if pick is not None:
             found = evaluated(pick, answer)
-            if found is None and self._plan.pages.total_in(answer) == 0:
+            if found is None and isinstance(answer, dict) and answer.get("totalResults") == 0:
                 return []  # SCIM leaves the list out then (RFC 7644 §3.4.2)
             if found is None:
                 raise UnusableAnswer(
@@ -439,7 +357,24 @@ class Search:
             raise UnusableAnswer(f"{where} is neither a list nor an object")
         if not all(isinstance(match, dict) for match in found):
             raise UnusableAnswer("a match is not an object")
-        return found
+        return [match for at, match in enumerate(found) if match not in found[:at]]
+
+
+def compile_find(
+    find: Find, where: str, known: Collection[str], mapped: Mapping[str, str | MapField] = NO_MAP
+) -> FindPlan:
+    """Compile a find table. `where` names it, `known` the values that its templates may use; `mapped` is the route's map.
+
+    Raises:
+        ConfigError: a template or an expression is wrong.
+    """
+    parts: dict[str, Callable[[], Any]] = {
+        "call": lambda: compile_call(where, known, find, find.method, texts=SearchTemplate),
+        "pick": lambda: None if find.pick is None else Expression(find.pick, f"{where}.pick", None),
+    }
+    made = collect_config_errors(parts)
+    carried = compile_verify(find, f"{where}.verify", known, made["call"].placeholders, mapped)
+    return FindPlan(**made, carried=carried, ignore_case=find.ignore_case)
 
 
 def can_be_named(value: object) -> bool:

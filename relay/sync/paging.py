@@ -1,4 +1,4 @@
-"""The paging rule of a find, a sweep and a listing alike: turns an answer into the request for the next page. Pure."""
+"""The paging rule of a sweep and a listing alike: turns an answer into the request for the next page. Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
-from inbox.config.sync import MOST_FIND_PAGES, POSITIONS, Paging, PagingSetting, paging_of
+from inbox.config.sync import POSITIONS, ListingCall, Paging, paging_of
 from inbox.errors import ConfigError, UnusableAnswer, collect_config_errors
-from relay.sync.calls import CallPlan, compile_query, evaluated
+from relay.sync.calls import CallPlan, compile_call, compile_query, evaluated
 from relay.sync.expressions import Expression, Scope
-from relay.sync.templates import Template, leads_elsewhere
+from relay.sync.templates import SearchTemplate, Template, leads_elsewhere
 
 Item = TypeVar("Item", bound=Hashable)
 """An item of a page; an item that changed in between is another one."""
@@ -22,29 +22,31 @@ MOST_SETBACKS = 10
 """Limit of returns to the beginning, or without anything new."""
 
 
-class Usual(msgspec.Struct, frozen=True):
-    """The defaults of a table of pages."""
-
-    count: int
-    most: int
-
-
-OF_FIND = Usual(count=10, most=MOST_FIND_PAGES)
-OF_LISTING = Usual(count=100, most=10_000)
+COUNT, MOST = 100, 10_000
+"""Items of a page, and pages, unless the table has others."""
 
 
 class PagesPlan(msgspec.Struct, frozen=True):
-    """A call that is made page by page, compiled."""
+    """A listing that is read page by page, compiled."""
 
     paging: Paging | None
     """None: one answer has everything."""
     first: CallPlan
     """The call for the first page, which knows no `next`."""
     further: CallPlan
-    usual: Usual
     next: Expression | None = None
     more: Expression | None = None
     total: Expression | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of items to ask for."""
+        return (self.paging and self.paging.count) or COUNT
+
+    @property
+    def most(self) -> int:
+        """The largest number of pages."""
+        return (self.paging and self.paging.most) or MOST
 
     def total_in(self, document: object) -> int | None:
         """Return the number of all items that a page states; None without one."""
@@ -52,41 +54,35 @@ class PagesPlan(msgspec.Struct, frozen=True):
         return total if isinstance(total, int) and not isinstance(total, bool) else None
 
 
-def names_of(pages: PagingSetting) -> set[str]:
-    """Return the names that paging adds to the scope of the call's templates."""
-    paging = paging_of(pages)
-    return set() if paging is None else {"count", *filter(None, [POSITIONS.get(paging.by)])}
-
-
-def compile_pages(pages: PagingSetting, where: str, call: CallPlan, known: Collection[str], usual: Usual) -> PagesPlan:
-    """Compile a table of pages. `call` was compiled with `known` and the names of `names_of`.
+def compile_pages(table: ListingCall, where: str, known: Collection[str]) -> PagesPlan:
+    """Compile a listing. `where` names its table, `known` the values that its templates may use besides those of paging.
 
     Raises:
         ConfigError: a template or an expression is wrong, or every page would be the first.
     """
-    paging = paging_of(pages)
+    paging = paging_of(table.pages)
+    position = None if paging is None else POSITIONS.get(paging.by)
+    names = {*known} if paging is None else {*known, "count", *filter(None, [position])}
+    call = compile_call(where, names, table, table.method, texts=SearchTemplate)
     if paging is None:
-        return PagesPlan(None, call, call, usual)
-    position = POSITIONS.get(paging.by)
+        return PagesPlan(None, call, call)
     given = paging.query(has_position=position is not None and call.looks_into(position))
-    parts: dict[str, Callable[[], Any]] = {
-        "params": partial(compile_query, given, f"{where}.params", {*known, *names_of(pages)})
-    }
+    parts: dict[str, Callable[[], Any]] = {"params": partial(compile_query, given, f"{where}.pages.params", names)}
     for key in ("next", "more", "total"):
         text = getattr(paging, key)
         if text is not None:
-            parts[key] = partial(Expression, text, f"{where}.{key}", None)
+            parts[key] = partial(Expression, text, f"{where}.pages.{key}", None)
     made = collect_config_errors(parts)
     further = first = msgspec.structs.replace(call, params=call.params + made.pop("params"))
     if position is not None and not further.looks_into(position):
         raise ConfigError(
-            f"{where}: no param has {{{position}}}, so that each page would be the first; "
+            f"{where}.pages: no param has {{{position}}}, so that each page would be the first; "
             f'write params = {{ NAME = "{{{position}}}" }}'
         )
     if position == "next":
         params = tuple(each for each in further.params if not each[1].looks_into("next"))
         first = msgspec.structs.replace(further, params=params, body=_pruned(further.body))
-    return PagesPlan(paging, first, further, Usual(paging.count or usual.count, paging.most or usual.most), **made)
+    return PagesPlan(paging, first, further, **made)
 
 
 def _pruned(body: Any) -> Any:  # noqa: ANN401  # JSON with templates
@@ -102,24 +98,16 @@ def _reads_next(value: object) -> bool:
 
 
 class Paginator(Generic[Item]):
-    """The way through the pages of one call: `call`, `at` and `body` describe the request for its next page.
+    """The way through the pages of one listing: `call`, `at` and `body` describe the request for its next page.
 
     A listing in the order of changes moves while it is read. A changed entity goes to the end, and all behind it move up
-    by one, so an entity could fall between two pages. So where pages go by start and overlap, each begins with the last
+    by one, so an entity could fall between two pages. So where pages go by start, each begins with the last
     entity of the one before. A page that has no entity of the last page unchanged has moved too far: then it goes back,
     twice as far each time. An entity changed since proves nothing: it came here by way of the end.
     """
 
-    def __init__(self, plan: PagesPlan, scope: Scope, base: str, *, overlaps: bool = False) -> None:
-        """Prepare the first request.
-
-        Args:
-            plan: the compiled table.
-            scope: the values of the call's templates.
-            base: the URL of the endpoint, which no link leaves.
-            overlaps: by start, each page begins with the last item of the one before, so that no item is lost while the
-                listing moves.
-        """
+    def __init__(self, plan: PagesPlan, scope: Scope, base: str) -> None:
+        """Prepare the first request. The call's templates read `scope`; no link leaves `base`, the URL of the endpoint."""
         self.number = 1
         """Number of the next page, from 1."""
         self.is_at_end = False
@@ -128,10 +116,9 @@ class Paginator(Generic[Item]):
         self._base = base
         self._by = "none" if plan.paging is None else plan.paging.by
         self._first = 0 if plan.paging is None else plan.paging.first_position
-        self._scope = {**scope, "count": plan.usual.count}
+        self._scope = {**scope, "count": plan.count}
         if self._by in {"page", "start"}:
             self._scope[self._by] = self._first
-        self._overlaps = overlaps and self._by == "start"
         self._link: tuple[str, str] | None = None
         self._seen: set[int] = set()
         """Hashes of the positions and pages so far: of any length, and there may be many."""
@@ -155,17 +142,6 @@ class Paginator(Generic[Item]):
         """The call's own headers; MappingError when a template has no usable value."""
         return self.call.own_headers(self._scope)
 
-    def end(self) -> None:
-        """End at a page that does not exist.
-
-        Raises:
-            UnusableAnswer: the page before leads here, so it must exist.
-        """
-        leads = self._by not in {"page", "start"} or self._plan.total is not None or self._plan.more is not None
-        if self.number > 1 and leads:
-            raise UnusableAnswer(f"page {self.number} is not there, though the one before leads to it")
-        self.is_at_end = True
-
     def take(self, document: object, link: str | None, items: Sequence[Item]) -> list[Item]:
         """Take a page: its JSON, its `Link` header and its items. Return its new items, and turn to the next page.
 
@@ -173,7 +149,7 @@ class Paginator(Generic[Item]):
             UnusableAnswer: the pages can't be followed. The text names the reason and a remedy.
         """
         known, went_back = set(self._before), self._back > 1
-        has_moved = self._overlaps and len(known) > 1 and known.isdisjoint(items)
+        has_moved = self._by == "start" and len(known) > 1 and known.isdisjoint(items)
         if has_moved and self._scope["start"] > self._first:
             fresh = []
             self._scope["start"] = max(self._scope["start"] - self._back, self._first)
@@ -189,7 +165,7 @@ class Paginator(Generic[Item]):
                 elif items and not went_back:
                     self._never_again(("page", *items), "came before: does the call take what pages says?")
             self._before, self._back = items, 1
-        if not self.is_at_end and self.number >= self._plan.usual.most:
+        if not self.is_at_end and self.number >= self._plan.most:
             raise UnusableAnswer(
                 f"no end after {self.number} pages, so that it is not known what there is; "
                 "narrow the call down by its params, or raise pages.most"
@@ -227,18 +203,17 @@ class Paginator(Generic[Item]):
                 f"page {self.number} is empty, and {left} items are said to be left; "
                 "where total counts items that no page has, remove it"
             )
-        if self._overlaps:
-            # SCIM reads start 0 as 1, and gives the only page twice.
-            is_only = self._scope["start"] <= self._first + 1 and length < self._plan.usual.count
-            has_ended = not has_new and (length < max(len(self._before), 1) or is_only)
-            if has_ended and more is True:
-                raise UnusableAnswer(f"page {self.number} has nothing new, and the answer says that there are more")
-            self._scope["start"] += length - (length > 1)
-            # Behind the first page, `total` is no reason to end: items that moved were counted twice.
-            return not (has_ended or more is False or (left == 0 and self.number == 1))
-        # An empty page that is not the last has been filtered by the service.
-        self._scope[self._by] += 1 if self._by == "page" else length or self._plan.usual.count
-        return more is not False and left != 0 and (length > 0 or more is True)
+        if self._by == "page":  # an empty page that is not the last has been filtered by the service
+            self._scope["page"] += 1
+            return more is not False and left != 0 and (length > 0 or more is True)
+        # SCIM reads start 0 as 1, and gives the only page twice.
+        is_only = self._scope["start"] <= self._first + 1 and length < self._plan.count
+        has_ended = not has_new and (length < max(len(self._before), 1) or is_only)
+        if has_ended and more is True:
+            raise UnusableAnswer(f"page {self.number} has nothing new, and the answer says that there are more")
+        self._scope["start"] += length - (length > 1)
+        # Behind the first page, `total` is no reason to end: items that moved were counted twice.
+        return not (has_ended or more is False or (left == 0 and self.number == 1))
 
     def _left(self, document: object, length: int) -> int | None:
         """Return the number of items behind this page by `total`; None without it."""

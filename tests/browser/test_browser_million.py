@@ -7,12 +7,12 @@ import re
 import pytest
 from sqlalchemy import Engine
 
-from benchmarks import web_rows
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.dialect import POSTGRES
 from inbox.db.intake import Rejected
 from inbox.loader.load import parse_config
+from tests.browser import many_rows
 from tests.helpers.browser import PHONE, Browser
 from tests.helpers.page import on_database, serving
 from tests.helpers.storing import Intake
@@ -28,7 +28,7 @@ url = "https://erp.example.com/hooks"
 source = "trivore"
 destination = "downstream"
 ordering = "strict"
-{web_rows.ROUTES}
+{many_rows.ROUTES}
 """
 _MANY = r"(At least [\d,]+|500\+) deliveries match"
 """A busy database counts fewer in its time; so does the plan of an act."""
@@ -57,8 +57,8 @@ def config_of(url: str) -> Config:
 def test_every_screen_works_over_many_rows(browser: Browser, engine: Engine, database_url: str) -> None:
     """One test, so that each database is filled once."""
     number = 1_000_000 if engine.dialect.name == POSTGRES else 200_000
-    size = web_rows.Filled(number, number // 5)
-    web_rows.fill(engine, size, SystemClock().now())
+    size = many_rows.Filled(number, number // 5)
+    many_rows.fill(engine, size, SystemClock().now())
     with serving(config_of(database_url), SystemClock()) as page:
         browser.site = page.url
         for path, said in SAID.items():
@@ -78,7 +78,7 @@ def test_every_screen_works_over_many_rows(browser: Browser, engine: Engine, dat
         browser.driver.get("about:blank")
 
 
-def _pages_and_the_back_button(browser: Browser, size: web_rows.Filled) -> None:
+def _pages_and_the_back_button(browser: Browser, size: many_rows.Filled) -> None:
     """A link from deep inside opens there; older and back go one page each way."""
     middle = size.events // 2
     browser.open(f"/deliveries?before={middle}&live=0")
@@ -91,7 +91,7 @@ def _pages_and_the_back_button(browser: Browser, size: web_rows.Filled) -> None:
     browser.wait(lambda: browser.find("tbody a").text == first, "the page before")
 
 
-def _a_filter_that_few_rows_match(browser: Browser, size: web_rows.Filled) -> None:
+def _a_filter_that_few_rows_match(browser: Browser, size: many_rows.Filled) -> None:
     """It finds the row, or says how far it looked; and it goes on from there."""
     browser.open("/deliveries?event_type=ONLY&live=0")
     assert browser.all(f"a[href='/events/{size.only}']") or "events were looked through" in browser.text()

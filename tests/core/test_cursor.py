@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from inbox.config.sync import Listing, Paging
 from inbox.errors import UnusableAnswer
 from relay.store.sweeps import Listed
-from relay.sync.calls import compile_call
-from relay.sync.paging import OF_LISTING, Paginator, compile_pages, names_of
+from relay.sync.paging import Paginator, compile_pages
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -25,9 +24,8 @@ class Place:
 
     def __init__(self, first: int, count: int) -> None:
         pages = Paging(by="start", first=first, count=count)
-        call = compile_call("r.listing", names_of(pages), Listing(path="/users", id="id"), "GET")
-        plan = compile_pages(pages, "r.listing.pages", call, set(), OF_LISTING)
-        self._paginator = Paginator[Listed](plan, {}, "https://api.example.com", overlaps=True)
+        plan = compile_pages(Listing(path="/users", id="id", pages=pages), "r.listing", ())
+        self._paginator = Paginator[Listed](plan, {}, "https://api.example.com")
 
     @property
     def start(self) -> int:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from inbox.config.sync import Listing, Paging, PagingSetting
 from inbox.errors import ConfigError, UnusableAnswer
-from relay.sync.calls import compile_call
-from relay.sync.paging import LONGEST, OF_LISTING, PagesPlan, Paginator, compile_pages, names_of
+from relay.sync.paging import LONGEST, PagesPlan, Paginator, compile_pages
 
 BASE = "https://api.example.com/v1"
 Asked = dict[str, str]
@@ -24,18 +23,18 @@ Answered = tuple[dict[str, Any], str | None]
 
 
 def plan(
-    pages: PagingSetting, method: str = "GET", body: dict[str, Any] | None = None, path: str = "/users"
+    pages: PagingSetting,
+    method: Literal["GET", "POST"] = "GET",
+    body: dict[str, Any] | None = None,
+    path: str = "/users",
 ) -> PagesPlan:
-    table = Listing(path=path, params={"active": "yes"}, body=body, id="id")
-    call = compile_call("r.listing", names_of(pages), table, method)
-    return compile_pages(pages, "r.listing.pages", call, set(), OF_LISTING)
+    table = Listing(path=path, method=method, params={"active": "yes"}, body=body, id="id", pages=pages)
+    return compile_pages(table, "r.listing", ())
 
 
-def read(
-    pages: PagingSetting, answer: Callable[[Asked], Answered], *, overlaps: bool = False, most: int = 500
-) -> list[int]:
+def read(pages: PagingSetting, answer: Callable[[Asked], Answered], most: int = 500) -> list[int]:
     """Read all pages of a service, which answers by the query alone."""
-    paginator = Paginator[int](plan(pages), {}, BASE, overlaps=overlaps)
+    paginator = Paginator[int](plan(pages), {}, BASE)
     found: list[int] = []
     for _ in range(most):
         path, query = paginator.at
@@ -119,9 +118,9 @@ ENDS: dict[str, dict[str, Any]] = {
 }
 
 
-@given(FULL, st.sampled_from([*ENDS]), st.integers(0, 1), st.sampled_from(["page", "start"]), st.booleans())
+@given(FULL, st.sampled_from([*ENDS]), st.integers(0, 1), st.sampled_from(["page", "start"]))
 def test_by_number_whatever_shows_the_end(
-    listed: tuple[int, int], end: str, first: int, by: Literal["page", "start"], overlaps: bool
+    listed: tuple[int, int], end: str, first: int, by: Literal["page", "start"]
 ) -> None:
     size, count = listed
     asked_for = []
@@ -133,22 +132,19 @@ def test_by_number_whatever_shows_the_end(
         return {"items": list(range(size))[begin : begin + count], "total": size, "more": begin + count < size}, None
 
     table = Paging(by=by, first=first, count=count, params={by: f"{{{by}}}"}, **ENDS[end])
-    assert read(table, answer, overlaps=overlaps) == list(range(size))
-    if not overlaps and (end == "more" or (end == "total" and size)):
+    assert read(table, answer) == list(range(size))
+    if by == "page" and (end == "more" or (end == "total" and size)):
         assert len(asked_for) == max(-(-size // count), 1), "no page is asked for in vain"
 
 
-@pytest.mark.parametrize("by", ["page", "start"])
-def test_a_page_that_the_service_has_filtered_empty_is_not_the_last_where_it_says_more(
-    by: Literal["page", "start"],
-) -> None:
+def test_a_page_that_the_service_has_filtered_empty_is_not_the_last_where_it_says_more() -> None:
     pages: list[list[int]] = [[0], [], [], [1], []]
 
     def answer(asked: Asked) -> Answered:
-        number = int(asked[by]) if by == "page" else min(-(-int(asked[by]) // 10), 4)
+        number = int(asked["page"])
         return {"items": pages[number], "more": number < 3}, None
 
-    assert read(Paging(by=by, first=0, count=10, more="more", params={by: f"{{{by}}}"}), answer) == [0, 1]
+    assert read(Paging(by="page", first=0, more="more"), answer) == [0, 1]
 
 
 @given(SIZES)
@@ -187,7 +183,7 @@ def test_by_start_what_stays_comes_however_the_listing_moves_and_whatever_shows_
 
     table = Paging(by="start", count=count, params={"start": "{start}"}, **ENDS[end])
     try:
-        found = read(table, answer, overlaps=True)
+        found = read(table, answer)
     except UnusableAnswer:
         return  # it says so
     assert {each for each in listing if each < size} <= {*found}
@@ -251,3 +247,17 @@ def test_pages_that_lead_nowhere_are_an_error(pages: Paging, documents: list[dic
 def test_a_position_that_no_template_has_is_a_mistake_at_the_start() -> None:
     with pytest.raises(ConfigError, match=r"r\.listing\.pages: no param has \{next\}, .*write params = \{ NAME = "):
         plan(Paging(by="cursor", next="next"))
+
+
+@pytest.mark.parametrize(
+    ("pages", "mistake"),
+    [
+        (Paging(by="start", params={"limit": "{count}"}), r"pages: no param has \{start\}"),
+        (Paging(by="start", params={"after": "{next}"}), r"pages\.params\.after: .* looks for 'next'"),
+        (Paging(by="url", next="a["), r"pages\.next"),
+        (Paging(by="start", total="a["), r"pages\.total"),
+    ],
+)
+def test_a_mistake_in_the_table_is_found_at_the_start(pages: Paging, mistake: str) -> None:
+    with pytest.raises(ConfigError, match=mistake):
+        plan(pages)

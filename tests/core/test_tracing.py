@@ -166,7 +166,7 @@ def test_a_stored_context_that_is_none_begins_a_trace(kept: Kept, stored: str) -
 
 def test_both_programs_import_no_opentelemetry_by_themselves() -> None:
     program = (
-        "import sys, inbox.gunicorn_settings, relay.daemon.start\n"
+        "import sys, inbox.gunicorn_settings, relay.daemon.process\n"
         "sys.exit(any(name.partition('.')[0] == 'opentelemetry' for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

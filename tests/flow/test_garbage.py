@@ -14,9 +14,9 @@ from tests.helpers.webhooks import config_text
 
 RELAY = """
 import contextlib, gc
-from relay.daemon import start
-start.run_relay = lambda *_, **__: print(gc.get_freeze_count(), len(gc.get_objects()))
-start.start(start.RunOptions(grace_seconds=1, drain=True), contextlib.nullcontext)
+from relay.daemon import process
+process.run_relay = lambda *_, **__: print(gc.get_freeze_count(), len(gc.get_objects()))
+process.start(process.RunOptions(grace_seconds=1, drain=True), contextlib.nullcontext)
 """
 
 

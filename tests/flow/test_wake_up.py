@@ -61,8 +61,7 @@ def test_an_idle_relay_delivers_what_is_stored_at_once(database_url: str, engine
             assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
             until(lambda: kinds(engine) == ["delivered"] * (n + 1), "it is delivered")
         assert relay._observer.counts["hears_nothing"] == 0
-    assert relay._listener._thread is not None
-    assert not relay._listener._thread.is_alive()
+    assert not any(thread.name == "wake-up" for thread in threading.enumerate())
 
 
 @ON_POSTGRES
@@ -131,7 +130,7 @@ def test_wake_ups_can_be_switched_off(
         raise AssertionError("it sends and hears nothing")
 
     monkeypatch.setattr("inbox.receiver.app.Notifier", nobody)
-    monkeypatch.setattr("relay.daemon.wake_up.Listener.start", nobody)
+    monkeypatch.setattr("relay.daemon.wake_up.Listener.hear", nobody)
     with (
         serving(tmp_path / "arrivals.jsonl") as downstream,
         served(database_url, without_wake_ups(a_config(database_url))) as port,
@@ -180,7 +179,7 @@ def test_a_file_that_nobody_changes_wakes_nobody(engine: Engine) -> None:
         wakes.append(stop.times)
         woken.set()
 
-    listener = Listener(engine, wake, stop=stop, observer=Observer())
+    listener = threading.Thread(target=Listener(engine, wake, stop=stop, observer=Observer()).hear)
     listener.start()
     for n in range(3):
         assert woken.wait(60)

@@ -58,7 +58,7 @@ def _call(status: int, *, excerpt: str | None = None) -> Call:
     return Call("update", "PATCH", url, "answered", 12.5, status, excerpt=excerpt)
 
 
-DELIVERED = Delivered((_call(200),), "updated", START, START, b"\x01" * 32, etag=f'"{ID}-7"')
+DELIVERED = Delivered((_call(200),), "updated", START, START, b"\x01" * 32)
 FAILED = Failed((_call(503, excerpt="no maria.meier@example.com"),), "server_error", f"{ID}: answered 503")
 UNCHANGED = Unchanged((_call(200),))
 SKIPPED = Skipped((_call(404),), f"{ID} is missing")

@@ -20,6 +20,7 @@ from inbox.db.link import Notifier, link_to
 from inbox.errors import ConfigError, UnfitDatabase
 from relay.daemon.wake_up import Listener
 from relay.observe import Observer
+from relay.steps import Background
 from relay.store.database import Database
 from relay.sweep.run import add_events
 from tests.helpers import checkers
@@ -185,11 +186,12 @@ def test_wake_ups_are_sent_through_it_and_not_heard_behind_it(hostile: str) -> N
     with pooled(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
         behind, direct = (engines.connect(each, application="tests") for each in (url, hostile))
         listeners = [
-            Listener(behind, lambda: None, stop=ended, observer=observer),
-            Listener(direct, woken.set, stop=ended, observer=Observer()),
+            Background("wake-up", listener.hear, every=1, stop=ended, observer=observer)
+            for listener in (
+                Listener(behind, lambda: None, stop=ended, observer=observer),
+                Listener(direct, woken.set, stop=ended, observer=Observer()),
+            )
         ]
-        for listener in listeners:
-            listener.start()
         until(lambda: observer.counts["hears_nothing"], "it hears nothing")
         assert woken.wait(10)
         woken.clear()

@@ -16,11 +16,11 @@ from urllib.parse import quote_plus
 import pytest
 from sqlalchemy import Engine
 
-from benchmarks.large_bodies import BODIES, SECRET, memory_of, send_large
 from inbox.events.strict_json import LARGEST_TEXT, MOST_MARKS
 from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.fields import LARGEST_FORM_PAYLOAD
+from tests.helpers.large_bodies import BODIES, SECRET, memory_of, send_large
 from tests.helpers.processes import gunicorn_after, site
 from tests.helpers.reading import rows
 from tests.helpers.receiver import receiving

@@ -141,7 +141,7 @@ def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force
 ) -> None:
     good = config_text(sqlite_database_url)
     elsewhere = config_text("postgresql+psycopg://relay:hush@db.invalid/inbox")
-    needs_a_restart = "[database] url: another database or password needs a restart"
+    needs_a_restart = "[database] url: another value needs a restart"
     bad_files: dict[str, list[str]] = {
         f"{good}\n[sources.cut": ["inbox.toml is not TOML: "],
         good.replace("preset", "presett"): 2 * ["presett: unknown key; did you mean 'preset'?", "preset: is missing"],
@@ -153,7 +153,7 @@ def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force
             "[sources.added] auth: can't read the secret in /not/there",
         ],
         elsewhere + source("added", TOKEN): [needs_a_restart],
-        f"{good}[metrics]\nreceiver = '127.0.0.1:1'": ["[metrics] receiver: another address needs a restart"],
+        f"{good}[metrics]\nreceiver = '127.0.0.1:1'": ["[metrics] receiver: another value needs a restart"],
         elsewhere + source("added", "env:NOT_THERE"): [needs_a_restart, "[sources.added] auth: "],
     }
     with site(tmp_path, good) as place:

@@ -96,7 +96,7 @@ SPOILED = (
     (
         "[database]\nurl = ",
         "[database]\nurl = 'sqlite:///elsewhere.db' # ",
-        ["[database] url: another database or password needs a restart"],
+        ["[database] url: another value needs a restart"],
     ),
     (
         "[database]",
@@ -106,7 +106,7 @@ SPOILED = (
     (
         "[database]",
         "[metrics]\nrelay = '127.0.0.1:1'\n[database]",
-        ["[metrics] relay: another address needs a restart"],
+        ["[metrics] relay: another value needs a restart"],
     ),
 )
 """A part of a good file, what stands there instead, and what is told of it."""

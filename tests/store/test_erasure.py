@@ -80,8 +80,6 @@ DECISIONS: Mapping[str, Mapping[str, Decision]] = {
         "route": "kept",
         "lane": "pseudonym",
         "applied_hash": "emptied",
-        "etag": "emptied",
-        "etag_config": "emptied",
     },
     "route_lock": {"route": "kept"},
     "delivery_log": {"route": "kept", "kind": "kept", "relay_node": "kept", "detail": "emptied"},

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Engine, Table, insert, text
+from sqlalchemy import Table, insert, text
 
 from inbox.clock import SystemClock
-from inbox.db import engine as engines
 from inbox.db.reads import Row
 from inbox.db.schema import alert, gate, metadata, throughput_minute
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
-from tests.helpers.patience import be_patient
 from tests.helpers.relaying import Steps
 from tests.helpers.storing import an_event
-from tests.helpers.waiting import until
 
 NOW = SystemClock().now().replace(second=0, microsecond=0)
 
@@ -171,66 +165,3 @@ def test_on_sqlite_rows_are_a_bound_and_only_the_file_has_a_size(counted: Steps)
     file = found["(file)"]
     assert file["bytes"] > 100_000
     assert file["bytes_per_day"] == pytest.approx(18 * (file["bytes"] - file["free_bytes"]) / 100, abs=1)
-
-
-# --- long_transaction
-
-
-@ON_SQLITE
-def test_on_sqlite_no_transaction_is_known(steps: Steps) -> None:
-    assert steps.rows("SELECT * FROM long_transaction") == []
-
-
-@contextmanager
-def aged(engine: Engine) -> Iterator[str]:
-    """The view's own text for transactions of any age: a test does not wait a minute."""
-    with engine.connect() as connection:
-        found = connection.scalar(text("SELECT pg_get_viewdef('long_transaction'::regclass)"))
-    assert found.count("'00:01:00'") == 2
-    yield found.replace("'00:01:00'", "'00:00:00'").rstrip("; \n")
-
-
-@ON_POSTGRES
-def test_a_transaction_tells_what_it_locks_who_waits_for_it_and_no_value_of_its_statement(
-    engine: Engine, steps: Steps, database_url: str
-) -> None:
-    steps.arrive(an_event(1))
-    other = engines.connect(database_url, application="a person")
-    be_patient(other)
-    with aged(engine) as view, other.connect() as person:
-        person.execute(text("UPDATE lane SET seq = 1 WHERE route = 'secret'"))
-        person.execute(text("LOCK TABLE sweep_watermark"))
-        pid = person.scalar(text("SELECT pg_backend_pid() /* 'secret' */"))
-        with other.connect() as waiter:
-            waits = waiter.scalar(text("SELECT pg_backend_pid()"))
-            waiter.rollback()
-            statement = text("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = :pid")
-
-            wait = text("SELECT * FROM sweep_watermark")
-            thread = threading.Thread(target=waiter.execute, args=(wait,))
-            thread.start()
-
-            def is_waiting() -> bool:
-                with engine.connect() as connection:
-                    return bool(connection.execute(statement, {"pid": waits}).all())
-
-            until(is_waiting, "it waits")
-            found = {row["pid"]: row for row in steps.rows(view)}
-            person.rollback()
-            thread.join()
-    row = found[pid]
-    assert row["application"] == "a person"
-    assert row["state"] == "idle in transaction"
-    assert row["query"] == "SELECT pg_backend_pid() /* …"
-    assert row["waits_for"] == "Client: ClientRead"
-    assert "VACUUM removes no row that was deleted since" in row["holds_back"]
-    assert "locks lane, sweep_watermark" in row["holds_back"]
-    assert f"pid {waits} waits for it" in row["holds_back"]
-    other.dispose()
-
-
-@ON_POSTGRES
-def test_a_young_transaction_is_no_long_one(steps: Steps) -> None:
-    with steps.database.engine.begin() as connection:
-        connection.execute(text("UPDATE lane SET seq = 1"))
-        assert steps.rows("SELECT * FROM long_transaction") == []

@@ -9,13 +9,13 @@ from threading import Thread
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db.throughput import DESTINATION, ROUTE, Figure, Tally, add_up, figures_param
+from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up, figures_param
 from relay.delivery.outcome import Skipped
 from relay.store import nodes
 from relay.store.database import Database
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import Stopwatch, be_patient, stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, an_event
 
 
@@ -75,16 +75,6 @@ def test_figures_of_one_minute_add_up_and_another_has_a_row_of_its_own(steps: St
     assert [(row["minute"], row["count"]) for row in rows] == [(START, 2), (START + timedelta(minutes=1), 1)]
 
 
-def test_a_figure_that_waited_is_put_into_the_minute_in_which_it_was_counted(steps: Steps) -> None:
-    monotonic = Monotonic()
-    steps.database.tally = Tally(monotonic)
-    steps.database.tally.add(ROUTE, "strict", "delivered")
-    monotonic.seconds += 300
-    nodes.flush_figures(steps.database, {})
-    (row,) = steps.rows("SELECT minute FROM throughput_minute")
-    assert row["minute"] == START - timedelta(seconds=300)
-
-
 def test_nothing_counted_is_nothing_written(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Database, "write")
     nodes.flush_figures(steps.database, CONFIG.routes)
@@ -110,7 +100,7 @@ def test_many_writers_add_to_the_same_rows_and_none_loses_a_count(engine: Engine
 
     def write(order: list[str]) -> None:
         for _ in range(20):
-            figures = figures_param(Figure(ROUTE, name, "delivered", 0.0, 1, 0) for name in order)
+            figures = figures_param(Figure(ROUTE, name, "delivered", 1, 0) for name in order)
             with engine.begin() as connection:
                 connection.execute(add_up(steps.database.sql), {"figures": figures, "now": START})
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import UTC, datetime, timedelta
-from itertools import count
 
 import msgspec
 import pytest
@@ -122,7 +120,7 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     config = msgspec.structs.replace(
         a_config(database_url), routes={"idle": Route(name="idle", source="trivore", destination="audit")}
     )
-    backlog = Gauges(database, told, config)
+    backlog = Gauges(database, Observer(told), config)
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
     backlog.backlog()
     open_now = of(told, metrics.OPEN)
@@ -153,12 +151,12 @@ def test_alerts_stand_at_one_until_they_recover_also_where_another_relay_saw_the
     fires = Alert("sweep_failed", "trivore USER", firing=True)
     with database.write() as transaction:
         note(transaction, [fires, Alert("source_silent", "trivore", firing=True)], transaction.lock_order())
-    Gauges(database, first, a_config("sqlite:///unused.db")).alerts()
+    Gauges(database, Observer(first), a_config("sqlite:///unused.db")).alerts()
     assert of(first, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 1, ("source_silent", "trivore"): 1}
 
     with database.write() as transaction:
         note(transaction, [msgspec.structs.replace(fires, firing=False)], transaction.lock_order())
-    Gauges(database, second, a_config("sqlite:///unused.db")).alerts()
+    Gauges(database, Observer(second), a_config("sqlite:///unused.db")).alerts()
     assert of(second, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 0, ("source_silent", "trivore"): 1}
 
 
@@ -166,7 +164,7 @@ def test_clock_and_size_of_the_database_are_told(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, own = Told(), SystemClock().now
-    health = Gauges(database, told, a_config(database_url))
+    health = Gauges(database, Observer(told), a_config(database_url))
     monkeypatch.setattr(Transaction, "now", lambda _: own() - timedelta(minutes=5))
     health.clock()
     assert told.values[metrics.CLOCK_SKEW.name,] == pytest.approx(-300, abs=60)
@@ -178,35 +176,21 @@ def test_clock_and_size_of_the_database_are_told(
 def test_a_reading_that_fails_keeps_no_other_from_being_made(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told, made = Told(), threading.Event()
+    told = Told()
 
     def refused(_: Gauges) -> None:
         with database.read() as transaction:
             transaction.execute(text("SELECT no_such_column FROM inbox"))
 
+    def broken(_: Gauges) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Gauges, "backlog", broken)
     monkeypatch.setattr(Gauges, "alerts", refused)
-    monkeypatch.setattr(Gauges, "disk", lambda _: made.set())
-    with gauges.publishing_gauges(database, a_config(database_url), Observer(told), None):
-        assert made.wait(30)
-    assert "database trouble while reading the alerts, trying again" in caplog.text
-    assert metrics.CLOCK_SKEW.name in {name for name, *_ in told.values}
-
-
-def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
-    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    looks, again = count(1), threading.Event()
-
-    def look(_: Gauges) -> None:
-        if next(looks) == 1:
-            raise ZeroDivisionError
-        again.set()
-
-    monkeypatch.setattr(gauges, "READ_EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(Gauges, "backlog", look)
-    with gauges.publishing_gauges(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
-        assert again.wait(30)
-    assert "a bug kept the backlog from being read" in caplog.messages
+    assert Gauges(database, Observer(told), a_config(database_url)).publish() == gauges.READ_EVERY_SECONDS
+    assert "database trouble while reading gauges: refused, trying again" in caplog.text
+    assert "bug in the thread gauges: broken, which goes on" in caplog.messages
+    assert {metrics.CLOCK_SKEW.name, metrics.DATABASE_BYTES.name} <= {name for name, *_ in told.values}
 
 
 def test_a_sweep_tells_what_it_compared_and_what_was_missing() -> None:

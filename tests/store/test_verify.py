@@ -54,7 +54,8 @@ CORRUPTIONS: dict[str, tuple[str, list[tuple[str, int | None, str | None]]]] = {
         [("contradiction", 1, "strict")],
     ),
     "a fact edited into a death": (
-        'UPDATE delivery_log SET kind = \'dead\', state = \'dead\', detail = \'{"cause": "exhausted", "error": "503"}\' WHERE seq = 5',
+        """UPDATE delivery_log SET kind = 'dead', state = 'dead', detail = '{"cause": "exhausted", "error": "503"}'
+        WHERE seq = 5""",
         [("state", 5, "strict")],
     ),
     "a fact of another kind than its state": (

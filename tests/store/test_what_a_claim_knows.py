@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import msgspec
 import pytest
 from sqlalchemy import text
 
@@ -84,44 +83,22 @@ def test_what_was_sent_last_for_its_lane(steps: Steps) -> None:
     assert sorted([steps.claim().applied_hash or b"", steps.claim().applied_hash or b""]) == [b"", b"\x01" * 32]
 
 
-APPLIED = Delivered((), "updated", START, START, b"\x01" * 32, '"v1"', b"\x02" * 32)
+APPLIED = Delivered((), "updated", START, START, b"\x01" * 32)
 
 
 def call(step: CallStep, sent: Sent = "unknown") -> Call:
     return Call(step, "PATCH", "https://crm/", sent, 1.0)
 
 
-def known_of(steps: Steps) -> tuple[str | None, bytes | None, bytes | None]:
-    """The ETag, its configuration and the hash that the next claim of the lane gets."""
-    delivery = steps.claim()
-    return delivery.applied_etag, delivery.etag_config, delivery.applied_hash
-
-
-def test_the_etag_of_what_was_applied_last_for_its_lane(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
-    steps.attempt(APPLIED)
-    claimed = {delivery.entity_id: delivery for delivery in (steps.claim(), steps.claim())}
-    known = claimed["u1"]
-    assert (known.applied_etag, known.etag_config, known.applied_modified) == ('"v1"', b"\x02" * 32, START)
-    assert (claimed["u2"].applied_etag, claimed["u2"].etag_config) == (None, None)
-
-
 @pytest.mark.parametrize(
-    "later", [Delivered((), "deleted", START), Delivered((), "updated", START, None, b"\x03" * 32)]
+    ("later", "known"),
+    [(Delivered((), "deleted", START), None), (Delivered((), "updated", START, None, b"\x03" * 32), b"\x03" * 32)],
 )
-def test_a_later_success_without_an_etag_forgets_it(steps: Steps, later: Delivered) -> None:
+def test_a_later_success_says_anew_what_was_sent(steps: Steps, later: Delivered, known: bytes | None) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3))
     steps.attempt(APPLIED)
     steps.attempt(later)
-    assert known_of(steps)[:2] == (None, None)
-
-
-def test_an_etag_that_was_fetched_before_the_one_that_is_known_proves_nothing(steps: Steps) -> None:
-    """The clock has stepped back: which of both states the other system has is not known."""
-    steps.arrive(an_event(1), an_event(2), an_event(3))
-    steps.attempt(APPLIED)
-    steps.attempt(msgspec.structs.replace(APPLIED, etag='"v2"', fetch_began_at=START - timedelta(seconds=1)))
-    assert known_of(steps)[0] is None
+    assert steps.claim().applied_hash == known
 
 
 @pytest.mark.parametrize(
@@ -143,7 +120,7 @@ def test_a_write_that_may_have_had_an_effect_leaves_nothing_to_compare_with(
     steps.attempt(APPLIED)
     steps.attempt(Failed(calls, "unknown", "no whole answer"))
     steps.advance(600)
-    assert known_of(steps) == (('"v1"', b"\x02" * 32, b"\x01" * 32) if is_known else (None, None, None))
+    assert steps.claim().applied_hash == (b"\x01" * 32 if is_known else None)
 
 
 def test_nor_does_the_attempt_of_a_relay_that_died(steps: Steps) -> None:
@@ -152,7 +129,7 @@ def test_nor_does_the_attempt_of_a_relay_that_died(steps: Steps) -> None:
     steps.claim()
     steps.advance(60)
     steps.reap("r2")
-    assert known_of(steps) == (None, None, None)
+    assert steps.claim().applied_hash is None
 
 
 def test_nor_does_an_attempt_whose_outcome_cannot_be_recorded(steps: Steps) -> None:
@@ -168,7 +145,7 @@ def test_nor_does_an_attempt_whose_outcome_cannot_be_recorded(steps: Steps) -> N
         error=ValueError("no outcome"),
         token=claimed.lease_token,
     )
-    assert known_of(steps) == (None, None, None)
+    assert steps.claim().applied_hash is None
 
 
 def test_a_rebuild_makes_the_next_attempt_fetch_and_send_all(steps: Steps) -> None:
@@ -180,7 +157,7 @@ def test_a_rebuild_makes_the_next_attempt_fetch_and_send_all(steps: Steps) -> No
     assert mend(steps.database) != []
     assert differences(steps.database) == []
     steps.advance(600)
-    assert known_of(steps) == (None, None, None)
+    assert steps.claim().applied_hash is None
 
 
 def test_one_that_had_nothing_to_send_has_ended_and_stands_for_the_dead_before_it(steps: Steps) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import resource
 import stat
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from inbox.config.values import Network
+from inbox.config.values import Network, Secret
 from inbox.errors import ConfigError
 from relay.accounts import (
+    AccountFile,
     Entry,
     check_password_hash,
     check_token_hash,
@@ -168,6 +170,7 @@ def test_a_file_is_written_for_its_owner_alone_and_a_link_stays_one(tmp_path: Pa
 def test_writers_wait_for_each_other_and_a_reader_finds_whole_lines(tmp_path: Path) -> None:
     file = tmp_path / "users"
     file.write_text(LINE + "\n")
+    read = AccountFile(Secret(f"file:{file}"), "users")
     names = [f"p{n}" for n in range(40)]
     with ThreadPoolExecutor(4) as pool:
         writing = [
@@ -176,11 +179,10 @@ def test_writers_wait_for_each_other_and_a_reader_finds_whole_lines(tmp_path: Pa
             for name in names
         ]
         while not all(each.done() for each in writing):
-            assert "anna" in parse_entries(file.read_text(), "users", check_password_hash)
+            assert "anna" in asyncio.run(read.entries(fresh=True))
     for each in writing:
         each.result()
-    found = parse_entries(file.read_text(), "users", check_password_hash)
-    assert found.keys() == {"anna", *names}
+    assert asyncio.run(read.entries(fresh=True)).keys() == {"anna", *names}
 
 
 @pytest.mark.parametrize("text", [f"\ufeff{LINE}\n", f"# a\u2028b\x0cc\n{LINE}", f"\n{LINE}\n\n"])
