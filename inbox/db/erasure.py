@@ -41,10 +41,9 @@ PSEUDONYM = f"{ERASED}:"
 
 KEPT = (
     "attempt", "because", "blocks_lane", "by", "cause", "counted", "crashes", "did", "due_at", "duplicate", "error_class",
-    "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "run", "stale_suspected", "state", "was_due_at",
-    "who",
+    "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "stale_suspected", "was_due_at", "who",
 )  # fmt: skip
-"""Keys of `delivery_log.detail` that stay: from them follows the state of the delivery. `who` is an operator."""
+"""Keys of `delivery_log.detail` that stay: they say how it went on. `who` is an operator."""
 EMPTIED = ("error", "why")
 """Keys whose text gives way to a word, since a fact can't be read without them. Every other key goes."""
 

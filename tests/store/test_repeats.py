@@ -144,7 +144,7 @@ def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps)
     judge(steps)
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'rearmed'")
     (newest,) = steps.rows("SELECT max(id) AS id FROM duplicate_request")
-    assert fact["detail"] == {"duplicate": newest["id"], "run": 1}
+    assert fact["detail"] == {"duplicate": newest["id"]}
 
 
 def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:

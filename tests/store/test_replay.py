@@ -132,7 +132,7 @@ def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: 
     assert row["due_at"] == clock.moment
     *_, fact = steps.rows("SELECT * FROM delivery_log ORDER BY id")
     assert (fact["kind"], fact["attempt"], fact["relay_node"]) == ("replayed", 0, None)
-    assert fact["detail"] == {"who": "kim", "why": "mapping mended", "run": 1}
+    assert fact["detail"] == {"who": "kim", "why": "mapping mended"}
     assert fact["at"] == clock.moment
     steps.facts_agree()
 
