@@ -32,10 +32,10 @@ COLUMNS = (
 def verify(*, as_json: AsJson = False, as_ndjson: AsNdjson = False, wide: Wide = False) -> None:
     """Compare the state of every delivery with its facts. Changes nothing.
 
-    Receivers and relays may run meanwhile; it reads some events at a time. It checks that every event is open or ended
-    on each of its routes, that attempts, replays and due times agree, and that every lane with waiting deliveries has
-    its head. A lane's memory is judged by the kind of lane that each event was delivered
-    in, whatever `lane` its route has now.
+    Receivers and relays may run meanwhile; it reads some events at a time. It checks that each fact can follow the one
+    before, that every event is open or ended on each of its routes, that attempts, replays and due times agree, and that
+    every lane with waiting deliveries has its head. A lane's memory is judged by the kind of lane that each event was
+    delivered in, whatever `lane` its route has now.
 
     Exits with 0 when all agree, with 1 on any difference, and with 2 when the configuration is wrong, or the database does not
     answer.
@@ -65,9 +65,9 @@ def rebuild(*, as_json: AsJson = False, as_ndjson: AsNdjson = False, wide: Wide 
     """Repair the findings of relay verify from the log. Receivers and relays may run meanwhile.
 
     A delivery that lost its row gets it back and is delivered, one that has ended loses it, and a lane without a head
-    gets one. A lost row comes back in the lane that its route gives the event now. Facts are never changed: where they
-    contradict each other, a fact `corrected` is added. Rows and facts whose event is not in the inbox are removed. Events
-    that arrive meanwhile are left alone.
+    gets one. A lost row comes back in the lane that its route gives the event now. Facts are never changed: where one
+    can't follow the one before, a fact `corrected` is added. Rows whose event is not in the inbox are removed. Deliveries
+    in flight, and events that arrive meanwhile, are left alone.
 
     Exits with 0 also when it repaired something, and with 2 when the configuration is wrong, or the database does not answer.
 

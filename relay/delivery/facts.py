@@ -157,7 +157,7 @@ class Corrected(Fact, frozen=True, tag="corrected"):
 
     who: str
     why: str
-    """The contradictions in the facts before."""
+    """The fact that contradicted the one before."""
 
 
 class Erased(Fact, frozen=True, tag="erased"):

@@ -136,7 +136,7 @@ def step_of(fact: AnyFact) -> Step:
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How a delivery stands after a fact. The columns of `delivery_log` have it."""
+    """State and counts of a delivery after a fact, as in the columns of `delivery_log`."""
 
     state: State = State.RECEIVED
     attempt: int = 0
@@ -164,7 +164,7 @@ class OpenDelivery(msgspec.Struct, frozen=True):
     crashes: int = 0
     """Attempts in a row whose lease expired."""
     standings: tuple[Standing, ...] = ()
-    """How it stood after each of `facts`."""
+    """Its standing after each of `facts`."""
 
     @property
     def key(self) -> tuple[datetime, int]:
@@ -173,7 +173,7 @@ class OpenDelivery(msgspec.Struct, frozen=True):
 
     @property
     def standing(self) -> Standing:
-        """How it stands, as its last fact has it: the attempt that runs has no fact yet."""
+        """Its standing now. The attempt that runs has no fact yet, so it is not counted."""
         return Standing(self.state, self.attempt - int(self.state is State.IN_FLIGHT), self.run, self.crashes)
 
 

@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     run: int
     """The delivery's run before this fact."""
     standing: Standing
-    """How the delivery stood after it."""
+    """State and counts of the delivery after it."""
     relay_node: str | None
     fact: AnyFact
 
