@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -38,6 +38,7 @@ from relay.store.operator.selection import Act
 from relay.store.record import record
 from relay.store.sequence import sequence
 from relay.store.transaction import Transaction
+from relay.store.work import Work
 
 BAR_MS = 250
 ROUTE = "everything"
@@ -84,10 +85,10 @@ class TimedDatabase(Database):
         engine.dialect.do_commit = committed  # type: ignore[method-assign]  # there is no event after a commit
 
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
+    def write(self, *arguments: Any, **named: Any) -> Iterator[Transaction]:  # noqa: ANN401  # passed through
         """As the product's."""
         try:
-            with super().write() as transaction:
+            with super().write(*arguments, **named) as transaction:
                 self._began = time.perf_counter(), time.thread_time()
                 yield transaction
         except OperationalError:  # it was too long for the database, which has ended it
@@ -105,6 +106,7 @@ class World:
         self.database = TimedDatabase(self.engine)
         self.config: Config = parse_config(_CONFIG)
         self.policies: Mapping[str, RoutePolicy] = policies(self.config)
+        self.work = Work(self.database, self.config, self.policies, NODE)
         self._last = 0
 
     def empty(self) -> None:
@@ -169,20 +171,20 @@ SELECT {when}, n, '{ROUTE}', 'dead', 'dead', 1, {f"CAST({detail} AS jsonb)" if s
 
     def claim(self, most: int) -> list[Delivery]:
         """Lease what is due. It takes no order lock, so its time is left out."""
-        claimed = claim(self.database, NODE, [Room([ROUTE], most)])
+        claimed = claim(self.work, [Room([ROUTE], most)])
         self.database.longest = self.database.computing = 0.0
         return claimed
 
     def record(self, claimed: list[Delivery]) -> None:
         """All of it was delivered."""
         outcome: Outcome = Delivered((), "forwarded")
-        record(self.database, self.policies, NODE, [(delivery, outcome) for delivery in claimed])
+        record(self.work, [(delivery, outcome) for delivery in claimed])
 
     def command(self, act: Act, selection: Selection) -> None:
         """Some batches of what a person asks for."""
         number = commands.ask(self.database, act, selection, who="kim", why="benchmark")
         for _ in range(BATCHES):
-            execution.work_on(self.database, self.config, policies(self.config), number)
+            execution.work_on(self.work, number)
 
 
 def sequence_a_mountain(world: World, number: int) -> None:
@@ -190,7 +192,7 @@ def sequence_a_mountain(world: World, number: int) -> None:
     world.fill(number, "'u' || (n % 1000)", "received")
     world.settle()
     for _ in range(BATCHES):
-        sequence(world.database, world.policies, NODE)
+        sequence(world.work)
 
 
 def sequence_behind_many(world: World, number: int) -> None:
@@ -200,7 +202,7 @@ def sequence_behind_many(world: World, number: int) -> None:
     world.fill(BATCHES * 500, "'u' || (n % 100)", "received")
     world.settle()
     for _ in range(BATCHES):
-        sequence(world.database, world.policies, NODE)
+        sequence(world.work)
 
 
 def record_before_many(world: World, number: int) -> None:
@@ -237,7 +239,7 @@ def reap_before_many(world: World, number: int) -> None:
         connection.execute(
             text(f"UPDATE open_delivery SET lease_until = '{_MOMENT}' WHERE state = 'in_flight'".replace(":", "\\:"))
         )
-    reap(world.database, world.policies, NODE)
+    reap(world.work)
 
 
 def replay_a_page(world: World, number: int) -> None:

@@ -36,6 +36,7 @@ from relay.delivery.outcome import Delivered
 from relay.delivery.policy import policies
 from relay.store import claim, record, sequence
 from relay.store.database import Database
+from relay.store.work import Work
 
 _BATCH = 100
 _CONFIG = parse_config("""
@@ -112,10 +113,11 @@ async def _receive(url: str, events: Iterator[Event]) -> None:
 
 
 def _deliver(database: Database) -> None:
-    while sequence.sequence(database, _POLICIES, "r1"):
+    work = Work(database, _CONFIG, _POLICIES, "r1")
+    while sequence.sequence(work):
         pass
-    while claimed := claim.claim(database, "r1", [claim.Room(["to-crm"], _BATCH)]):
-        record.record(database, _POLICIES, "r1", [(one, Delivered((), "forwarded")) for one in claimed])
+    while claimed := claim.claim(work, [claim.Room(["to-crm"], _BATCH)]):
+        record.record(work, [(one, Delivered((), "forwarded")) for one in claimed])
 
 
 def measure(url: str, events: int, size: int) -> Sizes:

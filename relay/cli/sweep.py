@@ -109,6 +109,7 @@ def _one(
 ) -> SweepFindings:
     from relay.destinations.base import without_lease
     from relay.store import sweeps
+    from relay.store.work import Work
     from relay.sweep.run import CompiledSweep
 
     sweeping = CompiledSweep(config, source, number)
@@ -118,7 +119,7 @@ def _one(
     try:
         with bar(*columns) as progress:
             task = progress.add_task(entity_type, total=None)
-            for swept in sweeping.run(database, without_lease(), begin or usual, dry=dry):
+            for swept in sweeping.run(Work(database, config, {}), without_lease(), begin or usual, dry=dry):
                 progress.update(task, completed=swept.compared)
     except SweepFailed as error:
         if not dry:

@@ -11,7 +11,7 @@ from relay.delivery.gates import Admission, Gates
 from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store import claim, gates
-from relay.store.database import Database, Places
+from relay.store.database import Places
 
 SUSPECTS_EVERY_SECONDS = 1.0
 
@@ -19,25 +19,21 @@ SUSPECTS_EVERY_SECONDS = 1.0
 class Claimer:
     """Claims for one relay. `gates` are as last read."""
 
-    def __init__(
-        self, database: Database, node: str, generations: Generations, *, leases: Leases, observer: Observer
-    ) -> None:
-        self._database = database
-        self._node = node
+    def __init__(self, generations: Generations, places: Places, *, leases: Leases, observer: Observer) -> None:
         self._generations = generations
         self._leases = leases
         self._observer = observer
         self._suspects_at = 0.0
-        self._places = Places()
+        self._places = places
         self.gates = Gates()
         self.ran_short = False
         """True when the last claim found less than it asked for."""
 
     def read_gates(self) -> None:
         """Read pauses, and breakers that this relay or another has opened."""
-        before, self.gates = self.gates, gates.read_gates(self._database)
+        before, self.gates = self.gates, gates.read_gates(self._generations.active.work)
         if self.gates.paused_entities != before.paused_entities:
-            self._places = Places()  # what was paused is due since long before them
+            self._places.due.clear()  # what was paused is due since long before them
         self._observer.gates_changed(before, self.gates)
 
     def claim(self) -> int:
@@ -48,22 +44,12 @@ class Claimer:
         self.ran_short = False
         if any(room.routes for room in wanted):
             asked_at = self._leases.began_asking()
-            found = claim.claim(
-                self._database, self._node, wanted, generation.limits, places=self._places, policies=generation.policies
-            )
+            found = claim.claim(generation.work, wanted, self._places)
             claimed = self._submit(found, asked_at)
             self.ran_short = claimed < sum(room.number for room in wanted if room.routes)
         for route in self._to_probe():
             asked_at = self._leases.began_asking()
-            found = claim.claim_probe(
-                self._database,
-                self._node,
-                route,
-                list(generation.policies[route].breakers),
-                generation.limits[route],
-                places=self._places,
-                policies=generation.policies,
-            )
+            found = claim.claim_probe(generation.work, route, self._places)
             claimed += self._submit(found, asked_at)
             self.read_gates()
         return claimed
@@ -78,20 +64,24 @@ class Claimer:
         generation = self._generations.active
         routes = self._admitted(generation.routes)
         asked_at = self._leases.began_asking()
-        found = claim.claim_suspect(self._database, self._node, routes, generation.policies)
+        found = claim.claim_suspect(generation.work, routes)
         claimed = self._submit(found, asked_at)
         self._suspects_at = 0.0 if claimed else time.monotonic() + SUSPECTS_EVERY_SECONDS
         return claimed
 
     def _to_probe(self) -> list[str]:
         routes = self._admitted(self._generations.active.routes, "probe")
-        return claim.due_routes(self._database, routes) if len(routes) > claim.MANY_ROUTES else routes
+        return (
+            claim.due_routes(self._generations.active.work.database, routes)
+            if len(routes) > claim.MANY_ROUTES
+            else routes
+        )
 
     def _admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
         """The routes that gates admit, but those that rest: what has arrived there may have no place yet."""
-        resting = self._database.resting()
-        admitted = self._generations.active.admitted(self.gates, routes, admission)
-        return [route for route in admitted if route not in resting]
+        active = self._generations.active
+        resting = active.work.rests.left()
+        return [route for route in active.admitted(self.gates, routes, admission) if route not in resting]
 
     def _submit(self, claimed: Sequence[Delivery], asked_at: float) -> int:
         self._leases.granted(map(claim_of, claimed), asked_at)

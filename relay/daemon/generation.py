@@ -19,12 +19,13 @@ from inbox.observe.logs import fields, without_message
 from inbox.observe.traces import OFF, Span, Tracer, require_extra
 from relay.daemon.alert_sender import AlertSender, PostResult, alert_client
 from relay.daemon.lease_renewal import Leases, claim_of
-from relay.delivery.gates import Admission, GateKey, Gates, RateLimit
+from relay.delivery.gates import Admission, GateKey, Gates
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import breaker_limits, policies
 from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.store.claim import MOST_BYTES, Room
+from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import scheduled
 
@@ -213,6 +214,7 @@ class Generation:
     def __init__(
         self,
         prepared: PreparedConfig,
+        work: Work,
         *,
         context_of: Callable[[Delivery], Context],
         stop: threading.Event,
@@ -220,8 +222,8 @@ class Generation:
         put: Callable[[LoopEvent], None],
     ) -> None:
         """Start the threads. `put` gets every finished attempt and every result of a post."""
-        self.config = config = prepared.config
-        self.policies = policies(config)
+        config = prepared.config
+        self.work = msgspec.structs.replace(work, config=config, policies=policies(config))
         self.alert_sender = AlertSender(prepared.alert_client, config.alerts.format, stop=stop, now=now, done=put)
         self._deliverers = prepared.deliverers
         self._pools = deque[WorkerPool]()
@@ -259,16 +261,11 @@ class Generation:
 
     def recently_failing(self, gates: Gates) -> frozenset[GateKey]:
         """The endpoints of its routes that have failed lately, as far as `gates` show."""
-        return gates.recently_failing(breaker_limits(self.policies))
+        return gates.recently_failing(breaker_limits(self.work.policies))
 
     def admitted(self, gates: Gates, routes: Sequence[str], *admissions: Admission) -> list[str]:
         """Return the routes among these to which `gates` give one of the admissions."""
-        return [route for route in routes if gates.admit(self.policies[route].gates) in admissions]
-
-    @property
-    def limits(self) -> dict[str, tuple[RateLimit, ...]]:
-        """The rate limits of each route."""
-        return {route: policy.rate_limits for route, policy in self.policies.items()}
+        return [route for route in routes if gates.admit(self.work.policies[route].gates) in admissions]
 
     def submit(self, delivery: Delivery) -> None:
         """Queue a delivery in the pool of its route."""
@@ -292,6 +289,7 @@ class Generations:
     def __init__(
         self,
         first: PreparedConfig,
+        work: Work,
         *,
         leases: Leases,
         stop: threading.Event,
@@ -303,7 +301,7 @@ class Generations:
             span = begin_attempt(tracer, delivery) if tracer.is_on else None
             return Context(partial(leases.trusted_until, claim_of(delivery)), stop, now, span)
 
-        self._start = partial(Generation, context_of=context_of, stop=stop, now=now, put=events.put)
+        self._start = partial(Generation, work=work, context_of=context_of, stop=stop, now=now, put=events.put)
         self._draining: list[Generation] = []
         self.active = self._start(first)
 

@@ -31,7 +31,8 @@ from relay.delivery.policy import Policies, asks_for_hold, can_be_given_back
 from relay.observe import Observer
 from relay.steps import Background, Steps
 from relay.store import alerts, leases, nodes, record, sequence
-from relay.store.database import Database
+from relay.store.database import Database, Places
+from relay.store.work import Work
 from relay.sweep.scheduler import Sweeper
 
 BUSY_POLL_SECONDS = 0.02
@@ -78,26 +79,19 @@ class Relay:
         self._is_idle = False
         """True when no result came for as long as the last poll, or until the loop was woken."""
         self._steps = steps = Steps(observer, alert=self._alert, is_healthy=self._takes_writes)
-        database.on_failed_alone, database.on_rest = observer.failed_alone, observer.database_trouble
+        work = Work(database, prepared.config, {}, self.node, observer)
+        self._rests, self._places = work.rests, Places()
         self._generations = Generations(
-            prepared, leases=held, stop=stop, now=now, events=self._events, tracer=observer.tracer
+            prepared, work, leases=held, stop=stop, now=now, events=self._events, tracer=observer.tracer
         )
-        self._claimer = Claimer(database, self.node, self._generations, leases=held, observer=observer)
+        self._claimer = Claimer(self._generations, self._places, leases=held, observer=observer)
         self._maintenance = Maintenance(
-            database,
-            self.node,
-            self._generations,
-            claimer=self._claimer,
-            leases=held,
-            steps=steps,
-            observer=observer,
+            self._generations, claimer=self._claimer, leases=held, steps=steps, observer=observer
         )
         self._renewer = LeaseRenewer(
             database, held, heartbeat=self._heartbeat, ended=self._ended, steps=steps, observer=observer
         )
-        self._sweeper = Sweeper(
-            database, self.node, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps
-        )
+        self._sweeper = Sweeper(work, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps)
         self._pruner = Pruner(database, self.node, prepared.config.retention, stop=stop, observer=observer, steps=steps)
         self._listener = Listener(database.engine, self.wake, stop=stop, observer=observer)
         self._beside: list[Background] = []
@@ -145,22 +139,26 @@ class Relay:
                 self._pruner.start()
                 if self._listens and not is_behind_pooler(self._database.engine):
                     self._run_beside("wake-up", self._listener.hear, every=LONGEST_WAIT_SECONDS)
-            self._work(drain=drain)
+            self._go_on(drain=drain)
         renewing.result()
         self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
-        self._observer.tell("stopped", node=self.node, rows=self._observer.counts["deliveries_given_back"])
+        self._observer.tell("stopped", node=self.node, rows=self._observer.counts["given_back"])
+
+    @property
+    def _work(self) -> Work:
+        return self._generations.active.work
 
     def _run_beside(self, name: str, work: Callable[[], float | None], *, every: float) -> None:
         self._beside.append(Background(name, work, every=every, stop=self._stop, observer=self._observer))
 
     def _start(self) -> None:
-        active = self._generations.active
+        work = self._work
         # One transaction: on a slow disk each commit may take seconds.
         own = (self.node, socket.gethostname(), os.getpid(), version("inbox-relay"))
-        nodes.start_node(self._database, *own, policies=active.policies, config=active.config)
-        self._described = active.policies
+        nodes.start_node(self._database, *own, policies=work.policies, config=work.config)
+        self._described = work.policies
 
-    def _work(self, *, drain: bool) -> None:
+    def _go_on(self, *, drain: bool) -> None:
         while not self._stop.is_set():
             more = self._steps.retry_until_done("working", self._cycle, unless=self._stop)
             is_at_rest = drain and not more and not self._generations.in_hand
@@ -180,7 +178,7 @@ class Relay:
         self._generations.close_drained()
         done += self._maintenance.run()
         # Of a large backlog, a part is sequenced whenever claims run short or the loop is idle, so that deliveries go on.
-        if not self._database.is_behind or self._claimer.ran_short or self._is_idle:
+        if not self._places.is_behind or self._claimer.ran_short or self._is_idle:
             done += run("sequence", self._sequence, 0)
         if not self._steps.is_awaited("sequence"):
             done += run("claim", self._claimer.claim, 0) + run("claim_suspect", self._claimer.claim_suspect, 0)
@@ -218,14 +216,12 @@ class Relay:
         """Release unused claims. After a failure all are still there, and repeating it is harmless."""
         if not self._to_give_back:
             return 0
-        policies = self._generations.active.policies
-        returned = leases.give_back(self._database, policies, self.node, self._to_give_back)
-        resting = self._database.resting()
+        returned = leases.give_back(self._work, self._to_give_back)
+        resting = self._rests.left()
         left = [one for one in self._to_give_back if one[1] in resting]
         self._leases.forget(set(self._to_give_back) - set(left))
         self._to_give_back = left
         if returned or not left:
-            self._observer.counts["deliveries_given_back"] += returned
             self._observer.tell("given_back", rows=returned)
         return returned
 
@@ -234,13 +230,9 @@ class Relay:
         if not self._unrecorded:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
-        active = self._generations.active
-        recently_failing = active.recently_failing(self._claimer.gates)
+        recently_failing = self._generations.active.recently_failing(self._claimer.gates)
         number = 0
-        parts = record.record_each(
-            self._database, active.policies, self.node, outcomes, recently_failing, host_now=self._now
-        )
-        for results in parts:
+        for results in record.record_each(self._work, outcomes, recently_failing, host_now=self._now):
             for result in results:
                 self._recorded(result)
             number += len(results)
@@ -259,11 +251,10 @@ class Relay:
     def _sequence(self) -> int:
         """Sequence all that arrived before any of it is claimed; of a large backlog, a part."""
         done = 0
-        while sequence.any_received(self._database, self._generations.active.policies):
-            batch = sequence.sequence(self._database, self._generations.active.policies, self.node)
+        # Where all of a full batch was done by another relay, the next scan is for the next round.
+        while batch := sequence.sequence(self._work, self._places):
             done += batch
-            # Where all of a full batch was done by another relay, the next scan is for the next round.
-            if not batch or not self._database.is_behind or done >= MOST_SEQUENCED_AT_ONCE or self._generations.in_hand:
+            if not self._places.is_behind or done >= MOST_SEQUENCED_AT_ONCE or self._generations.in_hand:
                 break
         return done
 
@@ -313,7 +304,7 @@ class Relay:
         while (self._generations.in_hand or self._to_give_back) and not unless() and time.monotonic() < deadline:
             self._accept_within(max(min(deadline - time.monotonic(), IDLE_POLL_SECONDS), 0))
             self._collect()
-            self._database.end_rests()  # there may be no next try
+            self._rests.try_all()  # there may be no next try
             self._steps.attempt("giving back", self._give_back)
             self._steps.attempt("recording", self._record)
 
@@ -325,13 +316,13 @@ class Relay:
         if not self._one_heartbeat.acquire(timeout=HEARTBEAT_WAITS_SECONDS):
             return False
         try:
-            nodes.heartbeat(self._database, self.node, {**self._database.rests(), **self._steps.failing})
+            nodes.heartbeat(self._database, self.node, {**self._rests.texts(), **self._steps.failing})
         finally:
             self._one_heartbeat.release()
-        active = self._generations.active
-        if active.policies is not self._described:
-            nodes.describe_routes(self._database, self.node, active.policies, active.config)
-            self._described = active.policies
+        work = self._work
+        if work.policies is not self._described:
+            nodes.describe_routes(self._database, self.node, work.policies, work.config)
+            self._described = work.policies
         return True
 
     def _alert(self, step: str, error: str) -> bool:

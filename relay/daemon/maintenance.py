@@ -8,15 +8,15 @@ from inbox.db.dialect import failure_of
 from inbox.db.throughput import FLUSH_EVERY_SECONDS
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
-from relay.daemon.generation import Generation, Generations
+from relay.daemon.generation import Generations
 from relay.daemon.lease_renewal import Leases
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import alerts, duplicates, leases, nodes
 from relay.store.alert_conditions import Watch
-from relay.store.database import Database
 from relay.store.leases import DatabaseClock
 from relay.store.operator import commands, execution
+from relay.store.work import Work
 
 EVERY_SECONDS = 1.0
 """Between two looks for commands and at gates, always: a pause stops all relays within about a second."""
@@ -32,8 +32,6 @@ class Maintenance:
 
     def __init__(
         self,
-        database: Database,
-        node: str,
         generations: Generations,
         *,
         claimer: Claimer,
@@ -41,8 +39,6 @@ class Maintenance:
         steps: Steps,
         observer: Observer,
     ) -> None:
-        self._database = database
-        self._node = node
         self._generations = generations
         self._claimer = claimer
         self._leases = leases
@@ -50,7 +46,7 @@ class Maintenance:
         self._observer = observer
         self._clock = DatabaseClock(told=observer.clock_stepped)
         self._watch = Watch()
-        self._commands = execution.OpenCommands(database, tracer=observer.tracer)
+        self._commands = execution.OpenCommands(tracer=observer.tracer)
         self._results: list[PostResult] = []
         """Results of posts that are not recorded yet."""
         self._next_at = self._look_at = self._watch_at = 0.0
@@ -91,43 +87,43 @@ class Maintenance:
         self._results.append(result)
 
     @property
-    def _active(self) -> Generation:
-        return self._generations.active
+    def _work(self) -> Work:
+        return self._generations.active.work
 
     def _reap(self) -> None:
-        trusted = self._leases.trusted()
-        self._observer.reaped(leases.reap(self._database, self._active.policies, self._node, trusted, self._clock))
+        self._observer.reaped(leases.reap(self._work, self._leases.trusted(), self._clock))
 
     def _judge_duplicates(self) -> None:
-        active = self._active
         rest, self._duplicates = self._duplicates, None
-        judged = duplicates.judge_duplicates(self._database, active.config, active.policies, self._node, rest)
+        judged = duplicates.judge_duplicates(self._work, rest)
         self._duplicates = judged.rest
-        self._observer.judged(judged)
+        if judged.rearmed:
+            self._observer.tell("rearmed", rows=judged.rearmed, handled=judged.handled)
 
     def _look_at_conditions(self) -> None:
         if time.monotonic() >= self._watch_at:
-            self._watch.look(self._database, self._active.config)
+            self._watch.look(self._work.database, self._work.config)
             self._watch_at = time.monotonic() + WATCH_EVERY_SECONDS
 
     def _log_alerts(self) -> None:
-        for kind in alerts.of_newer_version(self._database):
+        for kind in alerts.of_newer_version(self._work.database):
             self._observer.left_alone(f"alerts of the kind {kind}")
-        self._observer.alerted(alerts.take_untold(self._database))
+        self._observer.alerted(alerts.take_untold(self._work))
 
     def _send_alerts(self) -> None:
         while self._results:
             result = self._results[0]
             try:
-                alerts.posted(self._database, result.posted.id, result.error, is_final=result.is_final)
+                alerts.posted(self._work.database, result.posted.id, result.error, is_final=result.is_final)
             except Exception as error:
                 if failure_of(error) == "fault":  # it is posted again in a minute, and holds up no other until then
                     self._end_post(result)
                 raise
             self._end_post(result)
-        if self._active.alert_sender.is_free:
-            for unsent in alerts.take_unsent(self._database):
-                self._active.alert_sender.post(unsent)
+        active = self._generations.active
+        if active.alert_sender.is_free:
+            for unsent in alerts.take_unsent(self._work):
+                active.alert_sender.post(unsent)
 
     def _end_post(self, result: PostResult) -> None:
         if result.error is not None:
@@ -140,13 +136,13 @@ class Maintenance:
 
     def flush_throughput(self) -> None:
         """Write the figures that were counted since the last time."""
-        nodes.flush_figures(self._database, self._active.config.routes)
+        nodes.flush_figures(self._work.database, self._work.config.routes)
         self._flush_at = time.monotonic() + FLUSH_EVERY_SECONDS
 
     def _look_for_commands(self) -> bool:
-        for number, kind in commands.of_newer_version(self._database):
+        for number, kind in commands.of_newer_version(self._work.database):
             self._observer.left_alone(f"command {number}, a {kind}")
-        return commands.any_open(self._database)
+        return commands.any_open(self._work.database)
 
     def _work_on_commands(self) -> int:
         """Work on a batch of each open command; where nothing can be done now, look again in a second."""
@@ -156,7 +152,7 @@ class Maintenance:
         if not self._any_command:
             return 0
         self._any_command = False
-        changed = self._commands.work(self._active.config, self._active.policies)
+        changed = self._commands.work(self._work)
         for number, error in self._commands.troubled:
             self._observer.database_trouble(f"working on command {number}", error)
         self._any_command = changed > 0

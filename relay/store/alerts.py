@@ -13,9 +13,9 @@ from inbox.db.dialect import Sql, as_json, error_text, rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.alerts import SENTENCES, Alert, Posted
-from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.transaction import FailedAlone, Transaction
+from relay.store.work import Work, in_parts
 
 POST_AGAIN_AFTER = timedelta(seconds=60)
 """The pause after a failed post, or after the posting relay is gone."""
@@ -54,24 +54,24 @@ def step_failed(database: Database, step: str, error: str) -> None:
         note(transaction, [Alert("step_failed", step, firing=True, detail={"error": error})], now)
 
 
-def take_untold(database: Database) -> list[Posted]:
+def take_untold(work: Work) -> list[Posted]:
     """Take some alerts that no relay has logged yet; from now on they count as logged."""
-    with database.read() as transaction:
+    with work.database.read() as transaction:
         numbers = [row.id for row in transaction.execute(_UNTOLD, most=MOST_TOLD_AT_ONCE)]
-    taken = _taken(database, "log_alerts", numbers, _tell(database.sql), {})
+    taken = _taken(work, "log_alerts", numbers, _tell(work.database.sql), {})
     return sorted(taken, key=lambda alert: alert.id)
 
 
-def take_unsent(database: Database) -> list[Posted]:
+def take_unsent(work: Work) -> list[Posted]:
     """Take an alert to be posted, if any; no other relay gets it for a minute.
 
     Alerts that were never tried go first, then those that have waited longest: one that can't be posted holds up none of
     another subject. Those of one subject are posted in their order, so that the last one to be read says how it is.
     """
-    with database.read() as transaction:
-        unsent = transaction.execute(_unsent(database.sql), since=-POSTED_WITHIN.total_seconds())
+    with work.database.read() as transaction:
+        unsent = transaction.execute(_unsent(transaction.sql), since=-POSTED_WITHIN.total_seconds())
     again = {"again": POST_AGAIN_AFTER.total_seconds()}
-    return _taken(database, "send_alerts", [row.id for row in unsent], _post(database.sql), again)
+    return _taken(work, "send_alerts", [row.id for row in unsent], _post(work.database.sql), again)
 
 
 def posted(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
@@ -96,21 +96,21 @@ def of_newer_version(database: Database) -> list[str]:
 
 
 def _taken(
-    database: Database, step: str, numbers: Sequence[int], take: TextClause, besides: Mapping[str, float]
+    work: Work, step: str, numbers: Sequence[int], take: TextClause, besides: Mapping[str, float]
 ) -> list[Posted]:
     """Take these alerts, unless another relay has them; an unreadable one is set aside."""
 
     def part(some: Sequence[int]) -> list[Posted]:
-        with database.write() as transaction:
+        with work.write() as transaction:
             rows = transaction.execute(take, wanted=rows_param({"id": number} for number in some), **besides)
             return [_posted(row) for row in rows]
 
     def alone(number: int, error: Exception) -> list[Posted]:
-        with database.write() as transaction:
-            transaction.execute(_set_aside(database.sql), id=number, error=f"it can't be read: {error_text(error)}")
+        with work.write() as transaction:
+            transaction.execute(_set_aside(transaction.sql), id=number, error=f"it can't be read: {error_text(error)}")
         return []
 
-    parts = in_parts(database, step, numbers, part=part, alone=alone, name=lambda number: f"alert={number}")
+    parts = in_parts(work, step, numbers, part=part, alone=alone, name=lambda number: f"alert={number}")
     return [alert for some in parts for alert in some]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -23,13 +23,14 @@ from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import Policies
+from relay.delivery.policy import UNKNOWN_ROUTE
 from relay.store.database import LATE, Database, Places
 from relay.store.events import with_events
 from relay.store.gates import NOT_PAUSED, Locked, lock_all, store, use_rates
 from relay.store.lanes import Cause, quarantine
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.transaction import FailedAlone, Transaction, key_text, keys_param
+from relay.store.work import Work
 
 STEP = "claim"
 STEP_OF_SUSPECTS = "claim_suspect"
@@ -45,11 +46,6 @@ LONGEST_SECONDS = 1.0
 """The time that a claim may begin with further routes; the next claim goes on with them."""
 
 _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
-_NO_POLICIES: Policies = {}
-
-RateLimits = Mapping[str, Sequence[RateLimit]]
-"""By route; a route that is missing has none."""
-_NO_LIMITS: RateLimits = {}
 
 
 class Room(NamedTuple):
@@ -61,47 +57,39 @@ class Room(NamedTuple):
     most_bytes: int = MOST_BYTES
 
 
-def claim(
-    database: Database,
-    relay_node: str,
-    wanted: Sequence[Room],
-    limits: RateLimits = _NO_LIMITS,
-    *,
-    places: Places | None = None,
-    policies: Policies = _NO_POLICIES,
-) -> list[Delivery]:
+def claim(work: Work, wanted: Sequence[Room], places: Places | None = None) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
     `places` keeps scan positions between claims; without it each claim scans from the beginning.
 
     Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
-    makes SKIP LOCKED a mere optimisation. A head that can't be loaded becomes dead, by the `policies` of the routes, and the
-    others are claimed.
+    makes SKIP LOCKED a mere optimisation. A head that can't be loaded becomes dead, and the others are claimed.
     """
-    rows = _lease_wanted(database, relay_node, wanted, limits, places or Places())
-    return _load(database, policies, relay_node, rows, step=STEP)
+    return _load(work, _lease_wanted(work, wanted, places or Places()), step=STEP)
 
 
-def _lease_wanted(
-    database: Database, relay_node: str, wanted: Sequence[Room], limits: RateLimits, places: Places
-) -> list[Any]:
+def _limits(work: Work, route: str) -> Sequence[RateLimit]:
+    return work.policies.get(route, UNKNOWN_ROUTE).rate_limits
+
+
+def _lease_wanted(work: Work, wanted: Sequence[Room], places: Places) -> list[Any]:
     asked = [route for room in wanted if room.number > 0 for route in room.routes]
-    due = set(asked if len(asked) <= MANY_ROUTES else due_routes(database, asked))
+    due = set(asked if len(asked) <= MANY_ROUTES else due_routes(work.database, asked))
     if not due:
         return []
-    with database.write() as transaction:
+    with work.write() as transaction:
         # Two relays that claim at once wait for each other here, and nowhere else.
-        gates = lock_all(transaction, {limit.key for route in due for limit in limits.get(route, ())})
+        gates = lock_all(transaction, {limit.key for route in due for limit in _limits(work, route)})
         rates = _Rates(gates, transaction.now() if gates else _BEGINNING)  # without rates a trip to the server less
         until = time.monotonic() + LONGEST_SECONDS  # whatever it has waited for so far, it is to claim something
-        claiming = _Claim(transaction, _lease_of(relay_node), rates, places)
+        claiming = _Claim(transaction, _lease_of(work), rates, places)
         claimed: list[Any] = []
         for room in wanted:
             left, left_bytes = room.number, room.most_bytes
             for route in room.routes:
                 if route not in due or left <= 0 or left_bytes <= 0 or time.monotonic() > until:
                     continue
-                rows = claiming.claim_route(route, left, left_bytes, limits.get(route, ()))
+                rows = claiming.claim_route(route, left, left_bytes, _limits(work, route))
                 claimed += rows
                 left -= len(rows)
                 left_bytes -= sum(row.body_bytes for row in rows)
@@ -109,9 +97,7 @@ def _lease_wanted(
     return claimed
 
 
-def _load(
-    database: Database, policies: Policies, relay_node: str, leased: Sequence[Any], *, step: str
-) -> list[Delivery]:
+def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
     """Load the events of leased deliveries. One that can't be loaded becomes dead.
 
     One whose load takes too long stays as it is until its lease has run out. Where nothing can be loaded at all, such as
@@ -122,7 +108,7 @@ def _load(
     try:
         for some in todo:
             try:
-                with database.read() as transaction:
+                with work.database.read() as transaction:
                     loaded += with_events(transaction, some)
             except Exception as error:
                 if not blames_items(error) and not takes_too_long(error):
@@ -130,26 +116,23 @@ def _load(
                 if len(some) > 1:
                     todo += [[row] for row in some]
                 else:
-                    _set_aside(database, policies, relay_node, some[0], error, step=step)
+                    _set_aside(work, some[0], error, step=step)
     except Exception:
         if not loaded:
             with suppress(Exception):
-                claims = [(row.seq, row.route, row.lease_token) for row in leased]
-                give_back(database, policies, relay_node, claims)
+                give_back(work, [(row.seq, row.route, row.lease_token) for row in leased])
             raise
     return loaded
 
 
-def _set_aside(
-    database: Database, policies: Policies, relay_node: str, row: ClaimedRow, error: Exception, *, step: str
-) -> None:
+def _set_aside(work: Work, row: ClaimedRow, error: Exception, *, step: str) -> None:
     """Let a delivery become dead that can't be loaded; where that fails, too, its lease runs out."""
     key = (row.seq, row.route)
-    database.failed_alone(FailedAlone(step, key_text(key), error_text(error)))
+    work.observer.failed_alone(FailedAlone(step, key_text(key), error_text(error)))
     if blames_items(error):
         cause: Cause = "payload_gone" if isinstance(error, PayloadGone) else "unprocessable"
         with suppress(DBAPIError):
-            quarantine(database, policies, relay_node, key, cause=cause, error=error, token=row.lease_token)
+            quarantine(work, key, cause=cause, error=error, token=row.lease_token)
 
 
 def _that_fit(leased: Sequence[Any]) -> list[list[Any]]:
@@ -165,16 +148,7 @@ def _that_fit(leased: Sequence[Any]) -> list[list[Any]]:
     return parts
 
 
-def claim_probe(
-    database: Database,
-    relay_node: str,
-    route: str,
-    breakers: Collection[GateKey],
-    limits: Sequence[RateLimit] = (),
-    *,
-    places: Places | None = None,
-    policies: Policies = _NO_POLICIES,
-) -> list[Delivery]:
+def claim_probe(work: Work, route: str, places: Places | None = None) -> list[Delivery]:
     """Lease one due head of a route whose breaker is to be probed, and record that this attempt is the probe.
 
     If only suspected deliveries are due, it leases one of these: otherwise such a breaker would never close. It leases
@@ -182,30 +156,19 @@ def claim_probe(
     Unloadable heads are handled as by `claim`.
     """
     try:
-        with database.write() as transaction:
-            now = transaction.lock_order([route])
-            lease = _lease_of(relay_node)
-            rows = _probe(
-                transaction, now, route, breakers=breakers, limits=limits, lease=lease, places=places or Places()
-            )
+        with work.write() as transaction:
+            rows = _probe(work, transaction, transaction.lock_order([route]), route, places or Places())
     except DBAPIError as error:
         if not is_wait_timeout(error):
             raise
-        database.rest(STEP, {route}, error)
+        work.rest(STEP, {route}, error)
         return []
-    return _load(database, policies, relay_node, rows, step=STEP)
+    return _load(work, rows, step=STEP)
 
 
-def _probe(
-    transaction: Transaction,
-    now: datetime,
-    route: str,
-    *,
-    breakers: Collection[GateKey],
-    limits: Sequence[RateLimit],
-    lease: Mapping[str, object],
-    places: Places,
-) -> list[Any]:
+def _probe(work: Work, transaction: Transaction, now: datetime, route: str, places: Places) -> list[Any]:
+    policy, lease = work.policies.get(route, UNKNOWN_ROUTE), _lease_of(work)
+    breakers, limits = policy.breakers, policy.rate_limits
     gates = lock_all(transaction, {*breakers, *(limit.key for limit in limits)})
     tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
     known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
@@ -221,20 +184,18 @@ def _probe(
     return rows
 
 
-def claim_suspect(
-    database: Database, relay_node: str, routes: Sequence[str], policies: Policies = _NO_POLICIES
-) -> list[Delivery]:
+def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
     """Lease at most one due head whose lease ran out several times in a row: it may have killed the process.
 
     `claim` leaves these out. A relay that has only one of them in hand finds out which it is: those that were merely
     in hand with it come through alone. One that can't be loaded is dealt with as by `claim`.
     """
-    with database.read() as reading:  # a look without a write
-        if not reading.execute(_any_suspect(database.sql)):
+    with work.database.read() as reading:  # a look without a write
+        if not reading.execute(_any_suspect(reading.sql)):
             return []
-    with database.write() as transaction:
-        rows = _lease_suspect(transaction, _lease_of(relay_node), routes)
-    return _load(database, policies, relay_node, rows, step=STEP_OF_SUSPECTS)
+    with work.write() as transaction:
+        rows = _lease_suspect(transaction, _lease_of(work), routes)
+    return _load(work, rows, step=STEP_OF_SUSPECTS)
 
 
 def due_routes(database: Database, routes: Sequence[str]) -> list[str]:
@@ -282,9 +243,9 @@ class _Rates:
             use_rates(transaction, self._changed)
 
 
-def _lease_of(relay_node: str) -> dict[str, object]:
+def _lease_of(work: Work) -> dict[str, object]:
     """The parameters of a new lease."""
-    return {"token": secrets.randbits(62), "node": relay_node, "lease": LEASE_SECONDS}
+    return {"token": secrets.randbits(62), "node": work.node, "lease": LEASE_SECONDS}
 
 
 class _Claim(NamedTuple):

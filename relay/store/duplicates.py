@@ -7,20 +7,17 @@ from functools import cache
 
 import msgspec
 from sqlalchemy import TextClause, text
-from sqlalchemy.exc import DBAPIError
 
-from inbox.config.model import Config
-from inbox.db.dialect import Sql, as_list, error_text, is_wait_timeout, rows_param
+from inbox.db.dialect import Sql, as_list, error_text, rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import State, append
 from relay.delivery.ordering import covers
 from relay.delivery.policy import LEFT_TO_OTHERS, Policies
-from relay.store.bulkhead import in_parts
 from relay.store.coverage import last_delivered
-from relay.store.database import Database
 from relay.store.reopen import find, keep_payloads, take_up
 from relay.store.transaction import Key, Transaction
+from relay.store.work import Work, in_parts
 
 EVENTS_OF_A_ROUND = 200
 ROWS_OF_A_ROUND = 1_000
@@ -45,49 +42,32 @@ class Judged(msgspec.Struct, frozen=True):
     """The start of the next round, which follows at once. None: everything was judged, so begin again later."""
 
 
-def judge_duplicates(
-    database: Database, config: Config, policies: Policies, relay_node: str, rest: Rest | None = None
-) -> Judged:
+def judge_duplicates(work: Work, rest: Rest | None = None) -> Judged:
     """Judge the duplicates of some events: the first of `rest`, or of all.
 
     An event that can't be judged yet is passed over until all others were looked at, as are those of routes that rest. What is
     repeated after such a walk has begun is no part of it where its seq is higher, so that it comes to an end.
     """
-    with database.read() as transaction:
+    with work.database.read() as transaction:
         rest = rest or _all(transaction)
         if rest is None:
             return Judged(0, 0)
         page = transaction.execute(_PAGE, after=rest.after, last=rest.last, rows=ROWS_OF_A_ROUND)
-    routes = {row.seq: row.routes for row in page}
+    routes = {row.seq: as_list(row.routes) for row in page}
     found = list(routes)
     is_cut = len(page) == ROWS_OF_A_ROUND  # then the last of them may have more rows, and begins the next page
     seqs = (found[:-1] or found if is_cut else found)[:EVENTS_OF_A_ROUND]
     if not seqs:
         return Judged(0, 0)
-    parts: list[Judged] = []
-    left = database.resting()
-    for names, some in _by_locks({seq: as_list(routes[seq]) for seq in seqs}, policies).items():
-        if names & left:
-            continue
-        try:
-            parts += in_parts(
-                database,
-                "judge_duplicates",
-                some,
-                part=lambda few: judge(
-                    database, config, policies, relay_node, {seq: as_list(routes[seq]) for seq in few}
-                ),
-                alone=lambda seq, error: _set_aside(database, seq, error),
-                name=lambda seq: f"seq={seq}",
-            )
-        except DBAPIError as error:
-            if not names or not is_wait_timeout(error) or "payload_lock" in str(error.statement):
-                raise  # for retention all routes wait alike
-            left |= names
-            if len(names) == 1:  # of several, another step finds out which one it is
-                database.rest("judge_duplicates", names, error)
-        else:
-            database.end_rest(names)
+    parts = in_parts(
+        work,
+        "judge_duplicates",
+        seqs,
+        part=lambda few: judge(work, {seq: routes[seq] for seq in few}),
+        alone=lambda seq, error: _set_aside(work, seq, error),
+        name=lambda seq: f"seq={seq}",
+        routes_of=lambda seq: {name for _, name in _keys_in_question({seq: routes[seq]}, work.policies)},
+    )
     handled, rearmed = 0, 0
     for part in parts:
         handled, rearmed = handled + part.handled, rearmed + part.rearmed
@@ -95,16 +75,14 @@ def judge_duplicates(
     return Judged(handled, rearmed, None if looked_at_all else Rest(seqs[-1], rest.last))
 
 
-def _set_aside(database: Database, seq: int, error: Exception) -> Judged:
+def _set_aside(work: Work, seq: int, error: Exception) -> Judged:
     """Leave this event's duplicates unjudged, with the reason: they are skipped until it is cleared."""
-    with database.write() as transaction:
+    with work.write() as transaction:
         transaction.execute(_SET_ASIDE, seq=seq, error=error_text(error))
     return Judged(0, 0)
 
 
-def judge(
-    database: Database, config: Config, policies: Policies, relay_node: str, routes: Mapping[int, Sequence[str]]
-) -> Judged:
+def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
     """Rearm deliveries of these events, where a duplicate may report a change that the last success does not contain.
 
     One transaction, which reads 1,000 rows at most; what more there are is judged another time. It locks the routes of
@@ -118,15 +96,16 @@ def judge(
     The receiver doesn't take the order lock: a repeat that it commits meanwhile is judged later. So a row is marked as it
     was read, by its number and how often it counts, and never by a range of numbers, which commit in any order.
     """
-    with database.write() as transaction:
+    policies = work.policies
+    with work.write() as transaction:
         keys = _keys_in_question(routes, policies)
         now = transaction.lock_order({route for _, route in keys}, keeps_payloads=True) if keys else transaction.now()
         wanted = rows_param({"seq": seq} for seq in sorted(routes))
-        repeats = transaction.execute(_unhandled(database.sql), wanted=wanted, rows=ROWS_OF_A_ROUND)
+        repeats = transaction.execute(_unhandled(transaction.sql), wanted=wanted, rows=ROWS_OF_A_ROUND)
         newest: dict[int, int] = {}
         for repeat in repeats:
             newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
-        found = find(transaction, config, [key for key in keys if key[0] in newest])
+        found = find(transaction, work.config, [key for key in keys if key[0] in newest])
         lasts = last_delivered(transaction, {(row.route, row.lane) for row in found})
         uncovered = [
             row
@@ -141,24 +120,15 @@ def judge(
         ended = [row for row in uncovered if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided]
         kept = keep_payloads(transaction, (row.seq for row in ended)) if ended else set()
         again = [append(row, facts.Rearmed(duplicate=newest[row.seq]), now) for row in ended if row.seq in kept]
-        take_up(transaction, found, again, policies, relay_node)
+        take_up(transaction, found, again, policies)
         decided = [{"id": row.id, "times": row.times} for row in repeats if row.seq not in undecided]
-        handled = transaction.execute(_handle(database.sql), decided=rows_param(decided), at=time_text(now))
+        handled = transaction.execute(_handle(transaction.sql), decided=rows_param(decided), at=time_text(now))
     return Judged(len(handled), len(again))
 
 
 def _all(transaction: Transaction) -> Rest | None:
     (newest,) = transaction.execute(_NEWEST)
     return None if newest.seq is None else Rest(after=0, last=newest.seq)
-
-
-def _by_locks(routes: Mapping[int, Sequence[str]], policies: Policies) -> dict[frozenset[str], list[int]]:
-    """Part events by the routes that judging them locks: one that stays locked keeps no other from being judged."""
-    parts: dict[frozenset[str], list[int]] = {}
-    for seq, names in routes.items():
-        locks = frozenset(name for _, name in _keys_in_question({seq: names}, policies))
-        parts.setdefault(locks, []).append(seq)
-    return parts
 
 
 def _keys_in_question(routes: Mapping[int, Sequence[str]], policies: Policies) -> list[Key]:

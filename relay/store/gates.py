@@ -18,13 +18,14 @@ from relay.delivery.alerts import changes
 from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, Held, RateLimit, Report, after_result
 from relay.delivery.policy import HoldRequest, Policies, breaker_limits, holds_until
 from relay.store.alerts import note
-from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.transaction import Transaction
+from relay.store.work import Work, in_parts
 
 
-def read_gates(database: Database) -> Gates:
+def read_gates(work: Work) -> Gates:
     """Read the paused gates, and the breakers. An unreadable gate counts as paused, so it holds back only its deliveries."""
+    database = work.database
     with database.read() as transaction:
         now = transaction.now()
         ((paused_entities,),) = transaction.execute(_PAUSED_ENTITIES)
@@ -41,7 +42,7 @@ def read_gates(database: Database) -> Gates:
         if not blames_items(error):
             raise
         names = _read_names(database)
-        parts = in_parts(database, "look_at_gates", names, part=part, alone=alone, name=" ".join)
+        parts = in_parts(work, "look_at_gates", names, part=part, alone=alone, name=" ".join)
         found = [row for part in parts for row in part]
     return Gates(
         now,

@@ -19,8 +19,8 @@ from relay.delivery.ordering import LanePosition, settle
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.alerts import note
-from relay.store.database import Database
 from relay.store.transaction import ROW, Key, Transaction, as_open_delivery
+from relay.store.work import Work
 
 Lane = tuple[str, str]
 """Route and lane."""
@@ -228,24 +228,13 @@ Cause = Literal["unrecordable", "unprocessable", "payload_gone"]
 """Its attempt's outcome can't be recorded; it can't be ordered, rescued or loaded; its event has no payload any more."""
 
 
-def quarantine(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
-    key: Key,
-    *,
-    cause: Cause,
-    error: Exception,
-    token: int | None = None,
-) -> facts.Dead | None:
+def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: int | None = None) -> facts.Dead | None:
     """Make a delivery dead that is in flight under the lease of `token`, or, without one, received or ready.
 
     Its lane goes on, even where the alert is refused (`note`).
 
     Args:
-        database: of the delivery.
-        policies: by route.
-        relay_node: who does it.
+        work: who does it.
         key: the delivery.
         cause: why, in one word.
         error: why, in its own words.
@@ -259,10 +248,10 @@ def quarantine(
     """
     # One that is under no lease may be no head, so it can't hold its lane; nor is it attempted.
     is_leased = token is not None
-    blocks = is_leased and policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
+    blocks = is_leased and work.policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
     fact = facts.Dead(cause=cause, error=error_text(error), blocks_lane=blocks, counted=is_leased)
 
-    with database.write() as transaction:
+    with work.write() as transaction:
         now = transaction.lock_order([key[1]])
         row = _find(transaction, key, token, now)
         if row is None:
@@ -271,7 +260,7 @@ def quarantine(
         note(transaction, deaths([dead]), now)
         if is_leased:  # its attempt may have changed the other system
             forget_applied(transaction, [(row.route, row.lane)])
-        transaction.write_back(settle_lanes(transaction, [dead], policies, now), relay_node)
+        transaction.write_back(settle_lanes(transaction, [dead], work.policies, now))
     return fact
 
 

@@ -16,12 +16,12 @@ from inbox.events.timestamps import time_text
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import append
-from relay.delivery.policy import LEFT_TO_OTHERS, Policies, decide_abandoned
+from relay.delivery.policy import LEFT_TO_OTHERS, decide_abandoned
 from relay.store.alerts import note
-from relay.store.bulkhead import in_parts_by_route
 from relay.store.database import Database
 from relay.store.lanes import forget_applied, quarantine, settle_lanes
 from relay.store.transaction import ROW, Transaction, as_open_delivery, key_text, keys_param
+from relay.store.work import Work, in_parts
 
 LEASE_SECONDS = states.LEASE_SECONDS
 
@@ -62,34 +62,34 @@ RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
 """)
 
 
-def give_back(database: Database, policies: Policies, relay_node: str, claimed: Sequence[Claimed]) -> int:
+def give_back(work: Work, claimed: Sequence[Claimed]) -> int:
     """Return leases whose attempt never began: the attempt is not used, and the delivery is due at once. Returns how many.
 
     Their lanes are settled again: an older event that came meanwhile goes first. Leases of lanes that can't be settled
     run out; those of routes that rest stay as they are.
     """
     return sum(
-        in_parts_by_route(
-            database,
+        in_parts(
+            work,
             "give_back",
             claimed,
-            part=lambda some: _give_back_in_order(database, policies, relay_node, some),
+            part=lambda some: _give_back_in_order(work, some),
             alone=lambda _one, _error: 0,
             name=lambda one: key_text(one[:2]),
-            route_of=lambda one: one[1],
+            routes_of=lambda one: one[1:2],
             enough=len(claimed),
         )
     )
 
 
-def _give_back_in_order(database: Database, policies: Policies, relay_node: str, claimed: Sequence[Claimed]) -> int:
-    with database.write() as transaction:
+def _give_back_in_order(work: Work, claimed: Sequence[Claimed]) -> int:
+    with work.write() as transaction:
         transaction.lock_order(route for _, route, _ in claimed)
         returned = transaction.execute(_give_back(transaction.sql), returned=claims_param(claimed))
         # Not before they are due: a head that is due later keeps its place before an older event.
         now = transaction.now()
         lanes = [(row.route, row.lane) for row in returned]
-        transaction.write_back(settle_lanes(transaction, (), policies, now, lanes), relay_node)
+        transaction.write_back(settle_lanes(transaction, (), work.policies, now, lanes))
     return len(returned)
 
 
@@ -157,11 +157,7 @@ OWN_TRANSACTION = 8
 
 
 def reap(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
-    trusted: Iterable[Claimed] = (),
-    clock: DatabaseClock | None = None,
+    work: Work, trusted: Iterable[Claimed] = (), clock: DatabaseClock | None = None
 ) -> list[tuple[int, str, AnyFact]]:
     """Take back expired leases, so that another attempt can be made; how far the last one came is unknown.
 
@@ -176,65 +172,59 @@ def reap(
     """
     clock = clock or DatabaseClock()
     held = claims_param(trusted)
-    with database.read() as transaction:
+    with work.database.read() as transaction:
         expired_at = time_text(clock.look(transaction))
         if not clock.is_settled():
             return []
         expired = transaction.execute(
-            _expired_leases(database.sql),
+            _expired_leases(transaction.sql),
             batch=BATCH,
             at=expired_at,
             trusted=held,
-            resting=rows_param({"route": route} for route in sorted(database.resting())),
-            known=rows_param({"route": route} for route in sorted(policies)),
+            resting=rows_param({"route": route} for route in sorted(work.rests.left())),
+            known=rows_param({"route": route} for route in sorted(work.policies)),
             since=-LEFT_TO_OTHERS.total_seconds(),
         )
-    parts = in_parts_by_route(
-        database,
+    parts = in_parts(
+        work,
         STEP,
         [(row.seq, row.route, row.lease_token) for row in expired],
-        part=lambda leases: _reap(database, policies, relay_node, clock, leases, trusted=held),
-        alone=lambda lease, error: _set_aside(database, policies, relay_node, lease, error),
+        part=lambda leases: _reap(work, clock, leases, trusted=held),
+        alone=lambda lease, error: _set_aside(work, lease, error),
         name=lambda lease: key_text(lease[:2]),
-        route_of=lambda lease: lease[1],
+        routes_of=lambda lease: lease[1:2],
         enough=OWN_TRANSACTION,
     )
     return [fact for part in parts for fact in part]
 
 
 def _reap(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
-    clock: DatabaseClock,
-    leases: Sequence[Claimed],
-    *,
-    trusted: str,
+    work: Work, clock: DatabaseClock, leases: Sequence[Claimed], *, trusted: str
 ) -> list[tuple[int, str, AnyFact]]:
-    with database.write() as transaction:
+    with work.write() as transaction:
         transaction.lock_order(route for _, route, _ in leases)
         now = clock.look(transaction)
         if not clock.is_settled():
             return []
         keys = keys_param(lease[:2] for lease in leases)
-        rows = transaction.execute(_expired(database.sql), keys=keys, at=time_text(now), trusted=trusted)
+        rows = transaction.execute(_expired(transaction.sql), keys=keys, at=time_text(now), trusted=trusted)
         abandoned = []
         for row in rows:
             delivery = as_open_delivery(row)
-            abandoned.append(append(delivery, decide_abandoned(delivery, row.relay_node, policies.get(row.route)), now))
+            abandoned.append(
+                append(delivery, decide_abandoned(delivery, row.relay_node, work.policies.get(row.route)), now)
+            )
         note(transaction, deaths(abandoned), now)
         forget_applied(transaction, ((row.route, row.lane) for row in abandoned))
-        settled = settle_lanes(transaction, abandoned, policies, now)
+        settled = settle_lanes(transaction, abandoned, work.policies, now)
         transaction.only_write()
-        transaction.write_back(settled, relay_node)
+        transaction.write_back(settled)
     return [(row.seq, row.route, row.facts[-1]) for row in abandoned]
 
 
-def _set_aside(
-    database: Database, policies: Policies, relay_node: str, lease: Claimed, error: Exception
-) -> list[tuple[int, str, AnyFact]]:
+def _set_aside(work: Work, lease: Claimed, error: Exception) -> list[tuple[int, str, AnyFact]]:
     seq, route, token = lease
-    dead = quarantine(database, policies, relay_node, (seq, route), cause="unprocessable", error=error, token=token)
+    dead = quarantine(work, (seq, route), cause="unprocessable", error=error, token=token)
     return [] if dead is None else [(seq, route, dead)]
 
 

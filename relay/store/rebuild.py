@@ -19,14 +19,14 @@ from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OPEN, OpenDelivery, State, Step, restore, schedule
 from relay.delivery.outcome import Delivered
-from relay.delivery.policy import Policies, policies
+from relay.delivery.policy import policies
 from relay.store.audit import Checked, Difference, Stored, examine, examine_all, headless, no_heads
-from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.lanes import Lane, heads_of, settle_lanes
 from relay.store.record import remember_delivered, success_row
 from relay.store.reopen import insert
 from relay.store.transaction import Transaction, keys_param
+from relay.store.work import Work, in_parts
 
 
 def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked]:
@@ -40,33 +40,34 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         What was mended in each chunk. What is left, since it is in flight or can't be mended, is not in it: `verify` tells.
     """
     known = policies(config)
+    work = Work(database, config, known)
     for lanes in headless(database):
         with database.write() as transaction:
             now = transaction.lock_order()
             settled = settle_lanes(transaction, [], known, now, lanes)
-            transaction.write_back(settled, None)
+            transaction.write_back(settled)
         yield Checked(0, differences=no_heads((row.route, row.lane) for row in settled if row.state in HEADS))
     for checked, wrong in examine_all(database, config):
         parts = in_parts(
-            database,
+            work,
             "rebuild",
             sorted({stored.seq for stored in wrong}),
-            part=partial(_mend, database, config, known, who),
+            part=partial(_mend, work, who),
             name=lambda seq: f"seq={seq}",
         )
         yield msgspec.structs.replace(checked, differences=tuple(found for part in parts for found in part))
 
 
-def _mend(database: Database, config: Config, known: Policies, who: str, seqs: Sequence[int]) -> list[Difference]:
+def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
     """Examine these seqs again under the order lock, and repair what is still wrong.
 
     Receivers don't take that lock. What they have added since the first look is none of these seqs, and is left alone.
     """
-    with database.write() as transaction:
+    with work.database.write() as transaction:
         now = transaction.lock_order(keeps_payloads=True)  # retention deletes no event whose facts are read here
-        _, wrong = examine(transaction, seqs, config, locked=True)
+        _, wrong = examine(transaction, seqs, work.config, locked=True)
         gone = _remove_strays(transaction, [stored for stored in wrong if stored.event is None])
-        planned = [(stored, _as_it_must_be(stored, config, who)) for stored in wrong if stored.event is not None]
+        planned = [(stored, _as_it_must_be(stored, work.config, who)) for stored in wrong if stored.event is not None]
         kept, demoted = _make_room(transaction, planned, now)
         mended = [(stored, must) for stored, must in planned if must.state is not State.IN_FLIGHT and must not in kept]
         new = [(stored.row, must) for stored, must in mended if _is_new(stored.row, must)]
@@ -75,7 +76,7 @@ def _mend(database: Database, config: Config, known: Policies, who: str, seqs: S
             insert(transaction, (must for _, must in new))
         changed = {(must.seq, must.route): must for must in (*demoted, *(must for _, must in mended))}
         lanes = {(stored.row.route, stored.row.lane) for stored in wrong if stored.row is not None}
-        transaction.write_back(settle_lanes(transaction, changed.values(), known, now, lanes), None)
+        transaction.write_back(settle_lanes(transaction, changed.values(), work.policies, now, lanes))
         remember_delivered(transaction, _last_delivered(wrong))
     done = {id(stored) for stored in (*gone, *(stored for stored, _ in mended))}
     return [

@@ -32,12 +32,11 @@ from relay.delivery.policy import (
     needs_history,
 )
 from relay.store.alerts import note
-from relay.store.bulkhead import in_parts_by_route
 from relay.store.coverage import heal
-from relay.store.database import Database
 from relay.store.gates import listen
 from relay.store.lanes import first_waiting, forget_applied, lanes_in_doubt, quarantine, settle_lanes
 from relay.store.transaction import ROW, FailedAlone, Transaction, as_open_delivery, key_text, of_run
+from relay.store.work import Work, in_parts
 
 STEP = "record"
 OWN_TRANSACTION = 8
@@ -52,28 +51,18 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 def record(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
-    outcomes: Sequence[tuple[Delivery, Outcome]],
-    recently_failing: Collection[GateKey] = (),
+    work: Work, outcomes: Sequence[tuple[Delivery, Outcome]], recently_failing: Collection[GateKey] = ()
 ) -> list[Recorded]:
     """Record the outcomes of attempts whose lease is still the present one; others are discarded.
 
     All are recorded when this returns but those of routes that rest; when it raises, none of those that `record_each` has not
     yielded.
     """
-    return [
-        recorded
-        for part in record_each(database, policies, relay_node, outcomes, recently_failing)
-        for recorded in part
-    ]
+    return [recorded for part in record_each(work, outcomes, recently_failing) for recorded in part]
 
 
 def record_each(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
+    work: Work,
     outcomes: Sequence[tuple[Delivery, Outcome]],
     recently_failing: Collection[GateKey] = (),
     *,
@@ -85,9 +74,7 @@ def record_each(
     Outcomes of routes that rest are not recorded: hand them in again.
 
     Args:
-        database: of the deliveries.
-        policies: by route.
-        relay_node: who has made the attempts.
+        work: who has made the attempts.
         outcomes: of attempts.
         recently_failing: endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
         host_now: the clock by which fetches were timed; None: the database's own.
@@ -97,19 +84,19 @@ def record_each(
     """
 
     def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
-        return _record(database, policies, relay_node, some, recently_failing=recently_failing, host_now=host_now)
+        return _record(work, some, recently_failing=recently_failing, host_now=host_now)
 
     def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
-        return [_set_aside(database, policies, relay_node, one[0], error)]
+        return [_set_aside(work, one[0], error)]
 
-    yield from in_parts_by_route(
-        database,
+    yield from in_parts(
+        work,
         STEP,
         outcomes,
         part=part,
         alone=alone,
         name=_name,
-        route_of=lambda one: one[0].route,
+        routes_of=lambda one: (one[0].route,),
         enough=OWN_TRANSACTION,
     )
 
@@ -118,38 +105,33 @@ def _name(one: tuple[Delivery, Outcome]) -> str:
     return key_text((one[0].seq, one[0].route))
 
 
-def _set_aside(
-    database: Database, policies: Policies, relay_node: str, delivery: Delivery, error: Exception
-) -> Recorded:
+def _set_aside(work: Work, delivery: Delivery, error: Exception) -> Recorded:
     """Let a delivery become dead whose outcome can't be recorded."""
     key = (delivery.seq, delivery.route)
     try:
-        fact = quarantine(
-            database, policies, relay_node, key, cause="unrecordable", error=error, token=delivery.lease_token
-        )
+        fact = quarantine(work, key, cause="unrecordable", error=error, token=delivery.lease_token)
     except Exception as second:
         if not blames_items(second):
             raise
-        database.failed_alone(FailedAlone(STEP, key_text(key), error_text(second)))
+        work.observer.failed_alone(FailedAlone(STEP, key_text(key), error_text(second)))
         return Recorded(delivery, None)
     return Recorded(delivery, fact)
 
 
 def _record(
-    database: Database,
-    policies: Policies,
-    relay_node: str,
+    work: Work,
     handed_in: Sequence[tuple[Delivery, Outcome]],
     *,
     recently_failing: Collection[GateKey],
     host_now: Callable[[], datetime] | None,
 ) -> list[Recorded]:
-    with database.write() as transaction:
+    policies = work.policies
+    with work.write() as transaction:
         deliveries = [delivery for delivery, _ in handed_in]
         now, (rows, first) = transaction.lock_order_and_read(
             {delivery.route for delivery in deliveries},
-            _leases_of(database.sql, deliveries),
-            first_waiting(database.sql, {(d.route, d.lane) for d in deliveries}),
+            _leases_of(transaction.sql, deliveries),
+            first_waiting(transaction.sql, {(d.route, d.lane) for d in deliveries}),
         )
         leased = {(row.seq, row.route, row.token): as_open_delivery(row) for row in rows}
         ahead = timedelta(0) if host_now is None else max(host_now() - now, timedelta(0))
@@ -177,7 +159,7 @@ def _record(
         # What was in flight was the head of its lane, so there is no other.
         settled = settle_lanes(transaction, [*changed, *healed], policies, now, first=first)
         transaction.only_write()
-        transaction.write_back(settled, relay_node)
+        transaction.write_back(settled)
         remember_delivered(
             transaction,
             [

@@ -62,14 +62,13 @@ def take_up(
     found: Iterable[OpenDelivery],
     again: Sequence[OpenDelivery],
     policies: Policies,
-    relay_node: str | None,
 ) -> None:
     """Give `again`, which are of those that were `found`, with the fact that takes each up, their places in their lanes."""
     ended = {(row.seq, row.route) for row in found if row.state is State.ENDED}
     reopened = [row for row in again if (row.seq, row.route) in ended]
     if reopened:
         insert(transaction, reopened)
-    transaction.write_back(settle_lanes(transaction, again, policies, transaction.now()), relay_node)
+    transaction.write_back(settle_lanes(transaction, again, policies, transaction.now()))
 
 
 def insert(transaction: Transaction, deliveries: Iterable[OpenDelivery]) -> None:

@@ -50,10 +50,11 @@ class Transaction:
         connection: Connection,
         sql: Sql,
         now: str | None,
+        node: str | None = None,
         *,
         impatient_of: AbstractSet[str] = frozenset(),
     ) -> None:
-        """It waits only shortly for routes that it is `impatient_of`."""
+        """Its facts say that `node` made them. It waits only shortly for routes that it is `impatient_of`."""
         self.connection = connection
         self.sql = sql
         self.appended: Counter[tuple[str, str]] = Counter()
@@ -64,7 +65,7 @@ class Transaction:
         """About how many rows it writes, which makes the next checkpoint due."""
         self.has_payloads = False
         """True when retention deletes no payload before it ends."""
-        self._now = now
+        self._now, self._node = now, node
         version = connection.dialect.server_version_info
         self._pipelines = sql.pipelines and version is not None and version >= PIPELINES_SINCE
         self._writes: list[Statement] | None = None
@@ -188,7 +189,7 @@ class Transaction:
         """The database's clock, UTC."""
         return as_time(self.execute(_now(self.sql))[0].now)
 
-    def write_back(self, changed: Iterable[OpenDelivery], relay_node: str | None) -> None:
+    def write_back(self, changed: Iterable[OpenDelivery]) -> None:
         """Append the facts of these deliveries and give their rows the state that follows.
 
         Those that cease to be heads are written before those that become one: the database refuses two heads in a lane,
@@ -203,7 +204,7 @@ class Transaction:
                 "route": row.route,
                 "kind": facts.kind_of(fact),
                 **msgspec.structs.asdict(standing),
-                "relay_node": relay_node,
+                "relay_node": self._node,
                 "detail": facts.detail_of(fact),
             }
             for row in rows

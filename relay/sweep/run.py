@@ -29,10 +29,10 @@ from relay.delivery.policy import hold_request
 from relay.destinations.base import Clients, Context, without_lease
 from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
-from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.gates import acquire_rate, held_for, hold
 from relay.store.sweeps import Listed, SweepFindings
+from relay.store.work import Work, in_parts
 from relay.sweep.pages import BEFORE_A_CALL, Page, Pages
 from relay.sync.expressions import Expression, encode
 
@@ -91,7 +91,7 @@ class CompiledSweep:
         return (EVERYTHING if before is None else before - timedelta(seconds=self.table.overlap)), before
 
     def run(
-        self, database: Database, context: Context, since: datetime, *, dry: bool = False
+        self, work: Work, context: Context, since: datetime, *, dry: bool = False
     ) -> Generator[SweepFindings, None, None]:
         """Compare page by page, and yield the progress after each; no transaction is open while the api is called.
 
@@ -104,7 +104,7 @@ class CompiledSweep:
         Raises:
             SweepFailed: the source's listing could not be read to its end, or an entity could not be taken in.
         """
-        source, entity_type = self.source.name, self.table.entity_type
+        database, source, entity_type = work.database, self.source.name, self.table.entity_type
         now = context.now()
         young = now - timedelta(seconds=self.table.grace)
         swept = SweepFindings(source, entity_type, since, since)
@@ -120,7 +120,7 @@ class CompiledSweep:
             failed += [unlisted.why for unlisted in page.unlisted]
             old = [each for each in page.entities if each.modified <= young]
             lost = sweeps.missing(database, source, entity_type, old, self._taken)
-            added = 0 if dry else self._add(database, lost, page.entities, now, failed)
+            added = 0 if dry else self._add(work, lost, page.entities, now, failed)
             swept = msgspec.structs.replace(
                 swept,
                 until=max([swept.until, *(each.modified for each in old)]),
@@ -144,20 +144,20 @@ class CompiledSweep:
 
     def _add(
         self,
-        database: Database,
+        work: Work,
         lost: Sequence[Listed],
         items: Mapping[Listed, Any],
         now: datetime,
         failed: list[str],
     ) -> int:
         def part(some: Sequence[Listed]) -> int:
-            return add_events(database, (self._event(each, items.get(each), now) for each in some))
+            return add_events(work.database, (self._event(each, items.get(each), now) for each in some))
 
         def alone(listed: Listed, error: Exception) -> int:
             failed.append(f"{_id_of(listed)}: {error_text(error)}")
             return 0
 
-        return sum(in_parts(database, STEP, lost, part=part, alone=alone, name=_id_of))
+        return sum(in_parts(work, STEP, lost, part=part, alone=alone, name=_id_of))
 
     def _hold_gate(self, database: Database) -> None:
         """Hold the api's gate when the last answer asked for it: this sweep waits, and so do deliveries and other relays."""

@@ -24,9 +24,9 @@ from relay.destinations.base import Context
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import sweeps
-from relay.store.database import Database
 from relay.store.gates import read_gates
 from relay.store.sweeps import SweepFindings
+from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
 
 LOOK_EVERY_SECONDS = 1.0
@@ -59,8 +59,7 @@ class Sweeper:
 
     def __init__(
         self,
-        database: Database,
-        node: str,
+        work: Work,
         sweepings: Sequence[CompiledSweep],
         *,
         stop: threading.Event,
@@ -68,8 +67,7 @@ class Sweeper:
         observer: Observer,
         steps: Steps,
     ) -> None:
-        self._database = database
-        self._node = node
+        self._work, self._database = work, work.database
         self._sweepings = sweepings
         self._stop = stop
         self._context = Context(self._calls_until, stop, now)
@@ -119,7 +117,7 @@ class Sweeper:
             try:
                 self.run_due(api)
             except Exception as error:  # noqa: BLE001  # without this thread nobody sweeps, and nobody notices
-                self._observer.bug_in_thread("sweeps", error)
+                self._observer.tell("bug_in_thread", bug=error, subject="sweeps")
 
     def _take_turn(self, sweeping: CompiledSweep) -> None:
         turn = self._turn(sweeping)
@@ -166,7 +164,7 @@ class Sweeper:
         since, _ = sweeping.begins(self._database)
         renew_at = steady() + RENEW_EVERY_SECONDS
         context = msgspec.structs.replace(self._context, span=span)
-        with closing(sweeping.run(self._database, context, since)) as running:
+        with closing(sweeping.run(self._work, context, since)) as running:
             for so_far in running:
                 swept = self._so_far[sweeping.subject] = so_far
                 if self._stop.is_set():
@@ -194,17 +192,22 @@ class Sweeper:
             sweeps.fail(self._database, turn, error, [alert, *alerts], missed)
             self._observer.tell("sweep_failed", subject=sweeping.subject, error=error)
         if found is not None:
-            self._observer.swept_in_part(sweeping.subject, found)
+            self._observer.swept(sweeping.subject, found, in_part=True)
 
     def _turn(self, sweeping: CompiledSweep) -> sweeps.Turn:
         table = sweeping.table
         every = None if table.every is None else float(table.every)
         again = AGAIN_SECONDS if every is None else min(every, AGAIN_SECONDS)
         return sweeps.Turn(
-            sweeping.source.name, table.entity_type, self._node, every, again, sweeps.lease_seconds(sweeping.api)
+            sweeping.source.name,
+            table.entity_type,
+            self._work.node or "",
+            every,
+            again,
+            sweeps.lease_seconds(sweeping.api),
         )
 
     def _is_held_back(self, sweeping: CompiledSweep) -> bool:
         """Return whether a pause of its source or api, or the api's breaker, holds it back. A half-open breaker is probed here."""
         through = [("source", sweeping.source.name), ("api", sweeping.table.api)]
-        return read_gates(self._database).admit(through) == "none"
+        return read_gates(self._work).admit(through) == "none"

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -26,6 +27,7 @@ from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.accounts import Actor
 from relay.delivery.policy import Policies, policies
 from relay.store.database import Database
+from relay.web.query import GivenTime, Limit, Number
 
 AnyMembers = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema={"additionalProperties": True})]
 """An object with any members, such as the selection of a command."""
@@ -67,26 +69,45 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class Screen(msgspec.Struct, frozen=True):
-    """One screen, its JSON twin (`PATH.json`) and its place in the API (`/api/v1/NAME`)."""
+    """One screen, its JSON twin (`PATH.json`) and its place in the API (`/api/v1/PATH`)."""
 
     name: str
+    """Its template is `templates/NAME.html`, which gets `page`, `query`, `screen`, `config`, `actor`, `now` and `values`."""
     path: str
     """As Falcon has it; names in braces are fields of the query."""
     title: str
-    query: type[msgspec.Struct]
-    """Fields are the parameters of the URL, each with a default unless it stands in the path."""
-    page: type[msgspec.Struct]
     read: Callable[[Reading, Any], Any]
-    """Makes a `page` from a `query`. Raises PageError where there is nothing to show."""
-    template: str
-    """File in `templates/`. It gets `page`, `query`, `screen`, `config`, `actor`, `now` and `values`."""
-    in_menu: bool = True
+    """Makes its page from its query, whose types its signature has. Raises PageError where there is nothing to show."""
+    key: str | None = None
+    """The letter that opens it by the keyboard; None: it is not in the menu."""
     is_live: bool = True
     """True when its page refreshes itself: its read is cheap, and nobody fills in a form on it."""
-    is_list: bool = False
-    """True when its page has `rows`, which the API answers with a link to the next page."""
     values: Mapping[str, object] = {}
     """Further names of the template: constants, and pure functions of the page's values."""
+
+    @property
+    def query(self) -> type[msgspec.Struct]:
+        """Its parameters in the URL, each with a default unless it stands in the path."""
+        return list(_types_of(self.read).values())[1]
+
+    @property
+    def page(self) -> type[msgspec.Struct]:
+        """Its answer."""
+        return _types_of(self.read)["return"]
+
+
+@cache
+def _types_of(read: Callable[[Reading, Any], Any]) -> dict[str, type[msgspec.Struct]]:
+    return get_type_hints(read, include_extras=True)
+
+
+class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of every list."""
+
+    since: GivenTime | None = None
+    until: GivenTime | None = None
+    before: Number | None = None
+    limit: Limit = 50
 
 
 class ListPage(msgspec.Struct, frozen=True):
@@ -95,8 +116,6 @@ class ListPage(msgspec.Struct, frozen=True):
     rows: tuple[Row, ...]
     before: int | None = None
     """Value of the parameter `before` for the next page; None: there is no more."""
-    matching: int | None = None
-    """Number of all that match, where 501 stands for more than 500; None: not counted."""
 
 
 MOST_COUNTED = 500

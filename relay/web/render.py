@@ -1,4 +1,4 @@
-"""HTML of screens: Jinja2 with escaping, filters that put values into their form, and  No template reads anything."""
+"""HTML of screens: Jinja2 with escaping, filters that put values into their form, and charts. No template reads anything."""
 
 from __future__ import annotations
 
@@ -20,19 +20,6 @@ from relay import words
 from relay.web import query as queries
 from relay.web.query import encodable_text
 from relay.web.reading import MOST_COUNTED, Screen
-
-KEYS: Mapping[str, str] = {
-    "/": "o",
-    "/deliveries": "d",
-    "/dead": "l",
-    "/gates": "g",
-    "/rejected": "r",
-    "/commands": "c",
-    "/alerts": "a",
-    "/doctor": "h",
-}
-"""Letter of each path."""
-
 
 _LINES = 4
 """Most horizontal lines of the grid."""
@@ -171,23 +158,23 @@ STATIC: Mapping[str, str] = {
 class Renderer:
     """Renders templates of `relay/web/templates`."""
 
-    def __init__(self, menu: tuple[tuple[str, str], ...]) -> None:
-        """Prepare it; `menu` has path and title of each entry."""
-        self._environment = _environment(menu)
+    def __init__(self, menu: tuple[Screen, ...]) -> None:
+        """Prepare it, with the screens of the menu."""
+        self._menu = menu
 
     def render(self, template: str, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
         """Render a template. `now` is what times are relative to."""
-        return encodable_text(self._environment.get_template(template).render(now=now, **values))
+        return encodable_text(_environment().get_template(template).render(now=now, menu=self._menu, **values))
 
     def render_screen(self, screen: Screen, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
         """Render a screen. `values` go before its own; without `live` it does not refresh itself."""
         fixed = {"title": screen.title, "here": screen.path, "screen": screen, "live": False, "version": None}
         given = {**fixed, **screen.values, **values}
-        return self.render(screen.template, now=now, **given)
+        return self.render(f"{screen.name}.html", now=now, **given)
 
 
 @cache  # all pages of a process share the compiled templates
-def _environment(menu: tuple[tuple[str, str], ...]) -> Environment:
+def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("relay.web"),
         autoescape=True,
@@ -196,8 +183,6 @@ def _environment(menu: tuple[tuple[str, str], ...]) -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(
-        menu=menu,
-        keys=KEYS,
         url=queries.url,
         static=STATIC.__getitem__,
         with_given=_with_given,

@@ -15,7 +15,7 @@ from inbox.db.schema import metadata
 from relay.store import claim, sequence
 from relay.store.database import Database
 from tests.helpers import filling
-from tests.helpers.relaying import POLICIES
+from tests.helpers.relaying import work_of
 from tests.helpers.sender import events
 from tests.helpers.storing import START, Intake, an_event
 
@@ -37,8 +37,8 @@ def install(engine: Engine, url: str) -> None:
         Rejected(START, "trivore", 422, "invalid_event", "no id", "id", "192.0.2.1", b"h" * 32, {"a": "b"}, b"\x00\xff")
     )
     database = Database(engine)
-    sequence.sequence(database, POLICIES, "r1")
-    claim.claim(database, "r1", [claim.Room(["strict"], 1)])
+    sequence.sequence(work_of(database))
+    claim.claim(work_of(database), [claim.Room(["strict"], 1)])
     with engine.begin() as connection:
         for name, row in OTHERS.items():
             connection.execute(metadata.tables[name].insert(), row)

@@ -33,6 +33,7 @@ from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper
 from tests.destinations.calling import POST, Called, client_of
 from tests.helpers.delivering import DELIVERY, NOW, ROUTE, context
+from tests.helpers.relaying import work_of
 from tests.helpers.scripted import answer, hang, raw, then_close
 from tests.helpers.waiting import until
 
@@ -168,7 +169,7 @@ def test_who_sweeps_goes_on_after_whatever_comes_up(bug: Exception, monkeypatch:
     monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.01)
     stop, observer = threading.Event(), Observer()
     thread = Sweeper(
-        cast("Database", None), "r1", [cast("CompiledSweep", Named())], stop=stop, now=lambda: NOW, observer=observer,
+        work_of(cast("Database", None)), [cast("CompiledSweep", Named())], stop=stop, now=lambda: NOW, observer=observer,
         steps=cast("Steps", Broken()),
     )  # fmt: skip
     thread.start()
@@ -201,7 +202,7 @@ def test_a_failed_step_is_logged_with_all_its_frames_and_none_of_its_values(capl
     error = raised_with_a_row()
     assert SECRET in str(error)
     Observer().step_failed("record", error, 1.0)
-    Observer().bug_in_thread("sweeps", error)
+    Observer().tell("bug_in_thread", bug=error, subject="sweeps")
     assert caplog.text.count("in execute") == 4, "its own frames, and its cause's, each time"
     assert "IntegrityError" in caplog.text
     assert SECRET not in caplog.text

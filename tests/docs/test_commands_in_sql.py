@@ -24,15 +24,16 @@ def said(steps: Steps, statement: str) -> str:
         steps.do(statement)
     except IntegrityError as error:
         return str(error.orig)
-    working = OpenCommands(steps.database)
-    while working.work(CONFIG, policies(CONFIG)):
+    working = OpenCommands()
+    while working.work(steps.work):
         pass
-    working.work(CONFIG, policies(CONFIG))
+    working.work(steps.work)
     return ""
 
 
 def test_every_statement_of_the_page_does_what_the_page_says(engine: Engine) -> None:
     steps = Steps(engine, policies(CONFIG))
+    steps.config = CONFIG
     steps.arrive(*(an_event(n, f"u{n}", routes=["to-crm"]) for n in (1, 2)))
     steps.record_all(steps.claim_due(10, "to-crm"), HOPELESS)
     page = blocks(PAGES[PAGE])

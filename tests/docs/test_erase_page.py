@@ -14,7 +14,7 @@ from relay.store.operator import execution
 from tests.docs.pages import PAGES, blocks
 from tests.helpers.processes import Site, site
 from tests.helpers.reading import rows
-from tests.helpers.relaying import CONFIG, POLICIES, Steps
+from tests.helpers.relaying import Steps, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.webhooks import config_text
 
@@ -47,8 +47,8 @@ def test_the_statement_is_done_by_relays(engine: Engine) -> None:
     an_ended_event(engine, 1)
     with engine.begin() as connection:
         connection.execute(text(ASKING.replace(":", "\\:")))
-    commands = execution.OpenCommands(Database(engine))
-    while commands.work(CONFIG, POLICIES):
+    commands = execution.OpenCommands()
+    while commands.work(work_of(Database(engine))):
         pass
     assert rows(engine, "SELECT count(*) AS number FROM inbox WHERE erased_at IS NOT NULL") == [{"number": 1}]
 

@@ -18,6 +18,7 @@ from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
 from relay.store.database import Database
 from relay.store.sweeps import SweepFindings
+from relay.store.work import Work
 from relay.sweep.run import CompiledSweep, orphans
 from tests.docs.pages import PAGES
 from tests.helpers.kinds import ON_SQLITE
@@ -184,7 +185,7 @@ def swept(config: str, engine: Engine, since: datetime) -> SweepFindings:
     parsed = parse_config(config)
     (source,) = parsed.sources
     with contextlib.closing(CompiledSweep(parsed, source, 0)) as sweeping:
-        *_, last = sweeping.run(Database(engine), without_lease(), since)
+        *_, last = sweeping.run(Work(Database(engine), parsed, {}), without_lease(), since)
     return last
 
 

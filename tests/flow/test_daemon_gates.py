@@ -31,6 +31,7 @@ from tests.helpers.downstream import serving
 from tests.helpers.evidence import open_states
 from tests.helpers.filling import fill
 from tests.helpers.reading import rows
+from tests.helpers.relaying import work_of
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import moment
 
@@ -176,7 +177,7 @@ def test_a_drain_ends_though_something_is_held_back(database_url: str, engine: E
         config, database = configured(downstream.url), Database(engine)
         for gate in (Gate(source="trivore", entity_type="USER", entity_id="u1"), Gate(route="everything")):
             number = commands.ask(database, "pause", gate, who="kim", why="odd")
-            execution.work_on(database, config, policies(config), number)
+            execution.work_on(work_of(database, policies(config), config=config), number)
             Relay(database, prepare(config), grace_seconds=20).run(drain=True)
             assert open_states(engine) == {"ready": 1}
 

@@ -24,7 +24,7 @@ from tests.helpers.downstream import serving
 from tests.helpers.filling import fill
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.reading import rows
-from tests.helpers.relaying import CONFIG, POLICIES
+from tests.helpers.relaying import CONFIG, POLICIES, work_of
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE, moment
 
@@ -40,14 +40,14 @@ def nobody_can_order(engine: Engine) -> Iterator[None]:
 
 
 def could_not_order(relay: Relay) -> bool:
-    return "sequence" in {*relay._steps.failing, *relay._database.rests()}
+    return "sequence" in {*relay._steps.failing, *relay._rests.texts()}
 
 
 @pytest.fixture
 def an_older_one_has_come(database_url: str, engine: Engine) -> None:
     """A head is due, and an older event of its entity is not ordered yet."""
     fill(database_url, [("u1", moment(2))])
-    sequence(Database(engine), {ROUTE: POLICIES["strict"]}, "another")
+    sequence(work_of(Database(engine), {ROUTE: POLICIES["strict"]}, node="another"))
     fill(database_url, [("u1", moment(1))])
 
 
@@ -107,7 +107,7 @@ def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_ste
         pass
     relay._steps.run("sequence", lambda: 1 // 0, 0)
     relay._steps._monotonic = lambda: time.monotonic() + LASTS_SECONDS  # its next try is due
-    relay._database.is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
+    relay._places.is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
     relay._cycle()
     assert could_not_order(relay)
 

@@ -77,7 +77,7 @@ def test_when_ordering_becomes_latest_a_lane_is_folded_when_its_head_has_ended(
         latest = {name: msgspec.structs.replace(route, ordering="latest") for name, route in config.routes.items()}
         config = msgspec.structs.replace(config, routes=latest)
         relay.reload(prepare(config))
-        until(lambda: relay._generations.active.config is config, "it is reloaded")
+        until(lambda: relay._generations.active.work.config is config, "it is reloaded")
         held.go.set()
         until(lambda: not open_states(engine), "all have ended")
     assert held.seqs == [seqs[0], seqs[-1]]

@@ -172,7 +172,7 @@ def test_what_is_left_of_a_give_back_stays_leased_and_is_given_back_later(
 
 
 def failing(relay: Relay) -> set[str]:
-    return {*relay._steps.failing, *relay._database.rests()}
+    return {*relay._steps.failing, *relay._rests.texts()}
 
 
 @ON_POSTGRES
@@ -180,7 +180,7 @@ def test_a_route_whose_outcomes_cannot_be_recorded_takes_no_more_places(engine: 
     with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:
         pass
     assert relay._claimer._admitted([ROUTE]) == [ROUTE]
-    relay._database.rest("record", {ROUTE}, OSError("locked"))
+    relay._rests.begin("record", {ROUTE}, OSError("locked"))
     assert relay._claimer._admitted([ROUTE]) == []
 
 

@@ -35,6 +35,7 @@ from tests.helpers.directory import TABLE, Directory
 from tests.helpers.evidence import open_states
 from tests.helpers.filling import fill
 from tests.helpers.reading import count, rows
+from tests.helpers.relaying import work_of
 from tests.helpers.scripted import answer
 from tests.helpers.scripted import serving as scripted
 from tests.helpers.waiting import until
@@ -256,7 +257,7 @@ def sweeper(engine: Engine, table: str) -> Sweeper:
     """One that looks when it is told."""
     stop, now, observer = threading.Event(), SystemClock().now, Observer()
     turns = scheduled(configured("http://127.0.0.1:9/", more=table + OFTEN))
-    return Sweeper(Database(engine), "r1", turns, stop=stop, now=now, observer=observer, steps=Steps(observer))
+    return Sweeper(work_of(Database(engine)), turns, stop=stop, now=now, observer=observer, steps=Steps(observer))
 
 
 def test_who_pauses_the_api_or_the_source_pauses_its_sweep(
@@ -266,7 +267,7 @@ def test_who_pauses_the_api_or_the_source_pauses_its_sweep(
 
     def work(act: Literal["pause", "resume"], gate: Gate) -> None:
         number = commands.ask(database, act, gate, who="me", why="seen")
-        execution.work_on(database, config, policies(config), number)
+        execution.work_on(work_of(database, policies(config), config=config), number)
 
     for gate in (Gate(api="identity"), Gate(source="trivore")):
         work("pause", gate)
@@ -317,7 +318,7 @@ def test_what_one_has_added_that_broke_off_is_told_though_the_next_one_finds_not
     sweeper.run_due()
     assert (watermark(engine)["missed"], watermark(engine)["compared_until"]) == (2, None)
     assert {kind for kind, _, firing in alerted(engine) if firing} == {"webhooks_missed", "sweep_failed"}
-    assert (sweeper._observer.counts["sweep_missed"], sweeper._observer.counts["sweeps"]) == (2, 0)
+    assert (sweeper._observer.counts["sweep_missed"], sweeper._observer.counts["swept"]) == (2, 0)
 
 
 def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_sweep_begins_there_again(

@@ -15,6 +15,7 @@ from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.outage import disconnect
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver, receiving
+from tests.helpers.relaying import work_of
 from tests.helpers.storing import a_row
 from tests.helpers.webhooks import body, moment
 
@@ -58,7 +59,7 @@ async def test_a_sequence_behind_its_table_is_503_until_it_is_mended_and_told(
     assert alerted(engine) == TAKEN_BACK
     assert count(engine, "inbox") == 9
     assert count(engine, "rejected_request") == 0
-    (first,) = take_unsent(Database(engine))
+    (first,) = take_unsent(work_of(Database(engine)))
     assert sentence(first.alert).startswith(
         "the receiver can store nothing: the sequence public.inbox_seq_seq is behind"
     )

@@ -149,7 +149,7 @@ def test_rows_that_a_person_keeps_locked_keep_their_route_alone(
                 until(lambda: "record" in failing_steps_of(engine), "relay status says so", within=10)
                 fill_both(database_url, engine)
                 until(lambda: len(well.arrivals) == 80, "the other route is delivered", within=10)
-                assert relay._database.rests()
+                assert relay._rests.texts()
             until(lambda: not open_states(engine), "so are these")
             until(lambda: not failing_steps_of(engine), "and nothing is said any more", within=10)
 

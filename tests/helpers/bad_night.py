@@ -86,6 +86,7 @@ class Night(Steps):
     def __init__(self, engine: Engine) -> None:
         began = SystemClock().now().replace(second=0, microsecond=0) - timedelta(minutes=15)
         super().__init__(engine, POLICIES, FakeClock(began))
+        self.config = CONFIG
         self.live = Database(engine)
         """The database by its own clock."""
         self.node = "relay-1"
@@ -100,10 +101,10 @@ class Night(Steps):
 
     def operate(self) -> None:
         """Have a relay work on every open command."""
-        working = OpenCommands(self.database)
-        while working.work(CONFIG, POLICIES):
+        working = OpenCommands()
+        while working.work(self.work):
             pass
-        working.work(CONFIG, POLICIES)
+        working.work(self.work)
 
     def beat(self) -> None:
         """Send a heartbeat of the relay that runs, whose claims fail."""

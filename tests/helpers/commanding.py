@@ -14,13 +14,14 @@ from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from relay.store.operator.selection import Act
+from tests.helpers.relaying import work_of
 
 
 def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *, who: str = "kim", why: str) -> int:
     """All of it, batch by batch, by this process alone; how many deliveries were changed."""
     number = commands.ask(database, act, chosen, who=who, why=why)
     while (progress := commands.progress(database, number)) and not progress.has_ended:
-        execution.work_on(database, config, policies(config), number)
+        execution.work_on(work_of(database, policies(config), config=config), number)
     assert progress is not None
     assert progress.state == "done"
     return progress.affected
@@ -40,7 +41,7 @@ def erase(
     asked = {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}
     number = number or commands.ask(database, "erase", asked, who="kim", why=why)
     while (progress := commands.progress(database, number)) and not progress.has_ended:
-        execution.work_on(database, config, policies(config), number)
+        execution.work_on(work_of(database, policies(config), config=config), number)
         heard()
     assert progress is not None
     return number, progress

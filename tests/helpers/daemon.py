@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Iterator
 
+import msgspec
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
@@ -20,7 +21,8 @@ from relay.daemon.maintenance import Maintenance
 from relay.delivery.policy import Policies, policies
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store.database import Database
+from relay.store.database import Database, Places
+from relay.store.work import Work
 from tests.helpers.downstream import Downstream
 from tests.helpers.evidence import facts
 from tests.helpers.relaying import at_work
@@ -66,8 +68,14 @@ def maintenance_of(
     """The maintenance of a relay that makes no calls."""
     leases = Leases()
     generations = Generations(
-        PreparedConfig(config), leases=leases, stop=threading.Event(), now=SystemClock().now, events=queue.SimpleQueue()
+        PreparedConfig(config),
+        Work(database, config, {}, "r1", observer),
+        leases=leases,
+        stop=threading.Event(),
+        now=SystemClock().now,
+        events=queue.SimpleQueue(),
     )
-    generations.active.policies = dict(known or policies(config))
-    claimer = Claimer(database, "r1", generations, leases=leases, observer=observer)
-    return Maintenance(database, "r1", generations, claimer=claimer, leases=leases, steps=steps, observer=observer)
+    active = generations.active
+    active.work = msgspec.structs.replace(active.work, policies=known or policies(config))
+    claimer = Claimer(generations, Places(), leases=leases, observer=observer)
+    return Maintenance(generations, claimer=claimer, leases=leases, steps=steps, observer=observer)

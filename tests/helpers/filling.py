@@ -12,6 +12,7 @@ from relay.delivery.policy import policies
 from relay.store import claim, record, sequence
 from relay.store.database import Database
 from tests.helpers.receiver import Receiver, receiving
+from tests.helpers.relaying import work_of
 from tests.helpers.sender import Event
 from tests.helpers.webhooks import a_config, body
 
@@ -42,10 +43,10 @@ def fail_once(engine: Engine, database_url: str, events: Iterable[Event]) -> lis
 def _attempt(engine: Engine, database_url: str, events: Iterable[Event], outcome: Failed) -> list[int]:
     seqs = fill(database_url, events)
     database, known = Database(engine), policies(a_config(database_url))
-    while sequence.sequence(database, known, "r1"):
+    while sequence.sequence(work_of(database, known)):
         pass
-    while claimed := claim.claim(database, "r1", [claim.Room(["everything"], 500)]):
-        record.record(database, known, "r1", [(delivery, outcome) for delivery in claimed])
+    while claimed := claim.claim(work_of(database), [claim.Room(["everything"], 500)]):
+        record.record(work_of(database, known), [(delivery, outcome) for delivery in claimed])
     return seqs
 
 

@@ -24,7 +24,7 @@ from relay.operations.asks import Selection
 from relay.store import alerts, gates, nodes, sweeps
 from relay.store.alert_conditions import Watch
 from relay.store.operator import commands, execution
-from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.relaying import FakeClock, Steps, work_of
 
 MINUTES = 75
 """All begins so long before an operator looks."""
@@ -122,7 +122,7 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
         clock.advance(60)
     _work(steps, MINUTES, rng)
     nodes.flush_figures(steps.database, config.routes)
-    alerts.take_untold(steps.database)
+    alerts.take_untold(steps.work)
     nodes.heartbeat(steps.database, "relay-1")
     _last_arrivals(steps, rng)
     return steps
@@ -242,7 +242,7 @@ def _operators(steps: Steps, config: Config, minute: int) -> None:
         chosen = Selection(route="orders-to-erp", error="503")
         number = commands.ask(steps.database, "replay", chosen, who="olga", why=_REPLAYS[minute])
         while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
-            execution.work_on(steps.database, config, steps.policies, number)
+            execution.work_on(work_of(steps.database, steps.policies, config=config), number)
     if minute % 15 == 10:
         since = steps.clock.moment - timedelta(minutes=15)
         sweeps.finish(

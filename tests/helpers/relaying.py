@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -25,6 +26,8 @@ from relay.http.client import Limits
 from relay.store import claim, leases, record, sequence
 from relay.store.database import Database
 from relay.store.record import Recorded
+from relay.store.transaction import FailedAlone
+from relay.store.work import Reports, Rests, Work
 from tests.helpers.agreement import facts_agree
 from tests.helpers.storing import START, Intake
 
@@ -55,6 +58,37 @@ def fetching(config: Config) -> Policies:
 
 
 POLICIES = fetching(CONFIG)
+
+
+class Heard(Reports):
+    """Keeps what transactions and steps report."""
+
+    def __init__(self) -> None:
+        self.alone: list[FailedAlone] = []
+        self.held_up: list[str] = []
+        """Steps whose routes rest, such as `reap of strict`."""
+        self.on_facts: Callable[[Mapping[tuple[str, str], int]], object] = Counter[tuple[str, str]]().update
+
+    def appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
+        self.on_facts(facts_of)
+
+    def failed_alone(self, item: FailedAlone) -> None:
+        self.alone.append(item)
+
+    def database_trouble(self, doing: str, error: BaseException) -> None:  # noqa: ARG002  # as every report's
+        self.held_up.append(doing)
+
+
+def work_of(
+    database: Database,
+    known: Policies = POLICIES,
+    *,
+    node: str = "r1",
+    config: Config = CONFIG,
+    observer: Reports | None = None,
+) -> Work:
+    """The context of a relay's steps, which remembers nothing of earlier ones."""
+    return Work(database, config, known, node, observer or Reports())
 
 
 class FakeClock:
@@ -123,6 +157,13 @@ class Steps:
         self.deliverer = Scripted()
         self.node = "r1"
         self.policies = known
+        self.config = CONFIG
+        self.heard, self.rests = Heard(), Rests()
+
+    @property
+    def work(self) -> Work:
+        """The context of its steps."""
+        return Work(self.database, self.config, self.policies, self.node, self.heard, self.rests)
 
     def advance(self, seconds: float) -> None:
         """Let time pass for the database's clock, as the relay sees it."""
@@ -139,7 +180,7 @@ class Steps:
 
     def sequence(self, batch: int = sequence.BATCH) -> int:
         """Order what arrived."""
-        return sequence.sequence(self.database, self.policies, self.node, batch)
+        return sequence.sequence(self.work, batch=batch)
 
     def claim(self, route: str = "strict") -> Delivery:
         """Claim the delivery of the route that has been due longest."""
@@ -148,7 +189,7 @@ class Steps:
 
     def claim_due(self, most: int = 100, *routes: str) -> list[Delivery]:
         """Lease what is due, of every route unless some are named."""
-        return claim.claim(self.database, self.node, [claim.Room(routes or list(self.policies), most)])
+        return claim.claim(self.work, [claim.Room(routes or list(self.policies), most)])
 
     def deliver(self, claimed: Sequence[Delivery]) -> list[tuple[Delivery, Outcome]]:
         """Make the attempts."""
@@ -157,7 +198,7 @@ class Steps:
 
     def record(self, outcomes: Sequence[tuple[Delivery, Outcome]], watched: Collection[GateKey] = ()) -> list[Recorded]:
         """Write down what they came to."""
-        return record.record(self.database, self.policies, self.node, outcomes, watched)
+        return record.record(self.work, outcomes, watched)
 
     def record_all(self, claimed: Sequence[Delivery], outcome: Outcome = DONE) -> list[Recorded]:
         """Write down that all of them came to this."""
@@ -171,7 +212,7 @@ class Steps:
 
     def reap(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
         """Take back leases that ran out."""
-        return leases.reap(self.database, self.policies, node or self.node)
+        return leases.reap(msgspec.structs.replace(self.work, node=node or self.node))
 
     def round(self) -> int:
         """All of it; how many attempts were made."""
@@ -196,19 +237,13 @@ class Steps:
             found = transaction.connection.execute(text(statement), parameters)
             return [plain(row) for row in found.mappings()]
 
-    def hear_of_rests(self) -> list[str]:
-        """Return a list that gets each step whose routes rest from now on, such as `reap of strict`."""
-        heard: list[str] = []
-        self.database.on_rest = lambda step, _error: heard.append(step)
-        return heard
-
     def try_again(self) -> None:
         """Let no route rest any longer."""
-        self.database.end_rests()
+        self.rests.try_all()
 
     def wait_shortly_for(self, *routes: str) -> None:
         """Let steps wait for the locks of these routes as if they had waited in vain before."""
-        self.database.rest("a step", {*routes}, OSError("locked"), is_tried_now=True)
+        self.rests.begin("a step", {*routes}, OSError("locked"), is_tried_now=True)
 
     def states(self) -> list[tuple[int, str, str]]:
         """seq, route and state of all that is open."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from sqlalchemy import TextClause
 
-from relay.store.database import Database
 from relay.store.transaction import Transaction
 
 
@@ -18,7 +16,7 @@ class Transactions:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[int] = []
         self.facts: list[int] = []
-        execute, begin = Transaction.execute, Transaction.__init__
+        execute, begin, send = Transaction.execute, Transaction.__init__, Transaction.send_writes
 
         def begun(transaction: Transaction, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # passed through
             self.rows.append(0)
@@ -30,16 +28,13 @@ class Transactions:
             return rows
 
         monkeypatch.setattr(Transaction, "__init__", begun)
+
+        def sent(transaction: Transaction) -> None:
+            self.facts.append(transaction.appended.total())
+            send(transaction)
+
         monkeypatch.setattr(Transaction, "execute", executed)
-
-    def watch(self, database: Database) -> None:
-        """Hear what it writes, and begin to look."""
-
-        def on_facts(written: Mapping[tuple[str, str], int]) -> None:
-            self.facts.append(sum(written.values()))
-
-        database.on_facts = on_facts
-        self.forget()
+        monkeypatch.setattr(Transaction, "send_writes", sent)
 
     def forget(self) -> None:
         """Begin to look again."""

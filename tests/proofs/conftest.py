@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from relay.store import bulkhead, claim
+from relay.store import claim, work
 from tests.proofs.model.world import World
 
 
 @pytest.fixture
 def world(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Make every failure end its step. Else a missing safeguard, which the database notices, would only set items aside."""
-    for module in (bulkhead, claim):
+    for module in (claim, work):
         for name in ("blames_items", "is_wait_timeout", "takes_too_long"):
             monkeypatch.setattr(module, name, lambda _error: False)
     made = World(engine, database_url)

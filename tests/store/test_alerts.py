@@ -97,7 +97,7 @@ def test_a_step_that_fails_again_while_its_recovery_is_noticed_stays_alerted(
 
 def test_a_death_by_crashes_is_an_alert_too(steps: Steps) -> None:
     steps.arrive(an_event(1))
-    for claimed in (steps.claim, steps.claim, lambda: claim_suspect(steps.database, "r1", ["strict"])):
+    for claimed in (steps.claim, steps.claim, lambda: claim_suspect(steps.work, ["strict"])):
         claimed()
         steps.advance(20)
         steps.reap("r2")
@@ -216,24 +216,24 @@ def test_what_is_no_change_is_not_noted(steps: Steps) -> None:
 
 def test_each_alert_is_told_by_one_relay_in_their_order(steps: Steps) -> None:
     note(steps, A, B)
-    assert [posted.alert.subject for posted in alerts.take_untold(steps.database)] == ["destination a", "destination b"]
-    assert alerts.take_untold(steps.database) == []
+    assert [posted.alert.subject for posted in alerts.take_untold(steps.work)] == ["destination a", "destination b"]
+    assert alerts.take_untold(steps.work) == []
 
 
 def test_an_alert_is_posted_by_one_relay_and_again_after_a_minute_when_that_failed(steps: Steps) -> None:
     note(steps, A, B)
-    (first,) = alerts.take_unsent(steps.database)
-    (second,) = alerts.take_unsent(steps.database)
+    (first,) = alerts.take_unsent(steps.work)
+    (second,) = alerts.take_unsent(steps.work)
     assert [first.alert.subject, second.alert.subject] == ["destination a", "destination b"]
-    assert alerts.take_unsent(steps.database) == []
+    assert alerts.take_unsent(steps.work) == []
     alerts.posted(steps.database, first.id)
     alerts.posted(steps.database, second.id, "alert answered 503")
     assert steps.rows("SELECT error FROM alert ORDER BY id") == [{"error": None}, {"error": "alert answered 503"}]
     steps.advance(60)
-    assert [posted.id for posted in alerts.take_unsent(steps.database)] == [second.id]
+    assert [posted.id for posted in alerts.take_unsent(steps.work)] == [second.id]
     alerts.posted(steps.database, second.id)
     steps.advance(3600)
-    assert alerts.take_unsent(steps.database) == []
+    assert alerts.take_unsent(steps.work) == []
     assert steps.rows("SELECT error FROM alert WHERE sent_at IS NOT NULL") == [{"error": None}] * 2
 
 
@@ -242,24 +242,24 @@ def test_alerts_that_can_never_be_posted_hold_no_newer_one_up(steps: Steps) -> N
     note(steps, A, B)
     for _ in range(3):
         for _ in range(2):
-            (tried,) = alerts.take_unsent(steps.database)
+            (tried,) = alerts.take_unsent(steps.work)
             alerts.posted(steps.database, tried.id, "no answer")
         steps.advance(60)
     note(steps, Alert("endpoint_retired", "destination c", firing=True))
-    assert [posted.alert.subject for posted in alerts.take_unsent(steps.database)] == ["destination c"]
-    assert [posted.alert.subject for posted in alerts.take_unsent(steps.database)] == ["destination a"]
+    assert [posted.alert.subject for posted in alerts.take_unsent(steps.work)] == ["destination c"]
+    assert [posted.alert.subject for posted in alerts.take_unsent(steps.work)] == ["destination a"]
 
 
 def test_the_end_of_a_condition_is_posted_after_its_begin_also_where_that_had_to_be_tried_twice(steps: Steps) -> None:
     note(steps, A)
-    (begin,) = alerts.take_unsent(steps.database)
+    (begin,) = alerts.take_unsent(steps.work)
     alerts.posted(steps.database, begin.id, "no answer")
     note(steps, msgspec.structs.replace(A, firing=False), B)
-    assert [posted.alert.subject for posted in alerts.take_unsent(steps.database)] == ["destination b"]
-    assert alerts.take_unsent(steps.database) == []
+    assert [posted.alert.subject for posted in alerts.take_unsent(steps.work)] == ["destination b"]
+    assert alerts.take_unsent(steps.work) == []
     steps.advance(60)
     for firing in (True, False):
-        (taken,) = [each for each in alerts.take_unsent(steps.database) if each.alert.subject == A.subject]
+        (taken,) = [each for each in alerts.take_unsent(steps.work) if each.alert.subject == A.subject]
         assert taken.alert.firing is firing
         alerts.posted(steps.database, taken.id)
 
@@ -267,15 +267,15 @@ def test_the_end_of_a_condition_is_posted_after_its_begin_also_where_that_had_to
 def test_one_that_could_not_be_posted_for_a_day_is_left(steps: Steps) -> None:
     note(steps, A)
     steps.advance(86_401)
-    assert alerts.take_unsent(steps.database) == []
+    assert alerts.take_unsent(steps.work) == []
 
 
 def test_one_that_cannot_be_posted_is_not_tried_again_and_says_why(steps: Steps) -> None:
     note(steps, A)
-    (taken,) = alerts.take_unsent(steps.database)
+    (taken,) = alerts.take_unsent(steps.work)
     alerts.posted(steps.database, taken.id, "it can't be worded: \x00\ud800", is_final=True)
     steps.advance(3600)
-    assert alerts.take_unsent(steps.database) == []
+    assert alerts.take_unsent(steps.work) == []
     assert steps.rows("SELECT error FROM alert")[0]["error"] == "it can't be worded: \\x00\\ud800"
 
 
@@ -285,6 +285,6 @@ def test_kinds_of_a_newer_version_are_left_to_it(steps: Steps) -> None:
         " VALUES ('2026-01-01 00:00:00.000000Z', 'of_tomorrow', 'x', true, '{}')"
     )
     note(steps, A)
-    assert [posted.alert.kind for posted in alerts.take_untold(steps.database)] == ["endpoint_retired"]
-    assert [posted.alert.kind for posted in alerts.take_unsent(steps.database)] == ["endpoint_retired"]
+    assert [posted.alert.kind for posted in alerts.take_untold(steps.work)] == ["endpoint_retired"]
+    assert [posted.alert.kind for posted in alerts.take_unsent(steps.work)] == ["endpoint_retired"]
     assert alerts.of_newer_version(steps.database) == ["of_tomorrow"]

@@ -6,11 +6,10 @@ import pytest
 
 from relay.delivery.outcome import Delivered, Failed
 from relay.store import coverage, lanes
-from relay.store.database import Database
 from relay.store.leases import reap
 from relay.store.record import record
 from relay.store.sequence import BATCH, sequence
-from tests.helpers.relaying import DONE, POLICIES, Steps
+from tests.helpers.relaying import DONE, POLICIES, Steps, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.transactions import Transactions
 from tests.store.verifying import differences
@@ -30,11 +29,9 @@ def _smaller(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def transactions(database: Database, monkeypatch: pytest.MonkeyPatch) -> Transactions:
+def transactions(monkeypatch: pytest.MonkeyPatch) -> Transactions:
     """Record the work of each transaction from now on."""
-    seen = Transactions(monkeypatch)
-    seen.watch(database)
-    return seen
+    return Transactions(monkeypatch)
 
 
 def fill(steps: Steps, *, waiting: int, lanes: int = 1, route: str = "strict") -> None:
@@ -48,7 +45,7 @@ def fill(steps: Steps, *, waiting: int, lanes: int = 1, route: str = "strict") -
 def attempt(steps: Steps, outcome: Delivered | Failed = DONE) -> int:
     """Make the next attempt of the route whose ordering has changed; gives its seq."""
     delivery = steps.claim()
-    record(steps.database, NOW_LATEST, "r1", [(delivery, outcome)])
+    record(work_of(steps.database, NOW_LATEST), [(delivery, outcome)])
     return delivery.seq
 
 
@@ -75,14 +72,14 @@ def test_the_lanes_of_one_transaction_share_what_it_may_fold(steps: Steps, trans
     claimed = steps.claim_due()
     transactions.forget()
 
-    record(steps.database, NOW_LATEST, "r1", [(delivery, DONE) for delivery in claimed])
+    record(work_of(steps.database, NOW_LATEST), [(delivery, DONE) for delivery in claimed])
     looked_at_all, shared = 4 * 20, 3 * 20  # its lease, its head, and two that wait, of each lane; then three at most
     assert transactions.largest[0] <= looked_at_all + shared + 10
     assert transactions.largest[1] <= 20 + MOST
     steps.facts_agree()
     while steps.states():
         claimed = steps.claim_due()
-        record(steps.database, NOW_LATEST, "r1", [(delivery, DONE) for delivery in claimed])
+        record(work_of(steps.database, NOW_LATEST), [(delivery, DONE) for delivery in claimed])
         steps.facts_agree()
     assert {delivery.seq for delivery in claimed} <= set(range(161, 181))
 
@@ -93,7 +90,7 @@ def test_what_arrives_meanwhile_waits_behind_what_is_still_to_be_folded(
     fill(steps, waiting=150)
     first = attempt(steps)
     steps.receive(an_event(200, "u0"))
-    sequence(steps.database, NOW_LATEST, "r1")
+    sequence(work_of(steps.database, NOW_LATEST))
     steps.facts_agree()
 
     delivered = [first]
@@ -110,7 +107,7 @@ def test_an_abandoned_lane_is_reaped_without_folding_all_of_it(steps: Steps, tra
     steps.advance(60)
     transactions.forget()
 
-    assert len(reap(steps.database, NOW_LATEST, "r2")) == 1
+    assert len(reap(work_of(steps.database, NOW_LATEST, node="r2"))) == 1
     assert transactions.largest[1] <= MOST + 2
     steps.facts_agree()
 

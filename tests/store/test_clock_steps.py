@@ -17,7 +17,7 @@ from relay.store.gates import acquire_rate
 from relay.store.leases import DatabaseClock, reap, renew
 from relay.store.record import record_each
 from tests.helpers.commanding import carry_out
-from tests.helpers.relaying import CONFIG, DONE, POLICIES, FakeClock, Monotonic, Steps
+from tests.helpers.relaying import CONFIG, DONE, POLICIES, FakeClock, Monotonic, Steps, work_of
 from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences
 
@@ -109,7 +109,7 @@ class Two:
 
     def reap(self, name: str, trusted: Sequence[tuple[int, str, int]] = ()) -> list[int]:
         """Rescue deliveries with expired leases as this relay; return their seqs."""
-        return [seq for seq, *_ in reap(self._steps.database, POLICIES, name, trusted, self.clocks[name])]
+        return [seq for seq, *_ in reap(work_of(self._steps.database, node=name), trusted, self.clocks[name])]
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_relay_takes_nothing_back_that_it_trusts_itself(steps: Steps) -> None:
     mine, lost = steps.claim_due(2, "strict")
     steps.advance(20)
     trusted = [(mine.seq, mine.route, mine.lease_token), (lost.seq, lost.route, lost.lease_token + 1)]
-    assert [seq for seq, *_ in reap(steps.database, POLICIES, "r1", trusted)] == [lost.seq]
+    assert [seq for seq, *_ in reap(steps.work, trusted)] == [lost.seq]
     assert [recorded.fact for recorded in steps.record([(mine, DONE)])] != [None]
 
 
@@ -201,9 +201,7 @@ def test_a_fetch_that_a_host_timed_by_a_clock_ahead_covers_nothing_that_is_to_co
     an_hour_ahead = clock.now() + timedelta(hours=1)
     outcome = Delivered((), "updated", an_hour_ahead - timedelta(seconds=2))
     steps.advance(5)
-    for _ in record_each(
-        steps.database, POLICIES, "r1", [(delivery, outcome)], host_now=lambda: clock.now() + timedelta(hours=1)
-    ):
+    for _ in record_each(steps.work, [(delivery, outcome)], host_now=lambda: clock.now() + timedelta(hours=1)):
         pass
     (lane,) = steps.rows("SELECT fetch_began_at FROM lane")
     assert as_time(lane["fetch_began_at"]) == START + timedelta(seconds=8)

@@ -22,7 +22,7 @@ from relay.store.database import Database
 from relay.store.leases import DatabaseClock, reap, renew
 from relay.store.record import record
 from relay.store.sequence import sequence
-from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock
+from tests.helpers.relaying import DONE, UNWELL, FakeClock, work_of
 from tests.helpers.storing import Intake, an_event
 from tests.store.verifying import differences
 
@@ -58,12 +58,12 @@ class Relay:
         self.maintain()
 
     def maintain(self) -> None:
-        reap(self.world.database, POLICIES, self.name, self.leases.trusted(), self.clock)
+        reap(work_of(self.world.database, node=self.name), self.leases.trusted(), self.clock)
 
     def claim(self) -> None:
-        sequence(self.world.database, POLICIES, self.name)
+        sequence(work_of(self.world.database, node=self.name))
         began = self.leases.began_asking()
-        claimed = claim(self.world.database, self.name, [Room(["strict"], 2)])
+        claimed = claim(work_of(self.world.database, node=self.name), [Room(["strict"], 2)])
         self.leases.granted(map(claim_of, claimed), began)
         self.held += claimed
 
@@ -73,7 +73,7 @@ class Relay:
 
     def end(self, *, well: bool) -> None:
         outcomes = [(delivery, DONE if well or delivery.attempt > 1 else UNWELL) for delivery in self.held]
-        recorded = record(self.world.database, POLICIES, self.name, outcomes)
+        recorded = record(work_of(self.world.database, node=self.name), outcomes)
         assert all(result.fact is not None for result in recorded), "a result of a relay that lives is discarded"
         self.leases.forget(map(claim_of, self.held))
         self.held = []

@@ -21,14 +21,14 @@ from relay.delivery.gates import Gate
 from relay.delivery.lifecycle import OpenDelivery
 from relay.operations.asks import Selection
 from relay.store import gates, reopen
-from relay.store.operator import changes, commands, execution
+from relay.store.operator import changes, commands, execution, tasks
 from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
 from relay.store.transaction import Key, Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.storing import an_event, drop_checks
 
 
@@ -58,7 +58,7 @@ def the(steps: Steps, number: int) -> tuple[str, int, str | None]:
 
 
 def work(steps: Steps) -> int:
-    return execution.OpenCommands(steps.database).work(CONFIG, POLICIES)
+    return execution.OpenCommands().work(steps.work)
 
 
 def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> None:
@@ -94,9 +94,9 @@ REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object], str]] = [
 
 def work_all(steps: Steps) -> int:
     """Round after round, until no command is open; how many deliveries were changed."""
-    changed, working = 0, execution.OpenCommands(steps.database)
+    changed, working = 0, execution.OpenCommands()
     while commands.any_open(steps.database):
-        changed += working.work(CONFIG, POLICIES)
+        changed += working.work(steps.work)
     return changed
 
 
@@ -310,9 +310,9 @@ def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:
         waiting = by_sql(steps, "cancel", {"route": "strict", "seq": 10_000})
         steps.do(f"UPDATE relay_command SET state = 'running' WHERE id = {waiting}")
     last = by_sql(steps, "replay", {"cause": "mapping"})
-    open_commands = execution.OpenCommands(steps.database)
+    open_commands = execution.OpenCommands()
     for _ in range(4):
-        open_commands.work(CONFIG, POLICIES)
+        open_commands.work(steps.work)
     assert the(steps, last) == ("done", 1, "1 delivery replayed")
 
 
@@ -350,11 +350,11 @@ def test_pause_and_resume_by_sql(steps: Steps) -> None:
     paused = by_sql(steps, "pause", {"source": "trivore", "entity_type": "USER", "entity_id": "u1"})
     work(steps)
     assert the(steps, paused) == ("done", 0, "paused")
-    assert gates.read_gates(steps.database).paused_entities == 1
+    assert gates.read_gates(steps.work).paused_entities == 1
     by_sql(steps, "resume", {"source": "trivore", "entity_type": "USER", "entity_id": "u1"})
     again = by_sql(steps, "resume", {"route": "strict"})
     work(steps)
-    assert gates.read_gates(steps.database).paused_entities == 0
+    assert gates.read_gates(steps.work).paused_entities == 0
     assert the(steps, again)[2] == "nothing holds it back"
 
 
@@ -384,7 +384,7 @@ def test_a_pause_and_a_resume_wait_for_no_route_that_somebody_keeps_locked(steps
 @pytest.fixture
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of what a batch has, and of what a replay may have open."""
-    monkeypatch.setattr(execution, "BATCH", 20)
+    monkeypatch.setattr(tasks, "BATCH", 20)
     monkeypatch.setattr(changes, "MOST_OPEN", 100)
 
 
@@ -396,7 +396,7 @@ def test_a_replay_of_a_mountain_keeps_a_part_of_it_open(steps: Steps) -> None:
         pass
     states = [state for _, _, state in steps.states()]
     assert (states.count("ready"), states.count("dead")) == (100, 30)
-    assert the(steps, number)[2] == "waits: 100 replayed deliveries are open on route strict"
+    assert the(steps, number)[2] == "waits: 100 deliveries are due on route strict"
     steps.record_all(steps.claim_due(40))
     while work(steps):
         pass
@@ -438,10 +438,10 @@ def test_sql_stops_a_command_by_a_command(steps: Steps) -> None:
     fill_with_dead(steps, 1)
     number = by_sql(steps, "cancel", {"everything": True})
     stop, unknown = (by_sql(steps, "stop", {"command": which}) for which in (number, 99))
-    execution.work_on(steps.database, CONFIG, POLICIES, stop)
+    execution.work_on(steps.work, stop)
     assert the(steps, number)[0] == "cancelled"
     assert the(steps, stop) == ("done", 0, f"command {number} is stopped")
-    execution.work_on(steps.database, CONFIG, POLICIES, unknown)
+    execution.work_on(steps.work, unknown)
     assert the(steps, unknown) == ("refused", 0, "there is no command 99")
 
 
@@ -463,7 +463,7 @@ def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) ->
 
 
 def test_all_of_an_event_is_in_one_batch(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "BATCH", 2)
+    monkeypatch.setattr(tasks, "BATCH", 2)
     routes = ["strict", "blocking", "latest"]
     steps.arrive(*(an_event(n, f"u{n}", routes=routes) for n in (1, 2)))
     number = commands.ask(steps.database, "cancel", Selection(source="trivore"), who="kim", why="no")
@@ -484,7 +484,7 @@ def test_what_a_plan_shows_is_a_sample_a_count_and_what_is_left_out(steps: Steps
 
 def test_a_pause_by_the_command_line_is_a_command_too(steps: Steps) -> None:
     number = commands.ask(steps.database, "pause", Gate(route="strict"), who="kim", why="maintenance")
-    execution.work_on(steps.database, CONFIG, POLICIES, number)
+    execution.work_on(steps.work, number)
     (row,) = steps.rows("SELECT kind, reason, asked_by, state FROM relay_command")
     assert row == {"kind": "pause", "reason": "maintenance", "asked_by": "kim", "state": "done"}
 
@@ -499,9 +499,9 @@ def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process
     number = commands.ask(steps.database, "replay", Selection(route="strict", backfill=True), who="kim", why="lost")
     with monkeypatch.context() as patch:
         dying = Dying(at=6)  # the batch, it as a part, a half, 1 and 2, 3 and 4; now 3
-        patch.setattr(execution, "_change", dying)
+        patch.setattr(tasks, "change", dying)
         with pytest.raises(KeyboardInterrupt):
-            execution.work_on(steps.database, CONFIG, POLICIES, number)
+            execution.work_on(steps.work, number)
     while claimed := steps.claim_due(8, "strict"):
         steps.record_all(claimed, DONE)
     while work(steps):
@@ -523,9 +523,9 @@ def test_a_row_that_is_locked_while_a_batch_is_taken_apart_is_done_later(
     with steps.database.engine.connect() as person, monkeypatch.context() as patch:
         stand_still(person)
         locking = Locking(person, seq=3, bad=5)
-        patch.setattr(execution, "_change", locking)
+        patch.setattr(tasks, "change", locking)
         with pytest.raises(OperationalError, match="lock timeout"):
-            execution.work_on(steps.database, CONFIG, POLICIES, number)
+            execution.work_on(steps.work, number)
         assert [state for _, _, state in steps.states()] == ["ready"] * 2 + ["dead"] * 4
         person.rollback()
     while work(steps):
@@ -538,7 +538,7 @@ class Locking:
     """In place of what changes deliveries: a batch fails once for a bad delivery, and then a person locks another one."""
 
     def __init__(self, person: Connection, seq: int, bad: int) -> None:
-        self._change = execution._change
+        self._change = changes.change
         self._person, self._seq, self._bad = person, seq, bad
         self._has_failed = False
 
@@ -556,7 +556,7 @@ class Dying:
 
     def __init__(self, at: int) -> None:
         self._left = at
-        self._change = execution._change
+        self._change = changes.change
 
     def __call__(self, *arguments: Any, **named: Any) -> int:  # noqa: ANN401  # passed through
         self._left -= 1

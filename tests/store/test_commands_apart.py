@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from inbox.config.model import Config
 from inbox.db.dialect import as_json
 from inbox.db.reads import Row
 from inbox.errors import UnusableCommand
@@ -24,7 +23,7 @@ from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
 from relay.store.transaction import Transaction
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Monotonic, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps, work_of
 from tests.helpers.storing import an_event
 
 
@@ -34,8 +33,8 @@ def fill_with_dead(steps: Steps, number: int, route: str = "strict", first: int 
 
 
 def work(steps: Steps) -> None:
-    working = execution.OpenCommands(steps.database)
-    while working.work(CONFIG, POLICIES):
+    working = execution.OpenCommands()
+    while working.work(steps.work):
         pass
 
 
@@ -92,7 +91,7 @@ def test_a_full_route_that_moves_is_waited_for_and_named(steps: Steps) -> None:
     work(steps)
     waiting = command(steps, number)
     assert (waiting["state"], waiting["affected"]) == ("running", 3)
-    assert waiting["answer"] == "waits: 3 replayed deliveries are open on route strict"
+    assert waiting["answer"] == "waits: 3 deliveries are due on route strict"
     steps.record_all(steps.claim_due())
     work(steps)
     assert command(steps, number)["state"] == "done"
@@ -120,17 +119,17 @@ def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: py
         acted.append(1)
         return commands.BatchResult("running", progress=len(acted))
 
-    def look(database: Database, _config: Config, command: commands.Command, _asked: object) -> tasks.Act:
+    def look(it: tasks.Working) -> tasks.Act:
         if not acted:  # the other relay looks, too, and is faster
             monkeypatch.setitem(tasks.TASKS, task_kind, lambda *_: act)
-            execution.work_on(database, CONFIG, POLICIES, command.id)
+            execution.work_on(it.work, it.command.id)
         return act
 
     for task_kind, selection in TASKS_ASKED.items():
         acted.clear()
         monkeypatch.setitem(tasks.TASKS, task_kind, look)
         number = ask(steps, task_kind, selection)
-        execution.work_on(steps.database, CONFIG, POLICIES, number)
+        execution.work_on(steps.work, number)
         assert (len(acted), command(steps, number)["progress_seq"]) == (1, 1)
 
 
@@ -143,14 +142,14 @@ def test_deliveries_that_another_command_has_just_replayed_are_left_alone(
     first, second = (ask(steps, "replay", {"route": "strict", "until_fact": newest["id"]}) for _ in range(2))
     beside, write, begun = Database(steps.database.engine, steps.clock), steps.database.write, list[int]()
 
-    def meanwhile() -> AbstractContextManager[Transaction]:
+    def meanwhile(*given: Any, **named: Any) -> AbstractContextManager[Transaction]:  # noqa: ANN401  # handed through
         begun.append(1)
         if len(begun) == nth:
-            execution.work_on(beside, CONFIG, POLICIES, second)
-        return write()
+            execution.work_on(work_of(beside), second)
+        return write(*given, **named)
 
     monkeypatch.setattr(steps.database, "write", meanwhile)
-    execution.work_on(steps.database, CONFIG, POLICIES, first)
+    execution.work_on(steps.work, first)
     assert (command(steps, first)["failed"], [kind for _, kind in steps.kinds()].count("replayed")) == (0, 3)
 
 
@@ -167,14 +166,14 @@ TASKS_ASKED: dict[str, dict[str, object]] = {
 def test_a_mistake_that_a_slow_relay_finds_ends_no_command_that_another_has_gone_on_with(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(database: Database, _config: Config, command: commands.Command, _asked: object) -> tasks.Act:
+    def look(it: tasks.Working) -> tasks.Act:
         monkeypatch.setitem(tasks.TASKS, "prune", lambda *_: lambda *_: commands.BatchResult("running", progress=1))
-        execution.work_on(database, CONFIG, POLICIES, command.id)
+        execution.work_on(it.work, it.command.id)
         raise UnusableCommand("there is nothing any more")
 
     number = ask(steps, "prune", {})
     monkeypatch.setitem(tasks.TASKS, "prune", look)
-    execution.work_on(steps.database, CONFIG, POLICIES, number)
+    execution.work_on(steps.work, number)
     assert command(steps, number)["state"] == "running"
 
 
@@ -229,18 +228,18 @@ def test_a_command_that_meets_a_fault_keeps_none_behind_it_waiting_and_is_tried_
     paused = ask(steps, "pause", Gate(route="strict"))
     cancelled = ask(steps, "cancel", Selection(seq=1))
     clock = Monotonic()
-    working = execution.OpenCommands(steps.database, clock)
+    working = execution.OpenCommands(clock)
     steps.do("ALTER TABLE gate RENAME TO away")
     for _ in range(3):
-        working.work(CONFIG, POLICIES)
+        working.work(steps.work)
     assert command(steps, cancelled)["state"] == "done"
     assert command(steps, paused)["state"] == "asked"
     assert command(steps, paused)["answer"].startswith("waits: ")
     steps.do("ALTER TABLE away RENAME TO gate")
-    working.work(CONFIG, POLICIES)
+    working.work(steps.work)
     assert command(steps, paused)["state"] == "asked"
     clock.seconds += execution.FAULTY_SECONDS
-    working.work(CONFIG, POLICIES)
+    working.work(steps.work)
     assert command(steps, paused)["state"] == "done"
 
 
@@ -253,8 +252,8 @@ def test_a_batch_that_waits_for_a_locked_row_is_split_so_that_all_before_it_is_d
     with steps.database.engine.connect() as person:
         stand_still(person)
         person.execute(text("SELECT 1 FROM open_delivery WHERE seq = 4 FOR UPDATE"))
-        working = execution.OpenCommands(steps.database)
-        working.work(CONFIG, POLICIES)
+        working = execution.OpenCommands()
+        working.work(steps.work)
         assert [which for which, _ in working.troubled] == [number]
         assert [state for _, _, state in steps.states()] == ["ready"] * 3 + ["dead"] * 3
         assert command(steps, number)["answer"].startswith("waits: ")

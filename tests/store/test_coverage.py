@@ -15,7 +15,7 @@ from relay.delivery.outcome import Delivered, Outcome
 from relay.operations.asks import Selection
 from relay.store.duplicates import Judged, judge_duplicates
 from tests.helpers.commanding import carry_out
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, fetching
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, fetching, work_of
 from tests.helpers.storing import START, a_fact, a_row, an_event
 from tests.store.verifying import differences
 
@@ -29,7 +29,7 @@ def fetched(second: float, last_modified: float | None = None) -> Delivered:
 
 
 def judge(steps: Steps, config: Config = CONFIG) -> Judged:
-    return judge_duplicates(steps.database, config, fetching(config), "r1")
+    return judge_duplicates(work_of(steps.database, fetching(config), config=config))
 
 
 # --- what is covered

@@ -14,7 +14,7 @@ from relay.store.claim import Room, claim, claim_suspect
 from relay.store.leases import LEASE_SECONDS, give_back, reap
 from relay.store.nodes import heartbeat, start_node
 from relay.store.record import record
-from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps
+from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps, work_of
 from tests.helpers.storing import an_event
 from tests.store.test_replay import replay_all
 
@@ -34,7 +34,8 @@ class Relays:
         return node
 
     def claim(self, node: str, route: str = "strict") -> list[Delivery]:
-        return [*claim(self.database, node, [Room([route], 10)]), *claim_suspect(self.database, node, [route])]
+        work = work_of(self.database, node=node)
+        return [*claim(work, [Room([route], 10)]), *claim_suspect(work, [route])]
 
     def crash_over(self, route: str = "strict", times: int = 1) -> list[int]:
         """So many processes claim what they may and die, and another one takes their leases back. What the last one had."""
@@ -87,7 +88,7 @@ def test_a_relay_that_lacks_the_route_leaves_it_to_one_that_has_it(steps: Steps,
     relays.claim(relays.start(), "blocking")
     steps.advance(LEASE_SECONDS + 1)
     without = {name: known for name, known in POLICIES.items() if name != "blocking"}
-    assert reap(relays.database, without, "other") == []
+    assert reap(work_of(relays.database, without, node="other")) == []
     steps.reap()
     assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
 
@@ -101,7 +102,9 @@ def test_without_a_relay_that_has_the_route_a_lease_is_taken_back_late_and_nothi
     relays.claim(node, "blocking")
     steps.advance(LEFT_TO_OTHERS.total_seconds() + LEASE_SECONDS + 1)
     without = {name: known for name, known in POLICIES.items() if name != "blocking"}
-    assert [fact for _, _, fact in reap(relays.database, without, "other")] == [facts.Abandoned(relay_node=node)]
+    assert [fact for _, _, fact in reap(work_of(relays.database, without, node="other"))] == [
+        facts.Abandoned(relay_node=node)
+    ]
     assert steps.states() == [(1, "blocking", "ready")]
     steps.facts_agree()
 
@@ -111,7 +114,7 @@ def test_an_attempt_that_came_to_an_end_breaks_the_row(steps: Steps, relays: Rel
     for _ in range(CRASHES_ALLOWED):
         relays.crash_over(times=CRASHES_ALLOWED - 1)
         node = relays.start()
-        record(relays.database, POLICIES, node, [(delivery, UNWELL) for delivery in relays.claim(node)])
+        record(work_of(relays.database, node=node), [(delivery, UNWELL) for delivery in relays.claim(node)])
         steps.advance(100_000)
     assert steps.states() == [(1, "strict", "ready")]
     assert steps.rows("SELECT crashes FROM open_delivery") == [{"crashes": 0}]
@@ -129,33 +132,33 @@ def test_those_that_were_in_hand_with_the_culprit_come_through_alone(steps: Step
     """u2 kills every process that works on it. After two crashes each is tried by itself, and only u2 crashes again."""
     steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
     for _ in range(CRASHES_ALLOWED - 1):
-        claim(relays.database, relays.start(), [Room(["strict"], 10)])
+        claim(work_of(relays.database, node=relays.start()), [Room(["strict"], 10)])
         relays.leases_run_out()
-    assert claim(relays.database, relays.start(), [Room(["strict"], 10)]) == []
+    assert claim(work_of(relays.database, node=relays.start()), [Room(["strict"], 10)]) == []
 
     crashed = 0
     for _ in range(3):
         node = relays.start()
-        (suspect,) = claim_suspect(relays.database, node, ["strict"])
+        (suspect,) = claim_suspect(work_of(relays.database, node=node), ["strict"])
         assert suspect.is_suspect
         if suspect.entity_id == "u2":
             relays.leases_run_out()
             crashed += 1
         else:
-            record(relays.database, POLICIES, node, [(suspect, DONE)])
+            record(work_of(relays.database, node=node), [(suspect, DONE)])
 
     assert crashed == 1
     assert steps.states() == [(2, "strict", "dead")]
-    assert claim_suspect(relays.database, "node", ["strict"]) == []
+    assert claim_suspect(work_of(relays.database, node="node"), ["strict"]) == []
 
 
 def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
     relays.crash_over(times=CRASHES_ALLOWED - 1)
-    (suspect,) = claim_suspect(relays.database, "node", ["strict"])
-    give_back(relays.database, POLICIES, "node", [(suspect.seq, suspect.route, suspect.lease_token)])
-    assert claim(relays.database, "node", [Room(["strict"], 10)]) == []
-    assert len(claim_suspect(relays.database, "node", ["strict"])) == 1
+    (suspect,) = claim_suspect(work_of(relays.database, node="node"), ["strict"])
+    give_back(work_of(relays.database, node="node"), [(suspect.seq, suspect.route, suspect.lease_token)])
+    assert claim(work_of(relays.database, node="node"), [Room(["strict"], 10)]) == []
+    assert len(claim_suspect(work_of(relays.database, node="node"), ["strict"])) == 1
 
 
 def test_a_newer_event_that_takes_over_a_suspect_is_suspect_too(steps: Steps, relays: Relays) -> None:

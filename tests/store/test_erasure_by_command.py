@@ -14,7 +14,7 @@ from inbox.db.dialect import as_json
 from inbox.db.erasure import ErasureSubject
 from relay.store.operator import execution, plan
 from tests.helpers.person import ID, PERSON, contents, live, of_person, traces_in
-from tests.helpers.relaying import CONFIG, POLICIES, Steps
+from tests.helpers.relaying import Steps
 from tests.helpers.storing import an_event
 
 OF_PERSON = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
@@ -32,7 +32,7 @@ INSERT INTO relay_command (kind, selection, reason, dry_run) VALUES ('erase', {v
 def answered(steps: Steps, number: int) -> dict[str, Any]:
     """Do its steps, and return its row."""
     for _ in range(50):
-        execution.work_on(steps.database, CONFIG, POLICIES, number)
+        execution.work_on(steps.work, number)
         (row,) = steps.rows("SELECT * FROM relay_command WHERE id = :id", id=number)
         if row["state"] not in {"asked", "running"}:
             return row
@@ -43,7 +43,7 @@ def test_relays_do_it_step_by_step(steps: Steps, engine: Engine, monkeypatch: py
     monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 2)
     live(steps)
     number = ask(steps, OF_PERSON)
-    assert [execution.work_on(steps.database, CONFIG, POLICIES, number) for _ in range(3)] == [2, 2, 1]
+    assert [execution.work_on(steps.work, number) for _ in range(3)] == [2, 2, 1]
     row = answered(steps, number)
     assert (row["state"], row["answer"], row["affected"]) == ("done", "5 events erased", 5)
     assert as_json(row["selection"]) == {**OF_PERSON, "entity_id": PERSON.pseudonym}
@@ -60,7 +60,7 @@ def test_events_with_many_facts_are_erased_fewer_at_a_time(
     most = max(row["n"] for row in steps.rows("SELECT count(*) AS n FROM delivery_log GROUP BY seq"))
     monkeypatch.setattr(erasure, "FACTS_OF_A_STEP", most - 1)
     number = ask(steps, OF_PERSON)
-    assert 1 <= execution.work_on(steps.database, CONFIG, POLICIES, number) < 5
+    assert 1 <= execution.work_on(steps.work, number) < 5
     assert answered(steps, number)["affected"] == 5
     assert traces_in(engine) == []
 
@@ -139,7 +139,7 @@ def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
         "dry run: 5 events would be erased. Only a part of the rejected requests was searched; the erasure searches all."
     )
     unknown = ask(steps, {**OF_PERSON, "entity_id": "nobody"})
-    execution.work_on(steps.database, CONFIG, POLICIES, unknown)
+    execution.work_on(steps.work, unknown)
     (row,) = steps.rows("SELECT state, progress_seq FROM relay_command WHERE id = :id", id=unknown)
     assert (row["state"], row["progress_seq"]) == ("running", 1), "it searches on, step by step"
     assert answered(steps, unknown)["state"] == "done"

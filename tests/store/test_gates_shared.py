@@ -16,11 +16,10 @@ from relay.delivery.gates import Breaker, BreakerLimits, Gate, GateKey, RateLimi
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, RateHold
 from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, Room, claim, claim_probe, claim_suspect
-from relay.store.database import Database
-from relay.store.transaction import FailedAlone
+from relay.store.work import Work
 from tests.helpers.all_orders import all_orders
 from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.relaying import POLICIES, Steps
+from tests.helpers.relaying import POLICIES, Steps, work_of
 from tests.helpers.stepping import Stepper
 from tests.helpers.storing import an_event
 
@@ -48,16 +47,30 @@ def steps(engine: Engine) -> Steps:
 def attempt(steps: Steps, *outcomes: Outcome, node: str = "r1") -> None:
     steps.node = node
     for outcome in outcomes:
-        steps.record([(steps.claim(), outcome)], list(gates.read_gates(steps.database).breakers))
+        steps.record([(steps.claim(), outcome)], list(gates.read_gates(steps.work).breakers))
 
 
 def probe(steps: Steps, node: str = "r1", *keys: GateKey) -> list[Delivery]:
     """Claim the one delivery that tries these breakers: the destination's, unless others are named."""
-    return claim_probe(steps.database, node, "strict", keys or [CRM])
+    return claim_probe(probing(steps, node, *(keys or [CRM])), "strict")
+
+
+def probing(steps: Steps, node: str, *keys: GateKey) -> Work:
+    policy = msgspec.structs.replace(POLICY, breakers=dict.fromkeys(keys, LIMITS))
+    return work_of(steps.database, {**steps.policies, "strict": policy}, node=node)
+
+
+def limited(steps: Steps, limits: Mapping[str, tuple[RateLimit, ...]], node: str = "r1") -> Work:
+    """The context of a relay whose routes have these rate limits."""
+    known = {
+        name: msgspec.structs.replace(policy, rate_limits=limits.get(name, ()))
+        for name, policy in steps.policies.items()
+    }
+    return work_of(steps.database, known, node=node)
 
 
 def admitted(steps: Steps) -> str:
-    return gates.read_gates(steps.database).admit(POLICY.gates)
+    return gates.read_gates(steps.work).admit(POLICY.gates)
 
 
 def test_failures_that_two_relays_see_open_one_breaker_for_both(steps: Steps) -> None:
@@ -88,7 +101,7 @@ def test_an_endpoint_that_answers_is_well_whatever_it_says(steps: Steps) -> None
 def test_what_was_called_last_is_what_is_not_well(steps: Steps, step: str, key: tuple[str, str]) -> None:
     steps.arrive(an_event(1))
     attempt(steps, failing("auth", step))
-    assert list(gates.read_gates(steps.database).breakers) == [key]
+    assert list(gates.read_gates(steps.work).breakers) == [key]
 
 
 def test_refused_credentials_use_no_attempt_and_the_delivery_goes_out_when_they_are_mended(steps: Steps) -> None:
@@ -207,7 +220,7 @@ def test_a_relay_that_has_one_in_hand_that_may_kill_it_tries_no_breaker_with_ano
     steps.arrive(an_event(1), an_event(2, "u2"))
     attempt(steps, failing("auth"))
     steps.do("UPDATE open_delivery SET crashes = 2")
-    (suspect,) = claim_suspect(steps.database, "r1", ["strict"])
+    (suspect,) = claim_suspect(steps.work, ["strict"])
     steps.advance(30)
     assert probe(steps, "r1") == []
     (other,) = probe(steps, "r2")
@@ -266,8 +279,7 @@ def test_a_410_retires_the_destination_until_a_person_resumes_it(steps: Steps) -
 
 def rated(steps: Steps, rate: float, node: str = "r1") -> int:
     """Claim up to eight where the destination has this rate; how many there were."""
-    limits = (RateLimit(CRM, rate, 1),)
-    return len(claim(steps.database, node, [Room(["strict"], 8)], {"strict": limits}))
+    return len(claim(limited(steps, {"strict": (RateLimit(CRM, rate, 1),)}, node), [Room(["strict"], 8)]))
 
 
 def test_all_relays_together_claim_no_more_than_the_rate(steps: Steps) -> None:
@@ -280,8 +292,8 @@ def test_all_relays_together_claim_no_more_than_the_rate(steps: Steps) -> None:
 def test_the_lowest_rate_on_the_way_counts_and_an_attempt_pays_for_all_its_calls(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 31)))
     limits = {"strict": (RateLimit(CRM, 10.0, 2), RateLimit(IDENTITY, 100.0, 1))}
-    assert len(claim(steps.database, "r1", [Room(["strict"], 100)], limits)) == 5
-    assert claim(steps.database, "r1", [Room(["strict"], 100)], limits) == []
+    assert len(claim(limited(steps, limits), [Room(["strict"], 100)])) == 5
+    assert claim(limited(steps, limits), [Room(["strict"], 100)]) == []
 
 
 def test_a_claim_that_finds_nothing_uses_nothing_of_the_rate(steps: Steps) -> None:
@@ -298,11 +310,11 @@ def test_routes_that_share_an_endpoint_use_its_rate_together_in_one_claim(steps:
         "strict": (RateLimit(CRM, 10.0, 1), RateLimit(IDENTITY, 5.0, 1)),
         "latest": (RateLimit(CRM, 10.0, 2),),
     }
-    both = claim(steps.database, "r1", [Room(["strict"], 4), Room(["latest"], 100)], limits)
+    both = claim(limited(steps, limits), [Room(["strict"], 4), Room(["latest"], 100)])
     assert Counter(delivery.route for delivery in both) == {"strict": 4, "latest": 3}, "4 calls and 3 times 2 of 10"
-    assert claim(steps.database, "r2", [Room(["latest"], 100), Room(["strict"], 100)], limits) == []
+    assert claim(limited(steps, limits, "r2"), [Room(["latest"], 100), Room(["strict"], 100)]) == []
     steps.advance(0.5)
-    assert len(claim(steps.database, "r2", [Room(["latest"], 1), Room(["strict"], 100)], limits)) == 1 + 3
+    assert len(claim(limited(steps, limits, "r2"), [Room(["latest"], 1), Room(["strict"], 100)])) == 1 + 3
 
 
 # --- two at once: nobody waits for somebody who waits for him
@@ -336,7 +348,7 @@ def test_claims_that_take_turns_at_rated_routes_never_wait_for_each_other_in_a_c
     steps: Steps, there: Sequence[str]
 ) -> None:
     operations = {
-        f"r{number} claims": partial(claim, steps.database, f"r{number}", [Room(routes, 8)], RATED)
+        f"r{number} claims": partial(claim, limited(steps, RATED, f"r{number}"), [Room(routes, 8)])
         for number, routes in enumerate(BOTH_WAYS, 1)
     }
     in_all_orders(steps, operations, *there)
@@ -351,17 +363,17 @@ def test_neither_do_a_claim_and_the_attempts_that_breakers_hear_of(steps: Steps,
             gates.listen(transaction, reports, steps.policies, now)
 
     operations: dict[str, Callable[[], object]] = {
-        "r1 claims": lambda: claim(steps.database, "r1", [Room(["strict", "latest"], 8)], RATED),
+        "r1 claims": lambda: claim(limited(steps, RATED), [Room(["strict", "latest"], 8)]),
         "r2 records": hear,
     }
     in_all_orders(steps, operations, *there)
 
 
 def test_neither_do_a_claim_and_one_that_tries_a_breaker(steps: Steps) -> None:
-    limits = (RateLimit(IDENTITY, 10.0, 1),)
+    limits = {"strict": (RateLimit(IDENTITY, 10.0, 1),)}
     operations: dict[str, Callable[[], object]] = {
-        "r1 claims": lambda: claim(steps.database, "r1", [Room(["latest", "strict"], 8)], RATED),
-        "r2 tries": lambda: claim_probe(steps.database, "r2", "strict", [CRM], limits),
+        "r1 claims": lambda: claim(limited(steps, RATED), [Room(["latest", "strict"], 8)]),
+        "r2 tries": lambda: claim_probe(limited(steps, limits, "r2"), "strict"),
     }
     in_all_orders(steps, operations, GATES_THERE)
 
@@ -419,10 +431,10 @@ def test_a_breaker_that_is_open_is_listed_with_the_time_of_its_next_try(steps: S
 def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "c"))
     pause(steps, entity_key("trivore", "USER", "b"))
-    assert gates.read_gates(steps.database).paused_entities == 1
+    assert gates.read_gates(steps.work).paused_entities == 1
     pause(steps, entity_key("github", "USER", "a"))  # of another source
     pause(steps, entity_key("trivore", "GROUP", "c"))  # of another type
-    assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)])) == [1, 3]
+    assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1, 3]
     resume(steps, entity_key("trivore", "USER", "b"))
     assert seqs(steps.claim_due()) == [2]
 
@@ -431,16 +443,16 @@ def test_what_may_have_killed_a_process_waits_too_while_its_entity_is_paused(ste
     steps.arrive(an_event(1, "a"))
     steps.do("UPDATE open_delivery SET crashes = 2")
     pause(steps, entity_key("trivore", "USER", "a"))
-    assert claim_suspect(steps.database, "r1", ["strict"]) == []
+    assert claim_suspect(steps.work, ["strict"]) == []
     resume(steps, entity_key("trivore", "USER", "a"))
-    assert seqs(claim_suspect(steps.database, "r1", ["strict"])) == [1]
+    assert seqs(claim_suspect(steps.work, ["strict"])) == [1]
 
 
 @pytest.mark.parametrize("entity", ["a|b", "a\\b", "|", "\\|", "ä"])
 def test_an_entity_with_any_id_can_be_paused(steps: Steps, entity: str) -> None:
     steps.arrive(an_event(1, entity), an_event(2, "other"))
     pause(steps, entity_key("trivore", "USER", entity))
-    assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)])) == [2]
+    assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [2]
 
 
 def seqs(deliveries: Sequence[Delivery]) -> list[int]:
@@ -459,7 +471,7 @@ def test_a_mountain_behind_a_pause_is_all_there_afterwards(steps: Steps) -> None
 
 
 def test_a_gate_that_cannot_be_read_holds_back_its_own_and_no_other(
-    steps: Steps, database: Database, monkeypatch: pytest.MonkeyPatch
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = gates.as_breaker
 
@@ -471,9 +483,7 @@ def test_a_gate_that_cannot_be_read_holds_back_its_own_and_no_other(
     steps.arrive(an_event(1))
     attempt(steps, failing("server_error"))
     other = msgspec.structs.replace(POLICY, gates=(("destination", "audit"),))
-    told: list[FailedAlone] = []
-    database.on_failed_alone = told.append
     monkeypatch.setattr(gates, "as_breaker", unreadable)
-    known = gates.read_gates(database)
+    known = gates.read_gates(steps.work)
     assert (known.admit(POLICY.gates), known.admit(other.gates)) == ("none", "all")
-    assert [item.item for item in told] == ["destination crm"]
+    assert [item.item for item in steps.heard.alone] == ["destination crm"]

@@ -14,8 +14,8 @@ from sqlalchemy import Engine, event, text
 from relay.store.claim import Room, claim
 from relay.store.database import Database, Places
 from relay.store.record import record
-from relay.store.sequence import any_received, sequence
-from tests.helpers.relaying import DONE, POLICIES
+from relay.store.sequence import sequence
+from tests.helpers.relaying import DONE, work_of
 
 pytestmark = pytest.mark.long
 
@@ -88,17 +88,11 @@ def pages_read(engine: Engine, act: Callable[[], object], of: str) -> int:
     return number
 
 
-def test_a_look_for_what_has_arrived_begins_where_the_last_one_found_something(reported: Engine) -> None:
-    database = Database(reported)
-    first, second = (pages_read(reported, lambda: any_received(database, POLICIES), "'received'") for _ in range(2))
-    assert second * 4 < first, "some numbers are read anew, for what is committed late"
-
-
 def test_what_has_arrived_is_read_from_there(reported: Engine) -> None:
-    database = Database(reported)
+    work, places = work_of(Database(reported)), Places()
 
     def order_some() -> int:
-        return sequence(database, POLICIES, "r1", batch=20)
+        return sequence(work, places, batch=20)
 
     first, second = (pages_read(reported, order_some, "o.seq >= ") for _ in range(2))
     assert second * 4 < first
@@ -107,7 +101,7 @@ def test_what_has_arrived_is_read_from_there(reported: Engine) -> None:
 def test_a_claim_begins_where_the_last_one_ended(reported: Engine) -> None:
     database, places = Database(reported), Places()
     first, second = (
-        pages_read(reported, lambda: claim(database, "r1", [Room(["strict"], 8)], {}, places=places), "body_bytes")
+        pages_read(reported, lambda: claim(work_of(database), [Room(["strict"], 8)], places=places), "body_bytes")
         for _ in range(2)
     )
     assert second * 4 < first
@@ -115,11 +109,11 @@ def test_a_claim_begins_where_the_last_one_ended(reported: Engine) -> None:
 
 def test_a_claim_that_finds_too_little_begins_with_what_has_just_become_due(reported: Engine) -> None:
     database, places = Database(reported), Places()
-    assert len(claim(database, "r1", [Room(["strict"], 1000)], {}, places=places)) > 100
+    assert len(claim(work_of(database), [Room(["strict"], 1000)], places=places)) > 100
     assert (
-        pages_read(reported, lambda: claim(database, "r1", [Room(["strict"], 8)], {}, places=places), "body_bytes") < 50
+        pages_read(reported, lambda: claim(work_of(database), [Room(["strict"], 8)], places=places), "body_bytes") < 50
     )
-    first = pages_read(reported, lambda: claim(database, "r1", [Room(["strict"], 8)]), "body_bytes")
+    first = pages_read(reported, lambda: claim(work_of(database), [Room(["strict"], 8)]), "body_bytes")
     assert first > 200, "else this shows nothing"
 
 
@@ -130,14 +124,10 @@ def test_recording_a_few_reads_no_more_than_their_rows(reported: Engine) -> None
         connection.execute(text("ANALYZE open_delivery"))
     database, places = Database(reported), Places()
     database.sql.pipelines = False  # so that each statement is seen
-    sequence(database, POLICIES, "r1", batch=8)
-    (delivery,) = claim(database, "r1", [Room(["strict"], 1)], {}, places=places)
-    claimed = pages_of_each(
-        reported, lambda: claim(database, "r1", [Room(["strict"], 1)], {}, places=places), "claimed"
-    )
-    recorded = pages_of_each(
-        reported, lambda: record(database, POLICIES, "r1", [(delivery, DONE)]), "jsonb_to_recordset"
-    )
+    sequence(work_of(database), batch=8)
+    (delivery,) = claim(work_of(database), [Room(["strict"], 1)], places=places)
+    claimed = pages_of_each(reported, lambda: claim(work_of(database), [Room(["strict"], 1)], places=places), "claimed")
+    recorded = pages_of_each(reported, lambda: record(work_of(database), [(delivery, DONE)]), "jsonb_to_recordset")
     read = claimed | recorded
     assert len(read) > 6
     assert max(read.values()) < 60, read

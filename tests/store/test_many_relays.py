@@ -21,7 +21,7 @@ from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import be_patient
-from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps
+from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps, work_of
 from tests.helpers.storing import an_event
 
 EVENTS, ENTITIES, RELAYS = 300, 30, 3
@@ -34,12 +34,12 @@ WHERE l.kind IN ('delivered', 'superseded') ORDER BY l.id
 
 def one_round(database: Database, name: str, route: str, rng: random.Random) -> int:
     """Every step once; some attempts fail, some are given back. Returns how much there was to do."""
-    moved = sequence(database, POLICIES, name, batch=20)
-    claimed = claim(database, name, [Room([route], 8)])
+    moved = sequence(work_of(database, node=name), batch=20)
+    claimed = claim(work_of(database, node=name), [Room([route], 8)])
     kept = [delivery for delivery in claimed if rng.random() > 0.05]
-    give_back(database, POLICIES, name, [claim_of(delivery) for delivery in claimed if delivery not in kept])
-    record(database, POLICIES, name, [(delivery, an_outcome(rng)) for delivery in kept])
-    reap(database, POLICIES, name)
+    give_back(work_of(database, node=name), [claim_of(delivery) for delivery in claimed if delivery not in kept])
+    record(work_of(database, node=name), [(delivery, an_outcome(rng)) for delivery in kept])
+    reap(work_of(database, node=name))
     return moved + len(claimed)
 
 
@@ -97,10 +97,10 @@ def test_two_relays_share_two_hundred_routes_and_neither_fails_nor_makes_a_trans
 
     def work(name: str) -> int:
         database, recorded = Database(steps.database.engine, clock), 0
-        while sequence(database, known, name):
+        while sequence(work_of(database, known, node=name)):
             pass
-        while claimed := claim(database, name, [Room(routes, 64)]):
-            recorded += len(record(database, known, name, [(delivery, DONE) for delivery in claimed]))
+        while claimed := claim(work_of(database, node=name), [Room(routes, 64)]):
+            recorded += len(record(work_of(database, known, node=name), [(delivery, DONE) for delivery in claimed]))
         return recorded
 
     with ThreadPoolExecutor(2) as pool:
@@ -125,8 +125,8 @@ def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_i
             (2, State.READY),
         ]
         assert renew(steps.database, [lease]) == {lease}
-        assert claim(steps.database, "r2", [Room(["strict"], 8)]) == []
-    assert [delivery.seq for delivery in claim(steps.database, "r2", [Room(["strict"], 8)])] == [2]
+        assert claim(work_of(steps.database, node="r2"), [Room(["strict"], 8)]) == []
+    assert [delivery.seq for delivery in claim(work_of(steps.database, node="r2"), [Room(["strict"], 8)])] == [2]
 
 
 def test_a_delivery_is_claimed_by_one_relay_only(steps: Steps, database: Database) -> None:
@@ -135,7 +135,7 @@ def test_a_delivery_is_claimed_by_one_relay_only(steps: Steps, database: Databas
 
     def claim_all(name: str) -> list[Delivery]:
         claimed: list[Delivery] = []
-        while got := claim(database, name, [Room(["strict"], 7)]):
+        while got := claim(work_of(database, node=name), [Room(["strict"], 7)]):
             claimed += got
         return claimed
 

@@ -15,8 +15,8 @@ def largest(database_url: str, monkeypatch: pytest.MonkeyPatch, case: str, numbe
     """The most rows that one transaction reads, and the most facts that one writes, with so many open."""
     with monkeypatch.context() as patched:
         world, transactions = World(database_url), Transactions(patched)
-        transactions.watch(world.database)
         world.empty()
+        transactions.forget()
         CASES[case](world, number)
         world.engine.dispose()
     return transactions.largest

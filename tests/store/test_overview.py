@@ -16,7 +16,7 @@ from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.overview import Overview, read_overview
 from relay.store.route_states import RouteState
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
+from tests.helpers.relaying import DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps, work_of
 from tests.helpers.storing import START, an_event
 
 AUDIT = ("destination", "audit")
@@ -198,10 +198,10 @@ def test_open_commands_and_those_that_failed_lately_are_listed(
     database: Database, steps: Steps, clock: FakeClock
 ) -> None:
     long_ago = commands.ask(database, "pause", Gate(route="gone"), who="kim", why="x")
-    execution.work_on(database, CONFIG, POLICIES, long_ago)
+    execution.work_on(work_of(database), long_ago)
     clock.advance(4000)
     failed = commands.ask(database, "pause", Gate(route="gone"), who="kim", why="x")
-    execution.work_on(database, CONFIG, POLICIES, failed)
+    execution.work_on(work_of(database), failed)
     asked = commands.ask(database, "replay", Selection(seq=1), who="kim", why="mended")
     found = look(steps).commands
     assert [(each["id"], each["kind"], each["state"]) for each in found] == [

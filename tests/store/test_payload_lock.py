@@ -23,7 +23,7 @@ from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import stand_still
 from tests.helpers.pruning import prune
 from tests.helpers.reading import count
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.roles import granted
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import until
@@ -40,11 +40,11 @@ def retention_at_work(engine: Engine) -> Iterator[None]:
 
 def replaying(steps: Steps) -> None:
     number = commands.ask(steps.database, "replay", Selection(everything=True), who="kim", why="a test")
-    execution.work_on(steps.database, CONFIG, POLICIES, number)
+    execution.work_on(steps.work, number)
 
 
 def judging(steps: Steps) -> None:
-    judge_duplicates(steps.database, CONFIG, POLICIES, "r1")
+    judge_duplicates(steps.work)
 
 
 def rebuilding(steps: Steps) -> None:

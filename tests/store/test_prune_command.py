@@ -20,7 +20,7 @@ from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.processes import Ended, invoke
 from tests.helpers.pruning import AFTER_A_MONTH, a_pruner
 from tests.helpers.reading import count
-from tests.helpers.relaying import CONFIG, Steps
+from tests.helpers.relaying import CONFIG, Steps, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.webhooks import config_text
 
@@ -90,7 +90,7 @@ def test_a_command_waits_while_a_relay_prunes(steps: Steps, engine: Engine) -> N
     number = commands.ask(steps.database, "prune", {"kinds": ["rejected", "alerts"]}, who="kim", why="too large")
 
     def worked() -> tuple[str, str | None]:
-        execution.work_on(steps.database, CONFIG, policies(CONFIG), number)
+        execution.work_on(work_of(steps.database, policies(CONFIG)), number)
         found = commands.progress(steps.database, number)
         assert found is not None
         return found.state, found.answer
@@ -116,7 +116,7 @@ def test_a_clock_of_the_database_that_has_jumped_ahead_deletes_nothing(steps: St
     steps.clock.moment = arrived + timedelta(days=3650)
     number = commands.ask(steps.database, "prune", {"kinds": ["payloads", "events"]}, who="kim", why="too large")
     for _ in range(3):
-        execution.work_on(steps.database, MONTHLY, policies(CONFIG), number)
+        execution.work_on(work_of(steps.database, policies(CONFIG), config=MONTHLY), number)
     assert count(engine, "inbox") == count(engine, "inbox_payload") == 3
 
 
@@ -128,9 +128,9 @@ def test_a_command_waits_for_the_rows_that_a_replay_uses(steps: Steps, engine: E
     number = commands.ask(steps.database, "prune", {"kinds": ["events"]}, who="kim", why="too large")
     with engine.begin() as other:
         other.execute(text(SHARE_PAYLOADS))
-        execution.work_on(steps.database, MONTHLY, policies(CONFIG), number)
+        execution.work_on(work_of(steps.database, policies(CONFIG), config=MONTHLY), number)
     waits = commands.progress(steps.database, number)
     assert waits is not None
     assert (waits.state, waits.affected, waits.answer) == ("running", 0, "waits: others use the rows, or prune")
-    execution.work_on(steps.database, MONTHLY, policies(CONFIG), number)
+    execution.work_on(work_of(steps.database, policies(CONFIG), config=MONTHLY), number)
     assert count(engine, "inbox") < 2000

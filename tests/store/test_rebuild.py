@@ -14,7 +14,7 @@ from relay.store import audit
 from relay.store.database import Database
 from relay.store.record import record
 from tests.helpers.patience import be_patient
-from tests.helpers.relaying import DONE, POLICIES, FakeClock, Steps
+from tests.helpers.relaying import DONE, FakeClock, Steps, work_of
 from tests.helpers.storing import a_fact, a_row, an_event
 from tests.helpers.waiting import until
 from tests.store.test_many_relays import one_round
@@ -62,7 +62,7 @@ def test_one_in_flight_that_has_ended_loses_its_lease_and_its_result(
     plant(a_fact("skipped", 1, why="a slip"))
     mend(database)
 
-    (recorded,) = record(database, POLICIES, "r1", [(working, DONE)])
+    (recorded,) = record(work_of(database), [(working, DONE)])
     assert recorded.fact is None
     assert steps.states() == []
 
@@ -99,7 +99,7 @@ def test_a_blocked_one_waits_for_the_one_in_flight_that_took_its_place(lived_in:
     assert mend(lived_in.database) == []
     assert findings(lived_in.database) == [("missing", 9, "blocking")]
 
-    record(lived_in.database, POLICIES, "r1", [(working, DONE)])
+    record(lived_in.work, [(working, DONE)])
     assert [found.finding for found in mend(lived_in.database)] == ["missing"]
     assert lived_in.states()[-1] == (9, "blocking", "blocked")
 

@@ -32,12 +32,12 @@ class Interrupted(Database):
         self._meanwhile: Callable[[], object] | None = meanwhile
 
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
+    def write(self, *arguments: Any, **named: Any) -> Iterator[Transaction]:  # noqa: ANN401  # passed through
         """As a database's; before the first it happens."""
         meanwhile, self._meanwhile = self._meanwhile, None
         if meanwhile is not None:
             meanwhile()
-        with super().write() as transaction:
+        with super().write(*arguments, **named) as transaction:
             yield transaction
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from relay.daemon.lease_renewal import claim_of
 from relay.store.database import Database
 from relay.store.leases import give_back, renew
-from relay.store.sequence import any_received, sequence
-from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps
+from relay.store.sequence import sequence
+from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps, work_of
 from tests.helpers.storing import an_event
 
 LATEST = ["latest"]
@@ -24,8 +24,8 @@ def test_what_arrives_on_a_route_of_another_configuration_is_left_to_a_relay_tha
     """By another policy nothing of it would be dropped, and an older event would follow a newer one."""
     steps.receive(*(an_event(number, routes=LATEST) for number in (1, 2)), an_event(3))
     without = {"strict": POLICIES["strict"]}
-    while any_received(steps.database, without):
-        sequence(steps.database, without, "r2")
+    while sequence(work_of(steps.database, without)):
+        sequence(work_of(steps.database, without, node="r2"))
     assert steps.states() == [(1, "latest", "received"), (2, "latest", "received"), (3, "strict", "ready")]
     steps.sequence()
     assert steps.states() == [(2, "latest", "ready"), (3, "strict", "ready")]
@@ -69,7 +69,7 @@ def given_back(steps: Steps, arrived: int, meanwhile: int, route: str) -> None:
     steps.arrive(an_event(arrived, routes=[route]))
     held = claim_of(steps.claim(route))
     steps.arrive(an_event(meanwhile, routes=[route]))
-    assert give_back(steps.database, POLICIES, "r1", [held]) == 1
+    assert give_back(steps.work, [held]) == 1
 
 
 def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_given_back(steps: Steps) -> None:

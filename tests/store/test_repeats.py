@@ -20,7 +20,7 @@ from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching, work_of
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
 from tests.helpers.transactions import Transactions
@@ -49,7 +49,7 @@ def delivered(steps: Steps, *events: Event) -> None:
 
 
 def judge(steps: Steps, rest: Rest | None = None) -> Judged:
-    return judge_duplicates(steps.database, CONFIG, POLICIES, "r1", rest)
+    return judge_duplicates(steps.work, rest)
 
 
 def judge_all(steps: Steps, rounds: int = 20) -> list[Judged]:
@@ -162,7 +162,7 @@ def test_on_a_route_that_fetches_nothing_a_repeat_is_the_same_event(steps: Steps
     steps.arrive(dead, sent)
     steps.record(list(zip(steps.claim_due(), [HOPELESS, DONE], strict=True)))
     repeat(steps, dead, sent, times=3)
-    assert judge_duplicates(steps.database, CONFIG, policies(CONFIG), "r1") == Judged(handled=6, rearmed=0)
+    assert judge_duplicates(work_of(steps.database, policies(CONFIG))) == Judged(handled=6, rearmed=0)
     assert rearmed(steps) == []
 
 
@@ -173,7 +173,6 @@ def test_what_is_read_of_an_event_does_not_grow_with_its_runs(steps: Steps, monk
     plant_runs(steps, seq=1, number=50_000)
     repeat(steps, often, other)
     transactions = Transactions(monkeypatch)
-    transactions.watch(steps.database)
 
     assert judge(steps) == Judged(handled=2, rearmed=2)
 
@@ -207,12 +206,13 @@ def test_a_route_that_somebody_keeps_locked_keeps_no_other_from_being_judged(ste
     steps.policies = fetching(config)
     delivered(steps, slow, *events)
     repeat(steps, slow, *events)
+    work = msgspec.structs.replace(steps.work, config=config)
     with locking(steps, ["slow"]):
-        judge_duplicates(steps.database, config, steps.policies, "r1")
+        judge_duplicates(work)
     assert (waiting(steps), len(rearmed(steps))) == ([1], 2)
-    assert steps.database.resting() == {"slow"}
-    steps.database.end_rests()
-    judge_duplicates(steps.database, config, steps.policies, "r1")
+    assert steps.rests.left() == {"slow"}
+    steps.try_again()
+    judge_duplicates(work)
     assert (waiting(steps), len(rearmed(steps))) == ([], 3)
 
 
@@ -221,13 +221,13 @@ def test_a_repeat_for_a_route_of_another_configuration_is_left_to_a_relay_that_h
     delivered(steps, event)
     repeat(steps, event)
     without = {name: known for name, known in POLICIES.items() if name != "latest"}
-    assert judge_duplicates(steps.database, CONFIG, without, "r2").handled == 0
+    assert judge_duplicates(work_of(steps.database, without, node="r2")).handled == 0
     assert judge(steps).rearmed == 1
 
     steps.record_all(steps.claim_due(), TOO_SOON)
     repeat(steps, event)
     steps.advance(LEFT_TO_OTHERS.total_seconds())
-    assert judge_duplicates(steps.database, CONFIG, without, "r2") == Judged(handled=1, rearmed=0)
+    assert judge_duplicates(work_of(steps.database, without, node="r2")) == Judged(handled=1, rearmed=0)
 
 
 # --- those that can't be judged yet
@@ -398,11 +398,11 @@ def test_an_event_is_made_again_once_though_another_route_of_it_is_in_flight_all
     steps.record_all(steps.claim_due(1_000), TOO_SOON)
     repeat(steps, event)
     for _ in range(3):
-        judge_duplicates(steps.database, config, fetching(config), "r1")
+        judge_duplicates(work_of(steps.database, fetching(config), config=config))
         steps.record_all(steps.claim_due(1_000), TOO_SOON)
-    record(steps.database, known, "r1", [(slow, TOO_SOON)])
+    record(work_of(steps.database, known), [(slow, TOO_SOON)])
     for _ in range(3):
-        judge_duplicates(steps.database, config, fetching(config), "r1")
+        judge_duplicates(work_of(steps.database, fetching(config), config=config))
         steps.record_all(steps.claim_due(1_000), TOO_SOON)
     assert sorted(
         (row["route"], row["number"])

@@ -24,7 +24,7 @@ from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import Stopwatch, stand_still
 from tests.helpers.pruning import AFTER_A_MONTH, DAY, a_pruner, prune
 from tests.helpers.reading import count
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
+from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps, work_of
 from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences, mend
 
@@ -195,7 +195,7 @@ def test_a_delivery_that_is_rearmed_after_its_attempts_went_agrees_with_its_fact
     assert [kind for _, kind in steps.kinds()] == ["delivered"]
     steps.intake.repeat(an_event(1, routes=["latest"]))
     database = Database(engine)
-    assert judge_duplicates(database, CONFIG, POLICIES, "r1").rearmed == 1
+    assert judge_duplicates(work_of(database)).rearmed == 1
     assert differences(database) == []
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import order_lock
 from inbox.db.dialect import takes_too_long
+from relay.delivery.gates import BREAKER
 from relay.store import alerts, claim, leases, record, sequence
 from relay.store.alert_conditions import Watch
 from relay.store.lanes import quarantine
@@ -96,10 +98,10 @@ def test_a_bad_delivery_is_set_aside_and_leases_are_given_back_while_another_rou
 ) -> None:
     claimed = steps.claim("strict")
     lease = (claimed.seq, claimed.route, claimed.lease_token)
-    assert leases.give_back(steps.database, steps.policies, steps.node, [lease]) == 1
+    assert leases.give_back(steps.work, [lease]) == 1
     key = (claimed.seq, claimed.route)
     bad = ValueError("bad")
-    assert quarantine(steps.database, steps.policies, steps.node, key, cause="unprocessable", error=bad) is not None
+    assert quarantine(steps.work, key, cause="unprocessable", error=bad) is not None
 
 
 def test_the_limit_of_a_lock_is_shorter_than_one_that_the_server_has(steps: Steps) -> None:
@@ -184,20 +186,18 @@ def test_a_lock_that_is_waited_for_in_vain_is_named_by_a_pipeline_too(steps: Ste
 def test_a_route_that_stays_locked_rests_and_all_others_go_on_as_they_arrive(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["latest"]), an_event(2))
     steps.receive(an_event(3, "u3", routes=["latest"]))
-    rests = steps.hear_of_rests()
     with locking(steps, ["latest"]):
         steps.wait_shortly_for("latest")
         assert steps.sequence() == 0
         for number in range(4, 7):
             steps.receive(an_event(number, f"u{number}"))
-            assert sequence.any_received(steps.database, steps.policies)
             assert steps.sequence() == 1
-        assert not sequence.any_received(steps.database, steps.policies)
-    assert rests == ["a step of latest", "sequence of latest"], "it was tried once"
-    assert steps.database.rests().keys() == {"sequence"}
+        assert steps.sequence() == 0
+    assert steps.heard.held_up == ["sequence of latest"], "it was tried once"
+    assert steps.rests.texts().keys() == {"sequence"}
     steps.try_again()
     assert steps.sequence() == 1
-    assert steps.database.rests() == {}
+    assert steps.rests.texts() == {}
 
 
 def test_a_locked_row_keeps_its_route_from_being_sequenced_and_no_other(steps: Steps) -> None:
@@ -224,7 +224,7 @@ def test_a_locked_row_is_waited_for_once_for_long_and_then_shortly(steps: Steps)
     assert max(took[1:]) < order_lock.LOCKED_ROW_SECONDS <= took[0]
     steps.sequence()
     waits = text("SELECT current_setting('lock_timeout') AS wait")
-    with steps.database.write() as transaction:
+    with steps.work.write() as transaction:
         transaction.lock_order_and_read({"strict"})
         assert [row.wait for row in transaction.execute(waits)] == [f"{order_lock.LOCKED_ROW_SECONDS}s"]
 
@@ -257,17 +257,18 @@ def test_a_route_with_many_expired_leases_that_rests_hides_no_others(
 
 def test_a_breaker_is_probed_while_another_route_is_locked_and_rests_while_its_own_is(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]))
-    breaker = [("destination", "strict")]
+    policy = msgspec.structs.replace(POLICIES["strict"], breakers={("destination", "strict"): BREAKER})
+    work = msgspec.structs.replace(steps.work, policies={**POLICIES, "strict": policy})
 
     def probe() -> list[int]:
-        return [each.seq for each in claim.claim_probe(steps.database, "r1", "strict", breaker, policies=POLICIES)]
+        return [each.seq for each in claim.claim_probe(work, "strict")]
 
     steps.do(
         "INSERT INTO gate (kind, name, breaker, breaker_until) VALUES ('destination', 'strict', 'open', '2000-01-01')"
     )
     with locking(steps, ["strict"]):
         assert probe() == []
-        assert steps.database.resting() == {"strict"}
+        assert steps.rests.left() == {"strict"}
     with locking(steps, ["latest"]):
         assert probe() == [1]
 

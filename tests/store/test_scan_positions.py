@@ -11,7 +11,7 @@ from relay.delivery.gates import entity_key
 from relay.store import gates
 from relay.store.claim import Room, claim, claim_probe
 from relay.store.database import WHOLE_EVERY_SECONDS, Floor, Places
-from relay.store.sequence import any_received
+from relay.store.sequence import sequence
 from tests.helpers.relaying import Monotonic, Steps
 from tests.helpers.storing import a_row, an_event
 
@@ -48,17 +48,14 @@ def test_a_look_from_the_beginning_that_takes_long_is_made_less_often() -> None:
 
 
 def test_an_event_that_is_committed_far_behind_the_others_is_found_within_a_second(steps: Steps) -> None:
-    monotonic = Monotonic()
-    steps.database.received = Floor(monotonic=monotonic)
+    monotonic, places = Monotonic(), Places()
+    places.received = Floor(monotonic=monotonic)
     steps.do(arrived(50_000))
-    assert any_received(steps.database, steps.policies)
-    assert steps.sequence() == 1
+    assert sequence(steps.work, places) == 1
     steps.do(arrived(49_500), arrived(3))
-    assert any_received(steps.database, steps.policies)
-    steps.sequence()
+    sequence(steps.work, places)
     monotonic.seconds += WHOLE_EVERY_SECONDS
-    any_received(steps.database, steps.policies)
-    steps.sequence()
+    sequence(steps.work, places)
     assert [state for _, _, state in steps.states()] == ["ready"] * 3
 
 
@@ -80,7 +77,7 @@ def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: S
 
 
 def claimed(steps: Steps, remembered: Places, most: int = 8) -> list[int]:
-    return [delivery.seq for delivery in claim(steps.database, "r1", [Room(["strict"], most)], places=remembered)]
+    return [delivery.seq for delivery in claim(steps.work, [Room(["strict"], most)], places=remembered)]
 
 
 # --- pauses
@@ -114,7 +111,7 @@ def test_a_claim_goes_on_behind_the_paused_heads_that_the_last_one_has_passed(st
 def test_the_attempt_that_tries_a_breaker_is_found_behind_what_is_paused(steps: Steps) -> None:
     heads(steps, *["paused"] * 60, "b")
     steps.advance(3600)
-    assert [delivery.seq for delivery in claim_probe(steps.database, "r1", "strict", [])] == [61]
+    assert [delivery.seq for delivery in claim_probe(steps.work, "strict")] == [61]
 
 
 @pytest.mark.usefixtures("paused")

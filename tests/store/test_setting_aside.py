@@ -9,20 +9,18 @@ from contextlib import suppress
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from inbox.config.model import Config
 from relay.daemon.lease_renewal import claim_of
 from relay.observe import Observer
 from relay.operations.asks import Selection
 from relay.steps import Steps as StepsOfARelay
-from relay.store.bulkhead import in_parts
 from relay.store.claim import Room, claim
 from relay.store.lanes import quarantine
 from relay.store.leases import give_back
 from relay.store.operator import commands, execution
-from relay.store.transaction import FailedAlone
+from relay.store.work import in_parts
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.storing import an_event
 from tests.store.verifying import Planter
@@ -61,7 +59,7 @@ def test_nothing_is_given_up_where_a_column_is_missing_when_it_is_loaded(steps: 
     steps.arrive(*TEN)
     steps.do("ALTER TABLE lane RENAME COLUMN applied_hash TO away")
     with pytest.raises(DBAPIError):
-        claim(steps.database, "r1", [Room(["strict"], 4)], policies=POLICIES)
+        claim(steps.work, [Room(["strict"], 4)])
     assert states(steps) == {"ready": 10}
 
 
@@ -82,7 +80,7 @@ def test_no_command_is_failed_where_a_table_is_missing(steps: Steps) -> None:
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
     steps.do("ALTER TABLE order_lock RENAME TO away")
     with suppress(DBAPIError):  # SQLite's transactions have no need of that table
-        execution.work_on(steps.database, CONFIG, POLICIES, number)
+        execution.work_on(steps.work, number)
     (row,) = steps.rows("SELECT state FROM relay_command")
     assert row["state"] in {"asked", "running"}
 
@@ -101,8 +99,7 @@ def test_an_outcome_that_can_neither_be_recorded_nor_set_aside_is_let_go_and_its
     steps.arrive(*TEN)
     claimed = steps.claim_due(10, "strict")
     refuse(steps, "delivery_log", "NEW.seq = 3")
-    alone: list[FailedAlone] = []
-    steps.database.on_failed_alone = alone.append
+    alone = steps.heard.alone
     assert len(steps.record_all(claimed, DONE)) == 10
     assert states(steps) == {"in_flight": 1}
     assert [(one.step, one.item) for one in alone] == [("record", "route=strict seq=3")] * 2
@@ -120,7 +117,7 @@ def test_an_item_that_takes_too_long_alone_keeps_none_behind_it_from_being_done(
         done.extend(some)
 
     with pytest.raises(OperationalError, match="statement timeout"):
-        list(in_parts(steps.database, "a step", [1, 2, 3, 4], part=part))
+        list(in_parts(steps.work, "a step", [1, 2, 3, 4], part=part))
     assert done == [1, 3, 4]
 
 
@@ -128,10 +125,9 @@ def test_a_lane_that_can_not_be_settled_keeps_no_other_lease_from_being_given_ba
     steps.arrive(*(an_event(number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
     claimed = steps.claim_due(10, "latest")
     steps.arrive(*(an_event(10 + number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
-    alone: list[FailedAlone] = []
-    steps.database.on_failed_alone = alone.append
+    alone = steps.heard.alone
     refuse(steps, "delivery_log", "NEW.seq = 3")
-    assert give_back(steps.database, POLICIES, "r1", list(map(claim_of, claimed))) == 9
+    assert give_back(steps.work, list(map(claim_of, claimed))) == 9
     assert states(steps) == {"ready": 9, "in_flight": 1, "waiting": 1}
     assert [(one.step, one.item) for one in alone] == [("give_back", "route=latest seq=3")]
 
@@ -139,7 +135,7 @@ def test_a_lane_that_can_not_be_settled_keeps_no_other_lease_from_being_given_ba
 def test_behind_many_heads_that_can_not_be_loaded_the_next_are_claimed(steps: Steps) -> None:
     steps.arrive(*TEN)
     steps.do("UPDATE open_delivery SET seq = seq - 1000 WHERE seq <= 8")  # no event has these numbers
-    claims = [claim(steps.database, "r1", [Room(["strict"], 2)], policies=POLICIES) for _ in range(5)]
+    claims = [claim(steps.work, [Room(["strict"], 2)]) for _ in range(5)]
     assert [[delivery.seq for delivery in claimed] for claimed in claims] == [[], [], [], [], [9, 10]]
     assert states(steps) == {"dead": 8, "in_flight": 2}
 
@@ -149,11 +145,11 @@ def test_a_delivery_that_a_person_has_locked_stops_its_command_alone_until_it_is
     steps.arrive(*TEN)
     for seq in (2, 3, 4):
         commands.ask(steps.database, "cancel", Selection(seq=seq), who="kim", why="no")
-    working = execution.OpenCommands(steps.database)
+    working = execution.OpenCommands()
     with locked_by_a_person(steps.database.engine, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
-        working.work(CONFIG, POLICIES)
+        working.work(steps.work)
         assert states(steps) == {"ready": 8}
-    working.work(CONFIG, POLICIES)
+    working.work(steps.work)
     assert states(steps) == {"ready": 7}
 
 
@@ -161,10 +157,10 @@ def test_a_delivery_that_a_person_has_locked_stops_its_command_alone_until_it_is
 def test_a_command_that_a_person_has_locked_is_skipped_until_it_is_free(steps: Steps) -> None:
     steps.arrive(*TEN)
     commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
-    working = execution.OpenCommands(steps.database)
+    working = execution.OpenCommands()
     with locked_by_a_person(steps.database.engine, "SELECT 1 FROM relay_command FOR UPDATE"):
-        assert working.work(CONFIG, POLICIES) == 0
-    assert working.work(CONFIG, POLICIES) == 10
+        assert working.work(steps.work) == 0
+    assert working.work(steps.work) == 10
 
 
 def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
@@ -172,7 +168,7 @@ def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
 ) -> None:
     commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
 
-    def fails(_commands: execution.OpenCommands, _config: Config) -> int:
+    def fails(_commands: execution.OpenCommands, _work: object) -> int:
         raise ValueError("no")
 
     monkeypatch.setattr(execution.OpenCommands, "work", fails)
@@ -190,8 +186,7 @@ def test_an_alert_that_is_refused_keeps_nothing_from_being_recorded(steps: Steps
     """As where a right was taken away, or a sequence is behind its table."""
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2", routes=["latest"]))
     refuse(steps, "alert", "NEW.kind = 'delivery_dead'")
-    alone: list[FailedAlone] = []
-    steps.database.on_failed_alone = alone.append
+    alone = steps.heard.alone
     steps.attempt(HOPELESS)
     steps.attempt(DONE, "latest")
     assert steps.kinds() == [(1, "dead"), (3, "delivered")]
@@ -211,7 +206,7 @@ def test_a_delivery_without_its_payload_ends_dead_and_is_never_attempted(steps: 
 def test_a_lane_goes_on_behind_one_that_was_set_aside_though_its_alert_is_refused(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2))
     refuse(steps, "alert", "NEW.kind = 'delivery_dead'")
-    quarantine(steps.database, POLICIES, "r1", (1, "strict"), cause="unprocessable", error=ValueError("no event"))
+    quarantine(steps.work, (1, "strict"), cause="unprocessable", error=ValueError("no event"))
     assert steps.rows("SELECT cause FROM dead_letter") == [{"cause": "unprocessable"}]
     assert (2, "strict", "ready") in steps.states()
 
@@ -220,8 +215,7 @@ def test_where_the_database_is_gone_while_an_item_is_set_aside_the_step_ends_and
     steps: Steps,
 ) -> None:
     tried: list[int] = []
-    alone: list[FailedAlone] = []
-    steps.database.on_failed_alone = alone.append
+    alone = steps.heard.alone
 
     def part(some: Sequence[int]) -> None:
         tried.extend(some)
@@ -231,6 +225,6 @@ def test_where_the_database_is_gone_while_an_item_is_set_aside_the_step_ends_and
         raise OperationalError("SELECT", {}, ConnectionError("server closed the connection"))
 
     with pytest.raises(OperationalError, match="server closed the connection"):
-        list(in_parts(steps.database, "a step", [1, 2], part=part, alone=unreachable))
+        list(in_parts(steps.work, "a step", [1, 2], part=part, alone=unreachable))
     assert tried == [1, 2, 1], "no other item is tried"
     assert alone == []

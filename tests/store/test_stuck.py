@@ -96,7 +96,7 @@ def asked(steps: Steps) -> None:
 
 def failed(steps: Steps) -> None:
     number = commands.ask(steps.database, "pause", Gate(route="gone"), who="kim", why="maintenance")
-    execution.work_on(steps.database, CONFIG, POLICIES, number)
+    execution.work_on(steps.work, number)
 
 
 def failed_in_part(steps: Steps) -> None:

@@ -32,7 +32,7 @@ from tests.helpers.directory import TABLE, Directory
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import Stopwatch, be_patient, stand_still
 from tests.helpers.reading import count, rows
-from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.relaying import FakeClock, Steps, work_of
 from tests.helpers.scripted import serving
 from tests.helpers.storing import START, an_event
 from tests.helpers.webhooks import config_text
@@ -213,7 +213,7 @@ def sweeping(directory: Directory, database_url: str) -> Iterator[CompiledSweep]
 
 
 def run(sweeping: CompiledSweep, engine: Engine) -> SweepFindings:
-    *_, last = sweeping.run(Database(engine), without_lease(), START)
+    *_, last = sweeping.run(work_of(Database(engine)), without_lease(), START)
     return last
 
 
@@ -227,7 +227,7 @@ def test_a_key_that_another_has_not_committed_yet_ends_the_sweep_which_begins_ag
         stand_still(another)
         intake.append(another, [uncommitted])
         with pytest.raises(DBAPIError, match="lock timeout"):
-            sweeping._add(database, listed, {}, START, [])
+            sweeping._add(work_of(database), listed, {}, START, [])
     assert count(database.engine, "inbox") == 0
     assert watch.seconds < 3 * LOCK_TIMEOUT_SECONDS
 

@@ -22,11 +22,10 @@ from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store.alerts import note
 from relay.store.database import Database
-from relay.store.leases import reap
 from relay.store.record import Recorded
 from relay.store.sweeps import SweepFindings
 from relay.store.transaction import Transaction
-from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps
+from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps
 from tests.helpers.storing import START, an_event
 from tests.helpers.webhooks import a_config
 
@@ -80,17 +79,15 @@ def test_attempts_are_told_by_what_they_came_to_and_deliveries_by_how_long_they_
     assert of(told, metrics.DISCARDED) == {(): 1}
 
 
-def test_every_fact_that_is_committed_is_told_whoever_wrote_it_and_none_that_is_rolled_back(
-    steps: Steps, database: Database
-) -> None:
+def test_every_fact_that_is_committed_is_told_whoever_wrote_it_and_none_that_is_rolled_back(steps: Steps) -> None:
     told = Told()
     observer = Observer(told)
-    database.on_facts = observer.appended
+    steps.heard.on_facts = observer.appended
     steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]), an_event(3))
     steps.attempt(UNWELL)
     steps.claim("latest")
     steps.advance(60)
-    observer.reaped(reap(database, POLICIES, "r2"))
+    observer.reaped(steps.reap("r2"))
     steps.attempt(DONE, "latest")
 
     logged: dict[tuple[str, ...], float] = {}

@@ -13,7 +13,7 @@ from relay.delivery.ordering import settle
 from relay.delivery.outcome import Call, CallStep, Delivered, Failed, Sent, Unchanged
 from relay.store.lanes import quarantine
 from relay.store.transaction import ROW, as_open_delivery
-from tests.helpers.relaying import HOPELESS, POLICIES, Steps
+from tests.helpers.relaying import HOPELESS, Steps
 from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences, mend
 
@@ -41,7 +41,7 @@ def taken_up_again(steps: Steps, by: str) -> None:
             "rearmed": facts.Rearmed(duplicate=1),
         }
         opened = append(dead, begins[by], transaction.lock_order())
-        transaction.write_back(settle("strict", [opened], transaction.now(), timedelta(0)), None)
+        transaction.write_back(settle("strict", [opened], transaction.now(), timedelta(0)))
 
 
 @pytest.mark.parametrize("by", ["replayed", "rearmed"])
@@ -137,9 +137,7 @@ def test_nor_does_an_attempt_whose_outcome_cannot_be_recorded(steps: Steps) -> N
     steps.attempt(APPLIED)
     claimed = steps.claim()
     quarantine(
-        steps.database,
-        POLICIES,
-        "r1",
+        steps.work,
         (claimed.seq, claimed.route),
         cause="unrecordable",
         error=ValueError("no outcome"),

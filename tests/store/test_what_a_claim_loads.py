@@ -18,7 +18,7 @@ from relay.store.claim import Room, claim
 from relay.store.events import with_events
 from relay.store.gates import Locked
 from relay.store.transaction import Transaction
-from tests.helpers.relaying import POLICIES, Monotonic, Steps
+from tests.helpers.relaying import Monotonic, Steps, work_of
 from tests.helpers.storing import an_event
 
 
@@ -33,17 +33,17 @@ def seqs(deliveries: Sequence[Delivery]) -> list[int]:
 def test_a_claim_ends_with_the_delivery_that_uses_the_last_byte(steps: Steps) -> None:
     arrived(steps, 400, 400, 400, 400)
     room = Room(["strict"], 8, 801)
-    assert [seqs(claim(steps.database, "r1", [room])) for _ in range(2)] == [[1, 2, 3], [4]]
+    assert [seqs(claim(steps.work, [room])) for _ in range(2)] == [[1, 2, 3], [4]]
 
 
 def test_a_body_that_is_larger_than_the_room_is_claimed_alone(steps: Steps) -> None:
     arrived(steps, 5000, 1, 1)
-    assert [seqs(claim(steps.database, "r1", [Room(["strict"], 8, 100)])) for _ in range(2)] == [[1], [2, 3]]
+    assert [seqs(claim(steps.work, [Room(["strict"], 8, 100)])) for _ in range(2)] == [[1], [2, 3]]
 
 
 def test_the_routes_of_a_destination_share_its_room(steps: Steps) -> None:
     steps.arrive(an_event(1, "a", body=b"x" * 500), an_event(2, "b", body=b"x", routes=["latest"]))
-    assert seqs(claim(steps.database, "r1", [Room(["strict", "latest"], 8, 500), Room(["latest"], 8, 1)])) == [1, 2]
+    assert seqs(claim(steps.work, [Room(["strict", "latest"], 8, 500), Room(["latest"], 8, 1)])) == [1, 2]
 
 
 def test_large_bodies_are_read_one_after_the_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,13 +57,13 @@ def test_large_bodies_are_read_one_after_the_other(steps: Steps, monkeypatch: py
 
     found = with_events
     monkeypatch.setattr(claims, "with_events", counting)
-    assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)])) == [1, 2, 3, 4, 5]
+    assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1, 2, 3, 4, 5]
     assert loaded == [2, 1, 2]
 
 
 def _claim_anything(steps: Steps, node: str) -> None:
-    claim(steps.database, node, [Room(["strict"], 8)])
-    claims.claim_suspect(steps.database, node, ["strict"])
+    claim(work_of(steps.database, node=node), [Room(["strict"], 8)])
+    claims.claim_suspect(work_of(steps.database, node=node), ["strict"])
 
 
 class Killed(BaseException):
@@ -103,7 +103,7 @@ def test_what_takes_the_database_too_long_stays_leased_and_the_others_are_delive
     found = with_events
     with monkeypatch.context() as patch:
         patch.setattr(claims, "with_events", slow)
-        assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)], policies=POLICIES)) == [1, 3]
+        assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1, 3]
     assert steps.states() == [(seq, "strict", "in_flight") for seq in (1, 2, 3)]
 
 
@@ -125,7 +125,7 @@ def test_of_many_routes_only_those_with_something_due_cost_a_statement(
     monkeypatch.setattr(Transaction, "execute", executing)
     routes = [f"route {number}" for number in range(1000)]
     rooms = [Room([route], 8) for route in (*routes, "strict")]
-    assert seqs(claim(steps.database, "r1", rooms)) == [1]
+    assert seqs(claim(steps.work, rooms)) == [1]
     assert [route for route in asked if route is not None] == ["strict"]
 
 
@@ -134,9 +134,9 @@ def test_a_claim_of_very_many_routes_that_takes_long_ends_with_what_it_has(
 ) -> None:
     arrived(steps, 1)
     monkeypatch.setattr(claims, "LONGEST_SECONDS", -1.0)
-    assert claim(steps.database, "r1", [Room(["strict"], 8)]) == []
+    assert claim(steps.work, [Room(["strict"], 8)]) == []
     monkeypatch.setattr(claims, "LONGEST_SECONDS", 1.0)
-    assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)])) == [1]
+    assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1]
 
 
 def test_a_claim_that_had_to_wait_for_its_turn_still_claims(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,4 +149,4 @@ def test_a_claim_that_had_to_wait_for_its_turn_still_claims(steps: Steps, monkey
 
     monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=clock))
     monkeypatch.setattr(claims, "lock_all", waits)
-    assert seqs(claim(steps.database, "r1", [Room(["strict"], 8)])) == [1]
+    assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1]

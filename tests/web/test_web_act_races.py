@@ -163,7 +163,7 @@ def test_two_who_confirm_a_replay_of_what_has_ended_deliver_it_once_more(page: P
     steps.until_nothing_is_due()
     assert steps.rows("SELECT count(*) AS n FROM delivery_log WHERE kind = 'delivered'")[0]["n"] == 6
     assert "2 of the plan had changed meanwhile" in page.get(f"/commands/{second}").text
-    assert page.json(f"/commands/{first}.json")["answer"] == "2 deliveries replayed"
+    assert page.json(f"/commands/{first}.json")["command"]["answer"] == "2 deliveries replayed"
 
 
 @pytest.mark.parametrize(

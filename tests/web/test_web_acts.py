@@ -18,7 +18,7 @@ from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from relay.web import plans
 from tests.helpers.page import OPERATOR, VIEWER, Page
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps, work_of
 from tests.helpers.storing import an_event
 
 
@@ -50,7 +50,7 @@ def asked(database: Database) -> list[dict[str, Any]]:
 def work(database: Database, number: int, config: Config = CONFIG) -> Command:
     """Have a relay carry the command out to its end."""
     while (progress := commands.progress(database, number)) and not progress.has_ended:
-        execution.work_on(database, config, policies(config), number)
+        execution.work_on(work_of(database, policies(config), config=config), number)
     assert progress is not None
     return progress
 
@@ -310,7 +310,7 @@ def test_the_api_plans_and_asks(page: Page, steps: Steps) -> None:
     assert answer.headers["location"] == answer.json()["href"] == f"/api/v1/commands/{answer.json()['id']}"
     again = page.post("/api/v1/acts/replay", json=body, headers={"Idempotency-Key": "k1"})
     assert again.json() == answer.json()
-    assert page.json(answer.headers["location"])["reason"] == "by a script"
+    assert page.json(answer.headers["location"])["command"]["reason"] == "by a script"
     assert work(steps.database, answer.json()["id"]).affected == 2
 
 

@@ -20,8 +20,7 @@ from relay.store.alerts import note
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.retention import STEPS
 from relay.store.route_states import RouteState
-from relay.web.screens.alerts import Button, button_of
-from relay.web.screens.overview import RETENTION_WORDS
+from relay.web.screens.overview import RETENTION_WORDS, Button, button_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.patience import stand_still
@@ -98,7 +97,7 @@ def test_critical_ones_come_first_and_alerts_of_other_things_are_kept() -> None:
     found = all_of(seen(gates=(PAUSED,), alerts=alerts), stuck)
     assert [each.level for each in found] == ["critical", "warning", "warning", "information"]
     assert [each.sentence for each in found[1:3]] == [alert.text for alert in alerts]
-    assert button_of(found[0]) == Button("Deliveries", path="/deliveries?route=crm&state=ready")
+    assert button_of(found[0]) == Button("Deliveries", path="/deliveries?route=crm")
     assert button_of(found[1]) == Button("Deliveries", path="/deliveries?route=crm")
 
 

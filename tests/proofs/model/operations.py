@@ -10,6 +10,7 @@ from relay.daemon.lease_renewal import claim_of
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Admission, Gate, Gates
 from relay.delivery.outcome import Delivery
+from relay.delivery.policy import Policies
 from relay.operations.asks import Selection
 from relay.store import claim, duplicates, gates, leases, nodes, record, sequence
 from relay.store.audit import Checked, verify
@@ -18,6 +19,7 @@ from relay.store.operator import commands, execution
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice
 from relay.store.rebuild import rebuild
+from relay.store.work import Work
 from tests.helpers.commanding import carry_out
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
 from tests.proofs.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
@@ -45,12 +47,15 @@ class Operations:
         self._ledger = ledger
         self.doing = Doing()
 
+    def _work(self, node: str | None = None, known: Policies = POLICIES) -> Work:
+        return Work(self._database, CONFIG, known, node)
+
     def sequence(self, relay: Relay, batch: int) -> Operation:
-        return Operation("sequence", lambda: sequence.sequence(self._database, POLICIES, relay.node, batch))
+        return Operation("sequence", lambda: sequence.sequence(self._work(relay.node), batch=batch))
 
     def sequence_by_the_old(self, relay: Relay) -> Operation:
         """As before `ordering` became "latest"."""
-        return Operation("sequence", lambda: sequence.sequence(self._database, BEFORE_THE_CHANGE, relay.node))
+        return Operation("sequence", lambda: sequence.sequence(self._work(relay.node, BEFORE_THE_CHANGE)))
 
     def claim(
         self, relay: Relay, routes: Sequence[str], room: int, *, answered: bool = True, seen: Gates | None = None
@@ -59,14 +64,14 @@ class Operations:
 
         def claimed(seen: Gates) -> list[Delivery]:
             wanted = [claim.Room(_admitted(seen, routes, "all"), room)]
-            return claim.claim(self._database, relay.node, wanted, LIMITS) if wanted[0][0] else []
+            return claim.claim(self._work(relay.node), wanted) if wanted[0][0] else []
 
         return self._claiming("claim", relay, claimed, answered=answered, seen=seen)
 
     def claim_suspect(self, relay: Relay, routes: Sequence[str], *, seen: Gates | None = None) -> Operation:
         def claimed(seen: Gates) -> list[Delivery]:
             admitted = _admitted(seen, routes, "all")
-            return claim.claim_suspect(self._database, relay.node, admitted, POLICIES) if admitted else []
+            return claim.claim_suspect(self._work(relay.node), admitted) if admitted else []
 
         return self._claiming("claim_suspect", relay, claimed, seen=seen)
 
@@ -75,8 +80,7 @@ class Operations:
 
         def claimed(seen: Gates) -> list[Delivery]:
             for route in _admitted(seen, routes, "probe"):
-                breakers = list(POLICIES[route].breakers)
-                if found := claim.claim_probe(self._database, relay.node, route, breakers, LIMITS[route]):
+                if found := claim.claim_probe(self._work(relay.node), route):
                     return found
             return []
 
@@ -95,7 +99,7 @@ class Operations:
         asked_at = self._world.clock.now
 
         def send() -> tuple[Gates, list[Delivery]]:
-            gates_now = gates.read_gates(self._database) if seen is None else seen
+            gates_now = gates.read_gates(self._work()) if seen is None else seen
             return gates_now, claimed(gates_now)
 
         def learn(found: tuple[Gates, list[Delivery]]) -> None:
@@ -125,7 +129,7 @@ class Operations:
         keys = [claim_of(each.delivery) for each in held]
         return Operation(
             "give_back",
-            lambda: leases.give_back(self._database, POLICIES, relay.node, keys),
+            lambda: leases.give_back(self._work(relay.node), keys),
             lambda _: relay.forget(held),
         )
 
@@ -143,27 +147,25 @@ class Operations:
                 relay.recorded = list(held)
                 relay.forget(held)
 
-        return Operation("record", lambda: record.record(self._database, POLICIES, node, outcomes, watched), learn)
+        return Operation("record", lambda: record.record(self._work(node), outcomes, watched), learn)
 
     def look_at_gates(self, relay: Relay) -> Operation:
         def learn(seen: Gates) -> None:
             relay.gates = seen
 
-        return Operation("look_at_gates", lambda: gates.read_gates(self._database), learn)
+        return Operation("look_at_gates", lambda: gates.read_gates(self._work()), learn)
 
     def reap(self, relay: Relay) -> Operation:
         def learn(reaped: list[tuple[int, str, AnyFact]]) -> None:
             self.doing.reaped += reaped
 
-        return Operation("reap", lambda: leases.reap(self._database, POLICIES, relay.node), learn)
+        return Operation("reap", lambda: leases.reap(self._work(relay.node)), learn)
 
     def judge(self, relay: Relay) -> Operation:
         def learn(_: object) -> None:
             self.doing.judged += 1
 
-        return Operation(
-            "judge", lambda: duplicates.judge_duplicates(self._database, CONFIG, POLICIES, relay.node), learn
-        )
+        return Operation("judge", lambda: duplicates.judge_duplicates(self._work(relay.node)), learn)
 
     def plan(self, act: Act, selection: Selection) -> Plan:
         """Return the plan that an operator looks at before a command."""
@@ -179,7 +181,7 @@ class Operations:
 
         def send() -> None:
             number = commands.ask(self._database, kind, gate, who="kim", why="maintenance")
-            execution.work_on(self._database, CONFIG, POLICIES, number)
+            execution.work_on(self._work(), number)
 
         def learn(_: object) -> None:
             self.doing.resumed += kind == "resume"

@@ -6,7 +6,7 @@ one writer at a time: nothing to order by a lock, and nothing commits out of ord
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -19,12 +19,11 @@ from inbox.db import intake
 from inbox.db import intake as duplicates_at_intake
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
-from relay.delivery.policy import RoutePolicy
 from relay.store import claim, coverage, duplicates, lanes, leases, rebuild, record, sequence
-from relay.store.database import Database
 from relay.store.lanes import settle_lanes
 from relay.store.operator import changes
 from relay.store.transaction import ROW, Transaction, as_open_delivery
+from relay.store.work import Work
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.proofs.model.running import SEED, run
 from tests.proofs.model.snapshot import Violation
@@ -203,9 +202,9 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
 def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     last = 0
 
-    def by_cursor(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, batch: int = 500) -> int:
+    def by_cursor(work: Work, batch: int = 500) -> int:
         nonlocal last
-        with database.write() as transaction:
+        with work.write() as transaction:
             now = transaction.lock_order()
             rows = transaction.execute(
                 text(
@@ -215,8 +214,8 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
                 batch=batch,
             )
             received = [as_open_delivery(row) for row in rows]
-            left = coverage.supersede_covered(transaction, received, policies, now)
-            transaction.write_back(settle_lanes(transaction, left, policies, now), relay_node)
+            left = coverage.supersede_covered(transaction, received, work.policies, now)
+            transaction.write_back(settle_lanes(transaction, left, work.policies, now))
         last = max([last, *(row.seq for row in received)])
         return len(received)
 

@@ -185,7 +185,6 @@ class World:
         in_haste(engine)
         self.clock = Clock()
         self.database = Database(engine, lambda: self.clock.now)
-        self._forget()
         self.database.sql.pause_after_write = 0.0  # nobody waits for the lock here
         self.database.sql.pipelines = False  # so that others come between any two statements
         self.commits_out_of_order = Sql(engine.dialect.name).is_postgres
@@ -208,14 +207,9 @@ class World:
             transaction.connection.execute(_END_COMMANDS)  # an open one can't be deleted
             for table in _TABLES:
                 transaction.connection.execute(text(f"DELETE FROM {table}"))
-        self._forget()
         self._emptied += 1
         if self._emptied % _VACUUM_AFTER == 0:
             self.vacuum(*_TABLES)
-
-    def _forget(self) -> None:
-        """Let the relays know of no route that was locked in another run, nor wait for one: real time has no part in a run."""
-        self.database._rests.clear()
 
     def vacuum(self, *tables: str) -> None:
         """Remove what was deleted: nobody else does it on the tests' Postgres, and each look would read past more of it."""
