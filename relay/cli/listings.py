@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
-from inbox.clock import SystemClock, steady
+from inbox.clock import SystemClock
 from relay.cli import options
 from relay.cli.command_line import as_command
 from relay.cli.options import open_database, option, parse_entity
@@ -378,7 +378,7 @@ def follow(
 
     begins = datetime.fromtimestamp(0, UTC) if ends and since is None else since
     with database.connect() as connection:
-        followers = [begin(connection, feed, begins, steady()) for feed in feeds]
+        followers = [begin(connection, feed, begins) for feed in feeds]
     if not ends:
         say("following; Ctrl-C ends it", style="bright_black")
     while True:
@@ -400,7 +400,7 @@ def _look(database: Engine, followers: Sequence[Follower], rows: list[tuple[Feed
     """Add a page of each feed to `rows`. What was read before a failure stays there, as it is not read again."""
     with database.connect() as connection:
         for follower in followers:
-            rows += ((follower.feed, row) for row in follower.read(connection, steady()))
+            rows += ((follower.feed, row) for row in follower.read(connection))
 
 
 def while_reachable(look: Callable[[], None]) -> None:

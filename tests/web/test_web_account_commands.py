@@ -93,7 +93,6 @@ def of(text: str, environment: dict[str, str] | None = None) -> Config:
         ("proxy = { networks = [] }", "networks"),
         ('proxy = { networks = ["127.0.0.1"], header = "Host" }', "a header of the proxy's own"),
         ('proxy = { networks = ["127.0.0.1"], header = "X Y" }', "a header of the proxy's own"),
-        ('proxy = { networks = ["127.0.0.1"], operators = [""] }', "has an empty name"),
         ('user = "file:/u"', "users"),
     ],
 )

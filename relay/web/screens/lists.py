@@ -319,8 +319,6 @@ def command(reading: Reading, query: CommandQuery) -> CommandPage:
 
 # --- alerts
 
-MOST_FIRING = 100
-
 
 class AlertsQuery(ListQuery, frozen=True, kw_only=True):
     """Conditions on the history of alerts."""
@@ -336,7 +334,6 @@ class AlertsPage(ListPage, frozen=True, kw_only=True):
     rows: tuple[Annotated[Row, rows_of("alert", text={"type": "string"})], ...]
     firing: tuple[FiringAlert, ...]
     """Every alert that has not recovered, the oldest first, whatever the history is narrowed to; not on later pages."""
-    more_firing: int
 
 
 def alerts(reading: Reading, query: AlertsQuery) -> AlertsPage:
@@ -352,6 +349,5 @@ def alerts(reading: Reading, query: AlertsQuery) -> AlertsPage:
             for row in found.rows
         ),
         before=found.before,
-        firing=tuple(firing[:MOST_FIRING]),
-        more_firing=max(len(firing) - MOST_FIRING, 0),
+        firing=tuple(firing),
     )
