@@ -1310,7 +1310,7 @@ COMMENT ON COLUMN source_health.last_arrival_at IS 'last event or duplicate, to 
 
 COMMENT ON COLUMN source_health.events_hour IS 'events stored in the last hour, those of sweeps too';
 
-COMMENT ON COLUMN source_health.events_day IS 'events stored in the last day';
+COMMENT ON COLUMN source_health.events_day IS 'events stored in the last day, those of sweeps too';
 
 COMMENT ON COLUMN source_health.duplicates_hour IS 'duplicates in the last hour';
 
@@ -1318,7 +1318,7 @@ COMMENT ON COLUMN source_health.duplicates_day IS 'duplicates in the last day';
 
 COMMENT ON COLUMN source_health.rejected_hour IS 'rejected requests in the last hour; more than rejected_request has, when there were many';
 
-COMMENT ON COLUMN source_health.rejected_day IS 'rejected requests in the last day';
+COMMENT ON COLUMN source_health.rejected_day IS 'rejected requests in the last day; more than rejected_request has, when there were many';
 
 COMMENT ON COLUMN source_health.is_silent IS 'true while the alert source_silent fires, which needs silent_after in inbox.toml';
 
@@ -1360,11 +1360,11 @@ COMMENT ON COLUMN destination_health.held_until IS 'rate hold: time until which 
 
 COMMENT ON COLUMN destination_health.hold_reason IS 'header that asked for it';
 
-COMMENT ON VIEW table_size IS 'Size and growth of each table. On Postgres by its statistics; partitions of a table are one row. On SQLite the row (file) has the size of the whole file, as SQLite keeps no other.';
+COMMENT ON VIEW table_size IS 'Size and growth of each table by the statistics of Postgres; partitions of a table are one row. On SQLite one row, (file), has the size of the whole file, as SQLite keeps no other.';
 
 COMMENT ON COLUMN table_size.table_name IS 'the table; (file) for a SQLite file';
 
-COMMENT ON COLUMN table_size.rows_estimated IS 'rows by the last ANALYZE or VACUUM; on SQLite at most so many, by the first and last row';
+COMMENT ON COLUMN table_size.rows_estimated IS 'rows by the last ANALYZE or VACUUM; empty on SQLite';
 
 COMMENT ON COLUMN table_size.bytes IS 'bytes without indexes';
 

@@ -799,40 +799,19 @@ WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
 ) b;
 
 CREATE VIEW table_size AS
-SELECT sized.table_name, sized.rows_estimated, sized.bytes, NULL AS index_bytes, sized.free_bytes,
-       CAST(round(CASE CASE sized.table_name WHEN '(file)' THEN 'inbox' END
+SELECT '(file)' AS table_name, NULL AS rows_estimated, f.bytes, NULL AS index_bytes, f.free_bytes,
+       CAST(round(CASE 'inbox'
             WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
             WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
             WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('duplicate'))
             WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('rejected'))
-            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'route') END * (sized.bytes - sized.free_bytes)
+            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'route') END * (f.bytes - f.free_bytes)
            / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
        NULL AS dead_rows, NULL AS last_vacuum_at
 FROM (
-    SELECT 'alert' AS table_name, coalesce((SELECT max(rowid) FROM alert) - (SELECT min(rowid) FROM alert) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'delivery_log' AS table_name, coalesce((SELECT max(rowid) FROM delivery_log) - (SELECT min(rowid) FROM delivery_log) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'duplicate_request' AS table_name, coalesce((SELECT max(rowid) FROM duplicate_request) - (SELECT min(rowid) FROM duplicate_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'gate' AS table_name, coalesce((SELECT max(rowid) FROM gate) - (SELECT min(rowid) FROM gate) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'inbox' AS table_name, coalesce((SELECT max(rowid) FROM inbox) - (SELECT min(rowid) FROM inbox) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'inbox_payload' AS table_name, coalesce((SELECT max(rowid) FROM inbox_payload) - (SELECT min(rowid) FROM inbox_payload) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_lock' AS table_name, coalesce((SELECT max(rowid) FROM payload_lock) - (SELECT min(rowid) FROM payload_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_reveal' AS table_name, coalesce((SELECT max(rowid) FROM payload_reveal) - (SELECT min(rowid) FROM payload_reveal) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'pruner' AS table_name, coalesce((SELECT max(rowid) FROM pruner) - (SELECT min(rowid) FROM pruner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'pruning' AS table_name, coalesce((SELECT max(rowid) FROM pruning) - (SELECT min(rowid) FROM pruning) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'rejected_request' AS table_name, coalesce((SELECT max(rowid) FROM rejected_request) - (SELECT min(rowid) FROM rejected_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'relay_command' AS table_name, coalesce((SELECT max(rowid) FROM relay_command) - (SELECT min(rowid) FROM relay_command) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'relay_node' AS table_name, coalesce((SELECT max(rowid) FROM relay_node) - (SELECT min(rowid) FROM relay_node) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'route_lock' AS table_name, coalesce((SELECT max(rowid) FROM route_lock) - (SELECT min(rowid) FROM route_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'sweep_watermark' AS table_name, coalesce((SELECT max(rowid) FROM sweep_watermark) - (SELECT min(rowid) FROM sweep_watermark) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'throughput_minute' AS table_name, coalesce((SELECT max(rowid) FROM throughput_minute) - (SELECT min(rowid) FROM throughput_minute) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'write_probe' AS table_name, coalesce((SELECT max(rowid) FROM write_probe) - (SELECT min(rowid) FROM write_probe) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL
-    SELECT '(file)', NULL, page_count * page_size, freelist_count * page_size
+    SELECT page_count * page_size AS bytes, freelist_count * page_size AS free_bytes
     FROM pragma_page_count, pragma_page_size, pragma_freelist_count
-) sized;
+) f;
 
 CREATE VIEW event AS
 SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, i.erased_at, p.headers,
