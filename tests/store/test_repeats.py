@@ -287,7 +287,7 @@ def test_a_relay_looks_at_the_rest_at_once(steps: Steps) -> None:
     observer = Observer()
     maintenance = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer), POLICIES)
 
-    more = [maintenance.run() > 0 for _ in range(3)]
+    more = [maintenance() > 0 for _ in range(3)]
 
     assert more == [True, True, False]
     assert (waiting(steps), observer.counts["rearmed"]) == ([], 401)

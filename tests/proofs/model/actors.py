@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
-from relay.daemon.lease_renewal import TRUSTED_SECONDS, claim_of
+from relay.daemon.leases import TRUSTED_SECONDS, claim_of
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Gates
 from relay.delivery.outcome import Delivery, Outcome

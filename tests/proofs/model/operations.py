@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from relay.daemon.lease_renewal import claim_of
+from relay.daemon.leases import claim_of
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Admission, Gate, Gates
 from relay.delivery.outcome import Delivery
