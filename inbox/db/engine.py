@@ -47,10 +47,6 @@ QUICK: Mapping[str, str] = {
 
 DEFAULT_SCHEMA = "public"
 _ISOLATION = "default_transaction_isolation"
-_OURS = {*PINNED, "transaction_isolation", "search_path"}
-_OPTION = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w-]*)\s*=")
-"""`-c name=value`, `-cname=value` and `--name=value`, as Postgres reads options."""
-
 _PARAMETER_REFUSED = "unsupported startup parameter"
 """PgBouncer's error for options that it can't pass on: https://www.pgbouncer.org/config.html#ignore_startup_parameters."""
 
@@ -254,15 +250,7 @@ def _with_password_in_place(url: URL) -> URL:
 
 
 def _check_query(url: URL, origin: str) -> None:
-    """Reject options that would change a pinned setting, and an unknown value of `pooler` or `schema`."""
-    for name in _OPTION.findall(_text_of(url, "options")):
-        if name.lower().replace("-", "_") == "search_path":
-            raise ConfigError(f"{origin}: options sets search_path; name the schema with [database] schema instead")
-        if name.lower().replace("-", "_") in _OURS:
-            raise ConfigError(
-                f"{origin}: options sets {name}, which both sides set themselves, for their guarantees rest on it;"
-                " take it out"
-            )
+    """Reject an unknown value of `pooler` or `schema`."""
     if "pooler" in url.query and url.query["pooler"] != "transaction":
         raise ConfigError(f'{origin}: pooler can only be "transaction"; leave it out where there is no pooler')
     if "schema" in url.query:

@@ -6,9 +6,9 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -127,10 +127,6 @@ LONGEST_SECONDS = 2.0
 Made = TypeVar("Made")
 
 
-_AGAIN, _BY_ITSELF = "try again", "this page tries again by itself"
-"""Ends of the message about a database that is away: nothing sends a form again by itself."""
-
-
 AT_ONCE, OF_A_KIND = 12, 2
 """Reads at a time, and those of one kind, such as of one screen: a slow screen leaves threads to the others."""
 LONGEST_WAIT_SECONDS = 8.0
@@ -152,14 +148,10 @@ class Readers:
         self._clock = clock
         url = config.database.url
         self._operators = Database(engines.connect_read_only(url, application="relay-web", seconds=LONGEST_SECONDS))
-        viewer_url = config.web.viewer_url
-        self._viewers = (
-            self._operators
-            if viewer_url is None
-            else Database(
-                engines.connect_read_only(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS)
-            )
-        )
+        self._viewers = self._operators
+        if (viewer_url := config.web.viewer_url) is not None:
+            made = engines.connect_read_only(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS)
+            self._viewers = Database(made)
         self._writer = Database(engines.connect(url, application="relay-web"))
         self._kept: dict[object, tuple[float, Any]] = {}
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="web-read")
@@ -176,8 +168,7 @@ class Readers:
         database = self._operators if actor.may_act else self._viewers
         reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep)
         async with self._turn(kind):
-            then = _AGAIN if kind == "acts" else _BY_ITSELF
-            return await self._in_thread(lambda: self._make_on_a_live_connection(make, reading), then)
+            return await self._in_thread(lambda: self._make_on_a_live_connection(make, reading))
 
     async def refresh(self, actor: Actor, make: Callable[[Reading], Made], *, kind: str) -> Made:
         """Do as `read` for a page that refreshes itself.
@@ -226,7 +217,7 @@ class Readers:
             DatabaseAway: as `read`.
         """
         async with self._turn("write"):
-            return await self._in_thread(lambda: make(self._writer), then=_AGAIN)
+            return await self._in_thread(lambda: make(self._writer))
 
     def _make_on_a_live_connection(self, make: Callable[[Reading], Made], reading: Reading) -> Made:
         """Read again, once, where the connection was broken since its last use, as by a restart of the server."""
@@ -238,12 +229,8 @@ class Readers:
             self._writer.engine.dispose()  # its connections are broken, too, and no write is made twice
             return make(reading)
 
-    async def _in_thread(self, make: Callable[[], Made], then: str) -> Made:
-        def work() -> Made:
-            with translated_errors(then):
-                return make()
-
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def _in_thread(self, make: Callable[[], Made]) -> Made:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _told, make)
 
     def close(self) -> None:
         """Close all connections."""
@@ -258,11 +245,10 @@ _TIMED_OUT = "57014"
 """Postgres' query_canceled: https://www.postgresql.org/docs/current/errcodes-appendix.html."""
 
 
-@contextmanager
-def translated_errors(then: str) -> Iterator[None]:
-    """Turn the errors of a database that is slow or away into those of the page, which say what comes `then`."""
+def _told(make: Callable[[], Made]) -> Made:
+    """Run `make`, and turn the errors of a database that is slow or away into those of the page."""
     try:
-        yield
+        return make()
     except SQLAlchemyError as error:
         cause: Any = error.orig if isinstance(error, DBAPIError) else None
         if getattr(cause, "sqlstate", None) == _TIMED_OUT or _INTERRUPTED in str(cause):
@@ -270,5 +256,5 @@ def translated_errors(then: str) -> Iterator[None]:
                 f"a query took more than {LONGEST_SECONDS:g} s and was ended; narrow the filter, such as to a route or a time"
             ) from error
         if failure_of(error) != "fault":
-            raise DatabaseAway(f"{trouble_text(error)}; {then}") from error
+            raise DatabaseAway(trouble_text(error)) from error
         raise

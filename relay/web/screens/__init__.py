@@ -14,8 +14,8 @@ from relay.web.screens import event, lists, overview
 
 _COMMANDS = {"kinds": COMMAND_KINDS, "states": COMMAND_STATES}
 _DELIVERIES = {"states": STATES, "acts_of": lists.acts_of, "acts_of_any": lists.acts_of_any}
-_OVERVIEW = {"button_of": overview.button_of, "words": overview.RETENTION_WORDS}
-_ALERTS = {"button_of": overview.button_of, "kinds": get_args(AlertKind), "of_alert": of_alert}
+_OVERVIEW = {"button_of": overview.button_of}
+_ALERTS = _OVERVIEW | {"kinds": get_args(AlertKind), "of_alert": of_alert}
 _ENTITY = "/entities/{source}/{type}/{id}"
 EVENT = Screen("event", "/events/{seq}", "Event", event.event, values={"shown": None})
 SCREENS = (

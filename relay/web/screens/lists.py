@@ -175,12 +175,8 @@ def offers(query: DeliveriesQuery) -> tuple[Offer, ...]:
     if why_no_offer(query) is not None:
         return ()
     entity_type, entity_id = query.entity_of
-    selection = {
-        **{name: getattr(query, name) for name in _SELECTED},
-        "entity_type": entity_type,
-        "entity_id": entity_id,
-    }
-    given = {name: value for name, value in selection.items() if value is not None}
+    given = {name: getattr(query, name) for name in _SELECTED} | {"entity_type": entity_type, "entity_id": entity_id}
+    given = {name: value for name, value in given.items() if value is not None}
     return tuple(
         Offer(kind, given | {"state": query.state} if kind in _WITH_STATE else given or {"everything": True})
         for kind in acts_of(query.state or "")
@@ -319,8 +315,6 @@ def command(reading: Reading, query: CommandQuery) -> CommandPage:
 
 # --- alerts
 
-MOST_FIRING = 100
-
 
 class AlertsQuery(ListQuery, frozen=True, kw_only=True):
     """Conditions on the history of alerts."""
@@ -336,7 +330,6 @@ class AlertsPage(ListPage, frozen=True, kw_only=True):
     rows: tuple[Annotated[Row, rows_of("alert", text={"type": "string"})], ...]
     firing: tuple[FiringAlert, ...]
     """Every alert that has not recovered, the oldest first, whatever the history is narrowed to; not on later pages."""
-    more_firing: int
 
 
 def alerts(reading: Reading, query: AlertsQuery) -> AlertsPage:
@@ -352,6 +345,5 @@ def alerts(reading: Reading, query: AlertsQuery) -> AlertsPage:
             for row in found.rows
         ),
         before=found.before,
-        firing=tuple(firing[:MOST_FIRING]),
-        more_firing=max(len(firing) - MOST_FIRING, 0),
+        firing=tuple(firing),
     )

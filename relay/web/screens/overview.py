@@ -1,22 +1,18 @@
-"""The state of now: `/`, first of all what needs a person, with buttons; `/gates`, with rate limits and sweeps; `/doctor`."""
+"""The state of now: `/`, first of all what needs a person, with buttons; `/gates`, with sweeps; `/doctor`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
-from inbox.config.model import Config, RetentionKind
+from inbox.config.model import Config
 from inbox.db.reads import Row
-from inbox.events.timestamps import as_time
-from relay.delivery.gates import GateKey, RateLimit
-from relay.delivery.policy import Policies
 from relay.doctor.examinations import EXAMINATIONS
 from relay.doctor.run import ExaminationResult, installed, run
 from relay.findings import LEVELS, Finding, checked, findings, is_well, state_of
@@ -24,7 +20,6 @@ from relay.store import reads
 from relay.store.overview import FiringAlert, HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
 from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read_last_hour, total
-from relay.store.transaction import Transaction
 from relay.web.query import Text
 from relay.web.reading import Reading, rows_of
 
@@ -109,8 +104,8 @@ def overview(reading: Reading, query: OverviewQuery) -> OverviewPage:
     file = sqlite_file(config)
     with database.read() as transaction:
         hour = read_last_hour(transaction, seen.at)
-        sources = kept(("sources", role), _HEALTH_SECONDS, lambda: _rows(transaction, _SOURCES))
-        destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: _rows(transaction, _DESTINATIONS))
+        sources = kept(("sources", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_SOURCES))
+        destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_DESTINATIONS))
         disk = kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file))
     shows_all = query.routes == "all" or len(seen.routes) <= MOST_ROUTES
     shown = [route for route in seen.routes if shows_all or _is_busy(route, hour)]
@@ -133,14 +128,6 @@ def overview(reading: Reading, query: OverviewQuery) -> OverviewPage:
         retention=seen.retention,
         disk=disk,
     )
-
-
-def _rows(transaction: Transaction, statement: TextClause) -> list[Row]:
-    """Read rows; sums are whole numbers, for which Postgres has a type of its own."""
-    return [
-        {name: int(value) if isinstance(value, Decimal) else value for name, value in row.items()}
-        for row in transaction.rows_of(statement)
-    ]
 
 
 _MOST_GATES = 20
@@ -168,20 +155,6 @@ def _route(route: RouteState, found: Sequence[Finding], hour: LastHour, config: 
 
 _SOURCES = text("SELECT * FROM source_health ORDER BY source LIMIT 200")
 _DESTINATIONS = text("SELECT * FROM destination_health WHERE kind <> 'route' ORDER BY kind DESC, name LIMIT 200")
-
-RETENTION_WORDS: Mapping[RetentionKind, str] = {
-    "payloads": "Headers and bodies",
-    "events": "Events",
-    "attempts": "Failed attempts",
-    "rejected": "Rejected requests",
-    "duplicates": "Duplicate requests",
-    "relay_nodes": "Runs of relays",
-    "alerts": "Alerts",
-    "commands": "Commands",
-    "reveals": "Reveals of payloads",
-    "throughput": "Figures of each minute",
-}
-"""Kinds of rows that expire, as the page calls them."""
 
 
 class Button(msgspec.Struct, frozen=True):
@@ -228,30 +201,15 @@ def button_of(finding: Finding) -> Button | None:
 
 MOST_SHOWN = 200
 """Gates of one page: thousands of entities may be paused."""
-Kind = Literal["source", "route", "destination", "api", "entity"]
-KINDS: tuple[Kind, ...] = ("source", "route", "destination", "api", "entity")
 
 
 class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Conditions on the gates that hold something back."""
 
-    kind: Kind | None = None
+    kind: Literal["source", "route", "destination", "api", "entity"] | None = None
     """Kind of gate."""
     name: Text | None = None
     """A part of its name, in any case; of an entity: of its source, type or id."""
-
-
-class RateLine(msgspec.Struct, frozen=True):
-    """A rate limit of the configuration."""
-
-    kind: str
-    name: str
-    per_second: float
-    calls: int
-    """Most calls of one attempt."""
-    opens_in_seconds: float
-    """Seconds until the next attempt may be claimed; 0: now."""
-    routes: tuple[str, ...]
 
 
 class SweepLine(msgspec.Struct, frozen=True):
@@ -275,7 +233,6 @@ class GatesPage(msgspec.Struct, frozen=True):
     """Matching gates that hold something back; entities last."""
     more: int
     """Further ones that match."""
-    rates: tuple[RateLine, ...]
     sweeps: tuple[SweepLine, ...]
 
 
@@ -285,14 +242,12 @@ def gates(reading: Reading, query: GatesQuery) -> GatesPage:
     held = read_held_gates(database, reading.policies)
     with database.read() as transaction:
         now = transaction.now()
-        used = {(row.kind, row.name): as_time(row.rate_used_until) for row in transaction.execute(_RATES)}
         watermarks = transaction.rows_of(reads.SWEEPS)
     matching = sorted((gate for gate in held if _matches(gate, query)), key=lambda gate: gate.kind == "entity")
     return GatesPage(
         now,
         tuple(matching[:MOST_SHOWN]),
         max(len(matching) - MOST_SHOWN, 0),
-        tuple(rate_lines(reading.policies, used, now)),
         tuple(sweep_lines(reading.config, watermarks, now)),
     )
 
@@ -300,20 +255,6 @@ def gates(reading: Reading, query: GatesQuery) -> GatesPage:
 def _matches(gate: HeldGate, query: GatesQuery) -> bool:
     is_named = query.name is None or query.name.casefold() in gate.title.casefold()
     return is_named and query.kind in {None, gate.kind}
-
-
-def rate_lines(policies: Policies, used: Mapping[GateKey, datetime], now: datetime) -> Iterator[RateLine]:
-    """Yield every rate limit of the configuration, by kind and name. Pure."""
-    limits: dict[GateKey, RateLimit] = {}
-    routes: dict[GateKey, list[str]] = {}
-    for name, policy in sorted(policies.items()):
-        for limit in policy.rate_limits:
-            strictest = max(limit, limits.get(limit.key, limit), key=lambda each: each.calls)
-            limits[limit.key] = strictest
-            routes.setdefault(limit.key, []).append(name)
-    for key, limit in sorted(limits.items()):
-        seconds = round(limit.opens_in(used.get(key), now), 3)
-        yield RateLine(*key, limit.rate, limit.calls, seconds, tuple(routes[key]))
 
 
 def sweep_lines(config: Config, watermarks: Sequence[Row], now: datetime) -> Iterator[SweepLine]:
@@ -330,9 +271,6 @@ def sweep_lines(config: Config, watermarks: Sequence[Row], now: datetime) -> Ite
 
 def _is_running(row: Row | None, now: datetime) -> bool:
     return row is not None and row["lease_until"] is not None and row["lease_until"] > now
-
-
-_RATES = text("SELECT kind, name, rate_used_until FROM gate WHERE rate_used_until IS NOT NULL AND kind <> 'entity'")
 
 
 # --- the doctor
