@@ -106,7 +106,7 @@ def test_it_finds_what_needs_a_person_as_the_status_does(tmp_path: Path, databas
     run_sql(engine, pause, at=ago(days=4), why=HOSTILE)
     place = installation(tmp_path, database_url, config=config)
     kinds = [kind for kind, _ in found(place, "relay")]
-    assert kinds == ["no_relay", "failing", "gate_closed", "delivery_dead"]
+    assert kinds == ["no_relay", "gate_closed", "delivery_dead"]
     dead = told(place, "relay")["delivery_dead"]
     assert (dead.sentence, dead.remedy) == ("route everything: 2 deliveries are dead", "relay dead --route everything")
     assert all(each.why and each.remedy for each in examined(place, "relay").findings)
