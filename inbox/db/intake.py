@@ -229,7 +229,7 @@ class SqliteIntake(IntakeStore):
         """See IntakeStore; copies the write-ahead log back when that is due."""
         seqs = super().append(connection, events)
         if self._checkpoints.due(len(events)):
-            self._checkpoints.made(complete=checkpoint(connection.engine))
+            checkpoint(connection.engine)
         return seqs
 
     def add(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:

@@ -194,7 +194,7 @@ CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane th
     CONSTRAINT ck_lane_last_modified_is_readable CHECK (date(substr(last_modified, 1, 10)) IS substr(last_modified, 1, 10) AND last_modified >= '0001-01-01 00:00:00.000000Z' AND (length(last_modified) = 10 OR substr(last_modified, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of every delivery is the fold of its facts.
+CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The last fact of a delivery has its state.
     -- number of the fact
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- time of recording; database clock
@@ -205,13 +205,20 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
     route TEXT NOT NULL,
     -- kind of fact; explained in docs/reference/states.md
     kind TEXT NOT NULL,
-    -- attempts used in this run at that time
+    -- state of the delivery after it; ready and received are open
+    state TEXT NOT NULL,
+    -- attempts used in this run after it
     attempt INTEGER NOT NULL,
+    -- number of times that it had been replayed or re-armed
+    run INTEGER DEFAULT 0 NOT NULL,
+    -- attempts in a row whose lease had expired
+    crashes INTEGER DEFAULT 0 NOT NULL,
     -- relay_node.id of the process that recorded it; empty for an operator's command
     relay_node TEXT,
     -- calls, statuses, durations, error, next due time, operator and reason
     detail JSON NOT NULL,
     CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')),
+    CONSTRAINT ck_delivery_log_state CHECK (state IN ('received', 'ready', 'blocked', 'dead', 'ended')),
     CONSTRAINT ck_delivery_log_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
 );
@@ -784,7 +791,7 @@ SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.
        'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
 FROM (
-    SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
+    SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command WHERE NOT dry_run
     ORDER BY id DESC
     LIMIT 1000) c
 WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
@@ -792,40 +799,19 @@ WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
 ) b;
 
 CREATE VIEW table_size AS
-SELECT sized.table_name, sized.rows_estimated, sized.bytes, NULL AS index_bytes, sized.free_bytes,
-       CAST(round(CASE CASE sized.table_name WHEN '(file)' THEN 'inbox' END
+SELECT '(file)' AS table_name, NULL AS rows_estimated, f.bytes, NULL AS index_bytes, f.free_bytes,
+       CAST(round(CASE 'inbox'
             WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
             WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
             WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('duplicate'))
             WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('rejected'))
-            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'route') END * (sized.bytes - sized.free_bytes)
+            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'route') END * (f.bytes - f.free_bytes)
            / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
        NULL AS dead_rows, NULL AS last_vacuum_at
 FROM (
-    SELECT 'alert' AS table_name, coalesce((SELECT max(rowid) FROM alert) - (SELECT min(rowid) FROM alert) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'delivery_log' AS table_name, coalesce((SELECT max(rowid) FROM delivery_log) - (SELECT min(rowid) FROM delivery_log) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'duplicate_request' AS table_name, coalesce((SELECT max(rowid) FROM duplicate_request) - (SELECT min(rowid) FROM duplicate_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'gate' AS table_name, coalesce((SELECT max(rowid) FROM gate) - (SELECT min(rowid) FROM gate) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'inbox' AS table_name, coalesce((SELECT max(rowid) FROM inbox) - (SELECT min(rowid) FROM inbox) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'inbox_payload' AS table_name, coalesce((SELECT max(rowid) FROM inbox_payload) - (SELECT min(rowid) FROM inbox_payload) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_lock' AS table_name, coalesce((SELECT max(rowid) FROM payload_lock) - (SELECT min(rowid) FROM payload_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_reveal' AS table_name, coalesce((SELECT max(rowid) FROM payload_reveal) - (SELECT min(rowid) FROM payload_reveal) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'pruner' AS table_name, coalesce((SELECT max(rowid) FROM pruner) - (SELECT min(rowid) FROM pruner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'pruning' AS table_name, coalesce((SELECT max(rowid) FROM pruning) - (SELECT min(rowid) FROM pruning) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'rejected_request' AS table_name, coalesce((SELECT max(rowid) FROM rejected_request) - (SELECT min(rowid) FROM rejected_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'relay_command' AS table_name, coalesce((SELECT max(rowid) FROM relay_command) - (SELECT min(rowid) FROM relay_command) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'relay_node' AS table_name, coalesce((SELECT max(rowid) FROM relay_node) - (SELECT min(rowid) FROM relay_node) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'route_lock' AS table_name, coalesce((SELECT max(rowid) FROM route_lock) - (SELECT min(rowid) FROM route_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'sweep_watermark' AS table_name, coalesce((SELECT max(rowid) FROM sweep_watermark) - (SELECT min(rowid) FROM sweep_watermark) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'throughput_minute' AS table_name, coalesce((SELECT max(rowid) FROM throughput_minute) - (SELECT min(rowid) FROM throughput_minute) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'write_probe' AS table_name, coalesce((SELECT max(rowid) FROM write_probe) - (SELECT min(rowid) FROM write_probe) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL
-    SELECT '(file)', NULL, page_count * page_size, freelist_count * page_size
+    SELECT page_count * page_size AS bytes, freelist_count * page_size AS free_bytes
     FROM pragma_page_count, pragma_page_size, pragma_freelist_count
-) sized;
+) f;
 
 CREATE VIEW event AS
 SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, i.erased_at, p.headers,
@@ -894,9 +880,9 @@ BEGIN
 END;
 
 CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log
-WHEN NOT (NEW.id IS OLD.id AND NEW.at IS OLD.at AND NEW.seq IS OLD.seq AND NEW.route IS OLD.route AND NEW.kind IS OLD.kind AND NEW.attempt IS OLD.attempt AND NEW.relay_node IS OLD.relay_node
+WHEN NOT (NEW.id IS OLD.id AND NEW.at IS OLD.at AND NEW.seq IS OLD.seq AND NEW.route IS OLD.route AND NEW.kind IS OLD.kind AND NEW.state IS OLD.state AND NEW.attempt IS OLD.attempt AND NEW.run IS OLD.run AND NEW.crashes IS OLD.crashes AND NEW.relay_node IS OLD.relay_node
     AND EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-    AND NEW.detail IS (SELECT json_group_object(d.key, CASE WHEN d.key IN ('error', 'why') THEN 'erased' ELSE json(OLD.detail -> d.fullkey) END) FROM json_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'run', 'stale_suspected', 'state', 'was_due_at', 'who', 'error', 'why')))
+    AND NEW.detail IS (SELECT json_group_object(d.key, CASE WHEN d.key IN ('error', 'why') THEN 'erased' ELSE json(OLD.detail -> d.fullkey) END) FROM json_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')))
 BEGIN
     SELECT RAISE(ABORT, 'delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it');
 END;
