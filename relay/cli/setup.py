@@ -234,7 +234,7 @@ def copy(
 
 def _verified(target: Engine, config: Config, report: Report) -> dict[str, int]:
     """Compare the state in the target with its log, as `relay verify` does, and count what was compared."""
-    from relay.store.audit.verify import verify
+    from relay.store.audit import verify
     from relay.store.database import Database
 
     counts = dict.fromkeys(("events", "deliveries", "facts", "differences"), 0)

@@ -17,7 +17,7 @@ from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.outcome import Delivery
 from relay.store.database import Database
-from relay.store.transaction import Transaction, run_begins
+from relay.store.transaction import Transaction, fields_param, of_run
 
 
 def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
@@ -28,7 +28,7 @@ def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delive
     """
     if not claimed:
         return []
-    keys = rows_param({"seq": row.seq, "route": row.route, "lane": row.lane} for row in claimed)
+    keys = fields_param(claimed, _CLAIMED)
     events = {(row.seq, row.route): row for row in transaction.execute(_events(transaction.sql), claimed=keys)}
     payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in claimed))}
     return [
@@ -90,6 +90,9 @@ def _of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN40
     }
 
 
+_CLAIMED = {"seq": "bigint", "route": "text", "lane": "text", "run": "int"}
+
+
 @cache
 def _events(sql: Sql) -> TextClause:
     """Read events and successes; `kind || ''` stops Postgres from reading the index of failed attempts from end to end."""
@@ -98,9 +101,8 @@ SELECT i.seq, claimed.route, {_EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
        l.applied_hash,
        (SELECT count(*) FROM delivery_log f
-        WHERE f.seq = i.seq AND f.route = claimed.route AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale'
-          AND f.id >= {run_begins("i.seq", "claimed.route")}) AS stale_before
-FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
+        WHERE {of_run("f", "claimed")} AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale') AS stale_before
+FROM {sql.rows("claimed", **_CLAIMED)}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
 """)

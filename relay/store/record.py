@@ -28,7 +28,6 @@ from relay.delivery.policy import (
     breaker_reports,
     decide,
     endpoint_of,
-    history_of,
     hold_requests,
     needs_history,
 )
@@ -36,7 +35,7 @@ from relay.store.alerts import note
 from relay.store.coverage import heal
 from relay.store.gates import listen
 from relay.store.lanes import first_waiting, forget_applied, lanes_in_doubt, quarantine, settle_lanes
-from relay.store.transaction import ROW, FailedAlone, Transaction, as_open_delivery, key_text, run_begins
+from relay.store.transaction import ROW, FailedAlone, Transaction, as_open_delivery, key_text, of_run
 from relay.store.work import Work, in_parts
 
 STEP = "record"
@@ -234,44 +233,39 @@ def _histories(
     transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Policies
 ) -> dict[tuple[int, str], History]:
     """The results of earlier attempts, for the outcomes that depend on them."""
-    asked = {
-        (delivery.seq, delivery.route): outcome.error_class
+    failed = [
+        {"seq": delivery.seq, "route": delivery.route, "run": delivery.run, "error_class": outcome.error_class}
         for delivery, outcome in outcomes
         if isinstance(outcome, Failed) and needs_history(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
-    }
-    if not asked:
-        return {}
-    before: dict[tuple[int, str], list[tuple[str, str | None, datetime]]] = {key: [] for key in asked}
-    rows = rows_param({"seq": seq, "route": route} for seq, route in asked)
-    for row in transaction.execute(_attempts(transaction.sql), failed=rows):
-        before[row.seq, row.route].append((row.kind, row.error_class, as_time(row.at)))
-    return {key: history_of(facts_before, asked[key]) for key, facts_before in before.items()}
+    ]
+    found = transaction.execute(_attempts(transaction.sql), failed=rows_param(failed)) if failed else []
+    return {(row.seq, row.route): History(row.same_in_a_row, as_time(row.began_at)) for row in found}
 
 
 @cache
 def _attempts(sql: Sql) -> TextClause:
+    """Count the attempts of the run, of which the last ones failed in the same way."""
+    failed = sql.rows("failed", seq="bigint", route="text", run="int", error_class="text")
     return text(f"""
-SELECT l.seq, l.route, l.kind, l.at, l.detail ->> 'error_class' AS error_class
-FROM {sql.rows("failed", seq="bigint", route="text")}
-JOIN delivery_log l ON l.seq = failed.seq AND l.route = failed.route
-    AND l.id >= {run_begins("failed.seq", "failed.route")}
-ORDER BY l.id
+SELECT seq, route, min(at) AS began_at, count(CASE WHEN id > coalesce(last_other, 0) THEN 1 END) AS same_in_a_row
+FROM (
+    SELECT l.seq, l.route, l.id, l.at, max(
+        CASE WHEN coalesce(l.detail ->> 'error_class', '') <> failed.error_class THEN l.id END
+    ) OVER (PARTITION BY l.seq, l.route) AS last_other
+    FROM {sql.looked_up(failed, "delivery_log l", of_run("l", "failed"))}
+    WHERE l.kind || '' IN ('attempt_failed', 'abandoned')) tried
+GROUP BY seq, route
 """)
 
 
-def success_row(
-    route: str, lane: str, key: tuple[datetime, int], success: Delivered | facts.DeliveredFact
-) -> dict[str, object]:
+def success_row(route: str, lane: str, key: tuple[datetime, int], success: Delivered) -> dict[str, object]:
     """The row of `lane` that remembers a success."""
     return {
         "route": route,
         "lane": lane,
         "occurred_at": key[0],
         "seq": key[1],
-        "fetch_began_at": success.fetch_began_at,
-        "last_modified": success.last_modified,
-        # After a rebuild from the log nothing is known of later writes that failed, so that it would prove nothing.
-        "applied_hash": success.applied_hash if isinstance(success, Delivered) else None,
+        **{name: getattr(success, name) for name in ("fetch_began_at", "last_modified", "applied_hash")},
     }
 
 

@@ -203,12 +203,12 @@ class Transaction:
                 "seq": row.seq,
                 "route": row.route,
                 "kind": facts.kind_of(fact),
-                "attempt": attempt,
+                **msgspec.structs.asdict(standing),
                 "relay_node": self._node,
                 "detail": facts.detail_of(fact),
             }
             for row in rows
-            for fact, attempt in zip(row.facts, row.counts, strict=True)
+            for fact, standing in zip(row.facts, row.standings, strict=True)
         ]
         if history:
             self.execute(append_facts(self.sql), facts=rows_param(history))
@@ -263,13 +263,11 @@ def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
     )
 
 
-_NEW_RUN = ", ".join(f"'{kind}'" for kind in sorted(facts.NEW_RUN))
-
-
-def run_begins(seq: str, route: str) -> str:
-    """The id of the fact that begins a delivery's last run, 0 in the first: however often it ran, no earlier fact is read."""
-    last = f"SELECT max(n.id) FROM delivery_log n WHERE n.seq = {seq} AND n.route = {route} AND n.kind IN ({_NEW_RUN})"
-    return f"coalesce(({last}), 0)"
+def of_run(fact: str, rows: str) -> str:
+    """A condition on facts: they are of the run that `rows` name. However often a delivery ran, no earlier one is read."""
+    key = f"{rows}.seq AND {{0}}.route = {rows}.route"
+    earlier = f"SELECT max(n.id) FROM delivery_log n WHERE n.seq = {key.format('n')} AND n.run < {rows}.run"
+    return f"{fact}.seq = {key.format(fact)} AND {fact}.id > coalesce(({earlier}), 0)"
 
 
 @cache
@@ -280,11 +278,14 @@ def _now(sql: Sql) -> TextClause:
 @cache
 def append_facts(sql: Sql) -> TextClause:
     """Append the rows `facts` to the log."""
-    rows = sql.rows("facts", seq="bigint", route="text", kind="text", attempt="int", relay_node="text", detail="json")
+    columns = {
+        "seq": "bigint", "route": "text", "kind": "text", "state": "text", "attempt": "int", "run": "int", "crashes": "int",
+        "relay_node": "text", "detail": "json",
+    }  # fmt: skip
+    names = ", ".join(columns)
     return text(f"""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
-SELECT (SELECT {sql.now}), seq, route, kind, attempt, relay_node, detail
-FROM {rows}
+INSERT INTO delivery_log (at, {names})
+SELECT (SELECT {sql.now}), {names} FROM {sql.rows("facts", **columns)}
 """)
 
 

@@ -54,7 +54,8 @@ def test_a_sequence_behind_its_table_is_found_and_its_statement_mends_it(
 
 def test_stored_times_in_the_future_are_found(tmp_path: Path, database_url: str, engine: Engine) -> None:
     insert = (
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES (:at, 1, 'r', 'delivered', 1, '{}')"
+        "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)"
+        " VALUES (:at, 1, 'r', 'delivered', 'ended', 1, '{}')"
     )
     run_sql(engine, insert, at=ago(hours=-1))
     assert found(installation(tmp_path, database_url), "clock") == [("clock_went_back", "delivery_log.at")]

@@ -119,7 +119,7 @@ def test_a_relay_that_looks_just_behind_an_alert_of_a_failing_step_does_not_end_
 
     def then_another_looks(database: Database, step: str, error: str) -> None:
         stores(database, step, error)
-        Watch().look(Database(engine), CONFIG)
+        Watch().look(work_of(Database(engine), config=CONFIG))
 
     monkeypatch.setattr(alerts, "step_failed", then_another_looks)
     with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:

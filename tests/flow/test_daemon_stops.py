@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from relay import steps
-from relay.daemon import lease_renewal
+from relay.daemon import leases
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.store import claim, database
@@ -53,7 +53,7 @@ def test_one_that_hangs_is_cut_when_the_grace_period_is_over(database_url: str, 
 def test_a_call_that_is_to_be_cut_is_cut_though_its_lease_is_renewed_all_the_time(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_renewal, "RENEW_EVERY_SECONDS", 0.001)
+    monkeypatch.setattr(leases, "RENEW_EVERY_SECONDS", 0.001)
     fill(database_url, [("u1", moment(0))])
     held = Held()
     with serving(tmp_path / "arrivals.jsonl", held) as downstream:

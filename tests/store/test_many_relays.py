@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import event
 
-from relay.daemon.lease_renewal import claim_of
+from relay.daemon.leases import claim_of
 from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivery, Outcome
 from relay.store.claim import Room, claim

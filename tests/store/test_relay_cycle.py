@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.daemon.lease_renewal import claim_of
+from relay.daemon.leases import claim_of
 from relay.store.database import Database
 from relay.store.leases import give_back, renew
 from relay.store.sequence import sequence

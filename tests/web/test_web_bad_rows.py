@@ -29,8 +29,8 @@ COMMAND = (
 
 def a_fact(kind: str, detail: str, seq: int, route: str) -> str:
     return (
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
-        f" VALUES ({AT}, {seq}, '{route}', '{kind}', 1, '{detail}')"
+        "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)"
+        f" VALUES ({AT}, {seq}, '{route}', '{kind}', 'dead', 1, '{detail}')"
     )
 
 

@@ -108,7 +108,8 @@ def test_a_reveal_is_recorded_and_shown(page: Page, admin: Engine, actor: object
         "DELETE FROM relay_command",
         "UPDATE payload_reveal SET who = 'x'",
         "DELETE FROM payload_reveal",
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES (now(), 1, 'r', 'delivered', 1, '{}')",
+        """INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+        VALUES (now(), 1, 'r', 'delivered', 'ended', 1, '{}')""",
         "UPDATE open_delivery SET state = 'dead'",
         "UPDATE gate SET paused_at = now()",
         "DELETE FROM inbox",

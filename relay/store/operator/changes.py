@@ -80,7 +80,7 @@ LEFT_OUT: Mapping[LeftOut, str] = {
     "overtaken": "older than the last delivered state of their lane; --force replays them too",
     "route_removed": "ended on a route that is not configured any more; configure it again to replay them",
     "payload_gone": "have no headers and body any more: retention or erasure deleted them; `relay cancel` ends dead ones",
-    "unreadable": "have a fact that can't be read; `relay verify` names it",
+    "unreadable": "have a row that can't be read; `relay verify` names it",
 }
 
 
@@ -98,9 +98,6 @@ def replayable(
     """Find these deliveries, and the ones among them that are replayed. A plan asks without locks, a replay with them.
 
     Unless it is forced, one is left out that would put something older in the place of what was delivered last.
-
-    Raises:
-        UnreadableLog: one has a fact that this version can't read.
     """
     found = find(transaction, choice.config, keys, locked=locked)
     possible = [row for row in found if row.state in (choice.states or GIVEN_UP | {State.ENDED})]

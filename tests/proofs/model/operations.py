@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from relay.daemon.lease_renewal import claim_of
+from relay.daemon.leases import claim_of
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Admission, Gate, Gates
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import Policies
 from relay.operations.asks import Selection
 from relay.store import claim, duplicates, gates, leases, nodes, record, sequence
-from relay.store.audit.rebuild import rebuild
-from relay.store.audit.verify import Checked, verify
+from relay.store.audit import Checked, verify
 from relay.store.leases import Claimed
 from relay.store.operator import commands, execution
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice
+from relay.store.rebuild import rebuild
 from relay.store.work import Work
 from tests.helpers.commanding import carry_out
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay

@@ -19,8 +19,7 @@ from inbox.db import intake
 from inbox.db.dialect import SQLITE
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
-from relay.store import claim, coverage, duplicates, lanes, leases, record, sequence
-from relay.store.audit import rebuild
+from relay.store import claim, coverage, duplicates, lanes, leases, rebuild, record, sequence
 from relay.store.lanes import settle_lanes
 from relay.store.operator import changes
 from relay.store.transaction import ROW, Transaction, as_open_delivery
