@@ -112,7 +112,7 @@ def test_a_delivery_is_delivered_and_says_so_when_it_is_late() -> None:
 
 
 def test_what_the_route_skips_is_skipped() -> None:
-    assert decide(a_delivery(), Skipped((), "no counterpart"), POLICY, NOW) == facts.SkippedFact(why="no counterpart")
+    assert decide(a_delivery(), Skipped((), "no counterpart"), POLICY, NOW) == Skipped(why="no counterpart")
 
 
 @pytest.mark.parametrize("error_class", RETRYABLE)
