@@ -19,7 +19,6 @@ from inbox.db.following import ARRIVALS, Follower
 from inbox.db.listing import EventFilter
 from inbox.events.timestamps import time_text
 from relay import findings
-from relay.doctor import examinations
 from relay.store import (
     alert_conditions,
     audit,
@@ -314,7 +313,7 @@ WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=
 """Filters of searches that look through all events, a window of them at a time."""
 NEWEST = {
     "deaths that are over": alert_conditions._DEATHS_OVER,
-    **{what: text(query) for what, query in examinations._NEWEST_TIMES.items()},
+    "newest stored times": overview.NEWEST_TIMES,
 }
 """Statements that read a few rows from the end of a table."""
 
