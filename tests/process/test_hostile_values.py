@@ -74,7 +74,9 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--kind HOSTILE"),
     "relay status": ("", "--json", "--wide", "--check", "--check --here", "--check --json"),
     "relay pause": ("", "--json", "--entity HOSTILE --source trivore --reason HOSTILE --yes"),
-    "relay resume": ("--entity HOSTILE --source trivore", "--command 1 --reason x --yes", "--route HOSTILE"),
+    "relay resume": ("--entity HOSTILE --source trivore", "--route HOSTILE"),
+    "relay stop": ("--command 1", "--command 1 --reason HOSTILE --yes", "--command 1 --json"),
+    "relay continue": ("--command 1", "--command 1 --reason HOSTILE --yes", "--command 1 --json"),
     "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),
     "relay sweep": (
         "--source trivore --dry-run",
@@ -332,7 +334,7 @@ def test_wrong_use_is_told_without_harm(arguments: str, terminal: bool, monkeypa
         "inbox rejected --before NUMBER",
         "inbox readmit --id NUMBER",
         "relay cancel --seq NUMBER",
-        "relay resume --command NUMBER",
+        "relay continue --command NUMBER",
     ],
 )
 def test_a_number_that_no_row_can_have_is_wrong_use(arguments: str) -> None:
