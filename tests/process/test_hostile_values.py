@@ -75,8 +75,6 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay status": ("", "--json", "--wide", "--check", "--check --here", "--check --json"),
     "relay pause": ("", "--json", "--entity HOSTILE --source trivore --reason HOSTILE --yes"),
     "relay resume": ("--entity HOSTILE --source trivore", "--route HOSTILE"),
-    "relay stop": ("--command 1", "--command 1 --reason HOSTILE --yes", "--command 1 --json"),
-    "relay continue": ("--command 1", "--command 1 --reason HOSTILE --yes", "--command 1 --json"),
     "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),
     "relay sweep": (
         "--source trivore --dry-run",
@@ -99,6 +97,8 @@ WITHOUT_VALUES = {
     "inbox check": "shows the configuration and what its systems answer: tests/process/test_check.py",
     "inbox send": "shows the answer of the receiver that it is pointed at: below",
     "relay run": "writes a log: below",
+    "relay stop": "shows a number and a state",
+    "relay continue": "likewise, and then what the command itself shows",
     "relay web": "becomes gunicorn; its pages are tested with hostile values in a browser",
     "inbox roles": "shows SQL of the code; only a sound prefix gets into it: tests/store/test_roles.py",
     "relay web passwd": "shows a name that it has checked: tests/web/test_web_account_commands.py",
