@@ -275,15 +275,15 @@ def _progress(database: Database, number: int) -> Command:
 
 def _continue(number: int, reason: str | None, *, yes: bool) -> None:
     """Let a stopped command go on, and follow it."""
-    from inbox.db import reads
     from relay.store.operator import commands
     from relay.store.operator.plan import reason_mistake
 
     with exit_on_error():
         config, database = open_database()
-        row = reads.row_of(database.engine, "relay_command", number) or fail(f"there is no command {number}")
+        found = _progress(database, number)
         if not yes:
-            say(f"command {number} is a {row['kind']} that is {row['state']}; --reason '…' --yes lets it go on")
+            goes_on = "--reason '…' --yes lets it go on" if found.state == "cancelled" else "only a stopped one goes on"
+            say(f"command {number} is a {found.kind} that is {found.state}; {goes_on}")
             return
         if (mistake := reason_mistake(None, reason)) is not None:
             fail(f"--reason: {mistake}")
@@ -291,7 +291,7 @@ def _continue(number: int, reason: str | None, *, yes: bool) -> None:
             commands.turn(database, "continue", number, who=login_name(), why=str(reason))
         except UnusableCommand as error:
             fail(str(error))
-        follow(database, config, number, OPERATIONS[row["kind"]], row["matched"])
+        follow(database, config, number, OPERATIONS[found.kind], found.matched)
 
 
 def _show(operation: Operation, planned: Plan) -> None:
