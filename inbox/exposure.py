@@ -32,7 +32,7 @@ def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
         if source.unsigned:
             title = PRESETS[source.preset].title
             yield (
-                f"[sources.{name}] unsigned = true: {title} signs its webhooks, and this source accepts unsigned ones;"
+                f"[sources.{name}] unsigned: {title} signs its webhooks, and this source accepts unsigned ones;"
                 ' write secrets = ["env:NAME"] instead'
             )
     held = [*literal_secrets(config)]
