@@ -255,11 +255,12 @@ class Demo:
             self.screen.command("sweep", row["entity_type"], counts)
         self.until(self.is_settled)
         self.screen.change(scenario.delete(report=False))
-        for row in self._sweep("--full"):
-            entity = f"{row['entity_type']}/{row['entity_id']}"
-            self.screen.command("sweep", entity, row["finding"])
-            self._run("replay", "--route", row["route"], "--entity", entity, "--reason", "an orphan", "--yes")
-            self.screen.command("replay", entity, "delivered again")
+        for route in ROUTES:
+            for row in json.loads(self._run("plan", "--route", route, "--json")[1]):
+                entity = f"{row['entity_type']}/{row['entity_id']}"
+                self.screen.command("plan", entity, row["change"])
+                self._run("replay", "--route", route, "--entity", entity, "--reason", "a lost deletion", "--yes")
+                self.screen.command("replay", entity, "delivered again")
         self.until(self.is_settled)
         in_sync = [self._plan(route) for route in ROUTES]
         return all(in_sync)
@@ -270,8 +271,8 @@ class Demo:
         self.screen.command("plan", route, verdict)
         return status == 0
 
-    def _sweep(self, *options: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self._run("sweep", "--source", "trivore", *options, "--json")[1])
+    def _sweep(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self._run("sweep", "--source", "trivore", "--json")[1])
         return rows
 
     def _run(self, *command: str) -> tuple[int, str]:
