@@ -53,7 +53,7 @@ def test_it_ends_well_when_both_services_agree(tmp_path: Path) -> None:
         r"^Both services agree in all fields",
     ):
         assert re.search(expected, ended.stdout, re.MULTILINE), (expected, ended.stdout)
-    assert "call    DELETE 204" in ended.stdout.rpartition("replay")[2], "the counterpart of what was deleted is gone"
+    assert "call    DELETE 204" in ended.stdout.partition("command plan")[2], "the counterpart of what was deleted is gone"
     assert (tmp_path / "inbox.toml").stat().st_mode & 0o777 == 0o600
 
 
