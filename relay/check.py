@@ -19,7 +19,6 @@ from sqlalchemy.exc import DBAPIError
 from inbox.clock import SystemClock
 from inbox.config.mistakes import LocatedMistake
 from inbox.config.model import Config, Destination, Route, SyncDestination
-from inbox.config.sync import Listing
 from inbox.config.values import Secret
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE, trouble_text
@@ -32,7 +31,6 @@ from relay.daemon.generation import alert_client, prepare
 from relay.destinations import KINDS
 from relay.destinations.base import Clients, without_lease
 from relay.http.client import HttpClient, Request
-from relay.sweep.pages import Pages
 from relay.sweep.run import CompiledSweep
 
 _MOST_AT_ONCE = 16
@@ -91,7 +89,7 @@ STARTS: Mapping[str, Callable[[Config], object]] = {
 
 
 def _make_unused(config: Config) -> None:
-    """Make every api, destination, sweep and listing, also what no route uses and no relay schedules. Raises ConfigError."""
+    """Make every api, destination and sweep, also what no route uses and no relay schedules. Raises ConfigError."""
     collect_config_errors(dict(_parts(config, Clients(config))))
 
 
@@ -100,15 +98,6 @@ def _parts(config: Config, clients: Clients) -> Iterator[tuple[str, Callable[[],
     for name, source in config.sources.items():
         for number, _ in enumerate(source.sweeps):
             yield f"sweep {name} {number}", partial(CompiledSweep, config, name, number)
-    for name, route in config.routes.items():
-        destination, where = config.destinations[route.destination], f"routes.{name}.sync.listing"
-        if route.sync is not None and route.sync.listing is not None and isinstance(destination, SyncDestination):
-            caller = partial(clients.destination, destination, destination.base_url)
-            yield where, partial(_listing, route.sync.listing, where, caller)
-
-
-def _listing(listing: Listing, where: str, caller: Callable[[], HttpClient]) -> Pages:
-    return Pages(listing, where, caller())
 
 
 def _endpoints(config: Config, clients: Clients) -> Iterator[tuple[str, Callable[[], Any]]]:
