@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 
 from relay.daemon.generation import Generations
-from relay.daemon.lease_renewal import Leases, claim_of
+from relay.daemon.lease_renewal import Leases
 from relay.delivery.gates import Admission, Gates
 from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store import claim, gates
 from relay.store.database import Places
+from relay.store.deliveries import claim_of
 
 SUSPECTS_EVERY_SECONDS = 1.0
 

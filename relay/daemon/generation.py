@@ -18,13 +18,14 @@ from inbox.errors import collect_config_errors
 from inbox.observe.logs import fields, without_message
 from inbox.observe.traces import OFF, Span, Tracer, require_extra
 from relay.daemon.alert_sender import AlertSender, PostResult, alert_client
-from relay.daemon.lease_renewal import Leases, claim_of
+from relay.daemon.lease_renewal import Leases
 from relay.delivery.gates import Admission, GateKey, Gates
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import breaker_limits, policies
 from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.store.claim import MOST_BYTES, Room
+from relay.store.deliveries import claim_of
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import scheduled

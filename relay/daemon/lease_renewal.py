@@ -13,21 +13,16 @@ from collections.abc import Callable, Collection, Iterable
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import steady
-from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import leases
 from relay.store.database import Database
-from relay.store.leases import LEASE_SECONDS, Claimed
+from relay.store.deliveries import Claimed
+from relay.store.leases import LEASE_SECONDS
 
 SAFETY_SECONDS = 1
 TRUSTED_SECONDS = LEASE_SECONDS - SAFETY_SECONDS
 RENEW_EVERY_SECONDS = LEASE_SECONDS / 3
-
-
-def claim_of(delivery: Delivery) -> Claimed:
-    """Return the key that identifies a delivery's claim."""
-    return (delivery.seq, delivery.route, delivery.lease_token)
 
 
 class Leases:

@@ -22,7 +22,7 @@ from inbox.db.engine import is_behind_pooler
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import FinishedAttempt, Generations, LoopEvent, PreparedConfig
-from relay.daemon.lease_renewal import LeaseRenewer, Leases, claim_of
+from relay.daemon.lease_renewal import LeaseRenewer, Leases
 from relay.daemon.maintenance import Maintenance
 from relay.daemon.pruner import Pruner
 from relay.daemon.wake_up import LONGEST_WAIT_SECONDS, Listener
@@ -32,6 +32,7 @@ from relay.observe import Observer
 from relay.steps import Background, Steps
 from relay.store import alerts, leases, nodes, record, sequence
 from relay.store.database import Database, Places
+from relay.store.deliveries import Claimed, claim_of
 from relay.store.work import Work
 from relay.sweep.scheduler import Sweeper
 
@@ -70,8 +71,8 @@ class Relay:
         self._events: queue.SimpleQueue[LoopEvent] = queue.SimpleQueue()
         self._described: Policies | None = None
         """The policies whose routes `relay_node` has."""
-        self._unrecorded: dict[leases.Claimed, FinishedAttempt] = {}
-        self._to_give_back: list[leases.Claimed] = []
+        self._unrecorded: dict[Claimed, FinishedAttempt] = {}
+        self._to_give_back: list[Claimed] = []
         """Claims to release: never started, or cut before anything was sent."""
         self._poll = BUSY_POLL_SECONDS
         self._is_woken = False
@@ -154,8 +155,7 @@ class Relay:
     def _start(self) -> None:
         work = self._work
         # One transaction: on a slow disk each commit may take seconds.
-        own = (self.node, socket.gethostname(), os.getpid(), version("inbox-relay"))
-        nodes.start_node(self._database, *own, policies=work.policies, config=work.config)
+        nodes.start_node(work, socket.gethostname(), os.getpid(), version("inbox-relay"))
         self._described = work.policies
 
     def _go_on(self, *, drain: bool) -> None:
@@ -233,7 +233,7 @@ class Relay:
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
         recently_failing = self._generations.active.recently_failing(self._claimer.gates)
         number = 0
-        for results in record.record_each(self._work, outcomes, recently_failing, host_now=self._now):
+        for results in record.record(self._work, outcomes, recently_failing, host_now=self._now):
             for result in results:
                 self._recorded(result)
             number += len(results)
@@ -322,7 +322,7 @@ class Relay:
             self._one_heartbeat.release()
         work = self._work
         if work.policies is not self._described:
-            nodes.describe_routes(self._database, self.node, work.policies, work.config)
+            nodes.describe_routes(work)
             self._described = work.policies
         return True
 

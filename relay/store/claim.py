@@ -11,25 +11,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import Sql, blames_items, error_text, is_wait_timeout, rows_param, takes_too_long
+from inbox.db.dialect import blames_items, error_text, is_wait_timeout, takes_too_long
 from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
-from inbox.events.timestamps import as_time, time_text
+from inbox.events.timestamps import as_time
 from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import UNKNOWN_ROUTE
 from relay.store.database import LATE, Database, Places
+from relay.store.deliveries import key_text
 from relay.store.events import with_events
 from relay.store.gates import NOT_PAUSED, Locked, lock_all, store, use_rates
 from relay.store.lanes import Cause, quarantine
 from relay.store.leases import LEASE_SECONDS, give_back
-from relay.store.transaction import FailedAlone, Transaction, key_text, keys_param
+from relay.store.statement import Statement, sql
+from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work
 
 STEP = "claim"
@@ -191,7 +192,7 @@ def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
     in hand with it come through alone. One that can't be loaded is dealt with as by `claim`.
     """
     with work.database.read() as reading:  # a look without a write
-        if not reading.execute(_any_suspect(reading.sql)):
+        if not reading.execute(_ANY_SUSPECT):
             return []
     with work.write() as transaction:
         rows = _lease_suspect(transaction, _lease_of(work), routes)
@@ -201,7 +202,7 @@ def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
 def due_routes(database: Database, routes: Sequence[str]) -> list[str]:
     """Return those of these routes on which anything is due."""
     with database.read() as transaction:
-        return [row.route for row in transaction.execute(_due_routes(database.sql), routes=_routes_param(routes))]
+        return [row.route for row in transaction.execute(_DUE_ROUTES, routes=routes)]
 
 
 class ClaimedRow(NamedTuple):
@@ -266,8 +267,7 @@ class _Claim(NamedTuple):
             return []
         floor = self.places.due[route]
         with floor.look() as begin:
-            first = time_text(begin or _BEGINNING)
-            due = self.transaction.execute(_due(self.transaction.sql), route=route, most=affordable, begin=first)
+            due = self.transaction.execute(_DUE, route=route, most=affordable, begin=begin or _BEGINNING)
         fitting = list(_beginning_within(due, most_bytes))
         is_full = len(fitting) == affordable or len(fitting) < len(due)
         if due:
@@ -291,23 +291,16 @@ def _leased(transaction: Transaction, lease: Mapping[str, object], due: Sequence
     if not due:
         return []
     sizes = {row.seq: row.body_bytes for row in due}
-    keys = keys_param((row.seq, row.route) for row in due)
-    rows = transaction.execute(_lease(transaction.sql), due=keys, **lease)
+    rows = transaction.execute(_LEASE, due=[(row.seq, row.route) for row in due], **lease)
     return [ClaimedRow._make((*row, sizes[row.seq])) for row in rows]
 
 
 def _lease_suspect(transaction: Transaction, lease: Mapping[str, object], routes: Sequence[str]) -> list[ClaimedRow]:
-    return _leased(transaction, lease, transaction.execute(_suspect(transaction.sql), routes=_routes_param(routes)))
+    return _leased(transaction, lease, transaction.execute(_SUSPECT, routes=routes))
 
 
-def _routes_param(routes: Sequence[str]) -> str:
-    return rows_param({"route": route} for route in routes)
-
-
-@cache
-def _due_routes(sql: Sql) -> TextClause:
-    """One entry of the index for each route, however many there are: without the order Postgres may read the whole table."""
-    return text(f"""
+# One entry of the index for each route, however many there are: without the order Postgres may read the whole table.
+_DUE_ROUTES = Statement(f"""
 SELECT routes.route FROM {sql.rows("routes", route="text")}
 WHERE (SELECT 1 FROM open_delivery o
        WHERE o.state = 'ready' AND o.route = routes.route AND o.due_at <= (SELECT {sql.now})
@@ -315,50 +308,41 @@ WHERE (SELECT 1 FROM open_delivery o
 """)
 
 
-@cache
-def _any_suspect(sql: Sql) -> TextClause:
-    return text(f"""
+_ANY_SUSPECT = Statement(f"""
 SELECT 1 FROM open_delivery WHERE state = 'ready' AND crashes >= {SUSPECT_CRASHES} AND due_at <= (SELECT {sql.now}) LIMIT 1
 """)
-
 
 _SUSPECT_IN_HAND = text(f"""
 SELECT 1 FROM open_delivery WHERE state = 'in_flight' AND crashes >= {SUSPECT_CRASHES} AND relay_node = :node LIMIT 1
 """)
 
 
-@cache
-def _suspect(sql: Sql) -> TextClause:
-    return text(f"""
+_BODY_BYTES = "coalesce((SELECT i.body_bytes FROM inbox i WHERE i.seq = o.seq), 0) AS body_bytes"
+_SUSPECT = Statement(f"""
 SELECT o.seq, o.route, {_BODY_BYTES} FROM open_delivery o JOIN {sql.rows("routes", route="text")} ON routes.route = o.route
 WHERE o.state = 'ready' AND o.crashes >= {SUSPECT_CRASHES} AND o.due_at <= (SELECT {sql.now}) AND {NOT_PAUSED}
 ORDER BY o.due_at, o.seq
 LIMIT 1
-{sql.for_update and "FOR UPDATE OF o SKIP LOCKED"}
+{sql.lock("o", skip=True)}
 """)
 
 
-@cache
-def _due(sql: Sql) -> TextClause:
-    return text(f"""
+_DUE = Statement(f"""
 SELECT o.seq, o.route, o.due_at, {_BODY_BYTES}, (SELECT {sql.now}) AS now FROM open_delivery o
 WHERE o.state = 'ready' AND o.route = :route AND o.crashes < {SUSPECT_CRASHES}
   AND o.due_at <= (SELECT {sql.now}) AND o.due_at >= {sql.time(":begin")} AND {NOT_PAUSED}
 ORDER BY o.due_at, o.seq
 LIMIT :most
-{sql.for_update and "FOR UPDATE OF o SKIP LOCKED"}
+{sql.lock("o", skip=True)}
 """)
 
 
-_BODY_BYTES = "coalesce((SELECT i.body_bytes FROM inbox i WHERE i.seq = o.seq), 0) AS body_bytes"
 _LARGEST = 2**31 - 1
 """The column's largest value: one head edited by hand must not keep the statement from claiming others."""
 
 
-@cache
-def _lease(sql: Sql) -> TextClause:
-    """Check the state once more, so that it holds without the row lock, too; written so that no index answers it."""
-    return text(f"""
+# Check the state once more, so that it holds without the row lock, too; written so that no index answers it.
+_LEASE = Statement(f"""
 UPDATE open_delivery
 SET state = 'in_flight', due_at = NULL,
     attempt = CASE WHEN open_delivery.attempt < {_LARGEST} THEN open_delivery.attempt + 1 ELSE open_delivery.attempt END,

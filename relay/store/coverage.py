@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from functools import cache
 from typing import Any
 
-from sqlalchemy import TextClause, text
-
 from inbox.config.routing import OWN_LANE
-from inbox.db.dialect import Sql, rows_param
 from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery import facts
@@ -19,8 +15,9 @@ from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.ordering import ChangeId, LastDelivered, covers, duplicates_swept_event
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.database import SEQS_OUT_OF_ORDER
-from relay.store.lanes import Lane, lanes_param
-from relay.store.transaction import ROW, Key, Transaction, as_open_delivery
+from relay.store.deliveries import ROW, Key, Lane, as_open_delivery
+from relay.store.statement import Statement, sql
+from relay.store.transaction import Transaction
 
 
 def supersede_covered(
@@ -59,14 +56,14 @@ def _duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery])
     """
     if not late:
         return {}
-    rows = rows_param({"seq": seq} for seq in sorted({row.seq for row in late}))
-    events = {event.seq: event for event in transaction.execute(_of_late(transaction.sql), late=rows)}
+    seqs = sorted({row.seq for row in late})
+    events = {event.seq: event for event in transaction.execute(_OF_LATE, late=seqs)}
     asked = [
-        {"seq": row.seq, "route": row.route, "source": event.source, "key": _swept_key(event)}
+        (row.seq, row.route, event.source, _swept_key(event))
         for row in late
         if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
     ]
-    found = transaction.execute(_swept(transaction.sql), asked=rows_param(asked)) if asked else []
+    found = transaction.execute(_SWEPT, asked=asked) if asked else []
     swept = [row for row in found if duplicates_swept_event(_change_id(events[row.late_seq]), _change_id(row))]
     used = _used_already(transaction, swept) if swept else set()
     superseded = {}
@@ -83,17 +80,15 @@ def _used_already(transaction: Transaction, swept: Sequence[Any]) -> set[Key]:
     for row in swept:
         of_entities[row.source, row.entity_type, row.entity_id].append(row)
     asked = [
-        {
-            "source": source,
-            "entity_type": entity_type,
-            "entity_id": entity_id,
-            "above": min(row.seq for row in rows) - SEQS_OUT_OF_ORDER,
-            "first": min(as_time(row.occurred_at) for row in rows),
-            "last": max(as_time(row.occurred_at) for row in rows),
-        }
-        for (source, entity_type, entity_id), rows in of_entities.items()
+        (
+            *entity,
+            min(row.seq for row in rows) - SEQS_OUT_OF_ORDER,
+            min(as_time(row.occurred_at) for row in rows),
+            max(as_time(row.occurred_at) for row in rows),
+        )
+        for entity, rows in of_entities.items()
     ]
-    found = transaction.execute(_superseded_by_sweeps(transaction.sql), asked=rows_param(asked))
+    found = transaction.execute(_SUPERSEDED_BY_SWEEPS, asked=asked)
     return {(row.by_seq, row.route) for row in found}
 
 
@@ -124,33 +119,27 @@ def heal(
     }
     if not newest:
         return []
-    lanes = rows_param({"route": r, "lane": lane, "at": at, "seq": seq} for (r, lane), (at, seq) in newest.items())
-    dead = [as_open_delivery(row) for row in transaction.execute(_dead(transaction.sql), lanes=lanes, most=MOST_HEALED)]
+    lanes = [(*lane, *key) for lane, key in newest.items()]
+    dead = [as_open_delivery(row) for row in transaction.execute(_DEAD, lanes=lanes, most=MOST_HEALED)]
     return [append(row, facts.Superseded(by=newest[row.route, row.lane][1], because="healed"), now) for row in dead]
 
 
 def last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane, LastDelivered]:
     """The last success in each of these lanes that has one."""
     wanted = list(lanes)
-    if not wanted:
-        return {}
-    rows = transaction.execute(_last_delivered(transaction.sql), lanes=lanes_param(wanted))
-    return {(row.route, row.lane): _last(row) for row in rows}
+    rows = transaction.execute(_LAST_DELIVERED, lanes=wanted) if wanted else []
+    return {
+        (row.route, row.lane): LastDelivered(
+            as_time(row.occurred_at),
+            row.seq,
+            row.fetch_began_at and as_time(row.fetch_began_at),
+            row.last_modified and as_time(row.last_modified),
+        )
+        for row in rows
+    }
 
 
-def _last(row: Any) -> LastDelivered:  # noqa: ANN401  # a result row
-    began, modified = row.fetch_began_at, row.last_modified
-    return LastDelivered(
-        as_time(row.occurred_at),
-        row.seq,
-        None if began is None else as_time(began),
-        None if modified is None else as_time(modified),
-    )
-
-
-@cache
-def _last_delivered(sql: Sql) -> TextClause:
-    return text(f"""
+_LAST_DELIVERED = Statement(f"""
 SELECT l.route, l.lane, l.occurred_at, l.seq, l.fetch_began_at, l.last_modified
 FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lanes.route AND l.lane = lanes.lane
 """)
@@ -159,57 +148,45 @@ FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lan
 _CHANGE = "i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.occurred_at"
 
 
-@cache
-def _of_late(sql: Sql) -> TextClause:
-    return text(f"SELECT {_CHANGE} FROM {sql.rows('late', seq='bigint')} JOIN inbox i ON i.seq = late.seq")
+_OF_LATE = Statement(f"SELECT {_CHANGE} FROM {sql.rows('late', seq='bigint')} JOIN inbox i ON i.seq = late.seq")
 
 
-@cache
-def _swept(sql: Sql) -> TextClause:
-    """The sweeps' events among them that were delivered. An EXISTS would have Postgres read the whole log."""
-    asked = sql.rows("asked", seq="bigint", route="text", source="text", key="text")
-    found = sql.looked_up(asked, "inbox i", "i.source = asked.source AND i.dedup_key = asked.key")
-    return text(f"""
+_ASKED = sql.rows("asked", seq="bigint", route="text", source="text", key="text")
+# The sweeps' events among them that were delivered. An EXISTS would have Postgres read the whole log.
+_SWEPT = Statement(f"""
 SELECT asked.seq AS late_seq, asked.route, {_CHANGE}
-FROM {found}
+FROM {sql.looked_up(_ASKED, "inbox i", "i.source = asked.source AND i.dedup_key = asked.key")}
 WHERE (
     SELECT l.id FROM delivery_log l
     WHERE l.seq = i.seq AND l.route = asked.route AND l.kind IN ('delivered', 'unchanged')
     LIMIT 1) IS NOT NULL
 """)
 
-
-@cache
-def _superseded_by_sweeps(sql: Sql) -> TextClause:
-    """Read only webhooks that came after the sweep's event."""
-    asked = sql.rows(
-        "asked", source="text", entity_type="text", entity_id="text", above="bigint", first="time", last="time"
-    )
-    later = sql.looked_up(
-        asked,
-        "inbox i",
-        "i.source = asked.source AND i.entity_type = asked.entity_type AND i.entity_id = asked.entity_id"
-        " AND i.seq > asked.above AND i.occurred_at BETWEEN asked.first AND asked.last",
-    )
-    return text(f"""
+_ENTITIES = {
+    "source": "text", "entity_type": "text", "entity_id": "text", "above": "bigint", "first": "time", "last": "time"
+}  # fmt: skip
+# Read only webhooks that came after the sweep's event.
+_LATER = sql.looked_up(
+    sql.rows("asked", **_ENTITIES),
+    "inbox i",
+    "i.source = asked.source AND i.entity_type = asked.entity_type AND i.entity_id = asked.entity_id"
+    " AND i.seq > asked.above AND i.occurred_at BETWEEN asked.first AND asked.last",
+)
+_SUPERSEDED_BY_SWEEPS = Statement(f"""
 SELECT {sql.number("l.detail ->> 'by'")} AS by_seq, l.route
-FROM {sql.looked_up(later, "delivery_log l", "l.seq = i.seq AND l.kind = 'superseded'")}
+FROM {sql.looked_up(_LATER, "delivery_log l", "l.seq = i.seq AND l.kind = 'superseded'")}
 WHERE l.detail ->> 'because' = 'swept'
 """)
 
-
-@cache
-def _dead(sql: Sql) -> TextClause:
-    """Some of the dead before the place that is given for each lane, locked in their order."""
-    lanes = sql.rows("lanes", route="text", lane="text", at="time", seq="bigint")
-    older = "o.state = 'dead' AND o.route = lanes.route AND o.lane = lanes.lane AND (o.occurred_at, o.seq) < (lanes.at, lanes.seq)"
-    found = sql.looked_up(lanes, "open_delivery o", older)
-    return text(f"""
+_OLDER = "o.state = 'dead' AND o.route = lanes.route AND o.lane = lanes.lane AND (o.occurred_at, o.seq) < (lanes.at, lanes.seq)"
+_PLACES = sql.rows("lanes", route="text", lane="text", at="time", seq="bigint")
+# Some of the dead before the place that is given for each lane, locked in their order.
+_DEAD = Statement(f"""
 WITH found AS MATERIALIZED (
-    SELECT o.seq, o.route FROM {found} LIMIT :most
+    SELECT o.seq, o.route FROM {sql.looked_up(_PLACES, "open_delivery o", _OLDER)} LIMIT :most
 )
 SELECT {ROW}
 FROM {sql.looked_up("found", "open_delivery o", "o.seq = found.seq AND o.route = found.route")}
 ORDER BY o.seq, o.route
-{sql.for_update and "FOR UPDATE OF o"}
+{sql.lock("o")}
 """)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
-from sqlalchemy import TextClause, text
-
-from inbox.db.dialect import Sql, rows_param
+from relay.delivery.lifecycle import State
 from relay.store.coverage import supersede_covered
-from relay.store.database import Places, read_keys
+from relay.store.database import Places
+from relay.store.deliveries import Key, as_open_delivery, key_text, rows_of_keys, write_back
 from relay.store.lanes import quarantine, settle_lanes
-from relay.store.transaction import ROW, Key, as_open_delivery, key_text, keys_param
+from relay.store.statement import Statement, sql
 from relay.store.work import Work, in_parts
 
 STEP = "sequence"
@@ -39,11 +37,12 @@ def sequence(work: Work, places: Places | None = None, batch: int = BATCH) -> in
         Exception: the database is unreachable or busy. Or a delivery could neither be sequenced nor set aside: then all
             others are done.
     """
-    sql, places = work.database.sql, places or Places()
-    known = rows_param({"route": route} for route in sorted(work.policies.keys() - work.rests.left()))
-    with places.received.look() as begin:
-        keys = read_keys(work.database, _received(sql), batch=batch, begin_seq=begin or 0, known_routes=known)
-    if keys and sql.keeps_ended_entries:
+    places = places or Places()
+    known = sorted(work.policies.keys() - work.rests.left())
+    with places.received.look() as begin, work.database.read() as transaction:
+        found = transaction.execute(_RECEIVED, batch=batch, begin_seq=begin or 0, known_routes=known)
+    keys = [(row.seq, row.route) for row in found]
+    if keys and work.database.sql.keeps_ended_entries:
         places.received.at = max(keys)[0] - LATE_SEQS
     places.is_behind = len(keys) >= batch
 
@@ -67,30 +66,18 @@ def _sequence(work: Work, keys: Sequence[Key]) -> int:
     """Sequence those of them that are received still: another relay may have been faster."""
     policies = work.policies
     with work.write() as transaction:
-        read = (_of_keys(transaction.sql), {"keys": keys_param(keys)})
-        now, (rows,) = transaction.lock_order_and_read({route for _, route in keys}, read)
-        if rows:
-            changed = supersede_covered(transaction, [as_open_delivery(row) for row in rows], policies, now)
+        now, (rows,) = transaction.lock_order_and_read({route for _, route in keys}, rows_of_keys(keys, "none"))
+        received = [as_open_delivery(row) for row in rows if row.state == State.RECEIVED]
+        if received:
+            received.sort(key=lambda row: row.seq)
+            changed = supersede_covered(transaction, received, policies, now)
             settled = settle_lanes(transaction, changed, policies, now)
             transaction.only_write()
-            transaction.write_back(settled)
-    return len(rows)
+            write_back(transaction, settled)
+    return len(received)
 
 
-@cache
-def _of_keys(sql: Sql) -> TextClause:
-    """`state || ''` stops Postgres from reading the index of received ones from end to end, as in `record`."""
-    return text(f"""
-SELECT {ROW}
-FROM {sql.deliveries("keys")}
-WHERE o.state || '' = 'received'
-ORDER BY o.seq
-""")
-
-
-@cache
-def _received(sql: Sql) -> TextClause:
-    return text(f"""
+_RECEIVED = Statement(f"""
 SELECT seq, route FROM (
     SELECT o.seq, o.route, o.occurred_at FROM open_delivery o
     WHERE o.state = 'received' AND o.seq >= :begin_seq AND o.route IN (SELECT route FROM {sql.rows("known_routes", route="text")})

@@ -9,17 +9,11 @@ from typing import cast
 from sqlalchemy import Connection, Engine, text
 
 from inbox.clock import SystemClock
-from relay.daemon.lease_renewal import (
-    RENEW_EVERY_SECONDS,
-    TRUSTED_SECONDS,
-    LeaseRenewer,
-    Leases,
-    claim_of,
-)
+from relay.daemon.lease_renewal import RENEW_EVERY_SECONDS, TRUSTED_SECONDS, LeaseRenewer, Leases
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store.database import Database
-from relay.store.leases import Claimed
+from relay.store.deliveries import Claimed, claim_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import stand_still
 from tests.helpers.relaying import FakeClock, Steps

@@ -7,9 +7,8 @@ import pytest
 from relay.delivery.outcome import Delivered, Failed
 from relay.store import coverage, lanes
 from relay.store.leases import reap
-from relay.store.record import record
 from relay.store.sequence import BATCH, sequence
-from tests.helpers.relaying import DONE, POLICIES, Steps, work_of
+from tests.helpers.relaying import DONE, POLICIES, Steps, record, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.transactions import Transactions
 from tests.store.verifying import differences

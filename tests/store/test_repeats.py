@@ -15,12 +15,11 @@ from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store import duplicates
 from relay.store.duplicates import Judged, Rest, judge_duplicates
-from relay.store.record import record
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching, work_of
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching, record, work_of
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
 from tests.helpers.transactions import Transactions

@@ -9,11 +9,11 @@ from contextlib import suppress
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from relay.daemon.lease_renewal import claim_of
 from relay.observe import Observer
 from relay.operations.asks import Selection
 from relay.steps import Steps as StepsOfARelay
 from relay.store.claim import Room, claim
+from relay.store.deliveries import claim_of
 from relay.store.lanes import quarantine
 from relay.store.leases import give_back
 from relay.store.operator import commands, execution

@@ -22,7 +22,8 @@ from relay.delivery.audit import Account, Difference, Logged, Subject, account, 
 from relay.delivery.lifecycle import OpenDelivery
 from relay.store.coverage import last_delivered
 from relay.store.database import Database
-from relay.store.transaction import ROW, Transaction, as_open_delivery
+from relay.store.deliveries import ROW, as_open_delivery
+from relay.store.transaction import Transaction
 
 SPAN_SEQS = 500
 """Seqs at a time: what is held in memory, locked at once, and on SQLite what a reader keeps from being copied back."""

@@ -33,10 +33,11 @@ from relay.delivery.policy import Policies, policies
 from relay.store.audit.examine import Event, Wrong, examine, examine_all, lane_of_success, present_lane
 from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, for_lanes, headless, unlogged_successes
 from relay.store.database import Database
-from relay.store.lanes import Lane, heads_of, lanes_param, settle_lanes
-from relay.store.record import remember_delivered, success_row
+from relay.store.deliveries import Lane, fields_param, remove, write_back
+from relay.store.lanes import heads_of, settle_lanes
+from relay.store.record import Success, remember_delivered, success_row
 from relay.store.reopen import insert
-from relay.store.transaction import Transaction, fields_param
+from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
 
@@ -77,13 +78,15 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     for lanes in unlogged_successes(database):
         with database.write() as transaction:
             transaction.lock_order()
-            forgotten = transaction.execute(_forget(database.sql), lanes=lanes_param(lanes))
+            forgotten = transaction.execute(
+                _forget(database.sql), lanes=rows_param({"route": route, "lane": lane} for route, lane in lanes)
+            )
         yield Checked(0, differences=for_lanes(((row.route, row.lane) for row in forgotten), PHANTOM))
     for lanes in headless(database):
         with database.write() as transaction:
             now = transaction.lock_order()
             settled = settle_lanes(transaction, [], known, now, lanes)
-            transaction.write_back(settled)
+            write_back(transaction, settled)
         yield Checked(
             0, differences=for_lanes(((row.route, row.lane) for row in settled if row.state in HEADS), NO_HEAD)
         )
@@ -115,7 +118,7 @@ def _mend(database: Database, config: Config, known: Policies, seqs: Sequence[in
         mends, demoted = _with_room(transaction, of_rows, now)
         changed = _write(transaction, mends)
         lanes = {(row.route, row.lane) for row in (one.subject.row for one in wrong) if row is not None}
-        transaction.write_back(settle_lanes(transaction, [*changed, *demoted], known, now, lanes))
+        write_back(transaction, settle_lanes(transaction, [*changed, *demoted], known, now, lanes))
         remember_delivered(transaction, _last_delivered(late))
     return (
         *(found for one in removed for found in one.differences),
@@ -194,7 +197,7 @@ def _write(transaction: Transaction, mends: Sequence[Mend]) -> list[OpenDelivery
     """Insert missing rows and correct counters of those in flight; returns the deliveries whose lanes are to be settled."""
     new = [mend.delivery for mend in mends if mend.is_new]
     replaced = [mend.row for mend in mends if mend.is_new and mend.row is not None]
-    transaction.remove(replaced)
+    remove(transaction, replaced)
     if new:
         insert(transaction, new)
     at_work = [mend.delivery for mend in mends if mend.delivery.state is State.IN_FLIGHT]
@@ -220,9 +223,9 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Wrong]) -> list[Wr
     return [one for one in strays if (one.subject.seq, one.subject.route) in known]
 
 
-def _last_delivered(late: Iterable[Wrong]) -> Iterable[dict[str, object]]:
+def _last_delivered(late: Iterable[Wrong]) -> Iterable[Success]:
     """The newest of these deliveries for each lane."""
-    newest: dict[Lane, dict[str, object]] = {}
+    newest: dict[Lane, Success] = {}
     known = [(one.event, one.subject) for one in late if one.event is not None]
     for event, subject in sorted(known, key=lambda pair: (pair[0].occurred_at, pair[0].seq)):
         delivered, lane = subject.account.delivered, lane_of_success(subject)

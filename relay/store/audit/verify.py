@@ -12,7 +12,7 @@ from inbox.config.model import Config
 from relay.delivery.audit import Difference
 from relay.store.audit.examine import examine_all
 from relay.store.database import Database
-from relay.store.lanes import Lane
+from relay.store.deliveries import Lane
 
 LANES_AT_A_TIME = 500
 

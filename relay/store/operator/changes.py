@@ -19,10 +19,11 @@ from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
 from relay.store.coverage import last_delivered
+from relay.store.deliveries import ROW, Key, as_open_delivery, keys_param, write_back
 from relay.store.lanes import settle_lanes
 from relay.store.operator.selection import GIVEN_UP
 from relay.store.reopen import find, keep_payloads, take_up
-from relay.store.transaction import ROW, Key, Transaction, as_open_delivery, keys_param
+from relay.store.transaction import Transaction
 from relay.store.work import Work
 
 _REPLAYABLE = GIVEN_UP | {State.ENDED}
@@ -84,9 +85,9 @@ def end_or_unblock(
     ]
     changed = [append(row, fact, now) for row in possible]
     # Written first, so that what settling reads of these lanes is what is left of them.
-    transaction.write_back(changed)
+    write_back(transaction, changed)
     lanes = {(row.route, row.lane) for row in changed}
-    transaction.write_back(settle_lanes(transaction, [], policies, now, lanes))
+    write_back(transaction, settle_lanes(transaction, [], policies, now, lanes))
     return len(changed)
 
 
@@ -176,7 +177,7 @@ def retry(transaction: Transaction, keys: Sequence[Key], now: datetime, *, who: 
     for row in map(as_open_delivery, rows):
         was_due_at = row.due_at or now
         changed.append(append(row, facts.Rescheduled(due_at=now, was_due_at=was_due_at, who=who, why=why), now))
-    transaction.write_back(changed)
+    write_back(transaction, changed)
     return len(changed)
 
 

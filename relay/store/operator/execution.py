@@ -26,13 +26,14 @@ from relay.delivery.policy import Policies
 from relay.operations.asks import Selection
 from relay.operations.table import OF_DELIVERIES, OPERATIONS, parse
 from relay.store.database import Database
+from relay.store.deliveries import Key, key_text
 from relay.store.operator import commands, selected
 from relay.store.operator.changes import end_or_unblock, replay, retry, that_fit
 from relay.store.operator.commands import BatchResult, Command
 from relay.store.operator.plan import dry_run_answer, instead, mistake_in, plan, quick
 from relay.store.operator.selection import Choice, keys_of
 from relay.store.operator.tasks import TASKS, Act, answer_of
-from relay.store.transaction import FailedAlone, Key, Transaction, key_text
+from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work
 
 BATCH = 200

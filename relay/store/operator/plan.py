@@ -32,10 +32,10 @@ from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, O
 from relay.operations.table import OPERATIONS, Words, command_line, require_order
 from relay.store import gates, retention
 from relay.store.database import Database
+from relay.store.deliveries import Key
 from relay.store.operator import commands, readmit, selected
 from relay.store.operator.changes import LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
-from relay.store.transaction import Key
 from relay.words import counted, gate_holds
 
 _PAGE = 500

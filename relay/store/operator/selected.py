@@ -13,8 +13,9 @@ from inbox.db.dialect import Sql, blames_items, rows_param
 from inbox.db.listing import OF_ENTITY, sources_of
 from inbox.db.reads import Row
 from relay.store.database import Database
+from relay.store.deliveries import Key
 from relay.store.operator.selection import Choice, Which, keys_of
-from relay.store.transaction import Key, Transaction
+from relay.store.transaction import Transaction
 
 _CANDIDATES = 200
 """The fewest keys that are looked up together."""

@@ -16,7 +16,7 @@ from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_S
 from inbox.events.states import OPEN_STATES, RETRYING, State
 from inbox.events.timestamps import time_text
 from relay.operations.asks import Selection
-from relay.store.transaction import Key, keys_param
+from relay.store.deliveries import Key, keys_param
 
 Act = Literal["replay", "cancel", "unblock", "retry"]
 Which = Literal["dead", "ended or dead", "backfill", "not begun", "blocked", "due later"]
