@@ -81,9 +81,8 @@ def _lease_wanted(work: Work, wanted: Sequence[Room], places: Places) -> list[An
     with work.write() as transaction:
         # Two relays that claim at once wait for each other here, and nowhere else.
         gates = lock_all(transaction, {limit.key for route in due for limit in _limits(work, route)})
-        rates = _Rates(gates, transaction.now() if gates else _BEGINNING)  # without rates a trip to the server less
         until = time.monotonic() + LONGEST_SECONDS  # whatever it has waited for so far, it is to claim something
-        claiming = _Claim(transaction, _lease_of(work), rates, places)
+        claiming = _Claim(work, transaction, gates, places)
         claimed: list[Any] = []
         for room in wanted:
             left, left_bytes = room.number, room.most_bytes
@@ -94,7 +93,7 @@ def _lease_wanted(work: Work, wanted: Sequence[Room], places: Places) -> list[An
                 claimed += rows
                 left -= len(rows)
                 left_bytes -= sum(row.body_bytes for row in rows)
-        rates.note(transaction)
+        claiming.note_rates()
     return claimed
 
 
@@ -168,19 +167,19 @@ def claim_probe(work: Work, route: str, places: Places | None = None) -> list[De
 
 
 def _probe(work: Work, transaction: Transaction, now: datetime, route: str, places: Places) -> list[Any]:
-    policy, lease = work.policies.get(route, UNKNOWN_ROUTE), _lease_of(work)
+    policy = work.policies.get(route, UNKNOWN_ROUTE)
     breakers, limits = policy.breakers, policy.rate_limits
     gates = lock_all(transaction, {*breakers, *(limit.key for limit in limits)})
     tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
     known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
     if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
         return []
-    rates = _Rates(gates, now)
-    rows = _Claim(transaction, lease, rates, places).claim_route(route, 1, MOST_BYTES, limits)
-    if not rows and not transaction.execute(_SUSPECT_IN_HAND, node=lease["node"]):
-        rows = _lease_suspect(transaction, lease, [route])
+    claiming = _Claim(work, transaction, gates, places)
+    rows = claiming.claim_route(route, 1, MOST_BYTES, limits)
+    if not rows and not transaction.execute(_SUSPECT_IN_HAND, node=work.node):
+        rows = claiming.claim_suspect([route])
     if rows:
-        rates.note(transaction)
+        claiming.note_rates()
         store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
     return rows
 
@@ -195,7 +194,7 @@ def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
         if not reading.execute(_ANY_SUSPECT):
             return []
     with work.write() as transaction:
-        rows = _lease_suspect(transaction, _lease_of(work), routes)
+        rows = _Claim(work, transaction, {}, Places()).claim_suspect(routes)
     return _load(work, rows, step=STEP_OF_SUSPECTS)
 
 
@@ -218,63 +217,59 @@ class ClaimedRow(NamedTuple):
     body_bytes: int
 
 
-class _Rates:
-    """Rate limits of all routes that a claim asks for; their gates stay locked until the claim ends."""
+class _Claim:
+    """One claim, of several routes, in one transaction. The gates with a rate stay locked until it ends."""
 
-    def __init__(self, gates: Mapping[GateKey, Locked], now: datetime) -> None:
+    def __init__(self, work: Work, transaction: Transaction, gates: Mapping[GateKey, Locked], places: Places) -> None:
+        self.transaction = transaction
+        self._lease = {"token": secrets.randbits(62), "node": work.node, "lease": LEASE_SECONDS}
+        self._places = places
+        self._now = transaction.now() if gates else _BEGINNING  # without rates a trip to the server less
         self._used_until = {key: gate.rate_used_until for key, gate in gates.items()}
-        self.now = now
         self._changed: dict[GateKey, datetime] = {}
 
-    def afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
+    def _afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
         """The number of attempts, up to `most`, that the limits allow; 0 where a gate is missing as it is just resumed."""
         if any(limit.key not in self._used_until for limit in rate_limits):
             return 0
-        return min([most, *(limit.affords(self._used_until[limit.key], self.now) for limit in rate_limits)])
-
-    def use(self, rate_limits: Sequence[RateLimit], attempts: int) -> None:
-        """Use these rate limits for this many attempts."""
-        for limit in rate_limits:
-            used_until = limit.used(self._used_until[limit.key], self.now, attempts)
-            self._used_until[limit.key] = self._changed[limit.key] = used_until
-
-    def note(self, transaction: Transaction) -> None:
-        """Store the used rates."""
-        if self._changed:
-            use_rates(transaction, self._changed)
-
-
-def _lease_of(work: Work) -> dict[str, object]:
-    """The parameters of a new lease."""
-    return {"token": secrets.randbits(62), "node": work.node, "lease": LEASE_SECONDS}
-
-
-class _Claim(NamedTuple):
-    """One claim, of several routes, in one transaction."""
-
-    transaction: Transaction
-    lease: Mapping[str, object]
-    rates: _Rates
-    places: Places
+        return min([most, *(limit.affords(self._used_until[limit.key], self._now) for limit in rate_limits)])
 
     def claim_route(self, route: str, most: int, most_bytes: int, limits: Sequence[RateLimit]) -> list[ClaimedRow]:
         """Claim the first that are due, as many as the rate limits allow, and use them.
 
         All before the last of them are then claimed, locked by others, or paused.
         """
-        affordable = self.rates.afford(limits, most)
+        affordable = self._afford(limits, most)
         if affordable <= 0:
             return []
-        floor = self.places.due[route]
+        floor = self._places.due[route]
         with floor.look() as begin:
             due = self.transaction.execute(_DUE, route=route, most=affordable, begin=begin or _BEGINNING)
         fitting = list(_beginning_within(due, most_bytes))
         is_full = len(fitting) == affordable or len(fitting) < len(due)
         if due:
             floor.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - LATE
-        if fitting:
-            self.rates.use(limits, len(fitting))
-        return _leased(self.transaction, self.lease, fitting)
+        for limit in limits if fitting else ():
+            used_until = limit.used(self._used_until[limit.key], self._now, len(fitting))
+            self._used_until[limit.key] = self._changed[limit.key] = used_until
+        return self._leased(fitting)
+
+    def claim_suspect(self, routes: Sequence[str]) -> list[ClaimedRow]:
+        """Claim at most one that may have killed a process."""
+        return self._leased(self.transaction.execute(_SUSPECT, routes=routes))
+
+    def _leased(self, due: Sequence[Any]) -> list[ClaimedRow]:
+        """Lease what has just been found."""
+        if not due:
+            return []
+        sizes = {row.seq: row.body_bytes for row in due}
+        rows = self.transaction.execute(_LEASE, due=[(row.seq, row.route) for row in due], **self._lease)
+        return [ClaimedRow._make((*row, sizes[row.seq])) for row in rows]
+
+    def note_rates(self) -> None:
+        """Store the used rates."""
+        if self._changed:
+            use_rates(self.transaction, self._changed)
 
 
 def _beginning_within(due: Sequence[Any], most_bytes: int) -> Iterator[Any]:
@@ -284,19 +279,6 @@ def _beginning_within(due: Sequence[Any], most_bytes: int) -> Iterator[Any]:
             return
         yield row
         most_bytes -= row.body_bytes
-
-
-def _leased(transaction: Transaction, lease: Mapping[str, object], due: Sequence[Any]) -> list[ClaimedRow]:
-    """Lease what has just been found."""
-    if not due:
-        return []
-    sizes = {row.seq: row.body_bytes for row in due}
-    rows = transaction.execute(_LEASE, due=[(row.seq, row.route) for row in due], **lease)
-    return [ClaimedRow._make((*row, sizes[row.seq])) for row in rows]
-
-
-def _lease_suspect(transaction: Transaction, lease: Mapping[str, object], routes: Sequence[str]) -> list[ClaimedRow]:
-    return _leased(transaction, lease, transaction.execute(_SUSPECT, routes=routes))
 
 
 # One entry of the index for each route, however many there are: without the order Postgres may read the whole table.

@@ -10,7 +10,6 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.model import Config
-from inbox.db.dialect import blames_items
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
@@ -18,32 +17,28 @@ from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, He
 from relay.delivery.policy import HoldRequest, Policies, breaker_limits, holds_until
 from relay.store.alerts import note
 from relay.store.database import Database
-from relay.store.statement import AnyStatement, Statement, sql
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
 
 def read_gates(work: Work) -> Gates:
     """Read the paused gates, and the breakers. An unreadable gate counts as paused, so it holds back only its deliveries."""
-    database = work.database
-    with database.read() as transaction:
+    with work.database.read() as transaction:
         now = transaction.now()
         ((paused_entities,),) = transaction.execute(_PAUSED_ENTITIES)
+        keys = [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
     def part(some: Sequence[GateKey]) -> list[_Gate]:
-        return _read(database, _GATES_OF, gates=some)
+        with work.database.read() as transaction:
+            rows = transaction.execute(_GATES_OF, gates=some)
+        return [((row.kind, row.name), bool(row.is_paused), as_breaker(row), _as_held(row)) for row in rows]
 
     def alone(key: GateKey, _error: Exception) -> list[_Gate]:
         return [(key, True, None, None)]
 
-    try:
-        found = _read(database, _GATES)
-    except Exception as error:
-        if not blames_items(error):
-            raise
-        names = _read_names(database)
-        parts = in_parts(work, "look_at_gates", names, part=part, alone=alone, name=" ".join)
-        found = [row for part in parts for row in part]
+    parts = in_parts(work, "look_at_gates", keys, part=part, alone=alone, name=" ".join)
+    found = [gate for part in parts for gate in part]
     return Gates(
         now,
         frozenset(key for key, is_paused, _, _ in found if is_paused),
@@ -57,19 +52,8 @@ _Gate = tuple[GateKey, bool, Breaker | None, Held | None]
 """Its key, whether it is paused, its breaker, and its rate hold."""
 
 
-def _read(database: Database, statement: AnyStatement, **parameters: Any) -> list[_Gate]:
-    with database.read() as transaction:
-        rows = transaction.execute(statement, **parameters)
-    return [((row.kind, row.name), bool(row.is_paused), as_breaker(row), _as_held(row)) for row in rows]
-
-
 def _as_held(row: Any) -> Held | None:  # noqa: ANN401  # a result row
     return None if row.held_until is None else Held(as_time(row.held_until), row.hold_reason or "")
-
-
-def _read_names(database: Database) -> list[GateKey]:
-    with database.read() as transaction:
-        return [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
 
 def listen(
@@ -244,10 +228,6 @@ _BREAKER = {
 """The columns of a breaker, and their types; in the order of the fields of `Breaker`."""
 GATE_COLUMNS = f"g.kind, g.name, {', '.join(f'g.{column}' for column in _BREAKER)}"
 """The columns that `as_breaker` reads."""
-_GATES = text(
-    f"SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.held_until, g.hold_reason FROM gate g"
-    " WHERE g.kind <> 'entity'"
-)
 _GATE_KEYS = text("SELECT g.kind, g.name FROM gate g WHERE g.kind <> 'entity'")
 _ENTITY = " || '|' || ".join(
     rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in ("source", "entity_type", "entity_id")

@@ -80,12 +80,12 @@ class Transaction:
         result = self.connection.execute(words, values)
         return list(result.all()) if result.returns_rows else []
 
-    def rows_of(self, statement: AnyStatement, **parameters: Any) -> list[Row]:
+    def rows_of(self, statement: AnyStatement, **parameters: Any) -> list[Row]:  # noqa: ANN401  # as `execute`
         """Run a statement; its rows as plain values, for a listing."""
         found = self.execute(statement, **parameters)
         return [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
 
-    def attempt(self, statement: AnyStatement, **parameters: Any) -> Exception | None:
+    def attempt(self, statement: AnyStatement, **parameters: Any) -> Exception | None:  # noqa: ANN401  # as `execute`
         """Run a statement that must not end the transaction. Returns the error when the statement itself is at fault."""
         try:
             with self.connection.begin_nested():
