@@ -27,8 +27,8 @@ from relay.store.database import LATE, Database, Places
 from relay.store.deliveries import key_text
 from relay.store.events import with_events
 from relay.store.gates import NOT_PAUSED, Locked, lock_all, store, use_rates
-from relay.store.lanes import Cause, quarantine
 from relay.store.leases import LEASE_SECONDS, give_back
+from relay.store.sequence import Cause, quarantine
 from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work

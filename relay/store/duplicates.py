@@ -13,9 +13,9 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import State, append
 from relay.delivery.ordering import covers
 from relay.delivery.policy import LEFT_TO_OTHERS, Policies
-from relay.store.coverage import last_delivered
 from relay.store.deliveries import Key
 from relay.store.reopen import find, keep_payloads, take_up
+from relay.store.sequence import last_delivered
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts

@@ -17,7 +17,7 @@ from relay.delivery.policy import LEFT_TO_OTHERS, decide_abandoned
 from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.deliveries import Claimed, as_open_delivery, key_text, rows_of, still_leased, write_back
-from relay.store.lanes import forget_applied, quarantine, settle_lanes
+from relay.store.sequence import forget_applied, quarantine, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts

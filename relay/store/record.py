@@ -30,7 +30,6 @@ from relay.delivery.policy import (
     needs_history,
 )
 from relay.store.alerts import note
-from relay.store.coverage import heal
 from relay.store.deliveries import (
     Claimed,
     as_open_delivery,
@@ -42,7 +41,7 @@ from relay.store.deliveries import (
     write_back,
 )
 from relay.store.gates import listen
-from relay.store.lanes import first_waiting, forget_applied, lanes_in_doubt, quarantine, settle_lanes
+from relay.store.sequence import first_waiting, forget_applied, heal, lanes_in_doubt, quarantine, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work, in_parts

@@ -20,7 +20,7 @@ from relay.delivery.lifecycle import OpenDelivery, State, fold
 from relay.delivery.policy import Policies
 from relay.store.deliveries import ROW, Key, as_open_delivery, fields_param, keys_param, run_begins, write_back
 from relay.store.events import payload_rows
-from relay.store.lanes import settle_lanes
+from relay.store.sequence import settle_lanes
 from relay.store.transaction import Transaction
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DataError
 
 from inbox.errors import IllegalTransition
 from relay.steps import Step, Steps
-from relay.store import lanes
+from relay.store import sequence
 from relay.store.statement import AnyStatement, prepare
 from relay.store.transaction import Transaction
 
@@ -76,7 +76,7 @@ class Plant:
 def planted(monkeypatch: pytest.MonkeyPatch, plant: Plant) -> Iterator[Plant]:
     """A plant for as long as the block runs. What sets an item aside has to work."""
     here = threading.local()  # `step` is the one that this thread is in, but for what sets an item aside
-    run, execute, make_dead = Steps.run, Transaction.execute, lanes.quarantine
+    run, execute, make_dead = Steps.run, Transaction.execute, sequence.quarantine
 
     def running(steps: Steps, step: Step, work: Callable[[], Any], otherwise: Any, **more: Any) -> Any:  # noqa: ANN401
         def in_step() -> Any:  # noqa: ANN401

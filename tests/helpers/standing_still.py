@@ -47,7 +47,9 @@ def stand_still_within_a_pipeline(database: Database, route: str, meanwhile: Cal
     with database.write() as transaction:
         transaction.lock_order([route])  # adds its row, which a pipeline can't
     with database.write() as transaction:
-        send_together(transaction.connection, [transaction._lock_of({route}), (text("SELECT :name"), _ReadLate(meanwhile))])
+        send_together(
+            transaction.connection, [transaction._lock_of({route}), (text("SELECT :name"), _ReadLate(meanwhile))]
+        )
 
 
 def limit_locks(monkeypatch: pytest.MonkeyPatch, milliseconds: int) -> None:

@@ -23,11 +23,9 @@ from relay.doctor import examinations
 from relay.store import (
     alert_conditions,
     claim,
-    coverage,
     deliveries,
     duplicates,
     events,
-    lanes,
     leases,
     overview,
     reopen,
@@ -266,8 +264,8 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "given deliveries": written(deliveries._OF_KEYS["wait"]),
     "received keys": written(sequence._RECEIVED),
     "oldest of a route": lambda _: alert_conditions._OLDEST,
-    "heads": written(lanes._HEADS),
-    "first waiting": written(lanes._FIRST_WAITING),
+    "heads": written(sequence._HEADS),
+    "first waiting": written(sequence._FIRST_WAITING),
     "end": written(deliveries.END),
     "move": written(deliveries.MOVE),
     "wanted that are open": reopen._present,
@@ -281,10 +279,10 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "page of repeats": lambda _: duplicates._PAGE,
     "repeats of some events": written(duplicates._UNHANDLED),
     "repeats that are handled": written(duplicates._HANDLE),
-    "dead of a lane": written(coverage._DEAD),
-    "last delivered of lanes": written(coverage._LAST_DELIVERED),
-    "events that come late": written(coverage._OF_LATE),
-    "sweeps' events of the same change": written(coverage._SWEPT),
+    "dead of a lane": written(sequence._DEAD),
+    "last delivered of lanes": written(sequence._LAST_DELIVERED),
+    "events that come late": written(sequence._OF_LATE),
+    "sweeps' events of the same change": written(sequence._SWEPT),
     "listed that are missing": written(sweeps._MISSING),
     "next seqs": lambda _: examine._NEXT_SEQS,
     "events of a span": examine._events,
@@ -587,7 +585,7 @@ def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(big_pos
 
 
 def test_on_postgres_the_first_of_a_lane_is_one_index_entry_however_many_wait(big_postgres: Engine) -> None:
-    statement = lanes._FIRST_WAITING.of(Sql(POSTGRES)).text
+    statement = sequence._FIRST_WAITING.of(Sql(POSTGRES)).text
     with big_postgres.connect() as connection:
         for planned in PLANS:
             found = planned(connection, statement)

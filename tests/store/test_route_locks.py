@@ -15,7 +15,7 @@ from inbox.db.dialect import takes_too_long
 from relay.delivery.gates import BREAKER
 from relay.store import alerts, claim, leases, record, sequence
 from relay.store.alert_conditions import Watch
-from relay.store.lanes import quarantine
+from relay.store.sequence import quarantine
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import is_kept_waiting, lock, locking

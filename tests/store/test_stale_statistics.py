@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.db.intake import POSTGRES_NOTE
 from inbox.events.timestamps import time_text
-from relay.store import alert_conditions, claim, coverage, deliveries, duplicates, lanes, leases
+from relay.store import alert_conditions, claim, deliveries, duplicates, leases, sequence
 from tests.helpers.explaining import explained
 from tests.helpers.storing import START
 
@@ -53,10 +53,10 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     "move": (deliveries.MOVE.of(SQL).text, LEASED, {"moved": KEYS}),
     "end": (deliveries.END.of(SQL).text, LEASED, {"ended": KEYS}),
     "given": (deliveries._OF_KEYS["wait"].of(SQL).text, "state = 'received'", {"keys": KEYS}),
-    "heads": (lanes._HEADS.of(SQL).text, f"state = 'ready', {DUE}", {"lanes": LANES}),
+    "heads": (sequence._HEADS.of(SQL).text, f"state = 'ready', {DUE}", {"lanes": LANES}),
     "deaths that are over": (alert_conditions._DEATHS_OVER, "state = 'waiting'", {}),
-    "first waiting": (lanes._FIRST_WAITING.of(SQL).text, "state = 'waiting'", {"lanes": LANES, "most": 2}),
-    "dead": (coverage._DEAD.of(SQL).text, "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
+    "first waiting": (sequence._FIRST_WAITING.of(SQL).text, "state = 'waiting'", {"lanes": LANES, "most": 2}),
+    "dead": (sequence._DEAD.of(SQL).text, "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
 }
 
 
@@ -105,7 +105,7 @@ def reads_what_it_asks_for(engine: Engine, name: str, mode: str) -> None:
 def test_a_statement_that_trusts_them_is_noticed(surprised: Engine) -> None:
     trusting = text(f"""
 SELECT o.seq FROM {SQL.rows("lanes", route="text", lane="text")}
-JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane WHERE o.state = 'dead'
+JOIN open_delivery o ON o.route = sequence.route AND o.lane = sequence.lane WHERE o.state = 'dead'
 """)
     with surprised.connect() as connection, connection.begin() as transaction:
         connection.execute(text("UPDATE open_delivery SET state = 'dead'"))

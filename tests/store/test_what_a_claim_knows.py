@@ -12,7 +12,7 @@ from relay.delivery.lifecycle import append
 from relay.delivery.ordering import settle
 from relay.delivery.outcome import Call, CallStep, Delivered, Failed, Sent, Unchanged
 from relay.store.deliveries import ROW, as_open_delivery, write_back
-from relay.store.lanes import quarantine
+from relay.store.sequence import quarantine
 from tests.helpers.relaying import HOPELESS, Steps
 from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences, mend

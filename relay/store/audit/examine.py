@@ -20,9 +20,9 @@ from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.audit import Account, Difference, Logged, Subject, account, compare
 from relay.delivery.lifecycle import OpenDelivery
-from relay.store.coverage import last_delivered
 from relay.store.database import Database
 from relay.store.deliveries import ROW, as_open_delivery
+from relay.store.sequence import last_delivered
 from relay.store.transaction import Transaction
 
 SPAN_SEQS = 500

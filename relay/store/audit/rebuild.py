@@ -34,9 +34,9 @@ from relay.store.audit.examine import Event, Wrong, examine, examine_all, lane_o
 from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, for_lanes, headless, unlogged_successes
 from relay.store.database import Database
 from relay.store.deliveries import Lane, fields_param, remove, write_back
-from relay.store.lanes import heads_of, settle_lanes
 from relay.store.record import Success, remember_delivered, success_row
 from relay.store.reopen import insert
+from relay.store.sequence import heads_of, settle_lanes
 from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 

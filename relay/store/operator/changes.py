@@ -18,11 +18,10 @@ from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, s
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
-from relay.store.coverage import last_delivered
 from relay.store.deliveries import ROW, Key, as_open_delivery, keys_param, write_back
-from relay.store.lanes import settle_lanes
 from relay.store.operator.selection import GIVEN_UP
 from relay.store.reopen import find, keep_payloads, take_up
+from relay.store.sequence import last_delivered, settle_lanes
 from relay.store.transaction import Transaction
 from relay.store.work import Work
 

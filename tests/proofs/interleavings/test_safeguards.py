@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from relay.store import claim, lanes, leases, record
+from relay.store import claim, leases, record, sequence
 from relay.store.audit import rebuild
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
@@ -31,7 +31,7 @@ from tests.proofs.planting import (
 )
 
 without_the_order_lock = replaced(Transaction, "lock_order", now_without_a_lock)
-without_locked_heads = changed(lanes, "_HEADS", ("FOR UPDATE OF o", ""))
+without_locked_heads = changed(sequence, "_HEADS", ("FOR UPDATE OF o", ""))
 without_skipping = changed(claim, "_DUE", ("FOR UPDATE OF o SKIP LOCKED", ""))
 
 LEASE_LOST = "a trusted lease is not in force"

@@ -19,11 +19,11 @@ from inbox.db import intake
 from inbox.db import intake as duplicates_at_intake
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
-from relay.store import claim, coverage, duplicates, lanes, leases, record, sequence
+from relay.store import claim, duplicates, leases, record, sequence
 from relay.store.audit import rebuild
 from relay.store.deliveries import ROW, as_open_delivery, write_back
-from relay.store.lanes import settle_lanes
 from relay.store.operator import changes
+from relay.store.sequence import settle_lanes
 from relay.store.transaction import Transaction
 from relay.store.work import Work
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
@@ -114,9 +114,9 @@ CONTROLS = {
         ),
         ("a trusted lease is not in force",),
     ),
-    "coverage without skew and resolution": Control((replaced(coverage, "covers", hopes),), NO_STAND_IN, soon="4"),
+    "coverage without skew and resolution": Control((replaced(sequence, "covers", hopes),), NO_STAND_IN, soon="4"),
     "no look for what a sweep has told": Control(
-        (replaced(coverage, "duplicates_swept_event", lambda *_: False),), ("told again after a sweep",)
+        (replaced(sequence, "duplicates_swept_event", lambda *_: False),), ("told again after a sweep",)
     ),
     "no healing": Control((replaced(record, "heal", lambda *_: []),), STILL_DEAD),
     "a lane that is not settled after a replay": Control(
@@ -133,10 +133,10 @@ CONTROLS = {
 }
 LATE_CONTROLS = {
     "coverage without a fetch that takes every clock for right": Control(
-        (replaced(coverage, "covers", believes_every_clock),), NO_STAND_IN, soon="8"
+        (replaced(sequence, "covers", believes_every_clock),), NO_STAND_IN, soon="8"
     ),
     "a sweep's event that stands for any number of webhooks": Control(
-        (replaced(coverage, "_used_already", lambda *_: set()),), NO_STAND_IN, soon="9"
+        (replaced(sequence, "_used_already", lambda *_: set()),), NO_STAND_IN, soon="9"
     ),
     "a success in the lane taken as proof for a repeat": Control(
         (replaced(duplicates, "covers", lambda last, key, _skew: last.key >= key),),
@@ -145,7 +145,7 @@ LATE_CONTROLS = {
     ),
     "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="7"),
     "the newest before what is still to be folded": Control(
-        (replaced(lanes, "settle", settle_and_forget_the_rest),),
+        (replaced(sequence, "settle", settle_and_forget_the_rest),),
         ("claimed before an earlier one", "called after a later one"),
         soon="5",
     ),
@@ -217,7 +217,7 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
                 batch=batch,
             )
             received = [as_open_delivery(row) for row in rows]
-            left = coverage.supersede_covered(transaction, received, work.policies, now)
+            left = sequence.supersede_covered(transaction, received, work.policies, now)
             write_back(transaction, settle_lanes(transaction, left, work.policies, now))
         last = max([last, *(row.seq for row in received)])
         return len(received)
