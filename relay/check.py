@@ -29,8 +29,8 @@ from relay.accounts import check_files
 from relay.daemon.alert_sender import alert_client
 from relay.daemon.generation import prepare
 from relay.destinations import KINDS
-from relay.destinations.base import Caller, Clients, without_lease
-from relay.http.client import Request
+from relay.destinations.base import Clients, without_lease
+from relay.http.client import HttpClient, Request
 from relay.sweep.pages import Pages
 from relay.sweep.run import CompiledSweep
 
@@ -119,7 +119,7 @@ def _parts(config: Config, clients: Clients) -> Iterator[tuple[str, Callable[[],
             yield where, partial(_listing, route, where, caller)
 
 
-def _listing(route: Route, where: str, caller: Callable[[], Caller]) -> Pages | None:
+def _listing(route: Route, where: str, caller: Callable[[], HttpClient]) -> Pages | None:
     listing = None if route.sync is None else route.sync.listing
     return None if listing is None else Pages(listing, where, caller())
 
@@ -311,7 +311,7 @@ def probes(config: Config) -> dict[str, Callable[[], Reply]]:
     return {key: partial(_ask, key, caller) for key, caller in callers.items()}
 
 
-def _ask(key: str, caller: Caller) -> Reply:
+def _ask(key: str, caller: HttpClient) -> Reply:
     """Ask one system. Any answer of its own counts as reached; without a token there is none."""
     try:
         call = caller.call(_QUESTION, without_lease()).call

@@ -226,4 +226,4 @@ class Background:
             except SQLAlchemyError as error:  # there was no connection
                 self._observer.database_trouble(self._thread.name, error)
             except Exception as error:  # noqa: BLE001  # without this thread its work is not done, and no line tells of it
-                self._observer.bug_in_thread(self._thread.name, error)
+                self._observer.tell("bug_in_thread", bug=error, subject=self._thread.name)

@@ -7,13 +7,13 @@ import inspect
 from docs.blocks.common import first_line, table
 from inbox.errors import PageError
 from relay.web import openapi
-from relay.web.openapi import OPERATIONS
+from relay.web.screens import SCREENS
 
 
 def api_endpoints() -> str:
     """Every path of the API with its parameters; those in the path, and the ones of every list, are left out."""
     rows = []
-    for path, operations in openapi.document(OPERATIONS, "")["paths"].items():
+    for path, operations in openapi.document(SCREENS, "")["paths"].items():
         for method, operation in operations.items():
             names = [each["name"] for each in operation["parameters"] if each["in"] == "query"]
             rows.append(

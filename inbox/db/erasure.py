@@ -6,9 +6,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
-from itertools import accumulate, count
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -21,7 +21,6 @@ from sqlalchemy import (
     TextClause,
     and_,
     exists,
-    func,
     select,
     text,
     true,
@@ -29,7 +28,8 @@ from sqlalchemy import (
 )
 
 from inbox.config.routing import entity_lane
-from inbox.db.dialect import POSTGRES, Sql, as_json, rows_param
+from inbox.db.columns import one_of
+from inbox.db.dialect import POSTGRES, Sql, as_json, each_name, rows_param
 from inbox.db.engine import reading
 from inbox.db.schema import duplicate_request, inbox, metadata, rejected_request, relay_command
 from inbox.events.event import escape
@@ -49,10 +49,6 @@ EMPTIED = ("error", "why")
 """Keys whose text gives way to a word, since a fact can't be read without them. Every other key goes."""
 
 _IS_PSEUDONYM = re.compile(rf"{PSEUDONYM}[0-9a-f]{{64}}")
-_ESCAPES = re.compile(r'(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))+')
-"""Characters as JSON may write them; several together, as two may make one character."""
-_NESTED = 3
-"""JSON in a text of JSON in a text of JSON is read, too."""
 
 
 class ErasureSubject(msgspec.Struct, frozen=True, dict=True):
@@ -71,67 +67,63 @@ class ErasureSubject(msgspec.Struct, frozen=True, dict=True):
         return f"{PSEUDONYM}{hashlib.sha256(self.gate.encode()).hexdigest()}"
 
     @property
-    def lane(self) -> str:
-        """The entity's lane, on routes with a lane for each entity."""
-        return entity_lane(self.entity_type, self.entity_id)
-
-    @property
-    def lane_of_pseudonym(self) -> str:
-        """The lane of its erased events."""
-        return entity_lane(self.entity_type, self.pseudonym)
-
-    @property
     def gate(self) -> str:
         """`gate.name` of the entity."""
         return "|".join(map(escape, (self.source, self.entity_type, self.entity_id)))
 
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """The parameters of statements about it: as it is called, and as it is called after the erasure."""
+        return {
+            **msgspec.structs.asdict(self),
+            "pseudonym": self.pseudonym,
+            "gate": self.gate,
+            "lane": entity_lane(self.entity_type, self.entity_id),
+            "erased_lane": entity_lane(self.entity_type, self.pseudonym),
+        }
+
     def is_named_in(self, text: str) -> bool:
         """Return whether a text has the id: alone, not as a part of a longer word or number.
 
-        It is found as it is, and in every form that JSON has for it; in no other encoding.
+        It is found as it is, and as JSON writes it; in no other encoding.
         """
-        return any(self._pattern.search(reading) for reading in _readings(text))
+        return self._pattern.search(text) is not None
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        return re.compile(rf"(?<![^\W_]){re.escape(self.entity_id)}(?![^\W_])")
+        escaped = [json.dumps(self.entity_id, ensure_ascii=each)[1:-1] for each in (True, False)]
+        written = {self.entity_id, *escaped, *(each.replace("/", "\\/") for each in escaped)}
+        return re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, written))})(?![^\W_])")
 
     def without(self, value: Any) -> Any:  # noqa: ANN401  # a value of any column
-        """Return a value of a column without the texts that name the entity; the value itself when there are none."""
+        """Return a value of a column without the texts that name the entity; the value itself when there are none.
+
+        An object keeps its keys, as they are the product's own.
+        """
         if isinstance(value, str):
             is_named = self.is_named_in(value) and not _IS_PSEUDONYM.fullmatch(value)
             return ERASED if is_named else value
         if isinstance(value, bytes):
             return None if self.is_named_in(value.decode("utf-8", "backslashreplace")) else value
         if isinstance(value, dict):
-            return {self.without(key): self.without(item) for key, item in value.items()}
+            return {key: self.without(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self.without(item) for item in value]
         return value
 
-
-def _readings(text: str) -> Iterator[str]:
-    """Yield a text as it is, and without the escapes of JSON. It need not be whole or valid JSON."""
-    yield text
-    for _ in range(_NESTED):
-        plain = _ESCAPES.sub(lambda found: json.loads(f'"{found[0]}"'), text)
-        if plain == text:
-            return
-        yield (text := plain)
+    def differs(self, value: Any) -> bool:  # noqa: ANN401  # as above
+        """Return whether a value of a column names the entity."""
+        return bool(self.without(value) != value)
 
 
 def emptied(dialect: str, detail: str) -> str:
     """Return the expression of `detail` without anything of a person. Applied again, it changes nothing."""
-    kept, texts = _list(KEPT + EMPTIED), _list(EMPTIED)
+    kept, texts = one_of(KEPT + EMPTIED), one_of(EMPTIED)
     if dialect == POSTGRES:
         value = f"CASE WHEN d.key IN ({texts}) THEN to_jsonb(CAST('{ERASED}' AS text)) ELSE d.value END"
         return f"coalesce((SELECT jsonb_object_agg(d.key, {value}) FROM jsonb_each({detail}) d WHERE d.key IN ({kept})), '{{}}')"
     value = f"CASE WHEN d.key IN ({texts}) THEN '{ERASED}' ELSE json({detail} -> d.fullkey) END"
     return f"(SELECT json_group_object(d.key, {value}) FROM json_each({detail}) d WHERE d.key IN ({kept}))"
-
-
-def _list(keys: tuple[str, ...]) -> str:
-    return ", ".join(f"'{key}'" for key in keys)
 
 
 EVENTS_OF_A_STEP = 100
@@ -143,7 +135,7 @@ BYTES_OF_A_PART = 4 * 1024 * 1024
 """Bodies of rejected requests that a step searches; a single one may be larger."""
 COUNTED_EVENTS = 20_000
 SEARCHED_PARTS = 2
-"""A quick plan counts so many events, and searches so many parts of the rejected requests: each some 0.2 s."""
+"""A plan counts so many events, and searches so many parts of the rejected requests: each some 0.2 s."""
 MOST_SHOWN = 5
 """Open deliveries that a plan names."""
 SHORT_ID = 4
@@ -184,16 +176,15 @@ class NamingRow(msgspec.Struct, frozen=True):
 
 
 class ErasureStep(msgspec.Struct, frozen=True):
-    """The next step of an erasure, as it was found without a lock."""
+    """The next step of an erasure, as it was found without a lock. The last one has neither events nor rows."""
 
+    position: int | None
+    """The place up to which `rejected_request` has been searched."""
     events: Sequence[Any] = ()
     """seq and event_id of the next events."""
     naming: Sequence[NamingRow] = ()
     """Rows that name the entity, where its events are erased."""
-    position: int | None = None
-    """The place up to which `rejected_request` has been searched."""
-    routes: Sequence[str] | None = None
-    """In the last step: the routes on which the entity has had a lane."""
+    is_last: bool = False
 
 
 class StepDone(msgspec.Struct, frozen=True):
@@ -201,8 +192,6 @@ class StepDone(msgspec.Struct, frozen=True):
 
     erased: int = 0
     """Events."""
-    position: int | None = None
-    """The place where the next step goes on."""
     open: tuple[OpenFound, ...] = ()
     """Deliveries that stopped it."""
     is_last: bool = False
@@ -212,18 +201,11 @@ class ErasurePlan(msgspec.Struct, frozen=True):
     """The rows that an erasure would find."""
 
     subject: ErasureSubject
-    events: int
-    """Events that are not erased yet."""
+    counts: Mapping[str, int]
+    """Rows that go, by name: events that are not erased yet, payloads, facts, duplicate requests, lanes, and pauses (0 or 1)."""
     erased_before: int
     """Events that were erased before."""
-    payloads: int
-    duplicates: int
-    """Rows of duplicate requests."""
-    facts: int
-    lanes: int
-    pauses: int
-    """1 if the entity is paused, else 0; its pause goes."""
-    naming: dict[str, int]
+    naming: Mapping[str, int]
     """Rows of other tables that name the entity, by table."""
     open: tuple[OpenFound, ...] = ()
     """The first deliveries that have not ended."""
@@ -231,13 +213,16 @@ class ErasurePlan(msgspec.Struct, frozen=True):
     """Commands that name the entity and have not ended."""
     is_whole: bool = True
     """False when there are more rejected requests than were searched: `naming` counts a part."""
-    has_more_events: bool = False
-    """True when there are more events than were counted: the numbers are of the newest."""
+
+    @property
+    def has_more_events(self) -> bool:
+        """True when there are more events than were counted: the numbers are of the newest."""
+        return self.counts["events"] >= COUNTED_EVENTS
 
     @property
     def is_empty(self) -> bool:
         """True when the database certainly holds nothing of the entity."""
-        return self.is_whole and not (self.events or self.pauses or self.naming)
+        return self.is_whole and not (self.counts["events"] or self.counts["pauses"] or self.naming)
 
     @property
     def warning(self) -> str | None:
@@ -254,52 +239,36 @@ class ErasurePlan(msgspec.Struct, frozen=True):
         return None
 
 
-def plan(
-    engine: Engine, subject: ErasureSubject, *, quick: bool = False, searching: Callable[[int], None] = lambda _: None
-) -> ErasurePlan:
-    """Count what the database holds of an entity; a quick plan counts a part where there is much.
-
-    `searching` hears up to which rejected request it has searched.
-    """
-    sql, most = Sql(engine.dialect.name), COUNTED_EVENTS if quick else 2**62
-    given = {**_named(subject), "most_events": most}
-    with engine.connect() as connection, reading(connection).begin():
-        counted = connection.execute(_COUNTS, given).one()
-        lanes = connection.execute(_lanes(sql), {**given, "lane": subject.lane}).scalar_one()
-        before = connection.execute(_ERASED_BEFORE, {**given, **_erased(subject)}).scalar_one()
-        pauses = connection.execute(_PAUSES, {"name": subject.gate}).scalar_one()
-        found = connection.execute(_open_of_entity(sql), {**_named(subject), "most": MOST_SHOWN}).all()
-        working = select(relay_command.c.id, relay_command.c.selection).where(
-            ~_HAS_ENDED, relay_command.c.kind != "erase"
-        )
-        open_commands = [row.id for row in connection.execute(working) if _differs(subject, as_json(row.selection))]
+def plan(engine: Engine, subject: ErasureSubject) -> ErasurePlan:
+    """Count what the database holds of an entity; where there is much, a part of it."""
     naming: Counter[str] = Counter()
     position: int | None = None
     is_whole = False
-    for number in count(1):
-        with engine.connect() as connection, reading(connection).begin():
-            part = _search(connection, subject, position) or ErasureStep(position=position)
-        naming.update(str(row.table.name) for row in part.naming)
-        if is_whole := part.position == position:
-            break
-        position = part.position
-        searching(position or 0)
-        if quick and number == SEARCHED_PARTS:
-            break
+    with engine.connect() as connection, reading(connection).begin():
+        counts = dict(connection.execute(_COUNTS, {**subject.names, "most": COUNTED_EVENTS}).mappings().one())
+        found = connection.execute(
+            _open_of_entity(Sql(engine.dialect.name)), {**subject.names, "most": MOST_SHOWN}
+        ).all()
+        working = select(relay_command.c.id, relay_command.c.selection).where(
+            ~_HAS_ENDED, relay_command.c.kind != "erase"
+        )
+        open_commands = [row.id for row in connection.execute(working) if subject.differs(as_json(row.selection))]
+        for _ in range(SEARCHED_PARTS):
+            part = _rejected(connection, subject, position or 0)
+            is_whole = part is None
+            part = part or ErasureStep(position, naming=_searched(connection, subject))
+            naming.update(str(row.table.name) for row in part.naming)
+            if is_whole:
+                break
+            position = part.position
     return ErasurePlan(
         subject,
-        counted.events,
-        before,
-        counted.payloads,
-        int(counted.duplicates),
-        int(counted.facts),
-        lanes,
-        pauses,
+        {name: int(number) for name, number in counts.items() if name != "erased"},
+        counts["erased"],
         dict(naming),
         tuple(OpenFound(row.seq, row.route, row.state) for row in found),
         tuple(open_commands),
         is_whole,
-        counted.events >= most,
     )
 
 
@@ -314,22 +283,21 @@ def held_up_by(found: Sequence[OpenFound]) -> str:
 
 def end(connection: Connection, subject: ErasureSubject, number: int) -> None:
     """Put the pseudonym in place of the entity in a command that is done."""
-    connection.execute(update(relay_command).where(relay_command.c.id == number).values(selection=_erased(subject)))
+    erased = {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.pseudonym}
+    connection.execute(update(relay_command).where(relay_command.c.id == number).values(selection=erased))
 
 
-def look(
-    connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int | None = None
-) -> ErasureStep:
+def look(connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int = 0) -> ErasureStep:
     """Find the next step; `position` is of the last one, None at the start. Reads only."""
-    sql = Sql(connection.dialect.name)
-    events = connection.execute(_NEXT, {**_named(subject), "most": EVENTS_OF_A_STEP}).all()
+    events = connection.execute(_NEXT, {**subject.names, "most": EVENTS_OF_A_STEP}).all()
     if events:
-        found = rows_param({"seq": event.seq} for event in events)
-        facts = accumulate(connection.execute(_facts_of(sql), {"found": found}).scalars())
-        return ErasureStep(events=[e for e, n in zip(events, facts, strict=True) if n <= FACTS_OF_A_STEP] or events[:1])
-    if (step := _search(connection, subject, position, own_command)) is not None:
-        return step
-    return ErasureStep(routes=connection.execute(_routes(sql), _erased(subject)).scalars().all())
+        facts = accumulate(event.facts for event in events)
+        few = [event for event, number in zip(events, facts, strict=True) if number <= FACTS_OF_A_STEP]
+        return ErasureStep(position, events=few or events[:1])
+    if (part := _rejected(connection, subject, position or 0)) is not None:
+        return part
+    naming = _searched(connection, subject, own_command)
+    return ErasureStep(position, naming=naming, is_last=not naming)
 
 
 def act(
@@ -342,12 +310,14 @@ def act(
     try:
         if step.events:
             return _erase_events(connection, sql, subject, step.events, {"who": who, "why": why, "now": now})
-        if step.routes is not None:
-            return _finish(connection, sql, subject, step.routes)
         for row in step.naming:
             is_it = and_(*(row.table.c[name] == value for name, value in row.key.items()))
             connection.execute(update(row.table).where(is_it).values(dict(row.emptied)))
-        return StepDone(position=step.position)
+        if not step.is_last or connection.execute(_NEXT, {**subject.names, "most": 1}).first() is not None:
+            return StepDone()  # of the last step: another event has arrived
+        for statement in (_REMOVE_LANES, _REMOVE_GATE):
+            connection.execute(statement, subject.names)
+        return StepDone(is_last=True)
     finally:
         if sql.overwrites_on_request:
             connection.exec_driver_sql("PRAGMA secure_delete = OFF")
@@ -357,63 +327,36 @@ def _erase_events(
     connection: Connection, sql: Sql, subject: ErasureSubject, events: Sequence[Any], said: Mapping[str, str | None]
 ) -> StepDone:
     named = ({"seq": e.seq, "names": e.event_id is not None and subject.is_named_in(e.event_id)} for e in events)
-    chosen = {"erased": rows_param(named)}
-    if found := connection.execute(_open_of(sql), chosen).all():
+    given = {**subject.names, **said, "erased": rows_param(named)}
+    if found := connection.execute(_open_of(sql), given).all():
         return StepDone(open=tuple(OpenFound(row.seq, row.route, row.state) for row in found))
-    erased = connection.execute(_erase(sql), {**chosen, "pseudonym": subject.pseudonym, "now": said["now"]}).rowcount
+    erased = connection.execute(_erase(sql), given).rowcount
     for statement in _forgetting(sql):
-        connection.execute(statement, chosen)
-    connection.execute(_say(sql), {**chosen, **said})
-    connection.execute(_keep_lanes(sql), {**chosen, "lane": subject.lane, "pseudonym": subject.lane_of_pseudonym})
+        connection.execute(statement, given)
     return StepDone(erased=erased)
 
 
-def _finish(connection: Connection, sql: Sql, subject: ErasureSubject, routes: Sequence[str]) -> StepDone:
-    """Remove the lane and the pause of the entity."""
-    if connection.execute(_NEXT, {**_named(subject), "most": 1}).first() is not None:
-        return StepDone()  # another event has arrived
-    lanes = rows_param({"route": route, "lane": subject.lane} for route in routes)
-    connection.execute(_remove_lanes(sql), {"lanes": lanes})
-    connection.execute(_REMOVE_GATE, {"name": subject.gate})
-    return StepDone(is_last=True)
-
-
-def _search(
-    connection: Connection, subject: ErasureSubject, position: int | None, own_command: int | None = None
-) -> ErasureStep | None:
-    """Search the next part for rows that name the entity. None: there is none any more.
-
-    Texts may be written in several ways, so they are compared here and not in SQL. `rejected_request` is read in parts.
-    """
-    until = _end_of_part(connection, position or 0)
-    if until is not None:
-        return ErasureStep(naming=_rejected(connection, subject, position or 0, until), position=until)
-    late = connection.execute(_LATE_DUPLICATES, _erased(subject)).scalars().all()
+def _searched(connection: Connection, subject: ErasureSubject, own_command: int = 0) -> list[NamingRow]:
+    """Search the small tables for rows that name the entity. Texts may be written in several ways, so not in SQL."""
+    late = connection.execute(_LATE_DUPLICATES, subject.names).scalars().all()
     naming = [NamingRow(duplicate_request, {"id": number}, {"body": None, "error": None}) for number in late]
     for name, columns in SEARCHED.items():
         table = metadata.tables[name]
         # an open command can't be done without its selection
-        is_searched = and_(_HAS_ENDED, table.c.id != (own_command or 0)) if table is relay_command else true()
+        is_searched = and_(_HAS_ENDED, table.c.id != own_command) if table is relay_command else true()
         naming += [
-            _emptied(table, row, changed)
+            NamingRow(table, _key(table, row), changed)
             for row in connection.execute(_columns_of(table, columns).where(is_searched)).mappings()
-            if (changed := {each: _without(subject, row[each]) for each in columns if _differs(subject, row[each])})
+            if (changed := {each: subject.without(row[each]) for each in columns if subject.differs(row[each])})
         ]
-    return ErasureStep(naming=naming, position=position) if naming else None
+    return naming
 
 
-def _end_of_part(connection: Connection, after: int) -> int | None:
-    """Return the last id of the next part of the rejected requests; None behind the last row."""
-    size = func.coalesce(func.length(rejected_request.c.body), 0).label("size")
-    number = rejected_request.c.id
-    rows = connection.execute(select(number, size).where(number > after).order_by(number).limit(ROWS_OF_A_PART)).all()
-    sizes = accumulate(row.size for row in rows)
-    fitting = [row.id for row, together in zip(rows, sizes, strict=True) if together <= BYTES_OF_A_PART]
-    return (fitting or [rows[0].id])[-1] if rows else None
+def _rejected(connection: Connection, subject: ErasureSubject, after: int) -> ErasureStep | None:
+    """Search the next requests of the source for those that name the entity, or have become an event of it.
 
-
-def _rejected(connection: Connection, subject: ErasureSubject, after: int, until: int) -> list[NamingRow]:
-    """List requests of the source that name the entity, or have become an event of it. Nothing of their sender stays."""
+    Nothing of their sender stays. None: there are no more requests.
+    """
     table = rejected_request
     became = exists().where(
         inbox.c.seq == table.c.readmitted_seq,
@@ -421,66 +364,59 @@ def _rejected(connection: Connection, subject: ErasureSubject, after: int, until
         inbox.c.entity_type == subject.entity_type,
         inbox.c.entity_id.in_((subject.entity_id, subject.pseudonym)),
     )
-    chosen = (table.c.id > after, table.c.id <= until, table.c.source == subject.source)
-    statement = _columns_of(table, REJECTED).add_columns(became.label("became")).where(*chosen)
+    statement = _columns_of(table, REJECTED).add_columns(became.label("became"))
+    of_source = statement.where(table.c.id > after, table.c.source == subject.source).order_by(table.c.id)
     empty = {name: None if table.c[name].nullable else ERASED for name in REJECTED}
-    return [
-        _emptied(table, row, empty)
-        for row in connection.execute(statement).mappings()
-        if row["became"] or any(_differs(subject, row[name]) for name in REJECTED)
-        if any(row[name] != value for name, value in empty.items())
-    ]
+    naming: list[NamingRow] = []
+    size, last = 0, None
+    for row in connection.execute(of_source.limit(ROWS_OF_A_PART), execution_options={"yield_per": 10}).mappings():
+        if size > BYTES_OF_A_PART:
+            break
+        size, last = size + len(row["body"] or b""), row["id"]
+        names = row["became"] or any(subject.differs(row[name]) for name in REJECTED)
+        if names and any(row[name] != value for name, value in empty.items()):
+            naming.append(NamingRow(table, _key(table, row), empty))
+    return None if last is None else ErasureStep(last, naming=naming)
 
 
 def _columns_of(table: Table, columns: Sequence[str]) -> Select[Any]:
     return select(*table.primary_key, *(table.c[each] for each in columns))
 
 
-def _emptied(table: Table, row: RowMapping, changed: Mapping[str, Any]) -> NamingRow:
-    return NamingRow(table, {each.name: row[each.name] for each in table.primary_key}, changed)
+def _key(table: Table, row: RowMapping) -> dict[str, Any]:
+    return {each.name: row[each.name] for each in table.primary_key}
 
 
-def _without(subject: ErasureSubject, value: Any) -> Any:  # noqa: ANN401  # a value of any column
-    """Return a value without the entity; a JSON object keeps its keys, as they are the product's own."""
-    if isinstance(value, dict):
-        return {key: subject.without(item) for key, item in value.items()}
-    return subject.without(value)
-
-
-def _differs(subject: ErasureSubject, value: Any) -> bool:  # noqa: ANN401  # as above
-    return bool(_without(subject, value) != value)
-
-
-def _named(subject: ErasureSubject) -> dict[str, str]:
-    """Return the parameters of `_OF_ENTITY`."""
-    return {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}
-
-
-def _erased(subject: ErasureSubject) -> dict[str, str]:
-    """Return those of its erased events."""
-    return {**_named(subject), "entity_id": subject.pseudonym}
-
-
-_OF_ENTITY = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id = :entity_id"
-"""Condition on the row `i` of the inbox; an index answers it. An entity may be called like a pseudonym, so `erased_at` decides."""
+_OF_TYPE = "i.source = :source AND i.entity_type = :entity_type"
+_OF_ENTITY = f"{_OF_TYPE} AND i.entity_id = :entity_id AND i.erased_at IS NULL"
+_OF_ERASED = f"{_OF_TYPE} AND i.entity_id = :pseudonym AND i.erased_at IS NOT NULL"
+"""Conditions on the row `i` of the inbox, which an index answers. An entity may be called like a pseudonym, so `erased_at`
+decides."""
+_OF_LANE = f"lane.lane = :lane AND lane.route IN {each_name('route', 'lane')}"
 _NEXT = text(f"""
-SELECT i.seq, i.event_id FROM inbox i WHERE {_OF_ENTITY} AND i.erased_at IS NULL ORDER BY i.seq LIMIT :most
+SELECT i.seq, i.event_id, (SELECT count(*) FROM delivery_log l WHERE l.seq = i.seq) AS facts
+FROM inbox i WHERE {_OF_ENTITY} ORDER BY i.seq LIMIT :most
 """)
-_EVENTS = f"(SELECT i.seq FROM inbox i WHERE {_OF_ENTITY} AND {{}} ORDER BY i.seq DESC LIMIT :most_events) i"
-_NOT_ERASED = _EVENTS.format("i.erased_at IS NULL")
 _COUNTS = text(f"""
 SELECT count(*) AS events, count(p.seq) AS payloads,
-       coalesce(sum((SELECT count(*) FROM duplicate_request d WHERE d.seq = i.seq)), 0) AS duplicates,
-       coalesce(sum((SELECT count(*) FROM delivery_log l WHERE l.seq = i.seq)), 0) AS facts
-FROM {_NOT_ERASED} LEFT JOIN inbox_payload p ON p.seq = i.seq
+       coalesce(sum((SELECT count(*) FROM delivery_log l WHERE l.seq = i.seq)), 0) AS facts,
+       coalesce(sum((SELECT count(*) FROM duplicate_request d WHERE d.seq = i.seq)), 0) AS "duplicate requests",
+       (SELECT count(*) FROM lane WHERE {_OF_LANE}) AS lanes,
+       (SELECT count(*) FROM gate WHERE kind = 'entity' AND name = :gate) AS pauses,
+       (SELECT count(*) FROM (SELECT 1 FROM inbox i WHERE {_OF_ERASED} LIMIT :most) e) AS erased
+FROM (SELECT i.seq FROM inbox i WHERE {_OF_ENTITY} ORDER BY i.seq DESC LIMIT :most) i
+LEFT JOIN inbox_payload p ON p.seq = i.seq
 """)
-_ERASED_BEFORE = text(f"SELECT count(*) FROM {_EVENTS.format('i.erased_at IS NOT NULL')}")
-_PAUSES = text("SELECT count(*) FROM gate WHERE kind = 'entity' AND name = :name")
-_REMOVE_GATE = text("DELETE FROM gate WHERE kind = 'entity' AND name = :name")
 _LATE_DUPLICATES = text(f"""
 SELECT d.id FROM inbox i JOIN duplicate_request d ON d.seq = i.seq
-WHERE {_OF_ENTITY} AND i.erased_at IS NOT NULL AND (d.body IS NOT NULL OR d.error IS NOT NULL)
+WHERE {_OF_ERASED} AND (d.body IS NOT NULL OR d.error IS NOT NULL)
 """)
+_REMOVE_GATE = text("DELETE FROM gate WHERE kind = 'entity' AND name = :gate")
+_REMOVE_LANES = text(f"""
+DELETE FROM lane WHERE {_OF_LANE}
+  AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = lane.seq AND i.erased_at IS NULL)
+""")
+"""An entity of another source may be called alike: its lane stays."""
 
 
 def _chosen(sql: Sql) -> str:
@@ -488,15 +424,8 @@ def _chosen(sql: Sql) -> str:
 
 
 @cache
-def _lanes(sql: Sql) -> TextClause:
-    routes = f"SELECT DISTINCT l.route FROM {sql.looked_up(_NOT_ERASED, 'delivery_log l', 'l.seq = i.seq')}"
-    return text(f"SELECT count(*) FROM ({routes}) r JOIN lane ON lane.route = r.route AND lane.lane = :lane")
-
-
-@cache
 def _open_of_entity(sql: Sql) -> TextClause:
-    events = f"(SELECT i.seq FROM inbox i WHERE {_OF_ENTITY} AND i.erased_at IS NULL) i"
-    found = sql.looked_up(events, "open_delivery o", "o.seq = i.seq")
+    found = sql.looked_up(f"(SELECT i.seq FROM inbox i WHERE {_OF_ENTITY}) i", "open_delivery o", "o.seq = i.seq")
     return text(f"SELECT o.seq, o.route, o.state FROM {found} ORDER BY o.seq, o.route LIMIT :most")
 
 
@@ -504,20 +433,6 @@ def _open_of_entity(sql: Sql) -> TextClause:
 def _open_of(sql: Sql) -> TextClause:
     return text(f"""
 SELECT o.seq, o.route, o.state FROM {_chosen(sql)} JOIN open_delivery o ON o.seq = erased.seq ORDER BY o.seq, o.route
-""")
-
-
-@cache
-def _routes(sql: Sql) -> TextClause:
-    facts = sql.looked_up("inbox i", "delivery_log l", "l.seq = i.seq")
-    return text(f"SELECT DISTINCT l.route FROM {facts} WHERE {_OF_ENTITY} AND i.erased_at IS NOT NULL")
-
-
-@cache
-def _facts_of(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT (SELECT count(*) FROM delivery_log l WHERE l.seq = found.seq) AS facts
-FROM {sql.rows("found", seq="bigint")} ORDER BY found.seq
 """)
 
 
@@ -533,8 +448,19 @@ WHERE inbox.seq = erased.seq AND inbox.erased_at IS NULL
 
 @cache
 def _forgetting(sql: Sql) -> tuple[TextClause, ...]:
-    """Forget what was sent, called and said, and in lanes that other entities share, what was applied last."""
+    """Forget what was sent, called and said of the events, and add a fact that says who has erased them.
+
+    In lanes that other entities share, what was applied last goes. The lane of the pseudonym remembers the last success, for
+    `relay verify`, and nothing of what was applied.
+    """
     erased = f"(SELECT erased.seq FROM {_chosen(sql)})"
+    routes = f"(SELECT l.route FROM {_chosen(sql)} JOIN delivery_log l ON l.seq = erased.seq)"
+    newest = f"(SELECT max(f.id) FROM {_chosen(sql)} JOIN delivery_log f ON f.seq = erased.seq GROUP BY f.seq, f.route)"
+    said = (
+        "jsonb_build_object('who', CAST(:who AS text), 'why', CAST(:why AS text))"
+        if sql.is_postgres
+        else "json_object('who', :who, 'why', :why)"
+    )
     return tuple(
         map(
             text,
@@ -544,47 +470,14 @@ def _forgetting(sql: Sql) -> tuple[TextClause, ...]:
 WHERE (body IS NOT NULL OR error IS NOT NULL) AND seq IN {erased}""",
                 f"UPDATE delivery_log SET detail = {emptied(sql.name, 'delivery_log.detail')} WHERE seq IN {erased}",
                 f"""UPDATE lane SET applied_hash = NULL
-WHERE lane = '*' AND seq IN {erased}
-  AND route IN (SELECT l.route FROM {_chosen(sql)} JOIN delivery_log l ON l.seq = erased.seq)""",
+WHERE lane = '*' AND seq IN {erased} AND route IN {routes}""",
+                f"""INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
+SELECT (SELECT {sql.now}), l.seq, l.route, 'erased', l.attempt, NULL, {said}
+FROM delivery_log l WHERE l.id IN {newest} ORDER BY l.seq, l.route""",
+                f"""INSERT INTO lane (route, lane, occurred_at, seq)
+SELECT route, :erased_lane, occurred_at, seq FROM lane WHERE lane.lane = :lane AND lane.route IN {routes}
+ON CONFLICT (route, lane) DO UPDATE SET occurred_at = excluded.occurred_at, seq = excluded.seq
+WHERE (excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)""",
             ),
         )
     )
-
-
-@cache
-def _say(sql: Sql) -> TextClause:
-    """One fact for each delivery, with the attempts that its last one counts."""
-    said = (
-        "jsonb_build_object('who', CAST(:who AS text), 'why', CAST(:why AS text))"
-        if sql.is_postgres
-        else "json_object('who', :who, 'why', :why)"
-    )
-    return text(f"""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
-SELECT (SELECT {sql.now}), l.seq, l.route, 'erased', l.attempt, NULL, {said}
-FROM delivery_log l
-WHERE l.id IN (
-    SELECT max(f.id) FROM {_chosen(sql)} JOIN delivery_log f ON f.seq = erased.seq GROUP BY f.seq, f.route)
-ORDER BY l.seq, l.route
-""")
-
-
-@cache
-def _keep_lanes(sql: Sql) -> TextClause:
-    """Let the lane of the pseudonym remember the last success, for `relay verify`; nothing of what was applied."""
-    return text(f"""
-INSERT INTO lane (route, lane, occurred_at, seq)
-SELECT route, :pseudonym, occurred_at, seq FROM lane
-WHERE lane.lane = :lane AND lane.route IN (
-    SELECT l.route FROM {_chosen(sql)} JOIN delivery_log l ON l.seq = erased.seq)
-ON CONFLICT (route, lane) DO UPDATE SET occurred_at = excluded.occurred_at, seq = excluded.seq
-WHERE (excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)
-""")
-
-
-@cache
-def _remove_lanes(sql: Sql) -> TextClause:
-    return text(f"""
-DELETE FROM lane
-WHERE (route, lane) IN (SELECT lanes.route, lanes.lane FROM {sql.rows("lanes", route="text", lane="text")})
-""")

@@ -201,9 +201,6 @@ open_delivery = Table(
     partial_index("ix_open_delivery_waiting", "route", "lane", "occurred_at", "seq", where="state = 'waiting'"),
     partial_index("ix_open_delivery_in_flight", "seq", "route", where="state = 'in_flight'"),
     partial_index("ix_open_delivery_dead", "route", "lane", "occurred_at", "seq", where="state = 'dead'"),
-    partial_index(
-        "ix_open_delivery_replayed", "route", where="run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight')"
-    ),
     partial_index("ix_open_delivery_given_up", "seq", "route", where="state IN ('dead', 'blocked')"),
     partial_index("ix_open_delivery_blocked", "route", "lane", where="state = 'blocked'"),
     comment="Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.",

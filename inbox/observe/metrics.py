@@ -63,7 +63,6 @@ BATCH_EVENTS = Metric(
 )
 COMMIT_SECONDS = Metric("inbox_commit_seconds", "histogram", "Duration of a commit.", buckets=_SHORT)
 
-RECEIVER = (RECEIVED, DUPLICATES, REJECTED, NOT_KEPT, REQUEST_SECONDS, BATCH_EVENTS, COMMIT_SECONDS)
 
 # --- the relay
 
@@ -144,29 +143,9 @@ RETENTION_BEHIND = Metric(
     ("kind",),
 )
 
-RELAY = (
-    ATTEMPTS,
-    FACTS,
-    DELIVERY_SECONDS,
-    LEASES_EXPIRED,
-    DISCARDED,
-    DATABASE_TROUBLE,
-    STEP_FAILURES,
-    FAILED_ALONE,
-    OPEN,
-    OLDEST,
-    LOOKED,
-    BREAKER,
-    PAUSED,
-    ALERT_FIRING,
-    CLOCK_SKEW,
-    DATABASE_BYTES,
-    DISK_FREE,
-    SWEEP_COMPARED,
-    SWEEP_MISSED,
-    PRUNED,
-    RETENTION_BEHIND,
-)
+_ALL = [each for each in list(globals().values()) if isinstance(each, Metric)]
+RECEIVER = tuple(metric for metric in _ALL if metric.name.startswith("inbox_"))
+RELAY = tuple(metric for metric in _ALL if metric.name.startswith("relay_"))
 
 
 class Meters:

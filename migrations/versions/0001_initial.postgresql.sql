@@ -215,8 +215,6 @@ CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE 
 
 CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
-CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
-
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';

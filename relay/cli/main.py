@@ -60,7 +60,7 @@ def run(
         float, typer.Option(min=0, help="Seconds that running calls have to finish after a stop, before they are cut.")
     ] = GRACE_SECONDS,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every delivery, not only failures.")] = False,
-    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the relay until it is stopped.
 
@@ -74,7 +74,7 @@ def run(
     """
     from relay.daemon.process import RunOptions, start
 
-    options = RunOptions(grace_seconds=grace, processes=processes, drain=drain, verbose=verbose, supervised=supervised)
+    options = RunOptions(grace_seconds=grace, processes=processes, drain=drain, verbose=verbose, parent=parent)
     raise typer.Exit(start(options, reporting=exit_on_error))
 
 

@@ -252,7 +252,7 @@ def command_of(kind: str) -> Callable[..., None]:
 
 
 def _help(operation: Operation) -> str:
-    consequences = " ".join(operation.words.consequences)
+    consequences = " ".join(operation.consequences)
     return f"{operation.title}. Shows the plan; --yes does it.\n\n    {consequences}\n{EXAMPLES[operation.kind]}"
 
 
@@ -299,9 +299,9 @@ def follow(database: Database, config: Config, number: int, operation: Operation
     work = Work(database, config, policies(config))
     try:
         with bar(*columns) as progress:
-            task = progress.add_task(operation.words.doing, total=total)
+            task = progress.add_task(operation.title, total=total)
             while not (now := _progress(database, number)).has_ended:
-                doing = now.answer or operation.words.doing
+                doing = now.answer or operation.title
                 progress.update(task, completed=now.affected + now.failed, description=doing)
                 began = time.monotonic()
                 changed = execution.work_on(work, number)
@@ -376,7 +376,7 @@ def _show(operation: Operation, planned: Plan) -> None:
     for each in planned.figures:
         answer(f"{each.name}: {each.count:,}{each.note and f' ({each.note})'}")
     if operation.is_dangerous and planned.obstacle is None:
-        for sentence in operation.words.consequences:
+        for sentence in operation.consequences:
             say(sentence)
     if planned.obstacle is not None:
         say(planned.obstacle)
@@ -397,7 +397,7 @@ def _say_how(operation: Operation, planned: Plan, *, has_reason: bool) -> None:
         return
     shown = len(planned.deliveries) or len(planned.requests)
     more = f", {shown} of them shown" if 0 < shown < planned.count else ""
-    say(f"{counted(planned.count, operation.words.thing)} {operation.words.planned}{more}; {how}")
+    say(f"{counted(planned.count, operation.thing)} would be {operation.done}{more}; {how}")
 
 
 def becomes(row: Row) -> str:

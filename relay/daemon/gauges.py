@@ -82,7 +82,7 @@ class Gauges:
                 if failure_of(error) == "unreachable":  # the others would wait for it as long
                     break
             except Exception as error:  # noqa: BLE001  # it keeps no other from being read
-                self._observer.bug_in_thread(f"gauges: {read.__name__}", error)
+                self._observer.tell("bug_in_thread", bug=error, subject=f"gauges: {read.__name__}")
         return max(READ_EVERY_SECONDS, (time.monotonic() - began) / _SHARE_OF_TIME)
 
     def backlog(self) -> None:

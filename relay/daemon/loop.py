@@ -143,7 +143,7 @@ class Relay:
             self._go_on(drain=drain)
         renewing.result()
         self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
-        self._observer.tell("stopped", node=self.node, rows=self._observer.counts["deliveries_given_back"])
+        self._observer.tell("stopped", node=self.node, rows=self._observer.counts["given_back"])
 
     @property
     def _work(self) -> Work:
@@ -222,7 +222,6 @@ class Relay:
         self._leases.forget(set(self._to_give_back) - set(left))
         self._to_give_back = left
         if returned or not left:
-            self._observer.counts["deliveries_given_back"] += returned
             self._observer.tell("given_back", rows=returned)
         return returned
 

@@ -97,7 +97,8 @@ class Maintenance:
         rest, self._duplicates = self._duplicates, None
         judged = duplicates.judge_duplicates(self._work, rest)
         self._duplicates = judged.rest
-        self._observer.judged(judged)
+        if judged.rearmed:
+            self._observer.tell("rearmed", rows=judged.rearmed, handled=judged.handled)
 
     def _look_at_conditions(self) -> None:
         if time.monotonic() >= self._watch_at:

@@ -6,7 +6,7 @@ SIGTERM and SIGINT stop it gracefully, a second one cuts running calls; SIGHUP r
 fork without exec would copy libpq's connections and any lock that a thread holds at that moment. The parent
 makes no calls and keeps no connection, so that little can go wrong with it. It gives its orders by signals, each order by
 one of its own: so a child that gets a terminal's or a service manager's signal as well doesn't mistake it for a second
-one. A child blocks them until it can handle them. The kernel stops the children of a parent that is gone.
+one. A child blocks them until it can handle them. Linux stops the children of a parent that is gone.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class RunOptions(msgspec.Struct, frozen=True):
     processes: int = 1
     drain: bool = False
     verbose: bool = False
-    supervised: bool = False
-    """True for the child of a supervisor."""
+    parent: int | None = None
+    """The process id of a child's supervisor."""
 
     @property
     def of_child(self) -> list[str]:
@@ -99,8 +99,8 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
     Returns:
         The exit status.
     """
-    _log_to_stderr(verbose=options.verbose, several=options.processes > 1 or options.supervised)
-    observer, orders = Observer(), orders_of_signals(supervised=options.supervised)
+    _log_to_stderr(verbose=options.verbose, several=options.processes > 1 or options.parent is not None)
+    observer, orders = Observer(), orders_of_signals(options.parent)
     with reporting():
         prepared = load_file().make(prepare)
         config = prepared.config
@@ -108,12 +108,12 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
         connections = engine.connect(config.database.url, application="inbox-relay")
         if not _is_fit(connections, orders, observer, is_patient=not options.drain):
             return 0
-        if not options.supervised:
+        if options.parent is None:
             for what in exposure_warnings(config_path(), config):
                 observer.tell("exposed", what=what)
     with ExitStack() as leaving:
         served = None if config.metrics.relay is None else config.metrics.relay.place
-        exporter = None if options.supervised else exporter_at(served, config.logs.format)
+        exporter = exporter_at(served, config.logs.format) if options.parent is None else None
         if exporter is not None:
             leaving.callback(exporter.stop)
             exporter.ensure()
@@ -178,8 +178,8 @@ def _log_to_stderr(*, verbose: bool, several: bool) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it only reads which revision the database has
 
 
-def orders_of_signals(*, supervised: bool = False) -> Orders:
-    """Turn signals into orders from now on; one that is `supervised` is stopped when its parent ends. Main thread only.
+def orders_of_signals(parent: int | None = None) -> Orders:
+    """Turn signals into orders from now on; a child is stopped when its parent ends, on Linux. Main thread only.
 
     Python runs a handler only when the main thread gets to it; a thread that just begins to wait may never get there. One in
     some hundred signals was late until the next. So a thread reads the numbers, which Python writes to a pipe at once.
@@ -188,23 +188,25 @@ def orders_of_signals(*, supervised: bool = False) -> Orders:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
-    threading.Thread(target=_translate, args=(reading, orders, supervised), name="signals", daemon=True).start()
+    threading.Thread(target=_translate, args=(reading, orders, parent), name="signals", daemon=True).start()
     for number in HANDLED:
         signal.signal(number, lambda *_: None)  # only its number is read
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # a parent blocks them while a child starts
-    if supervised:
+    if parent is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(Order.STOP.value))
+        if os.getppid() != parent:  # it ended before
+            orders.put(Order.STOP)
     return orders
 
 
-def _translate(reading: int, orders: Orders, supervised: bool) -> None:
+def _translate(reading: int, orders: Orders, parent: int | None) -> None:
     stops = itertools.count()
     while True:
         for number in os.read(reading, 1):
             if number in {Order.CUT.value, Order.RELOAD.value}:
                 orders.put(Order(number))
             else:
-                orders.put(Order.CUT if next(stops) and not supervised else Order.STOP)
+                orders.put(Order.CUT if next(stops) and parent is None else Order.STOP)
 
 
 def ignore_signals() -> None:
@@ -311,7 +313,7 @@ class Child:
     def __init__(self, options: RunOptions, observer: Observer, exporter: ExporterProcess | None) -> None:
         self.status = 0
         """The exit status of the last process; below 0, the signal that killed it."""
-        self._command = [sys.executable, "-m", "relay", "run", "--supervised", *options.of_child]
+        self._command = [sys.executable, "-m", "relay", "run", "--parent", str(os.getpid()), *options.of_child]
         self._drain = options.drain
         self._observer = observer
         self._pipes = () if exporter is None else (exporter.pipe,)

@@ -74,7 +74,7 @@ class Pruner:
             try:
                 self.run_due()
             except Exception as error:  # noqa: BLE001  # without this thread nobody prunes, and nobody notices
-                self._observer.bug_in_thread("prune", error)
+                self._observer.tell("bug_in_thread", bug=error, subject="prune")
 
     def _take_turn(self) -> None:
         with self._database.read() as transaction:

@@ -7,18 +7,17 @@ A kind has three parts: a table in `inbox.config.model` that derives from `Downs
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
 from inbox.clock import SystemClock
-from inbox.config.model import Api, ApiOauth2, Config, Endpoint, SyncDestination
+from inbox.config.model import ApiOauth2, Config, Endpoint, SyncDestination
 from inbox.errors import collect_config_errors
 from relay.delivery.outcome import Delivery, Outcome
-from relay.http.answer import Answer
-from relay.http.client import HttpClient, Limits, Request
+from relay.http.client import HttpClient, Limits
 from relay.http.oauth import TokenClient
 from relay.http.target import prepare
 
@@ -47,52 +46,28 @@ class Deliverer(Protocol):
         ...
 
 
-class Caller(Protocol):
-    """A client of one endpoint: an `HttpClient`, perhaps a `TokenClient`, or one that makes no calls."""
-
-    @property
-    def base(self) -> str:
-        """The URL that every call is below, with the query that every call has."""
-        ...
-
-    def call(self, request: Request, limits: Limits) -> Answer:
-        """Make the call, as `HttpClient.call`."""
-        ...
-
-    def close(self) -> None:
-        """Close the idle connections. The client stays usable."""
-        ...
-
-
 class Clients:
     """The HTTP clients of a configuration: one for each api and destination, however many routes use it."""
 
-    def __init__(self, config: Config) -> None:
-        self._apis = config.apis
-        self._outbound = config.outbound
-        self._made: dict[str, Caller] = {}
-
-    def api_table(self, name: str) -> Api:
-        """Return the configuration of an api."""
-        return self._apis[name]
-
-    @property
-    def made(self) -> Mapping[str, Caller]:
+    def __init__(self, config: Config, wrap: Callable[[HttpClient], HttpClient] = lambda made: made) -> None:
+        """Make none yet; `wrap` may put another one around each."""
+        self.config = config
+        self.made: dict[str, HttpClient] = {}
         """The clients that were asked for so far, by the keys of their tables."""
-        return self._made
+        self._wrap = wrap
 
-    def api(self, name: str) -> Caller:
+    def api(self, name: str) -> HttpClient:
         """Return the client of an api.
 
         Raises:
             ConfigError: as `relay.http.target.prepare`.
         """
-        api = self._apis[name]
+        api = self.config.apis[name]
         return self._client(f"apis.{name}", api, "base_url", api.base_url)
 
     def destination(
         self, endpoint: Endpoint, url: str, *, secrets: Iterable[str] = (), shown_path: str | None = None
-    ) -> Caller:
+    ) -> HttpClient:
         """Return the client of a destination; arguments and errors as `relay.http.target.prepare`."""
         key = "base_url" if isinstance(endpoint, SyncDestination) else "url"
         return self._client(f"destinations.{endpoint.name}", endpoint, key, url, secrets=secrets, shown_path=shown_path)
@@ -106,16 +81,17 @@ class Clients:
         *,
         secrets: Iterable[str] = (),
         shown_path: str | None = None,
-    ) -> Caller:
-        if where in self._made:
-            return self._made[where]
+    ) -> HttpClient:
+        if where in self.made:
+            return self.made[where]
         auth = endpoint.auth
-        target = partial(prepare, endpoint, url, where, self._outbound, key=key, shown_path=shown_path)
+        outbound = self.config.outbound
+        target = partial(prepare, endpoint, url, where, outbound, key=key, shown_path=shown_path)
         if not isinstance(auth, ApiOauth2):
-            made: Caller = HttpClient(target(secrets=secrets))
+            made = HttpClient(target(secrets=secrets))
         else:
             plain = msgspec.structs.replace(endpoint, auth=None, headers={})
-            tokens = partial(prepare, plain, auth.token_url, f"{where}.auth", self._outbound, key="token_url")
+            tokens = partial(prepare, plain, auth.token_url, f"{where}.auth", outbound, key="token_url")
             names = ("client_secret", "client_id")
             checks: dict[str, Callable[[], Any]] = {
                 name: partial(getattr(auth, name).reveal, at=f"{where}.auth.{name}") for name in names
@@ -126,5 +102,4 @@ class Clients:
             revealed = collect_config_errors(checks)
             own = [revealed[name] for name in names]
             made = TokenClient(target(secrets=(*secrets, *own)), tokens(secrets=own), auth)
-        self._made[where] = made
-        return made
+        return self.made.setdefault(where, self._wrap(made))

@@ -22,8 +22,8 @@ from inbox.sources.presets.standard_webhooks import signature
 from inbox.sources.signing import Message, signed_headers
 from relay.delivery import alerts
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
-from relay.destinations.base import Caller, Clients, Context
-from relay.http.client import Request
+from relay.destinations.base import Clients, Context
+from relay.http.client import HttpClient, Request
 from relay.http.target import header_value
 from relay.sync.compiled_route import event_scope
 from relay.sync.expressions import Scope, encode
@@ -39,7 +39,7 @@ Signer = Callable[[Message, datetime], Mapping[str, str]]
 """Returns the headers of a signed message, with names in lower case."""
 
 
-def _post(client: Caller, headers: dict[str, str], body: bytes, delivery: Delivery, context: Context) -> Outcome:
+def _post(client: HttpClient, headers: dict[str, str], body: bytes, delivery: Delivery, context: Context) -> Outcome:
     """Make one POST. Any 2xx is success, whatever else the answer says."""
     if delivery.traceparent is not None:
         headers["Traceparent"] = header_value(delivery.traceparent)
@@ -51,7 +51,7 @@ def _post(client: Caller, headers: dict[str, str], body: bytes, delivery: Delive
 class Forward:
     """The deliverer of one route to a forward destination."""
 
-    def __init__(self, client: Caller, signer: Signer | None, passed: Sequence[str] = ()) -> None:
+    def __init__(self, client: HttpClient, signer: Signer | None, passed: Sequence[str] = ()) -> None:
         self._client = client
         self._signer = signer
         self._passed = tuple((name, name.lower()) for name in passed)
@@ -109,7 +109,7 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
     def signer(text: str) -> Signer | None:
         return signer_of(text, f"{where}.signing_secret") if destination.signing_secret is not None else None
 
-    def client(url: str, signing: str) -> Caller:
+    def client(url: str, signing: str) -> HttpClient:
         secrets = [signing, signing.removeprefix(_SHARED)] if signing else []
         secrets += [url, urlsplit(url).path] if hidden else []
         return clients.destination(destination, url, secrets=secrets, shown_path="/…" if hidden else None)
@@ -181,7 +181,7 @@ class MessageTemplate(Template):
 class Slack:
     """The deliverer of one route to a slack destination."""
 
-    def __init__(self, client: Caller, message: MessageTemplate) -> None:
+    def __init__(self, client: HttpClient, message: MessageTemplate) -> None:
         self._client = client
         self._message = message
 
@@ -210,7 +210,7 @@ def build_slack(route: Route, destination: SlackDestination, clients: Clients) -
     """
     where = f"destinations.{destination.name}"
 
-    def client() -> Caller:
+    def client() -> HttpClient:
         url = destination.url.reveal(at=f"{where}.url")
         path = urlsplit(url).path
         secrets = [url, path, *path.split("/")[-1:]]  # the path of a chat's webhook is its secret, above all its end

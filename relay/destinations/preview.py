@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NoReturn, cast
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Literal, cast
 
 import msgspec
 
-from inbox.config.model import Config, Endpoint, PythonDestination, Route, SyncDestination
+from inbox.config.model import Config, PythonDestination, Route
 from inbox.config.routing import lane_of, matches
 from inbox.errors import BodyErased, MappingError, RequestError
 from inbox.events.event import RawRequest, swept_key
 from inbox.events.timestamps import to_nanoseconds
 from inbox.sources.normalize import readers_of
-from relay.delivery.outcome import REFETCH_AFTER, CallStep, Delivery, Failed, Outcome
+from relay.delivery.outcome import REFETCH_AFTER, Delivery, Failed
 from relay.destinations import KINDS
-from relay.destinations.base import Caller, Clients, Context, Deliverer, without_lease
-from relay.destinations.sync import NO_HEADERS, REPLICA_LAG, Attempt, Ended, Sync
+from relay.destinations.base import Clients, Context, Deliverer, without_lease
+from relay.destinations.sync import REPLICA_LAG, Attempt, Ended, Sync
 from relay.http.answer import Answer
-from relay.http.client import Request
-from relay.sync.calls import CallPlan
+from relay.http.client import HttpClient, Request, below
+from relay.http.target import Target
 
 Change = Literal["create", "update", "deactivate", "delete", "none", "failed"]
 
@@ -56,11 +56,15 @@ def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
     def result(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:
         return Preview(delivery.route, delivery.entity_type, delivery.entity_id, change, fields, why)
 
+    attempt = Attempt(Sync(sync.plan, sync.api, OnlyReads(sync.destination)), *_afresh(delivery, context))
     try:
-        outcome = _Dry(sync, _afresh(delivery), context).run()
-    except _Planned as end:
-        is_in_sync = end.change == "update" and not end.fields
-        return result("none") if is_in_sync else result(end.change, end.fields)
+        outcome = attempt.run()
+    except Stopped as end:
+        change = cast("Change", end.request.step)
+        if attempt.fields is None:
+            return result("deactivate" if change == "update" else change)
+        fields = _changes(sync, attempt.fields, attempt.scope["target"] if change == "update" else None)
+        return result("none" if change == "update" and not fields else change, fields)
     except Ended as end:
         outcome = end.outcome
     except (MappingError, BodyErased) as error:
@@ -70,58 +74,55 @@ def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
     return result("none", why=getattr(outcome, "why", None))
 
 
-def _afresh(delivery: Delivery) -> Delivery:
-    """Return a delivery that remembers nothing and need not wait for its entity."""
-    return msgspec.structs.replace(delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None)
+def _afresh(delivery: Delivery, context: Context) -> tuple[Delivery, Context]:
+    """Return an attempt that remembers nothing, and waits neither for its entity nor for a replica."""
+    at = max(context.now(), delivery.received_at + REPLICA_LAG)
+    remembers_nothing = msgspec.structs.replace(delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None)
+    return remembers_nothing, msgspec.structs.replace(context, now=lambda: at)
 
 
-class _Planned(Exception):
-    """The planned write. It ends the attempt and is no error."""
+def _changes(sync: Sync, fields: Mapping[str, Any], target: Any) -> tuple[FieldChange, ...]:  # noqa: ANN401  # any JSON
+    """Return the fields that a counterpart has otherwise: where an update sends them, if it is found so; else in the whole."""
+    known = found = target or {}
+    for key in () if sync.plan.update is None else sync.plan.update.fields_at:
+        found = found.get(key) if isinstance(found, dict) else None
+    if isinstance(found, dict):
+        known = found
+    return tuple(
+        FieldChange(name, known.get(name), value) for name, value in fields.items() if known.get(name) != value
+    )
 
-    def __init__(self, change: Change, fields: tuple[FieldChange, ...] = ()) -> None:
+
+class Stopped(Exception):
+    """The first request of an attempt that may have an effect. It ends the attempt and is no error."""
+
+    def __init__(self, target: Target, request: Request) -> None:
         super().__init__()
-        self.change: Change = change
-        self.fields = fields
+        self.target = target
+        self.request = request
 
 
-class _Dry(Attempt):
-    """An attempt that stops before it writes."""
+class OnlyReads(HttpClient):
+    """A client that makes only the calls that read, or none."""
 
-    def may_be_behind(self) -> bool:
-        """Return False: a preview has no later attempt."""
-        return False
+    def __init__(self, client: HttpClient, *, reads: bool = True) -> None:
+        super().__init__(client.target)
+        self._client = client
+        self._reads = reads
 
-    def write(
-        self,
-        step: CallStep,
-        call: CallPlan,
-        fields: dict[str, Any] | None,
-        body: bytes | None,  # noqa: ARG002  # as the base class has it
-        headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002  # likewise
-    ) -> NoReturn:
-        """Raise the planned change instead of writing it.
+    def call(self, request: Request, limits: Context) -> Answer:
+        """Make the call, if it reads.
 
         Raises:
-            _Planned: always.
+            Stopped: it doesn't.
         """
-        if step == "delete" or fields is None:
-            raise _Planned("delete" if step == "delete" else "deactivate")
-        target = self.scope["target"] if step == "update" else None
-        known = _fields_of(target, call.fields_at) if isinstance(target, dict) else {}
-        changed = tuple(
-            FieldChange(name, known.get(name), value) for name, value in fields.items() if known.get(name) != value
-        )
-        raise _Planned("create" if step == "create" else "update", changed)
+        if self._reads and request.step in {"fetch", "find"}:
+            return self._client.call(request, limits)
+        raise Stopped(self.target, request)
 
-
-def _fields_of(target: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:
-    """Return the part of a counterpart that an update sends fields to, where it is found as it is sent; else the whole."""
-    found: Any = target
-    for key in keys:
-        found = found.get(key)
-        if not isinstance(found, dict):
-            return target
-    return cast("Mapping[str, Any]", found)
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._client.close()
 
 
 # --- Compares what two configurations make of a stored event: how it is read, its routes, and the first request on each.
@@ -166,7 +167,7 @@ class Variant:
         self._readers = readers_of(config)
         self._fetched: dict[tuple[str, str | None, str | None], Parts] = {}
         """The parts of each entity: the newest event is first, and the others would fetch the same."""
-        clients = _StoppedClients(config, fetches=fetches)
+        clients = Clients(config, partial(OnlyReads, reads=fetches))
         self._deliverers: dict[str, Deliverer | str] = {}
         for name, route in config.routes.items():
             destination = config.destinations[route.destination]
@@ -232,12 +233,11 @@ class Variant:
 
 def _first_request(deliverer: Deliverer, event: Delivery, route: str, lane: str) -> Parts:
     """Return the parts of the first request that is stopped, or of the end of an attempt that makes none."""
-    delivery = msgspec.structs.replace(_afresh(event), route=route, lane=lane)
-    context = msgspec.structs.replace(without_lease(), now=lambda: event.received_at + REPLICA_LAG)
+    delivery, context = _afresh(event, msgspec.structs.replace(without_lease(), now=lambda: event.received_at))
     try:
-        outcome: Outcome = deliverer.deliver(delivery, context)
-    except _Stopped as stopped:
-        return stopped.parts
+        outcome = deliverer.deliver(msgspec.structs.replace(delivery, route=route, lane=lane), context)
+    except Stopped as stopped:
+        return _parts(stopped.target, stopped.request)
     if isinstance(outcome, Failed):
         return {"fails": outcome.error}
     return {"skipped": getattr(outcome, "why", None)}
@@ -285,60 +285,16 @@ def _on_route(was: Parts | None, becomes: Parts | None) -> Iterator[tuple[str, o
             yield part, one, other
 
 
-class _Stopped(Exception):
-    """The first request of an attempt. It ends the attempt and is no error."""
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__()
-        self.parts = parts
-
-
-class _StoppedClient:
-    """A client that makes no call, or only those that read, by `reader`."""
-
-    def __init__(self, endpoint: Endpoint, base: str, shown_path: str | None, reader: Caller | None) -> None:
-        self.base = base
-        self._headers = endpoint.headers
-        self._reader = reader
-        url = urlsplit(base)
-        port = "" if url.port is None else f":{url.port}"
-        self._shown = f"{url.scheme}://{url.hostname}{port}{shown_path or url.path}"
-
-    def call(self, request: Request, limits: Context) -> Answer:
-        if self._reader is not None and request.step in {"fetch", "find"}:
-            return self._reader.call(request, limits)
-        query = f"?{request.query}" if request.query else ""
-        line = f"{request.method} {self._shown}{request.path}{query}"
-        headers = {**request.headers, **self._headers, **request.own_headers}
-        headers.pop("Idempotency-Key", None)  # it follows from the others
-        raise _Stopped(
-            {"request": Masked((self.base, line), line)}
-            | {f"header {name}": Masked(value) for name, value in headers.items()}
-            | _body(request.body)
-        )
-
-    def close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-
-
-class _StoppedClients(Clients):
-    """Clients that write nothing, whatever the endpoint's `auth` is."""
-
-    def __init__(self, config: Config, *, fetches: bool) -> None:
-        super().__init__(config)
-        self._fetches = fetches
-
-    def api(self, name: str) -> Caller:
-        table = self.api_table(name)
-        return _StoppedClient(table, table.base_url, None, super().api(name) if self._fetches else None)
-
-    def destination(
-        self, endpoint: Endpoint, url: str, *, secrets: Iterable[str] = (), shown_path: str | None = None
-    ) -> Caller:
-        fetches = self._fetches and isinstance(endpoint, SyncDestination)
-        reader = super().destination(endpoint, url, secrets=secrets) if fetches else None
-        return _StoppedClient(endpoint, url, shown_path, reader)
+def _parts(target: Target, request: Request) -> Parts:
+    query = f"?{request.query}" if request.query else ""
+    line = f"{request.method} {below(target.shown, request.path)}{query}"
+    headers = {**request.headers, **target.headers, **request.own_headers}
+    headers.pop("Idempotency-Key", None)  # it follows from the others
+    return (
+        {"request": Masked((target.base, target.query, line), line)}
+        | {f"header {name}": Masked(value) for name, value in headers.items()}
+        | _body(request.body)
+    )
 
 
 def _body(body: bytes | None) -> dict[str, object]:

@@ -24,9 +24,9 @@ from relay.delivery.outcome import (
     Skipped,
     Unchanged,
 )
-from relay.destinations.base import Caller, Clients, Context
+from relay.destinations.base import Clients, Context
 from relay.http.answer import ABSENT, Answer
-from relay.http.client import Request
+from relay.http.client import HttpClient, Request
 from relay.http.target import header_value
 from relay.sync.calls import FIELDS, MEDIA_TYPES, CallPlan, form_body, picked, reported_error
 from relay.sync.compiled_route import (
@@ -87,7 +87,7 @@ NO_HEADERS: Mapping[str, str] = {}
 class Sync:
     """The deliverer of one route to a sync destination."""
 
-    def __init__(self, plan: SyncPlan, api: Caller, destination: Caller) -> None:
+    def __init__(self, plan: SyncPlan, api: HttpClient, destination: HttpClient) -> None:
         self.plan = plan
         self.api = api
         self.destination = destination
@@ -120,7 +120,7 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
         raise ConfigError(
             f"routes.{route.name}: a route to a sync destination needs a [routes.{route.name}.sync] table"
         )
-    source = clients.api_table(route.sync.fetch.api)
+    source = clients.config.apis[route.sync.fetch.api]
     parts: dict[str, Callable[[], Any]] = {
         "plan": partial(plan_of, route.name, route.sync, source, destination),
         "api": partial(clients.api, route.sync.fetch.api),
@@ -152,6 +152,8 @@ class Attempt:
         self._fetch_began_at: datetime | None = None
         self._last_modified: datetime | None = None
         self._stale_suspected = False
+        self.fields: dict[str, Any] | None = None
+        """The mapped fields, once it has any to send."""
 
     def run(self) -> Outcome:
         """Make all steps.
@@ -187,7 +189,7 @@ class Attempt:
             with self._reading(answer):
                 entity = _json(answer) if pick is None else picked(pick, _json(answer))
         if entity is None and (is_absent or pick is not None):
-            if answer.error_class != "gone" and self.may_be_behind():
+            if answer.error_class != "gone" and self._may_be_behind():
                 # A lagging replica gives the same answer for an entity just created: the next attempt asks again.
                 if is_absent or pick is None:
                     raise Ended(answer.failed(self._all()))
@@ -214,7 +216,7 @@ class Attempt:
         self.scope["entity"] = entity
         return True
 
-    def may_be_behind(self) -> bool:
+    def _may_be_behind(self) -> bool:
         """Return True when a 404 may come from a lagging replica. After a delete event it means that the entity is gone."""
         if self._delivery.action == "delete":
             return False
@@ -255,10 +257,10 @@ class Attempt:
         return Failed(self._all(), "no_target", 'find: no counterpart, and missing = "dead"')
 
     def _create(self) -> Outcome:
-        fields = self._plan.fields.of(self.scope, creating=True)
+        fields = self.fields = self._plan.fields.of(self.scope, creating=True)
         create = cast("CallPlan", self._plan.create)
         body = encode(fields) if create.body is None else create.json({**self.scope, FIELDS: fields})
-        answer = self.write("create", create, fields, body)
+        answer = self._call("create", create, self._destination, body)
         self._ensure(answer)
         return self._delivered("created", digest(fields))
 
@@ -275,7 +277,7 @@ class Attempt:
     def _try_update(self) -> tuple[Answer, bytes]:
         """Send the change. Return the answer and the hash of the content."""
         plan = self._plan
-        fields = plan.fields.of(self.scope, creating=False)
+        fields = self.fields = plan.fields.of(self.scope, creating=False)
         update = cast("CallPlan", plan.update)
         if update.body is None:
             body: bytes | None
@@ -291,7 +293,7 @@ class Attempt:
         headers = {}
         if plan.if_match is not None and (version := plan.if_match.value(self.scope)) is not None:
             headers["If-Match"] = header_value(str(version))
-        return self.write("update", update, fields, body, headers), content
+        return self._call("update", update, self._destination, body, headers), content
 
     def _gone(self) -> Outcome:
         plan, gone = self._plan, self._table.gone
@@ -304,33 +306,21 @@ class Attempt:
             if plan.inactive is not None and plan.inactive.value(self.scope) is True:
                 return self._delivered("nothing_to_delete")
             call = cast("CallPlan", plan.deactivate)
-            answer = self.write("update", call, None, call.json(self.scope))
+            answer = self._call("update", call, self._destination, call.json(self.scope))
         else:
             delete = cast("CallPlan", plan.delete)
-            answer = self.write("delete", delete, None, delete.json(self.scope))
+            answer = self._call("delete", delete, self._destination, delete.json(self.scope))
         if answer.error_class in ABSENT:
             return self._delivered("nothing_to_delete")
         self._ensure(answer)
         return self._delivered("deactivated" if gone == "deactivate" else "deleted")
 
-    def write(
-        self,
-        step: CallStep,
-        call: CallPlan,
-        fields: dict[str, Any] | None,  # noqa: ARG002  # for previews
-        body: bytes | None,
-        headers: Mapping[str, str] = NO_HEADERS,
-    ) -> Answer:
-        """Change the counterpart: give it `fields`, or deactivate or delete it (None). `body` has the route's format."""
-        return self._call(step, call, self._destination, body, more=headers)
-
     def _call(
         self,
         step: CallStep,
         call: CallPlan,
-        client: Caller,
+        client: HttpClient,
         body: bytes | None = None,
-        *,
         more: Mapping[str, str] = NO_HEADERS,
     ) -> Answer:
         """Make a call. Return a success, or an answer in `ABSENT`, which each step interprets. Any other ends the attempt."""

@@ -81,7 +81,7 @@ class HttpClient:
     """A client of one endpoint. Make one for each api or destination, and keep it: each thread has its own connection."""
 
     def __init__(self, target: Target) -> None:
-        self._target = target
+        self.target = target
         self._of_thread = threading.local()
         self._pools: weakref.WeakSet[HTTPConnectionPool] = weakref.WeakSet()
         self._opening = threading.Lock()
@@ -89,7 +89,7 @@ class HttpClient:
     @property
     def base(self) -> str:
         """The URL that every call is below, with the query that every call has."""
-        return f"{self._target.base}?{self._target.query}" if self._target.query else self._target.base
+        return f"{self.target.base}?{self.target.query}" if self.target.query else self.target.base
 
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, within the endpoint's timeout and the lease.
@@ -100,7 +100,7 @@ class HttpClient:
         """
         if limits.span is None:
             return self._call(request, limits)
-        url = urlsplit(self._target.shown)
+        url = urlsplit(self.target.shown)
         route = f"{url.path.rstrip('/')}{(request.template or '') if request.path else ''}" or "/"
         span = limits.span.child(f"{request.method} {route}", "client")
         headers = {**request.headers, "Traceparent": span.traceparent}
@@ -120,7 +120,7 @@ class HttpClient:
         return answer
 
     def _call(self, request: Request, limits: Limits) -> Answer:
-        deadline = steady() + self._target.timeout
+        deadline = steady() + self.target.timeout
         answer, again = self._once(request, deadline, limits)
         for wait in _WAITS:
             if not again or steady() + wait >= deadline or limits.stop.wait(wait):
@@ -181,8 +181,8 @@ class HttpClient:
         if error_class is None:
             etag, link = response.headers.get("ETag"), response.headers.get("Link")
             called = self._logged(request, began, "answered", status, hold=hold)
-            return Answer(called, body, whole, etag=etag, link=link, redactor=self._target.redactor)
-        excerpt = self._target.redactor.excerpt(body)
+            return Answer(called, body, whole, etag=etag, link=link, redactor=self.target.redactor)
+        excerpt = self.target.redactor.excerpt(body)
         return Answer(
             self._logged(request, began, "answered", status, excerpt=excerpt, hold=hold),
             body,
@@ -195,9 +195,9 @@ class HttpClient:
         """Return this thread's pool of one connection."""
         own: tuple[HTTPConnectionPool, CallState] | None = getattr(self._of_thread, "own", None)
         if own is None or own[0].pool is None:  # closed
-            state = CallState(self._target.rules)
+            state = CallState(self.target.rules)
             own = self._of_thread.own = (
-                open_pool(self._target.base, state, self._target.tls, self._target.proxy),
+                open_pool(self.target.base, state, self.target.tls, self.target.proxy),
                 state,
             )
             with self._opening:
@@ -206,12 +206,12 @@ class HttpClient:
 
     def _send(self, pool: HTTPConnectionPool, request: Request, timeout: float) -> BaseHTTPResponse:
         """Send the request, from parts that are checked already, and read the head of its answer. Nothing is repeated."""
-        target = self._target
+        target = self.target
         query = f"{target.query}&{request.query}" if target.query and request.query else target.query or request.query
         headers = {**request.headers, **target.headers, **request.own_headers}
         if request.body is not None:
             headers["Content-Length"] = str(len(request.body))
-        url = _below(target.base, request.path)
+        url = below(target.base, request.path)
         is_absolute = target.proxy is not None and url.startswith("http:")
         where = url if is_absolute else url[url.index("/", len("https://")) :]
         return pool.urlopen(
@@ -238,8 +238,8 @@ class HttpClient:
         excerpt: str | None = None,
         hold: RateHold | None = None,
     ) -> Call:
-        url = _below(self._target.shown, request.path)
-        names = [name_only(pair) for query in (self._target.query, request.query) if query for pair in query.split("&")]
+        url = below(self.target.shown, request.path)
+        names = [name_only(pair) for query in (self.target.query, request.query) if query for pair in query.split("&")]
         if names:
             url = f"{url}?{'&'.join(names)}"
         milliseconds = round((steady() - began) * 1000, 2)
@@ -252,7 +252,7 @@ class HttpClient:
     def _failed(self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None) -> Answer:
         if isinstance(root, OutboundRefused):
             return Answer(self._logged(request, began, sent, error=str(root)), error_class="refused")
-        error = _in_words(root, sent, self._target.timeout)
+        error = _in_words(root, sent, self.target.timeout)
         return Answer(
             self._logged(request, began, sent, status, error=error),
             error_class="unknown" if sent == "unknown" else "not_sent",
@@ -299,5 +299,6 @@ def _in_words(root: BaseException, sent: Sent, timeout: float) -> str:
     return f"a bug in the call: {type(root).__name__} at {place_of(root) or 'an unknown place'}"
 
 
-def _below(base: str, path: str) -> str:
+def below(base: str, path: str) -> str:
+    """Return the URL of a path below a base; an empty path is the base itself."""
     return base.rstrip("/") + path if path else base

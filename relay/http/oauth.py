@@ -94,7 +94,7 @@ class TokenClient(HttpClient):
 
     def _present(self, request: Request, limits: Limits) -> BearerToken:
         began = steady()
-        if not self._one_fetches.acquire(timeout=self._target.timeout):
+        if not self._one_fetches.acquire(timeout=self.target.timeout):
             waited = round((steady() - began) * 1000, 2)
             why = "no token: another call has waited too long for one"
             call = Call(request.step, "POST", self._token_url, "not_sent", waited, error=why)
@@ -116,7 +116,7 @@ class TokenClient(HttpClient):
             failed = msgspec.structs.replace(_failed(answer, str(error)), error_class="bad_answer")
             raise _NoToken(failed) from None
         until = steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2)
-        return BearerToken(value, until, self._target.redactor.besides(value))
+        return BearerToken(value, until, self.target.redactor.besides(value))
 
 
 _OF_THE_CLIENT: frozenset[ErrorClass] = frozenset({"rejected", "not_found", "gone", "conflict"})

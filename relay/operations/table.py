@@ -13,28 +13,17 @@ import msgspec
 from inbox.config.mistakes import nearest
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import rfc3339
-from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
+from relay.operations.asks import Asks, KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 
 MOST_OPEN = 1000
-"""The most open replayed deliveries of a route: new events must not wait behind a large backlog of them. Likewise a retry
-goes beyond its first so many only where fewer are due on the route.
-"""
-
-
-class Words(msgspec.Struct, frozen=True):
-    """Texts of an operation, which the command line, the page and the answers of commands share."""
-
-    planned: str = "would be done"
-    done: str = "done"
-    doing: str = "working"
-    nothing: str = "there is nothing to do"
-    thing: str = "row"
-    consequences: tuple[str, ...] = ()
-    """Consequences, in sentences."""
+"""After its first so many, a replay or retry goes on only where fewer are due on the route: new events must not wait for it."""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of `relay_command`. `relay.store.operator` has its plan and its steps."""
+    """One kind of `relay_command`, and its words for the command line, the page and the answers of commands.
+
+    `relay.store.operator` has its plan and its steps.
+    """
 
     kind: str
     title: str
@@ -42,203 +31,163 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of its selection."""
     without: tuple[str, ...] = ()
     """Fields of `asks` that it has no use for."""
-    words: Words = Words()
-    has_dry_run: bool = True
+    done: str = "done"
+    nothing: str = "there is nothing to do"
+    thing: str = "row"
+    consequences: tuple[str, ...] = ()
+    """Consequences, in sentences."""
     is_dangerous: bool = False
     """True when nothing brings back what it ends."""
-    needs_condition: bool = False
-    """True when it must name a condition, or say that everything is meant."""
-    is_of_a_command: bool = False
-    """True when it is about another command, and done at once."""
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Keys of its selection."""
         return tuple(name for name in self.asks.__struct_fields__ if name not in self.without)
 
+    @property
+    def has_dry_run(self) -> bool:
+        """True when it is about a number of things."""
+        return self.asks not in {OneGate, OneSource, OneCommand}
+
+    @property
+    def needs_condition(self) -> bool:
+        """True when it must name a condition, or say that everything is meant."""
+        return issubclass(self.asks, Asks)
+
+    @property
+    def is_of_a_command(self) -> bool:
+        """True when it is about another command, and done at once."""
+        return self.asks is OneCommand
+
 
 _OF_REPLAYS = ("until_fact", "force", "backfill")
-OPERATIONS: Mapping[str, Operation] = {
-    each.kind: each
-    for each in (
-        Operation(
-            kind="replay",
-            title="Replay deliveries",
-            asks=Selection,
-            words=Words(
-                "would be replayed",
-                "replayed",
-                "replaying",
-                "nothing to replay",
-                "delivery",
-                (
-                    "Each goes back to its place in its lane, by the time of its event. Later open events of the lane wait for it.",
-                    "Where the route's ordering is latest, a newer event that waits is delivered in its place.",
-                    f"At most {MOST_OPEN:,} replayed deliveries of a route are open at a time: new events need not wait.",
-                ),
-            ),
-            needs_condition=True,
+_KINDS = (
+    Operation(
+        kind="replay",
+        title="Replay deliveries",
+        asks=Selection,
+        done="replayed",
+        nothing="nothing to replay",
+        thing="delivery",
+        consequences=(
+            "Each goes back to its place in its lane, by the time of its event. Later open events of the lane wait for it.",
+            "Where the route's ordering is latest, a newer event that waits is delivered in its place.",
+            f"After {MOST_OPEN:,}, it goes on where fewer than so many are due on the route: new events need not wait.",
         ),
-        Operation(
-            kind="retry",
-            title="Retry waiting deliveries now",
-            asks=Selection,
-            without=(*_OF_REPLAYS, "state"),
-            words=Words(
-                "would be retried",
-                "retried",
-                "retrying",
-                "no attempt waits for later",
-                "delivery",
-                (
-                    "The next attempt of each is due at once. Each keeps its attempts and its place in its lane.",
-                    "Pauses, circuit breakers and rate limits hold as always.",
-                ),
-            ),
-            needs_condition=True,
+    ),
+    Operation(
+        kind="retry",
+        title="Retry waiting deliveries now",
+        asks=Selection,
+        without=(*_OF_REPLAYS, "state"),
+        done="retried",
+        nothing="no attempt waits for later",
+        thing="delivery",
+        consequences=(
+            "The next attempt of each is due at once. Each keeps its attempts and its place in its lane.",
+            "Pauses, circuit breakers and rate limits hold as always.",
         ),
-        Operation(
-            kind="cancel",
-            title="Cancel deliveries",
-            asks=Selection,
-            without=_OF_REPLAYS,
-            words=Words(
-                "would be cancelled",
-                "cancelled",
-                "cancelling",
-                "nothing to cancel",
-                "delivery",
-                (
-                    "They end for good, open or dead, and their events never reach the destination unless somebody replays them.",
-                    "Later events of their lanes go on. Deliveries in flight are left as they are.",
-                ),
-            ),
-            is_dangerous=True,
-            needs_condition=True,
+    ),
+    Operation(
+        kind="cancel",
+        title="Cancel deliveries",
+        asks=Selection,
+        without=_OF_REPLAYS,
+        done="cancelled",
+        nothing="nothing to cancel",
+        thing="delivery",
+        consequences=(
+            "They end for good, open or dead, and their events never reach the destination unless somebody replays them.",
+            "Later events of their lanes go on. Deliveries in flight are left as they are.",
         ),
-        Operation(
-            kind="unblock",
-            title="Unblock lanes",
-            asks=Selection,
-            without=(*_OF_REPLAYS, "state"),
-            words=Words(
-                "would be unblocked",
-                "unblocked",
-                "unblocking",
-                "nothing is blocked",
-                "delivery",
-                (
-                    "Later events of each lane pass its dead delivery, and may reach the destination before it.",
-                    "The dead delivery stays dead and can be replayed.",
-                ),
-            ),
-            needs_condition=True,
+        is_dangerous=True,
+    ),
+    Operation(
+        kind="unblock",
+        title="Unblock lanes",
+        asks=Selection,
+        without=(*_OF_REPLAYS, "state"),
+        done="unblocked",
+        nothing="nothing is blocked",
+        thing="delivery",
+        consequences=(
+            "Later events of each lane pass its dead delivery, and may reach the destination before it.",
+            "The dead delivery stays dead and can be replayed.",
         ),
-        Operation(
-            kind="pause",
-            title="Pause deliveries",
-            asks=OneGate,
-            words=Words(
-                done="paused",
-                doing="pausing",
-                nothing="it is paused already",
-                consequences=(
-                    "Nothing behind it is delivered until somebody resumes it. Webhooks are still accepted, and wait.",
-                    "Calls that run now finish. No attempt is used up.",
-                ),
-            ),
-            has_dry_run=False,
+    ),
+    Operation(
+        kind="pause",
+        title="Pause deliveries",
+        asks=OneGate,
+        done="paused",
+        nothing="it is paused already",
+        consequences=(
+            "Nothing behind it is delivered until somebody resumes it. Webhooks are still accepted, and wait.",
+            "Calls that run now finish. No attempt is used up.",
         ),
-        Operation(
-            kind="resume",
-            title="Resume deliveries",
-            asks=OneGate,
-            words=Words(
-                done="resumed",
-                doing="resuming",
-                nothing="nothing holds it back",
-                consequences=(
-                    "The pause ends, and its circuit breaker closes; deliveries go on in their order.",
-                    "Attempts that failed before wait until they are due; a retry makes them due at once.",
-                ),
-            ),
-            has_dry_run=False,
+    ),
+    Operation(
+        kind="resume",
+        title="Resume deliveries",
+        asks=OneGate,
+        done="resumed",
+        nothing="nothing holds it back",
+        consequences=(
+            "The pause ends, and its circuit breaker closes; deliveries go on in their order.",
+            "Attempts that failed before wait until they are due; a retry makes them due at once.",
         ),
-        Operation(
-            kind="sweep",
-            title="Sweep for missed changes",
-            asks=OneSource,
-            words=Words(
-                doing="sweeping",
-                consequences=("Changes that no webhook reported become events, and are delivered in their order.",),
-            ),
-            has_dry_run=False,
+    ),
+    Operation(
+        kind="sweep",
+        title="Sweep for missed changes",
+        asks=OneSource,
+        consequences=("Changes that no webhook reported become events, and are delivered in their order.",),
+    ),
+    Operation(
+        kind="erase",
+        title="Erase an entity",
+        asks=OneEntity,
+        done="erased",
+        nothing="nothing to erase: type and id are compared letter by letter",
+        thing="event",
+        consequences=("Nothing brings it back. The reason must not name the entity, as it is kept for good.",),
+        is_dangerous=True,
+    ),
+    Operation(
+        kind="prune",
+        title="Delete expired rows",
+        asks=KindsOfRows,
+        done="deleted",
+        nothing="nothing has expired",
+        consequences=("Rows older than [retention] says are deleted for good, as relays do by themselves.",),
+        is_dangerous=True,
+    ),
+    Operation(
+        kind="readmit",
+        title="Readmit rejected requests",
+        asks=Rejections,
+        done="readmitted",
+        nothing="nothing to readmit: no rejected request matches that was kept whole and not readmitted yet",
+        thing="request",
+        consequences=(
+            "The present configuration reads each again. What it can read becomes events, and is delivered in order.",
+            "One that was sent again meanwhile is a duplicate, and is not delivered twice.",
         ),
-        Operation(
-            kind="erase",
-            title="Erase an entity",
-            asks=OneEntity,
-            words=Words(
-                "would be erased",
-                "erased",
-                "erasing",
-                "nothing to erase: type and id are compared letter by letter",
-                "event",
-                ("Nothing brings it back. The reason must not name the entity, as it is kept for good.",),
-            ),
-            is_dangerous=True,
-        ),
-        Operation(
-            kind="prune",
-            title="Delete expired rows",
-            asks=KindsOfRows,
-            words=Words(
-                "would be deleted",
-                "deleted",
-                "pruning",
-                "nothing has expired",
-                thing="row",
-                consequences=("Rows older than [retention] says are deleted for good, as relays do by themselves.",),
-            ),
-            is_dangerous=True,
-        ),
-        Operation(
-            kind="readmit",
-            title="Readmit rejected requests",
-            asks=Rejections,
-            words=Words(
-                "would be readmitted",
-                "readmitted",
-                "readmitting",
-                "nothing to readmit: no rejected request matches that was kept whole and not readmitted yet",
-                "request",
-                (
-                    "The present configuration reads each again. What it can read becomes events, and is delivered in order.",
-                    "One that was sent again meanwhile is a duplicate, and is not delivered twice.",
-                ),
-            ),
-            needs_condition=True,
-        ),
-        Operation(
-            kind="stop",
-            title="Stop a command",
-            asks=OneCommand,
-            words=Words(
-                consequences=("Everything that it has done stays done. A stopped command can go on later.",),
-            ),
-            has_dry_run=False,
-            is_of_a_command=True,
-        ),
-        Operation(
-            kind="continue",
-            title="Continue a stopped command",
-            asks=OneCommand,
-            words=Words(consequences=("Everything that it has done stays done. It goes on where it was stopped.",)),
-            has_dry_run=False,
-            is_of_a_command=True,
-        ),
-    )
-}
+    ),
+    Operation(
+        kind="stop",
+        title="Stop a command",
+        asks=OneCommand,
+        consequences=("Everything that it has done stays done. A stopped command can go on later.",),
+    ),
+    Operation(
+        kind="continue",
+        title="Continue a stopped command",
+        asks=OneCommand,
+        consequences=("Everything that it has done stays done. It goes on where it was stopped.",),
+    ),
+)
+OPERATIONS: Mapping[str, Operation] = {each.kind: each for each in _KINDS}
 """Every kind that this version knows."""
 
 OF_DELIVERIES = tuple(kind for kind, operation in OPERATIONS.items() if operation.asks is Selection)

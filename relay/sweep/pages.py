@@ -17,9 +17,9 @@ from inbox.events.strict_json import has_more_marks
 from inbox.events.timestamps import rfc3339
 from inbox.sources.fields import LONGEST_ID, text_field
 from relay.delivery.outcome import Call, ErrorClass
-from relay.destinations.base import Caller, Context
+from relay.destinations.base import Context
 from relay.http.answer import Answer
-from relay.http.client import Request
+from relay.http.client import HttpClient, Request
 from relay.store.sweeps import UNTOLD, Listed
 from relay.sync.calls import CallPlan, reported_error
 from relay.sync.expressions import Expression, decode, encode
@@ -66,7 +66,7 @@ BEFORE_A_CALL = Page()
 class Pages:
     """A listing of all entities of a service, or of those that have changed."""
 
-    def __init__(self, table: Sweep | Listing, where: str, caller: Caller) -> None:
+    def __init__(self, table: Sweep | Listing, where: str, caller: HttpClient) -> None:
         """Compile it.
 
         Raises:

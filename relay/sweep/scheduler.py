@@ -117,7 +117,7 @@ class Sweeper:
             try:
                 self.run_due(api)
             except Exception as error:  # noqa: BLE001  # without this thread nobody sweeps, and nobody notices
-                self._observer.bug_in_thread("sweeps", error)
+                self._observer.tell("bug_in_thread", bug=error, subject="sweeps")
 
     def _take_turn(self, sweeping: CompiledSweep) -> None:
         turn = self._turn(sweeping)
@@ -192,7 +192,7 @@ class Sweeper:
             sweeps.fail(self._database, turn, error, [alert, *alerts], missed)
             self._observer.tell("sweep_failed", subject=sweeping.subject, error=error)
         if found is not None:
-            self._observer.swept_in_part(sweeping.subject, found)
+            self._observer.swept(sweeping.subject, found, in_part=True)
 
     def _turn(self, sweeping: CompiledSweep) -> sweeps.Turn:
         table = sweeping.table

@@ -5,13 +5,9 @@ Every operation of `relay.operations.table` has the same two paths: `/acts/KIND`
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated, Any, cast
-from urllib.parse import urlencode
 
 import falcon
 import falcon.asgi
@@ -22,7 +18,7 @@ from msgspec import Meta
 from inbox.clock import Clock
 from inbox.db.dialect import is_storable
 from inbox.errors import BadFilter, NotAllowed, NothingThere, NotNow, PageError, PlanChanged, UnusableCommand
-from inbox.events.commands import MOST_REASON, MOST_SEQS, SAYS_WHY_PATTERN
+from inbox.events.commands import MOST_REASON, SAYS_WHY_PATTERN
 from inbox.events.timestamps import parse_time, rfc3339
 from relay.accounts import Actor
 from relay.operations.asks import BOUNDS, Name
@@ -34,7 +30,7 @@ from relay.store.operator.plan import reason_mistake
 from relay.web import render
 from relay.web.plans import ActPlan, Agreed, make_plan
 from relay.web.problems import API, set_status
-from relay.web.query import convert, encode, parse, read_body, read_form
+from relay.web.query import convert, encode, parameters, parse, read_body, read_form
 from relay.web.reading import Readers
 
 # --- what is sent
@@ -44,10 +40,8 @@ Reason = Annotated[
     Meta(max_length=MOST_REASON, extra_json_schema={"pattern": SAYS_WHY_PATTERN, "description": "Reason for it."}),
 ]
 """A reason that `checked_reason` takes."""
-CHOSEN = "chosen"
-"""Parameter of a URL that a checkbox of a delivery adds: SEQ/ROUTE."""
 NONE_CHOSEN = "none"
-"""Its value in every such form, so that one without a choice is not about everything."""
+"""The first value of `deliveries` in a form with a checkbox for each, so that one without a choice is not about everything."""
 TIMES, LISTS = ("since", "until"), ("seqs", "deliveries", "kinds")
 
 
@@ -95,18 +89,6 @@ def read_asked(operation: Operation, given: Mapping[str, Any], clock: Clock, *, 
     return parse(operation.asks, filled, now, known=fields_of(operation))
 
 
-def require_operator(req: Request) -> Actor:
-    """Return who asks.
-
-    Raises:
-        NotAllowed: a viewer.
-    """
-    actor: Actor = req.context.actor
-    if not actor.may_act:
-        raise NotAllowed("only operators act; a viewer looks")
-    return actor
-
-
 async def read_json(req: Request) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -134,132 +116,37 @@ def checked_reason(reason: str, asked: msgspec.Struct | None = None) -> str:
     return stripped
 
 
-def _one_each(params: Mapping[str, Any]) -> dict[str, str]:
-    """Return the parameters of a URL.
+def _given(params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters of a URL, where each checkbox of a delivery that was chosen gives one of `deliveries`.
 
     Raises:
-        BadFilter: one is given twice.
+        BadFilter: one is given twice, none is chosen, or a route has a name that no list can hold.
     """
-    for name, value in params.items():
-        if not isinstance(value, str):
-            raise BadFilter(f"{name} is given twice", field=name)
-    return dict(params)
+    given, chosen = dict(params), params.get("deliveries")
+    if chosen == NONE_CHOSEN:
+        raise BadFilter("choose at least one delivery", field="deliveries")
+    if isinstance(chosen, list):
+        if any("," in each for each in chosen):  # it would name other deliveries
+            raise BadFilter(
+                "a route's name has a comma: choose its deliveries by `seqs` and `route`", field="deliveries"
+            )
+        given["deliveries"] = ",".join(each for each in chosen if each != NONE_CHOSEN)
+    return parameters(given, {})
 
 
-def _fields_of_chosen(given: str | Sequence[str]) -> dict[str, str]:
-    """Return the fields of the selection that is exactly the chosen deliveries.
+def _asked_by(req: Request, kind: str) -> tuple[Actor, Operation]:
+    """Return who asks, and for which operation.
 
     Raises:
-        BadFilter: none is chosen, too many are, or several routes have names that no list can hold.
+        NotAllowed: a viewer.
+        NothingThere: there is no such act.
     """
-    values = [given] if isinstance(given, str) else given
-    chosen = [value for value in dict.fromkeys(values) if value != NONE_CHOSEN]
-    if not chosen:
-        raise BadFilter("choose at least one delivery", field=CHOSEN)
-    if len(chosen) > MOST_SEQS:
-        raise BadFilter(f"choose at most {MOST_SEQS} deliveries", field=CHOSEN)
-    routes = {value.partition("/")[2] for value in chosen}
-    if len(routes) == 1:
-        return {"seqs": ",".join(value.partition("/")[0] for value in chosen), "route": routes.pop()}
-    if any("," in route for route in routes):  # it would name other deliveries
-        raise BadFilter("a route's name has a comma: choose its deliveries alone", field=CHOSEN)
-    return {"deliveries": ",".join(chosen)}
-
-
-def _operation(kind: str) -> Operation:
+    actor: Actor = req.context.actor
+    if not actor.may_act:
+        raise NotAllowed("only operators act; a viewer looks")
     if kind not in OPERATIONS:
         raise NothingThere(f"there is no act {kind!r}; there are {', '.join(OPERATIONS)}")
-    return OPERATIONS[kind]
-
-
-# --- commands
-
-MOST_KEPT = 10_000
-"""Forms that are remembered."""
-
-
-class OnceOnly:
-    """Makes one command for each key: the same form sent twice is one. In memory, as one process serves the page."""
-
-    def __init__(self) -> None:
-        self._sent: OrderedDict[str, tuple[bytes, asyncio.Task[int]]] = OrderedDict()
-
-    async def run(self, key: str, content: bytes, make: Callable[[], Coroutine[Any, Any, int]]) -> int:
-        """Return the number that `make` returned for this key, now or before. After an error the key is free again.
-
-        Raises:
-            PlanChanged: the key was sent before with other content.
-        """
-        if key not in self._sent:
-            # A task of its own goes on when the client hangs up: a second submit must find what it has made.
-            self._sent[key] = content, asyncio.ensure_future(make())
-            self._sent[key][1].add_done_callback(lambda task: self._release(key, task))
-            if len(self._sent) > MOST_KEPT:
-                self._sent.popitem(last=False)
-        before, made = self._sent[key]
-        number = await asyncio.shield(made)
-        if before != content:
-            raise PlanChanged(f"this form was sent before with other values, and is command {number}; look at it first")
-        return number
-
-    def _release(self, key: str, task: asyncio.Task[int]) -> None:
-        if task.cancelled() or task.exception() is not None:
-            self._sent.pop(key, None)
-
-
-class Acts:
-    """Plans acts and inserts their commands; the page and the API share it."""
-
-    def __init__(self, readers: Readers) -> None:
-        self._readers = readers
-        self._once = OnceOnly()
-
-    async def plan(self, actor: Actor, operation: Operation, asked: Any, agreed: Agreed | None = None) -> ActPlan:  # noqa: ANN401  # `asks`
-        """Make the plan of now; one that was `agreed` to is made as of then."""
-        return await self._readers.read(
-            actor, lambda reading: make_plan(reading, operation, asked, agreed), kind="acts"
-        )
-
-    async def ask(self, actor: Actor, operation: Operation, asked: Any, sent: Submission, key: str | None) -> int:  # noqa: ANN401  # `asks`
-        """Insert the command as it was agreed to. Returns its id; sent twice with one key, it is the same command.
-
-        Raises:
-            BadFilter: the reason or another field is missing or wrong.
-            NotNow: the command that it is about is in another state.
-            PlanChanged: the plan is no longer the one that was shown, or there is nothing to do.
-        """
-        ready = msgspec.structs.replace(sent, reason=checked_reason(sent.reason, asked))
-        if not key:
-            return await self._insert(actor, operation, asked, ready)
-        content = encode([operation.kind, msgspec.structs.replace(ready, plan=None), asked])
-        return await self._once.run(
-            f"{actor.name}\n{key}", content, lambda: self._insert(actor, operation, asked, ready)
-        )
-
-    async def _insert(self, actor: Actor, operation: Operation, asked: Any, sent: Submission) -> int:  # noqa: ANN401  # `asks`
-        agreed = Agreed.parse(sent.plan)
-        planned = await self.plan(actor, operation, asked, agreed)
-        _check(operation, asked, planned, sent)
-        is_agreed = agreed is not None and agreed.allows(Agreed.parse(planned.plan))
-        if sent.plan is not None and not is_agreed and not operation.is_of_a_command:
-            raise PlanChanged(
-                "it is no longer the plan that was shown; nothing was done. Look at it again, then confirm it"
-            )
-
-        def insert(database: Database) -> int:
-            said = {"who": actor.name, "why": sent.reason}
-            if operation.is_of_a_command:
-                try:
-                    commands.turn(database, cast("CommandAct", operation.kind), asked.command, **said)
-                except UnusableCommand as error:
-                    raise NotNow(str(error)) from None
-                return int(asked.command)
-            count = planned.count if planned.is_whole and not sent.dry_run else None
-            return commands.ask(
-                database, operation.kind, planned.selection, **said, dry_run=sent.dry_run, planned=count
-            )
-
-        return await self._readers.write(insert)
+    return actor, OPERATIONS[kind]
 
 
 def _check(operation: Operation, asked: Any, planned: ActPlan, sent: Submission) -> None:  # noqa: ANN401  # `asks`
@@ -273,60 +160,89 @@ def _check(operation: Operation, asked: Any, planned: ActPlan, sent: Submission)
         raise PlanChanged("; ".join((planned.obstacle, *planned.instead)))
 
 
-# --- resources
-
-
 class ActResource:
     """`/acts/KIND` and `/api/v1/acts/KIND`: the plan, and its confirmation."""
 
     def __init__(self, readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
-        self._acts, self._renderer, self._clock = Acts(readers), renderer, clock
+        self._readers, self._renderer, self._clock = readers, renderer, clock
 
     async def on_get(self, req: Request, resp: Response, kind: str) -> None:
-        """Show the plan of a selection. One that makes no sense is shown with what is wrong.
-
-        Chosen rows get a URL of their own.
-        """
-        actor, operation = require_operator(req), _operation(kind)
-        if CHOSEN in req.params:
-            raise falcon.HTTPSeeOther(f"/acts/{kind}?{urlencode(_fields_of_chosen(req.params[CHOSEN]))}")
-        given = _one_each(req.params)
+        """Show the plan of a selection. One that makes no sense is shown with what is wrong."""
+        actor, operation = _asked_by(req, kind)
+        given = _given(req.params)
         given.pop("live", None)
         await self._show(resp, actor, operation, given)
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
         """Insert the command and show it; otherwise show the plan with what is in the way."""
-        actor, operation = require_operator(req), _operation(kind)
+        actor, operation = _asked_by(req, kind)
         given = await read_form(req)
-        key, again = given.pop("key", ""), given.pop("again", None)
+        again = given.pop("again", None)
         sent = Submission(reason=given.pop("reason", ""), plan=given.pop("plan", "-"), again=again)
         try:
-            number = await self._acts.ask(actor, operation, read_asked(operation, given, self._clock), sent, key)
+            number = await self._ask(actor, operation, read_asked(operation, given, self._clock), sent)
         except NothingThere:
             raise
         except PageError as error:
-            await self._show(resp, actor, operation, given, problem=error, sent=sent, key=key)
+            await self._show(resp, actor, operation, given, problem=error, sent=sent)
             return
         resp.status, resp.location = HTTPStatus.SEE_OTHER, f"/commands/{number}"
 
     async def on_get_json(self, req: Request, resp: Response, kind: str) -> None:
         """Answer with the plan of the selection that the parameters give."""
-        actor, operation = require_operator(req), _operation(kind)
-        asked = read_asked(operation, _one_each(req.params), self._clock)
+        actor, operation = _asked_by(req, kind)
+        asked = read_asked(operation, _given(req.params), self._clock)
         resp.content_type = falcon.MEDIA_JSON
-        resp.data = encode(await self._acts.plan(actor, operation, asked))
+        resp.data = encode(await self._plan(actor, operation, asked))
 
     async def on_post_json(self, req: Request, resp: Response, kind: str) -> None:
         """Insert the command, and answer 202 with its id."""
-        actor, operation = require_operator(req), _operation(kind)
+        actor, operation = _asked_by(req, kind)
         given = await read_json(req)
         more = {name: given.pop(name) for name in Submission.__struct_fields__ if name in given}
         sent = convert(Submission, {"reason": "", **more}, self._clock.now(), strict=True)
-        asked = read_asked(operation, given, self._clock, of_json=True)
-        number = await self._acts.ask(actor, operation, asked, sent, req.get_header("Idempotency-Key"))
+        number = await self._ask(actor, operation, read_asked(operation, given, self._clock, of_json=True), sent)
         resp.status, resp.location = HTTPStatus.ACCEPTED, f"{API}/commands/{number}"
         resp.content_type = falcon.MEDIA_JSON
         resp.data = encode(ActAnswer(number, kind, resp.location))
+
+    async def _plan(self, actor: Actor, operation: Operation, asked: Any, agreed: Agreed | None = None) -> ActPlan:  # noqa: ANN401  # `asks`
+        """Make the plan of now; one that was `agreed` to is made as of then."""
+        return await self._readers.read(
+            actor, lambda reading: make_plan(reading, operation, asked, agreed), kind="acts"
+        )
+
+    async def _ask(self, actor: Actor, operation: Operation, asked: Any, sent: Submission) -> int:  # noqa: ANN401  # `asks`
+        """Insert the command as it was agreed to, and return its id. Sent twice, the second one has nothing left to do.
+
+        Raises:
+            BadFilter: the reason or another field is missing or wrong.
+            NotNow: the command that it is about is in another state.
+            PlanChanged: the plan is no longer the one that was shown, or there is nothing to do.
+        """
+        said = {"who": actor.name, "why": checked_reason(sent.reason, asked)}
+        agreed = Agreed.parse(sent.plan)
+        planned = await self._plan(actor, operation, asked, agreed)
+        _check(operation, asked, planned, sent)
+        is_agreed = agreed is not None and agreed.allows(Agreed.parse(planned.plan))
+        if sent.plan is not None and not is_agreed and not operation.is_of_a_command:
+            raise PlanChanged(
+                "it is no longer the plan that was shown; nothing was done. Look at it again, then confirm it"
+            )
+
+        def insert(database: Database) -> int:
+            if operation.is_of_a_command:
+                try:
+                    commands.turn(database, cast("CommandAct", operation.kind), asked.command, **said)
+                except UnusableCommand as error:
+                    raise NotNow(str(error)) from None
+                return int(asked.command)
+            count = planned.count if planned.is_whole and not sent.dry_run else None
+            return commands.ask(
+                database, operation.kind, planned.selection, **said, dry_run=sent.dry_run, planned=count
+            )
+
+        return await self._readers.write(insert)
 
     async def _show(
         self,
@@ -337,14 +253,13 @@ class ActResource:
         *,
         problem: PageError | None = None,
         sent: Submission | None = None,
-        key: str = "",
     ) -> None:
         planned, asked, hidden = None, None, dict[str, str]()
         # A plan that has changed is made anew, so that what is new is shown, too.
         agreed = None if sent is None or isinstance(problem, PlanChanged) else Agreed.parse(sent.plan)
         try:
             asked = read_asked(operation, given, self._clock)
-            planned = await self._acts.plan(actor, operation, asked, agreed)
+            planned = await self._plan(actor, operation, asked, agreed)
             hidden = _hidden(given, asked)
         except PageError as error:
             problem = problem or error
@@ -364,7 +279,6 @@ class ActResource:
             hidden=hidden,
             reason="" if sent is None else sent.reason,
             again=sent if planned is None and asked is not None else None,
-            key=(key if planned is None else "") or secrets.token_hex(16),
         )
 
 

@@ -146,7 +146,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.req_options.strip_url_path_trailing_slash = True
     app.req_options.keep_blank_qs_values = False
     app.req_options.auto_parse_qs_csv = False
-    renderer = render.Renderer(tuple((screen.path, screen.title) for screen in SCREENS if screen.in_menu))
+    renderer = render.Renderer(tuple(screen for screen in SCREENS if screen.key))
     for screen in SCREENS:
         resource = ScreenResource(screen, readers, renderer, clock)
         app.add_route(screen.path, resource)

@@ -105,7 +105,7 @@ def make_plan(reading: Reading, operation: Operation, asked: Any, agreed: Agreed
         **fields,
         kind=operation.kind,
         selection=shown,
-        consequences=operation.words.consequences,
+        consequences=operation.consequences,
         needs_everything=operation.needs_condition and asked.is_empty,
         as_of=None if as_of is None else rfc3339(as_of),
         plan=base64.urlsafe_b64encode(msgspec.json.encode(now)).decode(),

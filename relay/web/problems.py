@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -15,16 +14,10 @@ from inbox.clock import Clock
 from inbox.errors import NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
 from inbox.observe.logs import fields, without_message
 from relay.web import render
-from relay.web.query import Text
-from relay.web.reading import Reading, Screen
 
 API = "/api/v1"
 """Path below which the API is."""
 PROBLEM_TYPE = "application/problem+json"
-PROBLEMS = "/problems"
-"""Path below which each cause of a problem has a page."""
-UNNAMED = "about:blank"
-"""Type of a problem that its status says all about, as RFC 9457 has it."""
 
 _TURNED_AWAY = (SignInNeeded, TooManySignIns, WrongPassword)
 
@@ -34,12 +27,12 @@ _log = logging.getLogger(__name__)
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     """An answer that is no result, as RFC 9457 has it."""
 
-    type: str
-    """URL of a page about this kind of problem, or `about:blank`."""
     title: str
     """The kind of problem, in a few words."""
     status: int
     """The HTTP status of this answer."""
+    cause: str | None = None
+    """The kind of problem in one word; absent where the status says all."""
     detail: str | None = None
     """The fault of this request, and what to do."""
     field: str | None = None
@@ -48,7 +41,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def problem_of(error: PageError) -> Problem:
     """Make the document of one of our own problems."""
-    return Problem(f"{PROBLEMS}/{error.cause}", error.title, error.status, error.detail or None, error.field)
+    return Problem(error.title, error.status, error.cause, error.detail or None, error.field)
 
 
 def set_status(resp: Response, error: PageError) -> None:
@@ -101,7 +94,7 @@ class ProblemAnswers:
         detail = error.description
         if isinstance(error, falcon.HTTPMethodNotAllowed):
             detail = f"{req.method} is no method of this address; the header Allow has them"
-        self._write(req, resp, Problem(UNNAMED, title, error.status_code, detail))
+        self._write(req, resp, Problem(title, error.status_code, detail=detail))
 
     async def answer_bug(self, req: Request, resp: Response, error: Exception, _params: object, **_: object) -> None:
         """Answer 500. The log has the place of the exception without its text, which may hold values of events."""
@@ -113,7 +106,7 @@ class ProblemAnswers:
         )
         resp.status = HTTPStatus.INTERNAL_SERVER_ERROR
         detail = "this is a bug of the page; its log has the place"
-        self._write(req, resp, Problem(UNNAMED, HTTPStatus.INTERNAL_SERVER_ERROR.phrase, 500, detail))
+        self._write(req, resp, Problem(HTTPStatus.INTERNAL_SERVER_ERROR.phrase, 500, detail=detail))
 
     def _write(self, req: Request, resp: Response, problem: Problem) -> None:
         if wants_json(req):
@@ -129,51 +122,3 @@ class ProblemAnswers:
             problem=problem,
             actor=getattr(req.context, "actor", None),
         )
-
-
-# --- their pages
-
-KINDS = {kind.cause: kind for kind in PageError.__subclasses__()}
-"""Every problem that has a page, by its cause."""
-
-
-class ProblemQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The problem that is asked about."""
-
-    cause: Text
-    """Last part of the URL in the member `type` of a problem."""
-
-
-class ProblemPage(msgspec.Struct, frozen=True):
-    """The meaning of one kind of problem."""
-
-    cause: str
-    title: str
-    status: int
-    """HTTP status of its answers."""
-    meaning: tuple[str, ...]
-    """Paragraphs: its meaning, and what to do."""
-
-
-def read(_reading: Reading, query: ProblemQuery) -> ProblemPage:
-    """Explain a kind of problem.
-
-    Raises:
-        NothingThere: no problem has this cause.
-    """
-    if (kind := KINDS.get(query.cause)) is None:
-        raise NothingThere(f"there is no kind of problem {query.cause!r}")
-    paragraphs = (inspect.getdoc(kind) or "").split("\n\n")
-    return ProblemPage(kind.cause, kind.title, kind.status, tuple(" ".join(each.split()) for each in paragraphs))
-
-
-SCREEN = Screen(
-    name="problem",
-    path="/problems/{cause}",
-    title="About a problem",
-    query=ProblemQuery,
-    page=ProblemPage,
-    read=read,
-    template="problem_kind.html",
-    in_menu=False,
-)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -31,18 +32,12 @@ def encode(answer: object) -> bytes:
     try:
         return _encoder.encode(answer)
     except UnicodeEncodeError:
-        plain = msgspec.to_builtins(answer, enc_hook=str, builtin_types=(datetime, Decimal))
-        return _encoder.encode(_encodable(plain))
+        plain = msgspec.to_builtins(answer, enc_hook=str, builtin_types=(Decimal,))
+        text = json.dumps(plain, ensure_ascii=False, default=float)
+        return _HALF.sub(lambda half: f"\\\\u{ord(half[0]):04x}", text).encode()
 
 
-def _encodable(value: Any) -> Any:  # noqa: ANN401  # any JSON value
-    if isinstance(value, str):
-        return encodable_text(value)
-    if isinstance(value, dict):
-        return {_encodable(name): _encodable(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encodable(each) for each in value]
-    return value
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def encodable_text(text: str) -> str:
@@ -218,26 +213,18 @@ def _bad_filter(error: msgspec.ValidationError, filled: Mapping[str, object]) ->
 
 def url(path: str, query: msgspec.Struct, **changed: object) -> str:
     """Write the URL of a query, with some parameters changed; those with their default are left out."""
-    values: dict[str, Any] = {
-        name: getattr(query, name)
-        for name, default in zip(query.__struct_fields__, _defaults(type(query)), strict=True)
-        if getattr(query, name) != default
-    }
+    fields = msgspec.structs.fields(query)
+    given = {field.name: (getattr(query, field.name), field.default) for field in fields}
+    values: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}
     values.update(changed)
     for name in re.findall(r"{([a-z_]+)(?::[^}]*)?}", path):
         path = re.sub(rf"{{{name}(:[^}}]*)?}}", segment(values.pop(name, "")), path)
     asked = {
-        name: _text(value) for name, value in values.items() if not (value is None or value is False or value == "")
+        name: "true" if value is True else str(value)
+        for name, value in values.items()
+        if not (value is None or value is False or value == "")
     }
     return f"{path}?{urlencode(asked)}" if asked else path
-
-
-def _defaults(kind: type[msgspec.Struct]) -> list[object]:
-    return [field.default for field in msgspec.structs.fields(kind)]
-
-
-def _text(value: object) -> str:
-    return "true" if value is True else str(value)
 
 
 _UNSAFE_IN_PATH = re.compile(r"[~/\\\x00-\x1f\x7f]")

@@ -6,11 +6,12 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -26,6 +27,7 @@ from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.accounts import Actor
 from relay.delivery.policy import Policies, policies
 from relay.store.database import Database
+from relay.web.query import GivenTime, Limit, Number
 
 AnyMembers = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema={"additionalProperties": True})]
 """An object with any members, such as the selection of a command."""
@@ -67,26 +69,45 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class Screen(msgspec.Struct, frozen=True):
-    """One screen, its JSON twin (`PATH.json`) and its place in the API (`/api/v1/NAME`)."""
+    """One screen, its JSON twin (`PATH.json`) and its place in the API (`/api/v1/PATH`)."""
 
     name: str
+    """Its template is `templates/NAME.html`, which gets `page`, `query`, `screen`, `config`, `actor`, `now` and `values`."""
     path: str
     """As Falcon has it; names in braces are fields of the query."""
     title: str
-    query: type[msgspec.Struct]
-    """Fields are the parameters of the URL, each with a default unless it stands in the path."""
-    page: type[msgspec.Struct]
     read: Callable[[Reading, Any], Any]
-    """Makes a `page` from a `query`. Raises PageError where there is nothing to show."""
-    template: str
-    """File in `templates/`. It gets `page`, `query`, `screen`, `config`, `actor`, `now` and `values`."""
-    in_menu: bool = True
+    """Makes its page from its query, whose types its signature has. Raises PageError where there is nothing to show."""
+    key: str | None = None
+    """The letter that opens it by the keyboard; None: it is not in the menu."""
     is_live: bool = True
     """True when its page refreshes itself: its read is cheap, and nobody fills in a form on it."""
-    is_list: bool = False
-    """True when its page has `rows`, which the API answers with a link to the next page."""
     values: Mapping[str, object] = {}
     """Further names of the template: constants, and pure functions of the page's values."""
+
+    @property
+    def query(self) -> type[msgspec.Struct]:
+        """Its parameters in the URL, each with a default unless it stands in the path."""
+        return list(_types_of(self.read).values())[1]
+
+    @property
+    def page(self) -> type[msgspec.Struct]:
+        """Its answer."""
+        return _types_of(self.read)["return"]
+
+
+@cache
+def _types_of(read: Callable[[Reading, Any], Any]) -> dict[str, type[msgspec.Struct]]:
+    return get_type_hints(read, include_extras=True)
+
+
+class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of every list."""
+
+    since: GivenTime | None = None
+    until: GivenTime | None = None
+    before: Number | None = None
+    limit: Limit = 50
 
 
 class ListPage(msgspec.Struct, frozen=True):
@@ -95,8 +116,6 @@ class ListPage(msgspec.Struct, frozen=True):
     rows: tuple[Row, ...]
     before: int | None = None
     """Value of the parameter `before` for the next page; None: there is no more."""
-    matching: int | None = None
-    """Number of all that match, where 501 stands for more than 500; None: not counted."""
 
 
 MOST_COUNTED = 500
@@ -106,10 +125,6 @@ MOST_COUNTED = 500
 LONGEST_SECONDS = 2.0
 """Longest time of a statement on Postgres, and of a transaction on SQLite."""
 Made = TypeVar("Made")
-
-
-_AGAIN, _BY_ITSELF = "try again", "this page tries again by itself"
-"""Ends of the message about a database that is away: nothing sends a form again by itself."""
 
 
 AT_ONCE, OF_A_KIND = 12, 2
@@ -133,14 +148,10 @@ class Readers:
         self._clock = clock
         url = config.database.url
         self._operators = Database(engines.connect_read_only(url, application="relay-web", seconds=LONGEST_SECONDS))
-        viewer_url = config.web.viewer_url
-        self._viewers = (
-            self._operators
-            if viewer_url is None
-            else Database(
-                engines.connect_read_only(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS)
-            )
-        )
+        self._viewers = self._operators
+        if (viewer_url := config.web.viewer_url) is not None:
+            made = engines.connect_read_only(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS)
+            self._viewers = Database(made)
         self._writer = Database(engines.connect(url, application="relay-web"))
         self._kept: dict[object, tuple[float, Any]] = {}
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="web-read")
@@ -157,8 +168,7 @@ class Readers:
         database = self._operators if actor.may_act else self._viewers
         reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep)
         async with self._turn(kind):
-            then = _AGAIN if kind == "acts" else _BY_ITSELF
-            return await self._in_thread(lambda: self._make_on_a_live_connection(make, reading), then)
+            return await self._in_thread(lambda: self._make_on_a_live_connection(make, reading))
 
     async def refresh(self, actor: Actor, make: Callable[[Reading], Made], *, kind: str) -> Made:
         """Do as `read` for a page that refreshes itself.
@@ -207,7 +217,7 @@ class Readers:
             DatabaseAway: as `read`.
         """
         async with self._turn("write"):
-            return await self._in_thread(lambda: make(self._writer), then=_AGAIN)
+            return await self._in_thread(lambda: make(self._writer))
 
     def _make_on_a_live_connection(self, make: Callable[[Reading], Made], reading: Reading) -> Made:
         """Read again, once, where the connection was broken since its last use, as by a restart of the server."""
@@ -219,12 +229,8 @@ class Readers:
             self._writer.engine.dispose()  # its connections are broken, too, and no write is made twice
             return make(reading)
 
-    async def _in_thread(self, make: Callable[[], Made], then: str) -> Made:
-        def work() -> Made:
-            with translated_errors(then):
-                return make()
-
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def _in_thread(self, make: Callable[[], Made]) -> Made:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _told, make)
 
     def close(self) -> None:
         """Close all connections."""
@@ -239,11 +245,10 @@ _TIMED_OUT = "57014"
 """Postgres' query_canceled: https://www.postgresql.org/docs/current/errcodes-appendix.html."""
 
 
-@contextmanager
-def translated_errors(then: str) -> Iterator[None]:
-    """Turn the errors of a database that is slow or away into those of the page, which say what comes `then`."""
+def _told(make: Callable[[], Made]) -> Made:
+    """Run `make`, and turn the errors of a database that is slow or away into those of the page."""
     try:
-        yield
+        return make()
     except SQLAlchemyError as error:
         cause: Any = error.orig if isinstance(error, DBAPIError) else None
         if getattr(cause, "sqlstate", None) == _TIMED_OUT or _INTERRUPTED in str(cause):
@@ -251,5 +256,5 @@ def translated_errors(then: str) -> Iterator[None]:
                 f"a query took more than {LONGEST_SECONDS:g} s and was ended; narrow the filter, such as to a route or a time"
             ) from error
         if failure_of(error) != "fault":
-            raise DatabaseAway(f"{trouble_text(error)}; {then}") from error
+            raise DatabaseAway(trouble_text(error)) from error
         raise

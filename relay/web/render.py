@@ -1,4 +1,4 @@
-"""HTML of screens: Jinja2 with escaping, filters that put values into their form, and  No template reads anything."""
+"""HTML of screens: Jinja2 with escaping, filters that put values into their form, and charts. No template reads anything."""
 
 from __future__ import annotations
 
@@ -21,22 +21,6 @@ from relay.web import query as queries
 from relay.web.query import encodable_text
 from relay.web.reading import MOST_COUNTED, Screen
 
-KEYS: Mapping[str, str] = {
-    "/": "o",
-    "/deliveries": "d",
-    "/dead": "l",
-    "/gates": "g",
-    "/rejected": "r",
-    "/commands": "c",
-    "/alerts": "a",
-    "/doctor": "h",
-}
-"""Letter of each path."""
-
-
-_LINES = 4
-"""Most horizontal lines of the grid."""
-
 
 class Series(msgspec.Struct, frozen=True):
     """One line of a chart."""
@@ -48,58 +32,57 @@ class Series(msgspec.Struct, frozen=True):
     """Counts of consecutive times."""
 
 
-class _Frame(msgspec.Struct, frozen=True):
-    """A kind of chart: its classes, the view box, which the page scales, and the edges of the lines in it."""
-
-    classes: str
-    width: int
-    height: int
-    left: int
-    right: int
-    upper: int
-    lower: int
-
-    def x(self, place: float) -> str:
-        """Return the position of a place from 0, the left end, to 1."""
-        return _figure(self.left + (self.right - self.left) * place)
-
-    def y(self, share: float) -> str:
-        """Return the position of a share of the figure at the upper edge."""
-        return _figure(self.lower + (self.upper - self.lower) * share)
-
-
-_CHART = _Frame("chart", 720, 160, left=44, right=716, upper=8, lower=142)
-_SPARK = _Frame("chart spark", 120, 28, left=1, right=119, upper=2, lower=26)
-
-
-def line_chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str]) -> Markup:
-    """Draw lines over time, with a grid and labels.
+def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] = ()) -> Markup:
+    """Draw lines over time: with labels below and a grid, or without any, small, for a cell of a table.
 
     Args:
         key: prefix of its ids; unique in the page.
-        title: name of the chart.
+        title: its name.
         series: lines, the last one on top.
         labels: texts below the plot, from its left end to its right end.
     """
-    top, step = scale(_largest(series))
-    grid = Markup("").join(
+    classes, width, height, left, upper, lower = (
+        ("chart", 720, 160, 44, 8, 142) if labels else ("chart spark", 120, 28, 1, 2, 26)
+    )
+    top, step = scale(max((value for each in series for value in each.values), default=0))
+
+    def at(share: float, start: int, end: int) -> str:
+        return f"{start + (end - start) * share:.1f}".removesuffix(".0")
+
+    def places(number: int) -> list[str]:
+        return [at(n / (number - 1) if number > 1 else 1.0, left, width - (4 if labels else 1)) for n in range(number)]
+
+    inside = [
         Markup(
-            '<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/><text x="38" y="{y}" dy="4" text-anchor="end">{}</text>'
-        ).format(_CHART.left, _CHART.right, _short(level), y=_CHART.y(level / top))
-        for level in range(0, top + 1, step)
-    )
-    below = Markup("").join(
-        Markup('<text class="below" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-            _CHART.x(place), _CHART.height - 4, {0.0: "start", 1.0: "end"}.get(place, "middle"), visible_line(label)
+            '<line class="grid" x1="{}" x2="716" y1="{y}" y2="{y}"/><text x="38" y="{y}" dy="4" text-anchor="end">{}</text>'
+        ).format(left, _short(level), y=at(level / top, lower, upper))
+        for level in range(0, top + 1 if labels else 0, step)
+    ]
+    for number, (x, label) in enumerate(zip(places(len(labels)), labels, strict=True), 1):
+        anchor = "end" if number == len(labels) else "start" if number == 1 else "middle"
+        inside.append(
+            Markup('<text class="below" x="{}" y="156" text-anchor="{}">{}</text>').format(
+                x, anchor, visible_line(label)
+            )
         )
-        for place, label in zip(_places(len(labels)), labels, strict=True)
+    for each in series:
+        points = zip(places(len(each.values)), each.values, strict=True)
+        inside.append(
+            Markup('<polyline class="line {}" points="{}"/>').format(
+                each.kind if any(each.values) else "flat",  # a line of failures that lies at 0 is no alarm
+                " ".join(f"{x},{at(value / top, lower, upper)}" for x, value in points),
+            )
+        )
+    return Markup(
+        '<svg class="{}" viewBox="0 0 {} {}" role="img" aria-labelledby="{key}-title {key}-about"'
+        ' xmlns="http://www.w3.org/2000/svg"><title id="{key}-title">{}</title><desc id="{key}-about">{}</desc>{}</svg>'
+    ).format(
+        classes, width, height, visible_line(title), visible_line(summary(series)), Markup("").join(inside), key=key
     )
-    return _svg(_CHART, key, title, series, top=top, inside=grid + below)
 
 
-def sparkline(key: str, title: str, series: Sequence[Series]) -> Markup:
-    """Draw lines over time without any label, for a cell of a table. Arguments are as those of `line_chart`."""
-    return _svg(_SPARK, key, title, series, top=_largest(series) or 1)
+_LINES = 4
+"""Most horizontal lines of the grid."""
 
 
 def scale(largest: int) -> tuple[int, int]:
@@ -119,36 +102,6 @@ def summary(series: Sequence[Series]) -> str:
         if each.values
     )
     return "; ".join(said) or "no figures"
-
-
-def _svg(frame: _Frame, key: str, title: str, series: Sequence[Series], *, top: int, inside: str = "") -> Markup:
-    lines = Markup("").join(
-        Markup('<polyline class="line {}" points="{}"/>').format(
-            each.kind if any(each.values) else "flat",  # a line of failures that lies at 0 is no alarm
-            " ".join(
-                f"{frame.x(place)},{frame.y(value / top)}"
-                for place, value in zip(_places(len(each.values)), each.values, strict=True)
-            ),
-        )
-        for each in series
-    )
-    return Markup(
-        '<svg class="{0.classes}" viewBox="0 0 {0.width} {0.height}" role="img" aria-labelledby="{1}-title {1}-about"'
-        ' xmlns="http://www.w3.org/2000/svg"><title id="{1}-title">{2}</title><desc id="{1}-about">{3}</desc>{4}</svg>'
-    ).format(frame, key, visible_line(title), visible_line(summary(series)), inside + lines)
-
-
-def _largest(series: Sequence[Series]) -> int:
-    return max((value for each in series for value in each.values), default=0)
-
-
-def _places(number: int) -> list[float]:
-    """Return the places of so many points, from 0 to 1."""
-    return [1.0] if number == 1 else [n / (number - 1) for n in range(number)]
-
-
-def _figure(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
 
 
 def _short(value: int) -> str:
@@ -171,23 +124,23 @@ STATIC: Mapping[str, str] = {
 class Renderer:
     """Renders templates of `relay/web/templates`."""
 
-    def __init__(self, menu: tuple[tuple[str, str], ...]) -> None:
-        """Prepare it; `menu` has path and title of each entry."""
-        self._environment = _environment(menu)
+    def __init__(self, menu: tuple[Screen, ...]) -> None:
+        """Prepare it, with the screens of the menu."""
+        self._menu = menu
 
     def render(self, template: str, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
         """Render a template. `now` is what times are relative to."""
-        return encodable_text(self._environment.get_template(template).render(now=now, **values))
+        return encodable_text(_environment().get_template(template).render(now=now, menu=self._menu, **values))
 
     def render_screen(self, screen: Screen, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
         """Render a screen. `values` go before its own; without `live` it does not refresh itself."""
         fixed = {"title": screen.title, "here": screen.path, "screen": screen, "live": False, "version": None}
         given = {**fixed, **screen.values, **values}
-        return self.render(screen.template, now=now, **given)
+        return self.render(f"{screen.name}.html", now=now, **given)
 
 
 @cache  # all pages of a process share the compiled templates
-def _environment(menu: tuple[tuple[str, str], ...]) -> Environment:
+def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("relay.web"),
         autoescape=True,
@@ -196,14 +149,11 @@ def _environment(menu: tuple[tuple[str, str], ...]) -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(
-        menu=menu,
-        keys=KEYS,
         url=queries.url,
         static=STATIC.__getitem__,
         with_given=_with_given,
         MOST_COUNTED=MOST_COUNTED,
-        line_chart=line_chart,
-        sparkline=sparkline,
+        chart=chart,
         Series=Series,
         timedelta=timedelta,
     )

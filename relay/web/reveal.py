@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from itertools import accumulate
 
 import falcon
 import msgspec
@@ -20,7 +21,8 @@ from relay.web.acts import Reason, checked_reason, read_json
 from relay.web.problems import set_status
 from relay.web.query import convert, encode, of_path, parse, read_form
 from relay.web.reading import Readers
-from relay.web.screens.event import SCREEN, EventQuery, View
+from relay.web.screens import EVENT
+from relay.web.screens.event import EventQuery, event
 
 MOST_SHOWN = 256 * 1024
 """Bytes of a body that are shown."""
@@ -32,29 +34,25 @@ _LONGEST_PRETTY = 4 * MOST_SHOWN
 class BodyView(msgspec.Struct, frozen=True):
     """A body, or its beginning, as text."""
 
-    form: View
     text: str
     shown_bytes: int
     is_cut: bool
 
 
-def view_of(body: bytes, form: View) -> BodyView:
+def view_of(body: bytes) -> BodyView:
     """Show a body. One that can't be put on several lines as JSON is shown as it is; bytes that are no UTF-8 become escapes.
 
     A number keeps its digits, a name that occurs twice stays twice, and text keeps its line breaks.
     """
-    if form == "pretty" and len(body) <= MOST_SHOWN and (pretty := _pretty(body)) is not None:
-        return BodyView("pretty", pretty, len(body), is_cut=False)
+    if len(body) <= MOST_SHOWN and (pretty := _pretty(body)) is not None:
+        return BodyView(pretty, len(body), is_cut=False)
     part = body[:MOST_SHOWN]
-    return BodyView("raw", part.decode(errors="backslashreplace"), len(part), len(part) < len(body))
+    return BodyView(part.decode(errors="backslashreplace"), len(part), len(part) < len(body))
 
 
 def _pretty(body: bytes) -> str | None:
-    depth = deepest = 0
-    for mark in re.finditer(rb"[\[\]{}]", body):  # those in strings count as well, which does no harm
-        depth += 1 if mark[0] in b"[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > _DEEPEST:
+    marks = re.findall(rb"[\[\]{}]", body)  # those in strings count as well, which does no harm
+    if max(accumulate(1 if mark in b"[{" else -1 for mark in marks), default=0) > _DEEPEST:
         return None
     try:
         pretty = msgspec.json.format(body, indent=2).decode()
@@ -67,8 +65,6 @@ class RevealForm(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of the form."""
 
     reason: str = ""
-    view: View | None = None
-    """Form in which the body is shown."""
     download: bool = False
     """The body as a file, byte for byte."""
 
@@ -113,17 +109,16 @@ class RevealResource:
                 resp.content_type = "application/octet-stream"  # no browser shows it, whatever it holds
                 resp.downloadable_as, resp.data = f"event-{query.seq}.bin", body
                 return
-            query = msgspec.structs.replace(query, view=form.view or query.view)
-            shown = RevealedPage(headers, view_of(body, query.view), form.reason.strip())
+            shown = RevealedPage(headers, view_of(body), form.reason.strip())
         except NothingThere:
             raise
         except PageError as error:
             problem = error
             set_status(resp, error)
-        page = await self._readers.read(actor, lambda reading: SCREEN.read(reading, query))
+        page = await self._readers.read(actor, lambda reading: event(reading, query))
         resp.content_type = render.TYPE
         resp.text = self._renderer.render_screen(
-            SCREEN,
+            EVENT,
             now=self._clock.now(),
             query=query,
             page=page,

@@ -9,14 +9,11 @@ import re
 
 import pytest
 
-from relay.web.problems import KINDS
 from relay.web.screens import SCREENS
 from tests.helpers.browser import DESK, PHONE, TABLET, Browser, Theme
 from tests.helpers.page import Page
 
 PATHS = sorted(screen.path for screen in SCREENS if "{" not in screen.path)
-WITHOUT_LISTS = {"problem": f"/problems/{next(iter(KINDS))}"}
-"""Screens of one thing that no list links to."""
 OF_ONE = {screen.name: re.sub(r"{.*?}", "", screen.path.split("{")[0]) for screen in SCREENS if "{" in screen.path}
 """Screens of one thing: links to them begin so."""
 
@@ -57,7 +54,7 @@ def test_every_screen_is_accessible_in_every_window(
 ) -> None:
     """In each that no test above has looked at."""
     browser.site = night_page.url
-    one = [WITHOUT_LISTS.get(name) or _first_link(browser, start) for name, start in OF_ONE.items()]
+    one = [_first_link(browser, start) for start in OF_ONE.values()]
     browser.look(theme=theme, width=width)
     for path in (*PATHS, *one):
         browser.open(f"{path}?live=0")
@@ -79,7 +76,7 @@ def test_a_screen_without_data_says_so(path: str, browser: Browser, empty_page: 
 @pytest.mark.parametrize("name", OF_ONE)
 def test_a_screen_of_one_thing_is_accessible_and_fits_a_phone(name: str, browser: Browser, night_page: Page) -> None:
     browser.site = night_page.url
-    path = WITHOUT_LISTS.get(name) or _first_link(browser, OF_ONE[name])
+    path = _first_link(browser, OF_ONE[name])
     for width in (DESK, PHONE):
         browser.look(width=width, theme="light" if width == PHONE else "dark")
         browser.open(path)

@@ -9,7 +9,7 @@ from inbox.db.erasure import MANY_NAMING, ErasurePlan, ErasureSubject
 
 def planned(entity_id: str, **naming: int) -> ErasurePlan:
     subject = ErasureSubject("trivore", "USER", entity_id)
-    return ErasurePlan(subject, 1, 0, 1, duplicates=0, facts=1, lanes=1, pauses=0, naming=naming)
+    return ErasurePlan(subject, {"events": 1, "pauses": 0}, 0, naming)
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,7 @@ def test_every_key_is_documented_and_every_documented_key_is_one() -> None:
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         named[name] |= {each.arg for each in call.keywords if each.arg} - {"ids"}
     assert named["fields"] <= KEYS.keys()
-    assert KEYS.keys() <= always | named["fields"] | named["tell"] | named["keys"] | named["partial"] | {
-        *("compared", "missed", "added")
-    }
+    assert KEYS.keys() <= always | named["fields"] | named["tell"] | named["told"] | named["partial"]
     rows = "\n".join(f"| `{key}` | {meaning} |" for key, meaning in KEYS.items())
     assert f"| key | meaning |\n| --- | --- |\n{rows}\n\n" in PAGES["docs/reference/logs.md"]
 
@@ -109,7 +107,7 @@ def test_every_line_of_our_own_has_a_name() -> None:
         if isinstance(node, ast.Call) and re.fullmatch(r"_?(\w+_)?log\.\w+", ast.unparse(node.func))
     ]
     logging_calls = [(place, node) for place, node in calls if ast.unparse(node.func).rpartition(".")[2] in METHODS]
-    assert len(logging_calls) > 50
+    assert len(logging_calls) > 30
     assert [place for place, node in logging_calls if "extra" not in {each.arg for each in node.keywords}] == []
 
 

@@ -202,7 +202,7 @@ def test_a_failed_step_is_logged_with_all_its_frames_and_none_of_its_values(capl
     error = raised_with_a_row()
     assert SECRET in str(error)
     Observer().step_failed("record", error, 1.0)
-    Observer().bug_in_thread("sweeps", error)
+    Observer().tell("bug_in_thread", bug=error, subject="sweeps")
     assert caplog.text.count("in execute") == 4, "its own frames, and its cause's, each time"
     assert "IntegrityError" in caplog.text
     assert SECRET not in caplog.text

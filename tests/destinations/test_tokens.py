@@ -11,10 +11,10 @@ import pytest
 from inbox.clock import steady
 from inbox.config.model import Api, ApiOauth2, Config
 from inbox.config.values import Duration, Secret
-from relay.destinations.base import Caller, Clients
+from relay.destinations.base import Clients
 from relay.http import oauth
 from relay.http.answer import EXCERPT_BYTES, Answer
-from relay.http.client import Request
+from relay.http.client import HttpClient, Request
 from tests.helpers.delivering import context
 from tests.helpers.scripted import ScriptedServer, answer, closed_port, hang, serving
 
@@ -41,7 +41,7 @@ def server() -> Iterator[ScriptedServer]:
         yield made
 
 
-def client(server: ScriptedServer, token_url: str | None = None, timeout: float = 30, **more: str) -> Caller:
+def client(server: ScriptedServer, token_url: str | None = None, timeout: float = 30, **more: str) -> HttpClient:
     auth = ApiOauth2(
         token_url=token_url or f"{server.url}/token",
         client_id=Secret("c1ient"),
@@ -52,7 +52,7 @@ def client(server: ScriptedServer, token_url: str | None = None, timeout: float 
     return Clients(Config(apis={"identity": api})).api("identity")
 
 
-def call(caller: Caller) -> Answer:
+def call(caller: HttpClient) -> Answer:
     try:
         return caller.call(ASKED, context())
     finally:

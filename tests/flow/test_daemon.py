@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, text
@@ -120,7 +121,7 @@ def test_a_start_is_one_commit_which_has_the_routes(engine: Engine) -> None:
     at_start: list[tuple[int, list[str]]] = []
 
     class Watching(Observer):
-        def tell(self, event: str, level: int | None = None, **values: str | float | None) -> None:
+        def tell(self, event: str, level: int | None = None, **values: Any) -> None:  # noqa: ANN401  # as there
             super().tell(event, level, **values)
             if event != "started":
                 return

@@ -73,7 +73,7 @@ def test_when_it_ran_ahead_by_an_hour_and_is_put_right_deliveries_go_on_once_an_
         until(lambda: "received" not in open_states(engine), "all have their place")
         clock.set_by(-3600)
         held.go.set()
-        until(lambda: relay._observer.counts["clock_steps"], "it has noticed, and says what to do")
+        until(lambda: relay._observer.counts["clock_stepped"], "it has noticed, and says what to do")
         commands.ask(relay._database, "retry", Selection(route="everything"), who="kim", why="the clock was wrong")
         until(lambda: not open_states(engine), "all are delivered")
     assert sorted(held.seqs) == seqs
@@ -112,7 +112,7 @@ def test_when_it_jumps_forward_no_relay_takes_anything_from_another_that_lives(
             a_round_of_maintenance(engine, clock)
             clock.set_by(20)
             for relay in (one, other):
-                until(lambda: relay._observer.counts["clock_steps"], "it has noticed")
+                until(lambda: relay._observer.counts["clock_stepped"], "it has noticed")
             a_round_of_maintenance(engine, clock)
             held.go.set()
             until(lambda: not open_states(engine), "all are delivered")

@@ -318,7 +318,7 @@ def test_what_one_has_added_that_broke_off_is_told_though_the_next_one_finds_not
     sweeper.run_due()
     assert (watermark(engine)["missed"], watermark(engine)["compared_until"]) == (2, None)
     assert {kind for kind, _, firing in alerted(engine) if firing} == {"webhooks_missed", "sweep_failed"}
-    assert (sweeper._observer.counts["sweep_missed"], sweeper._observer.counts["sweeps"]) == (2, 0)
+    assert (sweeper._observer.counts["sweep_missed"], sweeper._observer.counts["swept"]) == (2, 0)
 
 
 def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_sweep_begins_there_again(

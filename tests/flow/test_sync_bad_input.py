@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox.db.dialect import as_json
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, SYNC, UPDATE, changed
 from tests.helpers.daemon import kinds
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.in_step import BEHIND, Flow, SyncSteps, user
 from tests.helpers.kinds import ON_SQLITE
-from tests.helpers.reading import rows
 from tests.helpers.scripted import Act, answer
 
 pytestmark = ON_SQLITE
@@ -97,54 +95,6 @@ def test_two_counterparts_are_dead_at_once_and_healed_by_the_next_event_once_the
     assert open_states(engine) == {"dead": 1}, "its lane is free"
     goes_on(flow, steps)
     assert details(engine, "superseded") == [{"by": 2, "because": "healed"}]
-
-
-# --- pages
-
-BY_START = changed('pick = "items" }', 'pick = "items", pages = { by = "start" } }')
-BY_LINK = changed('pick = "items" }', 'pick = "items", pages = { by = "url", next = "next" } }')
-FIRST, SECOND = f"{FIND}&startIndex=0&count=10", f"{FIND}&startIndex=1&count=10"
-
-
-@pytest.mark.parametrize("sync", [BY_START])
-def test_a_second_counterpart_on_the_second_page_is_dead_at_once(flow: Flow, steps: SyncSteps, engine: Engine) -> None:
-    flow.server.routes |= {FIRST: [FOUND], SECOND: [answer(200, {"items": [{"id": "c2", "external_id": "u1"}]})]}
-    steps.tell()
-    assert flow.asked == [FETCH, FIRST, SECOND]
-    (dead,) = details(engine, "dead")
-    assert (dead["cause"], dead["error"]) == ("ambiguous", "find: 2 counterparts")
-    (logged,) = rows(engine, "SELECT detail FROM delivery_log")
-    assert [call["url"].partition("?")[2] for call in as_json(logged["detail"])["calls"][1:]] == [
-        "externalId=…&startIndex=…&count=…"
-    ] * 2, "every call is in the log, without what was looked for"
-
-
-@pytest.mark.parametrize(
-    ("sync", "error"),
-    [
-        (BY_START, "find: page 2 came before: does the call take what pages says?"),
-        (BY_LINK, "find: page 2 names one as the next that was asked for already: it has no end"),
-    ],
-    ids=["by start", "by link"],
-)
-def test_a_page_that_repeats_for_ever_is_tried_again_and_then_given_up_and_the_lane_goes_on(
-    flow: Flow, steps: SyncSteps, engine: Engine, error: str
-) -> None:
-    same = answer(200, {"items": [{"id": "c1", "external_id": "u1"}]})
-    empty = answer(200, {"items": [], "next": "?page=2"})
-    flow.server.routes |= {FIRST: [same], SECOND: [same], FIND: [empty], "GET /contacts?page=2": [empty]}
-    steps.tell()
-    steps.later()
-    steps.later()
-    assert kinds(engine) == ["attempt_failed", "attempt_failed", "dead"]
-    (dead,) = details(engine, "dead")
-    assert (dead["cause"], dead["error"]) == ("exhausted", error)
-    assert flow.sent() == []
-    flow.server.routes |= {SECOND: [NONE], FIND: [FOUND]}
-    steps.later()
-    steps.tell()
-    assert len(flow.sent()) == 1
-    assert open_states(engine) == {}
 
 
 # --- malformed JSON

@@ -138,9 +138,9 @@ def test_a_result_that_comes_after_the_lease_was_taken_over_is_discarded_counted
         (taken,) = other.claim_due()
         held.go.set()
         observer: Observer = relay._observer
-        until(lambda: observer.counts["fenced"], "the late result was looked at")
+        until(lambda: observer.counts["result_discarded"], "the late result was looked at")
         (recorded,) = other.record([(taken, Delivered((), "forwarded"))])
         assert recorded.fact is not None
     assert f"discarded a late result: another claim holds the lease route=everything seq={seq}" in caplog.text
-    assert (observer.counts["fenced"], observer.counts["delivered"]) == (1, 0)
+    assert (observer.counts["result_discarded"], observer.counts["delivered"]) == (1, 0)
     assert kinds(engine) == ["abandoned", "delivered"]

@@ -96,11 +96,10 @@ def _rejected() -> list[Rejected]:
         received_at=START, source="trivore", status=422, cause="invalid_event", reason=f"no action is {ID}", field=None,
         remote_address="198.51.100.77", body_sha256=b"\x02" * 32, headers={"x-note": "maria-header"}, body=BODY,
     )  # fmt: skip
-    escaped = BODY.replace(ID.encode(), ID.encode().replace(b"4", b"\\u0034"))
     of_other = BODY.replace(ID.encode(), OTHER.encode()).replace(b"aria", b"ax").replace(b"eier", b"ustermann")
     return [
         plain,
-        msgspec.structs.replace(plain, body=escaped, reason="unreadable"),
+        msgspec.structs.replace(plain, reason="unreadable"),
         msgspec.structs.replace(
             plain, body=of_other, reason="other", remote_address="192.0.2.1", headers={"x-note": "max"}
         ),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from relay.operations.asks import Selection
-from relay.store.operator import selected
+from relay.store.operator import selection
 from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Act, Choice
 from tests.helpers.commanding import carry_out
@@ -134,7 +134,7 @@ def test_what_ends_again_while_a_command_reads_its_batch_is_left_alone(
     some: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = Selection(seqs=(6,), until_fact=newest_fact(some))
-    real = selected.page
+    real = selection.page
 
     def overtaken(*given: Any, **named: Any) -> Any:  # noqa: ANN401  # handed through
         page = real(*given, **named)
@@ -143,7 +143,7 @@ def test_what_ends_again_while_a_command_reads_its_batch_is_left_alone(
         some.record_all(some.claim_due(10), DONE)
         return page
 
-    monkeypatch.setattr(selected, "page", overtaken)
+    monkeypatch.setattr(selection, "page", overtaken)
     assert carry_out(some.database, CONFIG, "replay", chosen, why="the second") == 0
 
 

@@ -18,7 +18,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
 from relay.operations.asks import Selection
 from relay.store import gates
-from relay.store.operator import changes, commands, execution
+from relay.store.operator import changes, commands, execution, tasks
 from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
 from relay.store.transaction import Transaction
@@ -376,7 +376,7 @@ def test_a_pause_and_a_resume_wait_for_no_route_that_somebody_keeps_locked(steps
 @pytest.fixture
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of what a batch has, and of what a replay may have open."""
-    monkeypatch.setattr(execution, "BATCH", 20)
+    monkeypatch.setattr(tasks, "BATCH", 20)
     monkeypatch.setattr(changes, "MOST_OPEN", 100)
 
 
@@ -388,7 +388,7 @@ def test_a_replay_of_a_mountain_keeps_a_part_of_it_open(steps: Steps) -> None:
         pass
     states = [state for _, _, state in steps.states()]
     assert (states.count("ready"), states.count("dead")) == (100, 30)
-    assert the(steps, number)[2] == "waits: 100 replayed deliveries are open on route strict"
+    assert the(steps, number)[2] == "waits: 100 deliveries are due on route strict"
     steps.record_all(steps.claim_due(40))
     while work(steps):
         pass
@@ -455,7 +455,7 @@ def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) ->
 
 
 def test_all_of_an_event_is_in_one_batch(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "BATCH", 2)
+    monkeypatch.setattr(tasks, "BATCH", 2)
     routes = ["strict", "blocking", "latest"]
     steps.arrive(*(an_event(n, f"u{n}", routes=routes) for n in (1, 2)))
     number = commands.ask(steps.database, "cancel", Selection(source="trivore"), who="kim", why="no")
@@ -491,7 +491,7 @@ def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process
     number = commands.ask(steps.database, "replay", Selection(route="strict", backfill=True), who="kim", why="lost")
     with monkeypatch.context() as patch:
         dying = Dying(at=6)  # the batch, it as a part, a half, 1 and 2, 3 and 4; now 3
-        patch.setattr(execution, "_change", dying)
+        patch.setattr(tasks, "change", dying)
         with pytest.raises(KeyboardInterrupt):
             execution.work_on(steps.work, number)
     while claimed := steps.claim_due(8, "strict"):
@@ -515,7 +515,7 @@ def test_a_row_that_is_locked_while_a_batch_is_taken_apart_is_done_later(
     with steps.database.engine.connect() as person, monkeypatch.context() as patch:
         stand_still(person)
         locking = Locking(person, seq=3, bad=5)
-        patch.setattr(execution, "_change", locking)
+        patch.setattr(tasks, "change", locking)
         with pytest.raises(OperationalError, match="lock timeout"):
             execution.work_on(steps.work, number)
         assert [state for _, _, state in steps.states()] == ["ready"] * 2 + ["dead"] * 4
@@ -530,7 +530,7 @@ class Locking:
     """In place of what changes deliveries: a batch fails once for a bad delivery, and then a person locks another one."""
 
     def __init__(self, person: Connection, seq: int, bad: int) -> None:
-        self._change = execution._change
+        self._change = changes.change
         self._person, self._seq, self._bad = person, seq, bad
         self._has_failed = False
 
@@ -548,7 +548,7 @@ class Dying:
 
     def __init__(self, at: int) -> None:
         self._left = at
-        self._change = execution._change
+        self._change = changes.change
 
     def __call__(self, *arguments: Any, **named: Any) -> int:  # noqa: ANN401  # passed through
         self._left -= 1

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from inbox.config.model import Config
 from inbox.db.dialect import as_json
 from inbox.db.reads import Row
 from inbox.errors import UnusableCommand
@@ -92,7 +91,7 @@ def test_a_full_route_that_moves_is_waited_for_and_named(steps: Steps) -> None:
     work(steps)
     waiting = command(steps, number)
     assert (waiting["state"], waiting["affected"]) == ("running", 3)
-    assert waiting["answer"] == "waits: 3 replayed deliveries are open on route strict"
+    assert waiting["answer"] == "waits: 3 deliveries are due on route strict"
     steps.record_all(steps.claim_due())
     work(steps)
     assert command(steps, number)["state"] == "done"
@@ -120,10 +119,10 @@ def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: py
         acted.append(1)
         return commands.BatchResult("running", progress=len(acted))
 
-    def look(database: Database, _config: Config, command: commands.Command, _asked: object) -> tasks.Act:
+    def look(it: tasks.Working) -> tasks.Act:
         if not acted:  # the other relay looks, too, and is faster
             monkeypatch.setitem(tasks.TASKS, task_kind, lambda *_: act)
-            execution.work_on(work_of(database), command.id)
+            execution.work_on(it.work, it.command.id)
         return act
 
     for task_kind, selection in TASKS_ASKED.items():
@@ -143,11 +142,11 @@ def test_deliveries_that_another_command_has_just_replayed_are_left_alone(
     first, second = (ask(steps, "replay", {"route": "strict", "until_fact": newest["id"]}) for _ in range(2))
     beside, write, begun = Database(steps.database.engine, steps.clock), steps.database.write, list[int]()
 
-    def meanwhile() -> AbstractContextManager[Transaction]:
+    def meanwhile(*given: Any, **named: Any) -> AbstractContextManager[Transaction]:  # noqa: ANN401  # handed through
         begun.append(1)
         if len(begun) == nth:
             execution.work_on(work_of(beside), second)
-        return write()
+        return write(*given, **named)
 
     monkeypatch.setattr(steps.database, "write", meanwhile)
     execution.work_on(steps.work, first)
@@ -167,9 +166,9 @@ TASKS_ASKED: dict[str, dict[str, object]] = {
 def test_a_mistake_that_a_slow_relay_finds_ends_no_command_that_another_has_gone_on_with(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(database: Database, _config: Config, command: commands.Command, _asked: object) -> tasks.Act:
+    def look(it: tasks.Working) -> tasks.Act:
         monkeypatch.setitem(tasks.TASKS, "prune", lambda *_: lambda *_: commands.BatchResult("running", progress=1))
-        execution.work_on(work_of(database), command.id)
+        execution.work_on(it.work, it.command.id)
         raise UnusableCommand("there is nothing any more")
 
     number = ask(steps, "prune", {})

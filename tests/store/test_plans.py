@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
@@ -34,8 +34,7 @@ from relay.store import (
     sweeps,
 )
 from relay.store.audit import examine, rebuild, verify
-from relay.store.operator import changes, selected
-from relay.store.operator.selection import Which
+from relay.store.operator import changes, selection
 from relay.store.reads import OUTCOMES
 from relay.store.statement import Statement
 from tests.helpers.explaining import Node, explained, nodes
@@ -146,7 +145,7 @@ PARAMETERS: dict[str, Any] = {
     "entity_id": "u101",
     "event_type": "UPDATE",
     "after_id": "u101",
-    "routes": '[{"route": "crm"}]',
+    "routes": '[{"value": "crm"}]',
     "seqs": '[{"value": 1010}, {"value": 1020}]',
     "of_source": "trivore",
     "cause": "mapping",
@@ -234,8 +233,8 @@ def _constant(statement: TextClause, _: Sql) -> TextClause:
     return statement
 
 
-def _of_chosen(made: Callable[[Sql, Which, bool], TextClause], which: Which, sql: Sql) -> TextClause:
-    return made(sql, which, True)
+def _of_chosen(which: selection.Rows, sql: Sql) -> TextClause:
+    return selection._deliveries(sql, which)
 
 
 def _listed(wanted: EventFilter, sql: Sql) -> TextClause:
@@ -269,10 +268,8 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "end": written(deliveries.END),
     "move": written(deliveries.MOVE),
     "wanted that are open": reopen._present,
-    "wanted that are due later": changes._due_later,
     "wanted that nobody has begun": lambda sql: changes._untouched(sql, locked=True),
     "due on a route": changes._due,
-    "replayed on a route": changes._replayed_open,
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
     "newest repeat": lambda _: duplicates._NEWEST,
@@ -308,17 +305,11 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "facts by seq": lambda _: OF_AN_EVENT,
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
     **{name: partial(_constant, text(query)) for name, query in VIEWS.items()},
-    "events of an entity that a replay names": lambda sql: selected._events(sql, ("entity_id", "entity_type")),
-    "events of a backfill": lambda sql: selected._backfilled(sql, False),
-    "few events of a source": lambda _: selected.FEW_OF_SOURCE,
-    "next events of a source": lambda _: selected.NEXT_OF_SOURCE,
-    "deliveries of events that a replay names": lambda sql: selected._ended_of_events(sql, False),
-    "chosen events": lambda sql: selected._events(sql, ("seqs",)),
-    "chosen deliveries that have ended": lambda sql: selected._ended_of_events(sql, True),
-    "chosen deliveries of a backfill": lambda sql: selected._backfilled(sql, True),
-    "chosen dead deliveries": partial(_of_chosen, selected._candidates, "dead"),
-    "chosen dead deliveries by cause": partial(_of_chosen, selected._looked_up, "dead"),
-    "chosen deliveries to cancel": partial(_of_chosen, selected._candidates, "not begun"),
+    "events of an entity that a command names": partial(selection._of_entity, of_source=False),
+    "next events of a source": lambda _: selection.NEXT_OF_SOURCE,
+    "next dead events": partial(selection._open, states=("blocked", "dead"), is_later=False),
+    "next events that are due later": partial(selection._open, states=("ready",), is_later=True),
+    **{f"deliveries of {which}": partial(_of_chosen, which) for which in get_args(selection.Rows)},
     "figures of the last hour": written(route_states._FIGURES),
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
@@ -516,7 +507,7 @@ def _scans_a_table(step: str) -> bool:
 
 RESULTS = (
     *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
-    *("replayed", "moving", "entity_timeline", "gone", "subject", "sized", "known_rows", "closed_lanes"),
+    *("replayed", "moving", "entity_timeline", "gone", "subject", "sized", "known_rows", "closed_lanes", "k"),
 )
 """Of common table expressions, subqueries and of the views, by name."""
 

@@ -16,8 +16,8 @@ from inbox.events.timestamps import as_time
 from relay.operations.asks import Rejections
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
-from relay.store.operator.tasks import TASKS
-from tests.helpers.relaying import CONFIG, Steps
+from relay.store.operator.tasks import TASKS, Batch, Working
+from tests.helpers.relaying import Steps
 from tests.helpers.storing import START
 from tests.helpers.webhooks import body
 
@@ -77,11 +77,13 @@ def test_two_relays_at_one_step_readmit_each_request_once(steps: Steps) -> None:
     with steps.database.read() as transaction:
         command = commands.read_open(transaction, number)
     assert command is not None
-    acts = [TASKS["readmit"](steps.database, CONFIG, command, Rejections(id=1)) for _relay in range(2)]
+    working = Working(steps.work, command, Rejections(id=1))
+    batches = [TASKS["readmit"](working) for _relay in range(2)]
     changed = []
-    for act in acts:
+    for batch in batches:
+        assert isinstance(batch, Batch)
         with steps.database.write() as transaction:
-            changed.append(act(transaction, transaction.now()).changed)
+            changed.append(batch.act(transaction, transaction.now(), batch.items).changed)
     assert changed == [1, 0]
     assert steps.rows("SELECT count(*) AS n FROM inbox")[0]["n"] == 1
     assert steps.rows("SELECT count(*) AS n FROM duplicate_request")[0]["n"] == 0

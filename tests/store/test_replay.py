@@ -9,11 +9,10 @@ import pytest
 
 from inbox.config.model import Config, When
 from inbox.db.reads import Row
-from relay.delivery import facts
 from relay.delivery.outcome import Call, Failed
 from relay.operations.asks import Selection
-from relay.store.operator import commands, execution, selected
-from relay.store.operator.changes import replay
+from relay.store.operator import commands, execution, selection, tasks
+from relay.store.operator.changes import change
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Choice
 from tests.helpers.commanding import carry_out
@@ -61,13 +60,13 @@ def test_without_one_event_or_entity_only_what_is_dead_is_meant(steps: Steps) ->
     steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
     steps.attempt(DONE)
     steps.attempt(HOPELESS)
-    for selection in (
+    for chosen in (
         Selection(everything=True),
         Selection(route="strict"),
         Selection(source="trivore"),
         Selection(since=START),
     ):
-        assert meant(steps, selection) == [(2, "strict")]
+        assert meant(steps, chosen) == [(2, "strict")]
     assert meant(steps, Selection(route="latest")) == []
     assert meant(steps, Selection(source="github")) == []
 
@@ -257,9 +256,9 @@ def test_what_is_open_is_left_as_it_is(steps: Steps) -> None:
     for seq in (1, 2, 3, 4):
         assert meant(steps, Selection(seq=seq)) == []
     with steps.database.write() as transaction:
-        fact, now = facts.Replayed(who="kim", why="by mistake"), transaction.lock_order(keeps_payloads=True)
+        now, forced = transaction.lock_order(keeps_payloads=True), Choice("replay", Selection(force=True), CONFIG)
         every = [(1, "strict"), (2, "strict"), (3, "strict"), (4, "strict")]
-        assert replay(transaction, CONFIG, every, fact, now, policies=POLICIES, too=None) == 0
+        assert change(transaction, forced, every, now, who="kim", why="by mistake", policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert steps.kinds() == []
 
@@ -373,7 +372,7 @@ def test_a_plan_is_what_is_done_when_the_last_delivered_is_replayed_in_an_earlie
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest of the lane arrived first: its batch takes it up before the older ones are looked at."""
-    monkeypatch.setattr(execution, "BATCH", 1)
+    monkeypatch.setattr(tasks, "BATCH", 1)
     steps.arrive(an_event(9))
     steps.attempt(DONE)
     for n in (1, 2, 3):
@@ -389,7 +388,7 @@ def test_what_an_earlier_batch_had_delivered_again_is_overtaken_by_nothing_older
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest of the lane arrived first, and a relay delivers it again before the older ones are looked at."""
-    monkeypatch.setattr(execution, "BATCH", 1)
+    monkeypatch.setattr(tasks, "BATCH", 1)
     for n in (9, 1):
         steps.arrive(an_event(n))
         steps.attempt(DONE)
@@ -444,24 +443,11 @@ def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
     assert steps.states() == [(2, "strict", "ready")]
 
 
-def test_a_plan_that_is_late_ends_within_a_page_and_says_so(steps: Steps) -> None:
-    steps.arrive(*(an_event(n) for n in range(1, 5)))
-    for _ in range(4):
-        steps.attempt(DONE)
-    steps.do(a_fact("replayed", who=5))
-    choice = Choice("replay", Selection(source="trivore", entity_type="USER", entity_id="u1"), CONFIG)
-    late = preview(steps.database, choice, Bound(1000, until=0.0))
-    assert (late.is_whole, late.count, late.left_out) == (False, 0, {"unreadable": 1})
-    whole = preview(steps.database, choice, Bound(1000))
-    assert (whole.is_whole, whole.count, whole.left_out) == (True, 3, {"unreadable": 1})
-
-
-@pytest.mark.parametrize("few", [0, 2000])
 @pytest.mark.parametrize("page", [1, 2, 5, 6])
 def test_a_backfill_looks_through_the_events_of_its_source_in_pages(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch, few: int, page: int
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    monkeypatch.setattr(selected, "_FEW", few)
+    monkeypatch.setattr(selection, "_CANDIDATES", 1)
     steps.arrive(
         *(msgspec.structs.replace(an_event(n, f"u{n}"), source="trivore" if n % 2 else "billing") for n in range(1, 11))
     )
@@ -469,7 +455,7 @@ def test_a_backfill_looks_through_the_events_of_its_source_in_pages(
     steps.record_all(steps.claim_due(10), DONE)
     found, after = [], 0
     while True:
-        part = selected.page(steps.database, choice, after=after, most=page)
+        part = selection.page(steps.work, choice, after=after, most=page)
         found += [row["seq"] for row in part.rows]
         if part.upto is None:
             break

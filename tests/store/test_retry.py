@@ -12,8 +12,8 @@ from relay.delivery.outcome import Call, Failed
 from relay.operations.asks import Selection
 from relay.operations.table import parse
 from relay.store import gates, record
-from relay.store.operator import changes, commands, execution, selected
-from relay.store.operator.changes import retry
+from relay.store.operator import changes, commands, execution, selection, tasks
+from relay.store.operator.changes import change
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Choice, keys_of
 from tests.helpers.commanding import carry_out
@@ -103,7 +103,7 @@ def test_each_filter_picks_among_the_waiting(steps: Steps) -> None:
     steps.record_all(steps.claim_due(), NO_ANSWER)
 
     assert meant(steps, ALL) == [1, 2, 3]
-    for selection, found in (
+    for chosen, found in (
         (Selection(route="latest"), [2]),
         (Selection(source="trivore"), [1, 2, 3]),
         (Selection(source="github"), []),
@@ -121,7 +121,7 @@ def test_each_filter_picks_among_the_waiting(steps: Steps) -> None:
         (Selection(until=failed_later), [1, 2]),
         (Selection(cause="server_error", route="strict"), [1]),
     ):
-        assert meant(steps, selection) == found, selection
+        assert meant(steps, chosen) == found, chosen
 
 
 def test_one_that_took_over_the_retries_of_an_older_one_has_the_cause_of_that_one(steps: Steps) -> None:
@@ -152,7 +152,7 @@ def test_a_plan_counts_by_route_and_cause_and_says_until_when_they_wait(steps: S
     steps.record_all(steps.claim_due(1, "strict"), ANSWERED_503)
     steps.record_all(steps.claim_due(1, "latest"), NO_ANSWER)
     larger, smaller = plan(steps, ALL).groups
-    assert (larger.route, larger.state, larger.cause, larger.count) == ("strict", "ready", "server_error", 2)
+    assert (larger.route, larger.state, larger.cause, larger.count) == ("strict", "retrying", "server_error", 2)
     assert (larger.first_due_at, larger.last_due_at) == (first, first + timedelta(seconds=1))
     assert (smaller.route, smaller.cause, smaller.count) == ("latest", "unknown", 1)
 
@@ -169,7 +169,7 @@ def test_without_any_filter_it_has_to_be_everything(steps: Steps) -> None:
 def test_a_full_route_that_a_gate_holds_back_keeps_no_retry_of_other_routes_waiting(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "BATCH", 3)
+    monkeypatch.setattr(tasks, "BATCH", 3)
     monkeypatch.setattr(changes, "MOST_OPEN", 3)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 9)))
     steps.arrive(*(an_event(n, f"u{n}", routes=["latest"]) for n in range(9, 12)))
@@ -187,7 +187,7 @@ def test_a_full_route_that_a_gate_holds_back_keeps_no_retry_of_other_routes_wait
 
 
 def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "BATCH", 10)
+    monkeypatch.setattr(tasks, "BATCH", 10)
     monkeypatch.setattr(changes, "MOST_OPEN", 20)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 41)))
     steps.record_all(steps.claim_due(), UNWELL)
@@ -225,15 +225,16 @@ def test_one_that_became_due_or_was_claimed_since_it_was_found_stays_as_it_is(st
     before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
     with steps.database.write() as transaction:
         now = transaction.lock_order()
-        assert retry(transaction, [(1, "strict"), (2, "strict"), (3, "strict")], now, who="ann", why="back") == 0
+        keys, said = [(1, "strict"), (2, "strict"), (3, "strict")], {"who": "ann", "why": "back"}
+        assert change(transaction, Choice("retry", ALL, CONFIG), keys, now, **said, policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert [kind for _, kind in steps.kinds()] == []
 
 
 def test_a_command_goes_on_past_many_that_it_is_not_about(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selected, "_CANDIDATES", 2)
-    monkeypatch.setattr(selected, "_MOST_LOOK_UPS", 1)
-    monkeypatch.setattr(execution, "BATCH", 2)
+    monkeypatch.setattr(selection, "_CANDIDATES", 2)
+    monkeypatch.setattr(selection, "_MOST_LOOK_UPS", 1)
+    monkeypatch.setattr(tasks, "BATCH", 2)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 11)))
     steps.record([(claimed, NO_ANSWER if claimed.seq == 9 else ANSWERED_503) for claimed in steps.claim_due()])
     number = commands.ask(steps.database, "retry", Selection(cause=NO_ANSWER.error_class), who="ann", why="back")
@@ -248,8 +249,8 @@ def test_pages_have_each_selected_delivery_once_and_whole_events(
     steps: Steps, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     """Whatever stands between them, and however few are looked up together, and in one page."""
-    monkeypatch.setattr(selected, "_CANDIDATES", 2)
-    monkeypatch.setattr(selected, "_MOST_LOOK_UPS", 2)
+    monkeypatch.setattr(selection, "_CANDIDATES", 2)
+    monkeypatch.setattr(selection, "_MOST_LOOK_UPS", 2)
     monkeypatch.setattr(record, "OWN_TRANSACTION", 100)  # no breaker opens between the two routes
     steps.arrive(*(an_event(n, f"u{n}", routes=["latest", "strict"]) for n in range(1, 11)))
     steps.record([(claimed, NO_ANSWER if claimed.seq % 3 else ANSWERED_503) for claimed in steps.claim_due()])
@@ -257,7 +258,7 @@ def test_pages_have_each_selected_delivery_once_and_whole_events(
     found: list[tuple[int, str]] = []
     after: int | None = 0
     while after is not None:
-        page = selected.page(steps.database, choice, after=after, most=most)
+        page = selection.page(steps.work, choice, after=after, most=most)
         found += keys_of(page.rows)
         after = page.upto
     assert found == [(seq, route) for seq in (3, 6, 9) for route in ("latest", "strict")]

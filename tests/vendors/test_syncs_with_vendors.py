@@ -199,9 +199,7 @@ method = "POST"
 path = "/crm/v3/objects/contacts/search"
 body.filterGroups = [{{ filters = [{{ propertyName = "email", operator = "EQ", value = "{{entity.userName}}" }}] }}]
 body.properties = ["email", "lastname"]
-body.after = "{{next}}"
 pick = "results"
-pages = {{ by = "cursor", next = "paging.next.after" }}
 verify = {{ "properties.email" = "entity.userName" }}
 ignore_case = true
 [routes.issues]
@@ -216,7 +214,6 @@ map = {{ title = "entity.userName", labels = "[join('', ['user-', event.entity_i
 [routes.issues.sync.find]
 path = "/repos/acme/people/issues"
 params = {{ labels = "user-{{event.entity_id:text}}", state = "all" }}
-pages = "link"
 pick = "@"
 verify = {{ "labels[].name" = "join('', ['user-', event.entity_id])" }}
 """
@@ -294,7 +291,6 @@ modified = "updatedAt"
 path = "/Users"
 params = {{ filter = "externalId eq {{event.entity_id:scim}}" }}
 pick = "Resources"
-pages = "scim"
 [routes.accounts.sync.create]
 path = "/Users"
 [routes.accounts.sync.update]

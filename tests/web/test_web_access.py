@@ -220,7 +220,7 @@ def test_a_program_without_a_token_that_counts_gets_401_and_the_scheme(door: Ent
     answer = door.get("/api/v1/rejected", **headers)
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["type"] == "/problems/sign_in_needed"
+    assert answer.json()["cause"] == "sign_in_needed"
     assert given is None or TOKEN not in answer.text
 
 

@@ -64,7 +64,7 @@ def test_half_a_surrogate_pair_shows_as_an_escape(page: Page, steps: Steps, kind
         return
     steps.do(a_fact(kind, LONE, 2, "blocking"), COMMAND.format('{"route": "\\ud800"}'))
     all_answer(page)
-    assert page.json("/commands/3.json")["selection"] == {"route": "\\ud800"}
+    assert page.json("/commands/3.json")["command"]["selection"] == {"route": "\\ud800"}
 
 
 def test_a_winner_that_is_no_number_takes_no_list_away(page: Page, steps: Steps) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.web.render import Series, line_chart, scale, sparkline, summary
+from relay.web.render import Series, chart, scale, summary
 
 FIGURES = st.lists(st.integers(0, 10**30), max_size=70)
 LINES = st.lists(
@@ -43,7 +43,7 @@ def places(drawn: ET.Element) -> list[tuple[float, float]]:
 
 @given(title=st.text(max_size=60), lines=LINES, labels=st.lists(st.text(max_size=9), max_size=5))
 def test_any_figures_are_valid_xml_inside_the_view_box(title: str, lines: list[Series], labels: list[str]) -> None:
-    for drawn in (line_chart("all", title, lines, labels), sparkline("one", title, lines)):
+    for drawn in (chart("all", title, lines, labels), chart("one", title, lines)):
         root = parsed(drawn)
         _, _, width, height = map(float, (root.get("viewBox") or "").split())
         assert all(0 <= x <= width and 0 <= y <= height for x, y in places(root))
@@ -53,7 +53,7 @@ def test_any_figures_are_valid_xml_inside_the_view_box(title: str, lines: list[S
 
 @given(title=st.text())
 def test_it_is_named_and_described_by_its_own_ids(title: str) -> None:
-    root = parsed(sparkline("route-1", title, figures(1, 2)))
+    root = parsed(chart("route-1", title, figures(1, 2)))
     named = {each.get("id"): each.text for each in root if each.tag in {f"{SVG}title", f"{SVG}desc"}}
     assert root.get("aria-labelledby") == "route-1-title route-1-about"
     assert named["route-1-about"] == "in: 3 in all, at most 2 a minute, 2 in the last one"
@@ -62,7 +62,7 @@ def test_it_is_named_and_described_by_its_own_ids(title: str) -> None:
 
 
 def test_markup_in_a_name_stays_a_name() -> None:
-    drawn = line_chart("all", "</title><script>alert(1)</script>", (Series('"><b>', "in", (1,)),), ["<i>"])
+    drawn = chart("all", "</title><script>alert(1)</script>", (Series('"><b>', "in", (1,)),), ["<i>"])
     assert "<script" not in drawn
     assert "<b>" not in drawn
     assert "<i>" not in drawn
@@ -94,14 +94,14 @@ def test_the_scale_is_in_numbers_that_people_read(largest: int, expected: tuple[
 
 
 def test_a_higher_figure_is_drawn_higher_and_a_later_one_further_right() -> None:
-    (line,) = parsed(line_chart("all", "t", figures(0, 5, 10), ["10:00", "11:00"])).iter(f"{SVG}polyline")
+    (line,) = parsed(chart("all", "t", figures(0, 5, 10), ["10:00", "11:00"])).iter(f"{SVG}polyline")
     (x0, y0), (x1, y1), (x2, y2) = (tuple(map(float, pair.split(","))) for pair in (line.get("points") or "").split())
     assert x0 < x1 < x2
     assert y0 > y1 > y2
 
 
 def test_its_labels_are_those_of_the_grid_and_of_the_times() -> None:
-    drawn = line_chart("all", "t", figures(12_000), ["10:00", "11:00"])
+    drawn = chart("all", "t", figures(12_000), ["10:00", "11:00"])
     assert re.findall(r"<text[^>]*>([^<]*)</text>", drawn) == ["0", "5k", "10k", "15k", "10:00", "11:00"]
 
 

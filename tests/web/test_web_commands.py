@@ -45,11 +45,11 @@ def test_a_command_is_stopped_by_name_and_goes_on(page: Page, steps: Steps) -> N
     why = {"command": number, "reason": " the wrong route "}
     answer = page.post("/acts/stop", why)
     assert (answer.status_code, answer.headers["location"]) == (303, f"/commands/{number}")
-    stopped = page.json(f"/commands/{number}.json")
+    stopped = page.json(f"/commands/{number}.json")["command"]
     assert (stopped["state"], stopped["answer"]) == ("cancelled", "stopped by olga: the wrong route")
     assert "Continue</button>" in page.get(f"/commands/{number}").text
     assert page.post("/acts/continue", why).status_code == 303
-    assert page.json(f"/api/v1/commands/{number}")["state"] == "running"
+    assert page.json(f"/api/v1/commands/{number}")["command"]["state"] == "running"
     again = page.post("/acts/continue", why)
     assert again.status_code == 409
     assert "only one that was stopped goes on" in again.text
@@ -66,7 +66,7 @@ def test_a_stop_needs_a_reason(page: Page, steps: Steps, reason: str) -> None:
     (number,) = ask(steps)
     assert page.post("/acts/stop", {"command": number, "reason": reason}).status_code == 400
     assert page.post("/api/v1/acts/stop", json={"command": number, "reason": reason}).status_code == 400
-    assert page.json(f"/commands/{number}.json")["state"] == "asked"
+    assert page.json(f"/commands/{number}.json")["command"]["state"] == "asked"
 
 
 def test_the_api_stops_what_is_there_and_open(page: Page, steps: Steps) -> None:

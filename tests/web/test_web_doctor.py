@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from relay.doctor.run import ExaminationResult, Installation
-from relay.web.screens import doctor
+from relay.web.screens import overview
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.relaying import Steps
 
@@ -30,11 +30,11 @@ def test_a_report_is_kept_for_everybody_and_one_that_failed_is_not(page: Page, m
             raise ValueError("broken")
         return []
 
-    monkeypatch.setattr(doctor, "run", counted)
+    monkeypatch.setattr(overview, "run", counted)
     assert page.get("/doctor").status_code == 500
     first = page.json("/doctor.json")
     assert page.json("/api/v1/doctor", VIEWER) == first
     assert len(runs) == 2
-    monkeypatch.setattr(doctor, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(overview, "KEPT_SECONDS", 0.0)
     page.json("/doctor.json")
     assert len(runs) == 3

@@ -101,7 +101,7 @@ def test_what_is_copied_holds_no_key_that_a_terminal_would_press(
 ) -> None:
     steps.arrive(an_event(1, entity_id))
     shown = page.get(f"/entities/trivore/USER/{segment(entity_id)}").text
-    assert ('data-copy="SELECT' in shown, "entity_timeline" in shown) == (may_copy, True)
+    assert ('data-copy="inbox list' in shown, "inbox list" in shown) == (may_copy, True)
     assert not set(shown) & {"\x1b", "\r", "\u202e"}
 
 
@@ -254,7 +254,7 @@ def test_systems_that_hang_block_no_other_page_and_no_third_comparison(
         assert hangs.wait(60)
         raise AssertionError
 
-    monkeypatch.setattr(event_screen, "_preview", hang)
+    monkeypatch.setattr(event_screen, "preview", hang)
     monkeypatch.setattr(reading, "LONGEST_WAIT_SECONDS", 0.1)
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(requests_get, compared.url + DIFFERENCE) for _ in range(2)]

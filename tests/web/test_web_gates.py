@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-import msgspec
 import pytest
 from sqlalchemy import insert
 
@@ -12,12 +11,10 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.schema import sweep_watermark
 from inbox.loader.load import parse_config
-from relay.delivery.gates import RateLimit, entity_key
-from relay.delivery.policy import policies
+from relay.delivery.gates import entity_key
 from relay.store import gates
-from relay.web.screens.overview import rate_lines
 from tests.helpers.page import VIEWER, Page, on_database
-from tests.helpers.relaying import POLICIES, Steps
+from tests.helpers.relaying import Steps
 
 NOW = SystemClock().now()
 SWEPT = parse_config("""
@@ -132,15 +129,3 @@ def test_a_sweep_shows_its_watermark_its_error_and_that_it_runs(page: Page, step
     ]
     assert found[0]["watermark"]["missed"] == 3
     assert "503 &lt;b&gt;" in page.get("/gates").text
-
-
-def test_a_rate_says_when_the_next_attempt_may_go_out() -> None:
-    limit = RateLimit(("api", "identity"), 0.5, 1)
-    some = {**policies(SWEPT)}
-    assert list(rate_lines(some, {}, NOW)) == []
-    route = next(iter(POLICIES.values()))
-    limited = {"a": msgspec.structs.replace(route, rate_limits=(limit,))}
-    (free,) = rate_lines(limited, {}, NOW)
-    assert (free.per_second, free.opens_in_seconds, free.routes) == (0.5, 0, ("a",))
-    (used,) = rate_lines(limited, {limit.key: limit.used(None, NOW, 2)}, NOW)
-    assert used.opens_in_seconds == pytest.approx(2)

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from relay.accounts import Actor
-from relay.web.problems import KINDS
 from relay.web.query import segment
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
@@ -24,12 +23,10 @@ PARTS: dict[str, tuple[object, ...]] = {
     "id": (1, 2, "u1", "u2", "u3"),
     "source": ("trivore",),
     "type": ("USER",),
-    "cause": tuple(KINDS),
 }
 """Values of the parts of paths."""
 PARAMETERS: dict[str, tuple[object, ...]] = {
     "state": ("dead", "blocked", "delivered", "retrying", "unrouted", "waiting"),
-    "view": ("raw", "hex", "pretty"),
 }
 """Values of parameters whose type does not say them."""
 

@@ -18,10 +18,8 @@ from relay.findings import Finding, findings
 from relay.store import gates, nodes
 from relay.store.alerts import note
 from relay.store.overview import FiringAlert, HeldGate, Overview
-from relay.store.retention import STEPS
 from relay.store.route_states import RouteState
-from relay.web.screens.alerts import Button, button_of
-from relay.web.screens.overview import RETENTION_WORDS
+from relay.web.screens.overview import Button, button_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.patience import stand_still
@@ -98,7 +96,7 @@ def test_critical_ones_come_first_and_alerts_of_other_things_are_kept() -> None:
     found = all_of(seen(gates=(PAUSED,), alerts=alerts), stuck)
     assert [each.level for each in found] == ["critical", "warning", "warning", "information"]
     assert [each.sentence for each in found[1:3]] == [alert.text for alert in alerts]
-    assert button_of(found[0]) == Button("Deliveries", path="/deliveries?route=crm&state=ready")
+    assert button_of(found[0]) == Button("Deliveries", path="/deliveries?route=crm")
     assert button_of(found[1]) == Button("Deliveries", path="/deliveries?route=crm")
 
 
@@ -204,7 +202,3 @@ def test_of_many_routes_the_quiet_ones_are_left_out_until_asked_for(page: Page, 
     assert (len(found["routes"]), found["quiet_routes"]) == (25, 3)
     assert len(page.json("/overview.json?routes=all")["routes"]) == 28
     assert "3 routes with nothing open" in page.get("/").text
-
-
-def test_every_kind_of_retention_has_words() -> None:
-    assert RETENTION_WORDS.keys() == STEPS.keys()

@@ -74,7 +74,7 @@ def test_a_slow_statement_is_ended_and_the_page_keeps_its_filters(page: Page) ->
 def test_the_json_of_a_slow_statement_is_a_problem(page: Page) -> None:
     answer = page.get("/api/v1/rejected", headers={"Accept": "application/json"})
     assert (answer.status_code, answer.headers["Content-Type"]) == (503, "application/problem+json")
-    assert answer.json()["type"] == "/problems/query_too_slow"
+    assert answer.json()["cause"] == "query_too_slow"
 
 
 def test_a_database_that_is_gone_is_told_and_comes_back_by_itself(page: Page, database_url: str) -> None:
@@ -85,7 +85,7 @@ def test_a_database_that_is_gone_is_told_and_comes_back_by_itself(page: Page, da
         assert "The database does not answer" in away.text
         assert "this page tries again by itself" in away.text
         assert 'value="trivore"' in away.text
-        assert page.get("/rejected.json").json()["type"] == "/problems/database_away"
+        assert page.get("/rejected.json").json()["cause"] == "database_away"
     assert page.get("/rejected").status_code == 200
 
 

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from relay.web import openapi
-from relay.web.openapi import OPERATIONS
+from relay.web.screens import SCREENS
 from tests.helpers.page import on_database
 from tests.helpers.page_rows import fill_page
 from tests.helpers.relaying import CONFIG, Steps
@@ -46,7 +46,7 @@ NAMES = {"source": list(CONFIG.sources), "route": list(CONFIG.routes), "destinat
 
 def document() -> Any:  # noqa: ANN401  # any JSON
     """The description of the page of `CONFIG`."""
-    made = closed(openapi.document(OPERATIONS, "1"))
+    made = closed(openapi.document(SCREENS, "1"))
     for operations in made["paths"].values():
         for parameter in (each for operation in operations.values() for each in operation["parameters"]):
             if parameter["name"] in NAMES:

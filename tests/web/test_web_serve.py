@@ -91,7 +91,7 @@ def test_a_person_signs_in_and_sees_a_page(place: Site) -> None:
         assert (shown.status_code, shown.url) == (200, f"{url}/rejected?source=trivore")
         assert "Rejected requests" in shown.text
         assert "olga" in shown.text
-        chosen = "&".join(f"chosen={number:018}%2F{'route' * 13}-{number % 2}" for number in range(MOST_SEQS))
+        chosen = "&".join(f"deliveries={number:018}%2F{'route' * 13}-{number % 2}" for number in range(MOST_SEQS))
         planned = browser.get(f"{url}/acts/replay?{chosen}", headers={"Accept": "text/html"}, timeout=10)
         assert (planned.status_code, "nothing to replay" in planned.text) == (200, True), planned.text[:500]
     assert len(program.children()) == 1

@@ -7,35 +7,33 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import text
 
 from inbox.clock import SystemClock
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config, RetentionKind
 from inbox.db import erasure, reads
-from inbox.db.dialect import rows_param
 from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.commands import MOST_REASON, says_why
-from inbox.events.states import OPEN_STATES
-from inbox.events.timestamps import as_time
+from inbox.events.states import RETRYING
 from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate, resume_command
 from relay.delivery.policy import policies
 from relay.filters import Filtered, unknown
 from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
-from relay.operations.table import OPERATIONS, Words, command_line, require_order
+from relay.operations.table import OPERATIONS, command_line, require_order
 from relay.store import gates, retention
 from relay.store.database import Database
-from relay.store.deliveries import Key
-from relay.store.operator import commands, readmit, selected
-from relay.store.operator.changes import LeftOut, replayable
+from relay.store.deliveries import Key, key_text
+from relay.store.operator import commands, readmit, selection
+from relay.store.operator.changes import LEFT_OUT, LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
+from relay.store.route_states import read_routes
+from relay.store.work import Work, in_parts
 from relay.words import counted, gate_holds
 
 _PAGE = 500
@@ -123,14 +121,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
 
 
-LEFT_OUT: Mapping[LeftOut, str] = {
-    "overtaken": "older than the last delivered state of their lane; --force replays them too",
-    "route_removed": "ended on a route that is not configured any more; configure it again to replay them",
-    "payload_gone": "have no headers and body any more: retention or erasure deleted them; `relay cancel` ends dead ones",
-    "unreadable": "have a fact that can't be read; `relay verify` names it",
-}
-
-
 def why_left_out(reason: str) -> str:
     """Return the sentence about rows that an operation leaves as they are; other reasons are sentences themselves."""
     return LEFT_OUT.get(cast("LeftOut", reason), reason)
@@ -160,8 +150,8 @@ class _Planning(msgspec.Struct, frozen=True):
     """Hears how many rows have been examined, where that takes long."""
 
     @property
-    def words(self) -> Words:
-        return OPERATIONS[self.kind].words
+    def nothing(self) -> str:
+        return OPERATIONS[self.kind].nothing
 
 
 def plan(
@@ -178,14 +168,39 @@ def plan(
     Raises:
         UnusableCommand: it can't be meant; the message says what would be right.
     """
-    require_order(asked)
+    require_meant(database, config, kind, asked)
     return _PLANS[OPERATIONS[kind].asks](_Planning(database, config, kind, asked, bound, seen))
+
+
+_LISTINGS: Mapping[type[msgspec.Struct], Filtered] = {
+    Selection: "dead",
+    Rejections: "rejected",
+    OneEntity: "deliveries",
+}
+"""The listing whose filters have the names of what is asked."""
+
+
+def require_meant(database: Database, config: Config, kind: str, asked: msgspec.Struct) -> None:
+    """Check that an operation can be meant, and that everything that it names exists.
+
+    Raises:
+        UnusableCommand: it can't be; the message says what would be right.
+    """
+    require_order(asked)
+    mistake = None
+    if isinstance(asked, Selection):
+        mistake = Choice(cast("Act", kind), asked, config).mistake
+    elif isinstance(asked, OneGate):
+        mistake = gates.mistake_in(database, Gate(**msgspec.structs.asdict(asked)), kind, config)
+    if mistake is None and (listing := _LISTINGS.get(type(asked))):
+        given = {name: getattr(asked, name, None) for name in ("destination", "api", "cause", "route", "source")}
+        mistake = next((sentence for _, sentence in unknown(listing, given, config, database.engine)), None)
+    if mistake is not None:
+        raise UnusableCommand(mistake)
 
 
 def _plan_deliveries(it: _Planning) -> Plan:
     choice = Choice(cast("Act", it.kind), it.asked, it.config)
-    if mistake := mistake_in(it.database, choice):
-        raise UnusableCommand(mistake)
     found = preview(it.database, choice, it.bound, seen=it.seen)
     warnings = (
         *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
@@ -200,20 +215,9 @@ def _plan_deliveries(it: _Planning) -> Plan:
     return msgspec.structs.replace(
         found,
         warnings=warnings,
-        obstacle=it.words.nothing if is_nothing else None,
+        obstacle=it.nothing if is_nothing else None,
         instead=tuple(instead(it.database, choice)) if is_nothing else (),
     )
-
-
-def mistake_in(database: Database, choice: Choice) -> str | None:
-    """Return the reason why a selection is invalid; None when it is valid."""
-    return choice.mistake or _unknown_name(database, choice.config, "dead", choice.selection)
-
-
-def _unknown_name(database: Database, config: Config, listing: Filtered, asked: msgspec.Struct) -> str | None:
-    """Return the sentence about a name that neither the configuration nor the database has."""
-    given = {name: getattr(asked, name, None) for name in ("destination", "api", "cause", "route", "source")}
-    return next((sentence for _, sentence in unknown(listing, given, config, database.engine)), None)
 
 
 def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = lambda _: None) -> Plan:
@@ -224,58 +228,53 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
     examined, is_whole = 0, True
     after: int | None = 0
     while after is not None and is_whole:
-        page = selected.page(database, choice, after=after, most=_PAGE, is_late=bound.is_late)
-        left = _left_out(database, choice, page, bound.is_late)
+        page = selection.page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
+        left = _left_out(database, choice, keys_of(page.rows))
+        left_out.update(left.values())
+        left_out["unreadable"] += len(page.unreadable)
         for row in page.rows:
-            why = left.get((row["seq"], row["route"]))
-            if why is None:
+            if (row["seq"], row["route"]) not in left:
                 _add(groups, row)
                 first += [row] if len(first) < bound.listed else ()
-            elif why != "not examined":
-                left_out[why] += 1
         examined, after = examined + len(page.rows), page.upto
         seen(examined)
-        is_enough = after is not None and (bound.is_late() or examined >= (bound.rows or examined + 1))
-        is_whole = not is_enough and "not examined" not in left.values()
+        is_whole = after is None or not (bound.is_late() or examined >= (bound.rows or examined + 1))
     return Plan(
         count=sum(group.count for group in groups.values()),
         is_whole=is_whole,
         groups=tuple(sorted(groups.values(), key=lambda g: (-g.count, g.route, g.state, g.cause or ""))),
         deliveries=tuple(first),
-        left_out=dict(left_out),
+        left_out=dict(+left_out),
     )
 
 
 def _add(groups: dict[tuple[str, str, str | None], Group], row: Row) -> None:
-    due_at = None if row.get("due_at") is None else as_time(row["due_at"])
-    key = (row["route"], row["state"], row["cause"])
+    state = RETRYING if row["is_later"] and row["attempts"] else row["state"]
+    key = (row["route"], state, row["cause"])
     known = groups.get(key, Group(*key, 0))
-    times = [moment for moment in (known.first_due_at, due_at, known.last_due_at) if moment is not None]
+    times = [moment for moment in (known.first_due_at, row["due_at"], known.last_due_at) if moment is not None]
     groups[key] = Group(*key, known.count + 1, min(times, default=None), max(times, default=None))
 
 
-def _left_out(
-    database: Database, choice: Choice, page: selected.SelectedPage, is_late: Callable[[], bool]
-) -> dict[Key, str]:
-    """Find those of a page that the command leaves as they are. Where each costs transactions, the time may end before."""
-    left: dict[Key, str] = dict.fromkeys(page.unreadable, "unreadable")
+def _quiet(database: Database, choice: Choice) -> Work:
+    """Return a context that reports nothing: a plan sets nothing aside."""
+    return Work(database, choice.config, {})
+
+
+def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Mapping[Key, LeftOut]:
+    """Find those of a page that the command leaves as they are."""
     if choice.act != "replay":
-        return left
-    keys = [key for key in keys_of(page.rows) if key not in left]
+        return {}
 
-    def part(some: Sequence[Key]) -> dict[Key, str | None]:
+    def part(some: Sequence[Key]) -> Mapping[Key, LeftOut]:
         with database.read() as transaction:
-            too = None if choice.selection.force else partial(selected.among, transaction, choice)
-            found = replayable(transaction, choice.config, some, too=too, states=choice.states, locked=False)
-        return {key: found.left_out.get(key) for key in some}
+            return replayable(transaction, choice, some, locked=False).left_out
 
-    def fail(key: Key, _error: Exception) -> dict[Key, str | None]:
+    def alone(key: Key, _error: Exception) -> Mapping[Key, LeftOut]:
         return {key: "unreadable"}
 
-    examined: dict[Key, str | None] = {}
-    for some in selected.together_or_apart(keys, part, fail, is_late):
-        examined |= some
-    return left | {key: why for key in keys if (why := examined.get(key, "not examined")) is not None}
+    parts = in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=key_text)
+    return {key: why for part in parts for key, why in part.items()}
 
 
 def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
@@ -322,37 +321,33 @@ def _other(database: Database, choice: Choice, act: Act) -> str | None:
     everything = chosen.is_empty or msgspec.structs.replace(chosen, state=None).is_empty
     given = {"state": None, "until_fact": None, "force": False, "backfill": False, "everything": everything}
     other = msgspec.structs.replace(choice, act=act, selection=msgspec.structs.replace(chosen, **given))
-    return command_line(act, other.selection) if selected.page(database, other, after=0, most=1).rows else None
+    return (
+        command_line(act, other.selection)
+        if selection.page(_quiet(database, choice), other, after=0, most=1).rows
+        else None
+    )
 
 
 def _plan_gate(it: _Planning) -> Plan:
     gate = Gate(**msgspec.structs.asdict(it.asked))
-    if mistake := gates.mistake_in(it.database, gate, it.kind, it.config):
-        raise UnusableCommand(mistake)
     held = next((row for row in gates.held_back(it.database) if (row["kind"], row["name"]) == gate.key), None)
     is_so = held is None if it.kind == "resume" else held is not None and held["paused_at"] is not None
     return Plan(
         figures=() if gate.entity_id is not None else (_open_behind(it, gate),),
         warnings=() if held is None else tuple(_holds(held)),
-        obstacle=it.words.nothing if is_so else None,
+        obstacle=it.nothing if is_so else None,
         instead=(command_line("retry", Selection(**msgspec.structs.asdict(gate))),) if it.kind == "resume" else (),
     )
 
 
 def _open_behind(it: _Planning, gate: Gate) -> PlanFigure:
-    """Count the open deliveries that pass a gate, up to one more than `_MOST_BEHIND`."""
-    routes = sorted(name for name, policy in policies(it.config).items() if gate.key in policy.gates)
-    with it.database.read() as transaction:
-        names = transaction.sql.rows("routes", name="text")
-        states = " UNION ALL ".join(  # each state has an index of its own
-            f"SELECT * FROM (SELECT 1 AS one FROM open_delivery o WHERE o.state = '{state}' AND o.route IN"
-            f" (SELECT routes.name FROM {names}) LIMIT :most) AS of_{state}"
-            for state in OPEN_STATES
-        )
-        statement = text(f"SELECT count(*) AS count FROM (SELECT 1 FROM ({states}) AS found LIMIT :most) AS counted")
-        given = rows_param({"name": name} for name in routes)
-        behind = int(transaction.execute(statement, routes=given, most=_MOST_BEHIND + 1)[0].count)
-    return PlanFigure("open deliveries behind it", behind, "or more" if behind > _MOST_BEHIND else "")
+    """Count the open deliveries that pass a gate, in each state up to `_MOST_BEHIND`."""
+    behind = {name for name, policy in policies(it.config).items() if gate.key in policy.gates}
+    with it.database.snapshot() as transaction:
+        routes, _ = read_routes(transaction, behind, {}, transaction.now(), _MOST_BEHIND)
+    found = [route for route in routes if route.route in behind]
+    note = "or more" if any(route.at_least for route in found) else ""
+    return PlanFigure("open deliveries behind it", sum(route.open for route in found), note)
 
 
 def _plan_sweep(it: _Planning) -> Plan:
@@ -414,16 +409,9 @@ def subject_of(asked: OneEntity) -> ErasureSubject:
 
 def _plan_erase(it: _Planning) -> Plan:
     subject = subject_of(it.asked)
-    if mistake := _unknown_name(it.database, it.config, "deliveries", it.asked):
-        raise UnusableCommand(mistake)
-    found = erasure.plan(it.database.engine, subject, quick=it.bound.rows is not None, searching=it.seen)
+    found = erasure.plan(it.database.engine, subject)
     figures = (
-        PlanFigure("events", found.events),
-        PlanFigure("payloads", found.payloads, "no replay is possible any more"),
-        PlanFigure("facts", found.facts, "calls, URLs, errors and reasons go, states and times stay"),
-        PlanFigure("duplicate requests", found.duplicates, "bodies go, the count stays"),
-        PlanFigure("lanes", found.lanes, "the next event of the entity begins a new one"),
-        PlanFigure("pauses", found.pauses, "later events are delivered"),
+        *(PlanFigure(name, number, _OF_ERASED.get(name, "")) for name, number in found.counts.items()),
         *(
             PlanFigure(f"rows of {table} that name it", number, _OF_NAMING.get(table, "its texts go"))
             for table, number in sorted(found.naming.items())
@@ -443,9 +431,9 @@ def _plan_erase(it: _Planning) -> Plan:
         numbers = ", ".join(map(str, found.open_commands))
         obstacle = f"commands that name the entity are still at work ({numbers}); ask again when they have ended"
     elif found.is_empty:
-        obstacle, instead = it.words.nothing, (shlex.join(["inbox", "list", *named[:3], subject.entity_type]),)
+        obstacle, instead = it.nothing, (shlex.join(["inbox", "list", *named[:3], subject.entity_type]),)
     return Plan(
-        count=found.events,
+        count=found.counts["events"],
         is_whole=not found.has_more_events,
         figures=tuple(each for each in figures if each.count),
         left_out={"events of it were erased before": found.erased_before} if found.erased_before else {},
@@ -455,13 +443,18 @@ def _plan_erase(it: _Planning) -> Plan:
     )
 
 
+_OF_ERASED = {
+    "payloads": "no replay is possible any more",
+    "facts": "calls, URLs, errors and reasons go, states and times stay",
+    "duplicate requests": "bodies go, the count stays",
+    "lanes": "the next event of the entity begins a new one",
+    "pauses": "later events are delivered",
+}
 _OF_NAMING = {"rejected_request": "headers, body and address go, and it can't be readmitted"}
 _OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
 
 
 def _plan_readmit(it: _Planning) -> Plan:
-    if mistake := _unknown_name(it.database, it.config, "rejected", it.asked):
-        raise UnusableCommand(mistake)
     most = 2**62 if it.bound.rows is None else MOST_REQUESTS
     matching = readmit.count(it.database, it.asked, most + 1)
     readers, after, read = readers_of(it.config), 0, 0
@@ -486,7 +479,7 @@ def _plan_readmit(it: _Planning) -> Plan:
             PlanFigure("of these would be readmitted", read - unreadable),
         ),
         left_out=dict(rejected),
-        obstacle=it.words.nothing if not matching else _UNREADABLE if unreadable == matching else None,
+        obstacle=it.nothing if not matching else _UNREADABLE if unreadable == matching else None,
     )
 
 
@@ -533,9 +526,9 @@ _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
 
 def dry_run_answer(kind: str, planned: Plan) -> str:
     """Return the answer to a dry run: what the operation would change."""
-    words = OPERATIONS[kind].words
+    words = OPERATIONS[kind]
     number = f"{'' if planned.is_whole else 'at least '}{counted(planned.matched, words.thing)}"
-    said = [planned.obstacle or f"{number} {words.planned}"]
+    said = [planned.obstacle or f"{number} would be {words.done}"]
     said += [f"{number} left out: {why_left_out(why)}" for why, number in planned.left_out.items()]
     said += planned.instead
     return ". ".join(("dry run: " + "; ".join(said), *planned.warnings))

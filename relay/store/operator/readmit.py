@@ -55,33 +55,11 @@ def _read_one(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
 
 def take(
     transaction: Transaction, requests: Sequence[ReadmitResult], *, by: str, reason: str
-) -> tuple[Mapping[int, Sequence[Receipt]], Mapping[int, Exception]]:
-    """Store the events of these as the receiver does, and note what each request became.
-
-    They are locked first, and one that was readmitted since it was read is left alone: nobody readmits it twice. Where the
-    database rejects one, they are stored one by one.
-
-    Returns:
-        The receipts of the events of each, and the errors of requests that the database rejects.
-    """
-    if not requests:
-        return {}, {}
-    try:
-        with transaction.connection.begin_nested():
-            return _take_together(transaction, requests, by=by, reason=reason), {}
-    except Exception as error:
-        if not blames_items(error):
-            raise
-        if len(requests) == 1:
-            return {}, {requests[0].id: error}
-    each = [take(transaction, [request], by=by, reason=reason) for request in requests]
-    receipts = {number: receipt for taken, _ in each for number, receipt in taken.items()}
-    return receipts, {number: error for _, failed in each for number, error in failed.items()}
-
-
-def _take_together(
-    transaction: Transaction, requests: Sequence[ReadmitResult], *, by: str, reason: str
 ) -> dict[int, list[Receipt]]:
+    """Store the events of these as the receiver does, and note what each request became. Returns the receipts of each.
+
+    They are locked first, and one that was readmitted since it was read is left alone: nobody readmits it twice.
+    """
     wanted = rows_param({"id": each.id} for each in requests)
     locked = {row.id for row in transaction.execute(_lock(transaction.sql), wanted=wanted)}
     requests = [request for request in requests if request.id in locked]

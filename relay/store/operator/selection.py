@@ -1,30 +1,58 @@
-"""Selections of operators: the conditions of a command, and the mistakes that one can have. Pure."""
+"""Selections of operators: the conditions of a command, the mistakes that one can have, and the deliveries that it means.
+
+Events are found by an index, page by page; then all their deliveries are read, and `Choice.among` keeps those that meet the
+conditions. So a plan, a batch and the check within its transaction see the same deliveries.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import MAXYEAR, MINYEAR
-from typing import Literal
+from functools import cache
+from typing import Literal, cast
 
 import msgspec
+from sqlalchemy import TextClause, text
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config, Route
-from inbox.db.dialect import rows_param
+from inbox.config.routing import matches
+from inbox.db.dialect import Sql, rows_param
+from inbox.db.listing import OF_ENTITY, sources_of
 from inbox.db.reads import Row
 from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_STATE
-from inbox.events.states import OPEN_STATES, RETRYING, State
-from inbox.events.timestamps import time_text
+from inbox.events.states import OPEN_STATES, RETRYING, UNROUTED, State
 from relay.operations.asks import Selection
-from relay.store.deliveries import Key, keys_param
+from relay.store.deliveries import Key
+from relay.store.transaction import Transaction
+from relay.store.work import Work, in_parts
+
+_CANDIDATES = 200
+"""The fewest events that are looked up together."""
+_MOST_LOOK_UPS = 50
+"""Consecutive look-ups of one page: whoever asked has other work, too."""
+_WINDOW = 20_000
+"""Events of any source among which those of one are looked for at a time."""
 
 Act = Literal["replay", "cancel", "unblock", "retry"]
 Which = Literal["dead", "ended or dead", "backfill", "not begun", "blocked", "due later"]
 """The kind of deliveries that a command is about."""
+Rows = Literal["open", "ended or dead", "backfill"]
+"""The deliveries that are read of an event: its open ones, all of them, or the one on the route of a backfill."""
 
 GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
+_OPEN: Mapping[Which, Collection[str]] = {
+    "dead": GIVEN_UP,
+    "not begun": {*OPEN_STATES} - {State.IN_FLIGHT},
+    "blocked": {State.BLOCKED},
+    "due later": {State.READY},
+}
+"""The open states of a kind. The other two kinds are about what has no row in `open_delivery`, or is given up."""
 _OF_STATE: Mapping[str, Which] = {State.DEAD: "dead", State.BLOCKED: "blocked", RETRYING: "due later"}
 """The kinds of deliveries of a cancel by state; of any other state they are not begun."""
+_EQUAL = ("source", "entity_type", "entity_id", "event_type", "state", "cause", "status", "error_sha256")
+"""Conditions that a column of this name equals."""
 
 
 def keys_of(rows: Iterable[Row]) -> list[Key]:
@@ -44,36 +72,37 @@ class Choice(msgspec.Struct, frozen=True):
     @property
     def mistake(self) -> str | None:
         """The reason why this selection is invalid, whatever its names; None when it is valid."""
+        return next(self._mistakes(), None)
+
+    def _mistakes(self) -> Iterator[str]:
         chosen = self.selection
         for name, moment in (("since", chosen.since), ("until", chosen.until)):
             if moment is not None and not MINYEAR < moment.year < MAXYEAR:
-                return f"{name} the year {moment.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
-        return self._backfill_of_what or self._state_of_what
+                yield f"{name} the year {moment.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
+        if chosen.entity_id is not None and chosen.entity_type is None:
+            yield "an entity is named by its type and its id"
+        yield from self._of_backfill() if chosen.backfill else self._of_state()
 
-    @property
-    def _backfill_of_what(self) -> str | None:
+    def _of_backfill(self) -> Iterator[str]:
         chosen, routes = self.selection, self.config.routes
-        if not chosen.backfill:
-            return None
         if chosen.route not in routes:
-            return f"a backfill of which route? Configured are: {', '.join(sorted(routes)) or 'none'}"
+            yield f"a backfill of which route? Configured are: {', '.join(sorted(routes)) or 'none'}"
         if chosen.is_about_failures or (chosen.source, chosen.destination, chosen.api) != (None, None, None):
-            return "a backfill of a route is of one source, of one destination and of every cause; leave those out"
-        return "a backfill is about no state: leave the state out" if chosen.state is not None else None
+            yield "a backfill of a route is of one source, of one destination and of every cause; leave those out"
+        if chosen.state is not None:
+            yield "a backfill is about no state: leave the state out"
 
-    @property
-    def _state_of_what(self) -> str | None:
+    def _of_state(self) -> Iterator[str]:
         chosen, state = self.selection, self.selection.state
-        if state is None:
-            return None
         known = CANCELLED_BY_STATE if self.act == "cancel" else REPLAYED_BY_STATE
+        if state is None:
+            return
         if state not in known:
-            return f"a {self.act} is about no state {state!r}; {nearest(state, known)}"
+            yield f"a {self.act} is about no state {state!r}; {nearest(state, known)}"
         if chosen.is_about_failures and state not in {*DEAD_STATES, RETRYING}:
-            return f"a delivery that is {state} has no failure: leave cause, status and error out"
+            yield f"a delivery that is {state} has no failure: leave cause, status and error out"
         if self.act == "replay" and state not in DEAD_STATES and not chosen.names_events:
-            return "ended deliveries are replayed of named events or one entity, or all of a route by a backfill"
-        return None
+            yield "ended deliveries are replayed of named events or one entity, or all of a route by a backfill"
 
     @property
     def states(self) -> frozenset[State] | None:
@@ -101,72 +130,239 @@ class Choice(msgspec.Struct, frozen=True):
         return "dead" if self.selection.dead_only else "ended or dead"
 
     @property
-    def names_seqs(self) -> bool:
-        """True when statements get the parameter `seqs`."""
-        return (self.selection.seqs, self.selection.deliveries) != (None, None)
-
-    def parameters(self, which: Which) -> dict[str, object]:
-        """The bound parameters of the statements about `which`."""
-        chosen = self.selection
-        given: dict[str, object] = {
-            "route": chosen.route,
-            "seq": chosen.seq,
-            "entity_type": chosen.entity_type,
-            "entity_id": chosen.entity_id,
-            "event_type": chosen.event_type,
-            "since": None if chosen.since is None else time_text(chosen.since),
-            "until": None if chosen.until is None else time_text(chosen.until),
-            "until_fact": chosen.until_fact,
-            "deliveries": None if chosen.deliveries is None else keys_param(_named(chosen.deliveries)),
-        }
-        if self.names_seqs:
-            given["seqs"] = rows_param({"value": seq} for seq in self._seqs)
-        if which == "backfill":
-            route = self.config.routes[str(chosen.route)]
-            wanted: dict[str, Sequence[str]] = {
-                "entity_types": route.when.entity_type,
-                "event_types": route.when.event_type,
-                "actions": route.when.action,
-            }
-            lists = {name: rows_param({"value": value} for value in values) for name, values in wanted.items()}
-            return given | {"of_source": route.source} | lists
-        given |= {"source": chosen.source, "routes": self._routes}
-        if which == "ended or dead":
-            return given | {"state": chosen.state}
-        status = None if chosen.status is None else str(chosen.status)
-        return given | {
-            "state": None if chosen.state == RETRYING else chosen.state,
-            "cause": chosen.cause,
-            "status": status,
-            "error": chosen.error,
-            "error_sha256": chosen.error_sha256,
-        }
+    def open_states(self) -> tuple[str, ...]:
+        """The states of open deliveries that it is about."""
+        state = self.selection.state
+        return (state,) if state in OPEN_STATES else tuple(sorted(_OPEN[self.which]))
 
     @property
-    def _seqs(self) -> Sequence[int]:
-        """The events that `seqs` and `deliveries` both name, where both are given."""
+    def seqs(self) -> list[int] | None:
+        """The events that it names in every way in which it names some; None: it names none."""
         chosen = self.selection
-        seqs = {seq for seq, _ in _named(chosen.deliveries or ())}
-        if chosen.seqs is None:
-            return sorted(seqs)
-        return chosen.seqs if chosen.deliveries is None else sorted(seqs.intersection(chosen.seqs))
+        one = None if chosen.seq is None else {chosen.seq}
+        some = None if chosen.seqs is None else {*chosen.seqs}
+        of_some = None if chosen.deliveries is None else {int(each.partition("/")[0]) for each in chosen.deliveries}
+        named = [seqs for seqs in (one, some, of_some) if seqs is not None]
+        return sorted(set.intersection(*named)) if named else None
 
     @property
-    def _routes(self) -> str | None:
-        """The routes to a destination, or that ask an api, as rows of a parameter; None: neither is named."""
+    def routes(self) -> set[str] | None:
+        """The routes that it names, and those to a destination or that ask an api; None: any."""
         chosen = self.selection
+        named = None if chosen.route is None else {chosen.route}
         if chosen.destination is None and chosen.api is None:
-            return None
-        return rows_param(
-            {"value": name}
+            return named
+        there = {
+            name
             for name, route in self.config.routes.items()
             if chosen.destination in {None, route.destination} and chosen.api in {None, _api_of(route)}
-        )
+        }
+        return there if named is None else there & named
+
+    def among(self, rows: Iterable[Row]) -> list[Row]:
+        """Keep the rows that meet every condition. Pure."""
+        chosen, which, routes, seqs = self.selection, self.which, self.routes, self.seqs
+        equal = {name: getattr(chosen, name) for name in _EQUAL if getattr(chosen, name) is not None}
+        if chosen.state == RETRYING:
+            del equal["state"]
+        if chosen.status is not None:
+            equal["status"] = str(chosen.status)
+        at = "failed_at" if which in {"dead", "blocked", "due later"} else "received_at"
+
+        def fits(row: Row) -> bool:
+            moment = row[at] or row["received_at"]
+            return (
+                self._is_of(row, which)
+                and (seqs is None or row["seq"] in seqs)
+                and (routes is None or row["route"] in routes)
+                and (chosen.deliveries is None or f"{row['seq']}/{row['route']}" in chosen.deliveries)
+                and all(_value(row, name) == value for name, value in equal.items())
+                and (chosen.since is None or moment >= chosen.since)
+                and (chosen.until is None or moment < chosen.until)
+                and (chosen.until_fact is None or row["last_change"] <= chosen.until_fact)
+                and (chosen.error is None or chosen.error.lower() in str(row["error"] or "").lower())
+            )
+
+        return [row for row in rows if fits(row)]
+
+    def _is_of(self, row: Row, which: Which) -> bool:
+        state = row["state"]
+        if which in _OPEN:
+            return state in _OPEN[which] and (which != "due later" or bool(row["is_later"]))
+        if state == UNROUTED:
+            route = self.config.routes[str(self.selection.route)] if which == "backfill" else None
+            return route is not None and matches(route.when, row["entity_type"], row["event_type"], row["action"])
+        return state not in OPEN_STATES or state in GIVEN_UP
 
 
-def _named(deliveries: Iterable[str]) -> list[Key]:
-    return [(int(seq), route) for seq, _, route in (each.partition("/") for each in deliveries)]
+def _value(row: Row, name: str) -> object:
+    if name == "error_sha256":
+        return None if row["error"] is None else hashlib.sha256(row["error"].encode()).hexdigest()
+    return row[name]
 
 
 def _api_of(route: Route) -> str | None:
     return None if route.sync is None else route.sync.fetch.api
+
+
+# --- the deliveries that are meant
+
+
+class SelectedPage(msgspec.Struct, frozen=True):
+    """The next selected deliveries, in the order of their keys."""
+
+    rows: Sequence[Row]
+    unreadable: Mapping[int, Exception] = {}
+    """Events whose deliveries can't be looked up, so that nobody knows whether they are selected."""
+    upto: int | None = None
+    """The seq beyond which to go on; None at the end."""
+
+
+def page(
+    work: Work, choice: Choice, *, after: int, most: int, is_late: Callable[[], bool] = lambda: False
+) -> SelectedPage:
+    """The deliveries of the first events beyond the seq `after`: about `most`, whole events only, and none of a later event.
+
+    Some are looked up in each transaction: however many are selected, each reads few. After many events of which none is
+    selected, the page is empty, and `upto` says where to go on. So it does when `is_late` says that the time is over.
+    """
+    found: list[Row] = []
+    unreadable: dict[int, Exception] = {}
+    upto: int | None = after
+
+    def look(seqs: Sequence[int]) -> list[Row]:
+        with work.database.read() as transaction:
+            return _read(transaction, choice, seqs)
+
+    def fail(seq: int, error: Exception) -> list[Row]:
+        unreadable[seq] = error
+        return []
+
+    for _ in range(_MOST_LOOK_UPS):
+        with work.database.read() as transaction:
+            seqs, upto = _next(transaction, choice, after, max(most, _CANDIDATES))
+        for rows in in_parts(work, "commands", seqs, part=look, alone=fail, name=lambda seq: f"seq={seq}"):
+            found += rows
+        if len(found) > most:
+            last = found[most]["seq"]
+            found = [row for row in found if row["seq"] < last] or [row for row in found if row["seq"] == last]
+            upto = int(found[-1]["seq"])
+        if upto is None or len(found) >= most or is_late():
+            break
+        after = upto
+    return SelectedPage(found, {seq: error for seq, error in unreadable.items() if upto is None or seq <= upto}, upto)
+
+
+def among(transaction: Transaction, choice: Choice, keys: Iterable[Key], *, first: int = 0) -> set[Key]:
+    """The deliveries among these that are selected, too, from the event `first` on.
+
+    A batch that begins with `first` leaves out what an earlier one has taken up: perhaps that is delivered by now, and
+    won't come last.
+    """
+    until = choice.until_seq
+    wanted = {key for key in keys if key[0] >= first and (until is None or key[0] <= until)}
+    return wanted & {*keys_of(_read(transaction, choice, sorted({seq for seq, _ in wanted})))}
+
+
+def _next(transaction: Transaction, choice: Choice, after: int, most: int) -> tuple[list[int], int | None]:
+    """Find the next events that may be meant, and the seq beyond which to go on; None at the end."""
+    chosen, sql, named = choice.selection, transaction.sql, choice.seqs
+    given: dict[str, object] = {"after": after, "most": most}
+    if named is not None:
+        found = [seq for seq in named if seq > after][:most]
+    elif chosen.entity_id is not None:
+        entity = {"source": chosen.source, "entity_type": chosen.entity_type, "entity_id": chosen.entity_id}
+        statement = _of_entity(sql, of_source=chosen.source is not None)
+        found = _seqs(transaction, statement, **given, **{name: value for name, value in entity.items() if value})
+    elif choice.which == "backfill":
+        source = choice.config.routes[str(chosen.route)].source
+        found = _seqs(transaction, NEXT_OF_SOURCE, **given, of_source=source)
+    elif choice.which in _OPEN:
+        routes = None if choice.routes is None else rows_param({"value": route} for route in sorted(choice.routes))
+        statement = _open(sql, choice.open_states, is_later=choice.which == "due later")
+        found = _seqs(transaction, statement, **given, routes=routes)
+    else:
+        found = []
+    upto = found[-1] if len(found) == most else None
+    if upto is None and choice.which == "backfill" and named is None and chosen.entity_id is None:
+        upto = transaction.execute(END_OF_WINDOW, after=after)[0].seq
+    if choice.until_seq is not None and (upto is None or upto >= choice.until_seq):
+        found, upto = [seq for seq in found if seq <= choice.until_seq], None
+    return sorted({*found}), upto
+
+
+def _seqs(transaction: Transaction, statement: TextClause, **given: object) -> list[int]:
+    return [int(row.seq) for row in transaction.execute(statement, **given)]
+
+
+def _read(transaction: Transaction, choice: Choice, seqs: Sequence[int]) -> list[Row]:
+    """Read the selected deliveries of these events."""
+    if not seqs:
+        return []
+    which: Rows = "open" if choice.which in _OPEN else cast("Rows", choice.which)
+    given: dict[str, object] = {"route": choice.selection.route} if which == "backfill" else {}
+    statement = _deliveries(transaction.sql, which)
+    return choice.among(transaction.rows_of(statement, **given, wanted=rows_param({"seq": seq} for seq in seqs)))
+
+
+_NEXT = f"SELECT n.seq, n.source FROM inbox n WHERE n.seq > :after ORDER BY n.seq LIMIT {_WINDOW}"
+NEXT_OF_SOURCE = text(
+    f"SELECT found.seq FROM ({_NEXT}) found WHERE found.source = :of_source ORDER BY found.seq LIMIT :most"
+)
+END_OF_WINDOW = text(f"SELECT CASE WHEN count(*) = {_WINDOW} THEN max(found.seq) END AS seq FROM ({_NEXT}) found")
+
+
+@cache
+def _of_entity(sql: Sql, *, of_source: bool) -> TextClause:
+    of_entity = f"{OF_ENTITY} AND i.seq > :after"
+    found = sql.first_of(sources_of("source" if of_source else None), "inbox i", of_entity, "i.seq", ":most")
+    return text(f"SELECT i.seq FROM {found} ORDER BY i.seq LIMIT :most")
+
+
+@cache
+def _open(sql: Sql, states: tuple[str, ...], *, is_later: bool) -> TextClause:
+    """Find the events of the next open deliveries in these states."""
+    routes = "CAST(:routes AS text)" if sql.is_postgres else ":routes"
+    later = f"AND o.due_at > (SELECT {sql.now})" if is_later else ""
+    return text(f"""
+SELECT o.seq FROM open_delivery o
+WHERE o.state IN ({", ".join(f"'{state}'" for state in states)}) {later} AND o.seq > :after
+  AND ({routes} IS NULL OR o.route IN (SELECT routes.value FROM {sql.rows("routes", value="text")}))
+ORDER BY o.seq
+LIMIT :most
+""")
+
+
+@cache
+def _deliveries(sql: Sql, which: Rows) -> TextClause:
+    """Read the deliveries of the events `wanted`: open ones, with ended ones too, or each event on the route of a backfill.
+
+    Each has the fact of its last failure: by which it died, or the last failed attempt of one that is ready. One that took
+    over the retries of an older delivery, and has not failed itself, has the failure of that one. `last_change` is the id of
+    the newest fact, but for those after which a delivery can be replayed just as before.
+    """
+    wanted = sql.rows("wanted", seq="bigint")
+    keys = {
+        "open": f"SELECT o.seq, o.route FROM {sql.looked_up(wanted, 'open_delivery o', 'o.seq = wanted.seq')}",
+        "ended or dead": f"SELECT DISTINCT f.seq, f.route FROM {sql.looked_up(wanted, 'delivery_log f', 'f.seq = wanted.seq')}",
+        "backfill": f"SELECT wanted.seq, {'CAST(:route AS text)' if sql.is_postgres else ':route'} AS route FROM {wanted}",
+    }[which]
+    of_this = "f.seq = i.seq AND f.route = k.route"
+    last = f"SELECT max(f.id) FROM delivery_log f WHERE {of_this} AND f.kind"
+    number = sql.number("t.detail ->> 'of'")
+    older = f"(SELECT {number} FROM delivery_log t WHERE t.id = ({last} = 'took_over'))"
+    of_older = f"SELECT max(f.id) FROM delivery_log f WHERE f.seq = {older} AND f.route = k.route AND f.kind"
+    return text(f"""
+SELECT i.seq, k.route, o.lane, coalesce(o.state, l.kind, '{UNROUTED}') AS state, coalesce(o.attempt, l.attempt, 0) AS attempts,
+       o.due_at, o.due_at > (SELECT {sql.now}) AS is_later, i.source, i.entity_type, i.entity_id, i.event_type, i.action,
+       i.occurred_at, i.received_at, e.at AS failed_at, coalesce(e.detail ->> 'cause', e.detail ->> 'error_class') AS cause,
+       {sql.last_status("e.detail")} AS status, e.detail ->> 'error' AS error,
+       coalesce(({last} NOT IN ('erased', 'unblocked')), 0) AS last_change
+FROM {sql.looked_up(f"({keys}) k", "inbox i", "i.seq = k.seq")}
+LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = k.route
+LEFT JOIN delivery_log l ON l.id = ({last} <> 'erased')
+LEFT JOIN delivery_log e ON e.id = CASE
+    WHEN o.state IN ('dead', 'blocked') THEN ({last} = 'dead')
+    WHEN o.state = 'ready' THEN coalesce(({last} = 'attempt_failed'), ({of_older} = 'attempt_failed')) END
+ORDER BY i.seq, k.route
+""")

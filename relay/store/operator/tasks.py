@@ -1,4 +1,4 @@
-"""Steps of operations about no delivery, and the table of the function of each kind."""
+"""The next short step of each kind of command, found without a lock, and how it is done in the transaction that notes it."""
 
 from __future__ import annotations
 
@@ -6,35 +6,80 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from inbox.config.model import Config
 from inbox.db import erasure
 from inbox.db.dialect import error_text
-from inbox.db.erasure import ErasureStep, ErasureSubject
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
 from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate
-from relay.operations.table import OPERATIONS
+from relay.operations.table import OF_DELIVERIES, OPERATIONS
 from relay.store import gates, sweeps
-from relay.store.database import Database
-from relay.store.operator import readmit
+from relay.store.deliveries import Key, key_text
+from relay.store.operator import readmit, selection
+from relay.store.operator.changes import change, that_fit
 from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
-from relay.store.operator.plan import kinds_of, plan, quick, reason_mistake, subject_of, types_of
+from relay.store.operator.plan import instead, kinds_of, plan, quick, reason_mistake, subject_of, types_of
+from relay.store.operator.selection import Choice, keys_of
 from relay.store.retention import LeasedPruner, Pruned, clock_by_hand, expiry_of
-from relay.store.sweeps import SweepResult
-from relay.store.transaction import FailedAlone, Transaction
+from relay.store.transaction import Transaction
+from relay.store.work import Work
 from relay.words import counted
 
+BATCH = 200
+"""Deliveries in one transaction."""
+
+
+class Working(msgspec.Struct, frozen=True):
+    """A command as it was read, and all that its next step needs."""
+
+    work: Work
+    command: Command
+    asked: Any
+    """Its operation's `asks`."""
+
+
 Act = Callable[[Transaction, datetime], BatchResult]
-Task = Callable[[Database, Config, Command, Any], Act]
-"""Finds the next short step of a command and its `asks` without a lock, and returns how to do it in the transaction that locks
-the command and notes the result: `running` until it has ended.
+"""Does a step, in the transaction that locks the command and notes the result: `running` until it has ended."""
+
+
+class Item(NamedTuple):
+    """A delivery or request of a batch."""
+
+    it: Any
+    name: str
+    progress: int
+    """The progress of the command once it is done."""
+    route: str | None = None
+    """The route whose lock it needs."""
+    error: str | None = None
+    """The reason why it can't be done, where that is known."""
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """A step on items, which are done one by one where they can't be done together."""
+
+    items: Sequence[Item]
+    change: Callable[[Transaction, datetime, Sequence[Any]], int]
+    """Returns how many it has changed."""
+    opens: bool = False
+    """True when it opens deliveries, whose payloads have to stay."""
+
+    def act(self, transaction: Transaction, now: datetime, items: Sequence[Item]) -> BatchResult:
+        """Do some of its items."""
+        failed = [item for item in items if item.error is not None]
+        good = [item.it for item in items if item.error is None]
+        changed = self.change(transaction, now, good) if good else 0
+        error = f"{failed[-1].name}: {failed[-1].error}" if failed else None
+        return BatchResult("running", changed, items[-1].progress, failed=len(failed), error=error)
+
+
+Task = Callable[[Working], Act | Batch]
+"""Finds the next step of a command.
 
 Raises:
     UnusableCommand: it can't be done as it is asked; the command ends `refused` with this message.
@@ -43,7 +88,7 @@ Raises:
 
 def answer_of(command: Command, *, now: int = 0) -> str:
     """Return the answer of a command that is done; `now` of it are changed by its last step."""
-    words, changed = OPERATIONS[command.kind].words, command.affected + now
+    words, changed = OPERATIONS[command.kind], command.affected + now
     said = [f"{counted(changed, words.thing)} {words.done}" if changed or command.failed else words.nothing]
     if command.failed:
         said.append(f"{command.failed} could not be: see error")
@@ -52,18 +97,50 @@ def answer_of(command: Command, *, now: int = 0) -> str:
     return "; ".join(said)
 
 
-def _turn_gate(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+def _change_deliveries(it: Working) -> Act | Batch:
+    """Change the next deliveries that are meant, of whole events."""
+    command = it.command
+    choice = Choice(cast("Any", command.kind), it.asked, it.work.config, until_seq=command.until)
+    page = selection.page(it.work, choice, after=command.progress or 0, most=BATCH)
+    keys, waits = that_fit(it.work, choice.act, keys_of(page.rows), affected=command.affected)
+    if waits:
+        return lambda *_: BatchResult("running", progress=command.progress, answer=waits)
+    last = keys[-1][0] if len(keys) < len(page.rows) else None
+    unreadable = [
+        Item((seq, ""), f"seq={seq}", seq, error=error_text(error))
+        for seq, error in page.unreadable.items()
+        if last is None or seq <= last
+    ]
+    items = sorted([*map(_item, keys, [*keys[1:], (0, "")]), *unreadable])  # by seq and route
+    if items:
+
+        def some(transaction: Transaction, now: datetime, keys: Sequence[Key]) -> int:
+            said = {"who": command.asked_by, "why": command.reason}
+            return change(transaction, choice, keys, now, **said, policies=it.work.policies)
+
+        return Batch(items, some, opens=choice.act == "replay")
+    if page.upto is not None:
+        return lambda *_: BatchResult("running", progress=page.upto)
+    is_nothing = command.progress is None and not command.matched
+    answer = "; ".join((answer_of(command), *(instead(it.work.database, choice) if is_nothing else ())))
+    return lambda *_: BatchResult("done", progress=command.progress, answer=answer)
+
+
+def _item(key: Key, following: Key) -> Item:
+    """Return the item of a delivery: the progress passes an event with its last one."""
+    return Item(key, key_text(key), key[0] - (key[0] == following[0]), key[1])
+
+
+def _turn_gate(it: Working) -> Act:
     """Pause or resume a gate. It locks the gate alone, and waits for no route."""
-    gate = Gate(**msgspec.structs.asdict(asked))
-    if mistake := gates.mistake_in(database, gate, command.kind, config):
-        raise UnusableCommand(mistake)
+    command, key = it.command, Gate(**msgspec.structs.asdict(it.asked)).key
 
     def act(transaction: Transaction, now: datetime) -> BatchResult:
         if command.kind == "pause":
-            changed = gates.pause(transaction, gate.key, who=command.asked_by, why=command.reason)
+            changed = gates.pause(transaction, key, who=command.asked_by, why=command.reason)
         else:
-            changed = gates.resume(transaction, gate.key, now)
-        words = OPERATIONS[command.kind].words
+            changed = gates.resume(transaction, key, now)
+        words = OPERATIONS[command.kind]
         return BatchResult("done", answer=words.done if changed else words.nothing)
 
     return act
@@ -73,15 +150,15 @@ _ASKED = 1
 """The progress of a command whose sweeps are due."""
 
 
-def _sweep(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+def _sweep(it: Working) -> Act:
     """Make the sweeps due, or look whether they have ended."""
-    source, types = asked.source, types_of(config, asked.source, asked.entity_type)
-    if command.progress == _ASKED:
-        result = _result(sweeps.results(database, source), types, command)
-        return lambda *_: result
+    source, types = it.asked.source, types_of(it.work.config, it.asked.source, it.asked.entity_type)
+    if it.command.progress == _ASKED:
+        last = {result.entity_type: result for result in sweeps.results(it.work.database, source)}
+        return lambda *_: _result([last[each] for each in types if each in last], it.command)
 
     def act(transaction: Transaction, _now: datetime) -> BatchResult:
-        are_asked = [sweeps.ask(transaction, source, each, command.id) for each in types]
+        are_asked = [sweeps.ask(transaction, source, each, it.command.id) for each in types]
         if not all(are_asked):
             return BatchResult("running", answer="waits: a sweep of this source runs, or another command waits for one")
         return BatchResult("running", progress=_ASKED, answer="waits for a relay that sweeps")
@@ -89,34 +166,31 @@ def _sweep(database: Database, config: Config, command: Command, asked: Any) -> 
     return act
 
 
-def _result(results: Sequence[SweepResult], types: Sequence[str], command: Command) -> BatchResult:
-    last = {result.entity_type: result for result in results}
-    if any(each in last and last[each].command == command.id for each in types):
+def _result(last: Sequence[sweeps.SweepResult], command: Command) -> BatchResult:
+    if any(result.command == command.id for result in last):
         return BatchResult("running", progress=_ASKED, answer="waits for the end of the sweep")
-    ended = [last[each] for each in types if each in last]
     said = "; ".join(
         f"{result.entity_type}: {result.error}"
         if result.error is not None
         else f"{result.entity_type}: {result.compared} compared, {result.missed} missed, {result.added} added"
-        for result in ended
+        for result in last
     )
-    added = sum(result.added or 0 for result in ended if result.error is None)
-    failed = any(result.error is not None for result in ended)
+    added = sum(result.added or 0 for result in last if result.error is None)
+    failed = any(result.error is not None for result in last)
     return BatchResult("failed" if failed else "done", changed=added, progress=_ASKED, answer=said)
 
 
-def _prune(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+def _prune(it: Working) -> Act:
     """Prune the next rows of a kind, under the lease of pruners. The progress is the number of kinds that are done."""
-    kinds, progress = kinds_of(asked.kinds or ()), command.progress or 0
-    pruner = LeasedPruner(
-        database, f"command {command.id}, process {os.getpid()} at {socket.gethostname()}", rest=lambda _: None
-    )
+    command, kinds, progress = it.command, kinds_of(it.asked.kinds or ()), it.command.progress or 0
+    holder = f"command {command.id}, process {os.getpid()} at {socket.gethostname()}"
+    pruner = LeasedPruner(it.work.database, holder, rest=lambda _: None)
     if pruner.take() is None:
         return lambda *_: BatchResult("running", progress=progress, answer="waits: a relay prunes")
     kind, done = kinds[progress], Pruned(is_held_up=True)
     try:
-        with database.read() as transaction:
-            before = expiry_of(config.retention, kind, clock_by_hand(transaction))
+        with it.work.database.read() as transaction:
+            before = expiry_of(it.work.config.retention, kind, clock_by_hand(transaction))
         for _ in range(2):  # after a batch that failed, one row alone
             done = pruner.batch(kind, before) or Pruned(is_held_up=True)
             if done.is_done or done.rows or done.passed_over:
@@ -131,80 +205,67 @@ def _prune(database: Database, config: Config, command: Command, asked: Any) -> 
     return lambda *_: BatchResult("running", done.rows, progress, failed=int(done.error is not None), error=done.error)
 
 
-def _erase(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
+def _erase(it: Working) -> Act:
     """Erase the next events of an entity, or texts that name it."""
-    subject = subject_of(asked)
-    if mistake := reason_mistake(asked, command.reason):
+    command, subject = it.command, subject_of(it.asked)
+    if mistake := reason_mistake(it.asked, command.reason):
         raise UnusableCommand(mistake)
     if command.progress is None and not command.affected:
-        planned = plan(database, config, command.kind, asked, quick(erasure.COUNTED_EVENTS, 1.0))
+        planned = plan(it.work.database, it.work.config, command.kind, it.asked, quick(erasure.COUNTED_EVENTS, 1.0))
         if planned.obstacle is not None:
             raise UnusableCommand(planned.obstacle)
-    with database.read() as transaction:
+    with it.work.database.read() as transaction:
         step = erasure.look(transaction.connection, subject, command.progress, own_command=command.id)
-    return partial(_act_of_erasure, subject=subject, step=step, command=command)
-
-
-def _act_of_erasure(
-    transaction: Transaction, _now: datetime, *, subject: ErasureSubject, step: ErasureStep, command: Command
-) -> BatchResult:
-    now = transaction.lock_order()
-    done = erasure.act(
-        transaction.connection, subject, step, who=command.asked_by, why=command.reason, now=time_text(now)
-    )
-    if done.open:
-        raise UnusableCommand(f"an event arrived meanwhile; {erasure.held_up_by(done.open)}")
-    position = command.progress if done.position is None else done.position
-    if not done.is_last:
-        return BatchResult("running", done.erased, position)
-    answer = answer_of(command)
-    end(transaction, command.id, "done", answer)  # an open command keeps its selection
-    erasure.end(transaction.connection, subject, command.id)
-    return BatchResult("done", progress=position, answer=answer)
-
-
-def _readmit(database: Database, config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
-    """Readmit the next requests, as the receiver stores a request: one that is in the inbox by now is a duplicate."""
-    if command.progress is None:
-        plan(database, config, command.kind, asked, quick(0, 0.0))  # refuses names that nobody knows
-    page = readmit.read_again(database, readers_of(config), asked, command.progress or 0)
-    page = [each for each in page if command.until is None or each.id <= command.until]
-    return partial(_act_of_readmission, database=database, page=page, command=command)
-
-
-def _act_of_readmission(
-    transaction: Transaction, _now: datetime, *, database: Database, page: Sequence[ReadmitResult], command: Command
-) -> BatchResult:
-    """Store them. What has been readmitted since they were read is left alone."""
-    if not page:
-        return BatchResult("done", progress=command.progress, answer=answer_of(command))
-    readable = {each.id: each for each in page if each.rejected is None}
-    taken, errors = readmit.take(transaction, [*readable.values()], by=command.asked_by, reason=command.reason)
-    failed = {each.id: each.rejected for each in page if each.rejected is not None}
-    failed |= {number: error_text(error) for number, error in errors.items()}
-    transaction.left_out += (
-        FailedAlone("commands", f"rejected={number}", error_text(error)) for number, error in errors.items()
-    )
-    for number, receipts in taken.items():
-        transaction.rows += len(receipts)
-        for event, receipt in zip(readable[number].events, receipts, strict=True):
-            database.tally.add(SOURCE, event.source, DUPLICATE if receipt.duplicate else STORED, size=len(event.body))
-    error = next((f"rejected request {number}: {why}" for number, why in reversed(failed.items())), None)
-    return BatchResult("running", len(taken), page[-1].id, failed=len(failed), error=error)
-
-
-def _turn_command(_database: Database, _config: Config, command: Command, asked: Any) -> Act:  # noqa: ANN401  # as `Task`
-    """Stop the command that is named, or let it go on."""
 
     def act(transaction: Transaction, _now: datetime) -> BatchResult:
-        kind = cast("CommandAct", command.kind)
-        answer = turn_in(transaction, kind, asked.command, who=command.asked_by, why=command.reason)
-        return BatchResult("done", answer=answer)
+        now, said = time_text(transaction.lock_order()), {"who": command.asked_by, "why": command.reason}
+        done = erasure.act(transaction.connection, subject, step, now=now, **said)
+        if done.open:
+            raise UnusableCommand(f"an event arrived meanwhile; {erasure.held_up_by(done.open)}")
+        if not done.is_last:
+            return BatchResult("running", done.erased, step.position)
+        answer = answer_of(command)
+        end(transaction, command.id, "done", answer)  # an open command keeps its selection
+        erasure.end(transaction.connection, subject, command.id)
+        return BatchResult("done", progress=step.position, answer=answer)
+
+    return act
+
+
+def _readmit(it: Working) -> Act | Batch:
+    """Readmit the next requests, as the receiver stores a request: one that is in the inbox by now is a duplicate."""
+    command = it.command
+    page = readmit.read_again(it.work.database, readers_of(it.work.config), it.asked, command.progress or 0)
+    page = [each for each in page if command.until is None or each.id <= command.until]
+    if not page:
+        return lambda *_: BatchResult("done", progress=command.progress, answer=answer_of(command))
+
+    def some(transaction: Transaction, _now: datetime, requests: Sequence[ReadmitResult]) -> int:
+        """Store them. What has been readmitted since they were read is left alone."""
+        taken = readmit.take(transaction, requests, by=command.asked_by, reason=command.reason)
+        for each in requests:
+            for event, receipt in zip(each.events, taken.get(each.id, ()), strict=False):
+                transaction.rows += 1
+                outcome = DUPLICATE if receipt.duplicate else STORED
+                it.work.database.tally.add(SOURCE, event.source, outcome, size=len(event.body))
+        return len(taken)
+
+    return Batch([Item(each, f"rejected request {each.id}", each.id, error=each.rejected) for each in page], some)
+
+
+def _turn_command(it: Working) -> Act:
+    """Stop the command that is named, or let it go on."""
+    command, kind = it.command, cast("CommandAct", it.command.kind)
+
+    def act(transaction: Transaction, _now: datetime) -> BatchResult:
+        said = {"who": command.asked_by, "why": command.reason}
+        return BatchResult("done", answer=turn_in(transaction, kind, it.asked.command, **said))
 
     return act
 
 
 TASKS: Mapping[str, Task] = {
+    **dict.fromkeys(OF_DELIVERIES, _change_deliveries),
     "pause": _turn_gate,
     "resume": _turn_gate,
     "sweep": _sweep,

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from relay.web import problems
-from relay.web.reading import Screen
-from relay.web.screens import alerts, doctor, event, lists, overview
+from typing import get_args
 
-SCREENS: tuple[Screen, ...] = (
-    overview.SCREEN,
-    lists.DELIVERIES,
-    event.SCREEN,
-    event.ENTITY,
-    event.DIFFERENCE,
-    lists.DEAD,
-    overview.GATES,
-    lists.REJECTED,
-    lists.COMMANDS,
-    lists.COMMAND,
-    alerts.SCREEN,
-    doctor.SCREEN,
-    problems.SCREEN,
+from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES
+from relay.delivery.alerts import AlertKind
+from relay.delivery.facts import CAUSES
+from relay.filters import STATES
+from relay.findings import of_alert
+from relay.web.reading import Screen
+from relay.web.screens import event, lists, overview
+
+_COMMANDS = {"kinds": COMMAND_KINDS, "states": COMMAND_STATES}
+_DELIVERIES = {"states": STATES, "acts_of": lists.acts_of, "acts_of_any": lists.acts_of_any}
+_OVERVIEW = {"button_of": overview.button_of}
+_ALERTS = _OVERVIEW | {"kinds": get_args(AlertKind), "of_alert": of_alert}
+_ENTITY = "/entities/{source}/{type}/{id}"
+EVENT = Screen("event", "/events/{seq}", "Event", event.event, values={"shown": None})
+SCREENS = (
+    Screen("overview", "/", "Overview", overview.overview, "o", values=_OVERVIEW),
+    Screen("deliveries", "/deliveries", "Deliveries", lists.deliveries, "d", values=_DELIVERIES),
+    EVENT,
+    Screen("entity", _ENTITY, "Entity", event.entity),
+    Screen("difference", f"{_ENTITY}/difference", "Difference", event.difference, is_live=False),
+    Screen("dead", "/dead", "Dead letters", lists.dead, "l", is_live=False, values={"causes": CAUSES}),
+    Screen("gates", "/gates", "Gates and sweeps", overview.gates, "g", is_live=False),
+    Screen("rejected", "/rejected", "Rejected requests", lists.rejected, "r"),
+    Screen("commands", "/commands", "Commands", lists.commands, "c", values=_COMMANDS),
+    Screen("command", "/commands/{id}", "Command", lists.command),
+    Screen("alerts", "/alerts", "Alerts", lists.alerts, "a", values=_ALERTS),
+    Screen("doctor", "/doctor", "Doctor", overview.doctor, "h", is_live=False),
 )
-"""In the order of the menu."""

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from typing import Annotated, Literal
 
 import msgspec
 
 from inbox.clock import SystemClock, steady
-from inbox.config.model import Config, Route, SyncDestination
+from inbox.config.model import Route, SyncDestination
 from inbox.config.routing import ROUTE_LANE, entity_lane, routes_of
 from inbox.db import reads
 from inbox.db.reads import Row
 from inbox.errors import BadFilter, ConfigError, NotAllowed, NothingThere
-from relay.delivery.outcome import Delivery
 from relay.destinations import sync
 from relay.destinations.base import Clients, Context
 from relay.destinations.preview import Preview, preview
 from relay.store import events
 from relay.store.reads import reveals_of
 from relay.web.query import Limit, Number, Text
-from relay.web.reading import Reading, Screen, rows_of
+from relay.web.reading import Reading, rows_of
 from relay.web.screens.lists import acts_of
-from relay.words import Hold, RouteProgress, both_times, command, held_back, is_gone, progress
-
-View = Literal["pretty", "raw"]
+from relay.words import Hold, RouteProgress, held_back, is_gone, progress
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,8 +30,6 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     seq: Number
     """Its number."""
-    view: View = "pretty"
-    """Form in which its body is shown once it is revealed."""
 
 
 class EventPage(msgspec.Struct, frozen=True):
@@ -54,12 +50,9 @@ class EventPage(msgspec.Struct, frozen=True):
     next_seq: int | None
     reveals: tuple[Annotated[Row, rows_of("payload_reveal", "seq")], ...]
     """Last reveals of its payload, the newest first: `at`, `who` and `reason`."""
-    cli: str
-    sql: str
-    """The same on the command line, and for psql or sqlite3."""
 
 
-def read(reading: Reading, query: EventQuery) -> EventPage:
+def event(reading: Reading, query: EventQuery) -> EventPage:
     """Read an event."""
     found = reads.event(reading.database.engine, query.seq)
     if found is None:
@@ -76,11 +69,6 @@ def read(reading: Reading, query: EventQuery) -> EventPage:
         previous_seq=found["previous_seq"],
         next_seq=found["next_seq"],
         reveals=tuple(reveals_of(reading.database, query.seq)),
-        cli=f"inbox show {query.seq}",
-        sql="\n".join(
-            f"SELECT * FROM {table} WHERE seq = {query.seq}{order};"
-            for table, order in (("delivery", ""), ("delivery_log", " ORDER BY id"), ("open_delivery", ""))
-        ),
     )
 
 
@@ -89,19 +77,6 @@ def _progress(found: Row, row: Row, reading: Reading) -> RouteProgress:
     made = progress(found, row, reading.config, reading.now, with_excerpts=may_act)
     acts = (act for act in acts_of(made.state) if not (is_gone(found) and act in {"replay", "retry"}))
     return msgspec.structs.replace(made, acts=tuple(acts)) if may_act else made
-
-
-SCREEN = Screen(
-    name="event",
-    path="/events/{seq}",
-    title="Event",
-    query=EventQuery,
-    page=EventPage,
-    read=read,
-    template="event.html",
-    in_menu=False,
-    values={"both_times": both_times, "shown": None},
-)
 
 
 # --- entities
@@ -156,11 +131,10 @@ class EntityPage(msgspec.Struct, frozen=True):
     is_paused: bool
     """The entity itself is paused."""
     cli: str
-    sql: str
-    """The same on the command line, and for psql or sqlite3."""
+    """The same on the command line."""
 
 
-def read_entity(reading: Reading, query: EntityQuery) -> EntityPage:
+def entity(reading: Reading, query: EntityQuery) -> EntityPage:
     """Read an entity."""
     routes = routes_of(query.source, reading.config.routes.values())
     lanes = [(route.name, lane) for route in routes if (lane := _lane(route, query)) is not None]
@@ -186,8 +160,7 @@ def read_entity(reading: Reading, query: EntityQuery) -> EntityPage:
         ),
         holds=tuple(holds.values()),
         is_paused=any(gate["kind"] == "entity" and gate["paused_at"] is not None for gate in found.gates),
-        cli=command_for(query),
-        sql=_sql(query),
+        cli=shlex.join(("inbox", "list", "--source", query.source, "--entity", f"{query.type}/{query.id}")),
     )
 
 
@@ -201,35 +174,6 @@ def _lane(route: Route, query: EntityQuery) -> str | None:
 def can_compare(route: Route, entity_type: str) -> bool:
     """Tell whether both sides of a route can be compared for entities of this type."""
     return route.sync is not None and (not route.when.entity_type or entity_type in route.when.entity_type)
-
-
-def command_for(query: EntityQuery) -> str:
-    """Return the command that lists the entity's events."""
-    return command("list", "--source", query.source, "--entity", f"{query.type}/{query.id}").replace(
-        "relay", "inbox", 1
-    )
-
-
-def _sql(query: EntityQuery) -> str:
-    values = (("source", query.source), ("entity_type", query.type), ("entity_id", query.id))
-    conditions = " AND ".join(f"{column} = {_literal(value)}" for column, value in values)
-    return f"SELECT * FROM entity_timeline WHERE {conditions} ORDER BY at, seq, fact_id, what;"
-
-
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-ENTITY = Screen(
-    name="entity",
-    path="/entities/{source}/{type}/{id}",
-    title="Entity",
-    query=EntityQuery,
-    page=EntityPage,
-    read=read_entity,
-    template="entity.html",
-    in_menu=False,
-)
 
 
 LONGEST_COMPARISON_SECONDS = 30.0
@@ -248,8 +192,8 @@ class DifferenceQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Route whose two sides are compared; without it the answer names those that can be."""
 
 
-def read_difference(reading: Reading, query: DifferenceQuery) -> Preview:
-    """Compare both sides of a route for an entity, for operators: it shows values of both.
+def difference(reading: Reading, query: DifferenceQuery) -> Preview:
+    """Compare both sides of a route for an entity, for operators: it shows values of both. The clients have their own time limits.
 
     Raises:
         NotAllowed: by a viewer.
@@ -258,52 +202,22 @@ def read_difference(reading: Reading, query: DifferenceQuery) -> Preview:
     """
     if not reading.actor.may_act:
         raise NotAllowed("only an operator may compare both sides: it shows their values")
-    _check_route(reading.config, query)
-    return _preview(reading.config, _newest(reading, query))
-
-
-def _check_route(config: Config, query: DifferenceQuery) -> None:
-    able = [
-        route.name
-        for route in config.routes.values()
-        if route.source == query.source and can_compare(route, query.type)
-    ]
-    if query.route not in able:
+    config, name = reading.config, str(query.route)
+    able = [route.name for route in routes_of(query.source, config.routes.values()) if can_compare(route, query.type)]
+    if name not in able:
         known = f"; those of this entity: {', '.join(able)}" if able else "; no route of this entity can"
         raise BadFilter(f"route {query.route!r} has no two sides that can be compared{known}", field="route")
-
-
-def _newest(reading: Reading, query: DifferenceQuery) -> Delivery:
-    found = events.newest_of_entity(reading.database, query.source, str(query.route), (query.type, query.id))
-    if found is None:
+    newest = events.newest_of_entity(reading.database, query.source, name, (query.type, query.id))
+    if newest is None:
         raise NothingThere(f"no event of the source {query.source!r} is about {query.type}/{query.id}")
-    return found
-
-
-def _preview(config: Config, delivery: Delivery) -> Preview:
-    """Fetch both sides. The clients have their own time limits, and the lease ends all together."""
-    route = config.routes[delivery.route]
-    destination = config.destinations[route.destination]
+    destination = config.destinations[config.routes[name].destination]
     assert isinstance(destination, SyncDestination)  # noqa: S101  # as the loader requires of a sync route
     try:
-        made = sync.build(route, destination, Clients(config))
+        made = sync.build(config.routes[name], destination, Clients(config))
     except ConfigError as error:
         raise BadFilter(f"the route can't be used: {error}", field="route") from None
     end = steady() + LONGEST_COMPARISON_SECONDS
     try:
-        return preview(made, delivery, Context(lambda: end, threading.Event(), SystemClock().now))
+        return preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
     finally:
         made.close()
-
-
-DIFFERENCE = Screen(
-    name="difference",
-    path=f"{ENTITY.path}/difference",
-    title="Difference",
-    query=DifferenceQuery,
-    page=Preview,
-    read=read_difference,
-    template="difference.html",
-    in_menu=False,
-    is_live=False,
-)

@@ -1,10 +1,9 @@
-"""The lists: `/deliveries`, `/dead` in groups, `/rejected` and `/commands`, with acts on all that match, and one command."""
+"""The lists: `/deliveries` with acts on all that match, `/dead` in groups, `/rejected`, `/commands` and one, and `/alerts`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -12,14 +11,15 @@ from inbox.db.listing import EventFilter, ListingName, RowPage, list_deliveries,
 from inbox.db.reads import Row, row_of
 from inbox.db.schema import metadata
 from inbox.errors import BadFilter, NothingThere
-from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, DEAD_STATES, OPEN_COMMANDS
+from inbox.events.commands import DEAD_STATES, OPEN_COMMANDS
 from inbox.events.states import ENDINGS, RETRYING, UNROUTED, State
-from relay.delivery.facts import CAUSES
+from relay.delivery.alerts import AlertKind
 from relay.filters import STATES, Filtered, conditions, unknown
 from relay.operations.table import OPERATIONS
+from relay.store.overview import FiringAlert, alert_text, read_firing
 from relay.store.reads import DeadGroup, dead_groups
 from relay.web.query import GivenTime, Limit, Number, Text, filter_of
-from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, Reading, Screen, rows_of
+from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, rows_of
 
 LONGEST_SECONDS = 0.15
 """After it, no further statement of a search begins."""
@@ -46,7 +46,7 @@ def _page(reading: Reading, listing: ListingName, query: Any, columns: Sequence[
 # --- deliveries
 
 
-class DeliveriesQuery(msgspec.Struct, frozen=True, kw_only=True):
+class DeliveriesQuery(ListQuery, frozen=True, kw_only=True):
     """Conditions on deliveries and their events."""
 
     route: Text | None = None
@@ -65,13 +65,6 @@ class DeliveriesQuery(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the last error, in any case."""
     status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
     """HTTP status of the last call."""
-    since: GivenTime | None = None
-    """Received at or after."""
-    until: GivenTime | None = None
-    """Received before."""
-    before: Number | None = None
-    """Only below this seq."""
-    limit: Limit = 50
 
     @property
     def entity_of(self) -> tuple[str | None, str | None]:
@@ -95,6 +88,8 @@ class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     """Rows of the view `delivery`, the newest event first."""
 
     rows: tuple[Annotated[Row, rows_of("delivery")], ...]
+    matching: int | None = None
+    """Number of all that match, where 501 stands for more than 500; None: not counted."""
     is_complete: bool
     """False: the time was over before everything was looked through. `before` goes on, and `matching` is the least."""
     looked_through: int
@@ -105,7 +100,7 @@ class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     """Reason why no act can be on exactly those that match."""
 
 
-def read(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
+def deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     """Read a page of deliveries."""
     entity_type, entity_id = query.entity_of
     if query.entity is not None and not (entity_type and entity_id):
@@ -194,18 +189,6 @@ def offers(query: DeliveriesQuery) -> tuple[Offer, ...]:
 
 _SELECTED = ("route", "destination", "source", "event_type", "error", "status", "since", "until")
 
-DELIVERIES = Screen(
-    name="deliveries",
-    path="/deliveries",
-    title="Deliveries",
-    query=DeliveriesQuery,
-    page=DeliveriesPage,
-    read=read,
-    template="deliveries.html",
-    is_list=True,
-    values={"states": STATES, "acts_of": acts_of, "acts_of_any": acts_of_any},
-)
-
 
 # --- dead letters
 
@@ -229,31 +212,13 @@ class DeadPage(msgspec.Struct, frozen=True):
     """Dead letters that were looked at, the newest events first; at most 5,000."""
     is_whole: bool
     """False: there are older dead letters, or smaller groups."""
-    routes: tuple[str, ...]
-    """Routes of the configuration."""
 
 
-def read_dead(reading: Reading, query: DeadQuery) -> DeadPage:
+def dead(reading: Reading, query: DeadQuery) -> DeadPage:
     """Read the groups."""
-    since = query.since.moment if query.since else None
     with reading.database.read() as transaction:
-        groups, grouped, is_whole = dead_groups(
-            transaction, route=query.route, cause=query.cause, since=since, limit=query.limit
-        )
-    return DeadPage(tuple(groups), grouped, is_whole, tuple(sorted(reading.config.routes)))
-
-
-DEAD = Screen(
-    name="dead",
-    path="/dead",
-    title="Dead letters",
-    query=DeadQuery,
-    page=DeadPage,
-    read=read_dead,
-    template="dead.html",
-    values={"causes": CAUSES},
-    is_live=False,
-)
+        groups, grouped, is_whole = dead_groups(transaction, **filter_of(query))
+    return DeadPage(tuple(groups), grouped, is_whole)
 
 
 # --- rejected requests
@@ -271,18 +236,14 @@ _IS_KEPT_SCHEMA = {
 }
 
 
-class RejectedQuery(msgspec.Struct, frozen=True, kw_only=True):
+class RejectedQuery(ListQuery, frozen=True, kw_only=True):
     """Conditions on rejected requests."""
 
     source: Text | None = None
     cause: Text | None = None
     status: Number | None = None
-    since: GivenTime | None = None
-    until: GivenTime | None = None
     error: Text | None = None
     """A part of the reason, in any case."""
-    before: Number | None = None
-    limit: Limit = 50
 
 
 class RejectedPage(ListPage, frozen=True):
@@ -291,41 +252,23 @@ class RejectedPage(ListPage, frozen=True):
     rows: tuple[Annotated[Row, rows_of("rejected_request", *LEFT_OUT, is_kept=_IS_KEPT_SCHEMA)], ...]
 
 
-def read_rejected(reading: Reading, query: RejectedQuery) -> RejectedPage:
+def rejected(reading: Reading, query: RejectedQuery) -> RejectedPage:
     """Read a page of rejected requests."""
     columns = (*COLUMNS, IS_KEPT) if reading.actor.may_act else (*COLUMNS, "NULL AS is_kept")
     found = _page(reading, "rejected", query, columns)
     return RejectedPage(rows=tuple(found.rows), before=found.before)
 
 
-REJECTED = Screen(
-    name="rejected",
-    path="/rejected",
-    title="Rejected requests",
-    query=RejectedQuery,
-    page=RejectedPage,
-    read=read_rejected,
-    template="rejected.html",
-    is_list=True,
-)
-
-
 # --- commands
 
 
-class CommandsQuery(msgspec.Struct, frozen=True, kw_only=True):
+class CommandsQuery(ListQuery, frozen=True, kw_only=True):
     """Conditions on commands."""
 
     kind: Text | None = None
     """Kind of command, such as `replay`."""
     state: Text | None = None
     """State of the command: asked, running, done, failed, refused or cancelled."""
-    since: GivenTime | None = None
-    """Asked at or after this time."""
-    until: GivenTime | None = None
-    """Asked before this time."""
-    before: Number | None = None
-    limit: Limit = 50
 
 
 class CommandsPage(ListPage, frozen=True):
@@ -334,25 +277,12 @@ class CommandsPage(ListPage, frozen=True):
     rows: tuple[Annotated[Row, rows_of("relay_command", "sample")], ...]
 
 
-def read_commands(reading: Reading, query: CommandsQuery) -> CommandsPage:
+def commands(reading: Reading, query: CommandsQuery) -> CommandsPage:
     """Read a page of commands."""
     found = _page(reading, "commands", query)
     for row in found.rows:
         del row["sample"]
     return CommandsPage(rows=tuple(found.rows), before=found.before)
-
-
-COMMANDS = Screen(
-    name="commands",
-    path="/commands",
-    title="Commands",
-    query=CommandsQuery,
-    page=CommandsPage,
-    read=read_commands,
-    template="commands.html",
-    is_list=True,
-    values={"kinds": COMMAND_KINDS, "states": COMMAND_STATES},
-)
 
 
 class CommandQuery(msgspec.Struct, frozen=True):
@@ -361,57 +291,17 @@ class CommandQuery(msgspec.Struct, frozen=True):
     id: Number
 
 
-_SELECTION = msgspec.Meta(
-    extra_json_schema={
-        "properties": {name: {} for operation in OPERATIONS.values() for name in operation.keys},
-        "additionalProperties": False,
-    }
-)
-
-
 class CommandPage(msgspec.Struct, frozen=True):
-    """One row of `relay_command`."""
+    """One command."""
 
-    id: int
-    kind: str
-    selection: Annotated[dict[str, Any], _SELECTION]
-    """Its conditions, as the kind of command has them."""
-    reason: str
-    asked_by: str
-    asked_at: datetime
-    dry_run: bool
-    state: str
-    affected: int
-    """Deliveries or rows changed so far."""
-    failed: int
-    """Deliveries that could not be changed."""
-    error: str | None
-    """The last one that could not be changed, and why."""
-    answer: str | None
-    finished_at: datetime | None
-    matched: int | None
-    """Deliveries or rows that it would change, by a dry run or the plan before; None: unknown."""
-    sample: Any
-    """Of a dry run: groups, the first deliveries, what is left out, and consequences."""
-    progress_seq: int | None
-
-    @property
-    def is_open(self) -> bool:
-        """Tell whether a relay still works on it."""
-        return self.state in OPEN_COMMANDS
-
-    @property
-    def can_be_stopped(self) -> bool:
-        """Tell whether there is something to stop."""
-        return self.is_open and not OPERATIONS[self.kind].is_of_a_command
-
-    @property
-    def can_go_on(self) -> bool:
-        """Tell whether it was stopped."""
-        return self.state == "cancelled" and not OPERATIONS[self.kind].is_of_a_command
+    command: Annotated[Row, rows_of("relay_command")]
+    is_open: bool
+    """True: a relay still works on it."""
+    turn: Literal["stop", "continue"] | None
+    """The act that stops it, or lets it go on."""
 
 
-def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
+def command(reading: Reading, query: CommandQuery) -> CommandPage:
     """Read one command.
 
     Raises:
@@ -420,16 +310,44 @@ def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
     row = row_of(reading.database.engine, "relay_command", query.id)
     if row is None:
         raise NothingThere(f"there is no command {query.id}")
-    return CommandPage(**{name: row[name] for name in CommandPage.__struct_fields__})
+    is_open = row["state"] in OPEN_COMMANDS
+    turn: Literal["stop", "continue"] | None = (
+        "stop" if is_open else "continue" if row["state"] == "cancelled" else None
+    )
+    return CommandPage(row, is_open, None if OPERATIONS[row["kind"]].is_of_a_command else turn)
 
 
-COMMAND = Screen(
-    name="command",
-    path="/commands/{id}",
-    title="Command",
-    query=CommandQuery,
-    page=CommandPage,
-    read=read_command,
-    template="command.html",
-    in_menu=False,
-)
+# --- alerts
+
+
+class AlertsQuery(ListQuery, frozen=True, kw_only=True):
+    """Conditions on the history of alerts."""
+
+    kind: AlertKind | None = None
+    subject: Text | None = None
+    """Exactly as it is stored: a route, a source, or `destination NAME` and the like."""
+
+
+class AlertsPage(ListPage, frozen=True, kw_only=True):
+    """Rows of `alert` with their sentence in `text`, the newest first."""
+
+    rows: tuple[Annotated[Row, rows_of("alert", text={"type": "string"})], ...]
+    firing: tuple[FiringAlert, ...]
+    """Every alert that has not recovered, the oldest first, whatever the history is narrowed to; not on later pages."""
+
+
+def alerts(reading: Reading, query: AlertsQuery) -> AlertsPage:
+    """Read a page of the history, and before it what fires now."""
+    firing: Sequence[FiringAlert] = ()
+    if query.before is None:
+        with reading.database.snapshot() as transaction:
+            firing = tuple(read_firing(transaction))
+    found = _page(reading, "alerts", query)
+    return AlertsPage(
+        rows=tuple(
+            {**row, "text": alert_text(row["kind"], row["subject"], row["detail"], firing=row["firing"])}
+            for row in found.rows
+        ),
+        before=found.before,
+        firing=tuple(firing),
+    )

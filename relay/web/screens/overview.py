@@ -1,29 +1,27 @@
-"""`/`: everything at one moment, first of all what needs a person; `/gates`: pauses, breakers, rate limits and sweeps."""
+"""The state of now: `/`, first of all what needs a person, with buttons; `/gates`, with sweeps; `/doctor`."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated, Literal
+from urllib.parse import urlencode
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
-from inbox.config.model import Config, RetentionKind
+from inbox.config.model import Config
 from inbox.db.reads import Row
-from inbox.events.timestamps import as_time
-from relay.delivery.gates import GateKey, RateLimit
-from relay.delivery.policy import Policies
-from relay.findings import Finding, checked, findings, is_well, state_of
+from relay.doctor.examinations import EXAMINATIONS
+from relay.doctor.run import ExaminationResult, installed, run
+from relay.findings import LEVELS, Finding, checked, findings, is_well, state_of
 from relay.store import reads
 from relay.store.overview import FiringAlert, HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
 from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read_last_hour, total
-from relay.store.transaction import Transaction
 from relay.web.query import Text
-from relay.web.reading import Reading, Screen, rows_of
-from relay.web.screens.alerts import button_of
+from relay.web.reading import Reading, rows_of
 
 MOST_ROUTES = 20
 """Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
@@ -97,7 +95,7 @@ class OverviewPage(msgspec.Struct, frozen=True):
     disk: Disk
 
 
-def read(reading: Reading, query: OverviewQuery) -> OverviewPage:
+def overview(reading: Reading, query: OverviewQuery) -> OverviewPage:
     """Read everything."""
     database, config, role, kept = reading.database, reading.config, reading.actor.role, reading.kept
     seen = read_overview(database, reading.policies, _MOST_COUNTED)
@@ -106,8 +104,8 @@ def read(reading: Reading, query: OverviewQuery) -> OverviewPage:
     file = sqlite_file(config)
     with database.read() as transaction:
         hour = read_last_hour(transaction, seen.at)
-        sources = kept(("sources", role), _HEALTH_SECONDS, lambda: _rows(transaction, _SOURCES))
-        destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: _rows(transaction, _DESTINATIONS))
+        sources = kept(("sources", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_SOURCES))
+        destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_DESTINATIONS))
         disk = kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file))
     shows_all = query.routes == "all" or len(seen.routes) <= MOST_ROUTES
     shown = [route for route in seen.routes if shows_all or _is_busy(route, hour)]
@@ -130,14 +128,6 @@ def read(reading: Reading, query: OverviewQuery) -> OverviewPage:
         retention=seen.retention,
         disk=disk,
     )
-
-
-def _rows(transaction: Transaction, statement: TextClause) -> list[Row]:
-    """Read rows; sums are whole numbers, for which Postgres has a type of its own."""
-    return [
-        {name: int(value) if isinstance(value, Decimal) else value for name, value in row.items()}
-        for row in transaction.rows_of(statement)
-    ]
 
 
 _MOST_GATES = 20
@@ -166,60 +156,60 @@ def _route(route: RouteState, found: Sequence[Finding], hour: LastHour, config: 
 _SOURCES = text("SELECT * FROM source_health ORDER BY source LIMIT 200")
 _DESTINATIONS = text("SELECT * FROM destination_health WHERE kind <> 'route' ORDER BY kind DESC, name LIMIT 200")
 
-RETENTION_WORDS: Mapping[RetentionKind, str] = {
-    "payloads": "Headers and bodies",
-    "events": "Events",
-    "attempts": "Failed attempts",
-    "rejected": "Rejected requests",
-    "duplicates": "Duplicate requests",
-    "relay_nodes": "Runs of relays",
-    "alerts": "Alerts",
-    "commands": "Commands",
-    "reveals": "Reveals of payloads",
-    "throughput": "Figures of each minute",
-}
-"""Kinds of rows that expire, as the page calls them."""
 
-SCREEN = Screen(
-    name="overview",
-    path="/",
-    title="Overview",
-    query=OverviewQuery,
-    page=OverviewPage,
-    read=read,
-    template="overview.html",
-    values={"retention_words": RETENTION_WORDS, "button_of": button_of},
-)
+class Button(msgspec.Struct, frozen=True):
+    """The act of the page that mends a problem, or else the screen that shows more."""
+
+    label: str
+    act: str | None = None
+    """Kind of the act; only operators get a button for it."""
+    fields: Mapping[str, str] = {}
+    path: str | None = None
+    """The screen, where there is no act."""
+
+
+_ACTS = {
+    "gate_closed": ("Resume", "resume"),
+    "unconfigured": ("Cancel", "cancel"),
+    "retrying": ("Retry now", "retry"),
+    "sweep_failed": ("Sweep now", "sweep"),
+}
+_SCREENS = {
+    **dict.fromkeys(("blocked", "delivery_dead"), ("Dead letters", "/dead", "route")),
+    **dict.fromkeys(("stuck", "failing", "backlog_old"), ("Deliveries", "/deliveries", "route")),
+    **dict.fromkeys(("command", "command_failed"), ("Commands", "/commands", "")),
+    **dict.fromkeys(
+        ("gate_closed", "breaker_open", "endpoint_retired", "webhooks_missed"), ("Gates and sweeps", "/gates", "")
+    ),
+    "source_silent": ("Rejected requests", "/rejected", "source"),
+}
+"""By the kind of a finding or alert: the screen about it, and the filter that names its subject."""
+
+
+def button_of(finding: Finding) -> Button | None:
+    """Return the act or the screen for a finding; None where only a command helps."""
+    if finding.kind in {"no_relay", "crash_loop"} or not finding.remedy:
+        return None
+    if finding.kind in _ACTS and finding.fields:
+        return Button(*_ACTS[finding.kind], finding.fields)
+    label, path, name = _SCREENS.get(finding.fields.get("alert", finding.kind), ("Doctor", "/doctor", ""))
+    subject = finding.subject if "alert" in finding.fields else finding.fields.get(name)
+    return Button(label, path=f"{path}?{urlencode({name: subject})}" if name and subject else path)
 
 
 # --- gates and sweeps
 
 MOST_SHOWN = 200
 """Gates of one page: thousands of entities may be paused."""
-Kind = Literal["source", "route", "destination", "api", "entity"]
-KINDS: tuple[Kind, ...] = ("source", "route", "destination", "api", "entity")
 
 
 class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Conditions on the gates that hold something back."""
 
-    kind: Kind | None = None
+    kind: Literal["source", "route", "destination", "api", "entity"] | None = None
     """Kind of gate."""
     name: Text | None = None
     """A part of its name, in any case; of an entity: of its source, type or id."""
-
-
-class RateLine(msgspec.Struct, frozen=True):
-    """A rate limit of the configuration."""
-
-    kind: str
-    name: str
-    per_second: float
-    calls: int
-    """Most calls of one attempt."""
-    opens_in_seconds: float
-    """Seconds until the next attempt may be claimed; 0: now."""
-    routes: tuple[str, ...]
 
 
 class SweepLine(msgspec.Struct, frozen=True):
@@ -243,48 +233,28 @@ class GatesPage(msgspec.Struct, frozen=True):
     """Matching gates that hold something back; entities last."""
     more: int
     """Further ones that match."""
-    rates: tuple[RateLine, ...]
     sweeps: tuple[SweepLine, ...]
-    names: Mapping[str, tuple[str, ...]]
-    """Names that can be paused, by kind."""
 
 
-def read_gates(reading: Reading, query: GatesQuery) -> GatesPage:
+def gates(reading: Reading, query: GatesQuery) -> GatesPage:
     """Read gates and sweeps."""
     database = reading.database
     held = read_held_gates(database, reading.policies)
     with database.read() as transaction:
         now = transaction.now()
-        used = {(row.kind, row.name): as_time(row.rate_used_until) for row in transaction.execute(_RATES)}
         watermarks = transaction.rows_of(reads.SWEEPS)
     matching = sorted((gate for gate in held if _matches(gate, query)), key=lambda gate: gate.kind == "entity")
     return GatesPage(
         now,
         tuple(matching[:MOST_SHOWN]),
         max(len(matching) - MOST_SHOWN, 0),
-        tuple(rate_lines(reading.policies, used, now)),
         tuple(sweep_lines(reading.config, watermarks, now)),
-        names_of(reading.config),
     )
 
 
 def _matches(gate: HeldGate, query: GatesQuery) -> bool:
     is_named = query.name is None or query.name.casefold() in gate.title.casefold()
     return is_named and query.kind in {None, gate.kind}
-
-
-def rate_lines(policies: Policies, used: Mapping[GateKey, datetime], now: datetime) -> Iterator[RateLine]:
-    """Yield every rate limit of the configuration, by kind and name. Pure."""
-    limits: dict[GateKey, RateLimit] = {}
-    routes: dict[GateKey, list[str]] = {}
-    for name, policy in sorted(policies.items()):
-        for limit in policy.rate_limits:
-            strictest = max(limit, limits.get(limit.key, limit), key=lambda each: each.calls)
-            limits[limit.key] = strictest
-            routes.setdefault(limit.key, []).append(name)
-    for key, limit in sorted(limits.items()):
-        seconds = round(limit.opens_in(used.get(key), now), 3)
-        yield RateLine(*key, limit.rate, limit.calls, seconds, tuple(routes[key]))
 
 
 def sweep_lines(config: Config, watermarks: Sequence[Row], now: datetime) -> Iterator[SweepLine]:
@@ -303,26 +273,45 @@ def _is_running(row: Row | None, now: datetime) -> bool:
     return row is not None and row["lease_until"] is not None and row["lease_until"] > now
 
 
-def names_of(config: Config) -> Mapping[str, tuple[str, ...]]:
-    """Return the names that can be paused, by kind."""
-    named: Mapping[str, Mapping[str, object]] = {
-        "source": config.sources,
-        "route": config.routes,
-        "destination": config.destinations,
-        "api": config.apis,
-    }
-    return {kind: tuple(sorted(names)) for kind, names in named.items()}
+# --- the doctor
+
+KEPT_SECONDS = 60.0
+"""A report that is younger is shown again: the examinations cost the database some seconds of work."""
 
 
-_RATES = text("SELECT kind, name, rate_used_until FROM gate WHERE rate_used_until IS NOT NULL AND kind <> 'entity'")
+class DoctorQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """The doctor takes no parameter."""
 
-GATES = Screen(
-    name="gates",
-    path="/gates",
-    title="Gates and sweeps",
-    query=GatesQuery,
-    page=GatesPage,
-    read=read_gates,
-    template="gates.html",
-    is_live=False,
-)
+
+class DoctorPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The last report, for everybody; it is made when it is asked for and the one before is a minute old."""
+
+    began_at: datetime
+    seconds: float
+    """Duration of the examinations."""
+    findings: tuple[Finding, ...]
+    """The critical ones first, then warnings, then information."""
+    not_examined: tuple[ExaminationResult, ...]
+    """Examinations that were not made, or only in part, with their requirement."""
+    clean: tuple[str, ...]
+    """Examinations that found nothing."""
+
+
+def doctor(reading: Reading, _query: DoctorQuery) -> DoctorPage:
+    """Show the last report, or make it."""
+    page: DoctorPage = reading.kept("doctor", KEPT_SECONDS, lambda: _examine(reading))
+    return page
+
+
+def _examine(reading: Reading) -> DoctorPage:
+    began = time.monotonic()
+    with installed(reading.config) as installation:
+        results = run(installation, EXAMINATIONS)
+    found = [finding for result in results for finding in result.findings]
+    return DoctorPage(
+        began_at=reading.now,
+        seconds=round(time.monotonic() - began, 3),
+        findings=tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))),
+        not_examined=tuple(result for result in results if result.needs),
+        clean=tuple(result.name for result in results if not result.needs and not result.findings),
+    )

@@ -157,6 +157,12 @@
     setTimeout(() => { copy.textContent = label; said.textContent = ""; }, 1500);
   });
 
+  // --- forms
+
+  document.addEventListener("submit", ({ target }) => { // an act is sent once
+    if (target.matches('form[method="post"][action^="/acts/"]')) setTimeout(() => { for (const send of target.querySelectorAll("button")) send.disabled = true; });
+  });
+
   // --- keys
 
   const rows = () => [...main.querySelectorAll("tbody tr")];
