@@ -105,7 +105,7 @@ def reads_what_it_asks_for(engine: Engine, name: str, mode: str) -> None:
 def test_a_statement_that_trusts_them_is_noticed(surprised: Engine) -> None:
     trusting = text(f"""
 SELECT o.seq FROM {SQL.rows("lanes", route="text", lane="text")}
-JOIN open_delivery o ON o.route = sequence.route AND o.lane = sequence.lane WHERE o.state = 'dead'
+JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane WHERE o.state = 'dead'
 """)
     with surprised.connect() as connection, connection.begin() as transaction:
         connection.execute(text("UPDATE open_delivery SET state = 'dead'"))
