@@ -53,7 +53,9 @@ class _Recording(Sql):
         self.tables: dict[str, tuple[str, ...]] = {}
 
     def rows(self, parameter: str, **columns: str) -> str:
-        self.tables[parameter] = tuple(columns)
+        self.tables[parameter] = max(
+            tuple(columns), self.tables.get(parameter, ()), key=len
+        )  # it may be used for its keys, too
         return super().rows(parameter, **columns)
 
 
