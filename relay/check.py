@@ -26,8 +26,7 @@ from inbox.exposure import exposure_warnings, literal_secrets, values_in
 from inbox.loader.load import ConfigFile
 from inbox.receiver.app import endpoints_of, require_known_proxies
 from relay.accounts import check_files
-from relay.daemon.alert_sender import alert_client
-from relay.daemon.generation import prepare
+from relay.daemon.generation import alert_client, prepare
 from relay.destinations import KINDS
 from relay.destinations.base import Clients, without_lease
 from relay.http.client import HttpClient, Request

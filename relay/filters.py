@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inbox.config.mistakes import nearest
 from inbox.config.routing import chosen_routes
 from inbox.db.listing import ListingName
-from inbox.db.reads import Row, has_rejected_source, has_route, has_source
+from inbox.db.reads import NamedIn, Row, has
 from inbox.errors import CAUSES as REJECTIONS
 from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES
 from inbox.events.states import LISTED_STATES, RETRYING, State
@@ -40,17 +40,17 @@ _NAMES: Mapping[tuple[Filtered, str], Collection[str]] = {
     ("facts", "cause"): CAUSES,
 }
 """The values of filters that have a closed set of them."""
-_SOURCES: Mapping[Filtered, tuple[Callable[[Engine, str], bool], ...]] = {
-    "rejected": (has_rejected_source,),
-    "arrivals": (has_source, has_rejected_source),
+_SOURCES: Mapping[Filtered, tuple[NamedIn, ...]] = {
+    "rejected": ("rejected_source",),
+    "arrivals": ("source", "rejected_source"),
 }
 
 
 def unknown(listing: Filtered, given: Mapping[str, Any], config: Config, engine: Engine) -> Iterator[tuple[str, str]]:
     """Yield each filter that names nothing, neither of the configuration nor of the database, and a sentence with the nearest."""
-    known: dict[str, tuple[Collection[str], tuple[Callable[[Engine, str], bool], ...]]] = {
-        "source": (config.sources, _SOURCES.get(listing, (has_source,))),
-        "route": (config.routes, (has_route,)),
+    known: dict[str, tuple[Collection[str], tuple[NamedIn, ...]]] = {
+        "source": (config.sources, _SOURCES.get(listing, ("source",))),
+        "route": (config.routes, ("route",)),
         "destination": (config.destinations, ()),
         "api": (config.apis, ()),
     }
@@ -60,7 +60,7 @@ def unknown(listing: Filtered, given: Mapping[str, Any], config: Config, engine:
             value is not None
             and names is not None
             and value not in names
-            and not any(has(engine, value) for has in stored)
+            and not any(has(engine, kind, value) for kind in stored)
         ):
             yield name, f"there is no {name} {value!r}; {nearest(value, names)}"
 

@@ -56,6 +56,10 @@ LASTS_SECONDS = 60.0
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 60.0
 LONGEST_URGENT_WAIT_SECONDS = 5.0
+PART_OF_THE_TIME = 1 / 10
+"""The largest share of time for a step that pauses: looks read all that an open transaction keeps in the indexes."""
+AT_LEAST_EVERY_SECONDS = 4.0
+"""The longest that it pauses for that: with a lease of 15 s, a dead relay is replaced within 20 s."""
 _MOST_DOUBLINGS = 10
 _NEVER = -math.inf
 
@@ -191,6 +195,29 @@ class Steps:
     def _log_trouble(self, what: str, state: tenacity.RetryCallState) -> None:
         exception = None if state.outcome is None else state.outcome.exception()
         self._observer.database_trouble(what, exception or RuntimeError("no outcome"))
+
+
+class Repeated(msgspec.Struct):
+    """A step of the loop, and when it is due."""
+
+    name: Step
+    every: float
+    """The least pause in seconds, unless its work returns that there is more to do at once; 0: it runs in each round."""
+    work: Callable[[], int]
+    """Returns how much it has done."""
+    when: Callable[[], bool] = lambda: True
+    due_at: float = 0.0
+
+    def run(self, steps: Steps) -> int:
+        """Run it, if it is due. Returns how much it has done."""
+        began = time.monotonic()
+        if began < self.due_at or not self.when():
+            return 0
+        done = steps.run(self.name, self.work, 0)
+        ended = time.monotonic()
+        longer = min((ended - began) / PART_OF_THE_TIME, AT_LEAST_EVERY_SECONDS)
+        self.due_at = 0.0 if done else ended + (self.every and max(self.every, longer))
+        return done
 
 
 class Background:

@@ -37,7 +37,7 @@ def _commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN401  # type
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     below = getattr(command, "commands", {})
     usage = " ".join([path, *(p.name.upper() for p in arguments), *(["COMMAND"] if below else [])])
-    explained, _, examples = (command.help or "").partition("Examples:")
+    explained, _, examples = (command.help or "").replace("\b", "").partition("Examples:")
     if not examples:
         explained, _, examples = explained.partition("Example:")
     yield f"{'##' if below and ' ' not in path else '###'} `{usage}`\n"
@@ -52,11 +52,7 @@ def _commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN401  # type
             ),
         )
     if examples:
-        yield (
-            "```text\n"
-            + "\n".join(line.strip().removeprefix("$ ") for line in examples.strip().splitlines())
-            + "\n```\n"
-        )
+        yield ("```text\n" + "\n".join(line.strip() for line in examples.strip().splitlines()) + "\n```\n")
     for name, inner in below.items():
         yield from _commands(f"{path} {name}", inner)
 

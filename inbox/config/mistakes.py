@@ -11,14 +11,13 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache, lru_cache
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import msgspec
 from msgspec import inspect
 
 from inbox.config.model import Config, Limited, Route
 from inbox.config.sources import Source
-from inbox.config.values import Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret, TopicArn
 
 Path = tuple[str, ...]
 """Keys from the top of the file down; an item of a list is `[0]`."""
@@ -40,13 +39,6 @@ class Mistake(msgspec.Struct, frozen=True):
     text: str
 
 
-class _Parsed(Protocol):
-    """A type that TOML lacks and that parses a TOML value (`Address`, `Duration`, `Rate` and so on)."""
-
-    @classmethod
-    def parse(cls, given: object) -> object: ...
-
-
 def build(tree: dict[str, Any]) -> Config:
     """Build the values of a file in which `mistakes` found none; named tables get their name.
 
@@ -62,15 +54,16 @@ def build(tree: dict[str, Any]) -> Config:
 
 
 def parse_value(kind: type, given: object) -> object:
-    """Parse an `Address`, an `Age`, a `Duration`, a `Network`, a `Rate`, a `Secret` or a `TopicArn`: the decoding hook of msgspec.
+    """Parse a type that TOML lacks (`Address`, `Duration`, `Secret` and so on): the decoding hook of msgspec.
 
     Raises:
         ValueError: `given` is not one.
         TypeError: `kind` is no type of the configuration.
     """
-    if kind not in {Address, Age, DatabaseUrl, Duration, Network, Rate, SchemaName, Secret, TopicArn}:
+    if (parse := getattr(kind, "parse", None)) is None:
         raise TypeError(f"{kind.__name__} has no place in the configuration")
-    return cast("type[_Parsed]", kind).parse(given)
+    made: object = parse(given)
+    return made
 
 
 def mistakes(tree: dict[str, Any]) -> Iterator[Mistake]:
@@ -223,9 +216,7 @@ _HEADER = re.compile(r"\s*(?P<opening>\[{1,2})(?P<keys>[^\[\]]+)\]{1,2}\s*(#.*)?
 _ASSIGNMENT = re.compile(r"""\s*(?P<keys>(?:[\w.\s-]|"[^"]*"|'[^']*')+?)\s*=""")
 _BARE = re.compile(r"[\w-]+", re.ASCII)
 _INDEX = re.compile(r"\[\d+\]")
-_STEP = re.compile(r"\.?(?P<key>\[\d+\]|[\w-]+|'[^']*')", re.ASCII)
-_BEHIND_A_KEY = re.compile(r"[.\[:]")
-_SECTIONS = frozenset(Config.__struct_fields__)
+_STEP = re.compile(r"\[\d+\]|[^.\[]+")
 _SEPARATOR = ": "
 
 
@@ -259,55 +250,28 @@ class TomlText(msgspec.Struct, frozen=True):
 
     def locate_line(self, line: str) -> LocatedMistake:
         """Find the line of a mistake that names its place at its beginning. Any other is about no line."""
-        path, text = self._path_of(line)
-        if not path:
+        bare = line[1:].replace("] ", ".", 1) if line.startswith("[") else line
+        places = [*_paths(self.tree), *((section,) for section in Config.__struct_fields__)]
+        named = [path for path in places if path and re.match(re.escape(_plain(path)) + r"[.\[:]", bare)]
+        path = max(named, key=lambda each: len(_plain(each)), default=())
+        further, separator, text = bare.removeprefix(_plain(path)).partition(_SEPARATOR)
+        if not path or not separator:
             return LocatedMistake(None, None, "", line)
-        return self.locate(Mistake(path, text))
-
-    def _path_of(self, line: str) -> tuple[Path, str]:
-        """Split a mistake into the path that it begins with, and its text."""
-        table, bracket, behind = line[1:].partition("]") if line.startswith("[") else (line, "", "")
-        path, rest = self._walk(table)
-        if not path or path[0] not in _SECTIONS or (bracket and rest):
-            return (), line
-        if bracket:
-            more, rest = self._walk(behind.removeprefix(" "), path)
-            path = (*path, *more)
-        return (path, rest.removeprefix(_SEPARATOR)) if rest.startswith(_SEPARATOR) else ((), line)
-
-    def _walk(self, text: str, begin: Path = ()) -> tuple[Path, str]:
-        """Follow keys from `begin` as far as the text names any; return them, and the rest of the text."""
-        node: object = self.tree
-        for key in begin:
-            node = _inside(node, key)
-        path: list[str] = []
-        while text and not text.startswith(_SEPARATOR):
-            known = _leading(node, text.removeprefix(".") if path else text)
-            if known is not None:
-                key, text = known, text.removeprefix(".").removeprefix(known)
-            elif step := _STEP.match(text):
-                key, text = step["key"].strip("'"), text[step.end() :]
-            else:
-                break
-            path.append(key)
-            node = _inside(node, key)
-        return tuple(path), text
+        return self.locate(Mistake((*path, *_STEP.findall(further)), text))
 
 
-def _leading(node: object, text: str) -> str | None:
-    """Return the longest key of a table that the text begins with; None without one."""
-    if not isinstance(node, dict):
-        return None
-    ends = (*(found.start() for found in _BEHIND_A_KEY.finditer(text)), len(text))
-    return next((text[:end] for end in reversed(ends) if end and text[:end] in node), None)
+def _paths(node: object, path: Path = ()) -> Iterator[Path]:
+    """Yield the path of everything in a parsed file."""
+    yield path
+    if isinstance(node, dict | list):
+        steps = node.items() if isinstance(node, dict) else ((f"[{number}]", each) for number, each in enumerate(node))
+        for key, inner in steps:
+            yield from _paths(inner, (*path, key))
 
 
-def _inside(node: object, key: str) -> object:
-    if isinstance(node, dict):
-        return node.get(key)
-    if isinstance(node, list) and _INDEX.fullmatch(key) and int(key[1:-1]) < len(node):
-        return node[int(key[1:-1])]
-    return None
+def _plain(path: Path) -> str:
+    """Join a path as other packages write it, without quotes."""
+    return ".".join(path).replace(".[", "[")
 
 
 def _find(text: str, path: Path) -> tuple[int | None, Path]:

@@ -112,7 +112,7 @@ class Source(Table, frozen=True, kw_only=True):
     auth: InboundAuth | None = None
     """Secret that each request carries. A preset that signs takes `secrets` instead; with both, both are required."""
     secrets: Secrets | None = None
-    """Keys for the provider's signature: shared secrets; for `secevent` its public keys (JWKS or PEM), for `paypal` the ids
+    """Keys for the provider's signature: shared secrets; for `secevent` its public keys (JWKS), for `paypal` the ids
     of the webhook."""
     unsigned: bool = False
     """Accept requests without the signature that the provider makes. Otherwise a preset that signs needs `secrets`."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import msgspec
 
@@ -106,26 +106,34 @@ class Rate(float):
         return cls(int(match[1]) / _UNIT_SECONDS[match[2]])
 
 
-_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
-_HIGHEST_PORT = 65535
+class _Written(str):
+    """A text of one form."""
+
+    __slots__ = ()
+    form: ClassVar[re.Pattern[str]]
+    expected: ClassVar[str]
+
+    @classmethod
+    def parse(cls, text: object) -> Self:
+        """Parse it.
+
+        Raises:
+            ValueError: it has another form.
+        """
+        if not isinstance(text, str) or cls.form.fullmatch(text) is None:
+            raise ValueError(f"{cls.expected}, got {text!r}")
+        return cls(text)
 
 
-class Address(str):
+class Address(_Written):
     """A listening address: `"127.0.0.1:9100"`, `"localhost:9100"` or `"[::1]:9100"`."""
 
     __slots__ = ()
-
-    @classmethod
-    def parse(cls, text: object) -> Address:
-        """Parse an address.
-
-        Raises:
-            ValueError: not a host and a port.
-        """
-        match = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
-        if match is None or not 0 < int(match[2]) <= _HIGHEST_PORT:
-            raise ValueError(f'expected a host and a port such as "127.0.0.1:9100", got {text!r}')
-        return cls(text)
+    form = re.compile(
+        r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
+        r":(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})"
+    )
+    expected = 'expected a host and a port such as "127.0.0.1:9100"'
 
     @property
     def host(self) -> str:
@@ -174,24 +182,12 @@ class Network(str):
         return cls(network)
 
 
-_TOPIC = re.compile(r"arn:(aws|aws-cn|aws-us-gov):sns:([a-z0-9-]{1,40}):[0-9]{12}:[A-Za-z0-9_-]{1,256}", re.ASCII)
-
-
-class TopicArn(str):
+class TopicArn(_Written):
     """The ARN of a topic of Amazon SNS: `"arn:aws:sns:eu-west-1:123456789012:orders"`."""
 
     __slots__ = ()
-
-    @classmethod
-    def parse(cls, text: object) -> TopicArn:
-        """Parse an ARN.
-
-        Raises:
-            ValueError: no ARN of a topic that can send to a URL.
-        """
-        if not isinstance(text, str) or _TOPIC.fullmatch(text) is None:
-            raise ValueError(f'expected a topic such as "arn:aws:sns:eu-west-1:123456789012:orders", got {text!r}')
-        return cls(text)
+    form = re.compile(r"arn:(aws|aws-cn|aws-us-gov):sns:([a-z0-9-]{1,40}):[0-9]{12}:[A-Za-z0-9_-]{1,256}", re.ASCII)
+    expected = 'expected a topic such as "arn:aws:sns:eu-west-1:123456789012:orders"'
 
     @property
     def host(self) -> str:
@@ -309,26 +305,12 @@ class Secret:
         return "Secret(…)"
 
 
-_SCHEMA_NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
-
-
-class SchemaName(str):
+class SchemaName(_Written):
     """The name of a Postgres schema that needs no quotes in SQL, and is not the system's."""
 
     __slots__ = ()
-
-    @classmethod
-    def parse(cls, given: object) -> SchemaName:
-        """Parse the key of the file.
-
-        Raises:
-            ValueError: no such name.
-        """
-        if not isinstance(given, str) or not _SCHEMA_NAME.fullmatch(given):
-            raise ValueError(
-                "a schema has small letters, digits and _, at most 63; the first is no digit, and pg_ is the system's"
-            )
-        return cls(given)
+    form = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
+    expected = "a schema has small letters, digits and _, at most 63; the first is no digit, and pg_ is the system's"
 
 
 class DatabaseUrl(str):

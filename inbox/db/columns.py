@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +10,7 @@ from sqlalchemy import (
     ARRAY,
     JSON,
     BigInteger,
+    CheckConstraint,
     Column,
     DateTime,
     Index,
@@ -58,36 +59,24 @@ JsonValue = JSONB(none_as_null=True).with_variant(JSON(none_as_null=True), SQLIT
 TextList = ARRAY(Text).with_variant(JSON(), SQLITE)
 
 
-class DatabaseRole(ColumnElement[str]):
-    """Default of a column: the role of the connection. SQLite has no roles."""
+class ByDialect(ColumnElement[Any]):
+    """An SQL expression that each dialect has a text of its own for."""
 
-    inherit_cache = True
+    inherit_cache = False
 
-
-class DatabaseTime(ColumnElement[datetime]):
-    """Default of a column of the type `UtcDateTime`: the time of the database's clock."""
-
-    inherit_cache = True
+    def __init__(self, postgres: str, sqlite: str) -> None:
+        self.texts = {POSTGRES: postgres, SQLITE: sqlite}
 
 
-@compiles(DatabaseRole)
-def _role(element: DatabaseRole, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN401, ARG001  # SQLAlchemy's own keywords
-    return "SESSION_USER"
+@compiles(ByDialect)
+def _by_dialect(element: ByDialect, compiler: SQLCompiler, **_: Any) -> str:  # noqa: ANN401  # SQLAlchemy's own keywords
+    return element.texts.get(compiler.dialect.name, element.texts[POSTGRES])
 
 
-@compiles(DatabaseRole, SQLITE)
-def _role_of_sqlite(element: DatabaseRole, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN401, ARG001  # as above
-    return "'sqlite'"
-
-
-@compiles(DatabaseTime)
-def _time(element: DatabaseTime, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN401, ARG001  # as above
-    return "clock_timestamp()"
-
-
-@compiles(DatabaseTime, SQLITE)
-def _time_of_sqlite(element: DatabaseTime, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN401, ARG001  # as above
-    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z')"
+DATABASE_ROLE = ByDialect("SESSION_USER", "'sqlite'")
+"""The role of the connection. SQLite has no roles."""
+DATABASE_TIME = ByDialect("clock_timestamp()", "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z')")
+"""The time of the database's clock, for a column of the type `UtcDateTime`."""
 
 
 def readable(column: Column[Any]) -> dict[str, str]:
@@ -171,8 +160,18 @@ def one_of(states: Iterable[str]) -> str:
     return ", ".join(f"'{state}'" for state in states)
 
 
-def says_nothing(column: str, dialect: str) -> str:
-    """Return the condition that a text gives no reason."""
+def checks(name: str, conditions: Mapping[str, str]) -> Iterator[CheckConstraint]:
+    """Yield a check whose condition each dialect has its own text for."""
+    for dialect, condition in conditions.items():
+        yield CheckConstraint(condition, name=name).ddl_if(dialect=dialect)
+
+
+def says_why(column: str) -> Iterator[CheckConstraint]:
+    """Yield the check that a text gives a reason."""
+    return checks(column, {dialect: f"NOT ({_says_nothing(column, dialect)})" for dialect in (POSTGRES, SQLITE)})
+
+
+def _says_nothing(column: str, dialect: str) -> str:
     # by their codes: blanks, and what the driver of Postgres would take for the beginning of a parameter
     coded = r"E' \t\n\r' || chr(37)" if dialect == POSTGRES else "' ' || char(9, 10, 13, 37)"
     others = "".join(sorted(set(SAYS_NOTHING) - set(" \t\n\r%"))).replace("'", "''")

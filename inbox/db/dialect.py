@@ -35,18 +35,6 @@ def json_param(value: object) -> str:
     return written if is_clean_json(written) else _dumps(all_storable(value))
 
 
-def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:
-    """Encode rows as `rows_param` does, for texts that must be stored unchanged.
-
-    Raises:
-        ValueError: a text is not storable.
-    """
-    written = _dumps([dict(row) for row in rows])
-    if not is_clean_json(written):
-        raise ValueError("a text has a NUL or a lone surrogate")
-    return written
-
-
 def json_text(value: object) -> str:
     """Write a value as JSON that must be stored unchanged.
 
@@ -449,17 +437,7 @@ _BUSY_STATES = frozenset({"55P03", "57014", "25P03", "25P04"})
 
 # https://www.sqlite.org/rescode.html
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_FAULT_CODES = frozenset(
-    {
-        sqlite3.SQLITE_ERROR,
-        sqlite3.SQLITE_INTERNAL,
-        sqlite3.SQLITE_TOOBIG,
-        sqlite3.SQLITE_CONSTRAINT,
-        sqlite3.SQLITE_MISMATCH,
-        sqlite3.SQLITE_MISUSE,
-        sqlite3.SQLITE_RANGE,
-    }
-)
+_FAULTS_OF_SQLITE = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.InternalError)
 _PRIMARY_CODE = 0xFF
 
 
@@ -474,10 +452,13 @@ def failure_of(error: BaseException) -> Failure:
             return "busy"
         return "unreachable" if sqlstate == _READ_ONLY or sqlstate[:2] in _UNREACHABLE_CLASSES else "fault"
     code = getattr(error.orig, "sqlite_errorcode", None)
-    if code is not None:
-        primary = code & _PRIMARY_CODE
-        return "busy" if primary in _BUSY_CODES else "fault" if primary in _FAULT_CODES else "unreachable"
-    return "unreachable" if isinstance(error, OperationalError | InterfaceError) else "fault"
+    if code is None:
+        is_away = isinstance(error, OperationalError | InterfaceError)
+    elif code & _PRIMARY_CODE in _BUSY_CODES:
+        return "busy"
+    else:
+        is_away = not isinstance(error.orig, _FAULTS_OF_SQLITE) and code & _PRIMARY_CODE != sqlite3.SQLITE_ERROR
+    return "unreachable" if is_away else "fault"
 
 
 # Feature not supported (such as a cached plan whose result has changed), transaction state, statement name, schema name,

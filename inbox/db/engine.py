@@ -47,10 +47,6 @@ QUICK: Mapping[str, str] = {
 
 DEFAULT_SCHEMA = "public"
 _ISOLATION = "default_transaction_isolation"
-_OURS = {*PINNED, "transaction_isolation", "search_path"}
-_OPTION = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w-]*)\s*=")
-"""`-c name=value`, `-cname=value` and `--name=value`, as Postgres reads options."""
-
 _PARAMETER_REFUSED = "unsupported startup parameter"
 """PgBouncer's error for options that it can't pass on: https://www.pgbouncer.org/config.html#ignore_startup_parameters."""
 
@@ -116,10 +112,7 @@ def connect(url: str, *, application: str) -> Engine:
     """
     parsed = parse_url(url)
     if parsed.get_backend_name() == SQLITE:
-        _check_sqlite(parsed, _origin(url))
-        engine = create_engine(parsed, connect_args={"timeout": SQLITE_WAIT_SECONDS}, pool_reset_on_return="rollback")
-        _prepare_sqlite(engine)
-        return engine
+        return _to_sqlite(parsed, _origin(url), SQLITE_WAIT_SECONDS, pool_reset_on_return="rollback")
     way = _way_to_postgres(parsed, application)
     made = create_engine(way.url, connect_args=way.arguments, pool_timeout=LOCK_TIMEOUT_SECONDS)
     made.update_execution_options(**{_IN_SCHEMA: way.schema})
@@ -137,11 +130,7 @@ def connect_thread(url: str) -> Engine:
     Raises:
         ConfigError: as `parse_url`.
     """
-    parsed = parse_url(url)
-    _check_sqlite(parsed, _origin(url))
-    engine = create_engine(parsed, connect_args={"timeout": LOCK_TIMEOUT_SECONDS}, poolclass=NullPool)
-    _prepare_sqlite(engine)
-    return engine
+    return _to_sqlite(parse_url(url), _origin(url), LOCK_TIMEOUT_SECONDS, poolclass=NullPool)
 
 
 def connect_async(url: str, *, application: str) -> AsyncEngine:
@@ -254,15 +243,7 @@ def _with_password_in_place(url: URL) -> URL:
 
 
 def _check_query(url: URL, origin: str) -> None:
-    """Reject options that would change a pinned setting, and an unknown value of `pooler` or `schema`."""
-    for name in _OPTION.findall(_text_of(url, "options")):
-        if name.lower().replace("-", "_") == "search_path":
-            raise ConfigError(f"{origin}: options sets search_path; name the schema with [database] schema instead")
-        if name.lower().replace("-", "_") in _OURS:
-            raise ConfigError(
-                f"{origin}: options sets {name}, which both sides set themselves, for their guarantees rest on it;"
-                " take it out"
-            )
+    """Reject an unknown value of `pooler` or `schema`."""
     if "pooler" in url.query and url.query["pooler"] != "transaction":
         raise ConfigError(f'{origin}: pooler can only be "transaction"; leave it out where there is no pooler')
     if "schema" in url.query:
@@ -316,16 +297,7 @@ def _explain_refusal(engine: Engine, origin: str) -> None:
             ) from context.original_exception
 
 
-def _check_sqlite(url: URL, origin: str) -> None:
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        oldest = ".".join(str(part) for part in OLDEST_SQLITE)
-        raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old: {oldest} or newer is needed, or Postgres")
-    folder = Path(url.database or "").parent
-    if not folder.is_dir():
-        raise ConfigError(f"{origin}: there is no folder {folder} for the SQLite file; make it first")
-
-
-def _prepare_sqlite(engine: Engine) -> None:
+def _to_sqlite(url: URL, origin: str, wait: float, **pooling: Any) -> Engine:  # noqa: ANN401  # `create_engine`'s
     """Set WAL, an fsync at every commit, and write transactions that take the write lock when they begin.
 
     A deferred transaction that reads first and writes later fails at once with SQLITE_BUSY_SNAPSHOT when another one
@@ -334,6 +306,13 @@ def _prepare_sqlite(engine: Engine) -> None:
     A new file is readable for its owner alone, which is the only protection of the webhooks in it. SQLite gives the
     files beside it (-wal, -shm) the same mode (`findCreateFileMode` in its os_unix.c).
     """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(str(part) for part in OLDEST_SQLITE)
+        raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old: {oldest} or newer is needed, or Postgres")
+    folder = Path(url.database or "").parent
+    if not folder.is_dir():
+        raise ConfigError(f"{origin}: there is no folder {folder} for the SQLite file; make it first")
+    engine = create_engine(url, connect_args={"timeout": wait}, **pooling)
 
     @event.listens_for(engine, "do_connect")
     def _connecting(*_: object) -> None:
@@ -360,6 +339,8 @@ def _prepare_sqlite(engine: Engine) -> None:
     def _begin(connection: Connection) -> None:
         mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
         connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
 
 
 LONGEST_READ_SECONDS = 5.0
@@ -442,7 +423,6 @@ def _read_sqlite(url: URL, seconds: float) -> Engine:
 # closes is safe: SQLite first makes sure that there is no other.
 
 EVERY_ROWS = 1000
-LONGEST_EVERY_ROWS = 64_000
 _CHECKPOINT_WAIT_SECONDS = 0.05
 """Wait for the write lock and for readers of an older state; a long read must not delay the receiver."""
 _TICK = 0.002
@@ -450,21 +430,18 @@ _TICK = 0.002
 
 
 class Checkpoints:
-    """Schedule of a writer's checkpoints; its interval doubles while a long read keeps the log from being copied."""
+    """Schedule of a writer's checkpoints: one after each `EVERY_ROWS`."""
 
     def __init__(self) -> None:
-        self._every = EVERY_ROWS
         self._written = 0
 
     def due(self, rows: int) -> bool:
         """Count written rows; return whether a checkpoint is due now."""
         self._written += rows
-        return self._written >= self._every
-
-    def made(self, *, complete: bool) -> None:
-        """Note a checkpoint; `complete` if it copied everything."""
+        if self._written < EVERY_ROWS:
+            return False
         self._written = 0
-        self._every = EVERY_ROWS if complete else min(self._every * 2, LONGEST_EVERY_ROWS)
+        return True
 
 
 def checkpoint(engine: Engine) -> bool:

@@ -1,12 +1,12 @@
 """Follows a table by its numbers, so that each new row is read once and none is skipped.
 
-A number is taken before its row is committed, so on Postgres a row may appear behind higher ones. A number that is missing
-is looked for until no transaction can still hold it. Numbers of failed transactions never appear.
+A number is taken before its row is committed, so on Postgres a row may appear behind higher ones. So the last numbers are
+remembered, and looked at again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from datetime import datetime
 
 import msgspec
@@ -21,8 +21,6 @@ PAGE = 500
 """The most rows in one look."""
 OUT_OF_ORDER = 10_000
 """A row that is committed late has a number that is lower by at most so much, as `relay.store.database` assumes too."""
-MISSING_SECONDS = 60.0
-"""Time for which a missing number is looked for: far longer than any transaction of the product may stand."""
 _BLOCK = 5000
 """Rows in one look for the first row of a time."""
 
@@ -58,75 +56,54 @@ REJECTIONS = Feed(
 )
 
 
-class Position:
-    """A place among the numbers of a table: all up to `last` were read, but for those that are missing. Pure."""
-
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self._missing: dict[int, float] = {}
-        """Numbers that may still be committed, with the time at which each was first missed."""
-
-    @property
-    def missing(self) -> Sequence[int]:
-        """The numbers to look for again."""
-        return tuple(self._missing)
-
-    def take(self, numbers: Iterable[int], now: float) -> None:
-        """Note the numbers of rows that were read; `now` is in seconds of a clock that never goes back."""
-        for number in sorted(numbers):
-            for between in range(max(self.last + 1, number - OUT_OF_ORDER), number):
-                self._missing[between] = now
-            self._missing.pop(number, None)
-            self.last = max(self.last, number)
-        self._missing = {
-            number: since
-            for number, since in self._missing.items()
-            if now - since < MISSING_SECONDS and number > self.last - OUT_OF_ORDER
-        }
-
-
 class Follower:
-    """Reads the new rows of a feed, a page at a time."""
+    """Reads the new rows of a feed behind the number `last`, a page at a time. Rows with `known` numbers are not new."""
 
-    def __init__(self, sql: Sql, feed: Feed, position: Position, since: datetime | None) -> None:
+    def __init__(self, sql: Sql, feed: Feed, last: int, known: Collection[int], since: datetime | None) -> None:
         self.feed = feed
-        self._position = position
-        self._since = since
         self.is_behind = True
         """More rows are waiting."""
+        self._last, self._known, self._since = last, set(known), since
+        self._first = max(last - OUT_OF_ORDER, 0) if since is None else last
         wanted = f"SELECT number FROM {sql.rows('wanted', number='bigint')}"
-        self._missing = text(f"{feed.select} WHERE t.{feed.number} IN ({wanted}) ORDER BY t.{feed.number}")
+        self._late = text(f"{feed.select} WHERE t.{feed.number} IN ({wanted}) ORDER BY t.{feed.number}")
         self._next = text(f"{feed.select} WHERE t.{feed.number} > :after ORDER BY t.{feed.number} LIMIT :page")
 
-    def read(self, connection: Connection, now: float) -> list[Row]:
-        """Return the next rows; `now` is as for `Position.take`."""
+    def read(self, connection: Connection) -> list[Row]:
+        """Return the next rows."""
         found: list[Row] = []
         with reading(connection).begin():
-            if not self.is_behind and (wanted := self._position.missing):
-                given = {"wanted": rows_param({"number": number} for number in wanted)}
-                found += map(plain, connection.execute(self._missing, given).mappings())
-            page = {"after": self._position.last, "page": PAGE}
+            if not self.is_behind:
+                low = max(self._last - OUT_OF_ORDER, self._first)
+                late = numbers_of(connection, self.feed, low, self._last) - self._known
+                given = {"wanted": rows_param({"number": number} for number in sorted(late))}
+                found += map(plain, connection.execute(self._late, given).mappings() if late else ())
+            page = {"after": self._last, "page": PAGE}
             new = [plain(row) for row in connection.execute(self._next, page).mappings()]
         found += new
-        self._position.take((row[self.feed.number] for row in found), now)
+        self._known |= {row[self.feed.number] for row in found}
+        self._last = max(self._known, default=self._last)
+        self._known = {number for number in self._known if number > self._last - OUT_OF_ORDER}
         self.is_behind = len(new) == PAGE
         return [row for row in found if self._since is None or row[self.feed.time] >= self._since]
 
 
-def begin(connection: Connection, feed: Feed, since: datetime | None, now: float) -> Follower:
-    """Begin at the end of a feed, or with the rows since a time; `now` is as for `Position.take`."""
+def begin(connection: Connection, feed: Feed, since: datetime | None) -> Follower:
+    """Begin at the end of a feed, or with the rows since a time."""
     sql = Sql(connection.dialect.name)
     with reading(connection).begin():
         newest = int(connection.execute(text(f"SELECT max({feed.number}) FROM {feed.table}")).scalar() or 0)
-        position = Position(max(newest - OUT_OF_ORDER, 0))
-        if since is not None:
-            first = first_since(connection, sql, feed, since, newest)
-            return Follower(sql, feed, Position(max(first - 1 - OUT_OF_ORDER, 0)), since)
-        numbers = text(
-            f"SELECT {feed.number} FROM {feed.table} WHERE {feed.number} > :after ORDER BY {feed.number} LIMIT :most"
-        )
-        position.take(connection.execute(numbers, {"after": position.last, "most": 2 * OUT_OF_ORDER}).scalars(), now)
-    return Follower(sql, feed, position, None)
+        if since is None:
+            known = numbers_of(connection, feed, newest - OUT_OF_ORDER, newest)
+            return Follower(sql, feed, newest, known, None)
+        first = first_since(connection, sql, feed, since, newest)
+    return Follower(sql, feed, max(first - 1 - OUT_OF_ORDER, 0), (), since)
+
+
+def numbers_of(connection: Connection, feed: Feed, after: int, last: int) -> set[int]:
+    """Return the numbers of the rows between two of them."""
+    numbers = text(f"SELECT {feed.number} FROM {feed.table} WHERE {feed.number} > :after AND {feed.number} <= :last")
+    return set(connection.execute(numbers, {"after": after, "last": last}).scalars())
 
 
 def first_since(connection: Connection, sql: Sql, feed: Feed, since: datetime, newest: int) -> int:

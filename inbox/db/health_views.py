@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 from inbox.db.dialect import Sql, each_name
-from inbox.db.schema import metadata
 from inbox.db.throughput import DUPLICATE, REJECTED, STORED, SWEPT
 from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 
@@ -361,24 +360,16 @@ FROM (
 
 def _sqlite_table_size(sql: Sql) -> str:
     """SQLite knows the size of its file alone: `dbstat`, which reads every page, is not allowed in a view."""
-    tables = "\n    UNION ALL ".join(
-        f"SELECT '{table}' AS table_name,"
-        f" coalesce((SELECT max(rowid) FROM {table}) - (SELECT min(rowid) FROM {table}) + 1, 0) AS rows_estimated,"
-        " NULL AS bytes, NULL AS free_bytes"
-        for table in sorted(metadata.tables)
-    )
     return f"""
 CREATE VIEW table_size AS
-SELECT sized.table_name, sized.rows_estimated, sized.bytes, NULL AS index_bytes, sized.free_bytes,
-       CAST(round({_rows_per_day(sql, "CASE sized.table_name WHEN '(file)' THEN 'inbox' END")} * (sized.bytes - sized.free_bytes)
+SELECT '(file)' AS table_name, NULL AS rows_estimated, f.bytes, NULL AS index_bytes, f.free_bytes,
+       CAST(round({_rows_per_day(sql, "'inbox'")} * (f.bytes - f.free_bytes)
            / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
        NULL AS dead_rows, NULL AS last_vacuum_at
 FROM (
-    {tables}
-    UNION ALL
-    SELECT '(file)', NULL, page_count * page_size, freelist_count * page_size
+    SELECT page_count * page_size AS bytes, freelist_count * page_size AS free_bytes
     FROM pragma_page_count, pragma_page_size, pragma_freelist_count
-) sized
+) f
 """
 
 

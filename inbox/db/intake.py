@@ -33,7 +33,6 @@ from inbox.db.dialect import (
     json_text,
     require_storable,
     rows_param,
-    verbatim_param,
 )
 from inbox.db.engine import Checkpoints, checkpoint, one_transaction
 from inbox.events.event import Event
@@ -230,7 +229,7 @@ class SqliteIntake(IntakeStore):
         """See IntakeStore; copies the write-ahead log back when that is due."""
         seqs = super().append(connection, events)
         if self._checkpoints.due(len(events)):
-            self._checkpoints.made(complete=checkpoint(connection.engine))
+            checkpoint(connection.engine)
         return seqs
 
     def add(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
@@ -461,9 +460,7 @@ WHERE duplicate_request.id = (SELECT max(r.id) FROM duplicate_request r WHERE r.
 
 def known_param(events: Sequence[Event]) -> str:
     """Make the rows of `SQLITE_KNOWN`."""
-    return verbatim_param(
-        {"n": n, "source": event.source, "dedup_key": event.dedup_key} for n, event in enumerate(events)
-    )
+    return json_text([{"n": n, "source": event.source, "dedup_key": event.dedup_key} for n, event in enumerate(events)])
 
 
 def noted_param(rows: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:

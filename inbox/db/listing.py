@@ -113,8 +113,8 @@ def read_rows(
     listing, sql = LISTINGS[name], Sql(engine.dialect.name)
     conditions, values = _conditions(sql, wanted, listing.equal, listing.time)
     if wanted.get("error") is not None and listing.error is not None:
-        conditions.append(f"lower({listing.error}) LIKE :error ESCAPE '!'")
-        values["error"] = contains(wanted["error"])
+        conditions.append(sql.contains(listing.error, "error"))
+        values["error"] = wanted["error"]
     if wanted.get("routes") is not None:
         conditions.append(f"route IN (SELECT name FROM {sql.rows('routes', name='text')})")
         values["routes"] = rows_param({"name": route} for route in wanted["routes"])
@@ -125,12 +125,6 @@ def read_rows(
     statement = text(f"{chosen} ORDER BY {listing.order} LIMIT :limit")
     with engine.connect() as connection, reading(connection).begin():
         return [plain(row) for row in connection.execute(statement, {**values, "limit": limit}).mappings()]
-
-
-def contains(part: str) -> str:
-    """Return the pattern of LIKE, with `!` as its escape character, for a text in lower case that contains this part."""
-    escaped = part.lower().replace("!", "!!").replace("%", "!%").replace("_", "!_")
-    return f"%{escaped}%"
 
 
 def _conditions(

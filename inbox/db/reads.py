@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import Connection, Engine, text
@@ -258,7 +258,8 @@ def row_of(engine: Engine, table: str, number: int) -> Row | None:
 
 NEWEST = 10_000
 """The number of newest rows that are searched where no index has the name: a mistyped one must not cost a scan."""
-_PLACES = {
+NamedIn = Literal["route", "source", "rejected_source"]
+_PLACES: Mapping[NamedIn, Sequence[str]] = {
     "route": (
         *(
             f"open_delivery WHERE state = '{state}' AND route = :name" for state in OPEN_STATES
@@ -274,21 +275,10 @@ _PLACES = {
 }
 
 
-def has_route(engine: Engine, name: str) -> bool:
-    """Return whether there is a delivery of a route: an open one, a lane's last one, or one among the newest facts."""
-    return _has(engine, "route", name)
+def has(engine: Engine, kind: NamedIn, name: str) -> bool:
+    """Return whether a row has a name. A route's row is a delivery, a lane, a gate, or one of the newest facts.
 
-
-def has_source(engine: Engine, name: str) -> bool:
-    """Return whether there is an event of a source."""
-    return _has(engine, "source", name)
-
-
-def has_rejected_source(engine: Engine, name: str) -> bool:
-    """Return whether one of the newest rejected requests named a source; it may be any word that stood in a URL."""
-    return _has(engine, "rejected_source", name)
-
-
-def _has(engine: Engine, kind: str, name: str) -> bool:
+    A rejected request, of which the newest are searched, may name any word that stood in a URL as its source.
+    """
     with engine.connect() as connection, reading(connection).begin():
         return any(_rows(connection, f"SELECT 1 AS found FROM {place} LIMIT 1", name=name) for place in _PLACES[kind])

@@ -22,14 +22,15 @@ from sqlalchemy import (
 )
 
 from inbox.db.columns import (
+    DATABASE_ROLE,
+    DATABASE_TIME,
     HOT,
     PRUNED,
     BigId,
-    DatabaseRole,
-    DatabaseTime,
     JsonValue,
     TextList,
     UtcDateTime,
+    checks,
     count,
     number,
     one_of,
@@ -37,9 +38,8 @@ from inbox.db.columns import (
     partial_index,
     readable,
     required,
-    says_nothing,
+    says_why,
 )
-from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, MOST_REASON, MOST_WHO, OPEN_COMMANDS
 from inbox.events.states import HEADS, OPEN_STATES, SUSPECT_CRASHES, THROUGHPUT_KINDS
 
@@ -317,10 +317,7 @@ payload_reveal = Table(
     required("who", Text, "person or program that saw them, as the operator's page knows it"),
     required("reason", Text, "reason that it gave"),
     CheckConstraint("trim(who) <> ''", name="who"),
-    *(
-        CheckConstraint(f"NOT ({says_nothing('reason', dialect)})", name="reason").ddl_if(dialect=dialect)
-        for dialect in (POSTGRES, SQLITE)
-    ),
+    *says_why("reason"),
     Index("ix_payload_reveal_seq", "seq"),
     comment="One row each time that the operator's page showed the headers and body of an event, written before it did.",
     postgresql_with=PRUNED,
@@ -383,8 +380,8 @@ relay_command = Table(
     required("kind", Text, ", ".join(COMMAND_KINDS[:-1]) + f" or {COMMAND_KINDS[-1]}"),
     required("selection", JsonValue, "what it is about, as a JSON object with the keys of its kind", default="'{}'"),
     required("reason", Text, "reason given by the operator"),
-    required("asked_by", Text, "operator; by default the database role", default=DatabaseRole()),
-    required("asked_at", UtcDateTime, "time of the request; database clock", default=DatabaseTime()),
+    required("asked_by", Text, "operator; by default the database role", default=DATABASE_ROLE),
+    required("asked_at", UtcDateTime, "time of the request; database clock", default=DATABASE_TIME),
     required("dry_run", Boolean, "true: only answer what it would change", default="false"),
     required("state", Text, "asked, running, done, failed, refused or cancelled", default="'asked'"),
     optional("progress_seq", BigInteger, "progress: everything up to this seq is done"),
@@ -408,10 +405,7 @@ relay_command = Table(
     CheckConstraint(f"kind IN ({one_of(COMMAND_KINDS)})", name="kind"),
     CheckConstraint(f"state IN ({one_of(COMMAND_STATES)})", name="state"),
     CheckConstraint(f"length(reason) <= {MOST_REASON}", name="reason_length"),
-    *(
-        CheckConstraint(f"NOT ({says_nothing('reason', dialect)})", name="reason").ddl_if(dialect=dialect)
-        for dialect in (POSTGRES, SQLITE)
-    ),
+    *says_why("reason"),
     CheckConstraint(f"trim(asked_by) <> '' AND length(asked_by) <= {MOST_WHO}", name="asked_by"),
     partial_index("ix_relay_command_open", "id", where=f"state IN ({one_of(OPEN_COMMANDS)})"),
     comment="Command of an operator, by SQL or command line; the daemon executes and answers it.",
@@ -503,7 +497,5 @@ throughput_minute = Table(
 
 for _table in metadata.sorted_tables:
     for _column in list(_table.columns):
-        for _dialect, _condition in readable(_column).items():
-            _table.append_constraint(
-                CheckConstraint(_condition, name=f"{_column.name}_is_readable").ddl_if(dialect=_dialect)
-            )
+        for _check in checks(f"{_column.name}_is_readable", readable(_column)):
+            _table.append_constraint(_check)

@@ -6,7 +6,7 @@ at once: row by row they made it 14 times slower. Those of `inbox_payload` look 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 from sqlalchemy import Table
 
@@ -24,8 +24,20 @@ _EMPTIED = "delivery_log is append-only: only the erasure of its event changes a
 _LOG = "delivery_log is append-only: only old attempts of ended deliveries can be deleted"
 
 
-def _raise(message: str) -> str:
-    return f"RAISE EXCEPTION '{message.format(days=RETENTION_FLOOR_DAYS)}' USING ERRCODE = 'restrict_violation'"
+def _raise(message: str, state: str = "restrict_violation") -> str:
+    return f"RAISE EXCEPTION '{message.format(days=RETENTION_FLOOR_DAYS)}' USING ERRCODE = '{state}';"
+
+
+def _guard(name: str, event: str, body: str, each: str = "ROW") -> tuple[str, str]:
+    """Return the statements of a function on Postgres, and of the trigger of this name that calls it."""
+    function = f"""
+CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+{body}
+END $$
+"""
+    return function, f"CREATE TRIGGER {name} {event} FOR EACH {each} EXECUTE FUNCTION {name}()"
 
 
 def _looked_up(table: str, condition: str) -> str:
@@ -40,48 +52,33 @@ _ERASABLE_KEYS = f"CAST('{{{', '.join(_ERASABLE)}}}' AS text[])"
 _FLOOR = f"clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'"
 
 _POSTGRES = (
-    f"""
-CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
-    {_raise(_INBOX)};
-END $$
-""",
-    f"""
-CREATE FUNCTION inbox_deletes_old_rows_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
+    *_guard(
+        "inbox_deletes_old_rows_only",
+        "AFTER DELETE ON inbox REFERENCING OLD TABLE AS gone",
+        f"""
     IF EXISTS (SELECT FROM gone g WHERE g.received_at >= {_FLOOR})
        OR EXISTS (SELECT {_looked_up("open_delivery o", "o.seq = g.seq")}) THEN
-        {_raise(_INBOX)};
+        {_raise(_INBOX)}
     END IF;
     DELETE FROM inbox_payload WHERE seq = ANY (ARRAY(SELECT g.seq FROM gone g));
-    RETURN NULL;
-END $$
-""",
-    f"""
-CREATE FUNCTION inbox_payload_is_append_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
+    RETURN NULL;""",
+        "STATEMENT",
+    ),
+    *_guard(
+        "inbox_payload_is_append_only",
+        "BEFORE UPDATE OR DELETE ON inbox_payload",
+        f"""
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
             RETURN OLD;
         END IF;
     END IF;
-    {_raise(_PAYLOAD)};
-END $$
-""",
-    f"""
-CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
-    {_raise(_LOG)};
-END $$
-""",
-    f"""
-CREATE FUNCTION delivery_log_deletes_old_attempts_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
+    {_raise(_PAYLOAD)}""",
+    ),
+    *_guard(
+        "delivery_log_deletes_old_attempts_only",
+        "AFTER DELETE ON delivery_log REFERENCING OLD TABLE AS gone",
+        f"""
     IF EXISTS (
         SELECT FROM (
             SELECT g.seq, g.route, g.kind IN ('attempt_failed', 'abandoned') AND g.at < {_FLOOR} AS is_old FROM gone g
@@ -89,15 +86,15 @@ BEGIN
         CROSS JOIN LATERAL (SELECT FROM inbox i WHERE i.seq = g.seq LIMIT 1) AS event
         WHERE NOT g.is_old OR EXISTS (SELECT FROM open_delivery o WHERE o.seq = g.seq AND o.route = g.route)
     ) THEN
-        {_raise(_LOG)};
+        {_raise(_LOG)}
     END IF;
-    RETURN NULL;
-END $$
-""",
-    f"""
-CREATE FUNCTION inbox_changes_by_erasure_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
+    RETURN NULL;""",
+        "STATEMENT",
+    ),
+    *_guard(
+        "inbox_changes_by_erasure_only",
+        "BEFORE UPDATE ON inbox",
+        f"""
     IF to_jsonb(NEW) - {_ERASABLE_KEYS} = to_jsonb(OLD) - {_ERASABLE_KEYS}
        AND OLD.erased_at IS NULL AND NEW.erased_at IS NOT NULL AND NEW.traceparent IS NULL
        AND (NEW.event_id IS NULL OR NEW.event_id = OLD.event_id)
@@ -105,51 +102,29 @@ BEGIN
        AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
         RETURN NEW;
     END IF;
-    {_raise(_ERASED)};
-END $$
-""",
-    f"""
-CREATE FUNCTION delivery_log_changes_by_erasure_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
+    {_raise(_ERASED)}""",
+    ),
+    *_guard(
+        "delivery_log_changes_by_erasure_only",
+        "BEFORE UPDATE ON delivery_log",
+        f"""
     IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail'
        AND EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
        AND NEW.detail = {emptied(POSTGRES, "OLD.detail")} THEN
         RETURN NEW;
     END IF;
-    {_raise(_EMPTIED)};
-END $$
-""",
+    {_raise(_EMPTIED)}""",
+    ),
     *(
         statement
-        for table in ("inbox", "delivery_log")
-        for statement in (
-            f"""
-CREATE TRIGGER {table}_changes_by_erasure_only BEFORE UPDATE ON {table}
-    FOR EACH ROW EXECUTE FUNCTION {table}_changes_by_erasure_only()
-""",
-            f"""
-CREATE TRIGGER {table}_is_append_only BEFORE TRUNCATE ON {table}
-    FOR EACH STATEMENT EXECUTE FUNCTION {table}_is_append_only()
-""",
+        for table in ("inbox", "inbox_payload", "delivery_log")
+        for statement in _guard(
+            f"{table}_is_not_truncated",
+            f"BEFORE TRUNCATE ON {table}",
+            "    " + _raise(f"{table} is append-only: it can''t be truncated"),
+            "STATEMENT",
         )
     ),
-    """
-CREATE TRIGGER inbox_deletes_old_rows_only AFTER DELETE ON inbox REFERENCING OLD TABLE AS gone
-    FOR EACH STATEMENT EXECUTE FUNCTION inbox_deletes_old_rows_only()
-""",
-    """
-CREATE TRIGGER delivery_log_deletes_old_attempts_only AFTER DELETE ON delivery_log REFERENCING OLD TABLE AS gone
-    FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_deletes_old_attempts_only()
-""",
-    """
-CREATE TRIGGER inbox_payload_is_append_only BEFORE UPDATE OR DELETE ON inbox_payload
-    FOR EACH ROW EXECUTE FUNCTION inbox_payload_is_append_only()
-""",
-    """
-CREATE TRIGGER inbox_payload_is_not_truncated BEFORE TRUNCATE ON inbox_payload
-    FOR EACH STATEMENT EXECUTE FUNCTION inbox_payload_is_append_only()
-""",
 )
 
 
@@ -225,9 +200,11 @@ def _of_change(dialect: str) -> Iterator[CommandRule]:
         " OR ".join(f"NEW.{column} {differs} OLD.{column}" for column in _FROZEN)
         + f" OR (({was_open} OR {is_open}) AND (NEW.selection {differs} OLD.selection OR NEW.reason {differs} OLD.reason))",
     )
+    written = "CAST(NEW.selection AS text)"
+    is_erased = f"position('{ERASED}' IN {written})" if dialect == POSTGRES else f"instr({written}, '{ERASED}')"
     yield (
-        f"only erasure may change a command that has ended: its reason becomes {ERASED}, and texts of its selection begin so",
-        f"NEW.reason NOT IN (OLD.reason, '{ERASED}') OR NEW.selection {differs} OLD.selection AND ({_not_erased(dialect)})",
+        f"only erasure may change a command that has ended: texts of its reason and selection become {ERASED}",
+        f"NEW.reason NOT IN (OLD.reason, '{ERASED}') OR NEW.selection {differs} OLD.selection AND {is_erased} = 0",
     )
     yield (
         "a command that has ended stays as it is: insert another one",
@@ -244,23 +221,6 @@ def _of_change(dialect: str) -> Iterator[CommandRule]:
     )
 
 
-def _not_erased(dialect: str) -> str:
-    in_a_list = f"substr(n.value, 1, 1) = '[' AND replace(n.value, '\"{ERASED}\"', '') <> n.value"
-    erased = f"(substr(n.value, 1, {len(ERASED)}) = '{ERASED}' OR {in_a_list})"
-    if dialect == POSTGRES:
-        other = f"n.value IS DISTINCT FROM OLD.selection ->> n.key AND NOT {erased}"
-        return (
-            f"EXISTS (SELECT 1 FROM jsonb_each_text(NEW.selection) AS n (key, value) WHERE {other})"
-            " OR ARRAY(SELECT jsonb_object_keys(NEW.selection)) <> ARRAY(SELECT jsonb_object_keys(OLD.selection))"
-        )
-    keys = "(SELECT json_group_array(key) FROM (SELECT key FROM json_each({}.selection) ORDER BY key))"
-    other = f"n.value IS NOT json_extract(OLD.selection, n.fullkey) AND NOT {erased}"
-    return (
-        f"EXISTS (SELECT 1 FROM json_each(NEW.selection) n WHERE {other})"
-        f" OR {keys.format('NEW')} IS NOT {keys.format('OLD')}"
-    )
-
-
 _NEWEST = """CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
     ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END"""
 """The newest event or rejected request that a command is about."""
@@ -274,49 +234,38 @@ def statements(dialect: str) -> tuple[str, ...]:
 
 
 def _commands_on_postgres() -> tuple[str, ...]:
-    is_open = f"NEW.state IN ({one_of(OPEN_COMMANDS)})"
-    function = f"""
-CREATE FUNCTION relay_command_is_valid() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
-BEGIN
+    is_open, was_open = (f"{row}.state IN ({one_of(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
+    rules = _of_change(POSTGRES)
+    # in parentheses, as PL/pgSQL would end a condition at the THEN of a CASE
+    raised = "\n".join(f"IF ({condition}) THEN {_raise(said, 'check_violation')} END IF;" for said, condition in rules)
+    return (
+        *_guard(
+            "relay_command_is_valid",
+            "BEFORE INSERT OR UPDATE OR DELETE ON relay_command",
+            f"""
     IF TG_OP = 'DELETE' THEN
-        IF OLD.state IN ({one_of(OPEN_COMMANDS)}) THEN
-            RAISE EXCEPTION USING MESSAGE = '{_STAYS}', ERRCODE = 'restrict_violation';
-        END IF;
+        IF {was_open} THEN {_raise(_STAYS)} END IF;
         RETURN OLD;
     END IF;
     IF TG_OP = 'UPDATE' THEN
-        {_raised(_of_change(POSTGRES), "        ")}
-        IF OLD.state IN ({one_of(OPEN_COMMANDS)}) AND NEW.state = 'cancelled' AND NEW.finished_at IS NULL THEN
+        {raised}
+        IF {was_open} AND NEW.state = 'cancelled' AND NEW.finished_at IS NULL THEN
             NEW.finished_at := clock_timestamp();
             NEW.answer := coalesce(NEW.answer, '{_BY_HAND}');
         END IF;
-        RETURN NEW;
+    ELSIF {is_open} THEN
+        NEW.until_seq := coalesce(NEW.until_seq, {_NEWEST});
     END IF;
-    IF NOT ({is_open}) THEN
-        RETURN NEW;
-    END IF;
-    NEW.until_seq := coalesce(NEW.until_seq, {_NEWEST});
-    RETURN NEW;
-END $$
-"""
-    trigger = """
-CREATE TRIGGER relay_command_is_valid BEFORE INSERT OR UPDATE OR DELETE ON relay_command
-    FOR EACH ROW EXECUTE FUNCTION relay_command_is_valid()
-"""
-    return function, "REVOKE ALL ON FUNCTION relay_command_is_valid() FROM PUBLIC", trigger
-
-
-def _raised(rules: Iterable[CommandRule], indent: str) -> str:
-    # In parentheses, as PL/pgSQL would end a condition at the THEN of a CASE.
-    return f"\n{indent}".join(
-        f"IF ({condition}) THEN\n{indent}    RAISE EXCEPTION USING MESSAGE = '{sentence}'"
-        f", ERRCODE = 'check_violation';\n{indent}END IF;"
-        for sentence, condition in rules
+    RETURN NEW;""",
+        ),
+        "REVOKE ALL ON FUNCTION relay_command_is_valid() FROM PUBLIC",
     )
 
 
 def _commands_on_sqlite() -> Iterator[str]:
     is_open = f"state IN ({one_of(OPEN_COMMANDS)})"
+    rules = _of_change(SQLITE)
+    changes = "\n".join(f"    SELECT RAISE(ABORT, '{sentence}') WHERE {condition};" for sentence, condition in rules)
     yield f"""
 CREATE TRIGGER relay_command_is_bounded AFTER INSERT ON relay_command
 WHEN NEW.{is_open} AND NEW.until_seq IS NULL
@@ -327,7 +276,7 @@ END
     yield f"""
 CREATE TRIGGER relay_command_refuses_update BEFORE UPDATE ON relay_command
 BEGIN
-{_selected(_of_change(SQLITE))}
+{changes}
 END
 """
     yield f"""
@@ -346,7 +295,3 @@ BEGIN
     SELECT RAISE(ABORT, '{_STAYS}');
 END
 """
-
-
-def _selected(rules: Iterable[CommandRule]) -> str:
-    return "\n".join(f"    SELECT RAISE(ABORT, '{sentence}') WHERE {condition};" for sentence, condition in rules)

@@ -32,6 +32,11 @@ def _as_in_tables(*names: str) -> dict[str, str]:
     return {name: next(t.c[name].comment or "" for t in (inbox, open_delivery, gate) if name in t.c) for name in names}
 
 
+def _by_period(**comments: str) -> dict[str, str]:
+    """Return the comments of two columns for each figure: of the last hour, and of the last day."""
+    return {f"{name}_{each}": said.format(each) for name, said in comments.items() for each in ("hour", "day")}
+
+
 _EVENT = _as_in_tables("source", "entity_type", "entity_id", "event_type", "action", "occurred_at", "received_at")
 
 VIEWS = (
@@ -155,12 +160,11 @@ VIEWS = (
         {
             "source": "name of the source; (unknown) for all unknown sources together",
             "last_arrival_at": "last event or duplicate, to the minute; empty: none in the age of the figures",
-            "events_hour": "events stored in the last hour, those of sweeps too",
-            "events_day": "events stored in the last day",
-            "duplicates_hour": "duplicates in the last hour",
-            "duplicates_day": "duplicates in the last day",
-            "rejected_hour": "rejected requests in the last hour; more than rejected_request has, when there were many",
-            "rejected_day": "rejected requests in the last day",
+            **_by_period(
+                events="events stored in the last {}, those of sweeps too",
+                duplicates="duplicates in the last {}",
+                rejected="rejected requests in the last {}; more than rejected_request has, when there were many",
+            ),
             "is_silent": "true while the alert source_silent fires, which needs silent_after in inbox.toml",
             "paused_at": "time at which an operator paused it; empty: not paused",
         },
@@ -174,12 +178,11 @@ VIEWS = (
             "name": "its name in inbox.toml",
             "health": "paused, open, half_open or retired (its breaker), held (it asked for no call), failing (every attempt"
             " since its last success failed) or ok",
-            "delivered_hour": "deliveries that succeeded in the last hour",
-            "delivered_day": "deliveries that succeeded in the last day",
-            "failed_hour": "failed and abandoned attempts in the last hour",
-            "failed_day": "failed and abandoned attempts in the last day",
-            "dead_hour": "deliveries given up in the last hour",
-            "dead_day": "deliveries given up in the last day",
+            **_by_period(
+                delivered="deliveries that succeeded in the last {}",
+                failed="failed and abandoned attempts in the last {}",
+                dead="deliveries given up in the last {}",
+            ),
             "last_success_at": "last success, to the minute; empty: none in the age of the figures",
             "last_failure_at": "last failed attempt or death, to the minute",
             **_as_in_tables("paused_at", "breaker", "breaker_until", "breaker_cause", "held_until", "hold_reason"),
@@ -187,11 +190,11 @@ VIEWS = (
     ),
     View(
         "table_size",
-        "Size and growth of each table. On Postgres by its statistics; partitions of a table are one row. On SQLite the row (file)"
+        "Size and growth of each table by the statistics of Postgres; partitions of a table are one row. On SQLite one row, (file),"
         " has the size of the whole file, as SQLite keeps no other.",
         {
             "table_name": "the table; (file) for a SQLite file",
-            "rows_estimated": "rows by the last ANALYZE or VACUUM; on SQLite at most so many, by the first and last row",
+            "rows_estimated": "rows by the last ANALYZE or VACUUM; empty on SQLite",
             "bytes": "bytes without indexes",
             "index_bytes": "bytes of its indexes; empty on SQLite, where bytes has them",
             "free_bytes": "on SQLite: bytes of free pages, which new rows use first",

@@ -7,8 +7,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-import msgspec
-
 from inbox.config.mistakes import Mistake, nearest
 from inbox.config.model import (
     Config,
@@ -66,7 +64,7 @@ def _follows_by_get(path: tuple[str, ...]) -> Mistake:
     return Mistake(path, 'follows links by GET alone; page by = "cursor"')
 
 
-# --- Rules of `[retention]`: floors below which a guarantee would break, and ages that would say nothing beside others.
+# --- Rules of `[retention]`: floors below which a guarantee would break.
 
 
 _DAY = 86400
@@ -85,20 +83,12 @@ FLOORS: dict[RetentionKind, tuple[int, str]] = {
 }
 """The least age of each kind in days, and the reason."""
 
-_WITH_THEIR_EVENTS: tuple[RetentionKind, ...] = ("payloads", "attempts", "duplicates")
-
 
 def retention_mistakes(retention: Retention) -> Iterator[Mistake]:
-    """Yield each age below its floor, and each above that of the events, with which the rows go."""
+    """Yield each age below its floor."""
     for kind, (days, reason) in FLOORS.items():
         if retention.age_of(kind) < days * _DAY:
             yield Mistake(("retention", kind), f"must be at least {days}d: {reason}")
-    for kind in _WITH_THEIR_EVENTS:
-        if retention.age_of(kind) > retention.events:
-            yield Mistake(
-                ("retention", kind),
-                f"is longer than events, {retention.events.shown}, with which they go; give at most that age",
-            )
 
 
 # --- Rules of `[web]`: an origin that a browser would send, and a proxy that not everybody can claim to be.
@@ -130,8 +120,6 @@ def _proxy(proxy: WebProxy) -> Iterator[Mistake]:
         yield Mistake(("web", "proxy", "networks"), "has every address, and so everybody could say to be anybody")
     if not is_name(proxy.header) or proxy.header.lower() in _OF_BROWSERS:
         yield Mistake(("web", "proxy", "header"), 'must be a header of the proxy\'s own, such as "X-Forwarded-User"')
-    if any(not name.strip() for name in proxy.operators):
-        yield Mistake(("web", "proxy", "operators"), "has an empty name")
 
 
 # --- Rules of sources: their presets, and the headers that destinations pass on.
@@ -239,30 +227,15 @@ def passed_header_mistakes(config: Config) -> Iterator[Mistake]:
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _FUNCTION = re.compile(f"{_NAME}:{_NAME}")
 """Pattern of `package.module:name`."""
-_TARGET = re.compile(r"\{\s*target\b")
 _NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate", "gone", False))
 """A table of a sync route, the key whose value of the same name needs it, and whether that value is the default."""
 
 
-class Names(msgspec.Struct, frozen=True):
-    """The names of tables that others may refer to, also of those with mistakes of their own."""
-
-    sources: Collection[str]
-    apis: Collection[str]
-    destinations: Collection[str]
-
-
-def names_of(config: Config) -> Names:
-    """Return the names in a whole configuration."""
-    return Names(config.sources, config.apis, config.destinations)
-
-
-def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake]:
+def broken_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterator[Mistake]:
     """Yield every unresolved name, every sync route that can't run, and every timeout of zero.
 
-    `names` has also those of tables that `config` lacks because of their mistakes.
+    `names` of each section has also those of tables that `config` lacks because of their mistakes.
     """
-    names = names or names_of(config)
     for section, endpoints in (("apis", config.apis), ("destinations", config.destinations)):
         for name, endpoint in endpoints.items():
             if endpoint.timeout <= 0:
@@ -274,15 +247,15 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
     yield from web_mistakes(config.web)
     for name, source in config.sources.items():
         yield from preset_mistakes(("sources", name), source)
-        yield from _sweeps(("sources", name, "sweeps"), source, config, names.apis)
+        yield from _sweeps(("sources", name, "sweeps"), source, config, names["apis"])
     for name, route in config.routes.items():
         path = ("routes", name)
-        yield from _missing_name((*path, "source"), "source", route.source, names.sources)
-        yield from _missing_name((*path, "destination"), "destination", route.destination, names.destinations)
+        yield from _missing_name((*path, "source"), "source", route.source, names["sources"])
+        yield from _missing_name((*path, "destination"), "destination", route.destination, names["destinations"])
         if route.destination in config.destinations:
             yield from _sync_or_not(path, route, config.destinations[route.destination])
         if route.sync is not None:
-            yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names.apis)
+            yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names["apis"])
             yield from _sync((*path, "sync"), route.sync)
 
 
@@ -308,12 +281,9 @@ def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route])
     fit = [each.when for each in routes if not each.when.entity_type or sweep.entity_type in each.when.entity_type]
     if not fit or any(matches(when, sweep.entity_type, sweep.event_type, sweep.action) for when in fit):
         return
-    types = {name for when in fit if not when.action or sweep.action in when.action for name in when.event_type}
-    key, names = ("event_type", types) if types else ("action", {name for when in fit for name in when.action})
     yield Mistake(
-        (*path, key),
-        f"{getattr(sweep, key)!r} is taken by no route of {sweep.entity_type!r}; name one of theirs: "
-        + ", ".join(sorted(names)),
+        (*path, "event_type"),
+        f"{sweep.event_type!r} with the action {sweep.action!r} is taken by no route of {sweep.entity_type!r}",
     )
 
 
@@ -352,14 +322,6 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
     if sync.find is None and sync.update is not None and sync.update.if_match is not None:
         yield Mistake((*path, "update", "if_match"), "matches the version that find gives; add find = { path = … }")
     yield from _bodies(path, sync)
-    for step in ("create", "update", "delete", "deactivate"):
-        write = getattr(sync, step)
-        if write is None or not _TARGET.search(write.path):
-            continue
-        if step == "create":
-            yield Mistake((*path, step, "path"), "uses {target.…}, but there is none yet when it is created")
-        elif sync.find is None:
-            yield Mistake((*path, step, "path"), "uses {target.…}, which only find gives; add find = { path = … }")
 
 
 def _bodies(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
@@ -396,12 +358,6 @@ def map_mistakes(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
             yield Mistake(
                 (*path, "clear_when_absent"), f"{name!r} is not a field of the map; {nearest(name, sync.map)}"
             )
-        elif isinstance(mapped, MapField) and _always_has_one(mapped):
-            yield Mistake((*path, "clear_when_absent"), f"{name!r} always has a value, or is an error")
-
-
-def _always_has_one(mapped: MapField) -> bool:
-    return mapped.required or mapped.value is not None or mapped.default is not None
 
 
 def _field(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
@@ -410,16 +366,8 @@ def _field(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
     if len(given) != 1:
         has = f"this has {' and '.join(given)}" if given else "this has none of them"
         yield Mistake(path, f"a field takes one of from, value and function; {has}")
-    if field.value is not None and field != MapField(
-        value=field.value, expression=field.expression, function=field.function
-    ):
-        yield Mistake((*path, "value"), "is sent as it is, so that no other key has a meaning beside it")
     if field.function is not None:
         yield from _reference((*path, "function"), field.function)
-    if field.required and field.default is not None:
-        yield Mistake((*path, "required"), "has no meaning beside a default, with which there always is a value")
-    if field.lookup is not None and not field.lookup:
-        yield Mistake((*path, "lookup"), "must not be empty; leave the key out, or give at least one value")
     yield from _dates(path, field)
 
 

@@ -16,7 +16,7 @@ from inbox.config.mistakes import LocatedMistake, Mistake, TomlText, build, mist
 from inbox.config.model import Config, DatabaseSettings, Web
 from inbox.config.values import DatabaseUrl, Secret
 from inbox.errors import ConfigError
-from inbox.loader.checks import Names, broken_links
+from inbox.loader.checks import broken_links
 
 VARIABLE = "INBOX_DATABASE_URL"
 """Environment variable that overrides `[database]`."""
@@ -41,7 +41,8 @@ def resolved_database(settings: DatabaseSettings, environment: Mapping[str, str]
         return msgspec.structs.replace(settings, url=url)
     if _SQLITE.match(url):
         raise ConfigError("[database] password: a SQLite file has none; remove it")
-    if _has_password(url):
+    _, given_password, in_query = _parts(url)
+    if given_password or "password" in in_query:
         raise ConfigError("[database] password: the url has one already; remove one of both")
     password = settings.password.reveal(environment, at="[database] password")
     return msgspec.structs.replace(settings, url=_with(url, "password", password))
@@ -61,18 +62,20 @@ def resolved_web(web: Web, database: DatabaseSettings, environment: Mapping[str,
     url = _in_schema(url, database.schema)
     if url == database.url:
         raise ConfigError(f"{_OF_VIEWERS}: is the database's own url; give that of a role that can only read")
-    if _name(url) != _name(database.url):
+    if _parts(url)[0] != _parts(database.url)[0]:
         raise ConfigError(
-            f"{_OF_VIEWERS}: leads to the database {_name(url)!r}, and the url to {_name(database.url)!r}"
+            f"{_OF_VIEWERS}: leads to the database {_parts(url)[0]!r}, and the url to {_parts(database.url)[0]!r}"
         )
     return msgspec.structs.replace(web, viewer_url=url)
 
 
-def _name(url: str) -> str | None:
+def _parts(url: str) -> tuple[str, str | None, frozenset[str]]:
+    """Return the name of its database, its password and the names in its query; nothing of one that the engine will reject."""
     try:
-        return urlsplit(url).path.strip("/")
-    except ValueError:  # the engine says what is wrong with it
-        return None
+        parts = urlsplit(url)
+        return parts.path.strip("/"), parts.password, frozenset(parse_qs(parts.query))
+    except ValueError:
+        return "", None, frozenset()
 
 
 def _in_schema(url: DatabaseUrl, schema: str | None) -> DatabaseUrl:
@@ -82,7 +85,7 @@ def _in_schema(url: DatabaseUrl, schema: str | None) -> DatabaseUrl:
         raise ConfigError(
             "[database] schema: a SQLite file has no schemas, its tables share it with nobody; remove the key"
         )
-    return url if _names_schema(url) else _with(url, "schema", schema)
+    return url if "schema" in _parts(url)[2] else _with(url, "schema", schema)
 
 
 def _with(url: DatabaseUrl, key: str, value: str) -> DatabaseUrl:
@@ -100,21 +103,6 @@ def revealed_url(text: str, origin: str, environment: Mapping[str, str]) -> Data
         return DatabaseUrl(text, origin, is_literal=origin in {_IN_THE_FILE, _OF_VIEWERS})
     value = secret.reveal(environment, at=origin).strip()
     return DatabaseUrl(value, f"{origin}: {secret.reference}", is_literal=False)
-
-
-def _names_schema(url: str) -> bool:
-    try:
-        return "schema" in parse_qs(urlsplit(url).query)
-    except ValueError:  # as below
-        return True
-
-
-def _has_password(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return bool(parts.password) or "password" in parse_qs(parts.query)
-    except ValueError:  # the engine says what is wrong with it
-        return False
 
 
 # --- the file
@@ -232,7 +220,8 @@ def load_text(text: str, where: str = DEFAULT_FILE, environment: Mapping[str, st
         readable = build(_without(tree, misshapen))
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}") from None
-    broken = [*broken_links(readable, _names_in(tree))]
+    names = {key: tables if isinstance(tables := tree.get(key), dict) else () for key in _NAMED}
+    broken = [*broken_links(readable, names)]
     found = [source.locate(each) for each in (*misshapen, *broken)]
     if environment is not None:
         try:
@@ -246,14 +235,6 @@ def load_text(text: str, where: str = DEFAULT_FILE, environment: Mapping[str, st
 def _refuse(found: Sequence[LocatedMistake]) -> None:
     if found:
         raise ConfigError("\n".join(dict.fromkeys(map(str, found))))
-
-
-def _names_in(tree: Mapping[str, Any]) -> Names:
-    def names(section: str) -> frozenset[str]:
-        tables = tree.get(section)
-        return frozenset(tables) if isinstance(tables, dict) else frozenset()
-
-    return Names(names("sources"), names("apis"), names("destinations"))
 
 
 def _without(tree: Mapping[str, Any], misshapen: Sequence[Mistake]) -> dict[str, Any]:

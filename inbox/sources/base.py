@@ -40,7 +40,7 @@ MADE_UP = Secret("")
 TOLERANCE_SECONDS = 300.0
 """Largest difference between the time of signing and the time of arrival, before and after."""
 _DECOY_BYTES = 32
-_SEPARATOR = re.compile(r"[./-]")
+_SEPARATOR = re.compile(r"[./_-]")
 
 
 class Proof(ABC):
@@ -144,8 +144,9 @@ MakeSample = Callable[[str, str, str, datetime], Sample]
 def json_sample(body: object, headers: Mapping[str, str] = {}, message_id: str = "") -> MakeSample:
     """Make samples of a template, in whose texts `{…}` stands for these.
 
-    `kind`, `id`, `type`; `last`, the type's last word; `dotted`, the type behind the kind, unless it has a dot; `unique`, an
-    id of the event; `time`; and where a text is nothing else, as numbers: `number`, the id, and `s` and `ms`, the time.
+    `kind`, `id`, `type`; `first` and `last`, words of the type; `dotted`, the type behind the kind, unless it has a dot;
+    `unique`, an id of the event; `time`; and where a text is nothing else, as numbers: `number`, the id, and `s` and `ms`,
+    the time.
     """
 
     def make(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
@@ -154,6 +155,7 @@ def json_sample(body: object, headers: Mapping[str, str] = {}, message_id: str =
             "id": identifier,
             "number": int(identifier) if identifier.isdigit() else identifier,
             "type": event_type,
+            "first": _SEPARATOR.split(event_type)[0],
             "last": _SEPARATOR.split(event_type)[-1],
             "dotted": event_type if "." in event_type else f"{kind}.{event_type}",
             "unique": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",

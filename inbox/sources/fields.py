@@ -24,6 +24,11 @@ from inbox.events import strict_json, timestamps
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources.base import Read
 
+Payload = Mapping[str, object]
+"""The members of an event, unchecked."""
+Dedup = Sequence[str] | None
+"""The key `dedup` of a source."""
+
 LONGEST_ID = 255
 LONGEST_TYPE = 100
 """Characters of an entity type or event type."""
@@ -170,7 +175,7 @@ def _unquoted(text: bytes) -> bytes:
     return unquoted.getvalue()
 
 
-def text_field(payload: Mapping[str, object], field: str, longest: int | None) -> str:
+def text_field(payload: Payload, field: str, longest: int | None) -> str:
     """Return a field that must be a text of 1 to `longest` characters; numbers are not taken for texts.
 
     Raises:
@@ -189,7 +194,7 @@ def text_field(payload: Mapping[str, object], field: str, longest: int | None) -
     return value
 
 
-def time_field(payload: Mapping[str, object], field: str, received_at: datetime) -> int:
+def time_field(payload: Payload, field: str, received_at: datetime) -> int:
     """Return a field that must be an RFC 3339 time with an offset, from 2000 to 24 hours after arrival; in nanoseconds.
 
     Raises:
@@ -203,7 +208,7 @@ def time_field(payload: Mapping[str, object], field: str, received_at: datetime)
     return _in_range(instant, field, received_at)
 
 
-def dedup_part(payload: Mapping[str, object], field: str) -> str:
+def dedup_part(payload: Payload, field: str) -> str:
     """Return the part of a dedup key that a field gives: a text as it is, or a whole number in digits (5 and "5" are one).
 
     Raises:
@@ -218,7 +223,7 @@ def dedup_part(payload: Mapping[str, object], field: str) -> str:
     return text_field(payload, field, None)
 
 
-def epoch_field(payload: Mapping[str, object], field: str, received_at: datetime, *, per_second: int = 1) -> int:
+def epoch_field(payload: Payload, field: str, received_at: datetime, *, per_second: int = 1) -> int:
     """Return a field that must be a number of seconds (or of so many per second) since 1970; in nanoseconds.
 
     Raises:
@@ -324,7 +329,7 @@ def _in_range(instant: int, field: str, received_at: datetime) -> int:
 Entity = tuple[str | None, str | None]
 """Type and id of an entity; None for both where there is none."""
 
-ReadOne = Callable[[RawRequest, Mapping[str, object]], Identity]
+ReadOne = Callable[[RawRequest, Payload], Identity]
 """Reads one event, which is this object of the request. Without `key_parts`, the event's own id is its key."""
 
 
@@ -339,7 +344,7 @@ def first_entity(found: Iterable[tuple[object, object]]) -> Entity:
     return next((each for each in starmap(entity, found) if each[0] is not None), (None, None))
 
 
-def object_field(payload: Mapping[str, object], field: str) -> Mapping[str, object]:
+def object_field(payload: Payload, field: str) -> Payload:
     """Return a field that must be an object.
 
     Raises:
@@ -351,7 +356,7 @@ def object_field(payload: Mapping[str, object], field: str) -> Mapping[str, obje
     return value
 
 
-def listed(raw: RawRequest, *path: str) -> Iterator[tuple[Mapping[str, object], bytes | None]]:
+def listed(raw: RawRequest, *path: str) -> Iterator[tuple[Payload, bytes | None]]:
     """Yield each event of the list at `path`, with the body that it would have had alone; None where it is alone.
 
     Raises:
@@ -372,9 +377,7 @@ def listed(raw: RawRequest, *path: str) -> Iterator[tuple[Mapping[str, object], 
         yield event, part
 
 
-def keyed(
-    identity: Identity, payload: Mapping[str, object], dedup: Sequence[str] | None, part: bytes | None = None
-) -> Identity:
+def keyed(identity: Identity, payload: Payload, dedup: Dedup, part: bytes | None = None) -> Identity:
     """Return the identity with its key: the fields that the source names in `payload`, or else the provider's own.
 
     Raises:
@@ -392,7 +395,7 @@ def reader_of_object(read_one: ReadOne, inner: str = "") -> Read:
     Where a preset takes forms, too, their field `payload` has the JSON.
     """
 
-    def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    def read(raw: RawRequest, dedup: Dedup) -> tuple[Identity, ...]:
         """Return the event of a body: see `Read`."""
         payload = json_object(form_payload(raw.body) if raw.content_type == FORM else raw.body)
         identity = read_one(raw, payload)
@@ -404,7 +407,7 @@ def reader_of_object(read_one: ReadOne, inner: str = "") -> Read:
 def reader_of_list(read_one: ReadOne, *path: str, inner: str = "") -> Read:
     """Make the `read` of a preset whose bodies have a list of events at `path`; without one, the body is the list."""
 
-    def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    def read(raw: RawRequest, dedup: Dedup) -> tuple[Identity, ...]:
         """Return the events of a body: see `Read`."""
         return tuple(
             keyed(read_one(raw, event), object_field(event, inner) if inner else event, dedup, part)

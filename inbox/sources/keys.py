@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -92,7 +91,7 @@ def ecdsa_verifier(key: bytes) -> Verifies:
     return _verifier(lambda signature, content: public.verify(signature, content, scheme))
 
 
-# --- Public keys that tokens are verified with: a JWKS document (RFC 7517), or one key as PEM.
+# --- Public keys that tokens are verified with: a JWKS document (RFC 7517).
 #
 # A key verifies what it says that it is for, and nothing else (RFC 8725 §3.1): the `alg` that it names, else those of its type and
 # curve. A key that is for something else, or is too weak, is passed over as RFC 7517 §5 asks; a document without any other is a
@@ -122,16 +121,11 @@ class PublicKey(msgspec.Struct, frozen=True):
 
 
 def public_keys(text: str) -> list[PublicKey]:
-    """Return the keys of a JWKS document or a PEM that can be used.
+    """Return the keys of a JWKS document that can be used.
 
     Raises:
         ConfigError: there is none. The text says why for each; it repeats nothing of a key but its `kid`.
     """
-    if not text.lstrip().startswith("{"):
-        try:
-            return [_key(_of_pem(text))]
-        except ConfigError as error:
-            raise ConfigError(f"a secret's public key {error}") from None
     try:
         document = strict_json.parse(text.strip().encode("utf-8", "surrogateescape"))
     except RequestError as error:
@@ -187,27 +181,6 @@ def _key(jwk: object) -> PublicKey:
     if isinstance(key, RSAPublicKey) and key.key_size < SMALLEST_RSA:
         raise ConfigError(f"has {key.key_size} bits: an RSA key needs {SMALLEST_RSA} or more")
     return PublicKey(kid, fitting if alg is None else (alg,), key)
-
-
-def _of_pem(text: str) -> dict[str, object]:
-    import jwt  # noqa: PLC0415  # as above
-    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
-
-    if "PRIVATE KEY" in text:
-        raise ConfigError("is a private one: leave that to the sender, and take the public one")
-    try:
-        key = load_pem_public_key(text.encode())
-    except (ValueError, UnsupportedAlgorithm):  # UnicodeError is a ValueError
-        raise ConfigError("can't be read: neither a JWKS document nor a PEM") from None
-    for algorithm in ("RS256", "ES256", "EdDSA"):
-        made = jwt.get_algorithm_by_name(algorithm)
-        try:
-            found: dict[str, object] = json.loads(made.to_jwk(key))
-        except (AttributeError, TypeError, ValueError, jwt.PyJWTError):
-            continue
-        return found
-    raise ConfigError("is of a kind that signs no tokens")
 
 
 # --- Certificates of providers that publish them at a URL, which each request names.

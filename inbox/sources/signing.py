@@ -367,21 +367,16 @@ def sorted_params(content_type: str, body: bytes) -> bytes:
     """Return the names and values of a form, each pair once, sorted and joined; empty for any other body.
 
     Raises:
-        ValueError: a form that can't be read.
+        Unreadable: a form that can't be read.
     """
-    if content_type != FORM:
-        return b""
-    try:
-        fields = form_fields(body, _FIELDS_AT_MOST)
-    except Unreadable as error:
-        raise ValueError(error.detail) from None
-    return "".join(f"{name}{value}" for name, value in sorted(set(fields))).encode()
+    pairs = set(form_fields(body, _FIELDS_AT_MOST)) if content_type == FORM else ()
+    return "".join(f"{name}{value}" for name, value in sorted(pairs)).encode()
 
 
 def _params(raw: RawRequest, faults: list[str]) -> bytes:
     try:
         return sorted_params(raw.content_type, raw.body)
-    except ValueError:
+    except Unreadable:
         faults.append("the form can't be read")
         return b""
 

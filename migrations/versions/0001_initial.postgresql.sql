@@ -1300,7 +1300,7 @@ COMMENT ON COLUMN source_health.last_arrival_at IS 'last event or duplicate, to 
 
 COMMENT ON COLUMN source_health.events_hour IS 'events stored in the last hour, those of sweeps too';
 
-COMMENT ON COLUMN source_health.events_day IS 'events stored in the last day';
+COMMENT ON COLUMN source_health.events_day IS 'events stored in the last day, those of sweeps too';
 
 COMMENT ON COLUMN source_health.duplicates_hour IS 'duplicates in the last hour';
 
@@ -1308,7 +1308,7 @@ COMMENT ON COLUMN source_health.duplicates_day IS 'duplicates in the last day';
 
 COMMENT ON COLUMN source_health.rejected_hour IS 'rejected requests in the last hour; more than rejected_request has, when there were many';
 
-COMMENT ON COLUMN source_health.rejected_day IS 'rejected requests in the last day';
+COMMENT ON COLUMN source_health.rejected_day IS 'rejected requests in the last day; more than rejected_request has, when there were many';
 
 COMMENT ON COLUMN source_health.is_silent IS 'true while the alert source_silent fires, which needs silent_after in inbox.toml';
 
@@ -1350,11 +1350,11 @@ COMMENT ON COLUMN destination_health.held_until IS 'rate hold: time until which 
 
 COMMENT ON COLUMN destination_health.hold_reason IS 'header that asked for it';
 
-COMMENT ON VIEW table_size IS 'Size and growth of each table. On Postgres by its statistics; partitions of a table are one row. On SQLite the row (file) has the size of the whole file, as SQLite keeps no other.';
+COMMENT ON VIEW table_size IS 'Size and growth of each table by the statistics of Postgres; partitions of a table are one row. On SQLite one row, (file), has the size of the whole file, as SQLite keeps no other.';
 
 COMMENT ON COLUMN table_size.table_name IS 'the table; (file) for a SQLite file';
 
-COMMENT ON COLUMN table_size.rows_estimated IS 'rows by the last ANALYZE or VACUUM; on SQLite at most so many, by the first and last row';
+COMMENT ON COLUMN table_size.rows_estimated IS 'rows by the last ANALYZE or VACUUM; empty on SQLite';
 
 COMMENT ON COLUMN table_size.bytes IS 'bytes without indexes';
 
@@ -1368,15 +1368,10 @@ COMMENT ON COLUMN table_size.dead_rows IS 'dead rows that VACUUM has not removed
 
 COMMENT ON COLUMN table_size.last_vacuum_at IS 'time of the last VACUUM, by hand or by itself; empty: none, or SQLite';
 
-CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
-    RAISE EXCEPTION 'inbox is append-only: only events older than 7 days with nothing open can be deleted' USING ERRCODE = 'restrict_violation';
-END $$;
-
 CREATE FUNCTION inbox_deletes_old_rows_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
+
     IF EXISTS (SELECT FROM gone g WHERE g.received_at >= clock_timestamp() - interval '7 days')
        OR EXISTS (SELECT FROM gone g CROSS JOIN LATERAL (SELECT FROM open_delivery o WHERE o.seq = g.seq LIMIT 1) AS found) THEN
         RAISE EXCEPTION 'inbox is append-only: only events older than 7 days with nothing open can be deleted' USING ERRCODE = 'restrict_violation';
@@ -1385,9 +1380,12 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE TRIGGER inbox_deletes_old_rows_only AFTER DELETE ON inbox REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION inbox_deletes_old_rows_only();
+
 CREATE FUNCTION inbox_payload_is_append_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
+
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
             RETURN OLD;
@@ -1396,15 +1394,12 @@ BEGIN
     RAISE EXCEPTION 'inbox_payload is append-only: only payloads of events with nothing open can be deleted' USING ERRCODE = 'restrict_violation';
 END $$;
 
-CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT AS $$
-BEGIN
-    RAISE EXCEPTION 'delivery_log is append-only: only old attempts of ended deliveries can be deleted' USING ERRCODE = 'restrict_violation';
-END $$;
+CREATE TRIGGER inbox_payload_is_append_only BEFORE UPDATE OR DELETE ON inbox_payload FOR EACH ROW EXECUTE FUNCTION inbox_payload_is_append_only();
 
 CREATE FUNCTION delivery_log_deletes_old_attempts_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
+
     IF EXISTS (
         SELECT FROM (
             SELECT g.seq, g.route, g.kind IN ('attempt_failed', 'abandoned') AND g.at < clock_timestamp() - interval '7 days' AS is_old FROM gone g
@@ -1417,9 +1412,12 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE TRIGGER delivery_log_deletes_old_attempts_only AFTER DELETE ON delivery_log REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_deletes_old_attempts_only();
+
 CREATE FUNCTION inbox_changes_by_erasure_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
+
     IF to_jsonb(NEW) - CAST('{entity_id, event_id, traceparent, erased_at}' AS text[]) = to_jsonb(OLD) - CAST('{entity_id, event_id, traceparent, erased_at}' AS text[])
        AND OLD.erased_at IS NULL AND NEW.erased_at IS NOT NULL AND NEW.traceparent IS NULL
        AND (NEW.event_id IS NULL OR NEW.event_id = OLD.event_id)
@@ -1430,9 +1428,12 @@ BEGIN
     RAISE EXCEPTION 'inbox is append-only: only an erasure changes an event, and only to a pseudonym without texts of the person' USING ERRCODE = 'restrict_violation';
 END $$;
 
+CREATE TRIGGER inbox_changes_by_erasure_only BEFORE UPDATE ON inbox FOR EACH ROW EXECUTE FUNCTION inbox_changes_by_erasure_only();
+
 CREATE FUNCTION delivery_log_changes_by_erasure_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
+
     IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail'
        AND EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
        AND NEW.detail = coalesce((SELECT jsonb_object_agg(d.key, CASE WHEN d.key IN ('error', 'why') THEN to_jsonb(CAST('erased' AS text)) ELSE d.value END) FROM jsonb_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'run', 'stale_suspected', 'state', 'was_due_at', 'who', 'error', 'why')), '{}') THEN
@@ -1441,72 +1442,60 @@ BEGIN
     RAISE EXCEPTION 'delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it' USING ERRCODE = 'restrict_violation';
 END $$;
 
-CREATE TRIGGER inbox_changes_by_erasure_only BEFORE UPDATE ON inbox
-    FOR EACH ROW EXECUTE FUNCTION inbox_changes_by_erasure_only();
+CREATE TRIGGER delivery_log_changes_by_erasure_only BEFORE UPDATE ON delivery_log FOR EACH ROW EXECUTE FUNCTION delivery_log_changes_by_erasure_only();
 
-CREATE TRIGGER inbox_is_append_only BEFORE TRUNCATE ON inbox
-    FOR EACH STATEMENT EXECUTE FUNCTION inbox_is_append_only();
-
-CREATE TRIGGER delivery_log_changes_by_erasure_only BEFORE UPDATE ON delivery_log
-    FOR EACH ROW EXECUTE FUNCTION delivery_log_changes_by_erasure_only();
-
-CREATE TRIGGER delivery_log_is_append_only BEFORE TRUNCATE ON delivery_log
-    FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_is_append_only();
-
-CREATE TRIGGER inbox_deletes_old_rows_only AFTER DELETE ON inbox REFERENCING OLD TABLE AS gone
-    FOR EACH STATEMENT EXECUTE FUNCTION inbox_deletes_old_rows_only();
-
-CREATE TRIGGER delivery_log_deletes_old_attempts_only AFTER DELETE ON delivery_log REFERENCING OLD TABLE AS gone
-    FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_deletes_old_attempts_only();
-
-CREATE TRIGGER inbox_payload_is_append_only BEFORE UPDATE OR DELETE ON inbox_payload
-    FOR EACH ROW EXECUTE FUNCTION inbox_payload_is_append_only();
-
-CREATE TRIGGER inbox_payload_is_not_truncated BEFORE TRUNCATE ON inbox_payload
-    FOR EACH STATEMENT EXECUTE FUNCTION inbox_payload_is_append_only();
-
-CREATE FUNCTION relay_command_is_valid() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION inbox_is_not_truncated() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
+    RAISE EXCEPTION 'inbox is append-only: it can''t be truncated' USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TRIGGER inbox_is_not_truncated BEFORE TRUNCATE ON inbox FOR EACH STATEMENT EXECUTE FUNCTION inbox_is_not_truncated();
+
+CREATE FUNCTION inbox_payload_is_not_truncated() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    RAISE EXCEPTION 'inbox_payload is append-only: it can''t be truncated' USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TRIGGER inbox_payload_is_not_truncated BEFORE TRUNCATE ON inbox_payload FOR EACH STATEMENT EXECUTE FUNCTION inbox_payload_is_not_truncated();
+
+CREATE FUNCTION delivery_log_is_not_truncated() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    RAISE EXCEPTION 'delivery_log is append-only: it can''t be truncated' USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TRIGGER delivery_log_is_not_truncated BEFORE TRUNCATE ON delivery_log FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_is_not_truncated();
+
+CREATE FUNCTION relay_command_is_valid() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+
     IF TG_OP = 'DELETE' THEN
-        IF OLD.state IN ('asked', 'running') THEN
-            RAISE EXCEPTION USING MESSAGE = 'an open command can''t be deleted: cancel it first with UPDATE relay_command SET state = ''cancelled''', ERRCODE = 'restrict_violation';
-        END IF;
+        IF OLD.state IN ('asked', 'running') THEN RAISE EXCEPTION 'an open command can''t be deleted: cancel it first with UPDATE relay_command SET state = ''cancelled''' USING ERRCODE = 'restrict_violation'; END IF;
         RETURN OLD;
     END IF;
     IF TG_OP = 'UPDATE' THEN
-        IF (NEW.id IS DISTINCT FROM OLD.id OR NEW.kind IS DISTINCT FROM OLD.kind OR NEW.asked_by IS DISTINCT FROM OLD.asked_by OR NEW.asked_at IS DISTINCT FROM OLD.asked_at OR NEW.dry_run IS DISTINCT FROM OLD.dry_run OR ((OLD.state IN ('asked', 'running') OR NEW.state IN ('asked', 'running')) AND (NEW.selection IS DISTINCT FROM OLD.selection OR NEW.reason IS DISTINCT FROM OLD.reason))) THEN
-            RAISE EXCEPTION USING MESSAGE = 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one', ERRCODE = 'check_violation';
-        END IF;
-        IF (NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS DISTINCT FROM OLD.selection AND (EXISTS (SELECT 1 FROM jsonb_each_text(NEW.selection) AS n (key, value) WHERE n.value IS DISTINCT FROM OLD.selection ->> n.key AND NOT (substr(n.value, 1, 6) = 'erased' OR substr(n.value, 1, 1) = '[' AND replace(n.value, '"erased"', '') <> n.value)) OR ARRAY(SELECT jsonb_object_keys(NEW.selection)) <> ARRAY(SELECT jsonb_object_keys(OLD.selection)))) THEN
-            RAISE EXCEPTION USING MESSAGE = 'only erasure may change a command that has ended: its reason becomes erased, and texts of its selection begin so', ERRCODE = 'check_violation';
-        END IF;
-        IF (NOT (OLD.state IN ('asked', 'running')) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running')) THEN
-            RAISE EXCEPTION USING MESSAGE = 'a command that has ended stays as it is: insert another one', ERRCODE = 'check_violation';
-        END IF;
-        IF (NEW.state IN ('done', 'failed', 'refused') AND NEW.state <> OLD.state AND NEW.finished_at IS NULL) THEN
-            RAISE EXCEPTION USING MESSAGE = 'only a relay ends a command, with finished_at: stop it with UPDATE relay_command SET state = ''cancelled''', ERRCODE = 'check_violation';
-        END IF;
-        IF (OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL) THEN
-            RAISE EXCEPTION USING MESSAGE = 'relay resume --command with its id makes a stopped command go on', ERRCODE = 'check_violation';
-        END IF;
+        IF (NEW.id IS DISTINCT FROM OLD.id OR NEW.kind IS DISTINCT FROM OLD.kind OR NEW.asked_by IS DISTINCT FROM OLD.asked_by OR NEW.asked_at IS DISTINCT FROM OLD.asked_at OR NEW.dry_run IS DISTINCT FROM OLD.dry_run OR ((OLD.state IN ('asked', 'running') OR NEW.state IN ('asked', 'running')) AND (NEW.selection IS DISTINCT FROM OLD.selection OR NEW.reason IS DISTINCT FROM OLD.reason))) THEN RAISE EXCEPTION 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one' USING ERRCODE = 'check_violation'; END IF;
+IF (NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS DISTINCT FROM OLD.selection AND position('erased' IN CAST(NEW.selection AS text)) = 0) THEN RAISE EXCEPTION 'only erasure may change a command that has ended: texts of its reason and selection become erased' USING ERRCODE = 'check_violation'; END IF;
+IF (NOT (OLD.state IN ('asked', 'running')) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running')) THEN RAISE EXCEPTION 'a command that has ended stays as it is: insert another one' USING ERRCODE = 'check_violation'; END IF;
+IF (NEW.state IN ('done', 'failed', 'refused') AND NEW.state <> OLD.state AND NEW.finished_at IS NULL) THEN RAISE EXCEPTION 'only a relay ends a command, with finished_at: stop it with UPDATE relay_command SET state = ''cancelled''' USING ERRCODE = 'check_violation'; END IF;
+IF (OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL) THEN RAISE EXCEPTION 'relay resume --command with its id makes a stopped command go on' USING ERRCODE = 'check_violation'; END IF;
         IF OLD.state IN ('asked', 'running') AND NEW.state = 'cancelled' AND NEW.finished_at IS NULL THEN
             NEW.finished_at := clock_timestamp();
             NEW.answer := coalesce(NEW.answer, 'cancelled by hand');
         END IF;
-        RETURN NEW;
-    END IF;
-    IF NOT (NEW.state IN ('asked', 'running')) THEN
-        RETURN NEW;
-    END IF;
-    NEW.until_seq := coalesce(NEW.until_seq, CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
+    ELSIF NEW.state IN ('asked', 'running') THEN
+        NEW.until_seq := coalesce(NEW.until_seq, CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
     ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END);
+    END IF;
     RETURN NEW;
 END $$;
 
-REVOKE ALL ON FUNCTION relay_command_is_valid() FROM PUBLIC;
+CREATE TRIGGER relay_command_is_valid BEFORE INSERT OR UPDATE OR DELETE ON relay_command FOR EACH ROW EXECUTE FUNCTION relay_command_is_valid();
 
-CREATE TRIGGER relay_command_is_valid BEFORE INSERT OR UPDATE OR DELETE ON relay_command
-    FOR EACH ROW EXECUTE FUNCTION relay_command_is_valid();
+REVOKE ALL ON FUNCTION relay_command_is_valid() FROM PUBLIC;
 
 CREATE TABLE inbox_payload_default PARTITION OF inbox_payload DEFAULT;
 

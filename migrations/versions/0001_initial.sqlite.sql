@@ -792,40 +792,19 @@ WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
 ) b;
 
 CREATE VIEW table_size AS
-SELECT sized.table_name, sized.rows_estimated, sized.bytes, NULL AS index_bytes, sized.free_bytes,
-       CAST(round(CASE CASE sized.table_name WHEN '(file)' THEN 'inbox' END
+SELECT '(file)' AS table_name, NULL AS rows_estimated, f.bytes, NULL AS index_bytes, f.free_bytes,
+       CAST(round(CASE 'inbox'
             WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
             WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
             WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('duplicate'))
             WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('rejected'))
-            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'route') END * (sized.bytes - sized.free_bytes)
+            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'route') END * (f.bytes - f.free_bytes)
            / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
        NULL AS dead_rows, NULL AS last_vacuum_at
 FROM (
-    SELECT 'alert' AS table_name, coalesce((SELECT max(rowid) FROM alert) - (SELECT min(rowid) FROM alert) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'delivery_log' AS table_name, coalesce((SELECT max(rowid) FROM delivery_log) - (SELECT min(rowid) FROM delivery_log) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'duplicate_request' AS table_name, coalesce((SELECT max(rowid) FROM duplicate_request) - (SELECT min(rowid) FROM duplicate_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'gate' AS table_name, coalesce((SELECT max(rowid) FROM gate) - (SELECT min(rowid) FROM gate) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'inbox' AS table_name, coalesce((SELECT max(rowid) FROM inbox) - (SELECT min(rowid) FROM inbox) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'inbox_payload' AS table_name, coalesce((SELECT max(rowid) FROM inbox_payload) - (SELECT min(rowid) FROM inbox_payload) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_lock' AS table_name, coalesce((SELECT max(rowid) FROM payload_lock) - (SELECT min(rowid) FROM payload_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'payload_reveal' AS table_name, coalesce((SELECT max(rowid) FROM payload_reveal) - (SELECT min(rowid) FROM payload_reveal) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'pruner' AS table_name, coalesce((SELECT max(rowid) FROM pruner) - (SELECT min(rowid) FROM pruner) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'pruning' AS table_name, coalesce((SELECT max(rowid) FROM pruning) - (SELECT min(rowid) FROM pruning) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'rejected_request' AS table_name, coalesce((SELECT max(rowid) FROM rejected_request) - (SELECT min(rowid) FROM rejected_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'relay_command' AS table_name, coalesce((SELECT max(rowid) FROM relay_command) - (SELECT min(rowid) FROM relay_command) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'relay_node' AS table_name, coalesce((SELECT max(rowid) FROM relay_node) - (SELECT min(rowid) FROM relay_node) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'route_lock' AS table_name, coalesce((SELECT max(rowid) FROM route_lock) - (SELECT min(rowid) FROM route_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'sweep_watermark' AS table_name, coalesce((SELECT max(rowid) FROM sweep_watermark) - (SELECT min(rowid) FROM sweep_watermark) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'throughput_minute' AS table_name, coalesce((SELECT max(rowid) FROM throughput_minute) - (SELECT min(rowid) FROM throughput_minute) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL SELECT 'write_probe' AS table_name, coalesce((SELECT max(rowid) FROM write_probe) - (SELECT min(rowid) FROM write_probe) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
-    UNION ALL
-    SELECT '(file)', NULL, page_count * page_size, freelist_count * page_size
+    SELECT page_count * page_size AS bytes, freelist_count * page_size AS free_bytes
     FROM pragma_page_count, pragma_page_size, pragma_freelist_count
-) sized;
+) f;
 
 CREATE VIEW event AS
 SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, i.erased_at, p.headers,
@@ -920,7 +899,7 @@ END;
 CREATE TRIGGER relay_command_refuses_update BEFORE UPDATE ON relay_command
 BEGIN
     SELECT RAISE(ABORT, 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one') WHERE NEW.id IS NOT OLD.id OR NEW.kind IS NOT OLD.kind OR NEW.asked_by IS NOT OLD.asked_by OR NEW.asked_at IS NOT OLD.asked_at OR NEW.dry_run IS NOT OLD.dry_run OR ((OLD.state IN ('asked', 'running') OR NEW.state IN ('asked', 'running')) AND (NEW.selection IS NOT OLD.selection OR NEW.reason IS NOT OLD.reason));
-    SELECT RAISE(ABORT, 'only erasure may change a command that has ended: its reason becomes erased, and texts of its selection begin so') WHERE NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS NOT OLD.selection AND (EXISTS (SELECT 1 FROM json_each(NEW.selection) n WHERE n.value IS NOT json_extract(OLD.selection, n.fullkey) AND NOT (substr(n.value, 1, 6) = 'erased' OR substr(n.value, 1, 1) = '[' AND replace(n.value, '"erased"', '') <> n.value)) OR (SELECT json_group_array(key) FROM (SELECT key FROM json_each(NEW.selection) ORDER BY key)) IS NOT (SELECT json_group_array(key) FROM (SELECT key FROM json_each(OLD.selection) ORDER BY key)));
+    SELECT RAISE(ABORT, 'only erasure may change a command that has ended: texts of its reason and selection become erased') WHERE NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS NOT OLD.selection AND instr(CAST(NEW.selection AS text), 'erased') = 0;
     SELECT RAISE(ABORT, 'a command that has ended stays as it is: insert another one') WHERE NOT (OLD.state IN ('asked', 'running')) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running');
     SELECT RAISE(ABORT, 'only a relay ends a command, with finished_at: stop it with UPDATE relay_command SET state = ''cancelled''') WHERE NEW.state IN ('done', 'failed', 'refused') AND NEW.state <> OLD.state AND NEW.finished_at IS NULL;
     SELECT RAISE(ABORT, 'relay resume --command with its id makes a stopped command go on') WHERE OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL;

@@ -6,19 +6,29 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from inbox.clock import SystemClock, steady
+from inbox.clock import SystemClock
 from relay.cli import options
-from relay.cli.command_line import as_command
-from relay.cli.options import open_database, option, parse_entity
-from relay.cli.tables import Column, Format, Rolling, format_of, show
-from relay.cli.terminal import FINDING, exit_on_error, fail, say, show_fields
-from relay.words import counted, lasting, shown_state
+from relay.cli.options import as_command, open_database, option, parse_entity
+from relay.cli.output import (
+    FINDING,
+    exit_on_error,
+    fail,
+    put,
+    put_json,
+    say,
+    show,
+    show_fields,
+    table,
+    terminal_width,
+    title_of,
+)
+from relay.operations.asks import Rejections, Selection
+from relay.words import clock_time, fact_in_words, shown_state
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -29,203 +39,121 @@ if TYPE_CHECKING:
     from relay.filters import Filtered
 
 _ABOUT = {
-    "source": options.OfSource,
-    "route": options.OfRoute,
-    "destination": options.OfDestination,
-    "entity": options.OfEntity,
-    "event_type": options.OfEventType,
+    **options.conditions(Selection, "source", "route", "destination"),
+    "entity": option(str, "entity", "Only about this entity: TYPE/ID, or a TYPE."),
+    **options.conditions(Selection, "event_type", "status", "error"),
 }
-_TIMES = {"since": options.Since, "until": options.Until}
-_OUTPUT = {"limit": options.Limit, "wide": options.Wide, "columns": options.Columns, "as_json": options.AsJson,
-           "as_ndjson": options.AsNdjson}  # fmt: skip
+_REQUEST = options.conditions(Rejections, "source", "cause", "status", "error")
+_OUTPUT = {
+    "wide": option(bool, "wide", "Every column, whole and with absolute times, in lines of any length."),
+    "as_ndjson": option(bool, "ndjson", "JSON, one object a line, with every column."),
+}
+_OF_LISTS = {
+    "since": options.Since,
+    "until": options.Until,
+    "limit": option(int, "limit", "At most so many rows; by default 50, and all with --ndjson.", min=1, max=10_000),
+    "columns": option(str, "columns", "These columns; a wrong name lists the right ones.", metavar="A,B,…"),
+    "as_json": options.AsJson,
+    **_OUTPUT,
+}
+_BEFORE = option(int, "before", "Only below this seq or id: the next page.")
+_SHOWN = 50
+"""Rows of a listing where no `--limit` is given."""
+_EXCERPT = 4096
+"""Bytes of a body that are shown."""
 
 
 class ListCommand(msgspec.Struct, frozen=True):
-    """The rows that a command lists, the newest first."""
+    """The rows that a command lists, the newest first, or follows."""
 
-    listing: Literal["deliveries", "dead", "rejected", "commands"]
-    options: Mapping[str, Any]
-    """Filters and the rest of its options, by their names."""
-    columns: tuple[Column, ...]
+    name: Filtered
     noun: str
     """The rows, such as `events`."""
-    shown: Callable[[Row, datetime], Row] = lambda _row, _now: {}
-    """Makes members that only the table has."""
+    columns: str
+    """The columns of the table, with spaces between them: see `relay.cli.output`."""
+    more: str = ""
+    """More columns, which only `--wide` and `--columns` show."""
     one: tuple[str, str] = ("", "")
     """The table of which an option `number` names a row, and the noun for it."""
 
+    def names(self, wanted: str | None = None, *, wide: bool = False) -> list[str]:
+        """Return the columns to show; exit with 2 where a wanted one does not exist."""
+        *names, last = self.columns.split()
+        more = self.more.split()
+        if wanted is None:
+            return [*names, *(more if wide else ()), last]
+        from inbox.config.mistakes import nearest
 
-def _shown_rejection(row: Row, _now: datetime) -> Row:
-    """Say whether it can be readmitted, or which event it became."""
-    became = "no" if row["body"] is None else "yes"
-    return {"readmission": became if row["readmitted_seq"] is None else f"is seq {row['readmitted_seq']}"}
-
-
-def _shown_command(row: Row, _now: datetime) -> Row:
-    kind = f"{row['kind']} (dry run)" if row["dry_run"] else row["kind"]
-    return {"kind": kind, "about": " ".join(f"{key}={value}" for key, value in row["selection"].items())}
-
-
-LISTED: Mapping[str, ListCommand] = {
-    "list": ListCommand(
-        "deliveries",
-        {
-            **_ABOUT,
-            "state": option(str, "--state", text="Only in this state, such as dead, ready or delivered."),
-            "error": options.OfError,
-            "status": options.OfStatus,
-            **_TIMES,
-            "before": options.Before,
-            **_OUTPUT,
-        },
-        (
-            Column("seq", "number"),
-            Column("state", "state"),
-            Column("entity", "entity"),
-            Column("route"),
-            Column("last_error", heading="error", last=True),
-            Column("received_at", "time", "received"),
-            Column("due_at", "time", "due"),
-            Column("event_type"),
-            Column("attempts", "number"),
-            Column("last_status", "number", "status"),
-            Column("source"),
-            Column("action", on_request=True),
-            Column("occurred_at", "time", "occurred", on_request=True),
-            Column("lane", on_request=True),
-            Column("last_fact", on_request=True),
-            Column("last_fact_at", "time", on_request=True),
-            Column("relay_node", on_request=True),
-            Column("superseded_by", "number", on_request=True),
-        ),
-        "events",
-        lambda row, now: {"state": shown_state(row, now)},
-    ),
-    "rejected": ListCommand(
-        "rejected",
-        {
-            "number": option(int, "--id", text="This one, with everything that was kept of it.", **options.NUMBER),
-            "source": options.RejectedSource,
-            "cause": options.RejectedCause,
-            "status": options.RejectedStatus,
-            "error": options.RejectedError,
-            **_TIMES,
-            "before": options.Before,
-            **_OUTPUT,
-        },
-        (
-            Column("id", "number"),
-            Column("received_at", "time", "received"),
-            Column("source"),
-            Column("status", "number"),
-            Column("cause"),
-            Column("reason", last=True),
-            Column("readmission", heading="readmit"),
-            Column("remote_address"),
-            Column("field", on_request=True),
-            Column("readmitted_at", "time", on_request=True),
-            Column("readmitted_by", on_request=True),
-            Column("readmit_reason", on_request=True),
-        ),
-        "rejected requests",
-        _shown_rejection,
-        ("rejected_request", "rejected request"),
-    ),
-    "commands": ListCommand(
-        "commands",
-        {
-            "number": Annotated[
-                int | None, typer.Argument(metavar="[ID]", help="This one, with every field.", **options.NUMBER)
-            ],
-            "state": option(str, "--state", text="Only in this state, such as running or refused."),
-            "kind": option(str, "--kind", text="Only of this kind, such as replay."),
-            **_TIMES,
-            "before": options.Before,
-            **_OUTPUT,
-        },
-        (
-            Column("id", "number"),
-            Column("asked_at", "time", "asked"),
-            Column("kind"),
-            Column("about"),
-            Column("state", "state"),
-            Column("affected", "number"),
-            Column("answer", last=True),
-            Column("asked_by", heading="by"),
-            Column("reason"),
-            Column("failed", "number", on_request=True),
-            Column("matched", "number", on_request=True),
-            Column("error", on_request=True),
-            Column("finished_at", "time", "finished", on_request=True),
-            Column("progress_seq", "number", on_request=True),
-        ),
-        "commands",
-        _shown_command,
-        ("relay_command", "command"),
-    ),
-    "dead": ListCommand(
-        "dead",
-        {
-            **_ABOUT,
-            "cause": option(str, "--cause", text="Only of this cause, such as exhausted or mapping."),
-            "status": options.OfStatus,
-            "error": options.OfError,
-            **_TIMES,
-            **_OUTPUT,
-        },
-        (
-            Column("seq", "number"),
-            Column("entity", "entity"),
-            Column("error", last=True),
-            Column("route"),
-            Column("state", "state"),
-            Column("died_at", "time", "died"),
-            Column("cause"),
-            Column("last_status", "number", "status"),
-            Column("event_type"),
-            Column("attempts", "number"),
-            Column("source"),
-            Column("received_at", "time", "received", on_request=True),
-            Column("occurred_at", "time", "occurred", on_request=True),
-            Column("action", on_request=True),
-            Column("lane", on_request=True),
-        ),
-        "dead letters",
-    ),
-}  # fmt: skip
+        every = [*names, *more, last]
+        known = {title_of(name).replace(" ", "_"): name for name in every} | {name: name for name in every}
+        asked = [name.strip().replace(" ", "_") for name in wanted.split(",")]
+        for name in asked:
+            if name not in known:
+                fail(f"--columns: there is no column {name!r}; {nearest(name, every)}")
+        return [known[name] for name in asked]
 
 
-def list_rows(listed: ListCommand, *, number: int | None = None, limit: int | None, **given: Any) -> None:  # noqa: ANN401  # as the options say
+def _command(run: Callable[..., None], listing: ListCommand, given: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Make a command of a function that gives the members of a row which only the table has; its docstring is the help."""
+
+    def make(shown: Callable[[Any, Any], Row]) -> Callable[..., None]:
+        def command(**asked: Any) -> None:  # noqa: ANN401  # as the options say
+            run(listing, shown, **asked)
+
+        command.__doc__ = shown.__doc__
+        return as_command(command, given)
+
+    return make
+
+
+def list_rows(
+    listing: ListCommand,
+    shown: Callable[[Row, datetime], Row],
+    *,
+    number: int | None = None,
+    limit: int | None,
+    columns: str | None,
+    wide: bool,
+    as_json: bool,
+    as_ndjson: bool,
+    **given: Any,  # noqa: ANN401  # filters, as the options say
+) -> None:
     """Show the rows that meet the filters, or the one of a number."""
     from inbox.db.listing import every_row, read_page
 
-    form = _form(listed.columns, given)
+    is_table = not (as_json or as_ndjson)
+    if as_json and as_ndjson:
+        fail("--json and --ndjson exclude each other: choose one")
+    if not is_table and (columns or wide):
+        fail("--wide and --columns are for tables; JSON always has every field")
+    names = listing.names(columns, wide=wide)
     with exit_on_error():
         config, database = open_database()
-        engine = database.engine
+        engine, now = database.engine, SystemClock().now()
         if number is not None:
-            _show_one(engine, *listed.one, number, form)
+            _show_one(engine, *listing.one, number, is_table=is_table)
             return
-        now = SystemClock().now()
-        wanted = _wanted(listed.listing, given, config, engine, now)
-        most = form.most(limit)
-        if most is None:
-            show(every_row(engine, listed.listing, wanted), listed.columns, form, empty="")
+        wanted = _wanted(listing.name, given, config, engine, now)
+        if as_ndjson and limit is None:
+            for row in every_row(engine, listing.name, wanted):  # type: ignore[arg-type]  # no tail comes here
+                put_json(row, indent=None)
             return
-        page = read_page(engine, listed.listing, wanted, most)
+        most = limit or _SHOWN
+        page = read_page(engine, listing.name, wanted, most)  # type: ignore[arg-type]  # likewise
         blocked = {**wanted, "state": "blocked"}
-        if form.is_table and given.get("state") == "dead" and read_page(engine, "deliveries", blocked, 1).rows:
+        if is_table and given.get("state") == "dead" and read_page(engine, "deliveries", blocked, 1).rows:
             say("dead ones that block their lane are apart: `--state blocked`; `relay dead` lists both")
-    rows = [{**row, **listed.shown(row, now)} for row in page.rows] if form.is_table else page.rows
-    more = f"`--before {page.before}` for the next page" if page.before else f"more with `--limit {2 * most}`"
-    more = f"{len(rows)} shown; {more}" if page.has_more else ""
-    show(rows, listed.columns, form, empty=f"no {listed.noun}", more=more)
-
-
-def _form(columns: tuple[Column, ...], given: dict[str, Any]) -> Format:
-    """Take the options of the output out of the given ones."""
-    asked = {name: given.pop(name) for name in ("as_json", "as_ndjson", "wide") if name in given}
-    return format_of(columns, **asked, names=given.pop("columns", None))
+    if as_json:
+        put_json(page.rows)
+    elif as_ndjson:
+        for row in page.rows:
+            put_json(row, indent=None)
+    else:
+        rows = [{**row, **shown(row, now)} for row in page.rows]
+        more = f"`--before {page.before}` for the next page" if page.before else f"more with `--limit {2 * most}`"
+        hidden = 0 if columns or wide else sum(any(row.get(name) for row in rows) for name in listing.more.split())
+        more = f"{len(rows)} shown; {more}" if page.has_more else ""
+        show(rows, names, empty=f"no {listing.noun}", more=more, hidden=hidden, wide=wide)
 
 
 def _wanted(listing: Filtered, given: dict[str, Any], config: Config, engine: Engine, now: datetime) -> dict[str, Any]:
@@ -239,20 +167,136 @@ def _wanted(listing: Filtered, given: dict[str, Any], config: Config, engine: En
     return conditions(given, config, now)
 
 
-_EXCERPT = 4096
-"""Bytes of a body that are shown."""
-
-
-def _show_one(engine: Engine, table: str, noun: str, number: int, form: Format) -> None:
+def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool) -> None:
     from inbox.db.reads import row_of
 
-    row = row_of(engine, table, number)
+    row = row_of(engine, of, number)
     if row is None:
         say(f"there is no {noun} {number}")
         raise typer.Exit(FINDING)
-    if form.is_table and len(row.get("body") or b"") > _EXCERPT:
+    if not is_table:
+        put_json(row)
+        return
+    if len(row.get("body") or b"") > _EXCERPT:
         row["body"] = row["body"][:_EXCERPT] + b" \xe2\x80\xa6"
-    show_fields(row, as_json=not form.is_table)
+    show_fields(row)
+
+
+@_command(
+    list_rows,
+    ListCommand(
+        "deliveries",
+        "events",
+        "seq state entity route received_at due_at event_type attempts last_status source last_error",
+        "action occurred_at lane last_fact last_fact_at relay_node superseded_by",
+    ),
+    {
+        **_ABOUT,
+        "state": option(str, "state", "Only in this state, such as dead, ready or delivered."),
+        "before": _BEFORE,
+        **_OF_LISTS,
+    },
+)
+def list_events(row: Row, now: datetime) -> Row:
+    """List events, the newest first: one line for each route an event takes. A page may have a few lines more than --limit.
+
+    A ready delivery that waits for its next attempt, after a failure, is `retrying` in the table and for --state.
+
+    Examples:
+      inbox list --entity USER/IDNUMBER1234
+      inbox list --state dead --since 2d
+      inbox list --route user-to-crm --status 503 --columns seq,entity,due,error
+      inbox list --source trivore --ndjson
+    """
+    return {"state": shown_state(row, now)}
+
+
+@_command(
+    list_rows,
+    ListCommand(
+        "rejected",
+        "rejected requests",
+        "id received_at source status cause readmit remote_address reason",
+        "field readmitted_at readmitted_by readmit_reason",
+        ("rejected_request", "rejected request"),
+    ),
+    {
+        "number": option(int, "id", "This one, with everything that was kept of it."),
+        **_REQUEST,
+        "before": _BEFORE,
+        **_OF_LISTS,
+    },
+)
+def list_rejected(row: Row, _now: datetime) -> Row:
+    """List rejected requests, the newest first, and whether they can be readmitted.
+
+    With --id: one of them, and the beginning of its body; exits 1 when there is none of that number.
+
+    Examples:
+      inbox rejected --source trivore --cause invalid_event
+      inbox rejected --id 7
+      inbox rejected --since 2d --error "is not JSON" --json
+    """
+    if row["readmitted_seq"] is not None:
+        return {"readmit": f"is seq {row['readmitted_seq']}"}
+    return {"readmit": "no" if row["body"] is None else "yes"}
+
+
+@_command(
+    list_rows,
+    ListCommand(
+        "commands",
+        "commands",
+        "id asked_at kind about state affected asked_by reason answer",
+        "failed matched error finished_at progress_seq",
+        ("relay_command", "command"),
+    ),
+    {
+        "number": Annotated[
+            int | None, typer.Argument(metavar="[ID]", help="This one, with every field.", **options.NUMBER)
+        ],
+        "state": option(str, "state", "Only in this state, such as running or refused."),
+        "kind": option(str, "kind", "Only of this kind, such as replay."),
+        "before": _BEFORE,
+        **_OF_LISTS,
+    },
+)
+def list_commands(row: Row, _now: datetime) -> Row:
+    """List commands of operators, the newest first: who asked, when and why, and the answers.
+
+    With an id: one of them, and the sample of a dry run; exits 1 when there is none of that number.
+
+    Examples:
+      inbox commands
+      inbox commands 7
+      inbox commands --state running --json
+      inbox commands --kind replay --since 2d
+    """
+    kind = f"{row['kind']} (dry run)" if row["dry_run"] else row["kind"]
+    return {"kind": kind, "about": " ".join(f"{key}={value}" for key, value in row["selection"].items())}
+
+
+@_command(
+    list_rows,
+    ListCommand(
+        "dead",
+        "dead letters",
+        "seq entity route state died_at cause last_status event_type attempts source error",
+        "received_at occurred_at action lane",
+    ),
+    {**_ABOUT, "cause": option(str, "cause", "Only of this cause, such as exhausted or mapping."), **_OF_LISTS},
+)
+def list_dead(_row: Row, _now: datetime) -> Row:
+    """List deliveries that were given up, the newest death first; --since and --until are times of their deaths.
+
+    `inbox show SEQ` shows the whole history of one; `relay replay` replays them.
+
+    Examples:
+      relay dead --cause mapping
+      relay dead --destination crm --status 422 --since 2d
+      relay dead --error "no value" --ndjson
+    """
+    return {}
 
 
 # --- tails: listings that go on
@@ -260,99 +304,44 @@ def _show_one(engine: Engine, table: str, noun: str, number: int, form: Format) 
 _LOOK_EVERY_SECONDS = 0.5
 _LOOK_AGAIN_SECONDS = 1.0
 """The pause between two attempts to reach the database."""
-_FOLLOWING = {"since": options.Since, "end": options.End, "wide": options.Wide, "as_ndjson": options.AsNdjson}
+_END = option(bool, "end", "End with the newest row instead of following; without --since, begin with the oldest.")
+_OF_TAILS = {"since": options.Since, "end": _END, **_OUTPUT}
+_ROOMS = {"at": 9, "received_at": 11, "kind": 14, "seq": 6, "number": 6, "source": 16, "route": 16, "entity": 24,
+          "event_type": 16}  # fmt: skip
+"""Room for columns whose values are not known yet."""
 
 
-class TailCommand(msgspec.Struct, frozen=True):
-    """The rows that a command follows as they come."""
-
-    listing: Literal["arrivals", "facts"]
-    options: Mapping[str, Any]
-    columns: tuple[Column, ...]
-    shown: Callable[[str, Row], Row]
-    """Makes members that only the table has, by the name of the feed and the row."""
-
-
-def _shown_arrival(kind: str, row: Row) -> Row:
-    if kind == "rejected":
-        return {"number": row["id"], "what": f"{row['status']} {row['cause']}: {row['reason']}"}
-    return {"number": row["seq"], "what": f"{row['event_type']} → {', '.join(row['routes']) or 'no route'}"}
-
-
-def _shown_fact(_kind: str, row: Row) -> Row:
-    """Return the rest of a fact in a few words: what was done, or why not."""
-    detail = row["detail"]
-    calls = detail.get("calls") or []
-    if "error" in detail:
-        what = f"{detail.get('cause') or detail.get('error_class')}: {detail['error']}"
-    elif "why" in detail:
-        what = f"{detail['who']}: {detail['why']}" if "who" in detail else str(detail["why"])
-    elif "by" in detail:
-        what = f"by event {detail['by']}"
-    else:
-        took = lasting(sum(call.get("milliseconds", 0) for call in calls) / 1000)
-        made = f"{counted(len(calls), 'call')}, {took}" if calls else ""
-        what = ", ".join(filter(None, (str(detail.get("did", "")).replace("_", " "), made)))
-    return {"what": what}
-
-
-FOLLOWED: Mapping[str, TailCommand] = {
-    "inbox": TailCommand(
-        "arrivals",
-        {
-            **{name: each for name, each in _ABOUT.items() if name != "destination"},
-            "kind": option(str, "--kind", text="Only these: arrived (events) or rejected (requests)."),
-            "cause": options.RejectedCause,
-            **_FOLLOWING,
-        },
-        (
-            Column("received_at", "time", "at"),
-            Column("kind", "state"),
-            Column("number", "number"),
-            Column("source"),
-            Column("what", last=True),
-            Column("entity", "entity"),
-        ),
-        _shown_arrival,
-    ),
-    "relay": TailCommand(
-        "facts",
-        {
-            **_ABOUT,
-            "kind": option(str, "--kind", text="Only facts of this kind, such as delivered, attempt_failed or dead."),
-            "cause": option(str, "--cause", text="Only deaths and failures of this cause, such as server_error."),
-            "status": options.OfStatus,
-            "error": options.OfError,
-            **_FOLLOWING,
-        },
-        (
-            Column("at", "time"),
-            Column("kind", "state"),
-            Column("seq", "number"),
-            Column("what", last=True),
-            Column("route"),
-            Column("entity", "entity"),
-            Column("attempt", "number"),
-            Column("event_type", heading="event type"),
-        ),
-        _shown_fact,
-    ),
-}
-
-
-def follow_rows(followed: TailCommand, *, since: datetime | None, end: bool, **given: Any) -> None:  # noqa: ANN401  # as the options say
+def follow_rows(
+    listing: ListCommand,
+    shown: Callable[[str, Row], Row],
+    *,
+    since: datetime | None,
+    end: bool,
+    wide: bool,
+    as_ndjson: bool,
+    **given: Any,  # noqa: ANN401  # filters, as the options say
+) -> None:
     """Show each row that comes and meets the filters."""
     from relay.filters import admits
 
-    form = _form(followed.columns, given)
-    with exit_on_error(), until_interrupted():
+    names, is_first, is_live = listing.names(), True, terminal_width() is not None and not wide
+    if as_ndjson and wide:
+        fail("--wide is for tables; JSON always has every field")
+    with exit_on_error(), contextlib.suppress(KeyboardInterrupt):
         config, database = open_database()
-        wanted = _wanted(followed.listing, given, config, database.engine, SystemClock().now())
-        out = Rolling(followed.columns, form)
-        for feed, row in follow(database.engine, _feeds(followed.listing, wanted), since, ends=end):
+        wanted = _wanted(listing.name, given, config, database.engine, SystemClock().now())
+        for feed, row in follow(database.engine, _feeds(listing.name, wanted), since, ends=end):
             named = {"kind": feed.name, **row}  # a fact has a kind of its own
-            if admits(wanted, named):
-                out.add(named if followed.listing == "arrivals" else row, shown=followed.shown(feed.name, row))
+            if not admits(wanted, named):
+                continue
+            if as_ndjson:
+                put_json(named if listing.name == "arrivals" else row, indent=None)
+                continue
+            seen = {**named, **shown(feed.name, row)}
+            if is_live:
+                seen[names[0]] = clock_time(row[feed.time], SystemClock().now())
+            put(*table([seen], names, _ROOMS)[0 if is_first else 1 :])
+            is_first = False
 
 
 def _feeds(listing: Filtered, wanted: Mapping[str, Any]) -> list[Feed]:
@@ -378,17 +367,39 @@ def follow(
 
     begins = datetime.fromtimestamp(0, UTC) if ends and since is None else since
     with database.connect() as connection:
-        followers = [begin(connection, feed, begins, steady()) for feed in feeds]
+        followers = [begin(connection, feed, begins) for feed in feeds]
     if not ends:
         say("following; Ctrl-C ends it", style="bright_black")
+    trouble = ""
     while True:
-        rows: list[tuple[Feed, Row]] = []
-        while_reachable(partial(_look, database, followers, rows))
+        before, (rows, trouble) = trouble, _look(database, followers)
+        if trouble and not before:
+            say(f"the database does not answer ({trouble}): waiting for it", style="yellow")
+        if before and not trouble:
+            say("the database answers again", style="green")
         yield from sorted(rows, key=lambda each: each[1][each[0].time]) if len(feeds) > 1 else rows
-        if not any(follower.is_behind for follower in followers):
+        if trouble:
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        elif not any(follower.is_behind for follower in followers):
             if ends:
                 return
             wait_for_more()
+
+
+def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[Feed, Row]], str]:
+    """Read a page of each feed, and why the database does not answer. What was read before that is not read again."""
+    from inbox.db.dialect import failure_of, trouble_text
+
+    rows: list[tuple[Feed, Row]] = []
+    try:
+        with database.connect() as connection:
+            for follower in followers:
+                rows += ((follower.feed, row) for row in follower.read(connection))
+    except Exception as error:
+        if failure_of(error) == "fault":
+            raise
+        return rows, trouble_text(error)
+    return rows, ""
 
 
 def wait_for_more() -> None:
@@ -396,96 +407,17 @@ def wait_for_more() -> None:
     time.sleep(_LOOK_EVERY_SECONDS)
 
 
-def _look(database: Engine, followers: Sequence[Follower], rows: list[tuple[Feed, Row]]) -> None:
-    """Add a page of each feed to `rows`. What was read before a failure stays there, as it is not read again."""
-    with database.connect() as connection:
-        for follower in followers:
-            rows += ((follower.feed, row) for row in follower.read(connection, steady()))
-
-
-def while_reachable(look: Callable[[], None]) -> None:
-    """Look, again and again while the database can't be reached."""
-    from inbox.db.dialect import failure_of, trouble_text
-
-    is_away = False
-    while True:
-        try:
-            look()
-        except Exception as error:
-            if failure_of(error) == "fault":
-                raise
-            if not is_away:
-                say(f"the database does not answer ({trouble_text(error)}): waiting for it", style="yellow")
-            is_away = True
-            time.sleep(_LOOK_AGAIN_SECONDS)
-        else:
-            if is_away:
-                say("the database answers again", style="green")
-            return
-
-
-@contextlib.contextmanager
-def until_interrupted() -> Iterator[None]:
-    """Let Ctrl-C end a command that runs without end: it has done what was asked for."""
-    with contextlib.suppress(KeyboardInterrupt):
-        yield
-
-
-def list_events(**given: Any) -> None:  # noqa: ANN401  # as the options say
-    """List events, the newest first: one line for each route an event takes. A page may have a few lines more than --limit.
-
-    A ready delivery that waits for its next attempt, after a failure, is `retrying` in the table and for --state.
-
-    Examples:
-      inbox list --entity USER/IDNUMBER1234
-      inbox list --state dead --since 2d
-      inbox list --route user-to-crm --status 503 --columns seq,entity,due,error
-      inbox list --source trivore --ndjson
-    """
-    list_rows(LISTED["list"], **given)
-
-
-def list_rejected(**given: Any) -> None:  # noqa: ANN401  # as the options say
-    """List rejected requests, the newest first, and whether they can be readmitted.
-
-    With --id: one of them, and the beginning of its body; exits 1 when there is none of that number.
-
-    Examples:
-      inbox rejected --source trivore --cause invalid_event
-      inbox rejected --id 7
-      inbox rejected --since 2d --error "is not JSON" --json
-    """
-    list_rows(LISTED["rejected"], **given)
-
-
-def list_commands(**given: Any) -> None:  # noqa: ANN401  # as the options say
-    """List commands of operators, the newest first: who asked, when and why, and the answers.
-
-    With an id: one of them, and the sample of a dry run; exits 1 when there is none of that number.
-
-    Examples:
-      inbox commands
-      inbox commands 7
-      inbox commands --state running --json
-      inbox commands --kind replay --since 2d
-    """
-    list_rows(LISTED["commands"], **given)
-
-
-def list_dead(**given: Any) -> None:  # noqa: ANN401  # as the options say
-    """List deliveries that were given up, the newest death first; --since and --until are times of their deaths.
-
-    `inbox show SEQ` shows the whole history of one; `relay replay` replays them.
-
-    Examples:
-      relay dead --cause mapping
-      relay dead --destination crm --status 422 --since 2d
-      relay dead --error "no value" --ndjson
-    """
-    list_rows(LISTED["dead"], **given)
-
-
-def follow_arrivals(**given: Any) -> None:  # noqa: ANN401  # as the options say
+@_command(
+    follow_rows,
+    ListCommand("arrivals", "arrivals", "received_at kind number source entity what"),
+    {
+        **{name: _ABOUT[name] for name in ("source", "route", "entity", "event_type")},
+        "kind": option(str, "kind", "Only these: arrived (events) or rejected (requests)."),
+        "cause": _REQUEST["cause"],
+        **_OF_TAILS,
+    },
+)
+def follow_arrivals(feed: str, row: Row) -> Row:
     """Follow arrivals and rejected requests as they come, until Ctrl-C. With --since, begin with those since then.
 
     Requests that were rejected have no route, entity and event type, so these options leave them out; --cause shows only
@@ -500,10 +432,22 @@ def follow_arrivals(**given: Any) -> None:  # noqa: ANN401  # as the options say
       inbox tail --route user-to-crm --ndjson
       inbox tail --kind arrived --since 2026-01-01 --end --ndjson > events.ndjson
     """
-    follow_rows(FOLLOWED["inbox"], **given)
+    if feed == "rejected":
+        return {"number": row["id"], "what": f"{row['status']} {row['cause']}: {row['reason']}"}
+    return {"number": row["seq"], "what": f"{row['event_type']} → {', '.join(row['routes']) or 'no route'}"}
 
 
-def follow_facts(**given: Any) -> None:  # noqa: ANN401  # as the options say
+@_command(
+    follow_rows,
+    ListCommand("facts", "facts", "at kind seq route entity attempt event_type what"),
+    {
+        **_ABOUT,
+        "kind": option(str, "kind", "Only facts of this kind, such as delivered, attempt_failed or dead."),
+        "cause": option(str, "cause", "Only deaths and failures of this cause, such as server_error."),
+        **_OF_TAILS,
+    },
+)
+def follow_facts(_feed: str, row: Row) -> Row:
     """Follow the outcomes of deliveries as they are recorded, until Ctrl-C. With --since, begin with those since then.
 
     When the database goes away, it waits for it and goes on where it was.
@@ -515,17 +459,9 @@ def follow_facts(**given: Any) -> None:  # noqa: ANN401  # as the options say
       relay tail --cause server_error --ndjson
       relay tail --since 2026-01-01 --end --ndjson > facts.ndjson
     """
-    follow_rows(FOLLOWED["relay"], **given)
+    return {"what": fact_in_words(row["kind"], row["attempt"], row["detail"])[0]}
 
 
-INBOX: Mapping[str, Callable[..., None]] = {
-    "list": as_command(list_events, LISTED["list"].options),
-    "tail": as_command(follow_arrivals, FOLLOWED["inbox"].options),
-    "commands": as_command(list_commands, LISTED["commands"].options),
-    "rejected": as_command(list_rejected, LISTED["rejected"].options),
-}
-RELAY: Mapping[str, Callable[..., None]] = {
-    "dead": as_command(list_dead, LISTED["dead"].options),
-    "tail": as_command(follow_facts, FOLLOWED["relay"].options),
-}
+OF_INBOX = {"list": list_events, "tail": follow_arrivals, "commands": list_commands, "rejected": list_rejected}
+OF_RELAY = {"dead": list_dead, "tail": follow_facts}
 """Commands of both command lines, by their names."""

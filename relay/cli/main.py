@@ -5,46 +5,35 @@ A command imports the daemon, the demo services and whatever makes calls only wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from relay.cli.command_line import Commands, options
-from relay.cli.command_line import run as run_app
-from relay.cli.demo import app as demo_app
-from relay.cli.listings import RELAY
+from relay.cli import listings, options
+from relay.cli.compare import plan, rebuild, sweep, verify
 from relay.cli.operations import OF_RELAY
-from relay.cli.plan import plan
+from relay.cli.output import exit_on_error
 from relay.cli.status import status
-from relay.cli.sweep import sweep
-from relay.cli.terminal import exit_on_error
-from relay.cli.verify import rebuild, verify
-from relay.cli.web import app as web_app
+from relay.cli.web import demo_app, web_app
 
 GRACE_SECONDS = 20.0
 
-app = typer.Typer(
-    cls=Commands,
-    help="""Process the inbox in order and call other systems, with retries, through outages. Reads the same inbox.toml as `inbox`.
+app = options.program(
+    """Process the inbox in order and call other systems, with retries, through outages. Reads the same inbox.toml as `inbox`.
 
     Examples:
       relay run
       relay status
       relay dead --route crm
-    """,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    """
 )
-app.callback()(options)
-
 app.add_typer(demo_app, name="demo")
 app.add_typer(web_app, name="web")
 
 
 def main() -> None:
     """Entry point."""
-    run_app(app)
+    options.run(app)
 
 
 @app.command()
@@ -74,13 +63,11 @@ def run(
     """
     from relay.daemon.process import RunOptions, start
 
-    options = RunOptions(grace_seconds=grace, processes=processes, drain=drain, verbose=verbose, parent=parent)
-    raise typer.Exit(start(options, reporting=exit_on_error))
+    given = RunOptions(grace_seconds=grace, processes=processes, drain=drain, verbose=verbose, parent=parent)
+    raise typer.Exit(start(given, reporting=exit_on_error))
 
 
-app.command()(status)
-for name, each in RELAY.items():
-    app.command(name)(each)
-OTHERS: tuple[Callable[..., None], ...] = (*OF_RELAY, plan, sweep, verify, rebuild)
-for command in OTHERS:
+for command in (status, *OF_RELAY, plan, sweep, verify, rebuild):
     app.command()(command)
+for name, command in listings.OF_RELAY.items():
+    app.command(name)(command)

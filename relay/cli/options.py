@@ -1,25 +1,120 @@
-"""Options that commands of both command lines share, their completion, and the way to the configuration and its database."""
+"""Options that commands of both command lines share, their completion, and the way to the configuration and its database.
+
+Options that are conditions, of listings and of operations, come from `relay.operations.asks`: their types and help texts.
+"""
 
 from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Callable, Iterable
+import platform
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from importlib.metadata import version as version_of
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
+import msgspec
 import typer
+from typer.core import TyperGroup
 
 from inbox.clock import SystemClock
 from inbox.events.timestamps import parse_time
-from relay.cli.terminal import fail
+from inbox.observe.visible import visible_text
+from relay.cli.output import answer, fail
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
     from relay.store.database import Database
 
+MOST_NUMBER = 2**63 - 1
+"""Largest number of a row. SQLite's driver has no answer to a larger one."""
 
-def names_of(table: str) -> Callable[[str], list[str]]:
+
+_EXAMPLES = re.compile(r"^Examples?:$", re.MULTILINE)
+
+
+class Commands(TyperGroup):
+    """The commands of a command line. Errors of wrong use repeat what was given, so they are escaped as everything is."""
+
+    def __init__(self, **given: Any) -> None:  # noqa: ANN401  # typer's own, handed through
+        super().__init__(**given)
+        for command in (self, *self.commands.values()):
+            if "\b" not in (command.help or ""):
+                command.help = _EXAMPLES.sub("\b\n\\g<0>", command.help or "")  # click wraps all but what follows \\b
+
+    def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # likewise
+        """Read the arguments before the command's name."""
+        with _escaped():
+            return super().make_context(*given, **more)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # likewise
+        """Read the arguments of the command, and run it."""
+        with _escaped():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # click's exception, which typer has moved since the oldest that is allowed
+        if hasattr(error, "format_message"):
+            error.message = visible_text(error.message)  # type: ignore[attr-defined]  # as the line above says
+        raise
+
+
+def _print_version(context: typer.Context, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        answer(f"inbox-relay {version_of('inbox-relay')} on Python {platform.python_version()}")
+        raise typer.Exit
+
+
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command's name."""
+
+
+def program(help_text: str) -> typer.Typer:
+    """Make a command line without its commands."""
+    made = typer.Typer(
+        cls=Commands, help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+    made.callback(help=help_text)(_options)
+    return made
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command line. The text of a bug's exception may hold values, so it is escaped as everything is."""
+    try:
+        app()
+    except BrokenPipeError:
+        # The reader has seen enough, as in `relay tail | head`. Python would complain again when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception:  # noqa: BLE001  # whatever it is, it ends the program, as it would without this
+        sys.stderr.write(visible_text(traceback.format_exc().rstrip()) + "\n")
+        sys.exit(1)
+
+
+def login_name() -> str:
+    """Return the user's name by the environment or else the system; `uid 12345` where neither knows one, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # Python before 3.13, and since
+        return f"uid {os.getuid()}"
+
+
+def names_of(section: str) -> Callable[[str], list[str]]:
     """Return a completion of the names in a table of the file, such as `routes`.
 
     Only the file's text is read: no secret, no function and no database is needed, so that completion always answers.
@@ -31,25 +126,13 @@ def names_of(table: str) -> Callable[[str], list[str]]:
         from inbox.loader.load import config_path
 
         try:
-            named = tomllib.loads(config_path().read_text(encoding="utf-8")).get(table)
+            named = tomllib.loads(config_path().read_text(encoding="utf-8")).get(section)
         except (OSError, ValueError, RecursionError):
             return []
         names = named if isinstance(named, dict) else {}
         return sorted(name for name in names if name.startswith(incomplete) and name.isprintable())
 
     return complete
-
-
-def login_name() -> str:
-    """Return the user's name by the environment or else the system; `uid 12345` where neither knows one, as in a container."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # Python before 3.13, and since
-        return f"uid {os.getuid()}"
-
-
-MOST_NUMBER = 2**63 - 1
-"""Largest number of a row. SQLite's driver has no answer to a larger one."""
 
 
 def _time(given: str) -> datetime:
@@ -67,69 +150,57 @@ def _number(given: str) -> int:
 
 NUMBER: Any = {"parser": _number}
 """Of an option that takes the number of a row; its help shows no range."""
+TIME: Any = {"parser": _time, "metavar": "TIME"}
+"""Of an option that takes a time; its value is aware, in UTC."""
+_METAVARS = {"entity": "TYPE/ID", "event_type": "TYPE", "error": "TEXT"}
 
 
-def time_option(*names: str, text: str) -> object:
-    """Make a typer option that takes a time; its value is aware, in UTC."""
-    return typer.Option(*names, parser=_time, metavar="TIME", help=text)
-
-
-def option(kind: type, name: str, *, text: str, names: str = "", **more: Any) -> Any:  # noqa: ANN401  # an annotation
-    """Make the annotation of an option that need not be given. With `names`, a table of the file completes its values."""
+def option(kind: Any, name: str, text: str, **more: Any) -> Any:  # noqa: ANN401  # a type, and an annotation
+    """Make the annotation of an option that need not be given."""
+    flag = f"--{name.replace('_', '-')}"
     if kind is bool:
-        return Annotated[bool, typer.Option(name, help=text, **more)]
-    more.setdefault("metavar", name.removeprefix("--").upper())
-    completion = names_of(names) if names else None
-    return Annotated[kind | None, typer.Option(name, help=text, autocompletion=completion, **more)]
+        return Annotated[bool, typer.Option(flag, help=text)]
+    if kind is datetime:
+        more |= TIME
+    elif kind is int:
+        more |= {"min": 100, "max": 599} if name == "status" else {} if "min" in more else NUMBER
+    elif name in {"source", "route", "destination", "api"}:
+        more["autocompletion"] = names_of(f"{name}s")
+    more.setdefault("metavar", _METAVARS.get(name, name.upper()))
+    return Annotated[kind | None, typer.Option(flag, help=text, **more)]
+
+
+def conditions(asks: type[msgspec.Struct], *names: str) -> dict[str, Any]:
+    """Make the options of some members of what operations ask for; an entity is one option."""
+    plain, described = get_type_hints(asks), get_type_hints(asks, include_extras=True)
+    made = {}
+    for name in names:
+        member = "entity_id" if name == "entity" else name
+        kind = next(each for each in (*get_args(plain[member]), plain[member]) if each is not type(None))
+        text = next(meta.description for meta in described[member].__metadata__ if meta.description)
+        made[name] = option(kind, name, text)
+    return made
+
+
+def as_command(run: Callable[..., None], options: Mapping[str, Any]) -> Callable[..., None]:
+    """Give a function that takes its options by name the ones that typer reads; an option that is not given is None or False."""
+    parameters = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=False if get_args(each)[0] is bool else None, annotation=each)
+        for name, each in options.items()
+    ]
+    run.__annotations__ = dict(options)
+    vars(run)["__signature__"] = Signature(parameters)
+    return run
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
-AsNdjson = Annotated[bool, typer.Option("--ndjson", help="JSON, one object a line, with every column.")]
-Wide = Annotated[
-    bool, typer.Option("--wide", help="Every column, whole and with absolute times, in lines of any length.")
-]
-Columns = Annotated[
-    str | None, typer.Option("--columns", metavar="A,B,…", help="These columns; a wrong name lists the right ones.")
-]
 Since = Annotated[
     datetime | None,
-    time_option("--since", text="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it."),
+    typer.Option("--since", help="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it.", **TIME),
 ]
-At = Annotated[
-    datetime | None,
-    time_option(
-        "--at", text="As it was at this time, folded from the log; forms as for --since, and not in the future."
-    ),
-]
-Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="Why; it is kept in the log. Needed with --yes.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")]
-ThisEntity = Annotated[str | None, typer.Option("--entity", metavar="TYPE/ID", help="This entity, as TYPE/ID.")]
-Until = Annotated[datetime | None, time_option("--until", text="Only before this time; forms as for --since.")]
-End = option(
-    bool, "--end", text="End with the newest row instead of following; without --since, begin with the oldest."
-)
-Before = option(int, "--before", text="Only below this seq or id: the next page.", metavar="NUMBER", **NUMBER)
-Limit = option(
-    int,
-    "--limit",
-    text="At most so many rows; by default 50, and all with --ndjson.",
-    metavar="ROWS",
-    min=1,
-    max=10_000,
-)
-OfSource = option(str, "--source", text="Only of this source.", names="sources")
-OfRoute = option(str, "--route", text="Only of this route.", names="routes")
-OfDestination = option(str, "--destination", text="Only of the routes to this destination.", names="destinations")
-OfEntity = option(str, "--entity", text="Only about this entity: TYPE/ID, or a TYPE.", metavar="TYPE/ID")
-OfEventType = option(str, "--event-type", text="Only events of this type, as the sender wrote it.", metavar="TYPE")
-OfStatus = option(
-    int, "--status", text="Only where the last call was answered with this HTTP status.", min=100, max=599
-)
-OfError = option(str, "--error", text="Only where the last error contains this text, in any case.", metavar="TEXT")
-RejectedSource = option(str, "--source", text="Only of this source, as the URL named it.", names="sources")
-RejectedCause = option(str, "--cause", text="Only of this cause, such as invalid_event.")
-RejectedStatus = option(int, "--status", text="Only those that were answered with this HTTP status.", min=100, max=599)
-RejectedError = option(str, "--error", text="Only where the reason contains this text, in any case.", metavar="TEXT")
+Until = option(datetime, "until", "Only before this time; forms as for --since.")
+Reason = option(str, "reason", "Why; it is kept in the log. Needed with --yes.", metavar="TEXT")
+Yes = option(bool, "yes", "Do it; without it only the plan is shown.")
 
 
 def require_known(kind: str, given: str | None, known: Iterable[str]) -> None:
@@ -151,13 +222,6 @@ def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[st
     return entity_type or None, entity_id or None
 
 
-def load_config() -> Config:
-    """Read inbox.toml, which loads the presets of all sources."""
-    from inbox.loader.load import read_config
-
-    return read_config()
-
-
 def database_of(config: Config) -> Database:
     """Connect to the configuration's database, and require that its schema is current."""
     from inbox.db import engine, migrate
@@ -169,6 +233,8 @@ def database_of(config: Config) -> Database:
 
 
 def open_database() -> tuple[Config, Database]:
-    """Read the configuration, and connect to its database."""
-    config = load_config()
+    """Read the configuration, which loads the presets of all sources, and connect to its database."""
+    from inbox.loader.load import read_config
+
+    config = read_config()
     return config, database_of(config)

@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
-from relay.cli.options import parse_entity, time_option
-from relay.cli.terminal import FINDING, answer, exit_on_error, fail
+from relay.cli.options import TIME, parse_entity
+from relay.cli.output import FINDING, answer, exit_on_error, fail
 
 
-def send_command(
+def send(
     source: Annotated[str, typer.Argument(help="The name of a source.")],
     *,
     entity: Annotated[str, typer.Option(help="What changed, as TYPE/ID.")] = "USER/IDNUMBER1234",
     event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
-    at: Annotated[datetime | None, time_option("--at", text="When; now unless given. UTC.")] = None,
+    at: Annotated[datetime | None, typer.Option(help="When; now unless given. UTC.", **TIME)] = None,
     body: Annotated[
         Path | None, typer.Option(help="A file with the body, instead of a made-up one.", dir_okay=False)
     ] = None,
@@ -39,7 +39,7 @@ def send_command(
     from inbox.clock import SystemClock
     from inbox.loader.load import read_config
     from inbox.sources.base import Sample
-    from relay.cli.provider import sample_of, send
+    from relay.cli import provider
 
     entity_type, entity_id = parse_entity(entity)
     given = dict(_header(each) for each in header or [])
@@ -47,23 +47,19 @@ def send_command(
         moment = at or SystemClock().now()
         config = read_config()
         if body is not None:
-            sample = Sample(_read(body), given)
+            try:
+                sample = Sample(body.read_bytes(), given)
+            except OSError as error:
+                fail(f"can't read {body}: {error.strerror}")
         else:
-            made = sample_of(
+            made = provider.sample_of(
                 config, source, entity_type=entity_type or "", entity_id=entity_id or "", event_type=event, at=moment
             )
             sample = Sample(made.body, {**made.headers, **given}, made.message_id)
-        reply = send(config, source, url, sample, moment)
+        reply = provider.send(config, source, url, sample, moment)
     answer(f"{reply.status} {reply.body}")
     if not reply.accepted:
         raise typer.Exit(FINDING)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        fail(f"can't read {path}: {error.strerror}")
 
 
 def _header(given: str) -> tuple[str, str]:

@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
+from msgspec.structs import asdict
+from rich.text import Text
 
-from relay.cli.options import AsJson, Wide, database_of, load_config
-from relay.cli.terminal import FINDING, answer, as_document, as_line, console, exit_on_error, fail, put, put_json
+from inbox.events.timestamps import rfc3339
+from inbox.observe.visible import visible_line
+from relay.cli.options import AsJson, database_of
+from relay.cli.output import (
+    FINDING,
+    Row,
+    answer,
+    console,
+    exit_on_error,
+    fail,
+    fitted,
+    hanging,
+    put,
+    put_json,
+    table,
+    terminal_width,
+)
+from relay.words import counted, lasting, relative
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from rich.console import RenderableType
-    from rich.text import Text
-
     from inbox.config.model import Config
     from relay.findings import Finding
+    from relay.store.overview import Overview
+    from relay.store.route_states import RouteState
 
 _LOOK_AGAIN_SECONDS = 3.0
 """A finding has to last this long: the last relay may just have ended as the next one starts."""
+_MOST_ROWS = 20
+"""A terminal gets no more rows of a section."""
+_LEAST_WIDTH = 20
+_COUNTS = ("open", "dead", "blocked", "retrying", "ready", "in_flight", "waiting", "received")
+_COLUMNS: Mapping[str, str] = {
+    "Routes": "route state open dead blocked retrying oldest_age_seconds next_due_at in_per_minute out_per_minute"
+    " failed_per_minute ready in_flight waiting received",
+    "Held back": "gate state since until by why",
+    "Relays": "host pid health heartbeat_at in_flight started_at version",
+    "Commands": "id kind state affected failed asked_at asked_by answer",
+    "Sweeps": "source entity_type state swept_at last_missed last_added last_compared compared_until missed error",
+}
 
 
 def status(
     *,
     as_json: AsJson = False,
-    wide: Wide = False,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Every column, whole and with absolute times, in lines of any length.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 2.0,
     check: Annotated[
@@ -60,97 +91,83 @@ def status(
       relay status --json
       relay status --check --here --json
     """
-    if watch and check:
-        fail("--watch shows the whole status: leave out --check")
+    from inbox.loader.load import read_config
+
+    if watch and (check or as_json):
+        fail("--watch shows the whole status to people: leave out --check and --json")
     if here and not check:
         fail("--here is for --check: relay status --check --here")
+    width = None if wide else terminal_width()
     with exit_on_error():
-        config = load_config()
+        config = read_config()
         if watch:
-            _watch(config, every, as_json=as_json, wide=wide)
+            _watch(config, every, width)
         elif not check:
-            _put(_look(config, as_json=as_json, wide=wide))
-        elif found := _checked(config, here=here):
-            for each in () if as_json else found:
-                answer(each.sentence)
+            overview, checked, findings = _look(config)
             if as_json:
-                put_json(as_document(msgspec.to_builtins(found)))
-            raise typer.Exit(FINDING)
-        elif as_json:
-            put_json("[]")
+                put_json(_document(overview, checked, findings))
+            else:
+                put(*lines_of(overview, checked, findings, width=width))
+        else:
+            found = _checked(config, here=here)
+            if as_json:
+                put_json(found)
+            else:
+                for each in found:
+                    answer(each.sentence)
+            if found:
+                raise typer.Exit(FINDING)
 
 
-def _look(config: Config, *, as_json: bool, wide: bool, in_lines: bool = False) -> list[Text | str]:
-    """Read everything, and return its lines, or its JSON, which `in_lines` is one line.
+def _look(config: Config) -> tuple[Overview, Sequence[Finding], Sequence[Finding]]:
+    """Read everything: what was seen, the findings of the check, and every finding.
 
     Raises:
         DBAPIError: the database does not answer.
     """
-    from relay.cli.status_view import lines_of, next_of
     from relay.delivery.policy import policies
-    from relay.findings import checked, findings, state_of
+    from relay.findings import checked, findings
     from relay.store.overview import read_overview
 
     database = database_of(config)
     try:
-        seen = read_overview(database, policies(config))
-        found = checked(database)
+        seen, found = read_overview(database, policies(config)), checked(database)
     finally:
         database.engine.dispose()
-    every = findings(seen, found)
-    if not as_json:
-        out = console()
-        return list(lines_of(seen, found, every, width=out.width if out.is_terminal and not wide else None))
+    return seen, found, findings(seen, found)
+
+
+def _document(seen: Overview, checked: Sequence[Finding], findings: Sequence[Finding]) -> dict[str, Any]:
+    from relay.findings import state_of
+
     whole: dict[str, Any] = msgspec.to_builtins(seen)
     for route, each in zip(seen.routes, whole["routes"], strict=True):
-        each["state"] = state_of(route, found)
-    following = [{"text": each.sentence, "command": each.remedy} for each in next_of(every)]
-    whole |= {"findings": msgspec.to_builtins(found), "next": following}
-    return [(as_line if in_lines else as_document)(whole)]
+        each["state"] = state_of(route, checked)
+    following = [{"text": each.sentence, "command": each.remedy} for each in next_of(findings)]
+    return {**whole, "findings": msgspec.to_builtins(checked), "next": following}
 
 
-def _put(lines: Iterable[Text | str]) -> None:
-    for line in lines:
-        if isinstance(line, str):
-            put_json(line)
-        else:
-            put(line)
-
-
-def _watch(config: Config, every: float, *, as_json: bool, wide: bool) -> None:
+def _watch(config: Config, every: float, width: int | None) -> None:
     """Show it until Ctrl-C: in place at a terminal, else one after the other. The database may go away and come back."""
-    out = console()
-    try:
-        if as_json or not out.is_terminal:
-            for lines in _looks(config, every, as_json=as_json, wide=wide):
-                _put(lines)
-            return
-        from rich.console import Group
-        from rich.live import Live
-
-        with Live(console=out, auto_refresh=False, vertical_overflow="crop") as live:
-            for lines in _looks(config, every, as_json=False, wide=wide):
-                shown: list[RenderableType] = [*lines]
-                live.update(Group(*shown), refresh=True)
-    except KeyboardInterrupt:
-        return
-
-
-def _looks(config: Config, every: float, *, as_json: bool, wide: bool) -> Iterator[list[Text | str]]:
-    from rich.text import Text
+    from rich.console import Group
+    from rich.live import Live
     from sqlalchemy.exc import DBAPIError
 
     from inbox.db.dialect import trouble_text
-    from inbox.observe.visible import visible_line
 
-    while True:
-        try:
-            lines = _look(config, as_json=as_json, wide=wide, in_lines=True)
-        except DBAPIError as error:
-            why = f"the database: {trouble_text(error)}"
-            lines = [as_line({"error": why}) if as_json else Text(visible_line(why), "red")]
-        yield lines
-        time.sleep(every)
+    out = console()
+    live = Live(console=out, auto_refresh=False, vertical_overflow="crop") if out.is_terminal else None
+    with contextlib.suppress(KeyboardInterrupt), live or contextlib.nullcontext():
+        while True:
+            try:
+                lines = [*lines_of(*_look(config), width=width)]
+            except DBAPIError as error:
+                lines = [Text(visible_line(f"the database: {trouble_text(error)}"), "red")]
+            if live is None:
+                put(*lines)
+            else:
+                live.update(Group(*lines), refresh=True)
+            time.sleep(every)
 
 
 def _checked(config: Config, *, here: bool) -> list[Finding]:
@@ -171,3 +188,119 @@ def _checked(config: Config, *, here: bool) -> list[Finding]:
     except DBAPIError as error:
         found = [Finding("no_database", "critical", f"the database: {trouble_text(error)}")]
     return found
+
+
+# --- what people see
+
+
+def next_of(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings with a next thing to do, other than to look at the status."""
+    return [each for each in findings if each.remedy not in {"", "relay status"}][:_MOST_ROWS]
+
+
+def lines_of(
+    seen: Overview, checked: Sequence[Finding], findings: Sequence[Finding], *, width: int | None
+) -> Iterator[Text]:
+    """Yield the lines of all sections. Without a width lines have any length, and times are absolute."""
+    yield _headline(seen, checked, findings)
+    yield from _prose("Findings", [each.sentence for each in checked], width, mark="! ")
+    routes = seen.routes
+    if len(routes) > _MOST_ROWS:
+        routes = tuple(each for each in routes if each.open or each.in_per_minute or each.held_back_by)
+    tables: Mapping[str, Sequence[Row]] = {
+        "Routes": [_route(route, checked, width) for route in routes],
+        "Held back": [{**asdict(gate), "gate": gate.title} for gate in seen.gates],
+        "Relays": [{**asdict(each), "in_flight": each.in_flight or None} for each in seen.relays],
+        "Commands": seen.commands,
+        "Sweeps": [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps],
+    }
+    alerts = [f"{relative(each.since, seen.at) if width else rfc3339(each.since)}: {each.text}" for each in seen.alerts]
+    for title, rows in tables.items():
+        if title == "Commands":
+            yield from _prose("Alerts", alerts, width)
+        yield from _table(title, rows, seen, width)
+        if title == "Routes" and (quiet := len(seen.routes) - len(routes)):
+            yield Text(f"  and {counted(quiet, 'route')} with nothing open")
+    yield from _prose("Retention", [_retention(seen)] if seen.retention else [], width)
+    following = next_of(findings)
+    if following:
+        yield from _title("Next")
+    for each in following:
+        yield from hanging("  ", visible_line(each.sentence), width)
+        yield Text(f"    {visible_line(each.remedy)}", "cyan")
+
+
+def _retention(seen: Overview) -> str:
+    """Return which kinds are behind or have errors, or the ages that are in force."""
+    behind = [
+        f"behind with {row['kind']} by {lasting(row['behind_seconds'])}"
+        for row in seen.retention
+        if row["behind_since"]
+    ]
+    failed = [f"{row['kind']}: {row['error']}" for row in seen.retention if row["error"]]
+    ages = [f"{row['kind']} until {row['pruned_until']:%Y-%m-%d}" for row in seen.retention if row["pruned_until"]]
+    return "; ".join(behind + failed) or f"pruned: {', '.join(ages)}"
+
+
+def _headline(seen: Overview, checked: Sequence[Finding], findings: Sequence[Finding]) -> Text:
+    """Sum it up. Well is what needs nobody, as on the page; `--check` is about findings alone."""
+    from relay.findings import is_well
+
+    running = sum(relay.health == "running" for relay in seen.relays)
+    number = sum(route.open for route in seen.routes)
+    more = " or more" if any(route.at_least for route in seen.routes) else ""
+    line = Text("well", "bold green") if running and is_well(findings) else Text("not well", "bold red")
+    said = [
+        f"{counted(running, 'relay')} running" if running else "no relay running",
+        f"{number:,}{more} open" if number else "nothing open",
+        *([counted(len(checked), "finding")] if checked else []),
+    ]
+    return Text.assemble(line, f": {', '.join(said)}")
+
+
+def _route(route: RouteState, findings: Sequence[Finding], width: int | None) -> Row:
+    """Return a row; for people without zeros, since a column without any value is left out."""
+    from relay.findings import state_of
+
+    row = asdict(route) | {"state": state_of(route, findings)}
+    early = {*route.at_least, *(("open",) if route.at_least else ())}
+    for name in _COUNTS:
+        more = "+" if name in early else ""
+        row[name] = f"{row[name]}{more}" if width is None else f"{row[name]:,}{more}" if row[name] else None
+    if width is not None:
+        rates = ("in_per_minute", "out_per_minute", "failed_per_minute")
+        row |= {name: f"{row[name]:,.3g}" if row[name] else None for name in rates}
+    return row
+
+
+def _table(title: str, rows: Sequence[Row], seen: Overview, width: int | None) -> Iterator[Text]:
+    if not rows:
+        return
+    yield from _title(title)
+    columns = _COLUMNS[title].split()
+    if width is None:
+        lines = table(rows, columns)
+    else:
+        shown = rows if title == "Routes" else rows[:_MOST_ROWS]
+        lines, _ = fitted(shown, columns, max(width - 2, _LEAST_WIDTH), seen.at)
+    yield from (Text("  ").append_text(line) for line in lines)
+    if title != "Routes":
+        yield from _rest(rows, width)
+
+
+def _prose(title: str, texts: Sequence[str], width: int | None, mark: str = "") -> Iterator[Text]:
+    if texts:
+        yield from _title(title)
+        for text in texts if width is None else texts[:_MOST_ROWS]:
+            yield from hanging(f"  {mark}", visible_line(text), width, label_style="bold red")
+        yield from _rest(texts, width)
+
+
+def _rest(every: Sequence[object], width: int | None) -> Iterator[Text]:
+    if width is not None and len(every) > _MOST_ROWS:
+        yield Text(f"  and {len(every) - _MOST_ROWS:,} more")
+
+
+def _title(title: str) -> Iterator[Text]:
+    yield Text()
+    yield Text(title, "bold")

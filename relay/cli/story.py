@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -14,31 +13,34 @@ from rich.text import Text
 from inbox.clock import SystemClock
 from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible
-from relay.cli.options import MOST_NUMBER, AsJson, At, open_database
-from relay.cli.tables import style_of
-from relay.cli.terminal import FINDING, as_document, console, exit_on_error, fail, put, put_json, say, wrapped
+from relay.cli.options import MOST_NUMBER, TIME, AsJson, open_database
+from relay.cli.output import (
+    FINDING,
+    exit_on_error,
+    fail,
+    hanging,
+    put,
+    put_json,
+    say,
+    style_of,
+    terminal_width,
+    wrapped,
+)
 from relay.words import FactShown, RouteProgress, both_times, byte_count, counted, facts_of, lasting, progress, relative
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
 
 Row = dict[str, Any]
+_Line = tuple[str, ...]
+"""A label, a text beside it, and perhaps its style."""
 
 _LABEL = 22
 """Room for the labels and times before the texts."""
-_LEAST_ROOM = 30
 _STYLES = {"good": "green", "warn": "yellow", "bad": "red", "quiet": "bright_black"}
 """The colour of each tone."""
-
-
-class _Line(msgspec.Struct, frozen=True):
-    """A line of the story: a label, and a text beside it."""
-
-    label: str
-    text: str
-    style: str = ""
-    wraps: bool = True
-    """False: a command, which people copy."""
+_COMMAND = "cyan"
+"""The style of commands, which people copy: they never wrap."""
 
 
 def story(event: Row, config: Config, now: datetime, width: int | None) -> list[Text]:
@@ -78,75 +80,73 @@ def _heading(route: str, state: str, width: int | None) -> list[Text]:
 
 
 def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
-    yield _Line("arrived", both_times(event["received_at"], now))
-    yield _Line("happened", both_times(event["occurred_at"], now))
+    yield ("arrived", both_times(event["received_at"], now))
+    yield ("happened", both_times(event["occurred_at"], now))
     if event["event_id"] is not None:
-        yield _Line("sender's id", visible(event["event_id"]))
+        yield ("sender's id", visible(event["event_id"]))
     is_erased = event["erased_at"] is not None
     if is_erased:
-        yield _Line("entity erased", both_times(event["erased_at"], now))
+        yield ("entity erased", both_times(event["erased_at"], now))
     pruned = f"; payload {'erased' if is_erased else 'pruned'}" if event["is_pruned"] else ""
-    yield _Line("body", f"{byte_count(event['body_bytes'])}, {visible(event['content_type'])}{pruned}")
+    yield ("body", f"{byte_count(event['body_bytes'])}, {visible(event['content_type'])}{pruned}")
     times = sum(duplicate["times"] for duplicate in event["duplicates"])
     if times:
         last = max(each["last_received_at"] or each["received_at"] for each in event["duplicates"])
         different = sum(each["is_other"] for each in event["duplicates"])
         bodies = f"; {different} of them with another body" if different else ""
-        yield _Line(
-            "duplicates", f"{counted(times, 'request')} with the same key, the last {relative(last, now)}{bodies}"
-        )
+        yield ("duplicates", f"{counted(times, 'request')} with the same key, the last {relative(last, now)}{bodies}")
 
 
 def _route(told: RouteProgress) -> Iterator[_Line]:
     yield from _facts(told.facts, told.earlier_facts)
     for hold in told.holds:
-        yield _Line("held back", hold.says, "yellow")
-    yield _Line("next", told.next)
+        yield ("held back", hold.says, "yellow")
+    yield ("next", told.next)
     for number, command in enumerate(told.commands):
-        yield _Line("" if number else "commands", command, "cyan", wraps=False)
+        yield ("" if number else "commands", command, _COMMAND)
 
 
 def _past_route(event: Row, delivery: Row, at: datetime) -> Iterator[_Line]:
     yield from _facts(*facts_of(event, delivery["route"]))
     if delivery["last_fact"] is None:
-        yield _Line("", "no attempt had ended")
+        yield ("", "no attempt had ended")
     if delivery["due_at"] is not None:
-        yield _Line("next attempt", both_times(delivery["due_at"], at))
+        yield ("next attempt", both_times(delivery["due_at"], at))
 
 
 def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
     """Tell each fact: what happened, then each call on a line of its own."""
     if earlier:
-        yield _Line("", f"{counted(earlier, 'earlier fact')}: --json")
+        yield ("", f"{counted(earlier, 'earlier fact')}: --json")
     for fact in facts:
-        yield _Line(rfc3339(fact.at, "seconds"), fact.says, _STYLES.get(fact.tone, ""))
+        yield (rfc3339(fact.at, "seconds"), fact.says, _STYLES.get(fact.tone, ""))
         for call in fact.calls:
             took = lasting(call.milliseconds / 1000)
-            yield _Line("", visible(f"{call.outcome:<3} {took:>7}  {call.method} {call.url}"))
+            yield ("", visible(f"{call.outcome:<3} {took:>7}  {call.method} {call.url}"))
             said = visible(" ".join((call.error or call.excerpt or "").split()))
             if said and said not in fact.says:
-                yield _Line("", f"    {said}")
+                yield ("", f"    {said}")
 
 
 def _laid_out(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
     """Put each label into its column, and its text beside it, wrapped where it is too long."""
-    for line in lines:
-        room = None if width is None else max(width - _LABEL - 2, _LEAST_ROOM)
-        texts: Sequence[str] = [line.text]
-        if room is not None and line.wraps:
-            texts = wrapped(line.text, room)
-        for number, text in enumerate(texts):
-            label = line.label if number == 0 else ""
-            yield Text.assemble("  ", (f"{label:<{_LABEL}}", "bright_black"), (text, line.style))
+    for label, text, *style in lines:
+        room = None if _COMMAND in style else width
+        yield from hanging(f"  {label:<{_LABEL}}", text, room, *style, label_style="bright_black")
 
 
 # --- the command
 
 
-def show_command(
+def show(
     seq: Annotated[int, typer.Argument(min=0, max=MOST_NUMBER, help="The event's number.")],
     *,
-    at: At = None,
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            help="As it was at this time, folded from the log; forms as for --since, and not in the future.", **TIME
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one event: its arrival, each attempt with its calls, what comes next on each route, and the commands for it.
@@ -181,11 +181,9 @@ def show_command(
         raise typer.Exit(FINDING)
     shown = row if at is None else {"at": at, **event_at(row, at), "removed": removed}
     if as_json:
-        put_json(as_document(shown))
+        put_json(shown)
         return
-    out = console()
-    width = out.width if out.is_terminal else None
-    for line in story(row, config, now, width) if at is None else story_at(shown, at, width):
-        put(line, on=out)
+    width = terminal_width()
+    put(*(story(row, config, now, width) if at is None else story_at(shown, at, width)))
     for sentence in removed:
         say(sentence)

@@ -1,19 +1,22 @@
-"""`relay web`: the operator's page, and the commands that say who may use it."""
+"""`relay web`: the operator's page, and who may use it; `relay demo`: the product with services to try it on."""
 
 from __future__ import annotations
 
 import os
-import socket
+import signal
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from relay.cli.command_line import Commands
-from relay.cli.terminal import answer, exit_on_error, fail, say
+from relay.cli.options import Commands
+from relay.cli.output import FINDING, answer, console, exit_on_error, fail, say
 
-app = typer.Typer(cls=Commands, add_completion=False)
+web_app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None)
+demo_app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None)
 
 _Role = Annotated[str, typer.Option(help="viewer, who sees, or operator, who may also act.")]
 _Into = Annotated[
@@ -22,7 +25,14 @@ _Into = Annotated[
 ]
 
 
-@app.callback(invoke_without_command=True)
+def become_gunicorn(settings: str, bind: str, workers: int | None) -> NoReturn:
+    """Let gunicorn take this process over, and its signals."""
+    arguments = ["--config", f"python:{settings}", "--bind", bind]
+    arguments += [] if workers is None else ["--workers", str(workers)]
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments])  # noqa: S606  # the point of it
+
+
+@web_app.callback(invoke_without_command=True)
 def web(
     context: typer.Context,
     *,
@@ -46,12 +56,10 @@ def web(
 
     with exit_on_error():
         load_file().make(page_of)  # gunicorn would say the same, below its own lines
-    _check_address(bind)
-    arguments = ["--config", "python:relay.web.gunicorn_settings", "--bind", bind, "--workers", "1"]
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments])  # noqa: S606  # it takes this process over
+    become_gunicorn("relay.web.gunicorn_settings", bind, 1)
 
 
-@app.command()
+@web_app.command()
 def passwd(
     name: Annotated[str, typer.Argument(help="Name of the person.")],
     *,
@@ -77,15 +85,15 @@ def passwd(
         line = f"{name}:{role}:{hash_password(password)}"
     except ValueError as error:
         fail(str(error))
+    if into is None:
+        answer(line)
+        return
     with exit_on_error():
-        if into is None:
-            answer(line)
-        else:
-            write_entry(into, name, line, check_password_hash)
-            say(f"{into} has the password of {name}, {role}; `web.users` in inbox.toml names the file")
+        write_entry(into, name, line, check_password_hash)
+    say(f"{into} has the password of {name}, {role}; `web.users` in inbox.toml names the file")
 
 
-@app.command()
+@web_app.command()
 def token(
     name: Annotated[str, typer.Argument(help="Name of the program that will use the token.")],
     *,
@@ -104,28 +112,14 @@ def token(
     _check(name, role)
     made = new_token()
     line = f"{name}:{role}:{hash_token(made)}"
+    if into is None:
+        say("the token, shown only this once, and its line for the file that web.tokens names:")
+        answer(f"{made}\n{line}")
+        return
     with exit_on_error():
-        if into is not None:
-            write_entry(into, name, line, check_token_hash)
-            say(f"{into} has the hash of the token of {name}, {role}; the token itself is shown only this once:")
-            answer(made)
-            return
-    say("the token, shown only this once, and its line for the file that web.tokens names:")
+        write_entry(into, name, line, check_token_hash)
+    say(f"{into} has the hash of the token of {name}, {role}; the token itself is shown only this once:")
     answer(made)
-    answer(line)
-
-
-def _check_address(bind: str) -> None:
-    """Exit where another program listens on this address: gunicorn would try for five seconds, and not say what to do."""
-    host, separator, port = bind.rpartition(":")
-    if not separator or not port.isdecimal() or "/" in host:
-        return  # a socket, or something that gunicorn judges
-    host = host.strip("[]")
-    try:
-        socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, OverflowError) as error:
-        why = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
-        fail(f"can't listen on {bind}: {why}; name another address and port with --bind")
 
 
 def _check(name: str, role: str) -> None:
@@ -135,3 +129,92 @@ def _check(name: str, role: str) -> None:
         fail(f"a name has {NAMES}")
     if role not in ROLES:
         fail(f"--role must be {' or '.join(ROLES)}")
+
+
+# --- the demo
+
+
+@demo_app.callback(invoke_without_command=True)
+def demo(
+    context: typer.Context,
+    *,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep everything running after the verdict, until Ctrl-C, to look around.")
+    ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="An empty folder that keeps the configuration, the database and the logs; else they go."),
+    ] = None,
+) -> None:
+    """Run the whole product with demo services, and watch webhooks become calls of another system.
+
+    Starts an identity service, the receiver, the relay, its page and a commercial service, changes some users, kills the
+    relay over its work, and shows what follows. At the end, after a minute, it compares both services, and exits 0 when
+    they agree, or else 1 with what differs.
+
+    Examples:
+      relay demo
+      relay demo --stay
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from relay.demo.run import DemoError, run_demo
+
+    try:
+        is_well = run_demo(console(), folder, stay=stay)
+    except (DemoError, OSError) as error:
+        fail(str(error))
+    if not is_well:
+        raise typer.Exit(FINDING)
+
+
+@demo_app.command()
+def identity(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")],
+    webhook_url: Annotated[str | None, typer.Option(help="Where a webhook goes when something changes.")] = None,
+    webhook_token: Annotated[str | None, typer.Option(help="Sent with it as X-Webhook-Token.")] = None,
+    users: Annotated[int, typer.Option(help="Made-up users to begin with.")] = 20,
+) -> None:
+    """The demo identity service alone, with the Trivore Management API's paths; client `demo`, secret `demo`.
+
+    Example:
+      relay demo identity --port 8301 --webhook-url http://127.0.0.1:8000/webhooks/trivore
+    """
+    from relay.demo.scenario import sample_user
+    from relay.demo.services import USER, IdentityService, WebhookSender
+
+    webhooks = WebhookSender(headers={"X-Webhook-Token": webhook_token} if webhook_token else None)
+    service = IdentityService(webhooks)
+    for number in range(users):
+        service.create(USER, sample_user(number))
+    webhooks.url = webhook_url
+    _serve(service.app, port, "the identity service")
+    webhooks.close()
+
+
+@demo_app.command()
+def commercial(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")],
+    fail_share: Annotated[float, typer.Option(min=0, max=1, help="Share of calls answered 503.")] = 0.0,
+) -> None:
+    """The demo commercial service alone: contacts and teams found by external id; token `demo`.
+
+    Example:
+      relay demo commercial --port 8302 --fail-share 0.1
+    """
+    from relay.demo.services import CommercialService
+
+    _serve(CommercialService(fail_share=fail_share).app, port, "the commercial service")
+
+
+def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon app, which other commands need not load
+    from relay.demo.services import served
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt), served(app, port) as url:
+            say(f"{name} answers at {url}; Ctrl-C ends it")
+            threading.Event().wait()
+    except OSError as error:
+        fail(f"{name} can't listen on 127.0.0.1:{port}: {error.strerror or error}; name another --port")

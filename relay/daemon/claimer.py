@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from relay.daemon.generation import Generations
-from relay.daemon.lease_renewal import Leases
+from relay.daemon.leases import Leases
 from relay.delivery.gates import Admission, Gates
 from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store import claim, gates
 from relay.store.database import Places
 from relay.store.deliveries import claim_of
-
-SUSPECTS_EVERY_SECONDS = 1.0
 
 
 class Claimer:
@@ -24,18 +21,18 @@ class Claimer:
         self._generations = generations
         self._leases = leases
         self._observer = observer
-        self._suspects_at = 0.0
         self._places = places
         self.gates = Gates()
         self.ran_short = False
         """True when the last claim found less than it asked for."""
 
-    def read_gates(self) -> None:
-        """Read pauses, and breakers that this relay or another has opened."""
+    def read_gates(self) -> int:
+        """Read pauses, and breakers that this relay or another has opened. Returns 0: it leaves nothing to do at once."""
         before, self.gates = self.gates, gates.read_gates(self._generations.active.work)
         if self.gates.paused_entities != before.paused_entities:
             self._places.due.clear()  # what was paused is due since long before them
         self._observer.gates_changed(before, self.gates)
+        return 0
 
     def claim(self) -> int:
         """Fill every pool that wants more; claim one delivery of a route whose breaker is half open. Returns how many."""
@@ -56,27 +53,16 @@ class Claimer:
         return claimed
 
     def claim_suspect(self) -> int:
-        """Claim one delivery that may be the cause of a crash; none while one is in hand.
-
-        While there are any, the next call claims again at once; otherwise a second later.
-        """
-        if self._generations.suspects or time.monotonic() < self._suspects_at:
-            return 0
+        """Claim one delivery that may be the cause of a crash. Returns how many."""
         generation = self._generations.active
         routes = self._admitted(generation.routes)
         asked_at = self._leases.began_asking()
-        found = claim.claim_suspect(generation.work, routes)
-        claimed = self._submit(found, asked_at)
-        self._suspects_at = 0.0 if claimed else time.monotonic() + SUSPECTS_EVERY_SECONDS
-        return claimed
+        return self._submit(claim.claim_suspect(generation.work, routes), asked_at)
 
     def _to_probe(self) -> list[str]:
-        routes = self._admitted(self._generations.active.routes, "probe")
-        return (
-            claim.due_routes(self._generations.active.work.database, routes)
-            if len(routes) > claim.MANY_ROUTES
-            else routes
-        )
+        active = self._generations.active
+        routes = self._admitted(active.routes, "probe")
+        return claim.due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
     def _admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
         """The routes that gates admit, but those that rest: what has arrived there may have no place yet."""

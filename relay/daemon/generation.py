@@ -13,17 +13,18 @@ from typing import Any
 
 import msgspec
 
-from inbox.config.model import Config
+from inbox.config.model import Config, Endpoint
+from inbox.config.values import Duration
 from inbox.errors import collect_config_errors
 from inbox.observe.logs import fields, without_message
 from inbox.observe.traces import OFF, Span, Tracer, require_extra
-from relay.daemon.alert_sender import AlertSender, PostResult, alert_client
-from relay.daemon.lease_renewal import Leases
+from relay.daemon.leases import Leases
 from relay.delivery.gates import Admission, GateKey, Gates
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import breaker_limits, policies
 from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
+from relay.http.target import prepare as prepare_target
 from relay.store.claim import MOST_BYTES, Room
 from relay.store.deliveries import claim_of
 from relay.store.work import Work
@@ -202,12 +203,29 @@ def prepare(config: Config) -> PreparedConfig:
     return PreparedConfig(config, **collect_config_errors(parts))
 
 
-LoopEvent = FinishedAttempt | PostResult | PreparedConfig | None
+def alert_client(config: Config) -> HttpClient | None:
+    """Make the client that posts to the alerts' url; None without one.
+
+    Raises:
+        ConfigError: the url can't be used, or its secret is missing.
+    """
+    alerts = config.alerts
+    if alerts.url is None:
+        return None
+    endpoint = Endpoint(
+        timeout=Duration(10), concurrency=1, allow_private=alerts.allow_private, allow_http=alerts.allow_http
+    )
+    url = alerts.url.reveal(at="alerts.url")
+    # The path of a chat's hook is its secret.
+    return HttpClient(prepare_target(endpoint, url, "alerts", config.outbound, secrets=[url], shown_path="/…"))
+
+
+LoopEvent = FinishedAttempt | PreparedConfig | None
 """An event that another thread hands to the loop; None only wakes it."""
 
 
 class Generation:
-    """A configuration at work: its policies, API clients, worker pools and alert sender.
+    """A configuration at work: its policies, API clients and worker pools.
 
     Each destination has one worker pool, which the routes to it share. Only the loop's thread calls it.
     """
@@ -218,14 +236,12 @@ class Generation:
         work: Work,
         *,
         context_of: Callable[[Delivery], Context],
-        stop: threading.Event,
-        now: Callable[[], datetime],
         put: Callable[[LoopEvent], None],
     ) -> None:
-        """Start the threads. `put` gets every finished attempt and every result of a post."""
+        """Start the threads. `put` gets every finished attempt."""
         config = prepared.config
         self.work = msgspec.structs.replace(work, config=config, policies=policies(config))
-        self.alert_sender = AlertSender(prepared.alert_client, config.alerts.format, stop=stop, now=now, done=put)
+        self.alert_client = prepared.alert_client
         self._deliverers = prepared.deliverers
         self._pools = deque[WorkerPool]()
         self._pool_of: dict[str, WorkerPool] = {}
@@ -282,6 +298,8 @@ class Generation:
             pool.close()
         for deliverer in self._deliverers.values():
             deliverer.close()
+        if self.alert_client is not None:
+            self.alert_client.close()
 
 
 class Generations:
@@ -302,7 +320,7 @@ class Generations:
             span = begin_attempt(tracer, delivery) if tracer.is_on else None
             return Context(partial(leases.trusted_until, claim_of(delivery)), stop, now, span)
 
-        self._start = partial(Generation, work=work, context_of=context_of, stop=stop, now=now, put=events.put)
+        self._start = partial(Generation, work=work, context_of=context_of, put=events.put)
         self._draining: list[Generation] = []
         self.active = self._start(first)
 
@@ -310,7 +328,6 @@ class Generations:
         """Start another generation; the one before finishes what it has started. Returns what nobody has started."""
         old = self.active
         unstarted = old.withdraw_unstarted()
-        old.alert_sender.close()
         self._draining.append(old)
         self.active = self._start(new)
         return unstarted
@@ -326,7 +343,6 @@ class Generations:
         """Close all of them."""
         for generation in (self.active, *self._draining):
             generation.close()
-        self.active.alert_sender.close()
 
     @property
     def in_hand(self) -> int:

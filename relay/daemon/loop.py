@@ -13,31 +13,36 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import version
 
 from inbox.clock import Clock, SystemClock
 from inbox.db.engine import is_behind_pooler
-from relay.daemon.alert_sender import PostResult
+from inbox.db.throughput import FLUSH_EVERY_SECONDS
+from relay.daemon.alerts import AlertSender
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import FinishedAttempt, Generations, LoopEvent, PreparedConfig
-from relay.daemon.lease_renewal import LeaseRenewer, Leases
-from relay.daemon.maintenance import Maintenance
+from relay.daemon.leases import RENEW_EVERY_SECONDS, Leases
 from relay.daemon.pruner import Pruner
-from relay.daemon.wake_up import LONGEST_WAIT_SECONDS, Listener
+from relay.daemon.wake_up import Listener
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import Policies, asks_for_hold, can_be_given_back
 from relay.observe import Observer
-from relay.steps import Background, Steps
-from relay.store import alerts, leases, nodes, record, sequence
+from relay.steps import Background, Repeated, Steps
+from relay.store import alerts, duplicates, leases, nodes, record, sequence
+from relay.store.alert_conditions import Watch
 from relay.store.database import Database, Places
 from relay.store.deliveries import Claimed, claim_of
+from relay.store.leases import DatabaseClock
+from relay.store.operator import commands, execution
 from relay.store.work import Work
 from relay.sweep.scheduler import Sweeper
 
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
+EVERY_SECONDS = 1.0
+"""Between two looks for what others change: a pause stops all relays within about a second."""
+WATCH_EVERY_SECONDS = 15.0
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
 HEARTBEAT_WAITS_SECONDS = 1.0
 """For another thread's. The one that renews leases has no time to wait for long."""
@@ -86,18 +91,32 @@ class Relay:
             prepared, work, leases=held, stop=stop, now=now, events=self._events, tracer=observer.tracer
         )
         self._claimer = Claimer(self._generations, self._places, leases=held, observer=observer)
-        self._maintenance = Maintenance(
-            self._generations, claimer=self._claimer, leases=held, steps=steps, observer=observer
-        )
-        self._renewer = LeaseRenewer(
-            database, held, heartbeat=self._heartbeat, ended=self._ended, steps=steps, observer=observer
-        )
+        self._clock = DatabaseClock(told=observer.clock_stepped)
+        self._watch = Watch()
+        self._commands = execution.OpenCommands(tracer=observer.tracer)
+        self._duplicates: duplicates.Rest | None = None
+        """The duplicates to judge next, and at once."""
         self._sweeper = Sweeper(work, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps)
-        self._pruner = Pruner(database, self.node, prepared.config.retention, stop=stop, observer=observer, steps=steps)
+        self._pruner = Pruner(lambda: self._work, self.node, stop=stop, observer=observer, steps=steps)
+        self._alert_sender = AlertSender(self._generations, stop=stop, now=now, observer=observer, steps=steps)
         self._listener = Listener(database.engine, self.wake, stop=stop, observer=observer)
         self._beside: list[Background] = []
-        """The threads beside the loop."""
-        self._listens = prepared.config.database.wake_up
+        """The threads beside the loop, which end once it is told to stop."""
+        self._table = [
+            Repeated("give_back", 0, self._give_back),
+            Repeated("record", 0, self._record),
+            Repeated("look_at_gates", EVERY_SECONDS, self._claimer.read_gates),
+            Repeated("reap", EVERY_SECONDS, self._reap),
+            Repeated("judge_duplicates", EVERY_SECONDS, self._judge_duplicates),
+            Repeated("look_at_conditions", WATCH_EVERY_SECONDS, self._look_at_conditions),
+            Repeated("log_alerts", EVERY_SECONDS, self._log_alerts),
+            Repeated("flush_throughput", FLUSH_EVERY_SECONDS, self._flush_throughput),
+            Repeated("commands", EVERY_SECONDS, self._work_on_commands),
+            Repeated("sequence", 0, self._sequence, when=self._may_sequence),
+            Repeated("claim", 0, self._claimer.claim, when=self._may_claim),
+            Repeated("claim_suspect", EVERY_SECONDS, self._claimer.claim_suspect, when=self._may_claim_suspect),
+        ]
+        """The steps of a round, in their order."""
 
     def stop(self) -> None:
         """Stop gracefully: claim nothing more, finish running calls, release the rest. Call it from any other thread."""
@@ -125,23 +144,25 @@ class Relay:
     def run(self, *, drain: bool = False) -> None:
         """Work until stopped; with `drain`, only until nothing is received, due or in flight.
 
-        A bug in the loop, or in the lease renewer, ends it too: as gracefully as possible, then it is raised. The node is
-        not marked as stopped then, so that others see a relay that died.
+        A bug in the loop ends it, too: as gracefully as possible, then it is raised. The node is not marked as stopped then, so
+        that others see a relay that died.
         """
         self._steps.retry_until_done("starting", self._start, unless=self._stop)
-        with ThreadPoolExecutor(1, "leases") as threads, ExitStack() as leaving:
-            renewing = threads.submit(self._renewer.run)
+        with ExitStack() as leaving:
+            self._observer.tell("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
+            renewing = Background(
+                "leases", self._renew, every=RENEW_EVERY_SECONDS, stop=self._ended, observer=self._observer
+            )
+            leaving.callback(renewing.join, CUT_SECONDS)
             leaving.callback(self._ended.set)
             leaving.callback(self._shut_down)
-            renewing.add_done_callback(lambda _: self.stop())  # without renewals nothing may go on
-            self._observer.tell("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
+            self._run_beside("alerts", self._alert_sender.run_due)
             if not drain:
                 self._sweeper.start()
-                self._pruner.start()
-                if self._listens and not is_behind_pooler(self._database.engine):
-                    self._run_beside("wake-up", self._listener.hear, every=LONGEST_WAIT_SECONDS)
+                self._run_beside("prune", self._pruner.run_due)
+                if self._work.config.database.wake_up and not is_behind_pooler(self._database.engine):
+                    self._run_beside("wake-up", self._listener.hear)
             self._go_on(drain=drain)
-        renewing.result()
         self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
         self._observer.tell("stopped", node=self.node, rows=self._observer.counts["given_back"])
 
@@ -149,8 +170,8 @@ class Relay:
     def _work(self) -> Work:
         return self._generations.active.work
 
-    def _run_beside(self, name: str, work: Callable[[], float | None], *, every: float) -> None:
-        self._beside.append(Background(name, work, every=every, stop=self._stop, observer=self._observer))
+    def _run_beside(self, name: str, work: Callable[[], float | None]) -> None:
+        self._beside.append(Background(name, work, every=EVERY_SECONDS, stop=self._stop, observer=self._observer))
 
     def _start(self) -> None:
         work = self._work
@@ -173,16 +194,19 @@ class Relay:
             Exception: the database is unreachable; or recording or claiming fails for good.
         """
         self._collect()
-        run = self._steps.run
-        done = run("give_back", self._give_back, 0) + run("record", self._record, 0)
+        done = sum(step.run(self._steps) for step in self._table)
         self._generations.close_drained()
-        done += self._maintenance.run()
-        # Of a large backlog, a part is sequenced whenever claims run short or the loop is idle, so that deliveries go on.
-        if not self._places.is_behind or self._claimer.ran_short or self._is_idle:
-            done += run("sequence", self._sequence, 0)
-        if not self._steps.is_awaited("sequence"):
-            done += run("claim", self._claimer.claim, 0) + run("claim_suspect", self._claimer.claim_suspect, 0)
         return done > 0
+
+    def _may_sequence(self) -> bool:
+        """Of a large backlog, a part is sequenced whenever claims run short or the loop is idle, so that deliveries go on."""
+        return not self._places.is_behind or self._claimer.ran_short or self._is_idle
+
+    def _may_claim(self) -> bool:
+        return not self._steps.is_awaited("sequence")
+
+    def _may_claim_suspect(self) -> bool:
+        return self._may_claim() and not self._generations.suspects
 
     def _collect(self) -> None:
         while True:
@@ -198,12 +222,9 @@ class Relay:
                 self._to_give_back.append(claim_of(delivery))
             case FinishedAttempt():
                 self._unrecorded[claim_of(event.delivery)] = event
-            case PostResult():
-                self._maintenance.posted(event)
             case PreparedConfig() if not self._stop.is_set():
                 self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
-                self._pruner.replace_ages(event.config.retention)
                 self._observer.tell(
                     "reloaded", node=self.node, routes=",".join(self._generations.active.routes) or "none"
                 )
@@ -258,6 +279,45 @@ class Relay:
                 break
         return done
 
+    def _reap(self) -> int:
+        self._observer.reaped(leases.reap(self._work, self._leases.trusted(), self._clock))
+        return 0
+
+    def _judge_duplicates(self) -> int:
+        """Judge a round of duplicates. Returns 1 when there are more, which are judged at once."""
+        rest, self._duplicates = self._duplicates, None
+        judged = duplicates.judge_duplicates(self._work, rest)
+        self._duplicates = judged.rest
+        if judged.rearmed:
+            self._observer.tell("rearmed", rows=judged.rearmed, handled=judged.handled)
+        return int(judged.rest is not None)
+
+    def _look_at_conditions(self) -> int:
+        self._watch.look(self._work)
+        return 0
+
+    def _log_alerts(self) -> int:
+        for kind in alerts.of_newer_version(self._database):
+            self._observer.left_alone(f"alerts of the kind {kind}")
+        self._observer.alerted(alerts.take_untold(self._work))
+        return 0
+
+    def _flush_throughput(self) -> int:
+        nodes.flush_figures(self._database, self._work.config.routes)
+        return 0
+
+    def _work_on_commands(self) -> int:
+        """Work on a batch of each open command. Returns how many deliveries have changed: then more may."""
+        for number, kind in commands.of_newer_version(self._database):
+            self._observer.left_alone(f"command {number}, a {kind}")
+        if not commands.any_open(self._database):
+            return 0
+        changed = self._commands.work(self._work)
+        for number, error in self._commands.troubled:
+            self._observer.database_trouble(f"working on command {number}", error)
+        self._claimer.read_gates()  # the command may have been a pause
+        return changed
+
     def _wait(self, *, busy: bool) -> None:
         """Wait for an event, at most for the poll: 20 ms after work, twice as long after each idle round, up to 500 ms.
 
@@ -291,10 +351,9 @@ class Relay:
             self._leases.revoke()
             self._observer.tell("cutting", node=self.node, rows=self._generations.in_hand)
         self._finish_within(CUT_SECONDS)
-        self._steps.attempt("writing figures", self._maintenance.flush_throughput)
+        self._steps.attempt("writing figures", self._flush_throughput)
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
-        self._pruner.join(CUT_SECONDS)
         for thread in self._beside:
             thread.join(CUT_SECONDS)
 
@@ -307,6 +366,16 @@ class Relay:
             self._rests.try_all()  # there may be no next try
             self._steps.attempt("giving back", self._give_back)
             self._steps.attempt("recording", self._record)
+
+    def _renew(self) -> None:
+        """Renew all leases, and tell that this relay lives. A lease that can't be renewed is trusted until its time."""
+        self._steps.run("renew", self._renew_leases, None)
+        self._steps.run("heartbeat", self._heartbeat, None)
+
+    def _renew_leases(self) -> None:
+        if held := self._leases.held():
+            asked_at = self._leases.began_asking()
+            self._leases.renewed(leases.renew(self._database, held), asked_at)
 
     def _heartbeat(self) -> bool:
         """Store which steps fail now, or meet a locked route.
@@ -330,7 +399,7 @@ class Relay:
         try:
             if not self._heartbeat():  # first: a relay that finds the alert, and no relay whose step fails, ends it
                 return False
-            alerts.step_failed(self._database, step, error)
+            alerts.step_failed(self._work, step, error)
         except Exception as second:  # noqa: BLE001  # the step's own failure is logged already, and is what counts
             self._observer.database_trouble("alerting", second)
             return False

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import steady
 from inbox.config.model import Retention, RetentionKind
@@ -19,62 +18,35 @@ from inbox.db import leaves
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import retention
-from relay.store.database import Database
 from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
 from relay.store.transaction import FailedAlone
+from relay.store.work import Work
 
-LOOK_EVERY_SECONDS = 1.0
 ROUND_SECONDS = 600.0
 """The longest round: then others may take their turn, and the clock of retention advances."""
 
 
 class Pruner:
-    """The pruning thread. It ends soon after `stop` is set: a batch takes about 100 ms, and all before it are kept."""
+    """Prunes until soon after `stop` is set: a batch takes about 100 ms, and all before it are kept."""
 
     def __init__(
-        self,
-        database: Database,
-        node: str,
-        retention: Retention,
-        *,
-        stop: threading.Event,
-        observer: Observer,
-        steps: Steps,
+        self, work: Callable[[], Work], node: str, *, stop: threading.Event, observer: Observer, steps: Steps
     ) -> None:
-        self._database = database
-        self._retention = retention
+        """`work` gives the configuration that is active, whose ages count from the next batch of a kind on."""
+        self._work = work
+        self._database = work().database
         self._stop = stop
         self._observer = observer
         self._steps = steps
-        self._pruner = LeasedPruner(database, node, rest=stop.wait)
-        self._thread = threading.Thread(target=self._work, name="prune", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def replace_ages(self, retention: Retention) -> None:
-        """Prune by other ages from the next batch of a kind on."""
-        self._retention = retention
-
-    def join(self, seconds: float) -> None:
-        """Wait for the end of the thread, at most so long."""
-        if self._thread.ident is not None:
-            self._thread.join(seconds)
+        self._pruner = LeasedPruner(self._database, node, rest=stop.wait)
 
     def run_due(self) -> None:
         """Run a round, if one is due."""
-        try:
-            self._steps.run("prune", self._take_turn, None)
-        except SQLAlchemyError as error:  # there was no connection either
-            self._observer.database_trouble("pruning", error)
+        self._steps.run("prune", self._take_turn, None)
 
-    def _work(self) -> None:
-        while not self._stop.wait(LOOK_EVERY_SECONDS):
-            try:
-                self.run_due()
-            except Exception as error:  # noqa: BLE001  # without this thread nobody prunes, and nobody notices
-                self._observer.tell("bug_in_thread", bug=error, subject="prune")
+    @property
+    def _retention(self) -> Retention:
+        return self._work().config.retention
 
     def _take_turn(self) -> None:
         with self._database.read() as transaction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from relay.demo.services import CONTACT, GROUP, TEAM, USER, CommercialService, D
 _GIVEN = ("Aino", "Bilal", "Chiara", "Dmitri", "Eeva", "Farida", "Goran", "Hanna", "Ines", "Jussi", "Linh", "Mikael")
 _FAMILY = ("Aalto", "Berg", "Costa", "Dubois", "Eriksson", "Fontana", "Korhonen", "Laine", "Mäkinen", "Nguyen")
 _GROUPS = ("Customers", "Season tickets", "Library", "Drivers", "Staff", "Newsletter", "Students", "Partners")
-_ACTIONS = (("update", USER), ("create", USER), ("delete", USER), ("update", GROUP), ("create", GROUP))
-_WEIGHTS = (70, 8, 8, 10, 4)
-_MOST, _FEWEST = 12, 3
-"""Bounds of the number of users."""
+_FIRST = (*(("create", USER),) * 6, *(("create", GROUP),) * 2)
+_ROUND = (
+    *(("update", USER),) * 5,
+    *(("update", GROUP), ("create", USER), ("update", USER), ("update", GROUP), ("delete", USER), ("create", GROUP)),
+)
+"""Changes after those, again and again; the number of users stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +34,23 @@ class ChangeMade:
 
 
 class Scenario:
-    """Creates some users and groups first; from then on every change is random."""
+    """Creates some users and groups first; what changes in whom is random."""
 
     def __init__(self, identity: IdentityService, rng: random.Random) -> None:
         """Change nothing yet."""
         self._identity, self._rng = identity, rng
-        self._first = [*(USER,) * 6, *(GROUP,) * 2]
+        self._next = itertools.chain(_FIRST, itertools.cycle(_ROUND))
         self._created = {USER: 0, GROUP: 0}
 
     def step(self) -> ChangeMade:
         """Make the next change."""
-        if self._first:
-            return self.create(self._first.pop(0))
-        action, entity_type = self._rng.choices(_ACTIONS, _WEIGHTS)[0]
-        users = len(self._identity.all(USER))
-        if action == "create" and users < _MOST:
-            return self.create(entity_type)
-        if action == "delete" and users > _FEWEST:
-            return self.delete()
-        return self.edit(entity_type)
+        match next(self._next):
+            case "create", entity_type:
+                return self.create(entity_type)
+            case "delete", _:
+                return self.delete()
+            case _, entity_type:
+                return self.edit(entity_type)
 
     def create(self, entity_type: str, *, report: bool = True) -> ChangeMade:
         """Create a user or a group."""

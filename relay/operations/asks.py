@@ -43,26 +43,28 @@ class Asks(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Deliveries that meet every condition."""
 
-    route: Name | None = None
-    seq: Number | None = None
+    route: Annotated[Name | None, Meta(description="Only of this route.")] = None
+    seq: Annotated[Number | None, Meta(description="This event.")] = None
     seqs: Annotated[Seqs | None, Meta(description="Numbers of events; in a URL with commas between them.")] = None
     deliveries: Annotated[
         Deliveries | None, Meta(description="Exactly these, each as SEQ/ROUTE; in a URL with commas between them.")
     ] = None
-    source: Name | None = None
+    source: Annotated[Name | None, Meta(description="Only of this source.")] = None
     entity_type: Name | None = None
-    entity_id: Name | None = None
-    destination: Annotated[Name | None, Meta(description="All routes to it.")] = None
-    api: Annotated[Name | None, Meta(description="All routes that ask it.")] = None
+    entity_id: Annotated[Name | None, Meta(description="Only about this entity.")] = None
+    destination: Annotated[Name | None, Meta(description="Only of the routes to this destination.")] = None
+    api: Annotated[Name | None, Meta(description="Only of the routes that ask this api.")] = None
     cause: Annotated[
         Name | None, Meta(description="Of the death; for a retry: error class of the last failed attempt.")
     ] = None
-    status: Annotated[Status | None, Meta(description="HTTP status of the last call's answer.")] = None
-    error: Annotated[Name | None, Meta(description="A part of the last error, in any case.")] = None
+    status: Annotated[
+        Status | None, Meta(description="Only where the last call was answered with this HTTP status.")
+    ] = None
+    error: Annotated[Name | None, Meta(description="Only where the last error contains this text, in any case.")] = None
     error_sha256: Annotated[
         Digest | None, Meta(description="SHA-256 of the whole last error, letter by letter, as UTF-8 in hex.")
     ] = None
-    event_type: Name | None = None
+    event_type: Annotated[Name | None, Meta(description="Only events of this type, as the sender wrote it.")] = None
     since: Annotated[
         Moment | None,
         Meta(
@@ -114,12 +116,12 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
 class OneGate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One gate: a route, destination, api or source; an entity by its source, type and id."""
 
-    route: Name | None = None
-    destination: Name | None = None
-    api: Name | None = None
-    source: Name | None = None
+    route: Annotated[Name | None, Meta(description="This route.")] = None
+    destination: Annotated[Name | None, Meta(description="All routes to this destination.")] = None
+    api: Annotated[Name | None, Meta(description="All routes that ask this api.")] = None
+    source: Annotated[Name | None, Meta(description="All routes of this source.")] = None
     entity_type: Name | None = None
-    entity_id: Name | None = None
+    entity_id: Annotated[Name | None, Meta(description="This entity of the source.")] = None
 
 
 class OneSource(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -132,9 +134,9 @@ class OneSource(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
 class OneEntity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The entity to erase."""
 
-    source: Name
+    source: Annotated[Name, Meta(description="The source that names it.")]
     entity_type: Name
-    entity_id: Name
+    entity_id: Annotated[Name, Meta(description="This entity.")]
 
 
 class KindsOfRows(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -149,11 +151,11 @@ class KindsOfRows(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
 class Rejections(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Rejected requests that meet every condition and were kept whole."""
 
-    id: Number | None = None
-    source: Name | None = None
-    cause: Name | None = None
-    status: Status | None = None
-    error: Annotated[Name | None, Meta(description="A part of the reason, in any case.")] = None
+    id: Annotated[Number | None, Meta(description="This rejected request.")] = None
+    source: Annotated[Name | None, Meta(description="Only of this source, as the URL named it.")] = None
+    cause: Annotated[Name | None, Meta(description="Only of this cause, such as invalid_event.")] = None
+    status: Annotated[Status | None, Meta(description="Only those that were answered with this HTTP status.")] = None
+    error: Annotated[Name | None, Meta(description="Only where the reason contains this text, in any case.")] = None
     since: Moment | None = None
     until: Moment | None = None
     everything: Annotated[bool, Meta(description="Without any condition: all that can be readmitted.")] = False

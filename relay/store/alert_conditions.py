@@ -9,15 +9,15 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import text
 
-from inbox.config.model import Config
 from inbox.config.sources import Source
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
 from relay.store.alerts import NEWEST, note
-from relay.store.database import SEQS_OUT_OF_ORDER, Database, Floor
+from relay.store.database import SEQS_OUT_OF_ORDER, Floor
 from relay.store.nodes import failing_steps
 from relay.store.retention import STEPS, state_of
 from relay.store.transaction import Transaction
+from relay.store.work import Work
 
 Firing = frozenset[tuple[str, str]]
 """Kind and subject of each alert that has not recovered."""
@@ -38,9 +38,10 @@ class Watch:
         self._oldest: defaultdict[str, Floor[int]] = defaultdict(lambda: Floor(WHOLE_EVERY_SECONDS, monotonic))
         """Of each route: below it nothing of it was open."""
 
-    def look(self, database: Database, config: Config) -> None:
+    def look(self, work: Work) -> None:
         """Store an alert for each condition that has begun or ended since the last check of any relay."""
-        with database.read() as transaction:
+        config = work.config
+        with work.database.read() as transaction:
             now = transaction.now()
             firing = frozenset((row.kind, row.subject) for row in transaction.execute(_FIRING))
             highest, after = transaction.execute(_HIGHEST)[0].seq or 0, config.alerts.backlog_after
@@ -53,7 +54,7 @@ class Watch:
                 *(self._silence(transaction, each, now) for each in config.sources.values() if each.silent_after),
                 *_retention(transaction, now),
             ]
-        _store(database, [alert for alert in found if alert.firing != ((alert.kind, alert.subject) in firing)])
+        _store(work, [alert for alert in found if alert.firing != ((alert.kind, alert.subject) in firing)])
         self._looked_to = highest
 
     def _backlog(self, transaction: Transaction, route: str, now: datetime, highest: int, after: float) -> Alert:
@@ -79,11 +80,11 @@ class Watch:
         return Alert("source_silent", name, is_silent, detail)
 
 
-def _store(database: Database, changed: Sequence[Alert]) -> None:
+def _store(work: Work, changed: Sequence[Alert]) -> None:
     """Store them. An end is checked again under the lock of those who store such alerts: what died or fails since lasts."""
     if not changed:
         return
-    with database.write() as transaction:
+    with work.write() as transaction:
         # Who records a delivery stores `delivery_dead` under the lock of its route.
         is_any_dead = any(alert.kind == "delivery_dead" for alert in changed)
         now = transaction.lock_order() if is_any_dead else transaction.lock_first()

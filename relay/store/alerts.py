@@ -43,9 +43,9 @@ def _attempt(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -
     return transaction.attempt(_NOTE, alerts=alerts, at=now)
 
 
-def step_failed(database: Database, step: str, error: str) -> None:
+def step_failed(work: Work, step: str, error: str) -> None:
     """Store an alert for a failing step of a relay."""
-    with database.write() as transaction:
+    with work.write() as transaction:
         now = transaction.lock_first()  # a route that is locked may be what makes it fail
         note(transaction, [Alert("step_failed", step, firing=True, detail={"error": error})], now)
 

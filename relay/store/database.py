@@ -93,7 +93,7 @@ class Database:
         if self.sql.pause_after_write:
             time.sleep(self.sql.pause_after_write)
         if self._checkpoints is not None and self._checkpoints.due(transaction.rows):
-            self._checkpoints.made(complete=checkpoint(self.engine))
+            checkpoint(self.engine)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:

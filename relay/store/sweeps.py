@@ -17,6 +17,7 @@ from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
+from relay.store.work import Work
 
 UNTOLD = datetime.min.replace(tzinfo=UTC)
 
@@ -70,18 +71,18 @@ def keep(database: Database, turn: Turn) -> bool:
         return bool(transaction.execute(_KEEP, **msgspec.structs.asdict(turn)))
 
 
-def give_back(database: Database, turn: Turn, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
+def give_back(work: Work, turn: Turn, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
     """Give the turn back after an interruption; the sweep stays due. `missed` is added, since the next one won't find it."""
-    with database.write() as transaction:
+    with work.write() as transaction:
         now = transaction.lock_first()
         transaction.execute(_GIVE_BACK, **msgspec.structs.asdict(turn))
         _add_missed(transaction, turn.source, turn.entity_type, missed)
         note(transaction, alerts, now)
 
 
-def fail(database: Database, turn: Turn, error: str, alerts: Iterable[Alert], missed: int = 0) -> None:
+def fail(work: Work, turn: Turn, error: str, alerts: Iterable[Alert], missed: int = 0) -> None:
     """Record a failed sweep: the watermark stays. `missed` is as in `give_back`."""
-    with database.write() as transaction:
+    with work.write() as transaction:
         now = transaction.lock_first()
         transaction.execute(_FAIL, error=error, **msgspec.structs.asdict(turn))
         _add_missed(transaction, turn.source, turn.entity_type, missed)
@@ -175,11 +176,11 @@ class SweepFindings(msgspec.Struct, frozen=True):
     """Events without their entity, which is larger than a body may be."""
 
 
-def finish(database: Database, swept: SweepFindings, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
-    """Record a complete sweep; `node` gives its turn back. A watermark never goes back."""
-    with database.write() as transaction:
+def finish(work: Work, swept: SweepFindings, alerts: Iterable[Alert] = ()) -> None:
+    """Record a complete sweep; a relay gives its turn back. A watermark never goes back."""
+    with work.write() as transaction:
         now = transaction.lock_first()
-        transaction.execute(_FINISH, node=node, **msgspec.structs.asdict(swept))
+        transaction.execute(_FINISH, node=work.node, **msgspec.structs.asdict(swept))
         note(transaction, alerts, now)
 
 

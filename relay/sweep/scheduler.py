@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 
 import msgspec
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import steady
 from inbox.config.model import Config
@@ -22,7 +22,7 @@ from inbox.observe.traces import Span
 from relay.delivery.alerts import Alert
 from relay.destinations.base import Context
 from relay.observe import Observer
-from relay.steps import Steps
+from relay.steps import Background, Steps
 from relay.store import sweeps
 from relay.store.gates import read_gates
 from relay.store.sweeps import SweepFindings
@@ -75,15 +75,16 @@ class Sweeper:
         self._steps = steps
         self._so_far: dict[str, SweepFindings] = {}
         """The progress of each running sweep, by its subject."""
-        self._threads: dict[str, threading.Thread] = {}
+        self._threads: dict[str, Background] = {}
         """One for each api."""
 
     def start(self) -> None:
         """Start the threads that are not there yet."""
         for api in sorted({sweeping.table.api for sweeping in self._sweepings} - self._threads.keys()):
-            thread = threading.Thread(target=self._work_on, args=(api,), name=f"sweeps {api}", daemon=True)
-            thread.start()
-            self._threads[api] = thread
+            run_due = partial(self.run_due, api)
+            self._threads[api] = Background(
+                f"sweeps {api}", run_due, every=LOOK_EVERY_SECONDS, stop=self._stop, observer=self._observer
+            )
 
     def replace_sweeps(self, sweepings: Sequence[CompiledSweep]) -> None:
         """Run other sweeps from the next round on; a running one ends by the old configuration."""
@@ -107,17 +108,7 @@ class Sweeper:
                 return
             if api not in {None, sweeping.table.api}:
                 continue
-            try:
-                self._steps.run("sweep", partial(self._take_turn, sweeping), None, subject=sweeping.subject)
-            except SQLAlchemyError as error:  # there was no connection either
-                self._observer.database_trouble("sweeping", error)
-
-    def _work_on(self, api: str) -> None:
-        while not self._stop.wait(LOOK_EVERY_SECONDS):
-            try:
-                self.run_due(api)
-            except Exception as error:  # noqa: BLE001  # without this thread nobody sweeps, and nobody notices
-                self._observer.tell("bug_in_thread", bug=error, subject="sweeps")
+            self._steps.run("sweep", partial(self._take_turn, sweeping), None, subject=sweeping.subject)
 
     def _take_turn(self, sweeping: CompiledSweep) -> None:
         turn = self._turn(sweeping)
@@ -177,7 +168,7 @@ class Sweeper:
 
     def _ended(self, sweeping: CompiledSweep, turn: sweeps.Turn, swept: SweepFindings) -> None:
         alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
-        sweeps.finish(self._database, swept, turn.node, alerts)
+        sweeps.finish(self._work, swept, alerts)
         self._observer.swept(sweeping.subject, swept)
 
     def _broke_off(self, sweeping: CompiledSweep, turn: sweeps.Turn, error: str | None) -> None:
@@ -186,10 +177,10 @@ class Sweeper:
         found = so_far if so_far is not None and so_far.missed else None
         missed, alerts = (0, []) if found is None else (found.missed, [_missed(sweeping, found)])
         if error is None:
-            sweeps.give_back(self._database, turn, missed, alerts)
+            sweeps.give_back(self._work, turn, missed, alerts)
         else:
             alert = Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error})
-            sweeps.fail(self._database, turn, error, [alert, *alerts], missed)
+            sweeps.fail(self._work, turn, error, [alert, *alerts], missed)
             self._observer.tell("sweep_failed", subject=sweeping.subject, error=error)
         if found is not None:
             self._observer.swept(sweeping.subject, found, in_part=True)

@@ -174,20 +174,24 @@ class Sessions:
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
+        # SHA-384 has 48 bytes: no bit of its base64 is unused
+        self._signer = itsdangerous.Signer(self._key, digest_method=hashlib.sha384)
         self._sign_outs = memoryview(mmap.mmap(-1, 8 * _PLACES)).cast("Q")  # shared with every process that is forked
         """By a hash of the name. Two people at one place sign out together, which is rare and does no harm."""
 
     def begin(self, person: Entry, now: float) -> str:
         """Return the cookie of a new session."""
-        return self._signer(now).sign(self._mark(person)).decode()
+        return self._signer.sign(f"{int(now)}.{self._mark(person)}").decode()
 
     def person_of(self, cookie: str, people: Entries, now: float, seconds: float) -> Entry | None:
         """Return the person who has signed in; None unless the cookie is from the last `seconds`, and its line is as it was."""
         if not _A_COOKIE.fullmatch(cookie):
             return None
         try:
-            mark = self._signer(now).unsign(cookie, max_age=math.ceil(seconds) - 1).decode()
-        except itsdangerous.BadData:
+            began, _, mark = self._signer.unsign(cookie).decode().partition(".")
+        except itsdangerous.BadSignature:
+            return None
+        if not 0 <= now - int(began) < seconds:
             return None
         return next((each for each in people.values() if hmac.compare_digest(mark, self._mark(each))), None)
 
@@ -198,20 +202,6 @@ class Sessions:
     def _mark(self, person: Entry) -> str:
         content = f"{self._sign_outs[_place_of(person.name)]} {person.line}"
         return hmac.new(self._key, content.encode(), hashlib.sha256).hexdigest()
-
-    def _signer(self, now: float) -> itsdangerous.TimestampSigner:
-        return _Signer(self._key, int(now))
-
-
-class _Signer(itsdangerous.TimestampSigner):
-    """Signs with a time that is passed in."""
-
-    def __init__(self, key: bytes, now: int) -> None:
-        super().__init__(key, digest_method=hashlib.sha384)  # 48 bytes: no bit of its base64 is unused
-        self._now = now
-
-    def get_timestamp(self) -> int:
-        return self._now
 
 
 def _place_of(name: str) -> int:
@@ -465,7 +455,7 @@ class SignIn:
         resp.status, resp.location = HTTPStatus.SEE_OTHER, following
 
     async def _person(self, name: str, password: str, address: str) -> Entry:
-        """Return the person with this name and password.
+        """Return the person with this name and password. For a name of nobody the password is compared with another's.
 
         Raises:
             TooManySignIns: by this name or address.
@@ -480,23 +470,18 @@ class SignIn:
             raise TooManySignIns(f"wait {seconds} s, and try again", retry_after_seconds=seconds)
         self._limits.waiting += 1
         try:
-            person = await self._compare(name, password)
+            people = await self._guard.users.entries(fresh=True)
+            person = people.get(name)
+            hashed = (person or next(iter(people.values()), NOBODY)).hash
+            is_right = await asyncio.get_running_loop().run_in_executor(self._hashing, is_password, password, hashed)
         finally:
             self._limits.waiting -= 1
-        if person is None:
+        if person is None or not is_right:
             _log.warning("failed sign-in as %s from %s", *by, extra=fields("sign_in_failed", subject=name))
             raise WrongPassword("try again; after many attempts there is a pause")
         self._limits.succeeded(keys, name, address, self._guard.monotonic())
         _log.info("%s has signed in from %s as %s", *by, person.role, extra=fields("signed_in", subject=name))
         return person
-
-    async def _compare(self, name: str, password: str) -> Entry | None:
-        """Return the person with this name, if the password is right. For a name of nobody it is compared with another's."""
-        people = await self._guard.users.entries(fresh=True)
-        person = people.get(name)
-        hashed = (person or next(iter(people.values()), NOBODY)).hash
-        is_right = await asyncio.get_running_loop().run_in_executor(self._hashing, is_password, password, hashed)
-        return person if is_right else None
 
     def _show(self, resp: Response, following: str, name: str = "", problem: PageError | None = None) -> None:
         resp.content_type = render.TYPE

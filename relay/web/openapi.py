@@ -38,28 +38,12 @@ _EXPLAINED = {
     "limit": "Most rows of a page.",
     "since": "Only what happened at or after this time.",
     "until": "Only what happened before this time.",
-    "source": "Name of a source in `inbox.toml`.",
-    "route": "Name of a route in `inbox.toml`.",
     "routes": "`all`: also routes with nothing open.",
-    "destination": "Name of a destination in `inbox.toml`.",
-    "api": "Name of an api in `inbox.toml`.",
     "name": "A part of the name, in any case.",
-    "status": "HTTP status.",
-    "seq": "Number of the event.",
-    "id": "Its number or id, as lists have it.",
-    "command": "Number of the command.",
-    "entity": "Id of the entity, as the source gives it.",
-    "entity_type": "Type of the entity, such as USER.",
-    "type": "Type of the entity, such as USER.",
-    "entity_id": "Id of the entity, as the source gives it.",
-    "event_type": "Event type, verbatim from the sender.",
     "error": "A part of the error, in any case.",
-    "subject": "Subject of the alert, exactly as lists show it.",
-    "kind": "Kind, as lists show it.",
-    "state": "State, as lists show it.",
-    "cause": "Cause in one word, as lists show it.",
+    "event_type": "Event type, verbatim from the sender.",
 }
-"""Fields that mean the same wherever they have no description of their own."""
+"""Fields that mean the same wherever they have no description of their own. Any other is given as answers show it."""
 _SECURITY: Json = {
     "token": {"type": "http", "scheme": "bearer", "description": "A token of `relay web token`."},
     "session": {
@@ -195,7 +179,7 @@ def _object(kind: type[msgspec.Struct]) -> Json:
     _, schemas = msgspec.json.schema_components([kind], schema_hook=_custom, ref_template=_REF)
     schema = schemas[kind.__name__]
     fields = {
-        name: {**each, "description": each.get("description") or _EXPLAINED.get(name, "")}
+        name: {**each, "description": each.get("description") or _EXPLAINED.get(name, "Exactly as answers show it.")}
         for name, each in schema["properties"].items()
     }
     return {"type": "object", "properties": fields, "required": schema["required"]}

@@ -12,14 +12,13 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.db.reads import payload
-from inbox.errors import NothingThere, PageError
+from inbox.errors import NothingThere
 from relay.accounts import Actor
 from relay.store import reads
 from relay.store.database import Database
 from relay.web import render
 from relay.web.acts import Reason, checked_reason, read_json
-from relay.web.problems import set_status
-from relay.web.query import convert, encode, of_path, parse, read_form
+from relay.web.query import convert, encode, of_path, read_form
 from relay.web.reading import Readers
 from relay.web.screens import EVENT
 from relay.web.screens.event import EventQuery, event
@@ -61,14 +60,6 @@ def _pretty(body: bytes) -> str | None:
     return pretty if len(pretty) <= _LONGEST_PRETTY else None
 
 
-class RevealForm(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of the form."""
-
-    reason: str = ""
-    download: bool = False
-    """The body as a file, byte for byte."""
-
-
 class RevealOrder(msgspec.Struct, frozen=True):
     """Asks for the headers and body of an event. Each such request is kept with the event."""
 
@@ -100,39 +91,31 @@ class RevealResource:
 
     async def on_post(self, req: Request, resp: Response, seq: str) -> None:
         """Answer with the event's page that has the payload in it, or with the body as a file."""
-        actor, query = req.context.actor, of_path(EventQuery, {"seq": seq}, self._clock.now())
-        shown, problem = None, None
-        try:
-            form = parse(RevealForm, await read_form(req), self._clock.now())
-            headers, body = await self._reveal(actor, query.seq, form.reason)
-            if form.download:
-                resp.content_type = "application/octet-stream"  # no browser shows it, whatever it holds
-                resp.downloadable_as, resp.data = f"event-{query.seq}.bin", body
-                return
-            shown = RevealedPage(headers, view_of(body), form.reason.strip())
-        except NothingThere:
-            raise
-        except PageError as error:
-            problem = error
-            set_status(resp, error)
-        page = await self._readers.read(actor, lambda reading: event(reading, query))
+        now, actor = self._clock.now(), req.context.actor
+        query, form = of_path(EventQuery, {"seq": seq}, now), await read_form(req)
+        reason = checked_reason(form.get("reason", ""))
+        headers, body = await self._reveal(actor, query.seq, reason)
+        if "download" in form:
+            resp.content_type = "application/octet-stream"  # no browser shows it, whatever it holds
+            resp.downloadable_as, resp.data = f"event-{query.seq}.bin", body
+            return
         resp.content_type = render.TYPE
         resp.text = self._renderer.render_screen(
             EVENT,
-            now=self._clock.now(),
+            now=now,
             query=query,
-            page=page,
-            problem=problem,
+            page=await self._readers.read(actor, lambda reading: event(reading, query)),
+            problem=None,
             config=self._readers.config,
             actor=actor,
-            shown=shown,
+            shown=RevealedPage(headers, view_of(body), reason),
         )
 
     async def on_post_json(self, req: Request, resp: Response, seq: str) -> None:
         """Answer with the payload as JSON."""
         query = of_path(EventQuery, {"seq": seq}, self._clock.now())
         order = convert(RevealOrder, await read_json(req), self._clock.now(), strict=True)
-        headers, body = await self._reveal(req.context.actor, query.seq, order.reason)
+        headers, body = await self._reveal(req.context.actor, query.seq, checked_reason(order.reason))
         try:
             text = body.decode()
         except UnicodeDecodeError:
@@ -140,9 +123,7 @@ class RevealResource:
         resp.content_type = falcon.MEDIA_JSON
         resp.data = encode(RevealedPayload(headers, text, base64.b64encode(body).decode()))
 
-    async def _reveal(self, actor: Actor, seq: int, given: str) -> tuple[dict[str, str], bytes]:
-        reason = checked_reason(given)
-
+    async def _reveal(self, actor: Actor, seq: int, reason: str) -> tuple[dict[str, str], bytes]:
         def make(database: Database) -> tuple[dict[str, str], bytes]:
             with database.read() as transaction:
                 found = payload(transaction.connection, seq)

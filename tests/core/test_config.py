@@ -240,7 +240,9 @@ def test_any_value_anywhere_is_either_valid_or_a_mistake_that_is_told(
     key = data.draw(st.sampled_from([place[-1], "unknown"])) if isinstance(inner, dict) else place[-1]
     inner[key] = value
     if not list(mistakes(tree)):
-        list(broken_links(build(tree)))  # what passes the one check does not break the other two
+        config = build(tree)
+        names = {section: getattr(config, section) for section in ("sources", "apis", "destinations")}
+        list(broken_links(config, names))  # what passes the one check does not break the other two
 
 
 # --- the file

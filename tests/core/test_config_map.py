@@ -54,13 +54,9 @@ def test_a_text_and_a_table_are_both_a_field() -> None:
         ("x = {}", "x: a field takes one of from, value and function; this has none of them"),
         ('x = { from = "entity.x", value = 0 }', "one of from, value and function; this has from and value"),
         ('x = { from = "entity.x", function = "a:b" }', "one of from, value and function; this has from and function"),
-        ('x = { value = 1, cast = "int" }', "x.value: is sent as it is, so that no other key has a meaning beside it"),
-        ("x = { value = 1, required = true }", "x.value: is sent as it is"),
-        ('x = { from = "entity.x", lookup = {} }', "x.lookup: must not be empty"),
         ('x = { from = "entity.x", lookup = ["a"] }', "x.lookup: expected a table, got a list"),
         ('x = { from = "entity.x", cast = "integer" }', "x.cast: 'integer' is not one of bool, date, datetime, float"),
         ('x = { from = "entity.x", required = "yes" }', "x.required: expected true or false, got text"),
-        ('x = { from = "entity.x", required = true, default = 0 }', "x.required: has no meaning beside a default"),
         ('x = { function = "package.module" }', "x.function: expected \"package.module:name\", got 'package.module'"),
         ('x = { function = "a:b:c" }', 'x.function: expected "package.module:name"'),
         ('x = { function = ".a:b" }', 'x.function: expected "package.module:name"'),
@@ -94,9 +90,6 @@ def test_a_mistake_in_a_field_is_told_with_its_place(field: str, expected: str) 
             'clear_when_absent = ["fone"]',
             "inbox.toml:17: [routes.users.sync] clear_when_absent: 'fone' is not a field of the map; did you mean 'phone'?",
         ),
-        ("x = { value = 1 }", 'clear_when_absent = ["x"]', "clear_when_absent: 'x' always has a value, or is an error"),
-        ('x = { from = "entity.x", required = true }', 'clear_when_absent = ["x"]', "'x' always has a value"),
-        ('x = { from = "entity.x", default = 0 }', 'clear_when_absent = ["x"]', "'x' always has a value"),
     ],
 )
 def test_a_mistake_about_the_map_is_told_with_its_place(fields: str, options: str, expected: str) -> None:

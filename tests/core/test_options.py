@@ -9,7 +9,7 @@ import typer
 
 from inbox.events.timestamps import parse_time
 from relay.cli.options import require_known
-from relay.cli.terminal import WRONG_USE
+from relay.cli.output import WRONG_USE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

@@ -16,7 +16,7 @@ from jwt.algorithms import OKPAlgorithm
 from inbox.loader.load import load_text
 from inbox.sources import PRESETS
 from relay import check
-from relay.cli.starter import DATABASES, HANDLERS, MEANINGS, Database, Kind, starter, url_problem
+from relay.cli.starter import DATABASES, DESTINATIONS, HANDLERS, starter, url_problem
 
 KEY = json.loads(OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key()))
 ECDSA_KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -32,9 +32,9 @@ VALUES = {
 
 
 @pytest.mark.parametrize("database", DATABASES)
-@pytest.mark.parametrize("kind", MEANINGS)
+@pytest.mark.parametrize("kind", DESTINATIONS)
 def test_it_passes_the_check_once_its_variables_are_set(
-    kind: Kind, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "inbox.toml"
     monkeypatch.setenv("INBOX_CONFIG", str(file))
@@ -43,12 +43,11 @@ def test_it_passes_the_check_once_its_variables_are_set(
     # A preset's own lines are the same whatever the kind and the database.
     for preset in PRESETS if (kind, database) == ("forward", "sqlite") else ("custom", "github", "trivore"):
         made = starter(preset, kind, "http://10.0.0.1/hook", database)
-        environment = {each.name: VALUES.get(each.name, "secret") for each in made.variables}
+        environment = {name: VALUES.get(name, "secret") for name in made.variables}
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         file.write_text(made.text, encoding="utf-8")
-        if made.handlers is not None:
-            (tmp_path / HANDLERS).write_text(made.handlers, encoding="utf-8")
+        (tmp_path / "handlers.py").write_text(HANDLERS, encoding="utf-8")
         loaded = load_text(made.text, environment=environment)
         assert check.findings(loaded, file, environment) == [], made.text
         assert set(environment) == {word for word in environment if f"env:{word}" in made.text}
@@ -73,7 +72,7 @@ def test_it_passes_the_check_once_its_variables_are_set(
     ],
 )
 @pytest.mark.parametrize("kind", ["forward", "sync"])
-def test_a_destination_gets_the_permissions_that_its_url_needs(kind: Kind, url: str, keys: list[str]) -> None:
+def test_a_destination_gets_the_permissions_that_its_url_needs(kind: str, url: str, keys: list[str]) -> None:
     destination = load_text(starter("github", kind, url, "sqlite").text).sound.destinations["service"]
     assert [key for key in ("allow_private", "allow_http") if getattr(destination, key)] == keys
 
@@ -81,7 +80,7 @@ def test_a_destination_gets_the_permissions_that_its_url_needs(kind: Kind, url: 
 def test_a_url_with_a_token_is_not_written_into_the_file() -> None:
     made = starter("github", "forward", "https://hooks.example.com/0123456789abcdef0123?key=x", "sqlite")
     assert "0123456789abcdef0123" not in made.text
-    assert "SERVICE_URL" in [each.name for each in made.variables]
+    assert "SERVICE_URL" in made.variables
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import typer
 from rich.cells import cell_len
 
 from relay.cli.main import app
-from relay.cli.status_view import lines_of, next_of
+from relay.cli.status import lines_of, next_of
 from relay.delivery.gates import entity_key
 from relay.findings import Finding, findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import typer
@@ -11,18 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from relay.cli.tables import Column, Format, Layout, Rolling, format_of, layout, show
+from relay.cli.listings import ListCommand, list_rows
+from relay.cli.output import fitted, put_json, show, table
 from relay.words import counted, lasting, relative, shown_state
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
-COLUMNS = (
-    Column("seq", "number"),
-    Column("state", "state"),
-    Column("entity", "entity"),
-    Column("last_error", last=True),
-    Column("received_at", "time", "received"),
-    Column("lane", on_request=True),
-)
+LISTING = ListCommand("deliveries", "events", "seq state entity received_at lane last_error", "relay_node")
+COLUMNS = LISTING.names()
 ROW = {
     "seq": 7,
     "state": "dead",
@@ -34,48 +30,41 @@ ROW = {
 }
 
 
-def arranged(width: int | None, *, names: tuple[str, ...] = (), rows: list[dict[str, object]] | None = None) -> Layout:
-    return layout(rows or [ROW], COLUMNS, Format(names=names), width=width, now=NOW)
-
-
-def text_of(made: Layout) -> list[str]:
-    return [line.plain for line in made.lines]
+def arranged(width: int, rows: list[dict[str, object]] | None = None) -> tuple[list[str], int]:
+    lines, omitted = fitted(rows or [ROW], COLUMNS, width, NOW)
+    return [line.plain for line in lines], omitted
 
 
 def test_a_long_text_wraps_and_nothing_is_cut() -> None:
-    made = arranged(80)
-    assert text_of(made)[:2] == [
-        "seq  state  entity             received   last error",
-        "  7  dead   USER/IDNUMBER1234  3 min ago  the call was answered 503: out of",
+    lines, omitted = arranged(80)
+    assert lines[:2] == [
+        "seq  state  entity             received   lane               error",
+        "  7  dead   USER/IDNUMBER1234  3 min ago  USER|IDNUMBER1234  the call was",
     ]
-    assert made.omitted == ("lane",)
-    assert " ".join(" ".join(text_of(made)[1:]).split()).endswith(str(ROW["last_error"]).strip().partition("503: ")[2])
+    assert omitted == 0
+    assert " ".join(" ".join(lines[1:]).split()).endswith(str(ROW["last_error"]).strip().partition("503: ")[2])
 
 
 def test_the_less_important_columns_are_left_out_where_room_is_short() -> None:
-    assert text_of(arranged(50))[0] == "seq  state  entity             last error"
-    assert arranged(50).omitted == ("received_at", "lane")
-    assert text_of(arranged(12))[0] == "seq  state"
+    lines, omitted = arranged(50)
+    assert (lines[0].split(), omitted) == (["seq", "state", "entity", "error"], 2)
+    assert arranged(12)[0][0] == "seq  state"
 
 
 def test_columns_without_values_are_not_shown() -> None:
-    (heading, _) = text_of(arranged(80, rows=[{"seq": 1, "state": "delivered"}]))
-    assert heading == "seq  state"
+    ((heading, _), omitted) = arranged(80, [{"seq": 1, "state": "delivered"}])
+    assert (heading, omitted) == ("seq  state", 0)
 
 
-def test_chosen_columns_come_in_the_order_of_their_names_even_where_room_is_short() -> None:
-    assert text_of(arranged(80, names=("lane", "seq"))) == ["lane               seq", "USER|IDNUMBER1234    7"]
-    assert all(cell_len(line) <= 12 for line in text_of(arranged(12, names=("lane", "last_error"))))
-
-
-def test_wide_shows_the_columns_on_request_too() -> None:
-    (heading, _) = text_of(layout([ROW], COLUMNS, Format(wide=True), width=None))
-    assert heading.split() == ["seq", "state", "entity", "received_at", "lane", "last_error"]
+def test_chosen_columns_come_in_the_order_of_their_names_and_may_be_named_by_their_headings() -> None:
+    assert LISTING.names("received, error,seq") == ["received_at", "last_error", "seq"]
+    assert LISTING.names("relay_node,lane") == ["relay_node", "lane"]
+    assert LISTING.names(wide=True) == [*COLUMNS[:-1], "relay_node", "last_error"]
 
 
 def test_outside_a_terminal_every_value_is_whole_and_times_are_absolute() -> None:
-    heading, line = text_of(arranged(None))
-    assert heading.split() == ["seq", "state", "entity", "received_at", "last_error"]
+    heading, line = (line.plain for line in table([ROW], COLUMNS))
+    assert heading.split() == COLUMNS
     assert "2026-11-26T11:57:00.000Z" in line
     assert str(ROW["last_error"]).strip() in line
 
@@ -87,89 +76,74 @@ def test_outside_a_terminal_every_value_is_whole_and_times_are_absolute() -> Non
     st.integers(1, 200),
 )
 def test_no_line_is_wider_than_the_terminal(rows: list[dict[str, object]], width: int) -> None:
-    least = max(len(str(row["seq"])) for row in rows)  # the first column is always shown
-    for line in text_of(arranged(width, rows=rows)):
+    least = max(3, *(len(str(row["seq"])) for row in rows))  # the first column is always shown
+    for line in arranged(width, rows)[0]:
         assert cell_len(line) <= max(width, least)
         assert line.isprintable()
 
 
 def test_states_that_need_somebody_are_red_and_those_that_are_well_green() -> None:
     rows: list[dict[str, object]] = [{"seq": 1, "state": state} for state in ("dead", "retrying", "delivered", "ready")]
-    styles = [{str(span.style) for span in line.spans} for line in arranged(80, rows=rows).lines]
-    assert styles == [{"bold"}, {"red"}, {"yellow"}, {"green"}, set()]
+    lines, _ = fitted(rows, COLUMNS, 80, NOW)
+    assert [{str(span.style) for span in line.spans} for line in lines[1:]] == [{"red"}, {"yellow"}, {"green"}, set()]
 
 
 def test_no_colour_leaves_where_it_is_not_wanted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    show([ROW], COLUMNS, empty="")
+    show([ROW], COLUMNS)
     assert "\x1b[31m" in capsys.readouterr().out
     monkeypatch.setenv("NO_COLOR", "1")
-    show([ROW], COLUMNS, empty="")
+    show([ROW], COLUMNS)
     assert "\x1b[3" not in capsys.readouterr().out
     monkeypatch.delenv("FORCE_COLOR")
-    show([ROW], COLUMNS, empty="")
+    show([ROW], COLUMNS)
     assert "\x1b" not in capsys.readouterr().out
 
 
 def test_below_a_table_on_a_terminal_stands_how_to_see_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show([ROW], COLUMNS, empty="", more="1 shown")
+    show([ROW], COLUMNS, more="1 shown", hidden=0)
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "90")
-    show([ROW], COLUMNS, empty="", more="1 shown")
+    show([ROW], COLUMNS, more="1 shown", hidden=1)
     assert capsys.readouterr().err == "1 shown; 1 more column: --wide\n"
-    show([ROW], COLUMNS, Format(has_wide=False), empty="")
+    show([ROW], COLUMNS)
     assert capsys.readouterr().err == ""
 
 
-def test_json_has_every_field_as_an_array_or_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [ROW, {**ROW, "last_error": "two\nlines \x1b\u2028"}]
-    expected = [{**row, "received_at": "2026-11-26T11:57:00.000000Z"} for row in rows]
-    show(rows, COLUMNS, Format("json"), empty="")
-    assert json.loads(capsys.readouterr().out) == expected
-    show(rows, COLUMNS, Format("ndjson"), empty="")
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == expected
-    show([], COLUMNS, Format("ndjson"), empty="none")
-    assert capsys.readouterr() == ("", "")
-
-
-def test_rows_that_come_one_by_one_stand_below_each_other_outside_a_terminal(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    table = Rolling([Column("kind"), Column("seq", "number"), Column("what", last=True)])
-    for kind, seq in (("dead", 7), ("attempt_failed", 1234)):
-        table.add({"kind": kind, "seq": seq, "what": "it"}, shown={})
-    lines = capsys.readouterr().out.splitlines()
-    assert len({line.index(word) for line, word in zip(lines, ("what", "it", "it"), strict=True)}) == 1, lines
+def test_json_has_every_field_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {**ROW, "last_error": "two\nlines \x1b\u2028"}
+    for indent in (2, None):
+        put_json(row, indent=indent)
+        written = capsys.readouterr().out
+        assert json.loads(written) == {**row, "received_at": "2026-11-26T11:57:00.000000Z"}
+    assert written.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"names": "sequence"}, "there is no column 'sequence'; "),
-        ({"names": "lanes,seq"}, "there is no column 'lanes'; did you mean 'lane'?"),
-        ({"names": ""}, "there is no column ''; valid here: entity, lane, last_error, received_at, seq, state"),
+        ({"columns": "sequence"}, "there is no column 'sequence'; "),
+        ({"columns": "lanes,seq"}, "there is no column 'lanes'; did you mean 'lane'?"),
+        ({"columns": ""}, "there is no column ''; valid here: entity, lane, last_error, received_at, relay_node, seq, state"),
         ({"as_json": True, "as_ndjson": True}, "--json and --ndjson exclude each other"),
         ({"as_json": True, "wide": True}, "JSON always has every field"),
-        ({"as_ndjson": True, "names": "seq"}, "JSON always has every field"),
+        ({"as_ndjson": True, "columns": "seq"}, "JSON always has every field"),
     ],
-)
+)  # fmt: skip
 def test_wrong_options_of_a_listing_exit_with_2(
-    wrong: dict[str, object], said: str, capsys: pytest.CaptureFixture[str]
+    wrong: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    given: dict[str, Any] = {"limit": None, "columns": None, "wide": False, "as_json": False, "as_ndjson": False}
     with pytest.raises(typer.Exit) as ended:
-        format_of(COLUMNS, **wrong)  # type: ignore[arg-type]  # options by their names
+        list_rows(LISTING, lambda row, _now: row, **{**given, **wrong})
     assert ended.value.exit_code == 2
     assert said in capsys.readouterr().err
-
-
-def test_a_column_is_also_named_by_its_heading() -> None:
-    assert format_of(COLUMNS, names="received, last error,seq").names == ("received_at", "last_error", "seq")
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,9 @@ def test_the_vendors_client_manages_users(vendors_client: Any) -> None:  # noqa:
     assert updated.meta.lastModified > created.meta.lastModified
 
     users.create(User(sample_user(1)))
-    page = users.get_all(Filter(Filter.EQUAL, "name.familyName", "Virtanen"), start_index=0, count=500)
-    assert [user.id for user in page.resources] == [created.id]
-    assert (page.totalResults, page.startIndex, page.itemsPerPage) == (1, 0, 1)
+    page = users.get_all(start_index=0, count=500)
+    assert next(user.id for user in page.resources) == created.id
+    assert (page.totalResults, page.startIndex, page.itemsPerPage) == (2, 0, 2)
     since = Filter(Filter.GREATER_OR_EQUAL_THAN, "meta.lastModified", updated.meta.lastModified)
     assert users.get_all(since).totalResults == 2
 

@@ -11,7 +11,7 @@ from inbox.config.model import ForwardDestination
 from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from relay import destinations
-from relay.daemon.alert_sender import alert_client
+from relay.daemon.generation import alert_client
 from relay.http.answer import Answer
 from tests.destinations.calling import POST, resolving_to
 from tests.helpers.delivering import context

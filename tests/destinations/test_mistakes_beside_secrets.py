@@ -12,7 +12,7 @@ from inbox.loader.load import parse_config
 from inbox.sources import preset_of
 from inbox.sources.credentials import verifier_of
 from relay import destinations
-from relay.daemon.alert_sender import alert_client
+from relay.daemon.generation import alert_client
 from tests.helpers.planted_secrets import Planted
 
 SECRET = Planted()

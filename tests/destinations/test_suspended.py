@@ -12,7 +12,7 @@ import pytest
 from inbox import clock
 from inbox.config.values import Duration
 from relay.daemon.generation import FinishedAttempt, WorkerPool
-from relay.daemon.lease_renewal import TRUSTED_SECONDS, Leases
+from relay.daemon.leases import TRUSTED_SECONDS, Leases
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.destinations.base import Context
 from relay.store.deliveries import claim_of

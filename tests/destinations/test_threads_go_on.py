@@ -18,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from inbox.config.values import Duration
 from inbox.observe.logs import without_message
-from relay.daemon.alert_sender import AlertSender, PostResult
+from relay.daemon.alerts import post
 from relay.daemon.generation import FinishedAttempt, WorkerPool
 from relay.delivery.alerts import Alert, Posted
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
@@ -39,6 +39,7 @@ from tests.helpers.waiting import until
 
 SECRET = "s3cr3t-of-somebody"  # it is planted
 BUGS = [ValueError(SECRET), SystemExit(SECRET), asyncio.CancelledError(SECRET), KeyboardInterrupt(SECRET)]
+ALERT = Posted(1, NOW, Alert("step_failed", "x", firing=True))
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
@@ -75,31 +76,16 @@ def test_who_posts_alerts_goes_on_after_a_bug(bug: BaseException) -> None:
         def call(self, *_: object) -> object:
             raise bug
 
-        def close(self) -> None:
-            """Nothing is open."""
-
-    told: queue.SimpleQueue[PostResult] = queue.SimpleQueue()
-    sender = AlertSender(cast("HttpClient", Broken()), "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
-    for number in (1, 2):
-        sender.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
-    found = [told.get(timeout=60) for _ in range(2)]
-    sender.close()
-    assert [done.posted.id for done in found] == [1, 2]
-    assert all(done.error is not None and type(bug).__name__ in done.error for done in found)
-    assert SECRET not in repr([done.error for done in found])
+    error, is_final = post(ALERT, cast("HttpClient", Broken()), "json", context())
+    assert error is not None
+    assert (type(bug).__name__ in error, SECRET in error, is_final) == (True, False, False)
 
 
 @pytest.mark.parametrize("size", [b"-1", b"-5"])
 def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next(stack: ExitStack, size: bytes) -> None:
     hostile = then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\n"))
     called = Called(stack, hostile, answer())
-    told: queue.SimpleQueue[PostResult] = queue.SimpleQueue()
-    sender = AlertSender(called.client, "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
-    errors = []
-    for number in (1, 2):
-        sender.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
-        errors.append(told.get(timeout=60).error)
-    sender.close()
+    errors = [post(ALERT, called.client, "json", context())[0] for _ in range(2)]
     assert errors == ["alert: not an HTTP answer: invalid character in chunk size", None]
 
 

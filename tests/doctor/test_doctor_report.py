@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.cli.doctor import lines_of
+from relay.cli.examine import lines_of
 from relay.doctor.examinations import EXAMINATIONS
 from relay.doctor.run import ExaminationResult
 from relay.findings import Finding

@@ -108,11 +108,11 @@ def test_a_function_with_another_body_is_found(
 def test_a_function_without_its_search_path_is_found(
     tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
 ) -> None:
-    run_sql(postgres_engine, "ALTER FUNCTION inbox_is_append_only() RESET search_path")
+    run_sql(postgres_engine, "ALTER FUNCTION inbox_is_not_truncated() RESET search_path")
     place = installation(tmp_path, postgres_database_url)
-    assert found(place, "schema") == [("schema_differs", "inbox_is_append_only")]
-    run_sql(postgres_engine, "ALTER FUNCTION inbox_is_append_only() SECURITY DEFINER SET search_path = public")
-    assert found(place, "schema") == [("schema_differs", "inbox_is_append_only")]
+    assert found(place, "schema") == [("schema_differs", "inbox_is_not_truncated")]
+    run_sql(postgres_engine, "ALTER FUNCTION inbox_is_not_truncated() SECURITY DEFINER SET search_path = public")
+    assert found(place, "schema") == [("schema_differs", "inbox_is_not_truncated")]
 
 
 def test_an_index_that_is_not_valid_is_found(

@@ -9,14 +9,16 @@ from typing import cast
 from sqlalchemy import Connection, Engine, text
 
 from inbox.clock import SystemClock
-from relay.daemon.lease_renewal import RENEW_EVERY_SECONDS, TRUSTED_SECONDS, LeaseRenewer, Leases
+from relay.daemon.generation import PreparedConfig
+from relay.daemon.leases import RENEW_EVERY_SECONDS, TRUSTED_SECONDS, Leases
+from relay.daemon.loop import Relay
 from relay.observe import Observer
-from relay.steps import Steps as StepsOfARelay
+from relay.steps import Background
 from relay.store.database import Database
 from relay.store.deliveries import Claimed, claim_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.relaying import CONFIG, FakeClock, Steps
 from tests.helpers.storing import an_event
 
 LOCK = text("SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE")
@@ -54,16 +56,10 @@ def keeping(engine: Engine, moments: Moments) -> list[float]:
     claimed: Sequence[Claimed] = [claim_of(steps.claim()) for _ in range(2)]
     with engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET lease_until = '2026-01-01 00:00:00.000000Z'"))
-    leases, observer = Leases(), Observer()
-    leases.granted(claimed, leases.began_asking())
-    LeaseRenewer(
-        Database(engine),
-        leases,
-        heartbeat=nothing,
-        ended=cast(threading.Event, moments),  # all that the renewer asks of it
-        steps=StepsOfARelay(observer),
-        observer=observer,
-    ).run()
+    relay = Relay(Database(engine), PreparedConfig(CONFIG), grace_seconds=0)
+    relay._leases.granted(claimed, relay._leases.began_asking())
+    ended = cast(threading.Event, moments)  # all that is asked of it
+    Background("leases", relay._renew, every=RENEW_EVERY_SECONDS, stop=ended, observer=Observer()).join(60)
     return moments.waited
 
 
@@ -84,7 +80,7 @@ def test_a_lease_whose_row_is_locked_is_renewed_in_the_next_round(engine: Engine
 
         waited = keeping(engine, Moments(lambda: lock(other), let_go, lambda: seen.append(renewed(engine))))
     assert seen == [[2], [1, 2]]
-    assert waited == [RENEW_EVERY_SECONDS] * 4
+    assert waited == [0, *[RENEW_EVERY_SECONDS] * 3]
     assert 2 * RENEW_EVERY_SECONDS < TRUSTED_SECONDS, "it is asked for twice more before its calls are cut"
 
 
@@ -93,7 +89,7 @@ def test_a_lease_that_is_lost_is_not_asked_for_again_before_the_next_round(engin
         with engine.begin() as connection:
             connection.execute(text("UPDATE open_delivery SET lease_token = 7 WHERE seq = 1"))
 
-    assert keeping(engine, Moments(lose)) == [RENEW_EVERY_SECONDS, RENEW_EVERY_SECONDS]
+    assert keeping(engine, Moments(lose)) == [0, RENEW_EVERY_SECONDS]
     assert renewed(engine) == [2]
 
 

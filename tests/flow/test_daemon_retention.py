@@ -20,7 +20,7 @@ from tests.helpers.daemon import configured, running
 from tests.helpers.downstream import Downstream, serving
 from tests.helpers.pruning import AFTER_A_MONTH, a_pruner, batches, prune
 from tests.helpers.reading import count
-from tests.helpers.relaying import CONFIG, Steps
+from tests.helpers.relaying import CONFIG, Steps, work_of
 from tests.helpers.storing import START, an_event
 from tests.helpers.waiting import until
 
@@ -102,11 +102,11 @@ def test_a_kind_that_is_behind_for_an_hour_is_alerted_once_and_recovers(engine: 
     ):
         with engine.begin() as connection:
             connection.execute(update(pruning).values(behind_since=since, behind_seconds=90_000))
-        watch.look(database, CONFIG)
+        watch.look(work_of(database, config=CONFIG))
         assert count(engine, "alert WHERE kind = 'retention_behind' AND subject = 'events' AND firing") == fired
     with engine.begin() as connection:
         connection.execute(update(pruning).values(behind_since=None, behind_seconds=0))
-    watch.look(database, CONFIG)
+    watch.look(work_of(database, config=CONFIG))
     assert count(engine, "alert WHERE kind = 'retention_behind' AND NOT firing") == 1
 
 

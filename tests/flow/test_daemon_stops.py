@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import Engine
 
 from relay import steps
-from relay.daemon import lease_renewal
+from relay.daemon import leases
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
-from relay.store import claim, database
+from relay.store import claim, work
 from relay.store.database import Database
 from tests.flow.test_daemon_order import nobody_can_order
 from tests.helpers.daemon import configured, kinds, running
@@ -53,7 +53,7 @@ def test_one_that_hangs_is_cut_when_the_grace_period_is_over(database_url: str, 
 def test_a_call_that_is_to_be_cut_is_cut_though_its_lease_is_renewed_all_the_time(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_renewal, "RENEW_EVERY_SECONDS", 0.001)
+    monkeypatch.setattr(leases, "RENEW_EVERY_SECONDS", 0.001)
     fill(database_url, [("u1", moment(0))])
     held = Held()
     with serving(tmp_path / "arrivals.jsonl", held) as downstream:
@@ -189,7 +189,7 @@ def test_what_could_not_be_recorded_as_its_route_was_locked_is_recorded_before_t
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(database, "REST_SECONDS", 600.0)
+    monkeypatch.setattr(work, "REST_SECONDS", 600.0)
     with one_of_three_is_called(database_url, engine, tmp_path) as (relay, downstream, held), nobody_can_order(engine):
         relay.reload(prepare(configured(downstream.url)))
         until(lambda: "give_back" in failing(relay), "two are left, and their calls never begin")

@@ -30,7 +30,7 @@ event = { type = "body.type", id = "body.id" }
 signature = { header = "X-Sig", timestamp_header = "X-Time", timestamp_unit = "ms", content = "{url}{timestamp}{body}" }
 [sources.secevent]
 preset = "secevent"
-secrets = ["-----BEGIN PUBLIC KEY-----\\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\\n-----END PUBLIC KEY-----"]
+secrets = ['{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE"}]}']
 issuer = "i"
 audience = "a"
 """

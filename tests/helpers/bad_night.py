@@ -222,7 +222,7 @@ def _watch(night: Night) -> None:
             },
         )
     gates.hold(night.live, HoldRequest(("api", "trivore-id"), timedelta(hours=1), "Retry-After of an answer 429"))
-    sweeps.finish(night.database, sweeps.SweepFindings("trivore", "USER", START, START + timedelta(days=1), 120, 2, 2))
+    sweeps.finish(night.work, sweeps.SweepFindings("trivore", "USER", START, START + timedelta(days=1), 120, 2, 2))
     night.do("DELETE FROM inbox_payload WHERE seq = 1")
     prune(night.database.engine, "attempts", "duplicates")
     night.do("ANALYZE")

@@ -48,7 +48,8 @@ ADDITIVE = MadeUp(
 INDEX = MadeUp(
     "0003",
     "Events are found by their region.",
-    postgres="CREATE INDEX CONCURRENTLY ix_inbox_region ON inbox (region, seq)",
+    postgres="DROP INDEX CONCURRENTLY IF EXISTS ix_inbox_region;\n\n"
+    "CREATE INDEX CONCURRENTLY ix_inbox_region ON inbox (region, seq)",
     sqlite="CREATE INDEX ix_inbox_region ON inbox (region, seq)",
 )
 CONTRACTING = MadeUp(

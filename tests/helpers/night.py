@@ -117,7 +117,7 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
         _rejections(steps, minute)
         _work(steps, minute, rng)
         nodes.heartbeat(steps.database, "relay-1")
-        watch.look(steps.database, config)
+        watch.look(work_of(steps.database, config=config))
         nodes.flush_figures(steps.database, config.routes)
         clock.advance(60)
     _work(steps, MINUTES, rng)
@@ -246,7 +246,7 @@ def _operators(steps: Steps, config: Config, minute: int) -> None:
     if minute % 15 == 10:
         since = steps.clock.moment - timedelta(minutes=15)
         sweeps.finish(
-            steps.database,
+            steps.work,
             sweeps.SweepFindings(
                 "people", "USER", since, steps.clock.moment, compared=31 + minute, missed=minute % 2, added=minute % 2
             ),

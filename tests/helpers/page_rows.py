@@ -58,7 +58,7 @@ def fill_page(steps: Steps) -> None:
     steps.intake.reject(rejected, msgspec.structs.replace(rejected, headers=None, body=None))
     with steps.database.write() as transaction:
         gates.pause(transaction, ("destination", "audit"), who="olga", why="a move")
-    alerts.step_failed(steps.database, "prune", "no space left")
+    alerts.step_failed(steps.work, "prune", "no space left")
     steps.do(
         "INSERT INTO relay_command (kind, selection, reason) VALUES ('replay', '{\"route\": \"strict\"}', 'after a fix')",
         "INSERT INTO relay_command (kind, selection, reason, dry_run)"

@@ -28,7 +28,6 @@ from tests.helpers.waiting import until
 from tests.migrations.ddl import differences, schema
 
 Later = Callable[..., None]
-MIXED = MadeUp("0002", "Both at once.", postgres=f"{ADDITIVE.postgres};\n\n{INDEX.postgres}")
 READS = "SELECT count(*) FROM inbox WHERE entity_id = 'a-customer' AND seq > 7"
 
 
@@ -155,9 +154,7 @@ def test_what_is_done_is_not_done_again(
 
 
 @ON_POSTGRES
-def test_an_index_that_was_broken_off_is_made_again_and_one_that_is_there_stays(
-    engine: Engine, database_url: str, later: Later
-) -> None:
+def test_an_index_that_was_broken_off_is_made_again(engine: Engine, database_url: str, later: Later) -> None:
     fill(database_url, [("u1", "2026-01-01T00:00:00Z"), ("u2", "2026-01-01T00:00:00Z")])
     later(ADDITIVE)
     migrate.upgrade(engine)
@@ -172,11 +169,6 @@ def test_an_index_that_was_broken_off_is_made_again_and_one_that_is_there_stays(
     (whole,) = rows(engine, state)
     assert whole["indisvalid"]
     assert "(region, seq)" in rows(engine, "SELECT pg_get_indexdef(to_regclass('ix_inbox_region')) AS made")[0]["made"]
-
-    with engine.begin() as connection:  # as when the process died between the index and the note of it
-        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
-    assert migrate.upgrade(engine) == MigrationResult("0002", "0003", ())
-    assert rows(engine, state) == [whole]
 
 
 @ON_POSTGRES
@@ -195,14 +187,6 @@ def test_an_index_waits_for_old_transactions_and_not_for_its_own(
             assert not migrating.done()
     assert migrating.result(60) == MigrationResult("0001", "0003", ())
     assert not told.has("try ")
-
-
-@ON_POSTGRES
-def test_what_is_made_concurrently_stands_alone(engine: Engine, later: Later) -> None:
-    later(MIXED)
-    with pytest.raises(ValueError, match="needs its own migration"):
-        migrate.upgrade(engine)
-    assert revision(engine) == "0001"
 
 
 @ON_POSTGRES

@@ -64,17 +64,17 @@ POSTGRES_CHANGES = {
         [("view", "dead_letter")],
     ),
     "a disabled trigger": (
-        ["ALTER TABLE inbox DISABLE TRIGGER inbox_is_append_only"],
-        [("trigger", "inbox.inbox_is_append_only")],
+        ["ALTER TABLE inbox DISABLE TRIGGER inbox_is_not_truncated"],
+        [("trigger", "inbox.inbox_is_not_truncated")],
     ),
     "a function's body": (
         [
             (
-                "CREATE OR REPLACE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS"
+                "CREATE OR REPLACE FUNCTION inbox_is_not_truncated() RETURNS trigger LANGUAGE plpgsql AS"
                 " $$ BEGIN RETURN NEW; END $$"
             )
         ],
-        [("function", "inbox_is_append_only()")],
+        [("function", "inbox_is_not_truncated()")],
     ),
     "a default": (
         ["ALTER TABLE open_delivery ALTER COLUMN attempt SET DEFAULT 1"],

@@ -16,7 +16,7 @@ from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.schema import relay_command, relay_node
 from relay.cli import listings, status
-from relay.cli.command_line import run as run_app
+from relay.cli.options import run as run_app
 from tests.helpers.filling import give_up
 from tests.helpers.hostile import HOSTILE, MARK, harm_of, plant, text_columns
 from tests.helpers.processes import APPS, Ended, invoke, site
@@ -59,7 +59,7 @@ pages = {{ by = "start", count = 9 }}
 """
 
 CASES: Mapping[str, tuple[str, ...]] = {
-    "inbox init": ("--path HOSTILE/inbox.toml --source HOSTILE --yes", "--path new.toml --source HOSTILE --yes"),
+    "inbox init": ("--path HOSTILE/inbox.toml --source HOSTILE", "--path new.toml --source HOSTILE"),
     "inbox list": ("", "--json", "--state dead", "--wide", "--columns HOSTILE", "--ndjson", "--error HOSTILE"),
     "inbox show": ("1", "1 --json", "1000", "1000 --json"),
     "inbox tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--source HOSTILE"),
@@ -352,9 +352,10 @@ def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
 
 
 PLAIN = {
-    ("relay/cli/terminal.py", "console.print"),
-    ("relay/cli/terminal.py", "sys.stdout.write"),
-    ("relay/cli/command_line.py", "sys.stderr.write"),
+    ("relay/cli/output.py", "console.print"),
+    ("relay/cli/output.py", "sys.stdout.write"),
+    ("relay/cli/output.py", "TextColumn"),  # without markup
+    ("relay/cli/options.py", "sys.stderr.write"),
     ("inbox/observe/logs.py", "sys.stderr.write"),
 }
 """Each is tested above, or gets no value from outside. The demo is tested by tests/demo/test_screen.py."""

@@ -26,7 +26,7 @@ def written(place: Site) -> str:
 def test_the_steps_that_it_prints_lead_to_a_delivered_webhook(empty: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(empty.folder)
     with serving(answer(200)) as server:
-        ended = empty.invoke("inbox", "init", "--source", "github", "--destination", f"{server.url}/hook", "--yes")
+        ended = empty.invoke("inbox", "init", "--source", "github", "--destination", f"{server.url}/hook")
         assert ended.status == 0, ended.stderr
         exports = [line.split() for line in ended.stdout.splitlines() if line.strip().startswith("export ")]
         names = [name.partition("=")[0] for _, name, *_ in exports]
@@ -46,15 +46,15 @@ def test_the_steps_that_it_prints_lead_to_a_delivered_webhook(empty: Site, monke
 
 
 def test_it_replaces_nothing_unless_it_is_told_to(empty: Site) -> None:
-    options = ("init", "--source", "stripe", "--kind", "python", "--yes")
+    options = ("init", "--source", "stripe", "--kind", "python")
     (empty.folder / "handlers.py").write_text("MINE = 1\n", encoding="utf-8")
     assert empty.invoke("inbox", *options).status == 0
     before = written(empty)
-    ended = empty.invoke("inbox", "init", "--source", "okta", "--yes")
+    ended = empty.invoke("inbox", "init", "--source", "okta")
     assert ended.status == 2
     assert "--force replaces it, and --path writes another file" in ended.stderr
     assert written(empty) == before
-    assert empty.invoke("inbox", "init", "--source", "okta", "--yes", "--force").status == 0
+    assert empty.invoke("inbox", "init", "--source", "okta", "--force").status == 0
     assert "[sources.okta]" in written(empty)
     assert empty.invoke("inbox", *options, "--force").status == 0
     assert (empty.folder / "handlers.py").read_text(encoding="utf-8") == "MINE = 1\n"
@@ -62,7 +62,7 @@ def test_it_replaces_nothing_unless_it_is_told_to(empty: Site) -> None:
 
 def test_a_link_that_leads_nowhere_is_not_followed(empty: Site) -> None:
     (empty.folder / "inbox.toml").symlink_to(empty.folder / "elsewhere.toml")
-    ended = empty.invoke("inbox", "init", "--source", "okta", "--yes")
+    ended = empty.invoke("inbox", "init", "--source", "okta")
     assert ended.status == 2
     assert "can't write" in ended.stderr
     assert not (empty.folder / "elsewhere.toml").exists()

@@ -31,7 +31,7 @@ RECEIVERS_PATIENCE = 2.0
 """The lock timeout of its connections."""
 
 STUCK = next(each.strip() for each in views.statements(POSTGRES) if "CREATE VIEW stuck" in each)
-TRIGGER = next(each.strip() for each in views.statements(POSTGRES) if "CREATE TRIGGER inbox_is_append_only" in each)
+TRIGGER = next(each.strip() for each in views.statements(POSTGRES) if "CREATE TRIGGER inbox_is_not_truncated" in each)
 MADE_UP = (
     MadeUp(
         ADDITIVE.revision,

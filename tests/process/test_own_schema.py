@@ -40,7 +40,7 @@ def crowded_url(postgres_url: str) -> Iterator[str]:
         for table in NAMES:
             owner.execute(f"CREATE TABLE public.{table} (theirs text)".encode())
             owner.execute(f"INSERT INTO public.{table} VALUES ('untouched')".encode())
-        owner.execute(b"CREATE FUNCTION public.inbox_is_append_only() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        owner.execute(b"CREATE FUNCTION public.inbox_is_not_truncated() RETURNS int LANGUAGE sql AS 'SELECT 1'")
         owner.execute(b"CREATE SEQUENCE public.inbox_seq_seq START 7000")
     yield url
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")

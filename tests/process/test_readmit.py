@@ -211,7 +211,7 @@ def test_what_did_not_prove_who_sent_it_is_listed_and_can_not_be_readmitted(plac
 
     assert place.planned(*REASON)[0]["cause"] == "invalid_event"
     listing = place.inbox("rejected", "--columns", "id,readmit")[1].splitlines()
-    assert [line.split() for line in listing] == [["id", "readmission"], ["2", "yes"], ["1", "no"]]
+    assert [line.split() for line in listing] == [["id", "readmit"], ["2", "yes"], ["1", "no"]]
     (newest, stranger) = place.listed("rejected")
     assert set(newest) == set(place.refusals()[0])
     assert (newest["body"], stranger["body"], stranger["headers"]) == ("{}", None, None)

@@ -57,9 +57,6 @@ def test_each_difference_is_told_and_the_exit_status_1_until_it_is_mended(filled
         ("missing", 7, "everything"),
     ]
 
-    lines = filled.invoke("relay", "verify", "--ndjson").stdout.splitlines()
-    assert [json.loads(line)["seq"] for line in lines] == [3, 7]
-
     repaired = filled.invoke("relay", "rebuild")
     assert repaired.status == 0
     assert repaired.stdout.splitlines()[-1].startswith("repaired 2 differences in 40 events, ")

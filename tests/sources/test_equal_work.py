@@ -18,7 +18,6 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from inbox.errors import NotAuthenticated
 from inbox.loader.load import parse_config
@@ -32,7 +31,7 @@ from tests.sources.presenting import NOW, SIGNING_IN_BODY, a_request, a_secret, 
 from tests.sources.vectors import PUBLIC_URL, VECTORS
 
 KEY = ec.generate_private_key(ec.SECP256R1())
-PEM = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+JWKS = json.dumps({"keys": [jwt.algorithms.ECAlgorithm.to_jwk(KEY.public_key(), as_dict=True)]})
 LARGE = b'{"padding": "%b"}' % (b"x" * 250_000)
 
 CUSTOM = """
@@ -88,7 +87,7 @@ def all_presets() -> str:
             lines.append(f'[sources.{name}]\npreset = "{name}"\nsecrets = {secrets}\npublic_url = "{PUBLIC_URL}"')
         elif name == "secevent":
             lines.append(
-                f'[sources.{name}]\npreset = "{name}"\nsecrets = [{json.dumps(PEM)}]\nissuer = "i"\naudience = "a"'
+                f'[sources.{name}]\npreset = "{name}"\nsecrets = [{json.dumps(JWKS)}]\nissuer = "i"\naudience = "a"'
             )
         elif preset.prover is not None:
             auth = 'auth = { kind = "url_token", secrets = ["t"] }'

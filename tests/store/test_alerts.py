@@ -45,11 +45,11 @@ def test_a_thousand_deaths_on_a_route_are_one_alert_until_none_is_dead(steps: St
     for _ in range(4):
         steps.attempt(HOPELESS)
     watch = Watch()
-    watch.look(steps.database, CONFIG)
+    watch.look(work_of(steps.database, config=CONFIG))
     assert listed(steps) == [("delivery_dead", "strict", True)]
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
-    watch.look(steps.database, CONFIG)
-    watch.look(steps.database, CONFIG)
+    watch.look(work_of(steps.database, config=CONFIG))
+    watch.look(work_of(steps.database, config=CONFIG))
     assert listed(steps) == [("delivery_dead", "strict", True), ("delivery_dead", "strict", False)]
     steps.attempt(HOPELESS)
     assert listed(steps)[-1] == ("delivery_dead", "strict", True)
@@ -74,10 +74,10 @@ def test_a_death_that_comes_while_the_end_of_the_last_is_noticed_stays_alerted(
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
     with monkeypatch.context() as patched:
         between_look_and_store(patched, "_store", lambda: steps.attempt(HOPELESS))
-        Watch().look(steps.database, CONFIG)
+        Watch().look(work_of(steps.database, config=CONFIG))
     assert listed(steps) == [("delivery_dead", "strict", True)]
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
-    Watch().look(steps.database, CONFIG)
+    Watch().look(work_of(steps.database, config=CONFIG))
     assert listed(steps)[1:] == [("delivery_dead", "strict", False)]
 
 
@@ -85,13 +85,13 @@ def test_a_step_that_fails_again_while_its_recovery_is_noticed_stays_alerted(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_node(work_of(steps.database, node="r1"), "host", 1, "1.0")
-    alerts.step_failed(steps.database, "reap", "no")
+    alerts.step_failed(steps.work, "reap", "no")
     with monkeypatch.context() as patched:
         between_look_and_store(patched, "_store", lambda: heartbeat(steps.database, "r1", {"reap": "no"}))
-        Watch().look(steps.database, CONFIG)
+        Watch().look(work_of(steps.database, config=CONFIG))
     assert listed(steps) == [("step_failed", "reap", True)]
     heartbeat(steps.database, "r1")
-    Watch().look(steps.database, CONFIG)
+    Watch().look(work_of(steps.database, config=CONFIG))
     assert listed(steps)[1:] == [("step_failed", "reap", False)]
 
 
@@ -108,18 +108,18 @@ def test_a_route_is_behind_when_an_event_has_waited_for_too_long(steps: Steps) -
     steps.arrive(an_event(1), an_event(2))
     watch = Watch()
     steps.advance(600)
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     assert listed(steps) == []
     steps.advance(5)
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     steps.advance(5)
-    Watch().look(steps.database, WATCHED)
+    Watch().look(work_of(steps.database, config=WATCHED))
     assert listed(steps) == [("backlog_old", "strict", True)]
     (row,) = steps.rows("SELECT detail FROM alert")
     assert row["detail"] == {"seq": 1, "age_seconds": 605}
     steps.attempt(DONE)
     steps.attempt(DONE)
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     assert listed(steps)[1:] == [("backlog_old", "strict", False)]
 
 
@@ -137,16 +137,16 @@ def test_an_old_event_that_is_open_again_far_behind_is_seen_within_a_minute_and_
     for _ in range(2):
         steps.attempt(DONE)
     watch, other = Watch(lambda: seconds[0]), Watch(lambda: seconds[0])
-    other.look(steps.database, WATCHED)
-    watch.look(steps.database, WATCHED)
+    other.look(work_of(steps.database, config=WATCHED))
+    watch.look(work_of(steps.database, config=WATCHED))
     steps.do(a_row(1))
     steps.advance(700)
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     assert listed(steps) == [], "it begins where it came to"
     seconds[0] += 60
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     seconds[0] -= 30
-    other.look(steps.database, WATCHED)
+    other.look(work_of(steps.database, config=WATCHED))
     assert listed(steps) == [("backlog_old", "strict", True)]
 
 
@@ -154,7 +154,7 @@ def test_dead_letters_are_no_backlog(steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.attempt(HOPELESS)
     steps.advance(10_000)
-    Watch().look(steps.database, WATCHED)
+    Watch().look(work_of(steps.database, config=WATCHED))
     assert ("backlog_old", "strict", True) not in listed(steps)
 
 
@@ -163,24 +163,24 @@ def test_a_source_is_silent_when_nothing_arrives_and_heard_again_when_something_
 ) -> None:
     steps.receive(an_event(1))
     watch = Watch()
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     steps.advance(3700)
-    Watch().look(steps.database, WATCHED)
+    Watch().look(work_of(steps.database, config=WATCHED))
     assert ("source_silent", "trivore", True) in listed(steps), "a relay that starts knows for how long"
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     steps.receive(msgspec.structs.replace(an_event(2), received_at=clock.moment))
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     assert listed(steps)[-1] == ("source_silent", "trivore", False)
 
 
 def test_a_source_that_was_never_heard_is_silent_from_the_first_look_on(steps: Steps) -> None:
     watch = Watch()
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     steps.advance(3500)
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     assert listed(steps) == []
     steps.advance(200)
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     assert listed(steps) == [("source_silent", "trivore", True)]
 
 
@@ -188,10 +188,10 @@ def test_an_old_event_that_is_readmitted_makes_no_source_silent(steps: Steps, cl
     watch = Watch()
     steps.advance(3500)
     steps.receive(msgspec.structs.replace(an_event(1), received_at=clock.moment))
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     steps.receive(an_event(2))
     steps.advance(200)
-    watch.look(steps.database, WATCHED)
+    watch.look(work_of(steps.database, config=WATCHED))
     assert listed(steps) == []
 
 
@@ -200,10 +200,10 @@ def test_a_step_recovers_when_it_works_again_while_others_of_its_relay_still_fai
     names = ("claim", "reap", "renew")
     note(steps, *(Alert("step_failed", name, firing=True) for name in names))
     heartbeat(steps.database, "r1", dict.fromkeys(names, "it fails"))
-    Watch().look(steps.database, CONFIG)
+    Watch().look(work_of(steps.database, config=CONFIG))
     assert [firing for _, _, firing in listed(steps)] == [True] * 3
     heartbeat(steps.database, "r1", dict.fromkeys(("claim", "renew"), "it fails"))
-    Watch().look(steps.database, CONFIG)
+    Watch().look(work_of(steps.database, config=CONFIG))
     assert listed(steps)[3:] == [("step_failed", "reap", False)]
 
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from inbox.db import engine as engines
-from inbox.db.engine import EVERY_ROWS, LONGEST_EVERY_ROWS, Checkpoints, checkpoint
+from inbox.db.engine import checkpoint
 from inbox.db.intake import SqliteIntake
 from relay.store.database import Database
 from tests.helpers.storing import an_event
@@ -167,18 +167,6 @@ def test_the_log_stays_small_while_a_relay_writes(engine: Engine) -> None:
         sizes.append(size_of(path))
 
     assert max(sizes[500:]) <= max(sizes[:500])
-
-
-def test_checkpoints_become_rarer_while_they_cannot_be_completed_and_usual_again_after() -> None:
-    checkpoints = Checkpoints()
-    assert not checkpoints.due(EVERY_ROWS - 1)
-    assert checkpoints.due(1)
-    for _ in range(10):
-        checkpoints.made(complete=False)
-    assert not checkpoints.due(LONGEST_EVERY_ROWS - 1)
-    assert checkpoints.due(1)
-    checkpoints.made(complete=True)
-    assert checkpoints.due(EVERY_ROWS)
 
 
 def test_the_log_stays_small_while_a_receiver_writes(sqlite_database_url: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
 from inbox.db import engine as engines
-from relay.daemon.lease_renewal import Leases
+from relay.daemon.leases import Leases
 from relay.delivery.outcome import Delivery
 from relay.store import leases as reaping
 from relay.store.claim import Room, claim

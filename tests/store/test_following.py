@@ -5,13 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, text
 
 from inbox.db import following
 from inbox.db.dialect import Sql
-from inbox.db.following import ARRIVALS, MISSING_SECONDS, OUT_OF_ORDER, REJECTIONS, Feed, Follower, Position, begin
+from inbox.db.following import ARRIVALS, OUT_OF_ORDER, REJECTIONS, Feed, Follower, begin
 from inbox.events.timestamps import time_text
 from relay.store.database import SEQS_OUT_OF_ORDER
 from relay.store.reads import OUTCOMES
@@ -39,12 +37,12 @@ def committed(engine: Engine, *numbers: int, seconds: int = 0) -> None:
 def following_from(engine: Engine, feed: Feed = REJECTIONS, *, seconds: int | None = None) -> Follower:
     since = None if seconds is None else START + timedelta(seconds=seconds)
     with engine.connect() as connection:
-        return begin(connection, feed, since, 0.0)
+        return begin(connection, feed, since)
 
 
-def new(engine: Engine, follower: Follower, now: float = 0.0) -> list[int]:
+def new(engine: Engine, follower: Follower) -> list[int]:
     with engine.connect() as connection:
-        return [row[follower.feed.number] for row in follower.read(connection, now)]
+        return [row[follower.feed.number] for row in follower.read(connection)]
 
 
 def test_new_rows_are_read_once_from_the_end_on(engine: Engine) -> None:
@@ -78,16 +76,6 @@ def test_a_row_whose_transaction_was_open_when_the_tail_began_is_not_skipped(eng
     assert [new(engine, follower), new(engine, follower)] == [[7], []]
 
 
-def test_a_missing_number_is_given_up_when_no_transaction_can_hold_it_any_more(engine: Engine) -> None:
-    follower = following_from(engine)
-    assert new(engine, follower) == []
-    committed(engine, 2)
-    assert new(engine, follower, 0.0) == [2]
-    assert new(engine, follower, MISSING_SECONDS) == []
-    committed(engine, 1)
-    assert new(engine, follower, MISSING_SECONDS + 1) == [], "it is not looked for for ever"
-
-
 def test_a_tail_begins_with_the_rows_since_a_time_wherever_they_are(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,8 +102,8 @@ def test_arrivals_have_the_size_of_their_body_and_outcomes_their_event(engine: E
     steps.arrive(an_event(1))
     steps.attempt(DONE)
     with engine.connect() as connection:
-        (event,) = arrivals.read(connection, 0.0)
-        (fact,) = outcomes.read(connection, 0.0)
+        (event,) = arrivals.read(connection)
+        (fact,) = outcomes.read(connection)
     assert (event["seq"], event["entity_id"], event["routes"], event["body_bytes"]) == (1, "u1", ["strict"], 8)
     assert event["received_at"] == START
     assert (fact["kind"], fact["route"], fact["entity_id"], fact["detail"]) == (
@@ -132,31 +120,16 @@ def test_an_event_of_the_receiver_itself_is_followed(engine: Engine, database_ur
     assert new(engine, follower) == [1, 2]
 
 
-@given(
-    st.permutations(range(1, 30)),
-    st.lists(st.integers(1, 5), min_size=29),
-    st.sets(st.integers(1, 29)),
-)
-def test_in_any_order_of_commits_every_number_is_read_once(
-    order: list[int], sizes: list[int], failed: set[int]
+def test_a_number_that_was_taken_too_long_ago_is_not_looked_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    position, there, read = Position(0), set[int](), list[int]()
-    queue = [number for number in order if number not in failed]
-    for size in sizes:
-        there |= set(queue[:size])
-        queue = queue[size:]
-        page = [number for number in there if number > position.last or number in position.missing]
-        read += page
-        position.take(page, 0.0)
-    assert sorted(read) == sorted(set(order) - failed)
-
-
-def test_numbers_that_were_skipped_long_ago_cost_nothing() -> None:
-    position = Position(0)
-    position.take([10**12], 0.0)
-    assert len(position.missing) <= OUT_OF_ORDER
-    position.take([10**12 + 1], MISSING_SECONDS)
-    assert position.missing == ()
+    monkeypatch.setattr(following, "OUT_OF_ORDER", 3)
+    follower = following_from(engine)
+    assert new(engine, follower) == []
+    committed(engine, 10)
+    assert new(engine, follower) == [10]
+    committed(engine, 7, 8)
+    assert new(engine, follower) == [8]
 
 
 def test_both_sides_assume_the_same_disorder() -> None:

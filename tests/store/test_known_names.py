@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
-from inbox.db.reads import has_rejected_source, has_route, has_source
+from inbox.db.reads import has
 from tests.helpers.relaying import DONE, Steps
 from tests.helpers.storing import an_event
 
@@ -12,18 +12,18 @@ from tests.helpers.storing import an_event
 def test_a_route_is_known_while_something_of_it_is_open_and_after_it_was_delivered(
     engine: Engine, steps: Steps
 ) -> None:
-    assert not has_route(engine, "strict")
+    assert not has(engine, "route", "strict")
     steps.receive(an_event(1))
-    assert has_route(engine, "strict")
+    assert has(engine, "route", "strict")
     steps.arrive()
     steps.attempt(DONE)
     assert steps.states() == []
-    assert has_route(engine, "strict")
-    assert not has_route(engine, "latest")
+    assert has(engine, "route", "strict")
+    assert not has(engine, "route", "latest")
 
 
 def test_a_source_is_known_by_its_events(engine: Engine, steps: Steps) -> None:
     steps.receive(an_event(1))
-    assert has_source(engine, "trivore")
-    assert not has_source(engine, "trivor")
-    assert not has_rejected_source(engine, "trivore")
+    assert has(engine, "source", "trivore")
+    assert not has(engine, "source", "trivor")
+    assert not has(engine, "rejected_source", "trivore")

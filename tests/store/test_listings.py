@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from inbox.db import listing, reads
 from inbox.db.intake import Rejected
-from inbox.db.listing import EventFilter, contains
+from inbox.db.listing import EventFilter
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
@@ -177,10 +177,6 @@ def test_dead_letters_are_narrowed_by_everything_that_they_show(steps: Steps) ->
     assert dead(status=422) == dead(error="100%") == [2]
     assert dead(until=START) == dead(since=START + timedelta(seconds=1)) == []
     assert sorted(dead(since=START, until=START + timedelta(seconds=1), cause="mapping")) == [1, 2]
-
-
-def test_a_part_of_a_text_is_no_pattern() -> None:
-    assert contains("50%_A!") == "%50!%!_a!!%"
 
 
 def test_the_view_survives_a_fact_that_no_relay_wrote(engine: Engine, steps: Steps) -> None:

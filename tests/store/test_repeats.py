@@ -15,6 +15,7 @@ from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store import duplicates
 from relay.store.duplicates import Judged, Rest, judge_duplicates
+from relay.store.statement import Statement, sql
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
@@ -285,7 +286,7 @@ def test_a_relay_looks_at_the_rest_at_once(steps: Steps) -> None:
     observer = Observer()
     maintenance = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer), POLICIES)
 
-    more = [maintenance.run() > 0 for _ in range(3)]
+    more = [maintenance() > 0 for _ in range(3)]
 
     assert more == [True, True, False]
     assert (waiting(steps), observer.counts["rearmed"]) == ([], 401)
@@ -350,11 +351,11 @@ def test_one_that_commits_before_is_judged_with_them(meanwhile: Meanwhile) -> No
 @ON_POSTGRES
 def test_repeats_that_are_marked_by_their_event_lose_one(meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Why a row is marked as it was read."""
-    by_event = """
+    by_event = f"""
 UPDATE duplicate_request SET handled_at = CAST(:at AS timestamptz)
-WHERE handled_at IS NULL AND :decided <> '[]' RETURNING id
+WHERE handled_at IS NULL AND EXISTS (SELECT 1 FROM {sql.rows("decided", id="bigint", times="bigint")}) RETURNING id
 """
-    monkeypatch.setattr(duplicates, "_handle", lambda _: text(by_event))
+    monkeypatch.setattr(duplicates, "_HANDLE", Statement(by_event))
     meanwhile.judge(MARKS, meanwhile.repeat)
     assert waiting(meanwhile.steps) == []
 

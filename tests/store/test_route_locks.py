@@ -19,7 +19,7 @@ from relay.store.sequence import quarantine
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import is_kept_waiting, lock, locking
-from tests.helpers.relaying import CONFIG, DONE, POLICIES, Steps
+from tests.helpers.relaying import CONFIG, DONE, POLICIES, Steps, work_of
 from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.storing import an_event
 from tests.store.verifying import Planter
@@ -274,8 +274,8 @@ def test_a_breaker_is_probed_while_another_route_is_locked_and_rests_while_its_o
 
 
 def test_a_failing_step_is_alerted_while_a_route_stays_locked(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
-    alerts.step_failed(steps.database, "sequence", "latest: lock timeout")
-    Watch().look(steps.database, CONFIG)
+    alerts.step_failed(steps.work, "sequence", "latest: lock timeout")
+    Watch().look(work_of(steps.database, config=CONFIG))
     assert [row["kind"] for row in steps.rows("SELECT kind FROM alert")] == ["step_failed", "step_failed"], (
         "no relay says that it fails, so it has ended"
     )

@@ -172,12 +172,12 @@ def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
         raise ValueError("no")
 
     monkeypatch.setattr(execution.OpenCommands, "work", fails)
-    monkeypatch.setattr("relay.daemon.maintenance.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("relay.daemon.loop.EVERY_SECONDS", 0.0)
     observer, now = Observer(), [0.0]
     running = StepsOfARelay(observer, monotonic=lambda: now[0])
     maintenance = maintenance_of(steps.database, CONFIG, observer, running)
     for _ in range(3):
-        maintenance.run()
+        maintenance()
         now[0] += 1
     assert [(name, failing.times) for name, failing in running._failing.items()] == [("commands", 3)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from relay.accounts import (
     parse_entries,
 )
 from relay.check import STARTS
-from relay.cli.web import app
+from relay.cli.web import web_app as app
 from tests.helpers.signing_in import PASSWORD, behind_proxy, token, user
 
 Run = CliRunner()
@@ -93,7 +92,6 @@ def of(text: str, environment: dict[str, str] | None = None) -> Config:
         ("proxy = { networks = [] }", "networks"),
         ('proxy = { networks = ["127.0.0.1"], header = "Host" }', "a header of the proxy's own"),
         ('proxy = { networks = ["127.0.0.1"], header = "X Y" }', "a header of the proxy's own"),
-        ('proxy = { networks = ["127.0.0.1"], operators = [""] }', "has an empty name"),
         ('user = "file:/u"', "users"),
     ],
 )
@@ -168,18 +166,3 @@ def test_a_users_file_that_others_may_read_is_an_open_door() -> None:
 
 def test_the_help_says_where_people_are_named() -> None:
     assert "web.users" in Run.invoke(app, ["--help"]).output  # brackets would be taken for a style, and vanish
-
-
-def test_an_address_that_another_program_has_is_refused_at_once_with_a_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    users = tmp_path / "users"
-    users.touch(mode=0o600)
-    users.write_text(user("anna"))
-    (tmp_path / "inbox.toml").write_text(f'[web]\nusers = "file:{users}"\n')
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("INBOX_CONFIG", raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = Run.invoke(app, ["--bind", f"127.0.0.1:{taken.getsockname()[1]}"])
-    assert done.exit_code == 2
-    assert "name another address and port with --bind" in done.output

@@ -103,7 +103,7 @@ def test_a_query_becomes_parameters_and_a_page_an_answer() -> None:
         "name": "seq",
         "in": "path",
         "required": True,
-        "description": "Number of the event.",
+        "description": "Exactly as answers show it.",
         "schema": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
     }
     assert (given["name"]["in"], given["name"]["required"]) == ("query", True)

@@ -16,7 +16,6 @@ rejected: whoever has a notification could move its fields, and make another eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 
@@ -109,7 +108,7 @@ def sign(sample: Sample, secret: str, _at: datetime) -> Sample:
     return msgspec.structs.replace(sample, body=msgspec.json.encode(payload))
 
 
-def _event(raw: RawRequest, entry: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, entry: fields.Payload) -> Identity:
     item = fields.object_field(entry, _ITEM)
     code = fields.text_field(item, "eventCode", _LONGEST_CODE)
     reference = fields.text_field(item, "pspReference", fields.LONGEST_ID)

@@ -9,8 +9,6 @@ is the value of the header `Authorization`, which is `auth = { kind = "header", 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
 from inbox.sources.base import Preset, json_sample
@@ -19,13 +17,13 @@ _ACTIONS = fields.actions(create=("ss",), update=("sce", "scp", "scpn", "scu", "
 """Codes of logs that change a user; others, such as a login, don't."""
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the events of a body, which is a list of logs or one: see `Read`."""
     is_one = raw.body.lstrip()[:1] == b"{"
     return (fields.reader_of_object if is_one else fields.reader_of_list)(_event)(raw, dedup)
 
 
-def _event(raw: RawRequest, log: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, log: fields.Payload) -> Identity:
     data = fields.object_field(log, "data")
     code = fields.text_field(data, "type", fields.LONGEST_TYPE)
     return Identity(

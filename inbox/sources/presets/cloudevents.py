@@ -14,7 +14,7 @@ the last dot, so that `com.example.order.created` and `com.example.order.updated
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
 
 from inbox.errors import InvalidEvent, UnsupportedType
@@ -31,7 +31,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _HOST = re.compile(r"[A-Za-z0-9._:-]{1,255}")
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the event or events of a request; a batch may be empty.
 
     Raises:
@@ -56,7 +56,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     return (_event(raw, attributes, dedup),)
 
 
-def _event(raw: RawRequest, attributes: object, dedup: Sequence[str] | None, part: bytes | None = None) -> Identity:
+def _event(raw: RawRequest, attributes: object, dedup: fields.Dedup, part: bytes | None = None) -> Identity:
     if not isinstance(attributes, Mapping):
         raise InvalidEvent("an event of the batch is no object", field="body")
     if attributes.get("specversion") != "1.0":

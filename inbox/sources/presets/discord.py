@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
@@ -23,7 +22,7 @@ _WITHOUT_OFFSET = re.compile(r"[0-9-]{10}T[0-9:.]+")
 _PING = 0
 
 
-def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     event = fields.object_field(payload, "event")
     event_type, at = fields.text_field(event, "type", fields.LONGEST_TYPE), event.get("timestamp")
     if isinstance(at, str) and _WITHOUT_OFFSET.fullmatch(at):

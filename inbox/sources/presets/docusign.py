@@ -11,7 +11,6 @@ about neither an envelope nor a template, such as one of Click, has its body as 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
@@ -23,7 +22,7 @@ _ACTIONS = fields.actions(
 )
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     event_type = fields.text_field(event, "event", fields.LONGEST_TYPE)
     data = event.get("data")
     kind, identifier = fields.entity("envelope", fields.member(data, "envelopeId"))

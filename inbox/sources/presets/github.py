@@ -16,14 +16,11 @@ covers the form, which may be nearly three times as large: choose `application/j
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-
-import msgspec
 
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, Sample
+from inbox.sources.base import Preset, json_sample
 
 _EVENT, _DELIVERY = "x-github-event", "x-github-delivery"
 _LONGEST_NAME = 50
@@ -56,7 +53,7 @@ _ROUND_ABOUT = tuple((each, each) for each in ("repository", "organization", "in
 """Objects that an event without an object of its own is about, such as a push."""
 
 
-def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     event = fields.header_field(raw, _EVENT, _LONGEST_NAME)
     word = payload.get("action")
     word = word if isinstance(word, str) and word and len(word) <= _LONGEST_NAME and word.isascii() else ""
@@ -69,26 +66,20 @@ def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     )
 
 
-def _entity(event: str, payload: Mapping[str, object]) -> fields.Entity:
+def _entity(event: str, payload: fields.Payload) -> fields.Entity:
     kind, place = _ENTITIES.get(event, (event, event))
     found = ((name, fields.member(payload, where, "id")) for name, where in ((kind, place), *_ROUND_ABOUT))
     return fields.first_entity(found)
-
-
-def sample(_kind: str, identifier: str, event_type: str, _at: datetime) -> Sample:
-    """Make a delivery with little more than the ids."""
-    event, _, word = event_type.partition(".")
-    place = _ENTITIES.get(event, (event, event))[1]
-    payload: dict[str, object] = {place: {"id": int(identifier) if identifier.isdigit() else identifier}}
-    body = msgspec.json.encode({"action": word, **payload} if word else payload)
-    return Sample(body, {"X-GitHub-Event": event, "X-GitHub-Delivery": f"sample-{event_type}-{identifier}"})
 
 
 PRESET = Preset(
     title="GitHub",
     shown_at="the field Secret of the hook: Settings, Webhooks, of the repository, organisation or app",
     read=fields.reader_of_object(_event),
-    sample=sample,
+    sample=json_sample(
+        {"action": "{last}", "{kind}": {"id": "{number}"}},
+        {"X-GitHub-Event": "{first}", "X-GitHub-Delivery": "{unique}"},
+    ),
     signatures=(Signature(header="X-Hub-Signature-256", prefix="sha256="),),
     media_types=frozenset({"application/json", fields.FORM}),
     max_body=25 * 1024 * 1024,

@@ -10,14 +10,9 @@ body has to tell, within five minutes. `X-Gitlab-Event-UUID` is shared by all we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-
-import msgspec
-
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Preset, Sample
+from inbox.sources.base import Preset, json_sample
 from inbox.sources.presets import standard_webhooks
 
 _KEY, _MESSAGE, _EVENT = "idempotency-key", "webhook-id", "x-gitlab-event"
@@ -28,7 +23,7 @@ _ACTIONS = fields.actions(
 )
 
 
-def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     id_header = next((name for name in (_MESSAGE, _KEY) if name in raw.headers), None)  # the first one is signed
     delivery = fields.header_field(raw, id_header, fields.LONGEST_ID) if id_header else None
     name = fields.text_field(payload, "object_kind" if "object_kind" in payload else "event_name", fields.LONGEST_TYPE)
@@ -45,7 +40,7 @@ def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     )
 
 
-def _entity(name: str, payload: Mapping[str, object]) -> fields.Entity:
+def _entity(name: str, payload: fields.Payload) -> fields.Entity:
     """Return the object of the event; of a system hook such as `user_create` the user; else the project."""
     thing = name.partition("_")[0]
     return fields.first_entity(
@@ -60,21 +55,15 @@ def _entity(name: str, payload: Mapping[str, object]) -> fields.Entity:
     )
 
 
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make an event about an object of a project."""
-    name, _, word = event_type.partition(".")
-    attributes: dict[str, object] = {"id": int(identifier) if identifier.isdigit() else identifier}
-    body = {"object_kind": name or kind, "object_attributes": {**attributes, "action": word} if word else attributes}
-    key = f"sample-{identifier}-{at:%Y%m%d%H%M%S}"
-    headers = {"X-Gitlab-Event": f"{name.title()} Hook", "Idempotency-Key": key}
-    return Sample(msgspec.json.encode(body), headers, message_id=key)
-
-
 PRESET = Preset(
     title="GitLab",
     shown_at="the signing token or the secret token of the hook: Settings, Webhooks, of the project or group",
     read=fields.reader_of_object(_event),
-    sample=sample,
+    sample=json_sample(
+        {"object_kind": "{first}", "object_attributes": {"id": "{number}", "action": "{last}"}},
+        {"X-Gitlab-Event": "{first} Hook", "Idempotency-Key": "{unique}"},
+        message_id="{unique}",
+    ),
     signatures=(standard_webhooks.signature("webhook"),),
     may_be_unsigned=True,
     max_body=25 * 1024 * 1024,

@@ -11,7 +11,7 @@ channel expires is part of the key; it is the same in all its messages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
@@ -30,7 +30,7 @@ _ACTIONS = fields.actions(
 )
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the one event of a request: see `Read`. Most bodies are empty."""
     payload = strict_json.parse(raw.body) if raw.body.strip() else None
     expires = fields.entity_id(fields.printable(raw.headers.get(_EXPIRES, "")))

@@ -11,8 +11,6 @@ does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
@@ -27,7 +25,7 @@ _KEY = ("subscriptionId", "portalId", "objectId", "fromObjectId", "toObjectId", 
 """Members that tell two events apart besides time and id. None of them differs in a retry."""
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     event_type = fields.text_field(event, "subscriptionType", fields.LONGEST_TYPE)
     number = fields.dedup_part(event, "eventId")
     things, _, word = event_type.partition(".")

@@ -8,22 +8,18 @@ Webhooks that an app has registered are not signed so.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-
-import msgspec
 
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
-from inbox.events.timestamps import to_nanoseconds
 from inbox.sources import fields
-from inbox.sources.base import Preset, Sample
+from inbox.sources.base import Preset, json_sample
 
 _ID = "x-atlassian-webhook-identifier"
 _MEMBERS: Mapping[str, str] = {"issuelink": "issueLink"}
 """Member of the payload for a kind of thing, where it is not named after it."""
 
 
-def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     event_type = fields.text_field(payload, "webhookEvent", fields.LONGEST_TYPE)
     things, _, word = event_type.removeprefix("jira:").partition("_")
     thing = payload.get(_MEMBERS.get(things, things))
@@ -39,23 +35,15 @@ def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     )
 
 
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make an event about an issue or another thing with an id; `issue.updated` becomes `jira:issue_updated`."""
-    name = event_type.replace(".", "_")
-    event = {
-        "timestamp": to_nanoseconds(at) // 1_000_000,
-        "webhookEvent": f"jira:{name if name.startswith(f'{kind}_') else f'{kind}_{name}'}",
-        kind: {"id": identifier},
-    }
-    return Sample(msgspec.json.encode(event), {"X-Atlassian-Webhook-Identifier": f"{identifier}-{at:%Y%m%d%H%M%S}"})
-
-
 PRESET = Preset(
     title="Jira (Atlassian)",
     shown_at="the field Secret of the webhook: System, WebHooks",
     read=fields.reader_of_object(_event),
     has_own_time=True,
-    sample=sample,
+    sample=json_sample(
+        {"timestamp": "{ms}", "webhookEvent": "jira:{kind}_{last}", "{kind}": {"id": "{id}"}},
+        {"X-Atlassian-Webhook-Identifier": "{unique}"},
+    ),
     signatures=(Signature(header="X-Hub-Signature", prefix="sha256="),),
     max_body=4 * 1024 * 1024,  # none is documented; an issue may have descriptions and comments in it
     kept_headers=frozenset({_ID, "x-atlassian-webhook-flow", "x-atlassian-webhook-retry"}),

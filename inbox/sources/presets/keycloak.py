@@ -23,7 +23,7 @@ _ACCESS = fields.actions(
 """Events of users that change the user; others, such as a login, don't."""
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     event_type = fields.text_field(event, "type", fields.LONGEST_TYPE)
     path = event.get("resourcePath")
     if isinstance(path, str) and path:  # users/4f5…, or users/4f5…/role-mappings/realm, which changes the user

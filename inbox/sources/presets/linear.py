@@ -37,7 +37,7 @@ def signed_at(body: bytes) -> bytes:
     return b"" if sent is None else b"%d" % sent
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     things = fields.text_field(event, "type", fields.LONGEST_WORD)
     word = fields.text_field(event, "action", fields.LONGEST_WORD)
     timed = isinstance(event.get("createdAt"), str)

@@ -13,7 +13,6 @@ It is not documented whether a retry is signed anew, and there are retries for e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 
@@ -74,7 +73,7 @@ def sign(sample: Sample, secret: str, at: datetime) -> Sample:
     )
 
 
-def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     event, signature = fields.object_field(payload, _INNER), payload.get("signature")
     word = fields.text_field(event, "event", fields.LONGEST_WORD)
     severity = event.get("severity")

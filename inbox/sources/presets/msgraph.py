@@ -16,7 +16,6 @@ give the same bytes twice. None of them is taken for a duplicate: that would los
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from datetime import datetime
 from urllib.parse import parse_qsl
 
@@ -90,7 +89,7 @@ def greet(raw: RawRequest, _mac: base.Mac) -> base.HandshakeResponse | None:
     return base.HandshakeResponse(200, headers, tokens[0].encode(), "text/plain; charset=utf-8")
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     lifecycle = event.get("lifecycleEvent") is not None
     word = fields.text_field(event, "lifecycleEvent" if lifecycle else "changeType", fields.LONGEST_WORD)
     kind, identifier = fields.entity("subscription", event.get("subscriptionId")) if lifecycle else _resource(event)
@@ -108,7 +107,7 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
     )
 
 
-def _resource(event: Mapping[str, object]) -> fields.Entity:
+def _resource(event: fields.Payload) -> fields.Entity:
     """Return the resource by its data, else by the last two parts of its path: `Users/ddfcd489/Messages/AAMkAD`."""
     data, path = event.get("resourceData"), event.get("resource")
     *_, things, last = ["", "", *(path if isinstance(path, str) else "").strip("/").split("/")]

@@ -10,8 +10,6 @@ start the source with `unsigned = true` and an `auth` of kind `url_token`. The t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
@@ -20,7 +18,7 @@ from inbox.sources.base import Preset, json_sample
 _TOKEN = "verification_token"  # noqa: S105  # the name of a member
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     if _TOKEN in event and "type" not in event:
         return Identity(None, None, _TOKEN, "other", fields.arrival(raw), fields.content_key(raw, raw.body))
     event_type = fields.text_field(event, "type", fields.LONGEST_TYPE)

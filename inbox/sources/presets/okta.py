@@ -44,7 +44,7 @@ _ACTIONS: Mapping[str, Action] = {
 """Events that change a user or group; others about them, such as a sign-in, don't."""
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     event_type = fields.text_field(event, "eventType", fields.LONGEST_TYPE)
     target = _target(event, event_type)
     succeeded = fields.member(event, "outcome", "result") in {None, "SUCCESS"}
@@ -58,7 +58,7 @@ def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
     )
 
 
-def _target(event: Mapping[str, object], event_type: str) -> object:
+def _target(event: fields.Payload, event_type: str) -> object:
     """Return the target of the type that the event's type begins with; else the first; else who did it."""
     targets = event.get("target")
     if not isinstance(targets, list) or not targets:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
 from datetime import datetime
 
 from inbox.config.sources import Source
@@ -91,7 +90,7 @@ class Transmission(Proof):
         return why or Claim(url, contents, signature, "sha256")
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     event_type = fields.text_field(event, "event_type", fields.LONGEST_TYPE)
     return Identity(
         *fields.entity(event.get("resource_type"), fields.member(event, "resource", "id")),

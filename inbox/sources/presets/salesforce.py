@@ -11,7 +11,7 @@ A message may hold a session id, with which its reader can call Salesforce as it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from html import escape
 from xml.parsers import expat
@@ -165,7 +165,7 @@ _TIMES = ("SystemModstamp", "LastModifiedDate")
 """Fields of a record with the time of its change; the first that the message has counts."""
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the notifications of a message: see `Read`."""
     return tuple(fields.keyed(_event(raw, each), each.record, dedup, each.part) for each in parse(raw.body))
 

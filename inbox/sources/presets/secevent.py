@@ -13,7 +13,7 @@ the 401 that everybody gets.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -114,7 +114,7 @@ class Token(Proof):
         return why
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the one event of a token that has been verified: see `Read`."""
     claims = _segment(raw.body.strip(), 1)
     events = claims.get("events")
@@ -158,7 +158,7 @@ def _segment(token: bytes, number: int) -> dict[str, object]:
     return fields.json_object(text)
 
 
-def _subject(claims: Mapping[str, object], event: object) -> str | None:
+def _subject(claims: fields.Payload, event: object) -> str | None:
     """Return the subject of the token, or of the event where older drafts have it; of a complex one the user."""
     for subject in (claims.get("sub_id"), fields.member(event, "subject"), claims):
         inner = fields.member(subject, "user") or subject

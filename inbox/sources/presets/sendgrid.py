@@ -10,15 +10,13 @@ captured request adds nothing: `sg_event_id` is signed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
 from inbox.sources.base import Preset, json_sample
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     # 14c5d75ce93.dfd.64b469.filter0001.16648.5515E0B88.0: what follows the first dot is the route
     message = event.get("sg_message_id")
     return Identity(

@@ -15,22 +15,16 @@ a megabyte has been seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-
-import msgspec
-
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
-from inbox.events.timestamps import rfc3339
 from inbox.sources import fields
-from inbox.sources.base import Preset, Sample
+from inbox.sources.base import Preset, json_sample
 
 _LONGEST_TOPIC = 49
 _NAMES = ("topic", "webhook-id", "triggered-at", "event-id", "shop-domain", "action")
 
 
-def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     prefix = "x-shopify-" if "x-shopify-topic" in raw.headers else "shopify-"
     topic = fields.header_field(raw, f"{prefix}topic", _LONGEST_TOPIC)
     if f"{prefix}action" in raw.headers:
@@ -48,22 +42,17 @@ def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
     )
 
 
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make a webhook with the id alone; `kind` is the first part of the topic, such as `orders`."""
-    topic = event_type if "/" in event_type else f"{kind}/{event_type}"
-    headers = {
-        "X-Shopify-Topic": topic,
-        "X-Shopify-Webhook-Id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
-        "X-Shopify-Triggered-At": rfc3339(at, "milliseconds"),
-    }
-    return Sample(msgspec.json.encode({"id": int(identifier) if identifier.isdigit() else identifier}), headers)
-
+_SAMPLE = {
+    "X-Shopify-Topic": "{kind}/{last}",
+    "X-Shopify-Webhook-Id": "{unique}",
+    "X-Shopify-Triggered-At": "{time}",
+}
 
 PRESET = Preset(
     title="Shopify",
     shown_at="the app's client secret in the Dev Dashboard; for webhooks of the shop's own settings, below their list",
     read=fields.reader_of_object(_event),
-    sample=sample,
+    sample=json_sample({"id": "{number}"}, _SAMPLE),
     signatures=(
         Signature(header="X-Shopify-Hmac-Sha256", encoding="base64"),
         Signature(header="Shopify-Hmac-Sha256", encoding="base64"),

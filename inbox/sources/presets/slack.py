@@ -8,8 +8,7 @@ button) has no id of its own but a `trigger_id` that is made for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping
 
 import msgspec
 
@@ -17,7 +16,7 @@ from inbox.config.sources import Signature
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
-from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, Sample
+from inbox.sources.base import Handshake, HandshakeResponse, Mac, Preset, json_sample
 
 _USER, _CHANNEL, _FILE, _TEAM, _GROUP = (
     ("user", "user"),
@@ -38,7 +37,7 @@ _ABOUT: Mapping[str, tuple[str, str]] = {
 """Entity of an event by the first word of its type, and the member that names it; all others happen in a channel."""
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the one event of a request: see `Read`."""
     if raw.content_type == fields.FORM:
         return (_of_a_person(raw, dedup),)
@@ -74,7 +73,7 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
     return HandshakeResponse(200, body=msgspec.json.encode({"challenge": challenge}))
 
 
-def _entity(payload: Mapping[str, object], event: Mapping[str, object], event_type: str) -> fields.Entity:
+def _entity(payload: fields.Payload, event: fields.Payload, event_type: str) -> fields.Entity:
     """Return the user of `user_change`, the channel of `channel_rename`; else the channel of the event, if there is one."""
     kind, place = _USER if event_type == "team_join" else _ABOUT.get(event_type.partition("_")[0], _CHANNEL)
     # An object where it was made or changed, its id alone where it was only named.
@@ -86,9 +85,9 @@ def _entity(payload: Mapping[str, object], event: Mapping[str, object], event_ty
     return fields.entity(kind, fields.member(value, "id") if isinstance(value, Mapping) else value)
 
 
-def _of_a_person(raw: RawRequest, dedup: Sequence[str] | None) -> Identity:
+def _of_a_person(raw: RawRequest, dedup: fields.Dedup) -> Identity:
     form = dict(fields.form_fields(raw.body))
-    payload: Mapping[str, object] = form
+    payload: fields.Payload = form
     event_type = "slash_command"
     if "payload" in form:
         payload = fields.json_object(form["payload"].encode())
@@ -101,19 +100,14 @@ def _of_a_person(raw: RawRequest, dedup: Sequence[str] | None) -> Identity:
     return fields.keyed(identity, payload, dedup)
 
 
-def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make an event about a user or a channel."""
-    event = {"type": event_type, _ABOUT.get(kind, _CHANNEL)[1]: identifier}
-    body = {"event_id": f"EvSample{identifier}{at:%Y%m%d%H%M%S}", "event_time": int(at.timestamp()), "event": event}
-    return Sample(msgspec.json.encode({"type": "event_callback", **body}))
-
+_SAMPLE = {"type": "event_callback", "event_id": "Ev{unique}", "event_time": "{s}"}
 
 PRESET = Preset(
     title="Slack (Events API)",
     shown_at="the Signing Secret of the app: api.slack.com/apps, Basic Information, App Credentials",
     read=read,
     has_own_time=True,
-    sample=sample,
+    sample=json_sample({**_SAMPLE, "event": {"type": "{type}", "channel": "{id}", "user": "{id}"}}),
     signatures=(
         Signature(
             header="X-Slack-Signature",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TypeAlias, cast
 
 import re2
@@ -92,7 +92,7 @@ def reader(source: Source) -> Read:
     """
     pattern = compiled(source.pattern, source.entity_type)
 
-    def read_one(raw: RawRequest, message: Mapping[str, object]) -> Identity:
+    def read_one(raw: RawRequest, message: fields.Payload) -> Identity:
         if not any(name in message for name in _CONTENT):
             raise InvalidEvent("text is missing, and so are attachments and blocks", field="text")
         kind, identifier, event_type = _entity(pattern, message, source.entity_type) or (None, None, WITHOUT_ENTITY)
@@ -101,7 +101,7 @@ def reader(source: Source) -> Read:
     return fields.reader_of_object(read_one)
 
 
-def texts(message: Mapping[str, object]) -> Iterator[str]:
+def texts(message: fields.Payload) -> Iterator[str]:
     """Return all text of a message, as a reader sees it: its own, then that of attachments and blocks from top to bottom."""
     text = message.get("text")
     if isinstance(text, str):
@@ -128,7 +128,7 @@ def _unescaped(text: str) -> str:
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
-def _searched(message: Mapping[str, object]) -> str:
+def _searched(message: fields.Payload) -> str:
     parts, length = [], 0
     for text in texts(message):
         parts.append(text)
@@ -138,9 +138,7 @@ def _searched(message: Mapping[str, object]) -> str:
     return "\n".join(parts)[: SEARCHED + 1]
 
 
-def _entity(
-    pattern: Pattern | None, message: Mapping[str, object], entity_type: str | None
-) -> tuple[str, str, str] | None:
+def _entity(pattern: Pattern | None, message: fields.Payload, entity_type: str | None) -> tuple[str, str, str] | None:
     """Return the type, the id and the event type; None when the message names no entity, or in a way that can't be stored."""
     text = _searched(message)
     match = None if pattern is None else pattern.search(text[:SEARCHED])

@@ -123,7 +123,7 @@ def _signed_text(message: _Message) -> bytes | None:
     return "\n".join([*lines, ""]).encode() if lines else None
 
 
-def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     event_type = fields.text_field(payload, "Type", fields.LONGEST_TYPE)
     if event_type not in _SIGNED:
         raise InvalidEvent(f"Type must be one of {', '.join(_SIGNED)}", field="Type")
@@ -146,7 +146,7 @@ def reader(source: Source) -> Read:
         return read
     described, read_message = source.event, custom.reader(source)
 
-    def read_inside(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    def read_inside(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
         (outer,) = read(raw, None)
         if outer.event_type != _NOTIFICATION:
             return (outer,)

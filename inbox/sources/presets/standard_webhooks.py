@@ -11,8 +11,6 @@ left out; only the id has to be there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from inbox.config.sources import Signature
@@ -45,7 +43,7 @@ def by_private_key(prefix: str) -> Signature:
     return msgspec.structs.replace(signature(prefix), prefix="v1a,", algorithm="ed25519", key_prefix="whpk_")
 
 
-def _event(raw: RawRequest, payload: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     event_type = fields.text_field(payload, "type", fields.LONGEST_TYPE) if "type" in payload else WITHOUT_TYPE
     things, _, word = event_type.rpartition(".")
     data, identifier = payload.get("data"), fields.member(payload, "data", "id")

@@ -8,15 +8,13 @@ anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from inbox.config.sources import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
 from inbox.sources.base import Preset, json_sample
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     event_type = fields.text_field(event, "type", fields.LONGEST_TYPE)
     thin = isinstance(event.get("created"), str)
     thing = event.get("related_object") if thin else fields.member(event, "data", "object")

@@ -10,7 +10,7 @@ A webhook that wants an answer of its own, such as TwiML for a call, gets an emp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from urllib.parse import urlencode
 
@@ -33,7 +33,7 @@ _THINGS: Mapping[str, tuple[str, str]] = {
 """Kind of thing and field of the status, by the field with its id; the first that is there counts."""
 
 
-def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the one event of a form: see `Read`."""
     form = dict(fields.form_fields(raw.body, _MOST_FIELDS))
     named = next((name for name in _THINGS if form.get(name)), "")

@@ -9,15 +9,13 @@ preset `custom` with the signature of this one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from inbox.config.sources import Signature
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import fields
 from inbox.sources.base import Preset, json_sample
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     event_type = fields.text_field(event, "type", fields.LONGEST_TYPE)
     subject = event.get("subject")  # zen:ticket:35436
     kind, _, identifier = (subject if isinstance(subject, str) else "").removeprefix("zen:").partition(":")

@@ -10,7 +10,6 @@ every 72 hours: a signed POST of `endpoint.url_validation` wants the HMAC of its
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 
 import msgspec
 
@@ -24,7 +23,7 @@ _VALIDATION = "endpoint.url_validation"
 _LONGEST_TOKEN = 1000
 
 
-def _event(raw: RawRequest, event: Mapping[str, object]) -> Identity:
+def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     event_type = fields.text_field(event, "event", fields.LONGEST_TYPE)
     kind, _, word = event_type.partition(".")
     thing = fields.member(event, "payload", "object")

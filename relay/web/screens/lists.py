@@ -175,12 +175,8 @@ def offers(query: DeliveriesQuery) -> tuple[Offer, ...]:
     if why_no_offer(query) is not None:
         return ()
     entity_type, entity_id = query.entity_of
-    selection = {
-        **{name: getattr(query, name) for name in _SELECTED},
-        "entity_type": entity_type,
-        "entity_id": entity_id,
-    }
-    given = {name: value for name, value in selection.items() if value is not None}
+    given = {name: getattr(query, name) for name in _SELECTED} | {"entity_type": entity_type, "entity_id": entity_id}
+    given = {name: value for name, value in given.items() if value is not None}
     return tuple(
         Offer(kind, given | {"state": query.state} if kind in _WITH_STATE else given or {"everything": True})
         for kind in acts_of(query.state or "")

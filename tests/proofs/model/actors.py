@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
-from relay.daemon.lease_renewal import TRUSTED_SECONDS
+from relay.daemon.leases import TRUSTED_SECONDS
 from relay.delivery.audit import Difference
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Gates

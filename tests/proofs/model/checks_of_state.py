@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from relay.daemon.lease_renewal import SAFETY_SECONDS
+from relay.daemon.leases import SAFETY_SECONDS
 from relay.delivery import facts
 from relay.delivery.lifecycle import FoldedState, State
 from relay.delivery.outcome import Delivery

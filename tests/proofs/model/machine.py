@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from relay.daemon.lease_renewal import TRUSTED_SECONDS
+from relay.daemon.leases import TRUSTED_SECONDS
 from relay.delivery.lifecycle import State
 from relay.store.audit.examine import _rows
 from relay.store.leases import LEASE_SECONDS

@@ -1,4 +1,4 @@
-"""Leases as this process trusts them, on its own steady clock, and the thread that renews them.
+"""Leases as this process trusts them, on its own steady clock.
 
 A lease lasts 15 s by the database's clock from the moment the database grants it. Here it is trusted until 14 s after
 the request for it began, however slow the answer was. So a relay that can't renew stops its calls before another may
@@ -10,13 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from inbox.clock import steady
-from relay.observe import Observer
-from relay.steps import Steps
-from relay.store import leases
-from relay.store.database import Database
 from relay.store.deliveries import Claimed
 from relay.store.leases import LEASE_SECONDS
 
@@ -73,41 +67,3 @@ class Leases:
         """List all leases to renew, trusted or not; none once they are revoked: other relays rescue what is unrecorded."""
         with self._lock:
             return [] if self._revoked else list(self._trusted_until)
-
-
-class LeaseRenewer:
-    """Renews all leases every 5 s, and calls `heartbeat` as often, until `ended` is set.
-
-    A lease that can't be renewed is trusted until its time, then its calls are cut.
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        held: Leases,
-        *,
-        heartbeat: Callable[[], object],
-        ended: threading.Event,
-        steps: Steps,
-        observer: Observer,
-    ) -> None:
-        self._database = database
-        self._leases = held
-        self._heartbeat = heartbeat
-        self._ended = ended
-        self._steps = steps
-        self._observer = observer
-
-    def run(self) -> None:
-        """Renew until `ended`. A renewal skips locked rows: others follow before a lease ends."""
-        while not self._ended.wait(RENEW_EVERY_SECONDS):
-            try:
-                self._steps.run("renew", self._renew, None)
-                self._steps.run("heartbeat", self._heartbeat, None)
-            except SQLAlchemyError as error:  # there was no connection either
-                self._observer.database_trouble("renewing leases", error)
-
-    def _renew(self) -> None:
-        if held := self._leases.held():
-            asked_at = self._leases.began_asking()
-            self._leases.renewed(leases.renew(self._database, held), asked_at)

@@ -1,0 +1,358 @@
+"""Commands that compare two sides: `relay plan` and `relay sweep` with other systems, `relay verify` state with the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from inbox.errors import SweepFailed
+from relay.cli.options import AsJson, Since, login_name, names_of, open_database, parse_entity, require_known
+from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put_json, say, show
+from relay.words import counted
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from inbox.config.model import Config
+    from relay.destinations.preview import Preview
+    from relay.destinations.sync import Sync
+    from relay.store.audit.verify import Checked
+    from relay.store.database import Database
+    from relay.store.events import Chosen
+    from relay.store.sweeps import SweepFindings
+
+_PAGE = 200
+
+
+def plan(
+    *,
+    route: Annotated[
+        str | None,
+        typer.Option(help="The sync route; with --config, only this route.", autocompletion=names_of("routes")),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Another configuration, to be compared with today's.")
+    ] = None,
+    events: Annotated[int, typer.Option(min=1, help="With --config: so many events, the newest.")] = 100,
+    fetch: Annotated[
+        bool,
+        typer.Option("--fetch", help="With --config: also fetch the entities of sync routes and map them under both."),
+    ] = False,
+    entity: Annotated[str | None, typer.Option(metavar="TYPE/ID", help="This entity, as TYPE/ID.")] = None,
+    since: Since = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the changes that would be made downstream, or what another configuration would change; nothing is written.
+
+    With --route, fetches every entity that the route's source ever named, of the types that the route takes, from both
+    sides, or only the chosen ones, and maps them. An entity whose change is `failed` could not be compared.
+
+    With --config, compares that file with today's inbox.toml over the newest events: how each is read, its routes and lanes,
+    and the first request on each route. Nobody is called without --fetch, which makes the calls that read, and no others.
+
+    Exits with 0 when all that were compared are in sync, or become the same under both configurations; with 1 when one
+    differs or could not be compared; and with 2 when the command or a configuration is wrong, or the database does not
+    answer.
+
+    Examples:
+      relay plan --route user-to-crm
+      relay plan --route user-to-crm --entity USER/IDNUMBER1234
+      relay plan --config new.toml
+      relay plan --config new.toml --route user-to-crm --fetch --events 10 --json
+    """
+    if config is not None:
+        if entity or since:
+            fail("--entity and --since belong to --route alone; with --config, --events N chooses the newest N events")
+        _plan_config(config, route=route, events=events, fetch=fetch, as_json=as_json)
+        return
+    if route is None:
+        fail(
+            "give --route, the sync route whose sides to compare, or --config, a configuration to compare with today's"
+        )
+    if fetch:
+        fail("--fetch belongs to --config")
+    _plan_route(route, entity=entity, since=since, as_json=as_json)
+
+
+def _finish(rows: Sequence[dict[str, Any]], columns: Sequence[str], summary: str, *, as_json: bool) -> None:
+    """Show what differs, and exit by it."""
+    if as_json:
+        put_json(rows)
+    else:
+        show(rows, columns, empty=summary)
+        if rows:
+            say(summary)
+    if rows:
+        raise typer.Exit(FINDING)
+
+
+def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_json: bool) -> None:
+    from relay.store.events import Chosen
+
+    entity_type, entity_id = parse_entity(entity)
+    with exit_on_error():
+        config, database = open_database()
+        sync = _sync_of(config, route)
+        types = tuple(config.routes[route].when.entity_type)
+        chosen = Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
+        try:
+            previews = [*_previews(database, config, sync, chosen)]
+        finally:
+            sync.close()
+    found = [each for each in previews if not each.is_in_sync]
+    rows = [*map(msgspec.to_builtins, found)] if as_json else [row for each in found for row in _rows(each)]
+    _finish(
+        rows, ("entity", "change", "field", "before", "after", "why"), _summary(len(previews), found), as_json=as_json
+    )
+
+
+def _summary(number: int, found: Sequence[Preview]) -> str:
+    failed = sum(preview.change == "failed" for preview in found)
+    compared, differing = number - failed, len(found) - failed
+    if not number:
+        return "no entity to compare"
+    differ = f"{differing:,} {'differs' if differing == 1 else 'differ'}" if differing else "in sync"
+    failures = f"; {counted(failed, 'entity')} could not be compared" if failed else ""
+    return (f"{counted(compared, 'entity')} compared: {differ}" if compared else "nothing compared") + failures
+
+
+def _rows(found: Preview) -> list[dict[str, Any]]:
+    about = {"entity_type": found.entity_type, "entity_id": found.entity_id, "change": found.change, "why": found.why}
+    return [{**about, **msgspec.structs.asdict(field)} for field in found.fields] or [about]
+
+
+def _sync_of(config: Config, route: str) -> Sync:
+    from relay.destinations import build
+    from relay.destinations.sync import Sync
+
+    require_known("route", route, config.routes)
+    deliverer = build(config)[route]
+    if not isinstance(deliverer, Sync):
+        fail(f"route {route} does not go to a sync destination: there is nothing to compare")
+    return deliverer
+
+
+def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) -> Iterator[Preview]:
+    """Preview page by page, as many at a time as the destination takes calls."""
+    from relay.destinations.base import without_lease
+    from relay.destinations.preview import preview
+    from relay.store import events
+
+    context = without_lease()
+    at_once = config.destinations[config.routes[chosen.route].destination].concurrency
+    after = events.FIRST
+    with bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
+        while page := events.entities(database, chosen, after, _PAGE):
+            for found in pool.map(lambda delivery: preview(sync, delivery, context), page):
+                report()
+                yield found
+            after = (str(page[-1].entity_type), str(page[-1].entity_id))
+
+
+def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_json: bool) -> None:
+    """Compare the configuration in `path` with today's, print the differences, and exit by them."""
+    from inbox.loader.load import load_file
+    from relay.destinations.preview import Variant, compare
+    from relay.store import events as stored
+
+    found: dict[tuple[object, ...], dict[str, Any]] = {}
+    number = differ = 0
+    with exit_on_error():
+        today, database = open_database()
+        file = load_file(path)
+        require_known("route", route, (*today.routes, *file.sound.routes))
+        old, new = (
+            each.make(lambda config: Variant(config, only_route=route, fetches=fetch)) for each in (load_file(), file)
+        )
+        try:
+            for event in stored.newest_events(database, events):
+                number += 1
+                differences = [*compare(old, new, event)]
+                differ += bool(differences)
+                for each in differences:
+                    key = each.source, each.route, each.part, repr(each.before), repr(each.after)
+                    row = {**msgspec.structs.asdict(each), "events": 0, "last_seq": each.seq}
+                    found.setdefault(key, row)["events"] += 1
+        finally:
+            old.close()
+            new.close()
+    for name in () if fetch else sorted(today.routes.keys() & new.config.routes.keys()):
+        if route in {None, name} and today.routes[name].sync != new.config.routes[name].sync:
+            say(f"[routes.{name}.sync] differs: --fetch compares the writes that would follow")
+    differing = f"{differ:,} differ" if differ else "no difference"
+    summary = f"{counted(number, 'event')} compared: {differing}"
+    _finish([*found.values()], ("route", "part", "events", "last_seq", "before", "after"), summary, as_json=as_json)
+
+
+# --- sweeps
+
+
+def sweep(
+    *,
+    source: Annotated[str, typer.Option(help="The source; its `sweeps` say how it is asked.")],
+    since: Since = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Only report what is missing; add nothing, and keep the watermark.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compare all ids of both sides instead, of each route with a `listing`.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find changes that no webhook reported, and add an event for each.
+
+    Begins a little before the end of the last sweep; the first one compares everything. Change listings don't include
+    deletions: --full reports counterparts whose entity is gone, and entities without a counterpart. The exit status is 1
+    when anything was missing.
+
+    Examples:
+      relay sweep --source trivore
+      relay sweep --source trivore --since 2026-01-01 --dry-run
+      relay sweep --source trivore --full --json
+    """
+    with exit_on_error():
+        config, database = open_database()
+        require_known("source", source, config.sources)
+        tables = config.sources[source].sweeps
+        if not tables:
+            fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
+        if full:
+            orphans = [row for number in range(len(tables)) for row in _orphans(config, source, number)]
+            differing = f"{counted(len(orphans), 'difference')}" if orphans else "both sides have the same"
+            _finish(orphans, ("entity", "finding", "route"), differing, as_json=as_json)
+            return
+        swept = [_swept(config, database, source, number, since, dry=dry) for number in range(len(tables))]
+    rows = [msgspec.structs.asdict(result) for result in swept]
+    missed = sum(result.missed for result in swept)
+    if as_json:
+        put_json(rows)
+    else:
+        show(rows, ("source", "entity_type", "compared", "missed", "added", "left_out", "since", "until"))
+        was = "was" if missed == 1 else "were"
+        say(f"{counted(missed, 'change')} {was} missing" if missed else "nothing was missing")
+        if left_out := sum(result.left_out for result in swept):
+            have = "event has" if left_out == 1 else "events have"
+            say(f"{left_out} {have} no entity in the body, as it is larger than max_body of {source}")
+    if missed:
+        raise typer.Exit(FINDING)
+
+
+def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
+    from relay.sweep.run import orphans
+
+    with bar("listing") as report:
+        try:
+            return list(orphans(config, source, number, lambda side, _entities: report(doing=f"listing {side}")))
+        except SweepFailed as error:
+            fail(str(error))
+
+
+def _swept(
+    config: Config, database: Database, source: str, number: int, begin: datetime | None, *, dry: bool
+) -> SweepFindings:
+    from relay.destinations.base import without_lease
+    from relay.store import sweeps
+    from relay.store.work import Work
+    from relay.sweep.run import CompiledSweep
+
+    sweeping = CompiledSweep(config, source, number)
+    entity_type = sweeping.table.entity_type
+    usual, before = sweeping.begins(database)
+    work = Work(database, config, {})
+    try:
+        with bar(f"comparing {entity_type}") as report:
+            for swept in sweeping.run(work, without_lease(), begin or usual, dry=dry):
+                report(swept.compared)
+    except SweepFailed as error:
+        if not dry:
+            sweeps.broke_off(database, source, entity_type, swept.missed)
+        fail(
+            f"{source} {entity_type}: {error}; {swept.compared} were compared, {swept.added} added, and the next sweep begins again"
+        )
+    finally:
+        sweeping.close()
+    # A watermark says that all before it was compared: a sweep that began later doesn't move it.
+    if not dry and (begin is None or (before is not None and begin <= before)):
+        sweeps.finish(work, swept)
+    return swept
+
+
+# --- state and log
+
+_DIFFERENCE = ("finding", "seq", "route", "lane", "facts_say", "stored")
+
+
+def verify(*, as_json: AsJson = False) -> None:
+    """Compare the state of every delivery with its facts. Changes nothing.
+
+    Receivers and relays may run meanwhile; it reads some events at a time. It checks that every event is open or ended
+    on each of its routes, that attempts, replays and due times agree, and that every lane with waiting deliveries has
+    its head. A lane's memory is judged by the kind of lane that each event was delivered
+    in, whatever `lane` its route has now.
+
+    Exits with 0 when all agree, with 1 on any difference, and with 2 when the configuration is wrong, or the database does not
+    answer.
+
+    Examples:
+      relay verify
+      relay verify --json
+    """
+    from relay.store.audit.verify import verify as verify_all
+
+    with exit_on_error():
+        config, database = open_database()
+        found, counts = _all_of(database, verify_all(database, config), "verifying")
+    if not found and not as_json:
+        answer(f"agreed: {counts}")
+        return
+    them = "it" if len(found) == 1 else "them"
+    summary = f"{counted(len(found), 'difference')} in {counts}; `relay rebuild` repairs {them}"
+    _finish(found, _DIFFERENCE, summary, as_json=as_json)
+
+
+def rebuild(*, as_json: AsJson = False) -> None:
+    """Repair the findings of relay verify from the log. Receivers and relays may run meanwhile.
+
+    A delivery that lost its row gets it back and is delivered, one that has ended loses it, and a lane without a head
+    gets one. A lost row comes back in the lane that its route gives the event now. Facts are never changed: where they
+    contradict each other, a fact `corrected` is added. Rows and facts whose event is not in the inbox are removed. Events
+    that arrive meanwhile are left alone.
+
+    Exits with 0 also when it repaired something, and with 2 when the configuration is wrong, or the database does not answer.
+
+    Examples:
+      relay rebuild
+      relay rebuild --json
+    """
+    from relay.store.audit.rebuild import rebuild as rebuild_all
+
+    with exit_on_error():
+        config, database = open_database()
+        repaired, counts = _all_of(database, rebuild_all(database, config, who=login_name()), "rebuilding")
+    if as_json:
+        put_json(repaired)
+        return
+    if repaired:
+        show(repaired, _DIFFERENCE)
+    done = f"repaired {counted(len(repaired), 'difference')} in" if repaired else "nothing to repair:"
+    answer(f"{done} {counts}")
+
+
+def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[list[dict[str, Any]], str]:
+    """Work through the chunks with a progress bar. Return the differences, and the numbers of what was seen, in words."""
+    from relay.store.audit.verify import bounds
+
+    differences: list[dict[str, Any]] = []
+    events = deliveries = facts = 0
+    low, high = bounds(database)
+    with bar(doing, high - low + 1) as report:
+        for chunk in chunks:
+            events, deliveries, facts = events + chunk.events, deliveries + chunk.deliveries, facts + chunk.facts
+            differences += map(msgspec.structs.asdict, chunk.differences)
+            report(min(chunk.upto, high) - low + 1)
+    return differences, f"{counted(events, 'event')}, {counted(deliveries, 'delivery')}, {counted(facts, 'fact')}"

@@ -1,0 +1,293 @@
+"""Commands that set up an installation: `inbox init`, `migrate` and `roles`, and `inbox copy`, which moves it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+from rich.text import Text
+
+from inbox.observe.visible import visible
+from relay.cli.options import AsJson, require_known
+from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put, put_json, say, show
+from relay.words import counted, lasting
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from inbox.config.model import Config
+    from inbox.db.copying import CopiedTable, Report
+
+_MOST_SHOWN = 20
+
+
+def init(
+    *,
+    source: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="The provider, as docs/reference/sources.md lists them.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="The work for each event: forward, sync, slack or python.")] = "forward",
+    destination: Annotated[str | None, typer.Option(metavar="URL", help="The system that gets the events.")] = None,
+    database: Annotated[str, typer.Option(help="sqlite, a file for one host, or postgresql.")] = "sqlite",
+    path: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="The file; inbox.toml, or what INBOX_CONFIG names.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write an inbox.toml with a source, a destination and a route, and say what to do next.
+
+    `forward` sends the original webhook on to a URL; `sync` fetches the changed entity from its source, and creates or updates
+    it elsewhere; `slack` posts a message for each event; `python` calls a function of yours. Secrets are named in the file and
+    never written to it.
+
+    Examples:
+      inbox init --source github
+      inbox init --source github --kind forward --destination https://ci.example.com/hook
+      inbox init --source shopify --kind python --database postgresql
+    """
+    from inbox.loader.load import DEFAULT_FILE, config_path
+    from inbox.sources import PRESETS
+    from relay.cli.starter import DATABASES, DEFAULT_URL, DESTINATIONS, HANDLERS, starter, url_problem
+
+    file = path or config_path()
+    if file.exists() and not force:
+        fail(f"there is {file} already: --force replaces it, and --path writes another file")
+    if not file.parent.is_dir():
+        fail(f"there is no folder {file.parent}: make it first")
+    if source is None:
+        fail(f"give --source, one of {', '.join(sorted(PRESETS))}")
+    require_known("source", source, PRESETS)
+    require_known("kind", kind, DESTINATIONS)
+    require_known("database", database, DATABASES)
+    if destination is not None and (problem := url_problem(destination)) is not None:
+        fail(f"--destination {problem}")
+    if kind == "python" and destination is not None:
+        fail("--destination has no meaning with --kind python: the function makes its own calls")
+    made = starter(source, kind, destination or DEFAULT_URL, database)
+    _write(file, made.text, force=force)
+    handlers = file.parent / "handlers.py"
+    if kind == "python" and not handlers.exists():
+        _write(handlers, HANDLERS, force=False)
+    answer("next, change what differs in it, and run:")
+    if str(file) != DEFAULT_FILE:
+        answer(f"  export INBOX_CONFIG={shlex.quote(str(file))}")
+    put(*(Text(visible(f"  export {name}=…  # {meaning}")) for name, meaning in made.variables.items()))
+    commands = ("inbox migrate", "inbox check", "inbox serve &", "relay run &")
+    for command in (*commands, f"inbox send {source}") if made.can_send else commands:
+        answer(f"  {command}")
+    answer(f"webhooks go to POST /webhooks/{source}")
+
+
+def _write(file: Path, text: str, *, force: bool) -> None:
+    try:
+        with file.open("w" if force else "x", encoding="utf-8") as opened:
+            opened.write(text)
+    except OSError as error:
+        fail(f"can't write {file}: {error.strerror}")
+    answer(f"wrote {file}")
+
+
+# --- the schema
+
+
+def migrate(
+    *,
+    contract: Annotated[
+        bool,
+        typer.Option(
+            "--contract",
+            help="Also take away what only older versions use. Stop every receiver and relay of theirs first.",
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and change nothing.")] = False,
+) -> None:
+    """Bring the database to this version's schema; do nothing when it is current. Receivers and relays may run meanwhile.
+
+    Examples:
+      inbox migrate --dry-run
+      inbox migrate
+      INBOX_DATABASE_URL=postgresql+psycopg://localhost/inbox inbox migrate
+    """
+    from inbox.db import engine, migrate
+    from inbox.exposure import exposure_warnings
+    from inbox.loader.load import config_path, read_config
+
+    with exit_on_error():
+        config = read_config()
+        made = engine.connect(config.database.url, application="inbox-migrate")
+        if dry_run:
+            steps = [f"{step}{'  (with --contract)' if step.contracts else ''}" for step in migrate.plan(made)]
+            for step in steps or ["the database is up to date"]:
+                answer(step)
+            return
+        done = migrate.upgrade(made, say, contract=contract)
+        behind = migrate.lacking_rights(made)
+        made.dispose()
+        for exposure in exposure_warnings(config_path(), config):
+            say(f"warning: {exposure}")
+    came = f"was brought from {done.before or 'empty'} to {done.after}"
+    answer(f"the database {'is up to date' if done.before == done.after else came}")
+    if done.remaining:
+        answer(
+            f"{', '.join(step.revision for step in done.remaining)} to follow with `inbox migrate --contract`, when every receiver"
+            " and relay of an older version has ended"
+        )
+    if behind:
+        say(f"the roles have no rights yet on {', '.join(behind)}: run `inbox roles | psql`")
+
+
+def roles(
+    *,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="Beginning of the names of roles, which a server's databases share. Unless given: the schema, or inbox in public."
+        ),
+    ] = None,
+) -> None:
+    """Print the SQL that makes the roles receiver, relay, web, operator and two readers on Postgres, with rights and timeouts.
+
+    A superuser runs it by `inbox roles | psql`: after each `inbox migrate`, and after each new login role. It may run again at
+    any time.
+
+    Examples:
+      inbox roles
+      inbox roles --prefix orders
+    """
+    from inbox.db import engine, migrate
+    from inbox.loader.load import read_config
+
+    with exit_on_error():
+        url = engine.parse_url(read_config().database.url)
+        if url.get_backend_name() != "postgresql":
+            fail("a SQLite file has no roles; its mode decides who may read and write it")
+        script = migrate.roles_script(str(url.query.get("schema", engine.DEFAULT_SCHEMA)), prefix)
+    put(*(Text(visible(line)) for line in script.splitlines()))
+
+
+# --- the copy
+
+
+def copy(
+    *,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="The other database, as `url` of [database]: postgresql+psycopg://…, sqlite:///…, env:NAME or file:/path.",
+        ),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move the whole installation into another, empty database. Shows the plan; --yes does it.
+
+    Stop receivers and relays first: nothing may write to the source meanwhile. The target gets its tables, every row of
+    each, and the place where their numbers go on. Then both ends are compared. All of it is one transaction: after an
+    interrupt or a failure, the target is empty, and the same command begins again. The source stays as it is.
+
+    Exits with 1 when a row can't be copied, or when it was interrupted.
+
+    Examples:
+      inbox copy --to postgresql+psycopg://inbox@localhost/inbox
+      inbox copy --to env:NEW_DATABASE_URL --json
+      inbox copy --to env:NEW_DATABASE_URL --yes
+    """
+    from inbox.db import copying, engine, migrate
+    from inbox.errors import CopyFailed
+    from inbox.loader.load import read_config, revealed_url
+
+    with exit_on_error():
+        config = read_config()
+        urls = {"source": config.database.url, "target": revealed_url(to, "--to", os.environ)}
+        named = {end: engine.shown(engine.parse_url(url)) for end, url in urls.items()}
+        if named["source"] == named["target"]:
+            fail("--to names the database of the configuration itself: name another one")
+        source, target = (engine.connect(url, application="inbox-copy") for url in urls.values())
+        migrate.require_current(source)
+        planned, running = copying.plan(source, target), copying.running_programs(source)
+        together = ", ".join(f"the {each}" for each in running[:_MOST_SHOWN])
+        if not yes:
+            _show_plan(named, planned, running, together, as_json=as_json)
+            return
+        if running:
+            fail(f"the source is in use: stop {together}, then run it again")
+        began = time.monotonic()
+        try:
+            with _reporting(planned) as report:
+                tables = copying.copy(source, target, report)
+        except (CopyFailed, KeyboardInterrupt) as error:
+            interrupted = "interrupted, and the target is empty; the same command begins again"
+            say(f"stopped, and the target is empty: {error}" if isinstance(error, CopyFailed) else interrupted)
+            raise typer.Exit(FINDING) from None
+        with _reporting(planned) as report:
+            verdict = _verified(target, config, report)
+        _show_result(named, tables, verdict, time.monotonic() - began, as_json=as_json)
+
+
+def _verified(target: Engine, config: Config, report: Report) -> dict[str, int]:
+    """Compare the state in the target with its log, as `relay verify` does, and count what was compared."""
+    from relay.store.audit.verify import verify
+    from relay.store.database import Database
+
+    counts = dict.fromkeys(("events", "deliveries", "facts", "differences"), 0)
+    for chunk in verify(Database(target), config):
+        found = (chunk.events, chunk.deliveries, chunk.facts, len(chunk.differences))
+        counts = {name: counts[name] + more for name, more in zip(counts, found, strict=True)}
+        report("verifying", "seq", chunk.upto)
+    return counts
+
+
+@contextmanager
+def _reporting(planned: Mapping[str, int]) -> Iterator[Report]:
+    """Show a bar for the table in work."""
+    with bar("copying") as shown:
+        yield lambda step, table, done: shown(done, doing=f"{step} {table}", total=planned.get(table))
+
+
+def _show_plan(
+    named: Mapping[str, str], planned: Mapping[str, int], running: Sequence[str], together: str, *, as_json: bool
+) -> None:
+    lines = [{"table": table, "rows": rows} for table, rows in planned.items()]
+    if as_json:
+        put_json({**named, "running": list(running), "tables": lines})
+        return
+    show(lines, ("table", "rows"))
+    answer(f"from {named['source']} to {named['target']}")
+    if running:
+        say(f"before it, stop {together}")
+    say(f"{counted(sum(planned.values()), 'row')}; --yes copies them")
+
+
+def _show_result(
+    named: Mapping[str, str],
+    tables: Sequence[CopiedTable],
+    verdict: Mapping[str, int],
+    seconds: float,
+    *,
+    as_json: bool,
+) -> None:
+    rows, found = sum(table.rows for table in tables), msgspec.to_builtins(tables)
+    if as_json:
+        put_json({**named, "seconds": round(seconds, 3), "rows": rows, "tables": found, "verify": verdict})
+        return
+    show(found, ("table", "rows"))
+    answer(f"copied and compared {counted(rows, 'row')} in {lasting(seconds)}: both ends are equal")
+    if verdict["differences"]:
+        differences = counted(verdict["differences"], "difference")
+        say(
+            f"state and log have {differences}, as in the source: `relay verify` shows them, `relay rebuild` repairs them"
+        )
+    else:
+        answer(f"state and log of it agree: {counted(verdict['events'], 'event')}, {counted(verdict['facts'], 'fact')}")
+    say(
+        "next: put its url into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
+        " source again: what it takes would not be in the copy"
+    )

@@ -1,0 +1,70 @@
+"""Posts alerts in a thread of its own, so that a chat that hangs delays no delivery."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from datetime import datetime
+
+from inbox.config.model import AlertFormat
+from inbox.observe.logs import place_of
+from relay.daemon.generation import Generations
+from relay.delivery.alerts import Posted, payload
+from relay.http.client import HttpClient, Limits, Request
+from relay.observe import Observer
+from relay.steps import Steps
+from relay.store import alerts
+
+
+class AlertSender:
+    """Posts one alert after the other, by the configuration that is active."""
+
+    def __init__(
+        self,
+        generations: Generations,
+        *,
+        stop: threading.Event,
+        now: Callable[[], datetime],
+        observer: Observer,
+        steps: Steps,
+    ) -> None:
+        self._generations = generations
+        self._limits = Limits(lambda: float("inf"), stop, now)
+        self._observer = observer
+        self._steps = steps
+
+    def run_due(self) -> float | None:
+        """Post an alert that is due. Returns 0 when there was one: the next is due at once."""
+        return self._steps.run("send_alerts", self._post_next, None)
+
+    def _post_next(self) -> float | None:
+        active = self._generations.active
+        if active.alert_client is None:
+            return None
+        unsent = alerts.take_unsent(active.work)
+        for one in unsent:
+            error, is_final = post(one, active.alert_client, active.work.config.alerts.format, self._limits)
+            if error is not None:
+                self._observer.tell(
+                    "alert_not_posted", number=one.id, kind=one.alert.kind, subject=one.alert.subject, error=error
+                )
+            alerts.posted(active.work.database, one.id, error, is_final=is_final)
+        return 0.0 if unsent else None
+
+
+def post(alert: Posted, client: HttpClient, form: AlertFormat, limits: Limits) -> tuple[str | None, bool]:
+    """Post an alert. Returns the error, or None, and whether it is final. Raises nothing."""
+    try:
+        body = json.dumps(payload(alert, form)).encode()
+    except BaseException as error:  # noqa: BLE001  # an alert that can't be worded must not keep the others back
+        return f"it can't be worded: {_bug(error)}", True
+    try:
+        answer = client.call(Request("alert", "POST", {"Content-Type": "application/json"}, body=body), limits)
+        return None if answer.error_class is None else answer.failed(()).error, False
+    except BaseException as error:  # noqa: BLE001  # as above
+        return f"a bug in the call: {_bug(error)}", False
+
+
+def _bug(error: BaseException) -> str:
+    return f"{type(error).__name__} at {place_of(error)}"
