@@ -128,7 +128,7 @@ class Sweeper:
             if swept is None:
                 self._broke_off(sweeping, turn, None)
             else:
-                self._ended(sweeping, turn, swept)
+                self._ended(sweeping, swept)
         except SweepFailed as error:
             failed = "sweep_failed"
             self._broke_off(sweeping, turn, None if self._stop.is_set() else str(error))
@@ -166,7 +166,7 @@ class Sweeper:
                     renew_at = steady() + RENEW_EVERY_SECONDS
         return swept
 
-    def _ended(self, sweeping: CompiledSweep, turn: sweeps.Turn, swept: SweepFindings) -> None:
+    def _ended(self, sweeping: CompiledSweep, swept: SweepFindings) -> None:
         alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
         sweeps.finish(self._work, swept, alerts)
         self._observer.swept(sweeping.subject, swept)
