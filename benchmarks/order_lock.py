@@ -156,8 +156,8 @@ SELECT n, '{ROUTE}', 'USER|' || {entity}, {when}, '{state}', {due}, {int(state =
             detail = """'{"cause": "mapping", "error": "email: no value"}'"""
             statements.append(
                 f"""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
-SELECT {when}, n, '{ROUTE}', 'dead', 1, {f"CAST({detail} AS jsonb)" if self.is_postgres else detail} FROM {numbers}"""
+INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+SELECT {when}, n, '{ROUTE}', 'dead', 'dead', 1, {f"CAST({detail} AS jsonb)" if self.is_postgres else detail} FROM {numbers}"""
             )
         with self.engine.begin() as connection:
             for statement in statements:

@@ -265,10 +265,6 @@ class NoSuchCommand(UnusableCommand):
     """No row of `relay_command` has this id."""
 
 
-class UnreadableLog(InboxRelayError):
-    """This version can't read a fact of one delivery, which alone stays unchanged. The message names the fact and a remedy."""
-
-
 class SweepFailed(InboxRelayError):
     """A sweep could not read all changes of a source. Changes that it compared so far stay compared."""
 

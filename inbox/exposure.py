@@ -36,11 +36,6 @@ def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
                 ' write secrets = ["env:NAME"] instead'
             )
     held = [*literal_secrets(config)]
-    if config.database.url.is_literal and parse_url(config.database.url).password and config.database.password is None:
-        held.append("database.url")
-    viewers = config.web.viewer_url
-    if viewers is not None and viewers.is_literal and parse_url(viewers).password:
-        held.append("web.viewer_url")
     if held and _is_open_to_others(path):
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
         yield (
@@ -71,7 +66,11 @@ def _closed(*paths: object) -> str:
 
 
 def literal_secrets(config: Config) -> Iterator[str]:
-    """Yield the keys of secrets that the file itself contains."""
+    """Yield the keys of secrets that the file itself contains; last those of URLs with a password.
+
+    Raises:
+        ConfigError: a URL can't be read.
+    """
     for key, value in values_in(config):
         name = key.rpartition(".")[2]
         if isinstance(value, Secret):
@@ -79,6 +78,9 @@ def literal_secrets(config: Config) -> Iterator[str]:
         else:
             is_literal = isinstance(value, str) and name == "proxy" and "@" in value
         if is_literal:
+            yield key
+    for key, url in (("database.url", config.database.url), ("web.viewer_url", config.web.viewer_url)):
+        if url is not None and url.is_literal and parse_url(url).password:
             yield key
 
 

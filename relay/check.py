@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from http import HTTPStatus
@@ -159,21 +160,14 @@ def mistakes(file: ConfigFile) -> list[ConfigFinding]:
 
 def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> Iterator[str]:
     values = dict(values_in(file.sound))
-    for key in literal_secrets(file.sound):
-        yield f"{key}: the secret stands in the file, for all who read it; {_place_for(values[key], environment)}"
-    database, viewers = file.sound.database, file.sound.web.viewer_url
-    if database.url.is_literal and database.password is None and _has_password(database.url):
-        yield 'database.url: the password stands in the file; write password = "env:NAME" or "file:/path"'
-    if viewers is not None and viewers.is_literal and _has_password(viewers):
-        yield 'web.viewer_url: the password stands in the file; write "env:NAME" or "file:/path"'
+    with suppress(ConfigError):  # of a URL, which is a mistake already
+        for key in literal_secrets(file.sound):
+            yield f"{key}: the secret stands in the file, for all who read it; {_place_for(key, values[key], environment)}"
+        yield from exposure_warnings(path, file.sound)
     yield from expired(file.sound)
     for key, value in values.items():
         if isinstance(value, Secret) and value.reference.startswith("env:"):
             yield from _odd_value(key, value.reference.removeprefix("env:"), environment)
-    try:
-        yield from exposure_warnings(path, file.sound)
-    except ConfigError:  # of the database's url, which is a mistake already
-        return
 
 
 def expired(config: Config, at: datetime | None = None) -> Iterator[str]:
@@ -204,10 +198,10 @@ def _certificate_ended(key: str, path: Path, moment: datetime) -> x509.Certifica
     return found[0] if found and found[0].not_valid_after_utc <= moment else None
 
 
-def _place_for(value: object, environment: Mapping[str, str]) -> str:
+def _place_for(key: str, value: object, environment: Mapping[str, str]) -> str:
     if isinstance(value, Secret) and value.reference in environment:
         return f'did you mean "env:{value.reference}", the variable?'
-    return 'write "env:NAME" or "file:/path"'
+    return f'write {"password = " if key == "database.url" else ""}"env:NAME" or "file:/path"'
 
 
 def _odd_value(key: str, name: str, environment: Mapping[str, str]) -> Iterator[str]:
@@ -219,13 +213,6 @@ def _odd_value(key: str, name: str, environment: Mapping[str, str]) -> Iterator[
         yield f"{key}: the value of {name} stands in quotes, which are part of the secret"
     elif value.startswith(("$", "env:", "file:")):
         yield f"{key}: the value of {name} looks like the name of a place, and nothing looks there"
-
-
-def _has_password(url: str) -> bool:
-    try:
-        return "@" in url and bool(engine.parse_url(url).password)
-    except ConfigError:
-        return False
 
 
 # --- the systems that it names

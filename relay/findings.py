@@ -18,6 +18,7 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql
 from inbox.db.health_views import MOST_LISTED, Kind
 from inbox.events.states import GONE_SECONDS
+from inbox.events.timestamps import rfc3339
 from relay.delivery.gates import resume_command
 from relay.store.database import Database
 from relay.store.overview import FiringAlert, HeldGate, Overview
@@ -97,7 +98,7 @@ _KINDS = (
         "gate_closed",
         "warning",
         "A gate has been paused for three days, its breaker open for an hour, or its endpoint is gone; before, information.",
-        "relay resume --KIND NAME",
+        f"relay resume --KIND NAME{_REASON}",
     ),
     FindingKind(
         "delivery_dead", "warning", "Deliveries were given up: changes are missing.", "relay dead --route {route}"
@@ -113,6 +114,12 @@ _KINDS = (
         "information",
         "Attempts wait for more than a minute after a failure; once the cause is gone, `relay retry` need not wait.",
         f"relay retry --route {{route}}{_REASON}",
+    ),
+    FindingKind(
+        "clock_went_back",
+        "warning",
+        "Stored times lie in the future of the database's clock, as after it was set back: retries come late by as much.",
+        f"relay retry --all{_REASON}",
     ),
     FindingKind("sweep_failed", "warning", "The last sweep of a source failed.", "relay sweep --source {source}"),
     FindingKind("alert", "warning", "A condition of an alert has begun and not ended.", "relay status"),
@@ -214,6 +221,10 @@ def findings(seen: Overview, checked: Sequence[Finding], most_named: int = MOST_
         *checked,
         *(_of_gate(gate, seen.at) for gate in seen.gates if gate.state not in _END_SOON),
         *_of_routes(seen),
+        *(
+            KINDS["clock_went_back"].found(name, f"the newest {name} is {relative(at, seen.at)}: {rfc3339(at)}")
+            for name, at in seen.ahead.items()
+        ),
         *(of_alert(alert) for alert in seen.alerts if alert.kind not in _SAID_OTHERWISE),
     ]
     named: defaultdict[str, list[Finding]] = defaultdict(list)
@@ -260,7 +271,7 @@ def _of_gate(gate: HeldGate, now: datetime) -> Finding:
     else:
         sentence = f"{gate.title} is not called, its circuit breaker is open: resume it once it works again"
     why = ": ".join(part for part in (gate.by, gate.why) if part)
-    command = resume_command(gate.kind, gate.name)
+    command = f"{resume_command(gate.kind, gate.name)}{_REASON}"
     return KINDS["gate_closed"].found(
         gate.title, sentence, level=level, why=why, since=gate.since, remedy=command, fields=gate.fields
     )

@@ -114,7 +114,7 @@ _FACTS = {
     "took_over": ("goes on with the attempts of event {of}, which it superseded", ""),
     "rescheduled": ("rescheduled{person}: due {due_at}", ""),
     "rearmed": ("to be delivered again: a duplicate request may stand for a change that is not delivered yet", ""),
-    "corrected": ("corrected to {state}{person}", ""),
+    "corrected": ("corrected{person}", ""),
     "erased": ("the entity was erased{person}", _QUIET),
 }
 """The sentence for each kind of fact, and its tone."""

@@ -226,7 +226,7 @@ class Update(CallKeys, frozen=True, kw_only=True):
     """Change of the counterpart."""
 
     method: Method = "PATCH"
-    format: Literal["merge-patch", "json", "form"] = "merge-patch"
+    format: Literal["merge-patch", "json"] = "merge-patch"
     if_match: str | None = None
     """JMESPath over `target` and `etag`, the version in the answer to `find`. Its value is sent as `If-Match`. On 412
     (somebody else changed the counterpart) the process starts again."""

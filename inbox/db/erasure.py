@@ -41,10 +41,9 @@ PSEUDONYM = f"{ERASED}:"
 
 KEPT = (
     "attempt", "because", "blocks_lane", "by", "cause", "counted", "crashes", "did", "due_at", "duplicate", "error_class",
-    "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "run", "stale_suspected", "state", "was_due_at",
-    "who",
+    "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "stale_suspected", "was_due_at", "who",
 )  # fmt: skip
-"""Keys of `delivery_log.detail` that stay: from them follows the state of the delivery. `who` is an operator."""
+"""Keys of `delivery_log.detail` that stay: they say how it went on. `who` is an operator."""
 EMPTIED = ("error", "why")
 """Keys whose text gives way to a word, since a fact can't be read without them. Every other key goes."""
 
@@ -471,8 +470,8 @@ WHERE (body IS NOT NULL OR error IS NOT NULL) AND seq IN {erased}""",
                 f"UPDATE delivery_log SET detail = {emptied(sql.name, 'delivery_log.detail')} WHERE seq IN {erased}",
                 f"""UPDATE lane SET applied_hash = NULL
 WHERE lane = '*' AND seq IN {erased} AND route IN {routes}""",
-                f"""INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
-SELECT (SELECT {sql.now}), l.seq, l.route, 'erased', l.attempt, NULL, {said}
+                f"""INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, crashes, relay_node, detail)
+SELECT (SELECT {sql.now}), l.seq, l.route, 'erased', l.state, l.attempt, l.run, l.crashes, NULL, {said}
 FROM delivery_log l WHERE l.id IN {newest} ORDER BY l.seq, l.route""",
                 f"""INSERT INTO lane (route, lane, occurred_at, seq)
 SELECT route, :erased_lane, occurred_at, seq FROM lane WHERE lane.lane = :lane AND lane.route IN {routes}

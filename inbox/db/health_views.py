@@ -211,7 +211,7 @@ SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.
        {named} || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
 FROM (
-    SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
+    SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command WHERE NOT dry_run
     ORDER BY id DESC
     LIMIT {_NEWEST_COMMANDS}) c
 WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 import tenacity
-from sqlalchemy import Connection, Engine, event, inspect, text
+from sqlalchemy import Connection, Engine, TextClause, event, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.config.values import SchemaName
@@ -350,11 +350,20 @@ def roles_script(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str
 
 def lacking_rights(engine: Engine) -> list[str]:
     """List the tables and views that the relay's role can't read, where there is one: after a migration, the new ones."""
+    return _of_roles(engine, _LACKING)
+
+
+def unlimited_owners(engine: Engine, prefix: str | None = None) -> list[str]:
+    """List the owner of the tables if it may keep a transaction open for good, although roles of `prefix` were made."""
+    return _of_roles(engine, _UNLIMITED, prefix)
+
+
+def _of_roles(engine: Engine, statement: TextClause, prefix: str | None = None) -> list[str]:
     if engine.dialect.name != POSTGRES:
         return []
     with engine.connect() as connection, reading(connection).begin():
-        relay = f"{_prefix_in(schema_of(connection))}_relay"
-        return [str(row.name) for row in connection.execute(_LACKING, {"relay": relay})]
+        relay = f"{prefix or _prefix_in(schema_of(connection))}_relay"
+        return [str(row.name) for row in connection.execute(statement, {"relay": relay})]
 
 
 def _prefix_in(schema: str) -> str:
@@ -368,4 +377,12 @@ WHERE c.relnamespace = CAST(current_schema() AS regnamespace) AND c.relkind IN (
   AND c.relowner = (SELECT o.relowner FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))
   AND NOT has_table_privilege(r.oid, c.oid, 'SELECT')
 ORDER BY c.relname
+""")
+_UNLIMITED = text("""
+SELECT o.rolname AS name
+FROM pg_class c JOIN pg_roles o ON o.oid = c.relowner JOIN pg_roles r ON r.rolname = :relay
+WHERE c.oid = CAST('inbox' AS regclass) AND has_table_privilege(r.oid, c.oid, 'SELECT')
+  AND NOT EXISTS (
+      SELECT FROM pg_db_role_setting s JOIN pg_database d ON d.datname = current_database(), unnest(s.setconfig) AS one
+      WHERE s.setrole IN (0, o.oid) AND s.setdatabase IN (0, d.oid) AND one ~ '^idle_in_transaction_session_timeout=.*[1-9]')
 """)

@@ -116,7 +116,10 @@ def _neighbour(connection: Connection, row: Row, which: str, side: str) -> int |
 
 
 _DELIVERIES = "SELECT * FROM delivery WHERE seq = :seq AND route IS NOT NULL ORDER BY route"
-_FACTS = "SELECT id, at, route, kind, attempt, relay_node, detail FROM delivery_log WHERE seq = :seq ORDER BY id DESC LIMIT :most"
+_FACTS = (
+    "SELECT id, at, route, kind, state, attempt, relay_node, detail FROM delivery_log WHERE seq = :seq"
+    " ORDER BY id DESC LIMIT :most"
+)
 _DUPLICATES = """
 SELECT d.id, d.received_at, d.times, d.last_received_at, d.handled_at, d.error, d.body_sha256 <> i.body_sha256 AS is_other{}
 FROM duplicate_request d JOIN inbox i ON i.seq = d.seq

@@ -41,7 +41,7 @@ from inbox.db.columns import (
     says_why,
 )
 from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, MOST_REASON, MOST_WHO, OPEN_COMMANDS
-from inbox.events.states import HEADS, OPEN_STATES, SUSPECT_CRASHES, THROUGHPUT_KINDS
+from inbox.events.states import HEADS, LOGGED_STATES, OPEN_STATES, SUSPECT_CRASHES, THROUGHPUT_KINDS
 
 metadata = MetaData(
     naming_convention={
@@ -230,7 +230,10 @@ delivery_log = Table(
     required("seq", BigInteger, "the event: inbox.seq"),
     required("route", Text, "the route"),
     required("kind", Text, "kind of fact; explained in docs/reference/states.md"),
-    required("attempt", Integer, "attempts used in this run at that time"),
+    required("state", Text, "state of the delivery after it; ready and received are open"),
+    required("attempt", Integer, "attempts used in this run after it"),
+    count("run", Integer, "number of times that it had been replayed or re-armed"),
+    count("crashes", Integer, "attempts in a row whose lease had expired"),
     optional("relay_node", Text, "relay_node.id of the process that recorded it; empty for an operator's command"),
     required("detail", JsonValue, "calls, statuses, durations, error, next due time, operator and reason"),
     CheckConstraint(
@@ -238,11 +241,12 @@ delivery_log = Table(
         " 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')",
         name="kind",
     ),
+    CheckConstraint(f"state IN ({one_of(LOGGED_STATES)})", name="state"),
     Index("ix_delivery_log_delivery", "seq", "route", "id"),
     # Without autosummarize, a look at the last minute reads all that has been added since the last VACUUM.
     Index("ix_delivery_log_at", "at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     partial_index("ix_delivery_log_attempt", "id", where="kind IN ('attempt_failed', 'abandoned')"),
-    comment="Facts about deliveries, append-only. The state of every delivery is the fold of its facts.",
+    comment="Facts about deliveries, append-only. The last fact of a delivery has its state.",
     postgresql_with=PRUNED,
     sqlite_autoincrement=True,
 )

@@ -38,6 +38,8 @@ class State(StrEnum):
 
 
 OPEN_STATES = tuple(state for state in State if state is not State.ENDED)
+LOGGED_STATES = (State.RECEIVED, State.READY, State.BLOCKED, State.DEAD, State.ENDED)
+"""States that a fact leads to. The first two are open: scheduling determines the state until the next fact."""
 HEADS = (State.READY, State.IN_FLIGHT, State.BLOCKED)
 """States of a lane's head. A lane has at most one; the database refuses a second."""
 

@@ -321,19 +321,7 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
         yield Mistake(path, "does nothing without a create or an update table")
     if sync.find is None and sync.update is not None and sync.update.if_match is not None:
         yield Mistake((*path, "update", "if_match"), "matches the version that find gives; add find = { path = … }")
-    yield from _bodies(path, sync)
-
-
-def _bodies(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
-    """Yield a format that a body of its own replaces, and a deactivation that would change nothing."""
-    update, deactivate = sync.update, sync.deactivate
-    if (
-        update is not None
-        and update.format != "merge-patch"
-        and (update.body is not None or update.graphql is not None)
-    ):
-        yield Mistake((*path, "update", "format"), "says nothing beside a body or graphql, which is JSON; remove it")
-    if deactivate is not None and not deactivate.body and deactivate.graphql is None:
+    if sync.deactivate is not None and not sync.deactivate.body and sync.deactivate.graphql is None:
         yield Mistake((*path, "deactivate", "body"), "is missing")
 
 

@@ -181,18 +181,15 @@ class Health:
         """Answer 200 when a webhook could be stored now, else 503."""
         async with self._probing:
             if time.monotonic() - self._probed_at >= READY_CACHED_SECONDS:
-                self._problem = await self._probe()
+                self._problem = None
+                try:
+                    await self._services().writer.probe()
+                except Unavailable as problem_now:
+                    self._problem = problem_now
                 self._probed_at = time.monotonic()
         if self._problem is not None:
             raise Unavailable(self._problem.detail)
         resp.media = {"status": "ready"}
-
-    async def _probe(self) -> Unavailable | None:
-        try:
-            await self._services().writer.probe()
-        except Unavailable as problem_now:
-            return problem_now
-        return None
 
 
 class Lifespan:

@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from inbox.errors import Unavailable
@@ -42,27 +43,23 @@ Get = Callable[[CertificateUrl], bytes]
 """Fetches a certificate, blocking. Whatever it raises is a failure."""
 
 
+@dataclass(slots=True)
 class _Fetch:
-    """One fetch in progress, and the requests that wait for it."""
+    """One fetch in progress, and the number of requests that wait for it."""
 
-    __slots__ = ("deadline", "done", "waiting")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.done: asyncio.Future[bool] = loop.create_future()
-        self.deadline = loop.time() + LONGEST_SECONDS
-        self.waiting = 0
+    done: asyncio.Future[bool]
+    deadline: float
+    waiting: int = 0
 
 
+@dataclass(slots=True)
 class _SourceFetches:
     """The fetches of one source."""
 
-    __slots__ = ("again_at", "log_at", "running")
-
-    def __init__(self) -> None:
-        self.running: dict[CertificateUrl, _Fetch] = {}
-        self.again_at: dict[CertificateUrl, float] = {}
-        """Of those that failed last."""
-        self.log_at = float("-inf")
+    running: dict[CertificateUrl, _Fetch] = field(default_factory=dict)
+    again_at: dict[CertificateUrl, float] = field(default_factory=dict)
+    """Of those that failed last."""
+    log_at: float = float("-inf")
 
 
 class CertificateFetcher:
@@ -102,7 +99,7 @@ class CertificateFetcher:
     def _begin(
         self, loop: asyncio.AbstractEventLoop, source: _SourceFetches, missing: MissingCertificate, now: datetime
     ) -> _Fetch:
-        fetch = source.running[missing.url] = _Fetch(loop)
+        fetch = source.running[missing.url] = _Fetch(loop.create_future(), loop.time() + LONGEST_SECONDS)
 
         def run() -> None:
             try:
@@ -114,7 +111,12 @@ class CertificateFetcher:
 
         def end(got: bytes | Exception) -> None:
             del source.running[missing.url]
-            failure = got if isinstance(got, Exception) else _not_added(missing, got, now)
+            failure = got if isinstance(got, Exception) else None
+            if isinstance(got, bytes):
+                try:
+                    missing.store.add(missing.url, got, now)
+                except Exception as error:  # noqa: BLE001  # a certificate is the host's bytes, too, and more than ValueError
+                    failure = error
             if failure is not None:
                 _note_failure(source, missing.url, failure, loop.time())
             fetch.done.set_result(failure is None)
@@ -126,14 +128,6 @@ class CertificateFetcher:
         except RuntimeError as error:  # no thread can be started
             loop.call_soon(end, error)
         return fetch
-
-
-def _not_added(missing: MissingCertificate, pem: bytes, now: datetime) -> Exception | None:
-    try:
-        missing.store.add(missing.url, pem, now)
-    except Exception as error:  # noqa: BLE001  # a certificate is the host's bytes, too, and more than ValueError
-        return error
-    return None
 
 
 def _note_failure(source: _SourceFetches, url: CertificateUrl, error: Exception, now: float) -> None:

@@ -258,7 +258,8 @@ class Webhooks:
                 services.meters.count(metrics.REJECTED, name, error.cause)
                 services.tally.add(SOURCE, name, UNAVAILABLE if isinstance(error, Unavailable) else REJECTED)
                 if not isinstance(error, Unavailable):
-                    services.writer.reject(await _rejected(proven, raw, error))
+                    row = partial(_row_of, proven, raw, error)
+                    services.writer.reject(await asyncio.to_thread(row) if len(body) > OFFLOADED_BYTES else row())
                 # Raised here, not there: a frame that holds the error whose traceback holds it is a cycle, and keeps the body.
                 if not _answered_as_provider(proven, error, resp):
                     raise
@@ -395,13 +396,6 @@ def _answered_as_provider(proven: SourceEndpoint | None, error: RequestError, re
     resp.status, resp.data = proven.preset.rejection(error)
     resp.content_type = falcon.MEDIA_JSON
     return True
-
-
-async def _rejected(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
-    """Make the row of a rejected request, in a thread where its body is large."""
-    if len(raw.body) > OFFLOADED_BYTES:
-        return await asyncio.to_thread(_row_of, proven, raw, error)
-    return _row_of(proven, raw, error)
 
 
 def _row_of(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:

@@ -182,7 +182,8 @@ def signed_headers(
 ) -> dict[str, str]:
     """Return the headers of a message that `signer` signs at `at`: signature, time and id."""
     timestamp = _timestamp(signature, at) if signature.timestamp_header or signature.timestamp_prefix else ""
-    digest = signer(_compiled(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode())))
+    content = _compiled(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode()))
+    digest = signer(content)
     parts = [f"{signature.timestamp_prefix}{timestamp}"] if signature.timestamp_prefix else []
     headers = {signature.header: signature.separator.join([*parts, f"{signature.prefix}{encoded(signature, digest)}"])}
     if signature.timestamp_header:

@@ -284,11 +284,15 @@ CREATE TABLE delivery_log (
     seq BIGINT NOT NULL,
     route TEXT NOT NULL,
     kind TEXT NOT NULL,
+    state TEXT NOT NULL,
     attempt INTEGER NOT NULL,
+    run INTEGER DEFAULT 0 NOT NULL,
+    crashes INTEGER DEFAULT 0 NOT NULL,
     relay_node TEXT,
     detail JSONB NOT NULL,
     CONSTRAINT pk_delivery_log PRIMARY KEY (id),
     CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')),
+    CONSTRAINT ck_delivery_log_state CHECK (state IN ('received', 'ready', 'blocked', 'dead', 'ended')),
     CONSTRAINT ck_delivery_log_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (jsonb_typeof(detail) = 'object')
 )
@@ -300,7 +304,7 @@ CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attemp
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
-COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
+COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The last fact of a delivery has its state.';
 
 COMMENT ON COLUMN delivery_log.id IS 'number of the fact';
 
@@ -312,7 +316,13 @@ COMMENT ON COLUMN delivery_log.route IS 'the route';
 
 COMMENT ON COLUMN delivery_log.kind IS 'kind of fact; explained in docs/reference/states.md';
 
-COMMENT ON COLUMN delivery_log.attempt IS 'attempts used in this run at that time';
+COMMENT ON COLUMN delivery_log.state IS 'state of the delivery after it; ready and received are open';
+
+COMMENT ON COLUMN delivery_log.attempt IS 'attempts used in this run after it';
+
+COMMENT ON COLUMN delivery_log.run IS 'number of times that it had been replayed or re-armed';
+
+COMMENT ON COLUMN delivery_log.crashes IS 'attempts in a row whose lease had expired';
 
 COMMENT ON COLUMN delivery_log.relay_node IS 'relay_node.id of the process that recorded it; empty for an operator''s command';
 
@@ -1011,7 +1021,7 @@ SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.
        'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
 FROM (
-    SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
+    SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command WHERE NOT dry_run
     ORDER BY id DESC
     LIMIT 1000) c
 WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
@@ -1436,7 +1446,7 @@ BEGIN
 
     IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail'
        AND EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-       AND NEW.detail = coalesce((SELECT jsonb_object_agg(d.key, CASE WHEN d.key IN ('error', 'why') THEN to_jsonb(CAST('erased' AS text)) ELSE d.value END) FROM jsonb_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'run', 'stale_suspected', 'state', 'was_due_at', 'who', 'error', 'why')), '{}') THEN
+       AND NEW.detail = coalesce((SELECT jsonb_object_agg(d.key, CASE WHEN d.key IN ('error', 'why') THEN to_jsonb(CAST('erased' AS text)) ELSE d.value END) FROM jsonb_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')), '{}') THEN
         RETURN NEW;
     END IF;
     RAISE EXCEPTION 'delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it' USING ERRCODE = 'restrict_violation';

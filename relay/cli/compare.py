@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from inbox.config.model import Config
     from relay.destinations.preview import Preview
     from relay.destinations.sync import Sync
-    from relay.store.audit.verify import Checked
+    from relay.store.audit import Checked
     from relay.store.database import Database
     from relay.store.events import Chosen
     from relay.store.sweeps import SweepFindings
@@ -290,10 +290,10 @@ _DIFFERENCE = ("finding", "seq", "route", "lane", "facts_say", "stored")
 def verify(*, as_json: AsJson = False) -> None:
     """Compare the state of every delivery with its facts. Changes nothing.
 
-    Receivers and relays may run meanwhile; it reads some events at a time. It checks that every event is open or ended
-    on each of its routes, that attempts, replays and due times agree, and that every lane with waiting deliveries has
-    its head. A lane's memory is judged by the kind of lane that each event was delivered
-    in, whatever `lane` its route has now.
+    Receivers and relays may run meanwhile; it reads some events at a time. It checks that each fact can follow the one
+    before, that every event is open or ended on each of its routes, that attempts, replays and due times agree, and that
+    every lane with waiting deliveries has its head. A lane's memory is judged by the kind of lane that each event was
+    delivered in, whatever `lane` its route has now.
 
     Exits with 0 when all agree, with 1 on any difference, and with 2 when the configuration is wrong, or the database does not
     answer.
@@ -302,7 +302,7 @@ def verify(*, as_json: AsJson = False) -> None:
       relay verify
       relay verify --json
     """
-    from relay.store.audit.verify import verify as verify_all
+    from relay.store.audit import verify as verify_all
 
     with exit_on_error():
         config, database = open_database()
@@ -319,9 +319,9 @@ def rebuild(*, as_json: AsJson = False) -> None:
     """Repair the findings of relay verify from the log. Receivers and relays may run meanwhile.
 
     A delivery that lost its row gets it back and is delivered, one that has ended loses it, and a lane without a head
-    gets one. A lost row comes back in the lane that its route gives the event now. Facts are never changed: where they
-    contradict each other, a fact `corrected` is added. Rows and facts whose event is not in the inbox are removed. Events
-    that arrive meanwhile are left alone.
+    gets one. A lost row comes back in the lane that its route gives the event now. Facts are never changed: where one
+    can't follow the one before, a fact `corrected` is added. Rows whose event is not in the inbox are removed. Deliveries
+    in flight, and events that arrive meanwhile, are left alone.
 
     Exits with 0 also when it repaired something, and with 2 when the configuration is wrong, or the database does not answer.
 
@@ -329,7 +329,7 @@ def rebuild(*, as_json: AsJson = False) -> None:
       relay rebuild
       relay rebuild --json
     """
-    from relay.store.audit.rebuild import rebuild as rebuild_all
+    from relay.store.rebuild import rebuild as rebuild_all
 
     with exit_on_error():
         config, database = open_database()
@@ -345,7 +345,7 @@ def rebuild(*, as_json: AsJson = False) -> None:
 
 def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[list[dict[str, Any]], str]:
     """Work through the chunks with a progress bar. Return the differences, and the numbers of what was seen, in words."""
-    from relay.store.audit.verify import bounds
+    from relay.store.audit import bounds
 
     differences: list[dict[str, Any]] = []
     events = deliveries = facts = 0

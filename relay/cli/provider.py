@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
+import requests
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
@@ -66,34 +64,25 @@ def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> S
     else:
         signed = _signed(source, preset, sample, headers, at)
     try:
-        request = urllib.request.Request(  # noqa: S310  # the operator names the URL
-            f"{url.rstrip('/')}/webhooks/{name}{path}",
-            data=sample.body,
-            headers={**headers, **secret_headers, **signed},
-            method="POST",
-        )
-        with _STRAIGHT.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            return SendResult(answer.status, answer.read().decode("utf-8", "replace"))
-    except urllib.error.HTTPError as error:
-        with error:
-            return SendResult(error.code, error.read().decode("utf-8", "replace"))
-    except (http.client.InvalidURL, ValueError):
-        # the text of the exception repeats the path, and the source's token may stand in it
+        with requests.Session() as session:
+            session.trust_env = (
+                False  # a proxy of the environment would see the secret, as a redirect would take it elsewhere
+            )
+            reply = session.post(
+                f"{url.rstrip('/')}/webhooks/{name}{path}",
+                data=sample.body,
+                headers={**headers, **secret_headers, **signed},
+                timeout=_TIMEOUT_SECONDS,
+                allow_redirects=False,
+            )
+    # the text of an exception repeats the path, and the source's token may stand in it
+    except ValueError:
         raise ConfigError(f"{url} is no URL of a receiver; give --url such as http://127.0.0.1:8000") from None
-    except (OSError, http.client.HTTPException) as error:
-        why = error if isinstance(error, OSError) else type(error).__name__
+    except requests.RequestException as error:
         raise ConfigError(
-            f"nobody answers at {url} ({why}); start the receiver with `inbox serve`, or give --url"
+            f"nobody answers at {url} ({type(error).__name__}); start the receiver with `inbox serve`, or give --url"
         ) from None
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: object, **__: object) -> None:
-        """Follow no redirect: it would take the secret elsewhere. The 3xx is the answer."""
-
-
-_STRAIGHT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
-"""An opener that ignores proxies of the environment, which would see the secret."""
+    return SendResult(reply.status_code, reply.content.decode("utf-8", "replace"))
 
 
 def _source(config: Config, name: str) -> Source:

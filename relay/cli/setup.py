@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,10 +19,7 @@ from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put, put
 from relay.words import counted, lasting
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from inbox.config.model import Config
-    from inbox.db.copying import CopiedTable, Report
+    pass
 
 _MOST_SHOWN = 20
 
@@ -33,7 +29,6 @@ def init(
     source: Annotated[
         str | None, typer.Option(metavar="PRESET", help="The provider, as docs/reference/sources.md lists them.")
     ] = None,
-    kind: Annotated[str, typer.Option(help="The work for each event: forward, sync, slack or python.")] = "forward",
     destination: Annotated[str | None, typer.Option(metavar="URL", help="The system that gets the events.")] = None,
     database: Annotated[str, typer.Option(help="sqlite, a file for one host, or postgresql.")] = "sqlite",
     path: Annotated[
@@ -43,18 +38,17 @@ def init(
 ) -> None:
     """Write an inbox.toml with a source, a destination and a route, and say what to do next.
 
-    `forward` sends the original webhook on to a URL; `sync` fetches the changed entity from its source, and creates or updates
-    it elsewhere; `slack` posts a message for each event; `python` calls a function of yours. Secrets are named in the file and
-    never written to it.
+    Every webhook of the source is sent on to the destination, as it came. docs/recipes has whole files for other work.
+    Secrets are named in the file and never written to it.
 
     Examples:
       inbox init --source github
-      inbox init --source github --kind forward --destination https://ci.example.com/hook
-      inbox init --source shopify --kind python --database postgresql
+      inbox init --source github --destination https://ci.example.com/hook
+      inbox init --source shopify --database postgresql
     """
     from inbox.loader.load import DEFAULT_FILE, config_path
     from inbox.sources import PRESETS
-    from relay.cli.starter import DATABASES, DEFAULT_URL, DESTINATIONS, HANDLERS, starter, url_problem
+    from relay.cli.starter import DATABASES, DEFAULT_URL, starter, url_problem
 
     file = path or config_path()
     if file.exists() and not force:
@@ -64,17 +58,16 @@ def init(
     if source is None:
         fail(f"give --source, one of {', '.join(sorted(PRESETS))}")
     require_known("source", source, PRESETS)
-    require_known("kind", kind, DESTINATIONS)
     require_known("database", database, DATABASES)
     if destination is not None and (problem := url_problem(destination)) is not None:
         fail(f"--destination {problem}")
-    if kind == "python" and destination is not None:
-        fail("--destination has no meaning with --kind python: the function makes its own calls")
-    made = starter(source, kind, destination or DEFAULT_URL, database)
-    _write(file, made.text, force=force)
-    handlers = file.parent / "handlers.py"
-    if kind == "python" and not handlers.exists():
-        _write(handlers, HANDLERS, force=False)
+    made = starter(source, destination or DEFAULT_URL, database)
+    try:
+        with file.open("w" if force else "x", encoding="utf-8") as opened:
+            opened.write(made.text)
+    except OSError as error:
+        fail(f"can't write {file}: {error.strerror}")
+    answer(f"wrote {file}")
     answer("next, change what differs in it, and run:")
     if str(file) != DEFAULT_FILE:
         answer(f"  export INBOX_CONFIG={shlex.quote(str(file))}")
@@ -83,15 +76,6 @@ def init(
     for command in (*commands, f"inbox send {source}") if made.can_send else commands:
         answer(f"  {command}")
     answer(f"webhooks go to POST /webhooks/{source}")
-
-
-def _write(file: Path, text: str, *, force: bool) -> None:
-    try:
-        with file.open("w" if force else "x", encoding="utf-8") as opened:
-            opened.write(text)
-    except OSError as error:
-        fail(f"can't write {file}: {error.strerror}")
-    answer(f"wrote {file}")
 
 
 # --- the schema
@@ -221,35 +205,26 @@ def copy(
             fail(f"the source is in use: stop {together}, then run it again")
         began = time.monotonic()
         try:
-            with _reporting(planned) as report:
+            with bar("copying") as shown:
+
+                def report(step: str, table: str, done: int) -> None:
+                    shown(done, doing=f"{step} {table}", total=planned.get(table))
+
                 tables = copying.copy(source, target, report)
         except (CopyFailed, KeyboardInterrupt) as error:
             interrupted = "interrupted, and the target is empty; the same command begins again"
             say(f"stopped, and the target is empty: {error}" if isinstance(error, CopyFailed) else interrupted)
             raise typer.Exit(FINDING) from None
-        with _reporting(planned) as report:
-            verdict = _verified(target, config, report)
-        _show_result(named, tables, verdict, time.monotonic() - began, as_json=as_json)
-
-
-def _verified(target: Engine, config: Config, report: Report) -> dict[str, int]:
-    """Compare the state in the target with its log, as `relay verify` does, and count what was compared."""
-    from relay.store.audit.verify import verify
-    from relay.store.database import Database
-
-    counts = dict.fromkeys(("events", "deliveries", "facts", "differences"), 0)
-    for chunk in verify(Database(target), config):
-        found = (chunk.events, chunk.deliveries, chunk.facts, len(chunk.differences))
-        counts = {name: counts[name] + more for name, more in zip(counts, found, strict=True)}
-        report("verifying", "seq", chunk.upto)
-    return counts
-
-
-@contextmanager
-def _reporting(planned: Mapping[str, int]) -> Iterator[Report]:
-    """Show a bar for the table in work."""
-    with bar("copying") as shown:
-        yield lambda step, table, done: shown(done, doing=f"{step} {table}", total=planned.get(table))
+    rows, seconds, found = sum(each.rows for each in tables), time.monotonic() - began, msgspec.to_builtins(tables)
+    if as_json:
+        put_json({**named, "seconds": round(seconds, 3), "rows": rows, "tables": found})
+        return
+    show(found, ("table", "rows"))
+    answer(f"copied and compared {counted(rows, 'row')} in {lasting(seconds)}: both ends are equal")
+    say(
+        "next: put its url into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
+        " source again: what it takes would not be in the copy"
+    )
 
 
 def _show_plan(
@@ -264,30 +239,3 @@ def _show_plan(
     if running:
         say(f"before it, stop {together}")
     say(f"{counted(sum(planned.values()), 'row')}; --yes copies them")
-
-
-def _show_result(
-    named: Mapping[str, str],
-    tables: Sequence[CopiedTable],
-    verdict: Mapping[str, int],
-    seconds: float,
-    *,
-    as_json: bool,
-) -> None:
-    rows, found = sum(table.rows for table in tables), msgspec.to_builtins(tables)
-    if as_json:
-        put_json({**named, "seconds": round(seconds, 3), "rows": rows, "tables": found, "verify": verdict})
-        return
-    show(found, ("table", "rows"))
-    answer(f"copied and compared {counted(rows, 'row')} in {lasting(seconds)}: both ends are equal")
-    if verdict["differences"]:
-        differences = counted(verdict["differences"], "difference")
-        say(
-            f"state and log have {differences}, as in the source: `relay verify` shows them, `relay rebuild` repairs them"
-        )
-    else:
-        answer(f"state and log of it agree: {counted(verdict['events'], 'event')}, {counted(verdict['facts'], 'fact')}")
-    say(
-        "next: put its url into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
-        " source again: what it takes would not be in the copy"
-    )

@@ -40,12 +40,17 @@ _FILE = """\
 preset = "{preset}"
 {source}
 
-{destination}
+# Gets the body of each webhook, byte for byte, signed as Standard Webhooks. Other kinds: docs/recipes
+[destinations.service]
+kind = "forward"
+url = {url}
+{permissions}signing_secret = "env:SERVICE_SIGNING_SECRET"
+
 # All events; when = {{ event_type = ["…"] }} takes some of them
-[routes.{preset}-to-{name}]
+[routes.{preset}-to-service]
 source = "{preset}"
-destination = "{name}"
-{more}"""
+destination = "service"
+"""
 DATABASES = {
     "sqlite": """\
 url = "sqlite:///inbox.db"  # a file here: for one host""",
@@ -53,89 +58,11 @@ url = "sqlite:///inbox.db"  # a file here: for one host""",
 url = "postgresql+psycopg://inbox@localhost:5432/inbox"  # USER@HOST:PORT/NAME
 password = "env:DATABASE_PASSWORD\"""",
 }
-DESTINATIONS = {
-    "forward": (
-        "service",
-        """\
-# Gets the body of each webhook, byte for byte, signed as Standard Webhooks
-[destinations.service]
-kind = "forward"
-url = {url}
-{permissions}signing_secret = "env:SERVICE_SIGNING_SECRET"
-""",
-    ),
-    "sync": (
-        "service",
-        """\
-# The service that the webhooks are about: the relay fetches the present state of each entity
-[apis.origin]
-base_url = "https://api.example.com"
-auth = {{ kind = "bearer", token = "env:API_TOKEN" }}
-
-# The system that is kept in sync with it
-[destinations.service]
-kind = "sync"
-base_url = {base_url}
-auth = {{ kind = "bearer", token = "env:SERVICE_TOKEN" }}
-{permissions}""",
-    ),
-    "slack": (
-        "chat",
-        """\
-# Gets a message for each event
-[destinations.chat]
-kind = "slack"
-url = "env:SLACK_WEBHOOK_URL"
-text = "{{event.source}}: {{event.event_type}} {{event.entity_type || ''}} {{event.entity_id || ''}}"
-""",
-    ),
-    "python": (
-        "handler",
-        """\
-# Calls on_event in handlers.py, beside this file: docs/how-to/write-a-handler.md
-[destinations.handler]
-kind = "python"
-function = "handlers:on_event"
-""",
-    ),
-}
-"""For each kind of work the name of its destination, and the lines of that."""
-_STEPS = """
-# The steps, with the paths of both services: docs/how-to/add-a-sync.md
-[routes.ROUTE.sync]
-fetch = { api = "origin", path = "/items/{event.entity_id}" }
-create = { path = "/items" }
-update = { path = "/items/{target.id}" }
-delete = { path = "/items/{target.id}" }
-
-[routes.ROUTE.sync.find]  # finds the counterpart
-path = "/items"
-params = { external_id = "{event.entity_id}" }
-pick = "items"
-
-[routes.ROUTE.sync.map]  # field of the counterpart = JMESPath
-external_id = "event.entity_id"
-name = "entity.name"
-"""
 _MEANINGS = {
     "DATABASE_PASSWORD": "the password of this user of Postgres",
     "SERVICE_URL": "the URL of the destination, which is a secret",
     "SERVICE_SIGNING_SECRET": "a text of your own, by which the destination knows the relay",
-    "API_TOKEN": "a token for the service that the webhooks are about",
-    "SERVICE_TOKEN": "a token for the destination",
-    "SLACK_WEBHOOK_URL": "the URL of the incoming webhook, from the app's Incoming Webhooks",
 }
-HANDLERS = '''"""Handles the events of inbox.toml. The relay imports this file when it starts."""
-
-from relay.handler import Event, Skip
-
-
-def on_event(event: Event) -> None:
-    """Handle one event. It is delivered when this returns, and tried again after any other error."""
-    if event.entity_id is None:
-        raise Skip("no entity")  # Retry and GiveUp: docs/how-to/write-a-handler.md
-    print(event.event_type, event.entity_type, event.entity_id)
-'''
 
 
 def url_problem(url: str) -> str | None:
@@ -151,27 +78,20 @@ def url_problem(url: str) -> str | None:
     return "must not hold a user or password; add an auth to the written file" if "@" in parts.netloc else None
 
 
-def starter(preset_name: str, kind: str, url: str, database: str) -> Starter:
-    """Make a configuration of a preset, a kind of destination with its URL, and a database."""
+def starter(preset_name: str, url: str, database: str) -> Starter:
+    """Make a configuration of a preset, a URL that gets its webhooks, and a database."""
     preset, upper = PRESETS[preset_name], preset_name.upper().replace("-", "_")
     secrets = {f"{upper}_SECRET": preset.shown_at}
     if "{token}" in preset.starter:
         secrets[f"{upper}_URL_TOKEN"] = "a text of your own, with which the URL ends"
     given = preset.starter.replace("{variable}", f"{upper}_SECRET").replace("{token}", f"{upper}_URL_TOKEN")
-    parts = urlsplit(url)
-    name, destination = DESTINATIONS[kind]
     text = _FILE.format(
         database=DATABASES[database],
         title=preset.title,
         preset=preset_name,
         source="\n".join([*(f"# {variable}: {meaning}" for variable, meaning in secrets.items()), given]),
-        destination=destination.format(
-            url='"env:SERVICE_URL"' if holds_a_token(url) else json.dumps(url),
-            base_url=json.dumps(SplitResult(parts.scheme, parts.netloc, parts.path.rstrip("/"), "", "").geturl()),
-            permissions=_permissions(parts),
-        ),
-        name=name,
-        more=_STEPS.replace("ROUTE", f"{preset_name}-to-{name}") if kind == "sync" else "",
+        url='"env:SERVICE_URL"' if holds_a_token(url) else json.dumps(url),
+        permissions=_permissions(urlsplit(url)),
     )
     return Starter(
         text,

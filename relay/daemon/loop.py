@@ -44,8 +44,6 @@ EVERY_SECONDS = 1.0
 """Between two looks for what others change: a pause stops all relays within about a second."""
 WATCH_EVERY_SECONDS = 15.0
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
-HEARTBEAT_WAITS_SECONDS = 1.0
-"""For another thread's. The one that renews leases has no time to wait for long."""
 CUT_SECONDS = 1.0
 """The time that calls have to return after they are cut; the watchdog needs a twentieth of it."""
 
@@ -72,7 +70,6 @@ class Relay:
         self._stop = stop = threading.Event()
         self._cut = threading.Event()
         self._ended = threading.Event()
-        self._one_heartbeat = threading.Lock()
         self._events: queue.SimpleQueue[LoopEvent] = queue.SimpleQueue()
         self._described: Policies | None = None
         """The policies whose routes `relay_node` has."""
@@ -377,28 +374,18 @@ class Relay:
             asked_at = self._leases.began_asking()
             self._leases.renewed(leases.renew(self._database, held), asked_at)
 
-    def _heartbeat(self) -> bool:
-        """Store which steps fail now, or meet a locked route.
-
-        Returns False while another thread does: of two, the older must not come last.
-        """
-        if not self._one_heartbeat.acquire(timeout=HEARTBEAT_WAITS_SECONDS):
-            return False
-        try:
-            nodes.heartbeat(self._database, self.node, {**self._rests.texts(), **self._steps.failing})
-        finally:
-            self._one_heartbeat.release()
+    def _heartbeat(self) -> None:
+        """Store which steps fail now, or meet a locked route. Of two threads the older may come last: the next is right."""
+        nodes.heartbeat(self._database, self.node, {**self._rests.texts(), **self._steps.failing})
         work = self._work
         if work.policies is not self._described:
             nodes.describe_routes(work)
             self._described = work.policies
-        return True
 
     def _alert(self, step: str, error: str) -> bool:
         """Alert that a step fails. Returns False when the database does not take that now."""
         try:
-            if not self._heartbeat():  # first: a relay that finds the alert, and no relay whose step fails, ends it
-                return False
+            self._heartbeat()  # first: a relay that finds the alert, and no relay whose step fails, ends it
             alerts.step_failed(self._work, step, error)
         except Exception as second:  # noqa: BLE001  # the step's own failure is logged already, and is what counts
             self._observer.database_trouble("alerting", second)
@@ -407,7 +394,8 @@ class Relay:
 
     def _takes_writes(self) -> bool:
         try:
-            return self._heartbeat()
+            self._heartbeat()
         except Exception as error:  # noqa: BLE001  # any error shows that the database is unhealthy
             self._observer.database_trouble("checking whether it takes writes", error)
             return False
+        return True

@@ -136,8 +136,6 @@ class Replayed(Fact, frozen=True, tag="replayed"):
 
     who: str
     why: str
-    run: int = 0
-    """Number of the run that it begins, which `relay.delivery.lifecycle.append` gives it."""
 
 
 class Rearmed(Fact, frozen=True, tag="rearmed"):
@@ -145,8 +143,6 @@ class Rearmed(Fact, frozen=True, tag="rearmed"):
 
     duplicate: int
     """duplicate_request.id."""
-    run: int = 0
-    """As in `Replayed`."""
 
 
 class Unblocked(Fact, frozen=True, tag="unblocked"):
@@ -156,18 +152,12 @@ class Unblocked(Fact, frozen=True, tag="unblocked"):
     why: str
 
 
-CorrectedState = Literal["open", "blocked", "dead", "ended"]
-
-
 class Corrected(Fact, frozen=True, tag="corrected"):
-    """The log contradicted itself, and this state replaces it. Only `relay rebuild` writes it."""
+    """The log contradicted itself, and holds from here on. Only `relay rebuild` writes it."""
 
-    state: CorrectedState
-    attempt: int
-    run: int
     who: str
     why: str
-    """The contradictions in the facts before."""
+    """The fact that contradicted the one before."""
 
 
 class Erased(Fact, frozen=True, tag="erased"):
@@ -201,9 +191,6 @@ _DECODERS: dict[str, msgspec.json.Decoder[AnyFact]] = {
 
 KINDS = tuple(_DECODERS)
 """Every value of `delivery_log.kind`."""
-
-NEW_RUN = frozenset({"replayed", "rearmed", "corrected"})
-"""Facts that begin a new run: earlier attempts no longer count, and the state follows from the facts from here on."""
 
 
 def kind_of(fact: AnyFact) -> str:

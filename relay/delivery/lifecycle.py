@@ -5,18 +5,16 @@
 2. A step is a fact or scheduling (`SCHEDULING`). A fact is appended to `delivery_log` in the same transaction.
    Scheduling is not logged: the facts of the lane and the leases determine its head and its worker.
 3. Two steps that lead to the same state remain two steps: the log distinguishes them.
-4. The folded facts determine whether a delivery is open, blocked, dead or ended, how many attempts its run has used,
-   and when the next is due. `relay verify` compares `open_delivery` with them.
+4. The row of a fact stores how the delivery stands after it (`Standing`): the last one says whether it is open, blocked,
+   dead or ended. `relay verify` checks that each row follows from the one before (`follows`), and compares
+   `open_delivery` with the last.
 5. A lane has at most one head (`HEADS`); the database refuses a second.
 6. A dead delivery lets its lane go on; a blocked one stops it.
-7. Only a correction leads from any state to the state it names (`CORRECTED_TO`): the facts before it contradict each other.
-8. `append` applies a fact to a row, `advance` to the facts folded so far. Both go through `_apply`. They differ in what
-   they know: a row has one of the open states and counts its running attempt (`_running`), a fold has neither.
+7. Only a correction leads from any state to any other: the facts before it contradict each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
 from datetime import datetime
 from enum import StrEnum
 
@@ -113,14 +111,7 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
 }
 
 OPEN = frozenset({State.RECEIVED, State.WAITING, State.READY, State.IN_FLIGHT})
-"""The states that RECEIVED stands for in a fold."""
-
-CORRECTED_TO: dict[facts.CorrectedState, State] = {
-    "open": State.RECEIVED,
-    "blocked": State.BLOCKED,
-    "dead": State.DEAD,
-    "ended": State.ENDED,
-}
+"""Scheduling leads from one of them to another, and the log does not have it."""
 
 
 def after(state: State, step: Step) -> State:
@@ -144,6 +135,19 @@ def step_of(fact: AnyFact) -> Step:
     return Step(facts.kind_of(fact))
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """State and counts of a delivery after a fact, as in the columns of `delivery_log`."""
+
+    state: State = State.RECEIVED
+    attempt: int = 0
+    """Attempts of this run that have ended."""
+    run: int = 0
+    crashes: int = 0
+
+
+NO_FACTS = Standing()
+
+
 class OpenDelivery(msgspec.Struct, frozen=True):
     """A row of `open_delivery` on its way through one transaction, with the facts appended there."""
 
@@ -159,8 +163,8 @@ class OpenDelivery(msgspec.Struct, frozen=True):
     facts: tuple[AnyFact, ...] = ()
     crashes: int = 0
     """Attempts in a row whose lease expired."""
-    counts: tuple[int, ...] = ()
-    """The attempts used after each of `facts`."""
+    standings: tuple[Standing, ...] = ()
+    """Its standing after each of `facts`."""
 
     @property
     def key(self) -> tuple[datetime, int]:
@@ -168,14 +172,9 @@ class OpenDelivery(msgspec.Struct, frozen=True):
         return (self.occurred_at, self.seq)
 
     @property
-    def attempts_used(self) -> int:
-        """Attempts of this run that have ended, as its facts count them."""
-        return self.attempt - _running(self.state)
-
-
-def _running(state: State) -> int:
-    """Count the attempts that a row includes and its facts don't: the running one has no fact yet."""
-    return int(state is State.IN_FLIGHT)
+    def standing(self) -> Standing:
+        """Its standing now. The attempt that runs has no fact yet, so it is not counted."""
+        return Standing(self.state, self.attempt - int(self.state is State.IN_FLIGHT), self.run, self.crashes)
 
 
 def schedule(delivery: OpenDelivery, step: Step, now: datetime) -> OpenDelivery:
@@ -195,78 +194,8 @@ def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery
     Raises:
         IllegalTransition: it can't happen in the row's state.
     """
-    before = FoldedState(delivery.state, delivery.attempts_used, delivery.run, delivery.crashes)
-    if isinstance(fact, facts.Replayed | facts.Rearmed):
-        fact = msgspec.structs.replace(fact, run=before.run + 1)
-    folded = _apply(fact, before, (delivery.state,))
-    return msgspec.structs.replace(
-        delivery,
-        state=folded.state,
-        attempt=folded.attempt,
-        run=folded.run,
-        crashes=folded.crashes,
-        due_at=(folded.due_at or now) if folded.state is State.READY else None,
-        facts=(*delivery.facts, fact),
-        counts=(*delivery.counts, folded.attempt),
-    )
-
-
-class FoldedState(msgspec.Struct, frozen=True):
-    """The state that the facts of one delivery lead to. Without facts it is open, with no attempt used."""
-
-    state: State = State.RECEIVED
-    """RECEIVED stands for every open state: scheduling determines the exact one."""
-    attempt: int = 0
-    """Attempts of this run that have ended."""
-    run: int = 0
-    crashes: int = 0
-    due_at: datetime | None = None
-    """The earliest next attempt, where the facts set one."""
-
-
-NO_FACTS = FoldedState()
-
-
-def fold(history: Iterable[AnyFact]) -> FoldedState:
-    """Fold the facts of one delivery, in the order of their ids. A correction replaces all before it.
-
-    Raises:
-        IllegalTransition: no delivery can have this history.
-    """
-    known = list(history)
-    corrections = [number for number, fact in enumerate(known) if isinstance(fact, facts.Corrected)]
-    folded = NO_FACTS
-    for fact in known[corrections[-1] if corrections else 0 :]:
-        folded = advance(folded, fact)
-    return folded
-
-
-def advance(folded: FoldedState, fact: AnyFact) -> FoldedState:
-    """Apply `fact` to the facts folded so far.
-
-    Raises:
-        IllegalTransition: it can't happen in this state, or for RECEIVED in any open state.
-    """
-    # The first fact may begin a run: its event had not taken the route, or the facts before it are pruned, or left out.
-    begins = folded == NO_FACTS and isinstance(fact, facts.Replayed | facts.Rearmed)
-    before = State.ENDED if begins else folded.state
-    after_fact = _apply(fact, folded, OPEN if before is State.RECEIVED else (before,))
-    is_open = after_fact.state in OPEN
-    return msgspec.structs.replace(after_fact, state=State.RECEIVED) if is_open else after_fact
-
-
-def _apply(fact: AnyFact, before: FoldedState, possible: Collection[State]) -> FoldedState:
-    """Apply a fact to a delivery that is in one of the `possible` states.
-
-    Args:
-        fact: the fact.
-        before: attempts used, run and crashes before it.
-        possible: the states that it may be in before: one for a row, every open state for a fold that is open.
-
-    Raises:
-        IllegalTransition: it can't happen in any of them.
-    """
-    attempt, run, crashes, due_at = before.attempt, before.run, before.crashes, None
+    before, due_at = delivery.standing, now
+    attempt, run, crashes = before.attempt, before.run, before.crashes
     match fact:
         case facts.AttemptFailed(counted=counted, due_at=next_due):
             attempt, crashes, due_at = attempt + int(counted), 0, next_due
@@ -277,41 +206,78 @@ def _apply(fact: AnyFact, before: FoldedState, possible: Collection[State]) -> F
         case facts.Abandoned():
             attempt, crashes = attempt + 1, crashes + 1
         case facts.Replayed() | facts.Rearmed():
-            attempt, run, crashes = 0, fact.run or run + 1, 0
-        case facts.Corrected():
-            attempt, run, crashes = fact.attempt, fact.run, 0
+            attempt, run, crashes = 0, run + 1, 0
         case facts.Superseded() | facts.Cancelled() | facts.Unblocked() | facts.Dead(counted=False) | facts.Erased():
             pass  # no attempt was made
         case _:
             attempt += 1
-    return FoldedState(_target(fact, possible), attempt, run, crashes, due_at)
+    standing = Standing(after(delivery.state, step_of(fact)), attempt, run, crashes)
+    return msgspec.structs.replace(
+        delivery,
+        state=standing.state,
+        attempt=attempt,
+        run=run,
+        crashes=crashes,
+        due_at=due_at if standing.state is State.READY else None,
+        facts=(*delivery.facts, fact),
+        standings=(*delivery.standings, standing),
+    )
 
 
-def _target(fact: AnyFact, possible: Collection[State]) -> State:
-    """Return the state after a fact, from one of the `possible` ones. No step leads from two open states to different ones."""
-    if isinstance(fact, facts.Corrected):
-        return CORRECTED_TO[fact.state]
-    step = step_of(fact)
-    for state in possible:
-        if step in TRANSITIONS[state]:
-            return TRANSITIONS[state][step]
-    name = "open" if len(possible) > 1 else next(iter(possible))
-    raise IllegalTransition(f"{step} can't happen to a delivery that is {name}")
+_ONE_MORE = frozenset({"delivered", "unchanged", "skipped", "abandoned"})
+_PERHAPS_ONE_MORE = frozenset({"attempt_failed", "dead"})
+"""Kinds of facts that end an attempt. A failed one may not count."""
+_BEGINS_RUN = frozenset({"replayed", "rearmed"})
 
 
-def restore(delivery: OpenDelivery, folded: FoldedState) -> OpenDelivery:
-    """Return the delivery as its facts have it, whatever its row says.
+def follows(before: Standing | None, kind: str, then: Standing, *, may_be_pruned: bool = False) -> bool:
+    """True when a fact of this kind can lead from one row of a delivery's log to the next.
 
-    A row's state that can be true stays. One in flight keeps its lease, and counts its running attempt.
+    Anything can follow in a correction, and in a fact that only a newer version knows.
+
+    Args:
+        before: how it stood after the row before; None: this is the first.
+        kind: the fact's.
+        then: how it stood after it.
+        may_be_pruned: it is so old that failed attempts before it may have been deleted.
     """
-    keeps = delivery.state in OPEN if folded.state is State.RECEIVED else delivery.state is folded.state
-    state = delivery.state if keeps else folded.state
-    earliest = [due for due in (delivery.due_at if keeps else None, folded.due_at) if due is not None]
+    if kind == "corrected" or kind not in facts.KINDS:
+        return True
+    if before is None:  # its event had not taken the route when it arrived, so it had ended from the start
+        before = Standing(State.ENDED) if kind in _BEGINS_RUN else NO_FACTS
+    steps = {step for step in Step if step.value.startswith("dead")} if kind == "dead" else {Step(kind)}
+    states = OPEN if before.state in OPEN else {before.state}
+    if not any(TRANSITIONS[state].get(step) is then.state for state in states for step in steps):
+        return False
+    if kind in _BEGINS_RUN:
+        return then == Standing(then.state, 0, before.run + 1, 0)
+    gained = then.attempt - before.attempt
+    is_counted = (
+        kind == "took_over"
+        or gained == int(kind in _ONE_MORE)
+        or (gained == 1 and kind in _PERHAPS_ONE_MORE)
+        or (gained > 0 and may_be_pruned)
+    )
+    return is_counted and then.run == before.run
+
+
+def restore(delivery: OpenDelivery, standing: Standing, due_at: datetime | None) -> OpenDelivery:
+    """Return the delivery as its last fact has it, whatever its row says. A row's state that can be true stays.
+
+    Args:
+        delivery: its row; not one in flight that has to stay so.
+        standing: how it stands after its last fact.
+        due_at: the time before which that allows no attempt, if any.
+    """
+    is_open = standing.state in OPEN
+    keeps = delivery.state in OPEN if is_open else delivery.state is standing.state
+    state = delivery.state if keeps else State.RECEIVED if is_open else standing.state
+    earliest = [due for due in (delivery.due_at if keeps else None, due_at) if due is not None]
     return msgspec.structs.replace(
         delivery,
         state=state,
-        attempt=folded.attempt + _running(state),
-        run=folded.run,
-        crashes=folded.crashes,
+        attempt=standing.attempt,
+        run=standing.run,
+        crashes=standing.crashes,
         due_at=max(earliest, default=None) if state in (State.RECEIVED, State.READY) else None,
     )

@@ -37,7 +37,6 @@ from relay.delivery.outcome import (
     CallStep,
     Delivered,
     Delivery,
-    ErrorClass,
     Failed,
     Outcome,
     Rule,
@@ -113,7 +112,7 @@ class History(msgspec.Struct, frozen=True):
     same_in_a_row: int = 0
     """Number of the last attempts that failed in the same class as this one."""
     began_at: datetime | None = None
-    """Time of the first record."""
+    """Time at which the first of them was recorded."""
 
 
 NO_HISTORY = History()
@@ -199,21 +198,6 @@ def is_rate_held(outcome: Outcome, policy: RoutePolicy) -> bool:
 
 HELD_AT_MOST = 20
 """After so many attempts in a row that a rate limit cut short, they count: the limit may be too small for even one."""
-
-
-def history_of(before: Iterable[tuple[str, str | None, datetime]], error_class: ErrorClass) -> History:
-    """Summarise the facts of a delivery (kind, error class, time), in the order of their ids, for a failure of this class."""
-    history = NO_HISTORY
-    for kind, failed_with, at in before:
-        if kind in facts.NEW_RUN:
-            history = NO_HISTORY
-        elif kind in _ATTEMPTS:
-            same = history.same_in_a_row + 1 if failed_with == error_class else 0
-            history = History(same, history.began_at or at)
-    return history
-
-
-_ATTEMPTS = frozenset({"attempt_failed", "abandoned"})
 
 
 def decide(

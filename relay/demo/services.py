@@ -13,7 +13,7 @@ import random
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,9 +32,8 @@ from inbox.events.timestamps import parse_rfc3339, rfc3339
 App = falcon.asgi.App[Request, Response]
 Document = dict[str, Any]
 
-USER, GROUP = "USER", "GROUP"
+USER, GROUP = "user", "group"
 CONTACT, TEAM = "contacts", "teams"
-_PATHS = {USER: "user", GROUP: "group"}
 _DEFAULTS: dict[str, Document] = {
     USER: {"nsCode": "demo", "name": {}, "emails": [], "mobiles": [], "memberOf": []},
     GROUP: {"nsCode": "demo", "name": "", "memberOf": []},
@@ -83,26 +82,46 @@ def answer(resp: Response, value: object, status: int = 200) -> None:
     resp.status, resp.content_type, resp.data = status, "application/json", msgspec.json.encode(value)
 
 
-class _Authorization:
-    """Middleware that accepts only calls with these credentials; others get 401."""
+class _Service:
+    """Documents of some kinds over HTTP, in memory; documents are replaced, never changed. `app` is the Falcon app."""
 
-    def __init__(self, scheme: str, credentials: str) -> None:
-        self._scheme, self._credentials = scheme, credentials
+    def __init__(
+        self, kinds: Iterable[str], prefix: str, authorization: str, error_body: Callable[[str, int], object]
+    ) -> None:
+        """Start without documents. Other calls than with `authorization` get 401."""
+        self._documents: dict[str, dict[str, Document]] = {kind: {} for kind in kinds}
+        self._authorization, self._error_body = authorization.split(), error_body
+        self.app: App = falcon.asgi.App(middleware=[self])
+        self.app.set_error_serializer(self._serialize)
+        self.app.add_route(f"{prefix}/{{kind}}", self, suffix="all")
+        self.app.add_route(f"{prefix}/{{kind}}/{{key}}", self)
+
+    def all(self, kind: str) -> list[Document]:
+        """List every document of a kind, oldest first. Raises `falcon.HTTPNotFound`."""
+        if kind not in self._documents:
+            raise falcon.HTTPNotFound(description=f"There is no {kind}.")
+        return list(self._documents[kind].values())
+
+    def get(self, kind: str, key: str) -> Document:
+        """Return one document. Raises `falcon.HTTPNotFound`."""
+        if key not in self._documents.get(kind, {}):
+            raise falcon.HTTPNotFound(description=f"There is no {kind} {key}.")
+        return self._documents[kind][key]
 
     async def process_request(self, req: Request, _: Response) -> None:
+        """Refuse a call without the credentials."""
         scheme, _space, credentials = (req.auth or "").partition(" ")
-        if (scheme.capitalize(), credentials.strip()) != (self._scheme, self._credentials):
-            challenges = [f'{self._scheme} realm="demo"']
+        if [scheme.capitalize(), credentials.strip()] != self._authorization:
+            challenges = [f'{self._authorization[0]} realm="demo"']
             raise falcon.HTTPUnauthorized(description="Authentication failed.", challenges=challenges)
 
+    async def on_get(self, _: Request, resp: Response, kind: str, key: str) -> None:
+        """Read one."""
+        answer(resp, self.get(kind, key))
 
-def _app_with(error_body: Callable[[str, int], object], *middleware: Any) -> App:  # noqa: ANN401  # any of Falcon's
-    def serialize(_: Request, resp: Response, error: falcon.HTTPError) -> None:
-        answer(resp, error_body(error.description or error.title or "Error", error.status_code), error.status_code)
-
-    app: App = falcon.asgi.App(middleware=list(middleware))
-    app.set_error_serializer(serialize)
-    return app
+    def _serialize(self, _: Request, resp: Response, error: falcon.HTTPError) -> None:
+        text = error.description or error.title or "Error"
+        answer(resp, self._error_body(text, error.status_code), error.status_code)
 
 
 class WebhookSender:
@@ -165,20 +184,19 @@ class WebhookSender:
         return status in _SUCCESSES and not self._loses_answer()
 
 
-class IdentityService:
-    """Users and groups, for any thread; `app` is the Falcon app. Documents are replaced, never changed."""
+class IdentityService(_Service):
+    """Users and groups, for any thread."""
 
     def __init__(self, webhooks: WebhookSender, now: Callable[[], datetime] | None = None) -> None:
         """Start without users. `webhooks` sends one for each change."""
+        # demo:demo, RFC 7617
+        super().__init__(
+            _DEFAULTS, _API, "Basic ZGVtbzpkZW1v", lambda text, code: {"errorMessage": text, "statusCode": code}
+        )
         self.webhooks = webhooks
         self._now, self._latest = now or SystemClock().now, datetime.min.replace(tzinfo=UTC)
         self._lock = threading.Lock()  # held while a webhook is queued: they have the order of the changes
-        self._documents: dict[str, dict[str, Document]] = {USER: {}, GROUP: {}}
         self._process, self._counter = secrets.token_hex(5), itertools.count()
-        credentials = _Authorization("Basic", "ZGVtbzpkZW1v")  # demo:demo, RFC 7617
-        self.app = _app_with(lambda message, status: {"errorMessage": message, "statusCode": status}, credentials)
-        self.app.add_route(f"{_API}/{{path}}", self, suffix="all")
-        self.app.add_route(f"{_API}/{{path}}/{{entity_id}}", self)
 
     def create(self, entity_type: str, body: Document, *, report: bool = True) -> Document:
         """Store a new user or group, send the webhook unless told not to, and return the document."""
@@ -205,17 +223,6 @@ class IdentityService:
             del self._documents[entity_type][entity_id]
             self._report(entity_type, entity_id, "DELETE", rfc3339(self._tick(), "milliseconds"), report=report)
 
-    def get(self, entity_type: str, entity_id: str) -> Document:
-        """Return the document of a user or group. Raises `falcon.HTTPNotFound`."""
-        try:
-            return self._documents[entity_type][entity_id]
-        except KeyError:
-            raise falcon.HTTPNotFound(description=f"There is no {_PATHS[entity_type]} {entity_id}.") from None
-
-    def all(self, entity_type: str) -> list[Document]:
-        """List every document of a type, oldest first."""
-        return list(self._documents[entity_type].values())
-
     def _tick(self) -> datetime:
         """Return the time, at least a millisecond after the one before: else two webhooks could be the same bytes."""
         self._latest = max(self._now(), self._latest + timedelta(milliseconds=1))
@@ -233,43 +240,33 @@ class IdentityService:
 
     def _report(self, entity_type: str, entity_id: str, event_type: str, at: str, *, report: bool) -> None:
         if report:
-            self.webhooks.put({"id": entity_id, "entityType": entity_type, "eventType": event_type, "timestamp": at})
+            named = {"id": entity_id, "entityType": entity_type.upper(), "eventType": event_type}
+            self.webhooks.put({**named, "timestamp": at})
 
-    async def on_get_all(self, req: Request, resp: Response, path: str) -> None:
+    async def on_get_all(self, req: Request, resp: Response, kind: str) -> None:
         """List a page."""
-        documents = self.all(_type_at(path))
+        documents = self.all(kind)
         start = req.get_param_as_int("startIndex", min_value=0, default=0)
         count = req.get_param_as_int("count", min_value=1, max_value=_MAX_COUNT, default=_DEFAULT_COUNT)
         if text := req.get_param("filter"):
             documents = _changed_since(documents, text)
         page = documents[start : start + count]
-        answer(
-            resp, {"totalResults": len(documents), "startIndex": start, "itemsPerPage": len(page), "resources": page}
-        )
+        numbers = {"totalResults": len(documents), "startIndex": start, "itemsPerPage": len(page)}
+        answer(resp, {**numbers, "resources": page})
 
-    async def on_post_all(self, req: Request, resp: Response, path: str) -> None:
+    async def on_post_all(self, req: Request, resp: Response, kind: str) -> None:
         """Create one."""
-        answer(resp, self.create(_type_at(path), await read_object(req)), 201)
+        self.all(kind)
+        answer(resp, self.create(kind, await read_object(req)), 201)
 
-    async def on_get(self, _: Request, resp: Response, path: str, entity_id: str) -> None:
-        """Read one."""
-        answer(resp, self.get(_type_at(path), entity_id))
-
-    async def on_put(self, req: Request, resp: Response, path: str, entity_id: str) -> None:
+    async def on_put(self, req: Request, resp: Response, kind: str, key: str) -> None:
         """Replace one."""
-        answer(resp, self.replace(_type_at(path), entity_id, await read_object(req)))
+        answer(resp, self.replace(kind, key, await read_object(req)))
 
-    async def on_delete(self, _: Request, resp: Response, path: str, entity_id: str) -> None:
+    async def on_delete(self, _: Request, resp: Response, kind: str, key: str) -> None:
         """Delete one."""
-        self.delete(_type_at(path), entity_id)
+        self.delete(kind, key)
         resp.status = falcon.HTTP_NO_CONTENT
-
-
-def _type_at(path: str) -> str:
-    found = {path: entity_type for entity_type, path in _PATHS.items()}
-    if path not in found:
-        raise falcon.HTTPNotFound(description=f"There is no {_API}/{path}.")
-    return found[path]
 
 
 def _changed_since(documents: list[Document], text: str) -> list[Document]:
@@ -292,8 +289,8 @@ class CallMade:
     changed: Mapping[str, str | None] = field(default_factory=dict)
 
 
-class CommercialService:
-    """Contacts and teams, found by external id. `app` is the Falcon app, whose event loop alone changes records."""
+class CommercialService(_Service):
+    """Contacts and teams, found by external id. The app's event loop alone changes records."""
 
     def __init__(
         self,
@@ -309,77 +306,58 @@ class CommercialService:
             latency: seconds between a call's effect and its answer.
             on_call: gets each call before it is answered, on the server's thread; must not raise.
         """
+        super().__init__(_FIELDS, "", "Bearer demo", lambda text, _: {"error": text})
         self.fail_share = fail_share
         self._latency, self._on_call = latency, on_call
-        self.app = _app_with(lambda message, _: {"error": message}, self, _Authorization("Bearer", "demo"))
-        self._records: dict[str, dict[str, Document]] = {record_type: {} for record_type in _FIELDS}
-        self._numbers = {record_type: itertools.count(1) for record_type in _FIELDS}
-        self.app.add_route("/{record_type}", self, suffix="all")
-        self.app.add_route("/{record_type}/{record_id}", self)
+        self._numbers = {kind: itertools.count(1) for kind in _FIELDS}
 
-    def all(self, record_type: str) -> list[Document]:
-        """List every record of a type, oldest first, for any thread: records are replaced, never changed."""
-        if record_type not in self._records:
-            raise falcon.HTTPNotFound(description=f"there is no /{record_type}")
-        return list(self._records[record_type].values())
-
-    async def process_request(self, _req: Request, resp: Response) -> None:
+    async def process_request(self, req: Request, resp: Response) -> None:
         """Fail a call before anything else happens to it."""
         if random.random() < self.fail_share:  # noqa: S311  # luck
             resp.set_header("Retry-After", _RETRY_AFTER)
             raise falcon.HTTPServiceUnavailable(description="try again later")
+        await super().process_request(req, resp)
 
     async def process_response(self, req: Request, resp: Response, _resource: object, _succeeded: bool) -> None:
         """Report a call once its answer is known."""
         self._on_call(CallMade(req.method, req.relative_uri, resp.status_code, **getattr(req.context, "effect", {})))
         await asyncio.sleep(self._latency)
 
-    async def on_get_all(self, req: Request, resp: Response, record_type: str) -> None:
+    async def on_get_all(self, req: Request, resp: Response, kind: str) -> None:
         """List a page."""
         external_id = req.get_param("externalId")
-        found = [each for each in self.all(record_type) if external_id in {None, each["external_id"]}]
+        found = [each for each in self.all(kind) if external_id in {None, each["external_id"]}]
         offset = req.get_param_as_int("offset", min_value=0, default=0)
         limit = req.get_param_as_int("limit", min_value=1, default=len(found))
         answer(resp, {"items": found[offset : offset + limit]})
 
-    async def on_post_all(self, req: Request, resp: Response, record_type: str) -> None:
+    async def on_post_all(self, req: Request, resp: Response, kind: str) -> None:
         """Create one."""
-        self.all(record_type)
-        body, number = await read_object(req), next(self._numbers[record_type])
-        answer(resp, self._put(req, record_type, f"{record_type[:-1]}-{number}", {}, body), 201)
+        self.all(kind)
+        body = await read_object(req)
+        answer(resp, self._put(req, kind, f"{kind[:-1]}-{next(self._numbers[kind])}", {}, body), 201)
 
-    async def on_get(self, _: Request, resp: Response, record_type: str, record_id: str) -> None:
-        """Read one."""
-        answer(resp, self._get(record_type, record_id))
-
-    async def on_patch(self, req: Request, resp: Response, record_type: str, record_id: str) -> None:
+    async def on_patch(self, req: Request, resp: Response, kind: str, key: str) -> None:
         """Change one."""
-        before = self._get(record_type, record_id)
-        answer(resp, self._put(req, record_type, record_id, before, await read_object(req)))
+        before = self.get(kind, key)
+        answer(resp, self._put(req, kind, key, before, await read_object(req)))
 
-    async def on_delete(self, req: Request, resp: Response, record_type: str, record_id: str) -> None:
+    async def on_delete(self, req: Request, resp: Response, kind: str, key: str) -> None:
         """Delete one."""
-        req.context.effect = {"external_id": self._get(record_type, record_id)["external_id"]}
-        del self._records[record_type][record_id]
+        req.context.effect = {"external_id": self.get(kind, key)["external_id"]}
+        del self._documents[kind][key]
         resp.status = falcon.HTTP_NO_CONTENT
 
-    def _get(self, record_type: str, record_id: str) -> Document:
-        for record in self.all(record_type):
-            if record["id"] == record_id:
-                return record
-        raise falcon.HTTPNotFound(description=f"there is no {record_id} in {record_type}")
-
-    def _put(self, req: Request, record_type: str, record_id: str, before: Document, changes: Document) -> Document:
-        fields = _FIELDS[record_type]
+    def _put(self, req: Request, kind: str, key: str, before: Document, changes: Document) -> Document:
+        fields = _FIELDS[kind]
         for name, value in changes.items():
             if name not in fields or not isinstance(value, str | None):
-                raise falcon.HTTPUnprocessableEntity(description=f"{record_type} have no text field {name}")
-        record = {"id": record_id, **dict.fromkeys(fields), **before, **changes}
+                raise falcon.HTTPUnprocessableEntity(description=f"{kind} have no text field {name}")
+        record = {"id": key, **dict.fromkeys(fields), **before, **changes}
         external_id = record["external_id"]
-        others = [each["external_id"] for each in self.all(record_type) if each["id"] != record_id]
-        if external_id is not None and external_id in others:
+        if external_id and external_id in {each["external_id"] for each in self.all(kind) if each["id"] != key}:
             raise falcon.HTTPConflict(description=f"external_id {external_id} exists already")
-        self._records[record_type][record_id] = record
+        self._documents[kind][key] = record
         changed = {name: record[name] for name in fields[1:] if record[name] != before.get(name)}
         req.context.effect = {"external_id": external_id, "changed": changed}
         return record

@@ -7,19 +7,18 @@ statuses have their usual meaning, so the words of the errors are for the log al
 
 from __future__ import annotations
 
-import hmac
-from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
+
 from inbox.config.model import ForwardDestination, Route, SlackDestination
-from inbox.config.values import Secret
 from inbox.errors import BodyErased, ConfigError, MappingError, collect_config_errors
 from inbox.sources.presets.standard_webhooks import signature
-from inbox.sources.signing import Message, signed_headers
+from inbox.sources.signing import Message, key_of, sign
 from relay.delivery import alerts
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.destinations.base import Clients, Context
@@ -30,8 +29,8 @@ from relay.sync.expressions import Scope, encode
 from relay.sync.forms import FORMS
 from relay.sync.templates import Placeholder, Template, encoded
 
-_SHARED, _NOT_SHARED = "whsec_", ("whsk_", "whpk_")
-"""Prefixes of the keys of Standard Webhooks."""
+_SHARED = "whsec_"
+"""Prefix of a shared secret of Standard Webhooks."""
 LONGEST_MESSAGE = 40_000
 """Characters that Slack takes of a message."""
 
@@ -103,23 +102,16 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
     # A URL that is a secret as a whole, such as a chat's incoming webhook: the log shows its host alone.
     hidden = destination.url.names_a_place
 
-    def reveal(key: str, secret: Secret | None) -> str:
-        return "" if secret is None else secret.reveal(at=f"{where}.{key}")
-
-    def signer(text: str) -> Signer | None:
-        return signer_of(text, f"{where}.signing_secret") if destination.signing_secret is not None else None
-
-    def client(url: str, signing: str) -> HttpClient:
-        secrets = [signing, signing.removeprefix(_SHARED)] if signing else []
-        secrets += [url, urlsplit(url).path] if hidden else []
-        return clients.destination(destination, url, secrets=secrets, shown_path="/…" if hidden else None)
-
+    given = {"url": destination.url, "signing_secret": destination.signing_secret}
     revealed = collect_config_errors(
-        {key: partial(reveal, key, getattr(destination, key)) for key in ("url", "signing_secret")}
+        {key: partial(secret.reveal, at=f"{where}.{key}") for key, secret in given.items() if secret is not None}
     )
+    url, signing = revealed["url"], revealed.get("signing_secret")
+    secrets = [] if signing is None else [signing, signing.removeprefix(_SHARED)]
+    secrets += [url, urlsplit(url).path] if hidden else []
     parts: dict[str, Callable[[], Any]] = {
-        "signer": partial(signer, revealed["signing_secret"]),
-        "client": partial(client, revealed["url"], revealed["signing_secret"]),
+        "signer": lambda: None if signing is None else signer_of(signing, f"{where}.signing_secret"),
+        "client": partial(clients.destination, destination, url, secrets=secrets, shown_path="/…" if hidden else None),
     }
     made = collect_config_errors(parts)
     return Forward(made["client"], made["signer"], destination.pass_headers)
@@ -131,15 +123,14 @@ def signer_of(text: str, where: str) -> Signer:
     Raises:
         ConfigError: the text after the prefix is no such key, or the key is not shared.
     """
-    if text.startswith(_NOT_SHARED):
-        raise ConfigError(f"{where}: is a key of a pair, and forwards are signed by a shared secret: whsec_ and base64")
+    scheme = signature("webhook")
+    if not text.startswith(_SHARED):
+        scheme = msgspec.structs.replace(scheme, key="text")
     try:
-        key = b64decode(text.removeprefix(_SHARED), validate=True) if text.startswith(_SHARED) else text.encode()
-    except ValueError:  # no base64, or not even ASCII
-        key = b""
-    if not key:
-        raise ConfigError(f"{where}: what follows whsec_ must be base64")
-    return partial(signed_headers, signature("webhook"), lambda content: hmac.digest(key, content, "sha256"))
+        key_of(scheme, text)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return partial(sign, scheme, text)
 
 
 # --- Slack, or a compatible service

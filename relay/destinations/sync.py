@@ -28,7 +28,7 @@ from relay.destinations.base import Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import HttpClient, Request
 from relay.http.target import header_value
-from relay.sync.calls import FIELDS, MEDIA_TYPES, CallPlan, form_body, picked, reported_error
+from relay.sync.calls import FIELDS, CallPlan, picked, reported_error
 from relay.sync.compiled_route import (
     FindPlan,
     SyncPlan,
@@ -280,9 +280,7 @@ class Attempt:
         fields = self.fields = plan.fields.of(self.scope, creating=False)
         update = cast("CallPlan", plan.update)
         if update.body is None:
-            body: bytes | None
-            is_form = update.media_type == MEDIA_TYPES["form"]
-            body = form_body(fields, update.path.where) if is_form else encode(fields)
+            body: bytes | None = encode(fields)
             content = digest(fields)
         else:
             body = update.json({**self.scope, FIELDS: fields})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,7 +16,7 @@ from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.errors import ConfigError
-from inbox.events.timestamps import as_time, rfc3339
+from inbox.events.timestamps import as_time
 from relay import check
 from relay.delivery.policy import policies
 from relay.doctor import schema_drift
@@ -26,6 +25,7 @@ from relay.findings import KINDS, Finding, FindingKind, checked, findings
 from relay.store.database import Database
 from relay.store.nodes import hash_of, running
 from relay.store.overview import read_overview
+from relay.store.reads import Space, read_space
 
 
 def _database(installation: Installation) -> Iterator[Finding]:
@@ -72,17 +72,7 @@ SKEW = FindingKind(
     "The clocks of this host and of the database differ: signatures with a time are rejected, and ages are wrong.",
     "timedatectl timesync-status # on both hosts",
 )
-BACK = FindingKind(
-    "clock_went_back",
-    "warning",
-    "Stored times lie in the future of the database's clock: deliveries are due late, and ages are wrong.",
-    "timedatectl timesync-status # on the database's host and the receiver's",
-)
-_LARGEST_SKEW_SECONDS, _LARGEST_LEAD_SECONDS = 2.0, 5.0
-_NEWEST_TIMES = {
-    "delivery_log.at": "SELECT at FROM delivery_log ORDER BY id DESC LIMIT 1",
-    "inbox.received_at": "SELECT received_at FROM inbox ORDER BY seq DESC LIMIT 1",
-}
+_LARGEST_SKEW_SECONDS = 2.0
 
 
 def _clock(installation: Installation) -> Iterator[Finding]:
@@ -94,16 +84,10 @@ def _clock(installation: Installation) -> Iterator[Finding]:
         if connection.dialect.name == POSTGRES:
             database = as_time(connection.execute(text("SELECT clock_timestamp()")).scalar_one())
         took = time.monotonic() - began
-        rows = {name: connection.execute(text(statement)).first() for name, statement in _NEWEST_TIMES.items()}
     skew = (database - before).total_seconds() - took / 2
     if abs(skew) > _LARGEST_SKEW_SECONDS + took / 2:
         side = "ahead of" if skew > 0 else "behind"
         yield SKEW.found("clock", f"the database's clock is {abs(skew):.1f} s {side} this host's")
-    for name, row in rows.items():
-        newest = database if row is None else as_time(row[0])
-        lead = (newest - database).total_seconds()
-        if lead > _LARGEST_LEAD_SECONDS:
-            yield BACK.found(name, f"the newest {name} is {lead:.0f} s in the future: {rfc3339(newest)}")
 
 
 LOST = FindingKind(
@@ -172,33 +156,18 @@ def _disk(installation: Installation) -> Iterator[Finding]:
     path = installation.sqlite_path
     if path is not None and (kind := network_type(path.parent)):
         yield NETWORK.found(str(path), f"{path} is on a file system of the type {kind}")
-    with installation.reading() as connection:
-        folder = _data_directory(connection) if connection.dialect.name == POSTGRES else path and path.parent
-    if folder is not None:
-        found = os.statvfs(folder)
-        yield from judge_space(folder, found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
+    with Database(installation.reader).read() as transaction:
+        space = read_space(transaction, path)
+    if space is not None:
+        yield from judge_space(space)
 
 
-def judge_space(folder: Path, free: float, whole: float) -> Iterator[Finding]:
-    """Yield a finding where little of a disk is free for users other than root."""
-    if free < min(_LEAST_BYTES, _LEAST_PART * whole):
-        told = f"{folder}: {free / 1e9:,.1f} of {whole / 1e9:,.1f} GB are free"
-        yield FILLING.found(str(folder), told, fields={"folder": str(folder)})
-
-
-def _data_directory(connection: Connection) -> Path | None:
-    """Return the server's folder, where it runs on this host and may be looked at. Only some roles may know it."""
-    row = connection.execute(_DATA_DIRECTORY).one()
-    try:
-        return Path(row.folder) if row.is_local and row.folder and Path(row.folder).is_dir() else None
-    except OSError:
-        return None
-
-
-_DATA_DIRECTORY = text("""
-SELECT (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS folder,
-       coalesce(inet_server_addr() <<= '127.0.0.0/8' OR inet_server_addr() = '::1', true) AS is_local
-""")
+def judge_space(space: Space) -> Iterator[Finding]:
+    """Yield a finding where little of a disk is free."""
+    if space.free < min(_LEAST_BYTES, _LEAST_PART * space.whole):
+        folder = str(space.folder)
+        told = f"{folder}: {space.free / 1e9:,.1f} of {space.whole / 1e9:,.1f} GB are free"
+        yield FILLING.found(folder, told, fields={"folder": folder})
 
 
 def network_type(folder: Path, mounts: Path = _MOUNTS) -> str | None:
@@ -283,11 +252,11 @@ def _relays(installation: Installation) -> Iterator[Finding]:
 EXAMINATIONS = (
     Examination("database", _database, (UNREACHABLE,), needs_database=False),
     Examination("migrations", _migrations, (PENDING, NEWER)),
-    Examination("clock", _clock, (SKEW, BACK)),
+    Examination("clock", _clock, (SKEW,)),
     Examination("durability", _durability, (LOST, DOUBTFUL)),
     Examination("disk", _disk, (FILLING, NETWORK)),
     Examination("schema", schema_drift.examine_schema, (schema_drift.DIFFERS,)),
-    Examination("rights", schema_drift.examine_rights, (schema_drift.RIGHTS,)),
+    Examination("rights", schema_drift.examine_rights, (schema_drift.RIGHTS, schema_drift.UNLIMITED)),
     Examination("configuration", _configuration, (MISTAKE, DOUBT, EXPIRING), needs_database=False),
     Examination("relay", _needing_a_person, tuple(KINDS.values())),
     Examination("relays", _relays, (VERSION, CHANGED)),

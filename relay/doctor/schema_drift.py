@@ -38,6 +38,12 @@ RIGHTS = FindingKind(
     "The roles of this installation have no rights on a table or view, as after a migration.",
     "inbox roles | psql",
 )
+UNLIMITED = FindingKind(
+    "owner_unlimited",
+    "warning",
+    "The owner of the tables has no idle_in_transaction_session_timeout: a transaction that a person forgets keeps a route locked.",
+    "inbox roles | psql",
+)
 
 
 def examine_schema(installation: Installation) -> Iterator[Finding]:
@@ -174,6 +180,8 @@ def _plan(connection: Connection, query: str) -> tuple[tuple[str, ...], str]:
 
 
 def examine_rights(installation: Installation) -> Iterator[Finding]:
-    """Rights of the roles that `inbox roles` makes, on Postgres."""
+    """Rights of the roles that `inbox roles` makes, and the limit of the owner, on Postgres."""
     for name in migrate.lacking_rights(installation.reader):
         yield RIGHTS.found(name, f"the roles of `inbox roles` have no rights on {name}")
+    for owner in migrate.unlimited_owners(installation.reader):
+        yield UNLIMITED.found(owner, f"{owner} owns the tables, and its transactions may stay open for good")

@@ -7,7 +7,6 @@ resolution, connecting, and the head and body of the answer, however slowly they
 
 from __future__ import annotations
 
-import errno
 import socket
 import ssl
 import threading
@@ -37,9 +36,6 @@ PORTS = {"http": 80, "https": 443}
 
 MAX_ANSWER = 64 * 1024
 """Most bytes read of an answer. A longer one is cut there, and its connection closed."""
-_WAITS = (0.1, 0.3)
-"""Seconds before the second and the third try of a call that provably was not sent."""
-_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -71,7 +67,7 @@ class Limits(msgspec.Struct, frozen=True):
     No call starts after it, and a running one is cut. Other threads call this too, and it must not raise.
     """
     stop: threading.Event
-    """Set for shutdown: then a call that was not sent isn't tried again."""
+    """Set for shutdown."""
     now: Callable[[], datetime]
     span: Span | None = None
     """The span of the attempt; None unless it is sampled."""
@@ -94,9 +90,8 @@ class HttpClient:
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, within the endpoint's timeout and the lease.
 
-        It raises nothing: errors of the other side, the network, the guard, and bugs are in the answer. A call that
-        provably was not sent, because the connection was refused or the name server is busy, is tried again within the
-        same deadline, at most twice. A sampled attempt's call is a span of its own, which the other side may continue.
+        It raises nothing: errors of the other side, the network, the guard, and bugs are in the answer. A sampled attempt's
+        call is a span of its own, which the other side may continue.
         """
         if limits.span is None:
             return self._call(request, limits)
@@ -119,27 +114,17 @@ class HttpClient:
         span.end(error=answer.error_class)
         return answer
 
-    def _call(self, request: Request, limits: Limits) -> Answer:
-        deadline = steady() + self.target.timeout
-        answer, again = self._once(request, deadline, limits)
-        for wait in _WAITS:
-            if not again or steady() + wait >= deadline or limits.stop.wait(wait):
-                break
-            answer, again = self._once(request, deadline, limits)
-        return answer
-
     def close(self) -> None:
         """Close the idle connections of all threads. The client can still be used."""
         with self._opening:
             for pool in self._pools:
                 pool.close()
 
-    def _once(self, request: Request, deadline: float, limits: Limits) -> tuple[Answer, bool]:
-        """Make the call; return the answer, and True when another try at once makes sense."""
+    def _call(self, request: Request, limits: Limits) -> Answer:
         began = steady()
         if began >= limits.lease():
-            return self._lost(request, began, "not_sent"), False
-        running = RunningCall(deadline, limits.lease)
+            return self._lost(request, began, "not_sent")
+        running = RunningCall(began + self.target.timeout, limits.lease)
         error: BaseException | None = None
         answer: Answer | None = None
         status: int | None = None
@@ -164,11 +149,11 @@ class HttpClient:
             cut_by = running.detach()
         sent: Sent = "unknown" if running.sent else "not_sent"
         if cut_by == "lease":
-            return self._lost(request, began, sent, status), False
+            return self._lost(request, began, sent, status)
         if answer is not None and cut_by is None:
-            return answer, False
+            return answer
         root = CutOffError() if error is None or cut_by is not None else _root(error)
-        return self._failed(request, began, sent, root, status), not running.sent and _is_transient(root)
+        return self._failed(request, began, sent, root, status)
 
     def _answered(
         self, request: Request, began: float, response: BaseHTTPResponse, body: bytes, now: datetime, *, whole: bool
@@ -268,13 +253,6 @@ def _root(error: BaseException) -> BaseException:
             break
         error = found
     return error
-
-
-def _is_transient(root: BaseException) -> bool:
-    """Return True when the reason why a call was not sent may pass in a moment."""
-    if isinstance(root, socket.gaierror):
-        return root.errno == socket.EAI_AGAIN
-    return isinstance(root, ConnectionError) or (isinstance(root, OSError) and root.errno in _UNREACHABLE)
 
 
 _WORDS: tuple[tuple[type[BaseException], Callable[[Any], str]], ...] = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from msgspec.structs import astuple
+
 from inbox.db.dialect import rows_param
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
@@ -112,9 +114,9 @@ def write_back(transaction: Transaction, changed: Iterable[OpenDelivery]) -> Non
     """
     rows = sorted(changed, key=lambda row: (row.seq, row.route))
     history = [
-        (row.seq, row.route, facts.kind_of(fact), attempt, transaction.node, facts.detail_of(fact))
+        (row.seq, row.route, facts.kind_of(fact), *astuple(standing), transaction.node, facts.detail_of(fact))
         for row in rows
-        for fact, attempt in zip(row.facts, row.counts, strict=True)
+        for fact, standing in zip(row.facts, row.standings, strict=True)
     ]
     if history:
         transaction.execute(APPEND_FACTS, facts=history)
@@ -132,16 +134,17 @@ def remove(transaction: Transaction, ended: Iterable[OpenDelivery]) -> None:
         transaction.execute(END, ended=keys)
 
 
-_NEW_RUN = ", ".join(f"'{kind}'" for kind in sorted(facts.NEW_RUN))
+def of_run(fact: str, rows: str) -> str:
+    """A condition on facts: they are of the run that `rows` name. However often a delivery ran, no earlier one is read."""
+    key = f"{rows}.seq AND {{0}}.route = {rows}.route"
+    earlier = f"SELECT max(n.id) FROM delivery_log n WHERE n.seq = {key.format('n')} AND n.run < {rows}.run"
+    return f"{fact}.seq = {key.format(fact)} AND {fact}.id > coalesce(({earlier}), 0)"
 
 
-def run_begins(seq: str, route: str) -> str:
-    """The id of the fact that begins a delivery's last run, 0 in the first: however often it ran, no earlier fact is read."""
-    last = f"SELECT max(n.id) FROM delivery_log n WHERE n.seq = {seq} AND n.route = {route} AND n.kind IN ({_NEW_RUN})"
-    return f"coalesce(({last}), 0)"
-
-
-_FACTS = {"seq": "bigint", "route": "text", "kind": "text", "attempt": "int", "relay_node": "text", "detail": "json"}
+_FACTS = {
+    "seq": "bigint", "route": "text", "kind": "text", "state": "text", "attempt": "int", "run": "int", "crashes": "int",
+    "relay_node": "text", "detail": "json",
+}  # fmt: skip
 APPEND_FACTS = Statement(f"""
 INSERT INTO delivery_log (at, {", ".join(_FACTS)})
 SELECT (SELECT {sql.now}), {", ".join(_FACTS)}

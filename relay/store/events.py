@@ -16,7 +16,7 @@ from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Delivery
 from relay.store.database import Database
-from relay.store.deliveries import run_begins
+from relay.store.deliveries import of_run
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
@@ -29,7 +29,7 @@ def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delive
     """
     if not claimed:
         return []
-    keys = [(row.seq, row.route, row.lane) for row in claimed]
+    keys = [(row.seq, row.route, row.lane, row.run) for row in claimed]
     events = {(row.seq, row.route): row for row in transaction.execute(_EVENTS, claimed=keys)}
     payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in claimed))}
     return [
@@ -97,9 +97,8 @@ SELECT i.seq, claimed.route, {_EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
        l.applied_hash,
        (SELECT count(*) FROM delivery_log f
-        WHERE f.seq = i.seq AND f.route = claimed.route AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale'
-          AND f.id >= {run_begins("i.seq", "claimed.route")}) AS stale_before
-FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
+        WHERE {of_run("f", "claimed")} AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale') AS stale_before
+FROM {sql.rows("claimed", seq="bigint", route="text", lane="text", run="int")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
 """)

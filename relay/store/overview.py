@@ -27,6 +27,8 @@ from relay.store.transaction import Transaction
 
 MOST_LISTED = 20
 """Open commands, failed ones, and relays that died."""
+_LEAD = timedelta(seconds=5)
+"""Two clocks, or a commit that takes long, make no more."""
 
 
 class HeldGate(msgspec.Struct, frozen=True):
@@ -97,6 +99,8 @@ class Overview(msgspec.Struct, frozen=True):
     sweeps: tuple[Row, ...]
     retention: tuple[Row, ...] = ()
     """Progress of each kind of rows that was pruned."""
+    ahead: Mapping[str, datetime] = {}
+    """Newest stored times, by column, that lie in the future of the database's clock."""
 
 
 def read_overview(database: Database, policies: Policies, most: int = MOST_COUNTED) -> Overview:
@@ -124,6 +128,7 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
             ),
             tuple(transaction.rows_of(reads.SWEEPS)),
             tuple(transaction.rows_of(reads.RETENTION)),
+            {row.name: at for row in transaction.execute(NEWEST_TIMES) if (at := as_time(row.at)) > now + _LEAD},
         )
 
 
@@ -195,6 +200,11 @@ def alert_text(kind: str, subject: str, detail: object, *, firing: bool = True) 
     return "; ".join(sentence(Alert(known, subject, firing=firing, detail=detail)).splitlines())
 
 
+NEWEST_TIMES = text("""
+SELECT 'delivery_log.at' AS name, at FROM (SELECT at FROM delivery_log ORDER BY id DESC LIMIT 1) fact
+UNION ALL
+SELECT 'inbox.received_at' AS name, at FROM (SELECT received_at AS at FROM inbox ORDER BY seq DESC LIMIT 1) event
+""")
 _FIRING = text(f"{NEWEST} WHERE a.firing ORDER BY a.at, a.id")
 
 

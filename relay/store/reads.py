@@ -191,31 +191,40 @@ def sqlite_file(config: Config) -> Path | None:
     return None if parsed.get_backend_name() != SQLITE or name.startswith("file:") else Path(name).absolute()
 
 
-def read_disk(transaction: Transaction, sqlite_file: Path | None) -> Disk:
-    """Read sizes by the view `table_size`, and ask the file system for the free space where the database is on this host."""
-    rows = transaction.rows_of(_SIZES)
-    per_day = sum(row["bytes_per_day"] or 0 for row in rows) or None
+class Space(msgspec.Struct, frozen=True):
+    """The disk of the database's folder, in bytes."""
+
+    folder: Path
+    free: int
+    """For users other than root."""
+    whole: int
+
+
+def read_space(transaction: Transaction, sqlite_file: Path | None) -> Space | None:
+    """Ask the file system where the database is on this host; None where nobody here can tell."""
+    folder = None if sqlite_file is None else sqlite_file.parent
     if transaction.sql.is_postgres:
-        tables = [
-            TableSize(row["table_name"], (row["bytes"] or 0) + (row["index_bytes"] or 0), row["rows_estimated"])
-            for row in rows
-        ]
-        largest = sorted(tables, key=lambda table: -table.bytes)[:_MOST_TABLES]
-        found = transaction.execute(_FOLDER)
-        folder = Path(found[0].folder) if found and found[0].folder else None
-        return Disk(sum(table.bytes for table in tables), per_day, _free(folder), tuple(largest))
-    size = next((row["bytes"] for row in rows if row["table_name"] == _FILE), None)
-    return Disk(size, per_day, _free(sqlite_file.parent if sqlite_file else None))
-
-
-def _free(folder: Path | None) -> int | None:
+        folder = next((Path(row.folder) for row in transaction.execute(_FOLDER) if row.folder), None)
     if folder is None:
         return None
     try:
         found = os.statvfs(folder)
     except OSError:
         return None
-    return found.f_bavail * found.f_frsize
+    return Space(folder, found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
+
+
+def read_disk(transaction: Transaction, sqlite_file: Path | None) -> Disk:
+    """Read sizes by the view `table_size`, and the free space."""
+    rows, space = transaction.rows_of(_SIZES), read_space(transaction, sqlite_file)
+    per_day = sum(row["bytes_per_day"] or 0 for row in rows) or None
+    tables = [
+        TableSize(row["table_name"], (row["bytes"] or 0) + (row["index_bytes"] or 0), row["rows_estimated"])
+        for row in rows
+        if transaction.sql.is_postgres or row["table_name"] == _FILE
+    ]
+    largest = sorted(tables, key=lambda table: -table.bytes)[:_MOST_TABLES] if transaction.sql.is_postgres else ()
+    return Disk(sum(table.bytes for table in tables) or None, per_day, space.free if space else None, tuple(largest))
 
 
 _SIZES = text(

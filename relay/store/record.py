@@ -25,7 +25,6 @@ from relay.delivery.policy import (
     breaker_reports,
     decide,
     endpoint_of,
-    history_of,
     hold_requests,
     needs_history,
 )
@@ -35,8 +34,8 @@ from relay.store.deliveries import (
     as_open_delivery,
     claim_of,
     key_text,
+    of_run,
     rows_of_keys,
-    run_begins,
     still_leased,
     write_back,
 )
@@ -194,25 +193,26 @@ def _histories(
     transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Policies
 ) -> dict[tuple[int, str], History]:
     """The results of earlier attempts, for the outcomes that depend on them."""
-    asked = {
-        (delivery.seq, delivery.route): outcome.error_class
+    failed = [
+        (delivery.seq, delivery.route, delivery.run, outcome.error_class)
         for delivery, outcome in outcomes
         if isinstance(outcome, Failed) and needs_history(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
-    }
-    if not asked:
-        return {}
-    before: dict[tuple[int, str], list[tuple[str, str | None, datetime]]] = {key: [] for key in asked}
-    for row in transaction.execute(_ATTEMPTS, failed=list(asked)):
-        before[row.seq, row.route].append((row.kind, row.error_class, as_time(row.at)))
-    return {key: history_of(facts_before, asked[key]) for key, facts_before in before.items()}
+    ]
+    found = transaction.execute(_ATTEMPTS, failed=failed) if failed else []
+    return {(row.seq, row.route): History(row.same_in_a_row, as_time(row.began_at)) for row in found}
 
 
+_FAILED = sql.rows("failed", seq="bigint", route="text", run="int", error_class="text")
+# Count the attempts of the run, of which the last ones failed in the same way.
 _ATTEMPTS = Statement(f"""
-SELECT l.seq, l.route, l.kind, l.at, l.detail ->> 'error_class' AS error_class
-FROM {sql.rows("failed", seq="bigint", route="text")}
-JOIN delivery_log l ON l.seq = failed.seq AND l.route = failed.route
-    AND l.id >= {run_begins("failed.seq", "failed.route")}
-ORDER BY l.id
+SELECT seq, route, min(at) AS began_at, count(CASE WHEN id > coalesce(last_other, 0) THEN 1 END) AS same_in_a_row
+FROM (
+    SELECT l.seq, l.route, l.id, l.at, max(
+        CASE WHEN coalesce(l.detail ->> 'error_class', '') <> failed.error_class THEN l.id END
+    ) OVER (PARTITION BY l.seq, l.route) AS last_other
+    FROM {sql.looked_up(_FAILED, "delivery_log l", of_run("l", "failed"))}
+    WHERE l.kind || '' IN ('attempt_failed', 'abandoned')) tried
+GROUP BY seq, route
 """)
 
 
@@ -220,11 +220,9 @@ Success = tuple[str, str, datetime, int, datetime | None, datetime | None, bytes
 """A row of `lane`, in the order of `_SUCCESS`."""
 
 
-def success_row(route: str, lane: str, key: tuple[datetime, int], success: Delivered | facts.DeliveredFact) -> Success:
+def success_row(route: str, lane: str, key: tuple[datetime, int], success: Delivered) -> Success:
     """The row of `lane` that remembers a success."""
-    # After a rebuild from the log nothing is known of later writes that failed, so that it would prove nothing.
-    applied_hash = success.applied_hash if isinstance(success, Delivered) else None
-    return (route, lane, *key, success.fetch_began_at, success.last_modified, applied_hash)
+    return (route, lane, *key, success.fetch_began_at, success.last_modified, success.applied_hash)
 
 
 def remember_delivered(transaction: Transaction, rows: Iterable[Success]) -> None:

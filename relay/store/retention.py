@@ -11,7 +11,6 @@ back to the operating system.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -25,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.clock import SystemClock
 from inbox.config.model import Retention, RetentionKind
 from inbox.db import leaves
-from inbox.db.dialect import Sql, blames_items, error_text, is_lock_wait, is_wait_timeout, rows_param
+from inbox.db.dialect import Sql, blames_items, error_text, is_lock_wait, rows_param
 from inbox.db.schema import pruner, pruning
 from inbox.events.timestamps import as_time, time_text
 from relay.store.database import Database
@@ -59,9 +58,9 @@ class Pruned(msgspec.Struct, frozen=True):
     passed_over: int = 0
     """Expired rows that were locked or could not be deleted, and are left to a later lap."""
     error: str | None = None
-    """The row at `position` could not be deleted, not even alone, for this reason."""
+    """The last row that could not be deleted, not even alone, and the reason."""
     is_held_up: bool = False
-    """True when nothing was looked at, as somebody opens deliveries of stored events."""
+    """True when nothing was looked at, as others use the rows."""
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -192,10 +191,8 @@ def _plan(transaction: Transaction, kind: RetentionKind, age: str, before: datet
 # --- the steps
 
 
-def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime | None, position: int, most: int) -> Pruned:
+def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
     """Delete the expired rows among the next `most` after `position`."""
-    if before is None:
-        return Pruned(position=position)
     page = _page(transaction, walk, before, position, most)
     expired = [row for row in page if row.goes is not None]
     if not expired:
@@ -203,22 +200,20 @@ def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime | None,
         if page and _has_expired_further(transaction, walk, before, page[-1].key):
             return Pruned(position=page[-1].key, is_done=False)
         return Pruned(position=position)
-    going = [row.key for row in expired if row.goes]
-    rows = _delete(transaction, walk, before, going) if going else 0
+    going = [int(row.key) for row in expired if row.goes]
+    rows, error = _delete(transaction, walk, before, going) if going else (0, None)
     last = expired[-1]
-    return Pruned(rows, last.key, is_done=False, at=as_time(last.at), passed_over=len(going) - rows)
+    return Pruned(rows, last.key, is_done=False, at=as_time(last.at), passed_over=len(going) - rows, error=error)
 
 
-def _step_of_payloads(
-    walk: Walk, transaction: Transaction, before: datetime | None, position: int, most: int
-) -> Pruned:
+def _step_of_payloads(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
     """Delete expired payloads after the position: on Postgres those of a whole leaf, or else as the walk does."""
     if not transaction.sql.is_postgres:
         pruned = _step_of_walk(walk, transaction, before, position, most)
         has_freed = (pruned.rows > 0 or pruned.is_done) and _give_back(transaction)
         return Pruned(position=position, is_done=False) if pruned.is_done and has_freed else pruned
     following = _next_row(transaction, walk, before, position)
-    if following is None or before is None:
+    if following is None:
         return Pruned(position=position)
     found = leaves.expire(transaction.connection, following.key, before)
     if found.result == "soon":
@@ -229,15 +224,13 @@ def _step_of_payloads(
     return Pruned(found.rows, found.last, is_done=False, at=as_time(following.at), passed_over=int(is_locked))
 
 
-def _step_of_aged(aged: Aged, transaction: Transaction, before: datetime | None, _position: int, most: int) -> Pruned:
-    if before is None:
-        return Pruned()
+def _step_of_aged(aged: Aged, transaction: Transaction, before: datetime, _position: int, most: int) -> Pruned:
     statement = _remove_oldest(transaction.sql, aged)
     rows = len(transaction.execute(statement, before=time_text(before), most=most))
     return Pruned(rows, is_done=rows < most)
 
 
-Step = Callable[[Transaction, datetime | None, int, int], Pruned]
+Step = Callable[[Transaction, datetime, int, int], Pruned]
 """Takes a transaction, the time before which rows expire, the position and the most rows to look at."""
 
 STEPS: Mapping[RetentionKind, Step] = {
@@ -253,9 +246,9 @@ def _page(transaction: Transaction, walk: Walk, before: datetime, position: int,
     return transaction.execute(_read(transaction.sql, walk), **given)
 
 
-def _next_row(transaction: Transaction, walk: Walk, before: datetime | None, position: int) -> Any | None:  # noqa: ANN401  # a row
+def _next_row(transaction: Transaction, walk: Walk, before: datetime, position: int) -> Any | None:  # noqa: ANN401  # a row
     """Return `key` and `at` of the first row after the position, and whether it `has_expired` by its age."""
-    given = {"position": position, "before": before and time_text(before)}
+    given = {"position": position, "before": time_text(before)}
     return next(iter(transaction.execute(_next(transaction.sql, walk), **given)), None)
 
 
@@ -268,18 +261,37 @@ def _has_expired_further(transaction: Transaction, walk: Walk, before: datetime,
     return False
 
 
-def _delete(transaction: Transaction, walk: Walk, before: datetime, keys: Sequence[int]) -> int:
-    """Delete these rows, unless they are locked or must stay meanwhile; returns their number."""
+def _delete(transaction: Transaction, walk: Walk, before: datetime, keys: Sequence[int]) -> tuple[int, str | None]:
+    """Delete these rows, unless they are locked or must stay meanwhile; one that can't be deleted stays alone.
+
+    Returns:
+        How many are gone, and what is wrong with the last that can't be deleted.
+    """
     sql = transaction.sql
     if walk.needs_closed and sql.is_postgres:  # in a statement before the one that looks for open deliveries
         transaction.execute(_LOCK_PAYLOADS)
         transaction.execute(_HURRY)
     wanted = rows_param({"key": key} for key in keys)
-    locked = transaction.execute(_lock(sql, walk), wanted=wanted, before=time_text(before))
-    gone = rows_param({"key": int(row.key)} for row in locked)
-    for table, column in ((walk.table, walk.key), *((each, "seq") for each in walk.companions)) if locked else ():
-        transaction.execute(_remove(sql, table, column), wanted=gone)
-    return len(locked)
+    locked = [int(row.key) for row in transaction.execute(_lock(sql, walk), wanted=wanted, before=time_text(before))]
+    if not locked or _remove(transaction, walk, locked) is None:
+        return len(locked), None
+    errors = {key: error for key in locked if (error := _remove(transaction, walk, [key])) is not None}
+    last = next(reversed(errors.items()), None)
+    return len(locked) - len(errors), last and f"{walk.key}={last[0]}: {error_text(last[1])}"
+
+
+def _remove(transaction: Transaction, walk: Walk, keys: Sequence[int]) -> Exception | None:
+    """Delete these rows with their companions, or none of them. Returns the error where a row is at fault."""
+    gone = rows_param({"key": key} for key in keys)
+    try:
+        with transaction.connection.begin_nested():
+            for table, column in ((walk.table, walk.key), *((each, "seq") for each in walk.companions)):
+                transaction.execute(_deletion(transaction.sql, table, column), wanted=gone)
+    except Exception as error:
+        if not blames_items(error):
+            raise
+        return error
+    return None
 
 
 def _give_back(transaction: Transaction) -> bool:
@@ -297,7 +309,7 @@ def _give_back(transaction: Transaction) -> bool:
 
 
 def _expired(sql: Sql, walk: Walk) -> str:
-    """Return the condition that a row is too old; a NULL parameter means that no age counts."""
+    """Return the condition that a row is too old."""
     before = sql.time(":before")
     cut = sql.plus_seconds(before, str(-walk.lag_seconds)) if walk.lag_seconds else before
     return f"coalesce({walk.time} < {cut}, false)"
@@ -339,7 +351,7 @@ ORDER BY t.{walk.key} {sql.lock("t", skip=True)}
 
 
 @cache
-def _remove(sql: Sql, table: str, column: str) -> TextClause:
+def _deletion(sql: Sql, table: str, column: str) -> TextClause:
     wanted = sql.rows("wanted", key="bigint")
     return text(f"DELETE FROM {table} WHERE {column} IN (SELECT wanted.key FROM {wanted})")
 
@@ -398,12 +410,12 @@ class KindState(msgspec.Struct, frozen=True):
             return self
         return msgspec.structs.replace(self, position=0, lap_began_at=now, passed_over=0, error=None)
 
-    def after(self, pruned: Pruned, before: datetime | None, now: datetime) -> KindState:
+    def after(self, pruned: Pruned, before: datetime, now: datetime) -> KindState:
         """Return the state after a batch. Pure."""
         behind = self.behind_seconds
         if pruned.is_done:
             behind = 0
-        elif before is not None and pruned.at is not None:
+        elif pruned.at is not None:
             behind = max(round((before - pruned.at).total_seconds()), 0)
         return msgspec.structs.replace(
             self,
@@ -428,13 +440,11 @@ class LeasedPruner:
         self._database = database
         self._holder = holder
         self._rest = rest
-        self._one_by_one = Counter[RetentionKind]()
-        """Rows that are deleted each in a transaction of its own, after a batch that failed."""
 
     def take(self) -> datetime | None:
         """Take the lease, unless somebody else has it. Returns the time that ages count from."""
         with self._database.write() as transaction:
-            found = transaction.execute(_take(transaction.sql), holder=self._holder, **lease())
+            found = transaction.execute(_renewal(transaction.sql, takes=True), holder=self._holder, **lease())
         return None if not found else trusted_clock(as_time(found[0].now), found[0].clock and as_time(found[0].clock))
 
     def give_back(self, clock: datetime | None = None) -> None:
@@ -445,59 +455,32 @@ class LeasedPruner:
             transaction.connection.execute(mine.values(held_by=None, lease_until=None, **ended))
 
     def batch(self, kind: RetentionKind, before: datetime | None) -> Pruned | None:
-        """Prune the next rows of a kind that are older, and rest. Returns None when somebody else has the lease.
+        """Prune the next rows of a kind that are older, and rest; None: no age counts. Returns None when the lease is lost.
 
-        Rows that can't be deleted are found one by one, and passed over until the next lap, so that none holds up others.
-
-        Raises:
-            Exception: the database is unreachable, or a statement can't run with any rows.
+        Rows that can't be deleted are passed over until the next lap, so that none holds up others.
         """
-        began = time.monotonic()
-        all_rows = ROWS if self._database.sql.is_postgres else ROWS_OF_SQLITE
+        if before is None:
+            return Pruned()
+        began, most = time.monotonic(), ROWS if self._database.sql.is_postgres else ROWS_OF_SQLITE
         try:
-            pruned = self._prune(kind, before, 1 if self._one_by_one[kind] else all_rows)
-            self._one_by_one[kind] = max(self._one_by_one[kind] - 1, 0)
-        except Exception as error:
-            if isinstance(error, DBAPIError) and is_lock_wait(error) and error.statement == leaves.LOCK_PAYLOADS:
+            with self._database.write() as transaction:
+                transaction.rows = max(transaction.rows, most)
+                if (now := self._renew(transaction)) is None:
+                    return None
+                was = state_of(transaction, kind).begun(now)
+                pruned = STEPS[kind](transaction, before, was.position, most)
+                _write(transaction, was.after(pruned, before, now))
+        except DBAPIError as error:
+            if is_lock_wait(error):
                 return Pruned(is_held_up=True)  # the next round goes on
-            if not (is_wait_timeout(error) or blames_items(error)):
-                raise
-            if self._one_by_one[kind]:
-                pruned = self._pass_over(kind, before, error)
-            else:
-                self._one_by_one[kind] = all_rows
-                pruned = Pruned(is_done=False)
-        if pruned is not None and not pruned.is_done:
+            raise
+        if not pruned.is_done:
             self._rest(min(REST * (time.monotonic() - began), LONGEST_REST))
-        return pruned
-
-    def _prune(self, kind: RetentionKind, before: datetime | None, most: int) -> Pruned | None:
-        with self._database.write() as transaction:
-            transaction.rows = max(transaction.rows, most)
-            if (now := self._renew(transaction)) is None:
-                return None
-            was = state_of(transaction, kind).begun(now)
-            pruned = STEPS[kind](transaction, before, was.position, most)
-            _write(transaction, was.after(pruned, before, now))
-        return pruned
-
-    def _pass_over(self, kind: RetentionKind, before: datetime | None, error: Exception) -> Pruned | None:
-        """Leave the next row where it is until the next lap."""
-        with self._database.write() as transaction:
-            if (now := self._renew(transaction)) is None:
-                return None
-            was = state_of(transaction, kind).begun(now)  # a failed first batch has not stored it
-            row = _next_row(transaction, WALKS[kind], None, was.position) if kind in WALKS else None
-            if row is None:
-                raise error
-            said = f"{WALKS[kind].key}={row.key}: {error_text(error)}"
-            pruned = Pruned(position=row.key, is_done=False, at=as_time(row.at), passed_over=1, error=said)
-            _write(transaction, was.after(pruned, before, now))
         return pruned
 
     def _renew(self, transaction: Transaction) -> datetime | None:
         """Renew the lease, which locks others out until the commit; returns the database's time. None: it is lost."""
-        found = transaction.execute(_renew(transaction.sql), holder=self._holder, **lease())
+        found = transaction.execute(_renewal(transaction.sql, takes=False), holder=self._holder, **lease())
         return as_time(found[0].now) if found else None
 
 
@@ -554,17 +537,11 @@ FROM pruner p
 
 
 @cache
-def _take(sql: Sql) -> TextClause:
-    return text(
-        f"{_renewal(sql)} WHERE p.held_by = :holder OR {_is_free(sql)} RETURNING clock, (SELECT {sql.now}) AS now"
-    )
-
-
-@cache
-def _renew(sql: Sql) -> TextClause:
-    return text(f"{_renewal(sql)} WHERE p.held_by = :holder RETURNING (SELECT {sql.now}) AS now")
-
-
-def _renewal(sql: Sql) -> str:
+def _renewal(sql: Sql, *, takes: bool) -> TextClause:
+    """Renew the lease, or take it where it is free."""
     until = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:lease AS float8)")
-    return f"UPDATE pruner AS p SET lease_until = {until}, held_by = :holder"
+    return text(f"""
+UPDATE pruner AS p SET lease_until = {until}, held_by = :holder
+WHERE p.held_by = :holder {f"OR {_is_free(sql)}" if takes else ""}
+RETURNING clock, (SELECT {sql.now}) AS now
+""")

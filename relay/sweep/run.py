@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,7 +18,7 @@ from inbox.config.sync import Sweep
 from inbox.db import intake
 from inbox.db.dialect import error_text, storable
 from inbox.db.throughput import SOURCE, SWEPT
-from inbox.errors import ConfigError, SweepFailed, collect_config_errors
+from inbox.errors import ConfigError, SweepFailed
 from inbox.events.event import Event, Identity, RawRequest, swept_parts
 from inbox.events.timestamps import rfc3339, to_nanoseconds
 from inbox.sources import PRESETS
@@ -35,6 +34,7 @@ from relay.store.sweeps import Listed, SweepFindings
 from relay.store.work import Work, in_parts
 from relay.sweep.pages import BEFORE_A_CALL, Page, Pages
 from relay.sync.expressions import Expression, encode
+from relay.sync.templates import expanded, templated
 
 STEP = "sweep"
 EVERYTHING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -199,7 +199,7 @@ class CompiledSweep:
         if self._shape is None:
             body = encode({MARK: {**mark, "item": item}})
         else:
-            body = encode({**_evaluated(self._shape, item), MARK: mark})
+            body = encode({**expanded(self._shape, item), MARK: mark})
         if len(body) <= self._most:
             return body
         self._left_out.add(listed)
@@ -211,22 +211,7 @@ def _shape(table: Sweep, where: str) -> Any:  # noqa: ANN401  # a tree of expres
     """Compile `event_body`; ConfigError where an expression is wrong, or a key is taken."""
     if MARK in (table.event_body or ()):
         raise ConfigError(f"{where}: {MARK!r} is the mark of swept events; choose another key")
-    return _compiled(table.event_body, where)
-
-
-def _compiled(shape: object, where: str) -> Any:  # noqa: ANN401  # a tree of expressions
-    if isinstance(shape, str):
-        return Expression(shape, where, None)
-    if isinstance(shape, dict):
-        parts = {key: partial(_compiled, inner, f"{where}.{key}") for key, inner in shape.items()}
-        return collect_config_errors(parts)
-    raise ConfigError(f"{where}: expected a JMESPath in quotes, or a table of them; a constant text is \"'text'\"")
-
-
-def _evaluated(shape: Any, item: Any) -> Any:  # noqa: ANN401  # a tree of expressions
-    if isinstance(shape, Expression):
-        return shape.value(item)
-    return {key: _evaluated(inner, item) for key, inner in shape.items()}
+    return templated(table.event_body, where, None, Expression)
 
 
 def _id_of(listed: Listed) -> str:

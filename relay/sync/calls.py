@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import jmespath.parser
 import msgspec
@@ -135,7 +135,6 @@ def _text(value: object) -> str:
 MEDIA_TYPES = {
     "merge-patch": "application/merge-patch+json",  # RFC 7396
     "json": "application/json",
-    "form": "application/x-www-form-urlencoded",
 }
 FIELDS = "fields"
 """Name of the mapped fields in the body of a create or an update: `"{fields}"` stands for all of them."""
@@ -260,16 +259,3 @@ def _keys_to_fields(body: object) -> tuple[str, ...] | None:
             if (keys := _keys_to_fields(inner)) is not None:
                 return (key, *keys)
     return None
-
-
-def form_body(fields: Mapping[str, Any], where: str) -> bytes:
-    """Encode fields as a form; MappingError for a list or an object, which it can't hold."""
-    return urlencode([(name, _form_text(name, value, where)) for name, value in fields.items()]).encode()
-
-
-def _form_text(name: str, value: object, where: str) -> str:
-    if isinstance(value, dict | list):
-        raise MappingError("a form holds texts and numbers, no list or object", field=f"{where}.{name}")
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "" if value is None else str(value)

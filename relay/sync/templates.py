@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 from unicodedata import normalize
@@ -247,8 +247,13 @@ def _has_object(value: object) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(_has_object(inner) for inner in value))
 
 
-def templated(value: object, where: str, known: Collection[str], kind: type[Template] = Template) -> object:
-    """Compile each string in `value`, at any depth, to a template of this kind."""
+def templated(
+    value: object,
+    where: str,
+    known: Collection[str] | None,
+    kind: Callable[[str, str, Any], Template | Expression] = Template,
+) -> object:
+    """Compile each string in `value`, at any depth, to a template of this kind, or to an expression."""
     if isinstance(value, str):
         return kind(value, where, known)
     if isinstance(value, dict):
@@ -270,9 +275,9 @@ def templates_in(value: object) -> Iterator[Template]:
             yield from templates_in(inner)
 
 
-def expanded(value: object, scope: Scope) -> object:
+def expanded(value: object, scope: Scope) -> Any:  # noqa: ANN401  # of the form of `value`
     """Expand a value that `templated` made; MappingError when a template has no value."""
-    if isinstance(value, Template):
+    if isinstance(value, Template | Expression):
         return value.value(scope)
     if isinstance(value, dict):
         return {key: expanded(inner, scope) for key, inner in value.items()}

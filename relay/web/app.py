@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 import falcon
@@ -65,7 +66,7 @@ class ScreenResource:
         A filter that makes no sense, or takes too long, stays in its form below the problem.
         """
         now, is_refresh = self._clock.now(), req.get_header(REFRESH_HEADER) is not None
-        query = of_path(self._screen.query, path, now)
+        query = self._of_path(path, now)
         page, problem, version = None, None, None
         try:
             query = parse(self._screen.query, parameters(_asked(req.params), path), now)
@@ -77,6 +78,8 @@ class ScreenResource:
         except NothingThere:
             raise
         except PageError as error:
+            if query is None:
+                raise
             problem = error
             set_status(resp, error)
         else:
@@ -100,7 +103,7 @@ class ScreenResource:
     async def on_get_json(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
         """Answer with the same as JSON."""
         now = self._clock.now()
-        of_path(self._screen.query, path, now)
+        self._of_path(path, now)
         query = parse(self._screen.query, parameters(_asked(req.params), path), now)
         page = await self._readers.read(req.context.actor, self._reading_of(query), kind=self._screen.name)
         resp.content_type = falcon.MEDIA_JSON
@@ -109,6 +112,12 @@ class ScreenResource:
             resp.append_link(url(req.uri_template or req.path, query, before=page.before), "next")
 
     on_head, on_head_json = on_get, on_get_json
+
+    def _of_path(self, path: Mapping[str, object], now: datetime) -> msgspec.Struct | None:
+        """Make the query without any parameter, which must make sense; None where it needs some."""
+        fields = msgspec.structs.fields(self._screen.query)
+        is_whole = all(field.name in path for field in fields if field.required)
+        return of_path(self._screen.query, path, now) if is_whole else None
 
     def _reading_of(self, query: msgspec.Struct) -> Callable[[Reading], msgspec.Struct]:
         return lambda reading: self._screen.read(reading, query)

@@ -28,10 +28,9 @@ from relay.web.screens.event import EventQuery
 Json = dict[str, Any]
 
 _REF = "#/components/schemas/{name}"
-_PLACE = re.compile(r"{([a-z_]+)(?::[^}]*)?}")
+_PLACE = re.compile(r"{([a-z_]+)}")
 _DESCRIPTION = (
-    "Everything that the operator's page shows and does. Times are RFC 3339 in UTC; bytes are base64, digests hexadecimal. "
-    "A value in a path has `~2F` for `/`, `~5C` for a backslash, `~7E` for `~`, and a lone `~` for an empty value."
+    "Everything that the page shows and does. Times are RFC 3339 in UTC; bytes are base64, digests hexadecimal."
 )
 _EXPLAINED = {
     "before": "Only rows below this one: the member `before` of the page before.",
@@ -68,7 +67,7 @@ def document(screens: Iterable[Screen], version: str) -> Json:
         answers.append(screen.page)
         path = API + (screen.path if screen.path != "/" else "/overview")
         headers = {"Link": 'With rel="next", the next page; absent on the last.'}
-        paths[_PLACE.sub(r"{\1}", path)] = {
+        paths[path] = {
             "get": _operation(
                 screen.name,
                 screen.title,

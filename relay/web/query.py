@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, TypeVar
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import falcon
 import msgspec
@@ -139,7 +139,7 @@ def of_path(kind: type[Query], path: Mapping[str, object], now: datetime) -> Que
         NothingThere: they name nothing that can be.
     """
     try:
-        return parse(kind, _parts(path), now)
+        return parse(kind, {name: str(value) for name, value in path.items()}, now)
     except BadFilter as error:
         raise NothingThere(error.detail) from None
 
@@ -150,16 +150,10 @@ def parameters(given: Mapping[str, object], path: Mapping[str, object]) -> dict[
     Raises:
         BadFilter: one is given twice, or stands in the path.
     """
-    wanted = _parts(path)
     for name, value in given.items():
         if not isinstance(value, str) or name in path:
             raise BadFilter(f"{name} is given twice", field=name)
-        wanted[name] = value
-    return wanted
-
-
-def _parts(path: Mapping[str, object]) -> dict[str, str]:
-    return {name: of_segment(str(value)) for name, value in path.items()}
+    return {name: str(value) for name, value in {**path, **given}.items()}
 
 
 def convert(
@@ -217,37 +211,9 @@ def url(path: str, query: msgspec.Struct, **changed: object) -> str:
     given = {field.name: (getattr(query, field.name), field.default) for field in fields}
     values: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}
     values.update(changed)
-    for name in re.findall(r"{([a-z_]+)(?::[^}]*)?}", path):
-        path = re.sub(rf"{{{name}(:[^}}]*)?}}", segment(values.pop(name, "")), path)
     asked = {
         name: "true" if value is True else str(value)
         for name, value in values.items()
         if not (value is None or value is False or value == "")
     }
     return f"{path}?{urlencode(asked)}" if asked else path
-
-
-_UNSAFE_IN_PATH = re.compile(r"[~/\\\x00-\x1f\x7f]")
-_DOT = re.compile(r"\.(?=json$)|^\.(?=\.?$)")
-_ESCAPED = re.compile(r"(?:~[0-9A-F]{2})+")
-
-
-def segment(value: object) -> str:
-    """Write a value as one segment of a path; `of_segment` reads it.
-
-    Servers and browsers decode or normalise a path before anybody looks at it: `%2F` would divide it, and dots would leave it.
-    So such characters are written `~2F`, and an empty value is a lone `~`. All others are percent-encoded as usual.
-    """
-    text = str(value)
-    if not text:
-        return "~"
-    return quote(_DOT.sub("~2E", _UNSAFE_IN_PATH.sub(lambda found: f"~{ord(found[0]):02X}", text)), safe="~")
-
-
-def of_segment(written: str) -> str:
-    """Return the value of a segment of a path, which the server has percent-decoded."""
-    return "" if written == "~" else _ESCAPED.sub(_unescaped, written)
-
-
-def _unescaped(found: re.Match[str]) -> str:
-    return bytes.fromhex(found[0].replace("~", "")).decode("latin-1")

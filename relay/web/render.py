@@ -163,7 +163,6 @@ def _environment() -> Environment:
         brief=_brief,
         visible_lines=_visible_lines,
         shown_state=words.shown_state,
-        segment=queries.segment,
         time=_time,
         number=_number,
         counted=words.counted,

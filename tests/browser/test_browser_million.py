@@ -43,7 +43,7 @@ SAID = {
     "/alerts": "route 99",
     "/doctor": "a report is kept for a minute",
     "/events/{only}": "ONLY",
-    "/entities/trivore/USER/large": "Lanes",
+    "/entity?source=trivore&type=USER&id=large": "Lanes",
     "/acts/replay?route=everything": r"[\d,]+\+? deliveries",
 }
 """Every screen, and a pattern of a text that its rows make."""

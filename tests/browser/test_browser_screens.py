@@ -5,16 +5,14 @@ axe-core examines it. `.ci/browser` installs its newest version where npm is, ot
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from relay.web.screens import SCREENS
 from tests.helpers.browser import DESK, PHONE, TABLET, Browser, Theme
 from tests.helpers.page import Page
 
-PATHS = sorted(screen.path for screen in SCREENS if "{" not in screen.path)
-OF_ONE = {screen.name: re.sub(r"{.*?}", "", screen.path.split("{")[0]) for screen in SCREENS if "{" in screen.path}
+PATHS = sorted(screen.path for screen in SCREENS if screen.key)
+OF_ONE = {"event": "/events/", "entity": "/entity?", "command": "/commands/"}
 """Screens of one thing: links to them begin so."""
 
 

@@ -94,7 +94,16 @@ def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) 
     now = SystemClock().now()
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM open_delivery"))
-        _add(connection, delivery_log, at=now, route=ROUTE, kind="delivered", attempt=1, detail={"did": "updated"})
+        _add(
+            connection,
+            delivery_log,
+            at=now,
+            route=ROUTE,
+            kind="delivered",
+            state="ended",
+            attempt=1,
+            detail={"did": "updated"},
+        )
         _add(connection, duplicate_request, received_at=now, last_received_at=now, body_sha256=b"")
     start = _deliveries(engine, downstream, "", calls=0)
     start.done = lambda: count(engine, "duplicate_request WHERE handled_at IS NOT NULL")
@@ -111,7 +120,7 @@ def command(database_url: str, engine: Engine, downstream: Downstream) -> StartS
     dead = {"cause": "mapping", "error": "no value", "counted": False}
     with engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET state = 'dead'"))
-        _add(connection, delivery_log, at=now, route=ROUTE, kind="dead", attempt=0, detail=dead)
+        _add(connection, delivery_log, at=now, route=ROUTE, kind="dead", state="dead", attempt=0, detail=dead)
     commands.ask(Database(engine), "replay", Selection(route=ROUTE), who="kim", why="mended")
     start = _deliveries(engine, downstream, "mapping")
     start.seen = lambda: count(

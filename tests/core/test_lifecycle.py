@@ -1,11 +1,9 @@
-"""The table of transitions, and the fold of facts."""
+"""The table of transitions, how a delivery stands after each fact, and what can follow it in the log."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
-from typing import get_args
 
 import msgspec
 import pytest
@@ -16,22 +14,23 @@ from msgspec.structs import replace
 from inbox.errors import IllegalTransition
 from relay.delivery import facts
 from relay.delivery.lifecycle import (
-    CORRECTED_TO,
     HEADS,
     OPEN,
     SCHEDULING,
     TERMINAL,
     TRANSITIONS,
     OpenDelivery,
+    Standing,
     State,
     Step,
     after,
     append,
-    fold,
+    follows,
     restore,
     schedule,
     step_of,
 )
+from tests.helpers.folding import fold
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=5)
@@ -52,7 +51,7 @@ EXAMPLES: dict[Step, facts.AnyFact] = {
     Step.REPLAYED: facts.Replayed(who="ann", why="mended"),
     Step.REARMED: facts.Rearmed(duplicate=4),
     Step.UNBLOCKED: facts.Unblocked(who="ann", why="seen"),
-    Step.CORRECTED: facts.Corrected(state="dead", attempt=2, run=3, who="ann", why="delivered twice"),
+    Step.CORRECTED: facts.Corrected(who="ann", why="delivered twice"),
     Step.ERASED: facts.Erased(who="ann", why="asked for"),
 }
 
@@ -64,15 +63,6 @@ def a_row(state: State, attempt: int = 1) -> OpenDelivery:
 def test_every_state_has_its_row_and_every_step_can_happen_somewhere() -> None:
     assert set(TRANSITIONS) == set(State)
     assert {step for row in TRANSITIONS.values() for step in row} == set(Step) - {Step.CORRECTED}
-
-
-def test_a_correction_leads_from_anywhere_to_where_it_says() -> None:
-    assert set(CORRECTED_TO) == set(get_args(facts.CorrectedState))
-    for state in State:
-        for name, to in CORRECTED_TO.items():
-            fact = facts.Corrected(state=name, attempt=2, run=3, who="ann", why="delivered twice")
-            row = append(a_row(state), fact, NOW)
-            assert (row.state, row.attempt, row.run) == (to, 2, 3)
 
 
 def test_every_step_is_scheduling_or_a_fact() -> None:
@@ -148,19 +138,6 @@ CHOICES = st.lists(st.integers(0, 100), max_size=30)
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[tuple[facts.AnyFact, int]]:
-    """The facts of a delivery, each with the attempts it counts."""
-    rows = list(walk(draw(CHOICES)))
-    return [
-        (row.facts[-1], row.attempt) for before, row in pairwise([None, *rows]) if row and row.facts != _facts(before)
-    ]
-
-
-def _facts(row: OpenDelivery | None) -> tuple[facts.AnyFact, ...]:
-    return () if row is None else row.facts
-
-
-@st.composite
 def any_steps(draw: st.DrawFn) -> list[Step | facts.AnyFact]:
     """Scheduling steps and facts of every kind, in any order and with any counts."""
     counts, times = st.integers(0, 5), st.sampled_from([NOW, LATER])
@@ -168,20 +145,23 @@ def any_steps(draw: st.DrawFn) -> list[Step | facts.AnyFact]:
         facts.AttemptFailed, error_class=st.just("auth"), error=st.just("401"), due_at=times, counted=st.booleans()
     )
     taken = st.builds(facts.TookOver, of=st.just(1), attempt=counts, crashes=counts, due_at=times)
-    corrected = st.builds(
-        facts.Corrected, state=st.sampled_from(sorted(CORRECTED_TO)), attempt=counts, run=counts,
-        who=st.just("ann"), why=st.just("twice"),
-    )  # fmt: skip
     # Most steps can't happen in most states, so those of a whole attempt are drawn more often.
     usual = st.sampled_from([Step.PROMOTED, Step.CLAIMED, Step.CLAIMED])
     anything = st.one_of(usual, st.sampled_from(sorted(SCHEDULING)), st.sampled_from([*EXAMPLES.values()]))
-    return draw(st.lists(st.one_of(anything, failed, taken, corrected), max_size=40))
+    return draw(st.lists(st.one_of(anything, failed, taken), max_size=40))
 
 
 def _agree(row: OpenDelivery) -> None:
-    folded = fold(row.facts)
+    """The row, the last of its facts' rows, and what the facts themselves say; and each fact follows from the one before."""
+    folded = fold(zip(row.facts, row.standings, strict=True))
     assert folded.state is (State.RECEIVED if row.state in OPEN else row.state)
-    assert (folded.attempt, folded.run, folded.crashes) == (row.attempts_used, row.run, row.crashes)
+    assert (folded.attempt, folded.run, folded.crashes) == counts_of(row.standing)
+    for before, (fact, then) in zip([None, *row.standings], zip(row.facts, row.standings, strict=True), strict=False):
+        assert follows(before, facts.kind_of(fact), then)
+
+
+def counts_of(standing: Standing) -> tuple[int, int, int]:
+    return standing.attempt, standing.run, standing.crashes
 
 
 @given(any_steps())
@@ -210,24 +190,54 @@ def test_a_fact_leads_from_every_open_state_to_the_same_folded_state() -> None:
 @given(CHOICES)
 def test_a_row_that_agrees_with_its_facts_is_restored_to_itself(choices: list[int]) -> None:
     for row in walk(choices):
-        if row.state is not State.ENDED:
-            again = restore(row, fold(row.facts))
+        if row.state not in {State.ENDED, State.IN_FLIGHT} and row.standings:
+            again = restore(row, row.standings[-1], None)
             assert replace(again, due_at=row.due_at) == row
             assert row.due_at is None or (again.due_at is not None and again.due_at >= row.due_at)
 
 
-@given(CHOICES, st.sampled_from(sorted(set(State) - {State.ENDED})))
-def test_a_row_is_restored_to_what_its_facts_say_whatever_it_says(choices: list[int], state: State) -> None:
+@given(CHOICES, st.sampled_from(sorted(set(State) - {State.ENDED, State.IN_FLIGHT})))
+def test_a_row_is_restored_to_what_its_last_fact_says_whatever_it_says(choices: list[int], state: State) -> None:
     for row in walk(choices):
-        folded = fold(row.facts)
-        again = restore(a_row(state), folded)
-        assert (State.RECEIVED if again.state in OPEN else again.state) is folded.state
-        assert (again.attempts_used, again.run, again.crashes) == (folded.attempt, folded.run, folded.crashes)
+        for last in row.standings[-1:]:
+            again = restore(a_row(state), last, LATER)
+            assert again.state is last.state or {again.state, last.state} <= OPEN
+            assert counts_of(again.standing) == counts_of(last)
+            assert again.due_at == (LATER if again.state in {State.RECEIVED, State.READY} else None)
 
 
-def test_a_history_that_no_delivery_can_have_is_refused() -> None:
-    with pytest.raises(IllegalTransition):
-        fold([EXAMPLES[Step.DELIVERED], EXAMPLES[Step.DELIVERED]])
+FAILED_ONCE, DELIVERED_ONCE = Standing(State.READY, 1), Standing(State.ENDED, 1)
+IMPOSSIBLE = {
+    "a second success": (DELIVERED_ONCE, "delivered", Standing(State.ENDED, 2)),
+    "a failure that ends it": (FAILED_ONCE, "attempt_failed", Standing(State.ENDED, 2)),
+    "a success that leaves it open": (FAILED_ONCE, "delivered", Standing(State.READY, 2)),
+    "a success without an attempt": (FAILED_ONCE, "delivered", DELIVERED_ONCE),
+    "an attempt that is not told": (FAILED_ONCE, "delivered", Standing(State.ENDED, 3)),
+    "an attempt that is taken away": (FAILED_ONCE, "attempt_failed", Standing(State.READY, 0)),
+    "another run without a replay": (FAILED_ONCE, "attempt_failed", Standing(State.READY, 2, 1)),
+    "a replay in the same run": (DELIVERED_ONCE, "replayed", Standing(State.RECEIVED)),
+    "a replay of what is open": (FAILED_ONCE, "replayed", Standing(State.RECEIVED, 0, 1)),
+    "a first fact of a second attempt": (None, "attempt_failed", Standing(State.READY, 2)),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_a_row_that_cannot_follow_is_told(what: str) -> None:
+    assert not follows(*IMPOSSIBLE[what])
+
+
+def test_only_more_attempts_may_have_been_pruned() -> None:
+    possible = {what for what, given in IMPOSSIBLE.items() if follows(*given, may_be_pruned=True)}
+    assert possible == {"an attempt that is not told", "a first fact of a second attempt"}
+
+
+@pytest.mark.parametrize("kind", ["corrected", "of_tomorrow"])
+def test_after_a_correction_or_a_fact_of_a_newer_version_the_row_says_how_it_stands(kind: str) -> None:
+    assert follows(DELIVERED_ONCE, kind, Standing(State.BLOCKED, 7, 3, 2))
+
+
+def test_a_route_that_the_event_had_not_taken_begins_with_a_replay() -> None:
+    assert follows(None, "replayed", Standing(State.RECEIVED, 0, 1))
 
 
 def test_heads_are_the_states_that_the_database_lets_a_lane_have_once() -> None:

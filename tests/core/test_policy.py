@@ -32,7 +32,6 @@ from relay.delivery.policy import (
     Schedule,
     can_be_given_back,
     decide,
-    history_of,
     needs_history,
     policies,
 )
@@ -182,23 +181,6 @@ def test_nothing_is_tried_beyond_the_window() -> None:
     assert decide(a_delivery(attempt=2), Failed((), "unknown", "cut"), policy, NOW, began) == facts.Dead(
         cause="exhausted", error="cut"
     )
-
-
-def test_what_came_before_counts_since_the_run_began_and_only_in_a_row() -> None:
-    def at(seconds: int) -> datetime:
-        return NOW + timedelta(seconds=seconds)
-
-    before = [
-        ("attempt_failed", "rejected", at(1)),
-        ("replayed", None, at(2)),
-        ("attempt_failed", "rejected", at(3)),
-        ("abandoned", None, at(4)),
-        ("attempt_failed", "rejected", at(5)),
-        ("took_over", None, at(6)),
-    ]
-    assert history_of(before, "rejected") == History(1, at(3))
-    assert history_of(before, "conflict") == History(0, at(3))
-    assert history_of([], "conflict") == History()
 
 
 def test_a_death_blocks_the_lane_when_the_route_says_so() -> None:

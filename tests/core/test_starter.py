@@ -1,9 +1,8 @@
-"""Files of `inbox init`: for every preset, kind of work and database a configuration that passes the check."""
+"""Files of `inbox init`: for every preset and database a configuration that passes the check."""
 
 from __future__ import annotations
 
 import json
-import sys
 from base64 import b64encode
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from jwt.algorithms import OKPAlgorithm
 from inbox.loader.load import load_text
 from inbox.sources import PRESETS
 from relay import check
-from relay.cli.starter import DATABASES, DESTINATIONS, HANDLERS, starter, url_problem
+from relay.cli.starter import DATABASES, starter, url_problem
 
 KEY = json.loads(OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key()))
 ECDSA_KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -26,28 +25,23 @@ VALUES = {
     "STANDARD_WEBHOOKS_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     "DISCORD_SECRET": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
     "SENDGRID_SECRET": b64encode(ECDSA_KEY.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode(),
-    "SLACK_WEBHOOK_URL": "https://hooks.slack.com/services/T0/B0/x",
     "SERVICE_URL": "https://service.example.com/hook/0123456789abcdef0123",
 }
 
 
 @pytest.mark.parametrize("database", DATABASES)
-@pytest.mark.parametrize("kind", DESTINATIONS)
 def test_it_passes_the_check_once_its_variables_are_set(
-    kind: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "inbox.toml"
     monkeypatch.setenv("INBOX_CONFIG", str(file))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "handlers", raising=False)
-    # A preset's own lines are the same whatever the kind and the database.
-    for preset in PRESETS if (kind, database) == ("forward", "sqlite") else ("custom", "github", "trivore"):
-        made = starter(preset, kind, "http://10.0.0.1/hook", database)
+    # A preset's own lines are the same whatever the database.
+    for preset in PRESETS if database == "sqlite" else ("custom", "github", "trivore"):
+        made = starter(preset, "http://10.0.0.1/hook", database)
         environment = {name: VALUES.get(name, "secret") for name in made.variables}
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         file.write_text(made.text, encoding="utf-8")
-        (tmp_path / "handlers.py").write_text(HANDLERS, encoding="utf-8")
         loaded = load_text(made.text, environment=environment)
         assert check.findings(loaded, file, environment) == [], made.text
         assert set(environment) == {word for word in environment if f"env:{word}" in made.text}
@@ -57,7 +51,6 @@ def test_it_passes_the_check_once_its_variables_are_set(
         assert len(unset.mistakes) + sum(len(unset.further_mistakes(start)) for start in check.STARTS) >= len(
             environment
         )
-    monkeypatch.delitem(sys.modules, "handlers", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +64,13 @@ def test_it_passes_the_check_once_its_variables_are_set(
         ("http://crm:8080/hook", ["allow_private", "allow_http"]),
     ],
 )
-@pytest.mark.parametrize("kind", ["forward", "sync"])
-def test_a_destination_gets_the_permissions_that_its_url_needs(kind: str, url: str, keys: list[str]) -> None:
-    destination = load_text(starter("github", kind, url, "sqlite").text).sound.destinations["service"]
+def test_a_destination_gets_the_permissions_that_its_url_needs(url: str, keys: list[str]) -> None:
+    destination = load_text(starter("github", url, "sqlite").text).sound.destinations["service"]
     assert [key for key in ("allow_private", "allow_http") if getattr(destination, key)] == keys
 
 
 def test_a_url_with_a_token_is_not_written_into_the_file() -> None:
-    made = starter("github", "forward", "https://hooks.example.com/0123456789abcdef0123?key=x", "sqlite")
+    made = starter("github", "https://hooks.example.com/0123456789abcdef0123?key=x", "sqlite")
     assert "0123456789abcdef0123" not in made.text
     assert "SERVICE_URL" in made.variables
 

@@ -108,7 +108,7 @@ def test_of_very_many_a_terminal_gets_a_few_and_their_number() -> None:
     assert [line for line in lines if line.startswith("  and ")] == [
         "  and 70 routes with nothing open", "  and 4,980 more", "  and 80 more"
     ]  # fmt: skip
-    assert steps(overview)[-2:] == ["relay resume --destination d2", "relay pause"]
+    assert steps(overview)[-2:] == ["relay resume --destination d2 --reason '…'", "relay pause"]
     assert "relay dead" in steps(overview)
     assert len(shown(overview, width=None)) > 5000, "a program gets all"
 
@@ -161,12 +161,16 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
     [
         (seen(), (), []),
         (seen(), (NO_RELAY,), ["relay run"]),
-        (held("destination", "crm"), (), ["relay resume --destination crm"]),
-        (held("api", "identity", "open"), (), ["relay resume --api identity"]),
-        (held("destination", "crm", "retired"), (), ["relay resume --destination crm"]),
+        (held("destination", "crm"), (), ["relay resume --destination crm --reason '…'"]),
+        (held("api", "identity", "open"), (), ["relay resume --api identity --reason '…'"]),
+        (held("destination", "crm", "retired"), (), ["relay resume --destination crm --reason '…'"]),
         (held("destination", "crm", "limited"), (), []),
         (held("destination", "crm", "held"), (), []),
-        (held(*entity_key("trivore", "USER", "u 1|2")), (), ["relay resume --source trivore --entity 'USER/u 1|2'"]),
+        (
+            held(*entity_key("trivore", "USER", "u 1|2")),
+            (),
+            ["relay resume --source trivore --entity 'USER/u 1|2' --reason '…'"],
+        ),
         (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason '…'"]),
         (seen(routes=(crm(retrying=1, next_due_at=START + timedelta(seconds=30)),)), (), []),

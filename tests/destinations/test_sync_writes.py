@@ -7,9 +7,8 @@ import json
 import msgspec
 import pytest
 
-from inbox.errors import ConfigError, MappingError
+from inbox.errors import ConfigError
 from relay.delivery.outcome import Unchanged
-from relay.sync.calls import form_body
 from tests.destinations.syncing import FETCH, FIND, NONE, REMOVE, SECOND, SYNC, UPDATE, USER, World, changed
 from tests.helpers.delivering import a_delivery, delivered, failed
 from tests.helpers.scripted import ScriptedServer, answer
@@ -38,20 +37,6 @@ def test_a_merge_patch_takes_a_field_away_by_a_null(world: World) -> None:
         "application/merge-patch+json",
         {"name": "Ada", "phone": None, "external_id": "u1"},
     )
-
-
-def test_a_form_holds_texts(world: World) -> None:
-    world.deliver(sync=formatted('format = "form", method = "POST"'), acts=None, update=answer())
-    last = world.server.seen[-1]
-    assert last.headers["content-type"] == "application/x-www-form-urlencoded"
-    assert last.body == b"name=Ada&phone=&external_id=u1"
-
-
-def test_what_a_form_can_not_hold_is_a_mapping_error_that_names_the_field() -> None:
-    assert form_body({"a": True, "b": 1.5, "c": "ä &"}, "x") == b"a=true&b=1.5&c=%C3%A4+%26"
-    with pytest.raises(MappingError) as caught:
-        form_body(FIELDS, "routes.r.sync.update")
-    assert "tags" in str(caught.value)
 
 
 # --- only if nobody else has changed it

@@ -20,8 +20,8 @@ from inbox.db.engine import PINNED
 from inbox.db.schema import metadata
 from inbox.observe import metrics
 from relay.delivery.alerts import SENTENCES
-from relay.delivery.audit import Finding
 from relay.delivery.lifecycle import State, Step
+from relay.store.audit import FindingName
 from tests.docs.pages import PAGES, ROOT, blocks
 
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -106,7 +106,7 @@ def test_every_table_and_column_that_is_named_exists(page: str) -> None:
         *SENTENCES,
         *keys,
         *counted,
-        *get_args(Finding),
+        *get_args(FindingName),
         *PINNED,
         "blocks_lane",
         "crash_loop",

@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 
 from inbox.clock import SystemClock
 from relay.doctor import examinations
+from relay.store.reads import Space
 from tests.doctor.examining import ENVIRONMENT, examined, found, installation, told
 from tests.helpers.room import ROOM
 
@@ -68,7 +69,7 @@ def test_a_file_that_somebody_took_out_of_wal_is_found_and_left_as_it_is(
 
 def test_a_disk_that_is_nearly_full_is_found() -> None:
     def kinds(free: float, whole: float = 1e12) -> list[str]:
-        return [each.kind for each in examinations.judge_space(Path("/data"), free, whole)]
+        return [each.kind for each in examinations.judge_space(Space(Path("/data"), int(free), int(whole)))]
 
     assert kinds(5e11) == kinds(1.5e9, whole=2e9) == []
     assert kinds(4e8) == kinds(5e7, whole=2e9) == ["disk_filling"]

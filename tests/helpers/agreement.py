@@ -13,7 +13,8 @@ from inbox.db.dialect import as_json, as_list
 from inbox.errors import IllegalTransition
 from inbox.events.timestamps import as_time
 from relay.delivery.facts import AnyFact, decode
-from relay.delivery.lifecycle import HEADS, FoldedState, State, fold
+from relay.delivery.lifecycle import HEADS, Standing, State
+from tests.helpers.folding import Folded, fold, standing_of
 from tests.helpers.reading import Row, rows
 
 Key = tuple[int, str]
@@ -29,7 +30,7 @@ def facts_agree(engine: Engine) -> None:
     found = list(
         disagreements(
             enrolled(rows(engine, "SELECT seq, routes FROM inbox")),
-            rows(engine, "SELECT seq, route, kind, detail FROM delivery_log ORDER BY id"),
+            rows(engine, "SELECT seq, route, kind, state, attempt, run, crashes, detail FROM delivery_log ORDER BY id"),
             rows(engine, "SELECT * FROM open_delivery"),
         )
     )
@@ -43,9 +44,10 @@ def enrolled(events: Iterable[Row]) -> set[Key]:
 
 def disagreements(arrived: set[Key], facts: Iterable[Row], open_rows: Iterable[Row]) -> Iterator[str]:
     """Everything that is wrong, given what has arrived, `delivery_log` by id, and `open_delivery`."""
-    history: dict[Key, list[AnyFact]] = defaultdict(list, {key: [] for key in arrived})
+    history: dict[Key, list[tuple[AnyFact, Standing]]] = defaultdict(list, {key: [] for key in arrived})
     for row in facts:
-        history[row["seq"], row["route"]].append(decode(row["kind"], json.dumps(as_json(row["detail"]))))
+        fact = decode(row["kind"], json.dumps(as_json(row["detail"])))
+        history[row["seq"], row["route"]].append((fact, standing_of(row)))
     present = {(row["seq"], row["route"]): row for row in open_rows}
     for key in sorted(history.keys() | present.keys()):
         yield from _disagrees(key, history[key], present.get(key))
@@ -54,7 +56,7 @@ def disagreements(arrived: set[Key], facts: Iterable[Row], open_rows: Iterable[R
         yield f"the lane {lane} has {heads} heads and {waiting} that wait"
 
 
-def _disagrees(key: Key, history: list[AnyFact], row: Row | None) -> Iterator[str]:
+def _disagrees(key: Key, history: list[tuple[AnyFact, Standing]], row: Row | None) -> Iterator[str]:
     try:
         standing = fold(history)
     except IllegalTransition as error:
@@ -69,9 +71,7 @@ def _disagrees(key: Key, history: list[AnyFact], row: Row | None) -> Iterator[st
         yield f"the facts of {key} say {standing}, its row {dict(row)}"
 
 
-def follows(
-    standing: FoldedState, state: State, *, attempt: int, run: int, crashes: int, due_at: datetime | None
-) -> bool:
+def follows(standing: Folded, state: State, *, attempt: int, run: int, crashes: int, due_at: datetime | None) -> bool:
     """Tell whether a row says what the facts of its delivery fold to, and is due no earlier."""
     used = attempt - int(state is State.IN_FLIGHT)  # the attempt that runs is no fact yet
     said = (state if state in {State.BLOCKED, State.DEAD} else State.RECEIVED, used, run, crashes)

@@ -30,7 +30,7 @@ WORDS: Mapping[str, Mapping[str, object]] = {
     "inbox_payload": {"seq": 1000},
     "duplicate_request": {"seq": 1000},
     "open_delivery": {"seq": 1000, "state": "dead", "due_at": None, "lease_until": None, "lease_token": None},
-    "delivery_log": {"seq": 1000, "kind": "dead"},
+    "delivery_log": {"seq": 1000, "kind": "dead", "state": "dead"},
     "throughput_minute": {"kind": "source"},
     "relay_node": {"stopped_at": None},
     "gate": {"kind": "destination", "breaker": "open"},

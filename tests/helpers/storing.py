@@ -82,11 +82,28 @@ class Intake:
         return asyncio.run(_call())
 
 
-def a_fact(kind: str, seq: int = 1, route: str = "strict", attempt: int = 1, **detail: object) -> str:
+_OPEN_AFTER = {
+    "attempt_failed": "ready", "abandoned": "ready", "took_over": "ready", "rescheduled": "ready", "replayed": "received",
+    "rearmed": "received", "dead": "dead", "unblocked": "dead",
+}  # fmt: skip
+
+
+def a_fact(
+    kind: str,
+    seq: int = 1,
+    route: str = "strict",
+    attempt: int = 1,
+    *,
+    run: int = 0,
+    crashes: int = 0,
+    **detail: object,
+) -> str:
     """A statement that adds a fact, as a hand may."""
+    state = _OPEN_AFTER.get(kind, "ended")
     return (
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
-        f" VALUES ('2026-01-01 00:00:00.000000Z', {seq}, '{route}', '{kind}', {attempt}, '{json.dumps(detail)}')"
+        "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, crashes, detail)"
+        f" VALUES ('2026-01-01 00:00:00.000000Z', {seq}, '{route}', '{kind}', '{state}', {attempt}, {run}, {crashes},"
+        f" '{json.dumps(detail)}')"
     )
 
 

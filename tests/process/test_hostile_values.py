@@ -102,8 +102,6 @@ WITHOUT_VALUES = {
     "relay web passwd": "shows a name that it has checked: tests/web/test_web_account_commands.py",
     "relay web token": "likewise",
     "relay demo": "shows its own services: tests/demo/test_screen.py",
-    "relay demo identity": "says where it answers",
-    "relay demo commercial": "says where it answers",
 }
 
 

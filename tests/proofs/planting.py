@@ -13,7 +13,7 @@ from sqlalchemy import TextClause, text
 from inbox.config.model import Config
 from inbox.db import order_lock
 from inbox.db.dialect import Sql
-from relay.store.audit import examine, rebuild
+from relay.store import audit, rebuild
 from relay.store.deliveries import Claimed
 from relay.store.statement import Statement
 from relay.store.transaction import Read, Transaction
@@ -97,21 +97,21 @@ def look_again_by_the_events_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Under the lock `rebuild` looks at everything that is there by then, and takes events for missing that it didn't see before.
     """
-    events, look = examine._events, examine.examine
+    events, look = audit._events, audit.examine
     seen = 0
 
     def look_at_all(
         transaction: Transaction, seqs: Sequence[int], config: Config, *, locked: bool = False
-    ) -> examine.Examined:
+    ) -> tuple[audit.Checked, list[audit.Stored]]:
         nonlocal seen
         if not locked:
             seen = transaction.execute(text("SELECT coalesce(max(seq), 0) AS seq FROM inbox"))[0].seq
             return look(transaction, seqs, config)
-        monkeypatch.setattr(examine, "_events", lambda sql: text(f"{events(sql).text} AND i.seq <= {seen}"))
+        monkeypatch.setattr(audit, "_events", lambda sql: text(f"{events(sql).text} AND i.seq <= {seen}"))
         there = transaction.execute(text("SELECT DISTINCT seq FROM open_delivery"))
         found = look(transaction, sorted({*seqs, *(row.seq for row in there)}), config, locked=True)
-        monkeypatch.setattr(examine, "_events", events)
+        monkeypatch.setattr(audit, "_events", events)
         return found
 
-    for module in (examine, rebuild):
+    for module in (audit, rebuild):
         monkeypatch.setattr(module, "examine", look_at_all)

@@ -22,6 +22,9 @@ from tests.helpers.storing import START, an_event
 
 OTHER: dict[str, Any] = {
     "seq": 99,
+    "state": "dead",
+    "run": 9,
+    "crashes": 9,
     "source": "other",
     "dedup_key": "other",
     "entity_type": None,
@@ -83,7 +86,9 @@ def contents(engine: Engine) -> list[Any]:
 def a_fact(engine: Engine, kind: str, at: datetime = START) -> None:
     run(
         engine,
-        insert(delivery_log).values(at=at, seq=1, route="strict", kind=kind, attempt=1, detail={"error": "503"}),
+        insert(delivery_log).values(
+            at=at, seq=1, route="strict", kind=kind, state="ready", attempt=1, detail={"error": "503"}
+        ),
     )
 
 

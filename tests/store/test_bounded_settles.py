@@ -118,8 +118,9 @@ def die(steps: Steps, number: int, *, lanes: int = 1) -> None:
     steps.receive(*(an_event(n, f"u{n % lanes}") for n in range(1, number + 1)))
     steps.do(
         "UPDATE open_delivery SET state = 'dead', attempt = 1",
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
-        """ SELECT occurred_at, seq, route, 'dead', 1, '{"cause": "mapping", "error": "email: no value"}' FROM open_delivery""",
+        "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)"
+        """ SELECT occurred_at, seq, route, 'dead', 'dead', 1, '{"cause": "mapping", "error": "email: no value"}'
+        FROM open_delivery""",
     )
 
 

@@ -27,12 +27,12 @@ FILL = (
     FROM generate_series(1, {EVENTS}) AS n""",
     f"INSERT INTO inbox_payload (seq, headers, body) SELECT n, '{{}}', '\\x00' FROM generate_series(1, {EVENTS}) AS n",
     f"""
-    INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
-    SELECT now() - make_interval(secs => {EVENTS} - n), n, 'to-crm', 'delivered', 1, '{{}}'
+    INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+    SELECT now() - make_interval(secs => {EVENTS} - n), n, 'to-crm', 'delivered', 'ended', 1, '{{}}'
     FROM generate_series(1, {EVENTS}) AS n""",
     """
-    INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
-    SELECT now(), n * 1000, 'to-crm', 'dead', 1, '{"cause": "mapping", "error": "email: no value"}'
+    INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+    SELECT now(), n * 1000, 'to-crm', 'dead', 'dead', 1, '{"cause": "mapping", "error": "email: no value"}'
     FROM generate_series(1, 500) AS n""",
     """
     INSERT INTO open_delivery (seq, route, lane, occurred_at, state)

@@ -82,7 +82,7 @@ DECISIONS: Mapping[str, Mapping[str, Decision]] = {
         "applied_hash": "emptied",
     },
     "route_lock": {"route": "kept"},
-    "delivery_log": {"route": "kept", "kind": "kept", "relay_node": "kept", "detail": "emptied"},
+    "delivery_log": {"route": "kept", "kind": "kept", "state": "kept", "relay_node": "kept", "detail": "emptied"},
     "relay_node": {
         "id": "kept",
         "host": "kept",

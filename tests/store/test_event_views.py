@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -168,7 +169,7 @@ FACTS = [
 )
 def test_each_kind_of_fact_is_a_sentence(steps: Steps, kind: str, detail: dict[str, object], sentence: str) -> None:
     steps.arrive(an_event(1))
-    steps.do(a_fact(kind, 1, "strict", 1, **detail))
+    steps.do(a_fact(kind, 1, "strict", 1, **dict[str, Any](detail)))
     assert timeline(steps)[-1][1:] == (kind, 1, "strict", sentence)
 
 

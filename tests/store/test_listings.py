@@ -185,8 +185,8 @@ def test_the_view_survives_a_fact_that_no_relay_wrote(engine: Engine, steps: Ste
         for detail in ('{"calls": [{"status": "x"}], "error": "e"}', '{"calls": 7, "error": "f"}'):
             connection.execute(
                 text(
-                    "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
-                    " VALUES (:at, 1, 'strict', 'attempt_failed', 1, :detail)"
+                    "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)"
+                    " VALUES (:at, 1, 'strict', 'attempt_failed', 'ready', 1, :detail)"
                 ),
                 {"at": "2026-01-01 00:00:00.000000Z", "detail": detail},
             )

@@ -15,7 +15,7 @@ from inbox.db.dialect import takes_too_long
 from inbox.db.leaves import LOCK_PAYLOADS
 from inbox.db.migrate import Role
 from relay.operations.asks import Selection
-from relay.store.audit import rebuild
+from relay.store import rebuild
 from relay.store.duplicates import judge_duplicates
 from relay.store.operator import commands, execution
 from relay.store.reopen import keep_payloads

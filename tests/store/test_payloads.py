@@ -17,6 +17,7 @@ from relay.store.database import Database
 from relay.store.retention import STEPS, Pruned
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.patience import stand_still
+from tests.helpers.pruning import a_pruner
 from tests.helpers.reading import rows
 from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import START, an_event
@@ -57,12 +58,12 @@ def fill(engine: Engine, first: int, last: int, *, days_old: float) -> None:
         )
 
 
-def step(engine: Engine, expiry: datetime | None = CUT, position: int = 0, most: int = 500) -> Pruned:
+def step(engine: Engine, expiry: datetime = CUT, position: int = 0, most: int = 500) -> Pruned:
     with Database(engine).write() as transaction:
         return STEPS["payloads"](transaction, expiry, position, most)
 
 
-def walk(engine: Engine, expiry: datetime | None = CUT, most: int = 500) -> list[Pruned]:
+def walk(engine: Engine, expiry: datetime = CUT, most: int = 500) -> list[Pruned]:
     """A whole walk, step by step."""
     done: list[Pruned] = []
     position = 0
@@ -124,7 +125,7 @@ def test_what_is_open_or_dead_keeps_its_payload(engine: Engine, steps: Steps) ->
 
 def test_without_an_age_nothing_goes(engine: Engine, steps: Steps) -> None:
     steps.receive(an_event(1, routes=[]))
-    assert step(engine, None) == Pruned()
+    assert a_pruner(engine).batch("payloads", None) == Pruned()
     assert kept(engine) == [1]
 
 

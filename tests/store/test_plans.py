@@ -19,21 +19,21 @@ from inbox.db.following import ARRIVALS, Follower
 from inbox.db.listing import EventFilter
 from inbox.events.timestamps import time_text
 from relay import findings
-from relay.doctor import examinations
 from relay.store import (
     alert_conditions,
+    audit,
     claim,
     deliveries,
     duplicates,
     events,
     leases,
     overview,
+    rebuild,
     reopen,
     route_states,
     sequence,
     sweeps,
 )
-from relay.store.audit import examine, rebuild, verify
 from relay.store.operator import changes, selection
 from relay.store.reads import OUTCOMES
 from relay.store.statement import Statement
@@ -67,8 +67,9 @@ SELECT n, 'crm', 'USER|u' || (n / 10), {{now}}, state, CASE WHEN state = 'ready'
 FROM (SELECT n, {STATE} AS state FROM {{numbers}}) AS made
 """,
     """
-INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
-SELECT {now}, n, 'crm', CASE WHEN n % 4000 = 11 THEN 'dead' WHEN n % 4000 = 12 THEN 'replayed' ELSE 'attempt_failed' END, 1,
+INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+SELECT {now}, n, 'crm', CASE WHEN n % 4000 = 11 THEN 'dead' WHEN n % 4000 = 12 THEN 'replayed' ELSE 'attempt_failed' END,
+       CASE WHEN n % 4000 = 11 THEN 'dead' WHEN n % 4000 = 12 THEN 'received' ELSE 'ready' END, 1,
        '{{"cause": "mapping", "error": "email: no value"}}'
 FROM {numbers}
 """,
@@ -270,8 +271,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "wanted that are open": reopen._present,
     "wanted that nobody has begun": lambda sql: changes._untouched(sql, locked=True),
     "due on a route": changes._due,
-    "facts of wanted": reopen._history,
-    "events of wanted": reopen._events,
+    "last facts of wanted": reopen._last_facts,
     "newest repeat": lambda _: duplicates._NEWEST,
     "page of repeats": lambda _: duplicates._PAGE,
     "repeats of some events": written(duplicates._UNHANDLED),
@@ -281,14 +281,12 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "events that come late": written(sequence._OF_LATE),
     "sweeps' events of the same change": written(sequence._SWEPT),
     "listed that are missing": written(sweeps._MISSING),
-    "next seqs": lambda _: examine._NEXT_SEQS,
-    "events of a span": examine._events,
-    "rows of a span": lambda sql: examine._rows(sql, locked=True),
-    "facts of a span": examine._facts,
-    "rows without an event": lambda sql: rebuild._remove(sql, "open_delivery"),
-    "facts without an event": lambda sql: rebuild._remove(sql, "delivery_log"),
-    "lanes to be forgotten": rebuild._forget,
-    "lanes where some wait": lambda _: verify._WAITING_LANES,
+    "next seqs": lambda _: audit._NEXT_SEQS,
+    "events of a span": audit._events,
+    "rows of a span": lambda sql: audit._rows(sql, locked=True),
+    "facts of a span": audit._facts,
+    "rows without an event": rebuild._remove,
+    "lanes where some wait": lambda _: audit._WAITING_LANES,
     "routes with something open": lambda _: route_states._KNOWN,
     "received on routes": lambda _: route_states._RECEIVED,
     "in flight on routes": lambda _: route_states._IN_FLIGHT,
@@ -316,7 +314,7 @@ WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=
 """Filters of searches that look through all events, a window of them at a time."""
 NEWEST = {
     "deaths that are over": alert_conditions._DEATHS_OVER,
-    **{what: text(query) for what, query in examinations._NEWEST_TIMES.items()},
+    "newest stored times": overview.NEWEST_TIMES,
 }
 """Statements that read a few rows from the end of a table."""
 

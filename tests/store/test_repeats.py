@@ -144,7 +144,7 @@ def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps)
     judge(steps)
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'rearmed'")
     (newest,) = steps.rows("SELECT max(id) AS id FROM duplicate_request")
-    assert fact["detail"] == {"duplicate": newest["id"], "run": 1}
+    assert fact["detail"] == {"duplicate": newest["id"]}
 
 
 def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
@@ -188,11 +188,12 @@ def plant_runs(steps: Steps, *, seq: int, number: int) -> None:
     """Facts of so many runs that have delivered the event."""
     numbers = f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {number}) SELECT n FROM c)"
     made = "jsonb_build_object" if steps.database.sql.is_postgres else "json_object"
-    both = f"SELECT n, 0 AS part, 'rearmed' AS kind, {made}('duplicate', n, 'run', n) AS detail FROM {numbers} AS a"
+    both = f"SELECT n, 0 AS part, 'rearmed' AS kind, {made}('duplicate', n) AS detail FROM {numbers} AS a"
     both += f" UNION ALL SELECT n, 1, 'delivered', {made}('did', 'updated') FROM {numbers} AS b"
     steps.do(
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
-        f" SELECT '2026-01-01 00:00:00.000000Z', {seq}, 'latest', kind, part, detail FROM ({both}) AS made ORDER BY n, part"
+        "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, detail)"
+        f" SELECT '2026-01-01 00:00:00.000000Z', {seq}, 'latest', kind, CASE part WHEN 0 THEN 'received' ELSE 'ended' END, part, n,"
+        f" detail FROM ({both}) AS made ORDER BY n, part"
     )
 
 

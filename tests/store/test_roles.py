@@ -108,7 +108,8 @@ def test_each_role_may_do_with_each_table_and_view_what_it_should_and_nothing_el
         "UPDATE open_delivery SET state = 'dead'",
         "INSERT INTO open_delivery (seq, route, lane, occurred_at, state, run) VALUES (1, 'r', 'l', now(), 'received', 9)",
         "INSERT INTO relay_command (kind, selection, reason) VALUES ('replay', '{}', 'r')",
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES (now(), 1, 'r', 'delivered', 1, '{}')",
+        """INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+        VALUES (now(), 1, 'r', 'delivered', 'ended', 1, '{}')""",
         "SELECT setval('inbox_seq_seq', 1)",
         "SELECT id FROM order_lock FOR UPDATE",
         "CREATE TABLE mine (a int)",

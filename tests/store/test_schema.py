@@ -23,7 +23,7 @@ SCHEDULED: dict[str, dict[str, Any]] = {
 }
 
 
-A_FACT = {"at": START, "seq": 1, "route": "r", "attempt": 0, "detail": {}}
+A_FACT = {"at": START, "seq": 1, "route": "r", "state": "ended", "attempt": 0, "detail": {}}
 
 
 def open_row(engine: Engine, state: str, **values: object) -> None:
@@ -115,6 +115,9 @@ AN_EVENT = {
     "statement",
     [
         pytest.param(insert(delivery_log).values({**A_FACT, "kind": "lost"}), id="an unknown kind of fact"),
+        pytest.param(
+            insert(delivery_log).values({**A_FACT, "kind": "dead", "state": "in_flight"}), id="a fact that claims"
+        ),
         pytest.param(insert(inbox).values(AN_EVENT), id="an unknown action"),
         pytest.param(insert(order_lock).values(id=2), id="a second order lock"),
         pytest.param(insert(write_probe).values(id=2, probed_at=START), id="a second probe"),

@@ -13,7 +13,8 @@ from tests.helpers.reading import rows
 
 ROWS = {
     "alert.id": "INSERT INTO alert (at, kind, subject, firing, detail) VALUES (now(), 'retired', 'x', true, '{}')",
-    "delivery_log.id": "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES (now(), 1, 'r', 'dead', 1, '{}')",
+    "delivery_log.id": """INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+        VALUES (now(), 1, 'r', 'dead', 'dead', 1, '{}')""",
     "inbox.seq": """INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type,
         body_bytes, body_sha256) VALUES ('s', random()::text, 'T', 'other', now(), now(), '{}', 'x', 0, '')""",
     "rejected_request.id": """INSERT INTO rejected_request (received_at, source, status, cause, reason, body_sha256)

@@ -33,19 +33,18 @@ def test_how_often_what_was_fetched_was_older_than_the_event(steps: Steps) -> No
 
 
 def taken_up_again(steps: Steps, by: str) -> None:
-    """A person replays it, a repeat re-arms it, or a rebuild corrects it."""
+    """A person replays it, or a repeat re-arms it."""
     with steps.database.write() as transaction:
         (dead,) = map(as_open_delivery, transaction.execute(text(f"SELECT {ROW} FROM open_delivery o")))
         begins: dict[str, facts.AnyFact] = {
             "replayed": facts.Replayed(who="kim", why="mended"),
             "rearmed": facts.Rearmed(duplicate=1),
-            "corrected": facts.Corrected(state="open", attempt=0, run=0, who="kim", why="contradicts itself"),
         }
         opened = append(dead, begins[by], transaction.lock_order())
         write_back(transaction, settle("strict", [opened], transaction.now(), timedelta(0)))
 
 
-@pytest.mark.parametrize("by", ["replayed", "rearmed", "corrected"])
+@pytest.mark.parametrize("by", ["replayed", "rearmed"])
 def test_what_an_earlier_run_fetched_is_not_counted_in_the_next(steps: Steps, by: str) -> None:
     """A new run waits again for a replica that is behind."""
     steps.arrive(an_event(1))
@@ -58,6 +57,24 @@ def test_what_an_earlier_run_fetched_is_not_counted_in_the_next(steps: Steps, by
         known.append(steps.attempt(STALE).stale_before)
         steps.advance(600)
     assert known == [0, 1, 2]
+
+
+REJECTED, CONFLICT = Failed((), "rejected", "answered 422"), Failed((), "conflict", "answered 409")
+
+
+def test_only_the_failures_of_this_run_and_in_a_row_confirm_each_other(steps: Steps) -> None:
+    """A second rejection is final, unless something else happened between, or a person replayed it."""
+    steps.arrive(an_event(1))
+    for outcome in (REJECTED, CONFLICT, REJECTED):
+        steps.attempt(outcome)
+        steps.advance(600)
+        assert steps.states() == [(1, "strict", "ready")]
+    steps.attempt(REJECTED)
+    assert steps.states() == [(1, "strict", "dead")]
+    taken_up_again(steps, "replayed")
+    steps.attempt(REJECTED)
+    assert steps.states() == [(1, "strict", "ready")]
+    steps.facts_agree()
 
 
 def test_what_was_sent_last_for_its_lane(steps: Steps) -> None:

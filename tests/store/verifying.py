@@ -6,10 +6,9 @@ from sqlalchemy import Engine, text
 
 from inbox.config.model import Config
 from inbox.db.dialect import POSTGRES
-from relay.delivery.audit import Difference
-from relay.store.audit.rebuild import rebuild
-from relay.store.audit.verify import verify
+from relay.store.audit import Difference, verify
 from relay.store.database import Database
+from relay.store.rebuild import rebuild
 from tests.helpers.relaying import CONFIG
 
 ROUTES = ("strict", "blocking", "latest")

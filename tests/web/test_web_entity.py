@@ -1,30 +1,25 @@
-"""`/entities/{source}/{type}/{id}`: any id, its lanes and events, and the difference of both sides of a sync route."""
+"""`/entity`: any id, its lanes and events, and the difference of both sides of a sync route."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from html import unescape
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, quote, urlencode
 
-import falcon.asgi
-import falcon.testing
 import msgspec
 import pytest
 import requests
-from falcon.asgi import Request, Response
-from hypothesis import example, given
-from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from inbox.db import reads
 from relay.store import gates
 from relay.web import reading
-from relay.web.query import of_segment, segment, url
 from relay.web.screens import event as event_screen
-from relay.web.screens.event import EntityQuery
 from tests.destinations.syncing import FETCHED, FOUND, World
 from tests.helpers import scripted
 from tests.helpers.page import VIEWER, Page, on_database, serving
@@ -33,48 +28,10 @@ from tests.helpers.scripted import ScriptedServer, answer
 from tests.helpers.storing import Intake, an_event
 
 HOSTILE = "<script>alert(1)</script>\u202e'\"&"
-ANY_ID = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=40)
 ODD_IDS = (
     ".", "..", "a.json", ".json", "a/b", "//", "/", "a/", "%2F", "~2F", "~", "a%", "?x=1", "#x", " a ", "a\\b", "x\n",
     "\u202e\u2066", "a+b&c=d;e", "x" * 10_000, HOSTILE, "difference", "é😀",
 )  # fmt: skip
-
-
-class Echo:
-    """Says which form of a page was asked for, and about what."""
-
-    async def on_get(self, _req: Request, resp: Response, **path: str) -> None:
-        resp.media = ["html", [of_segment(value) for value in path.values()]]
-
-    async def on_get_json(self, _req: Request, resp: Response, **path: str) -> None:
-        resp.media = ["json", [of_segment(value) for value in path.values()]]
-
-
-def an_echo() -> falcon.testing.TestClient:
-    app: falcon.asgi.App[Request, Response] = falcon.asgi.App()
-    app.req_options.strip_url_path_trailing_slash = True
-    app.add_route("/entities/{source}/{type}/{id}", Echo())
-    app.add_route("/entities/{source}/{type}/{id}.json", Echo(), suffix="json")
-    return falcon.testing.TestClient(app)
-
-
-@given(ANY_ID | st.sampled_from(ODD_IDS), ANY_ID | st.sampled_from(ODD_IDS))
-@example("a.json", "..")
-def test_any_type_and_id_come_back_from_their_url(entity_type: str, entity_id: str) -> None:
-    client = an_echo()
-    for suffix, form in (("", "html"), (".json", "json")):
-        query = EntityQuery(source="shop", type=entity_type, id=entity_id)
-        path = url(f"/entities/{{source}}/{{type}}/{{id}}{suffix}", query)
-        assert client.simulate_get(path).json == [form, ["shop", entity_type, entity_id]], path
-
-
-@given(ANY_ID | st.sampled_from(ODD_IDS))
-def test_a_segment_is_none_that_a_server_or_browser_changes(value: str) -> None:
-    written = segment(value)
-    assert of_segment(unquote(written)) == value
-    assert written.isascii()
-    assert "/" not in unquote(written)
-    assert written not in {".", "..", ""}
 
 
 @pytest.mark.parametrize("entity_id", ODD_IDS[:-1])
@@ -83,13 +40,15 @@ def test_odd_ids_are_linked_found_and_shown_harmless(page: Page, steps: Steps, e
         pytest.skip("Postgres rejects longer entries of an index")
     steps.arrive(msgspec.structs.replace(an_event(1, entity_id, routes=[]), entity_type=f"T {entity_id[:50]}"))
     (row,) = page.json("/deliveries.json")["rows"]
-    path = f"/entities/trivore/{segment(row['entity_type'])}/{segment(row['entity_id'])}"
-    assert f'href="{path.replace("&", "&amp;").replace(chr(39), "&#39;")}"' in page.get("/deliveries").text
+    asked = urlencode({"source": "trivore", "type": row["entity_type"], "id": row["entity_id"]})
+    links = re.findall(r'href="/entity\?([^"]*)"', page.get("/deliveries").text)
+    assert parse_qs(unescape(links[0])) == parse_qs(asked)
+    path = f"/entity?{asked}"
     shown = page.get(path)
     assert shown.status_code == 200
     assert "<script>alert" not in shown.text
     assert "No configured route" in shown.text or "Lanes" in shown.text
-    assert [event["seq"] for event in page.json(f"{path}.json")["events"]] == [1]
+    assert [event["seq"] for event in page.json(f"/entity.json?{asked}")["events"]] == [1]
     assert [event["seq"] for event in page.json(f"/api/v1{path}")["events"]] == [1]
 
 
@@ -100,7 +59,7 @@ def test_what_is_copied_holds_no_key_that_a_terminal_would_press(
     page: Page, steps: Steps, entity_id: str, may_copy: bool
 ) -> None:
     steps.arrive(an_event(1, entity_id))
-    shown = page.get(f"/entities/trivore/USER/{segment(entity_id)}").text
+    shown = page.get(f"/entity?source=trivore&type=USER&id={quote(entity_id)}").text
     assert ('data-copy="inbox list' in shown, "inbox list" in shown) == (may_copy, True)
     assert not set(shown) & {"\x1b", "\r", "\u202e"}
 
@@ -109,7 +68,7 @@ def test_an_entity_shows_its_events_with_all_that_happened_and_its_lanes(page: P
     steps.arrive(*(an_event(n, "u1", routes=["blocking", "strict"]) for n in (1, 2)), an_event(3, "u2"))
     steps.attempt(HOPELESS, "blocking")
     steps.attempt(DONE)
-    found = page.json("/entities/trivore/USER/u1.json")
+    found = page.json("/entity.json?source=trivore&type=USER&id=u1")
     assert [event["seq"] for event in found["events"]] == [2, 1]
     assert [(line["what"], line["route"]) for line in found["events"][1]["timeline"]] == [
         ("arrived", None), ("dead", "blocking"), ("delivered", "strict"),
@@ -126,30 +85,35 @@ def test_an_entity_shows_its_events_with_all_that_happened_and_its_lanes(page: P
         1,
     )
     assert (lanes["latest"]["head_seq"], lanes["latest"]["waiting"]) == (None, 0)
-    shown = page.get("/entities/trivore/USER/u1").text
+    shown = page.get("/entity?source=trivore&type=USER&id=u1").text
     assert "<h1>USER/u1</h1>" in shown
     assert 'href="/acts/replay?source=trivore&amp;entity_type=USER&amp;entity_id=u1"' in shown
-    assert "/acts/" not in page.get("/entities/trivore/USER/u1", actor=VIEWER).text
+    assert "/acts/" not in page.get("/entity?source=trivore&type=USER&id=u1", actor=VIEWER).text
 
 
 def test_pages_of_an_entity_hold_each_event_once(page: Page, steps: Steps) -> None:
     steps.receive(*(an_event(n, "u1" if n % 2 else "u2") for n in range(1, 12)))
     seen, before = [], ""
     while True:
-        found = page.json(f"/entities/trivore/USER/u1.json?limit=2{before}")
+        found = page.json(f"/entity.json?source=trivore&type=USER&id=u1&limit=2{before}")
         seen += [event["seq"] for event in found["events"]]
         if found["before"] is None:
             break
         before = f"&before={found['before']}"
     assert seen == [11, 9, 7, 5, 3, 1]
-    assert 'rel="next" href="/entities/trivore/USER/u1?limit=2&amp;before=9"' in page.get(
-        "/entities/trivore/USER/u1?limit=2"
+    assert 'rel="next" href="/entity?source=trivore&amp;type=USER&amp;id=u1&amp;limit=2&amp;before=9"' in page.get(
+        "/entity?source=trivore&type=USER&id=u1&limit=2"
     ).text  # fmt: skip
-    assert "No older event." in page.get("/entities/trivore/USER/u1?before=1").text
+    assert "No older event." in page.get("/entity?source=trivore&type=USER&id=u1&before=1").text
 
 
 @pytest.mark.parametrize(
-    "path", ["/entities/trivore/USER/nobody", "/entities/nobody/USER/u1", "/entities/trivore/USER/nobody.json"]
+    "path",
+    [
+        "/entity?source=trivore&type=USER&id=nobody",
+        "/entity?source=nobody&type=USER&id=u1",
+        "/entity.json?source=trivore&type=USER&id=nobody",
+    ],
 )
 def test_an_entity_without_events_has_a_page_that_says_so(page: Page, path: str) -> None:
     assert page.get(path).status_code == 404
@@ -161,20 +125,20 @@ def test_an_event_of_thousands_of_facts_does_not_fill_the_page(
 ) -> None:
     monkeypatch.setattr(reads, "MOST_LINES", 5)
     steps.receive(*(an_event(n, "u1") for n in range(1, 9)))
-    found = page.json("/entities/trivore/USER/u1.json")
+    found = page.json("/entity.json?source=trivore&type=USER&id=u1")
     assert found["is_cut"]
     assert [len(event["timeline"]) for event in found["events"]] == [1, 1, 1, 1, 1, 0, 0, 0]
-    assert "have more lines than are shown" in page.get("/entities/trivore/USER/u1").text
+    assert "have more lines than are shown" in page.get("/entity?source=trivore&type=USER&id=u1").text
 
 
 def test_a_paused_entity_says_who_holds_it_and_why(page: Page, steps: Steps) -> None:
     steps.arrive(an_event(1, "u1"))
     with steps.database.write() as transaction:
         gates.pause(transaction, ("entity", "trivore|USER|u1"), who="ann", why=HOSTILE)
-    found = page.json("/entities/trivore/USER/u1.json")
+    found = page.json("/entity.json?source=trivore&type=USER&id=u1")
     assert found["is_paused"]
     assert [hold["command"] for hold in found["holds"]] == ["relay resume --source trivore --entity USER/u1"]
-    shown = page.get("/entities/trivore/USER/u1").text
+    shown = page.get("/entity?source=trivore&type=USER&id=u1").text
     assert "entity USER/u1 was paused now by ann: &lt;script&gt;" in shown
     assert "Resume this entity" in shown
 
@@ -202,7 +166,7 @@ _SYNC = """
     gone = "skip"
     map = { name = "entity.name", external_id = "event.entity_id" }
 """
-DIFFERENCE = "/entities/trivore/USER/u1/difference?route=user-to-crm"
+DIFFERENCE = "/entity/difference?source=trivore&type=USER&id=u1&route=user-to-crm"
 FETCH, FIND = "GET /api/user/u1", "GET /contacts?externalId=u1"
 
 
@@ -234,12 +198,14 @@ def test_sides_that_agree_or_fail_say_so(compared: Page, server: ScriptedServer)
 
 def test_only_operators_compare_and_only_what_can_be(compared: Page, page: Page) -> None:
     assert compared.get(DIFFERENCE, actor=VIEWER).status_code == 403
-    assert "Compare both sides" in compared.get("/entities/trivore/USER/u1").text
-    assert "Compare both sides" not in compared.get("/entities/trivore/USER/u1", actor=VIEWER).text
+    assert "Compare both sides" in compared.get("/entity?source=trivore&type=USER&id=u1").text
+    assert "Compare both sides" not in compared.get("/entity?source=trivore&type=USER&id=u1", actor=VIEWER).text
     assert compared.get(DIFFERENCE.replace("u1", "nobody")).status_code == 404
     for wrong in ("user-to-cmr", "", "x&id=u2", "x&rout=y"):
-        assert compared.get(f"/entities/trivore/USER/u1/difference?route={wrong}").status_code == 400, wrong
-    refused = page.get("/entities/trivore/USER/u1/difference?route=strict")
+        assert compared.get(f"/entity/difference?source=trivore&type=USER&id=u1&route={wrong}").status_code == 400, (
+            wrong
+        )
+    refused = page.get("/entity/difference?source=trivore&type=USER&id=u1&route=strict")
     assert refused.status_code == 400
     assert "no route of this entity can" in refused.text
 
@@ -263,7 +229,7 @@ def test_systems_that_hang_block_no_other_page_and_no_third_comparison(
         refused = compared.get(DIFFERENCE)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "10")
         for _ in range(8):
-            assert compared.get("/entities/trivore/USER/u1").status_code == 200
+            assert compared.get("/entity?source=trivore&type=USER&id=u1").status_code == 200
         hangs.set()
         assert [each.result() for each in running] == [500, 500]
     assert compared.get(DIFFERENCE).status_code == 500

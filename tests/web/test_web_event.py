@@ -269,7 +269,12 @@ def test_a_viewer_whose_database_role_sees_no_payloads_has_all_pages(postgres_da
         web = Web(viewer_url=DatabaseUrl(roles.url("reader_without_payloads")))
         config = msgspec.structs.replace(on_database(CONFIG, postgres_database_url), web=web)
         with serving(config, clock) as page:
-            for path in ("/deliveries", "/deliveries?state=dead", "/events/1", "/entities/trivore/USER/u1"):
+            for path in (
+                "/deliveries",
+                "/deliveries?state=dead",
+                "/events/1",
+                "/entity?source=trivore&type=USER&id=u1",
+            ):
                 assert page.get(path, actor=VIEWER).status_code == 200, path
             shown = page.post("/events/1/reveal", {"reason": "a test"}, actor=VIEWER)
             assert (shown.status_code, reveals(steps)) == (200, [(1, "veikko", "a test")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator
 from typing import Literal, get_args, get_origin
 
@@ -11,7 +10,6 @@ import msgspec
 import pytest
 
 from relay.accounts import Actor
-from relay.web.query import segment
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
 from tests.helpers.page import OPERATOR, VIEWER, Page
@@ -24,7 +22,7 @@ PARTS: dict[str, tuple[object, ...]] = {
     "source": ("trivore",),
     "type": ("USER",),
 }
-"""Values of the parts of paths."""
+"""Values of parameters that a screen needs."""
 PARAMETERS: dict[str, tuple[object, ...]] = {
     "state": ("dead", "blocked", "delivered", "retrying", "unrouted", "waiting"),
 }
@@ -33,13 +31,14 @@ PARAMETERS: dict[str, tuple[object, ...]] = {
 
 def paths(screen: Screen) -> Iterator[str]:
     """Every path of a screen, with every value of its parameters that has few."""
-    names = re.findall(r"{([a-z_]+)", screen.path)
-    for values in itertools.product(*(PARTS[name] for name in names)):
-        path = screen.path
-        for name, value in zip(names, values, strict=True):
-            path = re.sub(rf"{{{name}[^}}]*}}", segment(value), path)
+    needed = [field.name for field in msgspec.structs.fields(screen.query) if field.required]
+    for values in itertools.product(*(PARTS[name] for name in needed)):
+        given = dict(zip(needed, map(str, values), strict=True))
+        path = screen.path.format_map(given)
         twin = path.rstrip("/") or "/overview"
-        for query in ("", *queries(screen.query)):
+        asked = [f"{name}={value}" for name, value in given.items() if f"{{{name}}}" not in screen.path]
+        for more in ([], *([each] for each in queries(screen.query))):
+            query = "?" + "&".join([*asked, *more])
             yield from (f"{path}{query}", f"{twin}.json{query}", f"/api/v1{twin}{query}")
 
 
@@ -48,7 +47,7 @@ def queries(kind: type[msgspec.Struct]) -> Iterator[str]:
         kinds = [field.type, *get_args(field.type)]
         values = [value for each in kinds if get_origin(each) is Literal for value in get_args(each)]
         values += ["true"] if bool in kinds else []
-        yield from (f"?{field.name}={value}" for value in (*values, *PARAMETERS.get(field.name, ())))
+        yield from (f"{field.name}={value}" for value in (*values, *PARAMETERS.get(field.name, ())))
 
 
 def found(text: str, parts: tuple[str, ...]) -> list[str]:

@@ -37,7 +37,7 @@ def things(_reading: Reading, _query: AQuery) -> APage:
     return APage(())
 
 
-A_SCREEN = Screen("things", "/things/{seq:int}", "Things", things)
+A_SCREEN = Screen("things", "/things/{seq}", "Things", things)
 
 
 def members(schema: object, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

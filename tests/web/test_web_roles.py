@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from inbox.config.values import DatabaseUrl
 from inbox.db import engine as engines
-from relay.web.query import segment
+from relay.web.reading import Screen
 from relay.web.screens import SCREENS
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.page_rows import WORDS, fill_page
@@ -19,7 +19,7 @@ from tests.helpers.reading import rows
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 from tests.helpers.roles import Granted, granted
 
-PARTS = {"seq": 1, "source": "trivore", "type": "USER", "cause": "bad_filter"}
+PARTS = {"seq": 1, "source": "trivore", "type": "USER"}
 SELECTIONS: Mapping[str, Mapping[str, object]] = {
     "replay": {"route": "strict"},
     "retry": {"route": "latest"},
@@ -58,16 +58,19 @@ def page(request: pytest.FixtureRequest, roles: Granted, admin: Engine) -> Itera
         yield made
 
 
-def path_of(template: str) -> str:
-    kind = "u1" if template.startswith("/entities") else 1
-    for name, value in {**PARTS, "id": kind}.items():
-        template = template.replace(f"{{{name}}}", segment(value))
-    return template
+def path_of(screen: Screen) -> str:
+    given = {**PARTS, "id": "u1" if screen.name == "entity" else 1}
+    needed = [field.name for field in msgspec.structs.fields(screen.query) if field.required]
+    return (
+        screen.path.format_map(given)
+        + "?"
+        + "&".join(f"{name}={given[name]}" for name in needed if "{" not in screen.path)
+    )
 
 
 def test_every_screen_answers_to_both_roles(page: Page) -> None:
     answers = {
-        (screen.name, actor.role): page.get(path_of(screen.path), actor).status_code
+        (screen.name, actor.role): page.get(path_of(screen), actor).status_code
         for screen in SCREENS
         if screen.name != "difference"  # for operators alone
         for actor in (OPERATOR, VIEWER)
@@ -108,7 +111,8 @@ def test_a_reveal_is_recorded_and_shown(page: Page, admin: Engine, actor: object
         "DELETE FROM relay_command",
         "UPDATE payload_reveal SET who = 'x'",
         "DELETE FROM payload_reveal",
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES (now(), 1, 'r', 'delivered', 1, '{}')",
+        """INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+        VALUES (now(), 1, 'r', 'delivered', 'ended', 1, '{}')""",
         "UPDATE open_delivery SET state = 'dead'",
         "UPDATE gate SET paused_at = now()",
         "DELETE FROM inbox",

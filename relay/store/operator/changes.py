@@ -41,7 +41,8 @@ def change(
     A replayed delivery begins a new run, bypasses deduplication, and gets its place in its lane by its own time: on a
     `latest` route a newer one that waits stands for it. A retried one keeps its attempts and its place in its lane.
     """
-    act, states = choice.act, choice.states
+    act, first = choice.act, keys[0][0]
+    keys = sorted(among(transaction, choice, keys))
 
     def fact_of(row: OpenDelivery) -> facts.AnyFact:
         if act == "replay":
@@ -51,9 +52,6 @@ def change(
         return facts.Cancelled(who=who, why=why) if act == "cancel" else facts.Unblocked(who=who, why=why)
 
     if act == "replay":
-        first = keys[0][0]
-        if choice.selection.until_fact is not None:  # another command may have changed some since they were read
-            keys = sorted(among(transaction, choice, keys))
         found = replayable(transaction, choice, keys, first=first).again
         again = [append(row, fact_of(row), now) for row in found]
         take_up(transaction, found, again, policies)
@@ -61,10 +59,7 @@ def change(
     changed = [
         append(row, fact, now)
         for row in find(transaction, choice.config, keys)
-        if row.state is not State.ENDED
-        and step_of(fact := fact_of(row)) in TRANSITIONS[row.state]
-        and (states is None or row.state in states)
-        and (act != "retry" or (row.due_at is not None and row.due_at > now))
+        if row.state is not State.ENDED and step_of(fact := fact_of(row)) in TRANSITIONS[row.state]
     ]
     # Written first, so that what settling reads of these lanes is what is left of them.
     write_back(transaction, changed)
@@ -80,7 +75,7 @@ LEFT_OUT: Mapping[LeftOut, str] = {
     "overtaken": "older than the last delivered state of their lane; --force replays them too",
     "route_removed": "ended on a route that is not configured any more; configure it again to replay them",
     "payload_gone": "have no headers and body any more: retention or erasure deleted them; `relay cancel` ends dead ones",
-    "unreadable": "have a fact that can't be read; `relay verify` names it",
+    "unreadable": "have a row that can't be read; `relay verify` names it",
 }
 
 
@@ -98,12 +93,9 @@ def replayable(
     """Find these deliveries, and the ones among them that are replayed. A plan asks without locks, a replay with them.
 
     Unless it is forced, one is left out that would put something older in the place of what was delivered last.
-
-    Raises:
-        UnreadableLog: one has a fact that this version can't read.
     """
     found = find(transaction, choice.config, keys, locked=locked)
-    possible = [row for row in found if row.state in (choice.states or GIVEN_UP | {State.ENDED})]
+    possible = [row for row in found if row.state in GIVEN_UP | {State.ENDED}]
     known = {(row.seq, row.route) for row in found}
     left_out: dict[Key, LeftOut] = {key: "route_removed" for key in keys if key not in known}
     if not choice.selection.force:

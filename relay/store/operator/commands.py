@@ -81,11 +81,9 @@ def ask(
         return _ask(transaction, kind, chosen, who=who, why=why, dry_run=dry_run, planned=planned)
 
 
-def _ask(
-    transaction: Transaction, kind: str, chosen: object, *, who: str, why: str, dry_run: bool, planned: int | None
-) -> int:
-    given = {"kind": kind, "reason": why, "who": who, "dry_run": dry_run, "planned": planned}
-    asked = transaction.execute(_insert(transaction.sql), selection=msgspec.json.encode(chosen).decode(), **given)
+def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -> int:
+    selection = msgspec.json.encode(chosen).decode()
+    asked = transaction.execute(_insert(transaction.sql), kind=kind, selection=selection, **given)
     return int(asked[0].id)
 
 
@@ -130,19 +128,14 @@ def turn(database: Database, act: CommandAct, number: int, *, who: str, why: str
 
 
 def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str, why: str) -> str:
-    """Do so in a transaction, without a row of its own. Returns the answer.
-
-    Raises:
-        NoSuchCommand: as `turn`.
-        UnusableCommand: as `turn`.
-    """
+    """Do so in a transaction, without a row of its own. Returns the answer. Raises as `turn`."""
     found = _read(transaction, number)
     if found is None:
         raise NoSuchCommand(f"there is no command {number}")
     if OPERATIONS[found.kind].is_of_a_command:
         raise UnusableCommand(f"command {number} is a {found.kind} itself, which is done at once")
     if act == "stop":
-        if transaction.execute(_stop(transaction.sql), id=number, answer=f"stopped by {who}: {why}"):
+        if end(transaction, number, "cancelled", f"stopped by {who}: {why}"):
             return f"command {number} is stopped"
         raise UnusableCommand(f"command {number} has ended, and can't be stopped any more")
     if transaction.execute(_GO_ON, id=number):
@@ -172,15 +165,22 @@ def _read(transaction: Transaction, number: int, *, locked: bool = False) -> Com
 
 
 def advance(transaction: Transaction, command: Command, step: BatchResult, now: datetime) -> Command:
-    """Note the result of a batch. Returns the command as it is then."""
-    transaction.execute(
-        _advance(transaction.sql),
-        **{**msgspec.structs.asdict(step), "sample": None if step.sample is None else json_param(step.sample)},
-        id=command.id,
-        finished_at=None if step.state == "running" else time_text(now),
+    """Note the result of a batch of a command that is locked. Returns the command as it is then."""
+    after = msgspec.structs.replace(
+        command,
+        state=step.state,
+        progress=step.progress,
+        answer=step.answer,
+        affected=command.affected + step.changed,
+        failed=command.failed + step.failed,
+        error=step.error or command.error,
+        matched=command.matched if step.matched is None else step.matched,
     )
-    affected, failed = command.affected + step.changed, command.failed + step.failed
-    return msgspec.structs.replace(command, progress=step.progress, affected=affected, failed=failed)
+    finished_at = None if step.state == "running" else time_text(now)
+    noted = {name: getattr(after, name) for name in _NOTED}
+    sample = None if step.sample is None else json_param(step.sample)
+    transaction.execute(_ADVANCE, **noted, sample=sample, finished_at=finished_at)
+    return after
 
 
 def say(database: Database, number: int, answer: str) -> None:
@@ -189,9 +189,9 @@ def say(database: Database, number: int, answer: str) -> None:
         transaction.execute(_SAY, id=number, answer=answer)
 
 
-def end(transaction: Transaction, number: int, state: Literal["done", "failed", "refused"], answer: str) -> None:
-    """End a command, with its result or the reason why it can't be done as its answer."""
-    transaction.execute(_ended(transaction.sql), id=number, state=state, answer=answer)
+def end(transaction: Transaction, number: int, state: CommandState, answer: str) -> bool:
+    """End a command, with its result or the reason why it can't be done as its answer. Returns whether it was open."""
+    return bool(transaction.execute(_END, id=number, state=state, answer=answer, at=time_text(transaction.now())))
 
 
 _IS_OPEN = "state IN ('asked', 'running')"
@@ -209,22 +209,23 @@ RETURNING id
 """)
 
 
-@cache
-def _insert(sql: Sql) -> TextClause:
-    selected = "CAST(:selection AS jsonb)" if sql.is_postgres else ":selection"
-    planned = "CAST(:planned AS bigint)" if sql.is_postgres else ":planned"
-    return text(f"""
-INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at, dry_run, matched)
-VALUES (:kind, {selected}, :reason, :who, {sql.now}, :dry_run, {planned})
-RETURNING id
+_END = text(f"""
+UPDATE relay_command SET state = :state, answer = :answer, finished_at = :at WHERE id = :id AND {_IS_OPEN} RETURNING id
+""")
+_NOTED = ("id", "state", "progress", "answer", "affected", "failed", "error", "matched")
+_ADVANCE = text(f"""
+UPDATE relay_command
+SET state = :state, progress_seq = :progress, answer = :answer, affected = :affected, failed = :failed, error = :error,
+    matched = :matched, sample = :sample, finished_at = :finished_at
+WHERE id = :id AND {_IS_OPEN}
 """)
 
 
 @cache
-def _stop(sql: Sql) -> TextClause:
+def _insert(sql: Sql) -> TextClause:
     return text(f"""
-UPDATE relay_command SET state = 'cancelled', finished_at = {sql.now}, answer = :answer
-WHERE id = :id AND {_IS_OPEN}
+INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at, dry_run, matched)
+VALUES (:kind, :selection, :why, :who, {sql.now}, :dry_run, :planned)
 RETURNING id
 """)
 
@@ -236,28 +237,4 @@ SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq AS pr
     matched, until_seq AS until
 FROM relay_command
 WHERE id = :id {sql.skip_locked if locked else ""}
-""")
-
-
-@cache
-def _advance(sql: Sql) -> TextClause:
-    matched, sample, error = (
-        ("CAST(:matched AS bigint)", "CAST(:sample AS jsonb)", "CAST(:error AS text)")
-        if sql.is_postgres
-        else (":matched", ":sample", ":error")
-    )
-    return text(f"""
-UPDATE relay_command
-SET state = :state, affected = affected + :changed, failed = failed + :failed, progress_seq = :progress, answer = :answer,
-    error = coalesce({error}, error), finished_at = {sql.time(":finished_at")}, matched = coalesce({matched}, matched),
-    sample = coalesce({sample}, sample)
-WHERE id = :id AND {_IS_OPEN}
-""")
-
-
-@cache
-def _ended(sql: Sql) -> TextClause:
-    return text(f"""
-UPDATE relay_command SET state = :state, answer = :answer, finished_at = {sql.now}
-WHERE id = :id AND {_IS_OPEN}
 """)

@@ -41,8 +41,6 @@ _MOST_BEHIND = 500
 """Deliveries behind a gate up to which they are counted."""
 _MOST_NAMED = 3
 """Events of which a plan about nothing says how they are."""
-MOST_REQUESTS = 10_000
-"""Rejected requests up to which they are counted."""
 
 
 class Bound(msgspec.Struct, frozen=True):
@@ -455,31 +453,22 @@ _OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. 
 
 
 def _plan_readmit(it: _Planning) -> Plan:
-    most = 2**62 if it.bound.rows is None else MOST_REQUESTS
-    matching = readmit.count(it.database, it.asked, most + 1)
-    readers, after, read = readers_of(it.config), 0, 0
-    rejected: Counter[str] = Counter()
+    readers, read, rejected = readers_of(it.config), 0, Counter[str]()
     first: list[Row] = []
-    while it.bound.rows is None or (read < it.bound.rows and not it.bound.is_late()):
+    after: int | None = 0
+    while after is not None and read < (it.bound.rows or read + 1) and not it.bound.is_late():
         page = readmit.read_again(it.database, readers, it.asked, after)
-        if not page:
-            break
-        for each in page:
-            rejected.update(() if each.rejected is None else (f"still rejected: {each.rejected}",))
-            first += [_request(each)] if len(first) < it.bound.listed else ()
-        read, after = read + len(page), page[-1].id
+        rejected.update(f"still rejected: {each.rejected}" for each in page if each.rejected is not None)
+        first += map(_request, page[: max(it.bound.listed - len(first), 0)])
+        read, after = read + len(page), page[-1].id if page else None
         it.seen(read)
-    unreadable = sum(rejected.values())
+    is_whole, count = after is None, read - rejected.total()
     return Plan(
-        count=min(matching, most) - unreadable,
-        is_whole=matching <= most,
+        count=count,
+        is_whole=is_whole,
         requests=tuple(first),
-        figures=(
-            PlanFigure("requests read again for this plan", read),
-            PlanFigure("of these would be readmitted", read - unreadable),
-        ),
         left_out=dict(rejected),
-        obstacle=it.nothing if not matching else _UNREADABLE if unreadable == matching else None,
+        obstacle=None if count or not is_whole else _UNREADABLE if read else it.nothing,
     )
 
 

@@ -23,12 +23,6 @@ BYTES_AT_A_TIME = 2 * 1024 * 1024
 """Bytes of their bodies; a single one may be larger."""
 
 
-def count(database: Database, asked: Rejections, most: int) -> int:
-    """Count the selected requests, and stop at `most`."""
-    with database.read() as transaction:
-        return int(transaction.execute(_count(transaction.sql), **_bound(asked), most=most)[0].count)
-
-
 def read_again(database: Database, readers: Mapping[str, Read], asked: Rejections, after: int) -> list[ReadmitResult]:
     """Read the next selected requests beyond the id `after` as the present configuration reads them; at least one, if any."""
     with database.read() as transaction:
@@ -95,15 +89,6 @@ def _conditions(sql: Sql) -> str:
   AND {sql.optional("status", "int")} AND {sql.contains("reason", "error")}
   AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
   AND {sql.optional("received_at", "time", parameter="received_before", operator="<")}"""
-
-
-@cache
-def _count(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT count(*) AS count FROM (
-  SELECT 1 FROM rejected_request WHERE {_conditions(sql)} LIMIT :most
-) found
-""")
 
 
 @cache

@@ -105,16 +105,6 @@ class Choice(msgspec.Struct, frozen=True):
             yield "ended deliveries are replayed of named events or one entity, or all of a route by a backfill"
 
     @property
-    def states(self) -> frozenset[State] | None:
-        """States in which a delivery still has to be when the act changes it; None: any that allows the act."""
-        state = self.selection.state
-        if state is None:
-            return GIVEN_UP if self.which in {"dead", "blocked"} else None
-        if state == RETRYING:
-            return frozenset({State.READY})
-        return frozenset({State(state) if state in OPEN_STATES else State.ENDED})
-
-    @property
     def which(self) -> Which:
         """The kind of deliveries it is about."""
         if self.act == "retry":

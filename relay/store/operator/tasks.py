@@ -191,10 +191,7 @@ def _prune(it: Working) -> Act:
     try:
         with it.work.database.read() as transaction:
             before = expiry_of(it.work.config.retention, kind, clock_by_hand(transaction))
-        for _ in range(2):  # after a batch that failed, one row alone
-            done = pruner.batch(kind, before) or Pruned(is_held_up=True)
-            if done.is_done or done.rows or done.passed_over:
-                break
+        done = pruner.batch(kind, before) or done
     finally:
         pruner.give_back()
     if done.is_held_up:

@@ -16,14 +16,13 @@ _COMMANDS = {"kinds": COMMAND_KINDS, "states": COMMAND_STATES}
 _DELIVERIES = {"states": STATES, "acts_of": lists.acts_of, "acts_of_any": lists.acts_of_any}
 _OVERVIEW = {"button_of": overview.button_of}
 _ALERTS = _OVERVIEW | {"kinds": get_args(AlertKind), "of_alert": of_alert}
-_ENTITY = "/entities/{source}/{type}/{id}"
 EVENT = Screen("event", "/events/{seq}", "Event", event.event, values={"shown": None})
 SCREENS = (
     Screen("overview", "/", "Overview", overview.overview, "o", values=_OVERVIEW),
     Screen("deliveries", "/deliveries", "Deliveries", lists.deliveries, "d", values=_DELIVERIES),
     EVENT,
-    Screen("entity", _ENTITY, "Entity", event.entity),
-    Screen("difference", f"{_ENTITY}/difference", "Difference", event.difference, is_live=False),
+    Screen("entity", "/entity", "Entity", event.entity),
+    Screen("difference", "/entity/difference", "Difference", event.difference, is_live=False),
     Screen("dead", "/dead", "Dead letters", lists.dead, "l", is_live=False, values={"causes": CAUSES}),
     Screen("gates", "/gates", "Gates and sweeps", overview.gates, "g", is_live=False),
     Screen("rejected", "/rejected", "Rejected requests", lists.rejected, "r"),

@@ -1,4 +1,4 @@
-"""`/events/{seq}`: one event, and what became of it; `/entities/…`: one entity, and both sides of its sync routes."""
+"""`/events/{seq}`: one event, and what became of it; `/entity`: one entity, and both sides of its sync routes."""
 
 from __future__ import annotations
 
@@ -84,14 +84,19 @@ def _progress(found: Row, row: Row, reading: Reading) -> RouteProgress:
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 
 
-class EntityQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The entity, and the place in its events."""
+class OneEntity(msgspec.Struct, frozen=True, kw_only=True):
+    """The entity."""
 
     source: Identifier
     type: Identifier
     """Type of the entity, such as USER."""
     id: Identifier
     """Its id, as the source gives it."""
+
+
+class EntityQuery(OneEntity, frozen=True, kw_only=True):
+    """The entity, and the place in its events."""
+
     before: Number | None = None
     """Only events below this seq."""
     limit: Limit = 20
@@ -180,14 +185,9 @@ LONGEST_COMPARISON_SECONDS = 30.0
 """A comparison ends after so long, whatever the other systems do."""
 
 
-class DifferenceQuery(msgspec.Struct, frozen=True, kw_only=True):
+class DifferenceQuery(OneEntity, frozen=True, kw_only=True):
     """The entity and the route."""
 
-    source: Identifier
-    type: Identifier
-    """Type of the entity, such as USER."""
-    id: Identifier
-    """Its id, as the source gives it."""
     route: Text | None = None
     """Route whose two sides are compared; without it the answer names those that can be."""
 

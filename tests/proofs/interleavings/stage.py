@@ -215,7 +215,7 @@ class Stage:
 
 def _is_nothing_to_others(statement: str) -> bool:
     """Reading the clock is; and appending facts: who reads any, as for a failure, reads those of rows that it has locked."""
-    return statement.startswith(("SELECT coalesce(", "\nINSERT INTO delivery_log", "\nSELECT l.seq, l.route, l.kind"))
+    return statement.startswith(("SELECT coalesce(", "\nINSERT INTO delivery_log", "\nSELECT seq, route, min(at)"))
 
 
 def _neither_locks_nor_writes(statement: str) -> bool:

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from relay.store import claim, leases, record, sequence
-from relay.store.audit import rebuild
+from relay.store import claim, leases, rebuild, record, sequence
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.proofs.interleavings import scenes

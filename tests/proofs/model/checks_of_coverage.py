@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from relay.delivery import facts
-from relay.delivery.lifecycle import FoldedState, State, fold
+from relay.delivery.lifecycle import State
 from relay.delivery.ordering import covers
+from tests.helpers.folding import NOTHING_YET, fold
 from tests.proofs.model.actors import Ledger, is_swept
 from tests.proofs.model.history import Entry, History, Key
 from tests.proofs.model.snapshot import Snapshot
@@ -32,7 +33,9 @@ def the_superseded_have_a_stand_in(snapshot: Snapshot) -> Sequence[object]:
 
 def _stands_for(snapshot: Snapshot, entry: Entry, by: Key) -> bool:
     newer = snapshot.ledger.order(by) > snapshot.ledger.order(entry.key)
-    before = fold(each.fact for each in snapshot.history.entries[entry.key] if each.number < entry.number)
+    before = fold(
+        (each.fact, each.standing) for each in snapshot.history.entries[entry.key] if each.number < entry.number
+    )
     match entry.fact:
         case facts.Superseded(because="newer"):
             return newer and before.state is State.RECEIVED
@@ -45,11 +48,11 @@ def _stands_for(snapshot: Snapshot, entry: Entry, by: Key) -> bool:
             same = (event.event_type, event.occurred_at) == (swept.event_type, swept.occurred_at)
             was = any(each.key == by and each.number < entry.number for each in snapshot.history.successes)
             alone = snapshot.history.told[by] == [entry]
-            return same and was and alone and is_swept(swept) and not is_swept(event) and before == FoldedState()
+            return same and was and alone and is_swept(swept) and not is_swept(event) and before == NOTHING_YET
         case _:
             last = snapshot.last_before(entry)
             is_covered = last is not None and covers(last, snapshot.ledger.order(entry.key), SKEW)
-            return is_covered and last is not None and last.seq == by[0] and before == FoldedState()
+            return is_covered and last is not None and last.seq == by[0] and before == NOTHING_YET
 
 
 def what_a_sweep_has_told_is_not_told_again(snapshot: Snapshot) -> Sequence[object]:

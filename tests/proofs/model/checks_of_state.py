@@ -9,10 +9,11 @@ from itertools import pairwise
 
 from relay.daemon.leases import SAFETY_SECONDS
 from relay.delivery import facts
-from relay.delivery.lifecycle import FoldedState, State
+from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import CRASHES_ALLOWED
 from tests.helpers.agreement import follows, lanes_without_their_head
+from tests.helpers.folding import NOTHING_YET
 from tests.proofs.model.history import Entry, History, LaneKey
 from tests.proofs.model.receiver import KEPT_REPEATS
 from tests.proofs.model.snapshot import Snapshot
@@ -28,7 +29,7 @@ def every_delivery_is_open_or_ended(snapshot: Snapshot) -> Sequence[object]:
     return [
         key
         for key in snapshot.ledger.lanes
-        if key not in snapshot.after and snapshot.history.standing.get(key, FoldedState()).state is not State.ENDED
+        if key not in snapshot.after and snapshot.history.standing.get(key, NOTHING_YET).state is not State.ENDED
     ]
 
 
@@ -39,7 +40,7 @@ def nothing_is_made_up(snapshot: Snapshot) -> Sequence[object]:
 def facts_fold_to_the_rows(snapshot: Snapshot) -> Sequence[object]:
     evidence: list[object] = list(snapshot.history.impossible.items())
     for key, row in snapshot.after.items():
-        standing = snapshot.history.standing.get(key, FoldedState())
+        standing = snapshot.history.standing.get(key, NOTHING_YET)
         if not follows(standing, row.state, attempt=row.attempt, run=row.run, crashes=row.crashes, due_at=row.due_at):
             evidence.append((standing, row))
     return evidence + [

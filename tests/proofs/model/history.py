@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from inbox.errors import IllegalTransition
 from relay.delivery.facts import AnyFact, DeliveredFact, Superseded
-from relay.delivery.lifecycle import FoldedState, fold
+from relay.delivery.lifecycle import Standing
+from tests.helpers.folding import NOTHING_YET, Folded, fold
 
 Key = tuple[int, str]
 """seq and route of a delivery."""
@@ -24,9 +25,15 @@ class Entry(NamedTuple):
     key: Key
     run: int
     """The delivery's run before this fact."""
-    attempt: int
+    standing: Standing
+    """State and counts of the delivery after it."""
     relay_node: str | None
     fact: AnyFact
+
+    @property
+    def attempt(self) -> int:
+        """Attempts used."""
+        return self.standing.attempt
 
 
 class History:
@@ -39,15 +46,15 @@ class History:
         """Entries among them that say `delivered`."""
         self.told: dict[Key, list[Entry]] = defaultdict(list)
         """By deliveries of sweeps' events: those of them that say that an event was superseded by it."""
-        self.standing: dict[Key, FoldedState] = {}
+        self.standing: dict[Key, Folded] = {}
         self.impossible: dict[Key, str] = {}
         """Deliveries whose facts can't have happened in this order."""
 
     def take_in(
-        self, number: int, key: Key, fact: AnyFact, *, at: datetime, attempt: int, relay_node: str | None
+        self, number: int, key: Key, fact: AnyFact, *, at: datetime, standing: Standing, relay_node: str | None
     ) -> Entry:
         """The next fact."""
-        entry = Entry(number, at, key, self.standing.get(key, FoldedState()).run, attempt, relay_node, fact)
+        entry = Entry(number, at, key, self.standing.get(key, NOTHING_YET).run, standing, relay_node, fact)
         self.last_id = number
         self.entries[key].append(entry)
         match fact:
@@ -56,7 +63,7 @@ class History:
             case Superseded(because="swept"):
                 self.told[fact.by, key[1]].append(entry)
         try:
-            self.standing[key] = fold(entry.fact for entry in self.entries[key])
+            self.standing[key] = fold((entry.fact, entry.standing) for entry in self.entries[key])
         except IllegalTransition as error:
             self.impossible[key] = str(error)
         return entry

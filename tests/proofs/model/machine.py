@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from relay.daemon.leases import TRUSTED_SECONDS
 from relay.delivery.lifecycle import State
-from relay.store.audit.examine import _rows
+from relay.store.audit import _rows
 from relay.store.leases import LEASE_SECONDS
 from tests.proofs.model.actors import Relay
 from tests.proofs.model.calling import Calling

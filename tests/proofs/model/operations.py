@@ -12,12 +12,12 @@ from relay.delivery.outcome import Delivery
 from relay.delivery.policy import Policies
 from relay.operations.asks import Selection
 from relay.store import claim, duplicates, gates, leases, nodes, record, sequence
-from relay.store.audit.rebuild import rebuild
-from relay.store.audit.verify import Checked, verify
+from relay.store.audit import Checked, verify
 from relay.store.deliveries import Claimed, claim_of
 from relay.store.operator import commands, execution
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice
+from relay.store.rebuild import rebuild
 from relay.store.work import Work
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import work_of

@@ -19,8 +19,7 @@ from inbox.db import intake
 from inbox.db import intake as duplicates_at_intake
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
-from relay.store import claim, duplicates, leases, record, sequence
-from relay.store.audit import rebuild
+from relay.store import claim, duplicates, leases, rebuild, record, sequence
 from relay.store.deliveries import ROW, as_open_delivery, write_back
 from relay.store.operator import changes
 from relay.store.sequence import settle_lanes

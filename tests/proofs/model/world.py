@@ -21,6 +21,7 @@ from relay.delivery.gates import BreakerLimits, BreakerState, GateKey
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered
 from relay.store.database import Database
+from tests.helpers.folding import standing_of
 from tests.helpers.relaying import fetching
 from tests.helpers.stepping import Stepper
 from tests.proofs.model.history import Entry, History, Key, LaneKey
@@ -100,7 +101,7 @@ class Row(NamedTuple):
 _OPEN = f"SELECT {', '.join(Row._fields)} FROM open_delivery ORDER BY seq, route"
 _TIMES = [Row._fields.index(name) for name in ("occurred_at", "due_at", "lease_until")]
 _STATE = Row._fields.index("state")
-_LOG = "SELECT id, at, seq, route, kind, attempt, relay_node, detail FROM delivery_log WHERE id > {last} ORDER BY id"
+_LOG = "SELECT * FROM delivery_log WHERE id > {last} ORDER BY id"
 _INBOX = "SELECT seq, dedup_key FROM inbox ORDER BY seq"
 _LANES = "SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified FROM lane"
 _REPEATS = "SELECT id, seq, times, handled_at FROM duplicate_request ORDER BY id"
@@ -232,7 +233,7 @@ class World:
                     (row.seq, row.route),
                     decode(row.kind, json.dumps(as_json(row.detail))),
                     at=as_time(row.at),
-                    attempt=row.attempt,
+                    standing=standing_of(row),
                     relay_node=row.relay_node,
                 )
                 for row in log

@@ -1,0 +1,356 @@
+"""Verify: compares what is stored of every delivery with its facts, chunk by chunk, while receivers and relays run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import cache
+from itertools import groupby
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.config.model import Config
+from inbox.config.routing import kind_of_lane, possible_lanes
+from inbox.db.dialect import Sql, as_list, rows_param
+from inbox.events.states import RETENTION_FLOOR_DAYS
+from inbox.events.timestamps import as_time
+from relay.delivery.lifecycle import NO_FACTS, OPEN, OpenDelivery, Standing, State, follows
+from relay.store.database import Database
+from relay.store.deliveries import ROW, Lane, as_open_delivery
+from relay.store.sequence import last_delivered
+from relay.store.transaction import Transaction
+
+SPAN_SEQS = 500
+"""Seqs at a time: what is held in memory, locked at once, and on SQLite what a reader keeps from being copied back."""
+LANES_AT_A_TIME = 500
+
+_FACTS_AT_A_TIME = 200
+_PATIENT = text("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+"""Nobody waits for this reader's locks, and a machine that is busy for 3 s must not end `relay verify`."""
+_PRUNED_AFTER = timedelta(days=RETENTION_FLOOR_DAYS)
+
+FindingName = Literal[
+    "missing",  # it is open, blocked or dead by its facts, and has no row
+    "ended",  # it has ended by its facts, and has a row
+    "unrouted",  # it has a row, and its event was never routed there
+    "no_event",  # it has a row, and its event is not in the inbox
+    "state",  # its row is open, blocked or dead, and its facts say otherwise
+    "attempt",  # its row and its facts count different attempts
+    "run",  # its row and its facts count different runs
+    "crashes",  # its row and its facts count different abandoned attempts in a row
+    "due_at",  # its row is due before its last failure allows
+    "occurred_at",  # its row and its event have different times
+    "lane",  # its row is in a lane that its event can't have
+    "contradiction",  # one of its facts can't follow the one before
+    "no_head",  # deliveries wait in a lane without a head
+    "last_delivered",  # the lane has forgotten a delivery
+]
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """A stored value that contradicts the log."""
+
+    finding: FindingName
+    seq: int | None
+    route: str | None
+    lane: str | None
+    facts_say: str
+    stored: str
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """The findings of one chunk of the check."""
+
+    upto: int
+    """Every seq up to this one has been checked."""
+    events: int = 0
+    deliveries: int = 0
+    facts: int = 0
+    differences: tuple[Difference, ...] = ()
+
+
+class Log(msgspec.Struct):
+    """The facts of one delivery."""
+
+    last: Standing = NO_FACTS
+    due_at: datetime | None = None
+    """The time before which the last one allows no attempt."""
+    contradiction: str = ""
+    """The first that can't follow the one before."""
+    delivered: Any = None
+    """The row of the last success."""
+    was_replayed: bool = False
+    """An operator asked for it, so it is a delivery even on a route that its event had not taken."""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """All that is stored of one delivery."""
+
+    seq: int
+    route: str
+    event: Any
+    """A row of the inbox; None: it is not there."""
+    row: OpenDelivery | None
+    log: Log
+    differences: list[Difference]
+
+    @property
+    def is_expected(self) -> bool:
+        """True when the delivery should exist."""
+        return self.event is not None and (self.route in as_list(self.event.routes) or self.log.was_replayed)
+
+    @property
+    def lanes(self) -> frozenset[str]:
+        """The lanes that its event can have."""
+        event = self.event
+        return possible_lanes(entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
+
+    @property
+    def lane_of_success(self) -> str | None:
+        """The lane that has to remember its last success; None when there is none, or its lane was its own."""
+        kind = None if self.log.delivered is None else self.log.delivered.lane or "entity"
+        return None if kind == "event" else next((lane for lane in self.lanes if kind_of_lane(lane) == kind), None)
+
+    def differs(self, finding: FindingName, facts_say: object, stored: object) -> None:
+        """Note a difference."""
+        lane = None if self.row is None else self.row.lane
+        self.differences.append(Difference(finding, self.seq, self.route, lane, str(facts_say), str(stored)))
+
+
+def verify(database: Database, config: Config) -> Iterator[Checked]:
+    """Compare `open_delivery` and `lane` with the state that follows from the log. Changes nothing.
+
+    Each chunk is looked at in a snapshot of its own, so nothing that runs is disturbed. What arrives behind a chunk
+    that was looked at is left to the next time.
+    """
+    upto = 0
+    for checked, _ in examine_all(database, config):
+        upto = checked.upto
+        yield checked
+    for lanes in headless(database):
+        yield Checked(upto, differences=no_heads(lanes))
+
+
+def examine_all(database: Database, config: Config) -> Iterator[tuple[Checked, list[Stored]]]:
+    """Compare everything that is stored, some seqs at a time, also rows without an event; each in a snapshot of its own.
+
+    Yields:
+        What was found, and the deliveries with differences.
+    """
+    upto, is_last = 0, False
+    while not is_last:
+        with database.snapshot() as transaction:
+            if transaction.sql.is_postgres:
+                transaction.connection.execute(_PATIENT)
+            seqs = [row.seq for row in transaction.execute(_NEXT_SEQS, after=upto, most=SPAN_SEQS)]
+            checked, wrong = examine(transaction, seqs, config)
+        upto, is_last = seqs[-1] if seqs else upto, len(seqs) < SPAN_SEQS
+        yield msgspec.structs.replace(checked, upto=upto), wrong
+
+
+def examine(
+    transaction: Transaction, seqs: Sequence[int], config: Config, *, locked: bool = False
+) -> tuple[Checked, list[Stored]]:
+    """Compare everything stored of these seqs with their facts.
+
+    It must see one moment: a snapshot, or under the order lock with the rows `locked`. On Postgres a receiver may commit
+    between two statements under the lock, so the events are read first: their deliveries came with them. A row without an
+    event may have got one since it was read, so whoever removes it has to look in the same statement.
+    """
+    wanted = rows_param({"seq": seq} for seq in seqs)
+    events = {row.seq: row for row in transaction.execute(_events(transaction.sql), wanted=wanted)}
+    rows = {
+        (row.seq, row.route): as_open_delivery(row)
+        for row in transaction.execute(_rows(transaction.sql, locked=locked), wanted=wanted)
+    }
+    pruned_before, logs, facts = transaction.now() - _PRUNED_AFTER, {}, 0
+    rows_of_log = transaction.stream(_facts(transaction.sql), _FACTS_AT_A_TIME, wanted=wanted)
+    for key, history in groupby(rows_of_log, key=lambda row: (row.seq, row.route)):
+        known = list(history)
+        facts += len(known)
+        logs[key] = read_log(known, pruned_before)
+    routed = {(event.seq, route) for event in events.values() for route in as_list(event.routes)}
+    stored = [
+        Stored(seq, route, events.get(seq), rows.get((seq, route)), logs.get((seq, route)) or Log(), [])
+        for seq, route in sorted(routed | rows.keys() | logs.keys())
+    ]
+    for each in stored:
+        _compare(each)
+    _compare_last_delivered(transaction, stored, config)
+    differences = tuple(found for each in stored for found in each.differences)
+    expected = sum(each.is_expected for each in stored)
+    return Checked(0, len(events), expected, facts, differences), [each for each in stored if each.differences]
+
+
+def read_log(rows: Iterable[Any], pruned_before: datetime) -> Log:
+    """Read the facts of one delivery, in the order of their ids, and check that each follows from the one before.
+
+    Args:
+        rows: of `delivery_log`.
+        pruned_before: attempts older than this may have been deleted.
+    """
+    log, before = Log(), None
+    for row in rows:
+        log.last = Standing(State(row.state), row.attempt, row.run, row.crashes)
+        if row.kind == "corrected":
+            log.contradiction = ""
+        elif not (
+            log.contradiction
+            or follows(before, row.kind, log.last)
+            or (as_time(row.at) < pruned_before and follows(before, row.kind, log.last, may_be_pruned=True))
+        ):
+            log.contradiction = (
+                f"fact {row.id} ({row.kind}) leads to {_told(log.last)}, after {_told(before or NO_FACTS)}"
+            )
+        if row.kind == "delivered":
+            log.delivered = row
+        log.was_replayed |= row.kind == "replayed"
+        log.due_at = None if row.due_at is None else as_time(row.due_at)
+        before = log.last
+    return log
+
+
+def _told(standing: Standing) -> str:
+    return f"{_name(standing.state)} in run {standing.run} with {standing.attempt} attempts"
+
+
+def _name(state: State) -> str:
+    return "open" if state in OPEN else state.value
+
+
+def _compare(stored: Stored) -> None:
+    row, log = stored.row, stored.log
+    state = "no row" if row is None else row.state.value
+    if not stored.is_expected:
+        if row is not None and stored.event is None:
+            stored.differs("no_event", "no such event", state)
+        elif row is not None:
+            stored.differs("unrouted", "the event takes no such route", state)
+        return
+    if log.contradiction:
+        stored.differs("contradiction", log.contradiction, state)
+    if row is None:
+        if log.last.state is not State.ENDED:
+            stored.differs("missing", _name(log.last.state), state)
+        return
+    if log.last.state is State.ENDED:
+        stored.differs("ended", log.last.state.value, state)
+        return
+    _compare_row(stored, row)
+
+
+def _compare_row(stored: Stored, row: OpenDelivery) -> None:
+    log, said, is_now, occurred_at = stored.log, stored.log.last, row.standing, as_time(stored.event.occurred_at)
+    pairs: tuple[tuple[FindingName, object, object], ...] = (
+        ("state", _name(said.state), _name(is_now.state)),
+        ("attempt", said.attempt, is_now.attempt),
+        ("run", said.run, is_now.run),
+        ("crashes", said.crashes, is_now.crashes),
+        ("occurred_at", occurred_at, row.occurred_at),
+    )
+    for finding, by_facts, by_row in pairs:
+        if by_facts != by_row:
+            stored.differs(finding, by_facts, by_row)
+    if row.due_at is not None and log.due_at is not None and row.due_at < log.due_at:
+        stored.differs("due_at", f"not before {log.due_at}", row.due_at)
+    if row.lane not in stored.lanes:
+        stored.differs("lane", " or ".join(sorted(stored.lanes)), row.lane)
+
+
+def _compare_last_delivered(transaction: Transaction, all_stored: Sequence[Stored], config: Config) -> None:
+    """Check that a lane remembers a delivery at least as new as each event delivered in it, whatever its route says now."""
+    delivered = [
+        (stored, lane)
+        for stored in all_stored
+        if stored.is_expected and stored.route in config.routes and (lane := stored.lane_of_success) is not None
+    ]
+    known = last_delivered(transaction, {(stored.route, lane) for stored, lane in delivered})
+    for stored, lane in delivered:
+        newest = known.get((stored.route, lane))
+        if newest is None or newest.key < (as_time(stored.event.occurred_at), stored.seq):
+            told = "nothing was delivered" if newest is None else f"seq {newest.seq} was the newest delivered"
+            stored.differences.append(Difference("last_delivered", stored.seq, stored.route, lane, "delivered", told))
+
+
+def headless(database: Database) -> Iterator[list[Lane]]:
+    """Lanes in which deliveries wait behind no head."""
+    route, lane = "", ""
+    while True:
+        with database.snapshot() as transaction:
+            rows = transaction.execute(_WAITING_LANES, route=route, lane=lane, most=LANES_AT_A_TIME)
+        if not rows:
+            return
+        if lanes := [(row.route, row.lane) for row in rows if not row.has_head]:
+            yield lanes
+        route, lane = rows[-1].route, rows[-1].lane
+
+
+def no_heads(lanes: Iterable[Lane]) -> tuple[Difference, ...]:
+    """The difference of each of these lanes."""
+    return tuple(Difference("no_head", None, route, lane, "one may go next", "none") for route, lane in lanes)
+
+
+def bounds(database: Database) -> tuple[int, int]:
+    """The lowest and the highest seq of the inbox, for a progress bar."""
+    with database.read() as transaction:
+        row = transaction.execute(_BOUNDS)[0]
+    return int(row.lowest or 0), int(row.highest or 0)
+
+
+_BOUNDS = text("SELECT min(seq) AS lowest, max(seq) AS highest FROM inbox")
+
+_NEXT_SEQS = text("""
+SELECT seq
+FROM (
+    SELECT seq FROM (SELECT seq FROM inbox WHERE seq > :after ORDER BY seq LIMIT :most) arrived
+    UNION
+    SELECT seq FROM (SELECT DISTINCT seq FROM open_delivery WHERE seq > :after ORDER BY seq LIMIT :most) opened) stored
+ORDER BY seq
+LIMIT :most
+""")
+
+_WAITING_LANES = text("""
+SELECT w.route, w.lane, EXISTS (
+    SELECT 1 FROM open_delivery h
+    WHERE h.route = w.route AND h.lane = w.lane AND h.state IN ('ready', 'in_flight', 'blocked')) AS has_head
+FROM (
+    SELECT DISTINCT route, lane FROM open_delivery
+    WHERE state = 'waiting' AND (route, lane) > (:route, :lane)
+    ORDER BY route, lane
+    LIMIT :most) w
+ORDER BY w.route, w.lane
+""")
+
+
+@cache
+def _events(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT i.seq, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at, i.routes
+FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i.seq = wanted.seq
+""")
+
+
+@cache
+def _rows(sql: Sql, *, locked: bool) -> TextClause:
+    return text(f"""
+SELECT {ROW}
+FROM {sql.rows("wanted", seq="bigint")} JOIN open_delivery o ON o.seq = wanted.seq
+ORDER BY o.seq, o.route
+{sql.for_update and "FOR UPDATE OF o" if locked else ""}
+""")
+
+
+@cache
+def _facts(sql: Sql) -> TextClause:
+    """Read of `detail` what a state or a lane's memory needs; the calls stay where they are."""
+    found = sql.looked_up(sql.rows("wanted", seq="bigint"), "delivery_log f", "f.seq = wanted.seq")
+    details = ", ".join(
+        f"f.detail ->> '{name}' AS {name}" for name in ("due_at", "lane", "fetch_began_at", "last_modified")
+    )
+    return text(f"""
+SELECT f.id, f.at, f.seq, f.route, f.kind, f.state, f.attempt, f.run, f.crashes, {details}
+FROM {found}
+ORDER BY f.seq, f.route, f.id
+""")

@@ -1,0 +1,183 @@
+"""Rebuild: repairs what `verify` finds, in place, chunk by chunk under the order lock, while receivers and relays run.
+
+Only what is found wrong is locked, and looked at again then. Swapping whole tables would lose what is written meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import cache, partial
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.config.model import Config
+from inbox.config.routing import OWN_LANE, lane_of
+from inbox.db.dialect import Sql
+from inbox.events.timestamps import as_time
+from relay.delivery import facts
+from relay.delivery.lifecycle import HEADS, OPEN, OpenDelivery, State, Step, restore, schedule
+from relay.delivery.outcome import Delivered
+from relay.delivery.policy import policies
+from relay.store.audit import Checked, Difference, Stored, examine, examine_all, headless, no_heads
+from relay.store.database import Database
+from relay.store.deliveries import Lane, keys_param, remove, write_back
+from relay.store.record import Success, remember_delivered, success_row
+from relay.store.reopen import insert
+from relay.store.sequence import heads_of, settle_lanes
+from relay.store.transaction import Transaction
+from relay.store.work import Work, in_parts
+
+
+def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked]:
+    """Make `open_delivery` and `lane` what follows from the log.
+
+    A delivery that lost its row gets it back, one that has ended loses it, a lane without a head gets one. Where a fact
+    can't follow the one before, both stay, and a fact `corrected` says that the last one holds. Calls that run are not
+    disturbed, unless they are for a delivery that must not be open.
+
+    Yields:
+        What was mended in each chunk. What is left, since it is in flight or can't be mended, is not in it: `verify` tells.
+    """
+    known = policies(config)
+    work = Work(database, config, known)
+    for lanes in headless(database):
+        with database.write() as transaction:
+            now = transaction.lock_order()
+            settled = settle_lanes(transaction, [], known, now, lanes)
+            write_back(transaction, settled)
+        yield Checked(0, differences=no_heads((row.route, row.lane) for row in settled if row.state in HEADS))
+    for checked, wrong in examine_all(database, config):
+        parts = in_parts(
+            work,
+            "rebuild",
+            sorted({stored.seq for stored in wrong}),
+            part=partial(_mend, work, who),
+            name=lambda seq: f"seq={seq}",
+        )
+        yield msgspec.structs.replace(checked, differences=tuple(found for part in parts for found in part))
+
+
+def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
+    """Examine these seqs again under the order lock, and repair what is still wrong.
+
+    Receivers don't take that lock. What they have added since the first look is none of these seqs, and is left alone.
+    """
+    with work.database.write() as transaction:
+        now = transaction.lock_order(keeps_payloads=True)  # retention deletes no event whose facts are read here
+        _, wrong = examine(transaction, seqs, work.config, locked=True)
+        gone = _remove_strays(transaction, [stored for stored in wrong if stored.event is None])
+        planned = [(stored, _as_it_must_be(stored, work.config, who)) for stored in wrong if stored.event is not None]
+        kept, demoted = _make_room(transaction, planned, now)
+        mended = [(stored, must) for stored, must in planned if must.state is not State.IN_FLIGHT and must not in kept]
+        new = [(stored.row, must) for stored, must in mended if _is_new(stored.row, must)]
+        remove(transaction, (row for row, _ in new if row is not None))
+        if new:
+            insert(transaction, (must for _, must in new))
+        changed = {(must.seq, must.route): must for must in (*demoted, *(must for _, must in mended))}
+        lanes = {(stored.row.route, stored.row.lane) for stored in wrong if stored.row is not None}
+        write_back(transaction, settle_lanes(transaction, changed.values(), work.policies, now, lanes))
+        remember_delivered(transaction, _last_delivered(wrong))
+    done = {id(stored) for stored in (*gone, *(stored for stored, _ in mended))}
+    return [
+        found
+        for stored in wrong
+        for found in stored.differences
+        if id(stored) in done or found.finding == "last_delivered"
+    ]
+
+
+def _as_it_must_be(stored: Stored, config: Config, who: str) -> OpenDelivery:
+    """The delivery as its facts have it, with the fact to append; as it is, when it is in flight and may stay so."""
+    row, event, log = stored.row, stored.event, stored.log
+    if row is not None and not stored.is_expected:
+        return msgspec.structs.replace(row, state=State.ENDED)
+    if row is None or row.lane not in stored.lanes or row.occurred_at != as_time(event.occurred_at):
+        row = OpenDelivery(
+            stored.seq, stored.route, _present_lane(stored, config), as_time(event.occurred_at), State.RECEIVED
+        )
+    elif row.state is State.IN_FLIGHT and log.last.state in OPEN:
+        return row
+    must = restore(row, log.last, log.due_at)
+    if not log.contradiction:
+        return must
+    return msgspec.structs.replace(
+        must, facts=(facts.Corrected(who=who, why=log.contradiction),), standings=(log.last,)
+    )
+
+
+def _present_lane(stored: Stored, config: Config) -> str:
+    """The lane that the event would get if it arrived now; on a route that the configuration lacks, its entity's."""
+    event = stored.event
+    if stored.route in config.routes:
+        route = config.routes[stored.route]
+        return lane_of(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
+    return max(stored.lanes, key=lambda lane: (not lane.startswith(OWN_LANE), len(lane)))
+
+
+def _is_new(row: OpenDelivery | None, must: OpenDelivery) -> bool:
+    """True when it has no row that could stay: another lane or another time is another row."""
+    fits = row is not None and (row.lane, row.occurred_at) == (must.lane, must.occurred_at)
+    return must.state is not State.ENDED and not fits
+
+
+def _make_room(
+    transaction: Transaction, planned: Sequence[tuple[Stored, OpenDelivery]], now: datetime
+) -> tuple[list[OpenDelivery], list[OpenDelivery]]:
+    """Find heads in the place of blocked deliveries that come back: one that is ready waits behind the blocked one.
+
+    Returns:
+        The blocked ones that are left to another run, since the head is in flight; and heads that wait from now on.
+    """
+    blocked = [
+        must
+        for stored, must in planned
+        if must.state is State.BLOCKED
+        and (stored.row is None or stored.row.state not in HEADS or _is_new(stored.row, must))
+    ]
+    found = heads_of(transaction, {(must.route, must.lane) for must in blocked}) if blocked else []
+    heads, kept, demoted = {(head.route, head.lane): head for head in found}, [], []
+    for must in blocked:
+        head = heads.get((must.route, must.lane))
+        if head is not None and head.state is not State.READY:
+            kept.append(must)
+            continue
+        demoted += [] if head is None else [schedule(head, Step.DEMOTED, now)]
+        heads[must.route, must.lane] = must
+    return kept, demoted
+
+
+def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[Stored]:
+    """Remove rows without an event, and return those that were removed.
+
+    The statement looks for the event itself: on Postgres one may have been committed since the strays were read.
+    """
+    if not strays:
+        return []
+    keys = keys_param((stored.seq, stored.route) for stored in strays)
+    removed = {(row.seq, row.route) for row in transaction.execute(_remove(transaction.sql), strays=keys)}
+    return [stored for stored in strays if (stored.seq, stored.route) in removed]
+
+
+def _last_delivered(wrong: Iterable[Stored]) -> list[Success]:
+    """The newest delivery of each lane that has forgotten it. Nothing of what was applied is known from the log."""
+    newest: dict[Lane, Success] = {}
+    late = [stored for stored in wrong if any(found.finding == "last_delivered" for found in stored.differences)]
+    for stored in sorted(late, key=lambda stored: (as_time(stored.event.occurred_at), stored.seq)):
+        began, modified = stored.log.delivered.fetch_began_at, stored.log.delivered.last_modified
+        success = Delivered((), "forwarded", began and as_time(began), modified and as_time(modified))
+        place = (as_time(stored.event.occurred_at), stored.seq)
+        lane = (stored.route, stored.lane_of_success or "")
+        newest[lane] = success_row(*lane, place, success)
+    return list(newest.values())
+
+
+@cache
+def _remove(sql: Sql) -> TextClause:
+    return text(f"""
+DELETE FROM open_delivery
+WHERE (seq, route) IN (SELECT strays.seq, strays.route FROM {sql.keys("strays")})
+  AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)
+RETURNING seq, route
+""")
