@@ -20,6 +20,7 @@ from relay.store.operator.selection import Act, Choice
 from relay.store.rebuild import rebuild
 from relay.store.work import Work
 from tests.helpers.commanding import carry_out
+from tests.helpers.relaying import record as recorded
 from tests.helpers.relaying import work_of
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
 from tests.proofs.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
@@ -147,7 +148,7 @@ class Operations:
                 relay.recorded = list(held)
                 relay.forget(held)
 
-        return Operation("record", lambda: record.record(self._work(node), outcomes, watched), learn)
+        return Operation("record", lambda: recorded(self._work(node), outcomes, watched), learn)
 
     def look_at_gates(self, relay: Relay) -> Operation:
         def learn(seen: Gates) -> None:
