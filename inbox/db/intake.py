@@ -14,13 +14,13 @@ judges it as it judges a new row.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from inbox.clock import SystemClock
@@ -32,7 +32,6 @@ from inbox.db.dialect import (
     array_param,
     json_text,
     require_storable,
-    rows_param,
 )
 from inbox.db.engine import Checkpoints, checkpoint, one_transaction
 from inbox.events.event import Event
@@ -98,9 +97,12 @@ class IntakeStore(ABC):
     def add(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """Do what `append` does, in the caller's transaction."""
 
-    @abstractmethod
     def note(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """Do what `note_duplicates` does, in the caller's transaction."""
+        given, found = note_param(events, self._kept), None
+        for statement in NOTES[connection.dialect.name]:
+            found = connection.execute(statement, given)
+        return _by_position(len(events), found or ())
 
     @abstractmethod
     def _reject(self, connection: Connection, row: Rejected) -> None: ...
@@ -122,13 +124,17 @@ _EVENT_COLUMNS = (
 )
 
 _TAKEN_OVER = (
+    "source",
+    "dedup_key",
     "entity_type",
     "entity_id",
     "event_type",
     "action",
     "event_id",
     "occurred_at",
+    "received_at",
     "content_type",
+    "body_sha256",
     "traceparent",
     "ahead",
 )
@@ -192,11 +198,6 @@ class PostgresIntake(IntakeStore):
         """See IntakeStore."""
         return _by_position(len(events), connection.execute(_POSTGRES_APPEND, _postgres_columns(events)))
 
-    def note(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
-        """See IntakeStore."""
-        columns = {**postgres_columns(events), "kept": self._kept}
-        return _by_position(len(events), connection.execute(POSTGRES_NOTE, columns))
-
     def _reject(self, connection: Connection, row: Rejected) -> None:
         connection.execute(_POSTGRES_REJECT, msgspec.structs.asdict(row))
 
@@ -255,16 +256,6 @@ class SqliteIntake(IntakeStore):
         _insert(connection, _SQLITE_OPEN, deliveries)
         return seqs
 
-    def note(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
-        """See IntakeStore."""
-        known = connection.execute(SQLITE_KNOWN, {"asked": known_param(events), "kept": self._kept}).all()
-        noted, counted = noted_and_counted(events, known, self._kept)
-        if noted:
-            connection.execute(SQLITE_NOTE, noted_param(noted))
-        if counted:
-            connection.execute(SQLITE_COUNT, {"counted": rows_param(counted)})
-        return _by_position(len(events), [(row.n, row.seq) for row in known])
-
     def _reject(self, connection: Connection, row: Rejected) -> None:
         values = msgspec.structs.asdict(row)
         values["received_at"] = time_text(row.received_at)
@@ -297,18 +288,23 @@ def _insert(connection: Connection, into: str, rows: Sequence[tuple[Any, ...]], 
 
 
 def _postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
+    bodies = Blobs()
+    places = [bodies.place(event.body) for event in events]
     enrolled = [(n, enrolment) for n, event in enumerate(events) for enrolment in event.enrolments]
     columns: dict[str, list[Any]] = {
+        "n": list(range(len(events))),
         **{name: [getattr(e, name) for e in events] for name in _TAKEN_OVER},
         # an array of arrays would be flattened; names of routes need no quoting: [A-Za-z0-9_-]
         "routes": ["{" + ",".join(enrolment.route for enrolment in e.enrolments) + "}" for e in events],
         "headers": [json_text(e.headers) for e in events],
+        "body_at": [at for at, _ in places],
+        "body_size": [size for _, size in places],
         "body_is_text": [_is_text(e.body) for e in events],
         "delivery_n": [n for n, _ in enrolled],
         "route": [enrolment.route for _, enrolment in enrolled],
         "lane": [enrolment.lane for _, enrolment in enrolled],
     }
-    return postgres_columns(events) | {name: array_param(values) for name, values in columns.items()}
+    return {"bodies": bodies.joined(), **{name: array_param(values) for name, values in columns.items()}}
 
 
 def _sqlite_row(event: Event, now: datetime) -> tuple[Any, ...]:
@@ -354,32 +350,59 @@ def _sqlite_payloads(stored: Sequence[tuple[int, Event]]) -> dict[str, str | byt
 # It is a statement of its own, since the first one does not see a row that another receiver committed after its snapshot.
 # Receivers that count duplicates of one event at the same time take different rows of it (SKIP LOCKED). They add a row
 # if all are taken. So none waits for another, or for the relay that marks them: nothing deadlocks, and no count is lost.
-POSTGRES_NOTE = text(f"""
+
+
+def _notes(sql: Sql) -> tuple[TextClause, ...]:
+    """Write the statements that count and add duplicates; the last one selects the `seq` of each."""
+    asked = sql.rows(
+        "asked",
+        n="int",
+        source="text",
+        dedup_key="text",
+        received_at="time",
+        body_sha256="bytes",
+        body_at="int",
+        body_size="int",
+    )
+    known = f"FROM {asked} JOIN inbox i ON i.source = asked.source AND i.dedup_key = asked.dedup_key"
+    body_sha256 = sql.hex_bytes("asked.body_sha256")
+    placed = f"""
 WITH known AS MATERIALIZED (
-    SELECT a.n, i.seq, a.received_at, a.body_sha256,
-           CASE WHEN i.body_sha256 <> a.body_sha256 AND i.erased_at IS NULL
-                THEN {_PG.blob("bodies.bodies", "a.body_at", "a.body_size")} END AS body
-    FROM {_PG.blobs("bodies")}
-    CROSS JOIN unnest(
-        CAST(:n AS int[]), CAST(:source AS text[]), CAST(:dedup_key AS text[]), CAST(:received_at AS timestamptz[]),
-        CAST(:body_sha256 AS bytea[]), CAST(:body_at AS int[]), CAST(:body_size AS int[])
-    ) AS a(n, source, dedup_key, received_at, body_sha256, body_at, body_size)
-    JOIN inbox i ON i.source = a.source AND i.dedup_key = a.dedup_key
+    SELECT asked.n, i.seq, asked.received_at, {body_sha256} AS body_sha256,
+           CASE WHEN i.body_sha256 <> {body_sha256} AND i.erased_at IS NULL
+                THEN (SELECT {sql.blob("bodies.bodies", "asked.body_at", "asked.body_size")} FROM {sql.blobs("bodies")}) END AS body
+    {known}
 ), ranked AS (
     SELECT known.*, row_number() OVER (PARTITION BY seq ORDER BY n) AS place, count(*) OVER (PARTITION BY seq) AS times,
            max(received_at) OVER (PARTITION BY seq) AS last_received_at
     FROM known
 ), placed AS MATERIALIZED (
-    SELECT ranked.*, max(kept.number) OVER (PARTITION BY ranked.seq) AS there
-    FROM ranked
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS number FROM (
+    SELECT r.*, max(r.number) OVER (PARTITION BY r.seq) AS there
+    FROM (
+        SELECT ranked.*, (SELECT count(*) FROM (
             -- as a range in the order of the index: by statistics of one event's storm it would read the whole table else
-            SELECT FROM duplicate_request
-            WHERE ranked.place = 1 AND seq BETWEEN ranked.seq AND ranked.seq ORDER BY seq LIMIT :kept
-        ) AS found
-    ) AS kept
-), counting AS MATERIALIZED (
+            SELECT 1 FROM duplicate_request d
+            WHERE ranked.place = 1 AND d.seq BETWEEN ranked.seq AND ranked.seq ORDER BY d.seq LIMIT :kept
+        ) AS found) AS number
+        FROM ranked) r
+)"""
+    counts = "SET times = duplicate_request.times + c.times, handled_at = NULL, error = NULL, last_received_at ="
+    adds = "INSERT INTO duplicate_request (seq, received_at, body_sha256, body, times, last_received_at)"
+    made = """
+    SELECT seq, received_at, body_sha256, body,
+           CASE WHEN place_there = :kept THEN times - place + 1 ELSE 1 END,
+           CASE WHEN place_there = :kept AND times > place THEN last_received_at END
+    FROM (SELECT p.*, CASE WHEN there < :kept THEN there ELSE :kept - 1 END + place AS place_there FROM placed p) AS made
+    WHERE place_there <= :kept"""
+    if not sql.is_postgres:
+        counted = f"""
+UPDATE duplicate_request {counts} max(coalesce(duplicate_request.last_received_at, ''), c.last_received_at)
+FROM placed c WHERE c.place = 1 AND c.there = :kept
+  AND duplicate_request.id = (SELECT max(r.id) FROM duplicate_request r WHERE r.seq = c.seq)"""
+        noted = f"{adds} {made} AND there < :kept ORDER BY n"
+        return text(placed + counted), text(placed + noted), text(f"SELECT asked.n, i.seq {known}")
+    return (
+        text(f"""{placed}, counting AS MATERIALIZED (
     SELECT r.id, placed.seq, placed.times, placed.last_received_at
     FROM placed
     CROSS JOIN LATERAL (
@@ -388,116 +411,33 @@ WITH known AS MATERIALIZED (
     ) AS r
     WHERE placed.place = 1 AND placed.there = :kept
 ), counted AS (
-    UPDATE duplicate_request AS r
-    SET times = r.times + counting.times, handled_at = NULL, error = NULL,
-        last_received_at = greatest(r.last_received_at, counting.last_received_at)
-    FROM counting WHERE r.id = counting.id
+    UPDATE duplicate_request {counts} greatest(duplicate_request.last_received_at, c.last_received_at)
+    FROM counting c WHERE duplicate_request.id = c.id
 ), noted AS (
-    INSERT INTO duplicate_request (seq, received_at, body_sha256, body, times, last_received_at)
-    SELECT seq, received_at, body_sha256, body,
-           CASE WHEN number = :kept THEN times - place + 1 ELSE 1 END,
-           CASE WHEN number = :kept AND times > place THEN last_received_at END
-    FROM (
-        SELECT *, least(there, :kept - 1) + place AS number FROM placed WHERE seq NOT IN (SELECT seq FROM counting)
-    ) AS made
-    WHERE number <= :kept ORDER BY n
+    {adds} {made} AND seq NOT IN (SELECT seq FROM counting) ORDER BY n
 )
 SELECT n, seq FROM known
-""")
-
-
-def postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
-    """Make the columns of events that both statements of intake have: the parameters of `POSTGRES_NOTE`, except `kept`."""
-    bodies = Blobs()
-    places = [bodies.place(event.body) for event in events]
-    return {
-        "n": array_param(range(len(events))),
-        "source": array_param([e.source for e in events]),
-        "dedup_key": array_param([e.dedup_key for e in events]),
-        "received_at": array_param([e.received_at for e in events]),
-        "body_sha256": array_param([e.body_sha256 for e in events]),
-        "body_at": array_param([at for at, _ in places]),
-        "body_size": array_param([size for _, size in places]),
-        "bodies": bodies.joined(),
-    }
-
-
-SQLITE_KNOWN = text(f"""
-SELECT asked.n, i.seq, CASE WHEN i.erased_at IS NULL THEN i.body_sha256 END AS body_sha256,
-       (SELECT count(*) FROM (SELECT 1 FROM duplicate_request r WHERE r.seq = i.seq LIMIT :kept)) AS number
-FROM {_SQL.rows("asked", n="int", source="text", dedup_key="text")}
-JOIN inbox i ON i.source = asked.source AND i.dedup_key = asked.dedup_key
-ORDER BY asked.n
-""")
-
-SQLITE_NOTE = text(f"""
-INSERT INTO duplicate_request (seq, received_at, body_sha256, body, times, last_received_at)
-SELECT seq, received_at, from_hex(body_sha256), {
-    _SQL.blob("bodies.bodies", "body_at", "body_size")
-}, times, last_received_at
-FROM {_SQL.blobs("bodies")} CROSS JOIN {
-    _SQL.rows(
-        "noted",
-        seq="bigint",
-        received_at="time",
-        body_sha256="bytes",
-        body_at="bigint",
-        body_size="bigint",
-        times="bigint",
-        last_received_at="time",
+"""),
     )
-}
-""")
-
-SQLITE_COUNT = text(f"""
-UPDATE duplicate_request
-SET times = duplicate_request.times + counted.times, handled_at = NULL, error = NULL,
-    last_received_at = max(coalesce(duplicate_request.last_received_at, ''), counted.last_received_at)
-FROM {_SQL.rows("counted", seq="bigint", times="bigint", last_received_at="time")}
-WHERE duplicate_request.id = (SELECT max(r.id) FROM duplicate_request r WHERE r.seq = counted.seq)
-""")
 
 
-def known_param(events: Sequence[Event]) -> str:
-    """Make the rows of `SQLITE_KNOWN`."""
-    return json_text([{"n": n, "source": event.source, "dedup_key": event.dedup_key} for n, event in enumerate(events)])
+NOTES = {dialect: _notes(Sql(dialect)) for dialect in (POSTGRES, SQLITE)}
 
 
-def noted_param(rows: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
-    """Make the parameters of `SQLITE_NOTE`: the rows, and their bodies beside them."""
-    bodies = Blobs()
-    made = []
-    for row in rows:
-        at, size = bodies.place(row["body"])
-        made.append({**row, "body": None, "body_at": at, "body_size": size})
-    return {"noted": rows_param(made), "bodies": bodies.joined()}
-
-
-def noted_and_counted(
-    events: Sequence[Event], known: Iterable[Any], kept: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Divide duplicates into rows of `SQLITE_NOTE` and of `SQLITE_COUNT`; `known` are the rows of `SQLITE_KNOWN`."""
-    noted: list[dict[str, Any]] = []
-    counted: dict[int, dict[str, Any]] = {}
-    last: dict[int, dict[str, Any]] = {}
-    there: dict[int, int] = {}
-    for n, seq, body_sha256, number in known:
-        event = events[n]
-        there[seq] = there.get(seq, number) + 1
-        if there[seq] <= kept:
-            is_erased = body_sha256 is None  # then nothing of it is stored again
-            body = None if is_erased or event.body_sha256 == body_sha256 else event.body
-            last[seq] = {
-                "seq": seq,
-                "received_at": event.received_at,
-                "body_sha256": event.body_sha256,
-                "body": body,
-                "times": 1,
-                "last_received_at": None,
+def note_param(events: Sequence[Event], kept: int) -> dict[str, str | bytes | int]:
+    """Make the parameters of `NOTES`."""
+    bodies, asked = Blobs(), []
+    for n, event in enumerate(events):
+        at, size = bodies.place(event.body)
+        asked.append(
+            {
+                "n": n,
+                "source": event.source,
+                "dedup_key": event.dedup_key,
+                "received_at": time_text(event.received_at),
+                "body_sha256": event.body_sha256.hex(),
+                "body_at": at,
+                "body_size": size,
             }
-            noted.append(last[seq])
-            continue
-        counting = last.get(seq) or counted.setdefault(seq, {"seq": seq, "times": 0, "last_received_at": None})
-        counting["times"] += 1
-        counting["last_received_at"] = max(counting["last_received_at"] or event.received_at, event.received_at)
-    return noted, list(counted.values())
+        )
+    return {"asked": json_text(asked), "bodies": bodies.joined(), "kept": kept}

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db.dialect import POSTGRES, Sql, rows_param
-from inbox.db.intake import POSTGRES_NOTE
+from inbox.db.intake import NOTES, note_param
 from inbox.events.timestamps import time_text
 from relay.store import alert_conditions, claim, deliveries, duplicates, leases, sequence
 from tests.helpers.explaining import explained
-from tests.helpers.storing import START
+from tests.helpers.storing import START, an_event
 
 pytestmark = pytest.mark.long
 
@@ -148,20 +149,10 @@ SELECT 'trivore', 'key ' || n, 'UPDATE', 'update', now(), now(), ARRAY['crm'], '
 FROM generate_series(1, :rows) AS n
 """
 BECAME_MANY = "UPDATE duplicate_request SET seq = id, handled_at = CASE WHEN id % 2 = 0 THEN now() END"
-ARRIVED = {
-    "n": list(SOME),
-    "source": ["trivore"] * len(SOME),
-    "dedup_key": [f"key {n}" for n in SOME],
-    "received_at": [START] * len(SOME),
-    "body_sha256": [b"1"] * len(SOME),
-    "bodies": b"1" * len(SOME),
-    "body_at": list(range(1, len(SOME) + 1)),
-    "body_size": [1] * len(SOME),
-    "kept": 20,
-}
+ARRIVED = note_param([msgspec.structs.replace(an_event(n), dedup_key=f"key {n}") for n in SOME], 20)
 OF_REPEATS: dict[str, tuple[TextClause, dict[str, Any]]] = {
-    "repeat": (POSTGRES_NOTE, ARRIVED),
-    "count another": (POSTGRES_NOTE, {**ARRIVED, "kept": 1}),
+    "repeat": (NOTES[POSTGRES][0], ARRIVED),
+    "count another": (NOTES[POSTGRES][0], {**ARRIVED, "kept": 1}),
     "newest": (duplicates._NEWEST, {}),
     "page": (duplicates._PAGE, {"after": 100, "last": ROWS, "rows": 16}),
     "unhandled": (duplicates._UNHANDLED.of(SQL).text, {"wanted": rows_param({"seq": n} for n in SOME), "rows": 16}),

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 
 from inbox.config.model import Ordering
 from inbox.db import intake
-from inbox.db import intake as duplicates_at_intake
+from inbox.db.dialect import SQLITE
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
 from relay.store import claim, duplicates, leases, rebuild, record, sequence
@@ -86,9 +86,10 @@ def leave_unsettled(
 
 
 def count_and_judge_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    counting = duplicates_at_intake.SQLITE_COUNT.text.replace("handled_at = NULL, ", "")
-    assert counting != duplicates_at_intake.SQLITE_COUNT.text
-    monkeypatch.setattr(intake, "SQLITE_COUNT", text(counting))
+    counting, *others = intake.NOTES[SQLITE]
+    careless = counting.text.replace("handled_at = NULL, ", "")
+    assert careless != counting.text
+    monkeypatch.setitem(intake.NOTES, SQLITE, (text(careless), *others))
 
 
 NO_STAND_IN = ("superseded without a stand-in",)
