@@ -59,7 +59,7 @@ class _Recording(Sql):
         return super().rows(parameter, **columns)
 
 
-class _Written(NamedTuple):
+class _InDialect(NamedTuple):
     """A statement as one dialect has it."""
 
     text: TextClause
@@ -80,9 +80,9 @@ class Statement:
 
     def __init__(self, words: str) -> None:
         self._words = words
-        self._written: dict[str, _Written] = {}
+        self._written: dict[str, _InDialect] = {}
 
-    def of(self, dialect: Sql) -> _Written:
+    def of(self, dialect: Sql) -> _InDialect:
         """Return it as a dialect has it."""
         if (written := self._written.get(dialect.name)) is None:
             recording = _Recording(dialect.name)
@@ -95,9 +95,9 @@ class Statement:
 AnyStatement = Statement | TextClause
 
 
-def _written(words: TextClause, tables: Mapping[str, tuple[str, ...]]) -> _Written:
+def _written(words: TextClause, tables: Mapping[str, tuple[str, ...]]) -> _InDialect:
     reads_clock = "now" in words._bindparams  # noqa: SLF001  # SQLAlchemy has no public name for a text's parameters
-    return _Written(words, tables, reads_clock)
+    return _InDialect(words, tables, reads_clock)
 
 
 def prepare(
