@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.db.intake import NOTES, note_param
 from inbox.events.timestamps import time_text
-from relay.store import alert_conditions, claim, deliveries, duplicates, leases, sequence
+from relay.store import alert_conditions, audit, claim, deliveries, duplicates, leases, sequence
 from tests.helpers.explaining import explained
 from tests.helpers.storing import START, an_event
 
@@ -51,6 +51,7 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     "lease": (claim._LEASE.of(SQL).text, f"state = 'ready', {DUE}", {"due": KEYS, **LEASE}),
     "renew": (leases._RENEW.of(SQL).text, LEASED, {"held": KEYS, "lease": 15, "now": None}),
     "give back": (leases._GIVE_BACK.of(SQL).text, LEASED, {"returned": KEYS, "now": None}),
+    "rows of a span": (audit._rows(SQL, locked=True), "state = 'waiting'", {"wanted": KEYS}),
     "move": (deliveries.MOVE.of(SQL).text, LEASED, {"moved": KEYS}),
     "end": (deliveries.END.of(SQL).text, LEASED, {"ended": KEYS}),
     "given": (deliveries._OF_KEYS["wait"].of(SQL).text, "state = 'received'", {"keys": KEYS}),
