@@ -31,7 +31,6 @@ from relay.daemon.generation import alert_client, prepare
 from relay.destinations import KINDS
 from relay.destinations.base import Clients, without_lease
 from relay.http.client import HttpClient, Request
-from relay.sweep.pages import Pages
 from relay.sweep.run import CompiledSweep
 
 _MOST_AT_ONCE = 16
@@ -102,7 +101,7 @@ STARTS: tuple[Callable[[Config], None], ...] = (_start_receiver, _start_relay)
 
 
 def _make_unused(config: Config) -> None:
-    """Make every api, destination, sweep and listing, also what no route uses and no relay schedules. Raises likewise."""
+    """Make every api, destination and sweep, also what no route uses and no relay schedules. Raises likewise."""
     collect_config_errors(dict(_parts(config, Clients(config))))
 
 
@@ -111,17 +110,6 @@ def _parts(config: Config, clients: Clients) -> Iterator[tuple[str, Callable[[],
     for name, source in config.sources.items():
         for number, _ in enumerate(source.sweeps):
             yield f"sweep {name} {number}", partial(CompiledSweep, config, name, number)
-    for name, route in config.routes.items():
-        destination = config.destinations[route.destination]
-        if route.sync is not None and route.sync.listing is not None and isinstance(destination, SyncDestination):
-            where = f"routes.{name}.sync.listing"
-            caller = partial(clients.destination, destination, destination.base_url)
-            yield where, partial(_listing, route, where, caller)
-
-
-def _listing(route: Route, where: str, caller: Callable[[], HttpClient]) -> Pages | None:
-    listing = None if route.sync is None else route.sync.listing
-    return None if listing is None else Pages(listing, where, caller())
 
 
 def _endpoints(config: Config, clients: Clients) -> Iterator[tuple[str, Callable[[], Any]]]:

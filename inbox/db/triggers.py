@@ -216,7 +216,7 @@ def _of_change(dialect: str) -> Iterator[CommandRule]:
         f"NEW.state IN ({one_of(_ENDED_BY_RELAY)}) AND NEW.state <> OLD.state AND NEW.finished_at IS NULL",
     )
     yield (
-        "relay resume --command with its id makes a stopped command go on",
+        "relay continue --command with its id makes a stopped command go on",
         f"OLD.state = 'cancelled' AND {is_open} AND NEW.finished_at IS NOT NULL",
     )
 

@@ -22,7 +22,7 @@ from inbox.config.model import (
 )
 from inbox.config.routing import fault, matches
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
-from inbox.config.sync import ListingCall, MapField, PagedBy, Paging, Sweep, SyncRoute
+from inbox.config.sync import MapField, PagedBy, Paging, Sweep, SyncRoute
 from inbox.config.values import is_name
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.sources import PRESETS
@@ -42,8 +42,8 @@ _PLAIN = Paging(by="page")
 _NEEDS_NEXT: Mapping[str, str] = {"cursor": "the value for {next}", "url": "the URL of the next page"}
 
 
-def paging_mistakes(path: tuple[str, ...], call: ListingCall) -> Iterator[Mistake]:
-    """Yield keys of a listing's `pages` that are missing, or mean nothing."""
+def paging_mistakes(path: tuple[str, ...], call: Sweep) -> Iterator[Mistake]:
+    """Yield keys of a sweep's `pages` that are missing, or mean nothing."""
     path, pages = (*path, "pages"), call.pages
     method = call.method if call.graphql is None else "POST"
     if not isinstance(pages, Paging):
@@ -306,8 +306,6 @@ def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) 
 
 
 def _sync(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
-    if sync.listing is not None:
-        yield from paging_mistakes((*path, "listing"), sync.listing)
     yield from _sync_steps(path, sync)
     yield from map_mistakes(path, sync)
 

@@ -1491,7 +1491,7 @@ BEGIN
 IF (NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS DISTINCT FROM OLD.selection AND position('erased' IN CAST(NEW.selection AS text)) = 0) THEN RAISE EXCEPTION 'only erasure may change a command that has ended: texts of its reason and selection become erased' USING ERRCODE = 'check_violation'; END IF;
 IF (NOT (OLD.state IN ('asked', 'running')) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running')) THEN RAISE EXCEPTION 'a command that has ended stays as it is: insert another one' USING ERRCODE = 'check_violation'; END IF;
 IF (NEW.state IN ('done', 'failed', 'refused') AND NEW.state <> OLD.state AND NEW.finished_at IS NULL) THEN RAISE EXCEPTION 'only a relay ends a command, with finished_at: stop it with UPDATE relay_command SET state = ''cancelled''' USING ERRCODE = 'check_violation'; END IF;
-IF (OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL) THEN RAISE EXCEPTION 'relay resume --command with its id makes a stopped command go on' USING ERRCODE = 'check_violation'; END IF;
+IF (OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL) THEN RAISE EXCEPTION 'relay continue --command with its id makes a stopped command go on' USING ERRCODE = 'check_violation'; END IF;
         IF OLD.state IN ('asked', 'running') AND NEW.state = 'cancelled' AND NEW.finished_at IS NULL THEN
             NEW.finished_at := clock_timestamp();
             NEW.answer := coalesce(NEW.answer, 'cancelled by hand');

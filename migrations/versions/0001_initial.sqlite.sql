@@ -909,7 +909,7 @@ BEGIN
     SELECT RAISE(ABORT, 'only erasure may change a command that has ended: texts of its reason and selection become erased') WHERE NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS NOT OLD.selection AND instr(CAST(NEW.selection AS text), 'erased') = 0;
     SELECT RAISE(ABORT, 'a command that has ended stays as it is: insert another one') WHERE NOT (OLD.state IN ('asked', 'running')) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running');
     SELECT RAISE(ABORT, 'only a relay ends a command, with finished_at: stop it with UPDATE relay_command SET state = ''cancelled''') WHERE NEW.state IN ('done', 'failed', 'refused') AND NEW.state <> OLD.state AND NEW.finished_at IS NULL;
-    SELECT RAISE(ABORT, 'relay resume --command with its id makes a stopped command go on') WHERE OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL;
+    SELECT RAISE(ABORT, 'relay continue --command with its id makes a stopped command go on') WHERE OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL;
 END;
 
 CREATE TRIGGER relay_command_is_cancelled AFTER UPDATE OF state ON relay_command

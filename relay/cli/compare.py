@@ -199,21 +199,16 @@ def sweep(
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Only report what is missing; add nothing, and keep the watermark.")
     ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Compare all ids of both sides instead, of each route with a `listing`.")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find changes that no webhook reported, and add an event for each.
 
     Begins a little before the end of the last sweep; the first one compares everything. Change listings don't include
-    deletions: --full reports counterparts whose entity is gone, and entities without a counterpart. The exit status is 1
-    when anything was missing.
+    deletions: `relay plan` finds those. The exit status is 1 when anything was missing.
 
     Examples:
       relay sweep --source trivore
       relay sweep --source trivore --since 2026-01-01 --dry-run
-      relay sweep --source trivore --full --json
     """
     with exit_on_error():
         config, database = open_database()
@@ -221,11 +216,6 @@ def sweep(
         tables = config.sources[source].sweeps
         if not tables:
             fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
-        if full:
-            orphans = [row for number in range(len(tables)) for row in _orphans(config, source, number)]
-            differing = f"{counted(len(orphans), 'difference')}" if orphans else "both sides have the same"
-            _finish(orphans, ("entity", "finding", "route"), differing, as_json=as_json)
-            return
         swept = [_swept(config, database, source, number, since, dry=dry) for number in range(len(tables))]
     rows = [msgspec.structs.asdict(result) for result in swept]
     missed = sum(result.missed for result in swept)
@@ -240,16 +230,6 @@ def sweep(
             say(f"{left_out} {have} no entity in the body, as it is larger than max_body of {source}")
     if missed:
         raise typer.Exit(FINDING)
-
-
-def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
-    from relay.sweep.run import orphans
-
-    with bar("listing") as report:
-        try:
-            return list(orphans(config, source, number, lambda side, _entities: report(doing=f"listing {side}")))
-        except SweepFailed as error:
-            fail(str(error))
 
 
 def _swept(
@@ -283,6 +263,8 @@ def _swept(
 
 # --- state and log
 
+_MOST_DIFFERENCES = 1_000
+"""The first that are shown: a table that is lost differs in every row."""
 _DIFFERENCE = ("finding", "seq", "route", "lane", "facts_say", "stored")
 
 
@@ -294,8 +276,8 @@ def verify(*, as_json: AsJson = False) -> None:
     every lane with waiting deliveries has its head. A lane's memory is judged by the kind of lane that each event was
     delivered in, whatever `lane` its route has now.
 
-    Exits with 0 when all agree, with 1 on any difference, and with 2 when the configuration is wrong, or the database does not
-    answer.
+    Of very many differences it shows the first 1,000. Exits with 0 when all agree, with 1 on any difference, and with 2 when
+    the configuration is wrong, or the database does not answer.
 
     Examples:
       relay verify
@@ -305,12 +287,12 @@ def verify(*, as_json: AsJson = False) -> None:
 
     with exit_on_error():
         config, database = open_database()
-        found, counts = _all_of(database, verify_all(database, config), "verifying")
+        found, total, counts = _all_of(database, verify_all(database, config), "verifying")
     if not found and not as_json:
         answer(f"agreed: {counts}")
         return
-    them = "it" if len(found) == 1 else "them"
-    summary = f"{counted(len(found), 'difference')} in {counts}; `relay rebuild` repairs {them}"
+    them = "it" if total == 1 else "them"
+    summary = f"{counted(total, 'difference')} in {counts}; `relay rebuild` repairs {them}"
     _finish(found, _DIFFERENCE, summary, as_json=as_json)
 
 
@@ -332,26 +314,35 @@ def rebuild(*, as_json: AsJson = False) -> None:
 
     with exit_on_error():
         config, database = open_database()
-        repaired, counts = _all_of(database, rebuild_all(database, config, who=login_name()), "rebuilding")
+        repaired, total, counts = _all_of(database, rebuild_all(database, config, who=login_name()), "rebuilding")
     if as_json:
         put_json(repaired)
         return
     if repaired:
         show(repaired, _DIFFERENCE)
-    done = f"repaired {counted(len(repaired), 'difference')} in" if repaired else "nothing to repair:"
+    done = f"repaired {counted(total, 'difference')} in" if repaired else "nothing to repair:"
     answer(f"{done} {counts}")
 
 
-def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[list[dict[str, Any]], str]:
-    """Work through the chunks with a progress bar. Return the differences, and the numbers of what was seen, in words."""
+def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[list[dict[str, Any]], int, str]:
+    """Work through the chunks with a progress bar.
+
+    Returns:
+        The first differences, the number of all, and the numbers of what was seen, in words.
+    """
     from relay.store.audit import bounds
 
     differences: list[dict[str, Any]] = []
-    events = deliveries = facts = 0
+    total = events = deliveries = facts = 0
     low, high = bounds(database)
     with bar(doing, high - low + 1) as report:
         for chunk in chunks:
             events, deliveries, facts = events + chunk.events, deliveries + chunk.deliveries, facts + chunk.facts
-            differences += map(msgspec.structs.asdict, chunk.differences)
+            total += len(chunk.differences)
+            differences += map(msgspec.structs.asdict, chunk.differences[: _MOST_DIFFERENCES - len(differences)])
             report(min(chunk.upto, high) - low + 1)
-    return differences, f"{counted(events, 'event')}, {counted(deliveries, 'delivery')}, {counted(facts, 'fact')}"
+    return (
+        differences,
+        total,
+        f"{counted(events, 'event')}, {counted(deliveries, 'delivery')}, {counted(facts, 'fact')}",
+    )

@@ -14,7 +14,7 @@ from relay.cli.compare import plan, rebuild, sweep, verify
 from relay.cli.operations import OF_RELAY
 from relay.cli.output import exit_on_error
 from relay.cli.status import status
-from relay.cli.web import demo, web_app
+from relay.cli.web import demo_app, web_app
 
 GRACE_SECONDS = 20.0
 
@@ -27,6 +27,7 @@ app = options.program(
       relay dead --route crm
     """
 )
+app.add_typer(demo_app, name="demo")
 app.add_typer(web_app, name="web")
 
 
@@ -66,7 +67,7 @@ def run(
     raise typer.Exit(start(given, reporting=exit_on_error))
 
 
-for command in (status, *OF_RELAY, plan, sweep, verify, rebuild, demo):
+for command in (status, *OF_RELAY, plan, sweep, verify, rebuild):
     app.command()(command)
 for name, command in listings.OF_RELAY.items():
     app.command(name)(command)

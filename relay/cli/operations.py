@@ -18,6 +18,7 @@ from inbox.observe.visible import visible_text
 from relay.cli import options
 from relay.cli.options import as_command, login_name, open_database, option, parse_entity
 from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put, put_json, say, show
+from relay.operations.asks import OneCommand
 from relay.operations.table import OPERATIONS, Operation, parse
 from relay.words import counted, gate_holds, gate_state, shown_state, stays_open
 
@@ -53,12 +54,11 @@ _OF_PROGRAMS = {"entity_type", "deliveries", "error_sha256", "until_fact"}
 
 def _operation(examples: Callable[[], None]) -> Callable[..., None]:
     """Make the command of the operation of this name; the docstring is the end of its help, after the consequences."""
-    kind = examples.__name__
+    kind = examples.__name__.rstrip("_")
     operation = OPERATIONS[kind]
 
     def command(**given: Any) -> None:  # noqa: ANN401  # as the options say
         reason, yes, as_json = (given.pop(name) for name in ("reason", "yes", "as_json"))
-        number = given.pop("command", None)
         if (seqs := given.get("seqs")) and len(seqs) > MOST_SEQS:
             fail(f"name at most {MOST_SEQS} events: {len(seqs)} are given")
         if "entity" in given:
@@ -66,11 +66,6 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
         given = {name: value for name, value in given.items() if value not in (None, False, [], ())}
         if kind == "pause" and not given:
             _list_gates(as_json=as_json)
-            return
-        if number is not None:
-            if given:
-                fail("--command resumes that command alone: leave out the gate")
-            _continue(number, reason, yes=yes)
             return
         try:
             asked = parse(kind, given)
@@ -87,8 +82,6 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
     given = {
         name: _INSTEAD[name] if name in _INSTEAD else options.conditions(operation.asks, name)[name] for name in members
     }
-    if kind == "resume":
-        given["command"] = option(int, "command", "A command that was stopped or interrupted.")
     return as_command(command, {**given, "reason": options.Reason, "yes": options.Yes, "as_json": options.AsJson})
 
 
@@ -151,12 +144,29 @@ def pause() -> None:
 
 @_operation
 def resume() -> None:
-    """A destination that is retired goes on, too. With --command, a command that was stopped does.
+    """A destination that is retired goes on, too.
 
     Examples:
       relay resume --destination crm
       relay resume --destination crm --reason "CRM is back" --yes
-      relay resume --command 7 --reason "the night is over" --yes
+    """
+
+
+@_operation
+def stop() -> None:
+    """It stops after the step that it is at.
+
+    Examples:
+      relay stop --command 7 --reason "it keeps the database busy" --yes
+    """
+
+
+@_operation
+def continue_() -> None:
+    """This process works on it until it has ended, beside the relays.
+
+    Examples:
+      relay continue --command 7 --reason "the night is over" --yes
     """
 
 
@@ -197,7 +207,7 @@ def readmit() -> None:
     """
 
 
-OF_RELAY = (replay, retry, cancel, unblock, pause, resume)
+OF_RELAY = (replay, retry, cancel, unblock, pause, resume, stop, continue_)
 OF_INBOX = (readmit, erase, prune)
 
 
@@ -224,6 +234,8 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
             who, count = login_name(), planned.count
             number = commands.ask(database, operation.kind, asked, who=who, why=reason, planned=count)
             done = follow(database, config, number, operation, count)
+            if isinstance(asked, OneCommand) and operation.kind == "continue":
+                done = follow(database, config, asked.command, operation, None)
     if as_json:
         put_json(_document(operation, planned, number, done))
     elif not yes and planned.obstacle is None:
@@ -249,12 +261,12 @@ def follow(database: Database, config: Config, number: int, operation: Operation
                 changed = execution.work_on(work, number)
                 if not changed and now.answer:  # it waits
                     time.sleep(_LOOK_AGAIN_SECONDS)
-                elif operation.kind in {"erase", "prune"}:  # so that others have the database half of the time
+                elif now.kind in {"erase", "prune"}:  # so that others have the database half of the time
                     time.sleep(min(time.monotonic() - began, _LONGEST_REST_SECONDS))
     except KeyboardInterrupt:
         with suppress(UnusableCommand):  # it has just ended
             commands.turn(database, "stop", number, who=login_name(), why="interrupted at the command line")
-        say(f"stopped after {_progress(database, number).affected}; `relay resume --command {number}` goes on")
+        say(f"stopped after {_progress(database, number).affected}; `relay continue --command {number}` goes on")
         raise typer.Exit(FINDING) from None
     except DBAPIError:
         say(stays_open(number))
@@ -271,27 +283,6 @@ def _progress(database: Database, number: int) -> Command:
     from relay.store.operator import commands
 
     return commands.progress(database, number) or fail(f"there is no command {number}")
-
-
-def _continue(number: int, reason: str | None, *, yes: bool) -> None:
-    """Let a stopped command go on, and follow it."""
-    from inbox.db import reads
-    from relay.store.operator import commands
-    from relay.store.operator.plan import reason_mistake
-
-    with exit_on_error():
-        config, database = open_database()
-        row = reads.row_of(database.engine, "relay_command", number) or fail(f"there is no command {number}")
-        if not yes:
-            say(f"command {number} is a {row['kind']} that is {row['state']}; --reason '…' --yes lets it go on")
-            return
-        if (mistake := reason_mistake(None, reason)) is not None:
-            fail(f"--reason: {mistake}")
-        try:
-            commands.turn(database, "continue", number, who=login_name(), why=str(reason))
-        except UnusableCommand as error:
-            fail(str(error))
-        follow(database, config, number, OPERATIONS[row["kind"]], row["matched"])
 
 
 def _show(operation: Operation, planned: Plan) -> None:

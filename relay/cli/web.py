@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -13,6 +16,7 @@ from relay.cli.options import Commands
 from relay.cli.output import FINDING, answer, console, exit_on_error, fail, say
 
 web_app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None)
+demo_app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None)
 
 _Role = Annotated[str, typer.Option(help="viewer, who sees, or operator, who may also act.")]
 _Into = Annotated[
@@ -127,7 +131,12 @@ def _check(name: str, role: str) -> None:
         fail(f"--role must be {' or '.join(ROLES)}")
 
 
+# --- the demo
+
+
+@demo_app.callback(invoke_without_command=True)
 def demo(
+    context: typer.Context,
     *,
     stay: Annotated[
         bool, typer.Option("--stay", help="Keep everything running after the verdict, until Ctrl-C, to look around.")
@@ -147,6 +156,8 @@ def demo(
       relay demo
       relay demo --stay
     """
+    if context.invoked_subcommand is not None:
+        return
     from relay.demo.run import DemoError, run_demo
 
     try:
@@ -155,3 +166,55 @@ def demo(
         fail(str(error))
     if not is_well:
         raise typer.Exit(FINDING)
+
+
+@demo_app.command()
+def identity(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")],
+    webhook_url: Annotated[str | None, typer.Option(help="Where a webhook goes when something changes.")] = None,
+    webhook_token: Annotated[str | None, typer.Option(help="Sent with it as X-Webhook-Token.")] = None,
+    users: Annotated[int, typer.Option(help="Made-up users to begin with.")] = 20,
+) -> None:
+    """The demo identity service alone, with the Trivore Management API's paths; client `demo`, secret `demo`.
+
+    Example:
+      relay demo identity --port 8301 --webhook-url http://127.0.0.1:8000/webhooks/trivore
+    """
+    from relay.demo.scenario import sample_user
+    from relay.demo.services import USER, IdentityService, WebhookSender
+
+    webhooks = WebhookSender(headers={"X-Webhook-Token": webhook_token} if webhook_token else None)
+    service = IdentityService(webhooks)
+    for number in range(users):
+        service.create(USER, sample_user(number))
+    webhooks.url = webhook_url
+    _serve(service.app, port, "the identity service")
+    webhooks.close()
+
+
+@demo_app.command()
+def commercial(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")],
+    fail_share: Annotated[float, typer.Option(min=0, max=1, help="Share of calls answered 503.")] = 0.0,
+) -> None:
+    """The demo commercial service alone: contacts and teams found by external id; token `demo`.
+
+    Example:
+      relay demo commercial --port 8302 --fail-share 0.1
+    """
+    from relay.demo.services import CommercialService
+
+    _serve(CommercialService(fail_share=fail_share).app, port, "the commercial service")
+
+
+def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon app, which other commands need not load
+    from relay.demo.services import served
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt), served(app, port) as url:
+            say(f"{name} answers at {url}; Ctrl-C ends it")
+            threading.Event().wait()
+    except OSError as error:
+        fail(f"{name} can't listen on 127.0.0.1:{port}: {error.strerror or error}; name another --port")

@@ -164,4 +164,4 @@ class Rejections(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
 class OneCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Another command."""
 
-    command: Number
+    command: Annotated[Number, Meta(description="The number of the command, as `inbox commands` lists it.")]

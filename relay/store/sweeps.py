@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
 
 import msgspec
@@ -19,11 +19,9 @@ from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.transaction import Transaction
 
-UNTOLD = datetime.min.replace(tzinfo=UTC)
-
 
 class Listed(msgspec.Struct, frozen=True):
-    """An entity, and the UTC time of its last change; `UNTOLD` where the listing has none."""
+    """An entity, and the UTC time of its last change."""
 
     id: str
     modified: datetime

@@ -205,10 +205,11 @@ def compile_named(verify: Mapping[str, str], where: str, known: Collection[str])
     Raises:
         ConfigError: an expression is wrong.
     """
-    parts: dict[str, Callable[[], Carried]] = {
-        field: partial(_named, field, searched, where, known) for field, searched in verify.items()
-    }
-    return tuple(collect_config_errors(parts).values())
+
+    def carried(field: str, searched: str) -> Carried:
+        return Carried(Expression(searched, f"{where}.{field}", known), (Expression(field, where, None),))
+
+    return tuple(collect_config_errors({each[0]: partial(carried, *each) for each in verify.items()}).values())
 
 
 def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope: Scope) -> None:
@@ -273,10 +274,6 @@ def _source(given: str | MapField) -> Expression | None:
         return None if text is None else Expression(text, "", None)
     except ConfigError:  # reported where the map is compiled
         return None
-
-
-def _named(field: str, searched: str, where: str, known: Collection[str]) -> Carried:
-    return Carried(Expression(searched, f"{where}.{field}", known), (Expression(field, where, None),))
 
 
 def _values(field: Expression, match: Mapping[str, Any]) -> list[Any]:

@@ -37,7 +37,6 @@ _EXPLAINED = {
     "limit": "Most rows of a page.",
     "since": "Only what happened at or after this time.",
     "until": "Only what happened before this time.",
-    "routes": "`all`: also routes with nothing open.",
     "name": "A part of the name, in any case.",
     "error": "A part of the error, in any case.",
     "event_type": "Event type, verbatim from the sender.",

@@ -73,10 +73,10 @@ def test_a_person_stops_pruning_and_goes_on_later(engine: Engine, database_url: 
         assert 1 < left < EVENTS
         assert stopped.returncode == 1, stopped
         assert "Traceback" not in stopped.stderr
-        (said, number) = re.findall(r"stopped after (\d+); `relay resume --command (\d+)` goes on", stopped.stderr)[0]
+        (said, number) = re.findall(r"stopped after (\d+); `relay continue --command (\d+)` goes on", stopped.stderr)[0]
         assert int(said) == EVENTS - left, "the batch at work came back"
         assert count(engine, "pruner WHERE held_by IS NULL") == 1, "nobody waits for its lease"
-        again = place.invoke("relay", "resume", "--command", number, "--reason", "go on", "--yes")
+        again = place.invoke("relay", "continue", "--command", number, "--reason", "go on", "--yes")
         assert again.status == 0, again
     assert rows(engine, "SELECT seq FROM inbox") == [{"seq": EVENTS}], "the newest stays"
 

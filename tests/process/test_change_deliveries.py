@@ -98,13 +98,12 @@ def test_a_plan_needs_no_reason_but_its_execution_does(place: Site, act: str) ->
         (("retry", "--api", "x", "--reason", "x"), "there is no api 'x'; none is configured"),
         (("replay", "--since", "yesterday", "--reason", "x"), "is no time"),
         (("replay", "--since", "1h", "--until", "2h", "--reason", "x"), "exchange the two"),
-        (("resume", "--command", "1", "--route", "everything"), "leave out the gate"),
         (("pause", "--route", "everything", "--yes"), "say why"),
         (("pause", "--route", "everything", "--reason", "…", "--yes"), "say why"),
         (("resume", "--route", "everything", "--reason", "…", "--yes"), "say why"),
         (("pause", "--entity", "USER/u1", "--reason", "x"), "name one of route, destination, api and source"),
         (("resume",), "name one of route, destination, api and source"),
-        (("resume", "--command", "9"), "there is no command 9"),
+        (("continue", "--command", "9"), "there is no command 9"),
     ],
 )
 def test_wrong_use_is_status_2_and_says_what_to_do(place: Site, arguments: tuple[str, ...], said: str) -> None:
@@ -206,12 +205,12 @@ def test_a_large_replay_can_be_interrupted_and_goes_on_later(
     until(lambda: rows(engine, "SELECT 1 FROM relay_command WHERE answer LIKE 'waits%'"), "it waits")
     replay.send(signal.SIGINT)
     assert replay.ends() == 1
-    assert f"stopped after {MOST_OPEN}; `relay resume --command 1` goes on" in " ".join(replay.output.split())
+    assert f"stopped after {MOST_OPEN}; `relay continue --command 1` goes on" in " ".join(replay.output.split())
     with serving(tmp_path / "arrivals.jsonl") as downstream:
         place.configure(config_text(database_url, downstream.url))
         assert place.relay("--drain").ends(within=60) == 0
         assert open_states(engine) == {"dead": 100}
-        resumed = relay(place, "resume", "--command", "1", *MAINTENANCE)
-        assert (resumed.status, resumed.stderr) == (0, f"{MOST_OPEN + 100:,} deliveries replayed\n")
+        resumed = relay(place, "continue", "--command", "1", *MAINTENANCE)
+        assert (resumed.status, resumed.stderr) == (0, f"command 1 goes on\n{MOST_OPEN + 100:,} deliveries replayed\n")
         assert place.relay("--drain").ends(within=60) == 0
     assert open_states(engine) == {}

@@ -45,11 +45,6 @@ find = {{ path = "/contacts", params = {{ externalId = "{{event.seq}}" }}, pick 
 create = {{ path = "/contacts" }}
 update = {{ path = "/contacts/{{event.seq}}" }}
 map = {{ name = "entity.name" }}
-[routes.user-to-crm.sync.listing]
-path = "/listing"
-params = {{ start = "{{start}}", count = "{{count}}" }}
-pages = {{ by = "start", count = 9 }}
-id = "id"
 [[sources.trivore.sweeps]]
 api = "identity"
 path = "/user"
@@ -74,12 +69,10 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--kind HOSTILE"),
     "relay status": ("", "--json", "--wide", "--check", "--check --here", "--check --json"),
     "relay pause": ("", "--json", "--entity HOSTILE --source trivore --reason HOSTILE --yes"),
-    "relay resume": ("--entity HOSTILE --source trivore", "--command 1 --reason x --yes", "--route HOSTILE"),
+    "relay resume": ("--entity HOSTILE --source trivore", "--route HOSTILE"),
     "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),
     "relay sweep": (
         "--source trivore --dry-run",
-        "--source trivore --full",
-        "--source trivore --full --json",
         "--source HOSTILE",
     ),
     "relay verify": ("", "--json"),
@@ -97,11 +90,15 @@ WITHOUT_VALUES = {
     "inbox check": "shows the configuration and what its systems answer: tests/process/test_check.py",
     "inbox send": "shows the answer of the receiver that it is pointed at: below",
     "relay run": "writes a log: below",
+    "relay stop": "shows a number and a state",
+    "relay continue": "likewise, and then what the command itself shows",
     "relay web": "becomes gunicorn; its pages are tested with hostile values in a browser",
     "inbox roles": "shows SQL of the code; only a sound prefix gets into it: tests/store/test_roles.py",
     "relay web passwd": "shows a name that it has checked: tests/web/test_web_account_commands.py",
     "relay web token": "likewise",
     "relay demo": "shows its own services: tests/demo/test_screen.py",
+    "relay demo identity": "says where it answers",
+    "relay demo commercial": "says where it answers",
 }
 
 
@@ -330,7 +327,7 @@ def test_wrong_use_is_told_without_harm(arguments: str, terminal: bool, monkeypa
         "inbox rejected --before NUMBER",
         "inbox readmit --id NUMBER",
         "relay cancel --seq NUMBER",
-        "relay resume --command NUMBER",
+        "relay continue --command NUMBER",
     ],
 )
 def test_a_number_that_no_row_can_have_is_wrong_use(arguments: str) -> None:

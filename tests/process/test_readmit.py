@@ -162,8 +162,8 @@ def test_after_an_interrupt_it_exits_1_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(readmit, "take", interrupted)
         status, said = place.inbox("readmit", *REASON, "--yes")
-    assert (status, "stopped after 0; `relay resume --command 1` goes on" in said) == (1, True)
-    assert invoke("relay", "resume", "--command", "1", "--reason", "on", "--yes").status == 0
+    assert (status, "stopped after 0; `relay continue --command 1` goes on" in said) == (1, True)
+    assert invoke("relay", "continue", "--command", "1", "--reason", "on", "--yes").status == 0
     assert count(place.engine, "inbox") == 2
 
 

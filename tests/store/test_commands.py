@@ -140,7 +140,7 @@ def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(s
         with pytest.raises(IntegrityError, match="only a relay ends a command"):
             steps.do(f"UPDATE relay_command SET state = '{state}'")
     steps.do("UPDATE relay_command SET state = 'cancelled'")
-    with pytest.raises(IntegrityError, match="relay resume --command"):
+    with pytest.raises(IntegrityError, match="relay continue --command"):
         steps.do("UPDATE relay_command SET state = 'running'")
     turn(steps, "continue", number)
     assert work(steps) == 1

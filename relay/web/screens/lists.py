@@ -55,10 +55,8 @@ class DeliveriesQuery(ListQuery, frozen=True, kw_only=True):
     state: Annotated[Text, msgspec.Meta(extra_json_schema={"enum": list(STATES)})] | None = None
     """State of the delivery as listings show it, also `retrying`: ready, and waiting for its next attempt after a failure."""
     source: Text | None = None
-    entity: Annotated[Text, msgspec.Meta(extra_json_schema={"pattern": "^[^/\\x00]+/[^\\x00]+$"})] | None = None
-    """TYPE/ID."""
-    type: Text | None = None
-    """Type of the entity."""
+    entity: Annotated[Text, msgspec.Meta(extra_json_schema={"pattern": "^[^/\\x00]+(/[^\\x00]+)?$"})] | None = None
+    """TYPE/ID, or TYPE: all of this type."""
     event_type: Text | None = None
     """Event type, verbatim from the sender."""
     error: Text | None = None
@@ -68,13 +66,9 @@ class DeliveriesQuery(ListQuery, frozen=True, kw_only=True):
 
     @property
     def entity_of(self) -> tuple[str | None, str | None]:
-        """Type and id of the wanted entity. A type that has a slash itself is told by `type`."""
-        if self.entity is None:
-            return self.type, None
-        if self.type is not None and self.entity.startswith(f"{self.type}/"):
-            return self.type, self.entity.removeprefix(f"{self.type}/")
-        entity_type, _, entity_id = self.entity.partition("/")
-        return entity_type, entity_id
+        """Type and id of the wanted entity."""
+        entity_type, _, entity_id = (self.entity or "").partition("/")
+        return entity_type or None, entity_id or None
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -103,10 +97,10 @@ class DeliveriesPage(ListPage, frozen=True, kw_only=True):
 def deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     """Read a page of deliveries."""
     entity_type, entity_id = query.entity_of
-    if query.entity is not None and not (entity_type and entity_id):
-        raise BadFilter(f"entity {query.entity!r}: write TYPE/ID, such as USER/IDNUMBER1234", field="entity")
+    if query.entity is not None and entity_type is None:
+        raise BadFilter(f"entity {query.entity!r}: write TYPE/ID, such as USER/IDNUMBER1234, or TYPE", field="entity")
     given = filter_of(query)
-    del given["entity"], given["type"]
+    del given["entity"]
     wanted = EventFilter(**_wanted(reading, "deliveries", given), entity_type=entity_type, entity_id=entity_id)
     counts = query.before is None
     most = MOST_COUNTED if counts else 0
@@ -161,7 +155,7 @@ def why_no_offer(query: DeliveriesQuery) -> str | None:
             why = "Acts on failed deliveries count times from the failure, not from the arrival: leave times out, or choose rows."
     elif why is None and (query.error is not None or query.status is not None):
         why = f"Acts on {state} deliveries know no error and no status: leave them out, or choose rows."
-    elif why is None and state in ENDINGS and query.entity is None:
+    elif why is None and state in ENDINGS and query.entity_of[1] is None:
         why = "Ended deliveries are replayed by entity: give one, or choose rows."
     return why
 

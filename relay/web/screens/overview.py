@@ -17,25 +17,20 @@ from relay.doctor.examinations import EXAMINATIONS
 from relay.doctor.run import ExaminationResult, installed, run
 from relay.findings import LEVELS, Finding, checked, findings, is_well, state_of
 from relay.store import reads
-from relay.store.overview import FiringAlert, HeldGate, RelayState, read_held_gates, read_overview
+from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
 from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read_last_hour, total
 from relay.web.query import Text
 from relay.web.reading import Reading, rows_of
 
-MOST_ROUTES = 20
-"""Of more routes, those with nothing open and nothing moving are left out, unless they are asked for."""
 _MOST_COUNTED = 1000
 """Less than `relay status` reads: this look is repeated for as long as somebody has the page open."""
 _HEALTH_SECONDS, _DISK_SECONDS = 15.0, 60.0
 """Time for which sums of a day, and sizes, are kept: they cost more than all else, and change slowly."""
 
 
-class OverviewQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of the overview."""
-
-    routes: Literal["busy", "all"] = "busy"
-    """`all`: also list routes with nothing open, however many."""
+class NoQuery(msgspec.Struct, frozen=True):
+    """It takes no parameter."""
 
 
 _NOT_SHOWN = ("position", "lap_began_at")
@@ -44,6 +39,8 @@ _NOT_SHOWN = ("position", "lap_began_at")
 class RouteLine(msgspec.Struct, frozen=True):
     """A route with its figures of the last hour."""
 
+    is_busy: bool
+    """Something is open or held back, or has moved in this hour."""
     word: str
     """Its state in a word: the worst that is true of it."""
     state: RouteState
@@ -81,21 +78,18 @@ class OverviewPage(msgspec.Struct, frozen=True):
     failed: Counts
     """Attempts that failed."""
     routes: tuple[RouteLine, ...]
-    quiet_routes: int
-    """Further routes, with nothing open."""
     gates: tuple[HeldGate, ...]
     more_gates: int
     sources: tuple[SourceLine, ...]
     destinations: tuple[Annotated[Row, rows_of("destination_health")], ...]
     """Rows of the view `destination_health`."""
     relays: tuple[RelayState, ...]
-    alerts: tuple[FiringAlert, ...]
     retention: tuple[Annotated[Row, rows_of("pruning", *_NOT_SHOWN)], ...]
     """Progress of each kind of rows that expires."""
     disk: Disk
 
 
-def overview(reading: Reading, query: OverviewQuery) -> OverviewPage:
+def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
     """Read everything."""
     database, config, role, kept = reading.database, reading.config, reading.actor.role, reading.kept
     seen = read_overview(database, reading.policies, _MOST_COUNTED)
@@ -107,8 +101,6 @@ def overview(reading: Reading, query: OverviewQuery) -> OverviewPage:
         sources = kept(("sources", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_SOURCES))
         destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_DESTINATIONS))
         disk = kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file))
-    shows_all = query.routes == "all" or len(seen.routes) <= MOST_ROUTES
-    shown = [route for route in seen.routes if shows_all or _is_busy(route, hour)]
     return OverviewPage(
         seen.at,
         is_well=is_well(attention),
@@ -117,14 +109,12 @@ def overview(reading: Reading, query: OverviewQuery) -> OverviewPage:
         arrived=total(hour.arrived),
         ended=total(hour.ended),
         failed=total(hour.failed),
-        routes=tuple(_route(route, found, hour, config) for route in shown),
-        quiet_routes=len(seen.routes) - len(shown),
+        routes=tuple(_route(route, found, hour, config) for route in seen.routes),
         gates=seen.gates[:_MOST_GATES],
         more_gates=max(len(seen.gates) - _MOST_GATES, 0),
         sources=tuple(SourceLine(row, hour.arrived.get(row["source"], NOTHING)) for row in sources),
         destinations=tuple(destinations),
         relays=seen.relays,
-        alerts=seen.alerts,
         retention=seen.retention,
         disk=disk,
     )
@@ -135,21 +125,18 @@ _MOST_NAMED = 5
 """Routes or gates of one problem that have a line of their own."""
 
 
-def _is_busy(route: RouteState, hour: LastHour) -> bool:
-    moved = any(hour.ended.get(route.route, NOTHING)) or any(hour.failed.get(route.route, NOTHING))
-    return bool(route.open or route.held_back_by or moved)
-
-
 def _route(route: RouteState, found: Sequence[Finding], hour: LastHour, config: Config) -> RouteLine:
     configured = config.routes.get(route.route)
+    ended, failed = (counts.get(route.route, NOTHING) for counts in (hour.ended, hour.failed))
     return RouteLine(
+        bool(route.open or route.held_back_by or any(ended) or any(failed)),
         state_of(route, found),
         route,
         configured.source if configured else None,
         configured.destination if configured else None,
         hour.arrived.get(configured.source, NOTHING) if configured else NOTHING,
-        hour.ended.get(route.route, NOTHING),
-        hour.failed.get(route.route, NOTHING),
+        ended,
+        failed,
     )
 
 
@@ -279,10 +266,6 @@ KEPT_SECONDS = 60.0
 """A report that is younger is shown again: the examinations cost the database some seconds of work."""
 
 
-class DoctorQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The doctor takes no parameter."""
-
-
 class DoctorPage(msgspec.Struct, frozen=True, kw_only=True):
     """The last report, for everybody; it is made when it is asked for and the one before is a minute old."""
 
@@ -297,7 +280,7 @@ class DoctorPage(msgspec.Struct, frozen=True, kw_only=True):
     """Examinations that found nothing."""
 
 
-def doctor(reading: Reading, _query: DoctorQuery) -> DoctorPage:
+def doctor(reading: Reading, _query: NoQuery) -> DoctorPage:
     """Show the last report, or make it."""
     page: DoctorPage = reading.kept("doctor", KEPT_SECONDS, lambda: _examine(reading))
     return page
