@@ -137,30 +137,22 @@ ORDER BY o.seq, o.route
 """)
 
 
-def that_fit(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> tuple[Sequence[Key], str | None]:
-    """The first of these for which their routes have room; where there is none, the reason to wait.
+def reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:
+    """The reason why a command waits before it changes these, as a route of theirs has no room; None: it goes on.
 
     A replay or retry needs room after its first `MOST_OPEN`. Only what is due and can move takes it. Behind a closed gate,
     or of a paused entity, it may stay for good: a command would wait with it, and every other route with the command.
     """
-    free = MOST_OPEN - affected
-    if act not in {"replay", "retry"} or len(keys) <= free:
-        return keys, None
+    if act not in {"replay", "retry"} or affected < MOST_OPEN:
+        return None
     closed = gates.read_gates(work)
-    room, full = len(keys), None
-    for route in sorted({route for _, route in keys}):
-        if route not in work.policies or closed.admit(work.policies[route].gates) != "all":
-            continue
-        with work.database.read() as transaction:
-            due = int(transaction.execute(_due(transaction.sql), route=route, most=MOST_OPEN)[0].count)
-        of_route = [place for place, key in enumerate(keys) if key[1] == route]
-        fitting = max(MOST_OPEN - due, free, 0)
-        if fitting < len(of_route) and of_route[fitting] < room:
-            room, full = of_route[fitting], route
-    if room == len(keys):
-        return keys, None
-    whole = [key for key in keys[:room] if key[0] != keys[room][0]]  # an event's deliveries stay together
-    return whole, None if whole else f"waits: {MOST_OPEN} deliveries are due on route {full}"
+    for route in sorted({route for _, route in keys} & work.policies.keys()):
+        if closed.admit(work.policies[route].gates) == "all":
+            with work.database.read() as transaction:
+                due = transaction.execute(_due(transaction.sql), route=route, most=MOST_OPEN)[0].count
+            if due >= MOST_OPEN:
+                return f"waits: {MOST_OPEN} deliveries are due on route {route}"
+    return None
 
 
 @cache
