@@ -19,6 +19,7 @@ from inbox.observe.traces import OFF as OFF_TRACER
 from relay.delivery import facts
 from relay.delivery.alerts import Posted, sentence
 from relay.delivery.gates import Breaker, BreakerState, Gates
+from relay.delivery.outcome import Unchanged
 from relay.store.record import Recorded
 from relay.store.sweeps import SweepFindings
 from relay.store.transaction import FailedAlone
@@ -148,7 +149,7 @@ class Observer(Reports):
                 case _:
                     told(kind)
             self.meters.count(metrics.ATTEMPTS, delivery.route, outcome)
-            if isinstance(fact, facts.DeliveredFact | facts.UnchangedFact) and delivery.run == 0:
+            if isinstance(fact, facts.DeliveredFact | Unchanged) and delivery.run == 0:
                 took = (self._now() - delivery.received_at).total_seconds()
                 self.meters.observe(metrics.DELIVERY_SECONDS, max(took, 0), delivery.route)
 

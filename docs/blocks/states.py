@@ -66,7 +66,7 @@ MADE_BY_SQL = {"Erased": "inbox/db/erasure.py"}
 
 def _made_in(fact: str) -> str:
     """The files that make a fact."""
-    files = [str(file) for file, made in _calls().items() if f"facts.{fact}" in made]
+    files = [str(file) for file, made in _calls().items() if made & {f"facts.{fact}", fact}]
     return (
         ", ".join(f"`{file}`" for file in (*files, *([MADE_BY_SQL[fact]] if fact in MADE_BY_SQL else ())))
         or "nowhere yet"

@@ -78,7 +78,6 @@ class ErasureSubject(msgspec.Struct, frozen=True, dict=True):
             "pseudonym": self.pseudonym,
             "gate": self.gate,
             "lane": entity_lane(self.entity_type, self.entity_id),
-            "erased_lane": entity_lane(self.entity_type, self.pseudonym),
         }
 
     def is_named_in(self, text: str) -> bool:
@@ -449,8 +448,7 @@ WHERE inbox.seq = erased.seq AND inbox.erased_at IS NULL
 def _forgetting(sql: Sql) -> tuple[TextClause, ...]:
     """Forget what was sent, called and said of the events, and add a fact that says who has erased them.
 
-    In lanes that other entities share, what was applied last goes. The lane of the pseudonym remembers the last success, for
-    `relay verify`, and nothing of what was applied.
+    In lanes that other entities share, what was applied last goes.
     """
     erased = f"(SELECT erased.seq FROM {_chosen(sql)})"
     routes = f"(SELECT l.route FROM {_chosen(sql)} JOIN delivery_log l ON l.seq = erased.seq)"
@@ -473,10 +471,6 @@ WHERE lane = '*' AND seq IN {erased} AND route IN {routes}""",
                 f"""INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, crashes, relay_node, detail)
 SELECT (SELECT {sql.now}), l.seq, l.route, 'erased', l.state, l.attempt, l.run, l.crashes, NULL, {said}
 FROM delivery_log l WHERE l.id IN {newest} ORDER BY l.seq, l.route""",
-                f"""INSERT INTO lane (route, lane, occurred_at, seq)
-SELECT route, :erased_lane, occurred_at, seq FROM lane WHERE lane.lane = :lane AND lane.route IN {routes}
-ON CONFLICT (route, lane) DO UPDATE SET occurred_at = excluded.occurred_at, seq = excluded.seq
-WHERE (excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)""",
             ),
         )
     )

@@ -283,6 +283,8 @@ def _swept(
 
 # --- state and log
 
+_MOST_DIFFERENCES = 1_000
+"""The first that are shown: a table that is lost differs in every row."""
 _DIFFERENCE = ("finding", "seq", "route", "lane", "facts_say", "stored")
 
 
@@ -294,8 +296,8 @@ def verify(*, as_json: AsJson = False) -> None:
     every lane with waiting deliveries has its head. A lane's memory is judged by the kind of lane that each event was
     delivered in, whatever `lane` its route has now.
 
-    Exits with 0 when all agree, with 1 on any difference, and with 2 when the configuration is wrong, or the database does not
-    answer.
+    Of very many differences it shows the first 1,000. Exits with 0 when all agree, with 1 on any difference, and with 2 when
+    the configuration is wrong, or the database does not answer.
 
     Examples:
       relay verify
@@ -305,12 +307,12 @@ def verify(*, as_json: AsJson = False) -> None:
 
     with exit_on_error():
         config, database = open_database()
-        found, counts = _all_of(database, verify_all(database, config), "verifying")
+        found, total, counts = _all_of(database, verify_all(database, config), "verifying")
     if not found and not as_json:
         answer(f"agreed: {counts}")
         return
-    them = "it" if len(found) == 1 else "them"
-    summary = f"{counted(len(found), 'difference')} in {counts}; `relay rebuild` repairs {them}"
+    them = "it" if total == 1 else "them"
+    summary = f"{counted(total, 'difference')} in {counts}; `relay rebuild` repairs {them}"
     _finish(found, _DIFFERENCE, summary, as_json=as_json)
 
 
@@ -332,26 +334,35 @@ def rebuild(*, as_json: AsJson = False) -> None:
 
     with exit_on_error():
         config, database = open_database()
-        repaired, counts = _all_of(database, rebuild_all(database, config, who=login_name()), "rebuilding")
+        repaired, total, counts = _all_of(database, rebuild_all(database, config, who=login_name()), "rebuilding")
     if as_json:
         put_json(repaired)
         return
     if repaired:
         show(repaired, _DIFFERENCE)
-    done = f"repaired {counted(len(repaired), 'difference')} in" if repaired else "nothing to repair:"
+    done = f"repaired {counted(total, 'difference')} in" if repaired else "nothing to repair:"
     answer(f"{done} {counts}")
 
 
-def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[list[dict[str, Any]], str]:
-    """Work through the chunks with a progress bar. Return the differences, and the numbers of what was seen, in words."""
+def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[list[dict[str, Any]], int, str]:
+    """Work through the chunks with a progress bar.
+
+    Returns:
+        The first differences, the number of all, and the numbers of what was seen, in words.
+    """
     from relay.store.audit import bounds
 
     differences: list[dict[str, Any]] = []
-    events = deliveries = facts = 0
+    total = events = deliveries = facts = 0
     low, high = bounds(database)
     with bar(doing, high - low + 1) as report:
         for chunk in chunks:
             events, deliveries, facts = events + chunk.events, deliveries + chunk.deliveries, facts + chunk.facts
-            differences += map(msgspec.structs.asdict, chunk.differences)
+            total += len(chunk.differences)
+            differences += map(msgspec.structs.asdict, chunk.differences[: _MOST_DIFFERENCES - len(differences)])
             report(min(chunk.upto, high) - low + 1)
-    return differences, f"{counted(events, 'event')}, {counted(deliveries, 'delivery')}, {counted(facts, 'fact')}"
+    return (
+        differences,
+        total,
+        f"{counted(events, 'event')}, {counted(deliveries, 'delivery')}, {counted(facts, 'fact')}",
+    )

@@ -10,11 +10,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from relay.delivery.outcome import Call, ErrorClass
-
-
-class Fact(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag=str):
-    """An event in the life of one delivery. The class is its kind."""
+from relay.delivery.outcome import Call, ErrorClass, Fact, Skipped, Unchanged
 
 
 class DeliveredFact(Fact, frozen=True, tag="delivered"):
@@ -36,12 +32,6 @@ class DeliveredFact(Fact, frozen=True, tag="delivered"):
     """The fetched entity is older than the event, also after the fetches that followed."""
 
 
-class UnchangedFact(Fact, frozen=True, tag="unchanged"):
-    """Nothing had to be sent: the other system already has the change. Terminal."""
-
-    calls: tuple[Call, ...] = ()
-
-
 class Superseded(Fact, frozen=True, tag="superseded"):
     """Another event of the lane covers this one. Terminal."""
 
@@ -50,13 +40,6 @@ class Superseded(Fact, frozen=True, tag="superseded"):
     because: Literal["newer", "healed", "covered", "swept"] = "newer"
     """newer: a newer event is still to be delivered. healed: a newer one was delivered after this one had died. covered:
     an event already delivered includes this change. swept: a sweep added an event of the same change, already delivered."""
-
-
-class SkippedFact(Fact, frozen=True, tag="skipped"):
-    """The route's rule requires nothing for this event. Terminal."""
-
-    why: str
-    calls: tuple[Call, ...] = ()
 
 
 class Cancelled(Fact, frozen=True, tag="cancelled"):
@@ -169,9 +152,9 @@ class Erased(Fact, frozen=True, tag="erased"):
 
 AnyFact = (
     DeliveredFact
-    | UnchangedFact
+    | Unchanged
     | Superseded
-    | SkippedFact
+    | Skipped
     | Cancelled
     | AttemptFailed
     | Abandoned

@@ -134,17 +134,21 @@ class Delivered(msgspec.Struct, frozen=True):
     """The fetched entity is older than the event, also after the fetches that followed."""
 
 
-class Unchanged(msgspec.Struct, frozen=True):
-    """Nothing had to be sent: the other system already has the change."""
-
-    calls: tuple[Call, ...]
+class Fact(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag=str):
+    """An event in the life of one delivery. The class is its kind; `relay.delivery.facts` has all."""
 
 
-class Skipped(msgspec.Struct, frozen=True):
-    """The route's rule requires nothing for this event."""
+class Unchanged(Fact, frozen=True, kw_only=False, tag="unchanged"):
+    """Nothing had to be sent: the other system already has the change. Terminal."""
 
-    calls: tuple[Call, ...]
-    why: str
+    calls: tuple[Call, ...] = ()
+
+
+class Skipped(Fact, frozen=True, kw_only=False, tag="skipped"):
+    """The route's rule requires nothing for this event. Terminal."""
+
+    calls: tuple[Call, ...] = ()
+    why: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -159,6 +163,7 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 Outcome = Delivered | Unchanged | Skipped | Failed
+"""The second and third are facts themselves."""
 
 
 class Rule(StrEnum):

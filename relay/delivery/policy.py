@@ -1,25 +1,15 @@
 """Policies of routes, and the decision after an attempt. Pure: (delivery, outcome, policy, now) → fact, breaker reports.
 
-tenacity's strategies compute the retry schedule. The due time is stored in the fact, so it survives any crash.
+The due time of the next attempt is stored in the fact, so it survives any crash.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Any
 
 import msgspec
-from tenacity import (
-    RetryCallState,
-    stop_after_attempt,
-    stop_before_delay,
-    wait_chain,
-    wait_fixed,
-    wait_random,
-)
-from tenacity.stop import stop_base
-from tenacity.wait import wait_base
 
 from inbox.config.model import Config, Downstream, Limited, Ordering, Retry, Route
 from inbox.config.routing import kind_of_lane
@@ -40,8 +30,6 @@ from relay.delivery.outcome import (
     Failed,
     Outcome,
     Rule,
-    Skipped,
-    Unchanged,
     rule_for,
 )
 
@@ -60,30 +48,20 @@ CRASHES_ALLOWED = 3
 class Schedule:
     """The retry schedule of a route: the delay after each failed attempt, and its end."""
 
-    def __init__(self, retry: Retry, jitter: float | None = None) -> None:
-        jitter = JITTER if jitter is None else jitter
-        waits = [wait_fixed(delay) + wait_random(0, delay * jitter) for delay in retry.schedule]
-        self._wait: wait_base = wait_chain(*waits) if waits else wait_fixed(0)
-        self._stop: stop_base = stop_after_attempt(len(waits) + 1)
-        if retry.window is not None:
-            self._stop |= stop_before_delay(retry.window)
+    def __init__(self, retry: Retry, jitter: float = JITTER) -> None:
+        self._delays, self._jitter, self.window = retry.schedule, jitter, retry.window
         self.first_delay = timedelta(seconds=next(iter(retry.schedule), 0))
-        self.has_window = retry.window is not None
 
     def delay_after(self, attempt: int, elapsed: timedelta = timedelta(0)) -> timedelta | None:
         """Return the delay after the failed attempt of this number (1 for the first); None: it was the last.
 
         `elapsed` is the time since the first attempt of the run.
         """
-        state = RetryCallState(retry_object=_NO_RETRYING, fn=None, args=(), kwargs={})
-        state.attempt_number = attempt
-        state.upcoming_sleep = self._wait(state)
-        state.start_time, state.outcome_timestamp = 0.0, elapsed.total_seconds()
-        return None if self._stop(state) else timedelta(seconds=state.upcoming_sleep)
-
-
-_NO_RETRYING: Any = None
-"""tenacity's strategies need the attempt's number alone; they have no call to repeat."""
+        if attempt > len(self._delays):
+            return None
+        seconds = self._delays[attempt - 1] * random.uniform(1, 1 + self._jitter)  # noqa: S311  # no secret
+        is_over = self.window is not None and elapsed.total_seconds() + seconds >= self.window
+        return None if is_over else timedelta(seconds=seconds)
 
 
 class RoutePolicy(msgspec.Struct, frozen=True):
@@ -174,7 +152,7 @@ def needs_history(outcome: Outcome, policy: RoutePolicy) -> bool:
     if not isinstance(outcome, Failed):
         return False
     return (
-        policy.schedule.has_window
+        policy.schedule.window is not None
         or is_rate_held(outcome, policy)
         or rule_for(outcome.error_class, policy.outcomes)
         in {
@@ -230,10 +208,8 @@ def decide(
             applied_hash=None if outcome.applied_hash is None else outcome.applied_hash.hex(),
             stale_suspected=outcome.stale_suspected,
         )
-    if isinstance(outcome, Unchanged):
-        return facts.UnchangedFact(calls=outcome.calls)
-    if isinstance(outcome, Skipped):
-        return facts.SkippedFact(why=outcome.why, calls=outcome.calls)
+    if not isinstance(outcome, Failed):
+        return outcome
     return _decide_failed(delivery, outcome, policy, now, history, is_stopped=is_stopped)
 
 

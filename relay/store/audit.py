@@ -109,8 +109,9 @@ class Stored(msgspec.Struct, frozen=True):
 
     @property
     def lane_of_success(self) -> str | None:
-        """The lane that has to remember its last success; None when there is none, or its lane was its own."""
-        kind = None if self.log.delivered is None else self.log.delivered.lane or "entity"
+        """The lane that has to remember its last success; None when there is none, or it was its own, or was erased."""
+        is_remembered = self.log.delivered is not None and self.event.erased_at is None
+        kind = self.log.delivered.lane or "entity" if is_remembered else "event"
         return None if kind == "event" else next((lane for lane in self.lanes if kind_of_lane(lane) == kind), None)
 
     def differs(self, finding: FindingName, facts_say: object, stored: object) -> None:
@@ -327,8 +328,8 @@ ORDER BY w.route, w.lane
 @cache
 def _events(sql: Sql) -> TextClause:
     return text(f"""
-SELECT i.seq, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at, i.routes
-FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i.seq = wanted.seq
+SELECT i.seq, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at, i.erased_at, i.routes
+FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "inbox i", "i.seq = wanted.seq")}
 """)
 
 
@@ -336,7 +337,7 @@ FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i.seq = wanted.seq
 def _rows(sql: Sql, *, locked: bool) -> TextClause:
     return text(f"""
 SELECT {ROW}
-FROM {sql.rows("wanted", seq="bigint")} JOIN open_delivery o ON o.seq = wanted.seq
+FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "open_delivery o", "o.seq = wanted.seq")}
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o" if locked else ""}
 """)

@@ -18,7 +18,7 @@ from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import STOPPED, GateKey, Report
 from relay.delivery.lifecycle import OpenDelivery, append
-from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Unchanged
 from relay.delivery.policy import (
     NO_HISTORY,
     UNKNOWN_ROUTE,
@@ -154,7 +154,7 @@ def _record(
             changed.append(append(row, fact, now))
             recorded.append(Recorded(delivery, fact))
         note(transaction, deaths(changed), now)
-        delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | facts.UnchangedFact)]
+        delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | Unchanged)]
         healed = heal(transaction, delivered, policies, now)
         # What was in flight was the head of its lane, so there is no other.
         settled = settle_lanes(transaction, [*changed, *healed], policies, now, first=first)

@@ -265,10 +265,9 @@ class ActResource:
             problem = problem or error
         if problem is not None:
             set_status(resp, problem)
-        resp.content_type = render.TYPE
-        resp.text = self._renderer.render(
+        self._renderer.show(
+            resp,
             "act.html",
-            now=self._clock.now(),
             title=operation.title,
             here=f"/acts/{operation.kind}",
             act=operation,

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from falcon.asgi import Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from inbox.clock import Clock
+from inbox.config.model import Config
 from inbox.events.timestamps import as_time, rfc3339
 from inbox.observe.visible import visible, visible_line
 from relay import words
@@ -112,7 +115,6 @@ def _short(value: int) -> str:
     return str(value)
 
 
-TYPE = "text/html; charset=utf-8"
 STATIC_FOLDER = Path(__file__).parent / "static"
 STATIC: Mapping[str, str] = {
     file.name: f"/static/{file.name}?v={hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
@@ -124,19 +126,27 @@ STATIC: Mapping[str, str] = {
 class Renderer:
     """Renders templates of `relay/web/templates`."""
 
-    def __init__(self, menu: tuple[Screen, ...]) -> None:
-        """Prepare it, with the screens of the menu."""
-        self._menu = menu
+    def __init__(self, screens: Iterable[Screen], clock: Clock, config: Config) -> None:
+        """Prepare it; the screens with a key are in the menu."""
+        self._menu, self._clock, self._config = tuple(each for each in screens if each.key), clock, config
 
-    def render(self, template: str, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
-        """Render a template. `now` is what times are relative to."""
-        return encodable_text(_environment().get_template(template).render(now=now, menu=self._menu, **values))
+    def show(self, resp: Response, template: str, **values: Any) -> None:  # noqa: ANN401  # whatever it shows
+        """Answer with a template. Times on it are relative to now."""
+        given = {"now": self._clock.now(), "menu": self._menu, "config": self._config, **values}
+        resp.content_type = "text/html; charset=utf-8"
+        resp.text = encodable_text(_environment().get_template(template).render(given))
 
-    def render_screen(self, screen: Screen, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
-        """Render a screen. `values` go before its own; without `live` it does not refresh itself."""
-        fixed = {"title": screen.title, "here": screen.path, "screen": screen, "live": False, "version": None}
-        given = {**fixed, **screen.values, **values}
-        return self.render(f"{screen.name}.html", now=now, **given)
+    def show_screen(self, resp: Response, screen: Screen, **values: Any) -> None:  # noqa: ANN401  # whatever it shows
+        """Answer with a screen. `values` go before its own; without `live` it does not refresh itself."""
+        fixed = {
+            "title": screen.title,
+            "here": screen.path,
+            "screen": screen,
+            "problem": None,
+            "live": False,
+            "version": None,
+        }
+        self.show(resp, f"{screen.name}.html", **{**fixed, **screen.values, **values})
 
 
 @cache  # all pages of a process share the compiled templates

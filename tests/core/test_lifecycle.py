@@ -30,6 +30,7 @@ from relay.delivery.lifecycle import (
     schedule,
     step_of,
 )
+from relay.delivery.outcome import Skipped, Unchanged
 from tests.helpers.folding import fold
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,9 +38,9 @@ LATER = NOW + timedelta(minutes=5)
 
 EXAMPLES: dict[Step, facts.AnyFact] = {
     Step.DELIVERED: facts.DeliveredFact(did="forwarded"),
-    Step.UNCHANGED: facts.UnchangedFact(),
+    Step.UNCHANGED: Unchanged(),
     Step.SUPERSEDED: facts.Superseded(by=9),
-    Step.SKIPPED: facts.SkippedFact(why="missing"),
+    Step.SKIPPED: Skipped(why="missing"),
     Step.CANCELLED: facts.Cancelled(who="ann", why="wrong"),
     Step.ATTEMPT_FAILED: facts.AttemptFailed(error_class="unknown", error="cut", due_at=LATER),
     Step.ABANDONED: facts.Abandoned(relay_node="r1"),

@@ -124,7 +124,7 @@ def test_skip_ends_it_and_the_log_says_why(handled: Handled) -> None:
     outcome = handled(raising(Skip("not one of ours")))
     assert isinstance(outcome, Skipped)
     assert outcome.why == "not one of ours"
-    assert isinstance(fact_of(outcome), facts.SkippedFact)
+    assert isinstance(fact_of(outcome), Skipped)
 
 
 @pytest.mark.parametrize(("after", "delay"), [(None, 30), (600, 600), (1, 30), (Decimal(600), 600)])

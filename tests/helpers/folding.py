@@ -10,6 +10,7 @@ from inbox.errors import IllegalTransition
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import OPEN, TRANSITIONS, Standing, State, step_of
+from relay.delivery.outcome import Skipped, Unchanged
 
 
 def standing_of(row: Any) -> Standing:  # noqa: ANN401  # a result row
@@ -66,7 +67,7 @@ def _next(folded: Folded, fact: AnyFact, standing: Standing) -> Folded:
             attempt, crashes = attempt + 1, crashes + 1
         case facts.Replayed() | facts.Rearmed():
             attempt, run, crashes = 0, run + 1, 0
-        case facts.DeliveredFact() | facts.UnchangedFact() | facts.SkippedFact() | facts.Dead(counted=True):
+        case facts.DeliveredFact() | Unchanged() | Skipped() | facts.Dead(counted=True):
             attempt += 1
         case _:
             pass

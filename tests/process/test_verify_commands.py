@@ -7,6 +7,7 @@ import json
 import pytest
 from sqlalchemy import Engine, text
 
+from relay.cli import compare
 from tests.helpers.filling import fill
 from tests.helpers.processes import Site
 from tests.helpers.reading import count
@@ -64,6 +65,16 @@ def test_each_difference_is_told_and_the_exit_status_1_until_it_is_mended(filled
     assert count(engine, "open_delivery") == EVENTS
     lose(engine, "3, 7")
     assert [len(json.loads(filled.invoke("relay", "rebuild", "--json").stdout)) for _ in range(2)] == [2, 0]
+
+
+def test_of_very_many_differences_the_first_are_told(
+    filled: Site, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "_MOST_DIFFERENCES", 3)
+    lose(engine, "3, 7, 8, 9, 10")
+    found = filled.invoke("relay", "verify")
+    assert [line.split()[1] for line in found.stdout.splitlines()] == ["seq", "3", "7", "8"]
+    assert "5 differences in 40 events" in found.stderr
 
 
 def test_a_database_that_is_not_there_is_told_in_one_line(sqlite_place: Site) -> None:

@@ -217,10 +217,6 @@ def test_one_pseudonym_keeps_the_events_of_the_entity_together_and_in_order(live
     assert lived.rows("SELECT seq, occurred_at, dedup_key, body_sha256 FROM inbox ORDER BY seq") == before
     erased = lived.rows("SELECT seq FROM inbox WHERE entity_id = :id ORDER BY occurred_at, seq", id=PERSON.pseudonym)
     assert [row["seq"] for row in erased] == [1, 2, 3, 4, 7]
-    lanes = lived.rows(
-        "SELECT route, lane, seq FROM lane WHERE lane = :lane ORDER BY route", lane=PERSON.names["erased_lane"]
-    )
-    assert [(row["route"], row["seq"]) for row in lanes] == [("latest", 4), ("strict", 4)]
 
 
 def test_the_senders_repeat_is_a_duplicate_and_stores_nothing_of_the_person(lived: Steps, engine: Engine) -> None:

@@ -13,8 +13,8 @@ from inbox.db.columns import UtcDateTime
 from inbox.db.dialect import POSTGRES
 from inbox.db.schema import delivery_log, gate, inbox, metadata, open_delivery, order_lock, write_probe
 from inbox.events.states import OPEN_STATES
-from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, Step
+from relay.delivery.outcome import Fact
 from tests.helpers.storing import START
 
 SCHEDULED: dict[str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ def refused(engine: Engine, state: str, **values: object) -> None:
 
 def test_the_schema_takes_every_kind_of_fact(engine: Engine) -> None:
     with engine.begin() as connection:
-        for fact in facts.Fact.__subclasses__():
+        for fact in Fact.__subclasses__():
             kind = str(fact.__struct_config__.tag)
             connection.execute(insert(delivery_log).values({**A_FACT, "kind": kind}))
             assert kind in set(Step)

@@ -16,7 +16,18 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.db.intake import NOTES, note_param
 from inbox.events.timestamps import time_text
-from relay.store import alert_conditions, claim, coverage, duplicates, lanes, leases, record, sequence, transaction
+from relay.store import (
+    alert_conditions,
+    audit,
+    claim,
+    coverage,
+    duplicates,
+    lanes,
+    leases,
+    record,
+    sequence,
+    transaction,
+)
 from tests.helpers.explaining import explained
 from tests.helpers.storing import START, an_event
 
@@ -51,6 +62,7 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     "lease": (claim._lease(SQL), f"state = 'ready', {DUE}", {"due": KEYS, **LEASE}),
     "renew": (leases._renew(SQL), LEASED, {"held": KEYS, "lease": 15, "now": None}),
     "give back": (leases._give_back(SQL), LEASED, {"returned": KEYS, "now": None}),
+    "rows of a span": (audit._rows(SQL, locked=True), "state = 'waiting'", {"wanted": KEYS}),
     "leased": (record._leased(SQL), LEASED, {"done": KEYS}),
     "reap": (leases._expired(SQL), LEASED, {"keys": KEYS, "at": "2027-01-01 00:00:00.000000Z", "trusted": "[]"}),
     "move": (transaction.move(SQL), LEASED, {"moved": KEYS}),

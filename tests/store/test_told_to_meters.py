@@ -18,7 +18,7 @@ from relay.daemon.gauges import Gauges
 from relay.delivery import facts
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import Breaker, BreakerState, Gates
-from relay.delivery.outcome import Delivery
+from relay.delivery.outcome import Delivery, Unchanged
 from relay.observe import Observer
 from relay.store.alerts import note
 from relay.store.database import Database
@@ -70,9 +70,7 @@ def test_attempts_are_told_by_what_they_came_to_and_deliveries_by_how_long_they_
         facts.DeliveredFact(did="forwarded"): "delivered",
     }
     observer.recorded(Recorded(delivery, fact) for fact in of_this)
-    observer.recorded(
-        [Recorded(msgspec.structs.replace(delivery, run=1), facts.UnchangedFact()), Recorded(delivery, None)]
-    )
+    observer.recorded([Recorded(msgspec.structs.replace(delivery, run=1), Unchanged()), Recorded(delivery, None)])
 
     assert of(told, metrics.ATTEMPTS) == {("strict", outcome): 1 for outcome in (*of_this.values(), "unchanged")}
     assert of(told, metrics.DELIVERY_SECONDS) == {("strict",): 30}

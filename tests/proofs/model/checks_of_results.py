@@ -14,7 +14,7 @@ from typing import NamedTuple
 from relay.delivery import facts
 from relay.delivery.gates import BreakerState, GateKey, entity_key
 from relay.delivery.lifecycle import State
-from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped
+from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Fact, Failed, Outcome, Skipped
 from relay.delivery.policy import endpoint_of, health_of
 from relay.operations.asks import Selection
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
@@ -50,7 +50,7 @@ def _is_uncounted(fact: facts.AnyFact) -> bool:
     return isinstance(fact, facts.AttemptFailed) and not fact.counted
 
 
-_WORK = facts.DeliveredFact | facts.SkippedFact | facts.AttemptFailed | facts.Dead
+_WORK = facts.DeliveredFact | Skipped | facts.AttemptFailed | facts.Dead
 
 
 def results_were_made(snapshot: Snapshot) -> Sequence[object]:
@@ -80,7 +80,7 @@ def _follows(snapshot: Snapshot, entry: Entry, delivery: Delivery, outcome: Outc
     match outcome, entry.fact:
         case Delivered(), facts.DeliveredFact(late=late, fetch_began_at=began, last_modified=modified):
             return (late, began, modified) == (delivery.late, outcome.fetch_began_at, outcome.last_modified)
-        case Skipped(), facts.SkippedFact():
+        case Skipped(), Skipped():
             return True
         case Failed(error_class=error_class), facts.AttemptFailed(counted=counted, due_at=due_at):
             return _Expected(counted, due_at - entry.at) in _expected(snapshot, entry, delivery, error_class)
@@ -212,7 +212,7 @@ def breakers_have_reasons(snapshot: Snapshot) -> Sequence[object]:
     return evidence
 
 
-_ACTS: dict[type[facts.Fact], Act] = {
+_ACTS: dict[type[Fact], Act] = {
     facts.Replayed: "replay",
     facts.Cancelled: "cancel",
     facts.Unblocked: "unblock",

@@ -7,6 +7,7 @@ from datetime import timedelta
 from relay.delivery import facts
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered, covers
+from relay.delivery.outcome import Skipped
 from relay.operations.asks import Selection
 from tests.proofs.model.actors import Relay
 from tests.proofs.model.checks_of_coverage import healable
@@ -93,7 +94,7 @@ def left_dead(stage: Choosing) -> list[object]:
     return evidence
 
 
-_ENDS = facts.DeliveredFact | facts.SkippedFact | facts.Superseded | facts.Cancelled | facts.Dead | facts.Unblocked
+_ENDS = facts.DeliveredFact | Skipped | facts.Superseded | facts.Cancelled | facts.Dead | facts.Unblocked
 
 
 def ended_wrongly(stage: Choosing) -> list[object]:
@@ -124,7 +125,7 @@ def _is_given_up(stage: Choosing, key: Key) -> bool:
         if ended.because == "covered":
             return False
         key = (ended.by, key[1])
-    return isinstance(ended, facts.Dead | facts.Cancelled | facts.SkippedFact)
+    return isinstance(ended, facts.Dead | facts.Cancelled | Skipped)
 
 
 def _has(stage: Choosing, success: Entry, key: Key) -> bool:
