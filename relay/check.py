@@ -79,29 +79,17 @@ class Reply(msgspec.Struct, frozen=True):
 # --- what each program makes of it
 
 
-def _start_receiver(config: Config) -> None:
-    """Make what the receiver makes at its start. Raises ConfigError with a line for each mistake."""
-    parts: dict[str, Callable[[], object]] = {
-        "endpoints": lambda: endpoints_of(config),
-        "proxies": lambda: require_known_proxies(config, os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")),
-    }
-    collect_config_errors(parts)
-
-
-def _start_relay(config: Config) -> None:
-    """Make what the relay and the page make at their start. Raises as `_start_receiver`."""
-    parts: dict[str, Callable[[], object]] = {
-        "relay": partial(prepare, config),
-        "page": partial(check_files, config.web),
-    }
-    collect_config_errors(parts)
-
-
-STARTS: tuple[Callable[[Config], None], ...] = (_start_receiver, _start_relay)
+STARTS: Mapping[str, Callable[[Config], object]] = {
+    "endpoints": endpoints_of,
+    "proxies": lambda config: require_known_proxies(config, os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")),
+    "relay": prepare,
+    "page": lambda config: check_files(config.web),
+}
+"""Parts that the receiver, the relay and the page make at their start. Each raises ConfigError with a line for each mistake."""
 
 
 def _make_unused(config: Config) -> None:
-    """Make every api, destination and sweep, also what no route uses and no relay schedules. Raises likewise."""
+    """Make every api, destination and sweep, also what no route uses and no relay schedules. Raises ConfigError."""
     collect_config_errors(dict(_parts(config, Clients(config))))
 
 
@@ -141,7 +129,7 @@ def findings(file: ConfigFile, path: Path, environment: Mapping[str, str] = os.e
 def mistakes(file: ConfigFile) -> list[ConfigFinding]:
     """List the mistakes of the file and of each program's start."""
     found = [*file.mistakes]
-    for start in STARTS:
+    for start in STARTS.values():
         found += file.further_mistakes(start)
     return [ConfigFinding.of("mistake", each) for each in dict.fromkeys(found)]
 

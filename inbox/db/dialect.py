@@ -215,6 +215,14 @@ class Sql:
         picked = ", ".join(f"json_extract(value, '$.{name}') AS \"{name}\"" for name in columns)
         return f"(SELECT {picked} FROM json_each(:{parameter})) AS {parameter}"
 
+    def lock(self, alias: str, *, skip: bool = False) -> str:
+        """Return the clause that locks the rows of a table, or with `skip` those that nobody else has."""
+        return f"FOR UPDATE OF {alias}{' SKIP LOCKED' * skip}" if self.is_postgres else ""
+
+    def bound(self, parameter: str, kind: str) -> str:
+        """Return a parameter whose type nothing else tells Postgres."""
+        return f"CAST(:{parameter} AS {kind})" if self.is_postgres else f":{parameter}"
+
     def keys(self, parameter: str) -> str:
         """Return the table of `rows` for deliveries: seq and route."""
         return self.rows(parameter, seq="bigint", route="text")

@@ -18,7 +18,7 @@ from inbox.config.values import Duration
 from inbox.errors import collect_config_errors
 from inbox.observe.logs import fields, without_message
 from inbox.observe.traces import OFF, Span, Tracer, require_extra
-from relay.daemon.leases import Leases, claim_of
+from relay.daemon.leases import Leases
 from relay.delivery.gates import Admission, GateKey, Gates
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import breaker_limits, policies
@@ -26,6 +26,7 @@ from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.http.target import prepare as prepare_target
 from relay.store.claim import MOST_BYTES, Room
+from relay.store.deliveries import claim_of
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import scheduled

@@ -24,7 +24,8 @@ from inbox.db.reads import Row
 from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_STATE
 from inbox.events.states import OPEN_STATES, RETRYING, UNROUTED, State
 from relay.operations.asks import Selection
-from relay.store.transaction import Key, Transaction
+from relay.store.deliveries import Key
+from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
 _CANDIDATES = 200
