@@ -157,7 +157,7 @@ def _check(operation: Operation, asked: Any, planned: ActPlan, sent: Submission)
     if operation.kind == "erase" and sent.again != asked.entity_id and not sent.dry_run:
         raise BadFilter("type the entity's id again: nothing brings an erased entity back", field="again")
     if planned.obstacle is not None:
-        raise PlanChanged("; ".join((planned.obstacle, *planned.instead)))
+        raise (NotNow if sent.plan is None else PlanChanged)("; ".join((planned.obstacle, *planned.instead)))
 
 
 class ActResource:
