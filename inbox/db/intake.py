@@ -37,9 +37,6 @@ from inbox.events.event import Event
 from inbox.events.states import State
 from inbox.events.timestamps import time_text
 
-KEPT_DUPLICATES = 20
-"""Rows for each event: more than a sender's retry schedule makes, and few enough to judge 200 events at once."""
-
 
 class Rejected(msgspec.Struct, frozen=True):
     """A rejected request: a row of `rejected_request`."""
@@ -59,6 +56,9 @@ class Rejected(msgspec.Struct, frozen=True):
 
 class IntakeStore(ABC):
     """Calls that the writer makes on a database. Each of the first four is one transaction, which commits before it returns."""
+
+    kept_duplicates = 20
+    """Rows for each event: more than a sender's retry schedule makes, and few enough to judge 200 events at once."""
 
     def append(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """Store the events, and their deliveries, that are not there yet.
@@ -98,7 +98,7 @@ class IntakeStore(ABC):
 
     def note(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """Do what `note_duplicates` does, in the caller's transaction."""
-        given, found = note_param(events), None
+        given, found = note_param(events, self.kept_duplicates), None
         for statement in NOTES[connection.dialect.name]:
             found = connection.execute(statement, given)
         return _by_position(len(events), found or ())
@@ -411,7 +411,7 @@ SELECT n, seq FROM known
 NOTES = {dialect: _notes(Sql(dialect)) for dialect in (POSTGRES, SQLITE)}
 
 
-def note_param(events: Sequence[Event]) -> dict[str, str | bytes | int]:
+def note_param(events: Sequence[Event], kept: int) -> dict[str, str | bytes | int]:
     """Make the parameters of `NOTES`."""
     bodies, asked = Blobs(), []
     for n, event in enumerate(events):
@@ -427,4 +427,4 @@ def note_param(events: Sequence[Event]) -> dict[str, str | bytes | int]:
                 "body_size": size,
             }
         )
-    return {"asked": json_text(asked), "bodies": bodies.joined(), "kept": KEPT_DUPLICATES}
+    return {"asked": json_text(asked), "bodies": bodies.joined(), "kept": kept}

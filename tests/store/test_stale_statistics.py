@@ -150,7 +150,7 @@ SELECT 'trivore', 'key ' || n, 'UPDATE', 'update', now(), now(), ARRAY['crm'], '
 FROM generate_series(1, :rows) AS n
 """
 BECAME_MANY = "UPDATE duplicate_request SET seq = id, handled_at = CASE WHEN id % 2 = 0 THEN now() END"
-ARRIVED = note_param([msgspec.structs.replace(an_event(n), dedup_key=f"key {n}") for n in SOME])
+ARRIVED = note_param([msgspec.structs.replace(an_event(n), dedup_key=f"key {n}") for n in SOME], 20)
 OF_REPEATS: dict[str, tuple[TextClause, dict[str, Any]]] = {
     "repeat": (NOTES[POSTGRES][0], ARRIVED),
     "count another": (NOTES[POSTGRES][0], {**ARRIVED, "kept": 1}),
