@@ -243,9 +243,10 @@ def _swept(
     sweeping = CompiledSweep(config, source, number)
     entity_type = sweeping.table.entity_type
     usual, before = sweeping.begins(database)
+    work = Work(database, config, {})
     try:
         with bar(f"comparing {entity_type}") as report:
-            for swept in sweeping.run(Work(database, config, {}), without_lease(), begin or usual, dry=dry):
+            for swept in sweeping.run(work, without_lease(), begin or usual, dry=dry):
                 report(swept.compared)
     except SweepFailed as error:
         if not dry:
@@ -257,7 +258,7 @@ def _swept(
         sweeping.close()
     # A watermark says that all before it was compared: a sweep that began later doesn't move it.
     if not dry and (begin is None or (before is not None and begin <= before)):
-        sweeps.finish(database, swept)
+        sweeps.finish(work, swept)
     return swept
 
 

@@ -136,7 +136,7 @@ class Sweeper:
                         renew_at = steady() + RENEW_EVERY_SECONDS
             if swept is not None:
                 alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
-                sweeps.finish(self._database, swept, turn.node, alerts)
+                sweeps.finish(self._work, swept, alerts)
                 self._observer.swept(sweeping.subject, swept)
         except SweepFailed as error:
             failed = "sweep_failed"
@@ -165,10 +165,10 @@ class Sweeper:
         found = swept if swept is not None and swept.missed else None
         missed, alerts = (0, []) if found is None else (found.missed, [_missed(sweeping, found)])
         if error is None:
-            sweeps.give_back(self._database, turn, missed, alerts)
+            sweeps.give_back(self._work, turn, missed, alerts)
         else:
             alert = Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error})
-            sweeps.fail(self._database, turn, error, [alert, *alerts], missed)
+            sweeps.fail(self._work, turn, error, [alert, *alerts], missed)
             self._observer.tell("sweep_failed", subject=sweeping.subject, error=error)
         if found is not None:
             self._observer.swept(sweeping.subject, found, in_part=True)

@@ -16,11 +16,11 @@ from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, s
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
-from relay.store.coverage import last_delivered
-from relay.store.lanes import settle_lanes
+from relay.store.deliveries import Key, keys_param, write_back
 from relay.store.operator.selection import GIVEN_UP, Choice, among
 from relay.store.reopen import find, keep_payloads, take_up
-from relay.store.transaction import Key, Transaction, keys_param
+from relay.store.sequence import last_delivered, settle_lanes
+from relay.store.transaction import Transaction
 from relay.store.work import Work
 
 
@@ -62,10 +62,10 @@ def change(
         if row.state is not State.ENDED and step_of(fact := fact_of(row)) in TRANSITIONS[row.state]
     ]
     # Written first, so that what settling reads of these lanes is what is left of them.
-    transaction.write_back(changed)
+    write_back(transaction, changed)
     if act != "retry":
         lanes = {(row.route, row.lane) for row in changed}
-        transaction.write_back(settle_lanes(transaction, [], policies, now, lanes))
+        write_back(transaction, settle_lanes(transaction, [], policies, now, lanes))
     return len(changed)
 
 

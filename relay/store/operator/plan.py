@@ -28,11 +28,11 @@ from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, O
 from relay.operations.table import OPERATIONS, require_order
 from relay.store import gates, retention
 from relay.store.database import Database
+from relay.store.deliveries import Key, key_text
 from relay.store.operator import commands, readmit, selection
 from relay.store.operator.changes import LEFT_OUT, LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.route_states import read_routes
-from relay.store.transaction import Key, key_text
 from relay.store.work import Work, in_parts
 from relay.words import counted, gate_holds
 

@@ -19,13 +19,14 @@ from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate
 from relay.operations.table import OF_DELIVERIES, OPERATIONS
 from relay.store import gates, sweeps
+from relay.store.deliveries import Key, key_text
 from relay.store.operator import readmit, selection
 from relay.store.operator.changes import change, reason_to_wait
 from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
 from relay.store.operator.plan import instead, kinds_of, plan, quick, reason_mistake, subject_of, types_of
 from relay.store.operator.selection import Choice, keys_of
 from relay.store.retention import LeasedPruner, Pruned, clock_by_hand, expiry_of
-from relay.store.transaction import Key, Transaction, key_text
+from relay.store.transaction import Transaction
 from relay.store.work import Work
 from relay.words import counted
 
