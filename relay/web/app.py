@@ -163,7 +163,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     act = ActResource(readers, renderer, clock)
     app.add_route("/acts/{kind}", act)
     app.add_route(f"{API}/acts/{{kind}}", act, suffix="json")
-    if isinstance(access, Guard):
+    if isinstance(access, Guard) and access.web.users is not None:
         sign_in = SignIn(access, renderer)
         app.add_route(SIGN_IN, sign_in)
         app.add_route(SIGN_OUT, sign_in, suffix="out")

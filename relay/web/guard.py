@@ -27,7 +27,7 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock
 from inbox.config.model import Web, WebProxy
 from inbox.config.values import Network
-from inbox.errors import BadFilter, NotAllowed, NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
+from inbox.errors import BadFilter, NotAllowed, PageError, SignInNeeded, TooManySignIns, WrongPassword
 from inbox.observe.logs import fields
 from inbox.observe.visible import visible
 from inbox.sources.credentials import address_of as parse_address
@@ -409,7 +409,6 @@ class SignIn:
 
     async def on_get(self, req: Request, resp: Response) -> None:
         """Show the form; who is signed in goes on at once."""
-        self._require_users()
         given = req.params.get("next", "")
         following = local_path(given if isinstance(given, str) else "")
         if req.context.actor is not None:
@@ -423,7 +422,6 @@ class SignIn:
 
     async def on_post(self, req: Request, resp: Response) -> None:
         """Compare the password, and begin a session."""
-        self._require_users()
         form = await read_form(req)
         name, following = form.get("name", ""), local_path(form.get("next", ""))
         try:
@@ -492,7 +490,3 @@ class SignIn:
     def _show(self, resp: Response, following: str, name: str = "", problem: PageError | None = None) -> None:
         shown = {"name": name, "following": following, "problem": problem, "actor": None}
         self._renderer.show(resp, "sign-in.html", title="Sign in", here=SIGN_IN, **shown)
-
-    def _require_users(self) -> None:
-        if self._guard.web.users is None:
-            raise NothingThere("nobody has a password here; [web] users would name people who have one")
