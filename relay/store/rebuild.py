@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 
 import msgspec
-from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.config.routing import OWN_LANE, lane_of
-from inbox.db.dialect import Sql
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OPEN, OpenDelivery, State, Step, restore, schedule
@@ -22,10 +20,11 @@ from relay.delivery.outcome import Delivered
 from relay.delivery.policy import policies
 from relay.store.audit import Checked, Difference, Stored, examine, examine_all, headless, no_heads
 from relay.store.database import Database
-from relay.store.deliveries import Lane, keys_param, remove, write_back
+from relay.store.deliveries import Lane, remove, write_back
 from relay.store.record import Success, remember_delivered, success_row
 from relay.store.reopen import insert
 from relay.store.sequence import heads_of, settle_lanes
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
@@ -155,8 +154,8 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[S
     """
     if not strays:
         return []
-    keys = keys_param((stored.seq, stored.route) for stored in strays)
-    removed = {(row.seq, row.route) for row in transaction.execute(_remove(transaction.sql), strays=keys)}
+    keys = [(stored.seq, stored.route) for stored in strays]
+    removed = {(row.seq, row.route) for row in transaction.execute(_REMOVE, strays=keys)}
     return [stored for stored in strays if (stored.seq, stored.route) in removed]
 
 
@@ -173,9 +172,7 @@ def _last_delivered(wrong: Iterable[Stored]) -> list[Success]:
     return list(newest.values())
 
 
-@cache
-def _remove(sql: Sql) -> TextClause:
-    return text(f"""
+_REMOVE = Statement(f"""
 DELETE FROM open_delivery
 WHERE (seq, route) IN (SELECT strays.seq, strays.route FROM {sql.keys("strays")})
   AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)

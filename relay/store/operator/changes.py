@@ -16,7 +16,7 @@ from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, s
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
-from relay.store.deliveries import Key, keys_param, write_back
+from relay.store.deliveries import Key, deliveries, write_back
 from relay.store.operator.selection import GIVEN_UP, Choice, among
 from relay.store.reopen import find, keep_payloads, take_up
 from relay.store.sequence import last_delivered, settle_lanes
@@ -122,19 +122,12 @@ def _overtaken(
     wanted = sorted(set(older.values()))
     if not wanted:
         return set()
-    untouched = transaction.execute(_untouched(transaction.sql, locked=locked), wanted=keys_param(wanted))
-    comes_last = among(transaction, choice, wanted, first=first) | {(row.seq, row.route) for row in untouched}
+    begins = deliveries(
+        transaction, wanted, State.RECEIVED, State.WAITING, State.READY, lock="wait" if locked else "none"
+    )
+    untouched = {(row.seq, row.route) for row in begins if row.attempt == 0}
+    comes_last = among(transaction, choice, wanted, first=first) | untouched
     return {key for key, last in older.items() if last not in comes_last}
-
-
-@cache
-def _untouched(sql: Sql, *, locked: bool) -> TextClause:
-    return text(f"""
-SELECT o.seq, o.route FROM {sql.deliveries("wanted")}
-WHERE o.attempt = 0 AND o.state IN ('received', 'waiting', 'ready')
-ORDER BY o.seq, o.route
-{sql.for_update and "FOR UPDATE OF o" if locked else ""}
-""")
 
 
 def reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:

@@ -230,5 +230,5 @@ def test_a_rebuild_that_looks_again_by_the_events_of_before_loses_what_arrives(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look_again_by_the_events_of_before(monkeypatch)
-    changed(rebuild, "_remove", WITHOUT_A_LOOK)(monkeypatch)
+    changed(rebuild, "_REMOVE", WITHOUT_A_LOOK)(monkeypatch)
     finds(world, "a delivery is lost")
