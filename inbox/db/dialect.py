@@ -307,12 +307,6 @@ class Sql:
             return f"encode(sha256(convert_to({expression}, 'UTF8')), 'hex')"
         return f"sha256_hex(CAST({expression} AS BLOB))"
 
-    def last_status(self, detail: str) -> str:
-        """Return the status of the last call that a fact's detail has, as text; null where it had no answer."""
-        if self.is_postgres:
-            return f"({detail} -> 'calls' -> -1 ->> 'status')"
-        return f"CAST({detail} ->> '$.calls[#-1].status' AS text)"
-
     def number(self, expression: str) -> str:
         """Return a text's number of up to 18 digits; null for any other text, so that one bad fact fails no statement."""
         if self.is_postgres:

@@ -26,7 +26,7 @@ from relay.daemon.leases import RENEW_EVERY_SECONDS, Leases
 from relay.daemon.pruner import Pruner
 from relay.daemon.wake_up import Listener
 from relay.delivery.outcome import Failed
-from relay.delivery.policy import Policies, asks_for_hold, can_be_given_back
+from relay.delivery.policy import Policies, asks_for_hold, breaker_limits, can_be_given_back
 from relay.observe import Observer
 from relay.steps import Background, Repeated, Steps
 from relay.store import alerts, duplicates, leases, nodes, record, sequence
@@ -248,7 +248,7 @@ class Relay:
         if not self._unrecorded:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
-        recently_failing = self._generations.active.recently_failing(self._claimer.gates)
+        recently_failing = self._claimer.gates.recently_failing(breaker_limits(self._work.policies))
         number = 0
         for results in record.record(self._work, outcomes, recently_failing, host_now=self._now):
             for result in results:

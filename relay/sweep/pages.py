@@ -77,11 +77,9 @@ class Pages:
         """The last call whose answer asked for no further call for some time; None since it was heeded."""
         self._unit = table.time_unit
         parts: dict[str, Callable[[], Any]] = {
-            "plan": partial(compile_pages, table, where),
-            "items": partial(Expression, table.items, f"{where}.items", None),
-            "id": partial(Expression, table.id, f"{where}.id", None),
-            "modified": partial(Expression, table.modified, f"{where}.modified", None),
+            key: partial(Expression, getattr(table, key), f"{where}.{key}", None) for key in ("items", "id", "modified")
         }
+        parts["plan"] = partial(compile_pages, table, where)
         made = collect_config_errors(parts)
         self._plan: PagesPlan = made["plan"]
         self._items: Expression = made["items"]

@@ -24,15 +24,8 @@ from relay.web import query as queries
 from relay.web.query import encodable_text
 from relay.web.reading import MOST_COUNTED, Screen
 
-
-class Series(msgspec.Struct, frozen=True):
-    """One line of a chart."""
-
-    name: str
-    kind: str
-    """Class of its colour: in, out or bad."""
-    values: tuple[int, ...]
-    """Counts of consecutive times."""
+Series = tuple[str, str, Sequence[int]]
+"""A line of a chart: its name, the class of its colour (in, out or bad), and counts of consecutive times."""
 
 
 def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] = ()) -> Markup:
@@ -47,7 +40,7 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
     classes, width, height, left, upper, lower = (
         ("chart", 720, 160, 44, 8, 142) if labels else ("chart spark", 120, 28, 1, 2, 26)
     )
-    top, step = scale(max((value for each in series for value in each.values), default=0))
+    top, step = scale(max((value for _, _, values in series for value in values), default=0))
 
     def at(share: float, start: int, end: int) -> str:
         return f"{start + (end - start) * share:.1f}".removesuffix(".0")
@@ -68,11 +61,11 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
                 x, anchor, visible_line(label)
             )
         )
-    for each in series:
-        points = zip(places(len(each.values)), each.values, strict=True)
+    for _, colour, values in series:
+        points = zip(places(len(values)), values, strict=True)
         inside.append(
             Markup('<polyline class="line {}" points="{}"/>').format(
-                each.kind if any(each.values) else "flat",  # a line of failures that lies at 0 is no alarm
+                colour if any(values) else "flat",  # a line of failures that lies at 0 is no alarm
                 " ".join(f"{x},{at(value / top, lower, upper)}" for x, value in points),
             )
         )
@@ -100,9 +93,9 @@ def scale(largest: int) -> tuple[int, int]:
 def summary(series: Sequence[Series]) -> str:
     """Describe lines in words: the sum, the largest and the last figure of each."""
     said = (
-        f"{each.name}: {sum(each.values):,} in all, at most {max(each.values):,} a minute, {each.values[-1]:,} in the last one"
-        for each in series
-        if each.values
+        f"{name}: {sum(values):,} in all, at most {max(values):,} a minute, {values[-1]:,} in the last one"
+        for name, _, values in series
+        if values
     )
     return "; ".join(said) or "no figures"
 
@@ -164,7 +157,6 @@ def _environment() -> Environment:
         with_given=_with_given,
         MOST_COUNTED=MOST_COUNTED,
         chart=chart,
-        Series=Series,
         timedelta=timedelta,
     )
     made.filters.update(
