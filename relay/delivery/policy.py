@@ -48,8 +48,9 @@ CRASHES_ALLOWED = 3
 class Schedule:
     """The retry schedule of a route: the delay after each failed attempt, and its end."""
 
-    def __init__(self, retry: Retry, jitter: float = JITTER) -> None:
-        self._delays, self._jitter, self.window = retry.schedule, jitter, retry.window
+    def __init__(self, retry: Retry, jitter: float | None = None) -> None:
+        self._delays, self.window = retry.schedule, retry.window
+        self._jitter = JITTER if jitter is None else jitter
         self.first_delay = timedelta(seconds=next(iter(retry.schedule), 0))
 
     def delay_after(self, attempt: int, elapsed: timedelta = timedelta(0)) -> timedelta | None:
