@@ -178,7 +178,7 @@ SELECT {when}, n, '{ROUTE}', 'dead', 'dead', 1, {f"CAST({detail} AS jsonb)" if s
     def record(self, claimed: list[Delivery]) -> None:
         """All of it was delivered."""
         outcome: Outcome = Delivered((), "forwarded")
-        record(self.work, [(delivery, outcome) for delivery in claimed])
+        list(record(self.work, [(delivery, outcome) for delivery in claimed]))
 
     def command(self, act: Act, selection: Selection) -> None:
         """Some batches of what a person asks for."""

@@ -117,7 +117,7 @@ def _deliver(database: Database) -> None:
     while sequence.sequence(work):
         pass
     while claimed := claim.claim(work, [claim.Room(["to-crm"], _BATCH)]):
-        record.record(work, [(one, Delivered((), "forwarded")) for one in claimed])
+        list(record.record(work, [(one, Delivered((), "forwarded")) for one in claimed]))
 
 
 def measure(url: str, events: int, size: int) -> Sizes:

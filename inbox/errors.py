@@ -175,9 +175,9 @@ class NothingThere(PageError, status=404, cause="nothing_there", title="There is
 
 
 class NotNow(PageError, status=409, cause="not_now", title="Not possible now"):
-    """The command is in another state than the act needs, such as one that has ended and can't be stopped any more.
+    """The act has nothing to do, or the command is in another state than it needs, such as one that has ended.
 
-    Nothing was done. Its page says where it stands.
+    Nothing was done. The page of the plan or of the command says where it stands.
     """
 
 

@@ -32,7 +32,7 @@ def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
         if source.unsigned:
             title = PRESETS[source.preset].title
             yield (
-                f"[sources.{name}] unsigned = true: {title} signs its webhooks, and this source accepts unsigned ones;"
+                f"[sources.{name}] unsigned: {title} signs its webhooks, and this source accepts unsigned ones;"
                 ' write secrets = ["env:NAME"] instead'
             )
     held = [*literal_secrets(config)]
@@ -79,7 +79,8 @@ def literal_secrets(config: Config) -> Iterator[str]:
             is_literal = isinstance(value, str) and name == "proxy" and "@" in value
         if is_literal:
             yield key
-    for key, url in (("database.url", config.database.url), ("web.viewer_url", config.web.viewer_url)):
+    database = config.database.url if config.database.password is None else None
+    for key, url in (("database.url", database), ("web.viewer_url", config.web.viewer_url)):
         if url is not None and url.is_literal and parse_url(url).password:
             yield key
 

@@ -17,7 +17,7 @@ import shlex
 import stat
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
@@ -240,24 +240,19 @@ def _take_room(handle: int, size: int, more: int) -> None:
 
 RECHECK_SECONDS = 2.0
 """A file is read again at most so often. So a person who was removed is out after this time."""
+FileKey = Literal["users", "tokens"]
+"""The key of `[web]` that names a file."""
 _log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
 
 
 class AccountFile:
     """One file, read again while the process runs; without a secret nobody is in it."""
 
-    def __init__(
-        self,
-        secret: Secret | None,
-        key: Literal["users", "tokens"],
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, secret: Secret | None, key: FileKey, monotonic: Callable[[], float] = time.monotonic) -> None:
         """Prepare it. `key` is that of `[web]` which names the file."""
         self._secret, self._key, self._monotonic = secret, key, monotonic
-        self._check = check_password_hash if key == "users" else check_token_hash
         self._lock = asyncio.Lock()
         self._read_at = float("-inf")
-        self._content: str | None = None
         self._error: str | None = None
         self._entries: Entries = {}
 
@@ -268,51 +263,52 @@ class AccountFile:
             AccessBroken: the file can't be used. Nobody in it is let in, as who was removed can't be told.
         """
         async with self._lock:
-            now = self._monotonic()
+            now, error = self._monotonic(), None
             if fresh or now - self._read_at >= RECHECK_SECONDS:
-                error = await asyncio.to_thread(self._load)
-                if error is not None and error != self._error:
-                    _log.error("nobody can sign in: %s", error, extra=fields("nobody_can_sign_in"))
+                try:
+                    self._entries = await asyncio.to_thread(_read, self._secret, self._key)
+                except ConfigError as found:
+                    error = str(found)
+                    if error != self._error:
+                        _log.error("nobody can sign in: %s", error, extra=fields("nobody_can_sign_in"))
                 self._error, self._read_at = error, now
         if self._error is not None:
             raise AccessBroken("the file of those who may use this page can't be read; its log says why")
         return self._entries
 
-    def mistake(self) -> str | None:
-        """Read it at the start; return the mistakes in it, a line for each, with the command that mends them."""
-        key, command = f"[web] {self._key}:", f"`relay web {_COMMANDS[self._key]} NAME --role operator"
-        error = self._load()
-        if self._secret is None or (error is None and self._entries):
-            return None
-        if error is None:
-            return f"{key} has no line; add one with {command}`"
-        text = "\n".join(each if each.startswith("[web]") else f"{key} {each}" for each in error.splitlines())
-        kind, _, place = self._secret.reference.partition(":")
+
+def _read(secret: Secret | None, key: FileKey) -> Entries:
+    """Read one of the files, between two writes.
+
+    Raises:
+        ConfigError: it can't be read, or has a wrong line.
+    """
+    if secret is None:
+        return {}
+    kind, _, place = secret.reference.partition(":")
+    with ExitStack() as stack:
+        if kind == "file":
+            with suppress(OSError, ValueError):  # reveal tells why it can't be read
+                fcntl.flock(stack.enter_context(Path(place).open("rb")), fcntl.LOCK_SH)
+        content = secret.reveal(at=f"[web] {key}", as_file=True)
+    where = secret.reference.removeprefix("file:") if secret.names_a_place else "its text"
+    return parse_entries(content, where, check_password_hash if key == "users" else check_token_hash)
+
+
+def _mistakes_in(secret: Secret, key: FileKey) -> Iterator[str]:
+    """Yield the mistakes in a file, with the command that mends them."""
+    command = f"`relay web {'passwd' if key == 'users' else 'token'} NAME --role operator"
+    try:
+        if not _read(secret, key):
+            yield f"[web] {key}: has no line; add one with {command}`"
+    except ConfigError as error:
+        text = "\n".join(
+            each if each.startswith("[web]") else f"[web] {key}: {each}" for each in str(error).splitlines()
+        )
+        kind, _, place = secret.reference.partition(":")
         if kind == "file" and Path(place).parent.is_dir() and not Path(place).exists():
             text += f"; write it with {command} --into {shlex.quote(place)}`"
-        return text
-
-    def _load(self) -> str | None:
-        """Read the file; return what is wrong with it."""
-        if self._secret is None:
-            return None
-        kind, _, place = self._secret.reference.partition(":")
-        try:
-            with ExitStack() as stack:
-                if kind == "file":
-                    with suppress(OSError, ValueError):  # reveal tells why it can't be read
-                        fcntl.flock(stack.enter_context(Path(place).open("rb")), fcntl.LOCK_SH)  # between two writes
-                content = self._secret.reveal(at=f"[web] {self._key}", as_file=True)
-            if content != self._content:
-                where = self._secret.reference.removeprefix("file:") if self._secret.names_a_place else "its text"
-                self._entries, self._content = parse_entries(content, where, self._check), content
-        except ConfigError as error:
-            self._content = None
-            return str(error)
-        return None
-
-
-_COMMANDS = {"users": "passwd", "tokens": "token"}
+        yield text
 
 
 def check_accounts(web: Web) -> None:
@@ -335,6 +331,6 @@ def check_files(web: Web) -> None:
     Raises:
         ConfigError: as `check_accounts`.
     """
-    files = (AccountFile(web.users, "users"), AccountFile(web.tokens, "tokens"))
-    if mistakes := [mistake for file in files if (mistake := file.mistake()) is not None]:
+    given: tuple[tuple[Secret | None, FileKey], ...] = ((web.users, "users"), (web.tokens, "tokens"))
+    if mistakes := [each for secret, key in given if secret is not None for each in _mistakes_in(secret, key)]:
         raise ConfigError("\n".join(mistakes))

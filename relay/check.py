@@ -31,7 +31,6 @@ from relay.daemon.generation import alert_client, prepare
 from relay.destinations import KINDS
 from relay.destinations.base import Clients, without_lease
 from relay.http.client import HttpClient, Request
-from relay.sweep.pages import Pages
 from relay.sweep.run import CompiledSweep
 
 _MOST_AT_ONCE = 16
@@ -80,29 +79,17 @@ class Reply(msgspec.Struct, frozen=True):
 # --- what each program makes of it
 
 
-def _start_receiver(config: Config) -> None:
-    """Make what the receiver makes at its start. Raises ConfigError with a line for each mistake."""
-    parts: dict[str, Callable[[], object]] = {
-        "endpoints": lambda: endpoints_of(config),
-        "proxies": lambda: require_known_proxies(config, os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")),
-    }
-    collect_config_errors(parts)
-
-
-def _start_relay(config: Config) -> None:
-    """Make what the relay and the page make at their start. Raises as `_start_receiver`."""
-    parts: dict[str, Callable[[], object]] = {
-        "relay": partial(prepare, config),
-        "page": partial(check_files, config.web),
-    }
-    collect_config_errors(parts)
-
-
-STARTS: tuple[Callable[[Config], None], ...] = (_start_receiver, _start_relay)
+STARTS: Mapping[str, Callable[[Config], object]] = {
+    "endpoints": endpoints_of,
+    "proxies": lambda config: require_known_proxies(config, os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")),
+    "relay": prepare,
+    "page": lambda config: check_files(config.web),
+}
+"""Parts that the receiver, the relay and the page make at their start. Each raises ConfigError with a line for each mistake."""
 
 
 def _make_unused(config: Config) -> None:
-    """Make every api, destination, sweep and listing, also what no route uses and no relay schedules. Raises likewise."""
+    """Make every api, destination and sweep, also what no route uses and no relay schedules. Raises ConfigError."""
     collect_config_errors(dict(_parts(config, Clients(config))))
 
 
@@ -111,17 +98,6 @@ def _parts(config: Config, clients: Clients) -> Iterator[tuple[str, Callable[[],
     for name, source in config.sources.items():
         for number, _ in enumerate(source.sweeps):
             yield f"sweep {name} {number}", partial(CompiledSweep, config, name, number)
-    for name, route in config.routes.items():
-        destination = config.destinations[route.destination]
-        if route.sync is not None and route.sync.listing is not None and isinstance(destination, SyncDestination):
-            where = f"routes.{name}.sync.listing"
-            caller = partial(clients.destination, destination, destination.base_url)
-            yield where, partial(_listing, route, where, caller)
-
-
-def _listing(route: Route, where: str, caller: Callable[[], HttpClient]) -> Pages | None:
-    listing = None if route.sync is None else route.sync.listing
-    return None if listing is None else Pages(listing, where, caller())
 
 
 def _endpoints(config: Config, clients: Clients) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -153,7 +129,7 @@ def findings(file: ConfigFile, path: Path, environment: Mapping[str, str] = os.e
 def mistakes(file: ConfigFile) -> list[ConfigFinding]:
     """List the mistakes of the file and of each program's start."""
     found = [*file.mistakes]
-    for start in STARTS:
+    for start in STARTS.values():
         found += file.further_mistakes(start)
     return [ConfigFinding.of("mistake", each) for each in dict.fromkeys(found)]
 

@@ -31,7 +31,6 @@ BREAKER_VALUES = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN
 """The states of a breaker, in the order of their values in its metric."""
 
 
-_DELIVERY = "route={route} seq={seq} lane={lane!a} attempt={attempt}"
 LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
     "exposed": (_node_log, logging.WARNING, "{what}"),
     "started": (_node_log, logging.INFO, "started node={node} routes={routes}"),
@@ -43,16 +42,16 @@ LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
     "child_started": (_node_log, logging.INFO, "child started pid={child}"),
     "child_ended": (_node_log, logging.INFO, "child ended pid={child} {ending}"),
     "child_lost": (_node_log, logging.WARNING, "child ended pid={child} {ending}, another starts in {seconds:g} s"),
-    **{kind: (_log, logging.INFO, f"{kind} {_DELIVERY}") for kind in facts.KINDS},
-    "delivered": (_log, logging.INFO, f"delivered {_DELIVERY} did={{did}}{{note}}"),
-    "attempt_failed": (_log, logging.WARNING, f"attempt_failed {_DELIVERY} due_at={{due_at}} error={{error!a}}"),
-    "dead": (_log, logging.ERROR, f"dead {_DELIVERY} cause={{cause}} error={{error!a}}"),
+    **{kind: (_log, logging.INFO, f"{kind} {{where}}") for kind in facts.KINDS},
+    "delivered": (_log, logging.INFO, "delivered {where} did={did}{note}"),
+    "attempt_failed": (_log, logging.WARNING, "attempt_failed {where} due_at={due_at} error={error!a}"),
+    "dead": (_log, logging.ERROR, "dead {where} cause={cause} error={error!a}"),
     "abandoned": (
         _log,
         logging.WARNING,
-        "abandoned route={route} seq={seq}: its lease expired; it will be attempted again",
+        "abandoned {where}: its lease expired; it will be attempted again",
     ),
-    "result_discarded": (_log, logging.WARNING, f"discarded a late result: another claim holds the lease {_DELIVERY}"),
+    "result_discarded": (_log, logging.WARNING, "discarded a late result: another claim holds the lease {where}"),
     "given_back": (_log, logging.INFO, "given_back deliveries={rows}: unstarted, or cut before anything was sent"),
     "rearmed": (_log, logging.INFO, "rearmed {rows} deliveries after {handled} duplicate requests"),
     "clock_stepped": (_log, logging.WARNING, "the database's clock went {went} by about {size:.1f} s: {then}"),
@@ -123,14 +122,16 @@ class Observer(Reports):
         for result in results:
             delivery, fact = result.delivery, result.fact
             is_spared = isinstance(fact, facts.AttemptFailed) and not fact.counted
+            attempt = delivery.attempt - int(is_spared)  # as delivery_log has it
             told = partial(
                 self.tell,
+                where=f"route={delivery.route} seq={delivery.seq} lane={delivery.lane!a} attempt={attempt}",
                 ids=delivery.trace_ids,
                 source=delivery.source,
                 route=delivery.route,
                 seq=delivery.seq,
                 lane=delivery.lane,
-                attempt=delivery.attempt - int(is_spared),  # as delivery_log has it
+                attempt=attempt,
             )
             if fact is None:
                 self.meters.count(metrics.DISCARDED)
@@ -162,10 +163,11 @@ class Observer(Reports):
         """Log and count deliveries rescued from expired leases."""
         for seq, route, fact in abandoned:
             self.meters.count(metrics.LEASES_EXPIRED)
+            told = partial(self.tell, where=f"route={route} seq={seq}", route=route, seq=seq)
             if isinstance(fact, facts.Dead):
-                self.tell("dead", route=route, seq=seq, lane=None, attempt=None, cause=fact.cause, error=fact.error)
+                told("dead", cause=fact.cause, error=fact.error)
             else:
-                self.tell("abandoned", route=route, seq=seq)
+                told("abandoned")
 
     def clock_stepped(self, seconds: float) -> None:
         """Log that the database's clock was set, or that the database runs on another machine now."""

@@ -46,7 +46,7 @@ class ReadingCall(CallKeys, frozen=True, kw_only=True):
         return self.params or {}
 
 
-# --- paging of a sweep and a listing alike
+# --- paging of sweeps
 
 
 PagedBy = Literal["page", "start", "cursor", "link", "url"]
@@ -122,24 +122,7 @@ def paging_of(pages: PagingSetting) -> Paging | None:
 _SCIM_PARAMS = {"filter": "meta.lastModified ge {since:scim}", "sortBy": "meta.lastModified"}
 
 
-class ListingCall(ReadingCall, frozen=True, kw_only=True):
-    """The call for a listing, and the places of what it lists."""
-
-    pages: PagingSetting = Paging(by="start")
-    """Paging: a table, or `"link"` (the `Link` header), `"scim"`, or `"none"`, where one answer has everything. By default
-    `{ by = "start" }`, as Trivore ID pages."""
-    items: str = "items"
-    """JMESPath into a page that gives the list of entities."""
-
-
-class Listing(ListingCall, frozen=True, kw_only=True):
-    """A listing of counterparts. `relay sweep --full` compares it with the source."""
-
-    id: str
-    """JMESPath into a counterpart that gives the id of its entity."""
-
-
-class Sweep(ListingCall, frozen=True, kw_only=True):
+class Sweep(ReadingCall, frozen=True, kw_only=True):
     """A listing of one type of entity.
 
     The default `params` are those of SCIM (RFC 7644 §3.4.2). It is an assumption that Trivore ID's filter accepts
@@ -153,6 +136,9 @@ class Sweep(ListingCall, frozen=True, kw_only=True):
     event_type: str = "sweep"
     """Event type of the events that are added. Routes with `when.event_type` must accept it."""
     action: Action = "update"
+    pages: PagingSetting = Paging(by="start")
+    """Paging: a table, or `"link"` (the `Link` header), `"scim"`, or `"none"`, where one answer has everything. By default
+    `{ by = "start" }`, as Trivore ID pages."""
     items: str = "resources"
     """JMESPath into a page that gives the list of entities."""
     id: str = "id"
@@ -280,8 +266,6 @@ class SyncRoute(Table, frozen=True):
     many: Literal["dead", "first"] = "dead"
     gone: Literal["delete", "deactivate", "skip"] = "delete"
     deactivate: Deactivate | None = None
-    listing: Listing | None = None
-    """Listing of all counterparts, for `relay sweep --full`."""
     skip_unchanged: bool = False
     """Send nothing when the fields, and a `body` of the update, equal those that were sent last; the event ends `unchanged`."""
     clear_when_absent: list[str] = []

@@ -134,6 +134,12 @@ def number(name: str, comment: str) -> Column[int]:
     return Column(name, BigId, primary_key=True, autoincrement=True, comment=comment)
 
 
+def only_row() -> tuple[Column[int], CheckConstraint]:
+    """Make the key of a table with one row for ever."""
+    key = Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1")
+    return key, CheckConstraint("id = 1", name="one_row")
+
+
 def required(name: str, kind: _Type, comment: str, *, default: str | ColumnElement[Any] | None = None) -> Column[Any]:
     """Make a column that is never empty; `default` is an SQL expression."""
     given = text(default) if isinstance(default, str) else default

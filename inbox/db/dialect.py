@@ -215,6 +215,14 @@ class Sql:
         picked = ", ".join(f"json_extract(value, '$.{name}') AS \"{name}\"" for name in columns)
         return f"(SELECT {picked} FROM json_each(:{parameter})) AS {parameter}"
 
+    def lock(self, alias: str, *, skip: bool = False) -> str:
+        """Return the clause that locks the rows of a table, or with `skip` those that nobody else has."""
+        return f"FOR UPDATE OF {alias}{' SKIP LOCKED' * skip}" if self.is_postgres else ""
+
+    def bound(self, parameter: str, kind: str) -> str:
+        """Return a parameter whose type nothing else tells Postgres."""
+        return f"CAST(:{parameter} AS {kind})" if self.is_postgres else f":{parameter}"
+
     def keys(self, parameter: str) -> str:
         """Return the table of `rows` for deliveries: seq and route."""
         return self.rows(parameter, seq="bigint", route="text")
@@ -298,12 +306,6 @@ class Sql:
         if self.is_postgres:
             return f"encode(sha256(convert_to({expression}, 'UTF8')), 'hex')"
         return f"sha256_hex(CAST({expression} AS BLOB))"
-
-    def last_status(self, detail: str) -> str:
-        """Return the status of the last call that a fact's detail has, as text; null where it had no answer."""
-        if self.is_postgres:
-            return f"({detail} -> 'calls' -> -1 ->> 'status')"
-        return f"CAST({detail} ->> '$.calls[#-1].status' AS text)"
 
     def number(self, expression: str) -> str:
         """Return a text's number of up to 18 digits; null for any other text, so that one bad fact fails no statement."""

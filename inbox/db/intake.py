@@ -20,8 +20,7 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, TextClause, bindparam, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Connection, TextClause, text
 
 from inbox.clock import SystemClock
 from inbox.db.dialect import (
@@ -37,9 +36,6 @@ from inbox.db.engine import Checkpoints, checkpoint, one_transaction
 from inbox.events.event import Event
 from inbox.events.states import State
 from inbox.events.timestamps import time_text
-
-KEPT_DUPLICATES = 20
-"""Rows for each event: more than a sender's retry schedule makes, and few enough to judge 200 events at once."""
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -61,8 +57,8 @@ class Rejected(msgspec.Struct, frozen=True):
 class IntakeStore(ABC):
     """Calls that the writer makes on a database. Each of the first four is one transaction, which commits before it returns."""
 
-    def __init__(self, kept_duplicates: int = KEPT_DUPLICATES) -> None:
-        self._kept = kept_duplicates
+    kept_duplicates = 20
+    """Rows for each event: more than a sender's retry schedule makes, and few enough to judge 200 events at once."""
 
     def append(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """Store the events, and their deliveries, that are not there yet.
@@ -86,7 +82,10 @@ class IntakeStore(ABC):
         """Store rejected requests."""
         with one_transaction(connection):
             for row in rows:
-                self._reject(connection, row)
+                values = msgspec.structs.asdict(row)
+                values["received_at"] = time_text(row.received_at)
+                values["headers"] = None if row.headers is None else json_text(row.headers)
+                connection.execute(_REJECT[connection.dialect.name], values)
 
     def probe(self, connection: Connection, now: datetime) -> None:
         """Write one row, to see that the database can be written."""
@@ -99,13 +98,10 @@ class IntakeStore(ABC):
 
     def note(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """Do what `note_duplicates` does, in the caller's transaction."""
-        given, found = note_param(events, self._kept), None
+        given, found = note_param(events, self.kept_duplicates), None
         for statement in NOTES[connection.dialect.name]:
             found = connection.execute(statement, given)
         return _by_position(len(events), found or ())
-
-    @abstractmethod
-    def _reject(self, connection: Connection, row: Rejected) -> None: ...
 
 
 def append(connection: Connection, events: Sequence[Event]) -> list[int | None]:
@@ -178,13 +174,14 @@ WITH arrived AS MATERIALIZED (
 SELECT a.n, a.seq FROM arrived a JOIN stored s ON s.seq = a.seq
 """)
 
-_REJECT = """
+_REJECT = {
+    sql.name: text(f"""
 INSERT INTO rejected_request (received_at, source, status, cause, reason, field, remote_address, body_sha256, headers, body)
-VALUES (:received_at, :source, :status, :cause, :reason, :field, :remote_address, :body_sha256, :headers, :body)
-"""
-_POSTGRES_REJECT = text(_REJECT).bindparams(bindparam("headers", type_=JSONB(none_as_null=True)))
-_SQLITE_REJECT = text(_REJECT)
-
+VALUES ({sql.time(":received_at")}, :source, :status, :cause, :reason, :field, :remote_address, :body_sha256,
+        {"CAST(:headers AS jsonb)" if sql.is_postgres else ":headers"}, :body)
+""")
+    for sql in (Sql(POSTGRES), Sql(SQLITE))
+}
 _PROBE = {
     dialect: text(f"UPDATE write_probe SET probed_at = {Sql(dialect).time(':now')} WHERE id = 1")
     for dialect in (POSTGRES, SQLITE)
@@ -197,9 +194,6 @@ class PostgresIntake(IntakeStore):
     def add(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
         return _by_position(len(events), connection.execute(_POSTGRES_APPEND, _postgres_columns(events)))
-
-    def _reject(self, connection: Connection, row: Rejected) -> None:
-        connection.execute(_POSTGRES_REJECT, msgspec.structs.asdict(row))
 
 
 _SQL = Sql(SQLITE)
@@ -222,8 +216,7 @@ _AT_ONCE = 256
 class SqliteIntake(IntakeStore):
     """Runs one BEGIN IMMEDIATE for each call. Each of a batch's statements gets all of its rows at once."""
 
-    def __init__(self, kept_duplicates: int = KEPT_DUPLICATES) -> None:
-        super().__init__(kept_duplicates)
+    def __init__(self) -> None:
         self._checkpoints = Checkpoints()
 
     def append(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
@@ -255,12 +248,6 @@ class SqliteIntake(IntakeStore):
         ]
         _insert(connection, _SQLITE_OPEN, deliveries)
         return seqs
-
-    def _reject(self, connection: Connection, row: Rejected) -> None:
-        values = msgspec.structs.asdict(row)
-        values["received_at"] = time_text(row.received_at)
-        values["headers"] = None if row.headers is None else json_text(row.headers)
-        connection.execute(_SQLITE_REJECT, values)
 
 
 STORES: dict[str, type[PostgresIntake | SqliteIntake]] = {POSTGRES: PostgresIntake, SQLITE: SqliteIntake}

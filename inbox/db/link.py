@@ -158,14 +158,17 @@ class Notifier:
             while True:
                 await self._is_wanted.wait()
                 self._is_wanted.clear()  # before it is sent: a commit during that asks for another
-                await asyncio.sleep(REST_SECONDS if await self._is_sent() else REST_AFTER_FAILURE_SECONDS)
+                await asyncio.sleep(await self._send())
         finally:
             await self._link.drop()
 
-    async def _is_sent(self) -> bool:
+    async def _send(self) -> float:
+        """Notify, and return the time until the next notification."""
         try:
             async with asyncio.timeout(LONGEST_SEND_SECONDS):
-                await self._send()
+                if not self._link.is_open:
+                    await self._link.open()
+                await self._link.run(_notify)
         except Exception as error:  # noqa: BLE001  # not even a bug may end the task: relays poll meanwhile
             if not self._is_failing:
                 _log.warning(
@@ -175,11 +178,6 @@ class Notifier:
                 )
             self._is_failing = True
             await self._link.drop()
-            return False
+            return REST_AFTER_FAILURE_SECONDS
         self._is_failing = False
-        return True
-
-    async def _send(self) -> None:
-        if not self._link.is_open:
-            await self._link.open()
-        await self._link.run(_notify)
+        return REST_SECONDS

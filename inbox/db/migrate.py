@@ -9,9 +9,10 @@ programs of both versions work with both. The next round thousand, 1000, removes
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
@@ -92,7 +93,8 @@ def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool =
             _make_schema(engine)
         before = revision_of(engine)
         lacking = pending(before)
-        ready = lacking if contract or before is None else lacking[: _additive(lacking)]
+        adding = list(itertools.takewhile(lambda step: not step.contracts, lacking))
+        ready = lacking if contract or before is None else adding
         ran = [step for step in ready if _run(engine, step, report)]
         after = revision_of(engine)
         return MigrationResult(before if ran else after, after, tuple(lacking[len(ready) :]))
@@ -183,11 +185,6 @@ def steps() -> list[MigrationStep]:
 def _summary_of(file: Path) -> str:
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     return (docstring or "").partition("\n")[0]
-
-
-def _additive(lacking: Sequence[MigrationStep]) -> int:
-    """Count the migrations before the first that contracts."""
-    return next((n for n, step in enumerate(lacking) if step.contracts), len(lacking))
 
 
 def _generation(revision: str) -> int:

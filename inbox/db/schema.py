@@ -34,6 +34,7 @@ from inbox.db.columns import (
     count,
     number,
     one_of,
+    only_row,
     optional,
     partial_index,
     readable,
@@ -254,8 +255,7 @@ delivery_log = Table(
 order_lock = Table(
     "order_lock",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
-    CheckConstraint("id = 1", name="one_row"),
+    *only_row(),
     comment="One row, locked by every transaction that may end or make heads on any route.",
 )
 
@@ -273,15 +273,14 @@ route_lock = Table(
 payload_lock = Table(
     "payload_lock",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
-    CheckConstraint("id = 1", name="one_row"),
+    *only_row(),
     comment="One row. What opens deliveries of stored events shares its lock; what deletes payloads or events has it alone.",
 )
 
 pruner = Table(
     "pruner",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    *only_row(),
     optional("lease_until", UtcDateTime, "while somebody prunes: end of the lease; database clock"),
     optional("held_by", Text, "while somebody prunes: relay_node.id of the relay, or the person, host and process"),
     optional("ran_at", UtcDateTime, "time at which the last round ended; database clock"),
@@ -290,7 +289,6 @@ pruner = Table(
         UtcDateTime,
         "time that ages count from: the database clock, but after a step forward only a day for each hour",
     ),
-    CheckConstraint("id = 1", name="one_row"),
     comment="One row: the relay or person that prunes, and the time that ages count from.",
     postgresql_with=HOT,
 )
@@ -470,9 +468,8 @@ sweep_watermark = Table(
 write_probe = Table(
     "write_probe",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    *only_row(),
     required("probed_at", UtcDateTime, "time of the last health check"),
-    CheckConstraint("id = 1", name="one_row"),
     comment="One row, written by health checks: a database that can be read but not written is not ready.",
 )
 

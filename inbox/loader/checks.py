@@ -18,11 +18,10 @@ from inbox.config.model import (
     Route,
     SyncDestination,
     Web,
-    WebProxy,
 )
 from inbox.config.routing import fault, matches
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
-from inbox.config.sync import ListingCall, MapField, PagedBy, Paging, Sweep, SyncRoute
+from inbox.config.sync import MapField, PagedBy, Paging, Sweep, SyncRoute, paging_of
 from inbox.config.values import is_name
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.sources import PRESETS
@@ -42,13 +41,10 @@ _PLAIN = Paging(by="page")
 _NEEDS_NEXT: Mapping[str, str] = {"cursor": "the value for {next}", "url": "the URL of the next page"}
 
 
-def paging_mistakes(path: tuple[str, ...], call: ListingCall) -> Iterator[Mistake]:
-    """Yield keys of a listing's `pages` that are missing, or mean nothing."""
-    path, pages = (*path, "pages"), call.pages
-    method = call.method if call.graphql is None else "POST"
-    if not isinstance(pages, Paging):
-        if pages == "link" and method != "GET":
-            yield _follows_by_get(path)
+def paging_mistakes(path: tuple[str, ...], call: Sweep) -> Iterator[Mistake]:
+    """Yield keys of a sweep's `pages` that are missing, or mean nothing."""
+    path, pages = (*path, "pages"), paging_of(call.pages)
+    if pages is None:
         return
     for key, kinds in _HAS_MEANING.items():
         if pages.by not in kinds and getattr(pages, key) != getattr(_PLAIN, key):
@@ -56,12 +52,8 @@ def paging_mistakes(path: tuple[str, ...], call: ListingCall) -> Iterator[Mistak
             yield Mistake((*path, key), f'means nothing with by = "{pages.by}"; remove it, or set by = {valid}')
     if pages.by in _NEEDS_NEXT and pages.next is None:
         yield Mistake((*path, "next"), f"is missing: the JMESPath that finds {_NEEDS_NEXT[pages.by]} in a page")
-    if pages.by in _LINKED and method != "GET":
-        yield _follows_by_get(path)
-
-
-def _follows_by_get(path: tuple[str, ...]) -> Mistake:
-    return Mistake(path, 'follows links by GET alone; page by = "cursor"')
+    if pages.by in _LINKED and (call.graphql is not None or call.method != "GET"):
+        yield Mistake(path, 'follows links by GET alone; page by = "cursor"')
 
 
 # --- Rules of `[retention]`: floors below which a guarantee would break.
@@ -111,14 +103,10 @@ def web_mistakes(web: Web) -> Iterator[Mistake]:
     for key, secret in (("users", web.users), ("tokens", web.tokens)):
         if secret is not None and (secret.not_before, secret.not_after) != (None, None):
             yield Mistake(("web", key), "has no times: remove the line of who may no longer use the page")
-    if web.proxy is not None:
-        yield from _proxy(web.proxy)
-
-
-def _proxy(proxy: WebProxy) -> Iterator[Mistake]:
-    if any(ipaddress.ip_network(network).prefixlen == 0 for network in proxy.networks):
+    proxy = web.proxy
+    if proxy is not None and any(ipaddress.ip_network(network).prefixlen == 0 for network in proxy.networks):
         yield Mistake(("web", "proxy", "networks"), "has every address, and so everybody could say to be anybody")
-    if not is_name(proxy.header) or proxy.header.lower() in _OF_BROWSERS:
+    if proxy is not None and (not is_name(proxy.header) or proxy.header.lower() in _OF_BROWSERS):
         yield Mistake(("web", "proxy", "header"), 'must be a header of the proxy\'s own, such as "X-Forwarded-User"')
 
 
@@ -256,7 +244,8 @@ def broken_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterat
             yield from _sync_or_not(path, route, config.destinations[route.destination])
         if route.sync is not None:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names["apis"])
-            yield from _sync((*path, "sync"), route.sync)
+            yield from _sync_steps((*path, "sync"), route.sync)
+            yield from map_mistakes((*path, "sync"), route.sync)
 
 
 def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collection[str]) -> Iterator[Mistake]:
@@ -303,13 +292,6 @@ def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) 
             (*path, "sync"),
             f'{route.destination!r} is not a sync destination; give it kind = "sync", or remove this table',
         )
-
-
-def _sync(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
-    if sync.listing is not None:
-        yield from paging_mistakes((*path, "listing"), sync.listing)
-    yield from _sync_steps(path, sync)
-    yield from map_mistakes(path, sync)
 
 
 def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:

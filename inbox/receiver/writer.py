@@ -36,7 +36,8 @@ PER_SECOND = 10
 MAX_REJECTIONS = 200
 """Rows at once, after a time without any."""
 MAX_BYTES = 4 * 1024 * 1024
-"""Bytes of all bodies that wait or are being written, so that large ones don't fill the memory. A single one may be larger."""
+"""Bytes of all bodies that wait, and of those that are being written, so that large ones don't fill the memory. A single one
+may be larger."""
 
 
 class RejectionQueue:
@@ -45,7 +46,6 @@ class RejectionQueue:
     def __init__(self, meters: Meters) -> None:
         self._meters = meters
         self._waiting: list[Rejected] = []
-        self._bytes = 0
         self._pace = Bucket(PER_SECOND, MAX_REJECTIONS)
         self.unkept = 0
         """Count of those without a row: there was no room, or the database did not take them."""
@@ -55,22 +55,17 @@ class RejectionQueue:
 
     def add(self, row: Rejected) -> bool:
         """Queue a row when there is room. Returns whether there was."""
-        size = _size(row)
-        if (self._bytes and self._bytes + size > MAX_BYTES) or self._pace.take(time.monotonic()):
+        size = _size(row) + sum(map(_size, self._waiting))
+        if (self._waiting and size > MAX_BYTES) or self._pace.take(time.monotonic()):
             self.count_unkept(1)
             return False
         self._waiting.append(row)
-        self._bytes += size
         return True
 
     def take(self) -> list[Rejected]:
         """Take all rows, to write them."""
         rows, self._waiting = self._waiting, []
         return rows
-
-    def release(self, rows: Sequence[Rejected]) -> None:
-        """Release the memory of rows that are written or given up."""
-        self._bytes -= sum(map(_size, rows))
 
     def count_unkept(self, number: int) -> None:
         """Count requests that get no row."""
@@ -366,8 +361,6 @@ class GroupCommit:
         except _FAILURES:
             self.rejections.count_unkept(len(rows))
             await self._drop_connection()
-        finally:
-            self.rejections.release(rows)
 
     async def _in_database(
         self, function: Callable[Concatenate[Connection, _P], _Answer], *arguments: _P.args, **named: _P.kwargs

@@ -114,13 +114,9 @@ def pad_work(verifiers: Iterable[Verifier]) -> Verifier:
     """Make all verifiers do the same work before a rejection. Returns the decoy verifier, for sources that do not exist."""
     verifiers = tuple(verifiers)
     decoy = Verifier([_NoSuchSource()])
-    kinds: dict[Hashable, Proof] = {}
-    for proof in sorted((proof for each in (decoy, *verifiers) for proof in each.proofs), key=lambda each: each.keys):
-        kinds[proof.kind] = proof
-    largest: dict[Hashable, int] = {}
-    for verifier in (decoy, *verifiers):
-        for proof in verifier.proofs:
-            largest[proof.kind] = max(verifier.max_body, largest.get(proof.kind, 0))
+    of_all = [(proof, each.max_body) for each in (decoy, *verifiers) for proof in each.proofs]
+    kinds = {proof.kind: proof for proof, _ in sorted(of_all, key=lambda each: each[0].keys)}
+    largest = {proof.kind: most for proof, most in sorted(of_all, key=lambda each: each[1])}
     for verifier in (decoy, *verifiers):
         verifier.pad_work_to(kinds, largest)
     return decoy

@@ -199,21 +199,16 @@ def sweep(
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Only report what is missing; add nothing, and keep the watermark.")
     ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Compare all ids of both sides instead, of each route with a `listing`.")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find changes that no webhook reported, and add an event for each.
 
     Begins a little before the end of the last sweep; the first one compares everything. Change listings don't include
-    deletions: --full reports counterparts whose entity is gone, and entities without a counterpart. The exit status is 1
-    when anything was missing.
+    deletions: `relay plan` finds those. The exit status is 1 when anything was missing.
 
     Examples:
       relay sweep --source trivore
       relay sweep --source trivore --since 2026-01-01 --dry-run
-      relay sweep --source trivore --full --json
     """
     with exit_on_error():
         config, database = open_database()
@@ -221,11 +216,6 @@ def sweep(
         tables = config.sources[source].sweeps
         if not tables:
             fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
-        if full:
-            orphans = [row for number in range(len(tables)) for row in _orphans(config, source, number)]
-            differing = f"{counted(len(orphans), 'difference')}" if orphans else "both sides have the same"
-            _finish(orphans, ("entity", "finding", "route"), differing, as_json=as_json)
-            return
         swept = [_swept(config, database, source, number, since, dry=dry) for number in range(len(tables))]
     rows = [msgspec.structs.asdict(result) for result in swept]
     missed = sum(result.missed for result in swept)
@@ -242,16 +232,6 @@ def sweep(
         raise typer.Exit(FINDING)
 
 
-def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
-    from relay.sweep.run import orphans
-
-    with bar("listing") as report:
-        try:
-            return list(orphans(config, source, number, lambda side, _entities: report(doing=f"listing {side}")))
-        except SweepFailed as error:
-            fail(str(error))
-
-
 def _swept(
     config: Config, database: Database, source: str, number: int, begin: datetime | None, *, dry: bool
 ) -> SweepFindings:
@@ -263,9 +243,10 @@ def _swept(
     sweeping = CompiledSweep(config, source, number)
     entity_type = sweeping.table.entity_type
     usual, before = sweeping.begins(database)
+    work = Work(database, config, {})
     try:
         with bar(f"comparing {entity_type}") as report:
-            for swept in sweeping.run(Work(database, config, {}), without_lease(), begin or usual, dry=dry):
+            for swept in sweeping.run(work, without_lease(), begin or usual, dry=dry):
                 report(swept.compared)
     except SweepFailed as error:
         if not dry:
@@ -277,7 +258,7 @@ def _swept(
         sweeping.close()
     # A watermark says that all before it was compared: a sweep that began later doesn't move it.
     if not dry and (begin is None or (before is not None and begin <= before)):
-        sweeps.finish(database, swept)
+        sweeps.finish(work, swept)
     return swept
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relay.daemon.generation import Generations
-from relay.daemon.leases import Leases, claim_of
+from relay.daemon.leases import Leases
 from relay.delivery.gates import Admission, Gates
 from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store import claim, gates
 from relay.store.database import Places
+from relay.store.deliveries import claim_of
 
 
 class Claimer:

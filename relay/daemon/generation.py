@@ -18,14 +18,15 @@ from inbox.config.values import Duration
 from inbox.errors import collect_config_errors
 from inbox.observe.logs import fields, without_message
 from inbox.observe.traces import OFF, Span, Tracer, require_extra
-from relay.daemon.leases import Leases, claim_of
-from relay.delivery.gates import Admission, GateKey, Gates
+from relay.daemon.leases import Leases
+from relay.delivery.gates import Admission, Gates
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
-from relay.delivery.policy import breaker_limits, policies
+from relay.delivery.policy import policies
 from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.http.target import prepare as prepare_target
 from relay.store.claim import MOST_BYTES, Room
+from relay.store.deliveries import claim_of
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import scheduled
@@ -274,10 +275,6 @@ class Generation:
             Room(pool.take_turn(), pool.capacity, share - pool.bytes_in_hand) for pool in self._pools if pool.wants_more
         ]
         return [room for room in rooms if room.most_bytes > 0]
-
-    def recently_failing(self, gates: Gates) -> frozenset[GateKey]:
-        """The endpoints of its routes that have failed lately, as far as `gates` show."""
-        return gates.recently_failing(breaker_limits(self.work.policies))
 
     def admitted(self, gates: Gates, routes: Sequence[str], *admissions: Admission) -> list[str]:
         """Return the routes among these to which `gates` give one of the admissions."""

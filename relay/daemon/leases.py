@@ -11,17 +11,12 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 
 from inbox.clock import steady
-from relay.delivery.outcome import Delivery
-from relay.store.leases import LEASE_SECONDS, Claimed
+from relay.store.deliveries import Claimed
+from relay.store.leases import LEASE_SECONDS
 
 SAFETY_SECONDS = 1
 TRUSTED_SECONDS = LEASE_SECONDS - SAFETY_SECONDS
 RENEW_EVERY_SECONDS = LEASE_SECONDS / 3
-
-
-def claim_of(delivery: Delivery) -> Claimed:
-    """Return the key that identifies a delivery's claim."""
-    return (delivery.seq, delivery.route, delivery.lease_token)
 
 
 class Leases:

@@ -22,16 +22,17 @@ from inbox.db.throughput import FLUSH_EVERY_SECONDS
 from relay.daemon.alerts import AlertSender
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import FinishedAttempt, Generations, LoopEvent, PreparedConfig
-from relay.daemon.leases import RENEW_EVERY_SECONDS, Leases, claim_of
+from relay.daemon.leases import RENEW_EVERY_SECONDS, Leases
 from relay.daemon.pruner import Pruner
 from relay.daemon.wake_up import Listener
 from relay.delivery.outcome import Failed
-from relay.delivery.policy import Policies, asks_for_hold, can_be_given_back
+from relay.delivery.policy import Policies, asks_for_hold, breaker_limits, can_be_given_back
 from relay.observe import Observer
 from relay.steps import Background, Repeated, Steps
 from relay.store import alerts, duplicates, leases, nodes, record, sequence
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database, Places
+from relay.store.deliveries import Claimed, claim_of
 from relay.store.leases import DatabaseClock
 from relay.store.operator import commands, execution
 from relay.store.work import Work
@@ -72,8 +73,8 @@ class Relay:
         self._events: queue.SimpleQueue[LoopEvent] = queue.SimpleQueue()
         self._described: Policies | None = None
         """The policies whose routes `relay_node` has."""
-        self._unrecorded: dict[leases.Claimed, FinishedAttempt] = {}
-        self._to_give_back: list[leases.Claimed] = []
+        self._unrecorded: dict[Claimed, FinishedAttempt] = {}
+        self._to_give_back: list[Claimed] = []
         """Claims to release: never started, or cut before anything was sent."""
         self._poll = BUSY_POLL_SECONDS
         self._is_woken = False
@@ -172,8 +173,7 @@ class Relay:
     def _start(self) -> None:
         work = self._work
         # One transaction: on a slow disk each commit may take seconds.
-        own = (self.node, socket.gethostname(), os.getpid(), version("inbox-relay"))
-        nodes.start_node(self._database, *own, policies=work.policies, config=work.config)
+        nodes.start_node(work, socket.gethostname(), os.getpid(), version("inbox-relay"))
         self._described = work.policies
 
     def _go_on(self, *, drain: bool) -> None:
@@ -248,9 +248,9 @@ class Relay:
         if not self._unrecorded:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
-        recently_failing = self._generations.active.recently_failing(self._claimer.gates)
+        recently_failing = self._claimer.gates.recently_failing(breaker_limits(self._work.policies))
         number = 0
-        for results in record.record_each(self._work, outcomes, recently_failing, host_now=self._now):
+        for results in record.record(self._work, outcomes, recently_failing, host_now=self._now):
             for result in results:
                 self._recorded(result)
             number += len(results)
@@ -379,14 +379,14 @@ class Relay:
         nodes.heartbeat(self._database, self.node, {**self._rests.texts(), **self._steps.failing})
         work = self._work
         if work.policies is not self._described:
-            nodes.describe_routes(self._database, self.node, work.policies, work.config)
+            nodes.describe_routes(work)
             self._described = work.policies
 
     def _alert(self, step: str, error: str) -> bool:
         """Alert that a step fails. Returns False when the database does not take that now."""
         try:
             self._heartbeat()  # first: a relay that finds the alert, and no relay whose step fails, ends it
-            alerts.step_failed(self._database, step, error)
+            alerts.step_failed(self._work, step, error)
         except Exception as second:  # noqa: BLE001  # the step's own failure is logged already, and is what counts
             self._observer.database_trouble("alerting", second)
             return False

@@ -276,13 +276,13 @@ def entity_of(name: str) -> Entity | None:
     return (parts[0], parts[1], parts[2]) if len(parts) == _ENTITY_PARTS else None
 
 
-def resume_command(kind: str, name: str) -> str:
-    """Return the command that opens a gate."""
+def resume_command(kind: str, name: str, act: str = "resume") -> str:
+    """Return the command that opens a gate, or acts otherwise on what passes it."""
     entity = entity_of(name) if kind == "entity" else None
     if entity is None:
-        return shlex.join(["relay", "resume", f"--{kind}", name])
+        return shlex.join(["relay", act, f"--{kind}", name])
     source, entity_type, entity_id = entity
-    return shlex.join(["relay", "resume", "--source", source, "--entity", f"{entity_type}/{entity_id}"])
+    return shlex.join(["relay", act, "--source", source, "--entity", f"{entity_type}/{entity_id}"])
 
 
 _ENTITY_PARTS = 3

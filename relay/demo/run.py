@@ -250,15 +250,16 @@ class Demo:
         self.commercial.fail_share = 0.0  # a command makes its calls once
         for change in (scenario.edit(USER, report=False), scenario.edit(GROUP, report=False)):
             self.screen.change(change)
-        for row in self._sweep():
+        for row in json.loads(self._run("sweep", "--source", "trivore", "--json")[1]):
             counts = f"{row['compared']} compared, {row['missed']} missed, {row['added']} added"
             self.screen.command("sweep", row["entity_type"], counts)
         self.until(self.is_settled)
         self.screen.change(scenario.delete(report=False))
-        for row in self._sweep("--full"):
-            entity = f"{row['entity_type']}/{row['entity_id']}"
-            self.screen.command("sweep", entity, row["finding"])
-            self._run("replay", "--route", row["route"], "--entity", entity, "--reason", "an orphan", "--yes")
+        found = json.loads(self._run("plan", "--route", ROUTES[0], "--json")[1])
+        changes = {f"{row['entity_type']}/{row['entity_id']}": row["change"] for row in found}
+        for entity, change in changes.items():
+            self.screen.command("plan", entity, f"to {change}")
+            self._run("replay", "--route", ROUTES[0], "--entity", entity, "--reason", "no webhook came", "--yes")
             self.screen.command("replay", entity, "delivered again")
         self.until(self.is_settled)
         in_sync = [self._plan(route) for route in ROUTES]
@@ -269,10 +270,6 @@ class Demo:
         verdict = next((line for line in reversed(output.splitlines()) if "compare" in line), output)
         self.screen.command("plan", route, verdict)
         return status == 0
-
-    def _sweep(self, *options: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self._run("sweep", "--source", "trivore", *options, "--json")[1])
-        return rows
 
     def _run(self, *command: str) -> tuple[int, str]:
         """Run `relay COMMAND` as a person would; return its status and output."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.errors import UnusableCommand
-from inbox.events.timestamps import rfc3339
 from relay.operations.asks import Asks, KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 
 MOST_OPEN = 1000
@@ -263,17 +260,3 @@ def needs_condition(operation: Operation) -> str:
 
 def _a(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
-
-
-def command_line(kind: str, asked: msgspec.Struct) -> str:
-    """Return the command line of an operation, to be copied. The reason is still to be written."""
-    given = {name: getattr(asked, name) for name in OPERATIONS[kind].keys}
-    entity_type, entity_id, seqs = given.pop("entity_type"), given.pop("entity_id"), given.pop("seqs", None) or ()
-    given["entity"] = None if entity_id is None else f"{entity_type}/{entity_id}"
-    given["all"] = given.pop("everything", False)
-    words = ["relay", kind, *map(str, seqs)]
-    for name, value in given.items():
-        if value is not None and value is not False:
-            text = rfc3339(value) if isinstance(value, datetime) else str(value)
-            words += [f"--{name.replace('_', '-')}", *(() if value is True else (shlex.quote(text),))]
-    return " ".join([*words, "--reason '…'"])

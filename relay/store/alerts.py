@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
-from inbox.db.dialect import Sql, as_json, error_text, rows_param
+from inbox.db.dialect import as_json, error_text
 from inbox.db.reads import Row
-from inbox.events.timestamps import as_time, time_text
+from inbox.events.timestamps import as_time
 from relay.delivery.alerts import SENTENCES, Alert, Posted
 from relay.store.database import Database
+from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work, in_parts
 
@@ -40,16 +40,12 @@ def note(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -> No
 
 
 def _attempt(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -> Exception | None:
-    rows = [
-        {"kind": alert.kind, "subject": alert.subject, "firing": alert.firing, "detail": dict(alert.detail)}
-        for alert in alerts
-    ]
-    return transaction.attempt(_note(transaction.sql), alerts=rows_param(rows), at=time_text(now))
+    return transaction.attempt(_NOTE, alerts=alerts, at=now)
 
 
-def step_failed(database: Database, step: str, error: str) -> None:
+def step_failed(work: Work, step: str, error: str) -> None:
     """Store an alert for a failing step of a relay."""
-    with database.write() as transaction:
+    with work.write() as transaction:
         now = transaction.lock_first()  # a route that is locked may be what makes it fail
         note(transaction, [Alert("step_failed", step, firing=True, detail={"error": error})], now)
 
@@ -58,7 +54,7 @@ def take_untold(work: Work) -> list[Posted]:
     """Take some alerts that no relay has logged yet; from now on they count as logged."""
     with work.database.read() as transaction:
         numbers = [row.id for row in transaction.execute(_UNTOLD, most=MOST_TOLD_AT_ONCE)]
-    taken = _taken(work, "log_alerts", numbers, _tell(work.database.sql), {})
+    taken = _taken(work, "log_alerts", numbers, _TELL, {})
     return sorted(taken, key=lambda alert: alert.id)
 
 
@@ -69,16 +65,16 @@ def take_unsent(work: Work) -> list[Posted]:
     another subject. Those of one subject are posted in their order, so that the last one to be read says how it is.
     """
     with work.database.read() as transaction:
-        unsent = transaction.execute(_unsent(transaction.sql), since=-POSTED_WITHIN.total_seconds())
+        unsent = transaction.execute(_UNSENT, since=-POSTED_WITHIN.total_seconds())
     again = {"again": POST_AGAIN_AFTER.total_seconds()}
-    return _taken(work, "send_alerts", [row.id for row in unsent], _post(work.database.sql), again)
+    return _taken(work, "send_alerts", [row.id for row in unsent], _POST, again)
 
 
 def posted(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
     """Record that an alert was posted, or why not; a failed post is repeated in a minute, unless it `is_final`."""
     with database.write() as transaction:
         if error is None:
-            transaction.execute(_sent(database.sql), id=number)
+            transaction.execute(_SENT, id=number)
         else:
             transaction.execute(_NOT_SENT, id=number, error=error, is_final=is_final)
 
@@ -96,18 +92,18 @@ def of_newer_version(database: Database) -> list[str]:
 
 
 def _taken(
-    work: Work, step: str, numbers: Sequence[int], take: TextClause, besides: Mapping[str, float]
+    work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]
 ) -> list[Posted]:
     """Take these alerts, unless another relay has them; an unreadable one is set aside."""
 
     def part(some: Sequence[int]) -> list[Posted]:
         with work.write() as transaction:
-            rows = transaction.execute(take, wanted=rows_param({"id": number} for number in some), **besides)
+            rows = transaction.execute(take, wanted=some, **besides)
             return [_posted(row) for row in rows]
 
     def alone(number: int, error: Exception) -> list[Posted]:
         with work.write() as transaction:
-            transaction.execute(_set_aside(transaction.sql), id=number, error=f"it can't be read: {error_text(error)}")
+            transaction.execute(_SET_ASIDE, id=number, error=f"it can't be read: {error_text(error)}")
         return []
 
     parts = in_parts(work, step, numbers, part=part, alone=alone, name=lambda number: f"alert={number}")
@@ -144,67 +140,42 @@ FROM subjects s JOIN alert a ON a.id = (
 _NEWEST = text(NEWEST)
 
 
-@cache
-def _note(sql: Sql) -> TextClause:
-    rows = sql.rows("alerts", kind="text", subject="text", firing="boolean", detail="json")
-    return text(f"""
+_NOTE = Statement(f"""
 INSERT INTO alert (at, kind, subject, firing, detail)
 SELECT {sql.time(":at")}, kind, subject, firing, detail
-FROM {rows}
+FROM {sql.rows("alerts", kind="text", subject="text", firing="boolean", detail="json")}
 WHERE firing <> coalesce((
     SELECT a.firing FROM alert a WHERE a.kind = alerts.kind AND a.subject = alerts.subject ORDER BY a.id DESC LIMIT 1), false)
 """)
 
-
 _UNTOLD = text(f"SELECT id FROM alert WHERE told_at IS NULL AND {_IS_KNOWN} ORDER BY id LIMIT :most")
 
-
-def _wanted(sql: Sql) -> str:
-    return f"alert.id IN (SELECT wanted.id FROM {sql.rows('wanted', id='bigint')})"
-
-
-@cache
-def _tell(sql: Sql) -> TextClause:
-    return text(f"""
-UPDATE alert SET told_at = (SELECT {sql.now}) WHERE {_wanted(sql)} AND told_at IS NULL RETURNING {_COLUMNS}
+_WANTED = f"alert.id IN (SELECT wanted.id FROM {sql.rows('wanted', id='bigint')})"
+_TELL = Statement(f"""
+UPDATE alert SET told_at = (SELECT {sql.now}) WHERE {_WANTED} AND told_at IS NULL RETURNING {_COLUMNS}
 """)
 
-
-@cache
-def _set_aside(sql: Sql) -> TextClause:
-    return text(f"""
+_SET_ASIDE = Statement(f"""
 UPDATE alert SET told_at = coalesce(told_at, {sql.now}), is_unsendable = true, error = :error WHERE id = :id
 """)
 
-
-def _is_unsent(sql: Sql) -> str:
-    return f"sent_at IS NULL AND NOT is_unsendable AND (post_after IS NULL OR post_after <= (SELECT {sql.now}))"
-
-
-@cache
-def _unsent(sql: Sql) -> TextClause:
-    since = sql.plus_seconds(f"(SELECT {sql.now})", ":since")
-    return text(f"""
+_IS_UNSENT = f"sent_at IS NULL AND NOT is_unsendable AND (post_after IS NULL OR post_after <= (SELECT {sql.now}))"
+_SINCE = sql.plus_seconds(f"(SELECT {sql.now})", ":since")
+_UNSENT = Statement(f"""
 SELECT id FROM alert
-WHERE {_is_unsent(sql)} AND {_IS_KNOWN} AND at > {since}
+WHERE {_IS_UNSENT} AND {_IS_KNOWN} AND at > {_SINCE}
   AND NOT EXISTS (
     SELECT 1 FROM alert b
     WHERE b.kind = alert.kind AND b.subject = alert.subject AND b.id < alert.id AND b.sent_at IS NULL AND NOT b.is_unsendable
-      AND b.at > {since})
+      AND b.at > {_SINCE})
 ORDER BY post_after NULLS FIRST, at, id
 LIMIT 1
 """)
 
-
-@cache
-def _post(sql: Sql) -> TextClause:
-    """Check the condition again: another relay may have taken the alert meanwhile."""
-    again = sql.plus_seconds(f"(SELECT {sql.now})", ":again")
-    return text(f"""
-UPDATE alert SET post_after = {again} WHERE {_wanted(sql)} AND {_is_unsent(sql)} RETURNING {_COLUMNS}
+# Check the condition again: another relay may have taken the alert meanwhile.
+_POST = Statement(f"""
+UPDATE alert SET post_after = {sql.plus_seconds(f"(SELECT {sql.now})", ":again")}
+WHERE {_WANTED} AND {_IS_UNSENT} RETURNING {_COLUMNS}
 """)
 
-
-@cache
-def _sent(sql: Sql) -> TextClause:
-    return text(f"UPDATE alert SET sent_at = (SELECT {sql.now}), post_after = NULL, error = NULL WHERE id = :id")
+_SENT = Statement(f"UPDATE alert SET sent_at = (SELECT {sql.now}), post_after = NULL, error = NULL WHERE id = :id")

@@ -17,9 +17,10 @@ from inbox.db.dialect import Sql, as_list, rows_param
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import NO_FACTS, OPEN, OpenDelivery, Standing, State, follows
-from relay.store.coverage import last_delivered
 from relay.store.database import Database
-from relay.store.transaction import ROW, Transaction, as_open_delivery
+from relay.store.deliveries import ROW, as_open_delivery
+from relay.store.sequence import last_delivered
+from relay.store.transaction import Transaction
 
 SPAN_SEQS = 500
 """Seqs at a time: what is held in memory, locked at once, and on SQLite what a reader keeps from being copied back."""

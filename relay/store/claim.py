@@ -11,25 +11,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import Sql, blames_items, error_text, is_wait_timeout, rows_param, takes_too_long
+from inbox.db.dialect import blames_items, error_text, is_wait_timeout, takes_too_long
 from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
-from inbox.events.timestamps import as_time, time_text
+from inbox.events.timestamps import as_time
 from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import UNKNOWN_ROUTE
 from relay.store.database import LATE, Database, Places
+from relay.store.deliveries import key_text
 from relay.store.events import with_events
 from relay.store.gates import NOT_PAUSED, Locked, lock_all, store, use_rates
-from relay.store.lanes import Cause, quarantine
 from relay.store.leases import LEASE_SECONDS, give_back
-from relay.store.transaction import FailedAlone, Transaction, key_text, keys_param
+from relay.store.sequence import Cause, quarantine
+from relay.store.statement import Statement, sql
+from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work
 
 STEP = "claim"
@@ -80,9 +81,8 @@ def _lease_wanted(work: Work, wanted: Sequence[Room], places: Places) -> list[An
     with work.write() as transaction:
         # Two relays that claim at once wait for each other here, and nowhere else.
         gates = lock_all(transaction, {limit.key for route in due for limit in _limits(work, route)})
-        rates = _Rates(gates, transaction.now() if gates else _BEGINNING)  # without rates a trip to the server less
         until = time.monotonic() + LONGEST_SECONDS  # whatever it has waited for so far, it is to claim something
-        claiming = _Claim(transaction, _lease_of(work), rates, places)
+        claiming = _Claim(work, transaction, gates, places)
         claimed: list[Any] = []
         for room in wanted:
             left, left_bytes = room.number, room.most_bytes
@@ -93,7 +93,7 @@ def _lease_wanted(work: Work, wanted: Sequence[Room], places: Places) -> list[An
                 claimed += rows
                 left -= len(rows)
                 left_bytes -= sum(row.body_bytes for row in rows)
-        rates.note(transaction)
+        claiming.note_rates()
     return claimed
 
 
@@ -167,19 +167,19 @@ def claim_probe(work: Work, route: str, places: Places | None = None) -> list[De
 
 
 def _probe(work: Work, transaction: Transaction, now: datetime, route: str, places: Places) -> list[Any]:
-    policy, lease = work.policies.get(route, UNKNOWN_ROUTE), _lease_of(work)
+    policy = work.policies.get(route, UNKNOWN_ROUTE)
     breakers, limits = policy.breakers, policy.rate_limits
     gates = lock_all(transaction, {*breakers, *(limit.key for limit in limits)})
     tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
     known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
     if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
         return []
-    rates = _Rates(gates, now)
-    rows = _Claim(transaction, lease, rates, places).claim_route(route, 1, MOST_BYTES, limits)
-    if not rows and not transaction.execute(_SUSPECT_IN_HAND, node=lease["node"]):
-        rows = _lease_suspect(transaction, lease, [route])
+    claiming = _Claim(work, transaction, gates, places)
+    rows = claiming.claim_route(route, 1, MOST_BYTES, limits)
+    if not rows and not transaction.execute(_SUSPECT_IN_HAND, node=work.node):
+        rows = claiming.claim_suspect([route])
     if rows:
-        rates.note(transaction)
+        claiming.note_rates()
         store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
     return rows
 
@@ -191,17 +191,17 @@ def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
     in hand with it come through alone. One that can't be loaded is dealt with as by `claim`.
     """
     with work.database.read() as reading:  # a look without a write
-        if not reading.execute(_any_suspect(reading.sql)):
+        if not reading.execute(_ANY_SUSPECT):
             return []
     with work.write() as transaction:
-        rows = _lease_suspect(transaction, _lease_of(work), routes)
+        rows = _Claim(work, transaction, {}, Places()).claim_suspect(routes)
     return _load(work, rows, step=STEP_OF_SUSPECTS)
 
 
 def due_routes(database: Database, routes: Sequence[str]) -> list[str]:
     """Return those of these routes on which anything is due."""
     with database.read() as transaction:
-        return [row.route for row in transaction.execute(_due_routes(database.sql), routes=_routes_param(routes))]
+        return [row.route for row in transaction.execute(_DUE_ROUTES, routes=routes)]
 
 
 class ClaimedRow(NamedTuple):
@@ -217,64 +217,59 @@ class ClaimedRow(NamedTuple):
     body_bytes: int
 
 
-class _Rates:
-    """Rate limits of all routes that a claim asks for; their gates stay locked until the claim ends."""
+class _Claim:
+    """One claim, of several routes, in one transaction. The gates with a rate stay locked until it ends."""
 
-    def __init__(self, gates: Mapping[GateKey, Locked], now: datetime) -> None:
+    def __init__(self, work: Work, transaction: Transaction, gates: Mapping[GateKey, Locked], places: Places) -> None:
+        self.transaction = transaction
+        self._lease = {"token": secrets.randbits(62), "node": work.node, "lease": LEASE_SECONDS}
+        self._places = places
+        self._now = transaction.now() if gates else _BEGINNING  # without rates a trip to the server less
         self._used_until = {key: gate.rate_used_until for key, gate in gates.items()}
-        self.now = now
         self._changed: dict[GateKey, datetime] = {}
 
-    def afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
+    def _afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
         """The number of attempts, up to `most`, that the limits allow; 0 where a gate is missing as it is just resumed."""
         if any(limit.key not in self._used_until for limit in rate_limits):
             return 0
-        return min([most, *(limit.affords(self._used_until[limit.key], self.now) for limit in rate_limits)])
-
-    def use(self, rate_limits: Sequence[RateLimit], attempts: int) -> None:
-        """Use these rate limits for this many attempts."""
-        for limit in rate_limits:
-            used_until = limit.used(self._used_until[limit.key], self.now, attempts)
-            self._used_until[limit.key] = self._changed[limit.key] = used_until
-
-    def note(self, transaction: Transaction) -> None:
-        """Store the used rates."""
-        if self._changed:
-            use_rates(transaction, self._changed)
-
-
-def _lease_of(work: Work) -> dict[str, object]:
-    """The parameters of a new lease."""
-    return {"token": secrets.randbits(62), "node": work.node, "lease": LEASE_SECONDS}
-
-
-class _Claim(NamedTuple):
-    """One claim, of several routes, in one transaction."""
-
-    transaction: Transaction
-    lease: Mapping[str, object]
-    rates: _Rates
-    places: Places
+        return min([most, *(limit.affords(self._used_until[limit.key], self._now) for limit in rate_limits)])
 
     def claim_route(self, route: str, most: int, most_bytes: int, limits: Sequence[RateLimit]) -> list[ClaimedRow]:
         """Claim the first that are due, as many as the rate limits allow, and use them.
 
         All before the last of them are then claimed, locked by others, or paused.
         """
-        affordable = self.rates.afford(limits, most)
+        affordable = self._afford(limits, most)
         if affordable <= 0:
             return []
-        floor = self.places.due[route]
+        floor = self._places.due[route]
         with floor.look() as begin:
-            first = time_text(begin or _BEGINNING)
-            due = self.transaction.execute(_due(self.transaction.sql), route=route, most=affordable, begin=first)
+            due = self.transaction.execute(_DUE, route=route, most=affordable, begin=begin or _BEGINNING)
         fitting = list(_beginning_within(due, most_bytes))
         is_full = len(fitting) == affordable or len(fitting) < len(due)
         if due:
             floor.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - LATE
-        if fitting:
-            self.rates.use(limits, len(fitting))
-        return _leased(self.transaction, self.lease, fitting)
+        for limit in limits if fitting else ():
+            used_until = limit.used(self._used_until[limit.key], self._now, len(fitting))
+            self._used_until[limit.key] = self._changed[limit.key] = used_until
+        return self._leased(fitting)
+
+    def claim_suspect(self, routes: Sequence[str]) -> list[ClaimedRow]:
+        """Claim at most one that may have killed a process."""
+        return self._leased(self.transaction.execute(_SUSPECT, routes=routes))
+
+    def _leased(self, due: Sequence[Any]) -> list[ClaimedRow]:
+        """Lease what has just been found."""
+        if not due:
+            return []
+        sizes = {row.seq: row.body_bytes for row in due}
+        rows = self.transaction.execute(_LEASE, due=[(row.seq, row.route) for row in due], **self._lease)
+        return [ClaimedRow._make((*row, sizes[row.seq])) for row in rows]
+
+    def note_rates(self) -> None:
+        """Store the used rates."""
+        if self._changed:
+            use_rates(self.transaction, self._changed)
 
 
 def _beginning_within(due: Sequence[Any], most_bytes: int) -> Iterator[Any]:
@@ -286,28 +281,8 @@ def _beginning_within(due: Sequence[Any], most_bytes: int) -> Iterator[Any]:
         most_bytes -= row.body_bytes
 
 
-def _leased(transaction: Transaction, lease: Mapping[str, object], due: Sequence[Any]) -> list[ClaimedRow]:
-    """Lease what has just been found."""
-    if not due:
-        return []
-    sizes = {row.seq: row.body_bytes for row in due}
-    keys = keys_param((row.seq, row.route) for row in due)
-    rows = transaction.execute(_lease(transaction.sql), due=keys, **lease)
-    return [ClaimedRow._make((*row, sizes[row.seq])) for row in rows]
-
-
-def _lease_suspect(transaction: Transaction, lease: Mapping[str, object], routes: Sequence[str]) -> list[ClaimedRow]:
-    return _leased(transaction, lease, transaction.execute(_suspect(transaction.sql), routes=_routes_param(routes)))
-
-
-def _routes_param(routes: Sequence[str]) -> str:
-    return rows_param({"route": route} for route in routes)
-
-
-@cache
-def _due_routes(sql: Sql) -> TextClause:
-    """One entry of the index for each route, however many there are: without the order Postgres may read the whole table."""
-    return text(f"""
+# One entry of the index for each route, however many there are: without the order Postgres may read the whole table.
+_DUE_ROUTES = Statement(f"""
 SELECT routes.route FROM {sql.rows("routes", route="text")}
 WHERE (SELECT 1 FROM open_delivery o
        WHERE o.state = 'ready' AND o.route = routes.route AND o.due_at <= (SELECT {sql.now})
@@ -315,50 +290,41 @@ WHERE (SELECT 1 FROM open_delivery o
 """)
 
 
-@cache
-def _any_suspect(sql: Sql) -> TextClause:
-    return text(f"""
+_ANY_SUSPECT = Statement(f"""
 SELECT 1 FROM open_delivery WHERE state = 'ready' AND crashes >= {SUSPECT_CRASHES} AND due_at <= (SELECT {sql.now}) LIMIT 1
 """)
-
 
 _SUSPECT_IN_HAND = text(f"""
 SELECT 1 FROM open_delivery WHERE state = 'in_flight' AND crashes >= {SUSPECT_CRASHES} AND relay_node = :node LIMIT 1
 """)
 
 
-@cache
-def _suspect(sql: Sql) -> TextClause:
-    return text(f"""
+_BODY_BYTES = "coalesce((SELECT i.body_bytes FROM inbox i WHERE i.seq = o.seq), 0) AS body_bytes"
+_SUSPECT = Statement(f"""
 SELECT o.seq, o.route, {_BODY_BYTES} FROM open_delivery o JOIN {sql.rows("routes", route="text")} ON routes.route = o.route
 WHERE o.state = 'ready' AND o.crashes >= {SUSPECT_CRASHES} AND o.due_at <= (SELECT {sql.now}) AND {NOT_PAUSED}
 ORDER BY o.due_at, o.seq
 LIMIT 1
-{sql.for_update and "FOR UPDATE OF o SKIP LOCKED"}
+{sql.lock("o", skip=True)}
 """)
 
 
-@cache
-def _due(sql: Sql) -> TextClause:
-    return text(f"""
+_DUE = Statement(f"""
 SELECT o.seq, o.route, o.due_at, {_BODY_BYTES}, (SELECT {sql.now}) AS now FROM open_delivery o
 WHERE o.state = 'ready' AND o.route = :route AND o.crashes < {SUSPECT_CRASHES}
   AND o.due_at <= (SELECT {sql.now}) AND o.due_at >= {sql.time(":begin")} AND {NOT_PAUSED}
 ORDER BY o.due_at, o.seq
 LIMIT :most
-{sql.for_update and "FOR UPDATE OF o SKIP LOCKED"}
+{sql.lock("o", skip=True)}
 """)
 
 
-_BODY_BYTES = "coalesce((SELECT i.body_bytes FROM inbox i WHERE i.seq = o.seq), 0) AS body_bytes"
 _LARGEST = 2**31 - 1
 """The column's largest value: one head edited by hand must not keep the statement from claiming others."""
 
 
-@cache
-def _lease(sql: Sql) -> TextClause:
-    """Check the state once more, so that it holds without the row lock, too; written so that no index answers it."""
-    return text(f"""
+# Check the state once more, so that it holds without the row lock, too; written so that no index answers it.
+_LEASE = Statement(f"""
 UPDATE open_delivery
 SET state = 'in_flight', due_at = NULL,
     attempt = CASE WHEN open_delivery.attempt < {_LARGEST} THEN open_delivery.attempt + 1 ELSE open_delivery.attempt END,

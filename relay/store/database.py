@@ -16,7 +16,8 @@ from inbox.db.dialect import Sql
 from inbox.db.engine import Checkpoints, checkpoint, reading, snapshot
 from inbox.db.throughput import ROUTE, Tally
 from inbox.events.timestamps import time_text
-from relay.store.transaction import Key, Transaction
+from relay.store.deliveries import Key
+from relay.store.transaction import Transaction
 
 WHOLE_EVERY_SECONDS = 1.0
 """The least pause between two looks for work from the beginning."""

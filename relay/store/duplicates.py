@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
-from inbox.db.dialect import Sql, as_list, error_text, rows_param
-from inbox.events.timestamps import as_time, time_text
+from inbox.db.dialect import as_list, error_text
+from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import State, append
 from relay.delivery.ordering import covers
 from relay.delivery.policy import LEFT_TO_OTHERS, Policies
-from relay.store.coverage import last_delivered
+from relay.store.deliveries import Key
 from relay.store.reopen import find, keep_payloads, take_up
-from relay.store.transaction import Key, Transaction
+from relay.store.sequence import last_delivered
+from relay.store.statement import Statement, sql
+from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
 EVENTS_OF_A_ROUND = 200
@@ -100,8 +101,7 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
     with work.write() as transaction:
         keys = _keys_in_question(routes, policies)
         now = transaction.lock_order({route for _, route in keys}, keeps_payloads=True) if keys else transaction.now()
-        wanted = rows_param({"seq": seq} for seq in sorted(routes))
-        repeats = transaction.execute(_unhandled(transaction.sql), wanted=wanted, rows=ROWS_OF_A_ROUND)
+        repeats = transaction.execute(_UNHANDLED, wanted=sorted(routes), rows=ROWS_OF_A_ROUND)
         newest: dict[int, int] = {}
         for repeat in repeats:
             newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
@@ -121,8 +121,8 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
         kept = keep_payloads(transaction, (row.seq for row in ended)) if ended else set()
         again = [append(row, facts.Rearmed(duplicate=newest[row.seq]), now) for row in ended if row.seq in kept]
         take_up(transaction, found, again, policies)
-        decided = [{"id": row.id, "times": row.times} for row in repeats if row.seq not in undecided]
-        handled = transaction.execute(_handle(transaction.sql), decided=rows_param(decided), at=time_text(now))
+        decided = [(row.id, row.times) for row in repeats if row.seq not in undecided]
+        handled = transaction.execute(_HANDLE, decided=decided, at=now)
     return Judged(len(handled), len(again))
 
 
@@ -150,29 +150,19 @@ WHERE {_WAITS} AND r.seq > :after AND r.seq <= :last ORDER BY r.seq LIMIT :rows
 """)
 
 
-@cache
-def _unhandled(sql: Sql) -> TextClause:
-    of_seq = sql.looked_up(
-        sql.rows("wanted", seq="bigint"),
-        "duplicate_request r",
-        "r.seq = wanted.seq AND r.handled_at IS NULL AND r.error IS NULL",
-    )
-    return text(f"""
+_UNHANDLED = Statement(f"""
 SELECT r.id, r.seq, r.times, coalesce(r.last_received_at, r.received_at) AS came_at
-FROM {of_seq}
+FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "duplicate_request r", f"r.seq = wanted.seq AND {_WAITS}")}
 ORDER BY r.seq LIMIT :rows
 """)
 
-
-@cache
-def _handle(sql: Sql) -> TextClause:
-    """Skip a row that a receiver updates at this moment: a holder of the order lock must not wait for it."""
-    return text(f"""
+# Skip a row that a receiver updates at this moment: a holder of the order lock must not wait for it.
+_HANDLE = Statement(f"""
 WITH mine AS MATERIALIZED (
     SELECT r.id
     FROM {sql.rows("decided", id="bigint", times="bigint")}
     JOIN duplicate_request r ON r.id = decided.id AND r.times = decided.times
-    {sql.skip_locked and "FOR UPDATE OF r SKIP LOCKED"}
+    {sql.lock("r", skip=True)}
 )
 UPDATE duplicate_request SET handled_at = {sql.time(":at")}, error = NULL
 FROM mine WHERE duplicate_request.id = mine.id

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from inbox.config.routing import possible_lanes
-from inbox.db.dialect import Sql, as_json, rows_param
+from inbox.db.dialect import as_json
 from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
-from inbox.events.timestamps import as_time, time_text
+from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Delivery
 from relay.store.database import Database
-from relay.store.transaction import Transaction, fields_param, of_run
+from relay.store.deliveries import of_run
+from relay.store.statement import Statement, sql
+from relay.store.transaction import Transaction
 
 
 def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
@@ -28,8 +29,8 @@ def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delive
     """
     if not claimed:
         return []
-    keys = fields_param(claimed, _CLAIMED)
-    events = {(row.seq, row.route): row for row in transaction.execute(_events(transaction.sql), claimed=keys)}
+    keys = [(row.seq, row.route, row.lane, row.run) for row in claimed]
+    events = {(row.seq, row.route): row for row in transaction.execute(_EVENTS, claimed=keys)}
     payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in claimed))}
     return [
         _delivery(row, events[row.seq, row.route], payloads.get(row.seq))
@@ -90,19 +91,14 @@ def _of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN40
     }
 
 
-_CLAIMED = {"seq": "bigint", "route": "text", "lane": "text", "run": "int"}
-
-
-@cache
-def _events(sql: Sql) -> TextClause:
-    """Read events and successes; `kind || ''` stops Postgres from reading the index of failed attempts from end to end."""
-    return text(f"""
+# Read events and successes; `kind || ''` stops Postgres from reading the index of failed attempts from end to end.
+_EVENTS = Statement(f"""
 SELECT i.seq, claimed.route, {_EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
        l.applied_hash,
        (SELECT count(*) FROM delivery_log f
         WHERE {of_run("f", "claimed")} AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale') AS stale_before
-FROM {sql.rows("claimed", **_CLAIMED)}
+FROM {sql.rows("claimed", seq="bigint", route="text", lane="text", run="int")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
 """)
@@ -150,8 +146,13 @@ def entities(database: Database, chosen: Chosen, after: Place, most: int) -> lis
     Those whose newest event did not take the route are among them: what they are now may concern it all the same.
     """
     with database.read() as transaction:
-        statement = _newest(database.sql, of_types=bool(chosen.types))
-        rows = transaction.execute(statement, after_type=after[0], after_id=after[1], most=most, **_parameters(chosen))
+        rows = transaction.execute(
+            _NEWEST[bool(chosen.types)],
+            **{name: getattr(chosen, name) for name in ("source", "entity_type", "entity_id", "since", "types")},
+            after_type=after[0],
+            after_id=after[1],
+            most=most,
+        )
         payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
     return [_of_its_lane(row, payloads.get(row.seq), chosen.route) for row in rows]
 
@@ -164,17 +165,6 @@ def newest_of_entity(database: Database, source: str, route: str, place: Place) 
     return _of_its_lane(rows[0], payloads.get(rows[0].seq), route) if rows else None
 
 
-def _parameters(chosen: Chosen) -> dict[str, str | None]:
-    types = {"types": rows_param({"name": name} for name in chosen.types)} if chosen.types else {}
-    return {
-        "source": chosen.source,
-        "entity_type": chosen.entity_type,
-        "entity_id": chosen.entity_id,
-        "since": None if chosen.since is None else time_text(chosen.since),
-        **types,
-    }
-
-
 def _as_if_due(event: Any, payload: Any | None, route: str, lane: str = "") -> Delivery:  # noqa: ANN401  # result rows
     return Delivery(seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_of_event(event, payload))
 
@@ -184,13 +174,6 @@ def _of_its_lane(event: Any, payload: Any | None, route: str) -> Delivery:  # no
     return _as_if_due(event, payload, route, min(lanes))
 
 
-def _is_chosen(sql: Sql, *, of_types: bool) -> str:
-    types = f"AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})" if of_types else ""
-    return f"""source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL {types}
-      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
-      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}"""
-
-
 _NEWEST_OF_ONE = text(f"""
 SELECT i.seq, {_EVENT} FROM inbox i
 WHERE i.source = :source AND i.entity_type = :entity_type AND i.entity_id = :entity_id
@@ -198,17 +181,23 @@ ORDER BY i.seq DESC LIMIT 1
 """)
 
 
-@cache
-def _newest(sql: Sql, *, of_types: bool) -> TextClause:
-    return text(f"""
+_OF_TYPES = f" AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})"
+# By whether only some types are chosen: without that condition the statement needs no other plan.
+_NEWEST = {
+    of_types: Statement(f"""
 SELECT i.seq, {_EVENT}
 FROM (
     SELECT entity_type, entity_id, max(seq) AS seq
     FROM inbox
-    WHERE {_is_chosen(sql, of_types=of_types)} AND (entity_type, entity_id) > (:after_type, :after_id)
+    WHERE source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL{_OF_TYPES * of_types}
+      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
+      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
+      AND (entity_type, entity_id) > (:after_type, :after_id)
     GROUP BY entity_type, entity_id
     ORDER BY entity_type, entity_id
     LIMIT :most) newest
 JOIN inbox i ON i.seq = newest.seq
 ORDER BY i.entity_type, i.entity_id
 """)
+    for of_types in (False, True)
+}

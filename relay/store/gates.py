@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from inbox.config.model import Config
-from inbox.db.dialect import Sql, blames_items, rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
@@ -19,31 +17,28 @@ from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, He
 from relay.delivery.policy import HoldRequest, Policies, breaker_limits, holds_until
 from relay.store.alerts import note
 from relay.store.database import Database
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
 
 def read_gates(work: Work) -> Gates:
     """Read the paused gates, and the breakers. An unreadable gate counts as paused, so it holds back only its deliveries."""
-    database = work.database
-    with database.read() as transaction:
+    with work.database.read() as transaction:
         now = transaction.now()
         ((paused_entities,),) = transaction.execute(_PAUSED_ENTITIES)
+        keys = [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
     def part(some: Sequence[GateKey]) -> list[_Gate]:
-        return _read(database, _gates_of(database.sql), gates=_keys(some))
+        with work.database.read() as transaction:
+            rows = transaction.execute(_GATES_OF, gates=some)
+        return [((row.kind, row.name), bool(row.is_paused), as_breaker(row), _as_held(row)) for row in rows]
 
     def alone(key: GateKey, _error: Exception) -> list[_Gate]:
         return [(key, True, None, None)]
 
-    try:
-        found = _read(database, _GATES)
-    except Exception as error:
-        if not blames_items(error):
-            raise
-        names = _read_names(database)
-        parts = in_parts(work, "look_at_gates", names, part=part, alone=alone, name=" ".join)
-        found = [row for part in parts for row in part]
+    parts = in_parts(work, "look_at_gates", keys, part=part, alone=alone, name=" ".join)
+    found = [gate for part in parts for gate in part]
     return Gates(
         now,
         frozenset(key for key, is_paused, _, _ in found if is_paused),
@@ -57,19 +52,8 @@ _Gate = tuple[GateKey, bool, Breaker | None, Held | None]
 """Its key, whether it is paused, its breaker, and its rate hold."""
 
 
-def _read(database: Database, statement: TextClause, **parameters: object) -> list[_Gate]:
-    with database.read() as transaction:
-        rows = transaction.execute(statement, **parameters)
-    return [((row.kind, row.name), bool(row.is_paused), as_breaker(row), _as_held(row)) for row in rows]
-
-
 def _as_held(row: Any) -> Held | None:  # noqa: ANN401  # a result row
     return None if row.held_until is None else Held(as_time(row.held_until), row.hold_reason or "")
-
-
-def _read_names(database: Database) -> list[GateKey]:
-    with database.read() as transaction:
-        return [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
 
 def listen(
@@ -120,36 +104,32 @@ def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKe
     """
     if not keys:
         return {}
-    gates = _keys(keys)
-    transaction.execute(_make(transaction.sql), gates=gates)
+    gates = sorted(keys)
+    transaction.execute(_MAKE, gates=gates)
     return _locked(transaction, gates)
 
 
-def _locked(transaction: Transaction, gates: str) -> dict[GateKey, Locked]:
+def _locked(transaction: Transaction, gates: Sequence[GateKey]) -> dict[GateKey, Locked]:
     return {
         (row.kind, row.name): Locked(
             as_breaker(row),
             row.rate_used_until and as_time(row.rate_used_until),
             row.held_until and as_time(row.held_until),
         )
-        for row in transaction.execute(_gates_of(transaction.sql, locked=True), gates=gates)
+        for row in transaction.execute(_LOCKED, gates=gates)
     }
 
 
 def store(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None:
     """Write these breakers."""
     if breakers:
-        rows = [
-            {"kind": kind, "name": name, **dict(zip(_BREAKER, msgspec.structs.astuple(breaker), strict=True))}
-            for (kind, name), breaker in sorted(breakers.items())
-        ]
-        transaction.execute(_store(transaction.sql), breakers=rows_param(rows))
+        rows = [(*key, *msgspec.structs.astuple(breaker)) for key, breaker in sorted(breakers.items())]
+        transaction.execute(_STORE, breakers=rows)
 
 
 def use_rates(transaction: Transaction, used_until: Mapping[GateKey, datetime]) -> None:
     """Store until when their rates are used up. Call in the transaction that has locked them."""
-    rows = [{"kind": kind, "name": name, "used_until": until} for (kind, name), until in sorted(used_until.items())]
-    transaction.execute(_use(transaction.sql), used=rows_param(rows))
+    transaction.execute(_USE, used=[(*key, until) for key, until in sorted(used_until.items())])
 
 
 def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
@@ -179,7 +159,7 @@ def hold(database: Database, request: HoldRequest) -> None:
 def held_for(database: Database, key: GateKey) -> float:
     """Return the seconds for which an endpoint asked for no further call; 0 when it is open."""
     with database.read() as transaction:
-        rows = transaction.execute(_gates_of(transaction.sql), gates=_keys([key]))
+        rows = transaction.execute(_GATES_OF, gates=[key])
         held = next((as_time(row.held_until) for row in rows if row.held_until is not None), None)
         return 0.0 if held is None else max((held - transaction.now()).total_seconds(), 0.0)
 
@@ -190,7 +170,7 @@ def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool
     Returns:
         Whether it was open before; a pause that lasts keeps who paused it, and why.
     """
-    return bool(transaction.execute(_pause(transaction.sql), kind=key[0], name=key[1], who=who, why=why))
+    return bool(transaction.execute(_PAUSE, kind=key[0], name=key[1], who=who, why=why))
 
 
 def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
@@ -199,8 +179,8 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
     Returns:
         Whether anything was held back.
     """
-    before = {gate: locked.breaker for gate, locked in _locked(transaction, _keys([key])).items()}
-    found = transaction.execute(_resume(transaction.sql), kind=key[0], name=key[1])
+    before = {gate: locked.breaker for gate, locked in _locked(transaction, [key]).items()}
+    found = transaction.execute(_RESUME, kind=key[0], name=key[1])
     note(transaction, changes(before, {gate: Breaker() for gate in before}), now)
     return bool(found)
 
@@ -225,7 +205,7 @@ def held_back(database: Database) -> list[Row]:
 
 def held_back_in(transaction: Transaction) -> list[Row]:
     """Read them as `held_back` does, in a transaction that reads more."""
-    return transaction.rows_of(_held_back(transaction.sql))
+    return transaction.rows_of(_HELD_BACK)
 
 
 def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
@@ -241,10 +221,6 @@ def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
     )
 
 
-def _keys(keys: Iterable[GateKey]) -> str:
-    return rows_param({"kind": kind, "name": name} for kind, name in sorted(keys))
-
-
 _BREAKER = {
     "breaker": "text", "breaker_until": "time", "breaker_cause": "text", "open_count": "int", "failures": "int",
     "calls": "int", "window_began_at": "time",
@@ -252,10 +228,6 @@ _BREAKER = {
 """The columns of a breaker, and their types; in the order of the fields of `Breaker`."""
 GATE_COLUMNS = f"g.kind, g.name, {', '.join(f'g.{column}' for column in _BREAKER)}"
 """The columns that `as_breaker` reads."""
-_GATES = text(
-    f"SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.held_until, g.hold_reason FROM gate g"
-    " WHERE g.kind <> 'entity'"
-)
 _GATE_KEYS = text("SELECT g.kind, g.name FROM gate g WHERE g.kind <> 'entity'")
 _ENTITY = " || '|' || ".join(
     rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in ("source", "entity_type", "entity_id")
@@ -270,32 +242,22 @@ The gate of an entity is looked up by its name (`relay.delivery.gates.entity_key
 _PAUSED_ENTITIES = text("SELECT count(*) FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL")
 
 
-@cache
-def _gates_of(sql: Sql, *, locked: bool = False) -> TextClause:
-    return text(f"""
+_OF_KEYS = f"""
 SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.rate_used_until, g.held_until, g.hold_reason
 FROM {sql.rows("gates", kind="text", name="text")} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
 ORDER BY g.kind, g.name
-{sql.for_update and "FOR UPDATE OF g" if locked else ""}
-""")
+"""
+_GATES_OF, _LOCKED = Statement(_OF_KEYS), Statement(_OF_KEYS + sql.lock("g"))
 
-
-@cache
-def _store(sql: Sql) -> TextClause:
-    columns = ", ".join(_BREAKER)
-    rows = sql.rows("breakers", kind="text", name="text", **_BREAKER)
-    changes = ", ".join(f"{column} = excluded.{column}" for column in _BREAKER)
-    return text(f"""
-INSERT INTO gate (kind, name, {columns})
-SELECT kind, name, {columns} FROM {rows}
+_COLUMNS = ", ".join(_BREAKER)
+_STORE = Statement(f"""
+INSERT INTO gate (kind, name, {_COLUMNS})
+SELECT kind, name, {_COLUMNS} FROM {sql.rows("breakers", kind="text", name="text", **_BREAKER)}
 WHERE true
-ON CONFLICT (kind, name) DO UPDATE SET {changes}
+ON CONFLICT (kind, name) DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in _BREAKER)}
 """)
 
-
-@cache
-def _make(sql: Sql) -> TextClause:
-    return text(f"""
+_MAKE = Statement(f"""
 INSERT INTO gate (kind, name)
 SELECT kind, name FROM {sql.rows("gates", kind="text", name="text")}
 WHERE true
@@ -303,9 +265,7 @@ ON CONFLICT (kind, name) DO NOTHING
 """)
 
 
-@cache
-def _use(sql: Sql) -> TextClause:
-    return text(f"""
+_USE = Statement(f"""
 UPDATE gate AS g
 SET rate_used_until = used.used_until
 FROM {sql.rows("used", kind="text", name="text", used_until="time")}
@@ -313,9 +273,7 @@ WHERE g.kind = used.kind AND g.name = used.name
 """)
 
 
-@cache
-def _pause(sql: Sql) -> TextClause:
-    return text(f"""
+_PAUSE = Statement(f"""
 INSERT INTO gate (kind, name, paused_at, paused_by, pause_reason)
 VALUES (:kind, :name, {sql.now}, :who, :why)
 ON CONFLICT (kind, name) DO UPDATE SET paused_at = excluded.paused_at, paused_by = excluded.paused_by,
@@ -325,19 +283,15 @@ RETURNING name
 """)
 
 
-@cache
-def _resume(sql: Sql) -> TextClause:
-    return text(f"""
+_RESUME = Statement(f"""
 DELETE FROM gate
 WHERE kind = :kind AND name = :name AND (paused_at IS NOT NULL OR breaker <> 'closed' OR held_until > (SELECT {sql.now}))
 RETURNING name
 """)
 
 
-@cache
-def _held_back(sql: Sql) -> TextClause:
-    """Select the gates that hold deliveries back; a hold that is over is empty."""
-    return text(f"""
+# Select the gates that hold deliveries back; a hold that is over is empty.
+_HELD_BACK = Statement(f"""
 SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause,
     CASE WHEN held_until > (SELECT {sql.now}) THEN held_until END AS held_until,
     CASE WHEN held_until > (SELECT {sql.now}) THEN hold_reason END AS hold_reason
@@ -349,16 +303,10 @@ ORDER BY kind, name
 
 def _hold(transaction: Transaction, held: Mapping[GateKey, tuple[datetime, str]]) -> None:
     if held:
-        rows = [
-            {"kind": kind, "name": name, "until": until, "why": why}
-            for (kind, name), (until, why) in sorted(held.items())
-        ]
-        transaction.execute(_store_holds(transaction.sql), held=rows_param(rows))
+        transaction.execute(_STORE_HOLDS, held=[(*key, *hold) for key, hold in sorted(held.items())])
 
 
-@cache
-def _store_holds(sql: Sql) -> TextClause:
-    return text(f"""
+_STORE_HOLDS = Statement(f"""
 UPDATE gate AS g
 SET held_until = held.until, hold_reason = held.why
 FROM {sql.rows("held", kind="text", name="text", until="time", why="text")}

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import datetime
-from functools import cache
-
-from sqlalchemy import TextClause, text
+from datetime import datetime, timedelta
+from typing import Any
 
 from inbox.clock import steady
-from inbox.db.dialect import Sql, rows_param
 from inbox.events import states
-from inbox.events.timestamps import time_text
+from inbox.events.timestamps import as_time
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import append
 from relay.delivery.policy import LEFT_TO_OTHERS, decide_abandoned
 from relay.store.alerts import note
 from relay.store.database import Database
-from relay.store.lanes import forget_applied, quarantine, settle_lanes
-from relay.store.transaction import ROW, Transaction, as_open_delivery, key_text, keys_param
+from relay.store.deliveries import Claimed, as_open_delivery, key_text, rows_of, still_leased, write_back
+from relay.store.sequence import forget_applied, quarantine, settle_lanes
+from relay.store.statement import Statement, sql
+from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
 LEASE_SECONDS = states.LEASE_SECONDS
-
-Claimed = tuple[int, str, int]
-"""seq, route and the lease's token."""
 
 
 def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:
@@ -35,24 +31,17 @@ def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:
     Only what is held is renewed: a claim whose commit was never confirmed to us has to run out.
     """
     with database.write() as transaction:
-        renewed = transaction.execute(_renew(database.sql), held=claims_param(held), lease=LEASE_SECONDS)
+        renewed = transaction.execute(_RENEW, held=held, lease=LEASE_SECONDS)
         return {(row.seq, row.route, row.lease_token) for row in renewed}
 
 
-def claims_param(claims: Iterable[Claimed]) -> str:
-    """The claims as rows of a bound parameter."""
-    return rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in claims)
-
-
-@cache
-def _renew(sql: Sql) -> TextClause:
-    return text(f"""
+_RENEW = Statement(f"""
 WITH mine AS MATERIALIZED (
     SELECT o.seq, o.route, o.lease_token
     FROM {sql.deliveries("held", token="bigint")}
     WHERE o.state || '' = 'in_flight' AND o.lease_token = held.token
     ORDER BY o.seq, o.route
-    {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
+    {sql.lock("o", skip=True)}
 )
 UPDATE open_delivery
 SET lease_until = {sql.plus_seconds(f"(SELECT {sql.now})", ":lease")}
@@ -85,17 +74,15 @@ def give_back(work: Work, claimed: Sequence[Claimed]) -> int:
 def _give_back_in_order(work: Work, claimed: Sequence[Claimed]) -> int:
     with work.write() as transaction:
         transaction.lock_order(route for _, route, _ in claimed)
-        returned = transaction.execute(_give_back(transaction.sql), returned=claims_param(claimed))
+        returned = transaction.execute(_GIVE_BACK, returned=claimed)
         # Not before they are due: a head that is due later keeps its place before an older event.
         now = transaction.now()
         lanes = [(row.route, row.lane) for row in returned]
-        transaction.write_back(settle_lanes(transaction, (), work.policies, now, lanes))
+        write_back(transaction, settle_lanes(transaction, (), work.policies, now, lanes))
     return len(returned)
 
 
-@cache
-def _give_back(sql: Sql) -> TextClause:
-    return text(f"""
+_GIVE_BACK = Statement(f"""
 UPDATE open_delivery
 SET state = 'ready', attempt = open_delivery.attempt - 1, due_at = (SELECT {sql.now}), lease_until = NULL, lease_token = NULL,
     relay_node = NULL
@@ -171,25 +158,24 @@ def reap(
         seq, route and what was recorded of each.
     """
     clock = clock or DatabaseClock()
-    held = claims_param(trusted)
     with work.database.read() as transaction:
-        expired_at = time_text(clock.look(transaction))
+        now = clock.look(transaction)
         if not clock.is_settled():
             return []
         expired = transaction.execute(
-            _expired_leases(transaction.sql),
+            _EXPIRED,
             batch=BATCH,
-            at=expired_at,
-            trusted=held,
-            resting=rows_param({"route": route} for route in sorted(work.rests.left())),
-            known=rows_param({"route": route} for route in sorted(work.policies)),
+            at=now,
+            trusted=list(trusted),
+            resting=sorted(work.rests.left()),
+            known=sorted(work.policies),
             since=-LEFT_TO_OTHERS.total_seconds(),
         )
     parts = in_parts(
         work,
         STEP,
         [(row.seq, row.route, row.lease_token) for row in expired],
-        part=lambda leases: _reap(work, clock, leases, trusted=held),
+        part=lambda leases: _reap(work, clock, leases),
         alone=lambda lease, error: _set_aside(work, lease, error),
         name=lambda lease: key_text(lease[:2]),
         routes_of=lambda lease: lease[1:2],
@@ -198,18 +184,17 @@ def reap(
     return [fact for part in parts for fact in part]
 
 
-def _reap(
-    work: Work, clock: DatabaseClock, leases: Sequence[Claimed], *, trusted: str
-) -> list[tuple[int, str, AnyFact]]:
+def _reap(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list[tuple[int, str, AnyFact]]:
     with work.write() as transaction:
         transaction.lock_order(route for _, route, _ in leases)
         now = clock.look(transaction)
         if not clock.is_settled():
             return []
-        keys = keys_param(lease[:2] for lease in leases)
-        rows = transaction.execute(_expired(transaction.sql), keys=keys, at=time_text(now), trusted=trusted)
+        rows = rows_of(transaction, [(seq, route) for seq, route, _ in leases], "skip")
         abandoned = []
-        for row in rows:
+        for row in still_leased(rows, leases).values():
+            if not _is_over(row, now):
+                continue
             delivery = as_open_delivery(row)
             abandoned.append(
                 append(delivery, decide_abandoned(delivery, row.relay_node, work.policies.get(row.route)), now)
@@ -218,7 +203,7 @@ def _reap(
         forget_applied(transaction, ((row.route, row.lane) for row in abandoned))
         settled = settle_lanes(transaction, abandoned, work.policies, now)
         transaction.only_write()
-        transaction.write_back(settled)
+        write_back(transaction, settled)
     return [(row.seq, row.route, row.facts[-1]) for row in abandoned]
 
 
@@ -228,39 +213,22 @@ def _set_aside(work: Work, lease: Claimed, error: Exception) -> list[tuple[int, 
     return [] if dead is None else [(seq, route, dead)]
 
 
-def _is_expired(sql: Sql) -> str:
-    at = sql.time(":at")
-    is_over = f"(o.lease_until < {at} OR o.lease_until > {sql.plus_seconds(at, str(TOO_LONG_SECONDS))})"
-    return f"o.state = 'in_flight' AND {is_over} AND {_not_trusted(sql)}"
+def _is_over(row: Any, now: datetime) -> bool:  # noqa: ANN401  # a result row
+    until = as_time(row.lease_until)
+    return until < now or until > now + timedelta(seconds=TOO_LONG_SECONDS)
 
 
-@cache
-def _expired(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT {ROW}, o.relay_node
-FROM {sql.deliveries("keys")}
-WHERE {_is_expired(sql)}
-ORDER BY o.seq, o.route
-{sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
-""")
-
-
-@cache
-def _expired_leases(sql: Sql) -> TextClause:
-    """Pass over locked ones here, too: they would fill a batch, and hide the others."""
-    resting, known = sql.rows("resting", route="text"), sql.rows("known", route="text")
-    return text(f"""
+_AT = sql.time(":at")
+_TRUSTED = sql.rows("trusted", seq="bigint", route="text", token="bigint")
+# Pass over locked ones: they would fill a batch, and hide the others.
+_EXPIRED = Statement(f"""
 SELECT o.seq, o.route, o.lease_token FROM open_delivery o
-WHERE {_is_expired(sql)} AND o.route NOT IN (SELECT route FROM {resting})
-  AND (o.route IN (SELECT route FROM {known}) OR o.lease_until < {sql.plus_seconds(sql.time(":at"), ":since")})
+WHERE o.state = 'in_flight' AND (o.lease_until < {_AT} OR o.lease_until > {sql.plus_seconds(_AT, str(TOO_LONG_SECONDS))})
+  AND NOT EXISTS (
+    SELECT 1 FROM {_TRUSTED} WHERE trusted.seq = o.seq AND trusted.route = o.route AND trusted.token = o.lease_token)
+  AND o.route NOT IN (SELECT route FROM {sql.rows("resting", route="text")})
+  AND (o.route IN (SELECT route FROM {sql.rows("known", route="text")}) OR o.lease_until < {sql.plus_seconds(_AT, ":since")})
 ORDER BY o.seq, o.route
 LIMIT :batch
-{sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
+{sql.lock("o", skip=True)}
 """)
-
-
-def _not_trusted(sql: Sql) -> str:
-    """A condition on the delivery `o`: it is not leased under one of the tokens that this process trusts."""
-    return f"""NOT EXISTS (
-    SELECT 1 FROM {sql.rows("trusted", seq="bigint", route="text", token="bigint")}
-    WHERE trusted.seq = o.seq AND trusted.route = o.route AND trusted.token = o.lease_token)"""

@@ -5,58 +5,44 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config, Route
 from inbox.config.values import Secret
-from inbox.db.dialect import Sql, as_json, rows_param, storable
+from inbox.db.dialect import as_json, storable
 from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up, figures_param
 from inbox.events.states import GONE_SECONDS
-from relay.delivery.policy import Policies
 from relay.store.database import Database
 from relay.store.gates import NOT_PAUSED
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
+from relay.store.work import Work
 
 NOTHING_FAILS: Mapping[str, str] = {}
 
 
-def start_node(
-    database: Database,
-    node: str,
-    host: str,
-    pid: int,
-    version: str,
-    *,
-    policies: Policies | None = None,
-    config: Config | None = None,
-) -> None:
+def start_node(work: Work, host: str, pid: int, version: str) -> None:
     """Insert a relay process that starts, with its routes. Idempotent: the answer to its commit may have been lost."""
-    routes = None if policies is None else _routes(policies)
-    own = {"host": host, "pid": pid, "version": version, "routes": routes, "config_hash": hash_of(config)}
-    with database.write() as transaction:
-        transaction.execute(_start(database.sql), node=node, **own)
+    with work.write() as transaction:
+        transaction.execute(_START, host=host, pid=pid, version=version, **_own(work))
 
 
-def describe_routes(database: Database, node: str, policies: Policies, config: Config | None = None) -> None:
+def describe_routes(work: Work) -> None:
     """Store its routes after a reload: see `start_node`."""
-    own = {"routes": _routes(policies), "config_hash": hash_of(config)}
-    with database.write() as transaction:
-        transaction.execute(_describe(database.sql), node=node, **own)
+    with work.write() as transaction:
+        transaction.execute(_DESCRIBE, **_own(work))
 
 
-def _routes(policies: Policies) -> str:
-    """Return each route with the gates on its way, as JSON: the database knows no configuration."""
-    return json.dumps({route: policy.gates for route, policy in policies.items()})
+def _own(work: Work) -> dict[str, str | None]:
+    """Return its routes, each with the gates on its way, as the database knows no configuration."""
+    routes = json.dumps({route: policy.gates for route, policy in work.policies.items()})
+    return {"node": work.node, "routes": routes, "config_hash": hash_of(work.config)}
 
 
-def hash_of(config: Config | None) -> str | None:
+def hash_of(config: Config) -> str:
     """Hash the tables that all relays must agree on."""
-    if config is None:
-        return None
     shared = [config.apis, config.destinations, config.routes]
     return hashlib.sha256(msgspec.json.encode(shared, enc_hook=_plain, order="deterministic")).hexdigest()
 
@@ -72,7 +58,7 @@ def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHIN
     """Store its heartbeat, and which of its steps fail."""
     told = json.dumps({name: storable(error) for name, error in failing.items()}) if failing else None
     with database.write() as transaction:
-        transaction.execute(_heartbeat(database.sql), node=node, failing=told)
+        transaction.execute(_HEARTBEAT, node=node, failing=told)
 
 
 class FailingStep(NamedTuple):
@@ -86,7 +72,7 @@ class FailingStep(NamedTuple):
 
 def failing_steps(transaction: Transaction) -> list[FailingStep]:
     """The steps that fail in any living relay."""
-    found = transaction.execute(_failing(transaction.sql), since=-float(GONE_SECONDS))
+    found = transaction.execute(_FAILING, since=-float(GONE_SECONDS))
     return [FailingStep(row.host, row.pid, *one) for row in found for one in as_json(row.failing).items()]
 
 
@@ -102,62 +88,48 @@ class RunningRelay(NamedTuple):
 def running(database: Database) -> list[RunningRelay]:
     """Read the living relays."""
     with database.read() as transaction:
-        rows = transaction.execute(_running(transaction.sql), since=-float(GONE_SECONDS))
+        rows = transaction.execute(_RUNNING, since=-float(GONE_SECONDS))
     return [RunningRelay(row.host, row.pid, row.version, row.config_hash) for row in rows]
 
 
 def stop_node(database: Database, node: str) -> None:
     """Store that it stopped in order."""
     with database.write() as transaction:
-        transaction.execute(_stop(database.sql), node=node)
+        transaction.execute(_STOP, node=node)
 
 
-@cache
-def _start(sql: Sql) -> TextClause:
-    return text(f"""
+_ROUTES = sql.bound("routes", "jsonb")
+_LIVES = f"n.stopped_at IS NULL AND n.heartbeat_at > {sql.plus_seconds(f'(SELECT {sql.now})', ':since')}"
+_START = Statement(f"""
 INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, routes, config_hash)
-VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {_routes_param(sql)}, :config_hash)
+VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {_ROUTES}, :config_hash)
 ON CONFLICT (id) DO NOTHING
 """)
 
 
-@cache
-def _heartbeat(sql: Sql) -> TextClause:
-    failing = "CAST(:failing AS jsonb)" if sql.is_postgres else ":failing"
-    return text(f"UPDATE relay_node SET heartbeat_at = {sql.now}, failing = {failing} WHERE id = :node")
+_HEARTBEAT = Statement(
+    f"UPDATE relay_node SET heartbeat_at = {sql.now}, failing = {sql.bound('failing', 'jsonb')} WHERE id = :node"
+)
 
 
-@cache
-def _describe(sql: Sql) -> TextClause:
-    return text(f"UPDATE relay_node SET routes = {_routes_param(sql)}, config_hash = :config_hash WHERE id = :node")
+_DESCRIBE = Statement(f"UPDATE relay_node SET routes = {_ROUTES}, config_hash = :config_hash WHERE id = :node")
 
 
-def _routes_param(sql: Sql) -> str:
-    return "CAST(:routes AS jsonb)" if sql.is_postgres else ":routes"
-
-
-@cache
-def _failing(sql: Sql) -> TextClause:
-    return text(f"""
+_FAILING = Statement(f"""
 SELECT n.host, n.pid, n.failing FROM relay_node n
-WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL
-  AND n.heartbeat_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
+WHERE n.failing IS NOT NULL AND {_LIVES}
 ORDER BY n.host, n.pid
 """)
 
 
-@cache
-def _running(sql: Sql) -> TextClause:
-    return text(f"""
+_RUNNING = Statement(f"""
 SELECT n.host, n.pid, n.version, n.config_hash FROM relay_node n
-WHERE n.stopped_at IS NULL AND n.heartbeat_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
+WHERE {_LIVES}
 ORDER BY n.host, n.pid
 """)
 
 
-@cache
-def _stop(sql: Sql) -> TextClause:
-    return text(f"UPDATE relay_node SET heartbeat_at = {sql.now}, stopped_at = {sql.now} WHERE id = :node")
+_STOP = Statement(f"UPDATE relay_node SET heartbeat_at = {sql.now}, stopped_at = {sql.now} WHERE id = :node")
 
 
 def is_drained(database: Database, routes: Sequence[str]) -> bool:
@@ -165,14 +137,11 @@ def is_drained(database: Database, routes: Sequence[str]) -> bool:
 
     Retries that are due later, dead letters and what waits for paused entities may remain.
     """
-    names = rows_param({"route": route} for route in routes)
     with database.read() as transaction:
-        return not transaction.execute(_anything_to_do(database.sql), routes=names)
+        return not transaction.execute(_ANYTHING_TO_DO, routes=routes)
 
 
-@cache
-def _anything_to_do(sql: Sql) -> TextClause:
-    return text(f"""
+_ANYTHING_TO_DO = Statement(f"""
 SELECT 1
 FROM {sql.rows("routes", route="text")} JOIN open_delivery o ON o.route = routes.route
 WHERE o.state IN ('received', 'in_flight')

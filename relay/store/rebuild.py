@@ -22,10 +22,11 @@ from relay.delivery.outcome import Delivered
 from relay.delivery.policy import policies
 from relay.store.audit import Checked, Difference, Stored, examine, examine_all
 from relay.store.database import Database
-from relay.store.lanes import Lane, heads_of, settle_lanes
-from relay.store.record import remember_delivered, success_row
+from relay.store.deliveries import Lane, keys_param, remove, write_back
+from relay.store.record import Success, remember_delivered, success_row
 from relay.store.reopen import insert
-from relay.store.transaction import Transaction, keys_param
+from relay.store.sequence import heads_of, settle_lanes
+from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
 
@@ -64,12 +65,12 @@ def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
         kept, demoted = _make_room(transaction, planned, now)
         mended = [(stored, must) for stored, must in planned if must.state is not State.IN_FLIGHT and must not in kept]
         new = [(stored.row, must) for stored, must in mended if _is_new(stored.row, must)]
-        transaction.remove(row for row, _ in new if row is not None)
+        remove(transaction, (row for row, _ in new if row is not None))
         if new:
             insert(transaction, (must for _, must in new))
         changed = {(must.seq, must.route): must for must in (*demoted, *(must for _, must in mended))}
         lanes = {(stored.row.route, stored.row.lane) for stored in wrong if stored.row is not None}
-        transaction.write_back(settle_lanes(transaction, changed.values(), work.policies, now, lanes))
+        write_back(transaction, settle_lanes(transaction, changed.values(), work.policies, now, lanes))
         remember_delivered(transaction, _last_delivered(wrong))
     done = {id(stored) for stored in (*gone, *(stored for stored, _ in mended))}
     return [
@@ -152,9 +153,9 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[S
     return [stored for stored in strays if (stored.seq, stored.route) in removed]
 
 
-def _last_delivered(wrong: Iterable[Stored]) -> list[dict[str, object]]:
+def _last_delivered(wrong: Iterable[Stored]) -> list[Success]:
     """The newest delivery of each lane that has forgotten it. Nothing of what was applied is known from the log."""
-    newest: dict[Lane, dict[str, object]] = {}
+    newest: dict[Lane, Success] = {}
     late = [stored for stored in wrong if any(found.finding == "last_delivered" for found in stored.differences)]
     for stored in sorted(late, key=lambda stored: (as_time(stored.event.occurred_at), stored.seq)):
         began, modified = stored.log.delivered.fetch_began_at, stored.log.delivered.last_modified

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import cache
 
 import msgspec
-from sqlalchemy import TextClause, text
 
 from inbox.config.routing import OWN_LANE
-from inbox.db.dialect import Sql, blames_items, error_text, rows_param
-from inbox.db.pipeline import Statement
+from inbox.db.dialect import blames_items, error_text
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.alerts import deaths
@@ -32,10 +29,20 @@ from relay.delivery.policy import (
     needs_history,
 )
 from relay.store.alerts import note
-from relay.store.coverage import heal
+from relay.store.deliveries import (
+    Claimed,
+    as_open_delivery,
+    claim_of,
+    key_text,
+    of_run,
+    rows_of_keys,
+    still_leased,
+    write_back,
+)
 from relay.store.gates import listen
-from relay.store.lanes import first_waiting, forget_applied, lanes_in_doubt, quarantine, settle_lanes
-from relay.store.transaction import ROW, FailedAlone, Transaction, as_open_delivery, key_text, of_run
+from relay.store.sequence import first_waiting, forget_applied, heal, lanes_in_doubt, quarantine, settle_lanes
+from relay.store.statement import Statement, sql
+from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work, in_parts
 
 STEP = "record"
@@ -51,17 +58,6 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 def record(
-    work: Work, outcomes: Sequence[tuple[Delivery, Outcome]], recently_failing: Collection[GateKey] = ()
-) -> list[Recorded]:
-    """Record the outcomes of attempts whose lease is still the present one; others are discarded.
-
-    All are recorded when this returns but those of routes that rest; when it raises, none of those that `record_each` has not
-    yielded.
-    """
-    return [recorded for part in record_each(work, outcomes, recently_failing) for recorded in part]
-
-
-def record_each(
     work: Work,
     outcomes: Sequence[tuple[Delivery, Outcome]],
     recently_failing: Collection[GateKey] = (),
@@ -127,56 +123,47 @@ def _record(
 ) -> list[Recorded]:
     policies = work.policies
     with work.write() as transaction:
-        deliveries = [delivery for delivery, _ in handed_in]
+        claims = {claim_of(delivery) for delivery, _ in handed_in}
         now, (rows, first) = transaction.lock_order_and_read(
-            {delivery.route for delivery in deliveries},
-            _leases_of(transaction.sql, deliveries),
-            first_waiting(transaction.sql, {(d.route, d.lane) for d in deliveries}),
+            {route for _, route, _ in claims},
+            rows_of_keys([claim[:2] for claim in claims], "wait"),
+            first_waiting({(delivery.route, delivery.lane) for delivery, _ in handed_in}),
         )
-        leased = {(row.seq, row.route, row.token): as_open_delivery(row) for row in rows}
+        leased = {claim: as_open_delivery(row) for claim, row in still_leased(rows, claims).items()}
         ahead = timedelta(0) if host_now is None else max(host_now() - now, timedelta(0))
         outcomes = [(delivery, _by_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
-        histories = _histories(transaction, outcomes, policies)
-        reports = _reports(outcomes, leased, policies, recently_failing)
-        breakers = listen(transaction, reports, policies, now, [*_asked(outcomes, policies)])
+        held = [(delivery, outcome) for delivery, outcome in outcomes if claim_of(delivery) in leased]
+        histories = _histories(transaction, held, policies)
+        breakers = listen(
+            transaction, _reports(held, policies, recently_failing), policies, now, [*_asked(outcomes, policies)]
+        )
+        made: dict[Claimed, AnyFact] = {}
         changed: list[OpenDelivery] = []
-        recorded: list[Recorded] = []
-        for delivery, outcome in outcomes:
-            row = leased.get((delivery.seq, delivery.route, delivery.lease_token))
-            if row is None:
-                recorded.append(Recorded(delivery, None))
-                continue
+        for delivery, outcome in held:
             history = histories.get((delivery.seq, delivery.route), NO_HISTORY)
             policy = policies.get(delivery.route, UNKNOWN_ROUTE)
             endpoint = endpoint_of(outcome, policy)
             is_stopped = endpoint in breakers and breakers[endpoint].state in STOPPED
-            fact = decide(delivery, outcome, policy, now, history, is_stopped=is_stopped)
-            changed.append(append(row, fact, now))
-            recorded.append(Recorded(delivery, fact))
+            claimed = claim_of(delivery)
+            made[claimed] = fact = decide(delivery, outcome, policy, now, history, is_stopped=is_stopped)
+            changed.append(append(leased[claimed], fact, now))
         note(transaction, deaths(changed), now)
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | Unchanged)]
         healed = heal(transaction, delivered, policies, now)
         # What was in flight was the head of its lane, so there is no other.
         settled = settle_lanes(transaction, [*changed, *healed], policies, now, first=first)
         transaction.only_write()
-        transaction.write_back(settled)
+        write_back(transaction, settled)
         remember_delivered(
             transaction,
             [
                 success_row(delivery.route, delivery.lane, (delivery.occurred_at, delivery.seq), outcome)
-                for delivery, outcome in outcomes
-                if isinstance(outcome, Delivered) and (delivery.seq, delivery.route, delivery.lease_token) in leased
+                for delivery, outcome in held
+                if isinstance(outcome, Delivered)
             ],
         )
-        forget_applied(transaction, lanes_in_doubt(leased_outcomes(outcomes, leased)))
-    return recorded
-
-
-def leased_outcomes(
-    outcomes: Iterable[tuple[Delivery, Outcome]], leased: Collection[tuple[int, str, int]]
-) -> Iterator[tuple[Delivery, Outcome]]:
-    """Yield the outcomes of attempts that still hold their lease."""
-    return ((d, outcome) for d, outcome in outcomes if (d.seq, d.route, d.lease_token) in leased)
+        forget_applied(transaction, lanes_in_doubt(held))
+    return [Recorded(delivery, made.get(claim_of(delivery))) for delivery, _ in handed_in]
 
 
 def _by_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
@@ -186,39 +173,12 @@ def _by_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
     return msgspec.structs.replace(outcome, fetch_began_at=outcome.fetch_began_at - ahead)
 
 
-def _leases_of(sql: Sql, deliveries: Iterable[Delivery]) -> Statement:
-    """The fence: select the rows that this claim still holds.
-
-    An older claim's outcome may be handed in together with the present one's, so the token is part of what is looked up.
-    """
-    rows = ({"seq": d.seq, "route": d.route, "token": d.lease_token} for d in deliveries)
-    return _leased(sql), {"done": rows_param(rows)}
-
-
-@cache
-def _leased(sql: Sql) -> TextClause:
-    """`state || ''` stops Postgres from reading an index of states from end to end, where its statistics say it is empty."""
-    return text(f"""
-SELECT {ROW}, done.token
-FROM {sql.deliveries("done", token="bigint")}
-WHERE o.state || '' = 'in_flight' AND o.lease_token = done.token
-ORDER BY o.seq, o.route
-{sql.for_update and "FOR UPDATE OF o"}
-""")
-
-
 def _reports(
-    outcomes: Iterable[tuple[Delivery, Outcome]],
-    leased: Collection[tuple[int, str, int]],
-    policies: Policies,
-    recently_failing: Collection[GateKey],
+    outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies, recently_failing: Collection[GateKey]
 ) -> Iterator[Report]:
     """The reports for the breakers: every failure, and successes where there were failures lately."""
     for delivery, outcome in outcomes:
-        policy = policies.get(delivery.route, UNKNOWN_ROUTE)
-        if (delivery.seq, delivery.route, delivery.lease_token) not in leased:
-            continue
-        for report in breaker_reports(outcome, policy):
+        for report in breaker_reports(outcome, policies.get(delivery.route, UNKNOWN_ROUTE)):
             if report.health != "well" or report.key in recently_failing:
                 yield report
 
@@ -234,74 +194,61 @@ def _histories(
 ) -> dict[tuple[int, str], History]:
     """The results of earlier attempts, for the outcomes that depend on them."""
     failed = [
-        {"seq": delivery.seq, "route": delivery.route, "run": delivery.run, "error_class": outcome.error_class}
+        (delivery.seq, delivery.route, delivery.run, outcome.error_class)
         for delivery, outcome in outcomes
         if isinstance(outcome, Failed) and needs_history(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
     ]
-    found = transaction.execute(_attempts(transaction.sql), failed=rows_param(failed)) if failed else []
+    found = transaction.execute(_ATTEMPTS, failed=failed) if failed else []
     return {(row.seq, row.route): History(row.same_in_a_row, as_time(row.began_at)) for row in found}
 
 
-@cache
-def _attempts(sql: Sql) -> TextClause:
-    """Count the attempts of the run, of which the last ones failed in the same way."""
-    failed = sql.rows("failed", seq="bigint", route="text", run="int", error_class="text")
-    return text(f"""
+_FAILED = sql.rows("failed", seq="bigint", route="text", run="int", error_class="text")
+# Count the attempts of the run, of which the last ones failed in the same way.
+_ATTEMPTS = Statement(f"""
 SELECT seq, route, min(at) AS began_at, count(CASE WHEN id > coalesce(last_other, 0) THEN 1 END) AS same_in_a_row
 FROM (
     SELECT l.seq, l.route, l.id, l.at, max(
         CASE WHEN coalesce(l.detail ->> 'error_class', '') <> failed.error_class THEN l.id END
     ) OVER (PARTITION BY l.seq, l.route) AS last_other
-    FROM {sql.looked_up(failed, "delivery_log l", of_run("l", "failed"))}
+    FROM {sql.looked_up(_FAILED, "delivery_log l", of_run("l", "failed"))}
     WHERE l.kind || '' IN ('attempt_failed', 'abandoned')) tried
 GROUP BY seq, route
 """)
 
 
-def success_row(route: str, lane: str, key: tuple[datetime, int], success: Delivered) -> dict[str, object]:
+Success = tuple[str, str, datetime, int, datetime | None, datetime | None, bytes | None]
+"""A row of `lane`, in the order of `_SUCCESS`."""
+
+
+def success_row(route: str, lane: str, key: tuple[datetime, int], success: Delivered) -> Success:
     """The row of `lane` that remembers a success."""
-    return {
-        "route": route,
-        "lane": lane,
-        "occurred_at": key[0],
-        "seq": key[1],
-        **{name: getattr(success, name) for name in ("fetch_began_at", "last_modified", "applied_hash")},
-    }
+    return (route, lane, *key, success.fetch_began_at, success.last_modified, success.applied_hash)
 
 
-def remember_delivered(transaction: Transaction, rows: Iterable[Mapping[str, object]]) -> None:
+def remember_delivered(transaction: Transaction, rows: Iterable[Success]) -> None:
     """Store in `lane` what was delivered last. An event that is its own lane has no later one to compare with."""
-    shared = [row for row in rows if not str(row["lane"]).startswith(OWN_LANE)]
-    if shared:
-        shared.sort(key=lambda row: (str(row["route"]), str(row["lane"])))
-        transaction.execute(_remember(transaction.sql), succeeded=rows_param(shared))
+    if shared := sorted((row for row in rows if not row[1].startswith(OWN_LANE)), key=lambda row: row[:2]):
+        transaction.execute(_REMEMBER, succeeded=shared)
 
 
-@cache
-def _remember(sql: Sql) -> TextClause:
-    rows = sql.rows(
-        "succeeded",
-        route="text",
-        lane="text",
-        occurred_at="time",
-        seq="bigint",
-        fetch_began_at="time",
-        last_modified="time",
-        applied_hash="bytes",
-    )
-    newer = "(excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)"
-    # A late one that fetched nothing says nothing of events newer than itself: what was fetched before stays.
-    late = "(excluded.occurred_at, excluded.seq) < (lane.occurred_at, lane.seq)"
-    says = f"(excluded.fetch_began_at IS NOT NULL OR NOT {late})"
-    return text(f"""
+_SUCCESS = {
+    "route": "text", "lane": "text", "occurred_at": "time", "seq": "bigint", "fetch_began_at": "time",
+    "last_modified": "time", "applied_hash": "bytes",
+}  # fmt: skip
+_NEWER = "(excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)"
+# A late one that fetched nothing says nothing of events newer than itself: what was fetched before stays.
+_SAYS = (
+    "(excluded.fetch_began_at IS NOT NULL OR NOT (excluded.occurred_at, excluded.seq) < (lane.occurred_at, lane.seq))"
+)
+_REMEMBER = Statement(f"""
 INSERT INTO lane (route, lane, occurred_at, seq, fetch_began_at, last_modified, applied_hash)
 SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, {sql.hex_bytes("applied_hash")}
-FROM {rows}
+FROM {sql.rows("succeeded", **_SUCCESS)}
 WHERE true
 ON CONFLICT (route, lane) DO UPDATE SET
-    occurred_at = CASE WHEN {newer} THEN excluded.occurred_at ELSE lane.occurred_at END,
-    seq = CASE WHEN {newer} THEN excluded.seq ELSE lane.seq END,
-    fetch_began_at = CASE WHEN {says} THEN excluded.fetch_began_at ELSE lane.fetch_began_at END,
-    last_modified = CASE WHEN {says} THEN excluded.last_modified ELSE lane.last_modified END,
+    occurred_at = CASE WHEN {_NEWER} THEN excluded.occurred_at ELSE lane.occurred_at END,
+    seq = CASE WHEN {_NEWER} THEN excluded.seq ELSE lane.seq END,
+    fetch_began_at = CASE WHEN {_SAYS} THEN excluded.fetch_began_at ELSE lane.fetch_began_at END,
+    last_modified = CASE WHEN {_SAYS} THEN excluded.last_modified ELSE lane.last_modified END,
     applied_hash = excluded.applied_hash
 """)

@@ -13,9 +13,10 @@ from inbox.db.dialect import Sql
 from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.policy import Policies
+from relay.store.deliveries import ROW, Key, as_open_delivery, fields_param, keys_param, write_back
 from relay.store.events import payload_rows
-from relay.store.lanes import settle_lanes
-from relay.store.transaction import ROW, Key, Transaction, as_open_delivery, fields_param, keys_param
+from relay.store.sequence import settle_lanes
+from relay.store.transaction import Transaction
 
 
 def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locked: bool = True) -> list[OpenDelivery]:
@@ -68,7 +69,7 @@ def take_up(
     reopened = [row for row in again if (row.seq, row.route) in ended]
     if reopened:
         insert(transaction, reopened)
-    transaction.write_back(settle_lanes(transaction, again, policies, transaction.now()))
+    write_back(transaction, settle_lanes(transaction, again, policies, transaction.now()))
 
 
 def insert(transaction: Transaction, deliveries: Iterable[OpenDelivery]) -> None:

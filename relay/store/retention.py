@@ -346,7 +346,7 @@ def _lock(sql: Sql, walk: Walk) -> TextClause:
 SELECT t.{walk.key} AS key
 FROM {walk.table} t
 WHERE t.{walk.key} IN (SELECT wanted.key FROM {sql.rows("wanted", key="bigint")}) AND {_goes(sql, walk)}
-ORDER BY t.{walk.key} {sql.skip_locked and "FOR UPDATE OF t SKIP LOCKED"}
+ORDER BY t.{walk.key} {sql.lock("t", skip=True)}
 """)
 
 

@@ -6,7 +6,7 @@ A count ends at `MOST_COUNTED`, and rates look at so many of the newest rows.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Literal
@@ -14,9 +14,10 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, as_list, rows_param
+from inbox.db.dialect import as_list
 from inbox.db.throughput import ROUTE, SOURCE, STORED, SWEPT
-from inbox.events.timestamps import as_time, time_text
+from inbox.events.timestamps import as_time
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 MOST_COUNTED = 10_000
@@ -143,7 +144,7 @@ def _count_moving(transaction: Transaction, found: defaultdict[str, _Open], most
 
 def _count_of_routes(transaction: Transaction, routes: list[str], found: Mapping[str, _Open], most: int) -> None:
     named = {_parameter(number): route for number, route in enumerate(routes)}
-    for row in transaction.execute(_counts(transaction.sql, len(routes)), **named, most=most):
+    for row in transaction.execute(_counts(len(routes)), **named, most=most):
         opened = found[row.route]
         opened.counts[row.state] = row.number
         if row.number >= most:
@@ -160,19 +161,16 @@ def _oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -
     if any(opened.at_least - {"dead"} for opened in found.values()):
         for row in transaction.execute(_WALK, most=walked):
             seqs[row.route] = min(row.oldest, seqs.get(row.route, row.oldest))
-    asked = rows_param({"seq": seq} for seq in set(seqs.values()))
-    arrived = {
-        row.seq: as_time(row.received_at) for row in transaction.execute(_arrival(transaction.sql), wanted=asked)
-    }
+    arrived = {row.seq: as_time(row.received_at) for row in transaction.execute(_ARRIVAL, wanted=set(seqs.values()))}
     return {route: arrived[seq] for route, seq in seqs.items() if seq in arrived}
 
 
 def _rates(transaction: Transaction, now: datetime, most: int) -> tuple[_Rates, _Rates, _Rates]:
     """Deliveries a minute on each route: those that arrive, those that end, and attempts that fail."""
-    since = time_text(now - RATE_WINDOW)
-    came = transaction.execute(_arrivals(transaction.sql), since=since, most=most)
+    since = now - RATE_WINDOW
+    came = transaction.execute(_NEWEST_ARRIVALS, since=since, most=most)
     arriving = _per_minute(came, lambda row: as_list(row.routes), now, most)
-    recorded = transaction.execute(_recorded(transaction.sql), since=since, most=most)
+    recorded = transaction.execute(_RECORDED, since=since, most=most)
     leaving = _per_minute(recorded, lambda row: [row.route] if row.kind in ENDS else [], now, most)
     failing = _per_minute(recorded, lambda row: [row.route] if row.kind in FAILURES else [], now, most)
     return arriving, leaving, failing
@@ -226,30 +224,27 @@ def _parameter(number: int) -> str:
     return f"route{number or ''}"
 
 
+_PARTS: dict[Counted, str] = {
+    "waiting": "state = 'waiting' ORDER BY lane, occurred_at, seq",
+    "ready": f"state = 'ready' AND due_at <= (SELECT {sql.now}) ORDER BY due_at, seq",
+    "retrying": f"state = 'ready' AND due_at > (SELECT {sql.now}) ORDER BY due_at, seq",
+    "blocked": "state = 'blocked' ORDER BY lane",
+    "dead": "state = 'dead' ORDER BY lane, occurred_at, seq",
+}
+
+
 @cache
-def _counts(sql: Sql, routes: int = 1) -> TextClause:
+def _counts(routes: int = 1) -> Statement:
     """Of some routes. Each part is read in the order of its index, so that no planner reads the table instead."""
-    return text(
-        "\nUNION ALL\n".join(part for number in range(routes) for part in _parts(sql, f":{_parameter(number)}"))
-    )
-
-
-def _parts(sql: Sql, route: str) -> Iterator[str]:
-    now = f"(SELECT {sql.now})"
-    parts: dict[Counted, str] = {
-        "waiting": "state = 'waiting' ORDER BY lane, occurred_at, seq",
-        "ready": f"state = 'ready' AND due_at <= {now} ORDER BY due_at, seq",
-        "retrying": f"state = 'ready' AND due_at > {now} ORDER BY due_at, seq",
-        "blocked": "state = 'blocked' ORDER BY lane",
-        "dead": "state = 'dead' ORDER BY lane, occurred_at, seq",
-    }
-    for state, part in parts.items():
-        column, first = (
-            ("seq, due_at", "min(found.due_at)") if state == "retrying" else ("seq", "CAST(NULL AS timestamptz)")
+    return Statement(
+        "\nUNION ALL\n".join(
+            f"""SELECT CAST(:{route} AS text) AS route, '{state}' AS state, count(*) AS number, min(found.seq) AS oldest,
+    {"min(found.due_at)" if state == "retrying" else "CAST(NULL AS timestamptz)"} AS due_at
+FROM (SELECT seq, due_at FROM open_delivery WHERE route = :{route} AND {part} LIMIT :most) found"""
+            for route in map(_parameter, range(routes))
+            for state, part in _PARTS.items()
         )
-        yield f"""SELECT CAST({route} AS text) AS route, '{state}' AS state, count(*) AS number, min(found.seq) AS oldest,
-    {first} AS due_at
-FROM (SELECT {column} FROM open_delivery WHERE route = {route} AND {part} LIMIT :most) found"""
+    )
 
 
 _WALK = text("""
@@ -260,16 +255,12 @@ GROUP BY found.route
 """)
 
 
-@cache
-def _arrival(sql: Sql) -> TextClause:
-    return text(f"""
+_ARRIVAL = Statement(f"""
 SELECT i.seq, i.received_at FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "inbox i", "i.seq = wanted.seq")}
 """)
 
 
-@cache
-def _arrivals(sql: Sql) -> TextClause:
-    return text(f"""
+_NEWEST_ARRIVALS = Statement(f"""
 SELECT found.routes, count(*) AS number, min(found.received_at) AS first,
        count(CASE WHEN found.received_at > {sql.time(":since")} THEN 1 END) AS recent
 FROM (SELECT routes, received_at FROM inbox ORDER BY seq DESC LIMIT :most) found
@@ -277,9 +268,7 @@ GROUP BY found.routes
 """)
 
 
-@cache
-def _recorded(sql: Sql) -> TextClause:
-    return text(f"""
+_RECORDED = Statement(f"""
 SELECT found.route, found.kind, count(*) AS number, min(found.at) AS first,
        count(CASE WHEN found.at > {sql.time(":since")} THEN 1 END) AS recent
 FROM (SELECT route, kind, at FROM delivery_log ORDER BY id DESC LIMIT :most) found
@@ -315,9 +304,7 @@ class LastHour(msgspec.Struct, frozen=True):
 def read_last_hour(transaction: Transaction, now: datetime) -> LastHour:
     """Read the figures of the last hour before `now`."""
     since, until = _of(now)
-    found = transaction.execute(
-        _figures(transaction.sql), since=time_text(since), until=time_text(until), most=_MOST_ROWS
-    )
+    found = transaction.execute(_FIGURES, since=since, until=until, most=_MOST_ROWS)
     arrived, ended, failed = _new(), _new(), _new()
     for row in found:
         place = int((as_time(row.minute) - since) / timedelta(minutes=1))
@@ -348,10 +335,8 @@ def _kept(counts: Mapping[str, list[int]]) -> Mapping[str, Counts]:
     return {name: tuple(counted) for name, counted in counts.items()}
 
 
-@cache
-def _figures(sql: Sql) -> TextClause:
-    """Write it so that the index by minute answers: SQLite would read all figures of these kinds by the primary key."""
-    return text(f"""
+# Write it so that the index by minute answers: SQLite would read all figures of these kinds by the primary key.
+_FIGURES = Statement(f"""
 SELECT t.kind, t.name, t.outcome, t.minute, t.count
 FROM throughput_minute t
 WHERE t.minute >= {sql.time(":since")} AND t.minute < {sql.time(":until")} AND t.kind || '' IN ('{SOURCE}', '{ROUTE}')

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
-from functools import cache
+from datetime import datetime
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from inbox.config.model import Api
-from inbox.db.dialect import Sql, rows_param
 from inbox.events.event import swept_key
-from inbox.events.timestamps import as_time, time_text, to_nanoseconds
+from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery.alerts import Alert
 from relay.store.alerts import note
 from relay.store.database import Database
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
-
-UNTOLD = datetime.min.replace(tzinfo=UTC)
+from relay.store.work import Work
 
 
 class Listed(msgspec.Struct, frozen=True):
-    """An entity, and the UTC time of its last change; `UNTOLD` where the listing has none."""
+    """An entity, and the UTC time of its last change."""
 
     id: str
     modified: datetime
@@ -55,36 +53,36 @@ def lease_seconds(api: Api) -> float:
 def is_due(database: Database, turn: Turn) -> bool:
     """True when it is due and nobody has the turn, as far as a look without a lock can tell."""
     with database.read() as transaction:
-        found = transaction.execute(_due(database.sql), **_named(turn, "every", "again"))
+        found = transaction.execute(_DUE, **msgspec.structs.asdict(turn))
     return bool(found[0].is_due) if found else turn.every is not None
 
 
 def take(database: Database, turn: Turn) -> bool:
     """Take the turn; true when it was due and nobody had it."""
     with database.write() as transaction:
-        return bool(transaction.execute(_take(database.sql), **_named(turn, "node", "every", "again", "lease")))
+        return bool(transaction.execute(_TAKE, **msgspec.structs.asdict(turn)))
 
 
 def keep(database: Database, turn: Turn) -> bool:
     """Renew the lease. False when it expired, and another relay may have the turn."""
     with database.write() as transaction:
-        return bool(transaction.execute(_keep(database.sql), **_named(turn, "node", "lease")))
+        return bool(transaction.execute(_KEEP, **msgspec.structs.asdict(turn)))
 
 
-def give_back(database: Database, turn: Turn, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
+def give_back(work: Work, turn: Turn, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
     """Give the turn back after an interruption; the sweep stays due. `missed` is added, since the next one won't find it."""
-    with database.write() as transaction:
+    with work.write() as transaction:
         now = transaction.lock_first()
-        transaction.execute(_GIVE_BACK, **_named(turn, "node"))
+        transaction.execute(_GIVE_BACK, **msgspec.structs.asdict(turn))
         _add_missed(transaction, turn.source, turn.entity_type, missed)
         note(transaction, alerts, now)
 
 
-def fail(database: Database, turn: Turn, error: str, alerts: Iterable[Alert], missed: int = 0) -> None:
+def fail(work: Work, turn: Turn, error: str, alerts: Iterable[Alert], missed: int = 0) -> None:
     """Record a failed sweep: the watermark stays. `missed` is as in `give_back`."""
-    with database.write() as transaction:
+    with work.write() as transaction:
         now = transaction.lock_first()
-        transaction.execute(_fail(database.sql), error=error, **_named(turn, "node"))
+        transaction.execute(_FAIL, error=error, **msgspec.structs.asdict(turn))
         _add_missed(transaction, turn.source, turn.entity_type, missed)
         note(transaction, alerts, now)
 
@@ -115,17 +113,13 @@ class SweepResult(msgspec.Struct, frozen=True):
 
 def ask(transaction: Transaction, source: str, entity_type: str, command: int) -> bool:
     """Make a sweep due for a command. False while one runs, or another command waits for one."""
-    return bool(transaction.execute(_ask(transaction.sql), source=source, entity_type=entity_type, command=command))
+    return bool(transaction.execute(_ASK, source=source, entity_type=entity_type, command=command))
 
 
 def results(database: Database, source: str) -> list[SweepResult]:
     """The results of the last sweeps of a source."""
     with database.read() as transaction:
         return [SweepResult(*row) for row in transaction.execute(_RESULTS, source=source)]
-
-
-def _named(turn: Turn, *names: str) -> dict[str, object]:
-    return {name: getattr(turn, name) for name in ("source", "entity_type", *names)}
 
 
 def compared_until(database: Database, source: str, entity_type: str) -> datetime | None:
@@ -144,19 +138,19 @@ def missing(
     on whatever routes it took: it can't be added again.
     """
     rows = [
-        {
-            "id": each.id,
-            "modified": each.modified,
-            "milliseconds": each.modified.replace(microsecond=each.modified.microsecond // 1000 * 1000),
-            "seconds": each.modified.replace(microsecond=0),
-            "key": swept_key(entity_type, each.id, to_nanoseconds(each.modified)),
-        }
+        (
+            each.id,
+            each.modified,
+            each.modified.replace(microsecond=each.modified.microsecond // 1000 * 1000),
+            each.modified.replace(microsecond=0),
+            swept_key(entity_type, each.id, to_nanoseconds(each.modified)),
+        )
         for each in listed
     ]
     with database.read() as transaction:
         found = transaction.execute(
-            _missing(database.sql),
-            listed=rows_param(rows),
+            _MISSING,
+            listed=rows,
             source=source,
             entity_type=entity_type,
             routes=json.dumps(list(routes)),
@@ -180,12 +174,11 @@ class SweepFindings(msgspec.Struct, frozen=True):
     """Events without their entity, which is larger than a body may be."""
 
 
-def finish(database: Database, swept: SweepFindings, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
-    """Record a complete sweep; `node` gives its turn back. A watermark never goes back."""
-    with database.write() as transaction:
+def finish(work: Work, swept: SweepFindings, alerts: Iterable[Alert] = ()) -> None:
+    """Record a complete sweep; a relay gives its turn back. A watermark never goes back."""
+    with work.write() as transaction:
         now = transaction.lock_first()
-        figures = {name: getattr(swept, name) for name in ("source", "entity_type", "compared", "missed", "added")}
-        transaction.execute(_finish(database.sql), until=time_text(swept.until), node=node, **figures)
+        transaction.execute(_FINISH, node=work.node, **msgspec.structs.asdict(swept))
         note(transaction, alerts, now)
 
 
@@ -199,110 +192,75 @@ ORDER BY entity_type
 """)
 
 
-@cache
-def _missing(sql: Sql) -> TextClause:
-    """Read the newest event first, which nearly always answers; the entity's others are read only after it.
-
-    CASE keeps Postgres from joining with the whole inbox instead, and a scalar instead of an EXISTS from reading all keys.
-
-    The time of an event may be cut to the second or to the millisecond where the entity's is not. One with a fraction was
-    not cut to the second, so that an earlier one in the second of the change is of another change.
-    """
-    late = "(i.occurred_at >= listed.modified OR i.occurred_at IN (listed.milliseconds, listed.seconds))"
-    reported = f"({late} AND {sql.has_all('i.routes', 'routes')})"
-    of_entity = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id = listed.id"
-    columns = {"id": "text", "modified": "time", "milliseconds": "time", "seconds": "time", "key": "text"}
-    return text(f"""
+_LATE = "(i.occurred_at >= listed.modified OR i.occurred_at IN (listed.milliseconds, listed.seconds))"
+_REPORTED = f"({_LATE} AND {sql.has_all('i.routes', 'routes')})"
+_OF_ENTITY = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id = listed.id"
+# Read the newest event first, which nearly always answers; the entity's others are read only after it.
+#
+# CASE keeps Postgres from joining with the whole inbox instead, and a scalar instead of an EXISTS from reading all keys.
+#
+# The time of an event may be cut to the second or to the millisecond where the entity's is not. One with a fraction was
+# not cut to the second, so that an earlier one in the second of the change is of another change.
+_MISSING = Statement(f"""
 SELECT listed.id
-FROM {sql.rows("listed", **columns)}
+FROM {sql.rows("listed", id="text", modified="time", milliseconds="time", seconds="time", key="text")}
 WHERE CASE
-    WHEN (SELECT {reported} FROM inbox i WHERE {of_entity} ORDER BY i.seq DESC LIMIT 1) THEN false
-    WHEN EXISTS (SELECT 1 FROM inbox i WHERE {of_entity} AND {reported}) THEN false
+    WHEN (SELECT {_REPORTED} FROM inbox i WHERE {_OF_ENTITY} ORDER BY i.seq DESC LIMIT 1) THEN false
+    WHEN EXISTS (SELECT 1 FROM inbox i WHERE {_OF_ENTITY} AND {_REPORTED}) THEN false
     ELSE (SELECT i.seq FROM inbox i WHERE i.source = :source AND i.dedup_key = listed.key LIMIT 1) IS NULL END
 """)
 
-
-def _is_due(sql: Sql) -> str:
-    wait = "CASE WHEN w.error IS NULL THEN CAST(:every AS float8) ELSE CAST(:again AS float8) END"
-    again = f"w.swept_at IS NULL OR {sql.plus_seconds('w.swept_at', wait)} <= (SELECT {sql.now})"
-    return f"""({_is_free(sql)})
-    AND (w.command_id IS NOT NULL OR (CAST(:every AS float8) IS NOT NULL AND ({again})))"""
-
-
-def _is_free(sql: Sql) -> str:
-    return f"w.lease_until IS NULL OR w.lease_until <= (SELECT {sql.now})"
-
-
-@cache
-def _due(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT ({_is_due(sql)}) AS is_due FROM sweep_watermark w WHERE w.source = :source AND w.entity_type = :entity_type
+_IS_FREE = f"w.lease_until IS NULL OR w.lease_until <= (SELECT {sql.now})"
+_WAIT = "CASE WHEN w.error IS NULL THEN CAST(:every AS float8) ELSE CAST(:again AS float8) END"
+_IS_DUE = f"""({_IS_FREE})
+    AND (w.command_id IS NOT NULL OR (CAST(:every AS float8) IS NOT NULL
+        AND (w.swept_at IS NULL OR {sql.plus_seconds("w.swept_at", _WAIT)} <= (SELECT {sql.now}))))"""
+_DUE = Statement(f"""
+SELECT ({_IS_DUE}) AS is_due FROM sweep_watermark w WHERE w.source = :source AND w.entity_type = :entity_type
 """)
 
-
-@cache
-def _ask(sql: Sql) -> TextClause:
-    return text(f"""
+_ASK = Statement(f"""
 INSERT INTO sweep_watermark AS w (source, entity_type, command_id) VALUES (:source, :entity_type, :command)
 ON CONFLICT (source, entity_type) DO UPDATE SET command_id = excluded.command_id
-WHERE (w.command_id IS NULL OR w.command_id = excluded.command_id) AND ({_is_free(sql)})
+WHERE (w.command_id IS NULL OR w.command_id = excluded.command_id) AND ({_IS_FREE})
 RETURNING source
 """)
 
-
-@cache
-def _take(sql: Sql) -> TextClause:
-    until = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:lease AS float8)")
-    return text(f"""
+_UNTIL = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:lease AS float8)")
+_TAKE = Statement(f"""
 INSERT INTO sweep_watermark AS w (source, entity_type, lease_until, relay_node)
-VALUES (:source, :entity_type, {until}, :node)
+VALUES (:source, :entity_type, {_UNTIL}, :node)
 ON CONFLICT (source, entity_type) DO UPDATE SET lease_until = excluded.lease_until, relay_node = excluded.relay_node
-WHERE {_is_due(sql)}
+WHERE {_IS_DUE}
 RETURNING source
 """)
-
 
 _MINE = "source = :source AND entity_type = :entity_type AND relay_node = :node"
-
-
-@cache
-def _keep(sql: Sql) -> TextClause:
-    until = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:lease AS float8)")
-    return text(f"UPDATE sweep_watermark SET lease_until = {until} WHERE {_MINE} RETURNING source")
-
+_KEEP = Statement(f"UPDATE sweep_watermark SET lease_until = {_UNTIL} WHERE {_MINE} RETURNING source")
 
 _GIVE_BACK = text(f"UPDATE sweep_watermark SET lease_until = NULL, relay_node = NULL WHERE {_MINE}")
-
 
 _ADD_MISSED = text("""
 INSERT INTO sweep_watermark AS w (source, entity_type, missed) VALUES (:source, :entity_type, :missed)
 ON CONFLICT (source, entity_type) DO UPDATE SET missed = w.missed + excluded.missed
 """)
 
-
-@cache
-def _fail(sql: Sql) -> TextClause:
-    return text(f"""
+_FAIL = Statement(f"""
 UPDATE sweep_watermark SET swept_at = {sql.now}, error = :error, lease_until = NULL, relay_node = NULL,
     command_id = NULL
 WHERE {_MINE}
 """)
 
-
-@cache
-def _finish(sql: Sql) -> TextClause:
-    later = (
-        "CASE WHEN w.compared_until > excluded.compared_until THEN w.compared_until ELSE excluded.compared_until END"
-    )
-    node = "CAST(:node AS text)"
-    return text(f"""
+_IS_ITS_TURN = "w.relay_node = CAST(:node AS text)"
+_FINISH = Statement(f"""
 INSERT INTO sweep_watermark AS w
     (source, entity_type, compared_until, swept_at, missed, last_compared, last_missed, last_added)
 VALUES (:source, :entity_type, {sql.time(":until")}, {sql.now}, :missed, :compared, :missed, :added)
-ON CONFLICT (source, entity_type) DO UPDATE SET compared_until = {later}, swept_at = excluded.swept_at,
-    missed = w.missed + excluded.missed, last_compared = excluded.last_compared, last_missed = excluded.last_missed,
-    last_added = excluded.last_added, error = NULL,
-    lease_until = CASE WHEN w.relay_node = {node} THEN NULL ELSE w.lease_until END,
-    relay_node = CASE WHEN w.relay_node = {node} THEN NULL ELSE w.relay_node END,
-    command_id = CASE WHEN w.relay_node = {node} THEN NULL ELSE w.command_id END
+ON CONFLICT (source, entity_type) DO UPDATE SET
+    compared_until = CASE WHEN w.compared_until > excluded.compared_until THEN w.compared_until ELSE excluded.compared_until END,
+    swept_at = excluded.swept_at, missed = w.missed + excluded.missed, last_compared = excluded.last_compared,
+    last_missed = excluded.last_missed, last_added = excluded.last_added, error = NULL,
+    lease_until = CASE WHEN {_IS_ITS_TURN} THEN NULL ELSE w.lease_until END,
+    relay_node = CASE WHEN {_IS_ITS_TURN} THEN NULL ELSE w.relay_node END,
+    command_id = CASE WHEN {_IS_ITS_TURN} THEN NULL ELSE w.command_id END
 """)

@@ -1,4 +1,4 @@
-"""One transaction of the relay: the order lock, and how deliveries are read and written back."""
+"""One transaction of the relay: its statements, and the order lock."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from datetime import datetime
-from functools import cache
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, TextClause, text
 
 from inbox.db import order_lock
-from inbox.db.dialect import Sql, failure_of, is_storable, rows_param, storable
+from inbox.db.dialect import Sql, failure_of, rows_param
 from inbox.db.leaves import SHARE_PAYLOADS
-from inbox.db.pipeline import Statement, send_together
+from inbox.db.pipeline import Statement as Prepared
+from inbox.db.pipeline import send_together
 from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time
-from relay.delivery import facts
-from relay.delivery.lifecycle import HEADS, OpenDelivery, State
+from relay.store.statement import AnyStatement, Statement, prepare, sql
 
 IMPATIENT_WAIT_MS = 100
 """The wait for the lock of a route that stayed locked before, and for its rows: all others wait meanwhile."""
@@ -28,8 +27,8 @@ PIPELINES_SINCE = (17,)
 _ROWS_OF_A_WRITE = 4
 """The usual number of rows: a transaction of the relay touches a few, or hundreds."""
 
-Key = tuple[int, str]
-"""seq and route of a delivery."""
+Read = tuple[AnyStatement, dict[str, Any]]
+"""A statement that selects, and its parameters."""
 
 
 class FailedAlone(msgspec.Struct, frozen=True):
@@ -65,32 +64,28 @@ class Transaction:
         """About how many rows it writes, which makes the next checkpoint due."""
         self.has_payloads = False
         """True when retention deletes no payload before it ends."""
-        self._now, self._node = now, node
+        self._now, self.node = now, node
         version = connection.dialect.server_version_info
         self._pipelines = sql.pipelines and version is not None and version >= PIPELINES_SINCE
-        self._writes: list[Statement] | None = None
+        self._writes: list[Prepared] | None = None
         """Statements that are sent with the commit, once it only writes."""
         self._impatient_of = impatient_of
 
-    def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
-        """Run a statement; its rows, if it has any. Texts become `storable`, and `:now` is bound for it."""
-        if "now" in statement._bindparams:  # noqa: SLF001  # SQLAlchemy has no public name for a text's parameters
-            parameters["now"] = self._now
-        for name, value in parameters.items():
-            if isinstance(value, str) and not is_storable(value):
-                parameters[name] = storable(value)
+    def execute(self, statement: AnyStatement, **parameters: Any) -> list[Any]:  # noqa: ANN401  # values, and rows of tables
+        """Run a statement; its rows, if it has any. Its parameters are encoded, and `:now` is bound for it."""
+        words, values = prepare(statement, self.sql, parameters, self._now)
         if self._writes is not None:
-            self._writes.append((statement, parameters))
+            self._writes.append((words, values))
             return []
-        result = self.connection.execute(statement, parameters)
+        result = self.connection.execute(words, values)
         return list(result.all()) if result.returns_rows else []
 
-    def rows_of(self, statement: TextClause, **parameters: object) -> list[Row]:
+    def rows_of(self, statement: AnyStatement, **parameters: Any) -> list[Row]:  # noqa: ANN401  # as `execute`
         """Run a statement; its rows as plain values, for a listing."""
         found = self.execute(statement, **parameters)
         return [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
 
-    def attempt(self, statement: TextClause, **parameters: object) -> Exception | None:
+    def attempt(self, statement: AnyStatement, **parameters: Any) -> Exception | None:  # noqa: ANN401  # as `execute`
         """Run a statement that must not end the transaction. Returns the error when the statement itself is at fault."""
         try:
             with self.connection.begin_nested():
@@ -130,13 +125,14 @@ class Transaction:
             self.execute(order_lock.FIRST)
         return self.now()
 
-    def lock_order_and_read(self, routes: AbstractSet[str], *reads: Statement) -> tuple[datetime, list[list[Any]]]:
+    def lock_order_and_read(self, routes: AbstractSet[str], *reads: Read) -> tuple[datetime, list[list[Any]]]:
         """Take the order lock of these routes, and read what these statements select then. Returns the time, and all rows.
 
         On Postgres they are sent together, so that nobody waits for trips to the server and back, nor for this process.
         """
         if self._pipelines and self._impatient_of.isdisjoint(routes):
-            (granted, *found) = send_together(self.connection, [self._lock_of(routes), *reads])
+            prepared = [prepare(statement, self.sql, parameters, self._now) for statement, parameters in reads]
+            (granted, *found) = send_together(self.connection, [self._lock_of(routes), *prepared])
             if granted[0].routes == len(routes):
                 return as_time(granted[0].now), found
         now = self.lock_order(routes)
@@ -163,7 +159,7 @@ class Transaction:
             self.limit_waits(IMPATIENT_WAIT_MS)
         return as_time(granted.now)
 
-    def _lock_of(self, routes: AbstractSet[str]) -> Statement:
+    def _lock_of(self, routes: AbstractSet[str]) -> Prepared:
         given = rows_param({"route": route} for route in sorted(routes))
         return order_lock.given_routes(self.sql), {"given": given, "now": self._now}
 
@@ -187,130 +183,8 @@ class Transaction:
 
     def now(self) -> datetime:
         """The database's clock, UTC."""
-        return as_time(self.execute(_now(self.sql))[0].now)
-
-    def write_back(self, changed: Iterable[OpenDelivery]) -> None:
-        """Append the facts of these deliveries and give their rows the state that follows.
-
-        Those that cease to be heads are written before those that become one: the database refuses two heads in a lane,
-        and checks row by row.
-        """
-        rows = sorted(changed, key=lambda row: (row.seq, row.route))
-        if not rows:
-            return
-        history = [
-            {
-                "seq": row.seq,
-                "route": row.route,
-                "kind": facts.kind_of(fact),
-                **msgspec.structs.asdict(standing),
-                "relay_node": self._node,
-                "detail": facts.detail_of(fact),
-            }
-            for row in rows
-            for fact, standing in zip(row.facts, row.standings, strict=True)
-        ]
-        if history:
-            self.execute(append_facts(self.sql), facts=rows_param(history))
-            self.appended.update((str(fact["route"]), str(fact["kind"])) for fact in history)
-        self.remove(row for row in rows if row.state is State.ENDED)
-        stay = [row for row in rows if row.state is not State.ENDED]
-        for are_heads in (False, True):
-            if group := [row for row in stay if (row.state in HEADS) is are_heads]:
-                self.execute(move(self.sql), moved=fields_param(group, MOVED))
-
-    def remove(self, deliveries: Iterable[OpenDelivery]) -> None:
-        """Take the rows of these deliveries out of `open_delivery`."""
-        if ended := [(row.seq, row.route) for row in deliveries]:
-            self.execute(end(self.sql), ended=keys_param(ended))
+        return as_time(self.execute(_NOW)[0].now)
 
 
-def keys_param(keys: Iterable[Key]) -> str:
-    """The keys as rows of a bound parameter."""
-    return rows_param({"seq": seq, "route": route} for seq, route in keys)
-
-
-def fields_param(rows: Iterable[object], fields: Iterable[str]) -> str:
-    """These fields of each of the rows, as rows of a bound parameter."""
-    names = list(fields)
-    return rows_param({name: getattr(row, name) for name in names} for row in rows)
-
-
-def key_text(key: Key) -> str:
-    """A delivery in words, for a log."""
-    return f"route={key[1]} seq={key[0]}"
-
-
+_NOW = Statement(f"SELECT {sql.now} AS now")
 _SHARE_PAYLOADS = text(SHARE_PAYLOADS)
-
-
-ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"
-"""The columns that `as_open_delivery` reads."""
-
-
-def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
-    """A row of ROW's columns."""
-    return OpenDelivery(
-        seq=row.seq,
-        route=row.route,
-        lane=row.lane,
-        occurred_at=as_time(row.occurred_at),
-        state=State(row.state),
-        attempt=row.attempt,
-        run=row.run,
-        crashes=row.crashes,
-        due_at=None if row.due_at is None else as_time(row.due_at),
-    )
-
-
-def of_run(fact: str, rows: str) -> str:
-    """A condition on facts: they are of the run that `rows` name. However often a delivery ran, no earlier one is read."""
-    key = f"{rows}.seq AND {{0}}.route = {rows}.route"
-    earlier = f"SELECT max(n.id) FROM delivery_log n WHERE n.seq = {key.format('n')} AND n.run < {rows}.run"
-    return f"{fact}.seq = {key.format(fact)} AND {fact}.id > coalesce(({earlier}), 0)"
-
-
-@cache
-def _now(sql: Sql) -> TextClause:
-    return text(f"SELECT {sql.now} AS now")
-
-
-@cache
-def append_facts(sql: Sql) -> TextClause:
-    """Append the rows `facts` to the log."""
-    columns = {
-        "seq": "bigint", "route": "text", "kind": "text", "state": "text", "attempt": "int", "run": "int", "crashes": "int",
-        "relay_node": "text", "detail": "json",
-    }  # fmt: skip
-    names = ", ".join(columns)
-    return text(f"""
-INSERT INTO delivery_log (at, {names})
-SELECT (SELECT {sql.now}), {names} FROM {sql.rows("facts", **columns)}
-""")
-
-
-@cache
-def end(sql: Sql) -> TextClause:
-    """Remove the open deliveries `ended`."""
-    return text(f"""
-DELETE FROM open_delivery AS o
-WHERE (o.seq, o.route) IN (SELECT seq, route FROM {sql.keys("ended")}){sql.of_keys("o", "ended")}
-""")
-
-
-MOVED = {
-    "seq": "bigint", "route": "text", "state": "text", "attempt": "int", "run": "int", "crashes": "int", "due_at": "time"
-}  # fmt: skip
-"""Types of the columns of `moved`."""
-
-
-@cache
-def move(sql: Sql) -> TextClause:
-    """Give the open deliveries `moved` their state, without a lease."""
-    return text(f"""
-UPDATE open_delivery AS o
-SET state = moved.state, attempt = moved.attempt, run = moved.run, crashes = moved.crashes, due_at = moved.due_at,
-    lease_until = NULL, lease_token = NULL, relay_node = NULL
-FROM {sql.rows("moved", **MOVED)}
-WHERE {sql.has_key("o", "moved")}
-""")

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from inbox.config.sync import Listing, Sweep
+from inbox.config.sync import Sweep
 from inbox.errors import InvalidEvent, MappingError, SweepFailed, UnusableAnswer, collect_config_errors
 from inbox.events.strict_json import has_more_marks
 from inbox.events.timestamps import rfc3339
@@ -20,7 +20,7 @@ from relay.delivery.outcome import Call, ErrorClass
 from relay.destinations.base import Context
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Request
-from relay.store.sweeps import UNTOLD, Listed
+from relay.store.sweeps import Listed
 from relay.sync.calls import CallPlan, reported_error
 from relay.sync.expressions import Expression, decode, encode
 from relay.sync.forms import instant_of
@@ -64,9 +64,9 @@ BEFORE_A_CALL = Page()
 
 
 class Pages:
-    """A listing of all entities of a service, or of those that have changed."""
+    """A listing of the entities of a service that have changed."""
 
-    def __init__(self, table: Sweep | Listing, where: str, caller: HttpClient) -> None:
+    def __init__(self, table: Sweep, where: str, caller: HttpClient) -> None:
         """Compile it.
 
         Raises:
@@ -75,19 +75,16 @@ class Pages:
         self._caller = caller
         self.held_by: Call | None = None
         """The last call whose answer asked for no further call for some time; None since it was heeded."""
-        self._unit = table.time_unit if isinstance(table, Sweep) else "rfc3339"
+        self._unit = table.time_unit
         parts: dict[str, Callable[[], Any]] = {
-            "plan": partial(compile_pages, table, where, {"since"} if isinstance(table, Sweep) else ()),
-            "items": partial(Expression, table.items, f"{where}.items", None),
-            "id": partial(Expression, table.id, f"{where}.id", None),
+            key: partial(Expression, getattr(table, key), f"{where}.{key}", None) for key in ("items", "id", "modified")
         }
-        if isinstance(table, Sweep):
-            parts["modified"] = partial(Expression, table.modified, f"{where}.modified", None)
+        parts["plan"] = partial(compile_pages, table, where)
         made = collect_config_errors(parts)
         self._plan: PagesPlan = made["plan"]
         self._items: Expression = made["items"]
         self._id: Expression = made["id"]
-        self._modified: Expression | None = made.get("modified")
+        self._modified: Expression = made["modified"]
 
     @property
     def call(self) -> CallPlan:
@@ -95,7 +92,7 @@ class Pages:
         return self._plan.further
 
     def since(self, since: datetime, context: Context) -> Iterator[Page]:
-        """Yield what was changed at or after `since`, page by page, in the service's order; a listing yields everything.
+        """Yield what was changed at or after `since`, page by page, in the service's order.
 
         Entities that change meanwhile may come twice. By start, those that don't come at least once. A page that can't be
         fetched is tried three times; BEFORE_A_CALL comes before each try.
@@ -190,8 +187,6 @@ class Pages:
             if not isinstance(entity_id, str | int) or isinstance(entity_id, bool):
                 raise SweepFailed("an entity in a page has no id where it is said to be")
             named = text_field({"id": str(entity_id)}, "id", LONGEST_ID)  # as a webhook could name it
-            if self._modified is None:
-                return Listed(named, UNTOLD)
             modified = self._modified.value(item)
             if modified is None:
                 raise SweepFailed("an entity in a page has no time of its last change where it is said to be")

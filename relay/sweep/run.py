@@ -6,7 +6,7 @@ the one room of the relay that knows how the receiver stores them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,7 +25,7 @@ from inbox.sources import PRESETS
 from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
 from relay.delivery.policy import hold_request
-from relay.destinations.base import Clients, Context, without_lease
+from relay.destinations.base import Clients, Context
 from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
 from relay.store.database import Database
@@ -245,60 +245,3 @@ def _append(database: Database, batch: Sequence[Event]) -> int:
     for event in added:
         database.tally.add(SOURCE, event.source, SWEPT, size=len(event.body))
     return len(added)
-
-
-# --- Compares all ids of both sides of sync routes. A million of them take about 100 MB.
-
-
-OnListed = Callable[[str, int], None]
-"""Called with the name of the side that is listed, and a number of further entities."""
-
-
-def orphans(config: Config, source: str, number: int, progress: OnListed) -> Iterator[dict[str, str]]:
-    """Find what either side lacks, for one sweep of `source`, on each of its sync routes with a listing.
-
-    Raises:
-        SweepFailed: a side can't be listed; the text names it.
-    """
-    table = config.sources[source].sweeps[number]
-    clients = Clients(config)
-    here: set[str] | None = None
-    for route in config.routes.values():
-        types = route.when.entity_type
-        if route.source != source or route.sync is None or route.sync.listing is None:
-            continue
-        if types and table.entity_type not in types:
-            continue
-        if here is None:
-            pages = Pages(table, f"sources.{source}.sweeps[{number}]", clients.api(table.api))
-            here = _ids(pages, table.entity_type, progress)
-        destination: Any = config.destinations[route.destination]
-        where = f"routes.{route.name}.sync.listing"
-        listing = Pages(route.sync.listing, where, clients.destination(destination, destination.base_url))
-        require_no_credentials(listing.call, where, destination)
-        there = _ids(listing, destination.name, progress)
-        for finding, ids in (
-            ("orphan: its entity is not at the source", there - here),
-            ("missing: it has no counterpart", here - there),
-        ):
-            about = {"route": route.name, "entity_type": table.entity_type, "finding": finding}
-            yield from ({**about, "entity_id": entity_id} for entity_id in sorted(ids))
-    for client in clients.made.values():
-        client.close()
-
-
-def _ids(pages: Pages, side: str, progress: OnListed) -> set[str]:
-    found: set[str] = set()
-    why = None
-    try:
-        for page in pages.since(EVERYTHING, without_lease()):
-            found.update(each.id for each in page.entities)
-            progress(side, len(page.entities))
-            if page.unlisted:  # its entity would look as if it had no counterpart
-                why = page.unlisted[0].why
-                break
-    except SweepFailed as error:
-        why = str(error)
-    if why is not None:
-        raise SweepFailed(f"{side}: {why}")
-    return found

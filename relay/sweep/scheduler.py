@@ -73,8 +73,6 @@ class Sweeper:
         self._context = Context(self._calls_until, stop, now)
         self._observer = observer
         self._steps = steps
-        self._so_far: dict[str, SweepFindings] = {}
-        """The progress of each running sweep, by its subject."""
         self._threads: dict[str, Background] = {}
         """One for each api."""
 
@@ -121,66 +119,56 @@ class Sweeper:
             self._run(sweeping, turn, span)
 
     def _run(self, sweeping: CompiledSweep, turn: sweeps.Turn, span: Span | None) -> None:
-        self._so_far.pop(sweeping.subject, None)
+        """Run a sweep, until its end, or the process is to end, or another relay may have the turn."""
+        swept: SweepFindings | None = None
         failed: str | None = None
         try:
-            swept = self._sweep(sweeping, turn, span)
-            if swept is None:
-                self._broke_off(sweeping, turn, None)
-            else:
-                self._ended(sweeping, turn, swept)
+            since, _ = sweeping.begins(self._database)
+            renew_at = steady() + RENEW_EVERY_SECONDS
+            context = msgspec.structs.replace(self._context, span=span)
+            with closing(sweeping.run(self._work, context, since)) as running:
+                for swept in running:
+                    renews = steady() >= renew_at
+                    if self._stop.is_set() or (renews and not sweeps.keep(self._database, turn)):
+                        self._broke_off(sweeping, turn, swept, None)
+                        return
+                    if renews:
+                        renew_at = steady() + RENEW_EVERY_SECONDS
+            if swept is not None:
+                alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
+                sweeps.finish(self._work, swept, alerts)
+                self._observer.swept(sweeping.subject, swept)
         except SweepFailed as error:
             failed = "sweep_failed"
-            self._broke_off(sweeping, turn, None if self._stop.is_set() else str(error))
+            self._broke_off(sweeping, turn, swept, None if self._stop.is_set() else str(error))
         except DBAPIError as error:
             failed = "database"
             self._observer.database_trouble("sweeping", error)
             # Tried once more, as only this transaction may have failed; else the sweep is due again when its lease expires.
-            self._broke_off(sweeping, turn, f"the database: {error_text(error)}")
+            self._broke_off(sweeping, turn, swept, f"the database: {error_text(error)}")
         except Exception as error:
             failed = type(error).__name__
-            self._broke_off(sweeping, turn, error_text(error))
+            self._broke_off(sweeping, turn, swept, error_text(error))
             raise
         finally:
             sweeping.close()
             if span is not None:
-                so_far = self._so_far.get(sweeping.subject)
-                names = () if so_far is None else ("compared", "missed", "added")
-                span.attributes |= {f"inbox.{name}": getattr(so_far, name) for name in names}
+                names = () if swept is None else ("compared", "missed", "added")
+                span.attributes |= {f"inbox.{name}": getattr(swept, name) for name in names}
                 span.attributes |= {"inbox.source": turn.source, "inbox.entity_type": turn.entity_type}
                 span.end(error=failed)
 
-    def _sweep(self, sweeping: CompiledSweep, turn: sweeps.Turn, span: Span | None) -> SweepFindings | None:
-        """Run a sweep. Returns None when it was stopped: the process is to end, or another relay may have the turn."""
-        since, _ = sweeping.begins(self._database)
-        renew_at = steady() + RENEW_EVERY_SECONDS
-        context = msgspec.structs.replace(self._context, span=span)
-        with closing(sweeping.run(self._work, context, since)) as running:
-            for so_far in running:
-                swept = self._so_far[sweeping.subject] = so_far
-                if self._stop.is_set():
-                    return None
-                if steady() >= renew_at:
-                    if not sweeps.keep(self._database, turn):
-                        return None
-                    renew_at = steady() + RENEW_EVERY_SECONDS
-        return swept
-
-    def _ended(self, sweeping: CompiledSweep, turn: sweeps.Turn, swept: SweepFindings) -> None:
-        alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
-        sweeps.finish(self._database, swept, turn.node, alerts)
-        self._observer.swept(sweeping.subject, swept)
-
-    def _broke_off(self, sweeping: CompiledSweep, turn: sweeps.Turn, error: str | None) -> None:
+    def _broke_off(
+        self, sweeping: CompiledSweep, turn: sweeps.Turn, swept: SweepFindings | None, error: str | None
+    ) -> None:
         """Record a sweep that failed, or was stopped, with what it has added: the next one doesn't find that again."""
-        so_far = self._so_far.get(sweeping.subject)
-        found = so_far if so_far is not None and so_far.missed else None
+        found = swept if swept is not None and swept.missed else None
         missed, alerts = (0, []) if found is None else (found.missed, [_missed(sweeping, found)])
         if error is None:
-            sweeps.give_back(self._database, turn, missed, alerts)
+            sweeps.give_back(self._work, turn, missed, alerts)
         else:
             alert = Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error})
-            sweeps.fail(self._database, turn, error, [alert, *alerts], missed)
+            sweeps.fail(self._work, turn, error, [alert, *alerts], missed)
             self._observer.tell("sweep_failed", subject=sweeping.subject, error=error)
         if found is not None:
             self._observer.swept(sweeping.subject, found, in_part=True)

@@ -70,32 +70,29 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
     """
     where = f"routes.{route}.sync"
     target = {"target"} if sync.find is not None else set()
-    fetch, find, create, update, deactivate = sync.fetch, sync.find, sync.create, sync.update, sync.deactivate
+    fetch, find, update, deactivate = sync.fetch, sync.find, sync.update, sync.deactivate
     # Before a delete there is no entity to look into.
     findable = {"event", "entity"} if sync.gone == "skip" else {"event"}
 
     def call(key: str, table: CallKeys | None, method: str, known: Collection[str], **options: Any) -> CallPlan | None:  # noqa: ANN401  # those of compile_call
+        method = getattr(table, "method", None) or method
         return None if table is None else compile_call(f"{where}.{key}", known, table, method, **options)
 
     def expression(key: str, text: str | None, known: Collection[str] | None) -> Expression | None:
         return None if text is None else Expression(text, f"{where}.{key}", known)
 
     parts: dict[str, Callable[[], Any]] = {
-        "fetch": lambda: call("fetch", fetch, fetch.method, {"event"}, texts=SearchTemplate),
-        "pick": lambda: expression("fetch.pick", fetch.pick, None),
-        "modified": lambda: expression("fetch.modified", fetch.modified, None),
-        "carried": lambda: compile_named(fetch.verify, f"{where}.fetch.verify", {"event"}),
-        "fields": lambda: compile_fields(route, sync),
+        "fetch": partial(call, "fetch", fetch, "GET", {"event"}, texts=SearchTemplate),
+        "pick": partial(expression, "fetch.pick", fetch.pick, None),
+        "modified": partial(expression, "fetch.modified", fetch.modified, None),
+        "carried": partial(compile_named, fetch.verify, f"{where}.fetch.verify", {"event"}),
+        "fields": partial(compile_fields, route, sync),
         "find": lambda: find and compile_find(find, f"{where}.find", findable, sync.map),
-        "create": lambda: call(
-            "create", create, (create and create.method) or "POST", {"event", "entity"}, sends_fields=True
-        ),
+        "create": partial(call, "create", sync.create, "POST", {"event", "entity"}, sends_fields=True),
         "update": lambda: update and _update(update, f"{where}.update", {"event", "entity"} | target),
         "if_match": lambda: update and expression("update.if_match", update.if_match, {"target", "etag"}),
-        "delete": lambda: call(
-            "delete", sync.delete, (sync.delete and sync.delete.method) or "DELETE", {"event"} | target
-        ),
-        "deactivate": lambda: deactivate and call("deactivate", deactivate, deactivate.method, {"event"} | target),
+        "delete": partial(call, "delete", sync.delete, "DELETE", {"event"} | target),
+        "deactivate": partial(call, "deactivate", deactivate, "PATCH", {"event"} | target),
         "inactive": lambda: deactivate and expression("deactivate.unless", deactivate.unless, {"event"} | target),
     }
     made = collect_config_errors(parts)
@@ -205,10 +202,11 @@ def compile_named(verify: Mapping[str, str], where: str, known: Collection[str])
     Raises:
         ConfigError: an expression is wrong.
     """
-    parts: dict[str, Callable[[], Carried]] = {
-        field: partial(_named, field, searched, where, known) for field, searched in verify.items()
-    }
-    return tuple(collect_config_errors(parts).values())
+
+    def carried(field: str, searched: str) -> Carried:
+        return Carried(Expression(searched, f"{where}.{field}", known), (Expression(field, where, None),))
+
+    return tuple(collect_config_errors({each[0]: partial(carried, *each) for each in verify.items()}).values())
 
 
 def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope: Scope) -> None:
@@ -273,10 +271,6 @@ def _source(given: str | MapField) -> Expression | None:
         return None if text is None else Expression(text, "", None)
     except ConfigError:  # reported where the map is compiled
         return None
-
-
-def _named(field: str, searched: str, where: str, known: Collection[str]) -> Carried:
-    return Carried(Expression(searched, f"{where}.{field}", known), (Expression(field, where, None),))
 
 
 def _values(field: Expression, match: Mapping[str, Any]) -> list[Any]:

@@ -283,12 +283,12 @@ def _module(name: str, where: str, folder: Path) -> object:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            file = f"{name.replace('.', '/')}.py"
-            raise ConfigError(
-                f"{where}: there is no module {name!r}; write {file} in {folder}, or install the package that has it"
-            ) from None
-        raise ConfigError(f"{where}: {name} imports {error.name!r}, which is not installed") from None
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"{where}: {name} imports {error.name!r}, which is not installed") from None
+        file = f"{name.replace('.', '/')}.py"
+        raise ConfigError(
+            f"{where}: there is no module {name!r}; write {file} in {folder}, or install the package that has it"
+        ) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001  # a module may do anything when it is imported
         # Without the error's text, which may hold anything that the module has read.
         raise ConfigError(

@@ -1,16 +1,16 @@
-"""The paging rule of a sweep and a listing alike: turns an answer into the request for the next page. Pure."""
+"""The paging rule of sweeps: turns an answer into the request for the next page. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
-from inbox.config.sync import POSITIONS, ListingCall, Paging, paging_of
+from inbox.config.sync import POSITIONS, Paging, Sweep, paging_of
 from inbox.errors import ConfigError, UnusableAnswer, collect_config_errors
 from relay.sync.calls import CallPlan, compile_call, compile_query, evaluated
 from relay.sync.expressions import Expression, Scope
@@ -54,15 +54,15 @@ class PagesPlan(msgspec.Struct, frozen=True):
         return total if isinstance(total, int) and not isinstance(total, bool) else None
 
 
-def compile_pages(table: ListingCall, where: str, known: Collection[str]) -> PagesPlan:
-    """Compile a listing. `where` names its table, `known` the values that its templates may use besides those of paging.
+def compile_pages(table: Sweep, where: str) -> PagesPlan:
+    """Compile the listing of a sweep; `where` names its table.
 
     Raises:
         ConfigError: a template or an expression is wrong, or every page would be the first.
     """
     paging = paging_of(table.pages)
     position = None if paging is None else POSITIONS.get(paging.by)
-    names = {*known} if paging is None else {*known, "count", *filter(None, [position])}
+    names = {"since"} if paging is None else {"since", "count", *filter(None, [position])}
     call = compile_call(where, names, table, table.method, texts=SearchTemplate)
     if paging is None:
         return PagesPlan(None, call, call)

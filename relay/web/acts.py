@@ -157,7 +157,7 @@ def _check(operation: Operation, asked: Any, planned: ActPlan, sent: Submission)
     if operation.kind == "erase" and sent.again != asked.entity_id and not sent.dry_run:
         raise BadFilter("type the entity's id again: nothing brings an erased entity back", field="again")
     if planned.obstacle is not None:
-        raise PlanChanged("; ".join((planned.obstacle, *planned.instead)))
+        raise (NotNow if sent.plan is None else PlanChanged)("; ".join((planned.obstacle, *planned.instead)))
 
 
 class ActResource:
@@ -265,10 +265,9 @@ class ActResource:
             problem = problem or error
         if problem is not None:
             set_status(resp, problem)
-        resp.content_type = render.TYPE
-        resp.text = self._renderer.render(
+        self._renderer.show(
+            resp,
             "act.html",
-            now=self._clock.now(),
             title=operation.title,
             here=f"/acts/{operation.kind}",
             act=operation,

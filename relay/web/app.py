@@ -87,14 +87,12 @@ class ScreenResource:
             if req.if_none_match and version in req.if_none_match:
                 resp.status = falcon.HTTP_304
                 return
-        resp.content_type = render.TYPE
-        resp.text = self._renderer.render_screen(
+        self._renderer.show_screen(
+            resp,
             self._screen,
-            now=now,
             query=query,
             page=page,
             problem=problem,
-            config=self._readers.config,
             actor=req.context.actor,
             live=self._screen.is_live and req.params.get(LIVE_FIELD) != "0" and not isinstance(problem, BadFilter),
             version=version,
@@ -155,7 +153,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.req_options.strip_url_path_trailing_slash = True
     app.req_options.keep_blank_qs_values = False
     app.req_options.auto_parse_qs_csv = False
-    renderer = render.Renderer(tuple(screen for screen in SCREENS if screen.key))
+    renderer = render.Renderer(SCREENS, clock, readers.config)
     for screen in SCREENS:
         resource = ScreenResource(screen, readers, renderer, clock)
         app.add_route(screen.path, resource)
@@ -174,7 +172,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     reveal = RevealResource(readers, renderer, clock)
     app.add_route("/events/{seq}/reveal", reveal)
     app.add_route(f"{API}/events/{{seq}}/reveal", reveal, suffix="json")
-    ProblemAnswers(renderer, clock).add_to(app)
+    ProblemAnswers(renderer).add_to(app)
     return app
 
 

@@ -480,17 +480,8 @@ class SignIn:
         return person
 
     def _show(self, resp: Response, following: str, name: str = "", problem: PageError | None = None) -> None:
-        resp.content_type = render.TYPE
-        resp.text = self._renderer.render(
-            "sign-in.html",
-            now=self._guard.clock.now(),
-            title="Sign in",
-            here=SIGN_IN,
-            name=name,
-            following=following,
-            problem=problem,
-            actor=None,
-        )
+        shown = {"name": name, "following": following, "problem": problem, "actor": None}
+        self._renderer.show(resp, "sign-in.html", title="Sign in", here=SIGN_IN, **shown)
 
     def _require_users(self) -> None:
         if self._guard.web.users is None:

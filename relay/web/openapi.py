@@ -42,15 +42,6 @@ _EXPLAINED = {
     "event_type": "Event type, verbatim from the sender.",
 }
 """Fields that mean the same wherever they have no description of their own. Any other is given as answers show it."""
-_SECURITY: Json = {
-    "token": {"type": "http", "scheme": "bearer", "description": "A token of `relay web token`."},
-    "session": {
-        "type": "apiKey",
-        "in": "cookie",
-        "name": "inbox-relay",
-        "description": "The session of a person who signed in on the page; behind HTTPS it is `__Host-inbox-relay`.",
-    },
-}
 _TIME: Json = {
     "type": "string",
     "anyOf": [{"format": "date-time"}, {"format": "date"}, {"pattern": "^[0-9]{1,5}[smhdw]$"}],
@@ -91,7 +82,7 @@ def document(screens: Iterable[Screen], version: str) -> Json:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "security": [{name: []} for name in _SECURITY],
+        "security": [{"token": []}],
         "paths": paths,
         "components": {
             "schemas": {name: each if name == "Problem" else _answered(each) for name, each in schemas.items()},
@@ -102,7 +93,9 @@ def document(screens: Iterable[Screen], version: str) -> Json:
                     "headers": {"Retry-After": _header("Seconds until the next attempt.", "integer")},
                 }
             },
-            "securitySchemes": _SECURITY,
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "A token of `relay web token`."}
+            },
         },
     }
 

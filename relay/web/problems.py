@@ -10,7 +10,6 @@ import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
-from inbox.clock import Clock
 from inbox.errors import NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
 from inbox.observe.logs import fields, without_message
 from relay.web import render
@@ -61,8 +60,8 @@ def wants_json(req: Request) -> bool:
 class ProblemAnswers:
     """Handlers of errors for Falcon, in the form that the client takes."""
 
-    def __init__(self, renderer: render.Renderer, clock: Clock) -> None:
-        self._renderer, self._clock = renderer, clock
+    def __init__(self, renderer: render.Renderer) -> None:
+        self._renderer = renderer
 
     def add_to(self, app: falcon.asgi.App[Request, Response]) -> None:
         """Make the application answer every error with a problem."""
@@ -113,12 +112,5 @@ class ProblemAnswers:
             resp.content_type = PROBLEM_TYPE
             resp.data = msgspec.json.encode(problem)
             return
-        resp.content_type = render.TYPE
-        resp.text = self._renderer.render(
-            "problem.html",
-            now=self._clock.now(),
-            title=problem.title,
-            here=req.path,
-            problem=problem,
-            actor=getattr(req.context, "actor", None),
-        )
+        actor = getattr(req.context, "actor", None)
+        self._renderer.show(resp, "problem.html", title=problem.title, here=req.path, problem=problem, actor=actor)

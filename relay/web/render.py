@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from falcon.asgi import Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from inbox.clock import Clock
+from inbox.config.model import Config
 from inbox.events.timestamps import as_time, rfc3339
 from inbox.observe.visible import visible, visible_line
 from relay import words
@@ -21,15 +24,8 @@ from relay.web import query as queries
 from relay.web.query import encodable_text
 from relay.web.reading import MOST_COUNTED, Screen
 
-
-class Series(msgspec.Struct, frozen=True):
-    """One line of a chart."""
-
-    name: str
-    kind: str
-    """Class of its colour: in, out or bad."""
-    values: tuple[int, ...]
-    """Counts of consecutive times."""
+Series = tuple[str, str, Sequence[int]]
+"""A line of a chart: its name, the class of its colour (in, out or bad), and counts of consecutive times."""
 
 
 def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] = ()) -> Markup:
@@ -44,7 +40,7 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
     classes, width, height, left, upper, lower = (
         ("chart", 720, 160, 44, 8, 142) if labels else ("chart spark", 120, 28, 1, 2, 26)
     )
-    top, step = scale(max((value for each in series for value in each.values), default=0))
+    top, step = scale(max((value for _, _, values in series for value in values), default=0))
 
     def at(share: float, start: int, end: int) -> str:
         return f"{start + (end - start) * share:.1f}".removesuffix(".0")
@@ -65,11 +61,11 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
                 x, anchor, visible_line(label)
             )
         )
-    for each in series:
-        points = zip(places(len(each.values)), each.values, strict=True)
+    for _, colour, values in series:
+        points = zip(places(len(values)), values, strict=True)
         inside.append(
             Markup('<polyline class="line {}" points="{}"/>').format(
-                each.kind if any(each.values) else "flat",  # a line of failures that lies at 0 is no alarm
+                colour if any(values) else "flat",  # a line of failures that lies at 0 is no alarm
                 " ".join(f"{x},{at(value / top, lower, upper)}" for x, value in points),
             )
         )
@@ -97,9 +93,9 @@ def scale(largest: int) -> tuple[int, int]:
 def summary(series: Sequence[Series]) -> str:
     """Describe lines in words: the sum, the largest and the last figure of each."""
     said = (
-        f"{each.name}: {sum(each.values):,} in all, at most {max(each.values):,} a minute, {each.values[-1]:,} in the last one"
-        for each in series
-        if each.values
+        f"{name}: {sum(values):,} in all, at most {max(values):,} a minute, {values[-1]:,} in the last one"
+        for name, _, values in series
+        if values
     )
     return "; ".join(said) or "no figures"
 
@@ -112,7 +108,6 @@ def _short(value: int) -> str:
     return str(value)
 
 
-TYPE = "text/html; charset=utf-8"
 STATIC_FOLDER = Path(__file__).parent / "static"
 STATIC: Mapping[str, str] = {
     file.name: f"/static/{file.name}?v={hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
@@ -124,19 +119,27 @@ STATIC: Mapping[str, str] = {
 class Renderer:
     """Renders templates of `relay/web/templates`."""
 
-    def __init__(self, menu: tuple[Screen, ...]) -> None:
-        """Prepare it, with the screens of the menu."""
-        self._menu = menu
+    def __init__(self, screens: Iterable[Screen], clock: Clock, config: Config) -> None:
+        """Prepare it; the screens with a key are in the menu."""
+        self._menu, self._clock, self._config = tuple(each for each in screens if each.key), clock, config
 
-    def render(self, template: str, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
-        """Render a template. `now` is what times are relative to."""
-        return encodable_text(_environment().get_template(template).render(now=now, menu=self._menu, **values))
+    def show(self, resp: Response, template: str, **values: Any) -> None:  # noqa: ANN401  # whatever it shows
+        """Answer with a template. Times on it are relative to now."""
+        given = {"now": self._clock.now(), "menu": self._menu, "config": self._config, **values}
+        resp.content_type = "text/html; charset=utf-8"
+        resp.text = encodable_text(_environment().get_template(template).render(given))
 
-    def render_screen(self, screen: Screen, *, now: datetime, **values: Any) -> str:  # noqa: ANN401  # whatever it shows
-        """Render a screen. `values` go before its own; without `live` it does not refresh itself."""
-        fixed = {"title": screen.title, "here": screen.path, "screen": screen, "live": False, "version": None}
-        given = {**fixed, **screen.values, **values}
-        return self.render(f"{screen.name}.html", now=now, **given)
+    def show_screen(self, resp: Response, screen: Screen, **values: Any) -> None:  # noqa: ANN401  # whatever it shows
+        """Answer with a screen. `values` go before its own; without `live` it does not refresh itself."""
+        fixed = {
+            "title": screen.title,
+            "here": screen.path,
+            "screen": screen,
+            "problem": None,
+            "live": False,
+            "version": None,
+        }
+        self.show(resp, f"{screen.name}.html", **{**fixed, **screen.values, **values})
 
 
 @cache  # all pages of a process share the compiled templates
@@ -154,7 +157,6 @@ def _environment() -> Environment:
         with_given=_with_given,
         MOST_COUNTED=MOST_COUNTED,
         chart=chart,
-        Series=Series,
         timedelta=timedelta,
     )
     made.filters.update(

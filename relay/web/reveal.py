@@ -99,17 +99,9 @@ class RevealResource:
             resp.content_type = "application/octet-stream"  # no browser shows it, whatever it holds
             resp.downloadable_as, resp.data = f"event-{query.seq}.bin", body
             return
-        resp.content_type = render.TYPE
-        resp.text = self._renderer.render_screen(
-            EVENT,
-            now=now,
-            query=query,
-            page=await self._readers.read(actor, lambda reading: event(reading, query)),
-            problem=None,
-            config=self._readers.config,
-            actor=actor,
-            shown=RevealedPage(headers, view_of(body), reason),
-        )
+        page = await self._readers.read(actor, lambda reading: event(reading, query))
+        shown = RevealedPage(headers, view_of(body), reason)
+        self._renderer.show_screen(resp, EVENT, query=query, page=page, actor=actor, shown=shown)
 
     async def on_post_json(self, req: Request, resp: Response, seq: str) -> None:
         """Answer with the payload as JSON."""

@@ -23,7 +23,7 @@ from relay.web.screens import SCREENS
 from tests.helpers.browser import DESK, PHONE, Browser
 from tests.helpers.night import an_arrival, night_config
 from tests.helpers.page import Page, on_database, serving
-from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.relaying import FakeClock, Steps, work_of
 
 MARKUP = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\"'--><b onmouseover=hacked(3)>{{ 7*7 }}"
@@ -87,7 +87,7 @@ def _fill(steps: Steps, value: str) -> None:
         gates.pause(transaction, ("route", "orders-to-warehouse"), who=value[:200], why=value[:2000])
         alerts.note(transaction, [Alert("step_failed", value[:200], firing=True, detail={"error": value})], now)
     commands.ask(steps.database, "replay", Selection(error=value[:1000]), who=value[:200], why=value[:2000])
-    nodes.start_node(steps.database, value[:100], value[:100], 1, value[:50])
+    nodes.start_node(work_of(steps.database, node=value[:100]), value[:100], 1, value[:50])
 
 
 def _is_harmless(browser: Browser) -> None:

@@ -14,7 +14,8 @@ from sqlalchemy.exc import DataError
 
 from inbox.errors import IllegalTransition
 from relay.steps import Step, Steps
-from relay.store import lanes
+from relay.store import sequence
+from relay.store.statement import AnyStatement, prepare
 from relay.store.transaction import Transaction
 
 FAILURES: dict[str, Callable[[], Exception]] = {
@@ -75,7 +76,7 @@ class Plant:
 def planted(monkeypatch: pytest.MonkeyPatch, plant: Plant) -> Iterator[Plant]:
     """A plant for as long as the block runs. What sets an item aside has to work."""
     here = threading.local()  # `step` is the one that this thread is in, but for what sets an item aside
-    run, execute, make_dead = Steps.run, Transaction.execute, lanes.quarantine
+    run, execute, make_dead = Steps.run, Transaction.execute, sequence.quarantine
 
     def running(steps: Steps, step: Step, work: Callable[[], Any], otherwise: Any, **more: Any) -> Any:  # noqa: ANN401
         def in_step() -> Any:  # noqa: ANN401
@@ -87,10 +88,10 @@ def planted(monkeypatch: pytest.MonkeyPatch, plant: Plant) -> Iterator[Plant]:
 
         return run(steps, step, in_step, otherwise, **more)
 
-    def executing(transaction: Transaction, statement: TextClause, **parameters: object) -> list[Any]:
+    def executing(transaction: Transaction, statement: AnyStatement, **parameters: Any) -> list[Any]:  # noqa: ANN401  # passed through
         rows = execute(transaction, statement, **parameters)
         if getattr(here, "step", None) == plant.step:
-            plant.check(statement, parameters, rows)
+            plant.check(*prepare(statement, transaction.sql, parameters, None), rows)
         return rows
 
     def setting_aside(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.sync import Listing, Paging
+from inbox.config.sync import Paging, Sweep
 from inbox.errors import UnusableAnswer
 from relay.store.sweeps import Listed
 from relay.sync.paging import Paginator, compile_pages
@@ -24,7 +24,7 @@ class Place:
 
     def __init__(self, first: int, count: int) -> None:
         pages = Paging(by="start", first=first, count=count)
-        plan = compile_pages(Listing(path="/users", id="id", pages=pages), "r.listing", ())
+        plan = compile_pages(Sweep(api="a", entity_type="T", path="/users", params={}, pages=pages), "r.listing")
         self._paginator = Paginator[Listed](plan, {}, "https://api.example.com")
 
     @property

@@ -15,7 +15,7 @@ FEW = st.integers(2, 4)
 
 
 def a_round(lane: list[OpenDelivery], few: int) -> list[OpenDelivery]:
-    """Settle as `relay.store.lanes` does: with the head, what has arrived, and the first few that wait."""
+    """Settle as `relay.store.sequence` does: with the head, what has arrived, and the first few that wait."""
     waiting = sorted((row for row in lane if row.state is State.WAITING), key=lambda row: row.key)
     read, unread = waiting[:few], waiting[few:]
     upto = read[-1].key if unread else None

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.sync import Listing, Paging, PagingSetting
+from inbox.config.sync import Paging, PagingSetting, Sweep
 from inbox.errors import ConfigError, UnusableAnswer
 from relay.sync.paging import LONGEST, PagesPlan, Paginator, compile_pages
 
@@ -28,8 +28,8 @@ def plan(
     body: dict[str, Any] | None = None,
     path: str = "/users",
 ) -> PagesPlan:
-    table = Listing(path=path, method=method, params={"active": "yes"}, body=body, id="id", pages=pages)
-    return compile_pages(table, "r.listing", ())
+    table = Sweep(api="a", entity_type="T", path=path, method=method, params={"active": "yes"}, body=body, pages=pages)
+    return compile_pages(table, "r.listing")
 
 
 def read(pages: PagingSetting, answer: Callable[[Asked], Answered], most: int = 500) -> list[int]:

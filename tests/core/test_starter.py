@@ -48,7 +48,7 @@ def test_it_passes_the_check_once_its_variables_are_set(
         unset = load_text(made.text, environment={})
         for name in environment:
             monkeypatch.delenv(name)
-        assert len(unset.mistakes) + sum(len(unset.further_mistakes(start)) for start in check.STARTS) >= len(
+        assert len(unset.mistakes) + sum(len(unset.further_mistakes(start)) for start in check.STARTS.values()) >= len(
             environment
         )
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import socket
 import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -92,37 +89,6 @@ def test_a_refused_webhook_is_sent_again_until_accepted_and_so_is_one_whose_answ
         await_sent(service)
     assert tries == [503, 401, 302, 500, 200, 200]
     assert receiver.accepted == receiver.accepted[:1] * 2
-
-
-def test_webhooks_wait_for_a_receiver_that_is_down() -> None:
-    """Changes made while nobody listens arrive once somebody does."""
-    refused = threading.Event()
-    receiver = Receiver()
-    with socket.socket() as placeholder:
-        placeholder.bind(("127.0.0.1", 0))  # bound but not listening: the port refuses connections
-        url = f"http://127.0.0.1:{placeholder.getsockname()[1]}/hook"
-        with identity(url, on_webhook=lambda _, status: None if status else refused.set()) as service:
-            service.create(USER, {})
-            assert refused.wait(WAIT)
-            assert service.webhooks.pending() == 1
-            with served(receiver.app) as hook:
-                service.webhooks.url = f"{hook}/hook"
-                await_sent(service)
-    assert len(receiver.accepted) == 1
-
-
-def test_each_entity_keeps_its_order_while_the_receiver_fails_at_random() -> None:
-    receiver = Receiver(*random.Random(7).choices([200, 503], k=120))
-    with reporting_to(receiver) as service:
-        users = [service.create(USER, sample_user(number)) for number in range(8)]
-        for _ in range(9):
-            for user in users:
-                service.replace(USER, user["id"], user)
-        await_sent(service)
-    assert Counter(sent["id"] for sent in receiver.accepted) == {user["id"]: 10 for user in users}
-    for user in users:
-        times = [sent["timestamp"] for sent in receiver.accepted if sent["id"] == user["id"]]
-        assert times == sorted(times)
 
 
 @pytest.mark.parametrize("url", [None, "http://127.0.0.1:9/hook"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -84,32 +83,6 @@ def test_no_line_is_wider_than_the_terminal_and_each_event_has_one(width: int) -
     shown = lines(*STORY, width=width)
     assert len(shown) == len(STORY) + 1
     assert max(map(cell_len, shown)) <= width
-
-
-@pytest.mark.parametrize("width", [80, 120, None])
-def test_statuses_and_details_stand_in_columns(width: int | None) -> None:
-    shown = lines(*STORY, width=width)
-    statuses = {line[24:27] for line in shown}
-    assert statuses == {"   ", "200", "---", "503", "201", "409", "204"}
-    words = ("email=", "last_name=Berg", "on purpose", "nothing new", "an orphan")
-    details = {line.index(word) for line in shown for word in words if word in line}
-    assert len(details) == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "detail"),
-    [
-        (replace(CREATED, is_reported=False), "no webhook: email=aino.aalto.1@example.com"),
-        (ChangeMade("delete", USER, ID, "Aino Aalto", {}, is_reported=False), "no webhook"),
-        (ChangeMade("update", USER, ID, "Aino Aalto", {}), "nothing the other side has"),
-    ],
-)
-def test_a_change_that_no_webhook_reports_or_that_changes_nothing_there_says_so(
-    change: ChangeMade, detail: str
-) -> None:
-    output = io.StringIO()
-    DemoScreen(Console(file=output, color_system=None, width=200, highlight=False), Noon()).change(change)
-    assert output.getvalue().rstrip().endswith(f"Aino Aalto                   {detail}")
 
 
 @pytest.mark.parametrize("width", [None, 4000], ids=["file", "terminal"])

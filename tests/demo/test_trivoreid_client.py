@@ -102,48 +102,6 @@ def site(database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.
         yield Site(connected(at_source), source, target, config, engine, file)
 
 
-def test_the_vendors_client_manages_users(vendors_client: Any) -> None:  # noqa: ANN401
-    """Create, get, update, list by filter and delete through the client's own models."""
-    from trivoreid.exceptions import TrivoreIDException  # noqa: PLC0415 - after the fixture has silenced the first import
-    from trivoreid.models.user import User  # noqa: PLC0415
-    from trivoreid.utils.criteria import Filter  # noqa: PLC0415
-
-    users = vendors_client.user_service
-    created = users.create(User(sample_user(0)))
-    assert created.name.familyName == "Aalto"
-    assert created.emails[0].verified is True
-    found = users.get(created.id)
-    assert found.serialize() == created.serialize()
-    found.name.familyName = "Virtanen"
-    updated = users.update(found)
-    assert updated.name.familyName == "Virtanen"
-    assert updated.meta.lastModified > created.meta.lastModified
-
-    users.create(User(sample_user(1)))
-    page = users.get_all(start_index=0, count=500)
-    assert next(user.id for user in page.resources) == created.id
-    assert (page.totalResults, page.startIndex, page.itemsPerPage) == (2, 0, 2)
-    since = Filter(Filter.GREATER_OR_EQUAL_THAN, "meta.lastModified", updated.meta.lastModified)
-    assert users.get_all(since).totalResults == 2
-
-    users.delete(created.id)
-    with pytest.raises(TrivoreIDException, match=f"status code 404, There is no user {created.id}"):
-        users.get(created.id)
-
-
-def test_the_vendors_client_manages_groups(vendors_client: Any) -> None:  # noqa: ANN401
-    from trivoreid.models.groups import Group  # noqa: PLC0415
-
-    groups = vendors_client.group_service
-    created = groups.create(Group({"name": "Drivers", "nsCode": "demo"}))
-    created.description = "They drive"
-    assert groups.update(created).description == "They drive"
-    assert groups.get(created.id).name == "Drivers"
-    assert [group.id for group in groups.get_all().resources] == [created.id]
-    groups.delete(created.id)
-    assert groups.get_all().totalResults == 0
-
-
 @pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
 def test_a_user_and_a_group_of_the_vendors_client_are_kept_in_sync(site: Site) -> None:
     from trivoreid.models.groups import Group  # noqa: PLC0415  # as above

@@ -12,9 +12,10 @@ import pytest
 from inbox import clock
 from inbox.config.values import Duration
 from relay.daemon.generation import FinishedAttempt, WorkerPool
-from relay.daemon.leases import TRUSTED_SECONDS, Leases, claim_of
+from relay.daemon.leases import TRUSTED_SECONDS, Leases
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.destinations.base import Context
+from relay.store.deliveries import claim_of
 from tests.destinations.calling import Called
 from tests.helpers.delivering import DELIVERY, ROUTE, a_delivery, context
 from tests.helpers.scripted import answer

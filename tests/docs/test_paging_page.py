@@ -19,7 +19,7 @@ from relay.destinations.base import without_lease
 from relay.store.database import Database
 from relay.store.sweeps import SweepFindings
 from relay.store.work import Work
-from relay.sweep.run import CompiledSweep, orphans
+from relay.sweep.run import CompiledSweep
 from tests.docs.pages import PAGES
 from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
@@ -205,20 +205,6 @@ def test_the_sweep_of_the_page_reads_all_changes_of_the_vendor_once(vendor: str,
             body["sweep"]["modified"],
             {"full_name": "acme/shop"},
         )
-
-
-def test_the_listing_of_the_page_finds_the_user_without_a_counterpart() -> None:
-    with contextlib.closing(Vendor(scim)) as server:
-        config = parse_config(config_of("SCIM", server.url))
-        found = list(orphans(config, "directory", 0, lambda *_: None))
-    assert found == [
-        {
-            "route": "users",
-            "entity_type": "user",
-            "entity_id": str(SIZE - 1),
-            "finding": "missing: it has no counterpart",
-        }
-    ]
 
 
 @ON_SQLITE

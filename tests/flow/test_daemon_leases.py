@@ -10,17 +10,12 @@ from sqlalchemy import Connection, Engine, text
 
 from inbox.clock import SystemClock
 from relay.daemon.generation import PreparedConfig
-from relay.daemon.leases import (
-    RENEW_EVERY_SECONDS,
-    TRUSTED_SECONDS,
-    Leases,
-    claim_of,
-)
+from relay.daemon.leases import RENEW_EVERY_SECONDS, TRUSTED_SECONDS, Leases
 from relay.daemon.loop import Relay
 from relay.observe import Observer
 from relay.steps import Background
 from relay.store.database import Database
-from relay.store.leases import Claimed
+from relay.store.deliveries import Claimed, claim_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, FakeClock, Steps

@@ -19,12 +19,13 @@ from relay.store import alerts
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database
 from relay.store.sequence import sequence
+from relay.store.work import Work
 from tests.helpers.daemon import running
 from tests.helpers.downstream import serving
 from tests.helpers.filling import fill
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.reading import rows
-from tests.helpers.relaying import CONFIG, POLICIES, work_of
+from tests.helpers.relaying import POLICIES, work_of
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE, moment
 
@@ -117,9 +118,9 @@ def test_a_relay_that_looks_just_behind_an_alert_of_a_failing_step_does_not_end_
 ) -> None:
     stores = alerts.step_failed
 
-    def then_another_looks(database: Database, step: str, error: str) -> None:
-        stores(database, step, error)
-        Watch().look(work_of(Database(engine), config=CONFIG))
+    def then_another_looks(work: Work, step: str, error: str) -> None:
+        stores(work, step, error)
+        Watch().look(work)
 
     monkeypatch.setattr(alerts, "step_failed", then_another_looks)
     with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:

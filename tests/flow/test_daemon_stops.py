@@ -15,7 +15,7 @@ from relay import steps
 from relay.daemon import leases
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
-from relay.store import claim, database
+from relay.store import claim, work
 from relay.store.database import Database
 from tests.flow.test_daemon_order import nobody_can_order
 from tests.helpers.daemon import configured, kinds, running
@@ -189,7 +189,7 @@ def test_what_could_not_be_recorded_as_its_route_was_locked_is_recorded_before_t
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(database, "REST_SECONDS", 600.0)
+    monkeypatch.setattr(work, "REST_SECONDS", 600.0)
     with one_of_three_is_called(database_url, engine, tmp_path) as (relay, downstream, held), nobody_can_order(engine):
         relay.reload(prepare(configured(downstream.url)))
         until(lambda: "give_back" in failing(relay), "two are left, and their calls never begin")

@@ -209,8 +209,9 @@ async def test_a_flood_of_commits_sends_no_flood_of_notifications(
 ) -> None:
     sent_at: list[float] = []
 
-    async def send(_: Notifier) -> None:
+    async def send(_: Notifier) -> float:
         sent_at.append(time.monotonic())
+        return REST_SECONDS
 
     monkeypatch.setattr(Notifier, "_send", send)
     notifier = Notifier(a_link(database_url))
@@ -227,9 +228,10 @@ async def test_a_commit_while_a_notification_is_sent_is_not_missed(
 ) -> None:
     sent: list[asyncio.Event] = []
 
-    async def send(_: Notifier) -> None:
+    async def send(_: Notifier) -> float:
         sent.append(asyncio.Event())
         await sent[-1].wait()
+        return REST_SECONDS
 
     monkeypatch.setattr(Notifier, "_send", send)
     notifier = Notifier(a_link(database_url))

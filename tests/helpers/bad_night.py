@@ -25,7 +25,7 @@ from relay.store import alerts, gates, nodes, sweeps
 from relay.store.database import Database
 from relay.store.operator.execution import OpenCommands
 from tests.helpers.pruning import prune
-from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
+from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps, work_of
 from tests.helpers.storing import START, an_event
 
 CONFIG = parse_config("""
@@ -131,9 +131,9 @@ def happen(engine: Engine) -> Night:
 
 def _start_relays(night: Night) -> None:
     an_hour_ago = FakeClock(night.clock.moment - timedelta(hours=1))
-    nodes.start_node(Database(night.database.engine, an_hour_ago), "relay-0", "host-a", 40, "1.0")
-    nodes.start_node(night.live, night.node, "host-b", 41, "1.0")
-    nodes.describe_routes(night.live, night.node, POLICIES)
+    nodes.start_node(work_of(Database(night.database.engine, an_hour_ago), node="relay-0"), "host-a", 40, "1.0")
+    nodes.start_node(work_of(night.live, node=night.node), "host-b", 41, "1.0")
+    nodes.describe_routes(work_of(night.live, node=night.node))
 
 
 def _deliver(night: Night) -> None:
@@ -222,7 +222,7 @@ def _watch(night: Night) -> None:
             },
         )
     gates.hold(night.live, HoldRequest(("api", "trivore-id"), timedelta(hours=1), "Retry-After of an answer 429"))
-    sweeps.finish(night.database, sweeps.SweepFindings("trivore", "USER", START, START + timedelta(days=1), 120, 2, 2))
+    sweeps.finish(night.work, sweeps.SweepFindings("trivore", "USER", START, START + timedelta(days=1), 120, 2, 2))
     night.do("DELETE FROM inbox_payload WHERE seq = 1")
     prune(night.database.engine, "attempts", "duplicates")
     night.do("ANALYZE")

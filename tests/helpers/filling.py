@@ -46,7 +46,7 @@ def _attempt(engine: Engine, database_url: str, events: Iterable[Event], outcome
     while sequence.sequence(work_of(database, known)):
         pass
     while claimed := claim.claim(work_of(database), [claim.Room(["everything"], 500)]):
-        record.record(work_of(database, known), [(delivery, outcome) for delivery in claimed])
+        list(record.record(work_of(database, known), [(delivery, outcome) for delivery in claimed]))
     return seqs
 
 

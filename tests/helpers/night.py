@@ -104,8 +104,8 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
     config = night_config()
     steps = Steps(engine, policies(config), clock)
     rng = random.Random(16)
-    nodes.start_node(steps.database, "relay-1", "app-1.example.com", 4182, "1.0")
-    nodes.describe_routes(steps.database, "relay-1", steps.policies)
+    nodes.start_node(work_of(steps.database, node="relay-1"), "app-1.example.com", 4182, "1.0")
+    nodes.describe_routes(work_of(steps.database, steps.policies, node="relay-1"))
     steps.node = "relay-1"
     watch = Watch(lambda: (clock.moment - moment).total_seconds())  # noqa: PLW0108  # the clock moves
     for minute in range(MINUTES - minutes, MINUTES):
@@ -246,7 +246,7 @@ def _operators(steps: Steps, config: Config, minute: int) -> None:
     if minute % 15 == 10:
         since = steps.clock.moment - timedelta(minutes=15)
         sweeps.finish(
-            steps.database,
+            steps.work,
             sweeps.SweepFindings(
                 "people", "USER", since, steps.clock.moment, compared=31 + minute, missed=minute % 2, added=minute % 2
             ),

@@ -11,7 +11,7 @@ import msgspec
 from inbox.db.intake import Rejected
 from relay.delivery.outcome import Call, Failed
 from relay.store import alerts, gates, nodes
-from tests.helpers.relaying import DONE, Steps
+from tests.helpers.relaying import DONE, Steps, work_of
 from tests.helpers.storing import START, an_event
 
 WORDS = {
@@ -29,8 +29,8 @@ PAYLOADS = tuple(part for part in WORDS if part != "excerpt")
 
 def fill_page(steps: Steps) -> None:
     """Store events that are delivered, dead, blocked, retrying and waiting, and what else the page lists."""
-    nodes.start_node(steps.database, steps.node, "host", 1, "0.1.0")
-    nodes.describe_routes(steps.database, steps.node, steps.policies)
+    nodes.start_node(work_of(steps.database, node=steps.node), "host", 1, "0.1.0")
+    nodes.describe_routes(work_of(steps.database, steps.policies, node=steps.node))
     bodies = [f'{{"n": {number}, "word": "{WORDS["body"]}"}}'.encode() for number in range(1, 6)]
     routes = (("strict",), ("blocking",), ("strict", "latest"), ("strict",), ())
     events = [
@@ -58,7 +58,7 @@ def fill_page(steps: Steps) -> None:
     steps.intake.reject(rejected, msgspec.structs.replace(rejected, headers=None, body=None))
     with steps.database.write() as transaction:
         gates.pause(transaction, ("destination", "audit"), who="olga", why="a move")
-    alerts.step_failed(steps.database, "prune", "no space left")
+    alerts.step_failed(steps.work, "prune", "no space left")
     steps.do(
         "INSERT INTO relay_command (kind, selection, reason) VALUES ('replay', '{\"route\": \"strict\"}', 'after a fix')",
         "INSERT INTO relay_command (kind, selection, reason, dry_run)"

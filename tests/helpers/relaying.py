@@ -23,9 +23,10 @@ from relay.delivery.gates import GateKey
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import Policies, policies
 from relay.http.client import Limits
-from relay.store import claim, leases, record, sequence
+from relay.store import claim, leases, sequence
 from relay.store.database import Database
 from relay.store.record import Recorded
+from relay.store.record import record as record_parts
 from relay.store.transaction import FailedAlone
 from relay.store.work import Reports, Rests, Work
 from tests.helpers.agreement import facts_agree
@@ -89,6 +90,13 @@ def work_of(
 ) -> Work:
     """The context of a relay's steps, which remembers nothing of earlier ones."""
     return Work(database, config, known, node, observer or Reports())
+
+
+def record(
+    work: Work, outcomes: Sequence[tuple[Delivery, Outcome]], recently_failing: Collection[GateKey] = ()
+) -> list[Recorded]:
+    """Record outcomes, and return all that was recorded."""
+    return [recorded for part in record_parts(work, outcomes, recently_failing) for recorded in part]
 
 
 class FakeClock:
@@ -198,7 +206,7 @@ class Steps:
 
     def record(self, outcomes: Sequence[tuple[Delivery, Outcome]], watched: Collection[GateKey] = ()) -> list[Recorded]:
         """Write down what they came to."""
-        return record.record(self.work, outcomes, watched)
+        return record(self.work, outcomes, watched)
 
     def record_all(self, claimed: Sequence[Delivery], outcome: Outcome = DONE) -> list[Recorded]:
         """Write down that all of them came to this."""

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 
 from inbox.db import order_lock
 from inbox.db.dialect import POSTGRES, Sql
+from inbox.db.pipeline import send_together
 from relay.store.database import Database
 from tests.helpers.patience import stand_still
 
@@ -46,7 +47,9 @@ def stand_still_within_a_pipeline(database: Database, route: str, meanwhile: Cal
     with database.write() as transaction:
         transaction.lock_order([route])  # adds its row, which a pipeline can't
     with database.write() as transaction:
-        transaction.lock_order_and_read({route}, (text("SELECT :name"), _ReadLate(meanwhile)))
+        send_together(
+            transaction.connection, [transaction._lock_of({route}), (text("SELECT :name"), _ReadLate(meanwhile))]
+        )
 
 
 def limit_locks(monkeypatch: pytest.MonkeyPatch, milliseconds: int) -> None:

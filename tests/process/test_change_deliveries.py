@@ -142,10 +142,10 @@ def test_a_repair_is_followed_by_a_retry(place: Site, database_url: str, engine:
         1,
         [
             "nothing to replay",
-            "attempts are waiting; due at once with `relay retry --all --reason '…'`",
+            "attempts are waiting: `relay retry` with the same conditions makes them due at once",
         ],
     )
-    assert "relay retry --route everything" in relay(place, "unblock", "--route", "everything", *because).stderr
+    assert "`relay retry` with the same conditions" in relay(place, "unblock", "--route", "everything", *because).stderr
 
     relay(place, "pause", "--destination", "audit", *MAINTENANCE)
     plan = relay(place, "retry", "--status", "503", *because)

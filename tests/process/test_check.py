@@ -213,7 +213,7 @@ def test_a_source_that_accepts_unsigned_webhooks_is_a_warning_here_and_at_the_st
     configured(place, sqlite_database_url)
     text = (place.folder / "inbox.toml").read_text(encoding="utf-8")
     place.configure(text.replace('secrets = ["env:GITHUB_SECRET"]', 'unsigned = true\nauth = { kind = "none" }'))
-    told = "[sources.github] unsigned = true: GitHub signs its webhooks, and this source accepts unsigned ones"
+    told = "[sources.github] unsigned: GitHub signs its webhooks, and this source accepts unsigned ones"
     ended = checked(place)
     assert ended.status == 1
     assert told in ended.stdout

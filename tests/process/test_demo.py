@@ -52,7 +52,9 @@ def test_it_ends_well_when_both_services_agree(tmp_path: Path) -> None:
         r"^Both services agree in all fields",
     ):
         assert re.search(expected, ended.stdout, re.MULTILINE), (expected, ended.stdout)
-    assert "call    DELETE 204" in ended.stdout.partition("--full")[2], "the orphan's counterpart is gone"
+    assert "call    DELETE 204" in ended.stdout.partition("command replay")[2], (
+        "the counterpart of the deleted one is gone"
+    )
     assert (tmp_path / "inbox.toml").stat().st_mode & 0o777 == 0o600
 
 

@@ -45,11 +45,6 @@ find = {{ path = "/contacts", params = {{ externalId = "{{event.seq}}" }}, pick 
 create = {{ path = "/contacts" }}
 update = {{ path = "/contacts/{{event.seq}}" }}
 map = {{ name = "entity.name" }}
-[routes.user-to-crm.sync.listing]
-path = "/listing"
-params = {{ start = "{{start}}", count = "{{count}}" }}
-pages = {{ by = "start", count = 9 }}
-id = "id"
 [[sources.trivore.sweeps]]
 api = "identity"
 path = "/user"
@@ -78,8 +73,6 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),
     "relay sweep": (
         "--source trivore --dry-run",
-        "--source trivore --full",
-        "--source trivore --full --json",
         "--source HOSTILE",
     ),
     "relay verify": ("", "--json"),

@@ -12,9 +12,11 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.db import order_lock
-from inbox.db.pipeline import Statement
+from inbox.db.dialect import Sql
 from relay.store import audit, rebuild
-from relay.store.transaction import Transaction
+from relay.store.deliveries import Claimed
+from relay.store.statement import Statement
+from relay.store.transaction import Read, Transaction
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -35,9 +37,32 @@ def replaced(where: object, name: str, instead: object) -> Plant:
     return lambda monkeypatch: monkeypatch.setattr(where, name, instead)
 
 
+class _Changed(Statement):
+    """A statement of which each of these parts is replaced."""
+
+    def __init__(self, original: Statement, parts: Sequence[tuple[str, str]]) -> None:
+        self._original, self._parts = original, parts
+
+    def of(self, dialect: Sql) -> Any:  # noqa: ANN401  # as the store has it
+        written = self._original.of(dialect)
+        found = written.text.text
+        for part, instead in self._parts:
+            assert part in found
+            found = found.replace(part, instead)
+        return written._replace(text=text(found))
+
+
+def without_the_fence(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
+    """Stands for `still_leased`, and takes no notice of tokens."""
+    found = {(row.seq, row.route): row for row in rows if row.state == "in_flight"}
+    return {claim: found[claim[:2]] for claim in claims if claim[:2] in found}
+
+
 def changed(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plant:
     """Replace each of these parts of a statement of the store's."""
     original = getattr(module, statement)
+    if isinstance(original, Statement):
+        return replaced(module, statement, _Changed(original, parts))
 
     def words(*arguments: object, **options: bool) -> TextClause:
         found: str = original(*arguments, **options).text
@@ -53,7 +78,7 @@ def the_lock_of_another_route(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever sequences takes it; who records reads more, and takes the right one."""
     locked_and_read = Transaction.lock_order_and_read
 
-    def locked(transaction: Transaction, routes: set[str], *reads: Statement) -> tuple[datetime, list[list[Any]]]:
+    def locked(transaction: Transaction, routes: set[str], *reads: Read) -> tuple[datetime, list[list[Any]]]:
         return locked_and_read(transaction, {"another"} if len(reads) == 1 else routes, *reads)
 
     monkeypatch.setattr(Transaction, "lock_order_and_read", locked)

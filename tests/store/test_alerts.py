@@ -84,8 +84,8 @@ def test_a_death_that_comes_while_the_end_of_the_last_is_noticed_stays_alerted(
 def test_a_step_that_fails_again_while_its_recovery_is_noticed_stays_alerted(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start_node(steps.database, "r1", "host", 1, "1.0")
-    alerts.step_failed(steps.database, "reap", "no")
+    start_node(work_of(steps.database, node="r1"), "host", 1, "1.0")
+    alerts.step_failed(steps.work, "reap", "no")
     with monkeypatch.context() as patched:
         between_look_and_store(patched, "_store", lambda: heartbeat(steps.database, "r1", {"reap": "no"}))
         Watch().look(work_of(steps.database, config=CONFIG))
@@ -196,7 +196,7 @@ def test_an_old_event_that_is_readmitted_makes_no_source_silent(steps: Steps, cl
 
 
 def test_a_step_recovers_when_it_works_again_while_others_of_its_relay_still_fail(steps: Steps) -> None:
-    start_node(steps.database, "r1", "host", 1, "0")
+    start_node(work_of(steps.database, node="r1"), "host", 1, "0")
     names = ("claim", "reap", "renew")
     note(steps, *(Alert("step_failed", name, firing=True) for name in names))
     heartbeat(steps.database, "r1", dict.fromkeys(names, "it fails"))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 
 from relay.delivery.outcome import Delivered, Failed
-from relay.store import coverage, lanes
 from relay.store.leases import reap
-from relay.store.record import record
 from relay.store.sequence import BATCH, sequence
-from tests.helpers.relaying import DONE, POLICIES, Steps, work_of
+from tests.helpers.relaying import DONE, POLICIES, Steps, record, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.transactions import Transactions
 from tests.store.verifying import differences
@@ -24,8 +22,8 @@ MOST = 50
 @pytest.fixture(autouse=True)
 def _smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of what a transaction may do; `test_nothing_grows.py` has all of it."""
-    for module, name in ((lanes, "MOST_FOLDED"), (coverage, "MOST_HEALED")):
-        monkeypatch.setattr(module, name, MOST)
+    for name in ("MOST_FOLDED", "MOST_HEALED"):
+        monkeypatch.setattr(f"relay.store.sequence.{name}", MOST)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from relay.delivery.outcome import Call, Delivered, Failed
 from relay.operations.asks import Selection
 from relay.store.gates import acquire_rate
 from relay.store.leases import DatabaseClock, reap, renew
-from relay.store.record import record_each
+from relay.store.record import record
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, POLICIES, FakeClock, Monotonic, Steps, work_of
 from tests.helpers.storing import START, an_event
@@ -201,7 +201,7 @@ def test_a_fetch_that_a_host_timed_by_a_clock_ahead_covers_nothing_that_is_to_co
     an_hour_ahead = clock.now() + timedelta(hours=1)
     outcome = Delivered((), "updated", an_hour_ahead - timedelta(seconds=2))
     steps.advance(5)
-    for _ in record_each(steps.work, [(delivery, outcome)], host_now=lambda: clock.now() + timedelta(hours=1)):
+    for _ in record(steps.work, [(delivery, outcome)], host_now=lambda: clock.now() + timedelta(hours=1)):
         pass
     (lane,) = steps.rows("SELECT fetch_began_at FROM lane")
     assert as_time(lane["fetch_began_at"]) == START + timedelta(seconds=8)

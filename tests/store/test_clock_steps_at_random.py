@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
 from inbox.db import engine as engines
-from relay.daemon.leases import Leases, claim_of
+from relay.daemon.leases import Leases
 from relay.delivery.outcome import Delivery
 from relay.store import leases as reaping
 from relay.store.claim import Room, claim
 from relay.store.database import Database
+from relay.store.deliveries import claim_of
 from relay.store.leases import DatabaseClock, reap, renew
-from relay.store.record import record
 from relay.store.sequence import sequence
-from tests.helpers.relaying import DONE, UNWELL, FakeClock, work_of
+from tests.helpers.relaying import DONE, UNWELL, FakeClock, record, work_of
 from tests.helpers.storing import Intake, an_event
+from tests.proofs.planting import changed
 from tests.store.verifying import differences
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -207,10 +208,7 @@ def test_without_a_limit_of_leases_one_of_a_dead_relay_waits_for_the_clock_to_co
 ) -> None:
     acts = [("die 0", -3600.0, "tick")]
     play(place, acts)
+    changed(reaping, "_EXPIRED", (f"secs => {reaping.TOO_LONG_SECONDS}", "secs => 7200"))(monkeypatch)
     monkeypatch.setattr(reaping, "TOO_LONG_SECONDS", 7200)
-    reaping._expired.cache_clear()
-    reaping._expired_leases.cache_clear()
     with pytest.raises(AssertionError, match="it is not delivered"):
         play(place, acts)
-    reaping._expired.cache_clear()
-    reaping._expired_leases.cache_clear()

@@ -21,10 +21,11 @@ from relay.delivery.gates import Gate
 from relay.delivery.lifecycle import OpenDelivery
 from relay.operations.asks import Selection
 from relay.store import gates, reopen
+from relay.store.deliveries import Key
 from relay.store.operator import changes, commands, execution, tasks
 from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
-from relay.store.transaction import Key, Transaction
+from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still

@@ -53,6 +53,7 @@ ONE = Selection(source="trivore", entity_type="USER", entity_id="u20")
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "MOST_OPEN", 3)
+    monkeypatch.setattr(tasks, "BATCH", 3)
 
 
 @pytest.mark.usefixtures("few")

@@ -13,9 +13,8 @@ from sqlalchemy import Engine, event, text
 
 from relay.store.claim import Room, claim
 from relay.store.database import Database, Places
-from relay.store.record import record
 from relay.store.sequence import sequence
-from tests.helpers.relaying import DONE, work_of
+from tests.helpers.relaying import DONE, record, work_of
 
 pytestmark = pytest.mark.long
 

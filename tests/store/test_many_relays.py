@@ -10,18 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import event
 
-from relay.daemon.leases import claim_of
 from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivery, Outcome
 from relay.store.claim import Room, claim
 from relay.store.database import Database
-from relay.store.lanes import heads_of
+from relay.store.deliveries import claim_of
 from relay.store.leases import give_back, reap, renew
-from relay.store.record import record
-from relay.store.sequence import sequence
+from relay.store.sequence import heads_of, sequence
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import be_patient
-from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps, work_of
+from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps, record, work_of
 from tests.helpers.storing import an_event
 
 EVENTS, ENTITIES, RELAYS = 300, 30, 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.order_lock import CASES, World, record_before_many
-from relay.store import lanes
+from relay.store import sequence
 from tests.helpers.transactions import Transactions
 
 FEW, MANY = 1500, 3000
@@ -32,7 +32,7 @@ def test_no_transaction_reads_or_writes_more_when_more_is_open(
 
 
 def test_one_that_folds_all_at_once_is_noticed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "MOST_FOLDED", 1_000_000)
+    monkeypatch.setattr(sequence, "MOST_FOLDED", 1_000_000)
     name = next(name for name, case in CASES.items() if case is record_before_many)
     few, many = (largest(database_url, monkeypatch, name, number) for number in (FEW, MANY))
     assert many[0] > few[0] + 10

@@ -23,22 +23,20 @@ from relay.store import (
     alert_conditions,
     audit,
     claim,
-    coverage,
+    deliveries,
     duplicates,
     events,
-    lanes,
     leases,
     overview,
     rebuild,
-    record,
     reopen,
     route_states,
     sequence,
     sweeps,
-    transaction,
 )
 from relay.store.operator import changes, selection
 from relay.store.reads import OUTCOMES
+from relay.store.statement import Statement
 from tests.helpers.explaining import Node, explained, nodes
 from tests.helpers.storing import START
 
@@ -248,38 +246,41 @@ def _listed_on_sqlite() -> TextClause:
     return text(listing._OF_LISTED.text.replace(":seqs", "(1010, 1020)"))
 
 
+def written(statement: Statement) -> Callable[[Sql], TextClause]:
+    """Write a statement of the store's for a dialect."""
+    return lambda sql: statement.of(sql).text
+
+
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
-    "due heads": claim._due,
-    "due routes": claim._due_routes,
-    "due suspect": claim._suspect,
-    "any suspect": claim._any_suspect,
-    "lease": claim._lease,
-    "events of claimed": events._events,
-    "renew": leases._renew,
-    "give back": leases._give_back,
-    "expired leases": leases._expired_leases,
-    "reap": leases._expired,
-    "given deliveries": sequence._of_keys,
-    "received keys": sequence._received,
+    "due heads": written(claim._DUE),
+    "due routes": written(claim._DUE_ROUTES),
+    "due suspect": written(claim._SUSPECT),
+    "any suspect": written(claim._ANY_SUSPECT),
+    "lease": written(claim._LEASE),
+    "events of claimed": written(events._EVENTS),
+    "renew": written(leases._RENEW),
+    "give back": written(leases._GIVE_BACK),
+    "expired leases": written(leases._EXPIRED),
+    "given deliveries": written(deliveries._OF_KEYS["wait"]),
+    "received keys": written(sequence._RECEIVED),
     "oldest of a route": lambda _: alert_conditions._OLDEST,
-    "heads": lanes._heads,
-    "first waiting": lanes._first_waiting,
-    "leased": record._leased,
-    "end": transaction.end,
-    "move": transaction.move,
+    "heads": written(sequence._HEADS),
+    "first waiting": written(sequence._FIRST_WAITING),
+    "end": written(deliveries.END),
+    "move": written(deliveries.MOVE),
     "wanted that are open": reopen._present,
     "wanted that nobody has begun": lambda sql: changes._untouched(sql, locked=True),
     "due on a route": changes._due,
     "last facts of wanted": reopen._last_facts,
     "newest repeat": lambda _: duplicates._NEWEST,
     "page of repeats": lambda _: duplicates._PAGE,
-    "repeats of some events": duplicates._unhandled,
-    "repeats that are handled": duplicates._handle,
-    "dead of a lane": coverage._dead,
-    "last delivered of lanes": coverage._last_delivered,
-    "events that come late": coverage._of_late,
-    "sweeps' events of the same change": coverage._swept,
-    "listed that are missing": sweeps._missing,
+    "repeats of some events": written(duplicates._UNHANDLED),
+    "repeats that are handled": written(duplicates._HANDLE),
+    "dead of a lane": written(sequence._DEAD),
+    "last delivered of lanes": written(sequence._LAST_DELIVERED),
+    "events that come late": written(sequence._OF_LATE),
+    "sweeps' events of the same change": written(sequence._SWEPT),
+    "listed that are missing": written(sweeps._MISSING),
     "next seqs": lambda _: audit._NEXT_SEQS,
     "events of a span": audit._events,
     "rows of a span": lambda sql: audit._rows(sql, locked=True),
@@ -288,8 +289,8 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "routes with something open": lambda _: route_states._KNOWN,
     "received on routes": lambda _: route_states._RECEIVED,
     "in flight on routes": lambda _: route_states._IN_FLIGHT,
-    "open of a route": route_states._counts,
-    "arrival of some": route_states._arrival,
+    "open of a route": lambda sql: route_states._counts().of(sql).text,
+    "arrival of some": written(route_states._ARRIVAL),
     "next of a tail": lambda sql: Follower(sql, OUTCOMES, 0, (), None)._next,
     "late of a tail": lambda sql: Follower(sql, ARRIVALS, 0, (), None)._late,
     "listed events of an entity": partial(_listed, EventFilter(entity_type="USER", entity_id="u101")),
@@ -306,7 +307,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "next dead events": partial(selection._open, states=("blocked", "dead"), is_later=False),
     "next events that are due later": partial(selection._open, states=("ready",), is_later=True),
     **{f"deliveries of {which}": partial(_of_chosen, which) for which in get_args(selection.Rows)},
-    "figures of the last hour": route_states._figures,
+    "figures of the last hour": written(route_states._FIGURES),
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
@@ -543,7 +544,7 @@ def _reads_facts_by_delivery_alone(found: list[Node]) -> bool:
 
 
 def test_on_postgres_a_claim_reads_the_facts_of_its_deliveries_alone(big_postgres: Engine) -> None:
-    statement = events._events(Sql(POSTGRES))
+    statement = events._EVENTS.of(Sql(POSTGRES)).text
     by_id = text("SELECT max(id) FROM delivery_log WHERE kind IN ('attempt_failed', 'replayed')")
     with big_postgres.connect() as connection:
         for planned in PLANS:
@@ -563,7 +564,7 @@ def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlit
 
 
 def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(big_postgres: Engine) -> None:
-    statement = claim._due(Sql(POSTGRES))
+    statement = claim._DUE.of(Sql(POSTGRES)).text
     with big_postgres.connect() as connection:
         for planned in PLANS:
             found = planned(connection, statement)
@@ -572,7 +573,7 @@ def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(big_pos
 
 
 def test_on_postgres_the_first_of_a_lane_is_one_index_entry_however_many_wait(big_postgres: Engine) -> None:
-    statement = lanes._first_waiting(Sql(POSTGRES))
+    statement = sequence._FIRST_WAITING.of(Sql(POSTGRES)).text
     with big_postgres.connect() as connection:
         for planned in PLANS:
             found = planned(connection, statement)
@@ -592,8 +593,8 @@ STEPS_OF_A_ROW = 40
 BOUNDED: dict[str, Callable[[Sql], TextClause]] = {
     **{name: STATEMENTS[name] for name in OF_STATUS},
     "oldest that are open": lambda _: route_states._WALK,
-    "arrivals lately": route_states._arrivals,
-    "facts lately": route_states._recorded,
+    "arrivals lately": written(route_states._NEWEST_ARRIVALS),
+    "facts lately": written(route_states._RECORDED),
 }
 """Statements of `relay status` that would read much more without their limit."""
 FEW = {"most": FEW_ROWS, "since": NOW}

@@ -74,8 +74,7 @@ def test_one_that_was_sent_again_meanwhile_is_a_duplicate(steps: Steps) -> None:
 def test_two_relays_at_one_step_readmit_each_request_once(steps: Steps) -> None:
     steps.intake.reject(a_rejected(a_body(1)))
     number = ask(steps, {"id": 1})
-    with steps.database.read() as transaction:
-        command = commands.read_open(transaction, number)
+    command = commands.progress(steps.database, number)
     assert command is not None
     working = Working(steps.work, command, Rejections(id=1))
     batches = [TASKS["readmit"](working) for _relay in range(2)]

@@ -12,9 +12,8 @@ import pytest
 from relay.delivery import facts
 from relay.store import audit
 from relay.store.database import Database
-from relay.store.record import record
 from tests.helpers.patience import be_patient
-from tests.helpers.relaying import DONE, FakeClock, Steps, work_of
+from tests.helpers.relaying import DONE, FakeClock, Steps, record, work_of
 from tests.helpers.storing import a_fact, a_row, an_event
 from tests.helpers.waiting import until
 from tests.store.test_many_relays import one_round

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from relay.daemon.leases import claim_of
 from relay.store.database import Database
+from relay.store.deliveries import claim_of
 from relay.store.leases import give_back, renew
 from relay.store.sequence import sequence
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps, work_of

@@ -15,12 +15,12 @@ from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store import duplicates
 from relay.store.duplicates import Judged, Rest, judge_duplicates
-from relay.store.record import record
+from relay.store.statement import Statement, sql
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching, work_of
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching, record, work_of
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
 from tests.helpers.transactions import Transactions
@@ -352,11 +352,11 @@ def test_one_that_commits_before_is_judged_with_them(meanwhile: Meanwhile) -> No
 @ON_POSTGRES
 def test_repeats_that_are_marked_by_their_event_lose_one(meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Why a row is marked as it was read."""
-    by_event = """
+    by_event = f"""
 UPDATE duplicate_request SET handled_at = CAST(:at AS timestamptz)
-WHERE handled_at IS NULL AND :decided <> '[]' RETURNING id
+WHERE handled_at IS NULL AND EXISTS (SELECT 1 FROM {sql.rows("decided", id="bigint", times="bigint")}) RETURNING id
 """
-    monkeypatch.setattr(duplicates, "_handle", lambda _: text(by_event))
+    monkeypatch.setattr(duplicates, "_HANDLE", Statement(by_event))
     meanwhile.judge(MARKS, meanwhile.repeat)
     assert waiting(meanwhile.steps) == []
 

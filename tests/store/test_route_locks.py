@@ -15,7 +15,7 @@ from inbox.db.dialect import takes_too_long
 from relay.delivery.gates import BREAKER
 from relay.store import alerts, claim, leases, record, sequence
 from relay.store.alert_conditions import Watch
-from relay.store.lanes import quarantine
+from relay.store.sequence import quarantine
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import is_kept_waiting, lock, locking
@@ -274,7 +274,7 @@ def test_a_breaker_is_probed_while_another_route_is_locked_and_rests_while_its_o
 
 
 def test_a_failing_step_is_alerted_while_a_route_stays_locked(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
-    alerts.step_failed(steps.database, "sequence", "latest: lock timeout")
+    alerts.step_failed(steps.work, "sequence", "latest: lock timeout")
     Watch().look(work_of(steps.database, config=CONFIG))
     assert [row["kind"] for row in steps.rows("SELECT kind FROM alert")] == ["step_failed", "step_failed"], (
         "no relay says that it fails, so it has ended"

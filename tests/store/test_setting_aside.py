@@ -9,14 +9,14 @@ from contextlib import suppress
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from relay.daemon.leases import claim_of
 from relay.observe import Observer
 from relay.operations.asks import Selection
 from relay.steps import Steps as StepsOfARelay
 from relay.store.claim import Room, claim
-from relay.store.lanes import quarantine
+from relay.store.deliveries import claim_of
 from relay.store.leases import give_back
 from relay.store.operator import commands, execution
+from relay.store.sequence import quarantine
 from relay.store.work import in_parts
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES

@@ -16,18 +16,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.db.intake import NOTES, note_param
 from inbox.events.timestamps import time_text
-from relay.store import (
-    alert_conditions,
-    audit,
-    claim,
-    coverage,
-    duplicates,
-    lanes,
-    leases,
-    record,
-    sequence,
-    transaction,
-)
+from relay.store import alert_conditions, audit, claim, deliveries, duplicates, leases, sequence
 from tests.helpers.explaining import explained
 from tests.helpers.storing import START, an_event
 
@@ -58,24 +47,18 @@ LEASED = "state = 'in_flight', lease_until = '2026-01-01 00:00:00Z', lease_token
 DUE = "due_at = '2026-01-01 00:00:00Z'"
 
 STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
-    "due heads": (claim._due(SQL), f"state = 'ready', {DUE}", {**OF_THE_ROUTE, "most": 16}),
-    "lease": (claim._lease(SQL), f"state = 'ready', {DUE}", {"due": KEYS, **LEASE}),
-    "renew": (leases._renew(SQL), LEASED, {"held": KEYS, "lease": 15, "now": None}),
-    "give back": (leases._give_back(SQL), LEASED, {"returned": KEYS, "now": None}),
+    "due heads": (claim._DUE.of(SQL).text, f"state = 'ready', {DUE}", {**OF_THE_ROUTE, "most": 16}),
+    "lease": (claim._LEASE.of(SQL).text, f"state = 'ready', {DUE}", {"due": KEYS, **LEASE}),
+    "renew": (leases._RENEW.of(SQL).text, LEASED, {"held": KEYS, "lease": 15, "now": None}),
+    "give back": (leases._GIVE_BACK.of(SQL).text, LEASED, {"returned": KEYS, "now": None}),
     "rows of a span": (audit._rows(SQL, locked=True), "state = 'waiting'", {"wanted": KEYS}),
-    "leased": (record._leased(SQL), LEASED, {"done": KEYS}),
-    "reap": (leases._expired(SQL), LEASED, {"keys": KEYS, "at": "2027-01-01 00:00:00.000000Z", "trusted": "[]"}),
-    "move": (transaction.move(SQL), LEASED, {"moved": KEYS}),
-    "end": (transaction.end(SQL), LEASED, {"ended": KEYS}),
-    "received": (
-        sequence._of_keys(SQL),
-        "state = 'received'",
-        {"keys": rows_param({"seq": n, "route": "crm"} for n in SOME)},
-    ),
-    "heads": (lanes._heads(SQL), f"state = 'ready', {DUE}", {"lanes": LANES}),
+    "move": (deliveries.MOVE.of(SQL).text, LEASED, {"moved": KEYS}),
+    "end": (deliveries.END.of(SQL).text, LEASED, {"ended": KEYS}),
+    "given": (deliveries._OF_KEYS["wait"].of(SQL).text, "state = 'received'", {"keys": KEYS}),
+    "heads": (sequence._HEADS.of(SQL).text, f"state = 'ready', {DUE}", {"lanes": LANES}),
     "deaths that are over": (alert_conditions._DEATHS_OVER, "state = 'waiting'", {}),
-    "first waiting": (lanes._first_waiting(SQL), "state = 'waiting'", {"lanes": LANES, "most": 2}),
-    "dead": (coverage._dead(SQL), "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
+    "first waiting": (sequence._FIRST_WAITING.of(SQL).text, "state = 'waiting'", {"lanes": LANES, "most": 2}),
+    "dead": (sequence._DEAD.of(SQL).text, "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
 }
 
 
@@ -173,9 +156,9 @@ OF_REPEATS: dict[str, tuple[TextClause, dict[str, Any]]] = {
     "count another": (NOTES[POSTGRES][0], {**ARRIVED, "kept": 1}),
     "newest": (duplicates._NEWEST, {}),
     "page": (duplicates._PAGE, {"after": 100, "last": ROWS, "rows": 16}),
-    "unhandled": (duplicates._unhandled(SQL), {"wanted": rows_param({"seq": n} for n in SOME), "rows": 16}),
+    "unhandled": (duplicates._UNHANDLED.of(SQL).text, {"wanted": rows_param({"seq": n} for n in SOME), "rows": 16}),
     "handle": (
-        duplicates._handle(SQL),
+        duplicates._HANDLE.of(SQL).text,
         {"decided": rows_param({"id": n, "times": 1} for n in SOME), "at": time_text(START)},
     ),
 }

@@ -50,7 +50,9 @@ def take(database: Database, turn: sweeps.Turn) -> bool:
 
 def ended(database: Database, turn: sweeps.Turn, until_second: float = 0, missed: int = 0) -> None:
     until = START + timedelta(seconds=until_second)
-    sweeps.finish(database, sweeps.SweepFindings("trivore", "USER", START, until, 10, missed, missed), turn.node)
+    sweeps.finish(
+        work_of(database, node=turn.node), sweeps.SweepFindings("trivore", "USER", START, until, 10, missed, missed)
+    )
 
 
 def test_one_relay_is_at_a_sweep_and_the_next_is_due_after_every(database: Database, clock: FakeClock) -> None:
@@ -74,9 +76,9 @@ def test_one_that_failed_is_repeated_sooner_and_one_that_was_broken_off_at_once(
     database: Database, clock: FakeClock
 ) -> None:
     assert take(database, HOURLY)
-    sweeps.give_back(database, HOURLY)
+    sweeps.give_back(work_of(database), HOURLY)
     assert take(database, OTHERS)
-    sweeps.fail(database, OTHERS, "answered 503", [])
+    sweeps.fail(work_of(database), OTHERS, "answered 503", [])
     clock.advance(299)
     assert not take(database, HOURLY)
     clock.advance(1)
@@ -95,7 +97,7 @@ def test_a_relay_that_dies_keeps_the_others_waiting_for_its_lease_alone(database
     clock.advance(1)
     assert take(database, OTHERS)
     assert not sweeps.keep(database, HOURLY), "it was not dead, and now knows"
-    sweeps.give_back(database, HOURLY)
+    sweeps.give_back(work_of(database), HOURLY)
     ended(database, HOURLY)
     clock.advance(30)
     assert sweeps.keep(database, OTHERS), "what it had to say takes nobody's turn away"

@@ -11,8 +11,8 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import append
 from relay.delivery.ordering import settle
 from relay.delivery.outcome import Call, CallStep, Delivered, Failed, Sent, Unchanged
-from relay.store.lanes import quarantine
-from relay.store.transaction import ROW, as_open_delivery
+from relay.store.deliveries import ROW, as_open_delivery, write_back
+from relay.store.sequence import quarantine
 from tests.helpers.relaying import HOPELESS, Steps
 from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences, mend
@@ -41,7 +41,7 @@ def taken_up_again(steps: Steps, by: str) -> None:
             "rearmed": facts.Rearmed(duplicate=1),
         }
         opened = append(dead, begins[by], transaction.lock_order())
-        transaction.write_back(settle("strict", [opened], transaction.now(), timedelta(0)))
+        write_back(transaction, settle("strict", [opened], transaction.now(), timedelta(0)))
 
 
 @pytest.mark.parametrize("by", ["replayed", "rearmed"])

@@ -137,7 +137,7 @@ def test_a_check_reads_both_files_and_names_their_lines(tmp_path: Path) -> None:
     users.write_text(f"\n\n{user('anna')}ben\n")
     tokens.write_text("# nobody yet\n")
     config = of(f'[web]\nusers = "file:{users}"\ntokens = "file:{tokens}"\n')
-    for check in (STARTS[1], lambda config: check_accounts(config.web)):
+    for check in (STARTS["page"], lambda config: check_accounts(config.web)):
         with pytest.raises(ConfigError) as raised:
             check(config)
         assert str(raised.value).splitlines() == [

@@ -23,7 +23,7 @@ from relay.web.screens.overview import Button, button_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import DONE, HOPELESS, Steps
+from tests.helpers.relaying import DONE, HOPELESS, Steps, work_of
 from tests.helpers.sent_statements import counted_statements
 from tests.helpers.storing import START, an_event
 
@@ -110,7 +110,7 @@ def lived_in(steps: Steps) -> Steps:
     steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
     steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    nodes.start_node(steps.database, "r1", "relay-1", 812, "1.0")
+    nodes.start_node(work_of(steps.database, node="r1"), "relay-1", 812, "1.0")
     nodes.heartbeat(steps.database, "r1", {"claim": HOSTILE})
     with steps.database.write() as transaction:
         gates.pause(transaction, ("destination", "audit"), who="kim", why=HOSTILE)

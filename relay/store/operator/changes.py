@@ -16,11 +16,11 @@ from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, s
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
-from relay.store.coverage import last_delivered
-from relay.store.lanes import settle_lanes
+from relay.store.deliveries import Key, keys_param, write_back
 from relay.store.operator.selection import GIVEN_UP, Choice, among
 from relay.store.reopen import find, keep_payloads, take_up
-from relay.store.transaction import Key, Transaction, keys_param
+from relay.store.sequence import last_delivered, settle_lanes
+from relay.store.transaction import Transaction
 from relay.store.work import Work
 
 
@@ -62,10 +62,10 @@ def change(
         if row.state is not State.ENDED and step_of(fact := fact_of(row)) in TRANSITIONS[row.state]
     ]
     # Written first, so that what settling reads of these lanes is what is left of them.
-    transaction.write_back(changed)
+    write_back(transaction, changed)
     if act != "retry":
         lanes = {(row.route, row.lane) for row in changed}
-        transaction.write_back(settle_lanes(transaction, [], policies, now, lanes))
+        write_back(transaction, settle_lanes(transaction, [], policies, now, lanes))
     return len(changed)
 
 
@@ -137,30 +137,22 @@ ORDER BY o.seq, o.route
 """)
 
 
-def that_fit(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> tuple[Sequence[Key], str | None]:
-    """The first of these for which their routes have room; where there is none, the reason to wait.
+def reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:
+    """The reason why a command waits before it changes these, as a route of theirs has no room; None: it goes on.
 
     A replay or retry needs room after its first `MOST_OPEN`. Only what is due and can move takes it. Behind a closed gate,
     or of a paused entity, it may stay for good: a command would wait with it, and every other route with the command.
     """
-    free = MOST_OPEN - affected
-    if act not in {"replay", "retry"} or len(keys) <= free:
-        return keys, None
+    if act not in {"replay", "retry"} or affected < MOST_OPEN:
+        return None
     closed = gates.read_gates(work)
-    room, full = len(keys), None
-    for route in sorted({route for _, route in keys}):
-        if route not in work.policies or closed.admit(work.policies[route].gates) != "all":
-            continue
-        with work.database.read() as transaction:
-            due = int(transaction.execute(_due(transaction.sql), route=route, most=MOST_OPEN)[0].count)
-        of_route = [place for place, key in enumerate(keys) if key[1] == route]
-        fitting = max(MOST_OPEN - due, free, 0)
-        if fitting < len(of_route) and of_route[fitting] < room:
-            room, full = of_route[fitting], route
-    if room == len(keys):
-        return keys, None
-    whole = [key for key in keys[:room] if key[0] != keys[room][0]]  # an event's deliveries stay together
-    return whole, None if whole else f"waits: {MOST_OPEN} deliveries are due on route {full}"
+    for route in sorted({route for _, route in keys} & work.policies.keys()):
+        if closed.admit(work.policies[route].gates) == "all":
+            with work.database.read() as transaction:
+                due = transaction.execute(_due(transaction.sql), route=route, most=MOST_OPEN)[0].count
+            if due >= MOST_OPEN:
+                return f"waits: {MOST_OPEN} deliveries are due on route {route}"
+    return None
 
 
 @cache

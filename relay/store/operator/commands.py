@@ -143,12 +143,6 @@ def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str,
     raise UnusableCommand(f"command {number} is {found.state}: only one that was stopped goes on")
 
 
-def read_open(transaction: Transaction, number: int) -> Command | None:
-    """Read a command; None when it has ended."""
-    found = _read(transaction, number)
-    return None if found is None or found.has_ended else found
-
-
 def is_as_it_was(transaction: Transaction, command: Command) -> bool:
     """Lock the command; true when nobody has gone on with it or stopped it since it was read, and nobody does at the moment."""
     now = _read(transaction, command.id, locked=True)

@@ -99,9 +99,8 @@ def work_on(work: Work, number: int) -> int:
     command = None
     work = msgspec.structs.replace(work, node=None)  # its facts are the operator's
     try:
-        with work.database.read() as transaction:
-            command = commands.read_open(transaction, number)
-        if command is None:
+        command = commands.progress(work.database, number)
+        if command is None or command.has_ended:
             return 0
         after = _carry_out(work, command, _next_step(work, command))
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
@@ -25,14 +25,14 @@ from relay.delivery.gates import Gate, resume_command
 from relay.delivery.policy import policies
 from relay.filters import Filtered, unknown
 from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
-from relay.operations.table import OPERATIONS, command_line, require_order
+from relay.operations.table import OPERATIONS, require_order
 from relay.store import gates, retention
 from relay.store.database import Database
+from relay.store.deliveries import Key, key_text
 from relay.store.operator import commands, readmit, selection
 from relay.store.operator.changes import LEFT_OUT, LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.route_states import read_routes
-from relay.store.transaction import Key, key_text
 from relay.store.work import Work, in_parts
 from relay.words import counted, gate_holds
 
@@ -220,7 +220,7 @@ def _plan_deliveries(it: _Planning) -> Plan:
 
 def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = lambda _: None) -> Plan:
     """Count the deliveries that a command would change. Each is examined as the command itself will."""
-    groups: dict[tuple[str, str, str | None], Group] = {}
+    due: defaultdict[tuple[str, str, str | None], list[datetime | None]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     first: list[Row] = []
     examined, is_whole = 0, True
@@ -232,26 +232,25 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
         left_out["unreadable"] += len(page.unreadable)
         for row in page.rows:
             if (row["seq"], row["route"]) not in left:
-                _add(groups, row)
+                state = RETRYING if row["is_later"] and row["attempts"] else row["state"]
+                due[row["route"], state, row["cause"]].append(row["due_at"])
                 first += [row] if len(first) < bound.listed else ()
         examined, after = examined + len(page.rows), page.upto
         seen(examined)
         is_whole = after is None or not (bound.is_late() or examined >= (bound.rows or examined + 1))
+    groups = [_group(key, times) for key, times in due.items()]
     return Plan(
-        count=sum(group.count for group in groups.values()),
+        count=sum(group.count for group in groups),
         is_whole=is_whole,
-        groups=tuple(sorted(groups.values(), key=lambda g: (-g.count, g.route, g.state, g.cause or ""))),
+        groups=tuple(sorted(groups, key=lambda g: (-g.count, g.route, g.state, g.cause or ""))),
         deliveries=tuple(first),
         left_out=dict(+left_out),
     )
 
 
-def _add(groups: dict[tuple[str, str, str | None], Group], row: Row) -> None:
-    state = RETRYING if row["is_later"] and row["attempts"] else row["state"]
-    key = (row["route"], state, row["cause"])
-    known = groups.get(key, Group(*key, 0))
-    times = [moment for moment in (known.first_due_at, row["due_at"], known.last_due_at) if moment is not None]
-    groups[key] = Group(*key, known.count + 1, min(times, default=None), max(times, default=None))
+def _group(key: tuple[str, str, str | None], due: Sequence[datetime | None]) -> Group:
+    times = [moment for moment in due if moment is not None]
+    return Group(*key, len(due), min(times, default=None), max(times, default=None))
 
 
 def _quiet(database: Database, choice: Choice) -> Work:
@@ -291,11 +290,11 @@ def _holds(row: Row) -> Iterator[str]:
 def instead(database: Database, choice: Choice) -> Iterator[str]:
     """Name the command that is meant, where this one is about nothing, and the states of the first events that it names."""
     chosen = choice.selection
-    if choice.act in {"replay", "unblock"} and (meant := _other(database, choice, "retry")):
-        yield f"attempts are waiting; due at once with `{meant}`"
-    dead = choice.act in {"retry", "unblock"} and _other(database, choice, "replay")
-    if dead:
-        yield f"there are dead letters; delivered again with `{dead}`"
+    if choice.act in {"replay", "unblock"} and _has_some(database, choice, "retry"):
+        yield "attempts are waiting: `relay retry` with the same conditions makes them due at once"
+    is_dead = choice.act in {"retry", "unblock"} and _has_some(database, choice, "replay")
+    if is_dead:
+        yield "there are dead letters: `relay replay` with the same conditions delivers them again"
     named = [*(() if chosen.seq is None else (chosen.seq,)), *(chosen.seqs or ())]
     for seq in named[:_MOST_NAMED]:
         event = reads.event(database.engine, seq)
@@ -305,25 +304,15 @@ def instead(database: Database, choice: Choice) -> Iterator[str]:
             if event
             else f"there is no event {seq}"
         )
-    if named:
-        return
-    if choice.act == "retry" and not dead:
+    if choice.act == "retry" and not is_dead and not named:
         yield "a delivery that is due or in flight needs no retry: `relay status` says what holds it back"
 
 
-def _other(database: Database, choice: Choice, act: Act) -> str | None:
-    """Return the command line of another act on the same conditions; None: it has nothing to do, or can't be written."""
-    chosen = choice.selection
-    if (chosen.deliveries, chosen.error_sha256) != (None, None):
-        return None
-    everything = chosen.is_empty or msgspec.structs.replace(chosen, state=None).is_empty
-    given = {"state": None, "until_fact": None, "force": False, "backfill": False, "everything": everything}
-    other = msgspec.structs.replace(choice, act=act, selection=msgspec.structs.replace(chosen, **given))
-    return (
-        command_line(act, other.selection)
-        if selection.page(_quiet(database, choice), other, after=0, most=1).rows
-        else None
-    )
+def _has_some(database: Database, choice: Choice, act: Act) -> bool:
+    """Return whether another act on the same conditions has something to do."""
+    chosen = msgspec.structs.replace(choice.selection, state=None, until_fact=None, force=False, backfill=False)
+    other = msgspec.structs.replace(choice, act=act, selection=chosen)
+    return bool(selection.page(_quiet(database, other), other, after=0, most=1).rows)
 
 
 def _plan_gate(it: _Planning) -> Plan:
@@ -334,7 +323,7 @@ def _plan_gate(it: _Planning) -> Plan:
         figures=() if gate.entity_id is not None else (_open_behind(it, gate),),
         warnings=() if held is None else tuple(_holds(held)),
         obstacle=it.nothing if is_so else None,
-        instead=(command_line("retry", Selection(**msgspec.structs.asdict(gate))),) if it.kind == "resume" else (),
+        instead=(f"{resume_command(*gate.key, act='retry')} --reason '…'",) if it.kind == "resume" else (),
     )
 
 

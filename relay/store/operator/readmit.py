@@ -20,20 +20,14 @@ from relay.store.transaction import Transaction
 AT_A_TIME = 20
 """Requests of a page."""
 BYTES_AT_A_TIME = 2 * 1024 * 1024
-"""Bytes of their bodies; a single one may be larger."""
+"""Bytes of their bodies after which none follows."""
 
 
 def read_again(database: Database, readers: Mapping[str, Read], asked: Rejections, after: int) -> list[ReadmitResult]:
     """Read the next selected requests beyond the id `after` as the present configuration reads them; at least one, if any."""
+    limits = {"limit": AT_A_TIME, "bytes": BYTES_AT_A_TIME}
     with database.read() as transaction:
-        sizes = transaction.execute(_sizes(transaction.sql), **_bound(asked), after=after, limit=AT_A_TIME)
-        until, total = after, 0
-        for row in sizes:
-            total += row.size
-            if until != after and total > BYTES_AT_A_TIME:
-                break
-            until = row.id
-        rows = transaction.rows_of(_page(transaction.sql), **_bound(asked), after=after, until=until) if sizes else []
+        rows = transaction.rows_of(_page(transaction.sql), **_bound(asked), after=after, **limits)
     return [_read_one(readers, row) for row in rows]
 
 
@@ -92,22 +86,16 @@ def _conditions(sql: Sql) -> str:
 
 
 @cache
-def _sizes(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT id, length(body) AS size FROM rejected_request
-WHERE id > :after AND {_conditions(sql)}
-ORDER BY id
-LIMIT :limit
-""")
-
-
-@cache
 def _page(sql: Sql) -> TextClause:
+    """Read bodies until they have so many bytes together."""
+    few = f"""SELECT id, length(body) AS size FROM rejected_request
+        WHERE id > :after AND {_conditions(sql)} ORDER BY id LIMIT :limit"""
     return text(f"""
-SELECT id, received_at, source, cause, headers, body, body_sha256
-FROM rejected_request
-WHERE id > :after AND id <= :until AND {_conditions(sql)}
-ORDER BY id
+SELECT r.id, r.received_at, r.source, r.cause, r.headers, r.body, r.body_sha256
+FROM (SELECT few.id, sum(few.size) OVER (ORDER BY few.id) - few.size AS size_before FROM ({few}) few) sized
+JOIN rejected_request r ON r.id = sized.id
+WHERE sized.size_before < :bytes
+ORDER BY r.id
 """)
 
 

@@ -18,13 +18,14 @@ from sqlalchemy import TextClause, text
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config, Route
 from inbox.config.routing import matches
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql, rows_param, status_of
 from inbox.db.listing import OF_ENTITY, sources_of
 from inbox.db.reads import Row
 from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_STATE
 from inbox.events.states import OPEN_STATES, RETRYING, UNROUTED, State
 from relay.operations.asks import Selection
-from relay.store.transaction import Key, Transaction
+from relay.store.deliveries import Key
+from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
 _CANDIDATES = 200
@@ -345,7 +346,7 @@ def _deliveries(sql: Sql, which: Rows) -> TextClause:
 SELECT i.seq, k.route, o.lane, coalesce(o.state, l.kind, '{UNROUTED}') AS state, coalesce(o.attempt, l.attempt, 0) AS attempts,
        o.due_at, o.due_at > (SELECT {sql.now}) AS is_later, i.source, i.entity_type, i.entity_id, i.event_type, i.action,
        i.occurred_at, i.received_at, e.at AS failed_at, coalesce(e.detail ->> 'cause', e.detail ->> 'error_class') AS cause,
-       {sql.last_status("e.detail")} AS status, e.detail ->> 'error' AS error,
+       CAST({status_of("e", sql.name)} AS text) AS status, e.detail ->> 'error' AS error,
        coalesce(({last} NOT IN ('erased', 'unblocked')), 0) AS last_change
 FROM {sql.looked_up(f"({keys}) k", "inbox i", "i.seq = k.seq")}
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = k.route

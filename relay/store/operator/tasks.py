@@ -19,13 +19,14 @@ from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate
 from relay.operations.table import OF_DELIVERIES, OPERATIONS
 from relay.store import gates, sweeps
+from relay.store.deliveries import Key, key_text
 from relay.store.operator import readmit, selection
-from relay.store.operator.changes import change, that_fit
+from relay.store.operator.changes import change, reason_to_wait
 from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
 from relay.store.operator.plan import instead, kinds_of, plan, quick, reason_mistake, subject_of, types_of
 from relay.store.operator.selection import Choice, keys_of
 from relay.store.retention import LeasedPruner, Pruned, clock_by_hand, expiry_of
-from relay.store.transaction import Key, Transaction, key_text
+from relay.store.transaction import Transaction
 from relay.store.work import Work
 from relay.words import counted
 
@@ -101,15 +102,10 @@ def _change_deliveries(it: Working) -> Act | Batch:
     command = it.command
     choice = Choice(cast("Any", command.kind), it.asked, it.work.config, until_seq=command.until)
     page = selection.page(it.work, choice, after=command.progress or 0, most=BATCH)
-    keys, waits = that_fit(it.work, choice.act, keys_of(page.rows), affected=command.affected)
-    if waits:
+    keys = keys_of(page.rows)
+    if waits := reason_to_wait(it.work, choice.act, keys, affected=command.affected):
         return lambda *_: BatchResult("running", progress=command.progress, answer=waits)
-    last = keys[-1][0] if len(keys) < len(page.rows) else None
-    unreadable = [
-        Item((seq, ""), f"seq={seq}", seq, error=error_text(error))
-        for seq, error in page.unreadable.items()
-        if last is None or seq <= last
-    ]
+    unreadable = [Item((seq, ""), f"seq={seq}", seq, error=error_text(error)) for seq, error in page.unreadable.items()]
     items = sorted([*map(_item, keys, [*keys[1:], (0, "")]), *unreadable])  # by seq and route
     if items:
 

@@ -84,7 +84,7 @@ def _progress(found: Row, row: Row, reading: Reading) -> RouteProgress:
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 
 
-class OneEntity(msgspec.Struct, frozen=True, kw_only=True):
+class OfEntity(msgspec.Struct, frozen=True, kw_only=True):
     """The entity."""
 
     source: Identifier
@@ -94,7 +94,7 @@ class OneEntity(msgspec.Struct, frozen=True, kw_only=True):
     """Its id, as the source gives it."""
 
 
-class EntityQuery(OneEntity, frozen=True, kw_only=True):
+class EntityQuery(OfEntity, frozen=True, kw_only=True):
     """The entity, and the place in its events."""
 
     before: Number | None = None
@@ -185,7 +185,7 @@ LONGEST_COMPARISON_SECONDS = 30.0
 """A comparison ends after so long, whatever the other systems do."""
 
 
-class DifferenceQuery(OneEntity, frozen=True, kw_only=True):
+class DifferenceQuery(OfEntity, frozen=True, kw_only=True):
     """The entity and the route."""
 
     route: Text | None = None

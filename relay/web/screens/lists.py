@@ -149,17 +149,19 @@ def acts_of_any(states: Iterable[str]) -> Sequence[str]:
 def why_no_offer(query: DeliveriesQuery) -> str | None:
     """Say why no act can be on exactly the deliveries that match; None: one can."""
     state = query.state
-    why = _WHY_NONE.get(state)
+    if state in _WHY_NONE:
+        return _WHY_NONE[state]
     if state in _FAILED:
-        if query.since or query.until:
-            why = "Acts on failed deliveries count times from the failure, not from the arrival: leave times out, or choose rows."
-    elif why is None and (query.error is not None or query.status is not None):
-        why = f"Acts on {state} deliveries know no error and no status: leave them out, or choose rows."
-    elif why is None and state in ENDINGS and query.entity_of[1] is None:
-        why = "Ended deliveries are replayed by entity: give one, or choose rows."
-    return why
+        return _OF_FAILURES if query.since or query.until else None
+    if query.error is not None or query.status is not None:
+        return f"Acts on {state} deliveries know no error and no status: leave them out, or choose rows."
+    return _OF_ENTITIES if state in ENDINGS and query.entity_of[1] is None else None
 
 
+_OF_FAILURES = (
+    "Acts on failed deliveries count times from the failure, not from the arrival: leave times out, or choose rows."
+)
+_OF_ENTITIES = "Ended deliveries are replayed by entity: give one, or choose rows."
 _WITH_STATE = {"replay", "cancel"}
 """Acts whose selection names the state; that of another is always of the same state."""
 

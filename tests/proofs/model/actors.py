@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
-from relay.daemon.leases import TRUSTED_SECONDS, claim_of
+from relay.daemon.leases import TRUSTED_SECONDS
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Gates
 from relay.delivery.outcome import Delivery, Outcome
 from relay.operations.asks import Selection
 from relay.store.audit import Difference
-from relay.store.leases import Claimed
+from relay.store.deliveries import Claimed, claim_of
 from relay.store.operator.selection import Act
 from relay.store.record import Recorded
 from tests.proofs.model.history import Key, LaneKey

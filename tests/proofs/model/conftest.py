@@ -8,13 +8,13 @@ import pytest
 from hypothesis.internal.conjecture.providers import CONSTANTS_CACHE, HypothesisProvider
 from hypothesis.internal.constants_ast import Constants
 
-from relay.store import lanes
+from relay.store import sequence
 from tests.proofs.model.world import FEW, World
 
 
 @pytest.fixture
 def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(lanes, "MOST_FOLDED", FEW)
+    monkeypatch.setattr(sequence, "MOST_FOLDED", FEW)
     return world
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from relay.daemon.leases import claim_of
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Admission, Gate, Gates
 from relay.delivery.outcome import Delivery
@@ -14,13 +13,15 @@ from relay.delivery.policy import Policies
 from relay.operations.asks import Selection
 from relay.store import claim, duplicates, gates, leases, nodes, record, sequence
 from relay.store.audit import Checked, verify
-from relay.store.leases import Claimed
+from relay.store.deliveries import Claimed, claim_of
 from relay.store.operator import commands, execution
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice
 from relay.store.rebuild import rebuild
 from relay.store.work import Work
 from tests.helpers.commanding import carry_out
+from tests.helpers.relaying import record as recorded
+from tests.helpers.relaying import work_of
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
 from tests.proofs.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
 
@@ -147,7 +148,7 @@ class Operations:
                 relay.recorded = list(held)
                 relay.forget(held)
 
-        return Operation("record", lambda: record.record(self._work(node), outcomes, watched), learn)
+        return Operation("record", lambda: recorded(self._work(node), outcomes, watched), learn)
 
     def look_at_gates(self, relay: Relay) -> Operation:
         def learn(seen: Gates) -> None:
@@ -203,7 +204,9 @@ class Operations:
         return Operation("heartbeat", lambda: nodes.heartbeat(self._database, relay.node))
 
     def start(self, relay: Relay) -> Operation:
-        return Operation("heartbeat", lambda: nodes.start_node(self._database, relay.node, "host", 1, "0"))
+        return Operation(
+            "heartbeat", lambda: nodes.start_node(work_of(self._database, node=relay.node), "host", 1, "0")
+        )
 
 
 def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:

@@ -43,7 +43,8 @@ class Receiver:
         in_haste(engine)
         is_postgres = Sql(engine.dialect.name).is_postgres
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgres else engine
-        self._store = STORES[engine.dialect.name](KEPT_REPEATS)
+        self._store = STORES[engine.dialect.name]()
+        self._store.kept_duplicates = KEPT_REPEATS
         self._connection = self._engine.connect()
         self._spare: list[Connection] = []
 

@@ -19,10 +19,11 @@ from inbox.db import intake
 from inbox.db.dialect import SQLITE
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
-from relay.store import claim, coverage, duplicates, lanes, leases, rebuild, record, sequence
-from relay.store.lanes import settle_lanes
+from relay.store import claim, duplicates, leases, rebuild, record, sequence
+from relay.store.deliveries import ROW, as_open_delivery, write_back
 from relay.store.operator import changes
-from relay.store.transaction import ROW, Transaction, as_open_delivery
+from relay.store.sequence import settle_lanes
+from relay.store.transaction import Transaction
 from relay.store.work import Work
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.proofs.model.running import SEED, run
@@ -36,6 +37,7 @@ from tests.proofs.planting import (
     look_again_by_the_events_of_before,
     now_without_a_lock,
     replaced,
+    without_the_fence,
 )
 
 SOON = "1"
@@ -96,25 +98,25 @@ NO_HEAD = ("a lane without its one head",)
 
 CONTROLS = {
     "a result that is not fenced": Control(
-        (changed(record, "_leased", (" AND o.lease_token = done.token", "")),),
+        (replaced(record, "still_leased", without_the_fence),),
         ("a result nobody made", "recorded twice", "the facts say something else"),
         soon="2",
     ),
     "giving back without the attempt": Control(
-        (changed(leases, "_give_back", ("attempt = open_delivery.attempt - 1, ", "")),),
+        (changed(leases, "_GIVE_BACK", ("attempt = open_delivery.attempt - 1, ", "")),),
         ("the facts say something else", "verify finds a difference"),
         soon="9",
     ),
     "reaping without waiting for the lease": Control(
-        tuple(
-            changed(leases, name, ("o.lease_until <", "'2000-01-01 00:00:00Z' <"))
-            for name in ("_expired_leases", "_expired")
+        (
+            changed(leases, "_EXPIRED", ("o.lease_until <", "'2000-01-01 00:00:00Z' <")),
+            replaced(leases, "_is_over", lambda *_: True),
         ),
         ("a trusted lease is not in force",),
     ),
-    "coverage without skew and resolution": Control((replaced(coverage, "covers", hopes),), NO_STAND_IN, soon="4"),
+    "coverage without skew and resolution": Control((replaced(sequence, "covers", hopes),), NO_STAND_IN, soon="4"),
     "no look for what a sweep has told": Control(
-        (replaced(coverage, "_is_same_change", lambda *_: False),), ("told again after a sweep",)
+        (replaced(sequence, "_is_same_change", lambda *_: False),), ("told again after a sweep",)
     ),
     "no healing": Control((replaced(record, "heal", lambda *_: []),), STILL_DEAD),
     "a lane that is not settled after a replay": Control(
@@ -122,7 +124,7 @@ CONTROLS = {
     ),
     "a lane that is not settled after a result": Control((replaced(record, "settle_lanes", leave_unsettled),), NO_HEAD),
     "a pause of an entity, which is no matter of routes, that claim does not look at": Control(
-        (changed(claim, "_due", ("g.kind = 'entity'", "false")),), ("claimed while it is paused",)
+        (changed(claim, "_DUE", ("g.kind = 'entity'", "false")),), ("claimed while it is paused",)
     ),
     "a breaker that nobody hears of": Control(
         (replaced(record, "listen", lambda *_: {}),), ("a breaker turned without a reason",)
@@ -131,10 +133,10 @@ CONTROLS = {
 }
 LATE_CONTROLS = {
     "coverage without a fetch that takes every clock for right": Control(
-        (replaced(coverage, "covers", believes_every_clock),), NO_STAND_IN, soon="8"
+        (replaced(sequence, "covers", believes_every_clock),), NO_STAND_IN, soon="8"
     ),
     "a sweep's event that stands for any number of webhooks": Control(
-        (replaced(coverage, "_used_already", lambda *_: set()),), NO_STAND_IN, soon="9"
+        (replaced(sequence, "_used_already", lambda *_: set()),), NO_STAND_IN, soon="9"
     ),
     "a success in the lane taken as proof for a repeat": Control(
         (replaced(duplicates, "covers", lambda last, key, _skew: last.key >= key),),
@@ -143,7 +145,7 @@ LATE_CONTROLS = {
     ),
     "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="7"),
     "the newest before what is still to be folded": Control(
-        (replaced(lanes, "settle", settle_and_forget_the_rest),),
+        (replaced(sequence, "settle", settle_and_forget_the_rest),),
         ("claimed before an earlier one", "called after a later one"),
         soon="5",
     ),
@@ -178,10 +180,10 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX ux_open_delivery_head"))
     anything = "IN ('received', 'waiting', 'ready')"
-    looks_again = changed(claim, "_lease", ("open_delivery.state || '' = 'ready'", f"open_delivery.state {anything}"))
+    looks_again = changed(claim, "_LEASE", ("open_delivery.state || '' = 'ready'", f"open_delivery.state {anything}"))
     looks = changed(
         claim,
-        "_due",
+        "_DUE",
         ("state = 'ready'", f"state {anything}"),
         ("due_at <=", "coalesce(due_at, '2020-01-01 00:00:00Z') <="),
         ("due_at >=", "coalesce(due_at, '2020-01-01 00:00:00Z') >="),
@@ -215,8 +217,8 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
                 batch=batch,
             )
             received = [as_open_delivery(row) for row in rows]
-            left = coverage.supersede_covered(transaction, received, work.policies, now)
-            transaction.write_back(settle_lanes(transaction, left, work.policies, now))
+            left = sequence.supersede_covered(transaction, received, work.policies, now)
+            write_back(transaction, settle_lanes(transaction, left, work.policies, now))
         last = max([last, *(row.seq for row in received)])
         return len(received)
 
