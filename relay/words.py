@@ -92,10 +92,7 @@ def _rough(seconds: float) -> str:
 
 def stays_open(number: int) -> str:
     """Say that a stored command is carried out although this process fails, and how to stop it."""
-    return (
-        f"command {number} stays open, and a relay carries it out: don't ask again. To stop it:"
-        f" UPDATE relay_command SET state = 'cancelled' WHERE id = {number}"
-    )
+    return f"command {number} stays open, and a relay carries it out. `relay stop --command {number}` stops it"
 
 
 _LATE_SECONDS = 60

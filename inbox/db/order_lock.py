@@ -41,7 +41,8 @@ def every_route(sql: Sql) -> TextClause:
 @cache
 def given_routes(sql: Sql) -> TextClause:
     """Lock the given routes for at most `HELD_SECONDS`, then count those that have a row, and read the clock."""
-    return _locking(sql, _given(sql), _limited())
+    given = f"route_lock l JOIN {sql.rows('given', route='text')} ON given.route = l.route"
+    return _locking(sql, f"SELECT l.route FROM {given} ORDER BY l.route FOR UPDATE OF l", _LIMITED)
 
 
 @cache
@@ -52,11 +53,6 @@ INSERT INTO route_lock (route) SELECT route FROM {sql.rows("given", route="text"
 """)
 
 
-def _given(sql: Sql) -> str:
-    given = f"route_lock l JOIN {sql.rows('given', route='text')} ON given.route = l.route"
-    return f"SELECT l.route FROM {given} ORDER BY l.route FOR UPDATE OF l"
-
-
 def _locking(sql: Sql, rows: str, more: str = "") -> TextClause:
     """The clock is read when all are locked: an aggregate has read all of its rows."""
     return text(f"""
@@ -65,15 +61,14 @@ SELECT count(*) AS routes, {sql.now} AS now {more} FROM granted
 """)
 
 
-def _limited() -> str:
-    """Limit the wait for each row, and start the timer.
-
-    The 0 ends a timer that runs already by a setting of the server or the role, and would go on otherwise.
-    Older servers than Postgres 17 lack the setting: there, `Transaction` opens no pipeline.
-    """
-    return f""",
+_LIMITED = f""",
     set_config('lock_timeout', '{LOCKED_ROW_SECONDS}s', true),
     CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
         THEN concat(set_config('transaction_timeout', '0', true), set_config('transaction_timeout', '{HELD_SECONDS}s', true))
     END AS limited
+"""
+"""Limits the wait for each row, and starts the timer.
+
+The 0 ends a timer that runs already by a setting of the server or the role, and would go on otherwise.
+Older servers than Postgres 17 lack the setting: there, `Transaction` opens no pipeline.
 """

@@ -40,24 +40,21 @@ END $$
     return function, f"CREATE TRIGGER {name} {event} FOR EACH {each} EXECUTE FUNCTION {name}()"
 
 
-def _looked_up(table: str, condition: str) -> str:
-    """Return a FROM of the rows of `gone` that another table has a row for, each by that table's index (see `Sql.looked_up`)."""
-    return f"FROM gone g CROSS JOIN LATERAL (SELECT FROM {table} WHERE {condition} LIMIT 1) AS found"
-
-
 _ERASABLE = ("entity_id", "event_id", "traceparent", "erased_at")
 """Columns that an erasure changes."""
 _ERASABLE_KEYS = f"CAST('{{{', '.join(_ERASABLE)}}}' AS text[])"
 
 _FLOOR = f"clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'"
 
+# Rows of another table are looked up one by one by its index, whatever the statistics say: see `Sql.looked_up`.
 _POSTGRES = (
     *_guard(
         "inbox_deletes_old_rows_only",
         "AFTER DELETE ON inbox REFERENCING OLD TABLE AS gone",
         f"""
-    IF EXISTS (SELECT FROM gone g WHERE g.received_at >= {_FLOOR})
-       OR EXISTS (SELECT {_looked_up("open_delivery o", "o.seq = g.seq")}) THEN
+    IF EXISTS (SELECT FROM gone g WHERE g.received_at >= {_FLOOR}) OR EXISTS (
+        SELECT FROM gone g CROSS JOIN LATERAL (SELECT FROM open_delivery o WHERE o.seq = g.seq LIMIT 1) AS found
+    ) THEN
         {_raise(_INBOX)}
     END IF;
     DELETE FROM inbox_payload WHERE seq = ANY (ARRAY(SELECT g.seq FROM gone g));

@@ -30,117 +30,106 @@ class Metric(msgspec.Struct, frozen=True):
         return {"counter": 1, "gauge": 2, "histogram": len(self.buckets) + 2}[self.kind]
 
 
+def _counter(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name, "counter", text, labels)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name, "gauge", text, labels)
+
+
+def _histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...]) -> Metric:
+    return Metric(name, "histogram", text, labels, buckets)
+
+
 _SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 
 # --- the receiver
 
-RECEIVED = Metric("inbox_received_total", "counter", "Events that were stored.", ("source",))
-DUPLICATES = Metric("inbox_duplicates_total", "counter", "Duplicates of stored events, answered with 200.", ("source",))
-REJECTED = Metric(
+RECEIVED = _counter("inbox_received_total", "Events that were stored.", "source")
+DUPLICATES = _counter("inbox_duplicates_total", "Duplicates of stored events, answered with 200.", "source")
+REJECTED = _counter(
     "inbox_rejected_total",
-    "counter",
     f"Requests answered with an error. An unknown source is `{UNKNOWN}`; causes as in rejected_request.",
-    ("source", "cause"),
+    "source",
+    "cause",
 )
-NOT_KEPT = Metric(
-    "inbox_rejections_not_kept_total",
-    "counter",
-    "Rejected requests without a row in rejected_request: too many, or not writable.",
+NOT_KEPT = _counter(
+    "inbox_rejections_not_kept_total", "Rejected requests without a row in rejected_request: too many, or not writable."
 )
-REQUEST_SECONDS = Metric(
+REQUEST_SECONDS = _histogram(
     "inbox_request_seconds",
-    "histogram",
     "Time from a request's headers to its answer, by the answer's status.",
-    ("status",),
-    _SHORT,
+    "status",
+    buckets=_SHORT,
 )
-BATCH_EVENTS = Metric(
-    "inbox_batch_events",
-    "histogram",
-    "Events in one commit.",
-    buckets=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0),
+BATCH_EVENTS = _histogram(
+    "inbox_batch_events", "Events in one commit.", buckets=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 )
-COMMIT_SECONDS = Metric("inbox_commit_seconds", "histogram", "Duration of a commit.", buckets=_SHORT)
+COMMIT_SECONDS = _histogram("inbox_commit_seconds", "Duration of a commit.", buckets=_SHORT)
 
 
 # --- the relay
 
-ATTEMPTS = Metric(
+ATTEMPTS = _counter(
     "relay_attempts_total",
-    "counter",
     "Recorded attempts. The outcome is delivered, unchanged, skipped, exhausted, or the error class.",
-    ("route", "outcome"),
+    "route",
+    "outcome",
 )
-FACTS = Metric("relay_facts_total", "counter", "Rows added to delivery_log, by kind.", ("route", "kind"))
-DELIVERY_SECONDS = Metric(
+FACTS = _counter("relay_facts_total", "Rows added to delivery_log, by kind.", "route", "kind")
+DELIVERY_SECONDS = _histogram(
     "relay_delivery_seconds",
-    "histogram",
     "Time from the arrival of an event to its delivery, without replayed or re-armed deliveries.",
-    ("route",),
-    _LONG,
+    "route",
+    buckets=_LONG,
 )
-LEASES_EXPIRED = Metric("relay_leases_expired_total", "counter", "Expired leases: their holder died or was cut off.")
-DISCARDED = Metric(
-    "relay_results_discarded_total", "counter", "Results discarded because another claim held the lease."
+LEASES_EXPIRED = _counter("relay_leases_expired_total", "Expired leases: their holder died or was cut off.")
+DISCARDED = _counter("relay_results_discarded_total", "Results discarded because another claim held the lease.")
+DATABASE_TROUBLE = _counter(
+    "relay_database_trouble_total", "Steps repeated because the database was unreachable or busy."
 )
-DATABASE_TROUBLE = Metric(
-    "relay_database_trouble_total", "counter", "Steps repeated because the database was unreachable or busy."
-)
-STEP_FAILURES = Metric(
+STEP_FAILURES = _counter(
     "relay_step_failures_total",
-    "counter",
     "Steps that failed for another reason than an unreachable or busy database; each is tried again.",
-    ("step",),
+    "step",
 )
-FAILED_ALONE = Metric(
+FAILED_ALONE = _counter(
     "relay_items_failed_alone_total",
-    "counter",
     "Deliveries, commands, alerts and duplicates that a step set aside because they failed alone.",
-    ("step",),
+    "step",
 )
-OPEN = Metric("relay_open_deliveries", "gauge", "Open deliveries, as in the view backlog.", ("route", "state"))
-OLDEST = Metric(
-    "relay_oldest_age_seconds",
-    "gauge",
-    "Age of the oldest open event that is not dead; 0 when there is none.",
-    ("route",),
+OPEN = _gauge("relay_open_deliveries", "Open deliveries, as in the view backlog.", "route", "state")
+OLDEST = _gauge(
+    "relay_oldest_age_seconds", "Age of the oldest open event that is not dead; 0 when there is none.", "route"
 )
-LOOKED = Metric("relay_backlog_read_timestamp_seconds", "gauge", "Unix time of the last reading of these two.")
-BREAKER = Metric(
+LOOKED = _gauge("relay_backlog_read_timestamp_seconds", "Unix time of the last reading of these two.")
+BREAKER = _gauge(
     "relay_breaker",
-    "gauge",
     "A destination's or api's circuit breaker: 0 closed, 1 half open, 2 open, 3 retired.",
-    ("kind", "name"),
+    "kind",
+    "name",
 )
-PAUSED = Metric(
-    "relay_paused", "gauge", "1 while a source, route, destination or api is paused, otherwise 0.", ("kind", "name")
-)
-ALERT_FIRING = Metric(
+PAUSED = _gauge("relay_paused", "1 while a source, route, destination or api is paused, otherwise 0.", "kind", "name")
+ALERT_FIRING = _gauge(
     "relay_alert_firing",
-    "gauge",
     "1 while an alert of the relay or the receiver has not recovered, otherwise 0.",
-    ("kind", "subject"),
+    "kind",
+    "subject",
 )
-CLOCK_SKEW = Metric(
-    "relay_clock_skew_seconds", "gauge", "Seconds by which the database's clock is ahead of this host's."
+CLOCK_SKEW = _gauge("relay_clock_skew_seconds", "Seconds by which the database's clock is ahead of this host's.")
+DATABASE_BYTES = _gauge("relay_database_bytes", "Size of the database with its indexes.")
+DISK_FREE = _gauge("relay_disk_free_bytes", "Free space of the database's disk, where the database is on this host.")
+SWEEP_COMPARED = _counter(
+    "relay_sweep_compared_total", "Entities that sweeps compared with the inbox.", "source", "entity_type"
 )
-DATABASE_BYTES = Metric("relay_database_bytes", "gauge", "Size of the database with its indexes.")
-DISK_FREE = Metric(
-    "relay_disk_free_bytes", "gauge", "Free space of the database's disk, where the database is on this host."
-)
-SWEEP_COMPARED = Metric(
-    "relay_sweep_compared_total", "counter", "Entities that sweeps compared with the inbox.", ("source", "entity_type")
-)
-SWEEP_MISSED = Metric(
-    "relay_sweep_missed_total", "counter", "Changes that no webhook reported.", ("source", "entity_type")
-)
-PRUNED = Metric("relay_pruned_rows_total", "counter", "Expired rows that were deleted.", ("kind",))
-RETENTION_BEHIND = Metric(
+SWEEP_MISSED = _counter("relay_sweep_missed_total", "Changes that no webhook reported.", "source", "entity_type")
+PRUNED = _counter("relay_pruned_rows_total", "Expired rows that were deleted.", "kind")
+RETENTION_BEHIND = _gauge(
     "relay_retention_behind_seconds",
-    "gauge",
     "Seconds for which the oldest row of a kind has been expired and is still there; 0 when there is none.",
-    ("kind",),
+    "kind",
 )
 
 _ALL = [each for each in list(globals().values()) if isinstance(each, Metric)]

@@ -1382,8 +1382,9 @@ CREATE FUNCTION inbox_deletes_old_rows_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
 
-    IF EXISTS (SELECT FROM gone g WHERE g.received_at >= clock_timestamp() - interval '7 days')
-       OR EXISTS (SELECT FROM gone g CROSS JOIN LATERAL (SELECT FROM open_delivery o WHERE o.seq = g.seq LIMIT 1) AS found) THEN
+    IF EXISTS (SELECT FROM gone g WHERE g.received_at >= clock_timestamp() - interval '7 days') OR EXISTS (
+        SELECT FROM gone g CROSS JOIN LATERAL (SELECT FROM open_delivery o WHERE o.seq = g.seq LIMIT 1) AS found
+    ) THEN
         RAISE EXCEPTION 'inbox is append-only: only events older than 7 days with nothing open can be deleted' USING ERRCODE = 'restrict_violation';
     END IF;
     DELETE FROM inbox_payload WHERE seq = ANY (ARRAY(SELECT g.seq FROM gone g));

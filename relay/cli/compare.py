@@ -222,7 +222,7 @@ def sweep(
     if as_json:
         put_json(rows)
     else:
-        show(rows, ("source", "entity_type", "compared", "missed", "added", "left_out", "since", "until"))
+        show(rows, ("source", "entity_type", "compared", "missed", "added", "since"))
         was = "was" if missed == 1 else "were"
         say(f"{counted(missed, 'change')} {was} missing" if missed else "nothing was missing")
         if left_out := sum(result.left_out for result in swept):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -199,7 +198,15 @@ def copy(
         planned, running = copying.plan(source, target), copying.running_programs(source)
         together = ", ".join(f"the {each}" for each in running[:_MOST_SHOWN])
         if not yes:
-            _show_plan(named, planned, running, together, as_json=as_json)
+            lines = [{"table": table, "rows": rows} for table, rows in planned.items()]
+            if as_json:
+                put_json({**named, "running": running, "tables": lines})
+                return
+            show(lines, ("table", "rows"))
+            answer(f"from {named['source']} to {named['target']}")
+            if running:
+                say(f"before it, stop {together}")
+            say(f"{counted(sum(planned.values()), 'row')}; --yes copies them")
             return
         if running:
             fail(f"the source is in use: stop {together}, then run it again")
@@ -225,17 +232,3 @@ def copy(
         "next: put its url into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
         " source again: what it takes would not be in the copy"
     )
-
-
-def _show_plan(
-    named: Mapping[str, str], planned: Mapping[str, int], running: Sequence[str], together: str, *, as_json: bool
-) -> None:
-    lines = [{"table": table, "rows": rows} for table, rows in planned.items()]
-    if as_json:
-        put_json({**named, "running": list(running), "tables": lines})
-        return
-    show(lines, ("table", "rows"))
-    answer(f"from {named['source']} to {named['target']}")
-    if running:
-        say(f"before it, stop {together}")
-    say(f"{counted(sum(planned.values()), 'row')}; --yes copies them")

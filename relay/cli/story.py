@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from inbox.clock import SystemClock
@@ -24,7 +23,6 @@ from relay.cli.output import (
     say,
     style_of,
     terminal_width,
-    wrapped,
 )
 from relay.words import FactShown, RouteProgress, both_times, byte_count, counted, facts_of, lasting, progress, relative
 
@@ -48,8 +46,7 @@ def story(event: Row, config: Config, now: datetime, width: int | None) -> list[
     lines = _beginning(event, now, width)
     for delivery in event["deliveries"]:
         told = progress(event, delivery, config, now)
-        lines += _heading(told.route, told.state, width)
-        lines += _laid_out(_route(told), width)
+        lines += _told(told.route, told.state, _route(told), width)
     return lines
 
 
@@ -57,8 +54,7 @@ def story_at(event: Row, at: datetime, width: int | None) -> list[Text]:
     """Tell the story of an event up to a moment, as `inbox.events.past.event_at` gives it; spans of time end then."""
     lines = [Text(f"as it was at {rfc3339(at, 'milliseconds')}"), *_beginning({**event, "duplicates": ()}, at, width)]
     for delivery in event["deliveries"]:
-        lines += _heading(delivery["route"], delivery["state"], width)
-        lines += _laid_out(_past_route(event, delivery, at), width)
+        lines += _told(delivery["route"], delivery["state"], _past_route(event, delivery, at), width)
     return lines
 
 
@@ -67,16 +63,17 @@ def _beginning(event: Row, now: datetime, width: int | None) -> list[Text]:
         "" if event["entity_type"] is None else f" {visible(event['entity_type'])}/{visible(event['entity_id'] or '')}"
     )
     heading = f"event {event['seq']}:{entity} {visible(event['event_type'])} from {visible(event['source'])}"
-    lines = [Text(line, "bold") for line in ([heading] if width is None else wrapped(heading, width))]
+    lines = [*hanging("", heading, width, "bold")]
     lines += _laid_out(_arrival(event, now), width)
     if not event["deliveries"]:
         lines += [Text(), Text("no route matched it when it arrived: it is stored, and delivered nowhere")]
     return lines
 
 
-def _heading(route: str, state: str, width: int | None) -> list[Text]:
-    heading = Text.assemble((f"route {visible(route)}: ", "bold"), (visible(state), style_of(state)))
-    return [Text(), *([heading] if width is None else heading.wrap(Console(width=width), width))]
+def _told(route: str, state: str, lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
+    yield Text()
+    yield from hanging(f"route {visible(route)}: ", visible(state), width, style_of(state), label_style="bold")
+    yield from _laid_out(lines, width)
 
 
 def _arrival(event: Row, now: datetime) -> Iterator[_Line]:

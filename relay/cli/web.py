@@ -85,12 +85,12 @@ def passwd(
         line = f"{name}:{role}:{hash_password(password)}"
     except ValueError as error:
         fail(str(error))
-    if into is None:
-        answer(line)
-        return
     with exit_on_error():
-        write_entry(into, name, line, check_password_hash)
-    say(f"{into} has the password of {name}, {role}; `web.users` in inbox.toml names the file")
+        if into is None:
+            answer(line)
+        else:
+            write_entry(into, name, line, check_password_hash)
+            say(f"{into} has the password of {name}, {role}; `web.users` in inbox.toml names the file")
 
 
 @web_app.command()

@@ -54,17 +54,10 @@ class AlertSender:
 
 
 def post(alert: Posted, client: HttpClient, form: AlertFormat, limits: Limits) -> tuple[str | None, bool]:
-    """Post an alert. Returns the error, or None, and whether it is final. Raises nothing."""
+    """Post an alert. Returns the error, or None, and whether it is final: that it can't be worded keeps no other back."""
     try:
         body = json.dumps(payload(alert, form)).encode()
-    except BaseException as error:  # noqa: BLE001  # an alert that can't be worded must not keep the others back
-        return f"it can't be worded: {_bug(error)}", True
-    try:
-        answer = client.call(Request("alert", "POST", {"Content-Type": "application/json"}, body=body), limits)
-        return None if answer.error_class is None else answer.failed(()).error, False
-    except BaseException as error:  # noqa: BLE001  # as above
-        return f"a bug in the call: {_bug(error)}", False
-
-
-def _bug(error: BaseException) -> str:
-    return f"{type(error).__name__} at {place_of(error)}"
+    except Exception as error:  # noqa: BLE001  # a bug
+        return f"it can't be worded: {type(error).__name__} at {place_of(error)}", True
+    answer = client.call(Request("alert", "POST", {"Content-Type": "application/json"}, body=body), limits)
+    return None if answer.error_class is None else answer.failed(()).error, False

@@ -227,7 +227,6 @@ _FIRST_EPOCH = 10**9
 """A larger number of seconds is a time since 1970 (from 2001 on), a smaller one a duration (up to 31 years)."""
 _FIRST_EPOCH_IN_MILLISECONDS = 10**11
 _RETRY_LATER = {HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
-_LONGEST_HEADER = 1000
 
 
 def rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> RateHold | None:
@@ -236,29 +235,18 @@ def rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> RateHol
     `Retry-After` counts with a 2xx, 403 (GitHub's secondary limits) and 429. With a 202 it means something else, and a 503
     may be about one entity alone: it delays that delivery, and the breaker judges the endpoint.
     """
-    asked = _by_retry_after(headers.get("Retry-After"), status, now), _by_remaining(headers, now)
-    longest = max((hold for hold in asked if hold is not None), key=lambda hold: hold.seconds, default=None)
-    if longest is None or longest.seconds <= 0:
-        return None
-    return RateHold(min(longest.seconds, LONGEST_SECONDS), longest.why)
-
-
-def _by_retry_after(value: str | None, status: int, now: datetime) -> RateHold | None:
+    asked = [(0.0, "")]
     is_success = status // 100 == 2 and status != HTTPStatus.ACCEPTED  # noqa: PLR2004  # a 202 says when to look for the result
-    if value is None or len(value) > _LONGEST_HEADER or not (is_success or status in _RETRY_LATER):
-        return None
-    seconds = parse_retry_after(value, now)
-    return None if seconds is None else RateHold(seconds, "Retry-After")
-
-
-def _by_remaining(headers: Mapping[str, str], now: datetime) -> RateHold | None:
+    if is_success or status in _RETRY_LATER:
+        asked.append((parse_retry_after(headers.get("Retry-After"), now) or 0.0, "Retry-After"))
     name = next((name for name in _REMAINING if _number(headers.get(name)) == 0), None)
-    if name is None:
-        return None
-    # The time of the answer, by the clock that the reset is by.
-    at = parse_http_date(headers.get("Date")) or now
-    seconds = (_seconds_until(_number(headers.get(reset)), at) for reset in _RESETS)
-    return next((RateHold(each, f"{name} is 0") for each in seconds if each is not None), None)
+    if name is not None:
+        # The time of the answer, by the clock that the reset is by.
+        at = parse_http_date(headers.get("Date")) or now
+        resets = (_seconds_until(_number(headers.get(reset)), at) for reset in _RESETS)
+        asked.append((next((each for each in resets if each is not None), 0.0), f"{name} is 0"))
+    seconds, why = max(asked)
+    return RateHold(min(seconds, LONGEST_SECONDS), why) if seconds > 0 else None
 
 
 def _seconds_until(reset: float | None, at: datetime) -> float | None:

@@ -20,7 +20,7 @@ from inbox.http.limits import CAPACITY, Capacity
 from relay.accounts import check_accounts
 from relay.web import render
 from relay.web.acts import ActResource
-from relay.web.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn, SignOut
+from relay.web.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn
 from relay.web.openapi import ApiDocument
 from relay.web.problems import API, ProblemAnswers, set_status
 from relay.web.query import encode, of_path, parameters, parse, url
@@ -164,8 +164,9 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.add_route("/acts/{kind}", act)
     app.add_route(f"{API}/acts/{{kind}}", act, suffix="json")
     if isinstance(access, Guard):
-        app.add_route(SIGN_IN, SignIn(access, renderer))
-        app.add_route(SIGN_OUT, SignOut(access))
+        sign_in = SignIn(access, renderer)
+        app.add_route(SIGN_IN, sign_in)
+        app.add_route(SIGN_OUT, sign_in, suffix="out")
     app.add_route(f"{API}/openapi.json", ApiDocument())
     app.add_route("/health/live", Live())
     app.add_static_route("/static", render.STATIC_FOLDER)

@@ -399,7 +399,7 @@ def target_of(req: Request) -> str:
 
 
 class SignIn:
-    """The form, and what it leads to."""
+    """The form, what it leads to, and the way out again."""
 
     def __init__(self, guard: Guard, renderer: render.Renderer) -> None:
         self._guard, self._renderer = guard, renderer
@@ -450,6 +450,16 @@ class SignIn:
         )
         resp.status, resp.location = HTTPStatus.SEE_OTHER, following
 
+    async def on_post_out(self, req: Request, resp: Response) -> None:
+        """End the sessions of a person, in the browser and here."""
+        person = await self._guard.person_of(req)
+        if person is not None:
+            self._guard.sessions.end(person.name)
+            _log.info("%s has signed out", visible(person.name), extra=fields("signed_out", subject=person.name))
+        resp.unset_cookie(self._guard.cookie, path="/", same_site="Strict")
+        resp.set_header("Clear-Site-Data", '"cache"')  # no-store alone: Chromium keeps pages for its button to go back
+        resp.status, resp.location = HTTPStatus.SEE_OTHER, SIGN_IN
+
     async def _person(self, name: str, password: str, address: str) -> Entry:
         """Return the person with this name and password. For a name of nobody the password is compared with another's.
 
@@ -486,20 +496,3 @@ class SignIn:
     def _require_users(self) -> None:
         if self._guard.web.users is None:
             raise NothingThere("nobody has a password here; [web] users would name people who have one")
-
-
-class SignOut:
-    """Ends the sessions of a person, in the browser and here."""
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-
-    async def on_post(self, req: Request, resp: Response) -> None:
-        """End them."""
-        person = await self._guard.person_of(req)
-        if person is not None:
-            self._guard.sessions.end(person.name)
-            _log.info("%s has signed out", visible(person.name), extra=fields("signed_out", subject=person.name))
-        resp.unset_cookie(self._guard.cookie, path="/", same_site="Strict")
-        resp.set_header("Clear-Site-Data", '"cache"')  # no-store alone: Chromium keeps pages for its button to go back
-        resp.status, resp.location = HTTPStatus.SEE_OTHER, SIGN_IN

@@ -30,23 +30,24 @@ _DEEPEST = 60
 _LONGEST_PRETTY = 4 * MOST_SHOWN
 
 
-class BodyView(msgspec.Struct, frozen=True):
-    """A body, or its beginning, as text."""
+class RevealedPage(msgspec.Struct, frozen=True):
+    """Headers and body, or its beginning, as text for people."""
 
+    headers: dict[str, str]
     text: str
     shown_bytes: int
-    is_cut: bool
+    reason: str
 
 
-def view_of(body: bytes) -> BodyView:
-    """Show a body. One that can't be put on several lines as JSON is shown as it is; bytes that are no UTF-8 become escapes.
+def text_of(body: bytes) -> tuple[str, int]:
+    """Return a body as text, and how many of its bytes. JSON is put on several lines; bytes that are no UTF-8 become escapes.
 
     A number keeps its digits, a name that occurs twice stays twice, and text keeps its line breaks.
     """
     if len(body) <= MOST_SHOWN and (pretty := _pretty(body)) is not None:
-        return BodyView(pretty, len(body), is_cut=False)
+        return pretty, len(body)
     part = body[:MOST_SHOWN]
-    return BodyView(part.decode(errors="backslashreplace"), len(part), len(part) < len(body))
+    return part.decode(errors="backslashreplace"), len(part)
 
 
 def _pretty(body: bytes) -> str | None:
@@ -75,14 +76,6 @@ class RevealedPayload(msgspec.Struct, frozen=True):
     body_base64: str
 
 
-class RevealedPage(msgspec.Struct, frozen=True):
-    """The same for people."""
-
-    headers: dict[str, str]
-    body: BodyView
-    reason: str
-
-
 class RevealResource:
     """Shows a payload to who says why. The row about it is committed before anything is answered."""
 
@@ -100,7 +93,7 @@ class RevealResource:
             resp.downloadable_as, resp.data = f"event-{query.seq}.bin", body
             return
         page = await self._readers.read(actor, lambda reading: event(reading, query))
-        shown = RevealedPage(headers, view_of(body), reason)
+        shown = RevealedPage(headers, *text_of(body), reason)
         self._renderer.show_screen(resp, EVENT, query=query, page=page, actor=actor, shown=shown)
 
     async def on_post_json(self, req: Request, resp: Response, seq: str) -> None:

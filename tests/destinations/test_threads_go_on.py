@@ -23,7 +23,6 @@ from relay.daemon.generation import FinishedAttempt, WorkerPool
 from relay.delivery.alerts import Alert, Posted
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.destinations.base import without_lease
-from relay.http.client import HttpClient
 from relay.http.guard import RunningCall, Watchdog
 from relay.observe import Observer
 from relay.steps import Steps
@@ -68,17 +67,6 @@ def test_who_delivers_goes_on_after_a_bug(bug: BaseException, caplog: pytest.Log
     assert "in deliver" in caplog.text
     assert caplog.text.rstrip().endswith(type(bug).__name__)
     assert SECRET not in repr(first) + caplog.text
-
-
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
-def test_who_posts_alerts_goes_on_after_a_bug(bug: BaseException) -> None:
-    class Broken:
-        def call(self, *_: object) -> object:
-            raise bug
-
-    error, is_final = post(ALERT, cast("HttpClient", Broken()), "json", context())
-    assert error is not None
-    assert (type(bug).__name__ in error, SECRET in error, is_final) == (True, False, False)
 
 
 @pytest.mark.parametrize("size", [b"-1", b"-5"])

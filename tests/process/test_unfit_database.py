@@ -72,7 +72,7 @@ def test_a_command_that_meets_a_lock_says_that_it_stays_open_and_what_to_do(
         said = " ".join(ended.stderr.split())
         assert "command 1 stays open, and a relay carries it out" in said
         assert "another session holds a lock: try again" in said
-        (stop,) = [line for line in ended.stderr.splitlines() if "UPDATE relay_command" in line]
-        person.execute(stop[stop.index("UPDATE") :].encode())
-        row = person.execute("SELECT state FROM relay_command").fetchone()
+        assert "`relay stop --command 1` stops it" in said
+        assert place.invoke("relay", "stop", "--command", "1", "--reason", "x", "--yes").status == 0
+        row = person.execute("SELECT state FROM relay_command WHERE id = 1").fetchone()
         assert row == ("cancelled",)

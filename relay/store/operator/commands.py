@@ -99,12 +99,6 @@ def next_open(database: Database, *, after: int, most: int) -> Sequence[int]:
         return [row.id for row in transaction.execute(_OPEN, after=after, most=most)]
 
 
-def of_newer_version(database: Database) -> list[tuple[int, str]]:
-    """Id and kind of open commands that only a newer version knows: they are left to that version."""
-    with database.read() as transaction:
-        return [(row.id, row.kind) for row in transaction.execute(_UNKNOWN)]
-
-
 def progress(database: Database, number: int) -> Command | None:
     """Read a command; None when there is none of this id."""
     with database.read() as transaction:
@@ -192,7 +186,6 @@ _IS_OPEN = "state IN ('asked', 'running')"
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in COMMAND_KINDS)})"
 _ANY_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} LIMIT 1")
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
-_UNKNOWN = text(f"SELECT id, kind FROM relay_command WHERE {_IS_OPEN} AND NOT {_IS_KNOWN} ORDER BY id LIMIT 10")
 _SAY = text(
     f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"
 )
