@@ -270,7 +270,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "move": written(deliveries.MOVE),
     "wanted that are open": reopen._present,
     "wanted that nobody has begun": lambda sql: changes._untouched(sql, locked=True),
-    "due on a route": changes._due,
+    "due on a route": written(changes._DUE),
     "last facts of wanted": reopen._last_facts,
     "newest repeat": lambda _: duplicates._NEWEST,
     "page of repeats": lambda _: duplicates._PAGE,
