@@ -20,7 +20,7 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OPEN, OpenDelivery, State, Step, restore, schedule
 from relay.delivery.outcome import Delivered
 from relay.delivery.policy import policies
-from relay.store.audit import Checked, Difference, Stored, examine, examine_all, headless, no_heads
+from relay.store.audit import Checked, Difference, Stored, examine, examine_all
 from relay.store.database import Database
 from relay.store.deliveries import Lane, keys_param, remove, write_back
 from relay.store.record import Success, remember_delivered, success_row
@@ -40,14 +40,7 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     Yields:
         What was mended in each chunk. What is left, since it is in flight or can't be mended, is not in it: `verify` tells.
     """
-    known = policies(config)
-    work = Work(database, config, known)
-    for lanes in headless(database):
-        with database.write() as transaction:
-            now = transaction.lock_order()
-            settled = settle_lanes(transaction, [], known, now, lanes)
-            write_back(transaction, settled)
-        yield Checked(0, differences=no_heads((row.route, row.lane) for row in settled if row.state in HEADS))
+    work = Work(database, config, policies(config))
     for checked, wrong in examine_all(database, config):
         parts = in_parts(
             work,

@@ -286,7 +286,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "rows of a span": lambda sql: audit._rows(sql, locked=True),
     "facts of a span": audit._facts,
     "rows without an event": rebuild._remove,
-    "lanes where some wait": lambda _: audit._WAITING_LANES,
     "routes with something open": lambda _: route_states._KNOWN,
     "received on routes": lambda _: route_states._RECEIVED,
     "in flight on routes": lambda _: route_states._IN_FLIGHT,

@@ -116,7 +116,7 @@ CONTROLS = {
     ),
     "coverage without skew and resolution": Control((replaced(sequence, "covers", hopes),), NO_STAND_IN, soon="4"),
     "no look for what a sweep has told": Control(
-        (replaced(sequence, "duplicates_swept_event", lambda *_: False),), ("told again after a sweep",)
+        (replaced(sequence, "_is_same_change", lambda *_: False),), ("told again after a sweep",)
     ),
     "no healing": Control((replaced(record, "heal", lambda *_: []),), STILL_DEAD),
     "a lane that is not settled after a replay": Control(
