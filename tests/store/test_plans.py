@@ -268,7 +268,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "first waiting": written(sequence._FIRST_WAITING),
     "end": written(deliveries.END),
     "move": written(deliveries.MOVE),
-    "due on a route": changes._due,
+    "due on a route": written(changes._DUE),
     "last facts of wanted": written(reopen._LAST_FACTS),
     "newest repeat": lambda _: duplicates._NEWEST,
     "page of repeats": lambda _: duplicates._PAGE,
