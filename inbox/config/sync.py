@@ -73,8 +73,8 @@ class Paging(Table, frozen=True, kw_only=True):
     params: dict[str, str] | None = None
     """Further query parameters. Unless the call uses the position itself, the default is `page = "{page}"` by page, and by
     start SCIM's `startIndex = "{start}"` and `count = "{count}"`."""
-    count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
-    """Size of the page to ask for: the value of `count`, by default 100."""
+    count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    """Size of the page to ask for: the value of `count`."""
     first: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
     """Position of the first page: by page 1, by start 0, unless given."""
     next: str | None = None
@@ -86,8 +86,8 @@ class Paging(Table, frozen=True, kw_only=True):
     total: str | None = None
     """By page or start: JMESPath into a page that gives the number of all items. It saves the request for an empty page,
     and a page of 0 items needs no list."""
-    most: Annotated[int, msgspec.Meta(ge=2, le=100_000)] | None = None
-    """Largest number of pages, by default 10,000. More are an error."""
+    most: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 10_000
+    """Largest number of pages. More are an error."""
 
     @property
     def first_position(self) -> int:

@@ -305,8 +305,6 @@ class Relay:
 
     def _work_on_commands(self) -> int:
         """Work on a batch of each open command. Returns how many deliveries have changed: then more may."""
-        for number, kind in commands.of_newer_version(self._database):
-            self._observer.left_alone(f"command {number}, a {kind}")
         if not commands.any_open(self._database):
             return 0
         changed = self._commands.work(self._work)

@@ -212,16 +212,16 @@ def _step_of_payloads(walk: Walk, transaction: Transaction, before: datetime, po
         pruned = _step_of_walk(walk, transaction, before, position, most)
         has_freed = (pruned.rows > 0 or pruned.is_done) and _give_back(transaction)
         return Pruned(position=position, is_done=False) if pruned.is_done and has_freed else pruned
-    following = _next_row(transaction, walk, before, position)
-    if following is None:
+    following = _page(transaction, walk, before, position, 1)
+    if not following:
         return Pruned(position=position)
-    found = leaves.expire(transaction.connection, following.key, before)
+    found = leaves.expire(transaction.connection, following[0].key, before)
     if found.result == "soon":
         return Pruned(position=position)
     if found.result == "rows":
         return _step_of_walk(walk, transaction, before, position, most)
     is_locked = found.result == "locked"
-    return Pruned(found.rows, found.last, is_done=False, at=as_time(following.at), passed_over=int(is_locked))
+    return Pruned(found.rows, found.last, is_done=False, at=as_time(following[0].at), passed_over=int(is_locked))
 
 
 def _step_of_aged(aged: Aged, transaction: Transaction, before: datetime, _position: int, most: int) -> Pruned:
@@ -242,22 +242,17 @@ STEPS: Mapping[RetentionKind, Step] = {
 
 
 def _page(transaction: Transaction, walk: Walk, before: datetime, position: int, most: int) -> Sequence[Any]:
+    """Read `key`, `at` and `goes` of the next rows after the position; `goes` is null for one that has not expired."""
     given = {"position": position, "most": most, "before": time_text(before)}
     return transaction.execute(_read(transaction.sql, walk), **given)
-
-
-def _next_row(transaction: Transaction, walk: Walk, before: datetime, position: int) -> Any | None:  # noqa: ANN401  # a row
-    """Return `key` and `at` of the first row after the position, and whether it `has_expired` by its age."""
-    given = {"position": position, "before": time_text(before)}
-    return next(iter(transaction.execute(_next(transaction.sql, walk), **given)), None)
 
 
 def _has_expired_further(transaction: Transaction, walk: Walk, before: datetime, last: int) -> bool:
     """Return whether a row further ahead has expired: looks at one row at each of ever longer distances."""
     for leap in range(_LONGEST_LEAPS):
-        row = _next_row(transaction, walk, before, last + FIRST_LEAP * 2**leap)
-        if row is None or row.has_expired:
-            return row is not None
+        found = _page(transaction, walk, before, last + FIRST_LEAP * 2**leap, 1)
+        if not found or found[0].goes is not None:
+            return bool(found)
     return False
 
 
@@ -328,14 +323,6 @@ FROM {walk.table} t
 WHERE t.{walk.key} > :position AND {walk.among}
 ORDER BY t.{walk.key}
 LIMIT :most
-""")
-
-
-@cache
-def _next(sql: Sql, walk: Walk) -> TextClause:
-    return text(f"""
-SELECT t.{walk.key} AS key, {walk.time} AS at, {_expired(sql, walk)} AS has_expired FROM {walk.table} t
-WHERE t.{walk.key} > :position AND {walk.among} ORDER BY t.{walk.key} LIMIT 1
 """)
 
 

@@ -22,10 +22,6 @@ MOST_SETBACKS = 10
 """Limit of returns to the beginning, or without anything new."""
 
 
-COUNT, MOST = 100, 10_000
-"""Items of a page, and pages, unless the table has others."""
-
-
 class PagesPlan(msgspec.Struct, frozen=True):
     """A listing that is read page by page, compiled."""
 
@@ -37,16 +33,6 @@ class PagesPlan(msgspec.Struct, frozen=True):
     next: Expression | None = None
     more: Expression | None = None
     total: Expression | None = None
-
-    @property
-    def count(self) -> int:
-        """The number of items to ask for."""
-        return (self.paging and self.paging.count) or COUNT
-
-    @property
-    def most(self) -> int:
-        """The largest number of pages."""
-        return (self.paging and self.paging.most) or MOST
 
     def total_in(self, document: object) -> int | None:
         """Return the number of all items that a page states; None without one."""
@@ -114,9 +100,10 @@ class Paginator(Generic[Item]):
         self.call = plan.first
         self._plan = plan
         self._base = base
-        self._by = "none" if plan.paging is None else plan.paging.by
-        self._first = 0 if plan.paging is None else plan.paging.first_position
-        self._scope = {**scope, "count": plan.count}
+        paging = plan.paging or Paging(by="page")
+        self._by = "none" if plan.paging is None else paging.by
+        self._first, self._count, self._most = paging.first_position, paging.count, paging.most
+        self._scope = {**scope, "count": self._count}
         if self._by in {"page", "start"}:
             self._scope[self._by] = self._first
         self._link: tuple[str, str] | None = None
@@ -165,7 +152,7 @@ class Paginator(Generic[Item]):
                 elif items and not went_back:
                     self._never_again(("page", *items), "came before: does the call take what pages says?")
             self._before, self._back = items, 1
-        if not self.is_at_end and self.number >= self._plan.most:
+        if not self.is_at_end and self.number >= self._most:
             raise UnusableAnswer(
                 f"no end after {self.number} pages, so that it is not known what there is; "
                 "narrow the call down by its params, or raise pages.most"
@@ -207,7 +194,7 @@ class Paginator(Generic[Item]):
             self._scope["page"] += 1
             return more is not False and left != 0 and (length > 0 or more is True)
         # SCIM reads start 0 as 1, and gives the only page twice.
-        is_only = self._scope["start"] <= self._first + 1 and length < self._plan.count
+        is_only = self._scope["start"] <= self._first + 1 and length < self._count
         has_ended = not has_new and (length < max(len(self._before), 1) or is_only)
         if has_ended and more is True:
             raise UnusableAnswer(f"page {self.number} has nothing new, and the answer says that there are more")

@@ -45,8 +45,6 @@ def rows_of(name: str, *without: str, **added: dict[str, Any]) -> msgspec.Meta:
         columns = {str(column.name): column.comment for column in table.columns}
     else:
         columns = dict(next(each for each in VIEWS if each.name == name).columns)
-    if wrong := set(without) - columns.keys():
-        raise ValueError(f"{name} has no column {', '.join(sorted(wrong))}")
     properties = {column: {"description": text or ""} for column, text in columns.items() if column not in without}
     properties |= added
     return msgspec.Meta(
@@ -168,7 +166,7 @@ class Readers:
         database = self._operators if actor.may_act else self._viewers
         reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep)
         async with self._turn(kind):
-            return await self._in_thread(lambda: self._make_on_a_live_connection(make, reading))
+            return await self._in_thread(lambda: make(reading))
 
     async def refresh(self, actor: Actor, make: Callable[[Reading], Made], *, kind: str) -> Made:
         """Do as `read` for a page that refreshes itself.
@@ -218,16 +216,6 @@ class Readers:
         """
         async with self._turn("write"):
             return await self._in_thread(lambda: make(self._writer))
-
-    def _make_on_a_live_connection(self, make: Callable[[Reading], Made], reading: Reading) -> Made:
-        """Read again, once, where the connection was broken since its last use, as by a restart of the server."""
-        try:
-            return make(reading)
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            self._writer.engine.dispose()  # its connections are broken, too, and no write is made twice
-            return make(reading)
 
     async def _in_thread(self, make: Callable[[], Made]) -> Made:
         return await asyncio.get_running_loop().run_in_executor(self._threads, _told, make)

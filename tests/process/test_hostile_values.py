@@ -79,7 +79,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay unblock": ("--all --reason x", "--all --reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
     "relay replay": ("--all --reason x", "--all --json", "--seq 1 --reason HOSTILE --yes", "--entity HOSTILE --reason x"),
     "relay cancel": ("--seq 1 --reason x", "--route HOSTILE --reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
-    "relay retry": ("--all --reason x", "--all --reason x --json", "--seq 1 --reason HOSTILE --yes", "--error HOSTILE --reason x"),
+    "relay retry": ("--all --reason x", "--all --reason x --json", "--seq 1 --reason HOSTILE --yes", "--api HOSTILE --reason x"),
     "relay rebuild": ("", "--json"),
 }  # fmt: skip
 """Each command with its options. HOSTILE stands for an argument that somebody has pasted."""

@@ -31,7 +31,7 @@ def test_for_programs_it_is_one_object_with_everything(place: Site, database_url
     seen = json.loads(ended.stdout)
     assert (ended.status, ended.stderr) == (0, "")
     assert list(seen) == [
-        "at", "routes", "gates", "relays", "alerts", "commands", "sweeps", "retention", "findings", "next"
+        "at", "routes", "gates", "relays", "alerts", "commands", "sweeps", "retention", "ahead", "findings", "next"
     ]  # fmt: skip
     (route,) = seen["routes"]
     assert (route["route"], route["received"], route["state"]) == ("everything", 1, "busy")

@@ -302,7 +302,6 @@ def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
     assert not commands.any_open(steps.database)
     assert work(steps) == 0
     assert the(steps, number)[0] == "asked"
-    assert commands.of_newer_version(steps.database) == [(number, "of_tomorrow")]
 
 
 def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:

@@ -67,7 +67,8 @@ def test_screens_of_a_locked_table_take_no_other_screen_along(
     page_config: Config, clock: FakeClock, steps: Steps, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(engines.PINNED, "lock_timeout", "60s")  # those of reads end by the lock alone
-    monkeypatch.setattr(reading_module, "LONGEST_SECONDS", 60.0)
+    monkeypatch.setattr(engines, "LOCK_TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr(reading_module, "LONGEST_SECONDS", 120.0)
     monkeypatch.setattr(reading_module, "LONGEST_WAIT_SECONDS", 1.0)
     fill_page(steps)
 

@@ -16,6 +16,7 @@ from inbox.events.commands import COMMAND_KINDS
 from inbox.events.timestamps import time_text
 from relay.operations.table import OPERATIONS
 from relay.store.database import Database
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 CommandState = Literal["asked", "running", "done", "failed", "refused", "cancelled"]
@@ -83,7 +84,7 @@ def ask(
 
 def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -> int:
     selection = msgspec.json.encode(chosen).decode()
-    asked = transaction.execute(_insert(transaction.sql), kind=kind, selection=selection, **given)
+    asked = transaction.execute(_INSERT, kind=kind, selection=selection, **given)
     return int(asked[0].id)
 
 
@@ -97,12 +98,6 @@ def next_open(database: Database, *, after: int, most: int) -> Sequence[int]:
     """The ids of the first open commands of a known kind after this id."""
     with database.read() as transaction:
         return [row.id for row in transaction.execute(_OPEN, after=after, most=most)]
-
-
-def of_newer_version(database: Database) -> list[tuple[int, str]]:
-    """Id and kind of open commands that only a newer version knows: they are left to that version."""
-    with database.read() as transaction:
-        return [(row.id, row.kind) for row in transaction.execute(_UNKNOWN)]
 
 
 def progress(database: Database, number: int) -> Command | None:
@@ -192,7 +187,6 @@ _IS_OPEN = "state IN ('asked', 'running')"
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in COMMAND_KINDS)})"
 _ANY_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} LIMIT 1")
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
-_UNKNOWN = text(f"SELECT id, kind FROM relay_command WHERE {_IS_OPEN} AND NOT {_IS_KNOWN} ORDER BY id LIMIT 10")
 _SAY = text(
     f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"
 )
@@ -215,9 +209,7 @@ WHERE id = :id AND {_IS_OPEN}
 """)
 
 
-@cache
-def _insert(sql: Sql) -> TextClause:
-    return text(f"""
+_INSERT = Statement(f"""
 INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at, dry_run, matched)
 VALUES (:kind, :selection, :why, :who, {sql.now}, :dry_run, :planned)
 RETURNING id

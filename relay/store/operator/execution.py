@@ -123,7 +123,7 @@ def _next_step(work: Work, command: Command) -> Act | Batch:
     asked = parse(kind, as_json(command.selection))
     if command.dry_run:
         planned = plan(database, config, kind, asked, quick(DRY_RUN_ROWS, DRY_RUN_SECONDS))
-        said, matched = dry_run_answer(kind, planned), planned.matched
+        said, matched = dry_run_answer(kind, planned), planned.count
         return lambda *_: BatchResult("done", answer=said, matched=matched, sample=planned.sample)
     if command.progress is None:
         require_meant(database, config, kind, asked)

@@ -108,11 +108,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Sentences with the command that is meant perhaps."""
 
     @property
-    def matched(self) -> int:
-        """The number of rows, or the sum of its figures."""
-        return sum(each.count for each in self.figures) if self.count is None else self.count
-
-    @property
     def sample(self) -> dict[str, Any]:
         """`relay_command.sample` of a dry run."""
         names = ("groups", "left_out", "deliveries", "requests", "figures")
@@ -505,7 +500,7 @@ _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
 def dry_run_answer(kind: str, planned: Plan) -> str:
     """Return the answer to a dry run: what the operation would change."""
     words = OPERATIONS[kind]
-    number = f"{'' if planned.is_whole else 'at least '}{counted(planned.matched, words.thing)}"
+    number = f"{'' if planned.is_whole else 'at least '}{counted(planned.count or 0, words.thing)}"
     said = [planned.obstacle or f"{number} would be {words.done}"]
     said += [f"{number} left out: {why_left_out(why)}" for why, number in planned.left_out.items()]
     said += planned.instead
