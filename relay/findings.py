@@ -15,7 +15,6 @@ from typing import Literal, get_args
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql
 from inbox.db.health_views import MOST_LISTED, Kind
 from inbox.events.states import GONE_SECONDS
 from inbox.events.timestamps import rfc3339
@@ -23,6 +22,7 @@ from relay.delivery.gates import resume_command
 from relay.store.database import Database
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.words import counted, relative
 
@@ -142,7 +142,7 @@ def checked(database: Database, *, host: str | None = None) -> list[Finding]:
     with database.read() as transaction:
         if host is None:
             return [*_of_view(transaction, CHECKED)]
-        alive = transaction.execute(_alive_on(transaction.sql), host=host, ago=-float(GONE_SECONDS))
+        alive = transaction.execute(_ALIVE_ON, host=host, ago=-float(GONE_SECONDS))
         none = KINDS["no_relay"].found("", f"no relay on {host} has sent a heartbeat for {GONE_SECONDS} s")
         return [*([] if alive else [none]), *_of_view(transaction, _FOR_A_RESTART)]
 
@@ -177,9 +177,7 @@ GROUP BY finding, route, why ORDER BY route, why LIMIT {_MOST_CHECKED}
 _MOST_CHECKED = 1000
 
 
-@cache
-def _alive_on(sql: Sql) -> TextClause:
-    return text(f"""
+_ALIVE_ON = Statement(f"""
 SELECT 1 FROM relay_node n
 WHERE n.host = :host AND n.stopped_at IS NULL
   AND n.heartbeat_at >= {sql.plus_seconds(f"(SELECT {sql.now})", ":ago")}

@@ -271,6 +271,7 @@ def restore(delivery: OpenDelivery, standing: Standing, due_at: datetime | None)
     """
     is_open = standing.state in OPEN
     keeps = delivery.state in OPEN if is_open else delivery.state is standing.state
+    keeps &= delivery.state is not State.WAITING or due_at is None  # it was the head of its lane
     state = delivery.state if keeps else State.RECEIVED if is_open else standing.state
     earliest = [due for due in (delivery.due_at if keeps else None, due_at) if due is not None]
     return msgspec.structs.replace(

@@ -158,33 +158,3 @@ def _resolution(moment: datetime) -> timedelta:
     if moment.microsecond == 0:
         return timedelta(seconds=1)
     return timedelta(milliseconds=1) if moment.microsecond % 1000 == 0 else timedelta(microseconds=1)
-
-
-class ChangeId(msgspec.Struct, frozen=True):
-    """Identity of a change: entity, event type and time."""
-
-    entity: tuple[str, str, str]
-    """Source, type and id."""
-    event_type: str
-    occurred_at: datetime
-    by_sweep: bool
-    """A sweep found the change, and no webhook reported it."""
-
-
-def duplicates_swept_event(event: ChangeId, delivered: ChangeId) -> bool:
-    """True when an event on a `strict` route duplicates a delivered event of a sweep: same entity, event type and instant.
-
-    The source's `dedup` decides about two webhooks by their keys: two keys are two events, whatever else they share, and in
-    `strict` every event matters. A sweep's event has a key of another kind. So the late webhook of the same change differs
-    from it in the key alone. The sweep's event stands for one webhook: the first is superseded, and a second one of the same
-    instant is another change. The reverse needs no decision: a sweep adds no event for a change that a webhook reported.
-
-    On a `latest` route the fetched entity counts, not the event: two changes in one second look the same, and the second
-    must not be lost. There `covers` alone decides.
-    """
-    is_same = (event.entity, event.event_type, event.occurred_at) == (
-        delivered.entity,
-        delivered.event_type,
-        delivered.occurred_at,
-    )
-    return is_same and delivered.by_sweep and not event.by_sweep

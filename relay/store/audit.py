@@ -18,13 +18,12 @@ from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import NO_FACTS, OPEN, OpenDelivery, Standing, State, follows
 from relay.store.database import Database
-from relay.store.deliveries import ROW, Lane, as_open_delivery
+from relay.store.deliveries import ROW, as_open_delivery
 from relay.store.sequence import last_delivered
 from relay.store.transaction import Transaction
 
 SPAN_SEQS = 500
 """Seqs at a time: what is held in memory, locked at once, and on SQLite what a reader keeps from being copied back."""
-LANES_AT_A_TIME = 500
 
 _FACTS_AT_A_TIME = 200
 _PATIENT = text("SET LOCAL idle_in_transaction_session_timeout = '60s'")
@@ -44,7 +43,7 @@ FindingName = Literal[
     "occurred_at",  # its row and its event have different times
     "lane",  # its row is in a lane that its event can't have
     "contradiction",  # one of its facts can't follow the one before
-    "no_head",  # deliveries wait in a lane without a head
+    "no_head",  # it waits in a lane without a head
     "last_delivered",  # the lane has forgotten a delivery
 ]
 
@@ -126,12 +125,7 @@ def verify(database: Database, config: Config) -> Iterator[Checked]:
     Each chunk is looked at in a snapshot of its own, so nothing that runs is disturbed. What arrives behind a chunk
     that was looked at is left to the next time.
     """
-    upto = 0
-    for checked, _ in examine_all(database, config):
-        upto = checked.upto
-        yield checked
-    for lanes in headless(database):
-        yield Checked(upto, differences=no_heads(lanes))
+    return (checked for checked, _ in examine_all(database, config))
 
 
 def examine_all(database: Database, config: Config) -> Iterator[tuple[Checked, list[Stored]]]:
@@ -162,10 +156,9 @@ def examine(
     """
     wanted = rows_param({"seq": seq} for seq in seqs)
     events = {row.seq: row for row in transaction.execute(_events(transaction.sql), wanted=wanted)}
-    rows = {
-        (row.seq, row.route): as_open_delivery(row)
-        for row in transaction.execute(_rows(transaction.sql, locked=locked), wanted=wanted)
-    }
+    found = transaction.execute(_rows(transaction.sql, locked=locked), wanted=wanted)
+    rows = {(row.seq, row.route): as_open_delivery(row) for row in found}
+    headless = {(row.seq, row.route) for row in found if not row.has_head}
     pruned_before, logs, facts = transaction.now() - _PRUNED_AFTER, {}, 0
     rows_of_log = transaction.stream(_facts(transaction.sql), _FACTS_AT_A_TIME, wanted=wanted)
     for key, history in groupby(rows_of_log, key=lambda row: (row.seq, row.route)):
@@ -179,6 +172,8 @@ def examine(
     ]
     for each in stored:
         _compare(each)
+        if (each.seq, each.route) in headless:
+            each.differs("no_head", "one may go next", "none")
     _compare_last_delivered(transaction, stored, config)
     differences = tuple(found for each in stored for found in each.differences)
     expected = sum(each.is_expected for each in stored)
@@ -275,24 +270,6 @@ def _compare_last_delivered(transaction: Transaction, all_stored: Sequence[Store
             stored.differences.append(Difference("last_delivered", stored.seq, stored.route, lane, "delivered", told))
 
 
-def headless(database: Database) -> Iterator[list[Lane]]:
-    """Lanes in which deliveries wait behind no head."""
-    route, lane = "", ""
-    while True:
-        with database.snapshot() as transaction:
-            rows = transaction.execute(_WAITING_LANES, route=route, lane=lane, most=LANES_AT_A_TIME)
-        if not rows:
-            return
-        if lanes := [(row.route, row.lane) for row in rows if not row.has_head]:
-            yield lanes
-        route, lane = rows[-1].route, rows[-1].lane
-
-
-def no_heads(lanes: Iterable[Lane]) -> tuple[Difference, ...]:
-    """The difference of each of these lanes."""
-    return tuple(Difference("no_head", None, route, lane, "one may go next", "none") for route, lane in lanes)
-
-
 def bounds(database: Database) -> tuple[int, int]:
     """The lowest and the highest seq of the inbox, for a progress bar."""
     with database.read() as transaction:
@@ -312,18 +289,6 @@ ORDER BY seq
 LIMIT :most
 """)
 
-_WAITING_LANES = text("""
-SELECT w.route, w.lane, EXISTS (
-    SELECT 1 FROM open_delivery h
-    WHERE h.route = w.route AND h.lane = w.lane AND h.state IN ('ready', 'in_flight', 'blocked')) AS has_head
-FROM (
-    SELECT DISTINCT route, lane FROM open_delivery
-    WHERE state = 'waiting' AND (route, lane) > (:route, :lane)
-    ORDER BY route, lane
-    LIMIT :most) w
-ORDER BY w.route, w.lane
-""")
-
 
 @cache
 def _events(sql: Sql) -> TextClause:
@@ -335,8 +300,10 @@ FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "inbox i", "i.seq = wanted
 
 @cache
 def _rows(sql: Sql, *, locked: bool) -> TextClause:
+    heads = """SELECT h.seq FROM open_delivery h
+    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked') LIMIT 1"""
     return text(f"""
-SELECT {ROW}
+SELECT {ROW}, o.state <> 'waiting' OR ({heads}) IS NOT NULL AS has_head
 FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "open_delivery o", "o.seq = wanted.seq")}
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o" if locked else ""}

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from msgspec.structs import astuple
 
-from inbox.db.dialect import rows_param
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State
@@ -33,17 +32,6 @@ def claim_of(delivery: Delivery) -> Claimed:
 def key_text(key: Key) -> str:
     """A delivery in words, for a log."""
     return f"route={key[1]} seq={key[0]}"
-
-
-def keys_param(keys: Iterable[Key]) -> str:
-    """The keys as rows of a bound parameter."""
-    return rows_param({"seq": seq, "route": route} for seq, route in keys)
-
-
-def fields_param(rows: Iterable[object], fields: Iterable[str]) -> str:
-    """These fields of each of the rows, as rows of a bound parameter."""
-    names = list(fields)
-    return rows_param({name: getattr(row, name) for name in names} for row in rows)
 
 
 ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
-from inbox.db.dialect import Sql, as_json
+from inbox.db.dialect import as_json
 from inbox.db.health_views import FAILED_FOR_SECONDS
 from inbox.db.reads import Row
 from inbox.events.states import CRASH_LOOP_SECONDS, GONE_SECONDS
@@ -23,6 +22,7 @@ from relay.store import gates, reads
 from relay.store.alerts import NEWEST
 from relay.store.database import Database
 from relay.store.route_states import MOST_COUNTED, RouteState, read_routes
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 MOST_LISTED = 20
@@ -121,11 +121,7 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
             held,
             tuple(_relays(transaction, in_flight)),
             alerts,
-            tuple(
-                transaction.rows_of(
-                    _open_or_failed(transaction.sql), most=MOST_LISTED, since=-float(FAILED_FOR_SECONDS)
-                )
-            ),
+            tuple(transaction.rows_of(_OPEN_OR_FAILED, most=MOST_LISTED, since=-float(FAILED_FOR_SECONDS))),
             tuple(transaction.rows_of(reads.SWEEPS)),
             tuple(transaction.rows_of(reads.RETENTION)),
             {row.name: at for row in transaction.execute(NEWEST_TIMES) if (at := as_time(row.at)) > now + _LEAD},
@@ -163,9 +159,7 @@ def _goes_through(policy: RoutePolicy, key: GateKey) -> bool:
 
 def _limited(transaction: Transaction, policies: Policies, now: datetime) -> Iterator[HeldGate]:
     """Yield the gates whose rate is used up for now."""
-    used = {
-        (row.kind, row.name): as_time(row.rate_used_until) for row in transaction.execute(_rates_used(transaction.sql))
-    }
+    used = {(row.kind, row.name): as_time(row.rate_used_until) for row in transaction.execute(_RATES_USED)}
     limits = {limit.key: limit for policy in policies.values() for limit in policy.rate_limits}
     for key, limit in sorted(limits.items()):
         seconds = limit.opens_in(used.get(key), now)
@@ -177,7 +171,7 @@ def _limited(transaction: Transaction, policies: Policies, now: datetime) -> Ite
 
 def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[RelayState]:
     gone = 0
-    for row in transaction.rows_of(_relay_nodes(transaction.sql), within=-float(CRASH_LOOP_SECONDS)):
+    for row in transaction.rows_of(_RELAY_NODES, within=-float(CRASH_LOOP_SECONDS)):
         is_gone = row["silent_seconds"] > GONE_SECONDS
         gone += is_gone
         if not is_gone or gone <= MOST_LISTED:
@@ -208,14 +202,10 @@ SELECT 'inbox.received_at' AS name, at FROM (SELECT received_at AS at FROM inbox
 _FIRING = text(f"{NEWEST} WHERE a.firing ORDER BY a.at, a.id")
 
 
-@cache
-def _rates_used(sql: Sql) -> TextClause:
-    return text(f"SELECT kind, name, rate_used_until FROM gate WHERE rate_used_until > (SELECT {sql.now})")
+_RATES_USED = Statement(f"SELECT kind, name, rate_used_until FROM gate WHERE rate_used_until > (SELECT {sql.now})")
 
 
-@cache
-def _relay_nodes(sql: Sql) -> TextClause:
-    return text(f"""
+_RELAY_NODES = Statement(f"""
 SELECT id, host, pid, version, started_at, heartbeat_at, failing,
        {sql.seconds_between("heartbeat_at", f"(SELECT {sql.now})")} AS silent_seconds
 FROM relay_node
@@ -224,16 +214,14 @@ ORDER BY heartbeat_at DESC, id
 """)
 
 
-@cache
-def _open_or_failed(sql: Sql) -> TextClause:
-    columns = "id, kind, selection, reason, asked_by, asked_at, state, affected, finished_at, answer, failed, error"
-    return text(f"""
-SELECT {columns} FROM (
+_COMMANDS = "id, kind, selection, reason, asked_by, asked_at, state, affected, finished_at, answer, failed, error"
+_OPEN_OR_FAILED = Statement(f"""
+SELECT {_COMMANDS} FROM (
     SELECT * FROM (
-        SELECT {columns} FROM relay_command WHERE state IN ('asked', 'running') ORDER BY id DESC LIMIT :most) opened
+        SELECT {_COMMANDS} FROM relay_command WHERE state IN ('asked', 'running') ORDER BY id DESC LIMIT :most) opened
     UNION ALL
     SELECT * FROM (
-        SELECT {columns} FROM (SELECT {columns} FROM relay_command ORDER BY id DESC LIMIT 1000) newest
+        SELECT {_COMMANDS} FROM (SELECT {_COMMANDS} FROM relay_command ORDER BY id DESC LIMIT 1000) newest
         WHERE (state IN ('failed', 'refused') OR failed > 0) AND finished_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
         ORDER BY id DESC LIMIT :most) failures
 ) found

@@ -17,6 +17,7 @@ from inbox.db.following import Feed
 from inbox.db.reads import Row
 from inbox.events.timestamps import time_text
 from relay.store.database import Database
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 
@@ -53,7 +54,7 @@ def record_reveal(database: Database, seq: int, *, who: str, reason: str) -> int
         IntegrityError: the name or the reason is empty.
     """
     with database.write() as transaction:
-        return int(transaction.execute(_insert_reveal(transaction.sql), seq=seq, who=who, reason=reason)[0].id)
+        return int(transaction.execute(_INSERT_REVEAL, seq=seq, who=who, reason=reason)[0].id)
 
 
 def reveals_of(database: Database, seq: int) -> list[Row]:
@@ -62,11 +63,9 @@ def reveals_of(database: Database, seq: int) -> list[Row]:
         return transaction.rows_of(_REVEALS, seq=seq, most=MOST_REVEALS)
 
 
-@cache
-def _insert_reveal(sql: Sql) -> TextClause:
-    return text(
-        f"INSERT INTO payload_reveal (at, seq, who, reason) VALUES ({sql.now}, :seq, :who, :reason) RETURNING id"
-    )
+_INSERT_REVEAL = Statement(
+    f"INSERT INTO payload_reveal (at, seq, who, reason) VALUES ({sql.now}, :seq, :who, :reason) RETURNING id"
+)
 
 
 _REVEALS = text("SELECT id, at, who, reason FROM payload_reveal WHERE seq = :seq ORDER BY id DESC LIMIT :most")

@@ -7,25 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 
 import msgspec
-from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.config.routing import OWN_LANE, lane_of
-from inbox.db.dialect import Sql
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OPEN, OpenDelivery, State, Step, restore, schedule
 from relay.delivery.outcome import Delivered
 from relay.delivery.policy import policies
-from relay.store.audit import Checked, Difference, Stored, examine, examine_all, headless, no_heads
+from relay.store.audit import Checked, Difference, Stored, examine, examine_all
 from relay.store.database import Database
-from relay.store.deliveries import Lane, keys_param, remove, write_back
+from relay.store.deliveries import Lane, remove, write_back
 from relay.store.record import Success, remember_delivered, success_row
 from relay.store.reopen import insert
 from relay.store.sequence import heads_of, settle_lanes
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
@@ -40,14 +39,7 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     Yields:
         What was mended in each chunk. What is left, since it is in flight or can't be mended, is not in it: `verify` tells.
     """
-    known = policies(config)
-    work = Work(database, config, known)
-    for lanes in headless(database):
-        with database.write() as transaction:
-            now = transaction.lock_order()
-            settled = settle_lanes(transaction, [], known, now, lanes)
-            write_back(transaction, settled)
-        yield Checked(0, differences=no_heads((row.route, row.lane) for row in settled if row.state in HEADS))
+    work = Work(database, config, policies(config))
     for checked, wrong in examine_all(database, config):
         parts = in_parts(
             work,
@@ -155,8 +147,8 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[S
     """
     if not strays:
         return []
-    keys = keys_param((stored.seq, stored.route) for stored in strays)
-    removed = {(row.seq, row.route) for row in transaction.execute(_remove(transaction.sql), strays=keys)}
+    keys = [(stored.seq, stored.route) for stored in strays]
+    removed = {(row.seq, row.route) for row in transaction.execute(_REMOVE, strays=keys)}
     return [stored for stored in strays if (stored.seq, stored.route) in removed]
 
 
@@ -173,9 +165,7 @@ def _last_delivered(wrong: Iterable[Stored]) -> list[Success]:
     return list(newest.values())
 
 
-@cache
-def _remove(sql: Sql) -> TextClause:
-    return text(f"""
+_REMOVE = Statement(f"""
 DELETE FROM open_delivery
 WHERE (seq, route) IN (SELECT strays.seq, strays.route FROM {sql.keys("strays")})
   AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
-
-from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.config.routing import lane_of
-from inbox.db.dialect import Sql
 from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.policy import Policies
-from relay.store.deliveries import ROW, Key, as_open_delivery, fields_param, keys_param, write_back
+from relay.store.deliveries import Key, deliveries, write_back
 from relay.store.events import payload_rows
 from relay.store.sequence import settle_lanes
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 
@@ -26,10 +23,7 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locke
     """
     if not keys:
         return []
-    present = [
-        as_open_delivery(row)
-        for row in transaction.execute(_present(transaction.sql, locked=locked), wanted=keys_param(keys))
-    ]
+    present = deliveries(transaction, keys, lock="wait" if locked else "none")
     there = {(row.seq, row.route) for row in present}
     absent = [key for key in keys if key not in there and key[1] in config.routes]
     return present + [
@@ -43,7 +37,7 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locke
             state=State(row.state or State.ENDED),  # without a fact, its event has not taken this route so far
             run=row.run or 0,
         )
-        for row in transaction.execute(_last_facts(transaction.sql), wanted=keys_param(absent))
+        for row in transaction.execute(_LAST_FACTS, wanted=absent)
     ]
 
 
@@ -72,25 +66,12 @@ def take_up(
     write_back(transaction, settle_lanes(transaction, again, policies, transaction.now()))
 
 
-def insert(transaction: Transaction, deliveries: Iterable[OpenDelivery]) -> None:
+def insert(transaction: Transaction, new: Iterable[OpenDelivery]) -> None:
     """Insert rows of these deliveries, as received; settling their lanes gives them their state."""
-    transaction.execute(_insert(transaction.sql), new=fields_param(deliveries, _NEW))
+    transaction.execute(_INSERT, new=new)
 
 
-@cache
-def _present(sql: Sql, *, locked: bool = True) -> TextClause:
-    lock = sql.for_update and "FOR UPDATE OF o" if locked else ""
-    return text(f"""
-SELECT {ROW}
-FROM {sql.deliveries("wanted")}
-ORDER BY o.seq, o.route
-{lock}
-""")
-
-
-@cache
-def _last_facts(sql: Sql) -> TextClause:
-    return text(f"""
+_LAST_FACTS = Statement(f"""
 SELECT i.seq, wanted.route, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at, l.state, l.run
 FROM {sql.keys("wanted")} JOIN inbox i ON i.seq = wanted.seq
 LEFT JOIN delivery_log l ON l.id = (
@@ -98,13 +79,8 @@ LEFT JOIN delivery_log l ON l.id = (
 ORDER BY i.seq, wanted.route
 """)
 
-
-_NEW = {"seq": "bigint", "route": "text", "lane": "text", "occurred_at": "time", "run": "int"}
-
-
-@cache
-def _insert(sql: Sql) -> TextClause:
-    return text(f"""
+_INSERT = Statement(f"""
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state, run)
-SELECT seq, route, lane, occurred_at, 'received', run FROM {sql.rows("new", **_NEW)}
+SELECT seq, route, lane, occurred_at, 'received', run
+FROM {sql.rows("new", seq="bigint", route="text", lane="text", occurred_at="time", run="int")}
 """)

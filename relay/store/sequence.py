@@ -18,7 +18,7 @@ from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery import facts
 from relay.delivery.alerts import deaths
 from relay.delivery.lifecycle import OpenDelivery, State, append
-from relay.delivery.ordering import ChangeId, LanePosition, LastDelivered, covers, duplicates_swept_event, settle
+from relay.delivery.ordering import LanePosition, LastDelivered, covers, settle
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.alerts import note
@@ -150,7 +150,7 @@ def _duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery])
         if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
     ]
     found = transaction.execute(_SWEPT, asked=asked) if asked else []
-    swept = [row for row in found if duplicates_swept_event(_change_id(events[row.late_seq]), _change_id(row))]
+    swept = [row for row in found if _is_same_change(events[row.late_seq], row)]
     used = _used_already(transaction, swept) if swept else set()
     superseded = {}
     for row in sorted(swept, key=lambda row: row.late_seq):
@@ -182,9 +182,19 @@ def _swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
     return swept_key(event.entity_type, event.entity_id, to_nanoseconds(as_time(event.occurred_at)))
 
 
-def _change_id(event: Any) -> ChangeId:  # noqa: ANN401  # a result row
-    entity = (event.source, event.entity_type, event.entity_id)
-    return ChangeId(entity, event.event_type, as_time(event.occurred_at), event.dedup_key == _swept_key(event))
+def _is_same_change(event: Any, swept: Any) -> bool:  # noqa: ANN401  # result rows
+    """True when an event duplicates a sweep's event that has its swept key: same entity, event type and instant.
+
+    The source's `dedup` decides about two webhooks by their keys: two keys are two events, whatever else they share, and in
+    `strict` every event matters. A sweep's event has a key of another kind, so the late webhook of the same change differs
+    from it in the key alone. The sweep's event stands for one webhook: a second one of the same instant is another change.
+    The reverse needs no decision: a sweep adds no event for a change that a webhook reported.
+
+    On a `latest` route the fetched entity counts, not the event: two changes in one second look the same, and the second
+    must not be lost. There `covers` alone decides.
+    """
+    names = ("entity_type", "entity_id", "event_type", "occurred_at")
+    return event.seq != swept.seq and all(getattr(event, name) == getattr(swept, name) for name in names)
 
 
 MOST_HEALED = 500

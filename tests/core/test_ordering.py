@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.model import Ordering
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State
-from relay.delivery.ordering import ChangeId, LastDelivered, covers, duplicates_swept_event, settle
+from relay.delivery.ordering import LastDelivered, covers, settle
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_DELAY = timedelta(seconds=5)
@@ -175,21 +174,3 @@ def test_what_was_fetched_covers_what_had_changed_before_by_any_clock_within_the
     began = last[0] + timedelta(seconds=halves / 2)
     latest_moment = key[0] + timedelta(seconds=1 if key[0].microsecond == 0 else 0.001)
     assert covers(LastDelivered(*last, began), key, SKEW) == (began > latest_moment + SKEW)
-
-
-TOLD = st.builds(
-    ChangeId,
-    entity=st.tuples(st.just("trivore"), st.sampled_from(["USER", "GROUP"]), st.sampled_from(["a", "b"])),
-    event_type=st.sampled_from(["UPDATE", "DELETE"]),
-    occurred_at=st.integers(0, 2).map(lambda second: NOW + timedelta(seconds=second)),
-    by_sweep=st.booleans(),
-)
-
-
-@given(TOLD, TOLD)
-def test_only_a_webhook_says_again_what_a_sweep_has_said_and_only_the_very_same(
-    event: ChangeId, delivered: ChangeId
-) -> None:
-    same = msgspec.structs.replace(event, by_sweep=True) == delivered
-    assert duplicates_swept_event(event, delivered) == (same and not event.by_sweep)
-    assert not (duplicates_swept_event(event, delivered) and duplicates_swept_event(delivered, event))

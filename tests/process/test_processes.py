@@ -89,6 +89,10 @@ def test_children_whose_parent_was_killed_stop_in_order_by_themselves(
     assert count_rows(engine, "open_delivery WHERE attempt > 0 OR state = 'in_flight'") == 0
 
 
+def test_a_child_whose_parent_ended_before_it_began_stops_by_itself(sqlite_place: Site) -> None:
+    assert sqlite_place.relay("--parent", "1000000000").ends() == 0
+
+
 def test_a_signal_that_reaches_parent_and_children_alike_is_one_signal_and_not_two(
     sqlite_database_url: str, sqlite_engine: Engine, tmp_path: Path
 ) -> None:

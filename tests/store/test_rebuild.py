@@ -128,7 +128,6 @@ def test_it_does_not_matter_where_one_chunk_ends_and_the_next_begins(
     plant(a_row(99, lane="x", state="dead"))
     whole = findings(lived_in.database)
     monkeypatch.setattr(audit, "SPAN_SEQS", size)
-    monkeypatch.setattr(audit, "LANES_AT_A_TIME", size)
 
     assert findings(lived_in.database) == whole
     mend(lived_in.database)

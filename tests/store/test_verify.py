@@ -23,11 +23,11 @@ CORRUPTIONS: dict[str, tuple[str, list[tuple[str, int | None, str | None]]]] = {
     "a dead letter that is gone": ("DELETE FROM open_delivery WHERE seq = 3", [("missing", 3, "strict")]),
     "one in flight that is gone, and its lane's head with it": (
         "DELETE FROM open_delivery WHERE seq = 7",
-        [("missing", 7, "strict"), ("no_head", None, "strict")],
+        [("missing", 7, "strict"), ("no_head", 8, "strict")],
     ),
     "a blocked one that is gone": (
         "DELETE FROM open_delivery WHERE seq = 9",
-        [("missing", 9, "blocking"), ("no_head", None, "blocking")],
+        [("missing", 9, "blocking"), ("no_head", 10, "blocking")],
     ),
     "a missing fact that had ended it": (
         "DELETE FROM delivery_log WHERE seq = 2",
@@ -86,12 +86,12 @@ CORRUPTIONS: dict[str, tuple[str, list[tuple[str, int | None, str | None]]]] = {
     ),
     "one alive that is dead": (
         "UPDATE open_delivery SET state = 'waiting' WHERE seq = 3",
-        [("no_head", None, "strict"), ("state", 3, "strict")],
+        [("no_head", 3, "strict"), ("state", 3, "strict")],
     ),
     "one dead that is alive": ("UPDATE open_delivery SET state = 'dead' WHERE seq = 8", [("state", 8, "strict")]),
     "one unblocked that blocks": (
         "UPDATE open_delivery SET state = 'dead' WHERE seq = 9",
-        [("no_head", None, "blocking"), ("state", 9, "blocking")],
+        [("no_head", 10, "blocking"), ("state", 9, "blocking")],
     ),
     "another time than its event's": (
         f"UPDATE open_delivery SET occurred_at = '{LATER}' WHERE seq = 6",
@@ -99,11 +99,11 @@ CORRUPTIONS: dict[str, tuple[str, list[tuple[str, int | None, str | None]]]] = {
     ),
     "another lane than its event's": (
         "UPDATE open_delivery SET lane = 'USER|somebody else' WHERE seq = 6",
-        [("lane", 6, "strict"), ("no_head", None, "strict")],
+        [("lane", 6, "strict"), ("no_head", 6, "strict")],
     ),
     "a lane without a head": (
         "UPDATE open_delivery SET state = 'waiting', due_at = NULL WHERE seq = 5",
-        [("no_head", None, "strict")],
+        [("no_head", 5, "strict"), ("no_head", 6, "strict")],
     ),
     "a row of one that has ended": (a_row(1), [("ended", 1, "strict")]),
     "a row on a route that the event does not take": (a_row(1, "latest"), [("unrouted", 1, "latest")]),

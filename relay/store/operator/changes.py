@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cache
 from typing import Literal
 
 import msgspec
-from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql
 from relay.delivery import facts
 from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, step_of
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
-from relay.store.deliveries import Key, keys_param, write_back
+from relay.store.deliveries import Key, deliveries, write_back
 from relay.store.operator.selection import GIVEN_UP, Choice, among
 from relay.store.reopen import find, keep_payloads, take_up
 from relay.store.sequence import last_delivered, settle_lanes
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work
 
@@ -122,19 +120,12 @@ def _overtaken(
     wanted = sorted(set(older.values()))
     if not wanted:
         return set()
-    untouched = transaction.execute(_untouched(transaction.sql, locked=locked), wanted=keys_param(wanted))
-    comes_last = among(transaction, choice, wanted, first=first) | {(row.seq, row.route) for row in untouched}
+    begins = deliveries(
+        transaction, wanted, State.RECEIVED, State.WAITING, State.READY, lock="wait" if locked else "none"
+    )
+    untouched = {(row.seq, row.route) for row in begins if row.attempt == 0}
+    comes_last = among(transaction, choice, wanted, first=first) | untouched
     return {key for key, last in older.items() if last not in comes_last}
-
-
-@cache
-def _untouched(sql: Sql, *, locked: bool) -> TextClause:
-    return text(f"""
-SELECT o.seq, o.route FROM {sql.deliveries("wanted")}
-WHERE o.attempt = 0 AND o.state IN ('received', 'waiting', 'ready')
-ORDER BY o.seq, o.route
-{sql.for_update and "FOR UPDATE OF o" if locked else ""}
-""")
 
 
 def reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:
@@ -149,15 +140,13 @@ def reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) 
     for route in sorted({route for _, route in keys} & work.policies.keys()):
         if closed.admit(work.policies[route].gates) == "all":
             with work.database.read() as transaction:
-                due = transaction.execute(_due(transaction.sql), route=route, most=MOST_OPEN)[0].count
+                due = transaction.execute(_DUE, route=route, most=MOST_OPEN)[0].count
             if due >= MOST_OPEN:
                 return f"waits: {MOST_OPEN} deliveries are due on route {route}"
     return None
 
 
-@cache
-def _due(sql: Sql) -> TextClause:
-    return text(f"""
+_DUE = Statement(f"""
 SELECT count(*) AS count FROM (
     SELECT 1 FROM open_delivery o
     WHERE o.state = 'ready' AND o.route = :route AND o.due_at <= (SELECT {sql.now}) AND {gates.NOT_PAUSED}

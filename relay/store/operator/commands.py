@@ -16,6 +16,7 @@ from inbox.events.commands import COMMAND_KINDS
 from inbox.events.timestamps import time_text
 from relay.operations.table import OPERATIONS
 from relay.store.database import Database
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 CommandState = Literal["asked", "running", "done", "failed", "refused", "cancelled"]
@@ -83,7 +84,7 @@ def ask(
 
 def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -> int:
     selection = msgspec.json.encode(chosen).decode()
-    asked = transaction.execute(_insert(transaction.sql), kind=kind, selection=selection, **given)
+    asked = transaction.execute(_INSERT, kind=kind, selection=selection, **given)
     return int(asked[0].id)
 
 
@@ -208,9 +209,7 @@ WHERE id = :id AND {_IS_OPEN}
 """)
 
 
-@cache
-def _insert(sql: Sql) -> TextClause:
-    return text(f"""
+_INSERT = Statement(f"""
 INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at, dry_run, matched)
 VALUES (:kind, :selection, :why, :who, {sql.now}, :dry_run, :planned)
 RETURNING id

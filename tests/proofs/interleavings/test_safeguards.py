@@ -158,7 +158,7 @@ def test_on_postgres_without(stage: Stage, monkeypatch: pytest.MonkeyPatch, safe
         "a rebuild that looks again by the events of before removes what has arrived since": Safeguard(
             scenes.a_row_of_no_event,
             ("ann rebuilds", "a receiver takes in"),
-            (look_again_by_the_events_of_before, changed(rebuild, "_remove", WITHOUT_A_LOOK)),
+            (look_again_by_the_events_of_before, changed(rebuild, "_REMOVE", WITHOUT_A_LOOK)),
             "a delivery is lost",
         ),
     }

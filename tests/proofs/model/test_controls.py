@@ -116,7 +116,7 @@ CONTROLS = {
     ),
     "coverage without skew and resolution": Control((replaced(sequence, "covers", hopes),), NO_STAND_IN, soon="4"),
     "no look for what a sweep has told": Control(
-        (replaced(sequence, "duplicates_swept_event", lambda *_: False),), ("told again after a sweep",)
+        (replaced(sequence, "_is_same_change", lambda *_: False),), ("told again after a sweep",)
     ),
     "no healing": Control((replaced(record, "heal", lambda *_: []),), STILL_DEAD),
     "a lane that is not settled after a replay": Control(
@@ -230,5 +230,5 @@ def test_a_rebuild_that_looks_again_by_the_events_of_before_loses_what_arrives(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look_again_by_the_events_of_before(monkeypatch)
-    changed(rebuild, "_remove", WITHOUT_A_LOOK)(monkeypatch)
+    changed(rebuild, "_REMOVE", WITHOUT_A_LOOK)(monkeypatch)
     finds(world, "a delivery is lost")
