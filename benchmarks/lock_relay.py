@@ -74,7 +74,7 @@ class Watch:
                 step.trips += here.waits - here.waits_before
 
         Database.write = timed  # type: ignore[assignment, method-assign]
-        for name in ("lock_order", "lock_order_and_read"):
+        for name in ("take_order_lock", "take_order_lock_and_read"):
             if hasattr(Transaction, name):
                 setattr(Transaction, name, self._watched(getattr(Transaction, name)))
 
@@ -91,15 +91,15 @@ class Watch:
 
         psycopg.Connection.wait = waiting  # type: ignore[assignment, method-assign]
 
-    def _watched(self, lock_order: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(self, take_order_lock: Callable[..., Any]) -> Callable[..., Any]:
         here = self._here
 
-        @functools.wraps(lock_order)
+        @functools.wraps(take_order_lock)
         def locked(*given: Any, **named: Any) -> Any:  # noqa: ANN401  # each version's
             if self.began_at is None:
                 self.began_at, self.clock_began_at = time.process_time(), time.perf_counter()
             here.asked_at = _now()
-            found = lock_order(*given, **named)
+            found = take_order_lock(*given, **named)
             now = (found[0] if isinstance(found, tuple) else found).timestamp()
             if here.answered_at is None:
                 here.waits_before = here.waits

@@ -204,7 +204,7 @@ class Repeated(msgspec.Struct):
     every: float
     """The least pause in seconds, unless its work returns that there is more to do at once; 0: it runs in each round."""
     work: Callable[[], int]
-    """Returns how much it has done."""
+    """Returns more than 0 when it is to run again at once."""
     when: Callable[[], bool] = lambda: True
     due_at: float = 0.0
 

@@ -10,18 +10,18 @@ from relay.delivery.gates import Admission, Gates
 from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store import claim, gates
-from relay.store.database import Places
+from relay.store.database import ScanStarts
 from relay.store.deliveries import claim_of
 
 
 class Claimer:
     """Claims for one relay. `gates` are as last read."""
 
-    def __init__(self, generations: Generations, places: Places, *, leases: Leases, observer: Observer) -> None:
+    def __init__(self, generations: Generations, scans: ScanStarts, *, leases: Leases, observer: Observer) -> None:
         self._generations = generations
         self._leases = leases
         self._observer = observer
-        self._places = places
+        self._scans = scans
         self.gates = Gates()
         self.ran_short = False
         """True when the last claim found less than it asked for."""
@@ -30,24 +30,24 @@ class Claimer:
         """Read pauses, and breakers that this relay or another has opened. Returns 0: it leaves nothing to do at once."""
         before, self.gates = self.gates, gates.read_gates(self._generations.active.work)
         if self.gates.paused_entities != before.paused_entities:
-            self._places.due.clear()  # what was paused is due since long before them
+            self._scans.due.clear()  # what was paused is due since long before them
         self._observer.gates_changed(before, self.gates)
         return 0
 
     def claim(self) -> int:
-        """Fill every pool that wants more; claim one delivery of a route whose breaker is half open. Returns how many."""
+        """Fill every pool that wants more, and claim one delivery of each route whose breaker is half open. Returns how many."""
         generation = self._generations.active
         wanted = [room._replace(routes=self._admitted(room.routes)) for room in generation.wanted()]
         claimed = 0
         self.ran_short = False
         if any(room.routes for room in wanted):
             asked_at = self._leases.began_asking()
-            found = claim.claim(generation.work, wanted, self._places)
+            found = claim.claim(generation.work, wanted, self._scans)
             claimed = self._submit(found, asked_at)
             self.ran_short = claimed < sum(room.number for room in wanted if room.routes)
         for route in self._to_probe():
             asked_at = self._leases.began_asking()
-            found = claim.claim_probe(generation.work, route, self._places)
+            found = claim.claim_probe(generation.work, route, self._scans)
             claimed += self._submit(found, asked_at)
             self.read_gates()
         return claimed
@@ -65,9 +65,9 @@ class Claimer:
         return claim.due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
     def _admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
-        """The routes that gates admit, but those that rest: what has arrived there may have no place yet."""
+        """The routes that gates admit, without those that rest: an older event may have no place in its lane there yet."""
         active = self._generations.active
-        resting = active.work.rests.left()
+        resting = active.work.rests.now()
         return [route for route in active.admitted(self.gates, routes, admission) if route not in resting]
 
     def _submit(self, claimed: Sequence[Delivery], asked_at: float) -> int:

@@ -31,7 +31,7 @@ from relay.observe import Observer
 from relay.steps import Background, Repeated, Steps
 from relay.store import alerts, duplicates, leases, nodes, record, sequence
 from relay.store.alert_conditions import Watch
-from relay.store.database import Database, Places
+from relay.store.database import Database, ScanStarts
 from relay.store.deliveries import Claimed, claim_of
 from relay.store.leases import DatabaseClock
 from relay.store.operator import commands, execution
@@ -83,11 +83,11 @@ class Relay:
         """True when no result came for as long as the last poll, or until the loop was woken."""
         self._steps = steps = Steps(observer, alert=self._alert, is_healthy=self._takes_writes)
         work = Work(database, prepared.config, {}, self.node, observer)
-        self._rests, self._places = work.rests, Places()
+        self._rests, self._scans = work.rests, ScanStarts()
         self._generations = Generations(
             prepared, work, leases=held, stop=stop, now=now, events=self._events, tracer=observer.tracer
         )
-        self._claimer = Claimer(self._generations, self._places, leases=held, observer=observer)
+        self._claimer = Claimer(self._generations, self._scans, leases=held, observer=observer)
         self._clock = DatabaseClock(told=observer.clock_stepped)
         self._watch = Watch()
         self._commands = execution.OpenCommands(tracer=observer.tracer)
@@ -197,7 +197,7 @@ class Relay:
 
     def _may_sequence(self) -> bool:
         """Of a large backlog, a part is sequenced whenever claims run short or the loop is idle, so that deliveries go on."""
-        return not self._places.is_behind or self._claimer.ran_short or self._is_idle
+        return not self._scans.is_behind or self._claimer.ran_short or self._is_idle
 
     def _may_claim(self) -> bool:
         return not self._steps.is_awaited("sequence")
@@ -232,16 +232,12 @@ class Relay:
 
     def _give_back(self) -> int:
         """Release unused claims. After a failure all are still there, and repeating it is harmless."""
-        if not self._to_give_back:
-            return 0
-        returned = leases.give_back(self._work, self._to_give_back)
-        resting = self._rests.left()
-        left = [one for one in self._to_give_back if one[1] in resting]
-        self._leases.forget(set(self._to_give_back) - set(left))
-        self._to_give_back = left
-        if returned or not left:
-            self._observer.tell("given_back", rows=returned)
-        return returned
+        done, number = leases.give_back(self._work, self._to_give_back)
+        self._leases.forget(done)
+        self._to_give_back = [one for one in self._to_give_back if one not in done]
+        if done:
+            self._observer.tell("given_back", rows=number)
+        return number
 
     def _record(self) -> int:
         """Record finished attempts. After a failure the rest is still there: fencing discards a second record."""
@@ -270,9 +266,9 @@ class Relay:
         """Sequence all that arrived before any of it is claimed; of a large backlog, a part."""
         done = 0
         # Where all of a full batch was done by another relay, the next scan is for the next round.
-        while batch := sequence.sequence(self._work, self._places):
+        while batch := sequence.sequence(self._work, self._scans):
             done += batch
-            if not self._places.is_behind or done >= MOST_SEQUENCED_AT_ONCE or self._generations.in_hand:
+            if not self._scans.is_behind or done >= MOST_SEQUENCED_AT_ONCE or self._generations.in_hand:
                 break
         return done
 

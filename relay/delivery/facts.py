@@ -1,6 +1,7 @@
 """Facts: a frozen value for each thing that can happen to a delivery. They are the rows of `delivery_log`.
 
-Only a fact changes a delivery. `relay.delivery.lifecycle` defines the effect of each.
+Only a fact ends an attempt or a delivery; leases and places in a lane change without one. `relay.delivery.lifecycle` defines the
+effect of each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The states of a delivery and every transition between them. No other file changes a state.
+"""The states of a delivery and every transition between them.
+
+No other file changes a state, but for CLAIMED and GIVEN_BACK, which `relay.store.claim` and `relay.store.leases` make in SQL.
 
 1. A delivery changes only by a *step*. `TRANSITIONS` alone says what a step does in a state. A step without a row is a
    bug: it raises `IllegalTransition`, and the delivery stays as it was.
@@ -111,7 +113,7 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
 }
 
 OPEN = frozenset({State.RECEIVED, State.WAITING, State.READY, State.IN_FLIGHT})
-"""Scheduling leads from one of them to another, and the log does not have it."""
+"""Scheduling leads from one of them to another, and the log does not have it. `open_delivery` has dead and blocked ones, too."""
 
 
 def after(state: State, step: Step) -> State:

@@ -41,7 +41,7 @@ _READS: frozenset[CallStep] = frozenset({"fetch", "find"})
 JITTER = 0.2
 """Largest part of a delay that is added at random."""
 
-CRASHES_ALLOWED = 3
+CRASHES_UNTIL_DEAD = 3
 """A delivery is dead after so many abandoned attempts in a row, whatever ended them: it may be the cause."""
 
 
@@ -266,11 +266,11 @@ def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolic
         relay_node: the holder of the lease.
         policy: the route's; without one nothing is given up.
     """
-    if delivery.crashes + 1 < CRASHES_ALLOWED or policy is None:
+    if delivery.crashes + 1 < CRASHES_UNTIL_DEAD or policy is None:
         return facts.Abandoned(relay_node=relay_node)
     return facts.Dead(
         cause="crash_loop",
-        error=f"{CRASHES_ALLOWED} attempts in a row were abandoned, the last one by {relay_node}",
+        error=f"{CRASHES_UNTIL_DEAD} attempts in a row were abandoned, the last one by {relay_node}",
         blocks_lane=policy.blocks_on_death,
     )
 

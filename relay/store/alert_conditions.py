@@ -87,7 +87,7 @@ def _store(work: Work, changed: Sequence[Alert]) -> None:
     with work.write() as transaction:
         # Who records a delivery stores `delivery_dead` under the lock of its route.
         is_any_dead = any(alert.kind == "delivery_dead" for alert in changed)
-        now = transaction.lock_order() if is_any_dead else transaction.lock_first()
+        now = transaction.take_order_lock() if is_any_dead else transaction.lock_first()
         ended = {(alert.kind, alert.subject) for alert in _ended(transaction, None)}
         checked = {"delivery_dead", "step_failed"}
         note(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -23,10 +24,10 @@ from inbox.events.timestamps import as_time
 from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import UNKNOWN_ROUTE
-from relay.store.database import LATE, Database, Places
+from relay.store.database import LATE, Database, ScanStarts
 from relay.store.deliveries import key_text
 from relay.store.events import with_events
-from relay.store.gates import NOT_PAUSED, Locked, lock_all, store, use_rates
+from relay.store.gates import ENTITY_NOT_PAUSED, Locked, lock_all, store_breakers, use_rates
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.sequence import Cause, quarantine
 from relay.store.statement import Statement, sql
@@ -38,13 +39,13 @@ STEP_OF_SUSPECTS = "claim_suspect"
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
 """The longest wait for a relay that has claimed the probe of a breaker and may have died."""
 MOST_BYTES = 32 * 1024 * 1024
-"""Bodies that a relay has in hand, of all destinations together; beyond it, each destination has one at a time."""
+"""Bodies that a relay has in hand, which the caller divides among its destinations; beyond it, each has one at a time."""
 LOADED_AT_ONCE = 4 * 1024 * 1024
 """Bodies that are read together; a larger one is read alone. On their way from Postgres they take three times as much."""
 MANY_ROUTES = 16
 """Of more routes than this, those with nothing due are found first, all by one statement."""
 LONGEST_SECONDS = 1.0
-"""The time that a claim may begin with further routes; the next claim goes on with them."""
+"""A claim begins with no further route after it. Callers give the routes in another order each time."""
 
 _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 
@@ -58,31 +59,31 @@ class Room(NamedTuple):
     most_bytes: int = MOST_BYTES
 
 
-def claim(work: Work, wanted: Sequence[Room], places: Places | None = None) -> list[Delivery]:
+def claim(work: Work, wanted: Sequence[Room], scans: ScanStarts | None = None) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
-    `places` keeps scan positions between claims; without it each claim scans from the beginning.
+    `scans` keeps scan positions between claims; without it each claim scans from the beginning.
 
     Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
     makes SKIP LOCKED a mere optimisation. A head that can't be loaded becomes dead, and the others are claimed.
     """
-    return _load(work, _lease_wanted(work, wanted, places or Places()), step=STEP)
+    return _load(work, _lease_wanted(work, wanted, scans or ScanStarts()), step=STEP)
 
 
 def _limits(work: Work, route: str) -> Sequence[RateLimit]:
     return work.policies.get(route, UNKNOWN_ROUTE).rate_limits
 
 
-def _lease_wanted(work: Work, wanted: Sequence[Room], places: Places) -> list[Any]:
+def _lease_wanted(work: Work, wanted: Sequence[Room], scans: ScanStarts) -> list[Any]:
     asked = [route for room in wanted if room.number > 0 for route in room.routes]
     due = set(asked if len(asked) <= MANY_ROUTES else due_routes(work.database, asked))
     if not due:
         return []
     with work.write() as transaction:
-        # Two relays that claim at once wait for each other here, and nowhere else.
+        # Relays that share a rate wait for each other here; no row of a delivery is waited for.
         gates = lock_all(transaction, {limit.key for route in due for limit in _limits(work, route)})
         until = time.monotonic() + LONGEST_SECONDS  # whatever it has waited for so far, it is to claim something
-        claiming = _Claim(work, transaction, gates, places)
+        claiming = _Claim(work, transaction, gates, scans)
         claimed: list[Any] = []
         for room in wanted:
             left, left_bytes = room.number, room.most_bytes
@@ -100,13 +101,14 @@ def _lease_wanted(work: Work, wanted: Sequence[Room], places: Places) -> list[An
 def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
     """Load the events of leased deliveries. One that can't be loaded becomes dead.
 
-    One whose load takes too long stays as it is until its lease has run out. Where nothing can be loaded at all, such as
-    without a table, they are given back.
+    One whose load takes too long stays as it is until its lease has run out. Where the database can load nothing, such as
+    without a table, those that are left are given back.
     """
     loaded: list[Delivery] = []
-    todo = _that_fit(sorted(leased, key=lambda row: (row.seq, row.route)))
+    todo = deque(_that_fit(sorted(leased, key=lambda row: (row.seq, row.route))))
     try:
-        for some in todo:
+        while todo:
+            some = todo[0]
             try:
                 with work.database.read() as transaction:
                     loaded += with_events(transaction, some)
@@ -114,14 +116,16 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
                 if not blames_items(error) and not takes_too_long(error):
                     raise
                 if len(some) > 1:
-                    todo += [[row] for row in some]
+                    todo.extend([row] for row in some)
                 else:
                     _set_aside(work, some[0], error, step=step)
-    except Exception:
+            todo.popleft()
+    except Exception as error:
+        with suppress(Exception):
+            give_back(work, [(row.seq, row.route, row.lease_token) for part in todo for row in part])
         if not loaded:
-            with suppress(Exception):
-                give_back(work, [(row.seq, row.route, row.lease_token) for row in leased])
             raise
+        work.observer.database_trouble(step, error)
     return loaded
 
 
@@ -148,16 +152,16 @@ def _that_fit(leased: Sequence[Any]) -> list[list[Any]]:
     return parts
 
 
-def claim_probe(work: Work, route: str, places: Places | None = None) -> list[Delivery]:
+def claim_probe(work: Work, route: str, scans: ScanStarts | None = None) -> list[Delivery]:
     """Lease one due head of a route whose breaker is to be probed, and record that this attempt is the probe.
 
-    If only suspected deliveries are due, it leases one of these: otherwise such a breaker would never close. It leases
+    Where none can be claimed but a suspect, it leases that: otherwise such a breaker would never close. It leases
     nothing when another relay probes already, or the breaker has opened again; nor when another has the route locked.
     Unloadable heads are handled as by `claim`.
     """
     try:
         with work.write() as transaction:
-            rows = _probe(work, transaction, transaction.lock_order([route]), route, places or Places())
+            rows = _probe(work, transaction, transaction.take_order_lock([route]), route, scans or ScanStarts())
     except DBAPIError as error:
         if not is_wait_timeout(error):
             raise
@@ -166,7 +170,7 @@ def claim_probe(work: Work, route: str, places: Places | None = None) -> list[De
     return _load(work, rows, step=STEP)
 
 
-def _probe(work: Work, transaction: Transaction, now: datetime, route: str, places: Places) -> list[Any]:
+def _probe(work: Work, transaction: Transaction, now: datetime, route: str, scans: ScanStarts) -> list[Any]:
     policy = work.policies.get(route, UNKNOWN_ROUTE)
     breakers, limits = policy.breakers, policy.rate_limits
     gates = lock_all(transaction, {*breakers, *(limit.key for limit in limits)})
@@ -174,27 +178,27 @@ def _probe(work: Work, transaction: Transaction, now: datetime, route: str, plac
     known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
     if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
         return []
-    claiming = _Claim(work, transaction, gates, places)
+    claiming = _Claim(work, transaction, gates, scans)
     rows = claiming.claim_route(route, 1, MOST_BYTES, limits)
     if not rows and not transaction.execute(_SUSPECT_IN_HAND, node=work.node):
         rows = claiming.claim_suspect([route])
     if rows:
         claiming.note_rates()
-        store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
+        store_breakers(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
     return rows
 
 
 def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
     """Lease at most one due head whose lease ran out several times in a row: it may have killed the process.
 
-    `claim` leaves these out. A relay that has only one of them in hand finds out which it is: those that were merely
-    in hand with it come through alone. One that can't be loaded is dealt with as by `claim`.
+    `claim` leaves these out. A relay with one of them in hand, and no other suspect, finds out which it is: those that were
+    merely in hand with it come through. One that can't be loaded is dealt with as by `claim`.
     """
     with work.database.read() as reading:  # a look without a write
         if not reading.execute(_ANY_SUSPECT):
             return []
     with work.write() as transaction:
-        rows = _Claim(work, transaction, {}, Places()).claim_suspect(routes)
+        rows = _Claim(work, transaction, {}, ScanStarts()).claim_suspect(routes)
     return _load(work, rows, step=STEP_OF_SUSPECTS)
 
 
@@ -220,16 +224,18 @@ class ClaimedRow(NamedTuple):
 class _Claim:
     """One claim, of several routes, in one transaction. The gates with a rate stay locked until it ends."""
 
-    def __init__(self, work: Work, transaction: Transaction, gates: Mapping[GateKey, Locked], places: Places) -> None:
+    def __init__(
+        self, work: Work, transaction: Transaction, gates: Mapping[GateKey, Locked], scans: ScanStarts
+    ) -> None:
         self.transaction = transaction
         self._lease = {"token": secrets.randbits(62), "node": work.node, "lease": LEASE_SECONDS}
-        self._places = places
+        self._scans = scans
         self._now = transaction.now() if gates else _BEGINNING  # without rates a trip to the server less
         self._used_until = {key: gate.rate_used_until for key, gate in gates.items()}
         self._changed: dict[GateKey, datetime] = {}
 
     def _afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
-        """The number of attempts, up to `most`, that the limits allow; 0 where a gate is missing as it is just resumed."""
+        """The number of attempts, up to `most`, that the limits allow; 0 where another relay removes the gate just now."""
         if any(limit.key not in self._used_until for limit in rate_limits):
             return 0
         return min([most, *(limit.affords(self._used_until[limit.key], self._now) for limit in rate_limits)])
@@ -242,7 +248,7 @@ class _Claim:
         affordable = self._afford(limits, most)
         if affordable <= 0:
             return []
-        floor = self._places.due[route]
+        floor = self._scans.due[route]
         with floor.look() as begin:
             due = self.transaction.execute(_DUE, route=route, most=affordable, begin=begin or _BEGINNING)
         fitting = list(_beginning_within(due, most_bytes))
@@ -302,7 +308,7 @@ SELECT 1 FROM open_delivery WHERE state = 'in_flight' AND crashes >= {SUSPECT_CR
 _BODY_BYTES = "coalesce((SELECT i.body_bytes FROM inbox i WHERE i.seq = o.seq), 0) AS body_bytes"
 _SUSPECT = Statement(f"""
 SELECT o.seq, o.route, {_BODY_BYTES} FROM open_delivery o JOIN {sql.rows("routes", route="text")} ON routes.route = o.route
-WHERE o.state = 'ready' AND o.crashes >= {SUSPECT_CRASHES} AND o.due_at <= (SELECT {sql.now}) AND {NOT_PAUSED}
+WHERE o.state = 'ready' AND o.crashes >= {SUSPECT_CRASHES} AND o.due_at <= (SELECT {sql.now}) AND {ENTITY_NOT_PAUSED}
 ORDER BY o.due_at, o.seq
 LIMIT 1
 {sql.lock("o", skip=True)}
@@ -312,7 +318,7 @@ LIMIT 1
 _DUE = Statement(f"""
 SELECT o.seq, o.route, o.due_at, {_BODY_BYTES}, (SELECT {sql.now}) AS now FROM open_delivery o
 WHERE o.state = 'ready' AND o.route = :route AND o.crashes < {SUSPECT_CRASHES}
-  AND o.due_at <= (SELECT {sql.now}) AND o.due_at >= {sql.time(":begin")} AND {NOT_PAUSED}
+  AND o.due_at <= (SELECT {sql.now}) AND o.due_at >= {sql.time(":begin")} AND {ENTITY_NOT_PAUSED}
 ORDER BY o.due_at, o.seq
 LIMIT :most
 {sql.lock("o", skip=True)}

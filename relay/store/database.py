@@ -1,4 +1,4 @@
-"""The way into the database, and the places where looks into it begin."""
+"""The way into the database, and the values at which scans of it begin."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
-from sqlalchemy import Engine, TextClause
+from sqlalchemy import Engine
 
 from inbox.db.dialect import Sql
 from inbox.db.engine import Checkpoints, checkpoint, reading, snapshot
 from inbox.db.throughput import ROUTE, Tally
 from inbox.events.timestamps import time_text
-from relay.store.deliveries import Key
 from relay.store.transaction import Transaction
 
 WHOLE_EVERY_SECONDS = 1.0
@@ -31,7 +30,7 @@ _Value = TypeVar("_Value")
 
 
 class Floor(Generic[_Value]):
-    """The place where the next look begins."""
+    """The value at which the next scan begins."""
 
     def __init__(
         self, whole_every: float = WHOLE_EVERY_SECONDS, monotonic: Callable[[], float] = time.monotonic
@@ -43,10 +42,10 @@ class Floor(Generic[_Value]):
         self._whole_at = float("-inf")
 
     @contextmanager
-    def look(self, *, whole: bool = False) -> Iterator[_Value | None]:
-        """Begin a look. Yields its place: None, the beginning, when that is due again, or `whole` is asked for."""
+    def look(self) -> Iterator[_Value | None]:
+        """Begin a look. Yields where it begins; None, at the beginning, when that is due again."""
         began = self._monotonic()
-        if self.at is not None and began < self._whole_at and not whole:
+        if self.at is not None and began < self._whole_at:
             yield self.at
             return
         yield None
@@ -58,8 +57,8 @@ SEQS_OUT_OF_ORDER = 10_000
 """A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""
 
 
-class Places:
-    """The places of one relay process."""
+class ScanStarts:
+    """The values at which the scans of one relay process begin."""
 
     def __init__(self) -> None:
         self.due: defaultdict[str, Floor[datetime]] = defaultdict(Floor)
@@ -109,9 +108,3 @@ class Database:
 
     def _now(self) -> str | None:
         return None if self._clock is None else time_text(self._clock())
-
-
-def read_keys(database: Database, statement: TextClause, **parameters: object) -> list[Key]:
-    """Read seq and route of a statement's rows, and no column that could fail to be read."""
-    with database.read() as transaction:
-        return [(row.seq, row.route) for row in transaction.execute(statement, **parameters)]

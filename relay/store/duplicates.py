@@ -100,7 +100,11 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
     policies = work.policies
     with work.write() as transaction:
         keys = _keys_in_question(routes, policies)
-        now = transaction.lock_order({route for _, route in keys}, keeps_payloads=True) if keys else transaction.now()
+        now = (
+            transaction.take_order_lock({route for _, route in keys}, keeps_payloads=True)
+            if keys
+            else transaction.now()
+        )
         repeats = transaction.execute(_UNHANDLED, wanted=sorted(routes), rows=ROWS_OF_A_ROUND)
         newest: dict[int, int] = {}
         for repeat in repeats:

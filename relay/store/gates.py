@@ -56,7 +56,7 @@ def _as_held(row: Any) -> Held | None:  # noqa: ANN401  # a result row
     return None if row.held_until is None else Held(as_time(row.held_until), row.hold_reason or "")
 
 
-def listen(
+def report_to_breakers(
     transaction: Transaction,
     heard: Iterable[Report],
     policies: Policies,
@@ -82,7 +82,7 @@ def listen(
     for report in reports:
         after[report.key] = after_result(after[report.key], report.health, report.why, limits[report.key], now)
     changed = {key: breaker for key, breaker in after.items() if breaker != before[key]}
-    store(transaction, changed)
+    store_breakers(transaction, changed)
     note(transaction, changes(before, changed), now)
     return before
 
@@ -120,7 +120,7 @@ def _locked(transaction: Transaction, gates: Sequence[GateKey]) -> dict[GateKey,
     }
 
 
-def store(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None:
+def store_breakers(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None:
     """Write these breakers."""
     if breakers:
         rows = [(*key, *msgspec.structs.astuple(breaker)) for key, breaker in sorted(breakers.items())]
@@ -233,7 +233,7 @@ _ENTITY = " || '|' || ".join(
     rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in ("source", "entity_type", "entity_id")
 )
 _IS_PAUSED = "SELECT 1 FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL"
-NOT_PAUSED = f"""(({_IS_PAUSED} LIMIT 1) IS NULL OR (
+ENTITY_NOT_PAUSED = f"""(({_IS_PAUSED} LIMIT 1) IS NULL OR (
     {_IS_PAUSED} AND g.name = (SELECT {_ENTITY} FROM inbox i WHERE i.seq = o.seq) LIMIT 1) IS NULL)"""
 """A condition on the delivery `o`: its entity is not paused. Where none is, no event is read for it.
 

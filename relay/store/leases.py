@@ -51,29 +51,33 @@ RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
 """)
 
 
-def give_back(work: Work, claimed: Sequence[Claimed]) -> int:
-    """Return leases whose attempt never began: the attempt is not used, and the delivery is due at once. Returns how many.
+def give_back(work: Work, claimed: Sequence[Claimed]) -> tuple[set[Claimed], int]:
+    """Return leases whose attempt never began: the attempt is not used, and the delivery is due at once.
 
     Their lanes are settled again: an older event that came meanwhile goes first. Leases of lanes that can't be settled
     run out; those of routes that rest stay as they are.
+
+    Returns:
+        The leases that are dealt with, and how many of them were still held.
     """
-    return sum(
-        in_parts(
-            work,
-            "give_back",
-            claimed,
-            part=lambda some: _give_back_in_order(work, some),
-            alone=lambda _one, _error: 0,
-            name=lambda one: key_text(one[:2]),
-            routes_of=lambda one: one[1:2],
-            enough=len(claimed),
-        )
-    )
+    done, number = set[Claimed](), 0
+    for some, returned in in_parts(
+        work,
+        "give_back",
+        claimed,
+        part=lambda some: ({*some}, _give_back_in_order(work, some)),
+        alone=lambda one, _error: ({one}, 0),
+        name=lambda one: key_text(one[:2]),
+        routes_of=lambda one: one[1:2],
+        enough=len(claimed),
+    ):
+        done, number = done | some, number + returned
+    return done, number
 
 
 def _give_back_in_order(work: Work, claimed: Sequence[Claimed]) -> int:
     with work.write() as transaction:
-        transaction.lock_order(route for _, route, _ in claimed)
+        transaction.take_order_lock(route for _, route, _ in claimed)
         returned = transaction.execute(_GIVE_BACK, returned=claimed)
         # Not before they are due: a head that is due later keeps its place before an older event.
         now = transaction.now()
@@ -167,7 +171,7 @@ def reap(
             batch=BATCH,
             at=now,
             trusted=list(trusted),
-            resting=sorted(work.rests.left()),
+            resting=sorted(work.rests.now()),
             known=sorted(work.policies),
             since=-LEFT_TO_OTHERS.total_seconds(),
         )
@@ -186,7 +190,7 @@ def reap(
 
 def _reap(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list[tuple[int, str, AnyFact]]:
     with work.write() as transaction:
-        transaction.lock_order(route for _, route, _ in leases)
+        transaction.take_order_lock(route for _, route, _ in leases)
         now = clock.look(transaction)
         if not clock.is_settled():
             return []

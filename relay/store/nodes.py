@@ -15,7 +15,7 @@ from inbox.db.dialect import as_json, storable
 from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up, figures_param
 from inbox.events.states import GONE_SECONDS
 from relay.store.database import Database
-from relay.store.gates import NOT_PAUSED
+from relay.store.gates import ENTITY_NOT_PAUSED
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work
@@ -145,7 +145,7 @@ _ANYTHING_TO_DO = Statement(f"""
 SELECT 1
 FROM {sql.rows("routes", route="text")} JOIN open_delivery o ON o.route = routes.route
 WHERE o.state IN ('received', 'in_flight')
-   OR (o.state = 'ready' AND o.due_at <= (SELECT {sql.now}) AND {NOT_PAUSED})
+   OR (o.state = 'ready' AND o.due_at <= (SELECT {sql.now}) AND {ENTITY_NOT_PAUSED})
 LIMIT 1
 """)
 

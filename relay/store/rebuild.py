@@ -57,7 +57,7 @@ def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
     Receivers don't take that lock. What they have added since the first look is none of these seqs, and is left alone.
     """
     with work.database.write() as transaction:
-        now = transaction.lock_order(keeps_payloads=True)  # retention deletes no event whose facts are read here
+        now = transaction.take_order_lock(keeps_payloads=True)  # retention deletes no event whose facts are read here
         _, wrong = examine(transaction, seqs, work.config, locked=True)
         gone = _remove_strays(transaction, [stored for stored in wrong if stored.event is None])
         planned = [(stored, _as_it_must_be(stored, work.config, who)) for stored in wrong if stored.event is not None]

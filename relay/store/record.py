@@ -39,7 +39,7 @@ from relay.store.deliveries import (
     still_leased,
     write_back,
 )
-from relay.store.gates import listen
+from relay.store.gates import report_to_breakers
 from relay.store.sequence import first_waiting, forget_applied, heal, lanes_in_doubt, quarantine, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
@@ -51,7 +51,7 @@ OWN_TRANSACTION = 8
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """One recorded outcome: the fact it became, or None when its lease was no longer the present one."""
+    """One recorded outcome: the fact it became; None when its lease was no longer the present one, or nothing could be stored."""
 
     delivery: Delivery
     fact: AnyFact | None
@@ -64,7 +64,7 @@ def record(
     *,
     host_now: Callable[[], datetime] | None = None,
 ) -> Iterator[list[Recorded]]:
-    """Record the outcomes of attempts: all in one transaction, or in parts when one of them can't be recorded.
+    """Record the outcomes of attempts: in few transactions, by route, and in smaller parts when one of them can't be recorded.
 
     That one becomes dead with the cause `unrecordable`. Where even that fails, its lease runs out, and `reap` deals with it.
     Outcomes of routes that rest are not recorded: hand them in again.
@@ -124,7 +124,7 @@ def _record(
     policies = work.policies
     with work.write() as transaction:
         claims = {claim_of(delivery) for delivery, _ in handed_in}
-        now, (rows, first) = transaction.lock_order_and_read(
+        now, (rows, first) = transaction.take_order_lock_and_read(
             {route for _, route, _ in claims},
             rows_of_keys([claim[:2] for claim in claims], "wait"),
             first_waiting({(delivery.route, delivery.lane) for delivery, _ in handed_in}),
@@ -134,7 +134,7 @@ def _record(
         outcomes = [(delivery, _by_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
         held = [(delivery, outcome) for delivery, outcome in outcomes if claim_of(delivery) in leased]
         histories = _histories(transaction, held, policies)
-        breakers = listen(
+        breakers = report_to_breakers(
             transaction, _reports(held, policies, recently_failing), policies, now, [*_asked(outcomes, policies)]
         )
         made: dict[Claimed, AnyFact] = {}

@@ -47,7 +47,7 @@ def keep_payloads(transaction: Transaction, seqs: Iterable[int], *, locked: bool
     Raises:
         RuntimeError: the transaction was to lock them, and did not do so when it took the order lock.
     """
-    if locked and not transaction.has_payloads:
+    if locked and not transaction.keeps_payloads:
         raise RuntimeError("take the order lock with keeps_payloads before deliveries are opened again")
     return {row.seq for row in payload_rows(transaction, seqs, "seq")}
 

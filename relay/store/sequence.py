@@ -22,7 +22,7 @@ from relay.delivery.ordering import LanePosition, LastDelivered, covers, settle
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.alerts import note
-from relay.store.database import SEQS_OUT_OF_ORDER, Places
+from relay.store.database import SEQS_OUT_OF_ORDER, ScanStarts
 from relay.store.deliveries import ROW, Key, Lane, as_open_delivery, key_text, rows_of_keys, write_back
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Read, Transaction
@@ -37,7 +37,7 @@ LATE_SEQS = 1000
 """Numbers that are looked through again each time: what commits even later is found by the next scan from the beginning."""
 
 
-def sequence(work: Work, places: Places | None = None, batch: int = BATCH) -> int:
+def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) -> int:
     """Make up to `batch` received deliveries ready, waiting, or superseded.
 
     They are found by their state, never by a cursor over `seq`: numbers commit out of order, and a cursor loses rows. Where
@@ -47,20 +47,20 @@ def sequence(work: Work, places: Places | None = None, batch: int = BATCH) -> in
     `ordering` says what their lanes drop.
 
     Returns:
-        How many of them it has sequenced itself. `Places.is_behind` says whether there may be more.
+        How many of them it has sequenced itself. `ScanStarts.is_behind` says whether there may be more.
 
     Raises:
         Exception: the database is unreachable or busy. Or a delivery could neither be sequenced nor set aside: then all
             others are done.
     """
-    places = places or Places()
-    known = sorted(work.policies.keys() - work.rests.left())
-    with places.received.look() as begin, work.database.read() as transaction:
+    scans = scans or ScanStarts()
+    known = sorted(work.policies.keys() - work.rests.now())
+    with scans.received.look() as begin, work.database.read() as transaction:
         found = transaction.execute(_RECEIVED, batch=batch, begin_seq=begin or 0, known_routes=known)
     keys = [(row.seq, row.route) for row in found]
     if keys and work.database.sql.keeps_ended_entries:
-        places.received.at = max(keys)[0] - LATE_SEQS
-    places.is_behind = len(keys) >= batch
+        scans.received.at = max(keys)[0] - LATE_SEQS
+    scans.is_behind = len(keys) >= batch
 
     def alone(key: Key, error: Exception) -> int:
         return int(quarantine(work, key, cause="unprocessable", error=error) is not None)
@@ -82,7 +82,7 @@ def _sequence(work: Work, keys: Sequence[Key]) -> int:
     """Sequence those of them that are received still: another relay may have been faster."""
     policies = work.policies
     with work.write() as transaction:
-        now, (rows,) = transaction.lock_order_and_read({route for _, route in keys}, rows_of_keys(keys, "none"))
+        now, (rows,) = transaction.take_order_lock_and_read({route for _, route in keys}, rows_of_keys(keys, "none"))
         received = [as_open_delivery(row) for row in rows if row.state == State.RECEIVED]
         if received:
             received.sort(key=lambda row: row.seq)
@@ -204,7 +204,7 @@ MOST_HEALED = 500
 def heal(
     transaction: Transaction, delivered: Iterable[OpenDelivery], policies: Policies, now: datetime
 ) -> list[OpenDelivery]:
-    """On routes in `latest`, end dead deliveries that a later event of their lane, delivered now, covers.
+    """On routes in `latest`, end dead deliveries that are older than the event of their lane that is delivered now.
 
     `MOST_HEALED` at most: the next success of the lane ends the rest.
     """
@@ -494,7 +494,7 @@ def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: i
     fact = facts.Dead(cause=cause, error=error_text(error), blocks_lane=blocks, counted=is_leased)
 
     with work.write() as transaction:
-        now = transaction.lock_order([key[1]])
+        now = transaction.take_order_lock([key[1]])
         row = _find(transaction, key, token, now)
         if row is None:
             return None

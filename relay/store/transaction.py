@@ -62,7 +62,7 @@ class Transaction:
         """The parts that were skipped because the database has rejected them."""
         self.rows = _ROWS_OF_A_WRITE
         """About how many rows it writes, which makes the next checkpoint due."""
-        self.has_payloads = False
+        self.keeps_payloads = False
         """True when retention deletes no payload before it ends."""
         self._now, self.node = now, node
         version = connection.dialect.server_version_info
@@ -102,7 +102,7 @@ class Transaction:
         with self.connection.execute(statement, parameters, execution_options=options) as result:
             yield from result
 
-    def lock_order(self, routes: Iterable[str] | None = None, *, keeps_payloads: bool = False) -> datetime:
+    def take_order_lock(self, routes: Iterable[str] | None = None, *, keeps_payloads: bool = False) -> datetime:
         """Take the order lock of these routes, or of everything, then return the database's time.
 
         With `keeps_payloads`, retention deletes no payload until this transaction ends. That lock comes first: who waits for
@@ -114,18 +114,18 @@ class Transaction:
         """
         if self.sql.is_postgres and keeps_payloads:
             self.connection.execute(_SHARE_PAYLOADS)
-        self.has_payloads = keeps_payloads
+        self.keeps_payloads = keeps_payloads
         if not self.sql.locks_routes:
             return self.now()
         return self._lock_everything() if routes is None else self._lock_routes(set(routes))
 
     def lock_first(self) -> datetime:
-        """Take the row that whoever locks everything takes first, for what no transaction on given routes touches."""
+        """Take the row that precedes a lock of everything. It excludes those who lock everything, and no one on given routes."""
         if self.sql.locks_routes:
             self.execute(order_lock.FIRST)
         return self.now()
 
-    def lock_order_and_read(self, routes: AbstractSet[str], *reads: Read) -> tuple[datetime, list[list[Any]]]:
+    def take_order_lock_and_read(self, routes: AbstractSet[str], *reads: Read) -> tuple[datetime, list[list[Any]]]:
         """Take the order lock of these routes, and read what these statements select then. Returns the time, and all rows.
 
         On Postgres they are sent together, so that nobody waits for trips to the server and back, nor for this process.
@@ -135,7 +135,7 @@ class Transaction:
             (granted, *found) = send_together(self.connection, [self._lock_of(routes), *prepared])
             if granted[0].routes == len(routes):
                 return as_time(granted[0].now), found
-        now = self.lock_order(routes)
+        now = self.take_order_lock(routes)
         return now, [self.execute(statement, **parameters) for statement, parameters in reads]
 
     def _lock_everything(self) -> datetime:

@@ -64,12 +64,12 @@ class Rests:
         """Let every step try all routes at once."""
         self._known = {route: (0.0, step, error) for route, (_, step, error) in self._known.copy().items()}
 
-    def left(self) -> set[str]:
+    def now(self) -> set[str]:
         """Return the routes that every step leaves for now."""
         now = time.monotonic()
         return {route for route, (until, _, _) in self._known.copy().items() if now < until}
 
-    def known(self) -> frozenset[str]:
+    def locked_last_time(self) -> frozenset[str]:
         """Return the routes whose locks were waited for in vain last time."""
         return frozenset(self._known)
 
@@ -92,7 +92,7 @@ class Work(msgspec.Struct, frozen=True):
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """One short transaction, as `Database.write`, which the observer hears of after its commit."""
-        with self.database.write(self.node, impatient_of=self.rests.known()) as transaction:
+        with self.database.write(self.node, impatient_of=self.rests.locked_last_time()) as transaction:
             yield transaction
         if transaction.appended:
             self.observer.appended(transaction.appended)
@@ -154,11 +154,11 @@ def _route_by_route(
     enough: int,
 ) -> Iterator[Result]:
     stays: Exception | None = None
-    todo = _by_routes(items, routes_of, enough, work.rests.left())
+    todo = _by_routes(items, routes_of, enough, work.rests.now())
     while todo:
         some, is_begun = todo.pop(0), False
         routes = {route for item in some for route in routes_of(item)}
-        if not routes.isdisjoint(work.rests.left()):
+        if not routes.isdisjoint(work.rests.now()):
             continue
         try:
             for result in process(some):

@@ -221,7 +221,7 @@ BY_ADDRESS = Limit(burst=30, pause_seconds=5)
 MOST_WAITING = 10
 """Attempts whose hash waits for its turn; those of known places come beside them."""
 MOST_PLACES = 100
-"""Places that are known of each person."""
+"""ScanStarts that are known of each person."""
 _BUSY_SECONDS = 5
 Keys = tuple[tuple[Limit, str], ...]
 

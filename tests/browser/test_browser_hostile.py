@@ -83,7 +83,7 @@ def _fill(steps: Steps, value: str) -> None:
         )
     )
     with steps.database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.take_order_lock()
         gates.pause(transaction, ("route", "orders-to-warehouse"), who=value[:200], why=value[:2000])
         alerts.note(transaction, [Alert("step_failed", value[:200], firing=True, detail={"error": value})], now)
     commands.ask(steps.database, "replay", Selection(error=value[:1000]), who=value[:200], why=value[:2000])

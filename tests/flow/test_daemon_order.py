@@ -72,14 +72,14 @@ def test_a_route_whose_lock_another_step_gets_first_is_not_claimed_from_before_i
     engine: Engine, tmp_path: Path
 ) -> None:
     with Database(engine).write() as earlier:
-        earlier.lock_order([ROUTE])  # so that the route has its row
+        earlier.take_order_lock([ROUTE])  # so that the route has its row
     with serving(tmp_path / "arrivals.jsonl") as downstream, contextlib.ExitStack() as trouble:
         trouble.enter_context(nobody_can_order(engine))
         with running(engine, downstream) as relay:
             until(lambda: could_not_order(relay), "it can't be ordered")
             trouble.close()
             with relay._database.write() as another_step:
-                another_step.lock_order([ROUTE])
+                another_step.take_order_lock([ROUTE])
             relay.wake()
             until(lambda: len(downstream.events) == 2, "both are called")
         assert [line["seq"] for line in downstream.arrivals.lines()] == [2, 1]
@@ -108,7 +108,7 @@ def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_ste
         pass
     relay._steps.run("sequence", lambda: 1 // 0, 0)
     relay._steps._monotonic = lambda: time.monotonic() + LASTS_SECONDS  # its next try is due
-    relay._places.is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
+    relay._scans.is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
     relay._cycle()
     assert could_not_order(relay)
 

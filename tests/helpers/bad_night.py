@@ -211,9 +211,9 @@ def _watch(night: Night) -> None:
     with night.database.write() as transaction, received.taken() as figures:
         transaction.execute(add_up(transaction.sql), figures=figures_param(figures), now=time_text(later))
     with night.database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.take_order_lock()
         alerts.note(transaction, [Alert("source_silent", "shop", True, {"silent_seconds": 7200})], now)
-        gates.store(
+        gates.store_breakers(
             transaction,
             {
                 ("destination", "search"): Breaker(

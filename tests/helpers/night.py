@@ -228,7 +228,7 @@ def _outcome(delivery: Delivery, minute: int, rng: random.Random) -> Outcome:
 def _operators(steps: Steps, config: Config, minute: int) -> None:
     if minute == _PAUSED_FROM:
         with steps.database.write() as transaction:
-            transaction.lock_order()
+            transaction.take_order_lock()
             gates.pause(
                 transaction,
                 ("route", "payments-to-ledger"),
@@ -237,7 +237,7 @@ def _operators(steps: Steps, config: Config, minute: int) -> None:
             )
     if minute == _ERP_WAS_DOWN.stop:
         with steps.database.write() as transaction:
-            gates.resume(transaction, ("destination", "erp"), transaction.lock_order())
+            gates.resume(transaction, ("destination", "erp"), transaction.take_order_lock())
     if minute in _REPLAYS:
         chosen = Selection(route="orders-to-erp", error="503")
         number = commands.ask(steps.database, "replay", chosen, who="olga", why=_REPLAYS[minute])

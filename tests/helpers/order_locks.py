@@ -16,7 +16,7 @@ from tests.helpers.relaying import Steps
 def locking(steps: Steps, routes: list[str] | None) -> Iterator[Transaction]:
     """A transaction that has the lock of these routes, or of everything, and stands still."""
     with steps.database.write() as transaction:
-        transaction.lock_order(routes)
+        transaction.take_order_lock(routes)
         stand_still(transaction.connection)
         yield transaction
 
@@ -24,7 +24,7 @@ def locking(steps: Steps, routes: list[str] | None) -> Iterator[Transaction]:
 def lock(steps: Steps, routes: list[str] | None) -> None:
     with steps.database.write() as another:
         another.limit_waits(50)
-        another.lock_order(routes)
+        another.take_order_lock(routes)
 
 
 def is_kept_waiting(steps: Steps, routes: list[str] | None) -> bool:

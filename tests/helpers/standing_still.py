@@ -45,7 +45,7 @@ def locked_by_a_person(engine: Engine, statement: str) -> Iterator[None]:
 def stand_still_within_a_pipeline(database: Database, route: str, meanwhile: Callable[[], None]) -> None:
     """Lock a route by a pipeline, and call `meanwhile` before all of it is sent."""
     with database.write() as transaction:
-        transaction.lock_order([route])  # adds its row, which a pipeline can't
+        transaction.take_order_lock([route])  # adds its row, which a pipeline can't
     with database.write() as transaction:
         send_together(
             transaction.connection, [transaction._lock_of({route}), (text("SELECT :name"), _ReadLate(meanwhile))]

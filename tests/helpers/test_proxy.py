@@ -33,7 +33,7 @@ def behind(postgres_database_url: str, proxy: Proxy) -> Iterator[Engine]:
 
 def write(engine: Engine) -> None:
     with Database(engine).write() as transaction:
-        transaction.lock_order_and_read({"r"})
+        transaction.take_order_lock_and_read({"r"})
         transaction.only_write()
         transaction.execute(INSERT)
 

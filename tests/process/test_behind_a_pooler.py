@@ -144,13 +144,13 @@ def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock_behind_it_to
         def meanwhile() -> None:
             for routes in (["another"], ["r"]):  # the second waits until the server has ended the first
                 with other.write() as transaction:
-                    transaction.lock_order(routes)
+                    transaction.take_order_lock(routes)
 
         with pytest.raises(DBAPIError):
             stand_still_within_a_pipeline(frozen, "r", meanwhile)
         with frozen.write() as transaction:
             assert pinned(transaction.connection) == PINNED
-            transaction.lock_order_and_read({"r"})
+            transaction.take_order_lock_and_read({"r"})
         engine.dispose()
 
 

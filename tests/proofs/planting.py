@@ -24,8 +24,8 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 def now_without_a_lock(
     transaction: Transaction, _routes: Iterable[str] | None = None, *, keeps_payloads: bool = False
 ) -> datetime:
-    """Stands for `Transaction.lock_order`, and locks nothing."""
-    transaction.has_payloads = keeps_payloads
+    """Stands for `Transaction.take_order_lock`, and locks nothing."""
+    transaction.keeps_payloads = keeps_payloads
     return transaction.now()
 
 
@@ -76,12 +76,12 @@ def changed(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plan
 
 def the_lock_of_another_route(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever sequences takes it; who records reads more, and takes the right one."""
-    locked_and_read = Transaction.lock_order_and_read
+    locked_and_read = Transaction.take_order_lock_and_read
 
     def locked(transaction: Transaction, routes: set[str], *reads: Read) -> tuple[datetime, list[list[Any]]]:
         return locked_and_read(transaction, {"another"} if len(reads) == 1 else routes, *reads)
 
-    monkeypatch.setattr(Transaction, "lock_order_and_read", locked)
+    monkeypatch.setattr(Transaction, "take_order_lock_and_read", locked)
 
 
 def a_lock_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ A, B = (Alert("endpoint_retired", f"destination {name}", firing=True) for name i
 
 def note(steps: Steps, *noted: Alert) -> None:
     with steps.database.write() as transaction:
-        alerts.note(transaction, noted, transaction.lock_order())
+        alerts.note(transaction, noted, transaction.take_order_lock())
 
 
 def test_a_thousand_deaths_on_a_route_are_one_alert_until_none_is_dead(steps: Steps) -> None:

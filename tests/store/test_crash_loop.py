@@ -8,7 +8,7 @@ import pytest
 
 from relay.delivery import facts
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import CRASHES_ALLOWED, LEFT_TO_OTHERS
+from relay.delivery.policy import CRASHES_UNTIL_DEAD, LEFT_TO_OTHERS
 from relay.operations.asks import Selection
 from relay.store.claim import Room, claim, claim_suspect
 from relay.store.leases import LEASE_SECONDS, give_back, reap
@@ -64,11 +64,11 @@ def relays(steps: Steps) -> Relays:
 
 def test_what_was_abandoned_three_times_in_a_row_is_dead(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1), an_event(2))
-    for _ in range(CRASHES_ALLOWED):
+    for _ in range(CRASHES_UNTIL_DEAD):
         assert relays.crash_over() == [1]
 
     (row,) = steps.rows("SELECT seq, state, cause, attempts, error FROM dead_letter")
-    assert (row["seq"], row["state"], row["cause"], row["attempts"]) == (1, "dead", "crash_loop", CRASHES_ALLOWED)
+    assert (row["seq"], row["state"], row["cause"], row["attempts"]) == (1, "dead", "crash_loop", CRASHES_UNTIL_DEAD)
     assert "3 attempts in a row were abandoned" in row["error"]
     assert steps.kinds() == [(1, "abandoned"), (1, "abandoned"), (1, "dead")]
     assert steps.states()[-1] == (2, "strict", "ready")
@@ -77,13 +77,13 @@ def test_what_was_abandoned_three_times_in_a_row_is_dead(steps: Steps, relays: R
 
 def test_on_a_route_that_blocks_it_blocks_its_lane(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1, routes=["blocking"]))
-    relays.crash_over("blocking", CRASHES_ALLOWED)
+    relays.crash_over("blocking", CRASHES_UNTIL_DEAD)
     assert steps.states() == [(1, "blocking", "blocked")]
 
 
 def test_a_relay_that_lacks_the_route_leaves_it_to_one_that_has_it(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1, routes=["blocking"]), an_event(2, routes=["blocking"]))
-    relays.crash_over("blocking", CRASHES_ALLOWED - 1)
+    relays.crash_over("blocking", CRASHES_UNTIL_DEAD - 1)
     relays.claim(relays.start(), "blocking")
     steps.advance(LEASE_SECONDS + 1)
     without = {name: known for name, known in POLICIES.items() if name != "blocking"}
@@ -96,7 +96,7 @@ def test_without_a_relay_that_has_the_route_a_lease_is_taken_back_late_and_nothi
     steps: Steps, relays: Relays
 ) -> None:
     steps.arrive(an_event(1, routes=["blocking"]))
-    relays.crash_over("blocking", CRASHES_ALLOWED - 1)
+    relays.crash_over("blocking", CRASHES_UNTIL_DEAD - 1)
     node = relays.start()
     relays.claim(node, "blocking")
     steps.advance(LEFT_TO_OTHERS.total_seconds() + LEASE_SECONDS + 1)
@@ -110,8 +110,8 @@ def test_without_a_relay_that_has_the_route_a_lease_is_taken_back_late_and_nothi
 
 def test_an_attempt_that_came_to_an_end_breaks_the_row(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
-    for _ in range(CRASHES_ALLOWED):
-        relays.crash_over(times=CRASHES_ALLOWED - 1)
+    for _ in range(CRASHES_UNTIL_DEAD):
+        relays.crash_over(times=CRASHES_UNTIL_DEAD - 1)
         node = relays.start()
         record(work_of(relays.database, node=node), [(delivery, UNWELL) for delivery in relays.claim(node)])
         steps.advance(100_000)
@@ -121,7 +121,7 @@ def test_an_attempt_that_came_to_an_end_breaks_the_row(steps: Steps, relays: Rel
 
 def test_a_process_that_was_only_frozen_counts_as_one_that_died(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
-    for _ in range(CRASHES_ALLOWED):
+    for _ in range(CRASHES_UNTIL_DEAD):
         assert steps.states() == [(1, "strict", "ready")]
         relays.freeze_over()
     assert steps.states() == [(1, "strict", "dead")]
@@ -130,7 +130,7 @@ def test_a_process_that_was_only_frozen_counts_as_one_that_died(steps: Steps, re
 def test_those_that_were_in_hand_with_the_culprit_come_through_alone(steps: Steps, relays: Relays) -> None:
     """u2 kills every process that works on it. After two crashes each is tried by itself, and only u2 crashes again."""
     steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
-    for _ in range(CRASHES_ALLOWED - 1):
+    for _ in range(CRASHES_UNTIL_DEAD - 1):
         claim(work_of(relays.database, node=relays.start()), [Room(["strict"], 10)])
         relays.leases_run_out()
     assert claim(work_of(relays.database, node=relays.start()), [Room(["strict"], 10)]) == []
@@ -153,7 +153,7 @@ def test_those_that_were_in_hand_with_the_culprit_come_through_alone(steps: Step
 
 def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
-    relays.crash_over(times=CRASHES_ALLOWED - 1)
+    relays.crash_over(times=CRASHES_UNTIL_DEAD - 1)
     (suspect,) = claim_suspect(work_of(relays.database, node="node"), ["strict"])
     give_back(work_of(relays.database, node="node"), [(suspect.seq, suspect.route, suspect.lease_token)])
     assert claim(work_of(relays.database, node="node"), [Room(["strict"], 10)]) == []
@@ -162,9 +162,9 @@ def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) ->
 
 def test_a_newer_event_that_takes_over_a_suspect_is_suspect_too(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1, routes=["latest"]))
-    relays.crash_over("latest", CRASHES_ALLOWED - 1)
+    relays.crash_over("latest", CRASHES_UNTIL_DEAD - 1)
     steps.arrive(an_event(2, routes=["latest"]))
-    assert steps.rows("SELECT seq, crashes FROM open_delivery") == [{"seq": 2, "crashes": CRASHES_ALLOWED - 1}]
+    assert steps.rows("SELECT seq, crashes FROM open_delivery") == [{"seq": 2, "crashes": CRASHES_UNTIL_DEAD - 1}]
     steps.facts_agree()
     relays.crash_over("latest")
     assert steps.states() == [(2, "latest", "dead")]
@@ -172,7 +172,7 @@ def test_a_newer_event_that_takes_over_a_suspect_is_suspect_too(steps: Steps, re
 
 def test_a_replay_begins_without_suspicion(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
-    relays.crash_over(times=CRASHES_ALLOWED)
+    relays.crash_over(times=CRASHES_UNTIL_DEAD)
     assert replay_all(steps, Selection(cause="crash_loop")) == 1
     assert steps.rows("SELECT state, crashes, run FROM open_delivery") == [{"state": "ready", "crashes": 0, "run": 1}]
 

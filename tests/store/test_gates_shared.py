@@ -179,7 +179,7 @@ def test_an_operator_ends_a_hold(steps: Steps) -> None:
     steps.arrive(an_event(1))
     attempt(steps, Failed((asked_for(30),), "throttled", "forward: answered 429"))
     with steps.database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.take_order_lock()
         assert gates.resume(transaction, CRM, now)
         assert not gates.resume(transaction, CRM, now)
     assert admitted(steps) == "all"
@@ -358,9 +358,9 @@ def test_claims_that_take_turns_at_rated_routes_never_wait_for_each_other_in_a_c
 def test_neither_do_a_claim_and_the_attempts_that_breakers_hear_of(steps: Steps, there: Sequence[str]) -> None:
     def hear() -> None:
         with steps.database.write() as transaction:
-            now = transaction.lock_order()
+            now = transaction.take_order_lock()
             reports = [Report(CRM, "unwell", "503"), Report(IDENTITY, "unwell", "503")]
-            gates.listen(transaction, reports, steps.policies, now)
+            gates.report_to_breakers(transaction, reports, steps.policies, now)
 
     operations: dict[str, Callable[[], object]] = {
         "r1 claims": lambda: claim(limited(steps, RATED), [Room(["strict", "latest"], 8)]),
@@ -400,7 +400,7 @@ def pause(steps: Steps, key: GateKey) -> bool:
 
 def resume(steps: Steps, key: GateKey) -> bool:
     with steps.database.write() as transaction:
-        return gates.resume(transaction, key, transaction.lock_order())
+        return gates.resume(transaction, key, transaction.take_order_lock())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from relay.store.claim import Room, claim
-from relay.store.database import Database, Places
+from relay.store.database import Database, ScanStarts
 from relay.store.sequence import sequence
 from tests.helpers.relaying import DONE, record, work_of
 
@@ -88,30 +88,28 @@ def pages_read(engine: Engine, act: Callable[[], object], of: str) -> int:
 
 
 def test_what_has_arrived_is_read_from_there(reported: Engine) -> None:
-    work, places = work_of(Database(reported)), Places()
+    work, scans = work_of(Database(reported)), ScanStarts()
 
     def order_some() -> int:
-        return sequence(work, places, batch=20)
+        return sequence(work, scans, batch=20)
 
     first, second = (pages_read(reported, order_some, "o.seq >= ") for _ in range(2))
     assert second * 4 < first
 
 
 def test_a_claim_begins_where_the_last_one_ended(reported: Engine) -> None:
-    database, places = Database(reported), Places()
+    database, scans = Database(reported), ScanStarts()
     first, second = (
-        pages_read(reported, lambda: claim(work_of(database), [Room(["strict"], 8)], places=places), "body_bytes")
+        pages_read(reported, lambda: claim(work_of(database), [Room(["strict"], 8)], scans=scans), "body_bytes")
         for _ in range(2)
     )
     assert second * 4 < first
 
 
 def test_a_claim_that_finds_too_little_begins_with_what_has_just_become_due(reported: Engine) -> None:
-    database, places = Database(reported), Places()
-    assert len(claim(work_of(database), [Room(["strict"], 1000)], places=places)) > 100
-    assert (
-        pages_read(reported, lambda: claim(work_of(database), [Room(["strict"], 8)], places=places), "body_bytes") < 50
-    )
+    database, scans = Database(reported), ScanStarts()
+    assert len(claim(work_of(database), [Room(["strict"], 1000)], scans=scans)) > 100
+    assert pages_read(reported, lambda: claim(work_of(database), [Room(["strict"], 8)], scans=scans), "body_bytes") < 50
     first = pages_read(reported, lambda: claim(work_of(database), [Room(["strict"], 8)]), "body_bytes")
     assert first > 200, "else this shows nothing"
 
@@ -121,11 +119,11 @@ def test_recording_a_few_reads_no_more_than_their_rows(reported: Engine) -> None
     with reported.begin() as connection:
         connection.execute(text("DELETE FROM open_delivery WHERE state <> 'received'"))
         connection.execute(text("ANALYZE open_delivery"))
-    database, places = Database(reported), Places()
+    database, scans = Database(reported), ScanStarts()
     database.sql.pipelines = False  # so that each statement is seen
     sequence(work_of(database), batch=8)
-    (delivery,) = claim(work_of(database), [Room(["strict"], 1)], places=places)
-    claimed = pages_of_each(reported, lambda: claim(work_of(database), [Room(["strict"], 1)], places=places), "claimed")
+    (delivery,) = claim(work_of(database), [Room(["strict"], 1)], scans=scans)
+    claimed = pages_of_each(reported, lambda: claim(work_of(database), [Room(["strict"], 1)], scans=scans), "claimed")
     recorded = pages_of_each(reported, lambda: record(work_of(database), [(delivery, DONE)]), "jsonb_to_recordset")
     read = claimed | recorded
     assert len(read) > 6

@@ -117,7 +117,7 @@ def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_i
     lease = claim_of(working)
     be_patient(steps.database.engine)
     with steps.database.write() as settling:
-        settling.lock_order()
+        settling.take_order_lock()
         assert [(head.seq, head.state) for head in sorted(heads_of(settling, lanes), key=lambda head: head.seq)] == [
             (1, State.IN_FLIGHT),
             (2, State.READY),

@@ -133,7 +133,9 @@ def test_a_gate_tells_who_holds_back_what_why_and_since_when(steps: Steps) -> No
 def test_a_breaker_tells_since_when_by_its_alert_and_until_when(steps: Steps, clock: FakeClock) -> None:
     policy = msgspec.structs.replace(POLICIES["strict"], breakers={AUDIT: BreakerLimits()})
     with steps.database.write() as transaction:
-        gates.listen(transaction, [Report(AUDIT, "refused", "401")], {"strict": policy}, transaction.lock_order())
+        gates.report_to_breakers(
+            transaction, [Report(AUDIT, "refused", "401")], {"strict": policy}, transaction.take_order_lock()
+        )
     clock.advance(5)
     found = look(steps)
     (gate,) = found.gates
@@ -143,7 +145,7 @@ def test_a_breaker_tells_since_when_by_its_alert_and_until_when(steps: Steps, cl
         ("breaker_open", "destination audit", START, "destination audit is not called for now: 401")
     ]
     with steps.database.write() as transaction:
-        gates.resume(transaction, AUDIT, transaction.lock_order())
+        gates.resume(transaction, AUDIT, transaction.take_order_lock())
     assert (look(steps).gates, look(steps).alerts) == ((), ())
 
 
@@ -151,7 +153,7 @@ def test_a_rate_that_is_used_up_is_a_gate_until_it_has_room(steps: Steps) -> Non
     limit = RateLimit(AUDIT, 0.1, 1)
     limited = {"strict": msgspec.structs.replace(POLICIES["strict"], rate_limits=(limit,))}
     with steps.database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.take_order_lock()
         gates.lock_all(transaction, [AUDIT])
         gates.use_rates(transaction, {AUDIT: limit.used(None, now, 2)})
     found = read_overview(steps.database, limited)
@@ -185,7 +187,7 @@ def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Step
 
 def test_alerts_of_many_subjects_are_those_that_fire_now(steps: Steps) -> None:
     with steps.database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.take_order_lock()
         for number in range(5):
             again = Alert("step_failed", f"step {number}", firing=True, detail={"error": "x"})
             note(transaction, [again], now)

@@ -76,7 +76,7 @@ def test_who_waits_for_retention_does_not_have_the_order_lock(
 @ON_POSTGRES
 def test_a_delivery_is_never_opened_without_the_lock(steps: Steps) -> None:
     with steps.database.write() as transaction:
-        transaction.lock_order()
+        transaction.take_order_lock()
         with pytest.raises(RuntimeError, match="keeps_payloads"):
             keep_payloads(transaction, [1])
 
@@ -109,7 +109,7 @@ def test_whatever_a_mere_login_holds_replays_and_retention_go_on(
 ) -> None:
     with lived_in.database.write() as transaction:
         stand_still(transaction.connection)
-        transaction.lock_order(keeps_payloads=True)
+        transaction.take_order_lock(keeps_payloads=True)
         assert count(engine, "pg_locks WHERE locktype = 'advisory'") == 0, "any login can hold those for good"
     with granted(postgres_database_url, f"m{os.getpid()}") as roles, roles.connected("reader") as login:
         login.execute(b"BEGIN")

@@ -58,12 +58,12 @@ def test_what_is_read_under_the_order_lock_is_what_the_one_before_has_left(hosti
 
     def second() -> None:
         with database.write() as transaction:
-            transaction.lock_order()
+            transaction.take_order_lock()
             seen.extend(row.n for row in transaction.execute(text("SELECT count(*) AS n FROM gate")))
 
     thread = threading.Thread(target=second)
     with contextlib.closing(connect_postgres(hostile)) as observer, database.write() as transaction:
-        transaction.lock_order()
+        transaction.take_order_lock()
         thread.start()
         waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         until(lambda: observer.execute(waits).fetchone(), "the second waits for the lock, with a snapshot of before")

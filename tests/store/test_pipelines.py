@@ -32,7 +32,7 @@ def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock(
         kept_waiting.append(is_kept_waiting(steps, ["strict"]))
         lock(steps, ["latest"])
         with steps.database.write() as another:
-            another.lock_order(["strict"])  # waits for up to two seconds
+            another.take_order_lock(["strict"])  # waits for up to two seconds
 
     with pytest.raises(DBAPIError) as raised:
         stand_still_within_a_pipeline(steps.database, "strict", meanwhile)
@@ -53,7 +53,7 @@ def test_what_the_server_refuses_of_a_pipeline_is_told_and_nothing_of_it_is_done
 
     def write() -> None:
         with steps.database.write() as transaction:
-            transaction.lock_order_and_read({"strict"})
+            transaction.take_order_lock_and_read({"strict"})
             transaction.only_write()
             transaction.execute(_STATE_OF_NOTHING)
             transaction.execute(_END)
@@ -68,7 +68,7 @@ def test_what_the_server_refuses_of_a_pipeline_is_told_and_nothing_of_it_is_done
 def test_a_pipeline_to_a_server_that_has_ended_the_connection_gives_it_up(steps: Steps) -> None:
     def write() -> None:
         with steps.database.write() as transaction:
-            transaction.lock_order_and_read({"strict"})
+            transaction.take_order_lock_and_read({"strict"})
             (backend,) = transaction.execute(text("SELECT pg_backend_pid() AS pid"))
             steps.do(f"SELECT pg_terminate_backend({backend.pid}, 5000)")
             transaction.only_write()

@@ -69,7 +69,7 @@ def given_back(steps: Steps, arrived: int, meanwhile: int, route: str) -> None:
     steps.arrive(an_event(arrived, routes=[route]))
     held = claim_of(steps.claim(route))
     steps.arrive(an_event(meanwhile, routes=[route]))
-    assert give_back(steps.work, [held]) == 1
+    assert give_back(steps.work, [held]) == ({held}, 1)
 
 
 def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_given_back(steps: Steps) -> None:

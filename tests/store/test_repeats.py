@@ -210,7 +210,7 @@ def test_a_route_that_somebody_keeps_locked_keeps_no_other_from_being_judged(ste
     with locking(steps, ["slow"]):
         judge_duplicates(work)
     assert (waiting(steps), len(rearmed(steps))) == ([1], 2)
-    assert steps.rests.left() == {"slow"}
+    assert steps.rests.now() == {"slow"}
     steps.try_again()
     judge_duplicates(work)
     assert (waiting(steps), len(rearmed(steps))) == ([], 3)

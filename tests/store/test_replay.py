@@ -256,7 +256,7 @@ def test_what_is_open_is_left_as_it_is(steps: Steps) -> None:
     for seq in (1, 2, 3, 4):
         assert meant(steps, Selection(seq=seq)) == []
     with steps.database.write() as transaction:
-        now, forced = transaction.lock_order(keeps_payloads=True), Choice("replay", Selection(force=True), CONFIG)
+        now, forced = transaction.take_order_lock(keeps_payloads=True), Choice("replay", Selection(force=True), CONFIG)
         every = [(1, "strict"), (2, "strict"), (3, "strict"), (4, "strict")]
         assert change(transaction, forced, every, now, who="kim", why="by mistake", policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before

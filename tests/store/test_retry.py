@@ -224,7 +224,7 @@ def test_one_that_became_due_or_was_claimed_since_it_was_found_stays_as_it_is(st
     steps.claim()
     before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
     with steps.database.write() as transaction:
-        now = transaction.lock_order()
+        now = transaction.take_order_lock()
         keys, said = [(1, "strict"), (2, "strict"), (3, "strict")], {"who": "ann", "why": "back"}
         assert change(transaction, Choice("retry", ALL, CONFIG), keys, now, **said, policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before

@@ -98,7 +98,7 @@ def test_a_bad_delivery_is_set_aside_and_leases_are_given_back_while_another_rou
 ) -> None:
     claimed = steps.claim("strict")
     lease = (claimed.seq, claimed.route, claimed.lease_token)
-    assert leases.give_back(steps.work, [lease]) == 1
+    assert leases.give_back(steps.work, [lease]) == ({lease}, 1)
     key = (claimed.seq, claimed.route)
     bad = ValueError("bad")
     assert quarantine(steps.work, key, cause="unprocessable", error=bad) is not None
@@ -150,7 +150,7 @@ def test_who_has_some_of_its_routes_does_not_wait_for_who_is_about_to_lock_every
     with steps.database.write() as another:
         another.execute(order_lock.FIRST)
         with pytest.raises(DBAPIError, match="could not obtain lock"), steps.database.write() as transaction:
-            transaction.lock_order_and_read({"strict", "latest"})
+            transaction.take_order_lock_and_read({"strict", "latest"})
         another.execute(order_lock.every_route(another.sql))
     lock(steps, ["strict", "latest"])
     assert steps.rows("SELECT route FROM route_lock ORDER BY route") == [{"route": "latest"}, {"route": "strict"}]
@@ -173,7 +173,7 @@ def test_a_lock_that_is_waited_for_in_vain_is_named_by_a_pipeline_too(steps: Ste
     def read() -> None:
         with steps.database.write() as another:
             another.limit_waits(50)
-            another.lock_order_and_read({"latest"}, (_END, {}))
+            another.take_order_lock_and_read({"latest"}, (_END, {}))
 
     with pytest.raises(DBAPIError, match="lock timeout") as raised:
         read()
@@ -225,7 +225,7 @@ def test_a_locked_row_is_waited_for_once_for_long_and_then_shortly(steps: Steps)
     steps.sequence()
     waits = text("SELECT current_setting('lock_timeout') AS wait")
     with steps.work.write() as transaction:
-        transaction.lock_order_and_read({"strict"})
+        transaction.take_order_lock_and_read({"strict"})
         assert [row.wait for row in transaction.execute(waits)] == [f"{order_lock.LOCKED_ROW_SECONDS}s"]
 
 
@@ -268,7 +268,7 @@ def test_a_breaker_is_probed_while_another_route_is_locked_and_rests_while_its_o
     )
     with locking(steps, ["strict"]):
         assert probe() == []
-        assert steps.rests.left() == {"strict"}
+        assert steps.rests.now() == {"strict"}
     with locking(steps, ["latest"]):
         assert probe() == [1]
 

@@ -10,7 +10,7 @@ import pytest
 from relay.delivery.gates import entity_key
 from relay.store import gates
 from relay.store.claim import Room, claim, claim_probe
-from relay.store.database import WHOLE_EVERY_SECONDS, Floor, Places
+from relay.store.database import WHOLE_EVERY_SECONDS, Floor, ScanStarts
 from relay.store.sequence import sequence
 from tests.helpers.relaying import Monotonic, Steps
 from tests.helpers.storing import a_row, an_event
@@ -48,14 +48,14 @@ def test_a_look_from_the_beginning_that_takes_long_is_made_less_often() -> None:
 
 
 def test_an_event_that_is_committed_far_behind_the_others_is_found_within_a_second(steps: Steps) -> None:
-    monotonic, places = Monotonic(), Places()
-    places.received = Floor(monotonic=monotonic)
+    monotonic, scans = Monotonic(), ScanStarts()
+    scans.received = Floor(monotonic=monotonic)
     steps.do(arrived(50_000))
-    assert sequence(steps.work, places) == 1
+    assert sequence(steps.work, scans) == 1
     steps.do(arrived(49_500), arrived(3))
-    sequence(steps.work, places)
+    sequence(steps.work, scans)
     monotonic.seconds += WHOLE_EVERY_SECONDS
-    sequence(steps.work, places)
+    sequence(steps.work, scans)
     assert [state for _, _, state in steps.states()] == ["ready"] * 3
 
 
@@ -64,7 +64,7 @@ def arrived(seq: int) -> str:
 
 
 def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: Steps) -> None:
-    monotonic, remembered = Monotonic(), Places()
+    monotonic, remembered = Monotonic(), ScanStarts()
     remembered.due["strict"] = Floor(monotonic=monotonic)
     steps.advance(1000)
     steps.arrive(an_event(1, "a"), an_event(2, "b"))
@@ -76,8 +76,8 @@ def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: S
     assert behind + claimed(steps, remembered) == [3]
 
 
-def claimed(steps: Steps, remembered: Places, most: int = 8) -> list[int]:
-    return [delivery.seq for delivery in claim(steps.work, [Room(["strict"], most)], places=remembered)]
+def claimed(steps: Steps, remembered: ScanStarts, most: int = 8) -> list[int]:
+    return [delivery.seq for delivery in claim(steps.work, [Room(["strict"], most)], scans=remembered)]
 
 
 # --- pauses
@@ -101,7 +101,7 @@ def heads(steps: Steps, *entities: str) -> None:
 def test_a_claim_goes_on_behind_the_paused_heads_that_the_last_one_has_passed(steps: Steps) -> None:
     heads(steps, *["paused"] * 20, "b", "c", "d")
     steps.advance(3600)
-    remembered = Places()
+    remembered = ScanStarts()
     assert claimed(steps, remembered, 1) == [21]
     assert remembered.due["strict"].at is not None
     assert [claimed(steps, remembered, 1), claimed(steps, remembered, 8)] == [[22], [23]]
@@ -134,7 +134,7 @@ def test_every_head_that_is_not_paused_is_claimed_once_whoever_asks_in_which_tur
     assert sorted(found) == [seq for seq, entity in enumerate(entities, 1) if entity == "b"]
 
 
-def remembering(monotonic: Callable[[], float]) -> Places:
-    remembered = Places()
+def remembering(monotonic: Callable[[], float]) -> ScanStarts:
+    remembered = ScanStarts()
     remembered.due["strict"] = Floor(monotonic=monotonic)
     return remembered

@@ -145,12 +145,12 @@ def test_alerts_stand_at_one_until_they_recover_also_where_another_relay_saw_the
     first, second = Told(), Told()
     fires = Alert("sweep_failed", "trivore USER", firing=True)
     with database.write() as transaction:
-        note(transaction, [fires, Alert("source_silent", "trivore", firing=True)], transaction.lock_order())
+        note(transaction, [fires, Alert("source_silent", "trivore", firing=True)], transaction.take_order_lock())
     Gauges(database, Observer(first), a_config("sqlite:///unused.db")).alerts()
     assert of(first, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 1, ("source_silent", "trivore"): 1}
 
     with database.write() as transaction:
-        note(transaction, [msgspec.structs.replace(fires, firing=False)], transaction.lock_order())
+        note(transaction, [msgspec.structs.replace(fires, firing=False)], transaction.take_order_lock())
     Gauges(database, Observer(second), a_config("sqlite:///unused.db")).alerts()
     assert of(second, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 0, ("source_silent", "trivore"): 1}
 

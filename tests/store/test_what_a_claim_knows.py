@@ -40,7 +40,7 @@ def taken_up_again(steps: Steps, by: str) -> None:
             "replayed": facts.Replayed(who="kim", why="mended"),
             "rearmed": facts.Rearmed(duplicate=1),
         }
-        opened = append(dead, begins[by], transaction.lock_order())
+        opened = append(dead, begins[by], transaction.take_order_lock())
         write_back(transaction, settle("strict", [opened], transaction.now(), timedelta(0)))
 
 

@@ -107,6 +107,27 @@ def test_what_takes_the_database_too_long_stays_leased_and_the_others_are_delive
     assert steps.states() == [(seq, "strict", "in_flight") for seq in (1, 2, 3)]
 
 
+def test_what_is_left_when_the_database_fails_amid_a_load_is_given_back_and_costs_no_attempt(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "LOADED_AT_ONCE", 0)
+    arrived(steps, 1, 1, 1)
+
+    def fails_at_the_second(transaction: Transaction, some: Sequence[Any]) -> list[Delivery]:
+        if some[0].seq == 2:
+            raise DBAPIError("SELECT", {}, psycopg.errors.AdminShutdown("terminating connection"))
+        return with_events(transaction, some)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "with_events", fails_at_the_second)
+        assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1]
+    assert steps.rows("SELECT seq, state, attempt FROM open_delivery ORDER BY seq") == [
+        {"seq": 1, "state": "in_flight", "attempt": 1},
+        {"seq": 2, "state": "ready", "attempt": 0},
+        {"seq": 3, "state": "ready", "attempt": 0},
+    ]
+
+
 def test_a_transaction_that_stood_idle_for_too_long_counts_as_held_up() -> None:
     assert takes_too_long(DBAPIError("SELECT", {}, psycopg.errors.IdleInTransactionSessionTimeout("too long")))
 

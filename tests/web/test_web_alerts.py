@@ -21,7 +21,7 @@ def alerted(steps: Steps) -> Steps:
         with steps.database.write() as transaction:
             detail = {"seq": 7, "age_seconds": 900, "silent_seconds": 60}
             alert = Alert(kind, subject, firing=firing, detail=detail)  # type: ignore[arg-type]  # one of its kinds
-            note(transaction, [alert], transaction.lock_order())
+            note(transaction, [alert], transaction.take_order_lock())
         steps.clock.advance(60)
     return steps
 

@@ -115,7 +115,7 @@ def lived_in(steps: Steps) -> Steps:
     with steps.database.write() as transaction:
         gates.pause(transaction, ("destination", "audit"), who="kim", why=HOSTILE)
         alert = Alert("source_silent", "trivore", firing=True, detail={"silent_seconds": 900})
-        note(transaction, [alert], transaction.lock_order())
+        note(transaction, [alert], transaction.take_order_lock())
     with steps.database.engine.begin() as connection:
         for kind, name, outcome, ago, count in (
             ("source", "trivore", "stored", 5, 7),

@@ -149,6 +149,6 @@ def reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) 
 _DUE = Statement(f"""
 SELECT count(*) AS count FROM (
     SELECT 1 FROM open_delivery o
-    WHERE o.state = 'ready' AND o.route = :route AND o.due_at <= (SELECT {sql.now}) AND {gates.NOT_PAUSED}
+    WHERE o.state = 'ready' AND o.route = :route AND o.due_at <= (SELECT {sql.now}) AND {gates.ENTITY_NOT_PAUSED}
     LIMIT :most) due
 """)

@@ -166,7 +166,7 @@ def _note(
 ) -> Command | None:
     """Do a step and note its result in one transaction, under the lock of its routes."""
     with work.write() as transaction:
-        now = transaction.lock_order(routes, keeps_payloads=opens) if routes else transaction.now()
+        now = transaction.take_order_lock(routes, keeps_payloads=opens) if routes else transaction.now()
         if not commands.is_as_it_was(transaction, command):
             return None
         return commands.advance(transaction, command, act(transaction, now), now)

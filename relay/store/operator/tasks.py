@@ -210,7 +210,7 @@ def _erase(it: Working) -> Act:
         step = erasure.look(transaction.connection, subject, command.progress, own_command=command.id)
 
     def act(transaction: Transaction, _now: datetime) -> BatchResult:
-        now, said = time_text(transaction.lock_order()), {"who": command.asked_by, "why": command.reason}
+        now, said = time_text(transaction.take_order_lock()), {"who": command.asked_by, "why": command.reason}
         done = erasure.act(transaction.connection, subject, step, now=now, **said)
         if done.open:
             raise UnusableCommand(f"an event arrived meanwhile; {erasure.held_up_by(done.open)}")

@@ -29,7 +29,7 @@ from tests.proofs.planting import (
     without_the_fence,
 )
 
-without_the_order_lock = replaced(Transaction, "lock_order", now_without_a_lock)
+without_the_order_lock = replaced(Transaction, "take_order_lock", now_without_a_lock)
 without_locked_heads = changed(sequence, "_HEADS", ("FOR UPDATE OF o", ""))
 without_skipping = changed(claim, "_DUE", ("FOR UPDATE OF o SKIP LOCKED", ""))
 

@@ -11,7 +11,7 @@ from relay.daemon.leases import SAFETY_SECONDS
 from relay.delivery import facts
 from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import CRASHES_ALLOWED
+from relay.delivery.policy import CRASHES_UNTIL_DEAD
 from tests.helpers.agreement import follows, lanes_without_their_head
 from tests.helpers.folding import NOTHING_YET
 from tests.proofs.model.history import Entry, History, LaneKey
@@ -131,8 +131,8 @@ def crash_loops_are_abandoned_in_a_row(snapshot: Snapshot) -> Sequence[object]:
         if isinstance(entry.fact, facts.Dead) and entry.fact.cause == "crash_loop":
             row = snapshot.before[entry.key]
             before = _abandoned_in_a_row(snapshot.history, entry)
-            holders = [(str(row.relay_node), snapshot.now), *before][:CRASHES_ALLOWED]
-            if len(holders) != CRASHES_ALLOWED:
+            holders = [(str(row.relay_node), snapshot.now), *before][:CRASHES_UNTIL_DEAD]
+            if len(holders) != CRASHES_UNTIL_DEAD:
                 evidence.append((entry, holders))
     return evidence
 

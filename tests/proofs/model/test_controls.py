@@ -127,7 +127,7 @@ CONTROLS = {
         (changed(claim, "_DUE", ("g.kind = 'entity'", "false")),), ("claimed while it is paused",)
     ),
     "a breaker that nobody hears of": Control(
-        (replaced(record, "listen", lambda *_: {}),), ("a breaker turned without a reason",)
+        (replaced(record, "report_to_breakers", lambda *_: {}),), ("a breaker turned without a reason",)
     ),
     "probes that are not noted": Control((replaced(claim, "store", lambda *_: None),), ("two try one breaker",)),
 }
@@ -166,7 +166,7 @@ def test_the_model_finds(world: World, monkeypatch: pytest.MonkeyPatch, name: st
 @pytest.mark.parametrize(
     "plant",
     [
-        pytest.param(replaced(Transaction, "lock_order", now_without_a_lock), id="no lock"),
+        pytest.param(replaced(Transaction, "take_order_lock", now_without_a_lock), id="no lock"),
         pytest.param(a_lock_that_is_shared, marks=pytest.mark.long, id="shared"),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
     def by_cursor(work: Work, batch: int = 500) -> int:
         nonlocal last
         with work.write() as transaction:
-            now = transaction.lock_order()
+            now = transaction.take_order_lock()
             rows = transaction.execute(
                 text(
                     f"SELECT {ROW} FROM open_delivery o WHERE state = 'received' AND seq > :last ORDER BY seq LIMIT :batch"
