@@ -161,5 +161,5 @@ def test_a_fact_is_no_condition() -> None:
 def test_a_backfill_takes_no_event_of_another_source(steps: Steps) -> None:
     steps.arrive(an_event(1, "u1", routes=[]), msgspec.structs.replace(an_event(2, "u1", routes=[]), source="other"))
     for named in ({"entity_type": "USER", "entity_id": "u1"}, {"seqs": (1, 2)}):
-        chosen = Selection(route="strict", backfill=True, **named)  # type: ignore[arg-type]  # of two kinds
+        chosen = Selection(route="strict", backfill=True, **named)
         assert planned(steps, "replay", chosen) == [(1, "strict")]
