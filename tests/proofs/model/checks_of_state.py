@@ -148,9 +148,9 @@ def _abandoned_in_a_row(history: History, dead: Entry) -> list[tuple[str, dateti
             match entry.fact:
                 case facts.Abandoned(relay_node=node):
                     found.append((node, entry.at))
-                case facts.TookOver(of=of):
-                    taker, key = key[0], (of, key[1])
-                    number = _superseded_by(taker, history.entries[key], entry)
+                case facts.TookOver() as taken:
+                    taker, key = key[0], (taken.of, key[1])
+                    number = _superseded_by(taker, history.entries[key], entry, taken)
                     break
                 case _:
                     return found
@@ -158,10 +158,19 @@ def _abandoned_in_a_row(history: History, dead: Entry) -> list[tuple[str, dateti
             return found
 
 
-def _superseded_by(taker: int, entries: Sequence[Entry], took_over: Entry) -> int:
-    """Return the number of the fact with which it gave its attempts to the taker: facts of one moment have any order."""
+def _superseded_by(taker: int, entries: Sequence[Entry], took_over: Entry, taken: facts.TookOver) -> int:
+    """Return the number of the fact with which it gave its attempts to the taker: facts of one moment have any order.
+
+    In the same moment it may begin another run and be superseded by the taker again, which takes no attempts over then.
+    """
     given = (entry for entry in entries if isinstance(entry.fact, facts.Superseded) and entry.fact.by == taker)
-    return max((entry.number for entry in given if entry.at <= took_over.at), default=took_over.number)
+    numbers = (
+        entry.number
+        for entry in given
+        if entry.at <= took_over.at
+        and (entry.standing.attempt, entry.standing.crashes) == (taken.attempt, taken.crashes)
+    )
+    return max(numbers, default=took_over.number)
 
 
 def first_claims_are_in_order(snapshot: Snapshot) -> Sequence[object]:
