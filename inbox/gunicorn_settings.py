@@ -68,12 +68,11 @@ class ActiveReceiver(ActiveApp):
         return file.config
 
     def _make(self, config: Config) -> Receiver:
-        parts: dict[str, Callable[[], Any]] = {
-            "app": partial(app_of, config),
-            "proxies": partial(require_known_proxies, config, self.trusted_proxies),
-        }
+        parts: dict[str, Callable[[], Any]] = {}
         if self._config is not None:
             parts["same"] = partial(self._config.require_same, config, "database.url", "metrics.receiver")
+        parts["app"] = partial(app_of, config)
+        parts["proxies"] = partial(require_known_proxies, config, self.trusted_proxies)
         app: Receiver = collect_config_errors(parts)["app"]
         return app
 

@@ -41,6 +41,7 @@ LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
     "stopped": (_node_log, logging.INFO, "stopped node={node} given_back={rows}"),
     "child_started": (_node_log, logging.INFO, "child started pid={child}"),
     "child_ended": (_node_log, logging.INFO, "child ended pid={child} {ending}"),
+    "child_not_started": (_node_log, logging.ERROR, "child not started, trying again in {seconds:g} s: {error}"),
     "child_lost": (_node_log, logging.WARNING, "child ended pid={child} {ending}, another starts in {seconds:g} s"),
     **{kind: (_log, logging.INFO, f"{kind} {{where}}") for kind in facts.KINDS},
     "delivered": (_log, logging.INFO, "delivered {where} did={did}{note}"),

@@ -206,6 +206,8 @@ class Repeated(msgspec.Struct):
     work: Callable[[], int]
     """Returns more than 0 when it is to run again at once."""
     when: Callable[[], bool] = lambda: True
+    paces: bool = True
+    """It pauses longer where it takes long."""
     due_at: float = 0.0
 
     def run(self, steps: Steps) -> int:
@@ -215,7 +217,7 @@ class Repeated(msgspec.Struct):
             return 0
         done = steps.run(self.name, self.work, 0)
         ended = time.monotonic()
-        longer = min((ended - began) / PART_OF_THE_TIME, AT_LEAST_EVERY_SECONDS)
+        longer = min((ended - began) / PART_OF_THE_TIME, AT_LEAST_EVERY_SECONDS) if self.paces else 0.0
         self.due_at = 0.0 if done else ended + (self.every and max(self.every, longer))
         return done
 

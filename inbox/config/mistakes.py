@@ -255,7 +255,7 @@ class TomlText(msgspec.Struct, frozen=True):
         named = [path for path in places if path and re.match(re.escape(_plain(path)) + r"[.\[:]", bare)]
         path = max(named, key=lambda each: len(_plain(each)), default=())
         further, separator, text = bare.removeprefix(_plain(path)).partition(_SEPARATOR)
-        if not path or not separator:
+        if not path or not separator or " " in further:  # a sentence, and no key
             return LocatedMistake(None, None, "", line)
         return self.locate(Mistake((*path, *_STEP.findall(further)), text))
 

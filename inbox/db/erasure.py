@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any
@@ -48,6 +48,10 @@ EMPTIED = ("error", "why")
 """Keys whose text gives way to a word, since a fact can't be read without them. Every other key goes."""
 
 _IS_PSEUDONYM = re.compile(rf"{PSEUDONYM}[0-9a-f]{{64}}")
+_ESCAPES = re.compile(r'(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))+')
+"""Characters as JSON may write them; several together, as two may make one character."""
+_NESTED = 3
+"""JSON in a text of JSON in a text of JSON is read, too."""
 
 
 class ErasureSubject(msgspec.Struct, frozen=True, dict=True):
@@ -83,28 +87,23 @@ class ErasureSubject(msgspec.Struct, frozen=True, dict=True):
     def is_named_in(self, text: str) -> bool:
         """Return whether a text has the id: alone, not as a part of a longer word or number.
 
-        It is found as it is, and as JSON writes it; in no other encoding.
+        It is found as it is, and in every form that JSON has for it; in no other encoding.
         """
-        return self._pattern.search(text) is not None
+        return any(self._pattern.search(reading) for reading in _readings(text))
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        escaped = [json.dumps(self.entity_id, ensure_ascii=each)[1:-1] for each in (True, False)]
-        written = {self.entity_id, *escaped, *(each.replace("/", "\\/") for each in escaped)}
-        return re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, written))})(?![^\W_])")
+        return re.compile(rf"(?<![^\W_]){re.escape(self.entity_id)}(?![^\W_])")
 
     def without(self, value: Any) -> Any:  # noqa: ANN401  # a value of any column
-        """Return a value of a column without the texts that name the entity; the value itself when there are none.
-
-        An object keeps its keys, as they are the product's own.
-        """
+        """Return a value of a column without the texts that name the entity; the value itself when there are none."""
         if isinstance(value, str):
             is_named = self.is_named_in(value) and not _IS_PSEUDONYM.fullmatch(value)
             return ERASED if is_named else value
         if isinstance(value, bytes):
             return None if self.is_named_in(value.decode("utf-8", "backslashreplace")) else value
         if isinstance(value, dict):
-            return {key: self.without(item) for key, item in value.items()}
+            return {self.without(key): self.without(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self.without(item) for item in value]
         return value
@@ -112,6 +111,16 @@ class ErasureSubject(msgspec.Struct, frozen=True, dict=True):
     def differs(self, value: Any) -> bool:  # noqa: ANN401  # as above
         """Return whether a value of a column names the entity."""
         return bool(self.without(value) != value)
+
+
+def _readings(text: str) -> Iterator[str]:
+    """Yield a text as it is, and without the escapes of JSON: a letter of one before the id is no part of a word."""
+    yield text
+    for _ in range(_NESTED):
+        plain = _ESCAPES.sub(lambda found: json.loads(f'"{found[0]}"'), text)
+        if plain == text:
+            return
+        yield (text := plain)
 
 
 def emptied(dialect: str, detail: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 import typer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from inbox.config.model import Config
     from inbox.db.reads import Row
     from relay.store.database import Database
-    from relay.store.operator.commands import Command
+    from relay.store.operator.commands import Command, CommandAct
     from relay.store.operator.plan import Plan
 
 _SAMPLE = 5
@@ -232,16 +232,32 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
         number = done = None
         if yes and reason and planned.obstacle is None:
             who, count = login_name(), planned.count
-            number = commands.ask(database, operation.kind, asked, who=who, why=reason, planned=count)
-            done = follow(database, config, number, operation, count)
-            if isinstance(asked, OneCommand) and operation.kind == "continue":
-                done = follow(database, config, asked.command, operation, None)
+            if isinstance(asked, OneCommand):
+                done = _turn(database, config, operation, asked.command, reason)
+                number = asked.command
+            else:
+                number = commands.ask(database, operation.kind, asked, who=who, why=reason, planned=count)
+                done = follow(database, config, number, operation, count)
     if as_json:
         put_json(_document(operation, planned, number, done))
     elif not yes and planned.obstacle is None:
         _say_how(operation, planned, has_reason=mistake is None)
     if (planned.obstacle is not None and planned.count is not None) or (done is not None and done.failed):
         raise typer.Exit(FINDING)
+
+
+def _turn(database: Database, config: Config, operation: Operation, number: int, reason: str) -> Command:
+    """Stop a command, or work on one that was stopped until it has ended. A row of `relay_command` is only for what was done."""
+    from relay.store.operator import commands
+
+    try:
+        commands.turn(database, cast("CommandAct", operation.kind), number, who=login_name(), why=reason)
+    except UnusableCommand as error:
+        fail(str(error))
+    if operation.kind == "continue":
+        return follow(database, config, number, operation, None)
+    say(f"command {number} is stopped")
+    return _progress(database, number)
 
 
 def follow(database: Database, config: Config, number: int, operation: Operation, total: int | None) -> Command:

@@ -342,9 +342,13 @@ class Child:
             self._process = subprocess.Popen(  # noqa: S603  # our own Python, our own arguments
                 self._command, stdin=subprocess.DEVNULL, pass_fds=self._pipes
             )
+        except OSError as error:  # no memory, or too many processes: the other children go on
+            self.status = 1
+            self._observer.tell("child_not_started", error=str(error), seconds=self._postpone())
+        else:
+            self._observer.tell("child_started", child=self._process.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._observer.tell("child_started", child=self._process.pid)
 
     def _ended(self, process: subprocess.Popen[bytes], *, stopping: bool) -> None:
         self._process, self.status = None, process.returncode
@@ -354,13 +358,18 @@ class Child:
             level = logging.ERROR if self.status else logging.INFO
             self._observer.tell("child_ended", level, child=process.pid, ending=ending)
             return
+        self._observer.tell("child_lost", child=process.pid, ending=ending, seconds=self._postpone())
+
+    def _postpone(self) -> float:
+        """Set when the next process starts. Returns in how many seconds that is."""
         now = time.monotonic()
         soon = now - self._started_at < LONGEST_WAIT_SECONDS
         self._wait = min(self._wait * 2, LONGEST_WAIT_SECONDS) if soon else FIRST_WAIT_SECONDS
         self._start_at = now + self._wait
-        self._observer.tell("child_lost", child=process.pid, ending=ending, seconds=self._wait)
+        return self._wait
 
 
 def _ending(status: int) -> str:
     """Word a `Popen.returncode`."""
-    return f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
+    names = {number.value: number.name for number in signal.Signals}  # real-time signals have none
+    return f"exit status {status}" if status >= 0 else f"killed by {names.get(-status, f'signal {-status}')}"

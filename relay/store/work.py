@@ -24,6 +24,8 @@ from relay.store.transaction import FailedAlone, Transaction
 
 REST_SECONDS = 2.0
 """The time for which every step leaves a route whose lock or rows stay locked."""
+FORGOTTEN_SECONDS = 60.0
+"""Nothing of a route was tried for so long after its rest: another relay has done what there was."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,7 +64,8 @@ class Rests:
 
     def try_all(self) -> None:
         """Let every step try all routes at once."""
-        self._known = {route: (0.0, step, error) for route, (_, step, error) in self._known.copy().items()}
+        now = time.monotonic()
+        self._known = {route: (now, step, error) for route, (_, step, error) in self._known.copy().items()}
 
     def now(self) -> set[str]:
         """Return the routes that every step leaves for now."""
@@ -71,10 +74,15 @@ class Rests:
 
     def locked_last_time(self) -> frozenset[str]:
         """Return the routes whose locks were waited for in vain last time."""
+        now = time.monotonic()
+        for route, (until, _, _) in self._known.copy().items():
+            if now > until + FORGOTTEN_SECONDS:
+                self._known.pop(route, None)
         return frozenset(self._known)
 
     def texts(self) -> dict[str, str]:
         """Return those routes in words, by the step that met it."""
+        self.locked_last_time()  # forgets old ones
         return {step: f"{route} is locked: {error}" for route, (_, step, error) in self._known.copy().items()}
 
 
@@ -172,8 +180,9 @@ def _route_by_route(
             else:
                 smaller = _by_routes(some, routes_of, 1)
                 again = smaller if len(smaller) > 1 and not is_begun else []
-                if len(smaller) > 1 or len(routes) == 1:  # of several that one item locks, another step finds out which
-                    work.rest(step, routes, error, is_tried_now=bool(again))
+                # of several that one item locks, another step finds out which: until then each is waited for shortly
+                is_any = len(smaller) == 1 and len(routes) > 1
+                work.rest(step, routes, error, is_tried_now=bool(again) or is_any)
                 todo += again
         else:
             work.rests.end(routes)

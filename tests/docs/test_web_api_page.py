@@ -41,8 +41,8 @@ def test_the_examples_work_one_after_the_other(running: Entrance, tmp_path: Path
     assert len(json.loads(printed[1])["rows"]) == 2
     pages = [json.loads(line) for line in printed[2].replace("}{", "}\n{").splitlines()]
     assert [row["id"] for page in pages for row in page["rows"]] == [2, 1]
-    (problem,) = (json.loads(block.text) for block in blocks(PAGE) if block.info == "json" and "problems" in block.text)
-    assert problem in [json.loads(text) for text in printed if text.startswith('{"type"')]
+    (problem,) = (json.loads(block.text) for block in blocks(PAGE) if block.info == "json")
+    assert problem in [json.loads(text) for text in printed if text.startswith('{"title"')]
 
 
 def printed_by(command: str, running: Entrance, folder: Path) -> str:

@@ -64,13 +64,19 @@ def test_stored_times_in_the_future_are_found(tmp_path: Path, database_url: str,
 
 
 def test_an_owner_whose_transactions_may_stay_open_is_found_until_the_roles_are_made(
-    postgres_database_url: str, postgres_engine: Engine
+    tmp_path: Path, postgres_database_url: str, postgres_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with granted(postgres_database_url, f"limit{os.getpid()}") as roles:
-        assert migrate.unlimited_owners(postgres_engine, roles.prefix) == []
+    prefix = f"limit{os.getpid()}"
+    monkeypatch.setattr(migrate, "DEFAULT_PREFIX", prefix)  # roles are those of all the server's databases
+    place = installation(tmp_path, postgres_database_url)
+    assert found(place, "rights") == []  # where there are no roles
+    with granted(postgres_database_url, prefix) as roles:
+        assert found(place, "rights") == []
         owner = postgres_engine.url.username
         run_sql(postgres_engine, f'ALTER ROLE "{owner}" IN DATABASE "{postgres_engine.url.database}" RESET ALL')
-        assert migrate.unlimited_owners(postgres_engine, roles.prefix) == [owner]
+        assert found(place, "rights") == [("owner_unlimited", owner)]
+        roles.grant()
+        assert found(place, "rights") == []
 
 
 def test_a_table_without_rights_for_the_roles_is_found(

@@ -131,9 +131,9 @@ def happen(engine: Engine) -> Night:
 
 def _start_relays(night: Night) -> None:
     an_hour_ago = FakeClock(night.clock.moment - timedelta(hours=1))
-    nodes.start_node(work_of(Database(night.database.engine, an_hour_ago), node="relay-0"), "host-a", 40, "1.0")
-    nodes.start_node(work_of(night.live, node=night.node), "host-b", 41, "1.0")
-    nodes.describe_routes(work_of(night.live, node=night.node))
+    before = work_of(Database(night.database.engine, an_hour_ago), POLICIES, node="relay-0", config=CONFIG)
+    nodes.start_node(before, "host-a", 40, "1.0")
+    nodes.start_node(work_of(night.live, POLICIES, node=night.node, config=CONFIG), "host-b", 41, "1.0")
 
 
 def _deliver(night: Night) -> None:
@@ -163,6 +163,7 @@ def _operate(night: Night) -> None:
     night.attempts(judy=DONE)
     night.command("erase", '{"source": "trivore", "entity_type": "USER", "entity_id": "judy"}', "request 4711", "ann")
     night.command("pause", '{"destination": "erp"}', "maintenance until 14:00")
+    nodes.flush_figures(night.database, CONFIG.routes)
 
 
 def _wait(night: Night) -> None:

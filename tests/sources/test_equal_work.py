@@ -5,6 +5,7 @@ Counted is what takes the time: every function that is called, and every digest 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import hmac
 import json
@@ -134,11 +135,13 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[object]]:
     with monkeypatch.context() as patched:
         patched.setattr(hmac, "digest", noting(hmac.digest, 1))
         patched.setattr(hashlib, "sha256", noting(hashlib.sha256, 0))
+        gc.disable()  # else what other libraries do at a collection would count, wherever one falls
         sys.setprofile(on_call)
         try:
             yield counted
         finally:
             sys.setprofile(None)
+            gc.enable()
 
 
 VECTORS_OF_SHAPES = [(name, found[0]) for name, found in VECTORS.items() if name in OF_EACH_SHAPE]

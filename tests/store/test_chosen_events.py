@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from relay.operations.asks import Selection
@@ -155,3 +156,10 @@ def test_what_somebody_has_unblocked_since_the_plan_is_replayed(some: Steps) -> 
 
 def test_a_fact_is_no_condition() -> None:
     assert Selection(until_fact=1).is_empty
+
+
+def test_a_backfill_takes_no_event_of_another_source(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1", routes=[]), msgspec.structs.replace(an_event(2, "u1", routes=[]), source="other"))
+    for named in ({"entity_type": "USER", "entity_id": "u1"}, {"seqs": (1, 2)}):
+        chosen = Selection(route="strict", backfill=True, **named)
+        assert planned(steps, "replay", chosen) == [(1, "strict")]

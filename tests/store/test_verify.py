@@ -31,7 +31,7 @@ CORRUPTIONS: dict[str, tuple[str, list[tuple[str, int | None, str | None]]]] = {
     ),
     "a missing fact that had ended it": (
         "DELETE FROM delivery_log WHERE seq = 2",
-        [("missing", 2, "strict")],
+        [("last_delivered", 2, "strict"), ("missing", 2, "strict")],
     ),
     "a missing fact of a failed attempt": (
         "DELETE FROM delivery_log WHERE seq = 5",
@@ -115,6 +115,10 @@ CORRUPTIONS: dict[str, tuple[str, list[tuple[str, int | None, str | None]]]] = {
     "a lane that forgot its last delivery": (
         "DELETE FROM lane WHERE route = 'strict'",
         [("last_delivered", 1, "strict"), ("last_delivered", 2, "strict"), ("last_delivered", 4, "strict")],
+    ),
+    "a lane that remembers a delivery that never was": (
+        "UPDATE lane SET seq = 8, occurred_at = '2026-01-01 00:00:08.000000Z' WHERE route = 'strict' AND lane = 'USER|u2'",
+        [("last_delivered", 8, "strict")],
     ),
 }
 

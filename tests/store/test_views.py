@@ -12,7 +12,8 @@ from inbox.clock import SystemClock
 from inbox.db.reads import Row
 from inbox.db.schema import relay_command, relay_node
 from relay.delivery.outcome import Delivered, Skipped
-from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
+from relay.store import nodes
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, a_fact, a_row, an_event
 
 
@@ -223,6 +224,7 @@ def stuck(steps: Steps) -> list[tuple[int | None, str, str]]:
 def test_a_blocked_lane_is_stuck_until_a_person_says_how_it_goes_on(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["blocking"]))
     steps.attempt(HOPELESS, "blocking")
+    nodes.flush_figures(steps.database, CONFIG.routes)
     blocked = (1, "blocked", "it is dead and blocks its lane: relay replay, unblock or cancel")
     failing = (None, "failing", "every attempt since its last success failed: email: no value")
     assert stuck(steps) == [failing, blocked]

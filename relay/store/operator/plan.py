@@ -481,9 +481,10 @@ def _request(again: ReadmitResult) -> Row:
 
 
 def _plan_turn(it: _Planning) -> Plan:
-    if commands.progress(it.database, it.asked.command) is None:
+    found = commands.progress(it.database, it.asked.command)
+    if found is None:
         raise NoSuchCommand(f"there is no command {it.asked.command}")
-    return Plan()
+    return Plan(warnings=(f"command {found.id} is a {found.kind} that is {found.state}",))
 
 
 _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {

@@ -179,8 +179,10 @@ class Choice(msgspec.Struct, frozen=True):
         state = row["state"]
         if which in _OPEN:
             return state in _OPEN[which] and (which != "due later" or bool(row["is_later"]))
+        route = self.config.routes[str(self.selection.route)] if which == "backfill" else None
+        if route is not None and row["source"] != route.source:  # named events, or an entity, may be of another source
+            return False
         if state == UNROUTED:
-            route = self.config.routes[str(self.selection.route)] if which == "backfill" else None
             return route is not None and matches(route.when, row["entity_type"], row["event_type"], row["action"])
         return state not in OPEN_STATES or state in GIVEN_UP
 
