@@ -148,8 +148,6 @@ def _abandoned_in_a_row(history: History, dead: Entry) -> list[tuple[str, dateti
             match entry.fact:
                 case facts.Abandoned(relay_node=node):
                     found.append((node, entry.at))
-                case facts.Rescheduled():
-                    pass  # an operator's retry is due earlier, and counts on
                 case facts.TookOver(of=of):
                     taker, key = key[0], (of, key[1])
                     number = _superseded_by(taker, history.entries[key], entry)
