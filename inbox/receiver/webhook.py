@@ -258,8 +258,10 @@ class Webhooks:
                 services.meters.count(metrics.REJECTED, name, error.cause)
                 services.tally.add(SOURCE, name, UNAVAILABLE if isinstance(error, Unavailable) else REJECTED)
                 if not isinstance(error, Unavailable):
-                    row = partial(_row_of, proven, raw, error)
-                    services.writer.reject(await asyncio.to_thread(row) if len(body) > OFFLOADED_BYTES else row())
+                    if len(body) > OFFLOADED_BYTES:
+                        services.writer.reject(await asyncio.to_thread(_row_of, proven, raw, error))
+                    else:
+                        services.writer.reject(_row_of(proven, raw, error))
                 # Raised here, not there: a frame that holds the error whose traceback holds it is a cycle, and keeps the body.
                 if not _answered_as_provider(proven, error, resp):
                     raise

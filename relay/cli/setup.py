@@ -105,14 +105,16 @@ def migrate(
     with exit_on_error():
         config = read_config()
         made = engine.connect(config.database.url, application="inbox-migrate")
-        if dry_run:
-            steps = [f"{step}{'  (with --contract)' if step.contracts else ''}" for step in migrate.plan(made)]
-            for step in steps or ["the database is up to date"]:
-                answer(step)
-            return
-        done = migrate.upgrade(made, say, contract=contract)
-        behind = migrate.lacking_rights(made)
-        made.dispose()
+        try:
+            if dry_run:
+                steps = [f"{step}{'  (with --contract)' if step.contracts else ''}" for step in migrate.plan(made)]
+                for step in steps or ["the database is up to date"]:
+                    answer(step)
+                return
+            done = migrate.upgrade(made, say, contract=contract)
+            behind = migrate.lacking_rights(made)
+        finally:
+            made.dispose()
         for exposure in exposure_warnings(config_path(), config):
             say(f"warning: {exposure}")
     came = f"was brought from {done.before or 'empty'} to {done.after}"

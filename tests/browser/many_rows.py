@@ -151,19 +151,23 @@ SELECT n, {source}, 'key ' || n, 'USER', {self.entity}, CASE WHEN n = {size.only
             yield f"INSERT INTO inbox_payload (seq, headers, body) SELECT n, '{{}}', {self.blank} FROM {numbers}"
         yield f"""
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state, attempt, due_at, lease_until, lease_token, relay_node)
-SELECT n, route, 'USER|' || {self.entity}, {self.received}, state, CASE WHEN state = 'ready' AND n % 20 = 0 THEN 1 ELSE 0 END,
+SELECT n, route, 'USER|' || {self.entity}, {self.received}, state,
+       CASE WHEN state IN ('dead', 'blocked') THEN 2 WHEN state IN ('ready', 'in_flight') AND n % 20 = 0 THEN 1 ELSE 0 END
+       + CASE WHEN state = 'in_flight' THEN 1 ELSE 0 END,
        CASE WHEN state = 'ready' THEN {self.ago("CASE WHEN n % 20 = 0 THEN -3600 ELSE 60 END")} END,
        CASE WHEN state = 'in_flight' THEN {self.ago("-10")} END, CASE WHEN state = 'in_flight' THEN 1 END,
        CASE WHEN state = 'in_flight' THEN 'relay' END
 FROM {made} WHERE {is_open}"""
-        failed = f"n % 20 = 0 OR ({is_open} AND state IN ('dead', 'blocked'))"
-        yield self._facts("attempt_failed", made, failed, self.failure)
-        yield self._facts("dead", made, f"{is_open} AND state IN ('dead', 'blocked')", self.failure)
+        has_died = f"{is_open} AND state IN ('dead', 'blocked')"
+        failed = f"(n % 20 = 0 AND state <> 'received') OR ({has_died})"
+        yield self._facts("'attempt_failed'", "'ready', 1", made, failed, self.failure)
+        yield self._facts("'dead'", "state, 2", made, has_died, self.failure)
         ended = """CASE WHEN n % 100 < 80 THEN 'delivered' WHEN n % 100 < 90 THEN 'unchanged' WHEN n % 100 < 96 THEN 'superseded'
             WHEN n % 100 < 98 THEN 'skipped' ELSE 'cancelled' END"""
-        yield self._facts(ended, made, f"NOT {is_open}", self.success, is_word=False)
+        attempts = "CASE WHEN n % 20 = 0 THEN 2 WHEN n % 100 BETWEEN 90 AND 95 OR n % 100 >= 98 THEN 0 ELSE 1 END"
+        yield self._facts(ended, f"'ended', {attempts}", made, f"NOT {is_open}", self.success)
         mirrored = f"(SELECT n, 'mirror' AS route FROM {numbers} WHERE n / 10 % 4 = 1) made"
-        yield self._facts("delivered", mirrored, "1 = 1", self.success)
+        yield self._facts("'delivered'", "'ended', 1", mirrored, "1 = 1", self.success)
 
     @property
     def success(self) -> str:
@@ -180,11 +184,11 @@ FROM {made} WHERE {is_open}"""
         whole = " || ".join(part if part is self.error or "CASE" in part else f"'{part}'" for part in parts)
         return f"CAST({whole} AS jsonb)" if self.is_postgres else whole
 
-    def _facts(self, kind: str, made: str, where: str, detail: str, *, is_word: bool = True) -> str:
-        word = f"'{kind}'" if is_word else kind
+    def _facts(self, kind: str, then: str, made: str, where: str, detail: str) -> str:
+        """Facts; `then` is the state that each leads to, and the number of attempts."""
         return f"""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
-SELECT {self.received}, n, route, {word}, 1, 'relay', {detail} FROM {made} WHERE {where} ORDER BY n"""
+INSERT INTO delivery_log (at, seq, route, kind, state, attempt, relay_node, detail)
+SELECT {self.received}, n, route, {kind}, {then}, 'relay', {detail} FROM {made} WHERE {where} ORDER BY n"""
 
     def others(self) -> Iterator[str]:
         now = self.ago("0")

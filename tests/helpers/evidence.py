@@ -19,8 +19,9 @@ def stored(engine: Engine) -> list[Row]:
 
 
 def facts(engine: Engine) -> list[Row]:
-    """The log: seq, route, kind, attempt, relay_node, at, and detail without its calls, which are most of it."""
-    found = rows(engine, "SELECT seq, route, kind, attempt, relay_node, at, detail FROM delivery_log ORDER BY id")
+    """The log: seq, route, kind, what it says of the state, relay_node, at, and detail without its calls, which are most of it."""
+    columns = "seq, route, kind, state, attempt, run, crashes, relay_node, at, detail"
+    found = rows(engine, f"SELECT {columns} FROM delivery_log ORDER BY id")
     for row in found:
         row["at"], row["detail"] = as_time(row["at"]), as_json(row["detail"])
         row["detail"].pop("calls", None)

@@ -107,7 +107,7 @@ def look_again_by_the_events_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
         if not locked:
             seen = transaction.execute(text("SELECT coalesce(max(seq), 0) AS seq FROM inbox"))[0].seq
             return look(transaction, seqs, config)
-        monkeypatch.setattr(audit, "_events", lambda sql: text(f"{events(sql).text} AND i.seq <= {seen}"))
+        monkeypatch.setattr(audit, "_events", lambda sql: text(f"{events(sql).text} WHERE i.seq <= {seen}"))
         there = transaction.execute(text("SELECT DISTINCT seq FROM open_delivery"))
         found = look(transaction, sorted({*seqs, *(row.seq for row in there)}), config, locked=True)
         monkeypatch.setattr(audit, "_events", events)

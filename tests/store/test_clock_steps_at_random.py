@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
 from inbox.db import engine as engines
+from inbox.db.dialect import SQLITE, Sql
 from relay.daemon.leases import Leases
 from relay.delivery.outcome import Delivery
 from relay.store import leases as reaping
@@ -208,7 +209,8 @@ def test_without_a_limit_of_leases_one_of_a_dead_relay_waits_for_the_clock_to_co
 ) -> None:
     acts = [("die 0", -3600.0, "tick")]
     play(place, acts)
-    changed(reaping, "_EXPIRED", (f"secs => {reaping.TOO_LONG_SECONDS}", "secs => 7200"))(monkeypatch)
+    limit, none = (Sql(SQLITE).plus_seconds(":at", str(seconds)) for seconds in (reaping.TOO_LONG_SECONDS, 7200))
+    changed(reaping, "_EXPIRED", (limit, none))(monkeypatch)
     monkeypatch.setattr(reaping, "TOO_LONG_SECONDS", 7200)
     with pytest.raises(AssertionError, match="it is not delivered"):
         play(place, acts)

@@ -130,7 +130,7 @@ class Operations:
         keys = [claim_of(each.delivery) for each in held]
         return Operation(
             "give_back",
-            lambda: leases.give_back(self._work(relay.node), keys),
+            lambda: leases.give_back(self._work(relay.node), keys)[1],
             lambda _: relay.forget(held),
         )
 

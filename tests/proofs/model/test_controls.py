@@ -6,6 +6,7 @@ one writer at a time: nothing to order by a lock, and nothing commits out of ord
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -63,6 +64,8 @@ def finds(world: World, *kinds: str, soon: str = SOON) -> None:
         found = unlike.exceptions[0]  # another follows when it went otherwise a second time
     assert isinstance(found, Violation), found
     assert found.kind in kinds
+    if found.kind == "an operation failed":  # as a plant that doesn't fit does, too
+        assert re.search("ux_open_delivery_head|DeadlockDetected", str(found)), found
 
 
 def hopes(last: LastDelivered, key: tuple[datetime, int], _skew: timedelta) -> bool:
@@ -129,7 +132,9 @@ CONTROLS = {
     "a breaker that nobody hears of": Control(
         (replaced(record, "report_to_breakers", lambda *_: {}),), ("a breaker turned without a reason",)
     ),
-    "probes that are not noted": Control((replaced(claim, "store", lambda *_: None),), ("two try one breaker",)),
+    "probes that are not noted": Control(
+        (replaced(claim, "store_breakers", lambda *_: None),), ("two try one breaker",)
+    ),
 }
 LATE_CONTROLS = {
     "coverage without a fetch that takes every clock for right": Control(
@@ -172,7 +177,7 @@ def test_the_model_finds(world: World, monkeypatch: pytest.MonkeyPatch, name: st
 )
 def test_without_the_order_lock_lanes_get_stuck(world: World, monkeypatch: pytest.MonkeyPatch, plant: Plant) -> None:
     plant(monkeypatch)
-    finds(world, "a lane without its one head", "an operation failed", "the facts say something else")
+    finds(world, "a lane without its one head", "an operation failed", "the facts say something else", soon="2")
 
 
 @ON_SQLITE
@@ -180,13 +185,15 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX ux_open_delivery_head"))
     anything = "IN ('received', 'waiting', 'ready')"
+    due_at = "coalesce(o.due_at, '2020-01-01 00:00:00.000000Z')"
     looks_again = changed(claim, "_LEASE", ("open_delivery.state || '' = 'ready'", f"open_delivery.state {anything}"))
     looks = changed(
         claim,
         "_DUE",
         ("state = 'ready'", f"state {anything}"),
-        ("due_at <=", "coalesce(due_at, '2020-01-01 00:00:00Z') <="),
-        ("due_at >=", "coalesce(due_at, '2020-01-01 00:00:00Z') >="),
+        ("o.due_at, coalesce", f"{due_at} AS due_at, coalesce"),
+        ("o.due_at <=", f"{due_at} <="),
+        ("o.due_at >=", f"{due_at} >="),
     )
     looks_again(monkeypatch)
     looks(monkeypatch)
@@ -197,7 +204,6 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
         "a trusted lease is not in force",
         "claimed before an earlier one",
         "called after a later one",
-        "an operation failed",
     )
 
 
