@@ -110,7 +110,7 @@ def test_after_an_interrupt_it_exits_with_1_and_goes_on_when_it_is_resumed(
     assert stopped.stderr.endswith("stopped after 2; `relay continue --command 2` goes on\n")
     assert rows(sqlite_engine, "SELECT state FROM relay_command WHERE kind = 'erase'") == [{"state": "cancelled"}]
     resumed = sqlite_place.invoke("relay", "continue", "--command", "2", "--reason", "asked", "--yes", **KIM)
-    assert (resumed.status, resumed.stderr) == (0, "command 2 goes on\n5 events erased\n")
+    assert (resumed.status, resumed.stderr) == (0, "command 2 (erase) is cancelled\n5 events erased\n")
     assert traces_in(sqlite_engine) == []
 
 

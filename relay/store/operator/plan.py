@@ -484,7 +484,7 @@ def _plan_turn(it: _Planning) -> Plan:
     found = commands.progress(it.database, it.asked.command)
     if found is None:
         raise NoSuchCommand(f"there is no command {it.asked.command}")
-    return Plan(warnings=(f"command {found.id} is a {found.kind} that is {found.state}",))
+    return Plan(warnings=(f"command {found.id} ({found.kind}) is {found.state}",))
 
 
 _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
