@@ -211,6 +211,9 @@ def test_a_large_replay_can_be_interrupted_and_goes_on_later(
         assert place.relay("--drain").ends(within=60) == 0
         assert open_states(engine) == {"dead": 100}
         resumed = relay(place, "continue", "--command", "1", *MAINTENANCE)
-        assert (resumed.status, resumed.stderr) == (0, f"command 1 (replay) is cancelled\n{MOST_OPEN + 100:,} deliveries replayed\n")
+        assert (resumed.status, resumed.stderr) == (
+            0,
+            f"command 1 (replay) is cancelled\n{MOST_OPEN + 100:,} deliveries replayed\n",
+        )
         assert place.relay("--drain").ends(within=60) == 0
     assert open_states(engine) == {}
