@@ -135,11 +135,6 @@ def _is_closed(sql: Sql) -> str:
     )
 
 
-def _counted(what: str) -> str:
-    """Count rows of `open_delivery w` up to MOST_LISTED."""
-    return f"(SELECT count(*) FROM (SELECT 1 FROM open_delivery w WHERE {what} LIMIT {MOST_LISTED}) n)"
-
-
 def _that_do_not_move(sql: Sql) -> dict[Kind, str]:
     before = sql.ago(AFTER_SECONDS)
     # No list depends on the row: each is read once.

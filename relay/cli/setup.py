@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
@@ -16,9 +17,6 @@ from inbox.observe.visible import visible
 from relay.cli.options import AsJson, require_known
 from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put, put_json, say, show
 from relay.words import counted, lasting
-
-if TYPE_CHECKING:
-    pass
 
 _MOST_SHOWN = 20
 
@@ -198,20 +196,11 @@ def copy(
         source, target = (engine.connect(url, application="inbox-copy") for url in urls.values())
         migrate.require_current(source)
         planned, running = copying.plan(source, target), copying.running_programs(source)
-        together = ", ".join(f"the {each}" for each in running[:_MOST_SHOWN])
         if not yes:
-            lines = [{"table": table, "rows": rows} for table, rows in planned.items()]
-            if as_json:
-                put_json({**named, "running": running, "tables": lines})
-                return
-            show(lines, ("table", "rows"))
-            answer(f"from {named['source']} to {named['target']}")
-            if running:
-                say(f"before it, stop {together}")
-            say(f"{counted(sum(planned.values()), 'row')}; --yes copies them")
+            _show_plan(named, planned, running, as_json=as_json)
             return
         if running:
-            fail(f"the source is in use: stop {together}, then run it again")
+            fail(f"the source is in use: stop {_together(running)}, then run it again")
         began = time.monotonic()
         try:
             with bar("copying") as shown:
@@ -234,3 +223,20 @@ def copy(
         "next: put its url into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
         " source again: what it takes would not be in the copy"
     )
+
+
+def _show_plan(named: Mapping[str, str], planned: Mapping[str, int], running: Sequence[str], *, as_json: bool) -> None:
+    """Show what a copy would do, and which programs have to stop before it."""
+    lines = [{"table": table, "rows": rows} for table, rows in planned.items()]
+    if as_json:
+        put_json({**named, "running": running, "tables": lines})
+        return
+    show(lines, ("table", "rows"))
+    answer(f"from {named['source']} to {named['target']}")
+    if running:
+        say(f"before it, stop {_together(running)}")
+    say(f"{counted(sum(planned.values()), 'row')}; --yes copies them")
+
+
+def _together(running: Sequence[str]) -> str:
+    return ", ".join(f"the {each}" for each in running[:_MOST_SHOWN])

@@ -140,9 +140,7 @@ def show(
     *,
     at: Annotated[
         datetime | None,
-        typer.Option(
-            help="As it was at this time, folded from the log; forms as for --since, and not in the future.", **TIME
-        ),
+        typer.Option(help="As it was at this time, by the log; forms as for --since, and not in the future.", **TIME),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -83,7 +83,7 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
         Name | None,
         Meta(
             description="State as lists show it. Times count from the death of a dead or blocked one, and from the failure of"
-            " a retrying one. Ended ones are found by `seq`, `seqs` or an entity alone."
+            " a retrying one. Ended ones are found by their numbers or an entity alone."
         ),
     ] = None
     force: Annotated[
