@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from inbox.config.model import Config
 from relay.delivery.policy import policies
 from tests.destinations.syncing import SYNC
-from tests.helpers.daemon import Rig
+from tests.helpers.daemon import Rig, hurry
 from tests.helpers.downstream import serving
 from tests.helpers.in_step import Flow, SyncSteps, flowing
 from tests.helpers.receiver import Receiver, receiving
@@ -34,12 +34,8 @@ def patient_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def quick_relays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relays look every 50 ms for what others change, and not every second."""
-    monkeypatch.setattr("relay.daemon.loop.EVERY_SECONDS", 0.05)
-    monkeypatch.setattr("relay.daemon.loop.IDLE_POLL_SECONDS", 0.05)
-    monkeypatch.setattr("relay.daemon.loop.RENEW_EVERY_SECONDS", 0.5)
-    monkeypatch.setattr("relay.daemon.wake_up.STOPS_WITHIN_SECONDS", 0.05)
+def _quick_relays(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
 
 
 @pytest.fixture

@@ -44,9 +44,8 @@ def test_arrivals_are_delivered_in_order_and_failures_are_tried_again(rig: Rig) 
 
 def test_a_call_that_may_have_been_processed_is_repeated_and_can_be_recognised(rig: Rig) -> None:
     rig.arrive("u1")
-    with scripted(reset, answer(204)) as server:
-        with running(rig.engine, server):
-            rig.until_left()
+    with scripted(reset, answer(204)) as server, running(rig.engine, server):
+        rig.until_left()
     first, second = server.seen
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"] == first.headers["webhook-id"] + "-0"
     assert [seen.headers["inbox-attempt"] for seen in server.seen] == ["1", "2"]

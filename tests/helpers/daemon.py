@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 
 import msgspec
+import pytest
 from sqlalchemy import Engine
 
 from inbox.config.model import Config
@@ -51,6 +52,14 @@ def running(
     relay = Relay(Database(engine), prepare(config), grace_seconds=grace_seconds)
     with at_work(relay):
         yield relay
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let relays look every 50 ms for changes by others, and tell every half second that they live."""
+    for name in ("EVERY_SECONDS", "IDLE_POLL_SECONDS", "WATCH_EVERY_SECONDS"):
+        monkeypatch.setattr(f"relay.daemon.loop.{name}", 0.05)
+    monkeypatch.setattr("relay.daemon.loop.RENEW_EVERY_SECONDS", 0.5)
+    monkeypatch.setattr("relay.daemon.wake_up.STOPS_WITHIN_SECONDS", 0.05)
 
 
 class Rig:
